@@ -1,0 +1,8 @@
+//! Byte-level BPE: training, encoding, decoding, and sampling from logits.
+
+mod error;
+pub mod pretokenize;
+pub mod sampler;
+pub mod train;
+
+pub use error::{Error, Result};

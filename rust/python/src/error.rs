@@ -1,0 +1,20 @@
+//! Rust errors to Python exceptions, in one place.
+
+use bpe_llama::Error;
+use pyo3::PyErr;
+use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError};
+
+/// Maps a core error to the Python exception its documentation names.
+pub(crate) fn to_py(error: Error) -> PyErr {
+    let message = error.to_string();
+    match error {
+        Error::NotFound(_) => PyKeyError::new_err(message),
+        // errno and path first, so that Python picks FileNotFoundError and its siblings.
+        Error::Io { path, source } => match source.raw_os_error() {
+            Some(errno) => PyOSError::new_err((errno, source.to_string(), path)),
+            None => PyOSError::new_err(message),
+        },
+        Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        _ => PyValueError::new_err(message),
+    }
+}
