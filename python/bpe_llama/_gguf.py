@@ -1,0 +1,215 @@
+"""Read the header of a GGUF file: its metadata and where each tensor lies. No tensor is read and torch is not needed.
+
+Both the tokenizer (`Tokenizer.from_gguf`) and the model (`bpe_llama.model.weights.gguf`) start here. Every length in the
+file is checked against the bytes that are left before memory is taken for it, so a truncated or hostile file costs an
+error message and nothing else. The `gguf` package reads the same files but builds an array object for every string,
+which takes seconds where a vocabulary has 50,000 of them.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_MAGIC = b"GGUF"
+_MAX_DIMENSIONS = 4
+_MAX_NESTING = 4
+
+# Metadata value types: their number in the file -> struct letter.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+# Tensor types: their number in the file -> (name, elements a block, bytes a block).
+TENSOR_TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    30: ("BF16", 1, 2),
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies in the file.
+
+    `shape` is in NumPy's order (rows first; GGUF stores it reversed), `start` is the absolute byte offset, `type_id`
+    indexes `TENSOR_TYPES`, and `nbytes` is None where the type is not in that table.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    start: int
+    nbytes: int | None
+
+    @property
+    def type_name(self) -> str:
+        """The name of the number format, such as `"Q4_1"`; `"type 99"` where it is unknown."""
+        known = TENSOR_TYPES.get(self.type_id)
+        return known[0] if known else f"type {self.type_id}"
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What `read_gguf_header` returns.
+
+    `metadata` maps keys such as `"llama.block_count"` to int, float, bool, str or a list of these; `tensors` maps
+    GGUF's tensor names to their places, in file order.
+    """
+
+    path: Path
+    version: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
+def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
+    """Return the metadata and the tensor table of the GGUF file at `path`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not GGUF 2 or 3, is cut short, or contradicts itself; the message says where.
+
+    Cost: one pass over the header, about 0.1 s for a vocabulary of 50,000 tokens; tensor data is not touched.
+
+    Example:
+        >>> read_gguf_header("SmolLM2-135M-Instruct.Q4_1.gguf").metadata["llama.block_count"]  # doctest: +SKIP
+        30
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ValueError(f"{path}: not a GGUF file: it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Parser(path, data).header()
+
+
+class _Parser:
+    """A cursor over the file's bytes; every read is bounds-checked."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        self.data = data
+        self.size = len(data)
+        self.at = 0
+        self.what = "the header"
+
+    def fail(self, message: str) -> ValueError:
+        return ValueError(f"{self.path}: {message}")
+
+    def need(self, nbytes: int) -> int:
+        """Advance past `nbytes` and return where they began."""
+        begin = self.at
+        if nbytes > self.size - begin:
+            raise self.fail(
+                f"truncated GGUF file: {self.what} needs {nbytes:,} bytes at offset {begin:,}, "
+                f"the file ends at {self.size:,}"
+            )
+        self.at = begin + nbytes
+        return begin
+
+    def scalar(self, letter: str) -> Any:
+        return struct.unpack_from("<" + letter, self.data, self.need(struct.calcsize(letter)))[0]
+
+    def string(self) -> str:
+        length = self.scalar("Q")
+        begin = self.need(length)
+        try:
+            return self.data[begin : self.at].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fail(f"{self.what}: text at offset {begin:,} is not UTF-8 ({error.reason})") from None
+
+    def value(self, kind: int, nesting: int = 0) -> Any:
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            if nesting == _MAX_NESTING:
+                raise self.fail(f"{self.what} nests arrays deeper than {_MAX_NESTING}")
+            item_kind, count = self.scalar("I"), self.scalar("Q")
+            if item_kind in _SCALARS:
+                letter = _SCALARS[item_kind]
+                begin = self.need(count * struct.calcsize(letter))
+                return list(struct.unpack_from(f"<{count}{letter}", self.data, begin))
+            # Each string or array takes at least its own length field: refuse counts the file cannot hold.
+            if count * 8 > self.size - self.at:
+                self.need(count * 8)
+            return [self.value(item_kind, nesting + 1) for _ in range(count)]
+        raise self.fail(f"{self.what} has unknown value type {kind} (expected 0 to 12)")
+
+    def header(self) -> GGUFHeader:
+        magic = self.data[: len(_MAGIC)]
+        if magic != _MAGIC:
+            raise self.fail(f"not a GGUF file: it begins with {magic!r}, expected {_MAGIC!r}")
+        self.at = len(_MAGIC)
+        version = self.scalar("I")
+        if version & 0xFFFF == 0:
+            raise self.fail("a big-endian GGUF file; only little-endian ones are read")
+        if version not in (2, 3):
+            raise self.fail(f"GGUF version {version}, expected 2 or 3")
+        tensor_count, metadata_count = self.scalar("Q"), self.scalar("Q")
+
+        metadata: dict[str, Any] = {}
+        for _ in range(metadata_count):
+            self.what = "a metadata key"
+            key = self.string()
+            self.what = f"metadata {key!r}"
+            if key in metadata:
+                raise self.fail(f"{self.what} occurs twice")
+            metadata[key] = self.value(self.scalar("I"))
+
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
+            raise self.fail(f"general.alignment is {alignment!r}, expected a positive multiple of 8")
+        places = [self.tensor_place() for _ in range(tensor_count)]
+        data_start = -(-self.at // alignment) * alignment
+        tensors: dict[str, TensorInfo] = {}
+        for name, shape, type_id, offset in places:
+            if name in tensors:
+                raise self.fail(f"tensor {name!r} occurs twice")
+            if offset % alignment:
+                raise self.fail(f"tensor {name!r} lies at offset {offset}, not a multiple of {alignment}")
+            tensors[name] = self.tensor_info(name, shape, type_id, data_start + offset)
+        return GGUFHeader(self.path, version, metadata, tensors)
+
+    def tensor_place(self) -> tuple[str, tuple[int, ...], int, int]:
+        self.what = "a tensor name"
+        name = self.string()
+        self.what = f"the description of tensor {name!r}"
+        dimensions = self.scalar("I")
+        if dimensions > _MAX_DIMENSIONS:
+            raise self.fail(f"tensor {name!r} has {dimensions} dimensions, expected at most {_MAX_DIMENSIONS}")
+        shape = tuple(self.scalar("Q") for _ in range(dimensions))
+        return name, shape[::-1], self.scalar("I"), self.scalar("Q")
+
+    def tensor_info(self, name: str, shape: tuple[int, ...], type_id: int, start: int) -> TensorInfo:
+        known = TENSOR_TYPES.get(type_id)
+        if known is None:
+            return TensorInfo(name, shape, type_id, start, None)
+        type_name, block, block_bytes = known
+        row = shape[-1] if shape else 1
+        if row % block:
+            raise self.fail(f"tensor {name!r} has rows of {row}, {type_name} needs a multiple of {block}")
+        nbytes = math.prod(shape) // block * block_bytes
+        if start + nbytes > self.size:
+            raise self.fail(
+                f"truncated GGUF file: tensor {name!r} ends at byte {start + nbytes:,}, the file at {self.size:,}"
+            )
+        return TensorInfo(name, shape, type_id, start, nbytes)
