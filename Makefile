@@ -1,0 +1,89 @@
+# The one command list. It needs Rust (cargo), Python 3.10 or later, and make; everything else it installs into $(VENV).
+VENV ?= .venv
+PYTHON ?= python3
+CARGO ?= cargo
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+RUN := $(BIN)/python -m
+UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
+RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+
+.PHONY: help demo test test-rust test-python lint lint-rust lint-python deny format parity fuzz bench docs clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# ---- environments. An empty file marks each step as done, so that a second run starts at once. ----
+
+$(VENV)/.tools:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check uv==0.13.9
+	touch $@
+
+# What the demo and a user need: the package, torch and matplotlib.
+$(VENV)/.model: $(VENV)/.tools pyproject.toml $(RUST_SOURCES)
+	$(UV) pip install --quiet --reinstall-package bpe-llama --editable '.[model]'
+	touch $@
+
+# The same and every tool and peer that the tests use.
+$(VENV)/.dev: $(VENV)/.tools pyproject.toml $(RUST_SOURCES)
+	$(UV) pip install --quiet --reinstall-package bpe-llama --editable '.[dev]'
+	touch $(VENV)/.model $@
+
+# ---- what one runs ----
+
+demo: $(VENV)/.model ## train a tokenizer and a small LLaMA on this machine's Python, then generate
+	$(BIN)/bpe-llama demo
+
+test: test-rust test-python ## cargo test and pytest, doctests included
+
+test-rust:
+	$(CARGO) test --workspace --locked
+
+test-python: $(VENV)/.dev
+	$(RUN) pytest
+
+lint: lint-rust lint-python ## formatting, clippy, ruff, types, stubs, import rules
+
+lint-rust:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+lint-python: $(VENV)/.dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy -p bpe_llama -p bench
+	MYPYPATH=python $(RUN) mypy.stubtest --allowlist .ci/stubtest-allow.txt bpe_llama._core
+	$(BIN)/lint-imports
+
+deny: ## licences, advisories and duplicates of Rust dependencies (installs cargo-deny: minutes)
+	$(CARGO) deny --version || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check bans licenses sources
+
+format: $(VENV)/.dev ## rewrite the sources as lint wants them
+	$(CARGO) fmt --all
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a peer or its data is missing
+	BPE_LLAMA_REQUIRE_DATA=1 $(RUN) pytest tests/parity tests/model
+
+fuzz: $(VENV)/.dev ## random input for FUZZ_SECONDS (60) a target
+	$(RUN) pytest tests/fuzz --fuzz-seconds=$(or $(FUZZ_SECONDS),60)
+
+bench: $(VENV)/.dev ## every table of the README; the peers run side by side
+	set -e; for script in encode train sample generate; do \
+		if [ -f bench/$$script.py ]; then $(RUN) bench.$$script; fi; done
+
+docs: $(VENV)/.dev ## run the guide's commands, build the Rust documentation
+	$(RUN) pytest tests/unit/test_docs.py
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+clean: ## remove what was built here
+	rm -rf target dist demo-out $(VENV)
