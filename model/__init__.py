@@ -1,4 +1,13 @@
-"""LLaMA in PyTorch: `bpe_llama.model`."""
+"""LLaMA in PyTorch: `bpe_llama.model`.
+
+Read in this order: `config`, `norm`, `rope`, `cache`, `attention`, `mlp`, `llama`; then `weights`, `generation`, `text`.
+"""
 
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md
     raise ImportError("import this as bpe_llama.model, not as a global package named model")
+
+from bpe_llama.model.cache import KVCache
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import CausalLMOutput, LlamaForCausalLM, LlamaModel
+
+__all__ = ["CausalLMOutput", "KVCache", "LlamaConfig", "LlamaForCausalLM", "LlamaModel"]

@@ -1,0 +1,249 @@
+"""The shape of a LLaMA: every number a checkpoint's ``config.json`` states, checked when it is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bpe_llama.model.rope_kinds import check_rope_parameters
+
+MODEL_TYPES = ("llama", "mistral", "mixtral")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The hyper-parameters of one model, named as in Hugging Face's ``config.json``.
+
+    Rotary positions are spelled in three ways in the wild. All are accepted and, once built, all three fields agree:
+    ``rope_parameters`` (transformers 5) holds everything; ``rope_theta`` and ``rope_scaling`` (transformers 4) are
+    its base and, unless the kind is ``default``, the rest of it.
+
+    Raises:
+        ValueError: If a value is out of range or two values contradict each other; the message names both.
+        TypeError: If a size is not an integer.
+
+    Example:
+        >>> config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+        >>> config.head_dim
+        16
+    """
+
+    vocab_size: int = 32_000
+    hidden_size: int = 4096
+    intermediate_size: int = 11_008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_theta: float | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    dtype: str | None = None
+    model_type: str = "llama"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            _check_size(name, getattr(self, name))
+        self._fill_heads()
+        self._fill_rope()
+        if self.hidden_act not in ("silu", "swish"):
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; a LLaMA's is 'silu'")
+        if self.rms_norm_eps < 0 or self.initializer_range < 0:
+            raise ValueError(
+                f"rms_norm_eps ({self.rms_norm_eps}) and initializer_range ({self.initializer_range}) must not be "
+                "negative"
+            )
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.model_type not in MODEL_TYPES:
+            raise ValueError(f"model_type is {self.model_type!r}; expected one of {', '.join(MODEL_TYPES)}")
+        for name in ("bos_token_id", "pad_token_id"):
+            self._check_id(name, getattr(self, name))
+        for eos in self.eos_token_ids:
+            self._check_id("eos_token_id", eos)
+
+    def _fill_heads(self) -> None:
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        _check_size("num_key_value_heads", self.num_key_value_heads)
+        if self.num_attention_heads % self.kv_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
+                    f"({self.num_attention_heads}), and no head_dim is given"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        _check_size("head_dim", self.head_dim)
+
+    def _fill_rope(self) -> None:
+        rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling)
+        if rope["rope_type"] in ("llama3", "yarn", "longrope"):
+            rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+        check_rope_parameters(rope, self.head_size)
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        object.__setattr__(self, "rope_parameters", rope)
+        object.__setattr__(self, "rope_theta", rope["rope_theta"])
+        object.__setattr__(self, "rope_scaling", None if scaling == {"rope_type": "default"} else scaling)
+
+    def _check_id(self, name: str, value: int | None) -> None:
+        if value is not None and not -1 <= value < self.vocab_size:
+            raise ValueError(f"{name} is {value}, outside the vocabulary of {self.vocab_size}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Return ``num_key_value_heads``, which is never None once the config is built."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Return ``head_dim``, which is never None once the config is built."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Return ``rope_parameters``, which is never None once the config is built."""
+        return self.rope_parameters or {}
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text: none, one or several."""
+        if self.eos_token_id is None:
+            return ()
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
+
+    def replace(self, **changes: Any) -> LlamaConfig:
+        """Return a copy with some values changed; a rotary key replaces what all three rotary fields said.
+
+        Example:
+            >>> LlamaConfig().replace(rope_theta=500_000.0).rope_parameters["rope_theta"]
+            500000.0
+        """
+        if "rope_theta" in changes:
+            changes.setdefault("rope_scaling", self.rope_scaling)
+        elif "rope_scaling" in changes:
+            changes.setdefault("rope_theta", self.rope_theta)
+        if {"rope_theta", "rope_scaling", "rope_parameters"} & changes.keys():
+            changes = {"rope_theta": None, "rope_scaling": None, "rope_parameters": None} | changes
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LlamaConfig:
+        """Return the config a parsed ``config.json`` describes; keys that do not shape a LLaMA are passed over.
+
+        Raises:
+            ValueError: If the file is of another architecture or its values do not fit together.
+
+        Example:
+            >>> LlamaConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "use_cache": True}).head_dim
+            16
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        picked = {name: value for name, value in values.items() if name in known}
+        if picked.get("dtype") is None and values.get("torch_dtype") is not None:
+            picked["dtype"] = values["torch_dtype"]
+        if values.get("partial_rotary_factor") is not None:
+            rope = merge_rope(*(picked.pop(key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling")))
+            picked["rope_parameters"] = {"partial_rotary_factor": values["partial_rotary_factor"]} | rope
+        return cls(**picked)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> LlamaConfig:
+        """Return the config stored in a ``config.json``, given the file or the folder that holds it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not JSON, not an object, or not a LLaMA's.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        try:
+            return cls.from_dict(values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``config.json`` holds, spelled so that transformers 4 and 5 both read it.
+
+        Example:
+            >>> LlamaConfig.from_dict(LlamaConfig().to_dict()) == LlamaConfig()
+            True
+        """
+        values = dataclasses.asdict(self)
+        values["torch_dtype"] = self.dtype
+        values["architectures"] = [_ARCHITECTURES[self.model_type]]
+        if "partial_rotary_factor" in self.rope:
+            values["partial_rotary_factor"] = self.rope["partial_rotary_factor"]
+        return values
+
+
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM"}
+
+
+def merge_rope(
+    parameters: Mapping[str, Any] | None, theta: float | None, scaling: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the rotary parameters that the old and the new spelling together state.
+
+    Raises:
+        ValueError: If the two spellings disagree.
+
+    Example:
+        >>> merge_rope(None, 500_000.0, {"type": "linear", "factor": 2.0})
+        {'rope_theta': 500000.0, 'rope_type': 'linear', 'factor': 2.0}
+    """
+    merged: dict[str, Any] = {}
+    for name, source in (
+        ("rope_parameters", parameters),
+        ("rope_theta", None if theta is None else {"rope_theta": theta}),
+        ("rope_scaling", scaling),
+    ):
+        for key, value in (source or {}).items():
+            key = "rope_type" if key == "type" else key
+            if key in merged and merged[key] != value:
+                raise ValueError(
+                    f"{name} says {key} = {value!r}, but it was already given as {merged[key]!r}; "
+                    "give it once, or change it with config.replace(...)"
+                )
+            merged[key] = value
+    return {"rope_theta": 10_000.0, "rope_type": "default"} | merged
+
+
+def _check_size(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; expected at least 1")

@@ -1,0 +1,38 @@
+"""RMSNorm.
+
+Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Divides each vector by its root mean square, then scales each feature.
+
+    The mean is taken in float32 whatever the input, and the quotient is rounded to the input's dtype before the
+    weight is applied, as the reference implementations do.
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
+
+    Example:
+        >>> RMSNorm(2, eps=0.0)(torch.tensor([3.0, 4.0])).mul(12.5**0.5).round().tolist()
+        [3.0, 4.0]
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the scaled input, same shape and dtype."""
+        x = x_BTD.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x.to(x_BTD.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what ``print(model)`` shows of this layer."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"

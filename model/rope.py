@@ -1,0 +1,99 @@
+"""Rotary position embedding: queries and keys are turned by an angle that grows with their position.
+
+Shapes: ``B`` batch, ``T`` length, ``N`` heads, ``H`` head_dim, ``R`` rotated features of a head (H unless partial).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.rope_kinds import inverse_frequencies
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines, each float32 (B, T, R / 2)."""
+
+
+class RotaryEmbedding(nn.Module):
+    """Turns positions into cosines and sines, once a forward pass; every layer uses the same ones."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = 1.0
+        self.register_buffer("inv_freq", torch.empty(0), persistent=False)
+        self.reset_frequencies()
+
+    def reset_frequencies(self) -> None:
+        """Compute the inverse frequencies afresh, in float32, on the device the buffer is on."""
+        config = self.config
+        frequencies, self.scale = inverse_frequencies(
+            config.rope, config.head_size, config.max_position_embeddings, config.max_position_embeddings
+        )
+        self.inv_freq = torch.tensor(frequencies, dtype=torch.float32, device=self.inv_freq.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
+        # model.to(torch.bfloat16) must not round the frequencies, and to_empty() must not lose them.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.reset_frequencies()
+        return self
+
+    def forward(self, positions_BT: Tensor) -> Rotation:
+        """Return the rotation of each position.
+
+        Args:
+            positions_BT: int64; B may be 1 where all rows share positions.
+
+        Returns:
+            Cosines and sines, float32 (B, T, R / 2).
+        """
+        angles = positions_BT[..., None].float() * self.inv_freq
+        return angles.cos() * self.scale, angles.sin() * self.scale
+
+
+def apply_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
+    """Return ``x`` with each head vector turned by its position's angle.
+
+    Pairs are half-split (``i`` with ``i + R/2``), the layout of Hugging Face's LLaMA weights; other layouts are
+    permuted once, on load. Features from ``R`` on are left as they are.
+
+    Args:
+        x_BNTH: Queries or keys.
+        rotation: What `RotaryEmbedding` returned for their positions.
+
+    Returns:
+        Same shape and dtype as the input; the product is taken in float32.
+
+    Raises:
+        ValueError: If the rotation is wider than the heads.
+
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
+
+    Example:
+        >>> quarter_turn = (torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+        >>> apply_rope(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), quarter_turn).flatten().tolist()
+        [0.0, 1.0]
+    """
+    cos, sin = (part[:, None] for part in rotation)  # a head axis to broadcast over
+    half = cos.shape[-1]
+    if 2 * half > x_BNTH.shape[-1]:
+        raise ValueError(f"the rotation turns {2 * half} features, but heads have {x_BNTH.shape[-1]}")
+    x = x_BNTH.float()
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+    return turned.to(x_BNTH.dtype)
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """Return each column's position, counting only the columns that hold tokens; padding gets 0.
+
+    Example:
+        >>> positions_of(torch.tensor([[0, 0, 1, 1, 1]])).tolist()
+        [[0, 0, 0, 1, 2]]
+    """
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

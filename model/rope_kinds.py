@@ -1,0 +1,113 @@
+"""The kinds of rotary scaling: what each needs in a config, and the inverse frequencies it gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Frequencies = tuple[list[float], float]
+"""Inverse frequencies, one per rotated pair, and the factor that cosines and sines are multiplied by."""
+
+
+def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
+    """Check that a config's rotary parameters are complete, before any tensor is made.
+
+    Raises:
+        ValueError: If the kind is unknown, a parameter is missing or out of range, or the rotated width is odd.
+
+    Example:
+        >>> check_rope_parameters({"rope_type": "linear", "rope_theta": 1e4}, 64)
+        Traceback (most recent call last):
+        ValueError: rope_type 'linear' needs 'factor', which is missing
+    """
+    kind = rope.get("rope_type")
+    if kind not in KINDS:
+        raise ValueError(f"rope_type is {kind!r}; expected one of {', '.join(KINDS)}")
+    for name in REQUIRED.get(kind, ()):
+        if rope.get(name) is None:
+            raise ValueError(f"rope_type {kind!r} needs {name!r}, which is missing")
+    for name in ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"):
+        value = rope.get(name, 1.0)
+        if value is not None and (not isinstance(value, int | float) or value <= 0):
+            raise ValueError(f"{name} is {value!r}; expected a positive number")
+    share = rope.get("partial_rotary_factor", 1.0)
+    if not 0 < share <= 1:
+        raise ValueError(f"partial_rotary_factor is {share!r}; expected a number in (0, 1]")
+    width = rotated_width(rope, head_dim)
+    if width < 2 or width % 2:
+        raise ValueError(
+            f"rotary positions turn pairs: {width} of head_dim {head_dim} are rotated; expected an even number"
+        )
+    for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+        if len(rope[name]) != width // 2:
+            raise ValueError(f"{name} has {len(rope[name])} values; expected {width // 2}, one for each rotated pair")
+
+
+def rotated_width(rope: Mapping[str, Any], head_dim: int) -> int:
+    """Return how many of a head's features are rotated (fewer than all with ``partial_rotary_factor``).
+
+    Example:
+        >>> rotated_width({"partial_rotary_factor": 0.25}, 64)
+        16
+    """
+    return int(head_dim * rope.get("partial_rotary_factor", 1.0))
+
+
+def inverse_frequencies(rope: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
+    """Return the angle each pair turns by per position, and the scale of the rotation.
+
+    Args:
+        rope: ``config.rope``.
+        head_dim: Width of a head.
+        max_positions: ``config.max_position_embeddings``.
+        length: Tokens in the sequence at hand; only ``dynamic`` and ``longrope`` look at it.
+
+    Example:
+        >>> inverse_frequencies({"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}, 4, 8, 8)
+        ([0.5, 0.05], 1.0)
+    """
+    return KINDS[rope["rope_type"]](rope, rotated_width(rope, head_dim), max_positions, length)
+
+
+def _plain(theta: float, width: int) -> list[float]:
+    return [1.0 / theta ** (pair / width) for pair in range(0, width, 2)]
+
+
+def _default(rope: Mapping[str, Any], width: int, max_positions: int, length: int) -> Frequencies:
+    """Su et al. 2021, arXiv:2104.09864, section 3.2.2."""
+    return _plain(rope["rope_theta"], width), 1.0
+
+
+def _linear(rope: Mapping[str, Any], width: int, max_positions: int, length: int) -> Frequencies:
+    """Position interpolation: Chen et al. 2023, arXiv:2306.15595."""
+    return [frequency / rope["factor"] for frequency in _plain(rope["rope_theta"], width)], 1.0
+
+
+def _llama3(rope: Mapping[str, Any], width: int, max_positions: int, length: int) -> Frequencies:
+    """Llama 3.1: long wavelengths are slowed by ``factor``, short ones kept, those between blended."""
+    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
+    context = rope["original_max_position_embeddings"]
+    scaled = []
+    for frequency in _plain(rope["rope_theta"], width):
+        turns = context * frequency / (2 * math.pi)  # full turns within the trained context
+        if turns < low:
+            scaled.append(frequency / factor)
+        elif turns > high:
+            scaled.append(frequency)
+        else:
+            kept = (turns - low) / (high - low)
+            scaled.append((1 - kept) * frequency / factor + kept * frequency)
+    return scaled, 1.0
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any], int, int, int], Frequencies]] = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+}
+
+REQUIRED = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}

@@ -1,0 +1,66 @@
+"""What every loader does: an empty model of the right shape, filled tensor by tensor, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import LlamaForCausalLM
+
+
+def empty_model(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
+    """Return a model whose weights are allocated but not set, in evaluation mode."""
+    model = LlamaForCausalLM(config, device="meta", dtype=dtype).to_empty(device=device)
+    model.tie_weights()
+    return model.eval()
+
+
+def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor a checkpoint of this config holds; a tied head is left out.
+
+    Example:
+        >>> len(expected_shapes(LlamaConfig()))  # 9 a layer, embedding, final norm, head
+        291
+    """
+    shapes = {name: tuple(t.shape) for name, t in LlamaForCausalLM(config, device="meta").state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Check a checkpoint's tensors against the model's, before any is read.
+
+    Raises:
+        ValueError: Naming every tensor that is missing, unexpected or of another shape.
+    """
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names)}"
+        for title, names in (("missing", missing), ("unexpected", extra), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source}: the tensors do not fit the config; {'; '.join(problems)}")
+
+
+@torch.no_grad()
+def fill(model: LlamaForCausalLM, tensors: Iterable[tuple[str, Tensor]]) -> LlamaForCausalLM:
+    """Copy each named tensor into the model, converting its dtype; return the model.
+
+    Names and shapes must have been checked. Only one tensor is held besides the model's own.
+    """
+    targets = model.state_dict()
+    for name, tensor in tensors:
+        targets[name].copy_(tensor)
+    return model

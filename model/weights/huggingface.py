@@ -1,0 +1,147 @@
+"""Hugging Face folders: ``config.json`` beside one ``model.safetensors`` or several shards and their index."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+
+def load(
+    folder: str | Path,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> LlamaForCausalLM:
+    """Return the model stored in a folder, in evaluation mode.
+
+    Tensors are read one at a time, so memory peaks at the weights and the largest tensor.
+
+    Args:
+        folder: Holds ``config.json`` and the safetensors.
+        dtype: ``"auto"`` is the config's, or failing that the embedding's own.
+        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        progress: Called with tensors read and tensors in all, after each.
+
+    Raises:
+        FileNotFoundError: If the config, the weights or a shard is absent.
+        ValueError: If a file is damaged, or tensors are missing, unexpected or misshapen (all named at once).
+    """
+    folder = Path(folder)
+    config = LlamaConfig.from_json(folder)
+    files = _files_of(folder)
+    shapes, embedding_dtype = _shapes_in(files)
+    expected = expected_shapes(config)
+    found = {name: shape for name, shape in shapes.items() if not _passed_over(name, config)}
+    check_shapes(found, expected, folder)
+    model = empty_model(config, resolve_dtype(dtype, auto=config.dtype or embedding_dtype), resolve_device(device))
+    return fill(model, _stream(files, expected, progress))
+
+
+def save(model: LlamaForCausalLM, folder: str | Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into a folder, making it if need be; transformers loads both.
+
+    Each file is written under a temporary name and renamed, so a killed process leaves the old file or the new one.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
+    kept = expected_shapes(config)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in kept}
+    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    _replace(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _files_of(folder: Path) -> dict[Path, list[str] | None]:
+    """Return each file to read and the tensors the index promises in it (None: whatever it holds)."""
+    if (folder / WEIGHTS).is_file():
+        return {folder / WEIGHTS: None}
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}")
+    try:
+        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files: dict[Path, list[str] | None] = {}
+        for name, file in weight_map.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is not a plain file name")
+            names = files.setdefault(folder / file, [])
+            if names is not None:
+                names.append(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / INDEX}: not a safetensors index ({error!r})") from error
+    absent = [path.name for path in files if not path.is_file()]
+    if absent:
+        raise FileNotFoundError(f"{folder}: the index names shards that are absent: {', '.join(absent)}")
+    return files
+
+
+def _shapes_in(files: dict[Path, list[str] | None]) -> tuple[dict[str, list[int]], str | None]:
+    """Return every tensor's shape, and the embedding's dtype; no data is read."""
+    shapes: dict[str, list[int]] = {}
+    dtype = None
+    for path, promised in files.items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                held = list(file.keys())
+                for name in held:
+                    part = file.get_slice(name)
+                    shapes[name] = part.get_shape()
+                    if name == "model.embed_tokens.weight":
+                        dtype = _DTYPES.get(part.get_dtype())
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+        absent = [name for name in promised or () if name not in held]
+        if absent:
+            raise ValueError(f"{path}: the index promises tensors that are not in it: {', '.join(absent)}")
+    return shapes, dtype
+
+
+def _passed_over(name: str, config: LlamaConfig) -> bool:
+    """Return whether a checkpoint may hold this tensor though the model does not: a tied head, an old rotary table."""
+    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def _stream(
+    files: dict[Path, list[str] | None],
+    wanted: dict[str, tuple[int, ...]],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[str, Tensor]]:
+    done = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name in wanted]  # noqa: SIM118 - not a dict
+        for name in names:
+            # Opened anew for each tensor: a mapping kept open would hold every page it has touched in memory.
+            with safe_open(path, framework="pt") as file:
+                yield name, file.get_tensor(name)
+            done += 1
+            if progress is not None:
+                progress(done, len(wanted))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
