@@ -1,6 +1,7 @@
 """LLaMA in PyTorch: `bpe_llama.model`.
 
-Read in this order: `config`, `norm`, `rope`, `cache`, `attention`, `mlp`, `llama`; then `weights`, `generation`, `text`.
+Read in this order: `config`, `norm`, `rope`, `cache`, `attention`, `mlp`, `llama`; then `weights`, `generation`,
+`text`.
 """
 
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md
