@@ -1,38 +1,277 @@
-//! Text to pieces.
+//! Text to pieces: the first step of encoding and of training.
+//!
+//! Byte-pair encoding never merges across the ends of a piece, so a vocabulary belongs with the pattern that cut the
+//! text it was trained on. The patterns in common use are known by name and split by hand-written grammars, a file
+//! each; any other regex goes through `fancy-regex`. Both give the same pieces: tests hold every grammar to its regex.
+//!
+//! ```
+//! use bpe_llama::pretokenize::Pretokenizer;
+//!
+//! let cl100k = Pretokenizer::new("cl100k")?;
+//! assert_eq!(cl100k.split("It's 12345 o'clock.")?, ["It", "'s", " ", "123", "45", " o", "'clock", "."]);
+//!
+//! let words = Pretokenizer::new(r"\w+")?;
+//! assert_eq!(words.split("a, b")?, ["a", ", ", "b"]); // what lies between matches is a piece too
+//! # Ok::<(), bpe_llama::Error>(())
+//! ```
+//!
+//! # How the fast path works
+//! A piece depends only on the text from its start on, so a grammar is a function from a start to an end
+//! (`scan.rs`), each character costing one look-up of its class (`unicode.rs`).
 
-use crate::Result;
+mod cl100k;
+mod custom;
+mod cut;
+mod deepseek_v3;
+mod llama3;
+mod named;
+mod o200k;
+mod qwen2;
+mod r50k;
+mod scan;
+mod smollm;
+mod unicode;
+mod unicode_tables;
+
+use self::custom::Custom;
+use self::named::Named;
+use self::scan::Grammar;
+use crate::{Error, Result};
+
+/// The Unicode version of the classes (`\p{L}`, `\s` …) that named patterns and regexes match.
+///
+/// It is that of `regex-syntax`, the crate that `fancy-regex` and tiktoken match with. Characters assigned or
+/// reclassified later are treated as this version has them.
+pub use self::unicode_tables::UNICODE_VERSION;
 
 /// Splits text into the pieces that byte-pair encoding then treats one by one.
+///
+/// Cheap to clone and safe to share between threads.
 #[derive(Debug, Clone)]
 pub struct Pretokenizer {
-    regex: fancy_regex::Regex,
+    splitter: Splitter,
     pattern: String,
 }
 
+#[derive(Debug, Clone)]
+enum Splitter {
+    Named(Named),
+    Custom(Custom),
+    Sequence(Vec<Pretokenizer>),
+}
+
 impl Pretokenizer {
-    /// Returns the splitter for a pattern's name (`"cl100k"`) or for any other regex.
+    /// Returns the splitter of a pattern's name (`"cl100k"`) or of a regex.
+    ///
+    /// Names: `r50k` (also `gpt2`, `p50k`), `cl100k`, `llama3`, `o200k` (also `llama4`), `qwen2`, `deepseek_v3`,
+    /// `smollm`. The published regex of a named pattern, in any of its usual spellings, gives that pattern.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] if `pattern` is neither a known name nor a valid regex.
-    pub fn new(pattern: &str) -> Result<Self> {
-        let regex = fancy_regex::Regex::new(pattern).map_err(|e| crate::Error::InvalidArgument(format!("pattern {pattern:?}: {e}")))?;
-        Ok(Self { regex, pattern: pattern.to_owned() })
+    /// [`Error::InvalidArgument`] if the text is neither a known name nor a valid regex. A single word that is no known
+    /// name is taken for a misspelt one: as a regex it would match itself only.
+    pub fn new(name_or_regex: &str) -> Result<Self> {
+        if let Some(named) = Named::find(name_or_regex) {
+            return Ok(named.into());
+        }
+        let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
+        if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
+            let known: Vec<_> = named::ALL.into_iter().map(Named::name).collect();
+            return Err(Error::InvalidArgument(format!(
+                "no pattern is called {name_or_regex:?}: expected a regex or one of {}",
+                known.join(", ")
+            )));
+        }
+        let splitter = Splitter::Custom(Custom::new(name_or_regex)?);
+        Ok(Self { splitter, pattern: name_or_regex.to_owned() })
     }
 
-    /// The published regex whose pieces this splitter gives.
+    /// Returns a splitter that applies each of `steps` to the pieces of the step before.
+    ///
+    /// A tokenizer.json asks for it by a `Sequence` of `Split`s. The sequences of `deepseek_v3` (three regexes) and
+    /// `smollm` (`\p{N}`, then `r50k`) give those named patterns, one step gives that step.
+    /// The [`pattern`](Self::pattern) of any other sequence joins those of its steps by line breaks; it is no regex.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no step.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// let steps = vec![Pretokenizer::new(r"\d")?, Pretokenizer::new("r50k")?];
+    /// assert_eq!(Pretokenizer::sequence(steps)?.split("in 1987")?, ["in", " ", "1", "9", "8", "7"]);
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn sequence(mut steps: Vec<Self>) -> Result<Self> {
+        let patterns: Vec<&str> = steps.iter().map(Self::pattern).collect();
+        if let Some(named) = Named::find_sequence(&patterns) {
+            return Ok(named.into());
+        }
+        let pattern = patterns.join("\n");
+        match steps.len() {
+            0 => Err(Error::InvalidArgument("a sequence of patterns needs at least one".to_owned())),
+            1 => Ok(steps.swap_remove(0)),
+            _ => Ok(Self { splitter: Splitter::Sequence(steps), pattern }),
+        }
+    }
+
+    /// The name of the pattern, where it has one: `"cl100k"`.
+    pub fn name(&self) -> Option<&'static str> {
+        match self.splitter {
+            Splitter::Named(named) => Some(named.name()),
+            _ => None,
+        }
+    }
+
+    /// The regex whose matches, and what lies between them, are the pieces.
+    ///
+    /// For named patterns it is spelled so that Rust's `fancy-regex`, Python's `regex` and Oniguruma (Hugging Face
+    /// `tokenizers`) read it alike.
     pub fn pattern(&self) -> &str {
         &self.pattern
     }
 
     /// Appends to `ends` the end offsets (in bytes) of the next pieces of `text` from byte `start` on.
     ///
-    /// Fills at most the spare capacity of `ends`, never reallocating it; an unchanged `ends` means `start == text.len()`.
-    /// `start` must be 0 or an end that this method returned for the same `text`.
+    /// Fills at most the spare capacity of `ends`, never reallocating it; an unchanged `ends` means
+    /// `start == text.len()` (or no spare capacity). `start` must be 0 or an end that this method returned for the same
+    /// `text`. One exception: a [`sequence`](Self::sequence) can only stop where a piece of its first step ends, and so
+    /// may let `ends` grow.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
+    /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
+    ///
+    /// # Cost
+    /// Linear in the text for named patterns, whatever the text.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// let pretokenizer = Pretokenizer::new("llama3")?;
+    /// let mut ends = Vec::with_capacity(2);
+    /// pretokenizer.fill_ends("one two three", 0, &mut ends)?;
+    /// assert_eq!(ends, [3, 7]);
+    /// ends.clear();
+    /// pretokenizer.fill_ends("one two three", 7, &mut ends)?;
+    /// assert_eq!(ends, [13]);
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
     pub fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
-        let _ = (text, start, ends, &self.regex);
-        todo!()
+        match &self.splitter {
+            Splitter::Named(named) => named.fill_ends(text, start, ends),
+            Splitter::Custom(custom) => custom.fill_ends(text, start, ends)?,
+            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends)?,
+        }
+        Ok(())
     }
+
+    /// Returns all pieces of `text`, which together are `text`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
+    pub fn split<'text>(&self, text: &'text str) -> Result<Vec<&'text str>> {
+        let mut pieces = Vec::new();
+        let mut ends = Vec::with_capacity(256);
+        let mut start = 0;
+        while start < text.len() {
+            ends.clear();
+            self.fill_ends(text, start, &mut ends)?;
+            for &end in &ends {
+                pieces.push(&text[start..end]);
+                start = end;
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Returns a byte offset of at least `from` where `text` may be cut so that the pieces of both sides are those of
+    /// `text`; `None` if there is none that is easy to see, or if the pattern has no name.
+    ///
+    /// # Cost
+    /// Linear in the distance to the offset; in usual text it is a few words off.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// assert_eq!(Pretokenizer::new("cl100k")?.safe_cut("several words", 3), Some(7));
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn safe_cut(&self, text: &str, from: usize) -> Option<usize> {
+        match self.splitter {
+            Splitter::Named(_) => cut::safe_cut(text.as_bytes(), from),
+            _ => None,
+        }
+    }
+}
+
+impl From<Named> for Pretokenizer {
+    fn from(named: Named) -> Self {
+        Self { splitter: Splitter::Named(named), pattern: named.pattern().to_owned() }
+    }
+}
+
+impl Named {
+    fn fill_ends(self, text: &str, start: usize, ends: &mut Vec<usize>) {
+        match self {
+            Self::R50k => fill_named::<r50k::R50k>(text, start, ends),
+            Self::Cl100k => fill_named::<cl100k::Cl100k>(text, start, ends),
+            Self::Llama3 => fill_named::<llama3::Llama3>(text, start, ends),
+            Self::O200k => fill_named::<o200k::O200k>(text, start, ends),
+            Self::Qwen2 => fill_named::<qwen2::Qwen2>(text, start, ends),
+            Self::DeepSeekV3 => fill_named::<deepseek_v3::DeepSeekV3>(text, start, ends),
+            Self::SmolLm => fill_named::<smollm::SmolLm>(text, start, ends),
+        }
+    }
+}
+
+fn fill_named<G: Grammar>(text: &str, start: usize, ends: &mut Vec<usize>) {
+    let text = text.as_bytes();
+    let mut at = start;
+    for _ in ends.len()..ends.capacity() {
+        if at >= text.len() {
+            break;
+        }
+        at = G::piece_end(text, at);
+        ends.push(at);
+    }
+}
+
+fn fill_sequence(steps: &[Pretokenizer], text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
+    let Some((first, rest)) = steps.split_first() else {
+        ends.push(text.len());
+        return Ok(());
+    };
+    if rest.is_empty() {
+        return first.fill_ends(text, start, ends);
+    }
+    let capacity = ends.capacity();
+    let mut parts = Vec::with_capacity(64);
+    let mut part_start = start;
+    while part_start < text.len() && ends.len() < capacity {
+        parts.clear();
+        first.fill_ends(text, part_start, &mut parts)?;
+        for &part_end in &parts {
+            if ends.len() >= capacity {
+                break;
+            }
+            fill_part(rest, text, part_start..part_end, ends)?;
+            part_start = part_end;
+        }
+    }
+    Ok(())
+}
+
+/// Appends the ends of all pieces that `steps` make of one part of `text`.
+fn fill_part(steps: &[Pretokenizer], text: &str, part: std::ops::Range<usize>, ends: &mut Vec<usize>) -> Result<()> {
+    let part_text = &text[part.clone()];
+    let mut piece_start = 0;
+    while piece_start < part_text.len() {
+        let known = ends.len();
+        ends.reserve(16);
+        fill_sequence(steps, part_text, piece_start, ends)?;
+        for end in &mut ends[known..] {
+            piece_start = *end;
+            *end += part.start;
+        }
+    }
+    Ok(())
 }

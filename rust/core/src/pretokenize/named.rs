@@ -1,0 +1,111 @@
+//! The patterns that have a hand-written splitter: their names, their published regexes, and other spellings of these.
+
+use super::{cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
+
+/// A pattern with a hand-written splitter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    R50k,
+    Cl100k,
+    Llama3,
+    O200k,
+    Qwen2,
+    DeepSeekV3,
+    SmolLm,
+}
+
+/// Every named pattern, in the order in which errors list them.
+pub(super) const ALL: [Named; 7] =
+    [Named::R50k, Named::Cl100k, Named::Llama3, Named::O200k, Named::Qwen2, Named::DeepSeekV3, Named::SmolLm];
+
+impl Named {
+    /// The name, and other names in use for the same pattern.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::R50k => &["r50k", "r50k_base", "gpt2", "p50k", "p50k_base", "p50k_edit"],
+            Self::Cl100k => &["cl100k", "cl100k_base"],
+            Self::Llama3 => &["llama3"],
+            Self::O200k => &["o200k", "o200k_base", "o200k_harmony", "llama4"],
+            Self::Qwen2 => &["qwen2", "qwen", "qwen3"],
+            Self::DeepSeekV3 => &["deepseek_v3"],
+            Self::SmolLm => &["smollm", "smollm2"],
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        self.names()[0]
+    }
+
+    /// The regex whose pieces the splitter gives, and other spellings of the same meaning.
+    fn patterns(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::R50k => (r50k::PATTERN, r50k::VARIANTS),
+            Self::Cl100k => (cl100k::PATTERN, cl100k::VARIANTS),
+            Self::Llama3 => (llama3::PATTERN, llama3::VARIANTS),
+            Self::O200k => (o200k::PATTERN, o200k::VARIANTS),
+            Self::Qwen2 => (qwen2::PATTERN, qwen2::VARIANTS),
+            Self::DeepSeekV3 => (deepseek_v3::PATTERN, deepseek_v3::VARIANTS),
+            Self::SmolLm => (smollm::PATTERN, smollm::VARIANTS),
+        }
+    }
+
+    pub(super) fn pattern(self) -> &'static str {
+        self.patterns().0
+    }
+
+    /// Finds a pattern by one of its names or by one of its spellings.
+    pub(super) fn find(name_or_regex: &str) -> Option<Self> {
+        ALL.into_iter().find(|named| {
+            let (pattern, variants) = named.patterns();
+            named.names().contains(&name_or_regex) || pattern == name_or_regex || variants.contains(&name_or_regex)
+        })
+    }
+
+    /// Finds the pattern that a sequence of steps amounts to.
+    pub(super) fn find_sequence(steps: &[&str]) -> Option<Self> {
+        if steps == deepseek_v3::STEPS {
+            Some(Self::DeepSeekV3)
+        } else if let [r"\p{N}", gpt2] = steps
+            && Self::find(gpt2) == Some(Self::R50k)
+        {
+            Some(Self::SmolLm)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Pretokenizer, Splitter, custom::Custom};
+    use super::{ALL, Named};
+
+    /// Every grammar beside each spelling of its regex.
+    fn pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
+        let spellings = |named: Named| {
+            let (pattern, variants) = named.patterns();
+            variants.iter().copied().chain([pattern]).map(move |spelling| {
+                let splitter = Splitter::Custom(Custom::new(spelling).expect("a valid regex"));
+                (named.into(), Pretokenizer { splitter, pattern: spelling.to_owned() })
+            })
+        };
+        ALL.into_iter().flat_map(spellings).collect()
+    }
+
+    thread_local! {
+        static PAIRS: Vec<(Pretokenizer, Pretokenizer)> = pairs();
+    }
+
+    proptest! {
+        #[test]
+        fn spellings_mean_what_their_name_does(text in "([a-cſs'é中A1²٣!., \t\r\n\u{301}\u{a0}]|'s|'LL|'ve|  |123){0,40}") {
+            PAIRS.with(|pairs| {
+                for (grammar, regex) in pairs {
+                    assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! `r50k`: the pattern of GPT-2, also used by `p50k` and by every "byte-level" tokenizer.json.
+
+use super::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
+use super::unicode::{LETTER, NUMBER, SPACE, class_at, run_end};
+
+/// As published with GPT-2.
+pub(super) const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// Other spellings with the same meaning: tiktoken's, now and before, and GPT-2's own.
+pub(super) const VARIANTS: &[&str] = &[
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+];
+
+pub(super) struct R50k;
+
+impl Grammar for R50k {
+    #[inline]
+    fn piece_end(text: &[u8], at: usize) -> usize {
+        let (first, length) = class_at(text, at);
+        if first & LETTER != 0 {
+            return letters_end(text, at + length);
+        }
+        if text[at] == b'\'' {
+            let end = contraction_end::<false>(text, at);
+            if end > at {
+                return end;
+            }
+        }
+        // ` ?` takes one space, and then a run of one class.
+        let body = at + usize::from(text[at] == b' ');
+        if body < text.len() {
+            let (class, length) = class_at(text, body);
+            if class & LETTER != 0 {
+                return letters_end(text, body + length);
+            }
+            if class & NUMBER != 0 {
+                return run_end(text, body + length, |class| class & NUMBER != 0);
+            }
+            if is_other(class) {
+                return others_end(text, body + length);
+            }
+        }
+        debug_assert!(first & SPACE != 0);
+        let run = whitespace(text, at);
+        run.piece_end(at, run.end == text.len())
+    }
+}

@@ -1,0 +1,103 @@
+//! The building blocks that the hand-written grammars share.
+//!
+//! Everything here takes the bytes of a valid UTF-8 text and offsets that lie between characters.
+
+use super::unicode::{LETTER, NEWLINE, NUMBER, SPACE, class_at, run_end};
+
+/// One splitting pattern, written out by hand.
+///
+/// The pieces are those of the regex: a piece depends on what follows its start, never on what came before, so a
+/// grammar is one function from where a piece starts to where it ends.
+pub(super) trait Grammar {
+    /// Returns the end of the piece that starts at byte `at` of `text`; `at < text.len()`.
+    fn piece_end(text: &[u8], at: usize) -> usize;
+}
+
+/// `\p{L}*`
+#[inline(always)]
+pub(super) fn letters_end(text: &[u8], at: usize) -> usize {
+    run_end(text, at, |class| class & LETTER != 0)
+}
+
+/// `[^\s\p{L}\p{N}]*`
+#[inline(always)]
+pub(super) fn others_end(text: &[u8], at: usize) -> usize {
+    run_end(text, at, is_other)
+}
+
+/// `[^\s\p{L}\p{N}]`
+#[inline(always)]
+pub(super) fn is_other(class: u8) -> bool {
+    class & (SPACE | LETTER | NUMBER) == 0
+}
+
+/// `[\r\n]*`
+#[inline(always)]
+pub(super) fn newlines_end(text: &[u8], mut at: usize) -> usize {
+    while matches!(text.get(at), Some(b'\r' | b'\n')) {
+        at += 1;
+    }
+    at
+}
+
+/// `\p{N}{0,most}`
+#[inline(always)]
+pub(super) fn numbers_end(text: &[u8], mut at: usize, most: usize) -> usize {
+    for _ in 0..most {
+        match text.get(at).map(|_| class_at(text, at)) {
+            Some((class, length)) if class & NUMBER != 0 => at += length,
+            _ => break,
+        }
+    }
+    at
+}
+
+/// `(?:'s|'t|'re|'ve|'m|'ll|'d)?`, as written or, with `ANY_CASE`, as `(?i:…)`.
+///
+/// Without regard to case `s` also matches U+017F, the long s.
+#[inline(always)]
+pub(super) fn contraction_end<const ANY_CASE: bool>(text: &[u8], at: usize) -> usize {
+    if text.get(at) != Some(&b'\'') {
+        return at;
+    }
+    let fold = |offset: usize| text.get(at + offset).map(|byte| if ANY_CASE { byte | 0x20 } else { *byte });
+    match (fold(1), fold(2)) {
+        (Some(b's' | b't' | b'm' | b'd'), _) => at + 2,
+        (Some(b'l'), Some(b'l')) | (Some(b'r' | b'v'), Some(b'e')) => at + 3,
+        _ if ANY_CASE && text[at + 1..].starts_with("ſ".as_bytes()) => at + 3,
+        _ => at,
+    }
+}
+
+/// A run of white space: where it ends, where its last character starts, and where its last line break ends.
+pub(super) struct Whitespace {
+    pub(super) end: usize,
+    pub(super) last_start: usize,
+    pub(super) after_newline: Option<usize>,
+}
+
+/// Measures `\s*` from `at` on.
+#[inline(always)]
+pub(super) fn whitespace(text: &[u8], at: usize) -> Whitespace {
+    let mut run = Whitespace { end: at, last_start: at, after_newline: None };
+    while run.end < text.len() {
+        let (class, length) = class_at(text, run.end);
+        if class & SPACE == 0 {
+            break;
+        }
+        run.last_start = run.end;
+        run.end += length;
+        if class & NEWLINE != 0 {
+            run.after_newline = Some(run.end);
+        }
+    }
+    run
+}
+
+impl Whitespace {
+    /// `\s+(?!\S)|\s+` for a run that starts at `at`; `is_last`: nothing that counts as `\S` follows.
+    #[inline(always)]
+    pub(super) fn piece_end(&self, at: usize, is_last: bool) -> usize {
+        if is_last || self.last_start == at { self.end } else { self.last_start }
+    }
+}

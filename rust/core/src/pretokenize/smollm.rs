@@ -1,0 +1,47 @@
+//! `smollm`: the pattern of `SmolLM2`, whose tokenizer.json isolates every number and applies GPT-2's pattern to the rest.
+//!
+//! Two steps, `Digits(individual_digits)` and `ByteLevel(use_regex)`: the second sees each part on its own, so a number
+//! ends a part as the end of the text would. [`PATTERN`] says the same in one regex.
+
+use super::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
+use super::unicode::{LETTER, NUMBER, SPACE, class_at};
+
+/// One regex with the meaning of both steps: before a number, white space stays whole.
+pub(super) const PATTERN: &str = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+";
+
+pub(super) const VARIANTS: &[&str] = &[];
+
+pub(super) struct SmolLm;
+
+impl Grammar for SmolLm {
+    #[inline]
+    fn piece_end(text: &[u8], at: usize) -> usize {
+        let (first, length) = class_at(text, at);
+        if first & LETTER != 0 {
+            return letters_end(text, at + length);
+        }
+        if first & NUMBER != 0 {
+            return at + length;
+        }
+        if text[at] == b'\'' {
+            let end = contraction_end::<false>(text, at);
+            if end > at {
+                return end;
+            }
+        }
+        let body = at + usize::from(text[at] == b' ');
+        if body < text.len() {
+            let (class, length) = class_at(text, body);
+            if class & LETTER != 0 {
+                return letters_end(text, body + length);
+            }
+            if is_other(class) {
+                return others_end(text, body + length);
+            }
+        }
+        debug_assert!(first & SPACE != 0);
+        let run = whitespace(text, at);
+        let is_last = run.end == text.len() || class_at(text, run.end).0 & NUMBER != 0;
+        run.piece_end(at, is_last)
+    }
+}
