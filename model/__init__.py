@@ -10,5 +10,6 @@ if __name__ == "model":  # the folder is shipped inside the package; see ARCHITE
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import CausalLMOutput, LlamaForCausalLM, LlamaModel
+from bpe_llama.model.text import TextGenerator
 
-__all__ = ["CausalLMOutput", "KVCache", "LlamaConfig", "LlamaForCausalLM", "LlamaModel"]
+__all__ = ["CausalLMOutput", "KVCache", "LlamaConfig", "LlamaForCausalLM", "LlamaModel", "TextGenerator"]

@@ -132,6 +132,17 @@ class LlamaConfig:
         return self.rope_parameters or {}
 
     @property
+    def context_length(self) -> int:
+        """Return how many positions the model is meant for: scaled kinds that state the unscaled length reach further.
+
+        Example:
+            >>> LlamaConfig(rope_scaling={"rope_type": "linear", "factor": 4.0}).context_length
+            8192
+        """
+        stretch = self.rope["factor"] if self.rope["rope_type"] in ("linear", "dynamic") else 1
+        return int(self.max_position_embeddings * stretch)
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Return the ids that end a text: none, one or several."""
         if self.eos_token_id is None:

@@ -1,0 +1,342 @@
+"""From ids to more ids: a batch of sequences that join, grow by one token a step, and leave.
+
+Shapes: ``B`` sequences, ``T`` prompt length, ``V`` vocab_size.
+
+This file knows ids and tensors, never text. `generate` and `stream_ids` serve a batch from start to end; a server
+would hold one `Engine` and call `Engine.join` and `Engine.step` as requests come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.cache import KVCache
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling import sample_logits
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to continue a prompt.
+
+    Args:
+        max_new_tokens: At most this many; fewer if the sequence ends or the context is full.
+        min_new_tokens: No ending before this many.
+        temperature: 0 takes the likeliest id each time.
+        top_k: Draw from this many of the likeliest; 0 is all.
+        top_p: Draw from the likeliest whose mass reaches this.
+        min_p: Draw from those at least this likely, relative to the likeliest.
+        repetition_penalty: Divides the score of ids already present (Keskar et al. 2019, arXiv:1909.05858).
+        presence_penalty: Subtracted from the score of ids already present.
+        frequency_penalty: Subtracted once for each time the id is present.
+        eos_id: The id or ids that end a sequence; None takes the config's, an empty tuple none.
+        seed: The same seed gives the same ids, whatever else is in the batch.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    eos_id: int | Sequence[int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
+            )
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Return the part that turns logits into a distribution, as `sample_logits` names it."""
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+
+    @property
+    def looks_back(self) -> bool:
+        """Return whether a choice depends on the ids before it by more than the logits."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+@dataclass(eq=False)
+class Sample:
+    """One sequence being generated: its prompt and, growing, what follows."""
+
+    prompt: list[int]
+    options: GenerationOptions
+    eos_ids: tuple[int, ...]
+    new_ids: list[int] = field(default_factory=list)
+    finish: str | None = None
+    """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Return prompt and continuation."""
+        return self.prompt + self.new_ids
+
+
+class Engine:
+    """A running batch. Live sequences take the first slots of the cache; one that leaves is replaced by the last.
+
+    Args:
+        model: Weights to generate with.
+        slots: Sequences that can run at once.
+        max_length: Tokens a slot can hold, prompt included; the model's context by default.
+        prefill_chunk: Prompt tokens per forward pass; bounds the memory a long prompt takes.
+
+    Raises:
+        ValueError: If a size is below 1, or ``max_length`` is beyond the model's context.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, slots: int = 1, max_length: int | None = None, prefill_chunk: int = 512
+    ) -> None:
+        context = model.config.context_length
+        max_length = context if max_length is None else max_length
+        if not 1 <= max_length <= context:
+            raise ValueError(f"max_length is {max_length}; expected 1 to the model's context of {context}")
+        if prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk is {prefill_chunk}; expected at least 1")
+        self.model = model
+        self.prefill_chunk = prefill_chunk
+        self.cache = KVCache(model.config, slots, max_length, dtype=model.dtype, device=model.device)
+        self.live: list[Sample] = []
+
+    @torch.no_grad()
+    def join(self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions]) -> list[Sample]:
+        """Take prompts into the batch and return them, each with its first new id.
+
+        Raises:
+            ValueError: If a prompt is empty or does not fit, or there are too few free slots; then nothing joins.
+        """
+        first = len(self.live)
+        if first + len(prompts) > self.cache.batch_size:
+            raise ValueError(f"{len(prompts)} prompts for {self.cache.batch_size - first} free slots")
+        for row, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {row} is empty; expected at least one id")
+            if len(prompt) >= self.cache.capacity:
+                raise ValueError(
+                    f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
+                )
+        joined = [
+            Sample(list(prompt), chosen, self._eos_ids(chosen)) for prompt, chosen in zip(prompts, options, strict=True)
+        ]
+        if not joined:
+            return joined
+        logits_BV = self._prefill(joined, first)
+        self.live += joined
+        self._append(joined, logits_BV)
+        self._let_go()
+        return joined
+
+    @torch.no_grad()
+    def step(self) -> list[Sample]:
+        """Add one id to every live sequence, and return those; the ended ones leave the batch."""
+        grown = list(self.live)
+        if not grown:
+            return grown
+        cache = self._slots(0, len(grown))
+        ids_B1 = torch.tensor([[sample.new_ids[-1]] for sample in grown], device=self.model.device)
+        logits_BV = self.model(ids_B1, past_key_values=cache).logits[:, -1]
+        self.cache.lengths[: len(grown)] = cache.lengths
+        self._append(grown, logits_BV)
+        self._let_go()
+        return grown
+
+    def leave(self, sample: Sample) -> None:
+        """End a live sequence now (its reader has gone, a stop string was found)."""
+        sample.finish = sample.finish or "stop"
+        self._let_go()
+
+    def _eos_ids(self, options: GenerationOptions) -> tuple[int, ...]:
+        if options.eos_id is None:
+            return self.model.config.eos_token_ids
+        return (options.eos_id,) if isinstance(options.eos_id, int) else tuple(options.eos_id)
+
+    def _slots(self, start: int, end: int) -> KVCache:
+        whole = end - start == self.cache.batch_size
+        return self.cache if whole else self.cache.rows(start, end)
+
+    def _prefill(self, joined: list[Sample], first: int) -> Tensor:
+        """Read the prompts into slots from ``first`` on; return the logits after each prompt's last id, (B, V).
+
+        Rows are aligned at the left, so causality alone keeps every token from the padding behind its row's end;
+        what the padding left in the cache is forgotten afterwards.
+        """
+        lengths = [len(sample.prompt) for sample in joined]
+        width = max(lengths)
+        ids_BT = torch.tensor([sample.prompt + [0] * (width - len(sample.prompt)) for sample in joined])
+        ids_BT = ids_BT.to(self.model.device)
+        cache = self._slots(first, first + len(joined))
+        cache.truncate([0] * len(joined))
+        last_BD = None
+        for start in range(0, width, self.prefill_chunk):
+            chunk_BT = ids_BT[:, start : start + self.prefill_chunk]
+            hidden_BTD = self.model.model(chunk_BT, past_key_values=cache)
+            last_BD = hidden_BTD.new_empty(len(joined), hidden_BTD.shape[-1]) if last_BD is None else last_BD
+            for row, length in enumerate(lengths):
+                if start < length <= start + chunk_BT.shape[1]:
+                    last_BD[row] = hidden_BTD[row, length - start - 1]
+        cache.truncate(lengths)
+        self.cache.lengths[first : first + len(joined)] = cache.lengths
+        logits_BV: Tensor = self.model.lm_head(last_BD)
+        return logits_BV
+
+    def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
+        for sample, new_id in zip(samples, choose(samples, logits_BV), strict=True):
+            sample.new_ids.append(new_id)
+            if new_id in sample.eos_ids:
+                sample.finish = "eos"
+            elif len(sample.new_ids) == sample.options.max_new_tokens:
+                sample.finish = "length"
+            elif len(sample.prompt) + len(sample.new_ids) >= self.cache.capacity:
+                sample.finish = "context"
+
+    def _let_go(self) -> None:
+        for slot in reversed(range(len(self.live))):
+            if self.live[slot].finish:
+                last = self.live.pop()
+                if slot < len(self.live):
+                    self.live[slot] = last
+                    self.cache.move(len(self.live), slot)
+                self.cache.lengths[len(self.live)] = 0
+
+
+def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
+    """Return each sequence's next id; its draw depends on its own seed and length, never on its neighbours."""
+    logits_BV = logits_BV.float()
+    for row, sample in enumerate(samples):
+        if sample.eos_ids and len(sample.new_ids) < sample.options.min_new_tokens:
+            logits_BV[row, list(sample.eos_ids)] = -torch.inf
+    groups: dict[tuple[tuple[str, float], ...], list[int]] = {}
+    for row, sample in enumerate(samples):
+        groups.setdefault(tuple(sample.options.sampling.items()), []).append(row)
+    chosen = [0] * len(samples)
+    for rows in groups.values():
+        ids = _choose_alike([samples[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
+        for row, new_id in zip(rows, ids, strict=True):
+            chosen[row] = new_id
+    return chosen
+
+
+def _choose_alike(samples: list[Sample], logits_BV: Tensor) -> list[int]:
+    """Return the next ids of sequences that share their sampling options."""
+    options, device = samples[0].options, logits_BV.device
+    history_BT = None
+    if options.looks_back:
+        width = max(len(sample.ids) for sample in samples)
+        history_BT = torch.tensor([[-1] * (width - len(s.ids)) + s.ids for s in samples], device=device)
+    chosen: list[int] = sample_logits(
+        logits_BV,
+        **options.sampling,  # type: ignore[arg-type]  # top_k is an int
+        history_BT=history_BT,
+        seed=torch.tensor([sample.options.seed for sample in samples], device=device),
+        step=torch.tensor([len(sample.new_ids) for sample in samples], device=device),
+    ).tolist()
+    if -1 in chosen:
+        raise ValueError(f"row {chosen.index(-1)} of the logits holds NaN, +inf or nothing finite")
+    return chosen
+
+
+def generate(
+    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Return prompts and what follows them, int64 (B, T + new), as transformers does.
+
+    ``new`` is that of the longest continuation; rows that end earlier are filled with the padding id (the config's,
+    or else the first ending id).
+
+    Args:
+        model: Weights to generate with.
+        input_ids: int64 (B, T), rows padded on the left.
+        attention_mask: (B, T), zero where a row is padded.
+        **options: Of `GenerationOptions`.
+
+    Raises:
+        ValueError: If an option is out of range, a prompt is empty, padded on the wrong side, or leaves no room in
+            the context.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> generate(LlamaForCausalLM(config), torch.tensor([[1, 5, 7]]), max_new_tokens=4, eos_id=()).shape
+        torch.Size([1, 7])
+    """
+    columns = list(stream_ids(model, input_ids, attention_mask, **options))
+    return torch.cat([input_ids.to(model.device, torch.long), torch.stack(columns, dim=1)], dim=1)
+
+
+def stream_ids(
+    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+) -> Iterator[Tensor]:
+    """Yield the next id of every row, int64 (B,), until all have ended; ended rows get the padding id.
+
+    Arguments and errors are those of `generate`.
+    """
+    chosen = GenerationOptions(**options)
+    prompts = unpad(input_ids, attention_mask)
+    room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
+    engine = Engine(model, len(prompts), room)
+    samples = engine.join(prompts, [chosen] * len(prompts))
+    padding = model.config.pad_token_id
+    if padding is None or padding < 0:
+        padding = samples[0].eos_ids[0] if samples[0].eos_ids else 0
+    step = 0
+    while True:
+        row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in samples]
+        yield torch.tensor(row, device=model.device)
+        step += 1
+        if not engine.live:
+            return
+        engine.step()
+
+
+def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[int]]:
+    """Return each row's ids without the padding on its left.
+
+    Raises:
+        ValueError: If shapes do not fit, or a row is empty or padded elsewhere.
+
+    Example:
+        >>> unpad(torch.tensor([[0, 0, 5], [6, 7, 8]]), torch.tensor([[0, 0, 1], [1, 1, 1]]))
+        [[5], [6, 7, 8]]
+    """
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
+    if attention_mask is None:
+        return [[int(i) for i in row] for row in input_ids.tolist()]
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(input_ids.shape)}")
+    rows = []
+    for number, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True)):
+        length = sum(mask)
+        if length == 0:
+            raise ValueError(f"row {number} is all padding; expected at least one id")
+        if not all(mask[len(ids) - length :]):
+            raise ValueError(f"row {number} is not padded on the left, where a prompt to be continued must be padded")
+        rows.append(ids[len(ids) - length :])
+    return rows

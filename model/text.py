@@ -1,0 +1,178 @@
+"""A tokenizer and a model together: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bpe_llama.model.generation import Engine, GenerationOptions, Sample
+from bpe_llama.model.llama import LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+
+class TextGenerator:
+    """Continues text.
+
+    What comes back is the continuation, without the prompt. Text that looks like a special token is ordinary text
+    unless ``allowed_special`` says otherwise, so a user's message cannot forge one.
+
+    Args:
+        model: Weights.
+        tokenizer: Its vocabulary; must not have more ids than the model.
+
+    Raises:
+        ValueError: If the tokenizer's vocabulary is larger than the model's.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's {model.config.vocab_size}"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """Return the continuation of one prompt; arguments and errors are those of `stream`."""
+        return "".join(self.stream(prompt, **options))
+
+    def generate_batch(self, prompts: Sequence[str], *, slots: int = 16, **options: Any) -> list[str]:
+        """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
+
+        Args:
+            prompts: Of any lengths; as many as there are slots run at once, the next joining as one ends.
+            slots: Sequences that run at once.
+            **options: As of `stream`.
+        """
+        if slots < 1:
+            raise ValueError(f"slots is {slots}; expected at least 1")
+        writers = [self._writer(prompt, options) for prompt in prompts]
+        if not writers:
+            return []
+        room = max(writer.room(self.model) for writer in writers)
+        engine = Engine(self.model, min(slots, len(writers)), room)
+        waiting = list(reversed(writers))
+        running: list[_Writer] = []
+        while waiting or running:
+            free = engine.cache.batch_size - len(running)
+            joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
+            for writer, sample in zip(
+                joining, engine.join([w.prompt for w in joining], [w.options for w in joining]), strict=True
+            ):
+                writer.sample = sample
+                writer.read(engine)
+            running = [writer for writer in running + joining if not writer.done]
+            if running:
+                engine.step()
+                for writer in running:
+                    writer.read(engine)
+                running = [writer for writer in running if not writer.done]
+        return ["".join(writer.parts) for writer in writers]
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Yield the continuation of one prompt, piece by piece, as it is found.
+
+        Every piece is valid text: bytes of an unfinished character are held back, and so is what may become a stop
+        string, until it is known.
+
+        Args:
+            prompt: To be continued; an empty one needs a tokenizer with a beginning-of-text id.
+            **options: Those of `GenerationOptions`, and: ``stop``, a string or several that end the text and are not
+                part of it; ``bos``, whether to begin with the tokenizer's beginning-of-text id (by default where the
+                prompt is empty, or the tokenizer says so); ``allowed_special``, as of ``Tokenizer.encode``.
+
+        Raises:
+            ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
+        """
+        writer = self._writer(prompt, options)
+        engine = Engine(self.model, 1, writer.room(self.model))
+        (writer.sample,) = engine.join([writer.prompt], [writer.options])
+        while True:
+            writer.read(engine)
+            yield from writer.take()
+            if writer.done:
+                return
+            engine.step()
+
+    def _writer(self, prompt: str, options: dict[str, Any]) -> _Writer:
+        options = dict(options)
+        stop = options.pop("stop", ())
+        bos = options.pop("bos", None)
+        allowed = options.pop("allowed_special", ())
+        if bos is None:
+            begins = not prompt or bool(getattr(self.tokenizer, "add_bos", False))
+            bos = begins and self.tokenizer.bos_id is not None
+        if options.get("eos_id") is None and not self.model.config.eos_token_ids:
+            options["eos_id"] = () if self.tokenizer.eos_id is None else self.tokenizer.eos_id
+        ids = self.tokenizer.encode(prompt, bos=bos, allowed_special=allowed)
+        if not ids:
+            raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise ValueError("a stop string is empty; it would end every text before it begins")
+        return _Writer(list(ids), GenerationOptions(**options), stops, self.tokenizer.decode_stream())
+
+
+class _Writer:
+    """Turns one sequence's new ids into text, watching for its stop strings."""
+
+    def __init__(self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], decoder: Any) -> None:
+        self.prompt = prompt
+        self.options = options
+        self.sample: Sample | None = None
+        self.parts: list[str] = []
+        self.done = False
+        self._stops = stops
+        self._decoder = decoder
+        self._held = ""
+        self._read = 0
+        self._taken = 0
+
+    def room(self, model: LlamaForCausalLM) -> int:
+        """Return the tokens its slot must hold."""
+        return min(model.config.context_length, len(self.prompt) + self.options.max_new_tokens)
+
+    def read(self, engine: Engine) -> None:
+        """Decode the ids that have come; end the sequence if a stop string is complete."""
+        if self.sample is None or self.done:
+            return
+        text = self._held
+        for new_id in self.sample.new_ids[self._read :]:
+            if new_id not in self.sample.eos_ids:
+                text += self._decoder.push(new_id)
+        self._read = len(self.sample.new_ids)
+        if self.sample.finish:
+            text += self._decoder.flush()
+        found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        if found:
+            text = text[: min(found)]
+            if not self.sample.finish:
+                engine.leave(self.sample)
+        self.done = bool(found or self.sample.finish)
+        keep = 0 if self.done else _may_become_stop(text, self._stops)
+        self._held = text[len(text) - keep :]
+        text = text[: len(text) - keep]
+        if text:
+            self.parts.append(text)
+
+    def take(self) -> list[str]:
+        """Return the pieces found since the last call."""
+        fresh = self.parts[self._taken :]
+        self._taken = len(self.parts)
+        return fresh
+
+
+def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:
+    """Return how many characters at the end of ``text`` begin a stop string.
+
+    Example:
+        >>> _may_become_stop("so far <|e", ("<|end|>", "STOP"))
+        3
+    """
+    longest = max(map(len, stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return size
+    return 0
