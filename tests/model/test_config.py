@@ -1,0 +1,111 @@
+"""LlamaConfig: what it reads, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpe_llama.model import LlamaConfig
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_defaults_follow_from_what_is_given() -> None:
+    config = LlamaConfig(hidden_size=96, num_attention_heads=6)
+    assert (config.head_dim, config.num_key_value_heads) == (16, 6)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3},
+        {"rope_theta": 5e5, "rope_scaling": {"type": "llama3"} | {k: v for k, v in LLAMA3.items() if k != "rope_type"}},
+        {"rope_parameters": {"rope_theta": 5e5} | LLAMA3},
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3, "rope_parameters": {"rope_theta": 5e5} | LLAMA3},
+    ],
+)
+def test_rope_is_read_in_every_spelling(spelling: dict[str, Any]) -> None:
+    config = LlamaConfig(**spelling)
+    assert config.rope_parameters == {"rope_theta": 5e5} | LLAMA3
+    assert (config.rope_theta, config.rope_scaling) == (5e5, LLAMA3)
+
+
+def test_plain_rope_has_no_scaling() -> None:
+    assert LlamaConfig().rope_scaling is None
+    assert LlamaConfig(rope_scaling={"rope_type": "default"}).rope_scaling is None
+
+
+def test_replace_changes_one_thing() -> None:
+    config = LlamaConfig(rope_theta=5e5, rope_scaling=LLAMA3)
+    assert config.replace(rope_theta=1e6).rope == config.rope | {"rope_theta": 1e6}
+    assert config.replace(rope_scaling=None).rope == {"rope_theta": 5e5, "rope_type": "default"}
+    assert config.replace(num_hidden_layers=3).rope == config.rope
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    config = LlamaConfig(rope_scaling=LLAMA3, eos_token_id=[2, 7], dtype="bfloat16", tie_word_embeddings=True)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert LlamaConfig.from_json(tmp_path) == config
+    assert LlamaConfig.from_json(tmp_path / "config.json") == config
+
+
+def test_unknown_keys_are_passed_over_and_old_ones_read() -> None:
+    config = LlamaConfig.from_dict({"use_cache": True, "torch_dtype": "float16", "architectures": ["LlamaForCausalLM"]})
+    assert config.dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hidden_size": 100, "num_attention_heads": 3},
+            "hidden_size (100) is not a multiple of num_attention_heads",
+        ),
+        ({"num_key_value_heads": 5}, "num_attention_heads (32) is not a multiple of num_key_value_heads (5)"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+        ({"head_dim": 7}, "7 of head_dim 7 are rotated"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"eos_token_id": 32_000}, "eos_token_id is 32000, outside the vocabulary of 32000"),
+        ({"eos_token_id": [1, 40_000]}, "eos_token_id is 40000"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps (-1.0)"),
+        ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type is 'spiral'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "needs 'factor'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -2}}, "factor is -2"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}}, "it was already given as 2.0"),
+    ],
+)
+def test_refusals_name_the_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        LlamaConfig(**changes)
+    assert message in str(caught.value)
+
+
+def test_sizes_must_be_integers() -> None:
+    with pytest.raises(TypeError, match=r"hidden_size is 64\.0"):
+        LlamaConfig(hidden_size=64.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"num_key_value_heads": 5}'])
+def test_a_bad_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        LlamaConfig.from_json(path)
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        LlamaConfig.from_json(tmp_path)

@@ -1,0 +1,153 @@
+"""Generation against itself: batches, padding, chunks, seeds, joining and leaving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model.generation import Engine, GenerationOptions, stream_ids
+
+Make = Callable[..., LlamaForCausalLM]
+
+
+def alone(model: LlamaForCausalLM, prompt: list[int], options: GenerationOptions) -> list[int]:
+    """Return the naive continuation: the whole text scored anew for every id, no cache, no batch."""
+    from bpe_llama.model.sampling import sample_logits
+
+    ids: list[int] = []
+    while len(ids) < options.max_new_tokens:
+        logits = model(torch.tensor([prompt + ids])).logits[:, -1]
+        ids.append(int(sample_logits(logits, **options.sampling, seed=options.seed, step=len(ids))))  # type: ignore[arg-type]
+        if ids[-1] in model.config.eos_token_ids:
+            break
+    return ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_padded_batch_gives_what_each_prompt_gives_alone(tiny_model: Make, ids: Tensor, temperature: float) -> None:
+    model = tiny_model(eos_token_id=[2, 7, 8, 9, 10])
+    mask = torch.ones_like(ids)
+    mask[1, :7], mask[2, :19] = 0, 0
+    out = model.generate(ids, mask, max_new_tokens=25, temperature=temperature, seed=11)
+    options = GenerationOptions(max_new_tokens=25, temperature=temperature, seed=11)
+    expected = [alone(model, ids[row][mask[row] > 0].tolist(), options) for row in range(3)]
+    width = max(map(len, expected))
+    assert torch.equal(out[:, :20], ids)
+    assert out[:, 20:].tolist() == [row + [0] * (width - len(row)) for row in expected]
+    assert out.dtype == torch.int64
+
+
+def test_the_seed_decides(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    first, second = (model.generate(ids, max_new_tokens=12, temperature=1.5, seed=1) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, model.generate(ids, max_new_tokens=12, temperature=1.5, seed=2))
+
+
+def test_the_end_is_kept_and_then_padded(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    free = model.generate(ids, max_new_tokens=10, temperature=0.0, eos_id=())[:, 20:]
+    end = int(free[1, 3])
+    out = model.generate(ids, max_new_tokens=10, temperature=0.0, eos_id=end)[:, 20:]
+    for row, expected in zip(out.tolist(), free.tolist(), strict=True):
+        cut = expected.index(end) + 1 if end in expected else 10
+        assert row == (expected[:cut] + [0] * 10)[: out.shape[1]]
+    longer = model.generate(ids, max_new_tokens=10, min_new_tokens=10, temperature=0.0, eos_id=end)[:, 20:]
+    assert end not in longer[:, :9] and longer.shape == (3, 10)
+
+
+def test_streaming_yields_the_columns(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    columns = list(stream_ids(model, ids, max_new_tokens=6, seed=3))
+    assert torch.equal(torch.stack(columns, 1), model.generate(ids, max_new_tokens=6, seed=3)[:, 20:])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 20, 64])
+def test_prefill_in_chunks_changes_nothing(tiny_model: Make, ids: Tensor, chunk: int) -> None:
+    model = tiny_model(eos_token_id=None)
+    prompts = [ids[0].tolist(), ids[1, :2].tolist(), ids[2, :11].tolist()]
+    options = GenerationOptions(max_new_tokens=8, temperature=0.9, seed=2)
+    engine = Engine(model, 3, prefill_chunk=chunk)
+    samples = engine.join(prompts, [options] * 3)
+    while engine.step():
+        pass
+    assert [sample.new_ids for sample in samples] == [alone(model, prompt, options) for prompt in prompts]
+
+
+def test_requests_join_and_leave_a_running_batch(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    rows = ids.flatten().tolist()
+    requests = [
+        (rows[i : i + 3 + i % 5], GenerationOptions(max_new_tokens=3 + 7 * i % 11, temperature=i % 2 * 0.7, seed=i))
+        for i in range(12)
+    ]
+    engine, waiting, samples = Engine(model, slots=4), list(requests), []
+    while waiting or engine.live:
+        for _ in range(min(2, 4 - len(engine.live), len(waiting))):
+            prompt, options = waiting.pop(0)
+            samples += engine.join([prompt], [options])
+        engine.step()
+    for sample, (prompt, options) in zip(samples, requests, strict=True):
+        assert sample.new_ids == alone(model, prompt, options)
+        assert sample.finish == "length"
+    assert engine.cache.lengths == [0] * 4
+
+
+def test_a_request_can_be_cut_short(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=9, temperature=0.0)
+    engine = Engine(model, slots=2)
+    first, second = engine.join([ids[0].tolist(), ids[1, :4].tolist()], [options] * 2)
+    engine.leave(first)
+    while engine.step():
+        pass
+    assert (first.finish, len(first.new_ids)) == ("stop", 1)
+    assert second.new_ids == alone(model, ids[1, :4].tolist(), options)
+
+
+def test_generation_stops_where_the_context_ends(tiny_model: Make, ids: Tensor) -> None:
+    out = tiny_model(max_position_embeddings=24).generate(ids, max_new_tokens=50, temperature=0.0, eos_id=())
+    assert out.shape == (3, 24)
+
+
+def test_penalties_look_at_what_is_there(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    out = model.generate(ids, max_new_tokens=20, temperature=0.0, frequency_penalty=1e4, eos_id=())
+    assert all(len(set(row[20:])) == 20 and not set(row[20:]) & set(row[:20]) for row in out.tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"min_new_tokens": 65}, "min_new_tokens is 65"),
+        ({"temperature": -1.0}, "-1.0"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"attention_mask": torch.zeros(3, 20)}, "row 0 is all padding"),
+        ({"attention_mask": torch.ones(3, 19)}, r"\(3, 19\)"),
+        ({"attention_mask": torch.ones(3, 20).tril(0)}, "row 0 is not padded on the left"),
+    ],
+)
+def test_bad_requests_are_named(tiny_model: Make, ids: Tensor, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model().generate(ids, **options)
+
+
+def test_prompts_that_do_not_fit_are_refused(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(max_position_embeddings=20)
+    with pytest.raises(ValueError, match="20 ids, which leaves no room in a context of 20"):
+        model.generate(ids)
+    with pytest.raises(ValueError, match=r"shape \(1, 0\)"):
+        model.generate(torch.zeros(1, 0, dtype=torch.long))
+    engine = Engine(model, slots=2)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        engine.join([[1], []], [GenerationOptions()] * 2)
+    with pytest.raises(ValueError, match="3 prompts for 2 free slots"):
+        engine.join([[1]] * 3, [GenerationOptions()] * 3)
+    assert not engine.live
+    with pytest.raises(TypeError, match="tempratur"):
+        model.generate(ids, tempratur=1.0)

@@ -1,0 +1,221 @@
+"""The model against itself: what must not change its output, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
+
+Make = Callable[..., LlamaForCausalLM]
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+def cached(model: LlamaForCausalLM, ids: Tensor, sizes: list[int], mask: Tensor | None = None) -> Tensor:
+    """Return the logits of ``ids`` fed in pieces of the given sizes."""
+    cache, parts, start = KVCache(model.config, ids.shape[0]), [], 0
+    for size in sizes:
+        seen = None if mask is None else mask[:, : start + size]
+        parts.append(model(ids[:, start : start + size], seen, past_key_values=cache).logits)
+        start += size
+    assert start == ids.shape[1]
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("sizes", [[20], [7, 13], [1] * 20, [5, 1, 1, 13]])
+def test_the_cache_changes_nothing(tiny_model: Make, ids: Tensor, kv_heads: int, sizes: list[int]) -> None:
+    model = tiny_model(num_key_value_heads=kv_heads)
+    close(cached(model, ids, sizes), model(ids).logits)
+
+
+def test_a_row_does_not_depend_on_its_batch(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    together = model(ids).logits
+    for row in range(3):
+        close(model(ids[row : row + 1]).logits[0], together[row])
+
+
+@pytest.mark.parametrize("sizes", [[20], [6, 14], [9] + [1] * 11])
+def test_padding_on_the_left_changes_nothing(tiny_model: Make, ids: Tensor, sizes: list[int]) -> None:
+    model = tiny_model()
+    mask = torch.ones_like(ids)
+    mask[1, :5], mask[2, :8] = 0, 0
+    logits = cached(model, ids, sizes, mask)
+    for row, pads in enumerate([0, 5, 8]):
+        close(logits[row, pads:], model(ids[row : row + 1, pads:]).logits[0])
+
+
+def test_padding_on_the_right_changes_nothing(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    close(model(ids, mask).logits[1, :12], model(ids[1:2, :12]).logits[0])
+
+
+def test_padding_gives_no_nan(tiny_model: Make, ids: Tensor) -> None:
+    mask = torch.ones_like(ids)
+    mask[0, :19] = 0
+    assert tiny_model()(ids, mask).logits.isfinite().all()
+
+
+def test_slots_of_unlike_length_share_a_batch(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    cache = KVCache(model.config, batch_size=3, max_length=32)
+    for row, length in enumerate([3, 9, 14]):
+        slot = cache.rows(row, row + 1)
+        model(ids[row : row + 1, :length], past_key_values=slot)
+        cache.lengths[row] = slot.lengths[0]
+    assert cache.lengths == [3, 9, 14]
+    new = torch.stack([ids[0, 3:5], ids[1, 9:11], ids[2, 14:16]])
+    logits = model(new, past_key_values=cache).logits
+    for row, length in enumerate([3, 9, 14]):
+        close(logits[row], model(ids[row : row + 1, : length + 2]).logits[0, -2:])
+    assert cache.lengths == [5, 11, 16]
+
+
+def test_a_cache_can_forget_and_its_slots_move(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    cache = KVCache(model.config, batch_size=3, max_length=32)
+    model(ids, past_key_values=cache)
+    cache.truncate([4, 20, 10])
+    cache.move(2, 0)
+    assert cache.lengths == [10, 20, 0]
+    cache.reorder([1, 0, 1])
+    assert cache.lengths == [20, 10, 20]
+    logits = model(ids[:, :1], past_key_values=cache).logits
+    for row, (source, length) in enumerate([(1, 20), (2, 10), (1, 20)]):
+        whole = torch.cat([ids[source, :length], ids[row, :1]])[None]
+        close(logits[row], model(whole).logits[0, -1:])
+
+
+def test_later_tokens_do_not_reach_back(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    other = ids.clone()
+    other[:, 12:] = 5
+    close(model(other).logits[:, :12], model(ids).logits[:, :12])
+
+
+def test_only_the_last_logits_when_asked(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
+    with pytest.raises(ValueError, match="logits_to_keep"):
+        model(ids, labels=ids, logits_to_keep=2)
+
+
+def test_the_loss_is_the_mean_over_counted_labels(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    labels = ids.clone()
+    labels[:, :8] = -100
+    out = model(ids, labels=labels)
+    picked = out.logits[:, 7:-1].log_softmax(-1).gather(-1, labels[:, 8:, None])
+    assert out.loss.item() == pytest.approx(-picked.mean().item(), rel=1e-5)
+
+
+def test_a_seed_gives_the_same_model_and_leaves_the_global_generator_alone(tiny_model: Make) -> None:
+    before = torch.get_rng_state()
+    first, second, other = tiny_model(seed=4), tiny_model(seed=4), tiny_model(seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_tied_embeddings_are_one_matrix(tiny_model: Make) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert len(list(model.parameters())) == len(list(tiny_model().parameters())) - 1
+
+
+def test_frequencies_keep_float32_through_casts(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model().to(torch.bfloat16)
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(model.model.rotary_emb.inv_freq, tiny_model().model.rotary_emb.inv_freq)
+    assert model(ids).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama2-7b", 6_738_415_616),
+        ("llama3-8b", 8_030_261_248),
+        ("llama3.2-1b", 1_235_814_400),
+    ],
+)
+def test_published_shapes_have_the_published_size(name: str, parameters: int) -> None:
+    config = {
+        "llama2-7b": LlamaConfig(),
+        "llama3-8b": LlamaConfig(vocab_size=128_256, intermediate_size=14_336, num_key_value_heads=8),
+        "llama3.2-1b": LlamaConfig(
+            vocab_size=128_256,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=16,
+            num_key_value_heads=8,
+            tie_word_embeddings=True,
+        ),
+    }[name]
+    model = LlamaForCausalLM(config, device="meta")
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    with torch.device("meta"):
+        assert LlamaForCausalLM(config).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(3, dtype=torch.long), r"shape \(3,\)"),
+        (torch.zeros(2, 0, dtype=torch.long), r"shape \(2, 0\)"),
+        (torch.tensor([[4, 97]]), "id 97 is outside the vocabulary of 97"),
+        (torch.tensor([[-1, 4]]), "id -1"),
+    ],
+)
+def test_bad_ids_are_named(tiny_model: Make, bad: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(bad)
+
+
+def test_float_ids_are_a_type_error(tiny_model: Make) -> None:
+    with pytest.raises(TypeError, match=r"torch\.float32"):
+        tiny_model()(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("label", [-1, 97])
+def test_bad_labels_are_named(tiny_model: Make, ids: Tensor, label: int) -> None:
+    labels = ids.clone()
+    labels[1, 4] = label
+    with pytest.raises(ValueError, match=f"label {label} is neither"):
+        tiny_model()(ids, labels=labels)
+    with pytest.raises(ValueError, match=r"labels have shape \(3, 19\)"):
+        tiny_model()(ids, labels=ids[:, 1:])
+
+
+def test_a_mask_of_the_wrong_width_is_refused(tiny_model: Make, ids: Tensor) -> None:
+    with pytest.raises(ValueError, match="covers 19 columns; expected 20"):
+        tiny_model()(ids, torch.ones(3, 19))
+
+
+def test_a_full_cache_says_so(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    cache = KVCache(model.config, batch_size=3, max_length=8)
+    with pytest.raises(ValueError, match="exceed the cache's 8"):
+        model(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match="2 rows, but the cache has 3 slots"):
+        model(ids[:2, :4], past_key_values=cache)
+    assert cache.lengths == [0, 0, 0]
+    with pytest.raises(ValueError, match="cannot be cut to 3"):
+        cache.truncate([0, 3, 0])
+
+
+@torch.enable_grad()
+def test_every_weight_learns(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    model(ids, labels=ids).loss.backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())

@@ -1,0 +1,148 @@
+"""The model against transformers, on random weights that pass through the files both read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
+
+transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "multi-head": {},
+    "grouped-query": {"num_key_value_heads": 2},
+    "multi-query": {"num_key_value_heads": 1},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "head_dim of its own": {"head_dim": 20, "num_key_value_heads": 4},
+    "tied": {"tie_word_embeddings": True},
+    "another theta and eps": {"rope_theta": 5e5, "rms_norm_eps": 1e-3},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+    "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    transformers.utils.logging.disable_progress_bar()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+def config_of(case: str) -> LlamaConfig:
+    return LlamaConfig(
+        **(
+            {
+                "vocab_size": 101,
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 128,
+                "initializer_range": 0.2,
+                "pad_token_id": 0,
+            }
+            | CASES[case]
+        )
+    )
+
+
+@pytest.fixture(params=list(CASES))
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LlamaForCausalLM, Any]:
+    """Return our model and transformers', which has loaded what ours saved."""
+    ours = LlamaForCausalLM(config_of(request.param), seed=3).eval()
+    for name, weight in ours.named_parameters():  # norms of 1 and biases of 0 would hide a mistake
+        if weight.ndim == 1:
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2)
+    ours.save_pretrained(tmp_path)
+    theirs, report = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    return ours, theirs.eval()
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(3, 101, (3, 60), generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_and_loss(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
+    ours, theirs = pair
+    labels = ids.clone()
+    labels[:, :9] = -100
+    out, expected = ours(ids, labels=labels), theirs(ids, labels=labels)
+    assert_close(out.logits, expected.logits, atol=1e-4, rtol=0)
+    assert_close(out.loss, expected.loss, atol=1e-5, rtol=0)
+
+
+def test_cached_logits(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
+    ours, theirs = pair
+    expected = theirs(ids).logits
+    cache, past = KVCache(ours.config, 3), None
+    for start, end in [(0, 31), (31, 50), *((i, i + 1) for i in range(50, 60))]:
+        logits = ours(ids[:, start:end], past_key_values=cache).logits
+        assert_close(logits, expected[:, start:end], atol=1e-4, rtol=0)
+        out = theirs(ids[:, start:end], past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        assert_close(logits, out.logits, atol=1e-4, rtol=0)
+
+
+def test_padded_logits(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
+    ours, theirs = pair
+    mask = torch.ones_like(ids)
+    mask[1, :20], mask[2, :59] = 0, 0
+    logits, expected = ours(ids, mask).logits, theirs(ids, attention_mask=mask).logits
+    assert_close(logits[mask > 0], expected[mask > 0], atol=1e-4, rtol=0)
+
+
+def test_greedy_text(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
+    ours, theirs = pair
+    mask = torch.ones_like(ids)
+    mask[1, :20], mask[2, :59] = 0, 0
+    expected = theirs.generate(ids, attention_mask=mask, max_new_tokens=40, do_sample=False)
+    assert ours.generate(ids, mask, max_new_tokens=40, temperature=0.0).tolist() == expected.tolist()
+
+
+def test_what_transformers_saves(pair: tuple[LlamaForCausalLM, Any], ids: Tensor, tmp_path: Path) -> None:
+    ours, theirs = pair
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "theirs")
+    assert again.config.rope_parameters == ours.config.rope_parameters
+    assert torch.equal(again(ids).logits, ours(ids).logits)
+
+
+def test_bfloat16_within_its_rounding(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
+    ours, theirs = pair
+    exact = theirs(ids).logits
+    out = ours.to(torch.bfloat16)(ids).logits.float()
+    expected = theirs.to(torch.bfloat16)(ids).logits.float()
+    # Rounding grows through the layers; ours must not stray further from float32 than the reference does.
+    assert (out - exact).square().mean() < 1.5 * (expected - exact).square().mean()
+
+
+def test_gradients(ids: Tensor, tmp_path: Path) -> None:
+    ours = LlamaForCausalLM(config_of("grouped-query"), seed=3)
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    with torch.enable_grad():
+        ours(ids, labels=ids).loss.backward()
+        theirs(ids, labels=ids).loss.backward()
+    expected = {name: weight.grad for name, weight in theirs.named_parameters()}
+    for name, weight in ours.named_parameters():
+        assert_close(weight.grad, expected[name], atol=1e-5, rtol=1e-3)
