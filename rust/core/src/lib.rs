@@ -1,5 +1,6 @@
 //! Byte-level BPE: training, encoding, decoding, and sampling from logits.
 
+pub mod documents;
 mod error;
 pub mod pretokenize;
 pub mod sampler;

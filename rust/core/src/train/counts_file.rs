@@ -1,0 +1,188 @@
+//! Word counts to bytes and back.
+//!
+//! The format, all integers LEB128 unless said otherwise: the magic `BPEWORDS`, a version byte; the pattern (length, bytes); the number
+//! of special tokens and each of them; the number of words; each word in order of its bytes as the number of leading bytes that it
+//! shares with the word before, the number of further bytes, these bytes, and the count. Last, a CRC-32 of everything before it, four
+//! bytes, little-endian. Equal counts make equal files.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::count::WordCounts;
+use crate::{Error, Result};
+
+const MAGIC: &[u8; 8] = b"BPEWORDS";
+const VERSION: u8 = 1;
+
+impl WordCounts {
+    /// Writes the counts to a file, by way of a temporary file beside it: the file is the old one or the new one, never part of one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let io_error = |source| Error::Io { path: path.to_owned(), source };
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let temporary = Path::new(&name);
+        let written = std::fs::File::create(temporary).and_then(|mut file| {
+            file.write_all(&self.to_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(temporary, path)
+        });
+        written.map_err(|error| {
+            // What is left of a failed attempt is of no use; that it cannot be removed adds nothing to the first error.
+            let _ = std::fs::remove_file(temporary);
+            io_error(error)
+        })
+    }
+
+    /// Reads counts that [`WordCounts::save`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or no such file.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Self::from_bytes(&bytes).map_err(|error| Error::Format(format!("{}: {error}", path.display())))
+    }
+
+    /// Returns the counts in the file format: equal counts give equal bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.push(VERSION);
+        put_string(&mut bytes, self.pattern().as_bytes());
+        put(&mut bytes, self.special_tokens().len() as u64);
+        for token in self.special_tokens() {
+            put_string(&mut bytes, token.as_bytes());
+        }
+        let mut words = Vec::with_capacity(self.len());
+        self.for_each(|word, count| words.push((word.to_vec(), count)));
+        words.sort_unstable();
+        put(&mut bytes, words.len() as u64);
+        let mut before: &[u8] = &[];
+        for (word, count) in &words {
+            let shared = word.iter().zip(before).take_while(|(a, b)| a == b).count();
+            put(&mut bytes, shared as u64);
+            put_string(&mut bytes, &word[shared..]);
+            put(&mut bytes, *count);
+            before = word;
+        }
+        let checksum = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Returns the counts that [`WordCounts::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the bytes are anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let damaged = |what: &str| Error::Format(format!("damaged word counts: {what}"));
+        if !bytes.starts_with(MAGIC) {
+            return Err(Error::Format(format!(
+                "no word counts: the file does not begin with {:?}",
+                MAGIC.escape_ascii().to_string()
+            )));
+        }
+        let Some((body, &checksum)) = bytes.split_last_chunk::<4>().filter(|(body, _)| body.len() > MAGIC.len()) else {
+            return Err(damaged("the file ends too soon"));
+        };
+        if crc32fast::hash(body) != u32::from_le_bytes(checksum) {
+            return Err(damaged("the checksum differs"));
+        }
+        if body[MAGIC.len()] != VERSION {
+            return Err(damaged(&format!("version {}, expected {VERSION}", body[MAGIC.len()])));
+        }
+        // Past the checksum only a writer's error is left, but nothing here trusts a length.
+        let mut rest = &body[MAGIC.len() + 1..];
+        let parsed = (|| {
+            let pattern = String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?;
+            let mut special_tokens = Vec::new();
+            for _ in 0..take(&mut rest)? {
+                special_tokens.push(String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?);
+            }
+            let mut counts = Self::from_parts(&pattern, &special_tokens, []);
+            let mut word = Vec::new();
+            for _ in 0..take(&mut rest)? {
+                let shared = usize::try_from(take(&mut rest)?).ok().filter(|&shared| shared <= word.len())?;
+                word.truncate(shared);
+                word.extend_from_slice(take_string(&mut rest)?);
+                counts.add(&word, take(&mut rest)?);
+            }
+            rest.is_empty().then_some(counts)
+        })();
+        parsed.ok_or_else(|| damaged("a length is beyond the file's end"))
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn put_string(bytes: &mut Vec<u8>, string: &[u8]) {
+    put(bytes, string.len() as u64);
+    bytes.extend_from_slice(string);
+}
+
+fn take(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7F) << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn take_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(take(bytes)?).ok()?;
+    let (string, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(string)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sorted(counts: &WordCounts) -> Vec<(Vec<u8>, u64)> {
+        counts.most_common(usize::MAX)
+    }
+
+    proptest! {
+        #[test]
+        fn comes_back_as_it_was(words in prop::collection::btree_map(prop::collection::vec(any::<u8>(), 1..20), 1u64.., 0..50)) {
+            let counts = WordCounts::from_parts("a+", &["<x>".to_owned()], words.iter().map(|(word, &count)| (&word[..], count)));
+            let back = WordCounts::from_bytes(&counts.to_bytes()).expect("what was written");
+            prop_assert_eq!(sorted(&back), sorted(&counts));
+            prop_assert_eq!((back.pattern(), back.special_tokens()), (counts.pattern(), counts.special_tokens()));
+            prop_assert_eq!(back.to_bytes(), counts.to_bytes());
+        }
+
+        #[test]
+        fn damage_is_noticed(at in 0usize..1000, flip in 1u8.., cut in 0usize..1000) {
+            let bytes = WordCounts::from_words("a+", [(&b"word"[..], 3), (b"words", 70_000)]).to_bytes();
+            let mut damaged = bytes.clone();
+            damaged[at % bytes.len()] ^= flip;
+            prop_assert!(WordCounts::from_bytes(&damaged).is_err());
+            prop_assert!(WordCounts::from_bytes(&bytes[..cut % bytes.len()]).is_err());
+        }
+
+        /// With the checksum made to fit: no panic, no memory beyond the file's size.
+        #[test]
+        fn any_lengths_are_survived(body in prop::collection::vec(any::<u8>(), 0..60)) {
+            let mut bytes = [&MAGIC[..], &[VERSION], &body].concat();
+            let checksum = crc32fast::hash(&bytes);
+            bytes.extend_from_slice(&checksum.to_le_bytes());
+            let _ = WordCounts::from_bytes(&bytes);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A map from words to 64-bit counts, made for many short words: no allocation a word, one or two cache lines a look-up.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+
+/// Words of at most this many bytes lie in their entry; longer ones in the arena.
+const INLINE: usize = 15;
+
+/// In the top byte of `Word::high`: the word lies in the arena.
+const IN_ARENA: u64 = 0xFF;
+
+/// What one look-up needs: the packed word and its hash. Made by [`Key::new`] without looking at any map.
+#[derive(Clone, Copy)]
+pub(super) struct Key<'a> {
+    low: u64,
+    high: u64,
+    hash: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Key<'a> {
+    /// Packs and hashes `text[start..end]`. Given the whole text, a short word is one 16-byte load and a mask.
+    #[inline]
+    pub(super) fn new(text: &'a [u8], start: usize, end: usize) -> Self {
+        let bytes = &text[start..end];
+        if bytes.len() <= INLINE {
+            let packed = if let Some(Ok(block)) = text.get(start..start + 16).map(<[u8; 16]>::try_from) {
+                u128::from_le_bytes(block) & ((1 << (8 * bytes.len())) - 1)
+            } else {
+                let mut block = [0; 16];
+                block[..bytes.len()].copy_from_slice(bytes);
+                u128::from_le_bytes(block)
+            };
+            let (low, high) = (packed as u64, (packed >> 64) as u64 | (bytes.len() as u64) << 56);
+            Self { low, high, hash: fold(low, high), bytes }
+        } else {
+            let hash = FixedState::with_seed(0).hash_one(bytes);
+            Self { low: 0, high: IN_ARENA << 56 | bytes.len() as u64, hash, bytes }
+        }
+    }
+
+    /// The top bits of the hash: which of `1 << bits` shards the word belongs to.
+    #[inline]
+    pub(super) fn shard(&self, bits: u32) -> usize {
+        (self.hash >> (64 - bits)) as usize
+    }
+}
+
+/// Mixes 128 bits into 64: the two halves of one wide product.
+#[inline]
+fn fold(low: u64, high: u64) -> u64 {
+    // The digits of pi, so that no key of interest makes a factor zero.
+    let wide = u128::from(low ^ 0x243F_6A88_85A3_08D3) * u128::from(high ^ 0x1319_8A2E_0370_7344);
+    let mixed = wide as u64 ^ (wide >> 64) as u64;
+    // The low bits pick the slot, the high bits the shard: both must depend on everything.
+    mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (mixed >> 29)
+}
+
+/// 24 bytes a distinct word.
+#[derive(Debug, Clone, Copy)]
+struct Word {
+    /// The first 8 bytes, or where in the arena the word begins.
+    low: u64,
+    /// The next 7 bytes and the length, or the length and `IN_ARENA`.
+    high: u64,
+    count: u64,
+}
+
+/// Word counts. Iteration is in order of first appearance, so no hash reaches a result.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WordMap {
+    /// `tag << 32 | index + 1` into `words`; 0 is empty. A power of two long, at most two thirds full.
+    slots: Vec<u64>,
+    words: Vec<Word>,
+    arena: Vec<u8>,
+}
+
+impl WordMap {
+    /// The number of distinct words.
+    pub(super) fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Adds `count` to the word's count.
+    #[inline]
+    pub(super) fn add(&mut self, key: Key<'_>, count: u64) {
+        if (self.words.len() + 1) * 3 > self.slots.len() * 2 {
+            self.grow();
+        }
+        let mask = self.slots.len() - 1;
+        let tag = key.hash & 0xFFFF_FFFF_0000_0000;
+        let mut at = key.hash as usize & mask;
+        loop {
+            let slot = self.slots[at];
+            if slot == 0 {
+                break;
+            }
+            if slot & 0xFFFF_FFFF_0000_0000 == tag {
+                let index = (slot as u32 - 1) as usize;
+                if self.holds(index, &key) {
+                    self.words[index].count += count;
+                    return;
+                }
+            }
+            at = (at + 1) & mask;
+        }
+        let low = if key.high >> 56 == IN_ARENA { self.arena.len() as u64 } else { key.low };
+        if key.high >> 56 == IN_ARENA {
+            self.arena.extend_from_slice(key.bytes);
+        }
+        self.words.push(Word { low, high: key.high, count });
+        self.slots[at] = tag | self.words.len() as u64;
+    }
+
+    #[inline]
+    fn holds(&self, index: usize, key: &Key<'_>) -> bool {
+        let word = &self.words[index];
+        if word.high != key.high {
+            return false;
+        }
+        if key.high >> 56 == IN_ARENA { self.arena_bytes(word) == key.bytes } else { word.low == key.low }
+    }
+
+    fn arena_bytes(&self, word: &Word) -> &[u8] {
+        let start = word.low as usize;
+        &self.arena[start..start + (word.high & !(IN_ARENA << 56)) as usize]
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let size = (self.slots.len() * 2).max(64);
+        let mask = size - 1;
+        let mut slots = vec![0u64; size];
+        // Free the old table before the new one fills: the peak counts.
+        self.slots = Vec::new();
+        for (index, word) in self.words.iter().enumerate() {
+            let hash = if word.high >> 56 == IN_ARENA {
+                FixedState::with_seed(0).hash_one(self.arena_bytes(word))
+            } else {
+                fold(word.low, word.high)
+            };
+            let mut at = hash as usize & mask;
+            while slots[at] != 0 {
+                at = (at + 1) & mask;
+            }
+            slots[at] = hash & 0xFFFF_FFFF_0000_0000 | (index as u64 + 1);
+        }
+        self.slots = slots;
+    }
+
+    /// Calls `visit` with each word and its count, in order of first appearance.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&[u8], u64)) {
+        for word in &self.words {
+            if word.high >> 56 == IN_ARENA {
+                visit(self.arena_bytes(word), word.count);
+            } else {
+                let packed = u128::from(word.low) | u128::from(word.high) << 64;
+                visit(&packed.to_le_bytes()[..(word.high >> 56) as usize], word.count);
+            }
+        }
+    }
+
+    /// Adds all of `other`'s counts.
+    pub(super) fn merge(&mut self, other: &Self) {
+        other.for_each(|bytes, count| self.add(Key::new(bytes, 0, bytes.len()), count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Words of every length around the inline bound, zeros included, against the standard map.
+        #[test]
+        fn counts_like_a_btree_map(words in prop::collection::vec(prop::collection::vec(0u8..3, 0..20), 0..300)) {
+            let (mut map, mut expected) = (WordMap::default(), BTreeMap::new());
+            for word in &words {
+                // The word with text behind it and at the very end: both ways of loading it.
+                for tail in [&b"0123456789abcdef"[..], b""] {
+                    let text = [&word[..], tail].concat();
+                    map.add(Key::new(&text, 0, word.len()), 1);
+                    *expected.entry(word.clone()).or_insert(0u64) += 1;
+                }
+            }
+            let mut got = BTreeMap::new();
+            map.for_each(|bytes, count| assert!(got.insert(bytes.to_vec(), count).is_none()));
+            prop_assert_eq!(&got, &expected);
+            let mut twice = map.clone();
+            twice.merge(&map);
+            twice.for_each(|bytes, count| assert_eq!(count, 2 * expected[bytes]));
+            prop_assert_eq!(twice.len(), expected.len());
+        }
+    }
+}
