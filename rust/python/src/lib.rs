@@ -4,9 +4,11 @@
 use pyo3::prelude::*;
 
 mod error;
+mod train;
 
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    train::register(module)?;
     Ok(())
 }

@@ -1,0 +1,293 @@
+//! Counting words and learning merges.
+#![allow(clippy::needless_pass_by_value, reason = "pyo3 hands arguments over by value")]
+
+use std::path::PathBuf;
+
+use bpe_llama::documents::{DocumentOptions, Documents, expand_paths as expand};
+use bpe_llama::pretokenize::Pretokenizer;
+use bpe_llama::train::train_owned;
+use bpe_llama::train::{
+    Batch, Progress, TrainOptions, Trained, WordCounts as Counts, count_batches, count_files, train,
+};
+use bpe_llama::{Error, Result};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
+
+use crate::error::to_py;
+
+/// What a call to Python raised, kept while the core unwinds with [`Error::Interrupted`].
+#[derive(Default)]
+struct Raised(Option<PyErr>);
+
+impl Raised {
+    fn keep<T>(&mut self, result: PyResult<T>) -> Result<T> {
+        result.map_err(|error| {
+            self.0 = Some(error);
+            Error::Interrupted
+        })
+    }
+}
+
+/// Runs `work` without the GIL. It gets a function that reports progress and notices signals; what that raised comes out.
+fn run<T: Send>(
+    py: Python<'_>,
+    on_progress: Option<&Py<PyAny>>,
+    work: impl FnOnce(&mut dyn FnMut(Progress) -> Result<()>) -> Result<T> + Send,
+) -> PyResult<T> {
+    let mut raised = Raised::default();
+    let result = py.detach(|| {
+        work(&mut |progress| {
+            Python::attach(|py| raised.keep(py.check_signals().and_then(|()| report(py, on_progress, progress))))
+        })
+    });
+    result.map_err(|error| raised.0.unwrap_or_else(|| to_py(error)))
+}
+
+fn report(py: Python<'_>, on_progress: Option<&Py<PyAny>>, progress: Progress) -> PyResult<()> {
+    let Some(on_progress) = on_progress else { return Ok(()) };
+    match progress {
+        Progress::Counting { bytes, read, total } => on_progress.call1(py, ("count", read.unwrap_or(bytes), total)),
+        Progress::Merging { done, total } => on_progress.call1(py, ("merge", done, total)),
+        _ => return Ok(()),
+    }?;
+    Ok(())
+}
+
+/// What decides which words a text has.
+#[derive(FromPyObject)]
+struct Splitting {
+    #[pyo3(item)]
+    pattern: String,
+    #[pyo3(item)]
+    special_tokens: Vec<String>,
+    #[pyo3(item)]
+    num_threads: Option<usize>,
+}
+
+impl Splitting {
+    fn threads(&self) -> usize {
+        self.num_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+fn from_files(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    splitting: Splitting,
+    separator: Option<String>,
+    field: String,
+    on_progress: Option<&Py<PyAny>>,
+) -> PyResult<Counts> {
+    run(py, on_progress, |on_progress| {
+        let splitter = Pretokenizer::new(&splitting.pattern)?;
+        let num_threads = splitting.threads();
+        let options = DocumentOptions { separator, field, special_tokens: splitting.special_tokens };
+        count_files(&mut Documents::new(paths, splitter, options)?, num_threads, on_progress)
+    })
+}
+
+fn from_iterator(texts: &Bound<'_, PyAny>, splitting: &Splitting, on_progress: Option<&Py<PyAny>>) -> PyResult<Counts> {
+    let iterator = texts.try_iter()?.unbind();
+    let mut raised = Raised::default();
+    let mut index = 0;
+    let result = run(texts.py(), on_progress, |on_progress| {
+        let mut next_batch = || {
+            let batch = Python::attach(|py| fill_batch(iterator.bind(py), &mut index));
+            raised.keep(batch).map(|batch| (!batch.is_empty()).then_some(batch))
+        };
+        let splitter = Pretokenizer::new(&splitting.pattern)?;
+        count_batches(&splitter, &splitting.special_tokens, splitting.threads(), &mut next_batch, on_progress)
+    });
+    result.map_err(|error| raised.0.unwrap_or(error))
+}
+
+/// Takes texts from the iterator until the batch is full.
+fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<Batch> {
+    let mut batch = Batch::default();
+    for text in iterator.clone() {
+        let text = text?;
+        let Ok(text) = text.cast_into::<PyString>() else {
+            let what = "the iterator's item is no str";
+            return Err(PyTypeError::new_err(format!("{what}: item {index}")));
+        };
+        *index += 1;
+        if let Ok(text) = text.to_str() {
+            batch.push(text);
+        } else {
+            // Lone surrogates become U+FFFD, and pairs of them the character they mean.
+            let utf16 = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;
+            batch.push(utf16.call_method1("decode", ("utf-16-le", "replace"))?.cast::<PyString>()?.to_str()?);
+        }
+        if batch.is_full() {
+            break;
+        }
+    }
+    Ok(batch)
+}
+
+/// What to train, as the Python side passes it.
+#[derive(FromPyObject)]
+struct Options {
+    #[pyo3(item)]
+    vocab_size: usize,
+    #[pyo3(item)]
+    num_special_tokens: usize,
+    #[pyo3(item)]
+    min_frequency: u64,
+    #[pyo3(item)]
+    max_token_length: Option<usize>,
+}
+
+impl From<Options> for TrainOptions {
+    fn from(options: Options) -> Self {
+        Self {
+            vocab_size: options.vocab_size,
+            special_tokens: options.num_special_tokens,
+            min_frequency: options.min_frequency,
+            max_token_length: options.max_token_length,
+        }
+    }
+}
+
+/// Tokens in order of id, and merges as pairs of ids.
+type Vocabulary<'py> = (Vec<Bound<'py, PyBytes>>, Vec<Bound<'py, PyTuple>>);
+
+fn vocabulary(py: Python<'_>, trained: Trained) -> PyResult<Vocabulary<'_>> {
+    let tokens = trained.tokens.iter().map(|token| PyBytes::new(py, token)).collect();
+    let merges = trained.merges.into_iter().map(|pair| pair.into_pyobject(py)).collect::<PyResult<_>>()?;
+    Ok((tokens, merges))
+}
+
+#[pyclass(frozen, module = "bpe_llama._core")]
+pub(crate) struct WordCounts(Counts);
+
+#[pymethods]
+impl WordCounts {
+    #[staticmethod]
+    fn from_files(
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        splitting: Splitting,
+        separator: Option<String>,
+        field: String,
+        on_progress: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        from_files(py, paths, splitting, separator, field, on_progress.as_ref()).map(Self)
+    }
+
+    #[staticmethod]
+    fn from_iterator(texts: &Bound<'_, PyAny>, splitting: Splitting, on_progress: Option<Py<PyAny>>) -> PyResult<Self> {
+        from_iterator(texts, &splitting, on_progress.as_ref()).map(Self)
+    }
+
+    #[staticmethod]
+    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
+        py.detach(|| Counts::from_bytes(data)).map(Self).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| Counts::load(&path)).map(Self).map_err(to_py)
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &py.detach(|| self.0.to_bytes()))
+    }
+
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.0.save(&path)).map_err(to_py)
+    }
+
+    fn __add__(&self, py: Python<'_>, other: &Self) -> PyResult<Self> {
+        py.detach(|| {
+            let mut sum = self.0.clone();
+            sum.merge(&other.0).map(|()| Self(sum))
+        })
+        .map_err(to_py)
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    #[getter]
+    fn total(&self) -> u64 {
+        self.0.total()
+    }
+
+    #[getter]
+    fn pattern(&self) -> &str {
+        self.0.pattern()
+    }
+
+    #[getter]
+    fn special_tokens(&self) -> Vec<String> {
+        self.0.special_tokens().to_vec()
+    }
+
+    fn most_common<'py>(&self, py: Python<'py>, n: Option<usize>) -> Vec<(Bound<'py, PyBytes>, u64)> {
+        let words = py.detach(|| self.0.most_common(n.unwrap_or(usize::MAX)));
+        words.into_iter().map(|(word, count)| (PyBytes::new(py, &word), count)).collect()
+    }
+}
+
+#[pyfunction]
+fn expand_paths(py: Python<'_>, path: &str) -> PyResult<Vec<PathBuf>> {
+    py.detach(|| expand(path)).map_err(to_py)
+}
+
+#[pyfunction]
+fn train_merges<'py>(
+    py: Python<'py>,
+    counts: &WordCounts,
+    options: Options,
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<Vocabulary<'py>> {
+    let options = options.into();
+    let trained = run(py, on_progress.as_ref(), |on_progress| train(&counts.0, &options, on_progress))?;
+    vocabulary(py, trained)
+}
+
+/// Counts and trains in one call, so that the counts' memory is free when merging begins.
+#[pyfunction]
+fn train_from_files(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    splitting: Splitting,
+    separator: Option<String>,
+    field: String,
+    options: Options,
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<Vocabulary<'_>> {
+    let options = TrainOptions::from(options);
+    options.check().map_err(to_py)?;
+    let counts = from_files(py, paths, splitting, separator, field, on_progress.as_ref())?;
+    let trained = run(py, on_progress.as_ref(), |on_progress| train_owned(counts, &options, on_progress))?;
+    vocabulary(py, trained)
+}
+
+/// As [`train_from_files`], from an iterator of texts.
+#[pyfunction]
+fn train_from_iterator<'py>(
+    texts: &Bound<'py, PyAny>,
+    splitting: Splitting,
+    options: Options,
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<Vocabulary<'py>> {
+    let options = TrainOptions::from(options);
+    options.check().map_err(to_py)?;
+    let py = texts.py();
+    let counts = from_iterator(texts, &splitting, on_progress.as_ref())?;
+    let trained = run(py, on_progress.as_ref(), |on_progress| train_owned(counts, &options, on_progress))?;
+    vocabulary(py, trained)
+}
+
+/// Adds this file's names to the module.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<WordCounts>()?;
+    module.add_function(wrap_pyfunction!(expand_paths, module)?)?;
+    module.add_function(wrap_pyfunction!(train_merges, module)?)?;
+    module.add_function(wrap_pyfunction!(train_from_files, module)?)?;
+    module.add_function(wrap_pyfunction!(train_from_iterator, module)?)
+}
