@@ -56,7 +56,9 @@ class LlamaModel(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # An nn.Embedding made in the usual way draws its numbers, which on the meta device costs seconds of imports.
+        empty = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(empty, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
@@ -147,9 +149,18 @@ class LlamaForCausalLM(nn.Module):
         self.to(dtype or torch.get_default_dtype())
         self.tie_weights()
         if device.type != "meta":
-            self.to_empty(device=device)
-            self.tie_weights()
+            self.allocate(device)
             self.reset_parameters(seed)
+
+    def allocate(self, device: torch.device) -> None:
+        """Give every weight memory on a device, its values not set; `nn.Module.to_empty` without its seconds of imports."""
+        for module in self.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                setattr(module, name, nn.Parameter(empty, weight.requires_grad))
+        self.model.rotary_emb.inv_freq = torch.empty(0, device=device)
+        self.model.rotary_emb.reset_frequencies()
+        self.tie_weights()
 
     def tie_weights(self) -> None:
         """Make the head share the embedding's matrix, where the config says so."""

@@ -14,8 +14,8 @@ from bpe_llama.model.llama import LlamaForCausalLM
 
 def empty_model(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
     """Return a model whose weights are allocated but not set, in evaluation mode."""
-    model = LlamaForCausalLM(config, device="meta", dtype=dtype).to_empty(device=device)
-    model.tie_weights()
+    model = LlamaForCausalLM(config, device="meta", dtype=dtype)
+    model.allocate(device)
     return model.eval()
 
 
