@@ -58,7 +58,7 @@ class LlamaModel(nn.Module):
         self.config = config
         # An nn.Embedding made in the usual way draws its numbers, which on the meta device costs seconds of imports.
         empty = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(empty, freeze=False)
+        self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(empty, freeze=False)  # type: ignore[no-untyped-call]
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
@@ -153,7 +153,10 @@ class LlamaForCausalLM(nn.Module):
             self.reset_parameters(seed)
 
     def allocate(self, device: torch.device) -> None:
-        """Give every weight memory on a device, its values not set; `nn.Module.to_empty` without its seconds of imports."""
+        """Give every weight memory on a device, its values not set.
+
+        `nn.Module.to_empty` would do the same, after seconds of imports.
+        """
         for module in self.modules():
             for name, weight in module.named_parameters(recurse=False):
                 empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)

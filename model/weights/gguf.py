@@ -1,0 +1,259 @@
+"""Load LLaMA weights from a GGUF file, llama.cpp's format, dequantised tensor by tensor.
+
+Three things differ from Hugging Face's layout and are undone here: tensors have other names, the rows of the query and
+key projections are ordered for interleaved rotary pairs, and the output matrix is left out where it is the embedding.
+The quantised formats themselves are the `gguf` package's business.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `convert_hf_to_gguf.py` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpe_llama._gguf import GGUFHeader, TensorInfo, read_gguf_header
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
+
+_CHUNK_ELEMENTS = 1 << 24  # dequantise 64 MiB of float32 at a time, however large the tensor
+
+_OUTER_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+def load_gguf(
+    path: str | os.PathLike[str],
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> LlamaForCausalLM:
+    """Return the model stored in a GGUF file, in evaluation mode.
+
+    Quantised weights are dequantised as they are read, so memory peaks at the weights in `dtype` and one tensor more.
+
+    Args:
+        path: A `.gguf` file of a LLaMA: F32, F16, BF16, or any quantised format the `gguf` package knows.
+        dtype: `"auto"` is the format of the file's matrices, float32 where they are quantised.
+        device: `"auto"` is CUDA where there is one, else the CPU.
+        progress: Called with tensors read and tensors in all, after each.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, of another architecture, or its tensors do not fit its metadata.
+    """
+    header = read_gguf_header(path)
+    try:
+        config = LlamaConfig.from_dict(config_from_gguf(header))
+    except TypeError as error:
+        raise ValueError(f"{header.path}: {error}") from None
+    places = {huggingface_name(name) or name: info for name, info in header.tensors.items() if name != _ROPE_FACTORS}
+    check_shapes({name: info.shape for name, info in places.items()}, expected_shapes(config), header.path)
+    unknown = sorted({info.type_name for info in places.values() if info.nbytes is None})
+    if unknown:
+        raise ValueError(f"{header.path}: tensors in number formats that are not known: {', '.join(unknown)}")
+    stored = header.tensors.get("blk.0.attn_q.weight", header.tensors["token_embd.weight"]).type_name
+    model = empty_model(config, resolve_dtype(dtype, auto=_DTYPES.get(stored)), resolve_device(device))
+    return fill(model, _stream(header, places, config, model.dtype, progress))
+
+
+def huggingface_name(gguf_name: str) -> str | None:
+    """Return Hugging Face's name of a GGUF tensor, or None where there is none.
+
+    Example:
+        >>> huggingface_name("blk.3.attn_q.weight")
+        'model.layers.3.self_attn.q_proj.weight'
+    """
+    if match := _LAYER_TENSOR.fullmatch(gguf_name):
+        layer, part, kind = match.groups()
+        return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}" if part in _LAYER_NAMES else None
+    part, _, kind = gguf_name.rpartition(".")
+    return f"{_OUTER_NAMES[part]}.{kind}" if part in _OUTER_NAMES and kind == "weight" else None
+
+
+def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
+    """Return the model's `config.json` as a dictionary, made from the `llama.*` metadata.
+
+    Raises:
+        ValueError: If the architecture is not llama, a key is missing, or the file asks for what is not supported.
+    """
+    metadata, tensors = header.metadata, header.tensors
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"{header.path}: architecture {architecture!r}, expected 'llama'")
+    if metadata.get("llama.expert_count", 0):
+        raise ValueError(f"{header.path}: a mixture of experts; GGUF files of such models are not supported")
+
+    def required(key: str) -> Any:
+        if (value := metadata.get(f"llama.{key}")) is None:
+            raise ValueError(f"{header.path}: metadata 'llama.{key}' is missing")
+        return value
+
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{header.path}: tensor 'token_embd.weight' is missing")
+    heads, hidden_size = required("attention.head_count"), required("embedding_length")
+    if not isinstance(heads, int) or heads < 1:
+        raise ValueError(
+            f"{header.path}: metadata 'llama.attention.head_count' is {heads!r}, expected a positive integer"
+        )
+    head_dim = metadata.get("llama.attention.key_length", hidden_size // heads)
+    rotary = metadata.get("llama.rope.dimension_count", head_dim)
+    if rotary != head_dim:
+        raise ValueError(
+            f"{header.path}: rotates {rotary} of {head_dim} dimensions a head, only all of them is supported"
+        )
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "hidden_size": hidden_size,
+        "intermediate_size": required("feed_forward_length"),
+        "num_hidden_layers": required("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": required("context_length"),
+        "rms_norm_eps": required("attention.layer_norm_rms_epsilon"),
+        "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
+        "rope_scaling": _rope_scaling(header, head_dim),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "hidden_act": "silu",
+    }
+    for key in ("bos", "eos"):
+        if (token_id := metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            config[f"{key}_token_id"] = token_id
+    return config
+
+
+def _rope_scaling(header: GGUFHeader, head_dim: int) -> dict[str, Any] | None:
+    kind = header.metadata.get("llama.rope.scaling.type", "none")
+    if _ROPE_FACTORS in header.tensors:
+        return _llama3_scaling(header, head_dim)
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise ValueError(f"{header.path}: rope scaling {kind!r}, expected none, linear, yarn or llama3's factors")
+    scaling = {"rope_type": kind, "factor": header.metadata.get("llama.rope.scaling.factor", 1.0)}
+    if kind == "yarn" and (length := header.metadata.get("llama.rope.scaling.original_context_length")):
+        scaling["original_max_position_embeddings"] = length
+    return scaling
+
+
+def _llama3_scaling(header: GGUFHeader, head_dim: int) -> dict[str, Any]:
+    """Return the llama3 scaling whose factors are the tensor `rope_freqs.weight`.
+
+    The file keeps the factors and not the four numbers they come from. Every model of the 3.1 to 3.3 family has the
+    same bounds and a factor that shows as the largest entry, so these are tried and the result compared.
+    """
+    factors = read_tensor(header, header.tensors[_ROPE_FACTORS], torch.float32).flatten()
+    scaling = {
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    theta = header.metadata.get("llama.rope.freq_base", 10_000.0)
+    turns = 8192 * theta ** -(torch.arange(0, head_dim, 2).float() / head_dim) / (2 * torch.pi)
+    smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
+    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    if factors.shape != expected.shape or not torch.allclose(factors, expected, rtol=1e-3):
+        raise ValueError(f"{header.path}: 'rope_freqs.weight' holds factors other than Llama 3's")
+    return scaling
+
+
+def read_tensor(header: GGUFHeader, info: TensorInfo, dtype: torch.dtype) -> Tensor:
+    """Return one tensor, dequantised to `dtype`, in GGUF's row order.
+
+    Raises:
+        ValueError: If its number format is not known.
+
+    Cost: reads the tensor once; apart from the result it holds 64 MiB at most.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    if info.nbytes is None:
+        raise ValueError(f"{header.path}: tensor {info.name!r} has number format {info.type_id}, which is not known")
+    rows = info.shape[0] if len(info.shape) > 1 else 1
+    out = torch.empty(info.shape, dtype=dtype)
+    if out.numel() == 0:
+        return out
+    raw = np.memmap(header.path, np.uint8, "c", info.start, (rows, info.nbytes // rows))
+    step = max(1, _CHUNK_ELEMENTS * rows // out.numel())
+    flat = out.view(rows, -1)
+    for begin in range(0, rows, step):
+        values = dequantize(raw[begin : begin + step], GGMLQuantizationType(info.type_id))
+        flat[begin : begin + step] = torch.from_numpy(values)
+    return out
+
+
+def half_split_rows(weight: Tensor, heads: int) -> Tensor:
+    """Return a query or key projection with its rows ordered as Hugging Face orders them.
+
+    llama.cpp turns neighbouring rows `(2 i, 2 i + 1)` of a head as a pair, Hugging Face rows `(i, i + H/2)`.
+
+    Args:
+        weight: Weight `(heads * H, D)` or bias `(heads * H,)`.
+        heads: Number of heads, key/value heads for a key projection.
+
+    Example:
+        >>> half_split_rows(torch.arange(8), heads=2)
+        tensor([0, 2, 1, 3, 4, 6, 5, 7])
+    """
+    pairs = weight.shape[0] // heads // 2
+    return weight.view(heads, pairs, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def interleaved_rows(weight: Tensor, heads: int) -> Tensor:
+    """Return the inverse of `half_split_rows`: rows as llama.cpp orders them.
+
+    Example:
+        >>> interleaved_rows(torch.tensor([0, 2, 1, 3]), heads=1)
+        tensor([0, 1, 2, 3])
+    """
+    pairs = weight.shape[0] // heads // 2
+    return weight.view(heads, 2, pairs, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def _stream(
+    header: GGUFHeader,
+    places: dict[str, TensorInfo],
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[str, Tensor]]:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.kv_heads}
+    for done, (name, info) in enumerate(places.items(), start=1):
+        tensor = read_tensor(header, info, dtype)
+        part = name.split(".")[-2]
+        yield name, half_split_rows(tensor, heads[part]) if part in heads else tensor
+        if progress is not None:
+            progress(done, len(places))

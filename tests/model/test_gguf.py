@@ -1,0 +1,214 @@
+"""GGUF in: every number format, names, rotary order, config; and files that must be refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bpe_llama._gguf import read_gguf_header
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.weights.gguf import half_split_rows, interleaved_rows, load_gguf, read_tensor
+
+gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
+
+CONFIG = LlamaConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    rope_theta=50_000.0,
+    rms_norm_eps=1e-5,
+)
+LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def permuted(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """llama.cpp's conversion, row by row: the oracle of `interleaved_rows`."""
+    size = weight.shape[0] // heads
+    rows = [
+        head * size + pair + half * (size // 2) for head in range(heads) for pair in range(size // 2) for half in (0, 1)
+    ]
+    return weight[rows]
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM, leave_out: str = "", **metadata: Any) -> Path:
+    """Write a model with the gguf package alone, in float32, by code independent of ours."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"))
+    writer.add_block_count(metadata.pop("block_count", config.num_hidden_layers))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_rope_freq_base(config.rope["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for key, value in metadata.items():
+        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for name, tensor in model.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        values = tensor.numpy()
+        if module.startswith("model.layers."):
+            _, _, layer, part = module.split(".", 3)
+            target = f"blk.{layer}.{LAYER[part]}"
+            if part.endswith(("q_proj", "k_proj")):
+                values = permuted(values, config.num_attention_heads if part.endswith("q_proj") else config.kv_heads)
+        elif module == "lm_head" and config.tie_word_embeddings:
+            continue
+        else:
+            target = outer[module]
+        if target != leave_out:
+            writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
+def test_a_model_comes_back_weight_for_weight(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = LlamaForCausalLM(CONFIG.replace(**changes), seed=3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(generator=torch.Generator().manual_seed(1))
+    loaded = load_gguf(write_gguf(tmp_path / "m.gguf", model), device="cpu")
+    assert loaded.dtype == torch.float32 and not loaded.training
+    assert {
+        name: getattr(loaded.config, name) for name in ("rope_theta", "head_dim", "kv_heads", "tie_word_embeddings")
+    } == {name: getattr(model.config, name) for name in ("rope_theta", "head_dim", "kv_heads", "tie_word_embeddings")}
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    ids = torch.arange(20)[None]
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_formats_that_the_package_writes_come_back_as_it_reads_them(tmp_path: Path, name: str) -> None:
+    values = np.random.default_rng(0).normal(size=(48, 256)).astype(np.float32)
+    check_format(tmp_path / "t.gguf", name, gguf.quants.quantize(values, gguf.GGMLQuantizationType[name]))
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_k_quants_of_random_blocks_come_back_as_the_package_reads_them(tmp_path: Path, name: str) -> None:
+    _, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    stored = np.random.default_rng(1).integers(0, 120, size=(48, nbytes), dtype=np.uint8)  # no byte makes a scale inf
+    check_format(tmp_path / "t.gguf", name, stored)
+
+
+def check_format(path: Path, name: str, stored: np.ndarray[Any, Any]) -> None:
+    kind = gguf.GGMLQuantizationType[name]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("before", np.zeros(5, np.float32))
+    writer.add_tensor("t", stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    header = read_gguf_header(path)
+    ours = read_tensor(header, header.tensors["t"], torch.float32)
+    theirs = gguf.quants.dequantize(gguf.GGUFReader(path).tensors[1].data, kind)
+    assert header.tensors["t"].type_name == name
+    assert ours.shape == (48, 256)
+    assert np.isfinite(theirs).all()
+    np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def test_chunked_reading_equals_reading_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpe_llama.model.weights.gguf._CHUNK_ELEMENTS", 256 * 7)
+    values = np.random.default_rng(0).normal(size=(48, 256)).astype(np.float32)
+    check_format(tmp_path / "t.gguf", "Q8_0", gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0))
+
+
+@pytest.mark.parametrize("shape", [(24,), (24, 5)])
+def test_rotary_orders_undo_each_other_and_match_the_conversion(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for heads in (1, 2, 3):
+        assert np.array_equal(interleaved_rows(weight, heads).numpy(), permuted(weight.numpy(), heads))
+        assert torch.equal(half_split_rows(interleaved_rows(weight, heads), heads), weight)
+
+
+def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 8192
+    config = CONFIG.replace(rope_theta=500_000.0, rope_scaling=rope, max_position_embeddings=131_072)
+    scaled = LlamaForCausalLM(config).model.rotary_emb.inv_freq
+    plain = LlamaForCausalLM(CONFIG.replace(rope_theta=500_000.0)).model.rotary_emb.inv_freq
+
+    path = write_gguf(tmp_path / "plain.gguf", LlamaForCausalLM(config))
+    header = read_gguf_header(path)
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(tmp_path / "factors.gguf", "llama")
+    for key, value in header.metadata.items():
+        if key != "general.architecture":
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    loaded = load_gguf(tmp_path / "factors.gguf", device="cpu")
+    assert loaded.config.rope_scaling == rope
+    torch.testing.assert_close(loaded.model.rotary_emb.inv_freq, scaled, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architecture": "gemma3"}, "architecture 'gemma3', expected 'llama'"),
+        ({"leave_out": "blk.1.ffn_up"}, r"missing: model\.layers\.1\.mlp\.up_proj\.weight"),
+        ({"leave_out": "token_embd"}, r"'token_embd\.weight' is missing"),
+        ({"block_count": 1}, r"unexpected: .*model\.layers\.1\.mlp\.down_proj\.weight"),
+        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
+        ({"llama.rope.scaling.type": "novel"}, "rope scaling 'novel'"),
+    ],
+)
+def test_files_that_are_no_such_model_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG), **options)
+    with pytest.raises(ValueError, match=message):
+        load_gguf(path, device="cpu")
+
+
+def test_a_truncated_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG))
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="truncated GGUF file: tensor"):
+        LlamaForCausalLM.from_pretrained(path)
+
+
+def test_a_chosen_dtype_is_kept(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG, seed=1))
+    loaded = LlamaForCausalLM.from_pretrained(path, dtype="bfloat16", device="cpu")
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_progress_counts_every_tensor(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG))
+    load_gguf(path, device="cpu", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 21) for done in range(1, 22)]
