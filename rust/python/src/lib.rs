@@ -4,11 +4,13 @@
 use pyo3::prelude::*;
 
 mod error;
+mod pretokenize;
 mod train;
 
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    pretokenize::register(module)?;
     train::register(module)?;
     Ok(())
 }

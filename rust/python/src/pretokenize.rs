@@ -1,0 +1,23 @@
+//! Splitting text into pieces, as Python's tests and curious readers see it.
+
+use bpe_llama::pretokenize::Pretokenizer;
+use pyo3::prelude::*;
+use pyo3::types::PyModule;
+
+use crate::error::to_py;
+
+#[pyfunction]
+fn split_pieces<'text>(py: Python<'_>, pattern: &str, text: &'text str) -> PyResult<Vec<&'text str>> {
+    py.detach(|| Pretokenizer::new(pattern)?.split(text)).map_err(to_py)
+}
+
+#[pyfunction]
+fn pattern_regex(pattern: &str) -> PyResult<String> {
+    Ok(Pretokenizer::new(pattern).map_err(to_py)?.pattern().to_owned())
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("UNICODE_VERSION", bpe_llama::pretokenize::UNICODE_VERSION)?;
+    module.add_function(wrap_pyfunction!(split_pieces, module)?)?;
+    module.add_function(wrap_pyfunction!(pattern_regex, module)?)
+}
