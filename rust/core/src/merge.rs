@@ -1,0 +1,276 @@
+//! BPE of one piece: bytes to ids, merging the best adjacent pair first.
+//!
+//! Three ways give the same ids. Short pieces are scanned for their best pair after each merge. Long ones are cut
+//! into windows, whose encodings are joined where their meeting tokens would not have merged. Where no such place is
+//! found, a heap orders all pairs of the piece. The cost is linear in the piece but for that last resort.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::vocab::Vocab;
+use crate::{Error, Result};
+
+/// The rank of a pair that does not merge.
+pub(crate) const NO_RANK: u32 = u32::MAX;
+
+/// Pieces up to this many bytes are merged by scanning.
+const WINDOW: usize = 96;
+
+/// How often in a row a join may fail before the heap takes the whole piece.
+const MAX_RETRIES: usize = 16;
+
+/// The scratch memory of [`Merger::merge`], reused from piece to piece.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Merger {
+    ids: Vec<u32>,
+    /// `pairs[i]` is `(rank, merged id)` of `ids[i]` with `ids[i + 1]`.
+    pairs: Vec<(u32, u32)>,
+    window: Vec<u32>,
+    joint: Vec<u32>,
+    bytes: Vec<u8>,
+}
+
+impl Merger {
+    /// Appends the ids of one piece to `out`, merging the lowest-ranked adjacent pair first.
+    ///
+    /// Where a pair occurs twice the leftmost merges first, so the result is unique. Whether the piece is itself a
+    /// token plays no part here.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if some byte of `piece` has no id; `out` is then as it was.
+    ///
+    /// # Source
+    /// Sennrich et al. 2016, arXiv:1508.07909, section 3.2. That two encodings may be joined where the tokens that
+    /// meet encode to themselves: A. Neubeck and H. van Antwerpen, "So many tokens, so little time", GitHub 2024.
+    pub(crate) fn merge(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        if piece.len() <= WINDOW {
+            return self.merge_by_scan(vocab, piece, out);
+        }
+        let begin = out.len();
+        let result = self.merge_by_windows(vocab, piece, out);
+        if result.is_err() {
+            out.truncate(begin);
+        }
+        result
+    }
+
+    /// Scans for the best pair after each merge: quadratic, with no set-up, in the first-level cache.
+    fn merge_by_scan(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        self.ids.clear();
+        for &byte in piece {
+            self.ids.push(byte_id(vocab, byte)?);
+        }
+        self.pairs.clear();
+        self.pairs.extend(self.ids.windows(2).map(|pair| vocab.pair(pair[0], pair[1])));
+        loop {
+            let mut best = NO_RANK;
+            let mut at = 0;
+            for (i, &(rank, _)) in self.pairs.iter().enumerate() {
+                if rank < best {
+                    (best, at) = (rank, i);
+                }
+            }
+            if best == NO_RANK {
+                break;
+            }
+            self.ids[at] = self.pairs[at].1;
+            self.ids.remove(at + 1);
+            self.pairs.remove(at);
+            if at > 0 {
+                self.pairs[at - 1] = vocab.pair(self.ids[at - 1], self.ids[at]);
+            }
+            if at < self.pairs.len() {
+                self.pairs[at] = vocab.pair(self.ids[at], self.ids[at + 1]);
+            }
+        }
+        out.extend_from_slice(&self.ids);
+        Ok(())
+    }
+
+    /// Merges window after window, joined where the tokens that meet encode to themselves.
+    fn merge_by_windows(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        let begin = out.len();
+        let mut window = std::mem::take(&mut self.window);
+        // `out[begin..]` always encodes `piece[..start]`.
+        let (mut start, mut furthest, mut retries) = (0, 0, 0);
+        let joined = loop {
+            let end = (start + WINDOW).min(piece.len());
+            window.clear();
+            self.merge_by_scan(vocab, &piece[start..end], &mut window)?;
+            if out.len() > begin && !self.stay_apart(vocab, out[out.len() - 1], window[0])? {
+                // No boundary of the whole after all: step back by a token, a few times, then give up.
+                retries += 1;
+                if retries > MAX_RETRIES {
+                    break false;
+                }
+                start -= out.pop().map_or(0, |id| token_len(vocab, id));
+                continue;
+            }
+            if end == piece.len() {
+                out.extend_from_slice(&window);
+                break true;
+            }
+            // The last quarter may yet merge with what follows: the next window encodes it again.
+            let limit = start + WINDOW * 3 / 4;
+            for (i, &id) in window.iter().enumerate() {
+                let next = start + token_len(vocab, id);
+                if i > 0 && next > limit {
+                    break;
+                }
+                out.push(id);
+                start = next;
+            }
+            if start > furthest {
+                (furthest, retries) = (start, 0);
+            }
+        };
+        self.window = window;
+        if joined {
+            return Ok(());
+        }
+        out.truncate(begin);
+        merge_by_heap(vocab, piece, out)
+    }
+
+    /// Returns whether the bytes of two tokens, side by side, encode to just these two.
+    fn stay_apart(&mut self, vocab: &Vocab, left: u32, right: u32) -> Result<bool> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        bytes.extend_from_slice(vocab.id_to_bytes(left).unwrap_or_default());
+        bytes.extend_from_slice(vocab.id_to_bytes(right).unwrap_or_default());
+        let mut joint = std::mem::take(&mut self.joint);
+        joint.clear();
+        let result = self.merge_by_scan(vocab, &bytes, &mut joint);
+        let apart = joint[..] == [left, right];
+        (self.bytes, self.joint) = (bytes, joint);
+        result.map(|()| apart)
+    }
+}
+
+fn token_len(vocab: &Vocab, id: u32) -> usize {
+    vocab.id_to_bytes(id).map_or(0, <[u8]>::len)
+}
+
+/// Merges with a heap over all pairs and a linked list of symbols: `O(n log n)` for any piece.
+fn merge_by_heap(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    const NONE: usize = usize::MAX;
+    struct Symbol {
+        id: u32,
+        previous: usize,
+        next: usize,
+    }
+    let mut symbols = Vec::with_capacity(piece.len());
+    for (i, &byte) in piece.iter().enumerate() {
+        let next = if i + 1 == piece.len() { NONE } else { i + 1 };
+        symbols.push(Symbol { id: byte_id(vocab, byte)?, previous: i.wrapping_sub(1), next });
+    }
+    let mut heap: BinaryHeap<Reverse<(u32, usize, u32, u32)>> = BinaryHeap::new();
+    let push = |heap: &mut BinaryHeap<_>, symbols: &[Symbol], at: usize| {
+        if at == NONE || symbols[at].next == NONE {
+            return;
+        }
+        let (left, right) = (symbols[at].id, symbols[symbols[at].next].id);
+        let (rank, _) = vocab.pair(left, right);
+        if rank != NO_RANK {
+            heap.push(Reverse((rank, at, left, right)));
+        }
+    };
+    for at in 0..symbols.len() {
+        push(&mut heap, &symbols, at);
+    }
+    while let Some(Reverse((_, at, left, right))) = heap.pop() {
+        // Stale if either symbol has merged since: ids only grow longer, so they cannot come back.
+        let next = symbols[at].next;
+        if symbols[at].id != left || next == NONE || symbols[next].id != right {
+            continue;
+        }
+        symbols[at].id = vocab.pair(left, right).1;
+        let after = symbols[next].next;
+        symbols[at].next = after;
+        if after != NONE {
+            symbols[after].previous = at;
+        }
+        symbols[next].id = crate::vocab::NO_ID;
+        let previous = symbols[at].previous;
+        push(&mut heap, &symbols, previous);
+        push(&mut heap, &symbols, at);
+    }
+    let mut at = if symbols.is_empty() { NONE } else { 0 };
+    while at != NONE {
+        out.push(symbols[at].id);
+        at = symbols[at].next;
+    }
+    Ok(())
+}
+
+#[inline]
+fn byte_id(vocab: &Vocab, byte: u8) -> Result<u32> {
+    vocab.byte_id(byte).ok_or_else(|| {
+        Error::InvalidArgument(format!("byte 0x{byte:02X} has no token in this vocabulary: the text cannot be encoded"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition, word for word: find the best pair, leftmost first, merge it, start over.
+    fn naive(vocab: &Vocab, piece: &[u8]) -> Vec<u32> {
+        let mut ids: Vec<u32> = piece.iter().map(|&byte| vocab.byte_id(byte).expect("all bytes are tokens")).collect();
+        while let Some((_, at)) =
+            (1..ids.len()).map(|i| (vocab.pair(ids[i - 1], ids[i]).0, i - 1)).filter(|&(rank, _)| rank != NO_RANK).min()
+        {
+            ids[at] = vocab.pair(ids[at], ids[at + 1]).1;
+            ids.remove(at + 1);
+        }
+        ids
+    }
+
+    /// tiktoken's definition: adjacent parts merge when their concatenation is a token, lowest rank first.
+    fn naive_by_ranks(vocab: &Vocab, piece: &[u8]) -> Vec<u32> {
+        let mut cuts: Vec<usize> = (0..=piece.len()).collect();
+        while let Some((_, at)) = (0..cuts.len().saturating_sub(2))
+            .filter_map(|i| Some((vocab.bytes_to_id(&piece[cuts[i]..cuts[i + 2]])?, i)))
+            .min()
+        {
+            cuts.remove(at + 1);
+        }
+        cuts.windows(2).map(|cut| vocab.bytes_to_id(&piece[cut[0]..cut[1]]).expect("parts are tokens")).collect()
+    }
+
+    /// A vocabulary of all bytes and of random strings over a small alphabet, some of which no merge reaches.
+    fn random_vocab() -> impl Strategy<Value = Vocab> {
+        let token = prop::collection::vec(b'a'..=b'd', 2..7);
+        let tokens = prop::collection::btree_set(token, 0..60).prop_map(Vec::from_iter).prop_shuffle();
+        tokens.prop_map(|tokens| {
+            let bytes = (0..=255u8).map(|byte| vec![byte]);
+            Vocab::from_ranks(bytes.chain(tokens).zip(0..).collect()).expect("distinct tokens")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_way_gives_the_naive_ids(vocab in random_vocab(), piece in prop::collection::vec(b'a'..=b'e', 0..400)) {
+            let expected = naive_by_ranks(&vocab, &piece);
+            prop_assert_eq!(&naive(&vocab, &piece), &expected);
+            let mut merger = Merger::default();
+            let (mut by_scan, mut by_heap, mut fastest) = (vec![], vec![], vec![]);
+            merger.merge_by_scan(&vocab, &piece, &mut by_scan).expect("all bytes are tokens");
+            merge_by_heap(&vocab, &piece, &mut by_heap).expect("all bytes are tokens");
+            merger.merge(&vocab, &piece, &mut fastest).expect("all bytes are tokens");
+            prop_assert_eq!(&by_scan, &expected);
+            prop_assert_eq!(&by_heap, &expected);
+            prop_assert_eq!(&fastest, &expected);
+        }
+    }
+
+    #[test]
+    fn a_byte_without_a_token_is_named() {
+        let vocab = Vocab::from_ranks(vec![(b"a".to_vec(), 0), (b"b".to_vec(), 1)]).expect("valid");
+        let mut out = vec![7];
+        let error = Merger::default().merge(&vocab, b"abc", &mut out).expect_err("no token for c");
+        assert!(error.to_string().contains("0x63"), "{error}");
+        assert_eq!(out, [7]);
+    }
+}

@@ -1,0 +1,249 @@
+//! Token bytes to id, id to token bytes, and pair to merged id.
+
+use std::hash::{BuildHasher, Hasher};
+
+use crate::merge::{Merger, NO_RANK};
+use crate::pairs::PairTable;
+use crate::{Error, Result};
+
+/// Stands for "no id" in flat tables. No vocabulary may use it as an id.
+pub(crate) const NO_ID: u32 = u32::MAX;
+
+/// The tokens of a byte-level BPE and how they merge. Special tokens are not part of it.
+///
+/// Ids may have holes: `id_to_bytes` of a hole is `None`.
+#[derive(Debug, Clone)]
+pub struct Vocab {
+    /// Every token's bytes, one after another in id order.
+    arena: Vec<u8>,
+    /// Token `id` is `arena[starts[id]..starts[id + 1]]`; an empty range is a hole.
+    starts: Vec<u32>,
+    /// Open addressing over ids, by the hash of their bytes.
+    slots: Vec<u32>,
+    /// How many ids have a token.
+    token_count: usize,
+    longest: usize,
+    byte_ids: [u32; 256],
+    pairs: PairTable,
+    /// Pairs in rank order.
+    merges: Vec<(u32, u32)>,
+    whole_piece_first: bool,
+}
+
+impl Vocab {
+    /// Returns the vocabulary whose ranks are its ids, as `.tiktoken` files hold it.
+    ///
+    /// A piece that is itself a token becomes that token, even where no sequence of merges reaches it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of range.
+    ///
+    /// # Cost
+    /// One run of BPE for each token, over the merges of lower rank.
+    pub fn from_ranks(ranks: Vec<(Vec<u8>, u32)>) -> Result<Self> {
+        let mut vocab = Self::from_tokens(ranks)?;
+        vocab.whole_piece_first = true;
+        vocab.merges = Vec::with_capacity(vocab.token_count);
+        let mut merger = Merger::default();
+        let mut parts = Vec::new();
+        for id in 0..vocab.id_bound() {
+            let range = vocab.range(id);
+            if range.len() < 2 {
+                continue;
+            }
+            // A token forms in any text just as it forms from its own bytes, so one pair a token is enough: the one
+            // that is left when all merges of lower rank are done.
+            parts.clear();
+            let token = &vocab.arena[range.clone()];
+            let known = merger.merge(&vocab, token, &mut parts).is_ok();
+            if known && parts.len() == 2 {
+                vocab.pairs.insert((parts[0], parts[1]), id, id);
+                vocab.merges.push((parts[0], parts[1]));
+                continue;
+            }
+            // Not reached by lower ranks: every way to cut it in two might still be used, so all are kept.
+            for cut in 1..range.len() {
+                let (left, right) = vocab.arena[range.clone()].split_at(cut);
+                if let (Some(left), Some(right)) = (vocab.bytes_to_id(left), vocab.bytes_to_id(right)) {
+                    vocab.pairs.insert((left, right), id, id);
+                    vocab.merges.push((left, right));
+                }
+            }
+        }
+        Ok(vocab)
+    }
+
+    /// Returns the vocabulary given by its tokens and a list of merges, best first, as `tokenizer.json` files hold it.
+    ///
+    /// With `whole_piece_first` (`ignore_merges` in `tokenizer.json`) a piece that is itself a token becomes that token
+    /// before any merge is tried.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result is no
+    /// token.
+    pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
+        let mut vocab = Self::from_tokens(tokens)?;
+        vocab.whole_piece_first = whole_piece_first;
+        let mut merged = Vec::new();
+        for (rank, &(left, right)) in merges.iter().enumerate() {
+            merged.clear();
+            for id in [left, right] {
+                let bytes = vocab.id_to_bytes(id).ok_or_else(|| {
+                    Error::InvalidArgument(format!("merge {rank} names id {id}, which is not in the vocabulary"))
+                })?;
+                merged.extend_from_slice(bytes);
+            }
+            let id = vocab.bytes_to_id(&merged).ok_or_else(|| {
+                Error::InvalidArgument(format!(
+                    "merge {rank} gives {:?}, which is not in the vocabulary",
+                    String::from_utf8_lossy(&merged)
+                ))
+            })?;
+            vocab.pairs.insert((left, right), rank as u32, id);
+        }
+        vocab.merges = merges;
+        Ok(vocab)
+    }
+
+    fn from_tokens(mut tokens: Vec<(Vec<u8>, u32)>) -> Result<Self> {
+        if !tokens.is_sorted_by_key(|&(_, id)| id) {
+            tokens.sort_unstable_by_key(|&(_, id)| id);
+        }
+        let bound = tokens.last().map_or(0, |&(_, id)| id as usize + 1);
+        // Ids index flat tables: a stray huge id must not make them huge.
+        if bound > tokens.len() * 4 + (1 << 20) || bound > i32::MAX as usize {
+            let id = bound - 1;
+            return Err(Error::InvalidArgument(format!("id {id} is out of range for {} tokens", tokens.len())));
+        }
+        let mut vocab = Self {
+            arena: Vec::with_capacity(tokens.iter().map(|(bytes, _)| bytes.len()).sum()),
+            starts: Vec::with_capacity(bound + 1),
+            slots: vec![NO_ID; (tokens.len() * 2).next_power_of_two().max(16)],
+            token_count: tokens.len(),
+            longest: tokens.iter().map(|(bytes, _)| bytes.len()).max().unwrap_or(0),
+            byte_ids: [NO_ID; 256],
+            pairs: PairTable::with_capacity(tokens.len()),
+            merges: Vec::new(),
+            whole_piece_first: false,
+        };
+        for (bytes, id) in &tokens {
+            if bytes.is_empty() {
+                return Err(Error::InvalidArgument(format!("token {id} is empty")));
+            }
+            if vocab.starts.len() > *id as usize {
+                return Err(Error::InvalidArgument(format!("id {id} is given to two tokens")));
+            }
+            vocab.starts.resize(*id as usize + 1, vocab.arena.len() as u32);
+            vocab.arena.extend_from_slice(bytes);
+            if u32::try_from(vocab.arena.len()).is_err() {
+                return Err(Error::InvalidArgument("the tokens take more than 4 GiB together".to_owned()));
+            }
+        }
+        vocab.starts.push(vocab.arena.len() as u32);
+        for (bytes, id) in &tokens {
+            let slot = vocab.slot_of(bytes);
+            if vocab.slots[slot] != NO_ID {
+                let text = String::from_utf8_lossy(bytes);
+                return Err(Error::InvalidArgument(format!(
+                    "token {text:?} has two ids, {} and {id}",
+                    vocab.slots[slot]
+                )));
+            }
+            vocab.slots[slot] = *id;
+            if let [byte] = bytes[..] {
+                vocab.byte_ids[byte as usize] = *id;
+            }
+        }
+        Ok(vocab)
+    }
+
+    /// Returns the slot that holds `bytes`, or the empty one where they would go.
+    fn slot_of(&self, bytes: &[u8]) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = hash_bytes(bytes) as usize & mask;
+        loop {
+            let id = self.slots[slot];
+            if id == NO_ID || &self.arena[self.range(id)] == bytes {
+                return slot;
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
+
+    fn range(&self, id: u32) -> std::ops::Range<usize> {
+        self.starts[id as usize] as usize..self.starts[id as usize + 1] as usize
+    }
+
+    /// Returns the id of a token, if `bytes` are one.
+    pub fn bytes_to_id(&self, bytes: &[u8]) -> Option<u32> {
+        if bytes.len() > self.longest {
+            return None;
+        }
+        let id = self.slots[self.slot_of(bytes)];
+        (id != NO_ID).then_some(id)
+    }
+
+    /// Returns the bytes of a token, or `None` if no token has this id.
+    pub fn id_to_bytes(&self, id: u32) -> Option<&[u8]> {
+        if id >= self.id_bound() {
+            return None;
+        }
+        let bytes = &self.arena[self.range(id)];
+        (!bytes.is_empty()).then_some(bytes)
+    }
+
+    /// Returns the largest id plus one, or 0 for an empty vocabulary.
+    pub fn id_bound(&self) -> u32 {
+        self.starts.len() as u32 - 1
+    }
+
+    /// Returns how many tokens there are.
+    pub fn len(&self) -> usize {
+        self.token_count
+    }
+
+    /// Returns whether there is no token at all.
+    pub fn is_empty(&self) -> bool {
+        self.token_count == 0
+    }
+
+    /// Returns the length in bytes of the longest token.
+    pub fn longest_token(&self) -> usize {
+        self.longest
+    }
+
+    /// Returns the merges, best first, as pairs of ids.
+    pub fn merges(&self) -> &[(u32, u32)] {
+        &self.merges
+    }
+
+    /// Returns whether a piece that is itself a token is taken before any merge is tried.
+    pub fn whole_piece_first(&self) -> bool {
+        self.whole_piece_first
+    }
+
+    /// Returns every token with its id, in id order.
+    pub fn tokens(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        (0..self.id_bound()).filter_map(|id| Some((self.id_to_bytes(id)?, id)))
+    }
+
+    /// Returns `(rank, merged id)` of a pair, or `(NO_RANK, _)` if it does not merge.
+    #[inline]
+    pub(crate) fn pair(&self, left: u32, right: u32) -> (u32, u32) {
+        self.pairs.get((left, right)).unwrap_or((NO_RANK, NO_ID))
+    }
+
+    /// Returns the id of the token that is this one byte.
+    #[inline]
+    pub(crate) fn byte_id(&self, byte: u8) -> Option<u32> {
+        let id = self.byte_ids[byte as usize];
+        (id != NO_ID).then_some(id)
+    }
+}
+
+/// The same hash in every process: nothing that depends on it leaves the tables it fills.
+fn hash_bytes(bytes: &[u8]) -> u64 {
+    let mut hasher = foldhash::fast::FixedState::default().build_hasher();
+    hasher.write(bytes);
+    hasher.finish()
+}
