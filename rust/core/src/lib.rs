@@ -1,9 +1,30 @@
 //! Byte-level BPE: training, encoding, decoding, and sampling from logits.
+//!
+//! Text goes through these modules in order: [`pretokenize`] cuts it into pieces, `encode` turns pieces into ids with
+//! the help of a cache and of `merge`, which runs byte-pair encoding over a [`Vocab`]; `decode` is the way back.
+//! [`Tokenizer`] puts them together.
 
+mod batch;
+mod boundaries;
+mod cache;
+mod decode;
 pub mod documents;
+mod encode;
 mod error;
+pub mod formats;
+mod merge;
+mod pairs;
 pub mod pretokenize;
 pub mod sampler;
+mod special;
+mod tokenizer;
 pub mod train;
+mod vocab;
 
+pub use batch::EncodeOptions;
+pub use decode::Utf8Stream;
 pub use error::{Error, Result};
+pub use pretokenize::Pretokenizer;
+pub use special::{AddedToken, SpecialSet};
+pub use tokenizer::{Offsets, Tokenizer};
+pub use vocab::Vocab;

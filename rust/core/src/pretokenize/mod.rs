@@ -130,6 +130,14 @@ impl Pretokenizer {
         &self.pattern
     }
 
+    /// Returns the splitters that are applied one after another: the steps of a sequence, else this one alone.
+    pub fn steps(&self) -> &[Self] {
+        match &self.splitter {
+            Splitter::Sequence(steps) => steps,
+            _ => std::slice::from_ref(self),
+        }
+    }
+
     /// Appends to `ends` the end offsets (in bytes) of the next pieces of `text` from byte `start` on.
     ///
     /// Fills at most the spare capacity of `ends`, never reallocating it; an unchanged `ends` means

@@ -1,0 +1,132 @@
+//! What pieces were encoded to, so that a word met again costs one look-up.
+//!
+//! Two direct-mapped tables whose entries hold key and ids inline: a hit touches one cache line, a collision replaces
+//! what stood there. The size is fixed, so memory is bounded whatever the text.
+
+/// A piece of up to 15 bytes, its length in the top byte: equal keys are equal pieces.
+pub(crate) type ShortKey = u128;
+
+/// Up to 31 bytes, likewise.
+pub(crate) type LongKey = [u64; 4];
+
+pub(crate) const SHORT_BYTES: usize = 15;
+pub(crate) const LONG_BYTES: usize = 31;
+
+/// How many ids an entry holds at most.
+const SHORT_IDS: usize = 3;
+const LONG_IDS: usize = 7;
+
+/// The last element is how many of the others are ids.
+pub(crate) type ShortIds = [u32; SHORT_IDS + 1];
+pub(crate) type LongIds = [u32; LONG_IDS + 1];
+
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct ShortEntry {
+    key: ShortKey,
+    ids: ShortIds,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct LongEntry {
+    key: LongKey,
+    ids: LongIds,
+}
+
+/// The tables of one thread: 2 MiB of short pieces and 1 MiB of long ones.
+pub(crate) struct PieceCache {
+    short: Vec<ShortEntry>,
+    long: Vec<LongEntry>,
+}
+
+const SHORT_BITS: u32 = 16;
+const LONG_BITS: u32 = 14;
+
+impl Default for PieceCache {
+    fn default() -> Self {
+        // Key 0 is a piece of length 0, which is never looked up: zeroed memory is an empty table.
+        Self {
+            short: vec![ShortEntry { key: 0, ids: [0; SHORT_IDS + 1] }; 1 << SHORT_BITS],
+            long: vec![LongEntry { key: [0; 4], ids: [0; LONG_IDS + 1] }; 1 << LONG_BITS],
+        }
+    }
+}
+
+impl PieceCache {
+    #[inline]
+    pub(crate) fn get_short(&self, key: ShortKey) -> Option<ShortIds> {
+        let entry = &self.short[short_slot(key)];
+        (entry.key == key).then_some(entry.ids)
+    }
+
+    pub(crate) fn put_short(&mut self, key: ShortKey, ids: &[u32]) {
+        if ids.len() <= SHORT_IDS {
+            let entry = &mut self.short[short_slot(key)];
+            entry.key = key;
+            entry.ids[..ids.len()].copy_from_slice(ids);
+            entry.ids[SHORT_IDS] = ids.len() as u32;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get_long(&self, key: LongKey) -> Option<LongIds> {
+        let entry = &self.long[long_slot(key)];
+        (entry.key == key).then_some(entry.ids)
+    }
+
+    pub(crate) fn put_long(&mut self, key: LongKey, ids: &[u32]) {
+        if ids.len() <= LONG_IDS {
+            let entry = &mut self.long[long_slot(key)];
+            entry.key = key;
+            entry.ids[..ids.len()].copy_from_slice(ids);
+            entry.ids[LONG_IDS] = ids.len() as u32;
+        }
+    }
+}
+
+/// Returns the key of `bytes[start..end]`, at most 15 bytes; `tag` is a bit that tells kinds of pieces apart.
+#[inline]
+pub(crate) fn short_key(bytes: &[u8], start: usize, end: usize, tag: bool) -> ShortKey {
+    let length = end - start;
+    let head = if let Some(window) = bytes.get(start..start + 16) {
+        u128::from_le_bytes(window.try_into().unwrap_or_default())
+    } else {
+        let mut window = [0; 16];
+        window[..length].copy_from_slice(&bytes[start..end]);
+        u128::from_le_bytes(window)
+    };
+    let kept = head & !(u128::MAX << (length * 8));
+    kept | ((length as u128) | (u128::from(tag) << 7)) << 120
+}
+
+/// Returns the key of a piece of at most 31 bytes.
+pub(crate) fn long_key(piece: &[u8]) -> LongKey {
+    let mut window = [0; 32];
+    window[..piece.len()].copy_from_slice(piece);
+    window[31] = piece.len() as u8;
+    let mut key = [0; 4];
+    for (word, chunk) in key.iter_mut().zip(window.chunks_exact(8)) {
+        *word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
+    }
+    key
+}
+
+#[inline]
+fn short_slot(key: ShortKey) -> usize {
+    (fold(key as u64 ^ 0x9E37_79B9_7F4A_7C15, (key >> 64) as u64 ^ 0xD1B5_4A32_D192_ED03) >> (64 - SHORT_BITS)) as usize
+}
+
+#[inline]
+fn long_slot(key: LongKey) -> usize {
+    let low = fold(key[0] ^ 0x9E37_79B9_7F4A_7C15, key[1] ^ 0xD1B5_4A32_D192_ED03);
+    let high = fold(key[2] ^ 0x8CB9_2BA7_2F3D_8DD7, key[3] ^ 0xAAAA_AAAA_5555_5555);
+    (fold(low ^ 0xD6E8_FEB8_6659_FD93, high ^ 0xA24B_AED4_963E_E407) >> (64 - LONG_BITS)) as usize
+}
+
+/// Both halves of the 128-bit product, mixed: every input bit reaches every output bit.
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    (product as u64) ^ (product >> 64) as u64
+}

@@ -1,0 +1,63 @@
+//! GPT-2's printable alphabet: every byte as one character, so that token bytes can stand in JSON.
+//!
+//! Source: the byte-to-character table of GPT-2's tokenizer (Radford et al. 2019); `tokenizers` calls it `ByteLevel`.
+
+/// The bytes that stand for themselves: printable, and no space.
+const fn is_printable(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
+}
+
+/// `CHARS[byte]` is the character of a byte: itself if printable, else the next free one from U+0100 on.
+const CHARS: [char; 256] = {
+    let mut chars = ['\0'; 256];
+    let mut byte = 0;
+    let mut next = 0x100;
+    while byte < 256 {
+        let code = if is_printable(byte as u8) {
+            byte as u32
+        } else {
+            next += 1;
+            next - 1
+        };
+        chars[byte] = match char::from_u32(code) {
+            Some(c) => c,
+            None => panic!("all codes are below the surrogates"),
+        };
+        byte += 1;
+    }
+    chars
+};
+
+/// The inverse, up to the last character in use.
+const BYTES: [Option<u8>; 0x144] = {
+    let mut bytes = [None; 0x144];
+    let mut byte = 0;
+    while byte < 256 {
+        bytes[CHARS[byte] as usize] = Some(byte as u8);
+        byte += 1;
+    }
+    bytes
+};
+
+/// Returns the token's bytes as characters of the alphabet.
+pub(super) fn to_chars(bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| CHARS[byte as usize]).collect()
+}
+
+/// Returns the bytes that `token` stands for, or `None` if a character is not of the alphabet.
+pub(super) fn to_bytes(token: &str) -> Option<Vec<u8>> {
+    token.chars().map(|c| BYTES.get(c as usize).copied().flatten()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alphabet_is_gpt2s() {
+        assert_eq!(to_chars(b" \n!~\x7f\xa0\xad\xff"), "\u{120}\u{10a}!~\u{121}\u{142}\u{143}\u{ff}");
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(to_bytes(&to_chars(&all)), Some(all));
+        assert_eq!(to_bytes("a b"), None);
+    }
+}

@@ -1,0 +1,102 @@
+//! `.tiktoken` files, and Llama 3's `tokenizer.model`: a line a token, its bytes in base64, a space, its rank.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::{Error, Result, Vocab};
+
+impl Vocab {
+    /// Returns the vocabulary in the text of a `.tiktoken` file.
+    ///
+    /// # Errors
+    /// [`Error::Format`] naming the line that is not `base64 rank`; [`Error::InvalidArgument`] as [`Vocab::from_ranks`].
+    ///
+    /// # Source
+    /// `tiktoken.load.load_tiktoken_bpe` reads the same.
+    pub fn from_tiktoken(text: &[u8]) -> Result<Self> {
+        let mut ranks = Vec::with_capacity(text.len() / 14);
+        for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
+            let line = line.trim_ascii();
+            if line.is_empty() {
+                continue;
+            }
+            let entry = parse_line(line).ok_or_else(|| {
+                let shown = String::from_utf8_lossy(&line[..line.len().min(40)]);
+                Error::Format(format!(
+                    "line {}: expected a token in base64, a space and its rank, got {shown:?}",
+                    number + 1
+                ))
+            })?;
+            ranks.push(entry);
+        }
+        if ranks.is_empty() {
+            return Err(Error::Format(
+                "no token in it: expected lines of a token in base64, a space and its rank".to_owned(),
+            ));
+        }
+        if !text.ends_with(b"\n") && ranks.len() > 1 {
+            // Written by line: a last line without its end may have lost digits, and so read as another rank.
+            let mut seen: Vec<u32> = ranks.iter().map(|&(_, rank)| rank).collect();
+            seen.sort_unstable();
+            let last = ranks[ranks.len() - 1].1;
+            if seen.windows(2).any(|pair| pair[0] == pair[1]) || last != seen[seen.len() - 1] {
+                return Err(Error::Format(format!(
+                    "the file ends in the middle of line {}: it is truncated",
+                    ranks.len()
+                )));
+            }
+        }
+        Self::from_ranks(ranks)
+    }
+
+    /// Returns the vocabulary in a `.tiktoken` file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read; else as [`Vocab::from_tiktoken`], naming the file.
+    pub fn from_tiktoken_file(path: &Path) -> Result<Self> {
+        Self::from_tiktoken(&super::read(path)?).map_err(|error| Error::Format(format!("{}: {error}", path.display())))
+    }
+
+    /// Returns the text of a `.tiktoken` file that holds this vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges in another
+    /// order than their results' ids, or tokens that merges do not reach.
+    pub fn to_tiktoken(&self) -> Result<String> {
+        if !self.ids_are_ranks()? {
+            return Err(Error::InvalidArgument(
+                "this vocabulary cannot be saved as .tiktoken, where ids are ranks: its merges are in another order; \
+                 save it as tokenizer.json"
+                    .to_owned(),
+            ));
+        }
+        let mut text = String::with_capacity(self.len() * 14);
+        for (bytes, id) in self.tokens() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{} {id}", STANDARD.encode(bytes));
+        }
+        Ok(text)
+    }
+
+    /// Returns whether a vocabulary made of the same tokens by rank would encode alike.
+    fn ids_are_ranks(&self) -> Result<bool> {
+        let by_rank = Self::from_ranks(self.tokens().map(|(bytes, id)| (bytes.to_vec(), id)).collect())?;
+        let whole_piece_alike = self.whole_piece_first() || by_rank.merges().len() + 256 >= by_rank.len();
+        Ok(by_rank.merges() == self.merges() && whole_piece_alike)
+    }
+}
+
+fn parse_line(line: &[u8]) -> Option<(Vec<u8>, u32)> {
+    let space = memchr::memchr(b' ', line)?;
+    let token = STANDARD.decode(&line[..space]).ok()?;
+    let digits = line[space + 1..].trim_ascii();
+    // Ten digits at most, and no sign, which `parse` would take.
+    if token.is_empty() || digits.is_empty() || digits.len() > 10 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let rank = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some((token, rank))
+}
