@@ -1,3 +1,13 @@
+import os
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
 __version__: str
 
 UNICODE_VERSION: str
@@ -8,3 +18,201 @@ def split_pieces(pattern: str, text: str) -> list[str]:
 
 def pattern_regex(pattern: str) -> str:
     """Return the regex of a pattern's name, spelled as Python's ``regex`` and Oniguruma read it alike."""
+
+class Tokenizer:
+    """The compiled tokenizer. Users have its subclass `bpe_llama.Tokenizer`, whose class methods make one.
+
+    Wherever text is taken, `str` with lone surrogates is encoded as tiktoken does: as U+FFFD.
+    `allowed_special` and `disallowed_special` are collections of special tokens, or `"all"`.
+    """
+
+    def __new__(cls, core: Tokenizer, **_attributes: object) -> Self: ...
+    @staticmethod
+    def build_from_ranks(
+        ranks: dict[bytes, int], pattern: str, special_tokens: list[tuple[str, int]] | None = None
+    ) -> Tokenizer: ...
+    @staticmethod
+    def build_from_merges(
+        tokens: list[bytes],
+        merges: list[tuple[int, int]],
+        pattern: str,
+        special_tokens: list[tuple[str, int]] | None = None,
+    ) -> Tokenizer: ...
+    @staticmethod
+    def build_from_tiktoken(
+        path: PathLike, pattern: str, special_tokens: list[tuple[str, int]] | None = None
+    ) -> Tokenizer: ...
+    @staticmethod
+    def build_from_huggingface(json: bytes) -> Tokenizer: ...
+    def with_bos_eos(self, bos_id: int | None, eos_id: int | None) -> Tokenizer: ...
+    def to_huggingface(self) -> str: ...
+    def save_huggingface(self, path: PathLike) -> None: ...
+    def save_tiktoken(self, path: PathLike) -> None: ...
+    def encode(
+        self,
+        text: str,
+        *,
+        bos: bool = False,
+        eos: bool = False,
+        allowed_special: Iterable[str] = (),
+        disallowed_special: Iterable[str] = (),
+    ) -> list[int]:
+        """Return the ids of a text.
+
+        Text that looks like a special token is ordinary text, unless it is in `allowed_special`.
+
+        Args:
+            text: Any `str`.
+            bos: Put `bos_id` first.
+            eos: Put `eos_id` last.
+            allowed_special: Special tokens that stand for themselves.
+            disallowed_special: Special tokens that raise where the text holds them.
+
+        Raises:
+            TypeError: If `text` is no `str`.
+            ValueError: If the text holds a disallowed special token, `allowed_special` names an unknown one, `bos` or
+                `eos` is asked for where there is none, or a byte of the text has no token.
+
+        Cost: linear in the text, whatever it holds.
+        """
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Return the ids of a text in which nothing is special: `encode` without its options."""
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Return the ids of any bytes, such that `decode_bytes` gives them back.
+
+        The longest valid UTF-8 start is encoded as text; the rest is one piece with the last piece of that text, as in
+        tiktoken.
+        """
+
+    def encode_to_numpy(
+        self,
+        text: str,
+        *,
+        bos: bool = False,
+        eos: bool = False,
+        allowed_special: Iterable[str] = (),
+        disallowed_special: Iterable[str] = (),
+    ) -> NDArray[np.uint32]:
+        """Return the ids of a text, shape (n,), uint32. The array takes over the memory they were written to."""
+
+    def encode_batch(
+        self,
+        texts: Iterable[str],
+        num_threads: int | None = None,
+        *,
+        bos: bool = False,
+        eos: bool = False,
+        allowed_special: Iterable[str] = (),
+        disallowed_special: Iterable[str] = (),
+    ) -> list[list[int]]:
+        """Return the ids of each text. `num_threads` is by default one a processor; it never changes an id."""
+
+    def encode_batch_to_numpy(
+        self,
+        texts: Iterable[str],
+        num_threads: int | None = None,
+        *,
+        bos: bool = False,
+        eos: bool = False,
+        allowed_special: Iterable[str] = (),
+        disallowed_special: Iterable[str] = (),
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return the ids of all texts in one array, and where each begins.
+
+        Row `i` is `ids[offsets[i]:offsets[i + 1]]`; `ids` is uint32, shape (n,), `offsets` int64, shape
+        (len(texts) + 1,).
+        """
+
+    def encode_with_offsets(
+        self, text: str, *, allowed_special: Iterable[str] = ()
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids, and for each the range of characters its bytes fall into: `text[start:end]`.
+
+        Tokens that share a character both name it.
+        """
+
+    def count(self, text: str, *, allowed_special: Iterable[str] = ()) -> int:
+        """Return `len(encode(text))` without making the ids."""
+
+    def truncate(self, text: str, max_tokens: int, *, allowed_special: Iterable[str] = ()) -> str:
+        """Return the longest start of `text`, cut between tokens and between characters, of at most `max_tokens` ids.
+
+        Raises:
+            ValueError: If `max_tokens` is negative.
+        """
+
+    def tokenize(self, text: str, *, allowed_special: Iterable[str] = ()) -> list[bytes]:
+        """Return the bytes of each token of a text; together they are the text."""
+
+    def decode(self, ids: Iterable[int], errors: str = "replace", *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ids: a list, a NumPy array, a tensor of one dimension.
+
+        Args:
+            ids: The ids.
+            errors: What becomes of bytes that are no UTF-8, as in `bytes.decode`.
+            skip_special_tokens: Leave special tokens out.
+
+        Raises:
+            KeyError: For an id that no token has.
+            UnicodeDecodeError: With `errors="strict"`, for bytes that are no UTF-8.
+        """
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of ids; `KeyError` for an id that no token has."""
+
+    def decode_batch(
+        self, batch: Iterable[Iterable[int]], errors: str = "replace", *, skip_special_tokens: bool = False
+    ) -> list[str]:
+        """Return the text of each row of ids, as `decode` does."""
+
+    def decode_stream(self) -> DecodeStream:
+        """Return a decoder that takes ids one at a time and holds back characters not yet complete."""
+
+    def id_to_bytes(self, id: int) -> bytes:
+        """Return the bytes of one token, special or not; `KeyError` for an id that no token has."""
+
+    def token_to_id(self, token: bytes | str) -> int | None:
+        """Return the id of the token with these bytes, special or not, or `None`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id plus one, special tokens included: the rows an embedding needs."""
+
+    @property
+    def mergeable_ranks(self) -> dict[bytes, int]:
+        """Token bytes to id, special tokens left out."""
+
+    @property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The merges, best first."""
+
+    @property
+    def pattern(self) -> str:
+        """The regex whose matches are the pieces."""
+
+    @property
+    def pattern_name(self) -> str | None:
+        """The name of the pattern, such as `"cl100k"`, if it has one."""
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens to id."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a text."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """The id that ends a text."""
+
+class DecodeStream:
+    """Text from ids that come one at a time; made by `Tokenizer.decode_stream`."""
+
+    def push(self, id: int) -> str:
+        """Return the text that is complete now that this id has come; `KeyError` for an id that no token has."""
+
+    def flush(self) -> str:
+        """Return what was held back: U+FFFD for a character that never ended, or nothing."""

@@ -1,10 +1,12 @@
 //! `bpe_llama._core`: the bindings. They convert, release the GIL and map errors; they hold no logic.
 #![allow(missing_docs, reason = "documented in python/bpe_llama/_core.pyi, where Python users look")]
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 use pyo3::prelude::*;
 
 mod error;
 mod pretokenize;
+mod tokenizer;
 mod train;
 
 #[pymodule(gil_used = false)]
@@ -12,5 +14,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     pretokenize::register(module)?;
     train::register(module)?;
+    module.add_class::<tokenizer::PyTokenizer>()?;
+    module.add_class::<tokenizer::DecodeStream>()?;
     Ok(())
 }

@@ -1,0 +1,77 @@
+"""The tokenizer in a GGUF file's metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from bpe_llama import _core
+from bpe_llama._gguf import read_gguf_header
+
+# llama.cpp's names of pre-tokenizers (`tokenizer.ggml.pre`) and ours of the same patterns.
+_PATTERNS = {
+    "gpt-2": "r50k",
+    "llama-bpe": "llama3",
+    "llama3": "llama3",
+    "llama-v3": "llama3",
+    "smollm": "smollm",
+    "qwen2": "qwen2",
+    "deepseek-v3": "deepseek_v3",
+    "gpt-4o": "o200k",
+    "llama4": "o200k",
+}
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str | None]:
+    """Return the tokenizer of a GGUF file, and its chat template if it has one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, holds no tokenizer, or one that is not byte-level BPE of a known pattern.
+
+    Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer".
+    """
+    metadata = read_gguf_header(path).metadata
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise ValueError(f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2', byte-level BPE")
+    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
+    if pre not in _PATTERNS:
+        raise ValueError(f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {sorted(_PATTERNS)}")
+    tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
+    if not isinstance(tokens, list) or not isinstance(merges, list):
+        raise ValueError(f"{path}: tokenizer.ggml.tokens and tokenizer.ggml.merges are missing")
+    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    added = [
+        {"id": i, "content": token, "special": kind == _CONTROL}
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    core = _core.Tokenizer.build_from_huggingface(_as_json(tokens, merges, added, _PATTERNS[pre]))
+    bos, eos = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
+    template = metadata.get("tokenizer.chat_template")
+    return core.with_bos_eos(bos, eos), template if isinstance(template, str) else None
+
+
+def _as_json(tokens: list[str], merges: list[str], added: list[dict[str, Any]], pattern: str) -> bytes:
+    """Return the same tokenizer as a tokenizer.json, the one format that is read."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "BPE",
+        # Llama 3's ranks were published without merges: there a piece that is a token wins, as in its tokenizer.json.
+        "ignore_merges": pattern in ("llama3", "o200k"),
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": merges,
+    }
+    return json.dumps(
+        {
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "decoder": byte_level,
+            "model": model,
+        }
+    ).encode()

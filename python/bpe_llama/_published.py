@@ -1,0 +1,91 @@
+"""What a `.tiktoken` file does not say: the pattern and the special tokens of its vocabulary.
+
+For files we wrote they stand in a JSON file beside it; for published vocabularies, known by their SHA-256, here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Attributes(NamedTuple):
+    """What encodes along with the ranks."""
+
+    pattern: str
+    special_tokens: dict[str, int]
+
+
+def _numbered(first: int, names: list[str]) -> dict[str, int]:
+    return {name: first + i for i, name in enumerate(names)}
+
+
+_LLAMA3 = [
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+    *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>"),
+]
+
+# Sources: tiktoken_ext/openai_public.py of tiktoken 0.14, llama_models/llama3/tokenizer.py of llama-models 0.3.0,
+# dashscope/tokenizers/qwen_tokenizer.py of dashscope 2.0.2.
+_PUBLISHED = {
+    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": Attributes("r50k", {"<|endoftext|>": 50256}),
+    "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": Attributes("r50k", {"<|endoftext|>": 50256}),
+    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": Attributes(
+        "cl100k",
+        _numbered(100257, ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"])
+        | {"<|endofprompt|>": 100276},
+    ),
+    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": Attributes(
+        "o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}
+    ),
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": Attributes(
+        "llama3",
+        _numbered(128000, [*_LLAMA3, *(f"<|reserved_special_token_{i}|>" for i in range(2, 258 - len(_LLAMA3)))]),
+    ),
+    "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": Attributes(
+        "qwen2",
+        _numbered(151643, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]),
+    ),
+}
+
+
+def tiktoken_attributes(path: Path) -> Attributes:
+    """Return the pattern and special tokens that belong to a `.tiktoken` file.
+
+    Raises:
+        ValueError: If nothing says them, or the file that should is damaged.
+    """
+    beside = _beside(path)
+    if beside.is_file():
+        try:
+            stated = json.loads(beside.read_text(encoding="utf-8"))
+            return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{beside}: expected an object with pattern and special_tokens: {error!r}") from None
+    published = _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
+    if published is None:
+        raise ValueError(
+            f"{path}: a .tiktoken file does not say its splitting pattern, and this is no published vocabulary: "
+            f"use Tokenizer.from_tiktoken(path, pattern=..., special_tokens=...)"
+        )
+    return published
+
+
+def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
+    """Write beside a `.tiktoken` file what it cannot hold."""
+    text = json.dumps({"pattern": pattern, "special_tokens": dict(special_tokens)}, ensure_ascii=False, indent=1)
+    temporary = _beside(path).with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(_beside(path))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".json")

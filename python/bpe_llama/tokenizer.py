@@ -1,0 +1,328 @@
+"""The tokenizer: training, loading, encoding, decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from bpe_llama import _core
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from bpe_llama.training import WordCounts
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+
+class Tokenizer(_core.Tokenizer):
+    """A byte-level BPE tokenizer: a vocabulary, the pattern that splits text, and special tokens.
+
+    It is made by one of its class methods, never changes, and can be used from many threads at once. The methods that
+    encode and decode are compiled; see their documentation in ``bpe_llama._core``.
+
+    Examples:
+        >>> tok = Tokenizer.train_from_iterator(["low lower lowest"] * 3, vocab_size=260, progress=False)
+        >>> ids = tok.encode("lower")
+        >>> tok.decode(ids)
+        'lower'
+    """
+
+    chat_template: str | None
+
+    def __init__(self, core: _core.Tokenizer, *, chat_template: str | None = None) -> None:
+        """Wrap a compiled tokenizer; users call the class methods instead."""
+        super().__init__()
+        self.chat_template = chat_template
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def train(cls, paths: PathLike | Iterable[PathLike], vocab_size: int, **options: Any) -> Self:
+        """Return a tokenizer trained on files: see :func:`bpe_llama.training.train`."""
+        from bpe_llama import training
+
+        return cls(training.train(paths, vocab_size, **options))
+
+    @classmethod
+    def train_from_iterator(cls, texts: Iterable[str], vocab_size: int, **options: Any) -> Self:
+        """Return a tokenizer trained on texts, each one document: see :func:`bpe_llama.training.train_from_iterator`."""
+        from bpe_llama import training
+
+        return cls(training.train_from_iterator(texts, vocab_size, **options))
+
+    @classmethod
+    def train_from_counts(cls, counts: WordCounts, vocab_size: int, **options: Any) -> Self:
+        """Return a tokenizer trained on word counts: see :func:`bpe_llama.training.train_from_counts`."""
+        from bpe_llama import training
+
+        return cls(training.train_from_counts(counts, vocab_size, **options))
+
+    # -- loading -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_file(cls, path: PathLike) -> Self:
+        """Return the tokenizer in a file or folder, whatever its format.
+
+        Args:
+            path: A ``tokenizer.json``; a ``.tiktoken`` file or Llama 3's ``tokenizer.model``, if it is a published
+                vocabulary or was saved by :meth:`save`; a ``.gguf`` file; or a folder that holds one of them.
+
+        Raises:
+            FileNotFoundError: If there is no such file, or none of these in the folder.
+            ValueError: If the file is none of these formats, or damaged.
+
+        Examples:
+            >>> import tempfile, pathlib
+            >>> path = pathlib.Path(tempfile.mkdtemp()) / "tokenizer.json"
+            >>> Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False).save(path)
+            >>> Tokenizer.from_file(path).encode("ab")
+            [256]
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls._from_folder(path)
+        with path.open("rb") as file:
+            head = file.read(64)
+        if head[:4] == b"GGUF":
+            return cls.from_gguf(path)
+        if head.lstrip()[:1] == b"{":
+            return cls.from_huggingface(path)
+        if b" " in head.split(b"\n")[0]:
+            return cls.from_tiktoken(path)
+        raise ValueError(
+            f"{path}: expected a tokenizer.json, a .tiktoken file, a Llama 3 tokenizer.model or a .gguf file, "
+            f"but it begins with {head[:16]!r}"
+        )
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> Self:
+        for name in ("tokenizer.json", "tokenizer.model"):
+            if (folder / name).is_file():
+                return cls.from_file(folder / name)
+        for suffix in ("*.tiktoken", "*.gguf"):
+            found = sorted(folder.glob(suffix))
+            if len(found) == 1:
+                return cls.from_file(found[0])
+            if found:
+                raise ValueError(f"{folder} holds several {suffix} files: {[path.name for path in found]}; name one")
+        raise FileNotFoundError(f"{folder} holds no tokenizer.json, tokenizer.model, *.tiktoken or *.gguf")
+
+    @classmethod
+    def from_huggingface(cls, path: PathLike) -> Self:
+        """Return the tokenizer in a ``tokenizer.json``, or in the folder that holds it.
+
+        A ``tokenizer_config.json`` beside it names the beginning and end tokens and the chat template.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or asks for something other than byte-level BPE, naming it.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        try:
+            core = _core.Tokenizer.build_from_huggingface(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        config_path = path.with_name("tokenizer_config.json")
+        if not config_path.is_file():
+            return cls(core)
+        try:
+            config = json.loads(config_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{config_path}: not JSON: {error}") from None
+
+        def configured(key: str, default: int | None) -> int | None:
+            token = config.get(key)
+            content = token.get("content") if isinstance(token, dict) else token
+            return core.token_to_id(content) if isinstance(content, str) else default
+
+        core = core.with_bos_eos(configured("bos_token", core.bos_id), configured("eos_token", core.eos_id))
+        template = config.get("chat_template")
+        template_path = path.with_name("chat_template.jinja")
+        if template is None and template_path.is_file():
+            template = template_path.read_text(encoding="utf-8")
+        return cls(core, chat_template=template if isinstance(template, str) else None)
+
+    @classmethod
+    def from_tiktoken(
+        cls, path: PathLike, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+    ) -> Self:
+        """Return the tokenizer whose ranks are in a ``.tiktoken`` file.
+
+        Args:
+            path: The file. Llama 3's ``tokenizer.model`` is one.
+            pattern: A named pattern or a regex. ``None`` takes what :meth:`save` left in ``<path>.json``, or what the
+                publisher of a well-known vocabulary states.
+            special_tokens: Their ids; ``None`` as for ``pattern``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or ``pattern`` is ``None`` and cannot be told.
+        """
+        from bpe_llama import _published
+
+        path = Path(path)
+        if pattern is None:
+            stated = _published.tiktoken_attributes(path)
+            pattern = stated.pattern
+            special_tokens = stated.special_tokens if special_tokens is None else special_tokens
+        return cls(_core.Tokenizer.build_from_tiktoken(path, pattern, list((special_tokens or {}).items())))
+
+    @classmethod
+    def from_ranks(
+        cls, ranks: Mapping[bytes, int], pattern: str = "cl100k", special_tokens: Mapping[str, int] | None = None
+    ) -> Self:
+        """Return the tokenizer with these token bytes and ranks, which are their ids, as tiktoken takes them.
+
+        Args:
+            ranks: Token bytes to id.
+            pattern: A named pattern or a regex.
+            special_tokens: Their ids.
+
+        Raises:
+            ValueError: If a token is empty, two share an id, or the pattern is no regex.
+
+        Examples:
+            >>> ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
+            >>> Tokenizer.from_ranks(ranks, special_tokens={"<|end|>": 257}).encode("abc")
+            [256, 99]
+        """
+        core = _core.Tokenizer.build_from_ranks(dict(ranks), pattern, list((special_tokens or {}).items()))
+        return cls(core)
+
+    @classmethod
+    def from_gguf(cls, path: PathLike) -> Self:
+        """Return the tokenizer in the metadata of a GGUF file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or its tokenizer is not byte-level BPE.
+        """
+        from bpe_llama import _gguf_tokenizer
+
+        core, chat_template = _gguf_tokenizer.read_tokenizer(path)
+        return cls(core, chat_template=chat_template)
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: PathLike) -> None:
+        """Write the tokenizer to a file, in the format its suffix names.
+
+        ``.json`` is Hugging Face's ``tokenizer.json``: ``tokenizers`` and ``transformers`` load it and give the same
+        ids. ``.tiktoken`` is tiktoken's list of ranks; since it has no place for the pattern and the special tokens,
+        they go into ``<path>.json`` beside it. The file appears whole or not at all.
+
+        Raises:
+            ValueError: If the suffix is another, or the format cannot hold this vocabulary.
+            OSError: If it cannot be written.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            self.save_huggingface(path)
+        elif path.suffix == ".tiktoken":
+            from bpe_llama import _published
+
+            self.save_tiktoken(path)
+            _published.write_attributes(path, self.pattern, self.special_tokens)
+        else:
+            raise ValueError(f"cannot tell the format from {path.name!r}: expected a name ending in .json or .tiktoken")
+
+    def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
+        """Pickle as the text of a tokenizer.json."""
+        return _unpickle, (type(self), self.to_huggingface(), self.bos_id, self.eos_id, self.chat_template)
+
+    def __repr__(self) -> str:
+        """Return the size, the pattern and the number of special tokens."""
+        pattern = self.pattern_name or self.pattern
+        return f"Tokenizer(vocab_size={self.vocab_size}, pattern={pattern!r}, special_tokens={len(self.special_tokens)})"
+
+    # -- batches for a model -------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        *,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        padding_side: str = "right",
+        pad_id: int | None = None,
+        bos: bool = False,
+        eos: bool = False,
+        allowed_special: Iterable[str] | str = (),
+    ) -> dict[str, Any]:
+        """Return ``input_ids`` and ``attention_mask`` of one text or many, as transformers' tokenizers do.
+
+        Args:
+            texts: One text, or a sequence of ``B`` texts.
+            padding: ``True`` or ``"longest"`` pads to the longest row, ``"max_length"`` to ``max_length``.
+            truncation: Cut each row to ``max_length`` ids.
+            max_length: The most ids of a row.
+            return_tensors: ``"np"`` or ``"pt"`` for int64 arrays of shape (B, T); ``None`` for lists.
+            padding_side: ``"right"``, or ``"left"`` for generation.
+            pad_id: The id that fills short rows; by default ``eos_id``, else 0. The mask is 0 there.
+            bos: Put ``bos_id`` before each text.
+            eos: Put ``eos_id`` after each text.
+            allowed_special: Special tokens that stand for themselves, or ``"all"``.
+
+        Raises:
+            ValueError: If rows differ in length and tensors are asked for without padding, or an option is unknown.
+
+        Examples:
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok(["ab", "abab"], padding=True, pad_id=0)
+            {'input_ids': [[256, 0], [256, 256]], 'attention_mask': [[1, 0], [1, 1]]}
+        """
+        if padding not in (True, False, "longest", "max_length"):
+            raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+        if return_tensors not in (None, "np", "pt"):
+            raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {return_tensors!r}")
+        if (truncation or padding == "max_length") and max_length is None:
+            raise ValueError("truncation=True and padding='max_length' need max_length")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {max_length}")
+
+        is_single = isinstance(texts, str)
+        rows = self.encode_batch(
+            [texts] if isinstance(texts, str) else texts, bos=bos, eos=eos, allowed_special=allowed_special
+        )
+        if truncation:
+            rows = [row[:max_length] for row in rows]
+        masks = [[1] * len(row) for row in rows]
+        if padding:
+            width = max_length if padding == "max_length" and max_length is not None else max(map(len, rows), default=0)
+            fill = pad_id if pad_id is not None else self.eos_id or 0
+            for row, mask in zip(rows, masks, strict=True):
+                missing = max(0, width - len(row))
+                at = len(row) if padding_side == "right" else 0
+                row[at:at] = [fill] * missing
+                mask[at:at] = [0] * missing
+        if return_tensors is None:
+            if is_single:
+                return {"input_ids": rows[0], "attention_mask": masks[0]}
+            return {"input_ids": rows, "attention_mask": masks}
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError("rows differ in length: pass padding=True to make tensors of them")
+        arrays = {"input_ids": np.array(rows, np.int64), "attention_mask": np.array(masks, np.int64)}
+        if return_tensors == "np":
+            return arrays
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _unpickle(
+    cls: type[Tokenizer], text: str, bos_id: int | None, eos_id: int | None, chat_template: str | None
+) -> Tokenizer:
+    core = _core.Tokenizer.build_from_huggingface(text.encode()).with_bos_eos(bos_id, eos_id)
+    return cls(core, chat_template=chat_template)

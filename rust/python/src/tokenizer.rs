@@ -1,0 +1,554 @@
+//! The tokenizer.
+
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bpe_llama::formats::write_atomically;
+use bpe_llama::{AddedToken, EncodeOptions, Pretokenizer, SpecialSet, Tokenizer, Utf8Stream, Vocab};
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+
+use crate::error::to_py;
+
+/// Below this many bytes the GIL is kept: giving it up and taking it back costs more than the work.
+const KEEP_GIL: usize = 2048;
+
+#[pyclass(frozen, subclass, name = "Tokenizer", module = "bpe_llama._core")]
+pub(crate) struct PyTokenizer {
+    inner: Arc<Tokenizer>,
+}
+
+impl PyTokenizer {
+    pub(crate) fn new(inner: Tokenizer) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+/// Ids of many texts in one run, and where each begins.
+type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+
+/// A `str` as UTF-8, without a copy but where it holds lone surrogates.
+enum Text {
+    Backed(PyBackedStr),
+    Owned(String),
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Backed(text) => text,
+            Self::Owned(text) => text,
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let text = value.cast::<PyString>().map_err(|_| type_error("a str", &value))?;
+        match PyBackedStr::try_from(text.to_owned()) {
+            Ok(text) => Ok(Self::Backed(text)),
+            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) => {
+                // As tiktoken does: pairs of surrogates become their character, lone ones U+FFFD.
+                let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
+                Ok(Self::Owned(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn type_error(expected: &str, got: &Bound<'_, PyAny>) -> PyErr {
+    let name = got.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("expected {expected}, got {name}"))
+}
+
+/// A list of texts: any iterable of `str` but a `str` itself.
+struct Texts(Vec<Text>);
+
+impl<'py> FromPyObject<'_, 'py> for Texts {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if value.is_instance_of::<PyString>() {
+            return Err(PyTypeError::new_err("expected an iterable of str, got one str: put it in a list"));
+        }
+        value.try_iter()?.map(|text| text?.extract()).collect::<PyResult<_>>().map(Self)
+    }
+}
+
+/// `"all"`, or an iterable of special tokens.
+enum Specials {
+    All,
+    Only(Vec<String>),
+}
+
+impl Default for Specials {
+    fn default() -> Self {
+        Self::Only(Vec::new())
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Specials {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(text) = value.cast::<PyString>() {
+            return match &*text.to_cow()? {
+                "all" => Ok(Self::All),
+                other => Err(PyValueError::new_err(format!(
+                    "expected \"all\" or a collection of special tokens, got the str {other:?}"
+                ))),
+            };
+        }
+        let names = value.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?;
+        Ok(Self::Only(names))
+    }
+}
+
+impl Specials {
+    /// Calls `work` with the core's view of the set.
+    fn view<R>(&self, work: impl FnOnce(SpecialSet<'_>) -> R) -> R {
+        match self {
+            Self::All => work(SpecialSet::All),
+            Self::Only(names) if names.is_empty() => work(SpecialSet::None),
+            Self::Only(names) => work(SpecialSet::Only(&names.iter().map(String::as_str).collect::<Vec<_>>())),
+        }
+    }
+}
+
+/// Ids from any iterable of integers, `NumPy` arrays and tensors among them.
+struct Ids(Vec<u32>);
+
+impl<'py> FromPyObject<'_, 'py> for Ids {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let list = match value.getattr_opt("tolist")? {
+            Some(tolist) => tolist.call0()?,
+            None => value.to_owned(),
+        };
+        let items = list.try_iter().map_err(|_| type_error("an iterable of ids", &value))?;
+        let mut ids = Vec::with_capacity(list.len().unwrap_or(0));
+        for item in items {
+            ids.push(extract_id(&item?)?);
+        }
+        Ok(Self(ids))
+    }
+}
+
+fn extract_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    value.extract().map_err(|error: PyErr| {
+        if error.is_instance_of::<PyTypeError>(value.py()) {
+            return type_error("an id (int)", value);
+        }
+        to_py(bpe_llama::Error::NotFound(format!("id {value} is not in this vocabulary")))
+    })
+}
+
+/// Runs `work` without the GIL where there is enough of it.
+fn detached<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce() -> R + Send) -> R {
+    if bytes < KEEP_GIL { work() } else { py.detach(work) }
+}
+
+/// Returns how many threads to use.
+pub(crate) fn thread_count(num_threads: Option<usize>) -> PyResult<usize> {
+    match num_threads {
+        Some(0) => Err(PyValueError::new_err("num_threads must be at least 1, or None for all processors, got 0")),
+        Some(threads) => Ok(threads),
+        None => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+    }
+}
+
+fn special_tokens(tokens: Option<Vec<(String, u32)>>) -> Vec<AddedToken> {
+    tokens.unwrap_or_default().into_iter().map(|(content, id)| AddedToken::special(content, id)).collect()
+}
+
+impl PyTokenizer {
+    /// Checks the special-token arguments and calls `work` with the options they amount to.
+    fn with_options<R>(
+        &self,
+        texts: &[&str],
+        (bos, eos): (bool, bool),
+        allowed: &Specials,
+        disallowed: &Specials,
+        work: impl FnOnce(EncodeOptions<'_>) -> PyResult<R>,
+    ) -> PyResult<R> {
+        let missing = |name: &str| {
+            PyValueError::new_err(format!(
+                "{name}=True, but this tokenizer has no {name} token; its special tokens are {:?}",
+                self.inner.added_tokens().iter().map(|token| &token.content).collect::<Vec<_>>()
+            ))
+        };
+        let bos = if bos { Some(self.inner.bos_id().ok_or_else(|| missing("bos"))?) } else { None };
+        let eos = if eos { Some(self.inner.eos_id().ok_or_else(|| missing("eos"))?) } else { None };
+        disallowed.view(|set| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set))).map_err(to_py)?;
+        allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos }))
+    }
+
+    /// Returns the ids of one text.
+    fn encode_one(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        ends: (bool, bool),
+        allowed: &Specials,
+        disallowed: &Specials,
+    ) -> PyResult<Vec<u32>> {
+        self.with_options(&[text], ends, allowed, disallowed, |options| {
+            let mut ids = Vec::with_capacity(text.len() / 3 + 8);
+            ids.extend(options.bos);
+            detached(py, text.len(), || self.inner.encode_into(text, options.allowed, &mut ids)).map_err(to_py)?;
+            ids.extend(options.eos);
+            Ok(ids)
+        })
+    }
+
+    fn decode_text<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &[u32],
+        errors: &str,
+        skip: bool,
+    ) -> PyResult<Bound<'py, PyString>> {
+        let kept: Vec<u32>;
+        let mut ids = ids;
+        if skip {
+            kept = ids.iter().copied().filter(|&id| !self.inner.is_special(id)).collect();
+            ids = &kept;
+        }
+        let bytes = detached(py, ids.len() * 4, || self.inner.decode_bytes(ids)).map_err(to_py)?;
+        if let Ok(text) = std::str::from_utf8(&bytes) {
+            return Ok(PyString::new(py, text));
+        }
+        Ok(PyBytes::new(py, &bytes).call_method1("decode", ("utf-8", errors))?.cast_into()?)
+    }
+}
+
+#[pymethods]
+impl PyTokenizer {
+    #[new]
+    #[pyo3(signature = (core, **_attributes))]
+    fn py_new(core: &Self, _attributes: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { inner: Arc::clone(&core.inner) }
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (ranks, pattern, special_tokens=None))]
+    fn build_from_ranks(
+        ranks: &Bound<'_, PyDict>,
+        pattern: &str,
+        special_tokens: Option<Vec<(String, u32)>>,
+    ) -> PyResult<Self> {
+        let mut tokens = Vec::with_capacity(ranks.len());
+        for (token, rank) in ranks {
+            let token: Vec<u8> =
+                token.cast::<PyBytes>().map_err(|_| type_error("tokens as bytes", &token))?.as_bytes().to_vec();
+            let rank = rank
+                .extract()
+                .map_err(|_| PyValueError::new_err(format!("rank {rank} of token {token:?} is not an id")))?;
+            tokens.push((token, rank));
+        }
+        let vocab = Vocab::from_ranks(tokens).map_err(to_py)?;
+        Self::assemble(vocab, pattern, special_tokens)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (tokens, merges, pattern, special_tokens=None))]
+    fn build_from_merges(
+        tokens: Vec<Vec<u8>>,
+        merges: Vec<(u32, u32)>,
+        pattern: &str,
+        special_tokens: Option<Vec<(String, u32)>>,
+    ) -> PyResult<Self> {
+        let tokens = tokens.into_iter().zip(0..).collect();
+        let vocab = Vocab::from_merges(tokens, merges, false).map_err(to_py)?;
+        Self::assemble(vocab, pattern, special_tokens)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (path, pattern, special_tokens=None))]
+    fn build_from_tiktoken(
+        py: Python<'_>,
+        path: PathBuf,
+        pattern: &str,
+        special_tokens: Option<Vec<(String, u32)>>,
+    ) -> PyResult<Self> {
+        let vocab = py.detach(|| Vocab::from_tiktoken_file(&path)).map_err(to_py)?;
+        Self::assemble(vocab, pattern, special_tokens)
+    }
+
+    #[staticmethod]
+    fn build_from_huggingface(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_huggingface(json)).map(Self::new).map_err(to_py)
+    }
+
+    fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {
+        self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
+    }
+
+    fn to_huggingface(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| self.inner.to_huggingface()).map_err(to_py)
+    }
+
+    fn save_huggingface(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        let save = || write_atomically(&path, self.inner.to_huggingface()?.as_bytes());
+        py.detach(save).map_err(to_py)
+    }
+
+    fn save_tiktoken(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        let save = || write_atomically(&path, self.inner.vocab().to_tiktoken()?.as_bytes());
+        py.detach(save).map_err(to_py)
+    }
+
+    #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        bos: bool,
+        eos: bool,
+        allowed_special: Specials,
+        disallowed_special: Specials,
+    ) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?)
+    }
+
+    fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, detached(py, text.len(), || self.inner.encode_ordinary(&text)).map_err(to_py)?)
+    }
+
+    fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, detached(py, data.len(), || self.inner.encode_bytes(data)).map_err(to_py)?)
+    }
+
+    #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
+    fn encode_to_numpy<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        bos: bool,
+        eos: bool,
+        allowed_special: Specials,
+        disallowed_special: Specials,
+    ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        Ok(self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?.into_pyarray(py))
+    }
+
+    #[pyo3(signature = (texts, num_threads=None, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
+    #[expect(clippy::too_many_arguments, reason = "the keywords of the Python method")]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Texts,
+        num_threads: Option<usize>,
+        bos: bool,
+        eos: bool,
+        allowed_special: Specials,
+        disallowed_special: Specials,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let threads = thread_count(num_threads)?;
+        let texts: Vec<&str> = texts.0.iter().map(Deref::deref).collect();
+        let (ids, offsets) =
+            self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
+                py.detach(|| self.inner.encode_batch(&texts, options, threads)).map_err(to_py)
+            })?;
+        let rows = offsets.windows(2).map(|row| PyList::new(py, &ids[row[0] as usize..row[1] as usize]));
+        PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    #[pyo3(signature = (texts, num_threads=None, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
+    #[expect(clippy::too_many_arguments, reason = "the keywords of the Python method")]
+    fn encode_batch_to_numpy<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Texts,
+        num_threads: Option<usize>,
+        bos: bool,
+        eos: bool,
+        allowed_special: Specials,
+        disallowed_special: Specials,
+    ) -> PyResult<Rows<'py>> {
+        let threads = thread_count(num_threads)?;
+        let texts: Vec<&str> = texts.0.iter().map(Deref::deref).collect();
+        let (ids, offsets) =
+            self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
+                py.detach(|| self.inner.encode_batch(&texts, options, threads)).map_err(to_py)
+            })?;
+        Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
+    }
+
+    #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
+    fn encode_with_offsets<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        allowed_special: Specials,
+    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
+        let (ids, offsets) = allowed_special
+            .view(|allowed| detached(py, text.len(), || self.inner.encode_with_offsets(&text, allowed)))
+            .map_err(to_py)?;
+        Ok((PyList::new(py, ids)?, PyList::new(py, offsets)?))
+    }
+
+    #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
+    fn count(&self, py: Python<'_>, text: Text, allowed_special: Specials) -> PyResult<usize> {
+        allowed_special.view(|allowed| detached(py, text.len(), || self.inner.count(&text, allowed))).map_err(to_py)
+    }
+
+    #[pyo3(signature = (text, max_tokens, *, allowed_special=Specials::default()))]
+    fn truncate<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        max_tokens: i64,
+        allowed_special: Specials,
+    ) -> PyResult<Bound<'py, PyString>> {
+        let max_tokens = usize::try_from(max_tokens)
+            .map_err(|_| PyValueError::new_err(format!("max_tokens must be at least 0, got {max_tokens}")))?;
+        let kept = allowed_special
+            .view(|allowed| detached(py, text.len(), || self.inner.truncate(&text, max_tokens, allowed)))
+            .map_err(to_py)?;
+        Ok(PyString::new(py, kept))
+    }
+
+    #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
+    fn tokenize<'py>(&self, py: Python<'py>, text: Text, allowed_special: Specials) -> PyResult<Bound<'py, PyList>> {
+        let ids = allowed_special
+            .view(|allowed| detached(py, text.len(), || self.inner.encode(&text, allowed)))
+            .map_err(to_py)?;
+        let tokens = ids.into_iter().map(|id| self.id_to_bytes_inner(py, id));
+        PyList::new(py, tokens.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    #[pyo3(signature = (ids, errors="replace", *, skip_special_tokens=false))]
+    fn decode<'py>(
+        &self,
+        py: Python<'py>,
+        ids: Ids,
+        errors: &str,
+        skip_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyString>> {
+        self.decode_text(py, &ids.0, errors, skip_special_tokens)
+    }
+
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: Ids) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = detached(py, ids.0.len() * 4, || self.inner.decode_bytes(&ids.0)).map_err(to_py)?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    #[pyo3(signature = (batch, errors="replace", *, skip_special_tokens=false))]
+    fn decode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        batch: Vec<Ids>,
+        errors: &str,
+        skip_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let texts = batch.iter().map(|ids| self.decode_text(py, &ids.0, errors, skip_special_tokens));
+        PyList::new(py, texts.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    fn decode_stream(&self) -> DecodeStream {
+        DecodeStream { tokenizer: Arc::clone(&self.inner), state: Mutex::default() }
+    }
+
+    fn id_to_bytes<'py>(&self, py: Python<'py>, id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        self.id_to_bytes_inner(py, extract_id(id)?)
+    }
+
+    fn token_to_id(&self, token: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
+        if let Ok(text) = token.cast::<PyString>() {
+            return Ok(self.inner.bytes_to_id(text.to_cow()?.as_bytes()));
+        }
+        let bytes = token.cast::<PyBytes>().map_err(|_| type_error("bytes or a str", token))?;
+        Ok(self.inner.bytes_to_id(bytes.as_bytes()))
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    #[getter]
+    fn mergeable_ranks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let ranks = PyDict::new(py);
+        for (token, id) in self.inner.vocab().tokens() {
+            ranks.set_item(PyBytes::new(py, token), id)?;
+        }
+        Ok(ranks)
+    }
+
+    #[getter]
+    fn merges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let pairs = self.inner.vocab().merges().iter();
+        let pairs =
+            pairs.map(|&(left, right)| Ok((self.id_to_bytes_inner(py, left)?, self.id_to_bytes_inner(py, right)?)));
+        PyList::new(py, pairs.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    #[getter]
+    fn pattern(&self) -> &str {
+        self.inner.pretokenizer().pattern()
+    }
+
+    #[getter]
+    fn pattern_name(&self) -> Option<&str> {
+        self.inner.pretokenizer().name()
+    }
+
+    #[getter]
+    fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let tokens = PyDict::new(py);
+        for token in self.inner.added_tokens().iter().filter(|token| token.special) {
+            tokens.set_item(&token.content, token.id)?;
+        }
+        Ok(tokens)
+    }
+
+    #[getter]
+    fn bos_id(&self) -> Option<u32> {
+        self.inner.bos_id()
+    }
+
+    #[getter]
+    fn eos_id(&self) -> Option<u32> {
+        self.inner.eos_id()
+    }
+}
+
+impl PyTokenizer {
+    fn assemble(vocab: Vocab, pattern: &str, tokens: Option<Vec<(String, u32)>>) -> PyResult<Self> {
+        let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
+        Tokenizer::new(vocab, pretokenizer, special_tokens(tokens), false).map(Self::new).map_err(to_py)
+    }
+
+    fn id_to_bytes_inner<'py>(&self, py: Python<'py>, id: u32) -> PyResult<Bound<'py, PyBytes>> {
+        self.inner.id_to_bytes(id).map(|bytes| PyBytes::new(py, bytes)).map_err(to_py)
+    }
+}
+
+#[pyclass(frozen, module = "bpe_llama._core")]
+pub(crate) struct DecodeStream {
+    tokenizer: Arc<Tokenizer>,
+    state: Mutex<Utf8Stream>,
+}
+
+#[pymethods]
+impl DecodeStream {
+    fn push(&self, id: &Bound<'_, PyAny>) -> PyResult<String> {
+        let bytes = self.tokenizer.id_to_bytes(extract_id(id)?).map_err(to_py)?;
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner).push(bytes))
+    }
+
+    fn flush(&self) -> String {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).flush()
+    }
+}
