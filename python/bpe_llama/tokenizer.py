@@ -44,21 +44,21 @@ class Tokenizer(_core.Tokenizer):
 
     @classmethod
     def train(cls, paths: PathLike | Iterable[PathLike], vocab_size: int, **options: Any) -> Self:
-        """Return a tokenizer trained on files: see :func:`bpe_llama.training.train`."""
+        """Return a tokenizer trained on files: see `bpe_llama.training.train`."""
         from bpe_llama import training
 
         return cls(training.train(paths, vocab_size, **options))
 
     @classmethod
     def train_from_iterator(cls, texts: Iterable[str], vocab_size: int, **options: Any) -> Self:
-        """Return a tokenizer trained on texts, each one document: see :func:`bpe_llama.training.train_from_iterator`."""
+        """Return a tokenizer trained on texts, each a document: see `bpe_llama.training.train_from_iterator`."""
         from bpe_llama import training
 
         return cls(training.train_from_iterator(texts, vocab_size, **options))
 
     @classmethod
     def train_from_counts(cls, counts: WordCounts, vocab_size: int, **options: Any) -> Self:
-        """Return a tokenizer trained on word counts: see :func:`bpe_llama.training.train_from_counts`."""
+        """Return a tokenizer trained on word counts: see `bpe_llama.training.train_from_counts`."""
         from bpe_llama import training
 
         return cls(training.train_from_counts(counts, vocab_size, **options))
@@ -241,7 +241,9 @@ class Tokenizer(_core.Tokenizer):
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
         pattern = self.pattern_name or self.pattern
-        return f"Tokenizer(vocab_size={self.vocab_size}, pattern={pattern!r}, special_tokens={len(self.special_tokens)})"
+        return (
+            f"Tokenizer(vocab_size={self.vocab_size}, pattern={pattern!r}, special_tokens={len(self.special_tokens)})"
+        )
 
     # -- batches for a model -------------------------------------------------------------------------------------------
 
