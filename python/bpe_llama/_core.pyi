@@ -1,6 +1,7 @@
 import os
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,3 +217,57 @@ class DecodeStream:
 
     def flush(self) -> str:
         """Return what was held back: U+FFFD for a character that never ended, or nothing."""
+
+# -- training: used by bpe_llama.training, which documents it --
+
+_OnProgress: TypeAlias = Callable[[str, int, int | None], object]
+_Vocabulary: TypeAlias = tuple[list[bytes], list[tuple[int, int]]]
+
+@final
+class WordCounts:
+    @staticmethod
+    def from_files(
+        paths: Sequence[PathLike],
+        splitting: Mapping[str, object],
+        separator: str | None,
+        field: str,
+        on_progress: _OnProgress | None,
+    ) -> WordCounts: ...
+    @staticmethod
+    def from_iterator(
+        texts: Iterable[str], splitting: Mapping[str, object], on_progress: _OnProgress | None
+    ) -> WordCounts: ...
+    @staticmethod
+    def from_bytes(data: bytes) -> WordCounts: ...
+    @staticmethod
+    def load(path: PathLike) -> WordCounts: ...
+    def to_bytes(self) -> bytes: ...
+    def save(self, path: PathLike) -> None: ...
+    def __add__(self, other: WordCounts) -> WordCounts: ...
+    def __len__(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def pattern(self) -> str: ...
+    @property
+    def special_tokens(self) -> list[str]: ...
+    def most_common(self, n: int | None) -> list[tuple[bytes, int]]: ...
+
+def expand_paths(path: str) -> list[Path]: ...
+def train_merges(
+    counts: WordCounts, options: Mapping[str, int | None], on_progress: _OnProgress | None
+) -> _Vocabulary: ...
+def train_from_files(
+    paths: Sequence[PathLike],
+    splitting: Mapping[str, object],
+    separator: str | None,
+    field: str,
+    options: Mapping[str, int | None],
+    on_progress: _OnProgress | None,
+) -> _Vocabulary: ...
+def train_from_iterator(
+    texts: Iterable[str],
+    splitting: Mapping[str, object],
+    options: Mapping[str, int | None],
+    on_progress: _OnProgress | None,
+) -> _Vocabulary: ...

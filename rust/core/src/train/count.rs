@@ -263,7 +263,12 @@ pub fn count_batches(
     let mut next = || -> Result<Option<Batch>> {
         let batch = next_batch()?;
         bytes += batch.as_ref().map_or(0, Batch::len) as u64;
-        ticker.tick(|| Progress::Counting { bytes, read: None, total: None })?;
+        let progress = Progress::Counting { bytes, read: None, total: None };
+        if batch.is_some() {
+            ticker.tick(|| progress)?
+        } else {
+            ticker.report(progress)?
+        }
         Ok(batch)
     };
     if num_threads <= 1 {

@@ -35,7 +35,7 @@ pub(crate) use count::special_matcher;
 use corpus::{Corpus, MAX_IDS};
 use merges::Merger;
 
-/// How far the work is: passed to the caller's function about ten times a second.
+/// How far the work is: passed to the caller's function about ten times a second, and at the end of each stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
@@ -77,9 +77,14 @@ impl<'a> Ticker<'a> {
         if self.last.elapsed() < Self::INTERVAL {
             return Ok(());
         }
-        let result = (self.on_progress)(progress());
+        let result = self.report(progress());
         self.last = Instant::now();
         result
+    }
+
+    /// Calls it whatever the time: at the end of a stage.
+    fn report(&mut self, progress: Progress) -> Result<()> {
+        (self.on_progress)(progress)
     }
 }
 
@@ -194,6 +199,7 @@ fn merge(
         tokens.push([&tokens[left as usize][..], &tokens[right as usize]].concat());
         merges.push((left, right));
     }
+    ticker.report(Progress::Merging { done: merges.len(), total })?;
     Ok(Trained { tokens, merges })
 }
 

@@ -1,0 +1,80 @@
+"""How far a long call is: a bar on the terminal, or the caller's own function."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+
+class Progress(NamedTuple):
+    """How far training is.
+
+    Attributes:
+        stage: ``"count"`` while text is read, then ``"merge"``.
+        done: Bytes read, or merges done.
+        total: Bytes or merges in all; ``None`` where that is not known.
+    """
+
+    stage: str
+    done: int
+    total: int | None
+
+
+ProgressOption: TypeAlias = "bool | Callable[[Progress], object] | None"
+Report: TypeAlias = Callable[[str, int, "int | None"], None]
+
+
+@contextmanager
+def reporting(progress: ProgressOption) -> Iterator[Report | None]:
+    """Give what the core calls to report progress, as the option asks.
+
+    Args:
+        progress: ``None`` shows a bar on stderr if that is a terminal, ``True`` always, ``False`` never; a function is called
+            with a :class:`Progress` about ten times a second and at the end of each stage.
+    """
+    if callable(progress):
+        call = progress
+        yield lambda stage, done, total: _ignore(call(Progress(stage, done, total)))
+    elif progress or (progress is None and sys.stderr.isatty()):
+        with _bar() as report:
+            yield report
+    else:
+        yield None
+
+
+def _ignore(_result: object) -> None:
+    """Drop what a caller's function returns."""
+
+
+@contextmanager
+def _bar() -> Iterator[Report]:
+    """Show one line a stage on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    class Amount(DownloadColumn):
+        """Bytes for counting, a plain number for merging."""
+
+        def render(self, task):  # type: ignore[no-untyped-def]  # rich's own types vary between versions
+            return super().render(task) if task.fields["stage"] == "count" else MofNCompleteColumn().render(task)
+
+    labels = {"count": "counting words", "merge": "merging pairs"}
+    columns = (
+        TextColumn("{task.description}", table_column=Column(width=15)),
+        BarColumn(),
+        Amount(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    tasks = {}
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(labels[stage], stage=stage)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report

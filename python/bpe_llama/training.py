@@ -1,0 +1,381 @@
+"""Training a vocabulary: text to word counts, word counts to merges."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING
+
+from bpe_llama import _core
+from bpe_llama._files import PathLike, find_files, is_parquet, read_parquet
+from bpe_llama._progress import Progress, ProgressOption, reporting
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["DEFAULT_PATTERN", "Progress", "WordCounts", "train", "train_from_counts", "train_from_iterator"]
+
+DEFAULT_PATTERN = "llama3"
+
+
+class WordCounts:
+    """How often each word of a text occurs: all that training needs to know of it.
+
+    A word is a piece of the splitting pattern. Counts made with the same pattern and special tokens can be added, saved and
+    loaded, so a corpus can be counted in parts, on many machines, and trained on any number of times. They never change.
+
+    Examples:
+        >>> counts = WordCounts.from_iterator(["low lower"], progress=False) + WordCounts.from_iterator(["low"])
+        >>> counts.most_common(1), len(counts), counts.total
+        ([(b'low', 2)], 2, 3)
+    """
+
+    __slots__ = ("_counts",)
+    _counts: _core.WordCounts
+
+    def __init__(self, counts: _core.WordCounts) -> None:
+        """Wrap compiled counts; users call the class methods instead."""
+        self._counts = counts
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: PathLike | Iterable[PathLike],
+        *,
+        pattern: str = DEFAULT_PATTERN,
+        special_tokens: Sequence[str] = (),
+        separator: str | None = None,
+        field: str = "text",
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> Self:
+        """Return the counts of the words in files, read in bounded memory.
+
+        Args:
+            paths: A file, a folder, a glob pattern, or several of these. ``.gz`` and ``.zst`` are decompressed; a line of
+                ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one.
+            pattern: A known pattern's name or a regex.
+            special_tokens: Where one stands in the text, words end; it is not counted itself.
+            separator: Text that ends a document within a file.
+            field: The field or column of ``.jsonl`` and ``.parquet`` files that holds the text.
+            num_threads: ``None`` for all processors.
+            progress: See :class:`Progress`; ``None`` shows a bar on a terminal.
+
+        Raises:
+            FileNotFoundError: If nothing matches one of the paths.
+            ValueError: If a file is not UTF-8 or not of its format, naming file and place; if the pattern is unknown, or
+                special tokens repeat.
+
+        Examples:
+            >>> WordCounts.from_files(__file__, progress=False).pattern == WordCounts.from_iterator([]).pattern
+            True
+        """
+        files = find_files(paths)
+        splitting = _splitting(pattern, special_tokens, num_threads)
+        parts = []
+        with reporting(progress) as report:
+            texts = [file for file in files if not is_parquet(file)]
+            if texts or not files:
+                parts.append(_core.WordCounts.from_files(texts, splitting, separator, field, report))
+            if len(texts) < len(files):
+                rows = read_parquet(filter(is_parquet, files), field)
+                parts.append(_core.WordCounts.from_iterator(rows, splitting, report))
+        return cls(reduce(add, parts))
+
+    @classmethod
+    def from_iterator(
+        cls,
+        texts: Iterable[str],
+        *,
+        pattern: str = DEFAULT_PATTERN,
+        special_tokens: Sequence[str] = (),
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> Self:
+        """Return the counts of the words in texts, each of which is one document.
+
+        Args:
+            texts: Read once, on the calling thread, a few at a time. An exception it raises is passed on.
+            pattern: See :meth:`from_files`, as for the other arguments.
+            special_tokens: Likewise.
+            num_threads: Likewise.
+            progress: Likewise.
+
+        Raises:
+            TypeError: If an item is no ``str``.
+            ValueError: If the pattern is unknown, or special tokens repeat.
+        """
+        splitting = _splitting(pattern, special_tokens, num_threads)
+        with reporting(progress) as report:
+            return cls(_core.WordCounts.from_iterator(_texts(texts), splitting, report))
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """Return the counts that :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file is damaged or no such file.
+        """
+        return cls(_core.WordCounts.load(os.fspath(path)))
+
+    def save(self, path: PathLike) -> None:
+        """Write the counts to a file. Equal counts make equal files; a killed process leaves the old one."""
+        self._counts.save(os.fspath(path))
+
+    def merge(self, other: WordCounts) -> Self:
+        """Return the sum, as ``+`` does.
+
+        Raises:
+            ValueError: If the patterns or special tokens differ.
+        """
+        return type(self)(self._counts + other._counts)
+
+    def __add__(self, other: object) -> Self:
+        """Return the counts of both texts together."""
+        return self.merge(other) if isinstance(other, WordCounts) else NotImplemented
+
+    def __len__(self) -> int:
+        """Return the number of distinct words."""
+        return len(self._counts)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether words, counts, pattern and special tokens are the same."""
+        return self._counts.to_bytes() == other._counts.to_bytes() if isinstance(other, WordCounts) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equality costs a pass over all words
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by way of the file format."""
+        return _unpickle, (type(self), self._counts.to_bytes())
+
+    def __repr__(self) -> str:
+        """Return a summary."""
+        return f"WordCounts({len(self)} distinct words, {self.total} in all)"
+
+    @property
+    def total(self) -> int:
+        """The number of words in the text."""
+        return self._counts.total
+
+    @property
+    def pattern(self) -> str:
+        """The regex that cut the text into words."""
+        return self._counts.pattern
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens that no word crosses."""
+        return self._counts.special_tokens
+
+    def most_common(self, n: int | None = None) -> list[tuple[bytes, int]]:
+        """Return the ``n`` most frequent words with their counts, or all; equal counts in order of bytes."""
+        return self._counts.most_common(n)
+
+
+def _unpickle(cls: type[WordCounts], data: bytes) -> WordCounts:
+    return cls(_core.WordCounts.from_bytes(data))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is trained, checked before any text is read."""
+
+    vocab_size: int
+    special_tokens: list[str]
+    min_frequency: int
+    max_token_length: int | None
+
+    def __post_init__(self) -> None:
+        _special_tokens(self.special_tokens)
+        least = 256 + len(self.special_tokens)
+        if self.vocab_size < least:
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}; it must be at least {least}: "
+                f"256 bytes and {len(self.special_tokens)} special tokens"
+            )
+        if self.min_frequency < 0:
+            raise ValueError(f"min_frequency is {self.min_frequency}; it must not be negative")
+        if self.max_token_length is not None and self.max_token_length < 1:
+            raise ValueError(f"max_token_length is {self.max_token_length}; it must be positive, or None")
+
+    def for_core(self) -> dict[str, int | None]:
+        """Return the options as the core takes them."""
+        return {
+            "vocab_size": self.vocab_size,
+            "num_special_tokens": len(self.special_tokens),
+            "min_frequency": self.min_frequency,
+            "max_token_length": self.max_token_length,
+        }
+
+    def tokenizer(self, vocabulary: tuple[list[bytes], list[tuple[int, int]]], pattern: str) -> _core.Tokenizer:
+        """Return the tokenizer of a trained vocabulary; warn if it is smaller than asked for."""
+        tokens, merges = vocabulary
+        size = len(tokens) + len(self.special_tokens)
+        if size < self.vocab_size:
+            warnings.warn(
+                f"the text has too few pairs for vocab_size {self.vocab_size}: the vocabulary has {size} tokens",
+                UserWarning,
+                stacklevel=4,
+            )
+        special = [(token, len(tokens) + index) for index, token in enumerate(self.special_tokens)]
+        return _core.Tokenizer.build_from_merges(tokens, merges, pattern, special)
+
+
+def train(
+    paths: PathLike | Iterable[PathLike],
+    vocab_size: int,
+    *,
+    pattern: str = DEFAULT_PATTERN,
+    special_tokens: Sequence[str] = (),
+    min_frequency: int = 0,
+    max_token_length: int | None = None,
+    separator: str | None = None,
+    field: str = "text",
+    num_threads: int | None = None,
+    progress: ProgressOption = None,
+) -> _core.Tokenizer:
+    """Return the tokenizer that byte-pair encoding learns from files.
+
+    Args:
+        paths: See :meth:`WordCounts.from_files`, as for ``pattern``, ``separator``, ``field``, ``num_threads`` and ``progress``.
+        vocab_size: Ids in all: 256 bytes, merged tokens, special tokens.
+        pattern: Splits text into the words that tokens do not cross; kept with the vocabulary.
+        special_tokens: They take the last ids, in this order. Where one stands in the text, words end; it is not learned from.
+        min_frequency: Pairs seen fewer times do not merge.
+        max_token_length: Tokens of three bytes and more are shorter than this, as in ``tokenizers``.
+        separator: Text that ends a document within a file.
+        field: The field or column of ``.jsonl`` and ``.parquet`` files that holds the text.
+        num_threads: ``None`` for all processors. The result does not depend on it.
+        progress: ``None`` shows a bar on a terminal, ``False`` nothing; a function gets :class:`Progress`.
+
+    Warns:
+        UserWarning: If the text has too few pairs; the vocabulary is smaller then.
+
+    Raises:
+        FileNotFoundError: If nothing matches one of the paths.
+        ValueError: If there is no text; if ``vocab_size`` has no room for the bytes and special tokens; if special tokens repeat;
+            if the pattern is unknown; if a file is not UTF-8 or not of its format.
+
+    Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.
+    """
+    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length)
+    files = find_files(paths)
+    splitting = _splitting(pattern, special_tokens, num_threads)
+    if any(map(is_parquet, files)):
+        counts = WordCounts.from_files(
+            files,
+            pattern=pattern,
+            special_tokens=special_tokens,
+            separator=separator,
+            field=field,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        return _from_counts(counts, options, progress)
+    with reporting(progress) as report:
+        vocabulary = _core.train_from_files(files, splitting, separator, field, options.for_core(), report)
+    return options.tokenizer(vocabulary, pattern)
+
+
+def train_from_iterator(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    pattern: str = DEFAULT_PATTERN,
+    special_tokens: Sequence[str] = (),
+    min_frequency: int = 0,
+    max_token_length: int | None = None,
+    num_threads: int | None = None,
+    progress: ProgressOption = None,
+) -> _core.Tokenizer:
+    """Return the tokenizer that byte-pair encoding learns from texts, each of which is one document.
+
+    Args:
+        texts: See :meth:`WordCounts.from_iterator`.
+        vocab_size: See :func:`train`, as for the other arguments, warnings and errors.
+        pattern: Likewise.
+        special_tokens: Likewise.
+        min_frequency: Likewise.
+        max_token_length: Likewise.
+        num_threads: Likewise.
+        progress: Likewise.
+
+    Raises:
+        TypeError: If an item is no ``str``.
+
+    Examples:
+        >>> train_from_iterator(["low lower lowest"], vocab_size=258, progress=False).id_to_bytes(257)
+        b'low'
+    """
+    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length)
+    splitting = _splitting(pattern, special_tokens, num_threads)
+    with reporting(progress) as report:
+        vocabulary = _core.train_from_iterator(_texts(texts), splitting, options.for_core(), report)
+    return options.tokenizer(vocabulary, pattern)
+
+
+def train_from_counts(
+    counts: WordCounts,
+    vocab_size: int,
+    *,
+    special_tokens: Sequence[str] | None = None,
+    min_frequency: int = 0,
+    max_token_length: int | None = None,
+    progress: ProgressOption = None,
+) -> _core.Tokenizer:
+    """Return the tokenizer that byte-pair encoding learns from word counts: the same as from the text itself.
+
+    Args:
+        counts: The words; they bring their pattern.
+        vocab_size: See :func:`train`, as for the other arguments, warnings and errors.
+        special_tokens: ``None`` for those of the counts.
+        min_frequency: Likewise.
+        max_token_length: Likewise.
+        progress: Likewise.
+
+    Examples:
+        >>> counts = WordCounts.from_iterator(["low lower lowest"], special_tokens=["<|end|>"], progress=False)
+        >>> train_from_counts(counts, vocab_size=259, progress=False).special_tokens
+        {'<|end|>': 258}
+    """
+    special = _special_tokens(counts.special_tokens if special_tokens is None else special_tokens)
+    return _from_counts(counts, _Options(vocab_size, special, min_frequency, max_token_length), progress)
+
+
+def _from_counts(counts: WordCounts, options: _Options, progress: ProgressOption) -> _core.Tokenizer:
+    with reporting(progress) as report:
+        vocabulary = _core.train_merges(counts._counts, options.for_core(), report)
+    return options.tokenizer(vocabulary, counts.pattern)
+
+
+def _splitting(pattern: str, special_tokens: Sequence[str], num_threads: int | None) -> dict[str, object]:
+    """Return what decides which words a text has, checked."""
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None for all processors")
+    return {"pattern": pattern, "special_tokens": _special_tokens(special_tokens), "num_threads": num_threads}
+
+
+def _special_tokens(special_tokens: Sequence[str]) -> list[str]:
+    """Return the special tokens as a list, checked."""
+    if isinstance(special_tokens, str):
+        raise TypeError(f"special_tokens is the str {special_tokens!r}; expected a list of them")
+    tokens = list(special_tokens)
+    for index, token in enumerate(tokens):
+        if not isinstance(token, str):
+            raise TypeError(f"special token {index} is {token!r}; expected a str")
+        if not token:
+            raise ValueError(f"special token {index} is empty")
+        if token in tokens[:index]:
+            raise ValueError(f"special token {token!r} is given twice")
+    return tokens
+
+
+def _texts(texts: Iterable[str]) -> Iterable[str]:
+    """Return the texts, refusing one that would be taken letter by letter."""
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"expected an iterable of str, got one {type(texts).__name__}; put it in a list")
+    return texts

@@ -1,0 +1,102 @@
+"""The merges against tokenizers' BpeTrainer: real text, several patterns and sizes, every option."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from bpe_llama import Tokenizer, WordCounts
+
+tokenizers = pytest.importorskip("tokenizers", reason="the oracle is the tokenizers package: make parity installs it")
+
+
+@cache
+def stdlib() -> tuple[str, ...]:
+    """Real text of this machine: about 2 MB of Python sources, one document a file."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:60]
+    return tuple(file.read_text(encoding="utf-8") for file in files)
+
+
+def oracle(texts, pattern: str, vocab_size: int, special_tokens=(), **options) -> list[tuple[str, str]]:
+    """Return BpeTrainer's merges in order, in its byte-level alphabet."""
+    from tokenizers import Regex, models, pre_tokenizers, trainers
+
+    tok = tokenizers.Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        **options,
+    )
+    tok.train_from_iterator(texts, trainer)
+    return [tuple(merge) for merge in json.loads(tok.to_str())["model"]["merges"]]
+
+
+def merges(tok: Tokenizer) -> list[tuple[str, str]]:
+    """Return our merges in the same alphabet, built here so as not to trust our own export."""
+    first = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in first]
+    letters = {byte: chr(byte) for byte in first} | {byte: chr(256 + index) for index, byte in enumerate(rest)}
+
+    def spell(index: int) -> str:
+        return "".join(letters[byte] for byte in tok.id_to_bytes(index))
+
+    return [(spell(left), spell(right)) for left, right in tok.merges]
+
+
+@pytest.mark.parametrize("pattern", ["r50k", "cl100k", "llama3", "o200k", "qwen2"])
+@pytest.mark.parametrize("vocab_size", [300, 4000])
+def test_patterns_and_sizes(pattern, vocab_size):
+    tok = Tokenizer.train_from_iterator(stdlib(), vocab_size, pattern=pattern, progress=False)
+    assert merges(tok) == oracle(stdlib(), tok.pattern, vocab_size)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_frequency": 100},
+        {"min_frequency": 1},
+        {"max_token_length": 2},
+        {"max_token_length": 5},
+        {"max_token_length": 9, "min_frequency": 50},
+        {"special_tokens": ["<|begin|>", "<|end|>"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:the text has too few pairs")
+def test_options(options):
+    tok = Tokenizer.train_from_iterator(stdlib(), 6000, pattern="cl100k", progress=False, **options)
+    assert merges(tok) == oracle(stdlib(), tok.pattern, 6000, **options)
+
+
+def test_a_whole_vocabulary_of_little_text():
+    """Until no pair is left: every tie, down to pairs that occur once."""
+    texts = [stdlib()[0][:3000], "aaaaaaaaaaaaaaaaaaaaaaa bbbbbbb ababababababab", "日本語 текст émoji 😀😀😀"]
+    with pytest.warns(UserWarning, match="too few pairs"):
+        tok = Tokenizer.train_from_iterator(texts, 100_000, pattern="cl100k", progress=False)
+    assert merges(tok) == oracle(texts, tok.pattern, 100_000)
+
+
+def test_custom_regex_and_counts():
+    pattern = r"\p{Lu}?\p{Ll}+|\s+(?!\S)|\s|[^\s\p{L}]{1,2}|\p{L}"
+    counts = WordCounts.from_iterator(stdlib()[:20], pattern=pattern, progress=False)
+    tok = Tokenizer.train_from_counts(counts, 1500, progress=False)
+    assert merges(tok) == oracle(stdlib()[:20], pattern, 1500)
+
+
+def test_files_equal_documents(tmp_path):
+    for index, text in enumerate(stdlib()):
+        (tmp_path / f"{index:03}.txt").write_text(text, encoding="utf-8", newline="")
+    tok = Tokenizer.train(tmp_path, 3000, pattern="llama3", num_threads=2, progress=False)
+    assert merges(tok) == oracle(stdlib(), tok.pattern, 3000)

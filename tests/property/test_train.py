@@ -1,0 +1,56 @@
+"""The trainer against its definition in a few lines of Python."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpe_llama import Tokenizer, WordCounts
+
+pytestmark = pytest.mark.filterwarnings("ignore:the text has too few pairs")
+
+
+def naive_merges(words: dict[bytes, int], byte_ids: dict[int, int], steps: int, min_frequency: int) -> list[bytes]:
+    """Return the tokens of the merges, counting every pair anew for each."""
+    sequences = [([byte_ids[byte] for byte in word], count) for word, count in words.items()]
+    tokens = {index: bytes([byte]) for byte, index in byte_ids.items()}
+    for new in range(256, 256 + steps):
+        pairs: Counter[tuple[int, int]] = Counter()
+        for ids, count in sequences:
+            for pair in zip(ids, ids[1:], strict=False):
+                pairs[pair] += count
+        if not pairs:
+            break
+        count, pair = min((-count, pair) for pair, count in pairs.items())
+        if -count < min_frequency:
+            break
+        tokens[new] = tokens[pair[0]] + tokens[pair[1]]
+        for ids, _ in sequences:
+            at = 0
+            while at + 1 < len(ids):
+                if (ids[at], ids[at + 1]) == pair:
+                    ids[at : at + 2] = [new]
+                at += 1
+    return [tokens[index] for index in range(256, len(tokens))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(st.sampled_from("ab c'1é\n"), max_size=40), min_size=1, max_size=20).filter(any),
+    st.integers(0, 30),
+    st.integers(0, 4),
+    st.sampled_from(["cl100k", "r50k", "llama3", "o200k", r"\s+|\S+"]),
+    st.integers(1, 3),
+)
+def test_merges_follow_the_definition(texts, steps, min_frequency, pattern, num_threads):
+    tok = Tokenizer.train_from_iterator(
+        texts, 256 + steps, pattern=pattern, min_frequency=min_frequency, num_threads=num_threads, progress=False
+    )
+    counts = WordCounts.from_iterator(texts, pattern=pattern, progress=False)
+    assert sum(len(word) * count for word, count in counts.most_common()) == len("".join(texts).encode())
+    byte_ids = {tok.id_to_bytes(index)[0]: index for index in range(256)}
+    expected = naive_merges(dict(counts.most_common()), byte_ids, steps, min_frequency)
+    assert [tok.id_to_bytes(index) for index in range(256, tok.vocab_size)] == expected
