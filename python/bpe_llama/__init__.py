@@ -2,5 +2,6 @@
 
 from bpe_llama._core import __version__
 from bpe_llama.tokenizer import Tokenizer
+from bpe_llama.training import WordCounts
 
-__all__ = ["Tokenizer", "__version__"]
+__all__ = ["Tokenizer", "WordCounts", "__version__"]

@@ -16,8 +16,8 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     """Return the files that ``paths`` stands for, each once.
 
     Args:
-        paths: A file; a folder, for all files below it that are not hidden; a glob pattern, in which ``**`` stands for any
-            number of folders; or several of these. What one of them stands for is sorted.
+        paths: A file; a folder, for all files below it that are not hidden; a glob pattern, in which ``**`` stands for
+            any number of folders; or several of these. What one of them stands for is sorted.
 
     Raises:
         FileNotFoundError: If nothing matches; it names the path or pattern.

@@ -31,8 +31,8 @@ def reporting(progress: ProgressOption) -> Iterator[Report | None]:
     """Give what the core calls to report progress, as the option asks.
 
     Args:
-        progress: ``None`` shows a bar on stderr if that is a terminal, ``True`` always, ``False`` never; a function is called
-            with a :class:`Progress` about ten times a second and at the end of each stage.
+        progress: ``None`` shows a bar on stderr if that is a terminal, ``True`` always, ``False`` never; a function is
+            called with a :class:`Progress` about ten times a second and at the end of each stage.
     """
     if callable(progress):
         call = progress

@@ -25,8 +25,9 @@ DEFAULT_PATTERN = "llama3"
 class WordCounts:
     """How often each word of a text occurs: all that training needs to know of it.
 
-    A word is a piece of the splitting pattern. Counts made with the same pattern and special tokens can be added, saved and
-    loaded, so a corpus can be counted in parts, on many machines, and trained on any number of times. They never change.
+    A word is a piece of the splitting pattern. Counts made with the same pattern and special tokens can be added,
+    saved and loaded, so a corpus can be counted in parts, on many machines, and trained on any number of times. They
+    never change.
 
     Examples:
         >>> counts = WordCounts.from_iterator(["low lower"], progress=False) + WordCounts.from_iterator(["low"])
@@ -56,8 +57,8 @@ class WordCounts:
         """Return the counts of the words in files, read in bounded memory.
 
         Args:
-            paths: A file, a folder, a glob pattern, or several of these. ``.gz`` and ``.zst`` are decompressed; a line of
-                ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one.
+            paths: A file, a folder, a glob pattern, or several of these. ``.gz`` and ``.zst`` are decompressed; a line
+                of ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one.
             pattern: A known pattern's name or a regex.
             special_tokens: Where one stands in the text, words end; it is not counted itself.
             separator: Text that ends a document within a file.
@@ -67,8 +68,8 @@ class WordCounts:
 
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
-            ValueError: If a file is not UTF-8 or not of its format, naming file and place; if the pattern is unknown, or
-                special tokens repeat.
+            ValueError: If a file is not UTF-8 or not of its format, naming file and place; if the pattern is unknown,
+                or special tokens repeat.
 
         Examples:
             >>> WordCounts.from_files(__file__, progress=False).pattern == WordCounts.from_iterator([]).pattern
@@ -241,10 +242,11 @@ def train(
     """Return the tokenizer that byte-pair encoding learns from files.
 
     Args:
-        paths: See :meth:`WordCounts.from_files`, as for ``pattern``, ``separator``, ``field``, ``num_threads`` and ``progress``.
+        paths: See :meth:`WordCounts.from_files`, as for ``pattern``.
         vocab_size: Ids in all: 256 bytes, merged tokens, special tokens.
         pattern: Splits text into the words that tokens do not cross; kept with the vocabulary.
-        special_tokens: They take the last ids, in this order. Where one stands in the text, words end; it is not learned from.
+        special_tokens: They take the last ids, in this order. Where one stands in the text, words end; it is not
+            learned from.
         min_frequency: Pairs seen fewer times do not merge.
         max_token_length: Tokens of three bytes and more are shorter than this, as in ``tokenizers``.
         separator: Text that ends a document within a file.
@@ -257,8 +259,8 @@ def train(
 
     Raises:
         FileNotFoundError: If nothing matches one of the paths.
-        ValueError: If there is no text; if ``vocab_size`` has no room for the bytes and special tokens; if special tokens repeat;
-            if the pattern is unknown; if a file is not UTF-8 or not of its format.
+        ValueError: If there is no text; if ``vocab_size`` has no room for the bytes and special tokens; if special
+            tokens repeat; if the pattern is unknown; if a file is not UTF-8 or not of its format.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.
     """

@@ -49,8 +49,8 @@ def merges(tok: Tokenizer) -> list[tuple[str, str]]:
     rest = [byte for byte in range(256) if byte not in first]
     letters = {byte: chr(byte) for byte in first} | {byte: chr(256 + index) for index, byte in enumerate(rest)}
 
-    def spell(index: int) -> str:
-        return "".join(letters[byte] for byte in tok.id_to_bytes(index))
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
 
     return [(spell(left), spell(right)) for left, right in tok.merges]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -20,7 +21,7 @@ def naive_merges(words: dict[bytes, int], byte_ids: dict[int, int], steps: int, 
     for new in range(256, 256 + steps):
         pairs: Counter[tuple[int, int]] = Counter()
         for ids, count in sequences:
-            for pair in zip(ids, ids[1:], strict=False):
+            for pair in itertools.pairwise(ids):
                 pairs[pair] += count
         if not pairs:
             break

@@ -110,10 +110,9 @@ def test_files(tmp_path):
 
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="reading .parquet needs pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": [*TEXTS[:2], None], "n": [1, 2, 3]})
-    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    parquet.write_table(table, tmp_path / "rows.parquet")
     (tmp_path / "more.txt").write_text(TEXTS[2], encoding="utf-8")
     assert Tokenizer.train(tmp_path, 270, progress=False).merges == train(TEXTS[:3]).merges
     with pytest.raises(ValueError, match=r"rows\.parquet: no column 'body'"):
@@ -124,7 +123,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\*\.none"):
         Tokenizer.train(str(tmp_path / "*.none"), 270)
     with pytest.raises(FileNotFoundError):
-        Tokenizer.train([], 270) if False else Tokenizer.train(tmp_path, 270)
+        Tokenizer.train(tmp_path, 270)
     with pytest.raises(ValueError, match="no paths"):
         Tokenizer.train([], 270)
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
@@ -158,7 +157,9 @@ def test_bad_values(options, what):
         train(**options)
 
 
-@pytest.mark.parametrize("options", [{"texts": "letters"}, {"texts": ["a", 1]}, {"texts": 1}, {"special_tokens": "<s>"}])
+@pytest.mark.parametrize(
+    "options", [{"texts": "letters"}, {"texts": ["a", 1]}, {"texts": 1}, {"special_tokens": "<s>"}]
+)
 def test_bad_types(options):
     with pytest.raises(TypeError):
         train(**options)
@@ -176,7 +177,7 @@ def test_too_few_pairs_warn():
 def test_one_repeated_byte():
     with pytest.warns(UserWarning, match="too few pairs"):
         tok = train(["a" * 1_000_000], 1000)
-    assert tok.merges[0] == (tok.token_to_id(b"a"),) * 2 or tok.merges[0] == (b"a", b"a")
+    assert tok.merges[:2] == [(b"a", b"a"), (b"aa", b"aa")]
 
 
 def test_surrogates_become_the_replacement_character():
@@ -243,13 +244,13 @@ try:
 except KeyboardInterrupt:
     sys.exit(3)
 """
-    process = subprocess.Popen([sys.executable, "-c", code, stage], stdout=subprocess.PIPE, cwd=tmp_path)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    time.sleep(0.2)
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    process.stdout.read()
-    assert process.wait(timeout=30) == 3
+    with subprocess.Popen([sys.executable, "-c", code, stage], stdout=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.2)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(timeout=30) == 3
     # a second, and what a busy machine adds
     assert time.monotonic() - start < 3

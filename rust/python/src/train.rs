@@ -1,5 +1,4 @@
 //! Counting words and learning merges.
-#![allow(clippy::needless_pass_by_value, reason = "pyo3 hands arguments over by value")]
 
 use std::path::PathBuf;
 

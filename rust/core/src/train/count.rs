@@ -265,9 +265,9 @@ pub fn count_batches(
         bytes += batch.as_ref().map_or(0, Batch::len) as u64;
         let progress = Progress::Counting { bytes, read: None, total: None };
         if batch.is_some() {
-            ticker.tick(|| progress)?
+            ticker.tick(|| progress)?;
         } else {
-            ticker.report(progress)?
+            ticker.report(progress)?;
         }
         Ok(batch)
     };
