@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+# A mass this close below p reaches it: p was a decimal fraction, and the mass a sum, before either was rounded.
+_REACHED = 1 - 2.0**-50
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -223,7 +225,7 @@ def _kept_weights(scores_BV: Tensor, temperature: float, top_k: int, top_p: floa
         if top_p < 1:
             cumulative_BV = sorted_BV.cumsum(-1)
             before_BV = torch.nn.functional.pad(cumulative_BV[:, :-1], (1, 0))
-            keep_sorted_BV &= before_BV < top_p * cumulative_BV[:, -1:]
+            keep_sorted_BV &= before_BV < _REACHED * top_p * cumulative_BV[:, -1:]
         keep_BV = torch.zeros_like(keep_BV).scatter_(-1, order_BV, keep_sorted_BV)
     if min_p > 0:
         keep_BV = keep_BV & (shifted_BV >= math.log(min_p))

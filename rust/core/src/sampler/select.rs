@@ -1,0 +1,235 @@
+//! Where to cut a row: the shortest prefix, in order of falling logits, that holds k ids or a given mass.
+//!
+//! The row is not sorted. A bracket of two thresholds around the cut is narrowed, each time by one pass that counts and
+//! weighs what lies above a threshold; as soon as few logits remain inside, they are moved together and searched alone,
+//! and the last handful is ordered.
+
+use super::kernels::{Measure, Tier, Weight, measure, split};
+
+/// Brackets that hold at most this many logits are ordered; beyond, one more pass is cheaper.
+const FEW: usize = 24;
+
+/// A prefix in the order (higher logit first, then lower id): all above `value`, and its equals up to id `last`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Cut {
+    pub(super) value: f32,
+    pub(super) last: u32,
+}
+
+impl Cut {
+    /// The prefix that leaves nothing out.
+    pub(super) const NONE: Self = Self { value: f32::NEG_INFINITY, last: u32::MAX };
+
+    /// Returns whether the prefix holds this logit.
+    pub(super) fn keeps(self, logit: f32, id: usize) -> bool {
+        logit > self.value || (logit == self.value && id <= self.last as usize)
+    }
+
+    /// Returns the shorter of two prefixes.
+    pub(super) fn shorter(self, other: Self) -> Self {
+        if other.value > self.value || (other.value == self.value && other.last < self.last) { other } else { self }
+    }
+
+    /// Returns the row in two parts, each with its first id and the threshold at and above which it is kept.
+    pub(super) fn parts(self, length: usize) -> [(std::ops::Range<usize>, f32); 2] {
+        let middle = (self.last as usize).saturating_add(1).min(length);
+        [(0..middle, self.value), (middle..length, self.value.next_up())]
+    }
+}
+
+/// What the prefix must hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Goal {
+    Count(usize),
+    Mass(f64),
+}
+
+impl Goal {
+    fn reached(self, measure: Measure) -> bool {
+        match self {
+            Self::Count(count) => measure.count >= count,
+            Self::Mass(mass) => measure.mass >= mass,
+        }
+    }
+}
+
+/// A cut, the mass before its last member, and with it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    pub(super) cut: Cut,
+    pub(super) before: f64,
+    pub(super) with: f64,
+}
+
+/// Memory that a search uses again and again.
+#[derive(Debug, Default)]
+pub(super) struct Buffers<W> {
+    places: Vec<u32>,
+    logits: Vec<f32>,
+    weights: Vec<W>,
+    ids: Vec<u32>,
+    ordered: Vec<(f32, u32, W)>,
+}
+
+/// Returns the shortest prefix of a row that reaches `goal`.
+///
+/// `lowest` is a finite threshold whose measure reaches the goal, `highest` the row's maximum.
+///
+/// # Cost
+/// A few passes over the row, each of a comparison and an addition a logit; then over ever fewer logits.
+pub(super) fn select<W: Weight>(
+    tier: Tier,
+    row: &[f32],
+    weights: &[W],
+    goal: Goal,
+    (lowest, highest): (f32, f32),
+    buffers: &mut Buffers<W>,
+) -> Found {
+    let Buffers { places, logits, weights: kept_weights, ids, ordered } = buffers;
+    let mut low = lowest;
+    let mut high = highest.next_up();
+    let mut above = Measure { count: 0, mass: 0.0 };
+    let mut reaching = row.len();
+    // Measured before the candidates were moved together: what lies above all of them.
+    let mut base = above;
+    let mut gathered = false;
+    let mut round = 0;
+    while reaching - above.count > FEW {
+        let Some(middle) = midpoint(low, high, round) else { break };
+        round += 1;
+        let part =
+            if gathered { measure(tier, logits, kept_weights, middle) } else { measure(tier, row, weights, middle) };
+        let part = Measure { count: base.count + part.count, mass: base.mass + part.mass };
+        if goal.reached(part) {
+            low = middle;
+            reaching = part.count;
+        } else {
+            high = middle;
+            above = part;
+        }
+        let length = if gathered { logits.len() } else { row.len() };
+        if (reaching - above.count) * 4 < length {
+            if gathered {
+                split(tier, logits, kept_weights, low, high, places);
+                compact(places, logits, kept_weights, ids);
+            } else {
+                split(tier, row, weights, low, high, places);
+                gather(places, row, weights, logits, kept_weights, ids);
+                gathered = true;
+            }
+            base = above;
+        }
+    }
+    if gathered {
+        split(tier, logits, kept_weights, low, high, places);
+        compact(places, logits, kept_weights, ids);
+    } else {
+        split(tier, row, weights, low, high, places);
+        gather(places, row, weights, logits, kept_weights, ids);
+    }
+    ordered.clear();
+    ordered.extend(logits.iter().zip(ids.iter()).zip(kept_weights.iter()).map(|((&x, &id), &w)| (x, id, w)));
+    // Where no float lies between the thresholds all are equal, and already in id order.
+    if low.next_up() < high {
+        ordered.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    }
+    walk(ordered, goal, above, low)
+}
+
+/// Returns where the goal is reached among the ordered logits that follow those measured by `above`.
+fn walk<W: Weight>(ordered: &[(f32, u32, W)], goal: Goal, above: Measure, low: f32) -> Found {
+    let mut found = Found { cut: Cut { value: low, last: u32::MAX }, before: above.mass, with: above.mass };
+    let mut seen = above;
+    for &(logit, id, weight) in ordered {
+        let before = seen.mass;
+        seen = Measure { count: seen.count + 1, mass: before + weight.wide() };
+        found = Found { cut: Cut { value: logit, last: id }, before, with: seen.mass };
+        if goal.reached(seen) {
+            break;
+        }
+    }
+    found
+}
+
+/// Copies the logits at `places`, with their weights and ids.
+fn gather<W: Weight>(
+    places: &[u32],
+    row: &[f32],
+    weights: &[W],
+    logits: &mut Vec<f32>,
+    kept_weights: &mut Vec<W>,
+    ids: &mut Vec<u32>,
+) {
+    logits.clear();
+    kept_weights.clear();
+    ids.clear();
+    logits.extend(places.iter().map(|&place| row[place as usize]));
+    kept_weights.extend(places.iter().map(|&place| weights[place as usize]));
+    ids.extend_from_slice(places);
+}
+
+/// Moves the candidates at `places` to the front and forgets the others.
+fn compact<W: Weight>(places: &[u32], logits: &mut Vec<f32>, weights: &mut Vec<W>, ids: &mut Vec<u32>) {
+    for (to, &from) in places.iter().enumerate() {
+        logits[to] = logits[from as usize];
+        weights[to] = weights[from as usize];
+        ids[to] = ids[from as usize];
+    }
+    logits.truncate(places.len());
+    weights.truncate(places.len());
+    ids.truncate(places.len());
+}
+
+/// Returns a float strictly between two others, if there is one: halfway by value, every third time halfway among the
+/// floats, so that the search ends however the logits are spread.
+fn midpoint(low: f32, high: f32, round: u32) -> Option<f32> {
+    if round % 3 < 2 {
+        let middle = (f64::midpoint(f64::from(low), f64::from(high))) as f32;
+        if low < middle && middle < high {
+            return Some(middle);
+        }
+    }
+    let middle = from_order(i32::midpoint(to_order(low), to_order(high)));
+    (low < middle && middle < high).then_some(middle)
+}
+
+/// Returns the place of a float in the order of all floats.
+fn to_order(value: f32) -> i32 {
+    let bits = value.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
+}
+
+fn from_order(order: i32) -> f32 {
+    f32::from_bits((order ^ ((order >> 31) as u32 >> 1) as i32) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_floats_is_kept_both_ways() {
+        let values = [f32::MIN, -1.0, -f32::MIN_POSITIVE, -0.0, 0.0, 1e-45, 1.0, f32::MAX];
+        for pair in values.windows(2) {
+            assert!(to_order(pair[0]) < to_order(pair[1]));
+        }
+        for value in values {
+            assert_eq!(from_order(to_order(value)).to_bits(), value.to_bits());
+        }
+    }
+
+    #[test]
+    fn halving_ends_for_any_bracket() {
+        for (low, high) in [(f32::MIN, f32::MAX), (-0.0, 1.0), (-1.0, 0.0), (1.0, 1.0f32.next_up()), (-1e-45, 1e-45)] {
+            for up in [false, true] {
+                let (mut low, mut high) = (low, high);
+                let mut round = 0;
+                while let Some(middle) = midpoint(low, high, round) {
+                    *(if up { &mut low } else { &mut high }) = middle;
+                    round += 1;
+                    assert!(round < 120, "{low} {high}");
+                }
+            }
+        }
+    }
+}

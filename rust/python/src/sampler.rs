@@ -1,0 +1,304 @@
+//! `Sampler` for Python.
+
+use crate::error::to_py;
+use crate::logits::Logits;
+use bpe_llama::sampler::{Options, Request, Sampler};
+use numpy::{PyArray1, PyArrayMethods};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use std::num::NonZero;
+
+/// Below this many logits a call is over before another thread could use the interpreter.
+const RELEASE_LOGITS: usize = 1 << 15;
+
+/// Sampler(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0,
+/// frequency_penalty=0.0, seed=0)
+/// --
+///
+/// Draws ids from logits: exact, reproducible, without sorting the vocabulary.
+///
+/// Penalties, temperature, top-k, top-p and min-p act in that order, each on what the one before left, renormalised.
+/// Ties go to the lower id. Each call of `sample` is one step; the id a row gets depends on its logits, the seed and the
+/// step alone: not on the rest of the batch, the number of threads or the CPU. Safe to share among threads.
+///
+/// Args:
+///     temperature: Divides the logits; 0 takes the highest, the lowest id among equals.
+///     top_k: Keep the k highest; 0, or at least V, keeps all.
+///     top_p: Keep the fewest highest whose mass reaches this; in (0, 1].
+///     min_p: Drop what has less than this times the highest probability; in [0, 1].
+///     repetition_penalty: Divides positive and multiplies negative logits of ids in the history.
+///     presence_penalty: Subtracted from the logit of every id in the history.
+///     frequency_penalty: Subtracted once for each time the id occurs in the history.
+///     seed: Names the stream of random numbers, 0 to 2**64 - 1.
+///
+/// Raises:
+///     ValueError: If a parameter is out of range.
+///
+/// Example:
+///     >>> import numpy as np
+///     >>> from bpe_llama import Sampler
+///     >>> Sampler(temperature=0.0).sample(np.array([0.1, 2.5, -1.0], dtype=np.float32))
+///     1
+#[pyclass(frozen, name = "Sampler", module = "bpe_llama")]
+pub(crate) struct PySampler(Sampler);
+
+#[pymethods]
+impl PySampler {
+    #[new]
+    #[pyo3(signature = (temperature=0.8, top_k=None, top_p=0.95, min_p=0.0, repetition_penalty=1.0,
+        presence_penalty=0.0, frequency_penalty=0.0, seed=None))]
+    #[allow(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn new(
+        temperature: f64,
+        top_k: Option<&Bound<'_, PyAny>>,
+        top_p: f64,
+        min_p: f64,
+        repetition_penalty: f64,
+        presence_penalty: f64,
+        frequency_penalty: f64,
+        seed: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let options = Options {
+            temperature,
+            top_k: usize::try_from(natural("top_k", top_k)?).unwrap_or(usize::MAX),
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            seed: natural("seed", seed)?,
+        };
+        Sampler::new(options).map(Self).map_err(to_py)
+    }
+
+    /// Return the id drawn from one row, an int, or from each row of a batch, int64 (B,).
+    ///
+    /// Args:
+    ///     logits: (V,) or (B, V): a NumPy array or a CPU tensor of float32, float16 or bfloat16, read where it lies;
+    ///         float64 is rounded to float32 first. Any strides.
+    ///     history: Ids the penalties look at: a sequence of ints for one row, one such sequence a row for a batch.
+    ///     step: The number of this draw; by default the sampler's own count, which this then leaves alone.
+    ///     seeds: For each row a seed in place of the sampler's. Without it all rows of a batch use the same random
+    ///         number, so equal rows give equal ids; pass `range(B)` to continue one prompt in B ways.
+    ///     num_threads: Threads that share the rows; by default as many as pay. The ids do not depend on it.
+    ///
+    /// Raises:
+    ///     ValueError: If a row holds NaN or +inf or nothing finite, naming row and index; if an id of a history is
+    ///         outside the vocabulary; if the shape is another.
+    ///     TypeError: If the dtype or the kind of object is another.
+    ///
+    /// Cost: about the time of three reads of the row; no allocation once warm.
+    ///
+    /// Example:
+    ///     >>> import numpy as np
+    ///     >>> from bpe_llama import Sampler
+    ///     >>> logits = np.zeros((2, 4), dtype=np.float32)
+    ///     >>> logits[:, 3] = 20
+    ///     >>> Sampler(seed=1).sample(logits)
+    ///     array([3, 3])
+    #[pyo3(signature = (logits, history=None, *, step=None, seeds=None, num_threads=None))]
+    fn sample<'py>(
+        &self,
+        py: Python<'py>,
+        logits: &Bound<'py, PyAny>,
+        history: Option<&Bound<'py, PyAny>>,
+        step: Option<&Bound<'py, PyAny>>,
+        seeds: Option<Vec<u64>>,
+        num_threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let logits = Logits::of(logits)?;
+        let rows = logits.rows()?;
+        let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
+        let request = Request {
+            histories: histories.as_deref(),
+            step: step.map(|step| natural("step", Some(step))).transpose()?,
+            seeds: seeds.as_deref(),
+            num_threads: threads(num_threads)?,
+        };
+        if logits.single {
+            let mut id = [0];
+            release(py, rows.vocab_size(), || self.0.sample_rows(&rows, &request, &mut id)).map_err(to_py)?;
+            return Ok(id[0].into_pyobject(py)?.into_any());
+        }
+        let mut ids = vec![0; rows.rows()];
+        let work = rows.vocab_size() * rows.rows();
+        release(py, work, || self.0.sample_rows(&rows, &request, &mut ids)).map_err(to_py)?;
+        Ok(PyArray1::from_vec(py, ids).into_any())
+    }
+
+    /// Return the distribution `sample` draws from, filtered and renormalised: float64, the logits' shape.
+    ///
+    /// Args:
+    ///     logits: As for `sample`. ``history`` and ``num_threads`` likewise.
+    ///
+    /// Raises:
+    ///     ValueError: As `sample`.
+    ///
+    /// Example:
+    ///     >>> import numpy as np
+    ///     >>> from bpe_llama import Sampler
+    ///     >>> Sampler(temperature=1.0, top_k=2, top_p=1.0).probs(np.array([0, 0, -9], dtype=np.float32))
+    ///     array([0.5, 0.5, 0. ])
+    #[pyo3(signature = (logits, history=None, *, num_threads=None))]
+    fn probs<'py>(
+        &self,
+        py: Python<'py>,
+        logits: &Bound<'py, PyAny>,
+        history: Option<&Bound<'py, PyAny>>,
+        num_threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let logits = Logits::of(logits)?;
+        let rows = logits.rows()?;
+        let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
+        let request = Request {
+            histories: histories.as_deref(),
+            num_threads: threads(num_threads)?,
+            ..Request::default()
+        };
+        let mut probs = vec![0.0; rows.rows() * rows.vocab_size()];
+        release(py, probs.len(), || self.0.probs_rows(&rows, &request, &mut probs)).map_err(to_py)?;
+        let flat = PyArray1::from_vec(py, probs);
+        if logits.single { Ok(flat.into_any()) } else { Ok(flat.reshape([rows.rows(), rows.vocab_size()])?.into_any()) }
+    }
+
+    /// Make `step` the number of the next draw.
+    ///
+    /// Example:
+    ///     >>> import numpy as np
+    ///     >>> from bpe_llama import Sampler
+    ///     >>> sampler, logits = Sampler(), np.zeros(1000, dtype=np.float32)
+    ///     >>> first = sampler.sample(logits)
+    ///     >>> sampler.seek(0)
+    ///     >>> sampler.sample(logits) == first
+    ///     True
+    fn seek(&self, step: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.0.set_step(natural("step", Some(step))?);
+        Ok(())
+    }
+
+    /// The number of the next draw.
+    #[getter]
+    fn step(&self) -> u64 {
+        self.0.step()
+    }
+
+    #[getter]
+    fn temperature(&self) -> f64 {
+        self.0.options().temperature
+    }
+
+    #[getter]
+    fn top_k(&self) -> usize {
+        self.0.options().top_k
+    }
+
+    #[getter]
+    fn top_p(&self) -> f64 {
+        self.0.options().top_p
+    }
+
+    #[getter]
+    fn min_p(&self) -> f64 {
+        self.0.options().min_p
+    }
+
+    #[getter]
+    fn repetition_penalty(&self) -> f64 {
+        self.0.options().repetition_penalty
+    }
+
+    #[getter]
+    fn presence_penalty(&self) -> f64 {
+        self.0.options().presence_penalty
+    }
+
+    #[getter]
+    fn frequency_penalty(&self) -> f64 {
+        self.0.options().frequency_penalty
+    }
+
+    #[getter]
+    fn seed(&self) -> u64 {
+        self.0.options().seed
+    }
+
+    fn __repr__(&self) -> String {
+        let o = self.0.options();
+        format!(
+            "Sampler(temperature={:?}, top_k={}, top_p={:?}, min_p={:?}, repetition_penalty={:?}, \
+             presence_penalty={:?}, frequency_penalty={:?}, seed={})",
+            o.temperature,
+            o.top_k,
+            o.top_p,
+            o.min_p,
+            o.repetition_penalty,
+            o.presence_penalty,
+            o.frequency_penalty,
+            o.seed
+        )
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>, u64)> {
+        let o = slf.get().0.options();
+        let arguments = (
+            o.temperature,
+            o.top_k,
+            o.top_p,
+            o.min_p,
+            o.repetition_penalty,
+            o.presence_penalty,
+            o.frequency_penalty,
+            o.seed,
+        );
+        Ok((slf.get_type().into_any(), arguments.into_pyobject(slf.py())?, slf.get().0.step()))
+    }
+
+    fn __setstate__(&self, step: u64) {
+        self.0.set_step(step);
+    }
+}
+
+/// Returns a whole number of at least 0; `None` is 0.
+fn natural(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
+    let Some(value) = value else { return Ok(0) };
+    value.extract::<u64>().map_err(|error| {
+        if error.is_instance_of::<PyOverflowError>(value.py()) {
+            PyValueError::new_err(format!("{name} must be in [0, 2**64), got {value}"))
+        } else {
+            PyTypeError::new_err(format!("{name} must be an int, got {}", value.get_type()))
+        }
+    })
+}
+
+fn threads(wanted: Option<usize>) -> PyResult<Option<NonZero<usize>>> {
+    wanted
+        .map(|count| {
+            NonZero::new(count).ok_or_else(|| PyValueError::new_err("num_threads must be at least 1, got 0"))
+        })
+        .transpose()
+}
+
+/// Returns one list of ids a row.
+fn read_history(history: &Bound<'_, PyAny>, single: bool) -> PyResult<Vec<Vec<i64>>> {
+    let ids = |row: &Bound<'_, PyAny>| -> PyResult<Vec<i64>> {
+        let row = if row.hasattr("tolist")? { row.call_method0("tolist")? } else { row.clone() };
+        row.try_iter()
+            .and_then(|ids| ids.map(|id| id?.extract::<i64>()).collect::<PyResult<Vec<i64>>>())
+            .map_err(|error| {
+                if error.is_instance_of::<PyOverflowError>(row.py()) {
+                    PyValueError::new_err("history holds an id beyond 64 bits")
+                } else {
+                    PyTypeError::new_err(format!(
+                        "history must be a sequence of ints for (V,) logits, one a row for (B, V): {error}"
+                    ))
+                }
+            })
+    };
+    if single { Ok(vec![ids(history)?]) } else { history.try_iter()?.map(|row| ids(&row?)).collect() }
+}
+
+/// Runs `act`, letting other Python threads run meanwhile if it is worth it.
+fn release<T: Send>(py: Python<'_>, logits: usize, act: impl FnOnce() -> T + Send) -> T {
+    if logits < RELEASE_LOGITS { act() } else { py.detach(act) }
+}
