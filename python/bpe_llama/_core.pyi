@@ -1,7 +1,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,3 +271,51 @@ def train_from_iterator(
     options: Mapping[str, int | None],
     on_progress: _OnProgress | None,
 ) -> _Vocabulary: ...
+
+@final
+class Sampler:
+    """Draws ids from logits; see `help(Sampler)` for what each argument means, its errors and examples."""
+
+    def __new__(
+        cls,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+    ) -> Sampler: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    def seek(self, step: int) -> None: ...
+    # A NumPy array, or anything that exports DLPack: (V,) or (B, V).
+    def sample(
+        self,
+        logits: Any,
+        history: Any | None = None,
+        *,
+        step: int | None = None,
+        seeds: Iterable[int] | None = None,
+        num_threads: int | None = None,
+    ) -> Any: ...
+    def probs(
+        self, logits: Any, history: Any | None = None, *, num_threads: int | None = None
+    ) -> NDArray[np.float64]: ...

@@ -5,7 +5,9 @@
 use pyo3::prelude::*;
 
 mod error;
+mod logits;
 mod pretokenize;
+mod sampler;
 mod tokenizer;
 mod train;
 
@@ -13,6 +15,7 @@ mod train;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     pretokenize::register(module)?;
+    module.add_class::<sampler::PySampler>()?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<tokenizer::DecodeStream>()?;

@@ -1,4 +1,4 @@
-//! Logits in Python objects, seen where they lie: NumPy arrays, and anything else on the CPU that speaks `DLPack`.
+//! Logits in Python objects, seen where they lie: `NumPy` arrays, and anything else on the CPU that speaks `DLPack`.
 
 use crate::error::to_py;
 use bpe_llama::sampler::{Elements, Rows};
@@ -14,7 +14,7 @@ const EXPECTED: &str = "expected float32, float16, bfloat16 or float64 in native
 /// One or more rows of logits in memory that `owner` keeps alive.
 pub(crate) struct Logits<'py> {
     _owner: Bound<'py, PyAny>,
-    data: *const u8,
+    data: *const c_void,
     kind: Kind,
     rows: usize,
     vocab_size: usize,
@@ -106,13 +106,14 @@ impl<'py> Logits<'py> {
         }
         let strides: Vec<isize> = strides.iter().map(|stride| stride / size).collect();
         // SAFETY: the pointer is a live array object's.
-        let data = unsafe { (*array.as_array_ptr()).data }.cast::<u8>().cast_const();
+        let data = unsafe { (*array.as_array_ptr()).fields.data }.cast::<c_void>().cast_const();
         Self::checked(array.as_any().clone(), data, kind, array.shape(), &strides)
     }
 
     fn of_dlpack(object: &Bound<'py, PyAny>) -> PyResult<Self> {
         let py = object.py();
-        let wrong = |what: String| PyTypeError::new_err(format!("logits are {what}; expected a NumPy array or a CPU tensor"));
+        let wrong =
+            |what: String| PyTypeError::new_err(format!("logits are {what}; expected a NumPy array or a CPU tensor"));
         let Ok(export) = object.getattr(pyo3::intern!(py, "__dlpack__")) else {
             return Err(wrong(format!("a {}", object.get_type().name()?)));
         };
@@ -157,13 +158,13 @@ impl<'py> Logits<'py> {
             // SAFETY: as above.
             unsafe { slice(tensor.strides, dimensions) }.iter().map(|&stride| stride as isize).collect()
         };
-        let data = tensor.data.cast::<u8>().cast_const().wrapping_add(tensor.byte_offset as usize);
+        let data = tensor.data.cast_const().wrapping_byte_add(tensor.byte_offset as usize);
         Self::checked(capsule.into_any(), data, kind, &shape, &strides)
     }
 
     fn checked(
         owner: Bound<'py, PyAny>,
-        data: *const u8,
+        data: *const c_void,
         kind: Kind,
         shape: &[usize],
         strides: &[isize],

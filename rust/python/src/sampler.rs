@@ -1,4 +1,5 @@
 //! `Sampler` for Python.
+#![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::error::to_py;
 use crate::logits::Logits;
@@ -12,10 +13,6 @@ use std::num::NonZero;
 /// Below this many logits a call is over before another thread could use the interpreter.
 const RELEASE_LOGITS: usize = 1 << 15;
 
-/// Sampler(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0,
-/// frequency_penalty=0.0, seed=0)
-/// --
-///
 /// Draws ids from logits: exact, reproducible, without sorting the vocabulary.
 ///
 /// Penalties, temperature, top-k, top-p and min-p act in that order, each on what the one before left, renormalised.
@@ -47,7 +44,9 @@ pub(crate) struct PySampler(Sampler);
 impl PySampler {
     #[new]
     #[pyo3(signature = (temperature=0.8, top_k=None, top_p=0.95, min_p=0.0, repetition_penalty=1.0,
-        presence_penalty=0.0, frequency_penalty=0.0, seed=None))]
+        presence_penalty=0.0, frequency_penalty=0.0, seed=None),
+        text_signature = "(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, \
+            frequency_penalty=0.0, seed=0)")]
     #[allow(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         temperature: f64,
@@ -104,12 +103,13 @@ impl PySampler {
         logits: &Bound<'py, PyAny>,
         history: Option<&Bound<'py, PyAny>>,
         step: Option<&Bound<'py, PyAny>>,
-        seeds: Option<Vec<u64>>,
+        seeds: Option<&Bound<'py, PyAny>>,
         num_threads: Option<usize>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let logits = Logits::of(logits)?;
         let rows = logits.rows()?;
         let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
+        let seeds = seeds.map(read_seeds).transpose()?;
         let request = Request {
             histories: histories.as_deref(),
             step: step.map(|step| natural("step", Some(step))).transpose()?,
@@ -151,11 +151,8 @@ impl PySampler {
         let logits = Logits::of(logits)?;
         let rows = logits.rows()?;
         let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
-        let request = Request {
-            histories: histories.as_deref(),
-            num_threads: threads(num_threads)?,
-            ..Request::default()
-        };
+        let request =
+            Request { histories: histories.as_deref(), num_threads: threads(num_threads)?, ..Request::default() };
         let mut probs = vec![0.0; rows.rows() * rows.vocab_size()];
         release(py, probs.len(), || self.0.probs_rows(&rows, &request, &mut probs)).map_err(to_py)?;
         let flat = PyArray1::from_vec(py, probs);
@@ -273,19 +270,20 @@ fn natural(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<u64> {
 
 fn threads(wanted: Option<usize>) -> PyResult<Option<NonZero<usize>>> {
     wanted
-        .map(|count| {
-            NonZero::new(count).ok_or_else(|| PyValueError::new_err("num_threads must be at least 1, got 0"))
-        })
+        .map(|count| NonZero::new(count).ok_or_else(|| PyValueError::new_err("num_threads must be at least 1, got 0")))
         .transpose()
+}
+
+fn read_seeds(seeds: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
+    seeds.try_iter()?.map(|seed| natural("seeds", Some(&seed?))).collect()
 }
 
 /// Returns one list of ids a row.
 fn read_history(history: &Bound<'_, PyAny>, single: bool) -> PyResult<Vec<Vec<i64>>> {
     let ids = |row: &Bound<'_, PyAny>| -> PyResult<Vec<i64>> {
         let row = if row.hasattr("tolist")? { row.call_method0("tolist")? } else { row.clone() };
-        row.try_iter()
-            .and_then(|ids| ids.map(|id| id?.extract::<i64>()).collect::<PyResult<Vec<i64>>>())
-            .map_err(|error| {
+        row.try_iter().and_then(|ids| ids.map(|id| id?.extract::<i64>()).collect::<PyResult<Vec<i64>>>()).map_err(
+            |error| {
                 if error.is_instance_of::<PyOverflowError>(row.py()) {
                     PyValueError::new_err("history holds an id beyond 64 bits")
                 } else {
@@ -293,7 +291,8 @@ fn read_history(history: &Bound<'_, PyAny>, single: bool) -> PyResult<Vec<Vec<i6
                         "history must be a sequence of ints for (V,) logits, one a row for (B, V): {error}"
                     ))
                 }
-            })
+            },
+        )
     };
     if single { Ok(vec![ids(history)?]) } else { history.try_iter()?.map(|row| ids(&row?)).collect() }
 }

@@ -5,6 +5,7 @@
 //! and the last handful is ordered.
 
 use super::kernels::{Measure, Tier, Weight, measure, split};
+use std::cmp::Ordering;
 
 /// Brackets that hold at most this many logits are ordered; beyond, one more pass is cheaper.
 const FEW: usize = 24;
@@ -131,7 +132,8 @@ pub(super) fn select<W: Weight>(
     ordered.extend(logits.iter().zip(ids.iter()).zip(kept_weights.iter()).map(|((&x, &id), &w)| (x, id, w)));
     // Where no float lies between the thresholds all are equal, and already in id order.
     if low.next_up() < high {
-        ordered.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        // Not `total_cmp`, to which the two zeros differ.
+        ordered.sort_unstable_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1)));
     }
     walk(ordered, goal, above, low)
 }

@@ -11,7 +11,7 @@ fn definition(row: &[f32], options: &Options) -> Option<Vec<f64>> {
     let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |x: f32| exp64((f64::from(x) - f64::from(highest)) / options.temperature);
     let mut order: Vec<usize> = (0..row.len()).collect();
-    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).expect("no NaN").then(a.cmp(&b)));
     if 0 < options.top_k && options.top_k < row.len() {
         order.truncate(options.top_k);
     }
@@ -73,7 +73,7 @@ fn rows() -> impl Strategy<Value = Vec<f32>> {
             (0..length)
                 .map(|i| match kind {
                     0 => noise(i) * 8.0,
-                    1 => (noise(i) * 6.0).floor(),
+                    1 => (noise(i) * 6.0 - 3.0).round() * 0.5,
                     2 => 3.5,
                     3 => {
                         if noise(i) < 0.1 {

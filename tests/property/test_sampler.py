@@ -1,0 +1,122 @@
+"""The sampler against its definition in NumPy: sort, sum and cut in float64."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpe_llama import Sampler
+
+
+def definition(row, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """Return (probs, doubt): the distribution, and how near to p the mass came at the cut, before and after it."""
+    wide = row.astype(np.float64)
+    probs = np.exp((wide - wide.max()) / temperature)
+    order = np.argsort(-wide, kind="stable")
+    doubt = 1.0
+    if 0 < top_k < len(row):
+        order = order[:top_k]
+    if top_p < 1:
+        mass = np.cumsum(probs[order]) / probs[order].sum()
+        doubt = np.abs(mass - top_p).min()
+        order = order[: int(np.searchsorted(mass, top_p)) + 1]
+    kept = np.zeros_like(probs)
+    kept[order] = probs[order]
+    if min_p > 0:
+        doubt = min(doubt, np.abs(kept[order] / kept.max() - min_p).min())
+        kept[kept < min_p * kept.max()] = 0
+    return kept / kept.sum(), doubt
+
+
+finite = st.floats(-1e4, 1e4, width=32)
+elements = st.one_of(
+    st.floats(-8, 8, width=32),
+    finite,
+    st.sampled_from([0.0, 1.0, -1.0, 2.5]),
+    st.just(-np.inf),
+    st.integers(-1000, 1000).map(lambda n: n * 2.0**-149),
+)
+rows = (
+    st.lists(elements, min_size=1, max_size=200)
+    .filter(lambda xs: max(xs) > -np.inf)
+    .map(lambda xs: np.array(xs, dtype=np.float32))
+)
+parameters = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.floats(0.05, 5.0),
+        "top_k": st.integers(0, 250),
+        "top_p": st.floats(1e-6, 1.0),
+        "min_p": st.floats(0.0, 1.0),
+    },
+)
+
+
+def sampler(seed=0, **given_parameters):
+    return Sampler(**{"temperature": 1.0, "top_p": 1.0, **given_parameters}, seed=seed)
+
+
+@given(rows, parameters)
+def test_probs_are_those_of_the_definition(row, given_parameters):
+    expected, doubt = definition(row, **given_parameters)
+    got = sampler(**given_parameters).probs(row)
+    assert got.dtype == np.float64
+    assert got.sum() == pytest.approx(1, abs=1e-12)
+    if doubt > 1e-12:
+        np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-300)
+
+
+@given(rows, parameters, st.integers(0, 2**64 - 1))
+def test_draws_come_from_what_is_kept(row, given_parameters, seed):
+    chosen = sampler(seed, **given_parameters)
+    probs = chosen.probs(row)
+    assert all(probs[chosen.sample(row)] > 0 for _ in range(4))
+
+
+@given(rows, st.floats(1e-6, 1.0), st.floats(1e-6, 1.0))
+def test_a_larger_p_keeps_no_less(row, one, other):
+    small, large = (np.flatnonzero(sampler(top_p=p).probs(row)) for p in sorted((one, other)))
+    assert set(small) <= set(large)
+    assert len(small) > 0
+
+
+@given(st.lists(st.integers(-2000, 2000), min_size=1, max_size=200), st.integers(-500, 500), parameters)
+def test_adding_a_constant_changes_nothing(numerators, shift, given_parameters):
+    row = np.array(numerators, dtype=np.float32) / 128
+    chosen = sampler(**given_parameters)
+    np.testing.assert_allclose(chosen.probs(row), chosen.probs(row + np.float32(shift)), rtol=1e-12)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(-50, 50, width=32))
+def test_equal_logits_are_cut_by_id(size, kept, value):
+    row = np.full(size, value, dtype=np.float32)
+    expected = list(range(min(size, kept)))
+    assert np.flatnonzero(sampler(top_k=kept).probs(row)).tolist() == expected
+    if kept <= size:
+        assert np.flatnonzero(sampler(top_p=kept / size).probs(row)).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 1023, 1024, 1025, 32_000, 128_256, 262_144])
+@pytest.mark.parametrize("kind", ["flat", "peaked", "tied", "two values", "equal", "one finite", "subnormal"])
+def test_rows_of_every_size_and_kind(size, kind):
+    random = np.random.default_rng(size)
+    row = {
+        "flat": lambda: random.normal(size=size),
+        "peaked": lambda: random.normal(size=size) * 3 + 12 * (random.random(size) < 5 / size),
+        "tied": lambda: np.round(random.normal(size=size) * 4) / 4,
+        "two values": lambda: np.where(random.random(size) < 0.1, 3.0, 0.0),
+        "equal": lambda: np.full(size, -7.5),
+        "one finite": lambda: np.where(np.arange(size) == size // 2, 0.0, -np.inf),
+        "subnormal": lambda: random.normal(size=size) * 1e-40,
+    }[kind]().astype(np.float32)
+    for given_parameters in (
+        {"top_p": 0.9, "temperature": 0.8},
+        {"top_k": 40},
+        {"top_k": 500, "top_p": 0.3, "min_p": 0.05},
+    ):
+        chosen = sampler(seed=size, **given_parameters)
+        expected, doubt = definition(row, **given_parameters)
+        probs = chosen.probs(row)
+        if doubt > 1e-12:
+            np.testing.assert_allclose(probs, expected, rtol=1e-10)
+        assert all(probs[chosen.sample(row)] > 0 for _ in range(3))

@@ -1,0 +1,295 @@
+import copy
+import math
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+from bpe_llama import Sampler
+
+RNG = np.random.default_rng(20)
+ROW = RNG.normal(size=1000).astype(np.float32)
+BATCH = RNG.normal(size=(12, 1000)).astype(np.float32)
+
+
+def test_a_row_gives_an_int_and_a_batch_an_array() -> None:
+    one = Sampler().sample(ROW)
+    assert type(one) is int
+    assert 0 <= one < 1000
+    many = Sampler().sample(BATCH)
+    assert many.dtype == np.int64
+    assert many.shape == (12,)
+    assert Sampler().sample(BATCH[:1]).shape == (1,)
+    assert Sampler().sample(BATCH[:0]).shape == (0,)
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    sampler = Sampler()
+    assert (sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p) == (0.8, 0, 0.95, 0.0)
+    assert (sampler.repetition_penalty, sampler.presence_penalty, sampler.frequency_penalty) == (1.0, 0.0, 0.0)
+    assert (sampler.seed, sampler.step) == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_dtypes_agree(dtype: type) -> None:
+    rounded = BATCH.astype(np.float16)
+    expected = Sampler(seed=3).sample(rounded.astype(np.float32))
+    assert (Sampler(seed=3).sample(rounded.astype(dtype)) == expected).all()
+
+
+def test_strided_arrays_are_read_where_they_lie() -> None:
+    expected = Sampler(seed=3).sample(BATCH)
+    wide = np.zeros((12, 2, 1500), dtype=np.float32)
+    wide[:, -1, :1000] = BATCH
+    for view in (wide[:, -1, :1000], np.asfortranarray(BATCH), BATCH[::-1].copy()[::-1]):
+        assert (Sampler(seed=3).sample(view) == expected).all()
+    backwards = BATCH[:, ::-1].copy()[:, ::-1]
+    assert (Sampler(seed=3).sample(backwards) == expected).all()
+    assert (Sampler(seed=3).sample(np.broadcast_to(ROW, (3, 1000))) == Sampler(seed=3).sample(ROW)).all()
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    row = ROW.copy()
+    row.flags.writeable = False
+    Sampler(repetition_penalty=2.0).sample(row, history=[1, 2, 3])
+    assert (row == ROW).all()
+
+
+def test_the_same_seed_step_and_logits_give_the_same_id_whatever_the_batch() -> None:
+    together = Sampler(seed=9).sample(BATCH)
+    alone = [Sampler(seed=9).sample(row) for row in BATCH]
+    assert together.tolist() == alone
+    assert (Sampler(seed=9).sample(BATCH[::-1])[::-1] == together).all()
+    for threads in (1, 2, 3, 12, 50):
+        assert (Sampler(seed=9).sample(BATCH, num_threads=threads) == together).all()
+
+
+def test_steps_count_calls() -> None:
+    sampler = Sampler(seed=1)
+    draws = [sampler.sample(ROW) for _ in range(20)]
+    assert sampler.step == 20
+    assert len(set(draws)) > 5
+    assert [sampler.sample(ROW, step=step) for step in range(20)] == draws
+    assert sampler.step == 20
+    sampler.seek(3)
+    assert sampler.sample(ROW) == draws[3]
+    with pytest.raises(ValueError):
+        sampler.sample(np.full(4, np.nan, dtype=np.float32))
+    assert sampler.step == 4
+
+
+def test_seeds_let_equal_rows_differ() -> None:
+    rows = np.broadcast_to(ROW, (50, 1000))
+    assert len(set(Sampler().sample(rows).tolist())) == 1
+    ids = Sampler().sample(rows, seeds=range(50))
+    assert len(set(ids.tolist())) > 10
+    assert ids.tolist() == [Sampler(seed=seed).sample(ROW) for seed in range(50)]
+    with pytest.raises(ValueError, match="3 seeds for 50 rows"):
+        Sampler().sample(rows, seeds=[1, 2, 3])
+
+
+def test_temperature_zero_is_argmax_with_the_lowest_id() -> None:
+    assert Sampler(temperature=0).sample(np.array([1, 5, 5, 2], dtype=np.float32)) == 1
+    assert Sampler(temperature=0).probs(np.array([1, 5, 5, 2], dtype=np.float32)).tolist() == [0, 1, 0, 0]
+    assert (Sampler(temperature=0).sample(BATCH) == BATCH.argmax(1)).all()
+    penalised = Sampler(temperature=0, presence_penalty=4.5).sample(np.array([1, 5, 4, 2], dtype=np.float32), [1])
+    assert penalised == 2
+
+
+def test_ties_go_to_the_lower_id() -> None:
+    row = np.array([0, 1, 1, 1, 0, 1], dtype=np.float32)
+    kept = Sampler(temperature=1.0, top_k=2, top_p=1.0).probs(row)
+    assert np.flatnonzero(kept).tolist() == [1, 2]
+    assert np.flatnonzero(Sampler(temperature=1.0, top_p=0.5).probs(np.zeros(10, np.float32))).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_top_p_keeps_the_token_that_crosses() -> None:
+    row = np.log(np.array([0.1, 0.5, 0.3, 0.1], dtype=np.float32))
+    for top_p, kept in (
+        (0.01, [1]),
+        (0.49, [1]),
+        (0.51, [1, 2]),
+        (0.79, [1, 2]),
+        (0.85, [0, 1, 2]),
+        (1.0, [0, 1, 2, 3]),
+    ):
+        assert np.flatnonzero(Sampler(temperature=1.0, top_p=top_p).probs(row)).tolist() == kept
+
+
+def test_penalties_by_hand() -> None:
+    row = np.array([2.0, -2.0, 1.0, 0.5], dtype=np.float32)
+    sampler = Sampler(1.0, 0, 1.0, repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.125)
+    penalised = np.array([1.0 - 0.25 - 0.25, -4.0 - 0.25 - 0.125, 1.0, 0.5])
+    expected = np.exp(penalised) / np.exp(penalised).sum()
+    for history in ([0, 1, 0], (0, 1, 0), np.array([0, 1, 0]), np.array([0, 1, 0], dtype=np.uint32)):
+        np.testing.assert_allclose(sampler.probs(row, history=history), expected, rtol=1e-7)
+    batch = sampler.probs(np.stack([row, row]), history=[[0, 1, 0], []])
+    np.testing.assert_allclose(batch[0], expected, rtol=1e-7)
+    np.testing.assert_allclose(batch[1], np.exp(row) / np.exp(row).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature must be finite and at least 0, got -0\.1"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_k": -1}, r"top_k must be in \[0, 2\*\*64\), got -1"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_p": math.nan}, "top_p"),
+        ({"min_p": -0.5}, "min_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty"),
+        ({"presence_penalty": math.nan}, "presence_penalty"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*64\), got -1"),
+        ({"seed": 2**64}, "seed"),
+    ],
+)
+def test_parameters_out_of_range(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampler(**arguments)
+
+
+def test_parameters_of_the_wrong_type() -> None:
+    for arguments in ({"top_k": 1.5}, {"seed": "x"}, {"temperature": "hot"}):
+        with pytest.raises(TypeError):
+            Sampler(**arguments)
+
+
+def test_bad_rows_name_row_and_index() -> None:
+    for value in (np.nan, np.inf):
+        for method in (Sampler().sample, Sampler().probs, Sampler(temperature=0).sample):
+            bad = BATCH.copy()
+            bad[7, 123] = value
+            bad[9, 1] = np.nan
+            with pytest.raises(ValueError, match=r"row 7: logit 123 is (NaN|inf)"):
+                method(bad)
+            with pytest.raises(ValueError, match=r"row 0: logit 123 is (NaN|inf)"):
+                method(bad[7])
+    bad = BATCH.copy()
+    bad[3] = -np.inf
+    with pytest.raises(ValueError, match="row 3: every logit is -inf"):
+        Sampler().sample(bad)
+
+
+def test_bad_arrays() -> None:
+    for shape in ((0,), (3, 0), (), (2, 2, 2)):
+        with pytest.raises(ValueError, match="shape"):
+            Sampler().sample(np.zeros(shape, dtype=np.float32))
+    for dtype in (np.int64, np.bool_, np.complex64, object, np.dtype(">f4"), np.dtype("S2")):
+        with pytest.raises(TypeError, match="dtype"):
+            Sampler().sample(np.zeros(4).astype(dtype))
+    for wrong in (None, [1.0, 2.0], "logits", 3.0):
+        with pytest.raises(TypeError, match="logits are a"):
+            Sampler().sample(wrong)
+    misaligned = np.frombuffer(bytes(41), dtype=np.uint8)[1:].view(np.float32)
+    with pytest.raises(ValueError, match="aligned"):
+        Sampler().sample(misaligned)
+    record = np.zeros(3, dtype=[("a", "f4"), ("b", "u1")])
+    with pytest.raises(ValueError, match="strides"):
+        Sampler().sample(record["a"])
+
+
+def test_bad_histories() -> None:
+    sampler = Sampler(presence_penalty=1.0)
+    for bad in (1000, -1):
+        with pytest.raises(ValueError, match=f"row 0: history id {bad} at index 2 is outside the vocabulary of 1000"):
+            sampler.sample(ROW, history=[0, 1, bad])
+    with pytest.raises(ValueError, match="2 histories for 12 rows"):
+        sampler.sample(BATCH, history=[[1], [2]])
+    for wrong in ([1.5], [[1]], "ab", 3):
+        with pytest.raises(TypeError, match="history"):
+            sampler.sample(ROW, history=wrong)
+    with pytest.raises(TypeError, match="history"):
+        sampler.sample(BATCH, history=list(range(12)))
+    with pytest.raises(ValueError, match="64 bits"):
+        sampler.sample(ROW, history=[2**70])
+
+
+def test_copies_go_on_where_the_original_stood() -> None:
+    sampler = Sampler(temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, presence_penalty=0.5, seed=2**64 - 1)
+    for _ in range(5):
+        sampler.sample(ROW)
+    twins = [pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler), copy.copy(sampler)]
+    expected = [sampler.sample(ROW) for _ in range(5)]
+    for twin in twins:
+        assert repr(twin) == repr(sampler)
+        assert [twin.sample(ROW) for _ in range(5)] == expected
+
+
+def test_repr_can_be_evaluated() -> None:
+    sampler = Sampler(temperature=1e-7, top_p=0.9, seed=5)
+    assert repr(eval(repr(sampler))) == repr(sampler)
+
+
+def test_threads_share_a_sampler() -> None:
+    sampler = Sampler(seed=4)
+    big = RNG.normal(size=40_000).astype(np.float32)
+    expected = sorted(Sampler(seed=4).sample(big, step=step) for step in range(80))
+    drawn: list[int] = []
+    threads = [threading.Thread(target=lambda: drawn.extend(sampler.sample(big) for _ in range(20))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(drawn) == expected
+
+
+def test_draws_follow_probs() -> None:
+    row = np.array([1.0, 0.0, 2.0, -1.0, 0.5, 1.5], dtype=np.float32)
+    for seed in range(3):
+        sampler = Sampler(temperature=0.9, top_p=0.97, seed=seed)
+        probs = sampler.probs(row)
+        counts = np.bincount([sampler.sample(row) for _ in range(20_000)], minlength=6)
+        assert (counts[probs == 0] == 0).all()
+        kept = probs > 0
+        chi_square = ((counts[kept] - 20_000 * probs[kept]) ** 2 / (20_000 * probs[kept])).sum()
+        # 99.99th percentile of chi-square with four degrees of freedom; the seeds are fixed, so this never flickers.
+        assert kept.sum() == 5
+        assert chi_square < 23.5
+
+
+def test_draws_have_more_than_24_bits() -> None:
+    # With a 24-bit uniform, ids in a flat row of 2**17 would each own exactly 128 values, and two rows whose boundaries
+    # are shifted by less than 2**-24 could never differ.
+    steps = range(4000)
+    fine = np.zeros(3, dtype=np.float32)
+    sampler = Sampler(temperature=1.0, top_p=1.0)
+    assert len({sampler.sample(fine, step=step) for step in steps}) == 3
+
+
+def test_torch_tensors_are_read_without_a_copy() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    tensor = torch.from_numpy(BATCH)
+    expected = Sampler(seed=8).sample(BATCH)
+    assert (Sampler(seed=8).sample(tensor) == expected).all()
+    assert Sampler(seed=8).sample(tensor[2]) == expected[2]
+    assert (Sampler(seed=8).sample(tensor.double()) == expected).all()
+    strided = torch.zeros(12, 2, 1000)
+    strided[:, -1] = tensor
+    assert (Sampler(seed=8).sample(strided[:, -1]) == expected).all()
+    assert (Sampler(seed=8).sample(tensor.T.contiguous().T) == expected).all()
+    assert (Sampler(seed=8).sample(tensor.clone().requires_grad_()) == expected).all()
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = tensor.to(dtype)
+        assert (Sampler(seed=8).sample(narrow) == Sampler(seed=8).sample(narrow.float())).all()
+    history = torch.tensor([1, 2, 3])
+    penalised = Sampler(presence_penalty=2.0)
+    assert (penalised.probs(tensor[0], history=history) == penalised.probs(BATCH[0], history=[1, 2, 3])).all()
+    for wrong in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match="dtype"):
+            Sampler().sample(tensor.to(wrong))
+    with pytest.raises(ValueError, match="shape"):
+        Sampler().sample(tensor[None])
+    with pytest.raises((TypeError, RuntimeError, BufferError)):
+        Sampler().sample(tensor.to("meta"))
