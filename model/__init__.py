@@ -8,8 +8,18 @@ if __name__ == "model":  # the folder is shipped inside the package; see ARCHITE
     raise ImportError("import this as bpe_llama.model, not as a global package named model")
 
 from bpe_llama.model.cache import KVCache
+from bpe_llama.model.classification import LlamaForSequenceClassification, SequenceClassifierOutput
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import CausalLMOutput, LlamaForCausalLM, LlamaModel
 from bpe_llama.model.text import TextGenerator
 
-__all__ = ["CausalLMOutput", "KVCache", "LlamaConfig", "LlamaForCausalLM", "LlamaModel", "TextGenerator"]
+__all__ = [
+    "CausalLMOutput",
+    "KVCache",
+    "LlamaConfig",
+    "LlamaForCausalLM",
+    "LlamaForSequenceClassification",
+    "LlamaModel",
+    "SequenceClassifierOutput",
+    "TextGenerator",
+]

@@ -12,6 +12,8 @@ from typing import Any
 from bpe_llama.model.rope_kinds import check_rope_parameters
 
 MODEL_TYPES = ("llama", "mistral", "mixtral")
+POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -53,6 +55,15 @@ class LlamaConfig:
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
+    position_encoding: str = "rotary"
+    sliding_window: int | None = None
+    num_local_experts: int | None = None
+    num_experts_per_tok: int = 2
+    router_aux_loss_coef: float = 0.001
+    router_z_loss_coef: float = 0.0
+    pretraining_tp: int = 1
+    num_labels: int = 2
+    problem_type: str | None = None
     dtype: str | None = None
     model_type: str = "llama"
 
@@ -64,10 +75,14 @@ class LlamaConfig:
             "num_hidden_layers",
             "num_attention_heads",
             "max_position_embeddings",
+            "num_experts_per_tok",
+            "pretraining_tp",
+            "num_labels",
         ):
             _check_size(name, getattr(self, name))
         self._fill_heads()
         self._fill_rope()
+        self._fill_variants()
         if self.hidden_act not in ("silu", "swish"):
             raise ValueError(f"hidden_act is {self.hidden_act!r}; a LLaMA's is 'silu'")
         if self.rms_norm_eps < 0 or self.initializer_range < 0:
@@ -77,8 +92,6 @@ class LlamaConfig:
             )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        if self.model_type not in MODEL_TYPES:
-            raise ValueError(f"model_type is {self.model_type!r}; expected one of {', '.join(MODEL_TYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
             self._check_id(name, getattr(self, name))
         for eos in self.eos_token_ids:
@@ -111,6 +124,36 @@ class LlamaConfig:
         object.__setattr__(self, "rope_parameters", rope)
         object.__setattr__(self, "rope_theta", rope["rope_theta"])
         object.__setattr__(self, "rope_scaling", None if scaling == {"rope_type": "default"} else scaling)
+
+    def _fill_variants(self) -> None:
+        for name, allowed in (
+            ("model_type", MODEL_TYPES),
+            ("position_encoding", POSITION_ENCODINGS),
+            ("problem_type", (None, *PROBLEM_TYPES)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
+        if self.sliding_window is not None:
+            _check_size("sliding_window", self.sliding_window)
+        if self.num_local_experts is not None:
+            _check_size("num_local_experts", self.num_local_experts)
+            if self.num_experts_per_tok > self.num_local_experts:
+                raise ValueError(
+                    f"num_experts_per_tok ({self.num_experts_per_tok}) exceeds num_local_experts "
+                    f"({self.num_local_experts})"
+                )
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
+            if getattr(self, name) % self.pretraining_tp:
+                raise ValueError(
+                    f"{name} ({getattr(self, name)}) is not a multiple of pretraining_tp ({self.pretraining_tp})"
+                )
+        # The type under which transformers computes the same thing: its plain llama knows no window and no experts.
+        if self.num_local_experts is not None:
+            object.__setattr__(self, "model_type", "mixtral")
+        elif self.model_type == "mixtral":
+            raise ValueError("model_type is 'mixtral', but num_local_experts is not given")
+        elif self.sliding_window is not None:
+            object.__setattr__(self, "model_type", "mistral")
 
     def _check_id(self, name: str, value: int | None) -> None:
         if value is not None and not -1 <= value < self.vocab_size:
@@ -179,6 +222,8 @@ class LlamaConfig:
         picked = {name: value for name, value in values.items() if name in known}
         if picked.get("dtype") is None and values.get("torch_dtype") is not None:
             picked["dtype"] = values["torch_dtype"]
+        if "id2label" in values:
+            picked["num_labels"] = len(values["id2label"])
         if values.get("partial_rotary_factor") is not None:
             rope = merge_rope(*(picked.pop(key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling")))
             picked["rope_parameters"] = {"partial_rotary_factor": values["partial_rotary_factor"]} | rope
@@ -215,13 +260,11 @@ class LlamaConfig:
         """
         values = dataclasses.asdict(self)
         values["torch_dtype"] = self.dtype
-        values["architectures"] = [_ARCHITECTURES[self.model_type]]
+        values["id2label"] = {str(label): f"LABEL_{label}" for label in range(self.num_labels)}
+        values["label2id"] = {f"LABEL_{label}": label for label in range(self.num_labels)}
         if "partial_rotary_factor" in self.rope:
             values["partial_rotary_factor"] = self.rope["partial_rotary_factor"]
         return values
-
-
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM"}
 
 
 def merge_rope(

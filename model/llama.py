@@ -8,19 +8,22 @@ This file knows ids and tensors: no text, no files, no sampling. Module names ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from bpe_llama.model.attention import Attention, Visible, visible_keys
+from bpe_llama.model.attention import Attention, visible_keys
+from bpe_llama.model.attention_backends import Visible
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.loss import next_token_loss
+from bpe_llama.model.loss import chunked_next_token_loss, next_token_loss
 from bpe_llama.model.mlp import MLP
+from bpe_llama.model.moe import MixtureOfExperts, routing_loss
 from bpe_llama.model.norm import RMSNorm
-from bpe_llama.model.rope import RotaryEmbedding, Rotation, positions_of
+from bpe_llama.model.pretrained import Pretrained, check_ids
+from bpe_llama.model.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
 
 
 class DecoderLayer(nn.Module):
@@ -43,25 +46,46 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, places)
-        out: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return x_BTD + self.feed_forward(self.post_attention_layernorm(x_BTD))
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        """Return what each token makes of its own features, (B, T, D)."""
+        out: Tensor = self.mlp(x_BTD)
         return out
 
 
-class LlamaModel(nn.Module):
+class MixtureDecoderLayer(DecoderLayer):
+    """A layer whose feed-forward block is a mixture of experts (Mixtral)."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        del self.mlp
+        self.block_sparse_moe = MixtureOfExperts(config)
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        """Return what each token's experts make of its features, (B, T, D)."""
+        out: Tensor = self.block_sparse_moe(x_BTD)
+        return out
+
+
+class LlamaModel(Pretrained):
     """The stack without a head: ids to hidden states.
 
     Source: Touvron et al. 2023, arXiv:2302.13971.
     """
 
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
+    def build(self, config: LlamaConfig) -> None:
+        """Make the modules; their weights are set later."""
         # An nn.Embedding made in the usual way draws its numbers, which on the meta device costs seconds of imports.
         empty = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens: nn.Embedding = nn.Embedding.from_pretrained(empty, freeze=False)  # type: ignore[no-untyped-call]
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty)
+        layer_type = MixtureDecoderLayer if config.num_local_experts else DecoderLayer
+        self.layers = nn.ModuleList(layer_type(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = RotaryEmbedding(config)
+        self.rotary_emb = RotaryEmbedding(config) if config.position_encoding == "rotary" else NoRotation()
+        sinusoidal = config.position_encoding == "sinusoidal"
+        self.position_emb = SinusoidalEmbedding(config.hidden_size) if sinusoidal else None
+        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -83,24 +107,34 @@ class LlamaModel(nn.Module):
         """
         batch, length = check_ids(input_ids, self.config.vocab_size)
         places = past_key_values.place(batch, length) if past_key_values else None
-        visible = visible_keys(length, places, attention_mask, input_ids.device)
+        visible = visible_keys(length, places, attention_mask, input_ids.device, self.config.sliding_window)
         if position_ids is None:
-            if attention_mask is not None:
-                position_ids = positions_of(attention_mask)[:, -length:]
-            elif places is not None and places.columns_BT is not None:
-                position_ids = places.columns_BT
-            else:
-                end = places.end if places else length
-                position_ids = torch.arange(end - length, end, device=input_ids.device)[None]
+            position_ids = self._positions(length, attention_mask, places, input_ids.device)
 
         x_BTD = self.embed_tokens(input_ids)
+        if self.position_emb is not None:
+            x_BTD = x_BTD + self.position_emb(position_ids).to(x_BTD.dtype)
         rotation = self.rotary_emb(position_ids)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, rotation, visible, past_key_values, places)
+            if self.gradient_checkpointing and self.training:
+                if past_key_values is not None:
+                    raise ValueError("gradient checkpointing computes layers twice, which a cache cannot bear; use one")
+                x_BTD = checkpoint(layer, x_BTD, rotation, visible, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, rotation, visible, past_key_values, places)
         if past_key_values is not None:
             past_key_values.advance(length)
         normed: Tensor = self.norm(x_BTD)
         return normed
+
+    @staticmethod
+    def _positions(length: int, mask: Tensor | None, places: Places | None, device: torch.device) -> Tensor:
+        if mask is not None:
+            return positions_of(mask)[:, -length:]
+        if places is not None and places.columns_BT is not None:
+            return places.columns_BT
+        end = places.end if places else length
+        return torch.arange(end - length, end, device=device)[None]
 
 
 @dataclass
@@ -112,16 +146,8 @@ class CausalLMOutput:
     past_key_values: KVCache | None = None
 
 
-class LlamaForCausalLM(nn.Module):
+class LlamaForCausalLM(Pretrained):
     """A LLaMA that predicts the next token.
-
-    Weights are drawn from a generator of their own, so a seed gives the same model whatever else ran before.
-
-    Args:
-        config: The shape.
-        device: Where the weights go; torch's default device by default (``meta`` allocates nothing).
-        dtype: Of the weights; torch's default dtype by default.
-        seed: Of the initialisation.
 
     Example:
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
@@ -132,66 +158,15 @@ class LlamaForCausalLM(nn.Module):
         (torch.Size([1, 3, 32]), 0)
     """
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        device = torch.get_default_device() if device is None else torch.device(device)
-        with torch.device("meta"):  # torch's own initialisation would draw from the global generator
-            self.model = LlamaModel(config)
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.config = config
-        self.to(dtype or torch.get_default_dtype())
-        self.tie_weights()
-        if device.type != "meta":
-            self.allocate(device)
-            self.reset_parameters(seed)
-
-    def allocate(self, device: torch.device) -> None:
-        """Give every weight memory on a device, its values not set.
-
-        `nn.Module.to_empty` would do the same, after seconds of imports.
-        """
-        for module in self.modules():
-            for name, weight in module.named_parameters(recurse=False):
-                empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
-                setattr(module, name, nn.Parameter(empty, weight.requires_grad))
-        self.model.rotary_emb.inv_freq = torch.empty(0, device=device)
-        self.model.rotary_emb.reset_frequencies()
-        self.tie_weights()
+    def build(self, config: LlamaConfig) -> None:
+        """Make the modules; their weights are set later."""
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def tie_weights(self) -> None:
         """Make the head share the embedding's matrix, where the config says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-
-    @torch.no_grad()
-    def reset_parameters(self, seed: int = 0) -> None:
-        """Draw every weight afresh: normal with deviation ``initializer_range``, biases 0, norms 1."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-            elif weight.ndim == 1:
-                weight.fill_(1.0)
-            else:
-                drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
-                weight.copy_(drawn.normal_(0.0, self.config.initializer_range, generator=generator))
-
-    @property
-    def device(self) -> torch.device:
-        """Return where the weights are."""
-        return self.model.embed_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the weights' number format."""
-        return self.model.embed_tokens.weight.dtype
 
     def forward(
         self,
@@ -221,57 +196,27 @@ class LlamaForCausalLM(nn.Module):
         if labels is not None:
             if logits_to_keep:
                 raise ValueError("labels score every position; leave logits_to_keep at 0")
-            loss = next_token_loss(logits_BTV, labels)
+            loss = self._with_routing(next_token_loss(logits_BTV, labels), attention_mask)
         return CausalLMOutput(logits_BTV, loss, past_key_values)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        dtype: torch.dtype | str = "auto",
-        device: torch.device | str = "auto",
-        **options: Any,
-    ) -> LlamaForCausalLM:
-        """Return the model stored in a folder or file; see `bpe_llama.model.weights.load`.
+    def loss(
+        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None, chunk_size: int = 1024
+    ) -> Tensor:
+        """Return the loss alone, float32, never holding the logits of more than ``chunk_size`` positions.
 
-        Args:
-            path: A Hugging Face folder, or a ``.gguf`` file.
-            dtype: ``"auto"`` keeps what the checkpoint says.
-            device: ``"auto"`` is CUDA where there is one, else the CPU.
-            **options: Passed on to the loader.
+        Equal to ``model(input_ids, labels=labels).loss``; with a vocabulary of 128,000 the memory saved is most of
+        what a training step takes. The head is computed a second time in the backward pass.
         """
-        from bpe_llama.model.weights import load  # loaders build models, so they come later in the import order
+        hidden_BTD = self.model(input_ids, attention_mask)
+        return self._with_routing(chunked_next_token_loss(hidden_BTD, self.lm_head, labels, chunk_size), attention_mask)
 
-        return load(path, dtype=dtype, device=device, **options)
-
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write ``config.json`` and ``model.safetensors``; see `bpe_llama.model.weights.huggingface.save`."""
-        from bpe_llama.model.weights.huggingface import save
-
-        save(self, folder, **options)
+    def _with_routing(self, loss: Tensor, attention_mask: Tensor | None) -> Tensor:
+        if self.training and self.config.num_local_experts:
+            return loss + routing_loss(self, self.config, attention_mask)
+        return loss
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """Return prompts and what follows them, int64 (B, T + new); see `bpe_llama.model.generation.generate`."""
         from bpe_llama.model.generation import generate
 
         return generate(self, input_ids, attention_mask, **options)
-
-
-def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:
-    """Return (B, T) of well-formed ids.
-
-    On the CPU the values are checked too; elsewhere that would stall the device, and torch reports them itself.
-
-    Raises:
-        ValueError: If ``input_ids`` is not two-dimensional or empty, or an id is outside the vocabulary.
-        TypeError: If they are not integers.
-    """
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
-    if input_ids.is_floating_point():
-        raise TypeError(f"input_ids has dtype {input_ids.dtype}; expected integers")
-    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"input id {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
-    return input_ids.shape[0], input_ids.shape[1]

@@ -6,8 +6,9 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 """The label that counts for nothing (padding, a prompt that is not trained on)."""
@@ -32,6 +33,31 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten().to(logits_BTV.device), ignore_index=IGNORED
     )
+
+
+def chunked_next_token_loss(hidden_BTD: Tensor, head: nn.Module, labels_BT: Tensor, chunk_size: int) -> Tensor:
+    """Return `next_token_loss` of ``head(hidden)``, computed for ``chunk_size`` positions at a time.
+
+    Each chunk's logits are freed at once and computed again for its gradient, so memory holds one chunk of them.
+
+    Raises:
+        ValueError: As `next_token_loss`, or if ``chunk_size`` is below 1.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
+    if labels_BT.shape != hidden_BTD.shape[:-1]:
+        raise ValueError(f"labels have shape {tuple(labels_BT.shape)}; expected {tuple(hidden_BTD.shape[:-1])}")
+    hidden_MD, labels_M = hidden_BTD[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten()
+
+    def summed(hidden: Tensor, labels: Tensor) -> Tensor:
+        logits = head(hidden)
+        check_labels(labels, logits.shape[-1])
+        return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+
+    total = hidden_BTD.new_zeros((), dtype=torch.float32)
+    for hidden, labels in zip(torch.split(hidden_MD, chunk_size), torch.split(labels_M, chunk_size), strict=True):
+        total = total + checkpoint(summed, hidden, labels, use_reentrant=False)
+    return total / (labels_M != IGNORED).sum()
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:

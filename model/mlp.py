@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.linear import linear
 
 
 class MLP(nn.Module):
@@ -20,9 +21,9 @@ class MLP(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         inner = config.intermediate_size
-        self.gate_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, inner, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(inner, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = linear(config, config.hidden_size, inner, config.mlp_bias)
+        self.up_proj = linear(config, config.hidden_size, inner, config.mlp_bias)
+        self.down_proj = linear(config, inner, config.hidden_size, config.mlp_bias, sum_slices=True)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the block's output, same shape and dtype as its input."""

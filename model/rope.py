@@ -6,12 +6,13 @@ Shapes: ``B`` batch, ``T`` length, ``N`` heads, ``H`` head_dim, ``R`` rotated fe
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.rope_kinds import inverse_frequencies
+from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT, inverse_frequencies
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, each float32 (B, T, R / 2)."""
@@ -31,11 +32,12 @@ class RotaryEmbedding(nn.Module):
 
     def reset_frequencies(self) -> None:
         """Compute the inverse frequencies afresh, in float32, on the device the buffer is on."""
+        self.inv_freq, self.scale = self._frequencies(1)
+
+    def _frequencies(self, length: int) -> tuple[Tensor, float]:
         config = self.config
-        frequencies, self.scale = inverse_frequencies(
-            config.rope, config.head_size, config.max_position_embeddings, config.max_position_embeddings
-        )
-        self.inv_freq = torch.tensor(frequencies, dtype=torch.float32, device=self.inv_freq.device)
+        frequencies, scale = inverse_frequencies(config.rope, config.head_size, config.max_position_embeddings, length)
+        return torch.tensor(frequencies, dtype=torch.float32, device=self.inv_freq.device), scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
         # model.to(torch.bfloat16) must not round the frequencies, and to_empty() must not lose them.
@@ -46,13 +48,20 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions_BT: Tensor) -> Rotation:
         """Return the rotation of each position.
 
+        Kinds that depend on the length take each row's own: its highest position and one. Keys cached while the
+        row was shorter keep the rotation they had, as in transformers.
+
         Args:
             positions_BT: int64; B may be 1 where all rows share positions.
 
         Returns:
             Cosines and sines, float32 (B, T, R / 2).
         """
-        angles = positions_BT[..., None].float() * self.inv_freq
+        frequencies = self.inv_freq
+        if self.config.rope["rope_type"] in LENGTH_DEPENDENT:
+            lengths = (positions_BT.amax(-1) + 1).tolist()
+            frequencies = torch.stack([self._frequencies(length)[0] for length in lengths])[:, None]
+        angles = positions_BT[..., None].float() * frequencies
         return angles.cos() * self.scale, angles.sin() * self.scale
 
 
@@ -97,3 +106,53 @@ def positions_of(attention_mask: Tensor) -> Tensor:
         [[0, 0, 0, 1, 2]]
     """
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class NoRotation(nn.Module):
+    """Stands where `RotaryEmbedding` does in a model whose positions are told otherwise, or not at all."""
+
+    def forward(self, positions_BT: Tensor) -> Rotation:
+        """Return cosines and sines of no features at all."""
+        nothing = torch.zeros(*positions_BT.shape, 0, device=positions_BT.device)
+        return nothing, nothing
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sines and cosines of each position, added to the token's embedding, for study.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, positions_BT: Tensor) -> Tensor:
+        """Return the embedding of each position, float32 (B, T, D): sines in even features, cosines in odd ones."""
+        pair = torch.arange(0, self.width, 2, device=positions_BT.device)
+        angles = positions_BT[..., None].float() * 10_000.0 ** (-pair / self.width)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.width]
+
+
+def draw_rotation(config: LlamaConfig, path: str | Path, positions: int | None = None) -> None:
+    """Write a picture of how far each pair of a head has turned at each position.
+
+    Args:
+        config: Whose rotation; its whole context by default.
+        path: Of the image; the suffix chooses the format.
+        positions: Draw this many.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    cos, _ = RotaryEmbedding(config)(torch.arange(positions or config.context_length)[None])
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(cos[0].T.numpy(), aspect="auto", origin="lower", cmap="RdBu", vmin=-1, vmax=1)
+    axes.set(
+        xlabel="position", ylabel="pair", title=f"cosine of the angle, {config.rope['rope_type']} rotary positions"
+    )
+    figure.colorbar(image, ax=axes)
+    figure.savefig(path)

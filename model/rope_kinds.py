@@ -101,13 +101,69 @@ def _llama3(rope: Mapping[str, Any], width: int, max_positions: int, length: int
     return scaled, 1.0
 
 
+def _dynamic(rope: Mapping[str, Any], width: int, max_positions: int, length: int) -> Frequencies:
+    """Dynamic NTK: beyond the trained length the base grows with the sequence (bloc97 and emozilla, 2023)."""
+    factor, ratio = rope["factor"], max(length, max_positions) / max_positions
+    theta = rope["rope_theta"] * (factor * ratio - (factor - 1)) ** (width / (width - 2))
+    return _plain(theta, width), 1.0
+
+
+def _yarn(rope: Mapping[str, Any], width: int, max_positions: int, length: int) -> Frequencies:
+    """YaRN: interpolate slow pairs, keep fast ones, ramp between; Peng et al. 2023, arXiv:2309.00071, section 3.2."""
+    theta, context = rope["rope_theta"], rope["original_max_position_embeddings"]
+    factor = rope.get("factor") or max_positions / context
+
+    def pair_that_turns(times: float) -> float:
+        return width * math.log(context / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_that_turns(rope.get("beta_fast") or 32), pair_that_turns(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high = high + 0.001 if high == low else high
+    frequencies = []
+    for pair, frequency in enumerate(_plain(theta, width)):
+        slowed = min(max((pair - low) / (high - low), 0), 1)
+        frequencies.append(frequency * (1 - slowed) + frequency / factor * slowed)
+
+    def temperature(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    scale = rope.get("attention_factor")
+    if scale is None:
+        over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+        scale = temperature(over) / temperature(under) if over and under else temperature(1.0)
+    return frequencies, scale
+
+
+def _longrope(rope: Mapping[str, Any], width: int, max_positions: int, length: int) -> Frequencies:
+    """LongRoPE: a searched factor for each pair, one set for short texts and one for long; arXiv:2402.13753."""
+    context = rope["original_max_position_embeddings"]
+    factors = rope["long_factor"] if length > context else rope["short_factor"]
+    frequencies = [f / factor for f, factor in zip(_plain(rope["rope_theta"], width), factors, strict=True)]
+    scale = rope.get("attention_factor")
+    if scale is None:
+        stretch = rope.get("factor") or max_positions / context
+        scale = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(context))
+    return frequencies, scale
+
+
 KINDS: dict[str, Callable[[Mapping[str, Any], int, int, int], Frequencies]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "longrope": _longrope,
 }
 
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Kinds whose frequencies depend on how long the sequence is."""
+
 REQUIRED = {
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }

@@ -8,15 +8,22 @@ from typing import Any
 import torch
 
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Model
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "auto", **options: Any
-) -> LlamaForCausalLM:
+    path: str | Path,
+    model_class: type[Model],
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    **options: Any,
+) -> Model:
     """Return the model stored at ``path``, in evaluation mode.
 
     Args:
-        path: A Hugging Face folder (``config.json`` and ``*.safetensors``), or a ``.gguf`` file.
+        path: A Hugging Face folder (``config.json`` and ``*.safetensors``), a Meta folder (``params.json`` and
+            ``consolidated.*.pth``), or a ``.gguf`` file.
+        model_class: What to make; GGUF and Meta files hold causal LMs only.
         dtype: ``"auto"`` keeps what the checkpoint says.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         **options: Of the format's own loader.
@@ -29,12 +36,19 @@ def load(
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
-        from bpe_llama.model.weights import huggingface
+        from bpe_llama.model.weights import huggingface, meta
 
-        return huggingface.load(path, dtype=dtype, device=device, **options)
+        if (path / "params.json").is_file() and not (path / "config.json").is_file():
+            return _causal(meta.load(path, dtype=dtype, device=device, **options), model_class, path)
+        return huggingface.load(path, model_class, dtype=dtype, device=device, **options)
     if path.suffix == ".gguf":
         from bpe_llama.model.weights import gguf
 
-        loaded: LlamaForCausalLM = gguf.load_gguf(path, dtype=dtype, device=device, **options)
-        return loaded
-    raise ValueError(f"{path}: expected a folder with config.json, or a .gguf file")
+        return _causal(gguf.load_gguf(path, dtype=dtype, device=device, **options), model_class, path)
+    raise ValueError(f"{path}: expected a folder with config.json or params.json, or a .gguf file")
+
+
+def _causal(model: LlamaForCausalLM, model_class: type[Model], path: Path) -> Model:
+    if not isinstance(model, model_class):
+        raise ValueError(f"{path}: holds a LlamaForCausalLM, not a {model_class.__name__}")
+    return model

@@ -10,25 +10,33 @@ from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Model, Pretrained
 
 
-def empty_model(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> LlamaForCausalLM:
+def empty_model(
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    model_class: type[Model],
+) -> Model:
     """Return a model whose weights are allocated but not set, in evaluation mode."""
-    model = LlamaForCausalLM(config, device="meta", dtype=dtype)
+    model = model_class(config, device="meta", dtype=dtype)
     model.allocate(device)
     return model.eval()
 
 
-def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(
+    config: LlamaConfig, model_class: type[Pretrained] = LlamaForCausalLM
+) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor a checkpoint of this config holds; a tied head is left out.
 
     Example:
         >>> len(expected_shapes(LlamaConfig()))  # 9 a layer, embedding, final norm, head
         291
     """
-    shapes = {name: tuple(t.shape) for name, t in LlamaForCausalLM(config, device="meta").state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in model_class(config, device="meta").state_dict().items()}
     if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
+        shapes.pop("lm_head.weight", None)
     return shapes
 
 
@@ -55,7 +63,7 @@ def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tupl
 
 
 @torch.no_grad()
-def fill(model: LlamaForCausalLM, tensors: Iterable[tuple[str, Tensor]]) -> LlamaForCausalLM:
+def fill(model: Model, tensors: Iterable[tuple[str, Tensor]]) -> Model:
     """Copy each named tensor into the model, converting its dtype; return the model.
 
     Names and shapes must have been checked. Only one tensor is held besides the model's own.

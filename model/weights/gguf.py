@@ -78,7 +78,9 @@ def load_gguf(
     if unknown:
         raise ValueError(f"{header.path}: tensors in number formats that are not known: {', '.join(unknown)}")
     stored = header.tensors.get("blk.0.attn_q.weight", header.tensors["token_embd.weight"]).type_name
-    model = empty_model(config, resolve_dtype(dtype, auto=_DTYPES.get(stored)), resolve_device(device))
+    model = empty_model(
+        config, resolve_dtype(dtype, auto=_DTYPES.get(stored)), resolve_device(device), LlamaForCausalLM
+    )
     return fill(model, _stream(header, places, config, model.dtype, progress))
 
 

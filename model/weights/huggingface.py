@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
-from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Model, Pretrained
 from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
 
 WEIGHTS = "model.safetensors"
@@ -24,16 +24,18 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float
 
 def load(
     folder: str | Path,
+    model_class: type[Model],
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
-) -> LlamaForCausalLM:
+) -> Model:
     """Return the model stored in a folder, in evaluation mode.
 
     Tensors are read one at a time, so memory peaks at the weights and the largest tensor.
 
     Args:
         folder: Holds ``config.json`` and the safetensors.
+        model_class: What to make; its tensors must be what the folder holds.
         dtype: ``"auto"`` is the config's, or failing that the embedding's own.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         progress: Called with tensors read and tensors in all, after each.
@@ -46,14 +48,15 @@ def load(
     config = LlamaConfig.from_json(folder)
     files = _files_of(folder)
     shapes, embedding_dtype = _shapes_in(files)
-    expected = expected_shapes(config)
+    expected = expected_shapes(config, model_class)
     found = {name: shape for name, shape in shapes.items() if not _passed_over(name, config)}
     check_shapes(found, expected, folder)
-    model = empty_model(config, resolve_dtype(dtype, auto=config.dtype or embedding_dtype), resolve_device(device))
+    chosen_dtype = resolve_dtype(dtype, auto=config.dtype or embedding_dtype)
+    model = empty_model(config, chosen_dtype, resolve_device(device), model_class)
     return fill(model, _stream(files, expected, progress))
 
 
-def save(model: LlamaForCausalLM, folder: str | Path) -> None:
+def save(model: Pretrained, folder: str | Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` into a folder, making it if need be; transformers loads both.
 
     Each file is written under a temporary name and renamed, so a killed process leaves the old file or the new one.
@@ -64,11 +67,17 @@ def save(model: LlamaForCausalLM, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
-    kept = expected_shapes(config)
+    kept = expected_shapes(config, type(model))
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in kept}
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    described = config.to_dict() | {"architectures": [_architecture(model)]}
+    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
     _replace(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _architecture(model: Pretrained) -> str:
+    """Return the name of the class that transformers would load it with."""
+    return type(model).__name__.replace("Llama", model.config.model_type.capitalize())
 
 
 def _files_of(folder: Path) -> dict[Path, list[str] | None]:

@@ -1,0 +1,153 @@
+"""What every model of this package can do: be initialised from a seed, loaded, saved, and told how to compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bpe_llama.model.attention import Attention
+from bpe_llama.model.attention_backends import backend_named
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.rope import RotaryEmbedding
+
+Model = TypeVar("Model", bound="Pretrained")
+
+
+class Pretrained(nn.Module):
+    """A model made from a config.
+
+    Weights are drawn from a generator of their own, so a seed gives the same model whatever else ran before.
+
+    Args:
+        config: The shape.
+        device: Where the weights go; torch's default device by default (``meta`` allocates nothing).
+        dtype: Of the weights; torch's default dtype by default.
+        seed: Of the initialisation.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        device = torch.get_default_device() if device is None else torch.device(device)
+        with torch.device("meta"):  # torch's own initialisation would draw from the global generator
+            self.build(config)
+        self.config = config
+        self.to(dtype or torch.get_default_dtype())
+        self.tie_weights()
+        if device.type != "meta":
+            self.allocate(device)
+            self.reset_parameters(seed)
+
+    def build(self, config: LlamaConfig) -> None:
+        """Make the modules; their weights are set later."""
+        raise NotImplementedError
+
+    def tie_weights(self) -> None:
+        """Make two names share one matrix, where the config says so."""
+
+    def allocate(self, device: torch.device) -> None:
+        """Give every weight memory on a device, its values not set: `nn.Module.to_empty` without its slow imports."""
+        for module in self.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+                setattr(module, name, nn.Parameter(empty, weight.requires_grad))
+            if isinstance(module, RotaryEmbedding):
+                module.inv_freq = torch.empty(0, device=device)
+                module.reset_frequencies()
+        self.tie_weights()
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int = 0) -> None:
+        """Draw every weight afresh: normal with deviation ``initializer_range``, biases 0, norms 1."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.ndim == 1:
+                weight.fill_(1.0)
+            else:
+                drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+                weight.copy_(drawn.normal_(0.0, self.config.initializer_range, generator=generator))
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the number format of the embedding, and so of the hidden states."""
+        return next(self.parameters()).dtype
+
+    def set_attn_implementation(self, name: str) -> None:
+        """Compute attention by ``"sdpa"`` (the default), ``"eager"``, ``"flex"`` or ``"flash"``; all agree.
+
+        Raises:
+            ValueError: If there is no such back end.
+            ImportError: If it needs a package that is not installed.
+        """
+        backend = backend_named(name)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+
+    def gradient_checkpointing_enable(self, enable: bool = True) -> None:
+        """Keep only each layer's input for the backward pass and compute the rest again: less memory, more time."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = enable  # type: ignore[assignment]  # a plain bool of LlamaModel
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        path: str | Path,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "auto",
+        **options: Any,
+    ) -> Model:
+        """Return the model stored in a folder or file, in evaluation mode; see `bpe_llama.model.weights.load`.
+
+        Args:
+            path: A Hugging Face folder, a Meta folder, or a ``.gguf`` file.
+            dtype: ``"auto"`` keeps what the checkpoint says.
+            device: ``"auto"`` is CUDA where there is one, else the CPU.
+            **options: Passed on to the loader.
+        """
+        from bpe_llama.model.weights import load  # loaders build models, so they come later in the import order
+
+        return load(path, cls, dtype=dtype, device=device, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``; see `bpe_llama.model.weights.huggingface.save`."""
+        from bpe_llama.model.weights.huggingface import save
+
+        save(self, folder)
+
+
+def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:
+    """Return (B, T) of well-formed ids.
+
+    On the CPU the values are checked too; elsewhere that would stall the device, and torch reports them itself.
+
+    Raises:
+        ValueError: If ``input_ids`` is not two-dimensional or empty, or an id is outside the vocabulary.
+        TypeError: If they are not integers.
+    """
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
+    if input_ids.is_floating_point():
+        raise TypeError(f"input_ids has dtype {input_ids.dtype}; expected integers")
+    if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"input id {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
+    return input_ids.shape[0], input_ids.shape[1]

@@ -1,0 +1,321 @@
+"""Variants that must agree with the plain model, and what each refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from bpe_llama.model.attention_backends import Visible, attention_weights
+from bpe_llama.model.moe import MixtureOfExperts, load_balancing_loss, router_z_loss
+from bpe_llama.model.rope import RotaryEmbedding, apply_rope, draw_rotation
+
+Make = Callable[..., LlamaForCausalLM]
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_back_ends_agree(tiny_model: Make, ids: Tensor, window: int | None) -> None:
+    model = tiny_model(sliding_window=window)
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0
+    plain, padded = model(ids).logits, model(ids, mask).logits
+    model.set_attn_implementation("eager")
+    close(model(ids).logits, plain)
+    close(model(ids, mask).logits[mask > 0], padded[mask > 0])
+    cache = KVCache(model.config, 3)
+    parts = [model(ids[:, a:b], past_key_values=cache).logits for a, b in [(0, 9), (9, 19), (19, 20)]]
+    close(torch.cat(parts, 1), plain)
+
+
+def test_flex_attention_agrees(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(head_dim=16)
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0
+    plain, padded = model(ids).logits, model(ids, mask).logits
+    model.set_attn_implementation("flex")
+    close(model(ids).logits, plain)
+    close(model(ids, mask).logits[mask > 0], padded[mask > 0])
+
+
+def test_back_ends_that_are_not_there(tiny_model: Make) -> None:
+    with pytest.raises(ValueError, match="'magic' is not one of sdpa, eager, flex, flash"):
+        tiny_model().set_attn_implementation("magic")
+    if importlib.util.find_spec("flash_attn") is None:
+        with pytest.raises(ImportError, match="flash-attn"):
+            tiny_model().set_attn_implementation("flash")
+
+
+def test_attention_weights_are_shares(ids: Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 4, 5, 8, generator=generator), torch.randn(2, 2, 5, 8, generator=generator)
+    weights = attention_weights(query, key, Visible(causal=True))
+    assert weights.shape == (2, 4, 5, 5)
+    close(weights.sum(-1), torch.ones(2, 4, 5))
+    assert torch.equal(weights.tril(), weights)
+
+
+def test_a_window_hides_what_lies_before_it(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(sliding_window=4, num_hidden_layers=1)
+    other = ids.clone()
+    other[:, :10] = 5
+    close(model(other).logits[:, 13:], model(ids).logits[:, 13:])
+    assert not torch.allclose(model(other).logits[:, 12], model(ids).logits[:, 12])
+    assert model.config.model_type == "mistral"
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_slices_change_nothing(tiny_model: Make, ids: Tensor, slices: int) -> None:
+    shape = {
+        "num_key_value_heads": 6,
+        "intermediate_size": 84,
+        "vocab_size": 102,
+        "attention_bias": True,
+        "mlp_bias": True,
+    }
+    whole, sliced = tiny_model(**shape), tiny_model(pretraining_tp=slices, **shape)
+    close(sliced(ids).logits, whole(ids).logits)
+    with pytest.raises(ValueError, match=r"num_key_value_heads \(2\) is not a multiple of pretraining_tp \(4\)"):
+        LlamaConfig(num_key_value_heads=2, pretraining_tp=4)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@torch.enable_grad()
+def test_the_chunked_loss_is_the_loss(tiny_model: Make, ids: Tensor, chunk: int) -> None:
+    model = tiny_model()
+    labels = ids.clone()
+    labels[0, 4:9] = -100
+    whole = model(ids, labels=labels).loss
+    whole.backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    loss = model.loss(ids, labels, chunk_size=chunk)
+    loss.backward()
+    close(loss, whole)
+    for name, weight in model.named_parameters():
+        close(weight.grad, expected[name])
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        model.loss(ids, labels, chunk_size=0)
+
+
+@torch.enable_grad()
+def test_checkpointing_gives_the_same_gradients(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model().train()
+    model(ids, labels=ids).loss.backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    def bytes_kept() -> int:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(ids, labels=ids).loss.backward()
+        return sum(kept)
+
+    plain = bytes_kept()
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    assert bytes_kept() < plain
+    for name, weight in model.named_parameters():
+        close(weight.grad, expected[name])
+    with pytest.raises(ValueError, match="a cache cannot bear"):
+        model(ids, past_key_values=KVCache(model.config, 3))
+
+
+# ---- positions
+
+
+def test_partial_rotation_leaves_the_rest(tiny_model: Make, ids: Tensor) -> None:
+    config = tiny_model(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}).config
+    rotation = RotaryEmbedding(config)(torch.arange(20)[None])
+    assert rotation[0].shape == (1, 20, 2)
+    x = torch.randn(1, 6, 20, 8, generator=torch.Generator().manual_seed(0))
+    turned = apply_rope(x, rotation)
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+    close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert config.from_dict(config.to_dict()) == config
+    old = {"hidden_size": 64, "num_attention_heads": 4, "partial_rotary_factor": 0.25, "rope_theta": 500.0}
+    assert LlamaConfig.from_dict(old).rope == {
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 500.0,
+        "rope_type": "default",
+    }
+
+
+def test_a_rotation_wider_than_the_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="turns 8 features, but heads have 6"):
+        apply_rope(torch.zeros(1, 1, 1, 6), (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_row_is_scaled_for_its_own_length(tiny_model: Make, kind: str) -> None:
+    scaling = {
+        "rope_type": kind,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+        "original_max_position_embeddings": 10,
+    }
+    rope = RotaryEmbedding(tiny_model(rope_scaling=scaling, max_position_embeddings=10).config)
+    positions = torch.stack([torch.arange(20), torch.arange(20).clamp(max=5)])
+    together = rope(positions)
+    for row in range(2):
+        close(together[0][row : row + 1], rope(positions[row : row + 1])[0])
+    plain = RotaryEmbedding(tiny_model().config)(positions)[0] * rope.scale
+    close(together[0][1], plain[1])
+    assert not torch.allclose(together[0][0], plain[0])
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "none"])
+def test_other_positions_for_study(tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path) -> None:
+    model = tiny_model(position_encoding=kind)
+    logits = model(ids).logits
+    cache = KVCache(model.config, 3)
+    parts = [model(ids[:, a:b], past_key_values=cache).logits for a, b in [(0, 9), (9, 19), (19, 20)]]
+    close(torch.cat(parts, 1), logits)
+    swapped = ids.clone()
+    swapped[:, [3, 8]] = ids[:, [8, 3]]  # without positions the last token cannot tell; in one layer, that is
+    single = tiny_model(position_encoding=kind, num_hidden_layers=1)
+    assert torch.allclose(single(swapped).logits[:, -1], single(ids).logits[:, -1], atol=2e-5) == (kind == "none")
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, logits)
+
+
+def test_the_rotation_can_be_drawn(tiny_model: Make, tmp_path: Path) -> None:
+    draw_rotation(tiny_model().config, tmp_path / "rope.png")
+    assert (tmp_path / "rope.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- experts
+
+
+def test_experts_are_a_weighted_sum(tiny_model: Make) -> None:
+    mixture = tiny_model(num_local_experts=5, num_experts_per_tok=3).model.layers[0].block_sparse_moe
+    x = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros_like(x)
+    for row in range(2):
+        for token in range(7):
+            share, chosen = mixture.gate(x[row, token]).softmax(-1).topk(3)
+            for weight, expert in zip(share / share.sum(), chosen, strict=True):
+                expected[row, token] += weight * mixture.experts[expert](x[row, token])
+    close(mixture(x), expected)
+
+
+def test_even_routing_has_the_least_balancing_loss() -> None:
+    even = torch.eye(4).repeat(5, 1) * 50
+    assert load_balancing_loss([even], 1).item() == pytest.approx(1.0)
+    assert load_balancing_loss([torch.eye(4)[:1].repeat(20, 1) * 50], 1).item() == pytest.approx(4.0)
+    half = torch.cat([even[:8], torch.eye(4)[:1].repeat(8, 1) * 50])
+    mask = torch.tensor([[1] * 8 + [0] * 8])
+    assert load_balancing_loss([half], 1, mask).item() == pytest.approx(1.0)
+    assert router_z_loss([torch.zeros(3, 4)]).item() == pytest.approx(math.log(4) ** 2)
+
+
+@torch.enable_grad()
+def test_the_balancing_loss_spreads_a_routers_load() -> None:
+    def busiest_share(coefficient: float) -> float:
+        config = LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_local_experts=4,
+            num_experts_per_tok=1,
+            router_aux_loss_coef=coefficient,
+            router_z_loss_coef=1e-3,
+            initializer_range=0.1,
+        )
+        model = LlamaForCausalLM(config, seed=0).train()
+        mixture = model.model.layers[0].block_sparse_moe
+        assert isinstance(mixture, MixtureOfExperts)
+        with torch.no_grad():
+            mixture.gate.weight[0] += 0.5 * model.model.embed_tokens.weight.mean(0).sign()  # a lopsided start
+            model.model.embed_tokens.weight += 0.3 * mixture.gate.weight[0]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        ids = torch.randint(0, 32, (8, 16), generator=torch.Generator().manual_seed(0))
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+        assert mixture.router_logits is not None
+        counts = mixture.router_logits.argmax(-1).bincount(minlength=4)
+        return float(counts.max() / counts.sum())
+
+    assert busiest_share(0.0) > 0.6
+    assert busiest_share(1.0) < 0.4
+
+
+def test_mixtral_has_the_published_size() -> None:
+    config = LlamaConfig(
+        vocab_size=32_000, intermediate_size=14_336, num_key_value_heads=8, num_local_experts=8, rope_theta=1e6
+    )
+    model = LlamaForCausalLM(config, device="meta")
+    assert sum(weight.numel() for weight in model.parameters()) == 46_702_792_704
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_local_experts": 1}, r"num_experts_per_tok \(2\) exceeds num_local_experts \(1\)"),
+        ({"model_type": "mixtral"}, "num_local_experts is not given"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"position_encoding": "alibi"}, "position_encoding is 'alibi'"),
+        ({"problem_type": "poll"}, "problem_type is 'poll'"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "short_factor has 1 v",
+        ),
+    ],
+)
+def test_configs_that_contradict_themselves(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LlamaConfig(**changes)
+
+
+# ---- classification
+
+
+def test_classifier_refusals() -> None:
+    config = LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = LlamaForSequenceClassification(config)
+    ids = torch.tensor([[5, 6], [7, 8]])
+    with pytest.raises(ValueError, match="need an attention_mask or a pad_token_id"):
+        model(ids)
+    with pytest.raises(ValueError, match=r"rows \[1\] are all padding"):
+        model(ids, torch.tensor([[1, 1], [0, 0]]))
+    with pytest.raises(ValueError, match="label 2 is not among the 2 labels"):
+        model(ids, torch.ones(2, 2), torch.tensor([0, 2]))
+
+
+# ---- compilation
+
+
+@pytest.mark.slow
+@torch.enable_grad()
+def test_forward_and_a_training_step_compile_without_a_break(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model().train()
+    expected = model(ids, labels=ids)
+    expected.loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    out = compiled(ids, labels=ids)
+    out.loss.backward()
+    close(out.logits, expected.logits)
+    for name, weight in model.named_parameters():
+        close(weight.grad, gradients[name])
