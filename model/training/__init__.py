@@ -1,0 +1,27 @@
+"""Train a model on a token file.
+
+    from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
+
+    config = training.TrainConfig(max_steps=2000, learning_rate=3e-4)
+    training.train(LlamaForCausalLM(LlamaConfig(...)), "tokens.npy", config, "run")
+
+In the order to read: `config` (what a run is told, the learning rate over time), `data` (token file to batches),
+`optimizer` (AdamW), `checkpoint` (folders that appear whole), `report` (metrics, curve, progress bar), `loop`.
+"""
+
+from bpe_llama.model.training.config import TrainConfig, learning_rate_at
+from bpe_llama.model.training.data import TokenBatches, open_tokens
+from bpe_llama.model.training.loop import TrainResult, evaluate, train
+from bpe_llama.model.training.report import plot_loss, read_metrics
+
+__all__ = [
+    "TokenBatches",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "learning_rate_at",
+    "open_tokens",
+    "plot_loss",
+    "read_metrics",
+    "train",
+]

@@ -1,0 +1,88 @@
+"""Checkpoints: a folder that appears whole or not at all, of safetensors and JSON files.
+
+A checkpoint `step-00001000/` holds `config.json` and `model.safetensors` (so it loads like any model),
+`optimizer.safetensors`, and `training.json` with the step, the time trained and the run's settings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from bpe_llama.model.training.optimizer import load_optimizer_tensors, optimizer_tensors
+
+if TYPE_CHECKING:
+    from bpe_llama.model.llama import LlamaForCausalLM
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands: steps taken, seconds trained, and the settings it was given."""
+
+    step: int
+    elapsed: float
+    settings: dict[str, Any]
+
+
+def find_checkpoint(out: Path) -> Path | None:
+    """Return the latest checkpoint in `out`, or None."""
+    found = [folder for folder in out.glob("step-*") if _NAME.fullmatch(folder.name) and folder.is_dir()]
+    return max(found, key=lambda folder: int(folder.name[5:]), default=None)
+
+
+def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+    """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
+
+    A process killed at any moment leaves the previous checkpoint or the new one, whole.
+    """
+    final = out / f"step-{state.step:08d}"
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as temporary:
+        folder = Path(temporary) / final.name
+        folder.mkdir()
+        model.save_pretrained(folder)
+        tensors = {name: tensor.contiguous() for name, tensor in optimizer_tensors(model, optimizer).items()}
+        save_file(tensors, folder / "optimizer.safetensors")
+        values = {"step": state.step, "elapsed": state.elapsed, "settings": state.settings}
+        (folder / "training.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if final.exists():  # the same step again, as when a finished run is resumed
+            shutil.rmtree(final)
+        folder.rename(final)
+    for older in out.glob("step-*"):
+        if _NAME.fullmatch(older.name) and older != final:
+            shutil.rmtree(older)
+    return final
+
+
+def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Load `folder` into the model and the optimizer and return where the run stood.
+
+    Raises:
+        ValueError: If a file is missing, damaged or of another model.
+    """
+    try:
+        values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        state = TrainState(int(values["step"]), float(values["elapsed"]), dict(values["settings"]))
+        weights = load_file(folder / "model.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: not a whole checkpoint: {error}") from None
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
+    found = {name: tensor.shape for name, tensor in weights.items() if name not in tied}
+    if expected != found:
+        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f"{folder}: the checkpoint is of another model: {', '.join(different[:8])} differ")
+    model.load_state_dict(weights, strict=False)
+    load_optimizer_tensors(model, optimizer, moments)
+    return state
