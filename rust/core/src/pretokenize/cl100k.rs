@@ -1,5 +1,6 @@
 //! `cl100k`: the pattern of GPT-3.5 and GPT-4, and the grammar that `llama3` and `qwen2` share with it.
 
+use super::block::{BlockGrammar, Classes, split_contractions};
 use super::scan::{Grammar, contraction_end, is_other, letters_end, newlines_end, numbers_end, others_end, whitespace};
 use super::unicode::{LETTER, NEWLINE, NUMBER, SPACE, class_at};
 
@@ -52,5 +53,22 @@ impl<const NUMBERS: usize, const WHOLE_TAIL: bool> Grammar for Family<NUMBERS, W
             Some(end) if !(WHOLE_TAIL && is_last) => end,
             _ => run.piece_end(at, is_last),
         }
+    }
+}
+
+impl<const NUMBERS: usize, const WHOLE_TAIL: bool> BlockGrammar for Family<NUMBERS, WHOLE_TAIL> {
+    const CASED: bool = false;
+
+    #[inline(always)]
+    fn starts(block: &Classes<'_>) -> u64 {
+        let (letter, other, first) = (block.letter(), block.other(), block.first());
+        let other_starts = first & other & !((other | block.blank) << 1);
+        // A word takes one character before it along: any white space but a line break, or what starts a piece.
+        let prefix = (block.space & !block.newline) | block.whole(other_starts);
+        let mut starts = first & letter & !((letter | prefix) << 1);
+        starts |= other_starts;
+        starts |= if NUMBERS == 1 { first & block.number } else { block.number_triples() };
+        starts |= block.space_starts(other, WHOLE_TAIL);
+        split_contractions::<true>(block, block.apostrophe & other_starts & letter >> 1, starts)
     }
 }

@@ -16,9 +16,13 @@
 //! ```
 //!
 //! # How the fast path works
-//! A piece depends only on the text from its start on, so a grammar is a function from a start to an end
-//! (`scan.rs`), each character costing one look-up of its class (`unicode.rs`).
+//! A piece depends only on the text from its start on, so a grammar is a function from a start to an end (`scan.rs`),
+//! with one look-up of a class (`unicode.rs`) a character. That is the whole of a splitter, and the twin that the fast
+//! path is tested against: the classes of 64 bytes as bit masks, and from them where pieces start, without a branch a
+//! piece (`block.rs`). A vector unit makes the masks (`simd.rs`: AVX-512, AVX2, NEON, or eight bytes in a register),
+//! and each grammar's file says how starts follow from classes.
 
+mod block;
 mod cl100k;
 mod custom;
 mod cut;
@@ -29,6 +33,7 @@ mod o200k;
 mod qwen2;
 mod r50k;
 mod scan;
+mod simd;
 mod smollm;
 mod unicode;
 mod unicode_tables;
@@ -219,20 +224,21 @@ impl From<Named> for Pretokenizer {
 
 impl Named {
     fn fill_ends(self, text: &str, start: usize, ends: &mut Vec<usize>) {
+        let text = text.as_bytes();
         match self {
-            Self::R50k => fill_named::<r50k::R50k>(text, start, ends),
-            Self::Cl100k => fill_named::<cl100k::Cl100k>(text, start, ends),
-            Self::Llama3 => fill_named::<llama3::Llama3>(text, start, ends),
-            Self::O200k => fill_named::<o200k::O200k>(text, start, ends),
-            Self::Qwen2 => fill_named::<qwen2::Qwen2>(text, start, ends),
+            Self::R50k => simd::fill_ends::<r50k::R50k>(text, start, ends),
+            Self::Cl100k => simd::fill_ends::<cl100k::Cl100k>(text, start, ends),
+            Self::Llama3 => simd::fill_ends::<llama3::Llama3>(text, start, ends),
+            Self::O200k => simd::fill_ends::<o200k::O200k>(text, start, ends),
+            Self::Qwen2 => simd::fill_ends::<qwen2::Qwen2>(text, start, ends),
             Self::DeepSeekV3 => fill_named::<deepseek_v3::DeepSeekV3>(text, start, ends),
-            Self::SmolLm => fill_named::<smollm::SmolLm>(text, start, ends),
+            Self::SmolLm => simd::fill_ends::<smollm::SmolLm>(text, start, ends),
         }
     }
 }
 
-fn fill_named<G: Grammar>(text: &str, start: usize, ends: &mut Vec<usize>) {
-    let text = text.as_bytes();
+/// One piece after the other.
+fn fill_named<G: Grammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
     let mut at = start;
     for _ in ends.len()..ends.capacity() {
         if at >= text.len() {

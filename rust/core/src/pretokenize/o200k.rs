@@ -2,6 +2,7 @@
 //!
 //! Words break where upper case follows lower case, carry their contraction with them, and may hold marks.
 
+use super::block::{BlockGrammar, Classes, run_from};
 use super::scan::{Grammar, contraction_end, newlines_end, numbers_end, whitespace};
 use super::unicode::{CASELESS, LETTER, LOWER, MARK, NEWLINE, NUMBER, SPACE, UPPER, class_at, run_end};
 
@@ -102,4 +103,58 @@ fn word(text: &[u8], at: usize) -> Word {
         }
     }
     Word { letters_end: after_shared.unwrap_or(end), is_upper: after_shared.is_none() }
+}
+
+impl BlockGrammar for O200k {
+    const CASED: bool = true;
+
+    /// Cuts the block short before characters whose piece the masks cannot tell: capitals right behind a caseless
+    /// letter or mark, whose word depends on how it ends, and marks behind other characters, which may be either's.
+    #[inline(always)]
+    fn restrict(block: &mut Classes<'_>) {
+        let other = block.other() & !block.mark;
+        let rare = (block.upper & (block.caseless | block.mark) << 1) | (block.mark & other << 1);
+        if rare != 0 {
+            block.cut_before(rare.trailing_zeros());
+        }
+    }
+
+    #[inline(always)]
+    fn starts(block: &Classes<'_>) -> u64 {
+        let first = block.first();
+        let word = block.letter() | block.mark;
+        let any_other = block.other() & !block.mark;
+        // `[\r\n/]*`: slashes behind a line break behind punctuation.
+        let breaks = block.newline & any_other << 1;
+        let swallowed = (run_from(breaks, block.newline | block.slash) | breaks) & block.slash;
+        let other = any_other & !swallowed;
+        let other_starts = first & other & !((other | block.blank) << 1);
+        let prefix = (block.space & !block.newline) | block.whole(other_starts);
+        // Behind lower case a capital starts a word of its own.
+        let mut starts = first & ((word & !((word | prefix) << 1)) | (block.upper & block.lower << 1));
+        starts |= other_starts | block.number_triples() | block.space_starts(any_other, false);
+        split_suffixes(block, block.apostrophe & word << 1, starts)
+    }
+}
+
+/// As [`super::block::split_contractions`], where a contraction belongs to the word before it.
+#[inline(always)]
+fn split_suffixes(block: &Classes<'_>, apostrophes: u64, mut starts: u64) -> u64 {
+    let mut left = apostrophes;
+    let mut word_start = 0;
+    while left != 0 {
+        let at = left.trailing_zeros() as usize;
+        left &= left - 1;
+        let end = contraction_end::<true>(block.bytes, at);
+        // A word that has its contraction takes no second one.
+        if end > at && at != word_start {
+            let behind = 1_u64.checked_shl(end as u32).unwrap_or(0);
+            starts = starts & !behind.wrapping_sub(1 << at) | behind;
+            word_start = end;
+        } else if !block.is_end && block.text >> at >> 2 == 0 {
+            // It may be one yet.
+            starts &= (1 << at) - 1;
+        }
+    }
+    starts
 }

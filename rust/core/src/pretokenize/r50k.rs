@@ -1,5 +1,6 @@
 //! `r50k`: the pattern of GPT-2, also used by `p50k` and by every "byte-level" tokenizer.json.
 
+use super::block::{BlockGrammar, Classes, split_contractions};
 use super::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
 use super::unicode::{LETTER, NUMBER, SPACE, class_at, run_end};
 
@@ -45,5 +46,20 @@ impl Grammar for R50k {
         debug_assert!(first & SPACE != 0);
         let run = whitespace(text, at);
         run.piece_end(at, run.end == text.len())
+    }
+}
+
+impl BlockGrammar for R50k {
+    const CASED: bool = false;
+
+    #[inline(always)]
+    fn starts(block: &Classes<'_>) -> u64 {
+        let (letter, other, first) = (block.letter(), block.other(), block.first());
+        let other_starts = first & other & !((other | block.blank) << 1);
+        let mut starts = first & letter & !((letter | block.blank) << 1);
+        starts |= first & block.number & !((block.number | block.blank) << 1);
+        starts |= other_starts | (first & block.space & !(block.space << 1));
+        starts |= block.before(first & !block.space, block.space);
+        split_contractions::<false>(block, block.apostrophe & other_starts & letter >> 1, starts)
     }
 }

@@ -3,6 +3,7 @@
 //! Two steps, `Digits(individual_digits)` and `ByteLevel(use_regex)`: the second sees each part on its own, so a number
 //! ends a part as the end of the text would. [`PATTERN`] says the same in one regex.
 
+use super::block::{BlockGrammar, Classes, split_contractions};
 use super::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
 use super::unicode::{LETTER, NUMBER, SPACE, class_at};
 
@@ -43,5 +44,20 @@ impl Grammar for SmolLm {
         let run = whitespace(text, at);
         let is_last = run.end == text.len() || class_at(text, run.end).0 & NUMBER != 0;
         run.piece_end(at, is_last)
+    }
+}
+
+impl BlockGrammar for SmolLm {
+    const CASED: bool = false;
+
+    #[inline(always)]
+    fn starts(block: &Classes<'_>) -> u64 {
+        let (letter, other, first) = (block.letter(), block.other(), block.first());
+        let other_starts = first & other & !((other | block.blank) << 1);
+        let mut starts = first & letter & !((letter | block.blank) << 1);
+        starts |= first & block.number;
+        starts |= other_starts | (first & block.space & !(block.space << 1));
+        starts |= block.before(first & !(block.space | block.number), block.space);
+        split_contractions::<false>(block, block.apostrophe & other_starts & letter >> 1, starts)
     }
 }

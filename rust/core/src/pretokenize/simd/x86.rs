@@ -1,0 +1,217 @@
+//! AVX2 and AVX-512.
+#![allow(clippy::wildcard_imports, reason = "a dozen intrinsics, each with its family's prefix")]
+#![allow(clippy::cast_ptr_alignment, reason = "all loads and stores are the unaligned ones")]
+
+use std::arch::x86_64::*;
+
+use super::super::block::{self, Ascii, BLOCK, BlockGrammar, Wide};
+use super::Tier;
+
+/// 32 bytes at a time. To be used only within [`fill_ends_avx2`].
+struct Avx2;
+/// 64 bytes at a time. To be used only within [`fill_ends_avx512`].
+struct Avx512;
+
+#[inline(always)]
+pub(super) fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("lzcnt")
+        && is_x86_feature_detected!("popcnt")
+}
+
+#[inline(always)]
+pub(super) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi2") && has_avx2()
+}
+
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) fn fill_ends_avx2<G: BlockGrammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+    block::fill_ends::<Avx2, G>(text, start, ends);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) fn fill_ends_avx512<G: BlockGrammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+    block::fill_ends::<Avx512, G>(text, start, ends);
+}
+
+/// Two vectors of 32 bytes.
+#[derive(Clone, Copy)]
+struct Pair(__m256i, __m256i);
+
+impl Pair {
+    #[inline(always)]
+    fn load(bytes: &[u8; BLOCK]) -> Self {
+        let at = bytes.as_ptr().cast::<__m256i>();
+        // SAFETY: 64 bytes may be read, at any alignment; only called where AVX2 is enabled.
+        unsafe { Self(_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))) }
+    }
+
+    #[inline(always)]
+    fn mask(self, test: impl Fn(__m256i) -> __m256i) -> u64 {
+        // SAFETY: only called where AVX2 is enabled.
+        let [low, high] = [self.0, self.1].map(|half| unsafe { _mm256_movemask_epi8(test(half)) } as u32);
+        u64::from(low) | u64::from(high) << 32
+    }
+
+    #[inline(always)]
+    fn equal(self, byte: u8) -> u64 {
+        // SAFETY: only called where AVX2 is enabled.
+        self.mask(|half| unsafe { _mm256_cmpeq_epi8(half, _mm256_set1_epi8(byte as i8)) })
+    }
+
+    #[inline(always)]
+    fn range(self, first: u8, last: u8) -> u64 {
+        // SAFETY: only called where AVX2 is enabled.
+        self.mask(|half| unsafe {
+            let offset = _mm256_sub_epi8(half, _mm256_set1_epi8(first as i8));
+            _mm256_cmpeq_epi8(_mm256_min_epu8(offset, _mm256_set1_epi8((last - first) as i8)), offset)
+        })
+    }
+}
+
+impl Tier for Avx2 {
+    #[inline(always)]
+    fn ascii(bytes: &[u8; BLOCK]) -> Ascii {
+        let pair = Pair::load(bytes);
+        let blank = pair.equal(b' ');
+        Ascii {
+            upper: pair.range(b'A', b'Z'),
+            lower: pair.range(b'a', b'z'),
+            number: pair.range(b'0', b'9'),
+            space: pair.range(b'\t', b'\r') | blank,
+            newline: pair.equal(b'\n') | pair.equal(b'\r'),
+            blank,
+            apostrophe: pair.equal(b'\''),
+            slash: pair.equal(b'/'),
+            wide: pair.mask(|half| half),
+        }
+    }
+
+    #[inline(always)]
+    fn wide(bytes: &[u8; BLOCK]) -> Wide {
+        let pair = Pair::load(bytes);
+        let known = pair.range(0xe5, 0xe9) | pair.range(0xeb, 0xec);
+        let han = pair.equal(0xe4) & pair.range(0xb8, 0xbf) >> 1;
+        let hangul =
+            (pair.equal(0xea) & pair.range(0xb0, 0xbf) >> 1) | (pair.equal(0xed) & pair.range(0x80, 0x9d) >> 1);
+        Wide { lead: pair.range(0xc0, 0xff), caseless: known | han | hangul, cased: pair.range(0xd0, 0xd1) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Vector(__m512i);
+
+impl Vector {
+    #[inline(always)]
+    fn load(bytes: &[u8; BLOCK]) -> Self {
+        // SAFETY: 64 bytes may be read, at any alignment; only called where AVX-512 is enabled.
+        Self(unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn equal(self, byte: u8) -> u64 {
+        // SAFETY: only called where AVX-512BW is enabled.
+        unsafe { _mm512_cmpeq_epi8_mask(self.0, _mm512_set1_epi8(byte as i8)) }
+    }
+
+    #[inline(always)]
+    fn range(self, first: u8, last: u8) -> u64 {
+        // SAFETY: only called where AVX-512BW is enabled.
+        unsafe {
+            let offset = _mm512_sub_epi8(self.0, _mm512_set1_epi8(first as i8));
+            _mm512_cmple_epu8_mask(offset, _mm512_set1_epi8((last - first) as i8))
+        }
+    }
+}
+
+impl Tier for Avx512 {
+    #[inline(always)]
+    fn ascii(bytes: &[u8; BLOCK]) -> Ascii {
+        let vector = Vector::load(bytes);
+        let blank = vector.equal(b' ');
+        Ascii {
+            upper: vector.range(b'A', b'Z'),
+            lower: vector.range(b'a', b'z'),
+            number: vector.range(b'0', b'9'),
+            space: vector.range(b'\t', b'\r') | blank,
+            newline: vector.equal(b'\n') | vector.equal(b'\r'),
+            blank,
+            apostrophe: vector.equal(b'\''),
+            slash: vector.equal(b'/'),
+            // SAFETY: only called where AVX-512BW is enabled.
+            wide: unsafe { _mm512_movepi8_mask(vector.0) },
+        }
+    }
+
+    #[inline(always)]
+    fn wide(bytes: &[u8; BLOCK]) -> Wide {
+        let vector = Vector::load(bytes);
+        let known = vector.range(0xe5, 0xe9) | vector.range(0xeb, 0xec);
+        let han = vector.equal(0xe4) & vector.range(0xb8, 0xbf) >> 1;
+        let hangul =
+            (vector.equal(0xea) & vector.range(0xb0, 0xbf) >> 1) | (vector.equal(0xed) & vector.range(0x80, 0x9d) >> 1);
+        Wide { lead: vector.range(0xc0, 0xff), caseless: known | han | hangul, cased: vector.range(0xd0, 0xd1) }
+    }
+
+    #[inline(always)]
+    fn push_ends(mut bits: u64, first: usize, ends: &mut Vec<usize>) {
+        let count = bits.count_ones() as usize;
+        if ends.capacity() - ends.len() < BLOCK {
+            for _ in 0..count.min(ends.capacity() - ends.len()) {
+                ends.push(first + bits.trailing_zeros() as usize);
+                bits &= bits - 1;
+            }
+            return;
+        }
+        let mut positions = [0_u8; BLOCK];
+        // SAFETY: only called where the features are enabled. `positions` holds 64 bytes. At least 64 ends fit behind
+        // the length, eight are written at a time, and `count` of at most 64 of them are then initialised.
+        unsafe {
+            let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            _mm512_storeu_si512(positions.as_mut_ptr().cast(), _mm512_maskz_compress_epi8(bits, order));
+            let out = ends.as_mut_ptr().add(ends.len());
+            let base = _mm512_set1_epi64(first as i64);
+            for eight in (0..count).step_by(8) {
+                let offsets = _mm512_cvtepu8_epi64(_mm_loadl_epi64(positions.as_ptr().add(eight).cast()));
+                _mm512_storeu_si512(out.add(eight).cast(), _mm512_add_epi64(offsets, base));
+            }
+            ends.set_len(ends.len() + count);
+        }
+    }
+}
+
+/// The masks of every tier that this CPU can run.
+#[cfg(test)]
+pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, Wide)> {
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn avx2(bytes: &[u8; BLOCK]) -> (Ascii, Wide) {
+        (Avx2::ascii(bytes), Avx2::wide(bytes))
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
+    fn avx512(bytes: &[u8; BLOCK]) -> (Ascii, Wide) {
+        (Avx512::ascii(bytes), Avx512::wide(bytes))
+    }
+    let mut masks = Vec::new();
+    if has_avx2() {
+        // SAFETY: the CPU has what the function is compiled for.
+        masks.push(unsafe { avx2(bytes) });
+    }
+    if has_avx512() {
+        // SAFETY: as above.
+        masks.push(unsafe { avx512(bytes) });
+    }
+    masks
+}
+
+/// 0, 1, 2 … 63
+static ORDER: [u8; BLOCK] = {
+    let mut order = [0; BLOCK];
+    let mut index = 0;
+    while index < BLOCK {
+        order[index] = index as u8;
+        index += 1;
+    }
+    order
+};
