@@ -319,3 +319,20 @@ class Sampler:
     def probs(
         self, logits: Any, history: Any | None = None, *, num_threads: int | None = None
     ) -> NDArray[np.float64]: ...
+class TokenFile:
+    """A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it."""
+
+    def __new__(cls, tokenizer: Tokenizer, path: PathLike, end: int | None, num_threads: int | None) -> Self: ...
+    def add_files(
+        self,
+        paths: list[PathLike],
+        separator: str | None,
+        field: str,
+        on_progress: Callable[[str, int, int | None], object] | None,
+    ) -> None: ...
+    def add_texts(self, texts: Iterable[str]) -> None: ...
+    def finish(self) -> int:
+        """Return the number of ids, now that the file stands at its path."""
+
+    def abandon(self) -> None:
+        """Remove what was written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from bpe_llama import _core
+from bpe_llama._files import find_files, is_parquet, read_parquet
+from bpe_llama._progress import ProgressOption, reporting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -244,6 +247,63 @@ class Tokenizer(_core.Tokenizer):
         return (
             f"Tokenizer(vocab_size={self.vocab_size}, pattern={pattern!r}, special_tokens={len(self.special_tokens)})"
         )
+
+    # -- files of ids --------------------------------------------------------------------------------------------------
+
+    def encode_files(
+        self,
+        paths: PathLike | Iterable[PathLike],
+        out: PathLike,
+        separator: str | None = None,
+        eos: bool = True,
+        *,
+        field: str = "text",
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> int:
+        """Return the number of ids written to a `.npy` file: those of all documents, one after another.
+
+        Memory is bounded whatever the size of the files; `numpy.load(out, mmap_mode="r")` reads the ids back.
+
+        Args:
+            paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of
+                `.jsonl` and a row of `.parquet` is a document; any other file is one.
+            out: Where the ids go: uint16 if `vocab_size` is at most 65,536, else uint32, one dimension.
+            separator: Text that ends a document within a file.
+            eos: Put `eos_id` after each document, if this tokenizer has one.
+            field: The field or column of `.jsonl` and `.parquet` files that holds the text.
+            num_threads: `None` for all processors. It never changes an id.
+            progress: `None` shows a bar on a terminal, `False` none; a callable gets what is done.
+
+        Raises:
+            FileNotFoundError: If nothing matches one of the paths.
+            ValueError: If a file is not UTF-8 or not of its format, naming file and place; if `out` does not end in
+                `.npy`. `out` is then as it was.
+
+        Examples:
+            >>> import tempfile, pathlib
+            >>> folder = pathlib.Path(tempfile.mkdtemp())
+            >>> _ = (folder / "a.txt").write_text("abab")
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok.encode_files(folder / "a.txt", folder / "ids.npy", progress=False), np.load(folder / "ids.npy")
+            (2, array([256, 256], dtype=uint16))
+        """
+        if Path(out).suffix != ".npy":
+            raise ValueError(f"out must end in .npy, got {os.fspath(out)!r}")
+        files = find_files(paths)
+        target = _core.TokenFile(self, out, self.eos_id if eos else None, num_threads)
+        try:
+            with reporting(progress) as report:
+                for is_rows, group in itertools.groupby(files, is_parquet):
+                    if not is_rows:
+                        target.add_files(list(group), separator, field, report)
+                        continue
+                    rows = read_parquet(group, field)
+                    while texts := list(itertools.islice(rows, 10_000)):
+                        target.add_texts(texts)
+            return target.finish()
+        finally:
+            target.abandon()
 
     # -- batches for a model -------------------------------------------------------------------------------------------
 

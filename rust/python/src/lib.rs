@@ -8,6 +8,7 @@ mod error;
 mod logits;
 mod pretokenize;
 mod sampler;
+mod token_file;
 mod tokenizer;
 mod train;
 
@@ -19,5 +20,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<tokenizer::DecodeStream>()?;
+    module.add_class::<token_file::PyTokenFile>()?;
     Ok(())
 }

@@ -26,6 +26,10 @@ impl PyTokenizer {
     pub(crate) fn new(inner: Tokenizer) -> Self {
         Self { inner: Arc::new(inner) }
     }
+
+    pub(crate) fn shared(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.inner)
+    }
 }
 
 /// Ids of many texts in one run, and where each begins.
@@ -71,7 +75,13 @@ fn type_error(expected: &str, got: &Bound<'_, PyAny>) -> PyErr {
 }
 
 /// A list of texts: any iterable of `str` but a `str` itself.
-struct Texts(Vec<Text>);
+pub(crate) struct Texts(Vec<Text>);
+
+impl Texts {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(Deref::deref)
+    }
+}
 
 impl<'py> FromPyObject<'_, 'py> for Texts {
     type Error = PyErr;
@@ -355,7 +365,7 @@ impl PyTokenizer {
         disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
         let threads = thread_count(num_threads)?;
-        let texts: Vec<&str> = texts.0.iter().map(Deref::deref).collect();
+        let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
                 py.detach(|| self.inner.encode_batch(&texts, options, threads)).map_err(to_py)
@@ -377,7 +387,7 @@ impl PyTokenizer {
         disallowed_special: Specials,
     ) -> PyResult<Rows<'py>> {
         let threads = thread_count(num_threads)?;
-        let texts: Vec<&str> = texts.0.iter().map(Deref::deref).collect();
+        let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
                 py.detach(|| self.inner.encode_batch(&texts, options, threads)).map_err(to_py)

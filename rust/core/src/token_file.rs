@@ -1,0 +1,153 @@
+//! Ids on disk: a `.npy` file that grows as documents are encoded, in bounded memory.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use crate::documents::{Chunk, Documents};
+use crate::{EncodeOptions, Error, Result, Tokenizer};
+
+/// Bytes of text that are encoded at a time.
+const BATCH_BYTES: usize = 1 << 22;
+
+/// The header's length in bytes: room for any count, so that it can be written again at the end.
+const HEADER: usize = 128;
+
+/// A one-dimensional `.npy` file of ids: uint16 where the vocabulary allows, else uint32.
+///
+/// It is written under a temporary name, which [`TokenFile::finish`] changes to the real one; dropped before, it is gone.
+///
+/// # Source
+/// `numpy/lib/format.py`, version 1.0.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    /// `None` once finished.
+    file: Option<BufWriter<File>>,
+    is_narrow: bool,
+    len: u64,
+    bytes: Vec<u8>,
+}
+
+impl TokenFile {
+    /// Starts the file that is to stand at `path`, for ids below `vocab_size`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written there.
+    pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let is_narrow = vocab_size <= 1 << 16;
+        let mut this = Self { path: path.to_owned(), temporary, file: None, is_narrow, len: 0, bytes: Vec::new() };
+        let file = File::create(&this.temporary).map_err(|source| this.io_error(source))?;
+        this.file = Some(BufWriter::with_capacity(1 << 20, file));
+        this.write(&this.header())?;
+        Ok(this)
+    }
+
+    /// Appends ids.
+    ///
+    /// # Errors
+    /// [`Error::Io`], on a full disk for one.
+    pub fn push(&mut self, ids: &[u32]) -> Result<()> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        if self.is_narrow {
+            bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes()));
+        } else {
+            bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes()));
+        }
+        let written = self.write(&bytes);
+        self.bytes = bytes;
+        self.len += ids.len() as u64;
+        written
+    }
+
+    /// Returns the number of ids, now that the file stands at its path.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; then nothing is left behind.
+    pub fn finish(mut self) -> Result<u64> {
+        let header = self.header();
+        let Some(writer) = self.file.take() else { return Ok(self.len) };
+        let done = writer.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|mut file| {
+            file.rewind()?;
+            file.write_all(&header)?;
+            file.sync_all()?;
+            drop(file);
+            std::fs::rename(&self.temporary, &self.path)
+        });
+        done.map_err(|source| self.io_error(source))?;
+        Ok(self.len)
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let kind = if self.is_narrow { "<u2" } else { "<u4" };
+        let description = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({},), }}", self.len);
+        let mut header = b"\x93NUMPY\x01\x00".to_vec();
+        header.extend(((HEADER - 10) as u16).to_le_bytes());
+        header.extend(description.bytes());
+        header.resize(HEADER - 1, b' ');
+        header.push(b'\n');
+        header
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
+        written.map_err(|source| self.io_error(source))
+    }
+
+    fn io_error(&self, source: std::io::Error) -> Error {
+        Error::Io { path: self.path.clone(), source }
+    }
+}
+
+impl Drop for TokenFile {
+    fn drop(&mut self) {
+        // After `finish` has renamed it there is nothing to remove.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+impl Tokenizer {
+    /// Appends the ids of the next documents, some megabytes of them, and returns whether there were any.
+    ///
+    /// They are the ids of encoding each document alone. `end` is put after each document.
+    ///
+    /// # Errors
+    /// As [`Documents::next_chunk`], [`Tokenizer::encode_ordinary`] and [`TokenFile::push`].
+    pub fn encode_documents(
+        &self,
+        documents: &mut Documents,
+        end: Option<u32>,
+        threads: usize,
+        out: &mut TokenFile,
+    ) -> Result<bool> {
+        let (mut chunks, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH_BYTES {
+            let Some(chunk) = documents.next_chunk()? else { break };
+            bytes += chunk.text.len() + 64;
+            chunks.push(chunk);
+        }
+        self.encode_chunks(&chunks, end, threads, out)?;
+        Ok(!chunks.is_empty())
+    }
+
+    /// Appends the ids of these chunks.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_documents`].
+    pub fn encode_chunks(&self, chunks: &[Chunk], end: Option<u32>, threads: usize, out: &mut TokenFile) -> Result<()> {
+        let texts: Vec<&str> = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
+        let (ids, offsets) = self.encode_batch(&texts, EncodeOptions::default(), threads)?;
+        for (chunk, row) in chunks.iter().zip(offsets.windows(2)) {
+            out.push(&ids[row[0] as usize..row[1] as usize])?;
+            if let (true, Some(end)) = (chunk.is_last, end) {
+                out.push(&[end])?;
+            }
+        }
+        Ok(())
+    }
+}

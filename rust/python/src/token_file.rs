@@ -1,0 +1,92 @@
+//! Files of ids.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bpe_llama::documents::{Chunk, DocumentOptions, Documents};
+use bpe_llama::{TokenFile, Tokenizer};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::error::to_py;
+use crate::tokenizer::{PyTokenizer, Texts, thread_count};
+
+#[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
+pub(crate) struct PyTokenFile {
+    tokenizer: Arc<Tokenizer>,
+    end: Option<u32>,
+    threads: usize,
+    /// `None` once finished or abandoned.
+    file: Mutex<Option<TokenFile>>,
+}
+
+impl PyTokenFile {
+    fn with_file<R: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut TokenFile) -> bpe_llama::Result<R> + Send,
+    ) -> PyResult<R> {
+        py.detach(|| {
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.as_mut().map(work)
+        })
+        .ok_or_else(|| PyValueError::new_err("the token file is closed"))?
+        .map_err(to_py)
+    }
+}
+
+#[pymethods]
+impl PyTokenFile {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        tokenizer: &PyTokenizer,
+        path: PathBuf,
+        end: Option<u32>,
+        num_threads: Option<usize>,
+    ) -> PyResult<Self> {
+        let tokenizer = tokenizer.shared();
+        let file = py.detach(|| TokenFile::create(&path, tokenizer.vocab_size())).map_err(to_py)?;
+        Ok(Self { tokenizer, end, threads: thread_count(num_threads)?, file: Mutex::new(Some(file)) })
+    }
+
+    fn add_files(
+        &self,
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        separator: Option<String>,
+        field: String,
+        on_progress: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let tokens = self.tokenizer.added_tokens();
+        let special_tokens = tokens.iter().map(|token| token.content.clone()).collect();
+        let options = DocumentOptions { separator, field, special_tokens };
+        let mut documents = Documents::new(paths, self.tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
+        let total = documents.total_bytes();
+        while self
+            .with_file(py, |file| self.tokenizer.encode_documents(&mut documents, self.end, self.threads, file))?
+        {
+            py.check_signals()?;
+            if let Some(on_progress) = &on_progress {
+                on_progress.call1(py, ("encode", documents.bytes_read(), total))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_texts(&self, py: Python<'_>, texts: Texts) -> PyResult<()> {
+        let chunk = |text: &str| Chunk { document: 0, text: text.to_owned(), is_last: true };
+        let chunks: Vec<Chunk> = texts.iter().map(chunk).collect();
+        self.with_file(py, |file| self.tokenizer.encode_chunks(&chunks, self.end, self.threads, file))
+    }
+
+    fn finish(&self, py: Python<'_>) -> PyResult<u64> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let file = file.ok_or_else(|| PyValueError::new_err("the token file is closed"))?;
+        py.detach(|| file.finish()).map_err(to_py)
+    }
+
+    fn abandon(&self) {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
