@@ -13,11 +13,12 @@ use crate::vocab::Vocab;
 pub(crate) struct Boundaries {
     /// Both sides of every character boundary inside a token, each cut to what the token shows of that character.
     crossings: HashSet<u64, foldhash::fast::FixedState>,
-    /// Answers for pairs already asked for: the pair's key, its lowest bit 1 where they may be cut apart.
-    memo: Vec<AtomicU64>,
+    /// Answers to pairs already asked for: the pair's bytes, and [`APART`] where no merge joins them.
+    memo: Box<[AtomicU64]>,
 }
 
 const MEMO_BITS: u32 = 14;
+const APART: u64 = 1 << 63;
 
 impl Boundaries {
     pub(crate) fn new(vocab: &Vocab) -> Self {
@@ -35,18 +36,21 @@ impl Boundaries {
                 crossings.insert(crossing_key(left, right));
             }
         }
-        Self { crossings, memo: (0..1 << MEMO_BITS).map(|_| AtomicU64::new(0)).collect() }
+        let memo = (0..1 << MEMO_BITS).map(|_| AtomicU64::new(0)).collect();
+        Self { crossings, memo }
     }
 
     /// Returns the first place, within `piece`, before a character that no merge joins to the one before it.
     ///
-    /// Between two ASCII characters nothing is looked up and nothing is cut: almost all of them are held by some token.
+    /// `piece` must be UTF-8. Between two ASCII characters nothing is looked up and nothing is cut: almost all of them
+    /// are held by some token.
+    #[inline]
     pub(crate) fn next_cut(&self, piece: &[u8]) -> Option<usize> {
-        let mut at = char_len(*piece.first()?);
         let mut previous = 0;
+        let mut at = char_len(*piece.first()?);
         while at < piece.len() {
-            let end = (at + char_len(piece[at])).min(piece.len());
-            if (piece[at] >= 0x80 || piece[previous] >= 0x80) && self.apart(&piece[previous..at], &piece[at..end]) {
+            let end = at + char_len(piece[at]);
+            if (piece[at] >= 0x80 || piece[previous] >= 0x80) && self.apart(piece, previous, at, end) {
                 return Some(at);
             }
             (previous, at) = (at, end);
@@ -54,22 +58,29 @@ impl Boundaries {
         None
     }
 
-    /// Returns whether no token holds any end of `left` and any start of `right` side by side.
-    fn apart(&self, left: &[u8], right: &[u8]) -> bool {
-        let key = pair_key(left, right);
-        // Two characters take at most 8 bytes; their lead bytes tell where one ends, so the key is the pair itself.
+    /// Returns whether no token holds any end of `piece[start..at]` and any start of `piece[at..end]` side by side.
+    #[inline]
+    fn apart(&self, piece: &[u8], start: usize, at: usize, end: usize) -> bool {
+        // Up to 7 bytes of two characters, whose lead bytes tell where one ends: the key is the pair itself.
+        let Some(window) = piece.get(start..start + 8).filter(|_| end - start < 8) else {
+            return self.apart_unknown(&piece[start..at], &piece[at..end]);
+        };
+        let window = u64::from_le_bytes(window.try_into().unwrap_or_default());
+        let key = window & ((1 << (8 * (end - start))) - 1);
         let slot = &self.memo[(key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - MEMO_BITS)) as usize];
         let known = slot.load(Ordering::Relaxed);
-        if known & !1 == key << 1 && key >> 63 == 0 {
-            return known & 1 == 1;
+        if known & !APART == key {
+            return known & APART != 0;
         }
-        let spanned = (0..left.len()).any(|from| {
-            (1..=right.len()).any(|to| self.crossings.contains(&crossing_key(&left[from..], &right[..to])))
-        });
-        if key >> 63 == 0 {
-            slot.store(key << 1 | u64::from(!spanned), Ordering::Relaxed);
-        }
-        !spanned
+        let apart = self.apart_unknown(&piece[start..at], &piece[at..end]);
+        slot.store(key | if apart { APART } else { 0 }, Ordering::Relaxed);
+        apart
+    }
+
+    #[cold]
+    fn apart_unknown(&self, left: &[u8], right: &[u8]) -> bool {
+        !(0..left.len())
+            .any(|from| (1..=right.len()).any(|to| self.crossings.contains(&crossing_key(&left[from..], &right[..to]))))
     }
 }
 
@@ -82,20 +93,17 @@ fn crossing_key(left: &[u8], right: &[u8]) -> u64 {
     key
 }
 
-fn pair_key(left: &[u8], right: &[u8]) -> u64 {
-    left.iter().chain(right).fold(0, |key, &byte| key << 8 | u64::from(byte))
-}
-
 fn is_continuation(byte: u8) -> bool {
     byte & 0xC0 == 0x80
 }
 
-/// Returns how many bytes the character with this first byte takes; 1 for a byte that can start none.
+/// Returns how many bytes the character with this first byte takes.
+#[inline]
 fn char_len(first: u8) -> usize {
     match first {
-        0xC2..=0xDF => 2,
-        0xE0..=0xEF => 3,
-        0xF0..=0xF4 => 4,
-        _ => 1,
+        0..0xC0 => 1,
+        0xC0..0xE0 => 2,
+        0xE0..0xF0 => 3,
+        _ => 4,
     }
 }

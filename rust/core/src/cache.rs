@@ -4,7 +4,7 @@
 //! what stood there. The size is fixed, so memory is bounded whatever the text.
 
 /// A piece of up to 15 bytes, its length in the top byte: equal keys are equal pieces.
-pub(crate) type ShortKey = u128;
+pub(crate) type ShortKey = [u64; 2];
 
 /// Up to 31 bytes, likewise.
 pub(crate) type LongKey = [u64; 4];
@@ -34,22 +34,30 @@ struct LongEntry {
     ids: LongIds,
 }
 
-/// The tables of one thread: 2 MiB of short pieces and 1 MiB of long ones.
-pub(crate) struct PieceCache {
-    short: Vec<ShortEntry>,
-    long: Vec<LongEntry>,
-}
-
 const SHORT_BITS: u32 = 16;
 const LONG_BITS: u32 = 14;
+
+/// The tables of one thread: 2 MiB of short pieces and 1 MiB of long ones.
+pub(crate) struct PieceCache {
+    short: Box<[ShortEntry; 1 << SHORT_BITS]>,
+    long: Box<[LongEntry; 1 << LONG_BITS]>,
+}
 
 impl Default for PieceCache {
     fn default() -> Self {
         // Key 0 is a piece of length 0, which is never looked up: zeroed memory is an empty table.
         Self {
-            short: vec![ShortEntry { key: 0, ids: [0; SHORT_IDS + 1] }; 1 << SHORT_BITS],
-            long: vec![LongEntry { key: [0; 4], ids: [0; LONG_IDS + 1] }; 1 << LONG_BITS],
+            short: boxed(ShortEntry { key: [0; 2], ids: [0; SHORT_IDS + 1] }),
+            long: boxed(LongEntry { key: [0; 4], ids: [0; LONG_IDS + 1] }),
         }
+    }
+}
+
+/// Returns a table of one value, made on the heap: it would not fit the stack.
+fn boxed<T: Copy, const N: usize>(value: T) -> Box<[T; N]> {
+    match vec![value; N].into_boxed_slice().try_into() {
+        Ok(table) => table,
+        Err(_) => unreachable!("the vector has the table's length"),
     }
 }
 
@@ -85,19 +93,46 @@ impl PieceCache {
     }
 }
 
-/// Returns the key of `bytes[start..end]`, at most 15 bytes; `tag` is a bit that tells kinds of pieces apart.
+/// `MASKS[n]` keeps the first `n` bytes of sixteen.
+const MASKS: [ShortKey; 16] = {
+    let mut masks = [[0; 2]; 16];
+    let mut n = 1;
+    while n < 16 {
+        let mask = (1u128 << (8 * n)) - 1;
+        masks[n] = [mask as u64, (mask >> 64) as u64];
+        n += 1;
+    }
+    masks
+};
+
+/// Set in the top byte of the key of a part of a piece, which whole pieces must not be taken for.
+const PART: u64 = 1 << 63;
+
+/// Returns the key of `bytes[start..start + length]`, at most 15 bytes, as a whole piece or as a part of one.
 #[inline]
-pub(crate) fn short_key(bytes: &[u8], start: usize, end: usize, tag: bool) -> ShortKey {
-    let length = end - start;
-    let head = if let Some(window) = bytes.get(start..start + 16) {
-        u128::from_le_bytes(window.try_into().unwrap_or_default())
-    } else {
-        let mut window = [0; 16];
-        window[..length].copy_from_slice(&bytes[start..end]);
-        u128::from_le_bytes(window)
+pub(crate) fn short_key(bytes: &[u8], start: usize, length: usize, is_part: bool) -> ShortKey {
+    let window: [u8; 16] = match bytes.get(start..start + 16) {
+        Some(window) => window.try_into().unwrap_or_default(),
+        None => last_window(bytes, start),
     };
-    let kept = head & !(u128::MAX << (length * 8));
-    kept | ((length as u128) | (u128::from(tag) << 7)) << 120
+    let [low, high] = words(window);
+    let mask = MASKS[length & 15];
+    [low & mask[0], (high & mask[1]) | (length as u64) << 56 | if is_part { PART } else { 0 }]
+}
+
+/// The window that the end of the text cuts short, zeros after it.
+#[cold]
+fn last_window(bytes: &[u8], start: usize) -> [u8; 16] {
+    let mut window = [0; 16];
+    let rest = &bytes[start..];
+    window[..rest.len()].copy_from_slice(rest);
+    window
+}
+
+#[inline]
+fn words(window: [u8; 16]) -> [u64; 2] {
+    let both = u128::from_le_bytes(window);
+    [both as u64, (both >> 64) as u64]
 }
 
 /// Returns the key of a piece of at most 31 bytes.
@@ -114,7 +149,7 @@ pub(crate) fn long_key(piece: &[u8]) -> LongKey {
 
 #[inline]
 fn short_slot(key: ShortKey) -> usize {
-    (fold(key as u64 ^ 0x9E37_79B9_7F4A_7C15, (key >> 64) as u64 ^ 0xD1B5_4A32_D192_ED03) >> (64 - SHORT_BITS)) as usize
+    (fold(key[0] ^ 0x9E37_79B9_7F4A_7C15, key[1] ^ 0xD1B5_4A32_D192_ED03) >> (64 - SHORT_BITS)) as usize
 }
 
 #[inline]

@@ -103,7 +103,7 @@ impl Encoder<'_> {
         sink: &mut S,
     ) -> Result<()> {
         if end - start <= SHORT_BYTES
-            && let Some(ids) = scratch.cache.get_short(short_key(bytes, start, end, false))
+            && let Some(ids) = scratch.cache.get_short(short_key(bytes, start, end - start, false))
         {
             sink.take_few(ids, ids[3] as usize);
             return Ok(());

@@ -1,8 +1,9 @@
 //! BPE of one piece: bytes to ids, merging the best adjacent pair first.
 //!
-//! Three ways give the same ids. Short pieces are scanned for their best pair after each merge. Long ones are cut
-//! into windows, whose encodings are joined where their meeting tokens would not have merged. Where no such place is
-//! found, a heap orders all pairs of the piece. The cost is linear in the piece but for that last resort.
+//! Short pieces are merged in passes: each finds the best rank and merges all its pairs. Long ones are cut into windows,
+//! whose encodings are joined where their meeting tokens would not have merged. Where no such place is found, wider
+//! windows are tried, and at last a heap orders all pairs of the piece. All ways give the same ids, and the cost is
+//! linear in the piece but for that last resort.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,18 +14,21 @@ use crate::{Error, Result};
 /// The rank of a pair that does not merge.
 pub(crate) const NO_RANK: u32 = u32::MAX;
 
-/// Pieces up to this many bytes are merged by scanning.
+/// Pieces up to this many bytes are merged in one window, longer ones in several.
 const WINDOW: usize = 96;
 
-/// How often in a row a join may fail before the heap takes the whole piece.
-const MAX_RETRIES: usize = 16;
+/// The widest window that is tried before the heap takes the whole piece.
+const WIDEST: usize = 1 << 14;
+
+/// How often in a row a join may fail before the window is widened.
+const MAX_RETRIES: usize = 4;
 
 /// The scratch memory of [`Merger::merge`], reused from piece to piece.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Merger {
     ids: Vec<u32>,
-    /// `pairs[i]` is `(rank, merged id)` of `ids[i]` with `ids[i + 1]`.
-    pairs: Vec<(u32, u32)>,
+    /// `ranks[i]` is that of `ids[i]` with `ids[i + 1]`.
+    ranks: Vec<u32>,
     window: Vec<u32>,
     joint: Vec<u32>,
     bytes: Vec<u8>,
@@ -44,7 +48,7 @@ impl Merger {
     /// meet encode to themselves: A. Neubeck and H. van Antwerpen, "So many tokens, so little time", GitHub 2024.
     pub(crate) fn merge(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         if piece.len() <= WINDOW {
-            return self.merge_by_scan(vocab, piece, out);
+            return self.merge_by_passes(vocab, piece, out);
         }
         let begin = out.len();
         let result = self.merge_by_windows(vocab, piece, out);
@@ -54,36 +58,19 @@ impl Merger {
         result
     }
 
-    /// Scans for the best pair after each merge: quadratic, with no set-up, in the first-level cache.
-    fn merge_by_scan(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
-        self.ids.clear();
+    /// Finds the best rank and merges its pairs from left to right, until no pair merges.
+    fn merge_by_passes(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        let Self { ids, ranks, .. } = self;
+        ids.clear();
         for &byte in piece {
-            self.ids.push(byte_id(vocab, byte)?);
+            ids.push(byte_id(vocab, byte)?);
         }
-        self.pairs.clear();
-        self.pairs.extend(self.ids.windows(2).map(|pair| vocab.pair(pair[0], pair[1])));
-        loop {
-            let mut best = NO_RANK;
-            let mut at = 0;
-            for (i, &(rank, _)) in self.pairs.iter().enumerate() {
-                if rank < best {
-                    (best, at) = (rank, i);
-                }
-            }
-            if best == NO_RANK {
-                break;
-            }
-            self.ids[at] = self.pairs[at].1;
-            self.ids.remove(at + 1);
-            self.pairs.remove(at);
-            if at > 0 {
-                self.pairs[at - 1] = vocab.pair(self.ids[at - 1], self.ids[at]);
-            }
-            if at < self.pairs.len() {
-                self.pairs[at] = vocab.pair(self.ids[at], self.ids[at + 1]);
-            }
+        ranks.clear();
+        ranks.extend(ids.windows(2).map(|pair| vocab.pair(pair[0], pair[1]).0));
+        while let Some(best) = ranks.iter().copied().min().filter(|&rank| rank != NO_RANK) {
+            merge_rank(vocab, ids, ranks, best);
         }
-        out.extend_from_slice(&self.ids);
+        out.extend_from_slice(ids);
         Ok(())
     }
 
@@ -92,18 +79,21 @@ impl Merger {
         let begin = out.len();
         let mut window = std::mem::take(&mut self.window);
         // `out[begin..]` always encodes `piece[..start]`.
-        let (mut start, mut furthest, mut retries) = (0, 0, 0);
+        let (mut start, mut furthest, mut retries, mut width) = (0, 0, 0, WINDOW);
         let joined = loop {
-            let end = (start + WINDOW).min(piece.len());
+            let end = (start + width).min(piece.len());
             window.clear();
-            self.merge_by_scan(vocab, &piece[start..end], &mut window)?;
+            self.merge_by_passes(vocab, &piece[start..end], &mut window)?;
             if out.len() > begin && !self.stay_apart(vocab, out[out.len() - 1], window[0])? {
-                // No boundary of the whole after all: step back by a token, a few times, then give up.
+                // No boundary of the whole after all: step back by a token, a few times, then see further.
+                start -= out.pop().map_or(0, |id| token_len(vocab, id));
                 retries += 1;
                 if retries > MAX_RETRIES {
+                    (retries, width) = (0, width * 4);
+                }
+                if width > WIDEST {
                     break false;
                 }
-                start -= out.pop().map_or(0, |id| token_len(vocab, id));
                 continue;
             }
             if end == piece.len() {
@@ -111,7 +101,7 @@ impl Merger {
                 break true;
             }
             // The last quarter may yet merge with what follows: the next window encodes it again.
-            let limit = start + WINDOW * 3 / 4;
+            let limit = start + width * 3 / 4;
             for (i, &id) in window.iter().enumerate() {
                 let next = start + token_len(vocab, id);
                 if i > 0 && next > limit {
@@ -140,11 +130,53 @@ impl Merger {
         bytes.extend_from_slice(vocab.id_to_bytes(right).unwrap_or_default());
         let mut joint = std::mem::take(&mut self.joint);
         joint.clear();
-        let result = self.merge_by_scan(vocab, &bytes, &mut joint);
+        let result = self.merge_by_passes(vocab, &bytes, &mut joint);
         let apart = joint[..] == [left, right];
         (self.bytes, self.joint) = (bytes, joint);
         result.map(|()| apart)
     }
+}
+
+/// Merges the pairs of rank `best`, the lowest there is, from left to right.
+///
+/// Stops early when a merge makes a pair of a lower rank, which then comes first.
+fn merge_rank(vocab: &Vocab, ids: &mut Vec<u32>, ranks: &mut Vec<u32>, best: u32) {
+    let Some(first) = ranks.iter().position(|&rank| rank == best) else { return };
+    let merged = vocab.pair(ids[first], ids[first + 1]).1;
+    // `ids[..kept]` are done, `ids[next..]` still to be looked at; `ranks` likewise.
+    let (mut kept, mut next) = (first, first);
+    while next < ids.len() {
+        if next >= ranks.len() || ranks[next] != best {
+            ids[kept] = ids[next];
+            if next < ranks.len() {
+                ranks[kept] = ranks[next];
+            }
+            kept += 1;
+            next += 1;
+            continue;
+        }
+        ids[kept] = merged;
+        next += 2;
+        let mut lowest = NO_RANK;
+        if kept > 0 {
+            ranks[kept - 1] = vocab.pair(ids[kept - 1], merged).0;
+            lowest = ranks[kept - 1];
+        }
+        if next < ids.len() {
+            ranks[kept] = vocab.pair(merged, ids[next]).0;
+            lowest = lowest.min(ranks[kept]);
+        }
+        kept += 1;
+        if lowest < best {
+            ids.copy_within(next.., kept);
+            let rest = next.min(ranks.len());
+            ranks.copy_within(rest.., kept);
+            kept += ids.len() - next;
+            break;
+        }
+    }
+    ids.truncate(kept);
+    ranks.truncate(kept.saturating_sub(1));
 }
 
 fn token_len(vocab: &Vocab, id: u32) -> usize {
@@ -255,11 +287,11 @@ mod tests {
             let expected = naive_by_ranks(&vocab, &piece);
             prop_assert_eq!(&naive(&vocab, &piece), &expected);
             let mut merger = Merger::default();
-            let (mut by_scan, mut by_heap, mut fastest) = (vec![], vec![], vec![]);
-            merger.merge_by_scan(&vocab, &piece, &mut by_scan).expect("all bytes are tokens");
+            let (mut by_passes, mut by_heap, mut fastest) = (vec![], vec![], vec![]);
+            merger.merge_by_passes(&vocab, &piece, &mut by_passes).expect("all bytes are tokens");
             merge_by_heap(&vocab, &piece, &mut by_heap).expect("all bytes are tokens");
             merger.merge(&vocab, &piece, &mut fastest).expect("all bytes are tokens");
-            prop_assert_eq!(&by_scan, &expected);
+            prop_assert_eq!(&by_passes, &expected);
             prop_assert_eq!(&by_heap, &expected);
             prop_assert_eq!(&fastest, &expected);
         }

@@ -40,7 +40,7 @@ impl Vocab {
     ///
     /// # Cost
     /// One run of BPE for each token, over the merges of lower rank.
-    pub fn from_ranks(ranks: Vec<(Vec<u8>, u32)>) -> Result<Self> {
+    pub fn from_ranks<T: AsRef<[u8]>>(ranks: Vec<(T, u32)>) -> Result<Self> {
         let mut vocab = Self::from_tokens(ranks)?;
         vocab.whole_piece_first = true;
         vocab.merges = Vec::with_capacity(vocab.token_count);
@@ -105,7 +105,7 @@ impl Vocab {
         Ok(vocab)
     }
 
-    fn from_tokens(mut tokens: Vec<(Vec<u8>, u32)>) -> Result<Self> {
+    fn from_tokens<T: AsRef<[u8]>>(mut tokens: Vec<(T, u32)>) -> Result<Self> {
         if !tokens.is_sorted_by_key(|&(_, id)| id) {
             tokens.sort_unstable_by_key(|&(_, id)| id);
         }
@@ -116,17 +116,18 @@ impl Vocab {
             return Err(Error::InvalidArgument(format!("id {id} is out of range for {} tokens", tokens.len())));
         }
         let mut vocab = Self {
-            arena: Vec::with_capacity(tokens.iter().map(|(bytes, _)| bytes.len()).sum()),
+            arena: Vec::with_capacity(tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).sum()),
             starts: Vec::with_capacity(bound + 1),
             slots: vec![NO_ID; (tokens.len() * 2).next_power_of_two().max(16)],
             token_count: tokens.len(),
-            longest: tokens.iter().map(|(bytes, _)| bytes.len()).max().unwrap_or(0),
+            longest: tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).max().unwrap_or(0),
             byte_ids: [NO_ID; 256],
             pairs: PairTable::with_capacity(tokens.len()),
             merges: Vec::new(),
             whole_piece_first: false,
         };
         for (bytes, id) in &tokens {
+            let bytes = bytes.as_ref();
             if bytes.is_empty() {
                 return Err(Error::InvalidArgument(format!("token {id} is empty")));
             }
@@ -141,6 +142,7 @@ impl Vocab {
         }
         vocab.starts.push(vocab.arena.len() as u32);
         for (bytes, id) in &tokens {
+            let bytes = bytes.as_ref();
             let slot = vocab.slot_of(bytes);
             if vocab.slots[slot] != NO_ID {
                 let text = String::from_utf8_lossy(bytes);

@@ -1,6 +1,7 @@
 //! `.tiktoken` files, and Llama 3's `tokenizer.model`: a line a token, its bytes in base64, a space, its rank.
 
 use std::fmt::Write;
+use std::ops::Range;
 use std::path::Path;
 
 use base64::Engine;
@@ -17,39 +18,41 @@ impl Vocab {
     /// # Source
     /// `tiktoken.load.load_tiktoken_bpe` reads the same.
     pub fn from_tiktoken(text: &[u8]) -> Result<Self> {
-        let mut ranks = Vec::with_capacity(text.len() / 14);
+        // All tokens' bytes, and where each lies in them.
+        let mut arena = Vec::with_capacity(text.len() / 2);
+        let mut places: Vec<(Range<usize>, u32)> = Vec::with_capacity(text.len() / 12);
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
             let line = line.trim_ascii();
             if line.is_empty() {
                 continue;
             }
-            let entry = parse_line(line).ok_or_else(|| {
+            let place = parse_line(line, &mut arena).ok_or_else(|| {
                 let shown = String::from_utf8_lossy(&line[..line.len().min(40)]);
                 Error::Format(format!(
                     "line {}: expected a token in base64, a space and its rank, got {shown:?}",
                     number + 1
                 ))
             })?;
-            ranks.push(entry);
+            places.push(place);
         }
-        if ranks.is_empty() {
+        if places.is_empty() {
             return Err(Error::Format(
                 "no token in it: expected lines of a token in base64, a space and its rank".to_owned(),
             ));
         }
-        if !text.ends_with(b"\n") && ranks.len() > 1 {
+        if !text.ends_with(b"\n") && places.len() > 1 {
             // Written by line: a last line without its end may have lost digits, and so read as another rank.
-            let mut seen: Vec<u32> = ranks.iter().map(|&(_, rank)| rank).collect();
+            let mut seen: Vec<u32> = places.iter().map(|&(_, rank)| rank).collect();
             seen.sort_unstable();
-            let last = ranks[ranks.len() - 1].1;
+            let last = places[places.len() - 1].1;
             if seen.windows(2).any(|pair| pair[0] == pair[1]) || last != seen[seen.len() - 1] {
                 return Err(Error::Format(format!(
                     "the file ends in the middle of line {}: it is truncated",
-                    ranks.len()
+                    places.len()
                 )));
             }
         }
-        Self::from_ranks(ranks)
+        Self::from_ranks(places.into_iter().map(|(place, rank)| (&arena[place], rank)).collect())
     }
 
     /// Returns the vocabulary in a `.tiktoken` file.
@@ -83,20 +86,25 @@ impl Vocab {
 
     /// Returns whether a vocabulary made of the same tokens by rank would encode alike.
     fn ids_are_ranks(&self) -> Result<bool> {
-        let by_rank = Self::from_ranks(self.tokens().map(|(bytes, id)| (bytes.to_vec(), id)).collect())?;
+        let by_rank = Self::from_ranks(self.tokens().collect())?;
         let whole_piece_alike = self.whole_piece_first() || by_rank.merges().len() + 256 >= by_rank.len();
         Ok(by_rank.merges() == self.merges() && whole_piece_alike)
     }
 }
 
-fn parse_line(line: &[u8]) -> Option<(Vec<u8>, u32)> {
-    let space = memchr::memchr(b' ', line)?;
-    let token = STANDARD.decode(&line[..space]).ok()?;
-    let digits = line[space + 1..].trim_ascii();
+/// Appends the token of a line to `arena`, and returns where it lies there, and its rank.
+fn parse_line(line: &[u8], arena: &mut Vec<u8>) -> Option<(Range<usize>, u32)> {
+    let (token, digits) = line.split_at(memchr::memchr(b' ', line)?);
+    let digits = digits.trim_ascii();
     // Ten digits at most, and no sign, which `parse` would take.
     if token.is_empty() || digits.is_empty() || digits.len() > 10 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let rank = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some((token, rank))
+    let rank =
+        digits.iter().try_fold(0u32, |rank, digit| rank.checked_mul(10)?.checked_add(u32::from(digit - b'0')))?;
+    let start = arena.len();
+    arena.resize(start + token.len(), 0);
+    let length = STANDARD.decode_slice_unchecked(token, &mut arena[start..]).ok()?;
+    arena.truncate(start + length);
+    Some((start..arena.len(), rank))
 }
