@@ -9,10 +9,10 @@ from typing import NamedTuple, TypeAlias
 
 
 class Progress(NamedTuple):
-    """How far training is.
+    """How far a long call is.
 
     Attributes:
-        stage: ``"count"`` while text is read, then ``"merge"``.
+        stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded.
         done: Bytes read, or merges done.
         total: Bytes or merges in all; ``None`` where that is not known.
     """
@@ -57,12 +57,12 @@ def _bar() -> Iterator[Report]:
     from rich.table import Column
 
     class Amount(DownloadColumn):
-        """Bytes for counting, a plain number for merging."""
+        """Bytes for text, a plain number for merges."""
 
         def render(self, task):  # type: ignore[no-untyped-def]  # rich's own types vary between versions
-            return super().render(task) if task.fields["stage"] == "count" else MofNCompleteColumn().render(task)
+            return super().render(task) if task.fields["stage"] != "merge" else MofNCompleteColumn().render(task)
 
-    labels = {"count": "counting words", "merge": "merging pairs"}
+    labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding"}
     columns = (
         TextColumn("{task.description}", table_column=Column(width=15)),
         BarColumn(),

@@ -62,11 +62,18 @@ impl Boundaries {
     #[inline]
     fn apart(&self, piece: &[u8], start: usize, at: usize, end: usize) -> bool {
         // Up to 7 bytes of two characters, whose lead bytes tell where one ends: the key is the pair itself.
-        let Some(window) = piece.get(start..start + 8).filter(|_| end - start < 8) else {
+        let length = end - start;
+        if length > 7 {
             return self.apart_unknown(&piece[start..at], &piece[at..end]);
+        }
+        let window = if let Some(window) = piece.get(start..start + 8) {
+            window.try_into().unwrap_or_default()
+        } else {
+            let mut window = [0; 8];
+            window[..length].copy_from_slice(&piece[start..end]);
+            window
         };
-        let window = u64::from_le_bytes(window.try_into().unwrap_or_default());
-        let key = window & ((1 << (8 * (end - start))) - 1);
+        let key = u64::from_le_bytes(window) & ((1 << (8 * length)) - 1);
         let slot = &self.memo[(key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - MEMO_BITS)) as usize];
         let known = slot.load(Ordering::Relaxed);
         if known & !APART == key {
