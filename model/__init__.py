@@ -7,6 +7,7 @@ Read in this order: `config`, `norm`, `rope`, `cache`, `attention`, `mlp`, `llam
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md
     raise ImportError("import this as bpe_llama.model, not as a global package named model")
 
+from bpe_llama.model import lora, quantize
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.classification import LlamaForSequenceClassification, SequenceClassifierOutput
 from bpe_llama.model.config import LlamaConfig
@@ -22,4 +23,6 @@ __all__ = [
     "LlamaModel",
     "SequenceClassifierOutput",
     "TextGenerator",
+    "lora",
+    "quantize",
 ]

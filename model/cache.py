@@ -146,15 +146,20 @@ class KVCache:
         return view
 
     def reorder(self, sources: Sequence[int]) -> None:
-        """Make each slot hold what slot ``sources[slot]`` held before (beam search, samples of one prompt)."""
+        """Make each slot hold what slot ``sources[slot]`` held before (beam search)."""
         index = torch.tensor(sources, device=self.keys[0].device)
         end = max(self.lengths)
         for store in (*self.keys, *self.values):
             store[:, :, :end] = store[:, :, :end].index_select(0, index)
         self.lengths[:] = [self.lengths[source] for source in sources]
 
-    def move(self, source: int, target: int) -> None:
-        """Copy one slot onto another and empty the first (a request left; the last one takes its place)."""
+    def copy(self, source: int, target: int) -> None:
+        """Make one slot hold what another does (samples of one prompt)."""
         for store in (*self.keys, *self.values):
             store[target, :, : self.lengths[source]] = store[source, :, : self.lengths[source]]
-        self.lengths[target], self.lengths[source] = self.lengths[source], 0
+        self.lengths[target] = self.lengths[source]
+
+    def move(self, source: int, target: int) -> None:
+        """Copy one slot onto another and empty the first (a request left; the last one takes its place)."""
+        self.copy(source, target)
+        self.lengths[source] = 0

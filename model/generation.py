@@ -9,7 +9,8 @@ would hold one `Engine` and call `Engine.join` and `Engine.step` as requests com
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from torch import Tensor
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling import sample_logits
+from bpe_llama.sampling import Sampler
+
+
+@lru_cache(maxsize=64)
+def _sampler(options: tuple[tuple[str, float], ...]) -> Sampler:
+    return Sampler(**dict(options))  # type: ignore[arg-type]  # top_k is an int
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class GenerationOptions:
         frequency_penalty: Subtracted once for each time the id is present.
         eos_id: The id or ids that end a sequence; None takes the config's, an empty tuple none.
         seed: The same seed gives the same ids, whatever else is in the batch.
+        logprobs: Whether to keep the log-probability of every new id, before any of the above acts on it.
 
     Raises:
         ValueError: If a value is out of range.
@@ -52,6 +60,7 @@ class GenerationOptions:
     frequency_penalty: float = 0.0
     eos_id: int | Sequence[int] | None = None
     seed: int = 0
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -60,6 +69,7 @@ class GenerationOptions:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
             )
+        _sampler(tuple(self.sampling.items()))  # refuses what is out of range, before any work is done
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -88,6 +98,9 @@ class Sample:
     options: GenerationOptions
     eos_ids: tuple[int, ...]
     new_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reused: int = 0
+    """How many of the prompt's ids needed no work, because the slot still held them from an earlier sequence."""
     finish: str | None = None
     """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
 
@@ -99,6 +112,9 @@ class Sample:
 
 class Engine:
     """A running batch. Live sequences take the first slots of the cache; one that leaves is replaced by the last.
+
+    A slot keeps its keys and values after its sequence has left. A prompt that joins alone and begins as that
+    sequence did (the next turn of a conversation, the same instructions again) is read from where they part.
 
     Args:
         model: Weights to generate with.
@@ -123,17 +139,28 @@ class Engine:
         self.prefill_chunk = prefill_chunk
         self.cache = KVCache(model.config, slots, max_length, dtype=model.dtype, device=model.device)
         self.live: list[Sample] = []
+        self._left_behind: list[list[int]] = [[] for _ in range(slots)]
 
     @torch.no_grad()
-    def join(self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions]) -> list[Sample]:
+    def join(
+        self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions], copies: int = 1
+    ) -> list[Sample]:
         """Take prompts into the batch and return them, each with its first new id.
+
+        Args:
+            prompts: Ids to be continued.
+            options: One for each prompt.
+            copies: Continuations of each prompt, side by side in what is returned. The prompt is read once; the seed
+                of each copy is one more than that of the copy before.
 
         Raises:
             ValueError: If a prompt is empty or does not fit, or there are too few free slots; then nothing joins.
         """
         first = len(self.live)
-        if first + len(prompts) > self.cache.batch_size:
-            raise ValueError(f"{len(prompts)} prompts for {self.cache.batch_size - first} free slots")
+        if copies < 1:
+            raise ValueError(f"copies is {copies}; expected at least 1")
+        if first + len(prompts) * copies > self.cache.batch_size:
+            raise ValueError(f"{len(prompts) * copies} prompts for {self.cache.batch_size - first} free slots")
         for row, prompt in enumerate(prompts):
             if not prompt:
                 raise ValueError(f"prompt {row} is empty; expected at least one id")
@@ -141,12 +168,22 @@ class Engine:
                 raise ValueError(
                     f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
                 )
-        joined = [
+        read = [
             Sample(list(prompt), chosen, self._eos_ids(chosen)) for prompt, chosen in zip(prompts, options, strict=True)
         ]
-        if not joined:
-            return joined
-        logits_BV = self._prefill(joined, first)
+        if not read:
+            return read
+        logits_BV = self._prefill(read, first)
+        joined = read
+        if copies > 1:
+            joined = [
+                Sample(s.prompt, replace(s.options, seed=s.options.seed + copy), s.eos_ids, reused=s.reused)
+                for s in read
+                for copy in range(copies)
+            ]
+            for place in reversed(range(1, len(joined))):  # from the end, so that no source is overwritten too soon
+                self.cache.copy(first + place // copies, first + place)
+            logits_BV = logits_BV.repeat_interleave(copies, dim=0)
         self.live += joined
         self._append(joined, logits_BV)
         self._let_go()
@@ -165,6 +202,32 @@ class Engine:
         self._append(grown, logits_BV)
         self._let_go()
         return grown
+
+    @torch.no_grad()
+    def verify(self, sample: Sample, guesses: list[int]) -> int:
+        """Grow the only live sequence by its guessed ids as far as they are what it would choose, and one more.
+
+        Returns:
+            How many guesses held.
+        """
+        if self.live != [sample]:
+            raise ValueError("guesses are verified for a sequence that runs alone")
+        cache = self._slots(0, 1)
+        held = cache.lengths[0]
+        ids_1T = torch.tensor([[sample.new_ids[-1], *guesses]], device=self.model.device)
+        logits_TV = self.model(ids_1T, past_key_values=cache).logits[0]
+        kept = 0
+        for place in range(len(guesses) + 1):
+            self._append([sample], logits_TV[place : place + 1])
+            if place == len(guesses) or sample.new_ids[-1] != guesses[place]:
+                break
+            kept += 1
+            if sample.finish:
+                break
+        cache.truncate([held + 1 + kept])
+        self.cache.lengths[0] = cache.lengths[0]
+        self._let_go()
+        return kept
 
     def leave(self, sample: Sample) -> None:
         """End a live sequence now (its reader has gone, a stop string was found)."""
@@ -191,9 +254,12 @@ class Engine:
         ids_BT = torch.tensor([sample.prompt + [0] * (width - len(sample.prompt)) for sample in joined])
         ids_BT = ids_BT.to(self.model.device)
         cache = self._slots(first, first + len(joined))
-        cache.truncate([0] * len(joined))
+        known = 0
+        if len(joined) == 1:
+            known = joined[0].reused = _common(self._left_behind[first], joined[0].prompt[:-1])
+        cache.lengths[:] = [known] * len(joined)
         last_BD = None
-        for start in range(0, width, self.prefill_chunk):
+        for start in range(known, width, self.prefill_chunk):
             chunk_BT = ids_BT[:, start : start + self.prefill_chunk]
             hidden_BTD = self.model.model(chunk_BT, past_key_values=cache)
             last_BD = hidden_BTD.new_empty(len(joined), hidden_BTD.shape[-1]) if last_BD is None else last_BD
@@ -206,7 +272,13 @@ class Engine:
         return logits_BV
 
     def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
-        for sample, new_id in zip(samples, choose(samples, logits_BV), strict=True):
+        chosen = choose(samples, logits_BV)
+        if any(sample.options.logprobs for sample in samples):
+            picked_B1 = torch.tensor(chosen, device=logits_BV.device)[:, None]
+            logprobs = logits_BV.float().log_softmax(-1).gather(1, picked_B1).flatten().tolist()
+            for sample, logprob in zip(samples, logprobs, strict=True):
+                sample.logprobs += [logprob] if sample.options.logprobs else []
+        for sample, new_id in zip(samples, chosen, strict=True):
             sample.new_ids.append(new_id)
             if new_id in sample.eos_ids:
                 sample.finish = "eos"
@@ -219,31 +291,57 @@ class Engine:
         for slot in reversed(range(len(self.live))):
             if self.live[slot].finish:
                 last = self.live.pop()
-                if slot < len(self.live):
+                place = len(self.live)
+                self._left_behind[place] = last.ids[: self.cache.lengths[place]]
+                if slot < place:
                     self.live[slot] = last
-                    self.cache.move(len(self.live), slot)
-                self.cache.lengths[len(self.live)] = 0
+                    self.cache.move(place, slot)
+                self.cache.lengths[place] = 0
+
+
+def _common(held: list[int], prompt: list[int]) -> int:
+    """Return how many ids two sequences begin with in common."""
+    return next((i for i, pair in enumerate(zip(held, prompt)) if pair[0] != pair[1]), min(len(held), len(prompt)))  # noqa: B905
 
 
 def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
     """Return each sequence's next id; its draw depends on its own seed and length, never on its neighbours."""
-    logits_BV = logits_BV.float()
+    barred = [row for row, s in enumerate(samples) if s.eos_ids and len(s.new_ids) < s.options.min_new_tokens]
+    if barred:
+        logits_BV = logits_BV.clone()
+        for row in barred:
+            logits_BV[row, list(samples[row].eos_ids)] = -torch.inf
+    on_cpu = logits_BV.device.type == "cpu"
+    groups: dict[tuple[object, ...], list[int]] = {}
     for row, sample in enumerate(samples):
-        if sample.eos_ids and len(sample.new_ids) < sample.options.min_new_tokens:
-            logits_BV[row, list(sample.eos_ids)] = -torch.inf
-    groups: dict[tuple[tuple[str, float], ...], list[int]] = {}
-    for row, sample in enumerate(samples):
-        groups.setdefault(tuple(sample.options.sampling.items()), []).append(row)
+        alike: tuple[object, ...] = tuple(sample.options.sampling.items())
+        if on_cpu:  # the compiled sampler takes one step number, and one history, a call
+            alike += (len(sample.new_ids), row if sample.options.looks_back else -1)
+        groups.setdefault(alike, []).append(row)
+    choose_alike = _choose_compiled if on_cpu else _choose_on_device
     chosen = [0] * len(samples)
     for rows in groups.values():
-        ids = _choose_alike([samples[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
+        ids = choose_alike([samples[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
         for row, new_id in zip(rows, ids, strict=True):
             chosen[row] = new_id
     return chosen
 
 
-def _choose_alike(samples: list[Sample], logits_BV: Tensor) -> list[int]:
-    """Return the next ids of sequences that share their sampling options."""
+def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
+    """Return the next ids of sequences that share their sampling options and length, by the compiled sampler."""
+    first = samples[0]
+    seeds = [sample.options.seed & 0xFFFF_FFFF_FFFF_FFFF for sample in samples]
+    history = first.ids if first.options.looks_back else None
+    sampler = _sampler(tuple(first.options.sampling.items()))
+    logits_BV = logits_BV.detach()
+    if history is not None:
+        return [int(sampler.sample(logits_BV[0], history, step=len(first.new_ids), seeds=seeds))]
+    chosen: list[int] = sampler.sample(logits_BV, step=len(first.new_ids), seeds=seeds).tolist()
+    return chosen
+
+
+def _choose_on_device(samples: list[Sample], logits_BV: Tensor) -> list[int]:
+    """Return the next ids of sequences that share their sampling options, by the sampler's torch twin."""
     options, device = samples[0].options, logits_BV.device
     history_BT = None
     if options.looks_back:
@@ -262,7 +360,11 @@ def _choose_alike(samples: list[Sample], logits_BV: Tensor) -> list[int]:
 
 
 def generate(
-    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    model: LlamaForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    num_return_sequences: int = 1,
+    **options: Any,
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
 
@@ -273,6 +375,7 @@ def generate(
         model: Weights to generate with.
         input_ids: int64 (B, T), rows padded on the left.
         attention_mask: (B, T), zero where a row is padded.
+        num_return_sequences: Continuations of each row, side by side, with the seeds ``seed``, ``seed + 1`` …
         **options: Of `GenerationOptions`.
 
     Raises:
@@ -286,12 +389,17 @@ def generate(
         >>> generate(LlamaForCausalLM(config), torch.tensor([[1, 5, 7]]), max_new_tokens=4, eos_id=()).shape
         torch.Size([1, 7])
     """
-    columns = list(stream_ids(model, input_ids, attention_mask, **options))
-    return torch.cat([input_ids.to(model.device, torch.long), torch.stack(columns, dim=1)], dim=1)
+    columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, **options))
+    prompts_BT = input_ids.to(model.device, torch.long).repeat_interleave(num_return_sequences, dim=0)
+    return torch.cat([prompts_BT, torch.stack(columns, dim=1)], dim=1)
 
 
 def stream_ids(
-    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    model: LlamaForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    num_return_sequences: int = 1,
+    **options: Any,
 ) -> Iterator[Tensor]:
     """Yield the next id of every row, int64 (B,), until all have ended; ended rows get the padding id.
 
@@ -300,8 +408,8 @@ def stream_ids(
     chosen = GenerationOptions(**options)
     prompts = unpad(input_ids, attention_mask)
     room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
-    engine = Engine(model, len(prompts), room)
-    samples = engine.join(prompts, [chosen] * len(prompts))
+    engine = Engine(model, len(prompts) * max(num_return_sequences, 1), room)
+    samples = engine.join(prompts, [chosen] * len(prompts), copies=num_return_sequences)
     padding = model.config.pad_token_id
     if padding is None or padding < 0:
         padding = samples[0].eos_ids[0] if samples[0].eos_ids else 0

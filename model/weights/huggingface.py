@@ -62,13 +62,20 @@ def save(model: Pretrained, folder: str | Path) -> None:
     Each file is written under a temporary name and renamed, so a killed process leaves the old file or the new one.
 
     Raises:
+        ValueError: If layers were replaced by adapted or quantised ones.
         OSError: If the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
     kept = expected_shapes(config, type(model))
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in kept}
+    changed = sorted((kept.keys() ^ model.state_dict().keys()) - {"lm_head.weight"})
+    if changed:
+        raise ValueError(
+            "the model's layers were replaced (adapters, quantised weights), so it is not a plain checkpoint: "
+            f"{changed[0]} and {len(changed) - 1} others differ; remove or dequantize them, or save the adapter alone"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     described = config.to_dict() | {"architectures": [_architecture(model)]}
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"

@@ -99,7 +99,7 @@ def half_split(weight_OD: Tensor, head_dim: int) -> Tensor:
 def _open(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, BadZipFile, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, BadZipFile, EOFError, ValueError) as error:
         raise ValueError(f"{path}: damaged, or not a file of tensors alone ({error})") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path}: expected a table of named tensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation import Engine, GenerationOptions, stream_ids
+from bpe_llama.model.speculative import LookupDraft, ModelDraft, generate_speculative
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -125,7 +127,7 @@ def test_penalties_look_at_what_is_there(tiny_model: Make, ids: Tensor) -> None:
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"min_new_tokens": 65}, "min_new_tokens is 65"),
-        ({"temperature": -1.0}, "-1.0"),
+        ({"temperature": -1.0}, "temperature must be"),
         ({"top_p": 0.0}, "top_p"),
         ({"attention_mask": torch.zeros(3, 20)}, "row 0 is all padding"),
         ({"attention_mask": torch.ones(3, 19)}, r"\(3, 19\)"),
@@ -151,3 +153,114 @@ def test_prompts_that_do_not_fit_are_refused(tiny_model: Make, ids: Tensor) -> N
     assert not engine.live
     with pytest.raises(TypeError, match="tempratur"):
         model.generate(ids, tempratur=1.0)
+
+
+def test_log_probabilities_are_the_models_own(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    engine = Engine(model, 2)
+    options = GenerationOptions(max_new_tokens=6, temperature=0.5, top_k=3, logprobs=True)
+    prompts = [ids[0].tolist(), ids[1, :5].tolist()]
+    samples = engine.join(prompts, [options, replace(options, logprobs=False)])
+    while engine.step():
+        pass
+    whole = torch.tensor([samples[0].ids])
+    logprobs = model(whole).logits[0, 19:-1].log_softmax(-1).gather(1, whole[0, 20:, None]).flatten()
+    assert samples[0].logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
+    assert samples[1].logprobs == []
+
+
+def test_copies_share_a_prefill_and_differ_by_seed(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = {"max_new_tokens": 7, "temperature": 1.2}
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    out = model.generate(ids, mask, num_return_sequences=3, seed=5, **options)
+    assert out.shape == (9, 27)
+    for row in range(3):
+        for copy in range(3):
+            single = model.generate(ids[row : row + 1], mask[row : row + 1], seed=5 + copy, **options)
+            assert torch.equal(out[3 * row + copy], single[0])
+    with pytest.raises(ValueError, match="copies is 0"):
+        model.generate(ids, num_return_sequences=0)
+
+
+def test_a_prompt_that_begins_as_the_last_one_did_is_not_read_again(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=5, temperature=0.7, seed=1)
+    engine = Engine(model, slots=2)
+
+    def run(prompt: list[int]) -> int:
+        (sample,) = engine.join([prompt], [options])
+        while engine.step():
+            pass
+        assert sample.new_ids == alone(model, prompt, options)
+        return sample.reused
+
+    first = ids[0].tolist()
+    assert run(first) == 0
+    turn = first + alone(model, first, options) + [9, 8]
+    assert run(turn) == 24  # the prompt and four of five new ids: the last was never fed
+    assert run(turn) == len(turn) - 1  # one id must be fed to have logits
+    assert run([*first[:6], 3, 4]) == 6
+    assert run(ids[1].tolist()) == 0
+
+
+def test_what_is_left_behind_is_the_right_slots(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    short, long = (GenerationOptions(max_new_tokens=n, temperature=0.0) for n in (2, 6))
+    engine = Engine(model, slots=2)
+    engine.join([ids[0].tolist(), ids[1].tolist()], [short, long])  # the first leaves, the second moves to its slot
+    while len(engine.live) == 2:
+        engine.step()
+    (sample,) = engine.join([ids[1].tolist()], [long])
+    assert sample.reused == 19
+    while engine.step():
+        pass
+    assert sample.new_ids == alone(model, ids[1].tolist(), long)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize("lookahead", [1, 3, 8])
+def test_speculation_changes_no_id(tiny_model: Make, ids: Tensor, temperature: float, lookahead: int) -> None:
+    model = tiny_model(eos_token_id=[5, 6, 7])
+    options = {"max_new_tokens": 30, "temperature": temperature, "seed": 3}
+    for row in range(3):
+        prompt = ids[row].tolist()
+        expected = alone(model, prompt, GenerationOptions(**options))
+        for draft in (
+            None,
+            LookupDraft(1),
+            ModelDraft(tiny_model(num_hidden_layers=1), model),
+            ModelDraft(model, model),
+        ):
+            result = generate_speculative(model, prompt, draft, lookahead, **options)
+            assert result.new_ids == expected
+            assert result.accepted <= result.proposed
+            # Each pass adds an id of the model's own, but for a last one that ended on a guess.
+            assert result.passes - (len(expected) - result.accepted) in (0, 1)
+        assert result.accepted == result.proposed  # the model never refuses its own guesses
+
+
+def test_speculation_pays_on_repetitive_text(tiny_model: Make) -> None:
+    model = tiny_model(eos_token_id=None)
+    for weight in model.parameters():  # a model that always says the next number: each id predicts id + 1
+        if weight.ndim == 2 and weight.shape[0] != 97:
+            weight.zero_()
+    model.lm_head.weight.copy_(model.model.embed_tokens.weight.roll(1, 0))
+    result = generate_speculative(model, [*range(10, 30), 10, 11], temperature=0.0, max_new_tokens=18, lookahead=6)
+    assert result.new_ids == list(range(12, 30))
+    assert result.passes <= 4
+
+
+def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match="lookahead is 0"):
+        generate_speculative(model, ids[0], lookahead=0)
+    with pytest.raises(ValueError, match="draft model has 98 ids, the model 97"):
+        ModelDraft(tiny_model(vocab_size=98), model)
+    with pytest.raises(ValueError, match="longest is 0"):
+        LookupDraft(0)
+    engine = Engine(model, 2)
+    samples = engine.join([[4], [5]], [GenerationOptions(eos_id=())] * 2)
+    with pytest.raises(ValueError, match="runs alone"):
+        engine.verify(samples[0], [1])

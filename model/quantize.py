@@ -1,0 +1,238 @@
+"""Weights in fewer bits: int8 and int4 by groups, float8 by rows or whole tensors. Activations keep their format.
+
+Shapes: ``M`` rows of input, ``I`` in_features, ``O`` out_features, ``Q`` groups of a row.
+
+Example:
+    >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+    ...                      num_attention_heads=2)
+    >>> model = quantize.quantize(LlamaForCausalLM(config), "int4")
+    >>> type(model.model.layers[0].mlp.up_proj).__name__
+    'Int4Linear'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
+
+PACKED_ROWS = 32
+"""Up to this many input rows the packed kernels win; beyond, one dequantised product does."""
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weight is stored in fewer bits; subclasses say how.
+
+    The stored tensors are buffers: they are saved and moved with the model, and never trained. Gradients flow
+    through to the input, so adapters can be trained on top (Dettmers et al. 2023, arXiv:2305.14314).
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+
+    def dequantized(self) -> Tensor:
+        """Return the weight as it now is, float32 (O, I)."""
+        raise NotImplementedError
+
+    def product(self, x_MI: Tensor) -> Tensor | None:
+        """Return the product with the packed weight, (M, O), or None where no kernel for it is at hand."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x @ weight.T + bias`` in the dtype of ``x``, (..., O)."""
+        x_MI = x.reshape(-1, self.in_features)
+        learning = torch.is_grad_enabled() and x.requires_grad
+        out = None if learning or len(x_MI) > PACKED_ROWS else self.product(x_MI)
+        if out is None:
+            out = functional.linear(x_MI, self.dequantized().to(x.dtype))
+        out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what ``print(model)`` shows of this layer."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class Int8Linear(QuantizedLinear):
+    """One signed byte a weight, one scale a row; on the CPU through torch's packed kernel, in bfloat16."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        weight_OI = linear.weight.detach().float()
+        scale_O = weight_OI.abs().amax(1).clamp(min=1e-12) / 127
+        self.register_buffer("weight", (weight_OI / scale_O[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale_O.to(torch.bfloat16).float())  # as the kernel will see it
+
+    def dequantized(self) -> Tensor:
+        """Return the weight as it now is, float32 (O, I)."""
+        return self.weight.float() * self.scale.float()[:, None]
+
+    def product(self, x_MI: Tensor) -> Tensor | None:
+        """Return the product with the packed weight, (M, O), on the CPU."""
+        if x_MI.device.type != "cpu":
+            return None
+        return torch._weight_int8pack_mm(x_MI.to(torch.bfloat16), self.weight, self.scale.to(torch.bfloat16))
+
+
+class Int4Linear(QuantizedLinear):
+    """Four bits a weight, a scale and an offset for each group of a row; on the CPU through torch's packed kernel.
+
+    Raises:
+        ValueError: If the group size is not 32, 64, 128 or 256, or does not divide the input.
+    """
+
+    packed: Tensor
+    scale_and_zero: Tensor
+
+    def __init__(self, linear: nn.Linear, group_size: int = 64) -> None:
+        super().__init__(linear)
+        if group_size not in (32, 64, 128, 256) or self.in_features % group_size:
+            raise ValueError(
+                f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {self.in_features}"
+            )
+        self.group_size = group_size
+        weight_OQI = linear.weight.detach().float().view(self.out_features, -1, group_size)
+        low, high = weight_OQI.amin(-1), weight_OQI.amax(-1)
+        scale_OQ = ((high - low) / 15).clamp(min=1e-12).to(torch.bfloat16).float()
+        zero_OQ = (low + 8 * scale_OQ).to(torch.bfloat16).float()  # the value of the middle code, 8
+        codes = ((weight_OQI - zero_OQ[..., None]) / scale_OQ[..., None]).round().add(8).clamp(0, 15)
+        codes_OI = codes.view(self.out_features, self.in_features).to(torch.uint8)
+        self.register_buffer("packed", codes_OI[:, ::2] | codes_OI[:, 1::2] << 4)
+        self.register_buffer("scale_and_zero", torch.stack([scale_OQ, zero_OQ], dim=-1).transpose(0, 1).contiguous())
+        self._kernel: tuple[Tensor, Tensor] | None = None
+
+    def codes(self) -> Tensor:
+        """Return the stored four-bit numbers, 0 to 15, uint8 (O, I)."""
+        return torch.stack([self.packed & 15, self.packed >> 4], dim=-1).flatten(1)
+
+    def dequantized(self) -> Tensor:
+        """Return the weight as it now is, float32 (O, I)."""
+        scale_OQ1, zero_OQ1 = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)
+        codes_OQI = self.codes().view(self.out_features, -1, self.group_size).float()
+        return ((codes_OQI - 8) * scale_OQ1 + zero_OQ1).view(self.out_features, self.in_features)
+
+    def product(self, x_MI: Tensor) -> Tensor | None:
+        """Return the product with the packed weight, (M, O), on the CPU."""
+        if x_MI.device.type != "cpu" or self.out_features % 16:
+            return None
+        if self._kernel is None:  # the kernel's own layout, made at the first product
+            layout = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.codes().int(), 1)
+            self._kernel = (layout, self.scale_and_zero.to(torch.bfloat16))
+        packed: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x_MI.to(torch.bfloat16), self._kernel[0], self.group_size, self._kernel[1]
+        )
+        return packed
+
+
+class Float8Linear(QuantizedLinear):
+    """Eight-bit floats: e4m3 for precision or e5m2 for range, scaled by rows or as a whole.
+
+    On CUDA devices with float8 units (compute capability 8.9 and later) the product is torch's scaled one, its
+    input rounded to float8 too; elsewhere the weight is dequantised.
+
+    Source: Micikevicius et al. 2022, arXiv:2209.05433.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float8_e4m3fn, per_row: bool = True) -> None:
+        super().__init__(linear)
+        weight_OI = linear.weight.detach().float()
+        peak = weight_OI.abs().amax(1, keepdim=True) if per_row else weight_OI.abs().amax().view(1, 1)
+        scale = peak.clamp(min=1e-12) / torch.finfo(dtype).max
+        self.register_buffer("weight", (weight_OI / scale).to(dtype))
+        self.register_buffer("scale", scale)
+
+    def dequantized(self) -> Tensor:
+        """Return the weight as it now is, float32 (O, I)."""
+        return self.weight.float() * self.scale.float()
+
+    def product(self, x_MI: Tensor) -> Tensor | None:
+        """Return the scaled product in float8, (M, O), on CUDA devices that have it."""
+        if x_MI.device.type != "cuda" or torch.cuda.get_device_capability(x_MI.device) < (8, 9):
+            return None
+        if self.in_features % 16 or self.out_features % 16:
+            return None
+        peak = (
+            x_MI.float().abs().amax(1, keepdim=True) if self.scale.numel() > 1 else x_MI.float().abs().amax().view(1, 1)
+        )
+        scale = peak.clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+        x8_MI = (x_MI.float() / scale).to(torch.float8_e4m3fn)
+        return torch._scaled_mm(
+            x8_MI, self.weight.t(), scale_a=scale, scale_b=self.scale.float().t(), out_dtype=torch.bfloat16
+        )
+
+
+KINDS = ("int8", "int4", "float8_e4m3", "float8_e5m2")
+
+
+def quantize(
+    model: AnyModel,
+    kind: str,
+    group_size: int = 64,
+    per_row: bool = True,
+    skip: Collection[str] = ("lm_head", "gate", "score"),
+) -> AnyModel:
+    """Replace every linear layer's weight by one in fewer bits, in place, and return the model.
+
+    Args:
+        model: Any model of this package.
+        kind: ``"int8"``, ``"int4"``, ``"float8_e4m3"`` or ``"float8_e5m2"``.
+        group_size: Weights that share a scale, for int4.
+        per_row: For float8, one scale a row rather than one in all.
+        skip: Last parts of the names of layers to leave alone: heads and routers, by default.
+
+    Raises:
+        ValueError: If the kind is unknown or the group size does not fit a layer; then nothing is replaced.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    layers = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path.rpartition(".")[2] not in skip
+    }
+    if kind == "int4":
+        for path, layer in layers.items():
+            if group_size not in (32, 64, 128, 256) or layer.in_features % group_size:
+                raise ValueError(
+                    f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {path}'s "
+                    f"{layer.in_features} inputs"
+                )
+    for path, layer in layers.items():
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, _quantized(layer, kind, group_size, per_row))
+    return model
+
+
+def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> QuantizedLinear:
+    if kind == "int8":
+        return Int8Linear(layer)
+    if kind == "int4":
+        return Int4Linear(layer, group_size)
+    dtype = torch.float8_e4m3fn if kind == "float8_e4m3" else torch.float8_e5m2
+    return Float8Linear(layer, dtype, per_row)
+
+
+def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
+    """Replace every quantised layer by a plain one of the same weight, in place, and return the model."""
+    for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
+        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+        plain.weight = nn.Parameter(module.dequantized().to(dtype))
+        if module.bias is not None:
+            plain.bias = nn.Parameter(module.bias.to(dtype))
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, plain)
+    return model

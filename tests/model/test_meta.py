@@ -1,0 +1,118 @@
+"""Meta's folders, written here from a model's own weights as Meta's training code lays them out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
+
+Make = Callable[..., LlamaForCausalLM]
+
+
+def interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """Return rows in Meta's order: the two halves of each head dealt out in turn."""
+    heads = weight.view(-1, 2, head_dim // 2, weight.shape[1])
+    return torch.stack([heads[:, 0], heads[:, 1]], dim=2).reshape(weight.shape)
+
+
+def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axis: int) -> None:
+    config, state = model.config, model.state_dict()
+    whole: dict[str, tuple[Tensor, int | None]] = {
+        "tok_embeddings.weight": (state["model.embed_tokens.weight"], embedding_axis),
+        "norm.weight": (state["model.norm.weight"], None),
+        "rope.freqs": (torch.zeros(4), None),
+    }
+    if not config.tie_word_embeddings:
+        whole["output.weight"] = (state["lm_head.weight"], 0)
+    for layer in range(config.num_hidden_layers):
+        theirs, ours = f"layers.{layer}.", f"model.layers.{layer}."
+        for name, target, axis in [
+            ("wq", "self_attn.q_proj", 0),
+            ("wk", "self_attn.k_proj", 0),
+            ("wv", "self_attn.v_proj", 0),
+            ("wo", "self_attn.o_proj", 1),
+        ]:
+            weight = state[f"{ours}{target}.weight"]
+            weight = interleaved(weight, config.head_size) if name in ("wq", "wk") else weight
+            whole[f"{theirs}attention.{name}.weight"] = (weight, axis)
+        for name, target, axis in [("w1", "gate_proj", 0), ("w2", "down_proj", 1), ("w3", "up_proj", 0)]:
+            whole[f"{theirs}feed_forward.{name}.weight"] = (state[f"{ours}mlp.{target}.weight"], axis)
+        whole[f"{theirs}attention_norm.weight"] = (state[f"{ours}input_layernorm.weight"], None)
+        whole[f"{theirs}ffn_norm.weight"] = (state[f"{ours}post_attention_layernorm.weight"], None)
+    for shard in range(shards):
+        part = {
+            name: tensor.clone() if axis is None else tensor.chunk(shards, dim=axis)[shard].clone()
+            for name, (tensor, axis) in whole.items()
+        }
+        torch.save(part, folder / f"consolidated.{shard:02}.pth")
+    params = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.kv_heads,
+        "norm_eps": config.rms_norm_eps,
+        "vocab_size": config.vocab_size if embedding_axis == 0 else -1,
+        "multiple_of": 16,
+        "rope_theta": config.rope_theta,
+    }
+    (folder / "params.json").write_text(json.dumps(params))
+
+
+@pytest.mark.parametrize(("shards", "axis", "tied"), [(1, 1, False), (2, 1, False), (2, 0, False), (1, 0, True)])
+def test_the_same_model_comes_back(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, shards: int, axis: int, tied: bool
+) -> None:
+    model = tiny_model(vocab_size=98, rope_theta=5e5, tie_word_embeddings=tied)
+    write_meta(model, tmp_path, shards, axis)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_damage_is_named(tiny_model: Make, tmp_path: Path) -> None:
+    write_meta(tiny_model(vocab_size=98), tmp_path, 2, 1)
+    with pytest.raises(ValueError, match="holds a LlamaForCausalLM, not a LlamaForSequenceClassification"):
+        LlamaForSequenceClassification.from_pretrained(tmp_path)
+    shard = tmp_path / "consolidated.01.pth"
+    good = shard.read_bytes()
+    tensors = torch.load(shard, weights_only=True)
+
+    torch.save({name: tensor for name, tensor in tensors.items() if name != "norm.weight"}, shard)
+    with pytest.raises(ValueError, match="shard 1 holds other tensors than shard 0"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    torch.save(
+        {name: torch.zeros(3, 3) if "layers.2.attention.wq" in name else t for name, t in tensors.items()}, shard
+    )
+    with pytest.raises(ValueError, match=r"misshapen: model\.layers\.2\.self_attn\.q_proj\.weight is \[27, 48\]"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    shard.write_bytes(good[: len(good) // 2])
+    with pytest.raises(ValueError, match=r"consolidated\.01\.pth: damaged"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    shard.write_bytes(good)
+    (tmp_path / "params.json").write_text('{"dim": 48}')
+    with pytest.raises(ValueError, match=r"params\.json: does not describe a LLaMA"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    shard.unlink()
+    (tmp_path / "consolidated.00.pth").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no consolidated\.\*\.pth"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code from a checkpoint ran",)
+
+
+def test_nothing_else_is_unpickled(tiny_model: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_meta(tiny_model(vocab_size=98), tmp_path, 1, 1)
+    torch.save({"tok_embeddings.weight": _Harmful()}, tmp_path / "consolidated.00.pth")
+    with pytest.raises(ValueError, match="not a file of tensors alone"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    assert "ran" not in capsys.readouterr().out

@@ -1,0 +1,115 @@
+"""Weights in fewer bits: how far off they are, and that every path agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from bpe_llama.model import LlamaForCausalLM, quantize
+
+Make = Callable[..., LlamaForCausalLM]
+SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+
+
+@torch.no_grad()
+def layer(bias: bool = False) -> nn.Linear:
+    generator = torch.Generator().manual_seed(0)
+    plain = nn.Linear(128, 48, bias=bias)
+    for weight in plain.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+    return plain
+
+
+def test_int8_is_within_half_a_step() -> None:
+    plain = layer()
+    packed = quantize.Int8Linear(plain)
+    off = (packed.dequantized() - plain.weight).abs()
+    # Half a step by rounding, and the scale itself is rounded to 8 bits: 127 codes, each off by 2**-9 of a step.
+    assert bool((off <= packed.scale[:, None] * (0.5 + 127 * 2**-8)).all())
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_int4_is_within_a_step(group_size: int) -> None:
+    plain = layer()
+    packed = quantize.Int4Linear(plain, group_size)
+    scale = packed.scale_and_zero[..., 0].T.repeat_interleave(group_size, 1)
+    zero = packed.scale_and_zero[..., 1].T.repeat_interleave(group_size, 1)
+    off = (packed.dequantized() - plain.weight).abs()
+    assert bool((off <= scale * (0.5 + 8 * 2**-8) + zero.abs() * 2**-8).all())
+    assert packed.packed.numel() * 2 == plain.weight.numel()
+    assert bool((packed.codes() <= 15).all())
+
+
+@pytest.mark.parametrize(("kind", "relative"), [(torch.float8_e4m3fn, 2**-4), (torch.float8_e5m2, 2**-3)])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_float8_is_within_its_rounding(kind: torch.dtype, relative: float, per_row: bool) -> None:
+    plain = layer()
+    packed = quantize.Float8Linear(plain, kind, per_row)
+    floor = torch.finfo(kind).smallest_normal * packed.scale * relative
+    off = (packed.dequantized() - plain.weight).abs()
+    assert bool((off <= plain.weight.abs() * relative + floor).all())
+    assert packed.scale.numel() == (48 if per_row else 1)
+
+
+@pytest.mark.parametrize("kind", quantize.KINDS)
+@pytest.mark.parametrize("rows", [1, 5, quantize.PACKED_ROWS, quantize.PACKED_ROWS + 1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_kernels_equal_the_dequantised_product(kind: str, rows: int, bias: bool) -> None:
+    plain = layer(bias)
+    packed = quantize.quantize(nn.Sequential(plain), kind)[0]
+    x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    expected = nn.functional.linear(x.float(), packed.dequantized(), plain.bias)
+    for given in (x, x.float()):
+        out = packed(given)
+        assert out.dtype == given.dtype
+        assert_close(out.float(), expected, atol=0.3, rtol=2**-6)  # bfloat16 sums of 128 products of size 1
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("kind", quantize.KINDS)
+def test_gradients_reach_the_input(kind: str) -> None:
+    packed = quantize.quantize(nn.Sequential(layer()), kind)[0]
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    packed(x).sum().backward()
+    assert x.grad is not None
+    assert_close(x.grad, packed.dequantized().sum(0).expand(3, -1))
+
+
+@pytest.mark.parametrize("kind", quantize.KINDS)
+def test_a_model_keeps_its_ways(tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path) -> None:
+    model = tiny_model(**SHAPE)
+    exact = model(ids).logits
+    quantize.quantize(model, kind, group_size=32)
+    out = model(ids).logits
+    assert 0.5 < torch.corrcoef(torch.stack([out.flatten(), exact.flatten()]))[0, 1] < 1.0
+    assert isinstance(model.lm_head, nn.Linear)
+    assert model.generate(ids, max_new_tokens=3, eos_id=()).shape == (3, 23)
+    assert not any(isinstance(m, quantize.QuantizedLinear) for m in quantize.dequantize(model).modules())
+    assert_close(model(ids).logits, out, atol=2e-4, rtol=1e-3)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_refusals(tiny_model: Make, tmp_path: Path) -> None:
+    model = tiny_model(**SHAPE)
+    with pytest.raises(ValueError, match="kind is 'int3'"):
+        quantize.quantize(model, "int3")
+    with pytest.raises(ValueError, match=r"group_size is 128; expected .*, and a divisor of .*'s 64"):
+        quantize.quantize(model, "int4", group_size=128)
+    assert not any(isinstance(module, quantize.QuantizedLinear) for module in model.modules())
+    with pytest.raises(ValueError, match="not a plain checkpoint"):
+        quantize.quantize(model, "int8").save_pretrained(tmp_path)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float8 products need a CUDA GPU; none is here")
+def test_float8_products_on_cuda() -> None:
+    plain = layer().cuda()
+    packed = quantize.Float8Linear(plain)
+    x = torch.randn(32, 128, generator=torch.Generator().manual_seed(1)).cuda().to(torch.bfloat16)
+    assert_close(packed(x).float(), x.float() @ packed.dequantized().T, atol=1.0, rtol=2**-3)
