@@ -8,16 +8,23 @@
 //! In every mask bit `i` stands for byte `i`, and each byte of a character carries its character's class, so that
 //! `mask << 1` asks for the class of the character before.
 
+use super::deepseek_v3::is_han_or_kana;
 use super::scan::{Grammar, contraction_end};
 use super::simd::Tier;
-use super::unicode::{CASELESS, LOWER, MARK, NUMBER, SPACE, UPPER, wide_class_at};
+use super::unicode::{CASELESS, LETTER, LOWER, MARK, NUMBER, SPACE, SYMBOL, UPPER, wide_class_at};
 
 pub(super) const BLOCK: usize = 64;
 
 /// A grammar that can find the starts of pieces in a block at once.
 pub(super) trait BlockGrammar: Grammar {
-    /// Whether the case of letters, and marks, matter. If not, `upper` holds all letters and the other three are 0.
-    const CASED: bool;
+    /// Whether the case of letters, and marks, matter. If not, `upper` holds all of [`Self::LETTERS`].
+    const CASED: bool = false;
+
+    /// The class bits of what a grammar without case takes for letters.
+    const LETTERS: u8 = LETTER;
+
+    /// Whether `symbol` and `han_or_kana` matter.
+    const SYMBOLS: bool = false;
 
     /// Shortens the block where its bytes leave open how pieces start.
     #[inline(always)]
@@ -37,6 +44,10 @@ pub(super) struct Classes<'text> {
     pub(super) caseless: u64,
     pub(super) mark: u64,
     pub(super) number: u64,
+    /// `[\p{P}\p{S}]`
+    pub(super) symbol: u64,
+    /// `[一-龥぀-ゟ゠-ヿ]`
+    pub(super) han_or_kana: u64,
     /// `\s`, line breaks among it.
     pub(super) space: u64,
     pub(super) newline: u64,
@@ -44,6 +55,8 @@ pub(super) struct Classes<'text> {
     pub(super) blank: u64,
     pub(super) apostrophe: u64,
     pub(super) slash: u64,
+    /// Bytes of characters beyond ASCII.
+    pub(super) wide: u64,
     /// Bytes that are not the first of their character.
     pub(super) continuation: u64,
     /// The bytes of whole characters.
@@ -63,6 +76,8 @@ pub(super) struct Ascii {
     pub(super) lower: u64,
     /// `[0-9]`
     pub(super) number: u64,
+    /// `[!-~]`
+    pub(super) graph: u64,
     /// `[\t-\r ]`
     pub(super) space: u64,
     /// `[\r\n]`
@@ -79,10 +94,14 @@ pub(super) struct Ascii {
 pub(super) struct Wide {
     /// Bytes of 0xC0 and above.
     pub(super) lead: u64,
-    /// Leads of three-byte characters that are caseless letters for certain: Han and Hangul.
-    pub(super) caseless: u64,
-    /// Leads of two-byte characters that are letters for certain: 0xD0 and 0xD1, Cyrillic.
-    pub(super) cased: u64,
+    /// Leads of three-byte characters that are Han or Kana and caseless letters for certain.
+    pub(super) han_or_kana: u64,
+    /// Leads of three-byte characters that are other caseless letters for certain: Hangul.
+    pub(super) hangul: u64,
+    /// Leads of two-byte characters that are capitals for certain: Cyrillic.
+    pub(super) upper: u64,
+    /// As `upper`, lower case.
+    pub(super) lower: u64,
 }
 
 /// Appends the ends of the pieces of `text` from `start` on, within the capacity of `ends`.
@@ -135,7 +154,13 @@ fn classify<T: Tier, G: BlockGrammar>(bytes: &[u8; BLOCK], length: usize, is_end
         caseless: 0,
         mark: 0,
         continuation: 0,
+        wide: ascii.wide,
+        symbol: 0,
+        han_or_kana: 0,
     };
+    if G::SYMBOLS {
+        classes.symbol = ascii.graph & !(ascii.upper | ascii.lower | ascii.number);
+    }
     if G::CASED {
         classes.upper = ascii.upper;
         classes.lower = ascii.lower;
@@ -158,34 +183,41 @@ fn classify_wide<T: Tier, G: BlockGrammar>(bytes: &[u8; BLOCK], wide: u64, class
         classes.text &= !(u64::MAX << last);
     }
     let lead = leads.lead & classes.text;
-    let three = leads.caseless & lead;
-    classes.caseless |= three | three << 1 | three << 2;
-    let mut others = lead & !three;
-    if !G::CASED {
-        let two = leads.cased & lead;
-        classes.upper |= two | two << 1;
-        others &= !two;
+    let han_or_kana = leads.han_or_kana & lead;
+    let caseless = han_or_kana | leads.hangul & lead;
+    classes.caseless = caseless | caseless << 1 | caseless << 2;
+    if G::SYMBOLS {
+        classes.han_or_kana = han_or_kana | han_or_kana << 1 | han_or_kana << 2;
     }
+    let (upper, lower) = (leads.upper & lead, leads.lower & lead);
+    classes.upper |= upper | upper << 1;
+    if G::CASED {
+        classes.lower |= lower | lower << 1;
+    } else {
+        classes.upper |= lower | lower << 1 | classes.caseless;
+        classes.caseless = 0;
+    }
+    let mut others = lead & !(caseless | upper | lower);
     while others != 0 {
         let at = others.trailing_zeros() as usize;
         others &= others - 1;
         let (class, length) = wide_class_at(bytes, at);
         let span = ((1 << length) - 1) << at;
-        let add = |mask: &mut u64, bits: u8| *mask |= if class & bits == 0 { 0 } else { span };
+        let add = |mask: &mut u64, is_member: bool| *mask |= if is_member { span } else { 0 };
         if G::CASED {
-            add(&mut classes.upper, UPPER);
-            add(&mut classes.lower, LOWER);
-            add(&mut classes.caseless, CASELESS);
-            add(&mut classes.mark, MARK);
+            add(&mut classes.upper, class & UPPER != 0);
+            add(&mut classes.lower, class & LOWER != 0);
+            add(&mut classes.caseless, class & CASELESS != 0);
+            add(&mut classes.mark, class & MARK != 0);
         } else {
-            add(&mut classes.upper, UPPER | LOWER | CASELESS);
+            add(&mut classes.upper, class & G::LETTERS != 0);
         }
-        add(&mut classes.number, NUMBER);
-        add(&mut classes.space, SPACE);
-    }
-    if !G::CASED {
-        classes.upper |= classes.caseless;
-        classes.caseless = 0;
+        if G::SYMBOLS {
+            add(&mut classes.symbol, class & SYMBOL != 0);
+            add(&mut classes.han_or_kana, is_han_or_kana(bytes, at, length));
+        }
+        add(&mut classes.number, class & NUMBER != 0);
+        add(&mut classes.space, class & SPACE != 0);
     }
 }
 
@@ -206,11 +238,14 @@ impl Classes<'_> {
             &mut self.caseless,
             &mut self.mark,
             &mut self.number,
+            &mut self.symbol,
+            &mut self.han_or_kana,
             &mut self.space,
             &mut self.newline,
             &mut self.blank,
             &mut self.apostrophe,
             &mut self.slash,
+            &mut self.wide,
             &mut self.text,
         ] {
             *mask &= kept;
@@ -252,14 +287,14 @@ impl Classes<'_> {
     }
 
     /// The starts of white space as of `\s*[\r\n]+|\s+(?!\S)|\s+`, where line breaks right behind `swallowing` belong
-    /// to the piece before.
+    /// to the piece before. `next` are the starts of the characters that leave `\s+(?!\S)` all white space but the last.
     #[inline(always)]
-    pub(super) fn space_starts(&self, swallowing: u64, keeps_tail: bool) -> u64 {
+    pub(super) fn space_starts(&self, swallowing: u64, next: u64, keeps_tail: bool) -> u64 {
         let inline = self.space & !self.newline;
         let swallowed = run_from(self.newline & swallowing << 1, self.newline);
         let newline_starts = self.newline & !((self.space | swallowing) << 1);
         let after_text = inline & !(self.space << 1);
-        let last = self.before(self.first() & !self.space, inline);
+        let last = self.before(next, inline);
         // Behind a line break the rest of the white space is a piece, unless another line break follows it.
         let rest = inline & self.newline << 1 & !(swallowed << 1);
         let (sum, is_open) = inline.overflowing_add(rest);

@@ -57,8 +57,6 @@ impl<const NUMBERS: usize, const WHOLE_TAIL: bool> Grammar for Family<NUMBERS, W
 }
 
 impl<const NUMBERS: usize, const WHOLE_TAIL: bool> BlockGrammar for Family<NUMBERS, WHOLE_TAIL> {
-    const CASED: bool = false;
-
     #[inline(always)]
     fn starts(block: &Classes<'_>) -> u64 {
         let (letter, other, first) = (block.letter(), block.other(), block.first());
@@ -68,7 +66,7 @@ impl<const NUMBERS: usize, const WHOLE_TAIL: bool> BlockGrammar for Family<NUMBE
         let mut starts = first & letter & !((letter | prefix) << 1);
         starts |= other_starts;
         starts |= if NUMBERS == 1 { first & block.number } else { block.number_triples() };
-        starts |= block.space_starts(other, WHOLE_TAIL);
+        starts |= block.space_starts(other, first & !block.space, WHOLE_TAIL);
         split_contractions::<true>(block, block.apostrophe & other_starts & letter >> 1, starts)
     }
 }

@@ -4,6 +4,7 @@
 //! of Han or Kana, and what lies between are parts, and a part ends as a text would. What no step matches (control
 //! characters, say) is a piece too. [`PATTERN`] says the same in one regex.
 
+use super::block::{BlockGrammar, Classes, run_from};
 use super::scan::{Grammar, newlines_end, numbers_end, whitespace};
 use super::unicode::{LETTER, MARK, NEWLINE, NUMBER, SPACE, SYMBOL, class_at};
 
@@ -126,5 +127,37 @@ impl Grammar for DeepSeekV3 {
         let run = whitespace(text, at);
         let is_last = part.class_at(run.end).0 == PART_END;
         run.after_newline.unwrap_or_else(|| run.piece_end(at, is_last))
+    }
+}
+
+impl BlockGrammar for DeepSeekV3 {
+    const LETTERS: u8 = LETTER | MARK;
+    const SYMBOLS: bool = true;
+
+    /// Cuts the block short before what no step matches, such as control characters.
+    #[inline(always)]
+    fn restrict(block: &mut Classes<'_>) {
+        let unmatched = block.other() & !block.symbol;
+        if unmatched != 0 {
+            block.cut_before(unmatched.trailing_zeros());
+        }
+    }
+
+    #[inline(always)]
+    fn starts(block: &Classes<'_>) -> u64 {
+        let (word, symbol, first) = (block.letter(), block.symbol, block.first());
+        // A run of Han and Kana is a part of its own: whatever changes into or out of it starts a piece.
+        let part_starts = block.han_or_kana ^ block.han_or_kana << 1;
+        let symbol_starts = first & symbol & (part_starts | !((symbol | block.blank) << 1));
+        // `[!-~][A-Za-z]+`: such a word ends where other letters begin.
+        let ascii_letters = word & !block.wide;
+        let joined = ascii_letters & (symbol_starts & !block.wide) << 1;
+        let ascii_words = run_from(joined, ascii_letters);
+        let inline = block.space & !block.newline;
+        let mut starts = word & (part_starts | !((word | inline) << 1) | (ascii_words << 1 & !ascii_letters));
+        starts &= first & !joined;
+        starts |= symbol_starts | block.number_triples();
+        let next = first & !(block.space | block.number | block.han_or_kana);
+        starts | block.space_starts(symbol & !block.han_or_kana, next, false)
     }
 }

@@ -40,7 +40,6 @@ mod unicode_tables;
 
 use self::custom::Custom;
 use self::named::Named;
-use self::scan::Grammar;
 use crate::{Error, Result};
 
 /// The Unicode version of the classes (`\p{L}`, `\s` …) that named patterns and regexes match.
@@ -231,21 +230,9 @@ impl Named {
             Self::Llama3 => simd::fill_ends::<llama3::Llama3>(text, start, ends),
             Self::O200k => simd::fill_ends::<o200k::O200k>(text, start, ends),
             Self::Qwen2 => simd::fill_ends::<qwen2::Qwen2>(text, start, ends),
-            Self::DeepSeekV3 => fill_named::<deepseek_v3::DeepSeekV3>(text, start, ends),
+            Self::DeepSeekV3 => simd::fill_ends::<deepseek_v3::DeepSeekV3>(text, start, ends),
             Self::SmolLm => simd::fill_ends::<smollm::SmolLm>(text, start, ends),
         }
-    }
-}
-
-/// One piece after the other.
-fn fill_named<G: Grammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
-    let mut at = start;
-    for _ in ends.len()..ends.capacity() {
-        if at >= text.len() {
-            break;
-        }
-        at = G::piece_end(text, at);
-        ends.push(at);
     }
 }
 

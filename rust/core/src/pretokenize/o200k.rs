@@ -132,7 +132,7 @@ impl BlockGrammar for O200k {
         let prefix = (block.space & !block.newline) | block.whole(other_starts);
         // Behind lower case a capital starts a word of its own.
         let mut starts = first & ((word & !((word | prefix) << 1)) | (block.upper & block.lower << 1));
-        starts |= other_starts | block.number_triples() | block.space_starts(any_other, false);
+        starts |= other_starts | block.number_triples() | block.space_starts(any_other, first & !block.space, false);
         split_suffixes(block, block.apostrophe & word << 1, starts)
     }
 }

@@ -50,8 +50,6 @@ impl Grammar for R50k {
 }
 
 impl BlockGrammar for R50k {
-    const CASED: bool = false;
-
     #[inline(always)]
     fn starts(block: &Classes<'_>) -> u64 {
         let (letter, other, first) = (block.letter(), block.other(), block.first());

@@ -58,7 +58,7 @@ mod tests {
 
     use super::super::block::fill_ends;
     use super::super::scan::Grammar;
-    use super::super::{cl100k, llama3, o200k, qwen2, r50k, smollm};
+    use super::super::{cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
     use super::*;
 
     /// The ends by [`Grammar::piece_end`] alone.
@@ -117,6 +117,7 @@ mod tests {
         check::<o200k::O200k>(text, capacity);
         check::<qwen2::Qwen2>(text, capacity);
         check::<smollm::SmolLm>(text, capacity);
+        check::<deepseek_v3::DeepSeekV3>(text, capacity);
     }
 
     proptest! {
@@ -124,7 +125,7 @@ mod tests {
 
         #[test]
         fn every_tier_equals_one_piece_after_the_other(
-            text in "([a-zA-Z' \\n]{0,30}|[a-cA-Cſs'é中\\u{3000}가À1²٣!./, \\t\\r\\n\\u{301}\\u{a0}Жж❤\\u{fe0f}]|[ \\n]{3,80}|'[sSlL]|\\PC|1{3,9}){0,40}",
+            text in "([a-zA-Z' \\n]{0,30}|[a-cA-Cſs'é中\\u{3000}가のカ・゛À1²٣!./, \\t\\r\\n\\u{301}\\u{a0}Жж❤\\u{fe0f}]|[ \\n]{3,80}|'[sSlL]|\\PC|1{3,9}){0,40}",
             capacity in 64..200_usize,
         ) {
             check_all(&text, capacity);
@@ -154,15 +155,7 @@ mod tests {
                     assert_eq!(bit(expected.0.slash), byte == b'/');
                     assert_eq!(bit(expected.0.wide), byte >= 0x80);
                     assert_eq!(bit(expected.1.lead), byte >= 0xc0);
-                    assert_eq!(bit(expected.1.cased), matches!(byte, 0xd0 | 0xd1));
-                    let next = bytes.get(index + 1).copied().unwrap_or(0);
-                    let caseless = match byte {
-                        0xe4 => matches!(next, 0xb8..=0xbf),
-                        0xea => matches!(next, 0xb0..=0xbf),
-                        0xed => matches!(next, 0x80..=0x9d),
-                        _ => matches!(byte, 0xe5..=0xe9 | 0xeb | 0xec),
-                    };
-                    assert_eq!(bit(expected.1.caseless), caseless);
+                    assert_eq!(bit(expected.0.graph), byte.is_ascii_graphic());
                 }
                 #[cfg(target_arch = "x86_64")]
                 for masks in x86::masks(&bytes) {
@@ -172,17 +165,22 @@ mod tests {
         }
     }
 
-    /// The leads of which `Wide` promises letters.
+    /// Every character of two or three bytes of which `Wide` says something.
     #[test]
-    fn leads_that_promise_letters_keep_it() {
-        use super::super::unicode::{CASELESS, LETTER, class_at};
+    fn leads_that_promise_a_class_keep_it() {
+        use super::super::deepseek_v3::is_han_or_kana;
+        use super::super::unicode::{CASELESS, LOWER, UPPER, class_at};
         for c in ('\u{80}'..=char::MAX).filter(|c| c.len_utf8() < 4) {
             let mut bytes = [0; BLOCK];
             c.encode_utf8(&mut bytes);
             let wide = portable::Portable::wide(&bytes);
-            let (class, _) = class_at(&bytes, 0);
-            assert!(wide.caseless & 1 == 0 || (c.len_utf8() == 3 && class == CASELESS), "{c:?}");
-            assert!(wide.cased & 1 == 0 || (c.len_utf8() == 2 && class & LETTER != 0), "{c:?}");
+            let (class, length) = class_at(&bytes, 0);
+            let in_part = is_han_or_kana(&bytes, 0, length);
+            assert_eq!(wide.lead, 1);
+            assert!(wide.han_or_kana & 1 == 0 || (class == CASELESS && in_part), "{c:?}");
+            assert!(wide.hangul & 1 == 0 || (class == CASELESS && !in_part && length == 3), "{c:?}");
+            assert!(wide.upper & 1 == 0 || (class == UPPER && length == 2), "{c:?}");
+            assert!(wide.lower & 1 == 0 || (class == LOWER && length == 2), "{c:?}");
         }
     }
 }

@@ -48,8 +48,6 @@ impl Grammar for SmolLm {
 }
 
 impl BlockGrammar for SmolLm {
-    const CASED: bool = false;
-
     #[inline(always)]
     fn starts(block: &Classes<'_>) -> u64 {
         let (letter, other, first) = (block.letter(), block.other(), block.first());

@@ -59,6 +59,7 @@ impl Tier for Neon {
             upper: vectors.range(b'A', b'Z'),
             lower: vectors.range(b'a', b'z'),
             number: vectors.range(b'0', b'9'),
+            graph: vectors.range(b'!', b'~'),
             space: vectors.range(b'\t', b'\r') | blank,
             newline: vectors.equal(b'\n') | vectors.equal(b'\r'),
             blank,
@@ -71,10 +72,23 @@ impl Tier for Neon {
     #[inline(always)]
     fn wide(bytes: &[u8; BLOCK]) -> Wide {
         let vectors = Vectors::load(bytes);
-        let known = vectors.range(0xe5, 0xe9) | vectors.range(0xeb, 0xec);
-        let han = vectors.equal(0xe4) & vectors.range(0xb8, 0xbf) >> 1;
-        let hangul = (vectors.equal(0xea) & vectors.range(0xb0, 0xbf) >> 1)
-            | (vectors.equal(0xed) & vectors.range(0x80, 0x9d) >> 1);
-        Wide { lead: vectors.range(0xc0, 0xff), caseless: known | han | hangul, cased: vectors.range(0xd0, 0xd1) }
+        let next = |first: u8, last: u8| vectors.range(first, last) >> 1;
+        let third = |first: u8, last: u8| vectors.range(first, last) >> 2;
+        let cyrillic = vectors.equal(0xd0);
+        let kana = (next(0x81, 0x81) & !third(0x80, 0x80))
+            | (next(0x82, 0x82) & !third(0x97, 0x9c) & !third(0xa0, 0xa0))
+            | (next(0x83, 0x83) & !third(0xbb, 0xbb));
+        Wide {
+            lead: vectors.range(0xc0, 0xff),
+            han_or_kana: vectors.range(0xe5, 0xe8)
+                | (vectors.equal(0xe4) & next(0xb8, 0xbf))
+                | (vectors.equal(0xe9) & next(0x80, 0xbd))
+                | (vectors.equal(0xe3) & kana),
+            hangul: vectors.range(0xeb, 0xec)
+                | (vectors.equal(0xea) & next(0xb0, 0xbf))
+                | (vectors.equal(0xed) & next(0x80, 0x9d)),
+            upper: cyrillic & next(0x80, 0xaf),
+            lower: (cyrillic & next(0xb0, 0xbf)) | (vectors.equal(0xd1) & next(0x80, 0x9f)),
+        }
     }
 }

@@ -80,6 +80,7 @@ impl Tier for Avx2 {
             upper: pair.range(b'A', b'Z'),
             lower: pair.range(b'a', b'z'),
             number: pair.range(b'0', b'9'),
+            graph: pair.range(b'!', b'~'),
             space: pair.range(b'\t', b'\r') | blank,
             newline: pair.equal(b'\n') | pair.equal(b'\r'),
             blank,
@@ -92,11 +93,24 @@ impl Tier for Avx2 {
     #[inline(always)]
     fn wide(bytes: &[u8; BLOCK]) -> Wide {
         let pair = Pair::load(bytes);
-        let known = pair.range(0xe5, 0xe9) | pair.range(0xeb, 0xec);
-        let han = pair.equal(0xe4) & pair.range(0xb8, 0xbf) >> 1;
-        let hangul =
-            (pair.equal(0xea) & pair.range(0xb0, 0xbf) >> 1) | (pair.equal(0xed) & pair.range(0x80, 0x9d) >> 1);
-        Wide { lead: pair.range(0xc0, 0xff), caseless: known | han | hangul, cased: pair.range(0xd0, 0xd1) }
+        let next = |first: u8, last: u8| pair.range(first, last) >> 1;
+        let third = |first: u8, last: u8| pair.range(first, last) >> 2;
+        let cyrillic = pair.equal(0xd0);
+        let kana = (next(0x81, 0x81) & !third(0x80, 0x80))
+            | (next(0x82, 0x82) & !third(0x97, 0x9c) & !third(0xa0, 0xa0))
+            | (next(0x83, 0x83) & !third(0xbb, 0xbb));
+        Wide {
+            lead: pair.range(0xc0, 0xff),
+            han_or_kana: pair.range(0xe5, 0xe8)
+                | (pair.equal(0xe4) & next(0xb8, 0xbf))
+                | (pair.equal(0xe9) & next(0x80, 0xbd))
+                | (pair.equal(0xe3) & kana),
+            hangul: pair.range(0xeb, 0xec)
+                | (pair.equal(0xea) & next(0xb0, 0xbf))
+                | (pair.equal(0xed) & next(0x80, 0x9d)),
+            upper: cyrillic & next(0x80, 0xaf),
+            lower: (cyrillic & next(0xb0, 0xbf)) | (pair.equal(0xd1) & next(0x80, 0x9f)),
+        }
     }
 }
 
@@ -135,6 +149,7 @@ impl Tier for Avx512 {
             upper: vector.range(b'A', b'Z'),
             lower: vector.range(b'a', b'z'),
             number: vector.range(b'0', b'9'),
+            graph: vector.range(b'!', b'~'),
             space: vector.range(b'\t', b'\r') | blank,
             newline: vector.equal(b'\n') | vector.equal(b'\r'),
             blank,
@@ -148,11 +163,24 @@ impl Tier for Avx512 {
     #[inline(always)]
     fn wide(bytes: &[u8; BLOCK]) -> Wide {
         let vector = Vector::load(bytes);
-        let known = vector.range(0xe5, 0xe9) | vector.range(0xeb, 0xec);
-        let han = vector.equal(0xe4) & vector.range(0xb8, 0xbf) >> 1;
-        let hangul =
-            (vector.equal(0xea) & vector.range(0xb0, 0xbf) >> 1) | (vector.equal(0xed) & vector.range(0x80, 0x9d) >> 1);
-        Wide { lead: vector.range(0xc0, 0xff), caseless: known | han | hangul, cased: vector.range(0xd0, 0xd1) }
+        let next = |first: u8, last: u8| vector.range(first, last) >> 1;
+        let third = |first: u8, last: u8| vector.range(first, last) >> 2;
+        let cyrillic = vector.equal(0xd0);
+        let kana = (next(0x81, 0x81) & !third(0x80, 0x80))
+            | (next(0x82, 0x82) & !third(0x97, 0x9c) & !third(0xa0, 0xa0))
+            | (next(0x83, 0x83) & !third(0xbb, 0xbb));
+        Wide {
+            lead: vector.range(0xc0, 0xff),
+            han_or_kana: vector.range(0xe5, 0xe8)
+                | (vector.equal(0xe4) & next(0xb8, 0xbf))
+                | (vector.equal(0xe9) & next(0x80, 0xbd))
+                | (vector.equal(0xe3) & kana),
+            hangul: vector.range(0xeb, 0xec)
+                | (vector.equal(0xea) & next(0xb0, 0xbf))
+                | (vector.equal(0xed) & next(0x80, 0x9d)),
+            upper: cyrillic & next(0x80, 0xaf),
+            lower: (cyrillic & next(0xb0, 0xbf)) | (vector.equal(0xd1) & next(0x80, 0x9f)),
+        }
     }
 
     #[inline(always)]
