@@ -1,0 +1,293 @@
+"""The command line: ``bpe-llama COMMAND``.
+
+The tokenizer's commands are here. Those that need the model are forwarded to `bpe_llama.model.cli` when they are run,
+so that ``bpe-llama --help`` never imports torch. A user's mistake ends in one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bpe_llama import __version__
+from bpe_llama.tokenizer import Tokenizer
+
+EXIT_BAD_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+# Commands of `bpe_llama.model.cli`, with the line that --help shows for each.
+MODEL_COMMANDS = {
+    "pretrain": "Train a LLaMA from scratch on a file of ids.",
+    "finetune": "Train a LLaMA further, whole or through LoRA adapters.",
+    "generate": "Continue a prompt.",
+    "chat": "Talk to an instruction-tuned model.",
+    "convert": "Rewrite weights in another format.",
+    "demo": "Train a tokenizer and a small LLaMA on this machine's Python, then generate.",
+}
+
+app = typer.Typer(
+    name="bpe-llama",
+    help="Train a byte-level BPE vocabulary, tokenize, train or load a LLaMA, generate.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+TokenizerPath = Annotated[
+    Path,
+    typer.Option(
+        "--tokenizer",
+        "-t",
+        help="tokenizer.json, .tiktoken, Llama 3's tokenizer.model, a .gguf, or a folder that holds one.",
+    ),
+]
+DEFAULT_TOKENIZER = Path("tokenizer.json")
+TextArgument = Annotated[str | None, typer.Argument(help="Text; without it and without --file, standard input.")]
+FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    "train-tokenizer",
+    epilog="Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|end|>'",
+)
+def train_tokenizer(
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .gz, .zst.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens in all: 256 bytes, merges, special tokens.")] = 32_000,
+    pattern: Annotated[
+        str, typer.Option(help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression.")
+    ] = "cl100k",
+    special: Annotated[list[str] | None, typer.Option(help="A special token; may be given many times.")] = None,
+    min_frequency: Annotated[int, typer.Option(help="Merge no pair that occurs less often.")] = 0,
+    max_token_length: Annotated[int | None, typer.Option(help="Make no token of more bytes.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")
+    ] = DEFAULT_TOKENIZER,
+) -> None:
+    """Train a vocabulary on text and save it."""
+    started = time.perf_counter()
+    tokenizer = Tokenizer.train(
+        corpus if len(corpus) > 1 else corpus[0],
+        vocab_size=vocab_size,
+        pattern=pattern,
+        special_tokens=special or [],
+        min_frequency=min_frequency,
+        max_token_length=max_token_length,
+        num_threads=threads,
+    )
+    tokenizer.save(out)
+    typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s")
+
+
+@app.command(epilog="Example: bpe-llama encode 'Hello world' --tokenizer tokenizer.json")
+def encode(
+    text: TextArgument = None,
+    file: FileOption = None,
+    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy array of ids here (.npy).")] = None,
+    bos: Annotated[bool, typer.Option("--bos", help="Begin with the beginning-of-text token.")] = False,
+    eos: Annotated[bool, typer.Option("--eos", help="End with the end-of-text token.")] = False,
+    allow_special: Annotated[bool, typer.Option(help="Turn special tokens' names in the text into their ids.")] = False,
+) -> None:
+    """Print the ids of a text, or save them."""
+    loaded = Tokenizer.from_file(tokenizer)
+    content = _read_text(text, file)
+    ids = loaded.encode(content, bos=bos, eos=eos, allowed_special="all" if allow_special else ())
+    if out is None:
+        typer.echo(" ".join(map(str, ids)))
+    else:
+        _save_ids(ids, loaded.vocab_size, out)
+        typer.echo(f"{out}: {len(ids):,} ids")
+
+
+@app.command(epilog="Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken")
+def decode(
+    ids: Annotated[
+        list[int] | None, typer.Argument(help="Ids; without them and without --file, standard input.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read ids from a .npy file, or text with spaces.")
+    ] = None,
+    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+) -> None:
+    """Print the text of ids: exactly its bytes, with no line end added to a pipe or file."""
+    chosen = _read_ids(ids, file)
+    content = Tokenizer.from_file(tokenizer).decode_bytes(chosen)
+    sys.stdout.buffer.write(content)
+    if sys.stdout.isatty() and not content.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+
+
+@app.command(epilog="Example: bpe-llama count --file README.md --tokenizer tokenizer.json")
+def count(
+    text: TextArgument = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="A UTF-8 file; may be given many times.")
+    ] = None,
+    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+) -> None:
+    """Print how many tokens a text or each of several files has."""
+    loaded = Tokenizer.from_file(tokenizer)
+    if not file or len(file) == 1:
+        typer.echo(loaded.count(_read_text(text, file[0] if file else None)))
+        return
+    total = 0
+    for path in file:
+        tokens = loaded.count(_read_text(text, path))
+        total += tokens
+        typer.echo(f"{tokens:>12} {path}")
+    typer.echo(f"{total:>12} total")
+
+
+@app.command(epilog="Example: bpe-llama inspect 'How is this cut?' --tokenizer tokenizer.json --ids")
+def inspect(
+    text: TextArgument = None,
+    file: FileOption = None,
+    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    ids: Annotated[bool, typer.Option("--ids", help="One line a token: position, id, text, bytes.")] = False,
+    vocabulary: Annotated[bool, typer.Option("--vocabulary", help="Describe the tokenizer instead of a text.")] = False,
+) -> None:
+    """Show a text cut into coloured tokens, or describe a tokenizer."""
+    from rich.console import Console
+
+    from bpe_llama import display
+
+    console = Console(soft_wrap=True, highlight=False)
+    loaded = Tokenizer.from_file(tokenizer)
+    if vocabulary:
+        console.print(display.vocabulary_table(loaded))
+        return
+    content = _read_text(text, file)
+    encoded = loaded.encode_ordinary(content)
+    tokens = [loaded.id_to_bytes(token_id) for token_id in encoded]
+    console.print(display.token_table(encoded, tokens) if ids else display.coloured_tokens(tokens))
+    console.print(display.rates(len(encoded), content))
+
+
+def _read_text(text: str | None, file: Path | None) -> str:
+    if text is not None and file is not None:
+        raise ValueError("give a text or --file, not both")
+    if text is not None:
+        return text
+    if file is None and sys.stdin.isatty():
+        raise ValueError("no text: give it as an argument, with --file, or on standard input")
+    content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        name = "standard input" if file is None else file
+        raise ValueError(f"{name}: byte {error.start} is not valid UTF-8 ({error.reason})") from error
+
+
+def _read_ids(ids: list[int] | None, file: Path | None) -> list[int]:
+    if ids and file is not None:
+        raise ValueError("give ids or --file, not both")
+    if ids:
+        return ids
+    if file is not None and file.suffix == ".npy":
+        array = np.load(file, allow_pickle=False)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"{file}: expected a flat array of integers, got {array.dtype} of shape {array.shape}")
+        return [int(token_id) for token_id in array]
+    words = (sys.stdin.buffer.read() if file is None else file.read_bytes()).split()
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        odd = next(word for word in words if not word.isdigit())
+        raise ValueError(f"ids must be whole numbers, got {odd.decode('utf-8', 'replace')!r}") from None
+
+
+def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
+    """Write ids as .npy: uint16 where the vocabulary allows, under a temporary name first."""
+    array = np.asarray(ids, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as handle:
+            np.save(handle, array)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _forward(context: typer.Context) -> None:
+    """Run a command of `bpe_llama.model.cli`, which needs torch."""
+    try:
+        from bpe_llama.model.cli import app as model_app
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("bpe_llama"):
+            raise
+        message = f"{context.info_name} needs {error.name}: pip install 'bpe-llama[model]'"
+        raise ValueError(message) from error
+    code = model_app(args=[str(context.info_name), *context.args], prog_name="bpe-llama", standalone_mode=False)
+    if isinstance(code, int):
+        raise typer.Exit(code)
+
+
+for _name, _help in MODEL_COMMANDS.items():
+    app.command(
+        _name,
+        help=_help,
+        add_help_option=False,  # the model's own command answers --help
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+    )(_forward)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code of one command: 0, 2 for bad usage or bad input, 130 for Ctrl-C.
+
+    >>> main(["--version"]) == 0
+    0.1.0
+    True
+    """
+    try:
+        code = app(args=arguments, prog_name="bpe-llama", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, KeyError, OSError, MemoryError) as error:
+        _complain(_one_line(error))
+        return EXIT_BAD_USAGE
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own errors, wherever this typer keeps that class
+            raise
+        _complain(error.format_message())
+        return EXIT_BAD_USAGE
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(message.split()) or type(error).__name__
+
+
+def _complain(message: str) -> None:
+    print(f"bpe-llama: {' '.join(message.split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What a person sees on a terminal: text cut into coloured tokens, and tables about a vocabulary.
+
+Everything returned here is a `rich` renderable, so it is plain text where the output is no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+# Neighbours differ in shade and in hue, and black text reads well on each.
+_BACKGROUNDS = ("#b9c7f7", "#b8ecc4", "#fbe6a2", "#f7c1c1", "#b5e6ef")
+_VISIBLE = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
+
+
+def visible(token: bytes) -> str:
+    r"""Return a token's bytes as text that shows where it ends: control characters and broken UTF-8 are spelt out.
+
+    >>> visible(b"a\n"), visible(b"\x00"), visible("é".encode()[:1])
+    ('a↵\n', '\\x00', '\\xc3')
+    """
+    shown = []
+    for character in token.decode("utf-8", "backslashreplace"):
+        if character in _VISIBLE:
+            shown.append(_VISIBLE[character])
+        else:
+            shown.append(character if character.isprintable() else character.encode("unicode_escape").decode())
+    return "".join(shown)
+
+
+def coloured_tokens(tokens: Sequence[bytes]) -> Text:
+    """Return the tokens joined, each on a background unlike its neighbour's.
+
+    >>> coloured_tokens([b"Hello", b" world"]).plain
+    'Hello world'
+    """
+    text = Text()
+    for index, token in enumerate(tokens):
+        text.append(visible(token), style=f"black on {_BACKGROUNDS[index % len(_BACKGROUNDS)]}")
+    return text
+
+
+def token_table(ids: Sequence[int], tokens: Sequence[bytes]) -> Table:
+    """Return a table with one row a token: its position, its id, its bytes.
+
+    Raises:
+        ValueError: If ``ids`` and ``tokens`` differ in length.
+    """
+    if len(ids) != len(tokens):
+        raise ValueError(f"ids and tokens must be as long, got {len(ids)} and {len(tokens)}")
+    table = Table("position", "id", "token", "bytes", box=None, header_style="bold")
+    for index, (token_id, token) in enumerate(zip(ids, tokens, strict=True)):
+        table.add_row(str(index), str(token_id), Text(repr(visible(token))), token.hex(" "))
+    return table
+
+
+def rates(num_tokens: int, text: str) -> str:
+    """Return one line of counts: tokens, characters, bytes, and bytes a token.
+
+    >>> rates(2, "Hello world")
+    '2 tokens, 11 characters, 11 bytes, 5.50 bytes a token'
+    """
+    num_bytes = len(text.encode("utf-8", "replace"))
+    rate = f", {num_bytes / num_tokens:.2f} bytes a token" if num_tokens else ""
+    return f"{num_tokens:,} tokens, {len(text):,} characters, {num_bytes:,} bytes{rate}"
+
+
+def vocabulary_table(tokenizer: Tokenizer, longest: int = 10) -> Table:
+    """Return a table about a tokenizer: sizes, pattern, special tokens, its longest tokens."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    by_length = sorted(tokenizer.mergeable_ranks, key=len, reverse=True)
+    table.add_row("vocabulary", f"{tokenizer.vocab_size:,} tokens")
+    table.add_row("special", Text(", ".join(f"{name} = {i}" for name, i in tokenizer.special_tokens.items()) or "none"))
+    table.add_row("pattern", Text(str(tokenizer.pattern)))
+    table.add_row("longest", Text(" ".join(repr(visible(token)) for token in by_length[:longest])))
+    return table
