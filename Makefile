@@ -75,7 +75,7 @@ parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a 
 	BPE_LLAMA_REQUIRE_DATA=1 $(RUN) pytest tests/parity tests/model
 
 fuzz: $(VENV)/.dev ## random input for FUZZ_SECONDS (60) a target
-	$(RUN) pytest tests/fuzz --fuzz-seconds=$(or $(FUZZ_SECONDS),60)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) $(RUN) pytest tests/fuzz
 
 bench: $(VENV)/.dev ## every table of the README; the peers run side by side
 	set -e; for script in encode train sample generate; do \

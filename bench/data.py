@@ -20,6 +20,7 @@ from bench.fetch import DataUnavailable, cached, check_sha256, from_pypi
 from bench.text import PACKAGES, SMALL, read_package
 
 __all__ = [
+    "KINDS",
     "DataUnavailable",
     "adversarial",
     "corpus",
@@ -28,6 +29,8 @@ __all__ = [
     "tiktoken_cache",
     "vocabulary",
 ]
+
+KINDS = ("prose", "code", "multilingual")
 
 _LITELLM = ("litellm==1.99.4", "litellm/litellm_core_utils/tokenizers/")
 _LLAMA = ("llama-models==0.3.0", "llama_models/")

@@ -1,0 +1,71 @@
+"""What an import costs and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _python(script: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_importing_the_package_imports_neither_torch_nor_its_model() -> None:
+    done = _python(
+        "import sys, bpe_llama; assert bpe_llama.__all__; "
+        "[getattr(bpe_llama, name) for name in bpe_llama.__all__]; "
+        "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'transformers', 'ray') "
+        "or name.startswith('bpe_llama.model')])"
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_importing_the_package_changes_no_global_state() -> None:
+    done = _python(
+        "import locale, logging, os, signal, sys, threading, warnings\n"
+        "import numpy, rich, typer, jinja2\n"
+        "def state():\n"
+        "    return (dict(os.environ), list(warnings.filters), logging.root.level, logging.root.handlers,\n"
+        "        signal.getsignal(signal.SIGINT), threading.active_count(), locale.setlocale(locale.LC_ALL))\n"
+        "before = state()\n"
+        "import bpe_llama\n"
+        "print(before == state())"
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_the_model_folder_refuses_to_be_a_global_package() -> None:
+    """The repository's root holds a folder `model`, so `import model` from there would find it."""
+    done = _python("import model", ROOT)
+    assert done.returncode != 0
+    assert "bpe_llama.model" in done.stderr
+
+
+def test_the_model_imports_under_its_own_name() -> None:
+    pytest.importorskip("torch", reason="needs bpe-llama[model]")
+    done = _python("import bpe_llama.model; print(bpe_llama.model.__name__)")
+    assert done.stdout == "bpe_llama.model\n", done.stderr
+
+
+def test_help_is_quick() -> None:
+    """Half a second on an idle machine; the bound leaves room for a busy one."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "bpe_llama.cli", "--help"], capture_output=True, timeout=60)
+        times.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+    assert min(times) < 1.5, f"best of three: {min(times):.2f} s"
+
+
+def test_the_version_is_the_crates() -> None:
+    line = next(line for line in (ROOT / "Cargo.toml").read_text("utf-8").splitlines() if line.startswith("version"))
+    done = _python("import bpe_llama, importlib.metadata as m; print(bpe_llama.__version__, m.version('bpe-llama'))")
+    version = line.split('"')[1]
+    assert done.stdout.split() == [version, version], done.stderr

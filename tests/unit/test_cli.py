@@ -1,0 +1,216 @@
+"""The tokenizer's commands: what they print, and how they refuse."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpe_llama import Tokenizer, cli, display
+
+TOKENIZER_COMMANDS = ("train-tokenizer", "encode", "decode", "count", "inspect")
+
+
+@pytest.fixture(scope="module")
+def saved(tok: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("cli") / "tokenizer.json"
+    tok.save(path)
+    return str(path)
+
+
+class _Stdin(io.TextIOWrapper):
+    def __init__(self, content: bytes, terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(content), encoding="utf-8")
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def _run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "bpe_llama.cli", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=60)
+
+
+def test_help_lists_every_command_without_torch() -> None:
+    script = (
+        "import sys; from bpe_llama.cli import main; code = main(['--help']); "
+        "sys.exit(code or ('torch' in sys.modules and 'torch was imported'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in (*TOKENIZER_COMMANDS, *cli.MODEL_COMMANDS):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", TOKENIZER_COMMANDS)
+def test_each_help_holds_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    assert f"Example: bpe-llama {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_encode_and_decode_are_inverse(saved: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    text = "def naïve(x):\n\treturn 'ünï 😀'\n"
+    assert cli.main(["encode", text, "--tokenizer", saved]) == 0
+    ids = capsysbinary.readouterr().out.decode().split()
+    assert list(map(int, ids)) == Tokenizer.from_file(saved).encode(text)
+    assert cli.main(["decode", *ids, "--tokenizer", saved]) == 0
+    assert capsysbinary.readouterr().out == text.encode()
+
+
+def test_text_and_ids_from_standard_input(
+    saved: str, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", _Stdin("line\r\nänd\n".encode()))
+    assert cli.main(["encode", "-t", saved]) == 0
+    ids = capsysbinary.readouterr().out
+    monkeypatch.setattr(sys, "stdin", _Stdin(ids))
+    assert cli.main(["decode", "-t", saved]) == 0
+    assert capsysbinary.readouterr().out == "line\r\nänd\n".encode()
+
+
+def test_encode_to_a_file(
+    tok: Tokenizer, saved: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "text.txt").write_bytes(b"some text\n" * 100)
+    out = tmp_path / "ids.npy"
+    assert cli.main(["encode", "--file", str(tmp_path / "text.txt"), "-t", saved, "--out", str(out), "--eos"]) == 0
+    ids = np.load(out)
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == tok.encode("some text\n" * 100, eos=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.npy", "text.txt"]
+    capsysbinary.readouterr()
+    assert cli.main(["decode", "--file", str(out), "-t", saved]) == 0
+    assert capsysbinary.readouterr().out == b"some text\n" * 100 + b"<|end_of_text|>"
+
+
+def test_special_tokens_are_text_unless_allowed(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["encode", "<|end_of_text|>", "-t", saved]) == 0
+    assert len(capsys.readouterr().out.split()) > 1
+    assert cli.main(["encode", "<|end_of_text|>", "-t", saved, "--allow-special"]) == 0
+    assert capsys.readouterr().out.split() == ["999"]
+
+
+def test_count(tok: Tokenizer, saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["count", "some text", "-t", saved]) == 0
+    assert capsys.readouterr().out == f"{tok.count('some text')}\n"
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name * 9, encoding="utf-8")
+    assert cli.main(["count", "-f", str(tmp_path / "a"), "-f", str(tmp_path / "b"), "-t", saved]) == 0
+    *rows, total = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert [int(row[0]) for row in rows] == [tok.count("a" * 9), tok.count("b" * 9)]
+    assert total == [str(sum(int(row[0]) for row in rows)), "total"]
+
+
+def test_inspect_shows_pieces_ids_and_the_vocabulary(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "def f[x]:\n  0", "-t", saved]) == 0
+    out = capsys.readouterr().out
+    assert "def f[x]:↵\n  0" in out, "text in brackets is not read as markup"
+    assert "bytes a token" in out
+    assert cli.main(["inspect", "def f", "-t", saved, "--ids"]) == 0
+    assert "64 65 66" in capsys.readouterr().out
+    assert cli.main(["inspect", "-t", saved, "--vocabulary"]) == 0
+    assert "<|end_of_text|> = 999" in capsys.readouterr().out
+
+
+def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_bytes(corpus[0].encode())
+    (tmp_path / "b.txt").write_bytes(corpus[1].encode())
+    out = tmp_path / "tokenizer.json"
+    options = ["--vocab-size", "400", "--special", "<|end|>", "--special", "<|pad|>", "--pattern", "llama3"]
+    assert cli.main(["train-tokenizer", str(tmp_path / "*.txt"), *options, "--out", str(out)]) == 0
+    assert "400 tokens" in capsys.readouterr().out
+    expected = Tokenizer.train_from_iterator(
+        corpus[:2], vocab_size=400, special_tokens=["<|end|>", "<|pad|>"], pattern="llama3"
+    )
+    trained = Tokenizer.from_file(out)
+    assert trained.merges == expected.merges
+    assert trained.special_tokens == {"<|end|>": 398, "<|pad|>": 399}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["no-such-command"], "no-such-command"),
+        (["encode", "--no-such-option"], "--no-such-option"),
+        (["train-tokenizer"], "corpus"),
+        (["train-tokenizer", "missing.txt", "--vocab-size", "many"], "many"),
+        (["train-tokenizer", "missing.txt"], "missing.txt"),
+        (["encode", "text", "-t", "missing.json"], "missing.json"),
+        (["encode", "text", "--file", "text.txt", "-t", "SAVED"], "not both"),
+        (["encode", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),
+        (["encode", "--file", "latin1.txt", "-t", "SAVED"], "byte 3 is not valid UTF-8"),
+        (["encode", "text", "-t", "latin1.txt"], "latin1.txt"),
+        (["encode", "text", "-t", "SAVED", "--out", "missing/ids.npy"], "missing"),
+        (["decode", "12", "1000", "-t", "SAVED"], "1000"),
+        (["decode", "--", "-1", "-t", "SAVED"], "-1"),
+        (["decode", "twelve", "-t", "SAVED"], "twelve"),
+        (["decode", "--file", "latin1.txt", "-t", "SAVED"], "whole numbers"),
+        (["decode", "--file", "floats.npy", "-t", "SAVED"], "floats.npy"),
+        (["count", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),
+        (["inspect", "-t", "SAVED"], "no text"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    complaint: str,
+    saved: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", _Stdin(b"", terminal=True))
+    Path("latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    np.save("floats.npy", np.zeros(3))
+    assert cli.main([saved if argument == "SAVED" else argument for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("bpe-llama: ") and captured.err.count("\n") == 1
+    assert complaint.lower() in captured.err.lower()
+
+
+def test_a_process_exits_with_the_code_and_no_traceback() -> None:
+    done = _run("encode", "text", "--tokenizer", "missing.json")
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1 and b"missing.json" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_exits_with_130(saved: str) -> None:
+    command = [sys.executable, "-m", "bpe_llama.cli", "count", "-t", saved]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        time.sleep(1.5)  # it waits for standard input
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert err == b"bpe-llama: interrupted\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes close differently on Windows")
+def test_a_reader_that_leaves_early_is_no_error(saved: str, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("some text " * 200_000, encoding="utf-8")
+    command = [sys.executable, "-m", "bpe_llama.cli", "encode", "--file", str(tmp_path / "long.txt"), "-t", saved]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stderr is not None
+        os.read(child.stdout.fileno(), 10)
+        child.stdout.close()
+        err = child.stderr.read()
+        child.wait(timeout=20)
+    assert err == b""
+
+
+def test_tokens_shown_join_to_the_text_they_came_from(tok: Tokenizer) -> None:
+    tokens = [tok.id_to_bytes(i) for i in tok.encode("a [bold]b[/bold] ünï\x00")]
+    text = display.coloured_tokens(tokens)
+    assert text.plain.replace("\\x00", "\x00") == "a [bold]b[/bold] ünï\x00"
+    styles = [str(span.style) for span in text.spans]
+    assert all(a != b for a, b in itertools.pairwise(styles))

@@ -1,0 +1,105 @@
+"""Pickling, threads, forks and Ctrl-C."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from bpe_llama import Tokenizer
+
+
+def test_pickling_keeps_everything(tok: Tokenizer, corpus: list[str]) -> None:
+    for again in (pickle.loads(pickle.dumps(tok)), copy.copy(tok), copy.deepcopy(tok)):
+        assert again.encode(corpus[0]) == tok.encode(corpus[0])
+        assert again.special_tokens == tok.special_tokens
+        assert again.pattern == tok.pattern
+        assert again.merges == tok.merges
+        assert (again.bos_id, again.eos_id, again.vocab_size) == (tok.bos_id, tok.eos_id, tok.vocab_size)
+
+
+def test_many_threads_share_one_tokenizer(tok: Tokenizer, corpus: list[str]) -> None:
+    rows = [corpus[i % len(corpus)][i * 50 :][:2000] for i in range(200)]
+    expected = [tok.encode(row) for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(tok.encode, rows)) == expected
+        assert list(pool.map(lambda row: tok.encode_batch([row, row])[1], rows)) == expected
+        assert list(pool.map(tok.count, rows)) == [len(ids) for ids in expected]
+
+
+def test_encoding_lets_other_threads_run(tok: Tokenizer) -> None:
+    ticks: list[float] = []
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    text = "some words to encode, " * 2_000_000
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    started = time.perf_counter()
+    tok.count(text)
+    finished = time.perf_counter()
+    stop.set()
+    ticker.join()
+    if finished - started < 0.05:
+        pytest.skip(f"counting 44 MB took {finished - started:.3f} s: too quick to watch")
+    assert sum(started < t < finished for t in ticks) >= 3
+
+
+def _encode_in_child(tok: Tokenizer, text: str) -> list[list[int]]:
+    return tok.encode_batch([text, text], num_threads=2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_worker_encodes_after_its_parent_used_threads(tok: Tokenizer, corpus: list[str]) -> None:
+    text = corpus[0][:50_000]
+    expected = tok.encode_batch([text] * 4, num_threads=2)[:2]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.starmap_async(_encode_in_child, [(tok, text)] * 4).get(timeout=60)
+    assert results == [expected] * 4
+
+
+_LONG_CALLS = {
+    "encode": "tok.encode_to_numpy('some words, ' * 30_000_000)",
+    "train": "Tokenizer.train_from_iterator((('w%d ' % i) * 1000 for i in range(10**7)), vocab_size=50_000)",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.parametrize("call", sorted(_LONG_CALLS))
+def test_ctrl_c_stops_a_long_call_within_a_second(call: str) -> None:
+    script = f"""
+from bpe_llama import Tokenizer
+tok = Tokenizer.from_ranks({{bytes([b]): b for b in range(256)}}, pattern="cl100k")
+print("ready", flush=True)
+try:
+    while True:
+        {_LONG_CALLS[call]}
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        sent = time.perf_counter()
+        child.send_signal(signal.SIGINT)
+        try:
+            out, _ = child.communicate(timeout=20)
+        finally:
+            child.kill()
+        took = time.perf_counter() - sent
+    assert out == "stopped\n"
+    assert took < 3.0, f"{took:.1f} s; a second is promised, the rest is this machine's other load"
