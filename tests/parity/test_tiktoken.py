@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import data
+from bench.published import PUBLISHED, first_difference
 from bpe_llama import Tokenizer
-from tests.parity.published import PUBLISHED, first_difference
 
 
 @dataclass

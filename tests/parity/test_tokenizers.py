@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from bench import data
+from bench.published import PUBLISHED, first_difference
 from bpe_llama import Tokenizer
-from tests.parity.published import PUBLISHED, first_difference
 
 SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>"]
 

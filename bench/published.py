@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-
-import tiktoken
+from typing import TYPE_CHECKING
 
 from bench import data
+
+if TYPE_CHECKING:
+    import tiktoken
 
 _CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
@@ -47,13 +49,18 @@ class Published:
 
     @property
     def path(self) -> Path:
+        """Return its file's path, fetched where missing."""
         return data.vocabulary(next(name for name, known in PUBLISHED.items() if known is self))
 
     def ranks(self) -> dict[bytes, int]:
+        """Return its token bytes and their ids."""
         pairs = (line.split() for line in self.path.read_bytes().splitlines() if line)
         return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
     def as_tiktoken(self) -> tiktoken.Encoding:
+        """Return it as tiktoken's class."""
+        import tiktoken
+
         return tiktoken.Encoding(
             self.pattern, pat_str=self.regex, mergeable_ranks=self.ranks(), special_tokens=self.special_tokens
         )

@@ -1,0 +1,194 @@
+"""Encoding speed against the peers: ``python -m bench.encode --help``.
+
+Every peer gets the same vocabulary and the same text, in one process and one thread, and its ids are compared with
+tiktoken's before anything is timed. A peer that is missing, wrong or refuses the text is named in its cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("RAYON_NUM_THREADS", "1")  # before any peer starts its pool
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+
+from bench import data, measure
+from bench.encode_peers import PEERS, Peer, load_peers
+
+PROMPT = "Explain in three short sentences how byte-level BPE turns a line of text into ids, and name one pitfall"
+SLOW_SHARE = 10  # peers below 20 MB/s get a tenth of the text, cut at a line end
+
+
+def main() -> None:
+    """Print the tables and append the figures to bench/results/encode.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", choices=["cl100k", "llama3", "o200k"], default="cl100k")
+    parser.add_argument("--megabytes", type=int, default=20, help="of each corpus")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="*", choices=sorted(JOBS), default=sorted(JOBS), help="some tables only")
+    options = parser.parse_args()
+
+    peers, missing = load_peers(options.vocabulary)
+    for name, reason in missing.items():
+        print(f"{name}: not measured, {reason}")
+    rows: list[dict[str, Any]] = []
+    for job in options.only:
+        print(f"\n## {job}, {options.vocabulary}\n", flush=True)
+        rows += JOBS[job](peers, options)
+    packages = measure.versions("bpe-llama", *(peer.package for peer in PEERS.values()))
+    print(f"\nrecorded in {measure.record('encode', rows, packages)}")
+
+
+def texts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time long text into NumPy and into a list; figures are MB of UTF-8 a second, best of all rounds."""
+    rows = []
+    for output in ("numpy", "list"):
+        for kind in data.KINDS:
+            text = data.corpus(kind, megabytes=options.megabytes).read_bytes().decode()
+            rows.append(_throughput(f"{kind} into {output}", text, output, peers, options))
+    _print_throughput(rows, peers)
+    return rows
+
+
+def worst_cases(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time the inputs that make tokenizers slow, a megabyte each.
+
+    Each round gets a text one character shorter, or a cache of whole pieces would answer for the work.
+    """
+    hard = data.adversarial()
+    names = ("one_letter", "spaces", "random_letters", "base64", "every_code_point")
+    rows = [_throughput(name, hard[name], "numpy", peers, options) for name in names]
+    _print_throughput(rows, peers)
+    return rows
+
+
+def _throughput(
+    label: str, text: str, output: str, peers: dict[str, Peer], options: argparse.Namespace
+) -> dict[str, Any]:
+    short = text[: text.rfind("\n", 0, len(text) // SLOW_SHARE) + 1] or text
+    vary = len(text) < 2_000_000
+    row: dict[str, Any] = {"text": label, "vocabulary": options.vocabulary}
+    candidates: dict[str, Callable[[], object]] = {}
+    sizes = {}
+    reference = peers["tiktoken"].into("list")
+    for name, peer in peers.items():
+        own = short if peer.slow else text
+        run = peer.into(output)
+        try:
+            verdict = _verdict(run(own), reference(own))
+        except Exception as error:
+            verdict = f"refuses: {' '.join(str(error).split())[:40]}"
+        if verdict:
+            row[name] = verdict
+            continue
+        sizes[name] = len(own.encode())
+        turns = itertools.cycle([own[: len(own) - turn] for turn in range(options.rounds + 1)] if vary else [own])
+        candidates[name] = lambda run=run, turns=turns: run(next(turns))  # type: ignore[misc]
+    for name, timing in measure.interleaved(candidates, options.rounds).items():
+        row[name] = {"mb_s_best": sizes[name] / timing.best / 1e6, "mb_s_median": sizes[name] / timing.median / 1e6}
+    return row
+
+
+def _verdict(ids: Any, expected: list[int]) -> str:
+    if len(ids) == len(expected) and np.array_equal(np.asarray(ids), np.asarray(expected)):
+        return ""
+    return "wrong ids"
+
+
+def _print_throughput(rows: list[dict[str, Any]], peers: dict[str, Peer]) -> None:
+    def cell(value: Any) -> str:
+        return value if isinstance(value, str) else f"{value['mb_s_best']:.1f}"
+
+    table = []
+    for row in rows:
+        others = [row[name]["mb_s_best"] for name in peers if name != "ours" and isinstance(row[name], dict)]
+        ratio = f"{row['ours']['mb_s_best'] / max(others):.2f}x" if isinstance(row["ours"], dict) and others else "-"
+        table.append([row["text"], *(cell(row[name]) for name in peers), ratio])
+    print(measure.markdown(["MB/s", *peers, "ours / best peer"], table))
+
+
+def prompts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time one short prompt into a list, in microseconds a call."""
+    assert_same = peers["tiktoken"].into("list")(PROMPT)
+    runs = {name: peer.into("list") for name, peer in peers.items()}
+    wrong = [name for name, run in runs.items() if list(run(PROMPT)) != assert_same]
+    candidates = {name: (lambda run=run: run(PROMPT)) for name, run in runs.items() if name not in wrong}
+    timings = measure.interleaved(candidates, options.rounds * 10, calls=300)
+    row: dict[str, Any] = {"text": f"prompt of {len(PROMPT)} characters", "vocabulary": options.vocabulary}
+    row |= dict.fromkeys(wrong, "wrong ids") | {
+        n: {"us_best": t.best * 1e6, "us_median": t.median * 1e6} for n, t in timings.items()
+    }
+    cells = [row[n] if isinstance(row[n], str) else f"{row[n]['us_best']:.2f}" for n in peers]
+    print(measure.markdown(["µs", *peers], [[row["text"], *cells]]))
+    return [row]
+
+
+def loading(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time loading the vocabulary from its file, and the memory it takes, each in a fresh process."""
+    rows: list[dict[str, Any]] = []
+    for name in peers:
+        seen = [_load_in_child(name, options.vocabulary) for _ in range(max(3, options.rounds // 3))]
+        best = min(seconds for seconds, _ in seen)
+        rows.append(
+            {"peer": name, "vocabulary": options.vocabulary, "load_s": best, "rss_mb": min(mb for _, mb in seen)}
+        )
+    table = [[row["peer"], f"{row['load_s'] * 1000:.0f}", f"{row['rss_mb']:.0f}"] for row in rows]
+    print(measure.markdown(["", "load, ms", "memory after load, MB more than before"], table))
+    return rows
+
+
+def _load_in_child(name: str, vocabulary: str) -> tuple[float, float]:
+    script = (
+        "import resource, time, sys; from bench.encode_peers import PEERS; peer = PEERS[sys.argv[1]](); "
+        "peer.prepare(sys.argv[2]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "started = time.perf_counter(); peer.load(sys.argv[2]); peer.into('list')('a b'); "
+        "print(time.perf_counter() - started, "
+        "(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+    )
+    command = [sys.executable, "-c", script, name, vocabulary]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+    seconds, megabytes = map(float, out.split())
+    return seconds, megabytes
+
+
+def two_threads(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time a batch of documents on one thread and on two."""
+    ours: Any = peers["ours"].loaded
+    rows: list[dict[str, Any]] = []
+    for kind in data.KINDS:
+        text = data.corpus(kind, megabytes=options.megabytes).read_bytes().decode()
+        documents = [text[i : i + 4000] for i in range(0, len(text), 4000)]
+        timings = measure.interleaved(
+            {
+                "1 thread": lambda docs=documents: ours.encode_batch_to_numpy(docs, num_threads=1),  # type: ignore[misc]
+                "2 threads": lambda docs=documents: ours.encode_batch_to_numpy(docs, num_threads=2),  # type: ignore[misc]
+            },
+            options.rounds,
+        )
+        size = len(text.encode()) / 1e6
+        rows.append({"text": kind, **{name: {"mb_s_best": size / t.best} for name, t in timings.items()}})
+    table = []
+    for row in rows:
+        one, two = row["1 thread"]["mb_s_best"], row["2 threads"]["mb_s_best"]
+        table.append([row["text"], f"{one:.0f}", f"{two:.0f}", f"{two / one:.2f}x"])
+    print(measure.markdown(["MB/s, batch of 4,000-character documents", "1 thread", "2 threads", "ratio"], table))
+    return rows
+
+
+JOBS: dict[str, Callable[[dict[str, Peer], argparse.Namespace], list[dict[str, Any]]]] = {
+    "texts": texts,
+    "worst_cases": worst_cases,
+    "prompts": prompts,
+    "loading": loading,
+    "two_threads": two_threads,
+}
+
+if __name__ == "__main__":
+    main()

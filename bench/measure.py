@@ -1,0 +1,115 @@
+"""Timing peers side by side, and writing down what was seen.
+
+Machines are shared and noisy, so candidates take turns in every round, and the best and the median of all rounds are
+kept: what slows one round slows each candidate in it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: the best and the median over the rounds."""
+
+    best: float
+    median: float
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, calls: Mapping[str, int] | int = 1
+) -> dict[str, Timing]:
+    """Return the timing of each candidate; all take turns, in changing order, for ``rounds`` rounds after one warm-up.
+
+    Args:
+        candidates: Name to a function without arguments.
+        rounds: How often each is timed; at least 9 where the machine is noisy.
+        calls: How often a candidate is called within one timing; more for what takes microseconds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
+        run()
+    names = list(candidates)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            count = calls if isinstance(calls, int) else calls[name]
+            run = candidates[name]
+            started = time.perf_counter()
+            for _ in range(count):
+                run()
+            times[name].append((time.perf_counter() - started) / count)
+    return {name: Timing(min(seen), statistics.median(seen)) for name, seen in times.items()}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table.
+
+    >>> print(markdown(["text", "ours"], [["prose", "343"]]))
+    | text | ours |
+    |---|---|
+    | prose | 343 |
+    """
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def machine() -> dict[str, Any]:
+    """Return what a figure depends on: processor, system, Python, commit."""
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout.strip()
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "commit": commit,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Return each package's version, ``None`` where it is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def record(bench: str, rows: Sequence[Mapping[str, Any]], packages: Mapping[str, str | None]) -> Path:
+    """Append one run to ``bench/results/BENCH.json``, a list of runs, and return the file's path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{bench}.json"
+    runs = json.loads(path.read_text("utf-8")) if path.exists() else []
+    runs.append({"machine": machine(), "packages": packages, "rows": [_plain(row) for row in rows]})
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(runs, indent=1) + "\n", "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: asdict(value) if isinstance(value, Timing) else value for key, value in row.items()}
