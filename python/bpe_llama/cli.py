@@ -122,7 +122,7 @@ def encode(
 @app.command(epilog="Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken")
 def decode(
     ids: Annotated[
-        list[int] | None, typer.Argument(help="Ids; without them and without --file, standard input.")
+        list[str] | None, typer.Argument(help="Ids; without them and without --file, standard input.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read ids from a .npy file, or text with spaces.")
@@ -220,22 +220,25 @@ def _read_text(text: str | None, file: Path | None) -> str:
         raise ValueError(f"{name}: byte {error.start} is not valid UTF-8 ({error.reason})") from error
 
 
-def _read_ids(ids: list[int] | None, file: Path | None) -> list[int]:
+def _read_ids(ids: list[str] | None, file: Path | None) -> list[int]:
     if ids and file is not None:
         raise ValueError("give ids or --file, not both")
-    if ids:
-        return ids
     if file is not None and file.suffix == ".npy":
         array = np.load(file, allow_pickle=False)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"{file}: expected a flat array of integers, got {array.dtype} of shape {array.shape}")
         return [int(token_id) for token_id in array]
-    words = (sys.stdin.buffer.read() if file is None else file.read_bytes()).split()
+    if not ids:
+        content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        ids = content.decode("utf-8", "replace").split()
+    return [_whole_number(word) for word in ids]
+
+
+def _whole_number(word: str) -> int:
     try:
-        return [int(word) for word in words]
+        return int(word)
     except ValueError:
-        odd = next(word for word in words if not word.isdigit())
-        raise ValueError(f"ids must be whole numbers, got {odd.decode('utf-8', 'replace')!r}") from None
+        raise ValueError(f"ids must be whole numbers, got {word[:40]!r}") from None
 
 
 def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
@@ -282,6 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         code = app(args=arguments, prog_name="bpe-llama", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code
+            _complain("interrupted")
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted")

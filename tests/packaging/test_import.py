@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,15 +52,19 @@ def test_the_model_imports_under_its_own_name() -> None:
     assert done.stdout == "bpe_llama.model\n", done.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a child's processor time")
 def test_help_is_quick() -> None:
-    """Half a second on an idle machine; the bound leaves room for a busy one."""
-    times = []
+    """Processor time, since other processes may hold the machine: importing torch alone takes more than this."""
+    import resource
+
+    seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-m", "bpe_llama.cli", "--help"], capture_output=True, timeout=60)
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
-    assert min(times) < 1.5, f"best of three: {min(times):.2f} s"
+    assert min(seconds) < 1.5, f"best of three: {min(seconds):.2f} s"
 
 
 def test_the_version_is_the_crates() -> None:

@@ -33,10 +33,10 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_corpus_raises(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="no text"):
         Tokenizer.train(tmp_path / "empty.txt", vocab_size=300)
     for nothing in ([], [""], ["", ""]):
-        with pytest.raises(ValueError, match="empty"):
+        with pytest.raises(ValueError, match="no text"):
             Tokenizer.train_from_iterator(nothing, vocab_size=300)
 
 
@@ -55,10 +55,9 @@ def test_fewer_pairs_than_merges_asked_warns_and_gives_the_smaller_vocabulary() 
 
 
 def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
-    """Training reads bytes as they are; what needs text says where the bytes stop being any."""
     (tmp_path / "latin1.txt").write_bytes("naïve café ".encode("latin-1") * 100)
-    tok = Tokenizer.train(tmp_path / "latin1.txt", vocab_size=270)
-    assert tok.decode_bytes(tok.encode_bytes(b"caf\xe9")) == b"caf\xe9"
+    with pytest.raises(ValueError, match=r"latin1\.txt: invalid UTF-8 at byte 2"):
+        Tokenizer.train(tmp_path / "latin1.txt", vocab_size=270)
 
 
 @pytest.mark.parametrize("pattern", ["cl100", "gpt9", "llama-3"])
@@ -72,7 +71,7 @@ def test_an_unknown_pattern_name_lists_the_known(pattern: str) -> None:
 def test_a_broken_regex_is_named(pattern: str) -> None:
     with pytest.raises(ValueError) as caught:
         Tokenizer.from_ranks(BYTES, pattern=pattern)
-    assert pattern in str(caught.value)
+    assert pattern.replace("\\", "\\\\") in str(caught.value)
 
 
 def test_a_regex_that_backtracks_without_end_is_stopped() -> None:
@@ -106,9 +105,8 @@ def test_an_id_out_of_range_is_named(tok: Tokenizer, bad: int) -> None:
         tok.decode_stream().push(bad)
 
 
-def test_an_unknown_token_raises_a_key_error(tok: Tokenizer) -> None:
-    with pytest.raises(KeyError, match="no such token"):
-        tok.token_to_id(b"no such token")
+def test_an_unknown_token_has_no_id(tok: Tokenizer) -> None:
+    assert tok.token_to_id(b"no such token") is None
 
 
 @pytest.mark.parametrize("wrong", [None, 1, b"bytes", ["list"]])
@@ -143,10 +141,10 @@ def test_a_vocabulary_lacking_some_byte_says_which(tmp_path: Path) -> None:
     try:
         tok = Tokenizer.from_ranks(ranks, pattern="cl100k")
     except ValueError as error:
-        assert "122" in str(error) or "0x7a" in str(error) or "z" in str(error)
+        assert "0x7A" in str(error)
         return
     assert tok.encode("abc") == [97, 98, 99]
-    with pytest.raises(ValueError, match=r"122|0x7a|z"):
+    with pytest.raises(ValueError, match="0x7A"):
         tok.encode("fuzz")
 
 
@@ -161,7 +159,7 @@ _GOOD_LINE = base64.b64encode(b"a") + b" 0\n"
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "empty|no tokens"),
+        (b"", "no token in it"),
         (b"YQ==\n", "line 1"),
         (b"YQ== x\n", "line 1"),
         (_GOOD_LINE + b"!!! 1\n", "line 2"),
@@ -216,7 +214,6 @@ def _edited(document: dict[str, Any], edit: Any) -> dict[str, Any]:
         lambda d: d["model"]["vocab"].update({"b": d["model"]["vocab"]["a"]}),
         lambda d: d["model"]["vocab"].update({"b": -1}),
         lambda d: d["model"]["vocab"].update({"b": 2**40}),
-        lambda d: d["model"]["vocab"].update({"日": 5000}),
         lambda d: d.update(pre_tokenizer={"type": "Whitespace"}),
         lambda d: d.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}),
         lambda d: d.update(normalizer={"type": "Lowercase"}),

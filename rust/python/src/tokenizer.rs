@@ -199,8 +199,20 @@ impl PyTokenizer {
         };
         let bos = if bos { Some(self.inner.bos_id().ok_or_else(|| missing("bos"))?) } else { None };
         let eos = if eos { Some(self.inner.eos_id().ok_or_else(|| missing("eos"))?) } else { None };
-        disallowed.view(|set| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set))).map_err(to_py)?;
+        let rest = match (disallowed, allowed) {
+            // "all" means all but the allowed ones, as in tiktoken.
+            (Specials::All, Specials::Only(names)) if !names.is_empty() => Some(self.special_names_without(names)),
+            (Specials::All, Specials::All) => Some(Specials::default()),
+            _ => None,
+        };
+        let refused = rest.as_ref().unwrap_or(disallowed);
+        refused.view(|set| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set))).map_err(to_py)?;
         allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos }))
+    }
+
+    fn special_names_without(&self, names: &[String]) -> Specials {
+        let special = self.inner.added_tokens().iter().filter(|token| token.special);
+        Specials::Only(special.map(|token| token.content.clone()).filter(|name| !names.contains(name)).collect())
     }
 
     /// Returns the ids of one text.
