@@ -26,12 +26,12 @@ from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected
 
 _CHUNK_ELEMENTS = 1 << 24  # dequantise 64 MiB of float32 at a time, however large the tensor
 
-_OUTER_NAMES = {
+OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -42,7 +42,7 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
@@ -72,7 +72,7 @@ def load_gguf(
         config = LlamaConfig.from_dict(config_from_gguf(header))
     except TypeError as error:
         raise ValueError(f"{header.path}: {error}") from None
-    places = {huggingface_name(name) or name: info for name, info in header.tensors.items() if name != _ROPE_FACTORS}
+    places = {huggingface_name(name) or name: info for name, info in header.tensors.items() if name != ROPE_FACTORS}
     check_shapes({name: info.shape for name, info in places.items()}, expected_shapes(config), header.path)
     unknown = sorted({info.type_name for info in places.values() if info.nbytes is None})
     if unknown:
@@ -93,9 +93,9 @@ def huggingface_name(gguf_name: str) -> str | None:
     """
     if match := _LAYER_TENSOR.fullmatch(gguf_name):
         layer, part, kind = match.groups()
-        return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}" if part in _LAYER_NAMES else None
+        return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}" if part in LAYER_NAMES else None
     part, _, kind = gguf_name.rpartition(".")
-    return f"{_OUTER_NAMES[part]}.{kind}" if part in _OUTER_NAMES and kind == "weight" else None
+    return f"{OUTER_NAMES[part]}.{kind}" if part in OUTER_NAMES and kind == "weight" else None
 
 
 def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
         "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": required("context_length"),
-        "rms_norm_eps": required("attention.layer_norm_rms_epsilon"),
-        "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
+        "rms_norm_eps": _decimal(required("attention.layer_norm_rms_epsilon")),
+        "rope_theta": _decimal(metadata.get("llama.rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(header, head_dim),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
@@ -154,15 +154,20 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
     return config
 
 
+def _decimal(value: float) -> float:
+    """Return the decimal number that was meant by a float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
 def _rope_scaling(header: GGUFHeader, head_dim: int) -> dict[str, Any] | None:
     kind = header.metadata.get("llama.rope.scaling.type", "none")
-    if _ROPE_FACTORS in header.tensors:
+    if ROPE_FACTORS in header.tensors:
         return _llama3_scaling(header, head_dim)
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
         raise ValueError(f"{header.path}: rope scaling {kind!r}, expected none, linear, yarn or llama3's factors")
-    scaling = {"rope_type": kind, "factor": header.metadata.get("llama.rope.scaling.factor", 1.0)}
+    scaling = {"rope_type": kind, "factor": _decimal(header.metadata.get("llama.rope.scaling.factor", 1.0))}
     if kind == "yarn" and (length := header.metadata.get("llama.rope.scaling.original_context_length")):
         scaling["original_max_position_embeddings"] = length
     return scaling
@@ -174,7 +179,7 @@ def _llama3_scaling(header: GGUFHeader, head_dim: int) -> dict[str, Any]:
     The file keeps the factors and not the four numbers they come from. Every model of the 3.1 to 3.3 family has the
     same bounds and a factor that shows as the largest entry, so these are tried and the result compared.
     """
-    factors = read_tensor(header, header.tensors[_ROPE_FACTORS], torch.float32).flatten()
+    factors = read_tensor(header, header.tensors[ROPE_FACTORS], torch.float32).flatten()
     scaling = {
         "rope_type": "llama3",
         "factor": float(factors.max()),

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata."""
+"""The tokenizer in a GGUF file's metadata: read, and described for writing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bpe_llama._gguf import read_gguf_header
 # llama.cpp's names of pre-tokenizers (`tokenizer.ggml.pre`) and ours of the same patterns.
 _PATTERNS = {
     "gpt-2": "r50k",
+    "dbrx": "cl100k",
     "llama-bpe": "llama3",
     "llama3": "llama3",
     "llama-v3": "llama3",
@@ -21,7 +22,7 @@ _PATTERNS = {
     "gpt-4o": "o200k",
     "llama4": "o200k",
 }
-_CONTROL, _USER_DEFINED = 3, 4
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str | None]:
@@ -53,6 +54,46 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str |
     bos, eos = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
     template = metadata.get("tokenizer.chat_template")
     return core.with_bos_eos(bos, eos), template if isinstance(template, str) else None
+
+
+def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: str | None = None) -> dict[str, Any]:
+    """Return the GGUF metadata that describes a tokenizer, so that llama.cpp gives the same ids.
+
+    Args:
+        tokenizer: One with a pattern that llama.cpp knows.
+        chat_template: Stored beside it.
+
+    Raises:
+        ValueError: If the pattern has no name in llama.cpp.
+    """
+    names = {pattern: name for name, pattern in reversed(_PATTERNS.items())}
+    pre = names.get(tokenizer.pattern_name or "")
+    if pre is None:
+        known = ", ".join(sorted(names))
+        raise ValueError(f"llama.cpp has no name for the pattern {tokenizer.pattern!r}; it has for {known}")
+    described = json.loads(tokenizer.to_huggingface())
+    tokens = [f"[UNUSED{i}]" for i in range(tokenizer.vocab_size)]
+    types = [_UNUSED] * tokenizer.vocab_size
+    for token, token_id in described["model"]["vocab"].items():
+        tokens[token_id], types[token_id] = token, _NORMAL
+    for added in described["added_tokens"]:
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in described["model"]["merges"]]
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    for key, token_id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
+        if token_id is not None:
+            metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
+    if chat_template is not None:
+        metadata["tokenizer.chat_template"] = chat_template
+    return metadata
 
 
 def _as_json(tokens: list[str], merges: list[str], added: list[dict[str, Any]], pattern: str) -> bytes:

@@ -1,0 +1,166 @@
+"""Write a LLaMA as a GGUF file that llama.cpp runs: the inverse of `bpe_llama.model.weights.gguf`.
+
+Norms and biases stay float32, as llama.cpp wants them; the chosen format is that of the matrices.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.weights.assemble import expected_shapes
+from bpe_llama.model.weights.gguf import LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS, interleaved_rows
+
+FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # `general.file_type`, which llama.cpp shows
+_Q8_BLOCK = 32
+
+
+def save_gguf(
+    model: LlamaForCausalLM,
+    path: str | os.PathLike[str],
+    dtype: str = "auto",
+    tokenizer: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write `model` to the GGUF file `path`, which appears whole or not at all.
+
+    Args:
+        model: A dense LLaMA.
+        path: The file; replaced where it exists.
+        dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, or `"auto"`: the model's own. For q8_0, matrices whose
+            rows are no multiple of 32 are written as float16.
+        tokenizer: Metadata that describes the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
+        progress: Called with tensors written and tensors in all, after each.
+
+    Raises:
+        ValueError: If the format is unknown or GGUF's llama architecture cannot express the config.
+        OSError: If the file cannot be written.
+
+    Cost: one pass; besides the model it holds one tensor in float32.
+    """
+    import gguf
+
+    path = Path(path)
+    stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
+    if stored is None:
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
+    metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **(tokenizer or {})}
+    tensors = list(_tensors(model))
+    kinds = [_format_of(tensor, stored) for _, tensor in tensors]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    writer = gguf.GGUFWriter(temporary, "llama")
+    try:
+        for key, value in metadata.items():
+            writer.add_key_value(key, value, _value_type(gguf, value), _item_type(gguf, value))
+        for (name, tensor), kind in zip(tensors, kinds, strict=True):
+            quantized = gguf.GGMLQuantizationType[kind]
+            nbytes = tensor.numel() * 34 // 32 if kind == "Q8_0" else tensor.numel() * (4 if kind == "F32" else 2)
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, ((name, tensor), kind) in enumerate(zip(tensors, kinds, strict=True), start=1):
+            values = _in_gguf_order(name, tensor, model.config).detach().float().cpu().numpy()
+            writer.write_tensor_data(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
+            if progress is not None:
+                progress(done, len(tensors))
+        writer.close()
+        temporary.replace(path)
+    finally:
+        writer.close()
+        temporary.unlink(missing_ok=True)
+
+
+def metadata_of(config: LlamaConfig) -> dict[str, Any]:
+    """Return the `llama.*` metadata of a config.
+
+    Raises:
+        ValueError: If the config has something GGUF's llama architecture cannot express.
+    """
+    unlike = {
+        "num_local_experts": config.num_local_experts is not None,
+        "sliding_window": config.sliding_window is not None,
+        "position_encoding": config.position_encoding != "rotary",
+        "partial_rotary_factor": config.rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "rope_type": config.rope["rope_type"] not in ("default", "linear", "yarn", "llama3"),
+    }
+    if any(unlike.values()):
+        names = ", ".join(name for name, wrong in unlike.items() if wrong)
+        raise ValueError(f"a GGUF file of architecture llama cannot express this config: {names}")
+    metadata = {
+        "llama.block_count": config.num_hidden_layers,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.kv_heads,
+        "llama.attention.key_length": config.head_size,
+        "llama.attention.value_length": config.head_size,
+        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "llama.rope.freq_base": float(config.rope["rope_theta"]),
+        "llama.rope.dimension_count": config.head_size,
+        "llama.vocab_size": config.vocab_size,
+    }
+    for key, token_ids in (("bos", (config.bos_token_id,)), ("eos", config.eos_token_ids)):
+        if token_ids and token_ids[0] is not None:
+            metadata[f"tokenizer.ggml.{key}_token_id"] = token_ids[0]
+    if config.rope["rope_type"] in ("linear", "yarn"):
+        metadata["llama.rope.scaling.type"] = config.rope["rope_type"]
+        metadata["llama.rope.scaling.factor"] = float(config.rope["factor"])
+        if "original_max_position_embeddings" in config.rope:
+            metadata["llama.rope.scaling.original_context_length"] = config.rope["original_max_position_embeddings"]
+    return metadata
+
+
+def _tensors(model: LlamaForCausalLM) -> Iterator[tuple[str, Tensor]]:
+    """Yield GGUF's name and the tensor, as the model holds it."""
+    layer_names = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+    outer_names = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
+    state = model.state_dict()
+    for name in expected_shapes(model.config):
+        module, _, kind = name.rpartition(".")
+        if module in outer_names:
+            yield f"{outer_names[module]}.{kind}", state[name]
+        else:
+            _, _, layer, part = module.split(".", 3)
+            yield f"blk.{layer}.{layer_names[part]}.{kind}", state[name]
+    if model.config.rope["rope_type"] == "llama3":
+        scaled = model.model.rotary_emb.get_buffer("inv_freq").cpu().double()
+        exponents = torch.arange(0, model.config.head_size, 2, dtype=torch.float64) / model.config.head_size
+        unscaled = float(model.config.rope["rope_theta"]) ** -exponents
+        yield ROPE_FACTORS, (unscaled / scaled).float()
+
+
+def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
+    if ".attn_q." in name:
+        return interleaved_rows(tensor, config.num_attention_heads)
+    return interleaved_rows(tensor, config.kv_heads) if ".attn_k." in name else tensor
+
+
+def _format_of(tensor: Tensor, stored: str) -> str:
+    if tensor.dim() < 2:
+        return "F32"
+    return "F16" if stored == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK else stored
+
+
+def _value_type(gguf: Any, value: Any) -> Any:
+    """Return the type GGUF's llama.cpp readers expect: unsigned for integers, float32 for fractions."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return gguf.GGUFValueType.UINT32
+    return gguf.GGUFValueType.ARRAY if isinstance(value, list) else gguf.GGUFValueType.get_type(value)
+
+
+def _item_type(gguf: Any, value: Any) -> Any:
+    is_integers = isinstance(value, list) and bool(value) and isinstance(value[0], int)
+    return gguf.GGUFValueType.INT32 if is_integers else None
