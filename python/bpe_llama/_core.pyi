@@ -5,9 +5,9 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
-PathLike: TypeAlias = str | os.PathLike[str]
+_PathLike: TypeAlias = str | os.PathLike[str]
 
 __version__: str
 
@@ -20,6 +20,7 @@ def split_pieces(pattern: str, text: str) -> list[str]:
 def pattern_regex(pattern: str) -> str:
     """Return the regex of a pattern's name, spelled as Python's ``regex`` and Oniguruma read it alike."""
 
+@disjoint_base
 class Tokenizer:
     """The compiled tokenizer. Users have its subclass `bpe_llama.Tokenizer`, whose class methods make one.
 
@@ -41,22 +42,22 @@ class Tokenizer:
     ) -> Tokenizer: ...
     @staticmethod
     def build_from_tiktoken(
-        path: PathLike, pattern: str, special_tokens: list[tuple[str, int]] | None = None
+        path: _PathLike, pattern: str, special_tokens: list[tuple[str, int]] | None = None
     ) -> Tokenizer: ...
     @staticmethod
     def build_from_huggingface(json: bytes) -> Tokenizer: ...
     def with_bos_eos(self, bos_id: int | None, eos_id: int | None) -> Tokenizer: ...
     def to_huggingface(self) -> str: ...
-    def save_huggingface(self, path: PathLike) -> None: ...
-    def save_tiktoken(self, path: PathLike) -> None: ...
+    def save_huggingface(self, path: _PathLike) -> None: ...
+    def save_tiktoken(self, path: _PathLike) -> None: ...
     def encode(
         self,
         text: str,
         *,
         bos: bool = False,
         eos: bool = False,
-        allowed_special: Iterable[str] = (),
-        disallowed_special: Iterable[str] = (),
+        allowed_special: Iterable[str] = ...,
+        disallowed_special: Iterable[str] = ...,
     ) -> list[int]:
         """Return the ids of a text.
 
@@ -93,8 +94,8 @@ class Tokenizer:
         *,
         bos: bool = False,
         eos: bool = False,
-        allowed_special: Iterable[str] = (),
-        disallowed_special: Iterable[str] = (),
+        allowed_special: Iterable[str] = ...,
+        disallowed_special: Iterable[str] = ...,
     ) -> NDArray[np.uint32]:
         """Return the ids of a text, shape (n,), uint32. The array takes over the memory they were written to."""
 
@@ -105,8 +106,8 @@ class Tokenizer:
         *,
         bos: bool = False,
         eos: bool = False,
-        allowed_special: Iterable[str] = (),
-        disallowed_special: Iterable[str] = (),
+        allowed_special: Iterable[str] = ...,
+        disallowed_special: Iterable[str] = ...,
     ) -> list[list[int]]:
         """Return the ids of each text. `num_threads` is by default one a processor; it never changes an id."""
 
@@ -117,8 +118,8 @@ class Tokenizer:
         *,
         bos: bool = False,
         eos: bool = False,
-        allowed_special: Iterable[str] = (),
-        disallowed_special: Iterable[str] = (),
+        allowed_special: Iterable[str] = ...,
+        disallowed_special: Iterable[str] = ...,
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the ids of all texts in one array, and where each begins.
 
@@ -127,24 +128,24 @@ class Tokenizer:
         """
 
     def encode_with_offsets(
-        self, text: str, *, allowed_special: Iterable[str] = ()
+        self, text: str, *, allowed_special: Iterable[str] = ...
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids, and for each the range of characters its bytes fall into: `text[start:end]`.
 
         Tokens that share a character both name it.
         """
 
-    def count(self, text: str, *, allowed_special: Iterable[str] = ()) -> int:
+    def count(self, text: str, *, allowed_special: Iterable[str] = ...) -> int:
         """Return `len(encode(text))` without making the ids."""
 
-    def truncate(self, text: str, max_tokens: int, *, allowed_special: Iterable[str] = ()) -> str:
+    def truncate(self, text: str, max_tokens: int, *, allowed_special: Iterable[str] = ...) -> str:
         """Return the longest start of `text`, cut between tokens and between characters, of at most `max_tokens` ids.
 
         Raises:
             ValueError: If `max_tokens` is negative.
         """
 
-    def tokenize(self, text: str, *, allowed_special: Iterable[str] = ()) -> list[bytes]:
+    def tokenize(self, text: str, *, allowed_special: Iterable[str] = ...) -> list[bytes]:
         """Return the bytes of each token of a text; together they are the text."""
 
     def decode(self, ids: Iterable[int], errors: str = "replace", *, skip_special_tokens: bool = False) -> str:
@@ -209,6 +210,7 @@ class Tokenizer:
     def eos_id(self) -> int | None:
         """The id that ends a text."""
 
+@final
 class DecodeStream:
     """Text from ids that come one at a time; made by `Tokenizer.decode_stream`."""
 
@@ -227,7 +229,7 @@ _Vocabulary: TypeAlias = tuple[list[bytes], list[tuple[int, int]]]
 class WordCounts:
     @staticmethod
     def from_files(
-        paths: Sequence[PathLike],
+        paths: Sequence[_PathLike],
         splitting: Mapping[str, object],
         separator: str | None,
         field: str,
@@ -240,10 +242,11 @@ class WordCounts:
     @staticmethod
     def from_bytes(data: bytes) -> WordCounts: ...
     @staticmethod
-    def load(path: PathLike) -> WordCounts: ...
+    def load(path: _PathLike) -> WordCounts: ...
     def to_bytes(self) -> bytes: ...
-    def save(self, path: PathLike) -> None: ...
-    def __add__(self, other: WordCounts) -> WordCounts: ...
+    def save(self, path: _PathLike) -> None: ...
+    def __add__(self, other: WordCounts, /) -> WordCounts: ...
+    def __radd__(self, other: WordCounts, /) -> WordCounts: ...
     def __len__(self) -> int: ...
     @property
     def total(self) -> int: ...
@@ -258,7 +261,7 @@ def train_merges(
     counts: WordCounts, options: Mapping[str, int | None], on_progress: _OnProgress | None
 ) -> _Vocabulary: ...
 def train_from_files(
-    paths: Sequence[PathLike],
+    paths: Sequence[_PathLike],
     splitting: Mapping[str, object],
     separator: str | None,
     field: str,
@@ -319,13 +322,15 @@ class Sampler:
     def probs(
         self, logits: Any, history: Any | None = None, *, num_threads: int | None = None
     ) -> NDArray[np.float64]: ...
+
+@final
 class TokenFile:
     """A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it."""
 
-    def __new__(cls, tokenizer: Tokenizer, path: PathLike, end: int | None, num_threads: int | None) -> Self: ...
+    def __new__(cls, tokenizer: Tokenizer, path: _PathLike, end: int | None, num_threads: int | None) -> Self: ...
     def add_files(
         self,
-        paths: list[PathLike],
+        paths: list[_PathLike],
         separator: str | None,
         field: str,
         on_progress: Callable[[str, int, int | None], object] | None,
