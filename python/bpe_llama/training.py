@@ -189,6 +189,7 @@ class _Options:
     special_tokens: list[str]
     min_frequency: int
     max_token_length: int | None
+    tie_order: str
 
     def __post_init__(self) -> None:
         _special_tokens(self.special_tokens)
@@ -202,6 +203,8 @@ class _Options:
             raise ValueError(f"min_frequency is {self.min_frequency}; it must not be negative")
         if self.max_token_length is not None and self.max_token_length < 1:
             raise ValueError(f"max_token_length is {self.max_token_length}; it must be positive, or None")
+        if self.tie_order not in ("ids", "bytes"):
+            raise ValueError(f"tie_order is {self.tie_order!r}; expected 'ids' or 'bytes'")
 
     def for_core(self) -> dict[str, int | None]:
         """Return the options as the core takes them."""
@@ -210,6 +213,7 @@ class _Options:
             "num_special_tokens": len(self.special_tokens),
             "min_frequency": self.min_frequency,
             "max_token_length": self.max_token_length,
+            "ties_by_byte_value": self.tie_order == "bytes",
         }
 
     def tokenizer(self, vocabulary: tuple[list[bytes], list[tuple[int, int]]], pattern: str) -> _core.Tokenizer:
@@ -234,6 +238,7 @@ def train(
     special_tokens: Sequence[str] = (),
     min_frequency: int = 0,
     max_token_length: int | None = None,
+    tie_order: str = "ids",
     separator: str | None = None,
     field: str = "text",
     num_threads: int | None = None,
@@ -249,6 +254,8 @@ def train(
             learned from.
         min_frequency: Pairs seen fewer times do not merge.
         max_token_length: Tokens of three bytes and more are shorter than this, as in ``tokenizers``.
+        tie_order: Which of two equally frequent pairs merges first: the one with the smaller ``"ids"``, as in
+            ``tokenizers``, or with single bytes compared as ``"bytes"``, as in ``rustbpe``.
         separator: Text that ends a document within a file.
         field: The field or column of ``.jsonl`` and ``.parquet`` files that holds the text.
         num_threads: ``None`` for all processors. The result does not depend on it.
@@ -264,7 +271,7 @@ def train(
 
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.
     """
-    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length)
+    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length, tie_order)
     files = find_files(paths)
     splitting = _splitting(pattern, special_tokens, num_threads)
     if any(map(is_parquet, files)):
@@ -291,6 +298,7 @@ def train_from_iterator(
     special_tokens: Sequence[str] = (),
     min_frequency: int = 0,
     max_token_length: int | None = None,
+    tie_order: str = "ids",
     num_threads: int | None = None,
     progress: ProgressOption = None,
 ) -> _core.Tokenizer:
@@ -303,6 +311,7 @@ def train_from_iterator(
         special_tokens: Likewise.
         min_frequency: Likewise.
         max_token_length: Likewise.
+        tie_order: Likewise.
         num_threads: Likewise.
         progress: Likewise.
 
@@ -313,7 +322,7 @@ def train_from_iterator(
         >>> train_from_iterator(["low lower lowest"], vocab_size=258, progress=False).id_to_bytes(257)
         b'low'
     """
-    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length)
+    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length, tie_order)
     splitting = _splitting(pattern, special_tokens, num_threads)
     with reporting(progress) as report:
         vocabulary = _core.train_from_iterator(_texts(texts), splitting, options.for_core(), report)
@@ -327,6 +336,7 @@ def train_from_counts(
     special_tokens: Sequence[str] | None = None,
     min_frequency: int = 0,
     max_token_length: int | None = None,
+    tie_order: str = "ids",
     progress: ProgressOption = None,
 ) -> _core.Tokenizer:
     """Return the tokenizer that byte-pair encoding learns from word counts: the same as from the text itself.
@@ -337,6 +347,7 @@ def train_from_counts(
         special_tokens: ``None`` for those of the counts.
         min_frequency: Likewise.
         max_token_length: Likewise.
+        tie_order: Likewise.
         progress: Likewise.
 
     Examples:
@@ -345,7 +356,7 @@ def train_from_counts(
         {'<|end|>': 258}
     """
     special = _special_tokens(counts.special_tokens if special_tokens is None else special_tokens)
-    return _from_counts(counts, _Options(vocab_size, special, min_frequency, max_token_length), progress)
+    return _from_counts(counts, _Options(vocab_size, special, min_frequency, max_token_length, tie_order), progress)
 
 
 def _from_counts(counts: WordCounts, options: _Options, progress: ProgressOption) -> _core.Tokenizer:

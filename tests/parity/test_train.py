@@ -100,3 +100,15 @@ def test_files_equal_documents(tmp_path):
         (tmp_path / f"{index:03}.txt").write_text(text, encoding="utf-8", newline="")
     tok = Tokenizer.train(tmp_path, 3000, pattern="llama3", num_threads=2, progress=False)
     assert merges(tok) == oracle(stdlib(), tok.pattern, 3000)
+
+
+@pytest.mark.filterwarnings("ignore:the text has too few pairs")
+@pytest.mark.parametrize("vocab_size", [2000, 20_000])
+def test_rustbpe_with_ties_by_bytes(vocab_size):
+    rustbpe = pytest.importorskip("rustbpe", reason="make parity installs rustbpe")
+    texts = [text[:2000] for text in stdlib()]
+    tok = Tokenizer.train_from_iterator(texts, vocab_size, pattern="cl100k", tie_order="bytes", progress=False)
+    other = rustbpe.Tokenizer()
+    other.train_from_iterator(texts, vocab_size, pattern=tok.pattern)
+    learned = [bytes(token) for token, _ in sorted(other.get_mergeable_ranks(), key=lambda item: item[1])]
+    assert [tok.id_to_bytes(index) for index in range(256, tok.vocab_size)] == learned[256:]

@@ -147,6 +147,7 @@ def test_bad_files(tmp_path):
         ({"min_frequency": -1}, "min_frequency is -1"),
         ({"max_token_length": 0}, "max_token_length is 0"),
         ({"num_threads": 0}, "num_threads is 0"),
+        ({"tie_order": "size"}, "tie_order is 'size'"),
         ({"pattern": "(unclosed"}, "unclosed"),
         ({"texts": []}, "no text"),
         ({"texts": ["", ""]}, "no text"),

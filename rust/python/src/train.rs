@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use bpe_llama::documents::{DocumentOptions, Documents, expand_paths as expand};
 use bpe_llama::pretokenize::Pretokenizer;
-use bpe_llama::train::train_owned;
-use bpe_llama::train::{
-    Batch, Progress, TrainOptions, Trained, WordCounts as Counts, count_batches, count_files, train,
-};
+use bpe_llama::train::{Batch, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
+use bpe_llama::train::{count_batches, count_files, train, train_owned};
 use bpe_llama::{Error, Result};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -136,6 +134,8 @@ struct Options {
     min_frequency: u64,
     #[pyo3(item)]
     max_token_length: Option<usize>,
+    #[pyo3(item)]
+    ties_by_byte_value: bool,
 }
 
 impl From<Options> for TrainOptions {
@@ -145,6 +145,7 @@ impl From<Options> for TrainOptions {
             special_tokens: options.num_special_tokens,
             min_frequency: options.min_frequency,
             max_token_length: options.max_token_length,
+            tie_order: if options.ties_by_byte_value { TieOrder::ByteValues } else { TieOrder::Ids },
         }
     }
 }

@@ -88,6 +88,16 @@ impl<'a> Ticker<'a> {
     }
 }
 
+/// Which of two bytes is the smaller where pairs of equal count are ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TieOrder {
+    /// The one with the smaller id: `tokenizers`' rule.
+    #[default]
+    Ids,
+    /// The one with the smaller value: the rule of trainers whose ids are the byte values, such as `rustbpe`.
+    ByteValues,
+}
+
 /// What to train.
 #[derive(Debug, Clone, Default)]
 pub struct TrainOptions {
@@ -99,6 +109,8 @@ pub struct TrainOptions {
     pub min_frequency: u64,
     /// Tokens of three bytes and more are shorter than this: `tokenizers`' rule, which always lets two bytes merge.
     pub max_token_length: Option<usize>,
+    /// How pairs of equal count are ordered. Ids are the same in both orders but for the merges themselves.
+    pub tie_order: TieOrder,
 }
 
 /// A trained vocabulary, without its special tokens.
@@ -119,6 +131,15 @@ pub fn byte_order() -> impl Iterator<Item = u8> {
     (0..=255).filter(is_printable).chain((0..=255).filter(move |byte| !is_printable(byte)))
 }
 
+/// Returns each byte's place in [`byte_order`].
+fn id_of_byte() -> [u32; 256] {
+    let mut ids = [0; 256];
+    for (id, byte) in byte_order().enumerate() {
+        ids[byte as usize] = id as u32;
+    }
+    ids
+}
+
 /// Returns the vocabulary that byte-pair encoding learns from `counts`.
 ///
 /// # Errors
@@ -132,8 +153,8 @@ pub fn byte_order() -> impl Iterator<Item = u8> {
 /// Sennrich et al. 2016, arXiv:1508.07909, algorithm 1.
 pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
-    let (corpus, tokens) = lay_out(counts)?;
-    merge(corpus, tokens, options, on_progress)
+    let corpus = lay_out(counts, options.tie_order)?;
+    merge(corpus, options, on_progress)
 }
 
 /// As [`train`], but frees the counts before merging begins: the peak of memory is lower.
@@ -142,9 +163,9 @@ pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgres
 /// As [`train`].
 pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
-    let (corpus, tokens) = lay_out(&counts)?;
+    let corpus = lay_out(&counts, options.tie_order)?;
     drop(counts);
-    merge(corpus, tokens, options, on_progress)
+    merge(corpus, options, on_progress)
 }
 
 impl TrainOptions {
@@ -170,32 +191,33 @@ impl TrainOptions {
     }
 }
 
-fn lay_out(counts: &WordCounts) -> Result<(Corpus, Vec<Vec<u8>>)> {
+/// Lays out the words in symbols that compare as `tie_order` says: ids, or byte values.
+fn lay_out(counts: &WordCounts, tie_order: TieOrder) -> Result<Corpus> {
     if counts.is_empty() {
         return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));
     }
-    let mut id_of_byte = [0; 256];
-    let mut tokens = Vec::new();
-    for (id, byte) in byte_order().enumerate() {
-        id_of_byte[byte as usize] = id as u32;
-        tokens.push(vec![byte]);
+    let mut symbols = std::array::from_fn(|byte| byte as u32);
+    if tie_order == TieOrder::Ids {
+        symbols = id_of_byte();
     }
-    Ok((Corpus::new(counts, &id_of_byte)?, tokens))
+    Corpus::new(counts, &symbols)
 }
 
-fn merge(
-    corpus: Corpus,
-    mut tokens: Vec<Vec<u8>>,
-    options: &TrainOptions,
-    on_progress: OnProgress<'_>,
-) -> Result<Trained> {
+fn merge(corpus: Corpus, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     let mut ticker = Ticker::new(on_progress);
     let total = options.vocab_size - options.special_tokens - 256;
     let mut merger = Merger::new(corpus, options.min_frequency, options.max_token_length);
+    let id_of_byte = id_of_byte();
+    let id = |symbol: u32| match (options.tie_order, id_of_byte.get(symbol as usize)) {
+        (TieOrder::ByteValues, Some(&id)) => id,
+        _ => symbol,
+    };
+    let mut tokens: Vec<Vec<u8>> = byte_order().map(|byte| vec![byte]).collect();
     let mut merges = Vec::new();
     while merges.len() < total {
         ticker.tick(|| Progress::Merging { done: merges.len(), total })?;
         let Some((left, right)) = merger.next_merge() else { break };
+        let (left, right) = (id(left), id(right));
         tokens.push([&tokens[left as usize][..], &tokens[right as usize]].concat());
         merges.push((left, right));
     }
@@ -216,7 +238,7 @@ mod tests {
     }
 
     fn options(merges: usize, min_frequency: u64, max_token_length: Option<usize>) -> TrainOptions {
-        TrainOptions { vocab_size: 256 + merges, special_tokens: 0, min_frequency, max_token_length }
+        TrainOptions { vocab_size: 256 + merges, min_frequency, max_token_length, ..TrainOptions::default() }
     }
 
     proptest! {
@@ -230,12 +252,17 @@ mod tests {
             depth in prop_oneof![Just(1u64), Just(2), Just(16), Just(u64::MAX)],
         ) {
             let counts = counts_of(&words);
-            let options = options(merges, min_frequency, max_token_length);
+            let mut options = options(merges, min_frequency, max_token_length);
+            options.tie_order = TieOrder::ByteValues;
+            let got = train(&counts, &options, &mut |_| Ok(())).expect("valid options");
+            prop_assert_eq!(&got, &naive::train(&counts, &options));
+
+            options.tie_order = TieOrder::Ids;
             let expected = naive::train(&counts, &options);
             let got = train(&counts, &options, &mut |_| Ok(())).expect("valid options");
             prop_assert_eq!(&got, &expected);
 
-            let (corpus, _) = lay_out(&counts).expect("not empty");
+            let corpus = lay_out(&counts, TieOrder::Ids).expect("not empty");
             let mut merger = Merger::with_depth(corpus, min_frequency, max_token_length, depth);
             let rounds: Vec<_> = std::iter::from_fn(|| merger.next_merge()).take(merges).collect();
             prop_assert_eq!(&rounds, &expected.merges);

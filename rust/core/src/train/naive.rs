@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::{TrainOptions, Trained, WordCounts, byte_order};
+use super::{TieOrder, TrainOptions, Trained, WordCounts, byte_order};
 
 /// Counts every pair of every word before each merge.
 pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
@@ -26,9 +26,12 @@ pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
             *count >= options.min_frequency
                 && (length == 2 || options.max_token_length.is_none_or(|limit| length < limit))
         });
-        let Some((&(left, right), _)) = pairs.iter().max_by_key(|&(&pair, &count)| (count, Reverse(pair))) else {
-            break;
+        let order = |id: u32| match options.tie_order {
+            TieOrder::ByteValues if id < 256 => u32::from(tokens[id as usize][0]),
+            _ => id,
         };
+        let rank = |&(&(left, right), &count): &(&(u32, u32), &u64)| (count, Reverse((order(left), order(right))));
+        let Some((&(left, right), _)) = pairs.iter().max_by_key(rank) else { break };
         let merged = tokens.len() as u32;
         for (ids, _) in &mut words {
             let mut at = 0;

@@ -1,0 +1,30 @@
+//! Trains a vocabulary from files and says how long each stage took.
+//!
+//! `cargo run --release --example train -- 32000 cl100k 2 corpus/*.txt`
+
+use std::time::Instant;
+
+use bpe_llama::documents::{DocumentOptions, Documents, expand_paths};
+use bpe_llama::pretokenize::Pretokenizer;
+use bpe_llama::train::{TrainOptions, count_files, train_owned};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [vocab_size, pattern, num_threads, patterns @ ..] = &arguments[..] else {
+        return Err("usage: train VOCAB_SIZE PATTERN THREADS FILES".into());
+    };
+    let mut paths = Vec::new();
+    for pattern in patterns {
+        paths.extend(expand_paths(pattern)?);
+    }
+    let start = Instant::now();
+    let mut documents = Documents::new(paths, Pretokenizer::new(pattern)?, DocumentOptions::default())?;
+    let counts = count_files(&mut documents, num_threads.parse()?, &mut |_| Ok(()))?;
+    let (words, counted) = (counts.len(), start.elapsed());
+    let options = TrainOptions { vocab_size: vocab_size.parse()?, ..TrainOptions::default() };
+    let trained = train_owned(counts, &options, &mut |_| Ok(()))?;
+    let merged = start.elapsed().saturating_sub(counted);
+    println!("{} bytes, {words} distinct words: counted in {counted:.2?}", documents.total_bytes());
+    println!("{} merges in {merged:.2?}", trained.merges.len());
+    Ok(())
+}
