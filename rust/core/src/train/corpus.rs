@@ -16,7 +16,7 @@ const DEAD: u32 = SEPARATOR - 1;
 pub(super) const MAX_IDS: usize = (TAIL - 2) as usize;
 
 /// Positions to a block in `Corpus::run_of_block`, as a power of two.
-const BLOCK_BITS: u32 = 5;
+const BLOCK_BITS: u32 = 3;
 
 /// Words that have one count, side by side.
 #[derive(Debug, Clone, Copy)]
@@ -119,7 +119,7 @@ impl Corpus {
     #[inline]
     pub(super) fn has_pair(&self, position: u32, left: u32, right: u32) -> bool {
         let next = position as usize + self.spans[left as usize] as usize;
-        self.slots[position as usize] == left && self.slots.get(next) == Some(&right)
+        (self.slots[position as usize] == left) & (self.slots.get(next) == Some(&right))
     }
 
     /// The symbol after the one with id `symbol` at `position`, if the word goes on.

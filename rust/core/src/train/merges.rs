@@ -10,7 +10,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
 use super::corpus::Corpus;
 
@@ -132,7 +132,7 @@ impl Merger {
 
     /// Lists all pairs from a threshold on, and sets that threshold from the highest count.
     fn begin_round(&mut self) {
-        let mut groups = PairGroups::new();
+        let mut groups = PairGroups::default();
         self.corpus.for_each_pair(|_, left, right, count| groups.count(left, right, count));
         let mut highest = 0;
         for group in &groups.groups {
@@ -166,6 +166,7 @@ impl Merger {
     }
 
     /// Counts a candidate again, and drops its outdated places.
+    #[inline(never)]
     fn recount(&mut self, index: u32, bound: u64) -> u64 {
         let candidate = &mut self.candidates[index as usize];
         let (left, right) = (candidate.left, candidate.right);
@@ -177,17 +178,20 @@ impl Merger {
         }
         candidate.checked = self.done;
         let corpus = &self.corpus;
-        let mut count = 0;
-        candidate.places.retain(|&place| {
+        let (mut count, mut kept) = (0, 0);
+        // Which places are alive cannot be predicted, so no branch depends on it.
+        for index in 0..candidate.places.len() {
+            let place = candidate.places[index];
             let alive = corpus.has_pair(place, left, right);
-            if alive {
-                count += corpus.count_at(place);
-            }
-            alive
-        });
+            candidate.places[kept] = place;
+            kept += usize::from(alive);
+            count += u64::from(alive) * corpus.count_at(place);
+        }
+        candidate.places.truncate(kept);
         count
     }
 
+    #[inline(never)]
     fn merge(&mut self, left: u32, right: u32, mut places: Vec<u32>) {
         let merged = self.corpus.add_symbol(left, right);
         self.lengths.push(self.lengths[left as usize] + self.lengths[right as usize]);
@@ -245,6 +249,7 @@ impl Merger {
     }
 
     /// Turns the noted pairs into candidates where they are frequent enough.
+    #[inline(never)]
     fn add_candidates(&mut self, merged: u32) {
         let mut new_pairs = std::mem::take(&mut self.new_pairs);
         for pair in &mut new_pairs {
@@ -280,45 +285,47 @@ struct PairGroup {
 }
 
 /// All pairs of the corpus, in order of first appearance.
+#[derive(Debug, Default)]
 struct PairGroups {
     groups: Vec<PairGroup>,
-    /// Which group, for two ids below 256: most of the look-ups of the first round.
-    of_bytes: Vec<u32>,
-    of_others: HashMap<(u32, u32), u32, foldhash::fast::FixedState>,
+    /// Indices into `groups`.
+    index: HashTable<u32>,
 }
 
 impl PairGroups {
-    fn new() -> Self {
-        Self {
-            groups: Vec::new(),
-            of_bytes: vec![NONE; 1 << 16],
-            of_others: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(0)),
-        }
-    }
-
     #[inline]
     fn count(&mut self, left: u32, right: u32, count: u64) {
-        let slot = if left < 256 && right < 256 {
-            &mut self.of_bytes[(left << 8 | right) as usize]
-        } else {
-            self.of_others.entry((left, right)).or_insert(NONE)
-        };
-        if *slot == NONE {
-            *slot = self.groups.len() as u32;
-            self.groups.push(PairGroup { left, right, count: 0, places: 0, candidate: NONE });
+        let groups = &mut self.groups;
+        let index = *self
+            .index
+            .entry(
+                hash_of(left, right),
+                |&index| (groups[index as usize].left, groups[index as usize].right) == (left, right),
+                |&index| hash_of(groups[index as usize].left, groups[index as usize].right),
+            )
+            .or_insert(groups.len() as u32)
+            .get();
+        if index as usize == groups.len() {
+            groups.push(PairGroup { left, right, count: 0, places: 0, candidate: NONE });
         }
-        let group = &mut self.groups[*slot as usize];
+        let group = &mut groups[index as usize];
         group.count += count;
         group.places += 1;
     }
 
     #[inline]
     fn candidate(&self, left: u32, right: u32) -> u32 {
-        let group = if left < 256 && right < 256 {
-            self.of_bytes[(left << 8 | right) as usize]
-        } else {
-            self.of_others.get(&(left, right)).copied().unwrap_or(NONE)
+        let is_pair = |&index: &u32| {
+            let group = &self.groups[index as usize];
+            (group.left, group.right) == (left, right)
         };
-        self.groups.get(group as usize).map_or(NONE, |group| group.candidate)
+        self.index.find(hash_of(left, right), is_pair).map_or(NONE, |&index| self.groups[index as usize].candidate)
     }
+}
+
+/// One multiplication: ids are dense, and no one gains from a slow table here.
+#[inline]
+fn hash_of(left: u32, right: u32) -> u64 {
+    let product = (u64::from(left) << 32 | u64::from(right)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    product ^ (product >> 32)
 }
