@@ -1,5 +1,10 @@
 //! All distinct words as symbols in one array, in which a merge costs three writes and a neighbour one or two loads.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
+
 use super::count::WordCounts;
 use crate::{Error, Result};
 
@@ -15,99 +20,66 @@ const DEAD: u32 = SEPARATOR - 1;
 /// Symbols are ids below this.
 pub(super) const MAX_IDS: usize = (TAIL - 2) as usize;
 
-/// Positions to a block in `Corpus::run_of_block`, as a power of two.
-const BLOCK_BITS: u32 = 3;
-
-/// Words that have one count, side by side.
-#[derive(Debug, Clone, Copy)]
-struct Run {
-    start: u32,
-    count: u64,
-}
+/// Slots to a block, as a power of two. All words of a block occur equally often.
+const BLOCK_BITS: u32 = 4;
 
 /// The words' symbols, and how often each word occurs.
 ///
 /// A symbol of span 1 is its id in one slot. A longer one is its id in the first slot, `TAIL | id` in the last and `DEAD` where
-/// merged symbols began between. Words are sorted by falling count, so that a count is stored once for all words that share it.
+/// merged symbols began between. Words are sorted by falling count, and words of another count begin in another block, so that
+/// the count at a position is one load.
 #[derive(Debug)]
 pub(super) struct Corpus {
     slots: Vec<u32>,
     /// How many slots a symbol spans, by id.
     spans: Vec<u32>,
-    runs: Vec<Run>,
-    /// The run that holds the first position of each block.
-    run_of_block: Vec<u32>,
+    /// How often each block's words occur.
+    counts: Vec<u64>,
 }
 
 impl Corpus {
-    /// Lays out all words of two bytes and more; `id_of_byte` gives the symbols.
+    /// Lays out all words of two bytes and more; `symbols` gives the symbol of each byte.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more together.
-    pub(super) fn new(counts: &WordCounts, id_of_byte: &[u32; 256]) -> Result<Self> {
-        // Counting sort is by the words' lengths: where each count's run begins follows from the slots that its words need.
-        let mut slots_of_count = std::collections::BTreeMap::new();
-        let mut total = 1usize;
+    pub(super) fn new(counts: &WordCounts, symbols: &[u32; 256]) -> Result<Self> {
+        // A counting sort: where the words of each count begin follows from the slots that they need.
+        let mut slots_of_count = BTreeMap::new();
         counts.for_each(|word, count| {
             if word.len() > 1 {
-                *slots_of_count.entry(std::cmp::Reverse(count)).or_insert(0usize) += word.len() + 1;
-                total += word.len() + 1;
+                *slots_of_count.entry(Reverse(count)).or_insert(0usize) += word.len() + 1;
             }
         });
+        let mut block_counts = vec![0];
+        let mut next_of_count = HashMap::with_capacity(slots_of_count.len());
+        for (Reverse(count), slots) in slots_of_count {
+            next_of_count.insert(count, block_counts.len() << BLOCK_BITS);
+            block_counts.resize(block_counts.len() + (slots >> BLOCK_BITS) + 1, count);
+        }
+        let total = block_counts.len() << BLOCK_BITS;
         if total >= DEAD as usize {
             return Err(Error::InvalidArgument(format!(
-                "the distinct words hold {total} bytes; training needs them below {DEAD}"
+                "the distinct words hold about {total} bytes; training needs them below {DEAD}"
             )));
-        }
-        let mut runs = Vec::with_capacity(slots_of_count.len() + 1);
-        let mut next_of_count = hashbrown::HashMap::with_capacity(slots_of_count.len());
-        let mut start = 1u32;
-        for (&std::cmp::Reverse(count), &slots) in &slots_of_count {
-            runs.push(Run { start, count });
-            next_of_count.insert(count, start);
-            start += slots as u32;
         }
         let mut slots = vec![SEPARATOR; total];
         counts.for_each(|word, count| {
             if word.len() > 1
                 && let Some(next) = next_of_count.get_mut(&count)
             {
-                let at = *next as usize;
-                for (slot, &byte) in slots[at..].iter_mut().zip(word) {
-                    *slot = id_of_byte[byte as usize];
+                for (slot, &byte) in slots[*next..].iter_mut().zip(word) {
+                    *slot = symbols[byte as usize];
                 }
-                *next += word.len() as u32 + 1;
+                *next += word.len() + 1;
             }
         });
-        let mut corpus = Self { slots, spans: vec![1; 256], runs, run_of_block: Vec::new() };
-        corpus.index_runs();
-        Ok(corpus)
-    }
-
-    /// Closes `runs` with a sentinel and says, for each block, where to begin looking.
-    fn index_runs(&mut self) {
-        if self.runs.is_empty() {
-            self.runs.push(Run { start: 1, count: 0 });
-        }
-        self.runs.push(Run { start: u32::MAX, count: 0 });
-        self.run_of_block.clear();
-        let mut run = 0;
-        for block in 0..=self.slots.len() >> BLOCK_BITS {
-            while self.runs[run + 1].start as usize <= block << BLOCK_BITS {
-                run += 1;
-            }
-            self.run_of_block.push(run as u32);
-        }
+        Ok(Self { slots, spans: vec![1; 256], counts: block_counts })
     }
 
     /// How often the word that holds `position` occurs.
     #[inline]
     pub(super) fn count_at(&self, position: u32) -> u64 {
-        let mut run = self.run_of_block[(position >> BLOCK_BITS) as usize] as usize;
-        while self.runs[run + 1].start <= position {
-            run += 1;
-        }
-        self.runs[run].count
+        self.counts[(position >> BLOCK_BITS) as usize]
     }
 
     /// The number of slots.
@@ -162,11 +134,23 @@ impl Corpus {
 
     /// Squeezes the corpus so that every symbol spans one slot, and drops words of one symbol. Positions change.
     pub(super) fn compact(&mut self) {
-        let (mut read, mut write, mut run) = (1, 1, 0);
-        let mut runs: Vec<Run> = Vec::with_capacity(self.runs.len());
+        let block = 1 << BLOCK_BITS;
+        let mut counts = vec![0];
+        let (mut read, mut write) = (block, block);
         while read < self.slots.len() {
-            while self.runs[run + 1].start as usize <= read {
-                run += 1;
+            if self.slots[read] == SEPARATOR {
+                read += 1;
+                continue;
+            }
+            let count = self.counts[read >> BLOCK_BITS];
+            if counts.last() != Some(&count) {
+                // Words of another count began in another block before, so this is not beyond `read`.
+                while write % block != 0 {
+                    self.slots[write] = SEPARATOR;
+                    write += 1;
+                }
+                counts.truncate(write >> BLOCK_BITS);
+                counts.push(count);
             }
             let word = write;
             while self.slots[read] != SEPARATOR {
@@ -175,34 +159,32 @@ impl Corpus {
                 write += 1;
                 read += self.spans[symbol as usize] as usize;
             }
-            read += 1;
             if write - word == 1 {
                 write = word;
                 continue;
             }
             self.slots[write] = SEPARATOR;
+            counts.resize((write >> BLOCK_BITS) + 1, count);
             write += 1;
-            let count = self.runs[run].count;
-            if runs.last().is_none_or(|last| last.count != count) {
-                runs.push(Run { start: word as u32, count });
-            }
         }
         self.slots.truncate(write);
+        self.slots.resize(counts.len() << BLOCK_BITS, SEPARATOR);
         self.slots.shrink_to_fit();
+        self.counts = counts;
         self.spans.fill(1);
-        self.runs = runs;
-        self.index_runs();
     }
 
     /// Calls `visit(position, left, right, count)` for every pair, in order of position. Every symbol must span one slot.
     pub(super) fn for_each_pair(&self, mut visit: impl FnMut(u32, u32, u32, u64)) {
-        for (index, run) in self.runs.iter().enumerate() {
-            let end = self.runs.get(index + 1).map_or(0, |next| self.slots.len().min(next.start as usize));
-            for position in run.start as usize..end {
-                let (left, right) = (self.slots[position], self.slots.get(position + 1).copied().unwrap_or(SEPARATOR));
+        let mut left = SEPARATOR;
+        for (index, (block, &count)) in self.slots.chunks_exact(1 << BLOCK_BITS).zip(&self.counts).enumerate() {
+            let start = (index << BLOCK_BITS) as u32;
+            for (position, &right) in (start..).zip(block) {
                 if left != SEPARATOR && right != SEPARATOR {
-                    visit(position as u32, left, right, run.count);
+                    // A word that runs on into this block does so with its count.
+                    visit(position - 1, left, right, count);
                 }
+                left = right;
             }
         }
     }

@@ -166,7 +166,6 @@ impl Merger {
     }
 
     /// Counts a candidate again, and drops its outdated places.
-    #[inline(never)]
     fn recount(&mut self, index: u32, bound: u64) -> u64 {
         let candidate = &mut self.candidates[index as usize];
         let (left, right) = (candidate.left, candidate.right);
@@ -191,7 +190,6 @@ impl Merger {
         count
     }
 
-    #[inline(never)]
     fn merge(&mut self, left: u32, right: u32, mut places: Vec<u32>) {
         let merged = self.corpus.add_symbol(left, right);
         self.lengths.push(self.lengths[left as usize] + self.lengths[right as usize]);
@@ -249,7 +247,6 @@ impl Merger {
     }
 
     /// Turns the noted pairs into candidates where they are frequent enough.
-    #[inline(never)]
     fn add_candidates(&mut self, merged: u32) {
         let mut new_pairs = std::mem::take(&mut self.new_pairs);
         for pair in &mut new_pairs {
