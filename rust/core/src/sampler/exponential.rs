@@ -5,10 +5,10 @@
 use std::f64::consts::LOG2_E;
 
 /// Adding it rounds a float32 to the nearest integer, which then sits in the low bits.
-const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
+pub(super) const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// `(2^r - 1) / r` on [-1/2, 1/2], highest power first: minimax for the relative error of `2^r`, 2e-9.
-const POLYNOMIAL: [f32; 6] = [
+pub(super) const POLYNOMIAL: [f32; 6] = [
     f32::from_bits(0x3920_fdde),
     f32::from_bits(0x3aaf_9f2a),
     f32::from_bits(0x3c1d_96a6),
@@ -23,11 +23,11 @@ pub(super) const RELATIVE_ERROR: f64 = 1.0 / (1u64 << 22) as f64;
 /// The constants of one row's float32 weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scale {
-    shift: f32,
-    factor: f32,
-    factor_low: f32,
-    exponent: i32,
-    lowest: f32,
+    pub(super) shift: f32,
+    pub(super) factor: f32,
+    pub(super) factor_low: f32,
+    pub(super) exponent: i32,
+    pub(super) lowest: f32,
 }
 
 impl Scale {

@@ -3,9 +3,11 @@
 //! A pass is written once, as a loop over sixteen lanes that the compiler turns into vector code, and compiled for each
 //! tier of instructions. The lanes are summed in one fixed order at the end, so every tier returns the same bits.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::exponential::{Scale, exp64};
 
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Which instructions the passes use; only ever one this CPU has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,41 +19,42 @@ enum Kind {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Tier {
     /// Returns the fastest tier of this CPU.
     pub(super) fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Self(Kind::Avx2);
-        }
-        Self(Kind::Portable)
+        Self::available().next_back().unwrap_or(Self(Kind::Portable))
     }
 
-    /// Returns every tier of this CPU.
-    #[cfg(test)]
-    pub(super) fn all() -> Vec<Self> {
-        let mut tiers = vec![Self(Kind::Portable)];
-        if Self::best() != tiers[0] {
-            tiers.push(Self::best());
-        }
-        tiers
+    /// Returns every tier of this CPU, the slowest first.
+    pub(super) fn available() -> impl DoubleEndedIterator<Item = Self> {
+        [
+            (Kind::Portable, true),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")),
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx512, is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq")),
+        ]
+        .into_iter()
+        .filter_map(|(kind, detected)| detected.then_some(Self(kind)))
     }
 }
 
-/// Compiles one pass for each tier behind a function that picks by its first argument.
+/// Compiles one pass for each tier behind a function that picks by its first argument. `$avx512` is the same pass by hand.
 macro_rules! pass {
-    ($(#[$attribute:meta])* $name:ident $(<$generic:ident: $bound:ident>)? ($($argument:ident: $type:ty),*) -> $result:ty $body:block) => {
+    ($(#[$attribute:meta])* $name:ident as $avx512:path, ($($argument:ident: $type:ty),*) -> $result:ty $body:block) => {
         $(#[$attribute])*
         #[inline]
-        pub(super) fn $name $(<$generic: $bound>)? (tier: Tier, $($argument: $type),*) -> $result {
+        pub(super) fn $name(tier: Tier, $($argument: $type),*) -> $result {
             #[inline(always)]
-            fn portable $(<$generic: $bound>)? ($($argument: $type),*) -> $result $body
+            fn portable($($argument: $type),*) -> $result $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<$generic: $bound>)? ($($argument: $type),*) -> $result {
+            fn avx2($($argument: $type),*) -> $result {
                 portable($($argument),*)
             }
 
@@ -60,8 +63,14 @@ macro_rules! pass {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Tier` is only ever `Avx2` where AVX2 and FMA were detected.
                 Kind::Avx2 => unsafe { avx2($($argument),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Tier` is only ever `Avx512` where AVX-512 F and DQ were detected; every such CPU has AVX2 and FMA.
+                Kind::Avx512 => unsafe { $avx512($($argument),*) },
             }
         }
+    };
+    ($(#[$attribute:meta])* $name:ident, ($($argument:ident: $type:ty),*) -> $result:ty $body:block) => {
+        pass! { $(#[$attribute])* $name as avx2, ($($argument: $type),*) -> $result $body }
     };
 }
 
@@ -80,15 +89,68 @@ pub(super) struct Measure {
     pub(super) mass: f64,
 }
 
+/// Logits picked out of a row, each with its weight and id, in id order.
+#[derive(Debug, Default)]
+pub(super) struct Candidates<W> {
+    pub(super) logits: Vec<f32>,
+    pub(super) weights: Vec<W>,
+    pub(super) ids: Vec<u32>,
+}
+
+impl<W: Weight> Candidates<W> {
+    fn clear(&mut self) {
+        self.logits.clear();
+        self.weights.clear();
+        self.ids.clear();
+    }
+
+    #[inline(always)]
+    fn push(&mut self, logit: f32, weight: W, id: u32) {
+        self.logits.push(logit);
+        self.weights.push(weight);
+        self.ids.push(id);
+    }
+}
+
 /// A weight that sums in float64: float32 for speed, float64 where the last digit decides.
 pub(super) trait Weight: Copy + Default + Send + Sync {
     fn wide(self) -> f64;
+
+    /// Returns how many logits are at least `threshold`, and their weight.
+    fn measure(tier: Tier, row: &[f32], weights: &[Self], threshold: f32) -> Measure;
+
+    /// Returns the measure of logits at least `high`, and puts those in `low..high` into `found`.
+    ///
+    /// `ids` are the logits' ids; none if they are their places.
+    fn split(
+        tier: Tier,
+        row: &[f32],
+        weights: &[Self],
+        ids: Option<&[u32]>,
+        range: (f32, f32),
+        found: &mut Candidates<Self>,
+    ) -> Measure;
 }
 
 impl Weight for f32 {
     #[inline(always)]
     fn wide(self) -> f64 {
         f64::from(self)
+    }
+
+    fn measure(tier: Tier, row: &[f32], weights: &[Self], threshold: f32) -> Measure {
+        measure(tier, row, weights, threshold)
+    }
+
+    fn split(
+        tier: Tier,
+        row: &[f32],
+        weights: &[Self],
+        ids: Option<&[u32]>,
+        range: (f32, f32),
+        found: &mut Candidates<Self>,
+    ) -> Measure {
+        split(tier, row, weights, ids, range, found)
     }
 }
 
@@ -97,11 +159,26 @@ impl Weight for f64 {
     fn wide(self) -> f64 {
         self
     }
+
+    fn measure(tier: Tier, row: &[f32], weights: &[Self], threshold: f32) -> Measure {
+        measure64(tier, row, weights, threshold)
+    }
+
+    fn split(
+        tier: Tier,
+        row: &[f32],
+        weights: &[Self],
+        ids: Option<&[u32]>,
+        range: (f32, f32),
+        found: &mut Candidates<Self>,
+    ) -> Measure {
+        split64(tier, row, weights, ids, range, found)
+    }
 }
 
 pass! {
     /// Returns the extent of a row; `highest` and `lowest` mean nothing unless `valid`.
-    extent(row: &[f32]) -> Extent {
+    extent as avx512::extent, (row: &[f32]) -> Extent {
         let mut highest = [f32::NEG_INFINITY; LANES];
         let mut lowest = [f32::INFINITY; LANES];
         let mut invalid = [0u32; LANES];
@@ -130,7 +207,7 @@ pass! {
 
 pass! {
     /// Writes the float32 weight of every logit and returns their sum.
-    weigh(row: &[f32], scale: &Scale, weights: &mut [f32]) -> f64 {
+    weigh as avx512::weigh, (row: &[f32], scale: &Scale, weights: &mut [f32]) -> f64 {
         let scale = *scale;
         let mut sums = [0f64; LANES];
         let (chunks, tail) = row.as_chunks::<LANES>();
@@ -153,7 +230,7 @@ pass! {
 
 pass! {
     /// Writes the float64 weight of every logit, 1 for the highest, and returns their sum.
-    weigh64(row: &[f32], highest: f32, temperature: f64, weights: &mut [f64]) -> f64 {
+    weigh64, (row: &[f32], highest: f32, temperature: f64, weights: &mut [f64]) -> f64 {
         let mut sums = [0f64; LANES];
         for (chunk, out) in row.chunks(LANES).zip(weights.chunks_mut(LANES)) {
             for (lane, (&value, out)) in chunk.iter().zip(out).enumerate() {
@@ -166,60 +243,100 @@ pass! {
 }
 
 pass! {
-    /// Returns how many logits are at least `threshold`, and their weight.
-    measure<W: Weight>(row: &[f32], weights: &[W], threshold: f32) -> Measure {
-        let mut counts = [0u32; LANES];
-        let mut sums = [0f64; LANES];
-        let (chunks, tail) = row.as_chunks::<LANES>();
-        let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
-        for (chunk, weight) in chunks.iter().zip(weight_chunks) {
-            for lane in 0..LANES {
-                let above = chunk[lane] >= threshold;
-                counts[lane] += u32::from(above);
-                sums[lane] += if above { weight[lane] } else { W::default() }.wide();
-            }
-        }
-        for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {
-            let above = value >= threshold;
-            counts[lane] += u32::from(above);
-            sums[lane] += if above { weight } else { W::default() }.wide();
-        }
-        Measure { count: counts.iter().map(|&count| count as usize).sum(), mass: total(&sums) }
+    /// See [`Weight::measure`].
+    measure as avx512::measure, (row: &[f32], weights: &[f32], threshold: f32) -> Measure {
+        measure_any(row, weights, threshold)
     }
 }
 
 pass! {
-    /// Returns the measure of logits at least `high`, and appends the places of those in `low..high` to `places`.
-    split<W: Weight>(row: &[f32], weights: &[W], low: f32, high: f32, places: &mut Vec<u32>) -> Measure {
-        places.clear();
-        for (chunk_index, chunk) in row.chunks(LANES).enumerate() {
-            let mut buffer = [0u32; LANES];
-            let mut found = 0;
-            for (lane, &value) in chunk.iter().enumerate() {
-                buffer[found] = (chunk_index * LANES + lane) as u32;
-                found += usize::from(value >= low && value < high);
-                if found == LANES {
-                    break;
+    /// See [`Weight::measure`].
+    measure64, (row: &[f32], weights: &[f64], threshold: f32) -> Measure {
+        measure_any(row, weights, threshold)
+    }
+}
+
+pass! {
+    /// See [`Weight::split`].
+    split as avx512::split,
+    (row: &[f32], weights: &[f32], ids: Option<&[u32]>, range: (f32, f32), found: &mut Candidates<f32>) -> Measure {
+        split_any(row, weights, ids, range, found)
+    }
+}
+
+pass! {
+    /// See [`Weight::split`].
+    split64,
+    (row: &[f32], weights: &[f64], ids: Option<&[u32]>, range: (f32, f32), found: &mut Candidates<f64>) -> Measure {
+        split_any(row, weights, ids, range, found)
+    }
+}
+
+pass! {
+    /// Returns the sums of the weights, and of their squares, of logits below `threshold`, and how many there are: float32,
+    /// for estimates only.
+    below, (row: &[f32], weights: &[f32], threshold: f32) -> (f32, f32, f32) {
+        let mut sums = [0f32; LANES];
+        let mut squares = [0f32; LANES];
+        let mut counts = [0f32; LANES];
+        for (chunk, weight) in row.as_chunks::<LANES>().0.iter().zip(weights.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                counts[lane] += if chunk[lane] < threshold { 1.0 } else { 0.0 };
+                let weight = if chunk[lane] < threshold { weight[lane] } else { 0.0 };
+                sums[lane] += weight;
+                squares[lane] += weight * weight;
+            }
+        }
+        (sums.iter().sum(), squares.iter().sum(), counts.iter().sum())
+    }
+}
+
+#[inline(always)]
+fn measure_any<W: Weight>(row: &[f32], weights: &[W], threshold: f32) -> Measure {
+    let mut counts = [0u32; LANES];
+    let mut sums = [0f64; LANES];
+    let (chunks, tail) = row.as_chunks::<LANES>();
+    let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
+    for (chunk, weight) in chunks.iter().zip(weight_chunks) {
+        for lane in 0..LANES {
+            let above = chunk[lane] >= threshold;
+            counts[lane] += u32::from(above);
+            sums[lane] += if above { weight[lane] } else { W::default() }.wide();
+        }
+    }
+    for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {
+        let above = value >= threshold;
+        counts[lane] += u32::from(above);
+        sums[lane] += if above { weight } else { W::default() }.wide();
+    }
+    Measure { count: counts.iter().map(|&count| count as usize).sum(), mass: total(&sums) }
+}
+
+#[inline(always)]
+fn split_any<W: Weight>(
+    row: &[f32],
+    weights: &[W],
+    ids: Option<&[u32]>,
+    (low, high): (f32, f32),
+    found: &mut Candidates<W>,
+) -> Measure {
+    found.clear();
+    for (start, chunk) in row.chunks(LANES).enumerate().map(|(index, chunk)| (index * LANES, chunk)) {
+        let inside = chunk.iter().fold(0u32, |count, &value| count + u32::from(value >= low && value < high));
+        if inside > 0 {
+            for (place, &value) in (start..).zip(chunk) {
+                if value >= low && value < high {
+                    found.push(value, weights[place], ids.map_or(place as u32, |ids| ids[place]));
                 }
             }
-            places.extend_from_slice(&buffer[..found]);
         }
-        let mut counts = [0u32; LANES];
-        let mut sums = [0f64; LANES];
-        for (chunk, weight) in row.chunks(LANES).zip(weights.chunks(LANES)) {
-            for (lane, (&value, &weight)) in chunk.iter().zip(weight).enumerate() {
-                let above = value >= high;
-                counts[lane] += u32::from(above);
-                sums[lane] += if above { weight } else { W::default() }.wide();
-            }
-        }
-        Measure { count: counts.iter().map(|&count| count as usize).sum(), mass: total(&sums) }
     }
+    measure_any(row, weights, high)
 }
 
 /// Returns the sum of the lanes, as a tree.
 #[inline(always)]
-fn total(sums: &[f64; LANES]) -> f64 {
+pub(super) fn total(sums: &[f64; LANES]) -> f64 {
     let mut sums = *sums;
     let mut width = LANES / 2;
     while width > 0 {

@@ -22,7 +22,10 @@
 #![allow(clippy::float_cmp, reason = "thresholds are logits of the row: equality is the point")]
 #![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(x < limit)` is how NaN is caught in vector code")]
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod batch;
+mod estimate;
 mod exponential;
 mod kernels;
 mod logits;

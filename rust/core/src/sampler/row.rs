@@ -1,7 +1,8 @@
 //! One row: penalties, filters, the draw.
 
+use super::estimate::{Sample, guess};
 use super::exponential::{RELATIVE_ERROR, Scale, exp64};
-use super::kernels::{Extent, Tier, extent, measure, weigh, weigh64};
+use super::kernels::{Extent, Tier, Weight, extent, measure, weigh, weigh64};
 use super::penalties::penalise;
 use super::select::{Buffers, Cut, Found, Goal, select};
 use super::{Options, Rows};
@@ -21,6 +22,7 @@ pub(super) struct Scratch {
     counts: Vec<u32>,
     weights: Vec<f32>,
     weights64: Vec<f64>,
+    sample: Sample,
     buffers: Buffers<f32>,
     buffers64: Buffers<f64>,
 }
@@ -33,6 +35,7 @@ impl Scratch {
             counts: Vec::new(),
             weights: Vec::new(),
             weights64: Vec::new(),
+            sample: Sample::default(),
             buffers: Buffers::default(),
             buffers64: Buffers::default(),
         }
@@ -148,27 +151,32 @@ fn filter(row: &[f32], extent: Extent, options: &Options, scratch: &mut Scratch)
     let total = weigh(tier, row, &scale, weights);
     let mut cut = Cut::NONE;
     let mut mass = total;
-    if 0 < options.top_k && options.top_k < row.len() {
-        let bottom = extent.lowest.max(f32::MIN);
+    let counts_cut = 0 < options.top_k && options.top_k < row.len();
+    let sampled = (counts_cut || options.top_p < 1.0) && scratch.sample.draw(row, weights);
+    let sample = &scratch.sample;
+    if counts_cut {
+        let range = (extent.lowest.max(f32::MIN), extent.highest);
+        let finite = if extent.lowest < range.0 { measure(tier, row, weights, range.0).count } else { row.len() };
         // With fewer finite logits than k, all of them stay.
-        if extent.lowest == bottom || measure(tier, row, weights, bottom).count >= options.top_k {
+        if finite >= options.top_k {
             let goal = Goal::Count(options.top_k);
-            let found = select(tier, row, weights, goal, (bottom, extent.highest), &mut scratch.buffers);
+            let guess = sampled.then(|| guess(tier, sample, goal, row.len() as f64, range));
+            let found = select(tier, row, weights, goal, range, guess, &mut scratch.buffers);
             (cut, mass) = (found.cut, found.with);
         }
     }
     if options.top_p < 1.0 {
         let target = REACHED * options.top_p * mass;
-        let bottom = weightless_below(extent, options.temperature, 88.0);
-        let found = select(tier, row, weights, Goal::Mass(target), (bottom, extent.highest), &mut scratch.buffers);
-        cut = if certain(found, target, total) {
-            mass = found.with;
-            found.cut
+        let goal = Goal::Mass(target);
+        let range = (weightless_below(extent, options.temperature, 88.0), extent.highest);
+        let guess = sampled.then(|| guess(tier, sample, goal, total, range));
+        let found = select(tier, row, weights, goal, range, guess, &mut scratch.buffers);
+        if certain(found, target, total) {
+            (cut, mass) = (found.cut, found.with);
         } else {
-            let exact = exact_top_p(row, extent, options, cut, scratch);
-            mass = kept_mass(row, &scratch.weights[..row.len()], exact, tier);
-            exact
-        };
+            cut = exact_top_p(row, extent, options, cut, found.cut, scratch);
+            mass = kept_mass(row, &scratch.weights[..row.len()], cut, tier);
+        }
     }
     if options.min_p > 0.0 {
         let shorter = cut.shorter(min_p_cut(extent.highest, options));
@@ -186,8 +194,8 @@ fn certain(found: Found, target: f64, total: f64) -> bool {
     found.before + doubt < target && target + doubt < found.with
 }
 
-/// Returns the top-p cut as float64 weights decide it.
-fn exact_top_p(row: &[f32], extent: Extent, options: &Options, top_k: Cut, scratch: &mut Scratch) -> Cut {
+/// Returns the top-p cut as float64 weights decide it; float32 ones put it `near`.
+fn exact_top_p(row: &[f32], extent: Extent, options: &Options, top_k: Cut, near: Cut, scratch: &mut Scratch) -> Cut {
     let tier = scratch.tier;
     if scratch.weights64.len() < row.len() {
         scratch.weights64.resize(row.len(), 0.0);
@@ -196,8 +204,10 @@ fn exact_top_p(row: &[f32], extent: Extent, options: &Options, top_k: Cut, scrat
     let total = weigh64(tier, row, extent.highest, options.temperature, weights);
     let mass = if top_k == Cut::NONE { total } else { kept_mass(row, weights, top_k, tier) };
     let goal = Goal::Mass(REACHED * options.top_p * mass);
-    let bottom = weightless_below(extent, options.temperature, 746.0);
-    select(tier, row, weights, goal, (bottom, extent.highest), &mut scratch.buffers64).cut
+    let range = (weightless_below(extent, options.temperature, 746.0), extent.highest);
+    let aside = (options.temperature * 1e-4) as f32;
+    let guess = Some((near.value - aside, (near.value + aside).next_up()));
+    select(tier, row, weights, goal, range, guess, &mut scratch.buffers64).cut
 }
 
 /// Returns a finite logit below which nothing has weight.
@@ -219,8 +229,9 @@ fn weight64(logit: f32, extent: Extent, options: &Options) -> f64 {
 }
 
 /// Returns the weight of what a cut keeps.
-fn kept_mass<W: super::kernels::Weight>(row: &[f32], weights: &[W], cut: Cut, tier: Tier) -> f64 {
-    let parts = cut.parts(row.len()).map(|(ids, threshold)| measure(tier, &row[ids.clone()], &weights[ids], threshold));
+fn kept_mass<W: Weight>(row: &[f32], weights: &[W], cut: Cut, tier: Tier) -> f64 {
+    let parts =
+        cut.parts(row.len()).map(|(ids, threshold)| W::measure(tier, &row[ids.clone()], &weights[ids], threshold));
     parts[0].mass + parts[1].mass
 }
 

@@ -4,11 +4,11 @@
 //! weighs what lies above a threshold; as soon as few logits remain inside, they are moved together and searched alone,
 //! and the last handful is ordered.
 
-use super::kernels::{Measure, Tier, Weight, measure, split};
+use super::kernels::{Candidates, Measure, Tier, Weight};
 use std::cmp::Ordering;
 
 /// Brackets that hold at most this many logits are ordered; beyond, one more pass is cheaper.
-const FEW: usize = 24;
+const FEW: usize = 12;
 
 /// A prefix in the order (higher logit first, then lower id): all above `value`, and its equals up to id `last`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,16 +65,15 @@ pub(super) struct Found {
 /// Memory that a search uses again and again.
 #[derive(Debug, Default)]
 pub(super) struct Buffers<W> {
-    places: Vec<u32>,
-    logits: Vec<f32>,
-    weights: Vec<W>,
-    ids: Vec<u32>,
+    candidates: Candidates<W>,
+    spare: Candidates<W>,
     ordered: Vec<(f32, u32, W)>,
 }
 
 /// Returns the shortest prefix of a row that reaches `goal`.
 ///
-/// `lowest` is a finite threshold whose measure reaches the goal, `highest` the row's maximum.
+/// `lowest` is a finite threshold whose measure reaches the goal, `highest` the row's maximum. `guess` is a bracket that
+/// may hold the cut: a good one saves passes, a wrong one costs one.
 ///
 /// # Cost
 /// A few passes over the row, each of a comparison and an addition a logit; then over ever fewer logits.
@@ -84,58 +83,81 @@ pub(super) fn select<W: Weight>(
     weights: &[W],
     goal: Goal,
     (lowest, highest): (f32, f32),
+    guess: Option<(f32, f32)>,
     buffers: &mut Buffers<W>,
 ) -> Found {
-    let Buffers { places, logits, weights: kept_weights, ids, ordered } = buffers;
+    let Buffers { candidates, spare, ordered } = buffers;
     let mut low = lowest;
     let mut high = highest.next_up();
     let mut above = Measure { count: 0, mass: 0.0 };
     let mut reaching = row.len();
-    // Measured before the candidates were moved together: what lies above all of them.
+    // Whether the candidates hold all logits in the bracket, and what lay above them when they were picked.
+    let mut picked = false;
     let mut base = above;
-    let mut gathered = false;
+    if let Some((guess_low, guess_high)) = guess {
+        let guess_high = guess_high.min(high);
+        let over = W::split(tier, row, weights, None, (guess_low, guess_high), candidates);
+        if goal.reached(over) {
+            (low, reaching) = (guess_high, over.count);
+        } else {
+            (high, above) = (guess_high, over);
+            let with = candidates.weights.iter().fold(over.mass, |mass, weight| mass + weight.wide());
+            let with = Measure { count: over.count + candidates.ids.len(), mass: with };
+            if goal.reached(with) {
+                (low, reaching, base, picked) = (guess_low, with.count, over, true);
+            } else {
+                (high, above) = (guess_low, with);
+            }
+        }
+    }
     let mut round = 0;
     while reaching - above.count > FEW {
         let Some(middle) = midpoint(low, high, round) else { break };
         round += 1;
-        let part =
-            if gathered { measure(tier, logits, kept_weights, middle) } else { measure(tier, row, weights, middle) };
+        let (logits, part) = if picked {
+            (candidates.logits.len(), W::measure(tier, &candidates.logits, &candidates.weights, middle))
+        } else {
+            (row.len(), W::measure(tier, row, weights, middle))
+        };
         let part = Measure { count: base.count + part.count, mass: base.mass + part.mass };
         if goal.reached(part) {
-            low = middle;
-            reaching = part.count;
+            (low, reaching) = (middle, part.count);
         } else {
-            high = middle;
-            above = part;
+            (high, above) = (middle, part);
         }
-        let length = if gathered { logits.len() } else { row.len() };
-        if (reaching - above.count) * 4 < length {
-            if gathered {
-                split(tier, logits, kept_weights, low, high, places);
-                compact(places, logits, kept_weights, ids);
-            } else {
-                split(tier, row, weights, low, high, places);
-                gather(places, row, weights, logits, kept_weights, ids);
-                gathered = true;
-            }
-            base = above;
+        if (reaching - above.count) * 4 < logits {
+            pick(tier, row, weights, (low, high), picked, candidates, spare);
+            (base, picked) = (above, true);
         }
     }
-    if gathered {
-        split(tier, logits, kept_weights, low, high, places);
-        compact(places, logits, kept_weights, ids);
-    } else {
-        split(tier, row, weights, low, high, places);
-        gather(places, row, weights, logits, kept_weights, ids);
-    }
+    pick(tier, row, weights, (low, high), picked, candidates, spare);
     ordered.clear();
-    ordered.extend(logits.iter().zip(ids.iter()).zip(kept_weights.iter()).map(|((&x, &id), &w)| (x, id, w)));
+    let pairs = candidates.logits.iter().zip(&candidates.ids);
+    ordered.extend(pairs.zip(&candidates.weights).map(|((&logit, &id), &weight)| (logit, id, weight)));
     // Where no float lies between the thresholds all are equal, and already in id order.
     if low.next_up() < high {
         // Not `total_cmp`, to which the two zeros differ.
         ordered.sort_unstable_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1)));
     }
     walk(ordered, goal, above, low)
+}
+
+/// Makes the candidates those in the bracket: of the candidates so far, or of the row.
+fn pick<W: Weight>(
+    tier: Tier,
+    row: &[f32],
+    weights: &[W],
+    range: (f32, f32),
+    picked: bool,
+    candidates: &mut Candidates<W>,
+    spare: &mut Candidates<W>,
+) {
+    if picked {
+        W::split(tier, &candidates.logits, &candidates.weights, Some(&candidates.ids), range, spare);
+        std::mem::swap(candidates, spare);
+    } else {
+        W::split(tier, row, weights, None, range, candidates);
+    }
 }
 
 /// Returns where the goal is reached among the ordered logits that follow those measured by `above`.
@@ -151,35 +173,6 @@ fn walk<W: Weight>(ordered: &[(f32, u32, W)], goal: Goal, above: Measure, low: f
         }
     }
     found
-}
-
-/// Copies the logits at `places`, with their weights and ids.
-fn gather<W: Weight>(
-    places: &[u32],
-    row: &[f32],
-    weights: &[W],
-    logits: &mut Vec<f32>,
-    kept_weights: &mut Vec<W>,
-    ids: &mut Vec<u32>,
-) {
-    logits.clear();
-    kept_weights.clear();
-    ids.clear();
-    logits.extend(places.iter().map(|&place| row[place as usize]));
-    kept_weights.extend(places.iter().map(|&place| weights[place as usize]));
-    ids.extend_from_slice(places);
-}
-
-/// Moves the candidates at `places` to the front and forgets the others.
-fn compact<W: Weight>(places: &[u32], logits: &mut Vec<f32>, weights: &mut Vec<W>, ids: &mut Vec<u32>) {
-    for (to, &from) in places.iter().enumerate() {
-        logits[to] = logits[from as usize];
-        weights[to] = weights[from as usize];
-        ids[to] = ids[from as usize];
-    }
-    logits.truncate(places.len());
-    weights.truncate(places.len());
-    ids.truncate(places.len());
 }
 
 /// Returns a float strictly between two others, if there is one: halfway by value, every third time halfway among the
