@@ -218,6 +218,8 @@ def test_bad_histories() -> None:
 
 def test_copies_go_on_where_the_original_stood() -> None:
     sampler = Sampler(temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, presence_penalty=0.5, seed=2**64 - 1)
+    full = Sampler(typical_p=0.9, logit_bias={1: 2.0}, banned_ids=[3], allowed_ids=[1, 4], preset="llama_cpp")
+    assert repr(pickle.loads(pickle.dumps(full))) == repr(eval(repr(full))) == repr(full)
     for _ in range(5):
         sampler.sample(ROW)
     twins = [pickle.loads(pickle.dumps(sampler)), copy.deepcopy(sampler), copy.copy(sampler)]
@@ -259,13 +261,43 @@ def test_draws_follow_probs() -> None:
         assert chi_square < 23.5
 
 
-def test_draws_have_more_than_24_bits() -> None:
-    # With a 24-bit uniform, ids in a flat row of 2**17 would each own exactly 128 values, and two rows whose boundaries
-    # are shifted by less than 2**-24 could never differ.
-    steps = range(4000)
-    fine = np.zeros(3, dtype=np.float32)
-    sampler = Sampler(temperature=1.0, top_p=1.0)
-    assert len({sampler.sample(fine, step=step) for step in steps}) == 3
+def test_biases_and_bans() -> None:
+    row = np.array([2.0, 1.0, 0.0, -1.0], dtype=np.float32)
+    flat = {"temperature": 1.0, "top_p": 1.0}
+    biased = Sampler(**flat, logit_bias={3: 3.5, 0: -1.0}).probs(row)
+    shifted = np.exp(row + np.array([-1.0, 0, 0, 3.5]))
+    np.testing.assert_allclose(biased, shifted / shifted.sum(), rtol=1e-12)
+    assert np.flatnonzero(Sampler(**flat, banned_ids=[0, 2]).probs(row)).tolist() == [1, 3]
+    assert np.flatnonzero(Sampler(**flat, allowed_ids=[1, 2]).probs(row)).tolist() == [1, 2]
+    assert Sampler(allowed_ids=[3]).sample(row) == 3
+    assert Sampler(temperature=0, banned_ids=np.array([0])).sample(row) == 1
+    for arguments in ({"banned_ids": [4]}, {"allowed_ids": [4]}, {"logit_bias": {4: 1.0}}):
+        with pytest.raises(ValueError, match=r"row 0: \w+ holds id 4, outside the vocabulary of 4"):
+            Sampler(**arguments).sample(row)
+    for arguments in ({"banned_ids": range(4)}, {"allowed_ids": []}, {"allowed_ids": [1], "banned_ids": [1]}):
+        with pytest.raises(ValueError, match="row 0: every logit is -inf"):
+            Sampler(**arguments).sample(row)
+    with pytest.raises(ValueError, match="logit_bias of id 1 must be finite"):
+        Sampler(logit_bias={1: math.inf})
+    with pytest.raises(ValueError, match="row 0: logit 1 is NaN"):
+        Sampler(allowed_ids=[0]).sample(np.array([0, np.nan], dtype=np.float32))
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    expected = BATCH.astype(np.float64)
+    expected -= np.log(np.exp(expected).sum(1, keepdims=True))
+    sampler = Sampler(temperature=0.5, top_k=3, seed=6)
+    ids, logprobs, top_ids, top_logprobs = sampler.sample_with_logprobs(BATCH, top_n=5)
+    assert (ids == Sampler(temperature=0.5, top_k=3, seed=6).sample(BATCH)).all()
+    np.testing.assert_allclose(logprobs, expected[np.arange(12), ids], rtol=1e-12)
+    assert (top_ids == np.argsort(-BATCH, 1, kind="stable")[:, :5]).all()
+    np.testing.assert_allclose(top_logprobs, -np.sort(-expected, 1)[:, :5], rtol=1e-12)
+    one = Sampler(seed=6).sample_with_logprobs(np.array([0, -np.inf, 0], dtype=np.float32), top_n=3)
+    assert one[2].tolist() == [0, 2, -1]
+    assert one[3].tolist()[2] == -math.inf
+    assert one[1] == pytest.approx(-math.log(2))
+    with pytest.raises(ValueError, match="top_n is 1001, but the vocabulary has 1000 ids"):
+        sampler.sample_with_logprobs(ROW, top_n=1001)
 
 
 def test_torch_tensors_are_read_without_a_copy() -> None:

@@ -3,11 +3,11 @@
 
 use crate::error::to_py;
 use crate::logits::Logits;
-use bpe_llama::sampler::{Options, Request, Sampler};
+use bpe_llama::sampler::{Options, Preset, Request, Sampler};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{IntoPyDict, PyDict, PyTuple};
 use std::num::NonZero;
 
 /// Below this many logits a call is over before another thread could use the interpreter.
@@ -28,6 +28,14 @@ const RELEASE_LOGITS: usize = 1 << 15;
 ///     presence_penalty: Subtracted from the logit of every id in the history.
 ///     frequency_penalty: Subtracted once for each time the id occurs in the history.
 ///     seed: Names the stream of random numbers, 0 to 2**64 - 1.
+///     typical_p: Keep the ids whose surprise is nearest to the entropy until their mass reaches this; in (0, 1]. Acts
+///         after min-p (arXiv:2202.00666).
+///     logit_bias: Added to the logits of these ids, before any penalty: a dict of id to number.
+///     banned_ids: Never drawn.
+///     allowed_ids: If given, only these are drawn; one alone is forced.
+///     preset: Whose boundaries and order of filters: "exact" is what is said above; "meta" lets one more id in where
+///         the mass hits top_p exactly; "transformers" keeps all ids that tie with the k-th or at typical-p's boundary;
+///         "llama_cpp" applies top-k, typical-p, top-p, min-p at temperature 1 and the temperature last.
 ///
 /// Raises:
 ///     ValueError: If a parameter is out of range.
@@ -44,9 +52,11 @@ pub(crate) struct PySampler(Sampler);
 impl PySampler {
     #[new]
     #[pyo3(signature = (temperature=0.8, top_k=None, top_p=0.95, min_p=0.0, repetition_penalty=1.0,
-        presence_penalty=0.0, frequency_penalty=0.0, seed=None),
+        presence_penalty=0.0, frequency_penalty=0.0, seed=None, *, typical_p=1.0, logit_bias=None, banned_ids=None,
+        allowed_ids=None, preset="exact"),
         text_signature = "(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, \
-            frequency_penalty=0.0, seed=0)")]
+            frequency_penalty=0.0, seed=0, *, typical_p=1.0, logit_bias=None, banned_ids=None, allowed_ids=None, \
+            preset='exact')")]
     #[allow(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         temperature: f64,
@@ -57,15 +67,28 @@ impl PySampler {
         presence_penalty: f64,
         frequency_penalty: f64,
         seed: Option<&Bound<'_, PyAny>>,
+        typical_p: f64,
+        logit_bias: Option<&Bound<'_, PyDict>>,
+        banned_ids: Option<&Bound<'_, PyAny>>,
+        allowed_ids: Option<&Bound<'_, PyAny>>,
+        preset: &str,
     ) -> PyResult<Self> {
+        let biases = logit_bias.into_iter().flat_map(PyDictMethods::iter);
         let options = Options {
             temperature,
             top_k: usize::try_from(natural("top_k", top_k)?).unwrap_or(usize::MAX),
             top_p,
             min_p,
+            typical_p,
             repetition_penalty,
             presence_penalty,
             frequency_penalty,
+            logit_bias: biases
+                .map(|(id, bias)| Ok((token_id("logit_bias", &id)?, bias.extract()?)))
+                .collect::<PyResult<_>>()?,
+            banned_ids: banned_ids.map_or(Ok(Vec::new()), |ids| read_ids("banned_ids", ids))?,
+            allowed_ids: allowed_ids.map(|ids| read_ids("allowed_ids", ids)).transpose()?,
+            preset: Preset::from_name(preset).map_err(to_py)?,
             seed: natural("seed", seed)?,
         };
         Sampler::new(options).map(Self).map_err(to_py)
@@ -125,6 +148,80 @@ impl PySampler {
         let work = rows.vocab_size() * rows.rows();
         release(py, work, || self.0.sample_rows(&rows, &request, &mut ids)).map_err(to_py)?;
         Ok(PyArray1::from_vec(py, ids).into_any())
+    }
+
+    /// Return what `sample` draws, with log-probabilities: (ids, logprobs, top_ids, top_logprobs).
+    ///
+    /// The log-probabilities are the model's own: of the logits as given, before penalties, temperature and filters.
+    ///
+    /// Args:
+    ///     logits: As for `sample`. ``history``, ``step`` and ``seeds`` likewise.
+    ///     top_n: How many of the likeliest ids to return, likeliest first, equals by rising id.
+    ///
+    /// Returns:
+    ///     For one row an int, a float, int64 (n,) and float64 (n,); for a batch int64 (B,), float64 (B,), int64 (B, n)
+    ///     and float64 (B, n). n is top_n; a row with fewer finite logits fills up with id -1 at -inf.
+    ///
+    /// Raises:
+    ///     ValueError: As `sample`; if top_n exceeds the vocabulary.
+    ///
+    /// Example:
+    ///     >>> import numpy as np
+    ///     >>> from bpe_llama import Sampler
+    ///     >>> logits = np.log(np.array([0.5, 0.25, 0.25], dtype=np.float32))
+    ///     >>> id, logprob, top_ids, top_logprobs = Sampler(temperature=0).sample_with_logprobs(logits, top_n=2)
+    ///     >>> id, round(logprob, 4), top_ids.tolist(), top_logprobs.round(4).tolist()
+    ///     (0, -0.6931, [0, 1], [-0.6931, -1.3863])
+    #[pyo3(signature = (logits, history=None, *, top_n=0, step=None, seeds=None))]
+    fn sample_with_logprobs<'py>(
+        &self,
+        py: Python<'py>,
+        logits: &Bound<'py, PyAny>,
+        history: Option<&Bound<'py, PyAny>>,
+        top_n: usize,
+        step: Option<&Bound<'py, PyAny>>,
+        seeds: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let logits = Logits::of(logits)?;
+        let rows = logits.rows()?;
+        let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
+        let seeds = seeds.map(read_seeds).transpose()?;
+        let request = Request {
+            histories: histories.as_deref(),
+            step: step.map(|step| natural("step", Some(step))).transpose()?,
+            seeds: seeds.as_deref(),
+            num_threads: None,
+        };
+        let mut ids = vec![0; rows.rows()];
+        let work = rows.vocab_size() * rows.rows();
+        let found = release(py, work, || {
+            self.0.sample_rows(&rows, &request, &mut ids)?;
+            Sampler::log_probs(&rows, &ids, top_n)
+        })
+        .map_err(to_py)?;
+        let mut top_ids = Vec::with_capacity(found.len() * top_n);
+        let mut top_log_probs = Vec::with_capacity(found.len() * top_n);
+        for row in &found {
+            let missing = std::iter::repeat_n((-1, f64::NEG_INFINITY), top_n - row.top.len());
+            for (id, log_prob) in row.top.iter().map(|&(id, log_prob)| (i64::from(id), log_prob)).chain(missing) {
+                top_ids.push(id);
+                top_log_probs.push(log_prob);
+            }
+        }
+        let chosen: Vec<f64> = found.iter().map(|row| row.chosen).collect();
+        let top_ids = PyArray1::from_vec(py, top_ids);
+        let top_log_probs = PyArray1::from_vec(py, top_log_probs);
+        if logits.single {
+            return (ids[0], chosen[0], top_ids, top_log_probs).into_pyobject(py);
+        }
+        let shape = [rows.rows(), top_n];
+        let arrays = (
+            PyArray1::from_vec(py, ids),
+            PyArray1::from_vec(py, chosen),
+            top_ids.reshape(shape)?,
+            top_log_probs.reshape(shape)?,
+        );
+        arrays.into_pyobject(py)
     }
 
     /// Return the distribution `sample` draws from, filtered and renormalised: float64, the logits' shape.
@@ -201,6 +298,31 @@ impl PySampler {
     }
 
     #[getter]
+    fn typical_p(&self) -> f64 {
+        self.0.options().typical_p
+    }
+
+    #[getter]
+    fn logit_bias<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.0.options().logit_bias.clone().into_py_dict(py)
+    }
+
+    #[getter]
+    fn banned_ids(&self) -> Vec<u32> {
+        self.0.options().banned_ids.clone()
+    }
+
+    #[getter]
+    fn allowed_ids(&self) -> Option<Vec<u32>> {
+        self.0.options().allowed_ids.clone()
+    }
+
+    #[getter]
+    fn preset(&self) -> &'static str {
+        self.0.options().preset.name()
+    }
+
+    #[getter]
     fn repetition_penalty(&self) -> f64 {
         self.0.options().repetition_penalty
     }
@@ -220,39 +342,55 @@ impl PySampler {
         self.0.options().seed
     }
 
-    fn __repr__(&self) -> String {
-        let o = self.0.options();
-        format!(
-            "Sampler(temperature={:?}, top_k={}, top_p={:?}, min_p={:?}, repetition_penalty={:?}, \
-             presence_penalty={:?}, frequency_penalty={:?}, seed={})",
-            o.temperature,
-            o.top_k,
-            o.top_p,
-            o.min_p,
-            o.repetition_penalty,
-            o.presence_penalty,
-            o.frequency_penalty,
-            o.seed
-        )
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let arguments = slf.get().arguments(slf.py())?;
+        let arguments: PyResult<Vec<String>> =
+            arguments.iter().map(|(name, value)| Ok(format!("{name}={}", value.repr()?))).collect();
+        Ok(format!("Sampler({})", arguments?.join(", ")))
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>, u64)> {
-        let o = slf.get().0.options();
-        let arguments = (
-            o.temperature,
-            o.top_k,
-            o.top_p,
-            o.min_p,
-            o.repetition_penalty,
-            o.presence_penalty,
-            o.frequency_penalty,
-            o.seed,
-        );
-        Ok((slf.get_type().into_any(), arguments.into_pyobject(slf.py())?, slf.get().0.step()))
+    fn __getnewargs_ex__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyTuple>, Bound<'py, PyDict>)> {
+        Ok((PyTuple::empty(py), self.arguments(py)?))
+    }
+
+    fn __getstate__(&self) -> u64 {
+        self.0.step()
     }
 
     fn __setstate__(&self, step: u64) {
         self.0.set_step(step);
+    }
+}
+
+impl PySampler {
+    /// Returns the arguments that make an equal sampler; of those that are seldom given only what is not the default.
+    fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let options = self.0.options();
+        let arguments = PyDict::new(py);
+        arguments.set_item("temperature", options.temperature)?;
+        arguments.set_item("top_k", options.top_k)?;
+        arguments.set_item("top_p", options.top_p)?;
+        arguments.set_item("min_p", options.min_p)?;
+        arguments.set_item("repetition_penalty", options.repetition_penalty)?;
+        arguments.set_item("presence_penalty", options.presence_penalty)?;
+        arguments.set_item("frequency_penalty", options.frequency_penalty)?;
+        arguments.set_item("seed", options.seed)?;
+        if options.typical_p < 1.0 {
+            arguments.set_item("typical_p", options.typical_p)?;
+        }
+        if !options.logit_bias.is_empty() {
+            arguments.set_item("logit_bias", self.logit_bias(py)?)?;
+        }
+        if !options.banned_ids.is_empty() {
+            arguments.set_item("banned_ids", self.banned_ids())?;
+        }
+        if options.allowed_ids.is_some() {
+            arguments.set_item("allowed_ids", self.allowed_ids())?;
+        }
+        if options.preset != Preset::Exact {
+            arguments.set_item("preset", self.preset())?;
+        }
+        Ok(arguments)
     }
 }
 
@@ -276,6 +414,15 @@ fn threads(wanted: Option<usize>) -> PyResult<Option<NonZero<usize>>> {
 
 fn read_seeds(seeds: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
     seeds.try_iter()?.map(|seed| natural("seeds", Some(&seed?))).collect()
+}
+
+fn token_id(name: &str, id: &Bound<'_, PyAny>) -> PyResult<u32> {
+    u32::try_from(natural(name, Some(id))?)
+        .map_err(|_| PyValueError::new_err(format!("{name} holds id {id}; expected one below 2**32")))
+}
+
+fn read_ids(name: &str, ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    ids.try_iter()?.map(|id| token_id(name, &id?)).collect()
 }
 
 /// Returns one list of ids a row.

@@ -4,6 +4,7 @@
 
 use super::exponential::{MAGIC, POLYNOMIAL, Scale};
 use super::kernels::{Candidates, Extent, LANES, Measure, total};
+#[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
 use std::arch::x86_64::*;
 
 #[inline]

@@ -27,8 +27,10 @@ mod avx512;
 mod batch;
 mod estimate;
 mod exponential;
+mod filters;
 mod kernels;
 mod logits;
+mod logprobs;
 mod options;
 mod penalties;
 mod random;
@@ -39,7 +41,8 @@ mod select;
 mod tests;
 
 pub use logits::{Elements, Rows};
-pub use options::Options;
+pub use logprobs::LogProbs;
+pub use options::{Options, Preset};
 pub use random::uniform;
 
 use crate::{Error, Result};
@@ -150,6 +153,30 @@ impl Sampler {
             let history = request.histories.map(|histories| histories[row].as_slice());
             row::row_probs(rows, row, history, &self.options, scratch, slot)
         })
+    }
+}
+
+impl Sampler {
+    /// Returns, for each row, the log-probability of the id drawn and the `top_n` likeliest ids with theirs.
+    ///
+    /// They are the model's own: of the logits as given, before penalties, temperature and filters.
+    ///
+    /// # Errors
+    /// Those of [`sample_rows`](Self::sample_rows), and [`Error::InvalidArgument`] if `top_n` exceeds the vocabulary.
+    pub fn log_probs(rows: &Rows<'_>, ids: &[i64], top_n: usize) -> Result<Vec<LogProbs>> {
+        one_a_row("ids", ids.len(), rows)?;
+        if top_n > rows.vocab_size() {
+            return Err(Error::InvalidArgument(format!(
+                "top_n is {top_n}, but the vocabulary has {} ids",
+                rows.vocab_size()
+            )));
+        }
+        let mut found = vec![LogProbs::default(); ids.len()];
+        batch::for_each_row(&mut found, rows.vocab_size(), 1, None, |row, slot, scratch| {
+            slot[0] = logprobs::row_log_probs(rows, row, ids[row], top_n, scratch)?;
+            Ok(())
+        })?;
+        Ok(found)
     }
 }
 

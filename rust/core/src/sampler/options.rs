@@ -14,14 +14,69 @@ pub struct Options {
     pub top_p: f64,
     /// Drops what has less than `min_p` times the highest probability; in [0, 1].
     pub min_p: f64,
+    /// Keeps the ids whose surprise is nearest to the row's entropy, until their mass reaches `typical_p`; in (0, 1].
+    pub typical_p: f64,
     /// Divides the positive and multiplies the negative logits of ids in the history; above 0.
     pub repetition_penalty: f64,
     /// Is subtracted from the logit of every id in the history.
     pub presence_penalty: f64,
     /// Is subtracted from an id's logit once for each time the history holds it.
     pub frequency_penalty: f64,
+    /// Is added to the logits of these ids, before any penalty.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Never drawn.
+    pub banned_ids: Vec<u32>,
+    /// If given, only these are ever drawn; one alone is forced.
+    pub allowed_ids: Option<Vec<u32>>,
+    /// Whose order of filters, and whose boundaries.
+    pub preset: Preset,
     /// Names the stream of random numbers.
     pub seed: u64,
+}
+
+/// Whose semantics the filters follow where implementations differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preset {
+    /// This crate's: see [the module](super).
+    #[default]
+    Exact,
+    /// Meta's reference `sample_top_p`: an id is dropped where the mass before it *exceeds* p, so a mass that hits p
+    /// exactly lets one more id in.
+    Meta,
+    /// Hugging Face transformers' warpers: all ids that tie with the k-th stay, and all that tie at typical-p's boundary.
+    /// Which of the ids that tie at top-p's stay depends on torch's sort there; here the lower, as many as there.
+    Transformers,
+    /// llama.cpp's default chain: top-k, typical-p, top-p, min-p judge the distribution at temperature 1, and the
+    /// temperature comes last.
+    LlamaCpp,
+}
+
+impl Preset {
+    /// Returns the preset of a name: `exact`, `meta`, `transformers` or `llama_cpp`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for any other.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "exact" => Ok(Self::Exact),
+            "meta" => Ok(Self::Meta),
+            "transformers" => Ok(Self::Transformers),
+            "llama_cpp" => Ok(Self::LlamaCpp),
+            _ => Err(Error::InvalidArgument(format!(
+                "preset must be 'exact', 'meta', 'transformers' or 'llama_cpp', got '{name}'"
+            ))),
+        }
+    }
+
+    /// Returns the name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Meta => "meta",
+            Self::Transformers => "transformers",
+            Self::LlamaCpp => "llama_cpp",
+        }
+    }
 }
 
 impl Default for Options {
@@ -31,9 +86,14 @@ impl Default for Options {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            banned_ids: Vec::new(),
+            allowed_ids: None,
+            preset: Preset::Exact,
             seed: 0,
         }
     }
@@ -45,6 +105,11 @@ impl Options {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
+    /// Returns whether a bias, a ban or a choice of ids would change a logit.
+    pub fn adjusts(&self) -> bool {
+        !self.logit_bias.is_empty() || !self.banned_ids.is_empty() || self.allowed_ids.is_some()
+    }
+
     /// Returns nothing if every parameter is in range.
     ///
     /// # Errors
@@ -53,6 +118,7 @@ impl Options {
         let rules = [
             ("temperature", self.temperature, self.temperature >= 0.0, "finite and at least 0"),
             ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "in (0, 1]"),
+            ("typical_p", self.typical_p, self.typical_p > 0.0 && self.typical_p <= 1.0, "in (0, 1]"),
             ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "in [0, 1]"),
             ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "positive and finite"),
             ("presence_penalty", self.presence_penalty, true, "finite"),
@@ -61,6 +127,11 @@ impl Options {
         for (name, value, in_range, expected) in rules {
             if !(in_range && value.is_finite()) {
                 return Err(Error::InvalidArgument(format!("{name} must be {expected}, got {value}")));
+            }
+        }
+        for &(id, bias) in &self.logit_bias {
+            if !bias.is_finite() {
+                return Err(Error::InvalidArgument(format!("logit_bias of id {id} must be finite, got {bias}")));
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Repetition, presence and frequency penalties: the logits of ids already seen.
+//! What changes logits before any filter: biases, bans, and penalties on ids already seen.
 
 use super::Options;
 use crate::{Error, Result};
@@ -47,6 +47,45 @@ pub(super) fn penalise(
     Ok(())
 }
 
+/// Adds the biases, then leaves only what is allowed and not banned, in place.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if an id is not below `row.len()`; the row is then unchanged.
+pub(super) fn adjust(row: &mut [f32], options: &Options, row_index: usize) -> Result<()> {
+    let allowed = options.allowed_ids.as_deref();
+    let biased = options.logit_bias.iter().map(|&(id, _)| ("logit_bias", id));
+    let banned = options.banned_ids.iter().map(|&id| ("banned_ids", id));
+    let chosen = allowed.into_iter().flatten().map(|&id| ("allowed_ids", id));
+    for (name, id) in biased.chain(banned).chain(chosen) {
+        if id as usize >= row.len() {
+            return Err(Error::InvalidArgument(format!(
+                "row {row_index}: {name} holds id {id}, outside the vocabulary of {}",
+                row.len()
+            )));
+        }
+    }
+    for &(id, bias) in &options.logit_bias {
+        row[id as usize] += bias;
+    }
+    if let Some(allowed) = allowed {
+        let kept: Vec<(u32, f32)> = allowed.iter().map(|&id| (id, row[id as usize])).collect();
+        // NaN and +inf stay, to be found and named.
+        for logit in row.iter_mut().filter(|logit| **logit < f32::INFINITY) {
+            *logit = f32::NEG_INFINITY;
+        }
+        for (id, logit) in kept {
+            row[id as usize] = logit;
+        }
+    }
+    for &id in &options.banned_ids {
+        let logit = &mut row[id as usize];
+        if *logit < f32::INFINITY {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +99,21 @@ mod tests {
         penalise(&mut row, &[0, 1, 0, 3], &options, &mut counts, 0).expect("ids are in range");
         assert_eq!(row, [2.0 - 0.5 - 0.5, -8.0 - 0.5 - 0.25, 1.0, f32::NEG_INFINITY]);
         assert!(counts.iter().all(|&count| count == 0));
+    }
+
+    #[test]
+    fn bias_comes_first_and_bans_win() {
+        let options = Options {
+            logit_bias: vec![(0, 1.5), (2, -1.0)],
+            banned_ids: vec![1],
+            allowed_ids: Some(vec![0, 1]),
+            ..Options::default()
+        };
+        let mut row = [1.0, 9.0, 3.0];
+        adjust(&mut row, &options, 0).expect("ids are in range");
+        assert_eq!(row, [2.5, f32::NEG_INFINITY, f32::NEG_INFINITY]);
+        let error = adjust(&mut [0.0], &options, 4).expect_err("outside").to_string();
+        assert_eq!(error, "row 4: logit_bias holds id 2, outside the vocabulary of 1");
     }
 
     #[test]

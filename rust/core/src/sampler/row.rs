@@ -1,30 +1,30 @@
 //! One row: penalties, filters, the draw.
 
-use super::estimate::{Sample, guess};
-use super::exponential::{RELATIVE_ERROR, Scale, exp64};
-use super::kernels::{Extent, Tier, Weight, extent, measure, weigh, weigh64};
-use super::penalties::penalise;
-use super::select::{Buffers, Cut, Found, Goal, select};
+use super::estimate::Sample;
+use super::exponential::exp64;
+use super::filters::filter;
+use super::kernels::{Extent, Tier, extent, measure};
+use super::penalties::{adjust, penalise};
+use super::select::{Buffers, Cut};
 use super::{Options, Rows};
 use crate::{Error, Result};
 
 /// Ids whose weights are summed together when the draw looks for its place.
 const BLOCK: usize = 1024;
 
-/// A mass this close below p reaches it: p was a decimal fraction, and the mass a sum, before either was rounded.
-const REACHED: f64 = 1.0 - 1.0 / (1u64 << 50) as f64;
-
 /// Memory for one row, used again for the next.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    tier: Tier,
+    pub(super) tier: Tier,
     logits: Vec<f32>,
     counts: Vec<u32>,
-    weights: Vec<f32>,
-    weights64: Vec<f64>,
-    sample: Sample,
-    buffers: Buffers<f32>,
-    buffers64: Buffers<f64>,
+    pub(super) weights: Vec<f32>,
+    pub(super) weights64: Vec<f64>,
+    pub(super) sample: Sample,
+    pub(super) buffers: Buffers<f32>,
+    pub(super) buffers64: Buffers<f64>,
+    /// Ids that a filter which cuts no prefix has dropped; their weights are 0.
+    pub(super) dropped: Vec<u32>,
 }
 
 impl Scratch {
@@ -38,6 +38,7 @@ impl Scratch {
             sample: Sample::default(),
             buffers: Buffers::default(),
             buffers64: Buffers::default(),
+            dropped: Vec::new(),
         }
     }
 }
@@ -76,11 +77,14 @@ pub(super) fn row_probs(
             return;
         }
         let (cut, _) = filter(row, extent, options, scratch);
-        let mut mass = 0.0;
         for (id, (&logit, prob)) in row.iter().zip(probs.iter_mut()).enumerate() {
-            *prob = if cut.keeps(logit, id) { weight64(logit, extent, options) } else { 0.0 };
-            mass += *prob;
+            let z = (f64::from(logit) - f64::from(extent.highest)) / options.temperature;
+            *prob = if cut.keeps(logit, id) { exp64(z) } else { 0.0 };
         }
+        for &id in &scratch.dropped {
+            probs[id as usize] = 0.0;
+        }
+        let mass: f64 = probs.iter().sum();
         for prob in probs {
             *prob /= mass;
         }
@@ -100,11 +104,16 @@ fn with_scores<T>(
     // Taken out, so that the row and the rest of the scratch can be lent together.
     let mut copy = std::mem::take(&mut scratch.logits);
     let result = match rows.borrow(row_index) {
-        Some(row) if history.is_none() => checked_extent(row, row_index, scratch.tier).map(|e| act(row, e, scratch)),
+        Some(row) if history.is_none() && !options.adjusts() => {
+            checked_extent(row, row_index, scratch.tier).map(|extent| act(row, extent, scratch))
+        }
         _ => {
             rows.widen(row_index, &mut copy);
-            history
-                .map_or(Ok(()), |history| penalise(&mut copy, history, options, &mut scratch.counts, row_index))
+            adjust(&mut copy, options, row_index)
+                .and_then(|()| {
+                    let history = history.unwrap_or_default();
+                    penalise(&mut copy, history, options, &mut scratch.counts, row_index)
+                })
                 .and_then(|()| checked_extent(&copy, row_index, scratch.tier))
                 .map(|extent| act(&copy, extent, scratch))
         }
@@ -117,7 +126,7 @@ fn with_scores<T>(
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming the row and the first NaN or +inf in it, or a row of -inf.
-fn checked_extent(row: &[f32], row_index: usize, tier: Tier) -> Result<Extent> {
+pub(super) fn checked_extent(row: &[f32], row_index: usize, tier: Tier) -> Result<Extent> {
     let extent = extent(tier, row);
     if !extent.valid {
         let bad = row.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY);
@@ -138,101 +147,6 @@ fn checked_extent(row: &[f32], row_index: usize, tier: Tier) -> Result<Extent> {
 /// Returns the lowest id whose logit is `highest`.
 fn first_of(row: &[f32], highest: f32) -> u32 {
     row.iter().position(|&logit| logit == highest).unwrap_or(0) as u32
-}
-
-/// Returns what the filters keep of a row and its float32 mass; leaves the weights in the scratch.
-fn filter(row: &[f32], extent: Extent, options: &Options, scratch: &mut Scratch) -> (Cut, f64) {
-    let tier = scratch.tier;
-    let scale = Scale::new(extent.highest, options.temperature);
-    if scratch.weights.len() < row.len() {
-        scratch.weights.resize(row.len(), 0.0);
-    }
-    let weights = &mut scratch.weights[..row.len()];
-    let total = weigh(tier, row, &scale, weights);
-    let mut cut = Cut::NONE;
-    let mut mass = total;
-    let counts_cut = 0 < options.top_k && options.top_k < row.len();
-    let sampled = (counts_cut || options.top_p < 1.0) && scratch.sample.draw(row, weights);
-    let sample = &scratch.sample;
-    if counts_cut {
-        let range = (extent.lowest.max(f32::MIN), extent.highest);
-        let finite = if extent.lowest < range.0 { measure(tier, row, weights, range.0).count } else { row.len() };
-        // With fewer finite logits than k, all of them stay.
-        if finite >= options.top_k {
-            let goal = Goal::Count(options.top_k);
-            let guess = sampled.then(|| guess(tier, sample, goal, row.len() as f64, range));
-            let found = select(tier, row, weights, goal, range, guess, &mut scratch.buffers);
-            (cut, mass) = (found.cut, found.with);
-        }
-    }
-    if options.top_p < 1.0 {
-        let target = REACHED * options.top_p * mass;
-        let goal = Goal::Mass(target);
-        let range = (weightless_below(extent, options.temperature, 88.0), extent.highest);
-        let guess = sampled.then(|| guess(tier, sample, goal, total, range));
-        let found = select(tier, row, weights, goal, range, guess, &mut scratch.buffers);
-        if certain(found, target, total) {
-            (cut, mass) = (found.cut, found.with);
-        } else {
-            cut = exact_top_p(row, extent, options, cut, found.cut, scratch);
-            mass = kept_mass(row, &scratch.weights[..row.len()], cut, tier);
-        }
-    }
-    if options.min_p > 0.0 {
-        let shorter = cut.shorter(min_p_cut(extent.highest, options));
-        if shorter != cut {
-            cut = shorter;
-            mass = kept_mass(row, &scratch.weights[..row.len()], cut, tier);
-        }
-    }
-    (cut, mass)
-}
-
-/// Returns whether rounding of the float32 weights cannot have moved the cut.
-fn certain(found: Found, target: f64, total: f64) -> bool {
-    let doubt = 2.0 * RELATIVE_ERROR * total;
-    found.before + doubt < target && target + doubt < found.with
-}
-
-/// Returns the top-p cut as float64 weights decide it; float32 ones put it `near`.
-fn exact_top_p(row: &[f32], extent: Extent, options: &Options, top_k: Cut, near: Cut, scratch: &mut Scratch) -> Cut {
-    let tier = scratch.tier;
-    if scratch.weights64.len() < row.len() {
-        scratch.weights64.resize(row.len(), 0.0);
-    }
-    let weights = &mut scratch.weights64[..row.len()];
-    let total = weigh64(tier, row, extent.highest, options.temperature, weights);
-    let mass = if top_k == Cut::NONE { total } else { kept_mass(row, weights, top_k, tier) };
-    let goal = Goal::Mass(REACHED * options.top_p * mass);
-    let range = (weightless_below(extent, options.temperature, 746.0), extent.highest);
-    let aside = (options.temperature * 1e-4) as f32;
-    let guess = Some((near.value - aside, (near.value + aside).next_up()));
-    select(tier, row, weights, goal, range, guess, &mut scratch.buffers64).cut
-}
-
-/// Returns a finite logit below which nothing has weight.
-fn weightless_below(extent: Extent, temperature: f64, depth: f64) -> f32 {
-    let bottom = (f64::from(extent.highest) - depth * temperature).max(f64::from(f32::MIN)) as f32;
-    extent.lowest.max(bottom.next_down().max(f32::MIN))
-}
-
-/// Returns the prefix of logits whose probability is at least `min_p` times the highest.
-fn min_p_cut(highest: f32, options: &Options) -> Cut {
-    let threshold = f64::from(highest) + options.temperature * options.min_p.ln();
-    let rounded = threshold as f32;
-    let value = if f64::from(rounded) < threshold { rounded.next_up() } else { rounded };
-    Cut { value, last: u32::MAX }
-}
-
-fn weight64(logit: f32, extent: Extent, options: &Options) -> f64 {
-    exp64((f64::from(logit) - f64::from(extent.highest)) / options.temperature)
-}
-
-/// Returns the weight of what a cut keeps.
-fn kept_mass<W: Weight>(row: &[f32], weights: &[W], cut: Cut, tier: Tier) -> f64 {
-    let parts =
-        cut.parts(row.len()).map(|(ids, threshold)| W::measure(tier, &row[ids.clone()], &weights[ids], threshold));
-    parts[0].mass + parts[1].mass
 }
 
 /// Returns the first id, in id order, at which the mass of what is kept exceeds `uniform` times all of it.

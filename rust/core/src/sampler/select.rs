@@ -19,7 +19,12 @@ pub(super) struct Cut {
 
 impl Cut {
     /// The prefix that leaves nothing out.
-    pub(super) const NONE: Self = Self { value: f32::NEG_INFINITY, last: u32::MAX };
+    pub(super) const NONE: Self = Self::at_least(f32::NEG_INFINITY);
+
+    /// Returns the prefix of all logits at least `value`.
+    pub(super) const fn at_least(value: f32) -> Self {
+        Self { value, last: u32::MAX }
+    }
 
     /// Returns whether the prefix holds this logit.
     pub(super) fn keeps(self, logit: f32, id: usize) -> bool {
@@ -31,7 +36,7 @@ impl Cut {
         if other.value > self.value || (other.value == self.value && other.last < self.last) { other } else { self }
     }
 
-    /// Returns the row in two parts, each with its first id and the threshold at and above which it is kept.
+    /// Returns the row in two parts, each with the threshold at and above which it is kept.
     pub(super) fn parts(self, length: usize) -> [(std::ops::Range<usize>, f32); 2] {
         let middle = (self.last as usize).saturating_add(1).min(length);
         [(0..middle, self.value), (middle..length, self.value.next_up())]
@@ -70,10 +75,17 @@ pub(super) struct Buffers<W> {
     ordered: Vec<(f32, u32, W)>,
 }
 
-/// Returns the shortest prefix of a row that reaches `goal`.
-///
-/// `lowest` is a finite threshold whose measure reaches the goal, `highest` the row's maximum. `guess` is a bracket that
-/// may hold the cut: a good one saves passes, a wrong one costs one.
+/// What to look for, and where.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Search {
+    pub(super) goal: Goal,
+    /// A finite threshold whose measure reaches the goal, and the row's maximum.
+    pub(super) range: (f32, f32),
+    /// A bracket that may hold the cut: a good one saves passes, a wrong one costs one.
+    pub(super) guess: Option<(f32, f32)>,
+}
+
+/// Returns the shortest prefix of a row that reaches the goal.
 ///
 /// # Cost
 /// A few passes over the row, each of a comparison and an addition a logit; then over ever fewer logits.
@@ -81,11 +93,10 @@ pub(super) fn select<W: Weight>(
     tier: Tier,
     row: &[f32],
     weights: &[W],
-    goal: Goal,
-    (lowest, highest): (f32, f32),
-    guess: Option<(f32, f32)>,
+    search: Search,
     buffers: &mut Buffers<W>,
 ) -> Found {
+    let Search { goal, range: (lowest, highest), guess } = search;
     let Buffers { candidates, spare, ordered } = buffers;
     let mut low = lowest;
     let mut high = highest.next_up();
@@ -162,7 +173,7 @@ fn pick<W: Weight>(
 
 /// Returns where the goal is reached among the ordered logits that follow those measured by `above`.
 fn walk<W: Weight>(ordered: &[(f32, u32, W)], goal: Goal, above: Measure, low: f32) -> Found {
-    let mut found = Found { cut: Cut { value: low, last: u32::MAX }, before: above.mass, with: above.mass };
+    let mut found = Found { cut: Cut::at_least(low), before: above.mass, with: above.mass };
     let mut seen = above;
     for &(logit, id, weight) in ordered {
         let before = seen.mass;

@@ -1,0 +1,146 @@
+"""Each preset keeps the ids its namesake keeps: transformers' warpers run for real, the others from their definition.
+
+llama.cpp is not run here: its samplers are reached only through its own bindings, which have to be compiled.
+"""
+
+import numpy as np
+import pytest
+
+from bpe_llama import Sampler
+
+torch = pytest.importorskip("torch", reason="needs torch, whose operators the references are made of")
+
+RANDOM = np.random.default_rng(5)
+ROWS = {
+    "flat": RANDOM.normal(size=2000),
+    "peaked": RANDOM.normal(size=2000) * 4,
+    "tied": np.round(RANDOM.normal(size=500) * 3) / 2,
+    "equal": np.zeros(16),
+    "two values": np.where(RANDOM.random(300) < 0.2, 2.0, 0.0),
+    "one finite": np.where(np.arange(50) == 17, 1.0, -np.inf),
+    "one": np.zeros(1),
+}
+# Shares that no sum of these rows' probabilities hits, as the references sum in float32. Exact hits have a test of
+# their own.
+SHARES = [0.1003, 0.3331, 0.5007, 0.9001, 0.9903]
+ALL_ROWS = pytest.mark.parametrize("row", [pytest.param(row.astype(np.float32), id=name) for name, row in ROWS.items()])
+
+
+def kept(row, **parameters):
+    return np.flatnonzero(Sampler(**{"temperature": 1.0, "top_p": 1.0, **parameters}).probs(row)).tolist()
+
+
+def warped(row, *warpers):
+    scores = torch.from_numpy(row)[None]
+    for warper in warpers:
+        scores = warper(None, scores)
+    return np.flatnonzero(torch.softmax(scores[0].double(), -1).numpy()).tolist()
+
+
+def assert_same(row, got, expected):
+    """Compare logits: of ids that tie at the boundary, torch's sort keeps some, in no order that it promises."""
+    assert sorted(row[got]) == sorted(row[expected])
+    if len(set(row)) == len(row):
+        assert got == expected
+
+
+@ALL_ROWS
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_transformers(row, temperature):
+    process = pytest.importorskip("transformers.generation.logits_process", reason="needs transformers")
+    heat = process.TemperatureLogitsWarper(temperature)
+    common = {"preset": "transformers", "temperature": temperature}
+    for k in (1, 3, 40, 400):
+        expected = warped(row, heat, process.TopKLogitsWarper(k))
+        assert kept(row, top_k=k, **common) == expected
+        for p in SHARES:
+            expected = warped(row, heat, process.TopKLogitsWarper(k), process.TopPLogitsWarper(p))
+            assert_same(row, kept(row, top_k=k, top_p=p, **common), expected)
+    for p in SHARES:
+        top_p = process.TopPLogitsWarper(p)
+        assert_same(row, kept(row, top_p=p, **common), warped(row, heat, top_p))
+        assert kept(row, typical_p=p, **common) == warped(row, heat, process.TypicalLogitsWarper(p))
+        for q in (0.0203, 0.3007):
+            min_p = process.MinPLogitsWarper(q)
+            assert kept(row, min_p=q, **common) == warped(row, heat, min_p)
+            assert_same(row, kept(row, top_p=p, min_p=q, **common), warped(row, heat, top_p, min_p))
+
+
+def test_transformers_repetition_penalty():
+    process = pytest.importorskip("transformers.generation.logits_process", reason="needs transformers")
+    row = ROWS["flat"].astype(np.float32)
+    history = [3, 5, 3, 1999]
+    scores = process.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([history]), torch.from_numpy(row)[None])
+    expected = torch.softmax(scores[0].double(), -1).numpy()
+    probs = Sampler(1.0, 0, 1.0, repetition_penalty=1.3, preset="transformers").probs(row, history)
+    np.testing.assert_allclose(probs, expected, rtol=1e-6)
+
+
+def meta_kept(row, top_p, temperature):
+    """Return what Meta's reference keeps: sorted probabilities, dropped where the mass before exceeds p."""
+    probs = torch.softmax(torch.from_numpy(row) / temperature, dim=-1)
+    ordered, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
+    before = torch.cumsum(ordered, dim=-1) - ordered
+    return sorted(ids[(before <= top_p) & (ordered > 0)].tolist())
+
+
+@ALL_ROWS
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_meta(row, temperature):
+    for p in SHARES:
+        assert kept(row, top_p=p, temperature=temperature, preset="meta") == meta_kept(row, p, temperature)
+
+
+def test_only_meta_lets_one_more_in_where_the_mass_hits_p():
+    row = np.zeros(4, dtype=np.float32)
+    assert meta_kept(row, 0.5, 1.0) == [0, 1, 2]
+    assert kept(row, top_p=0.5, preset="meta") == [0, 1, 2]
+    assert kept(row, top_p=0.5) == [0, 1]
+
+
+def llama_cpp_probs(row, *, top_k=0, typical_p=1.0, top_p=1.0, min_p=0.0, temperature=1.0):
+    """Return the default chain by definition: each sampler sees the softmax of what the one before left."""
+    ids = np.argsort(-row.astype(np.float64), kind="stable")
+    ids = ids[row[ids] > -np.inf]
+    if top_k > 0:
+        ids = ids[:top_k]
+
+    def softmax(logits):
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
+    if typical_p < 1:
+        probs = softmax(row[ids].astype(np.float64))
+        distance = np.abs(-np.log(probs) + (probs * np.log(probs)).sum())
+        # Equal logits give equal distances up to rounding.
+        order = np.lexsort((ids, np.round(distance, 12)))
+        count = int((np.cumsum(probs[order]) <= typical_p * (1 + 1e-15)).sum()) + 1
+        ids = np.sort(ids[order[:count]])
+        ids = ids[np.argsort(-row[ids].astype(np.float64), kind="stable")]
+    if top_p < 1:
+        ids = ids[: int((np.cumsum(softmax(row[ids].astype(np.float64))) < top_p).sum()) + 1]
+    if min_p > 0:
+        ids = ids[row[ids] >= row[ids].max() + np.log(min_p)]
+    probs = np.zeros(len(row))
+    probs[ids] = softmax(row[ids].astype(np.float64) / temperature)
+    return probs
+
+
+@ALL_ROWS
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+def test_llama_cpp(row, temperature):
+    for parameters in (
+        {"top_k": 40},
+        {"top_p": 0.9001},
+        {"min_p": 0.0503},
+        {"top_k": 40, "top_p": 0.9503, "min_p": 0.0503},
+        {"typical_p": 0.5007},
+        {"top_k": 40, "typical_p": 0.7003, "top_p": 0.9001, "min_p": 0.1003},
+    ):
+        probs = Sampler(**{"top_p": 1.0, **parameters}, temperature=temperature, preset="llama_cpp").probs(row)
+        np.testing.assert_allclose(probs, llama_cpp_probs(row, temperature=temperature, **parameters), rtol=1e-9)
+
+
+def test_unknown_presets_are_named():
+    with pytest.raises(ValueError, match="preset must be 'exact', 'meta', 'transformers' or 'llama_cpp', got 'vllm'"):
+        Sampler(preset="vllm")
