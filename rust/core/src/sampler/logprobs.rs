@@ -41,7 +41,10 @@ pub(super) fn row_log_probs(
             let search = Search { goal: Goal::Count(top_n), range, guess: None };
             select(scratch.tier, &row, &row, search, &mut scratch.buffers).cut
         });
-        let kept = row.iter().enumerate().filter(|&(id, &logit)| cut.is_none_or(|cut| cut.keeps(logit, id)));
+        let kept = row.iter().enumerate().filter(|&(id, &logit)| {
+            // With fewer finite logits than wanted there is no cut: all of them it is.
+            cut.map_or(logit > f32::NEG_INFINITY, |cut| cut.keeps(logit, id))
+        });
         top = kept.map(|(id, &logit)| (id as u32, log_prob(logit))).collect();
         top.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         top.truncate(top_n);

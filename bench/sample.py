@@ -1,0 +1,173 @@
+"""Time to choose one id: `Sampler` against torch's sort (Meta's recipe), transformers' warpers, NumPy's argsort.
+
+    python -m bench.sample                 # the table, and bench/results/sample.jsonl
+    python -m bench.sample --rounds 5      # quicker, noisier
+
+One thread, p = 0.9, T = 0.8. Peers take turns within each round, and the best round counts: other work on the machine
+only ever adds. The floor is torch.logsumexp, one read of the row. Before any time is taken, all must keep the same ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+import bpe_llama
+from bpe_llama import Sampler
+
+TOP_P, TEMPERATURE = 0.9, 0.8
+RESULTS = Path(__file__).parent / "results" / "sample.jsonl"
+
+
+def flat_row(vocab_size: int) -> np.ndarray:
+    """Return standard normal logits: half the vocabulary survives p = 0.9."""
+    return np.random.default_rng(1).normal(size=vocab_size).astype(np.float32)
+
+
+def real_row(vocab_size: int) -> np.ndarray:
+    """Return logits spread as a language model's: a wide bulk and some twenty ids far above it."""
+    random = np.random.default_rng(2)
+    row = random.normal(size=vocab_size) * 2.2
+    row[random.choice(vocab_size, 20, replace=False)] += 6 + 8 * random.random(20)
+    return row.astype(np.float32)
+
+
+def meta_kept(row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    probs = torch.softmax(row / TEMPERATURE, dim=-1)
+    ordered, ids = torch.sort(probs, dim=-1, descending=True)
+    ordered[torch.cumsum(ordered, dim=-1) - ordered > TOP_P] = 0
+    return ordered, ids
+
+
+def meta(row: torch.Tensor) -> torch.Tensor:
+    ordered, ids = meta_kept(row)
+    return ids[torch.multinomial(ordered / ordered.sum(), 1)]
+
+
+WARPERS = (TemperatureLogitsWarper(TEMPERATURE), TopPLogitsWarper(TOP_P))
+
+
+def warp(row: torch.Tensor) -> torch.Tensor:
+    scores = row[None]
+    for warper in WARPERS:
+        scores = warper(None, scores)
+    return torch.softmax(scores, dim=-1)
+
+
+def warpers(row: torch.Tensor) -> torch.Tensor:
+    return torch.multinomial(warp(row), 1)
+
+
+def argsort(row: np.ndarray, random: np.random.Generator) -> int:
+    weights = np.exp((row - row.max()) / TEMPERATURE)
+    order = np.argsort(-row)
+    mass = np.cumsum(weights[order])
+    kept = int(np.searchsorted(mass, TOP_P * mass[-1])) + 1
+    return int(order[np.searchsorted(mass[:kept], random.random() * mass[kept - 1])])
+
+
+def best_times(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Return best and median microseconds a call of each job; jobs take turns within a round."""
+    calls = {}
+    for name, job in jobs.items():
+        start = time.perf_counter()
+        job()
+        calls[name] = max(1, int(0.02 / max(time.perf_counter() - start, 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                job()
+            times[name].append((time.perf_counter() - start) / calls[name] * 1e6)
+    return {name: (min(each), float(np.median(each))) for name, each in times.items()}
+
+
+def check_kept(row: np.ndarray, sampler: Sampler) -> None:
+    """Raise unless all keep the same ids, but for one at the boundary, where float32 sums may differ."""
+    ours = set(np.flatnonzero(sampler.probs(row)))
+    ordered, ids = meta_kept(torch.from_numpy(row))
+    others = {
+        "meta": set(ids[ordered > 0].tolist()),
+        "transformers": set(warp(torch.from_numpy(row))[0].nonzero()[:, 0].tolist()),
+    }
+    for name, theirs in others.items():
+        # float32 cumulative sums over a whole vocabulary err by some 1e-6, a few ids of a flat row.
+        if len(ours ^ theirs) > max(1, len(row) // 10_000):
+            raise AssertionError(f"{name} keeps {len(theirs)} ids, we {len(ours)}, {len(ours ^ theirs)} differ")
+
+
+def one_row(vocab_size: int, kind: str, row: np.ndarray, rounds: int) -> dict[str, object]:
+    sampler = Sampler(temperature=TEMPERATURE, top_p=TOP_P)
+    check_kept(row, sampler)
+    tensor = torch.from_numpy(row)
+    random = np.random.default_rng(3)
+    jobs: dict[str, Callable[[], object]] = {
+        "bpe_llama": lambda: sampler.sample(row),
+        "logsumexp (floor)": lambda: torch.logsumexp(tensor, 0),
+        "torch sort (Meta)": lambda: meta(tensor),
+        "transformers": lambda: warpers(tensor),
+        "NumPy argsort": lambda: argsort(row, random),
+    }
+    return {"job": f"{vocab_size:,} {kind}", "times": best_times(jobs, rounds)}
+
+
+def batch(rows: int, vocab_size: int, rounds: int) -> dict[str, object]:
+    sampler = Sampler(temperature=TEMPERATURE, top_p=TOP_P)
+    logits = np.random.default_rng(4).normal(size=(rows, vocab_size)).astype(np.float32)
+    jobs = {f"{n} threads": (lambda n=n: sampler.sample(logits, num_threads=n)) for n in (1, 2)}
+    return {"job": f"batch of {rows} x {vocab_size:,}", "times": best_times(jobs, rounds)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    results = []
+    for vocab_size in (1_024, 49_152, 128_256):
+        for kind, make in (("real", real_row), ("flat", flat_row)):
+            results.append(one_row(vocab_size, kind, make(vocab_size), rounds))
+    together = batch(32, 128_256, rounds)
+
+    names = list(results[0]["times"])
+    print(f"Microseconds a row, best of {rounds} interleaved rounds; in brackets how many times ours.\n")
+    print("| logits | " + " | ".join(names) + " |")
+    print("|---" * (len(names) + 1) + "|")
+    for result in results:
+        ours = result["times"]["bpe_llama"][0]
+        cells = [
+            f"{best:,.1f}" + ("" if name == "bpe_llama" else f" ({best / ours:.1f})")
+            for name, (best, _) in result["times"].items()
+        ]
+        print(f"| {result['job']} | " + " | ".join(cells) + " |")
+    one, two = (together["times"][f"{n} threads"][0] for n in (1, 2))
+    print(f"\n{together['job']}: {one:,.0f} us on one thread, {two:,.0f} on two: {one / two:.2f}x")
+
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    record = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "commit": commit.stdout.strip(),
+        "versions": {m.__name__: m.__version__ for m in (bpe_llama, torch, transformers, np)},
+        "results": [*results, together],
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
