@@ -111,28 +111,27 @@ const PART: u64 = 1 << 63;
 /// Returns the key of `bytes[start..start + length]`, at most 15 bytes, as a whole piece or as a part of one.
 #[inline]
 pub(crate) fn short_key(bytes: &[u8], start: usize, length: usize, is_part: bool) -> ShortKey {
-    let window: [u8; 16] = match bytes.get(start..start + 16) {
-        Some(window) => window.try_into().unwrap_or_default(),
-        None => last_window(bytes, start),
+    let [low, high] = match bytes.get(start..start + 16) {
+        Some(window) => [word(window, 0), word(window, 8)],
+        None => last_words(bytes, start),
     };
-    let [low, high] = words(window);
     let mask = MASKS[length & 15];
     [low & mask[0], (high & mask[1]) | (length as u64) << 56 | if is_part { PART } else { 0 }]
 }
 
-/// The window that the end of the text cuts short, zeros after it.
+/// The sixteen bytes that the end of the text cuts short, zeros after it.
 #[cold]
-fn last_window(bytes: &[u8], start: usize) -> [u8; 16] {
+fn last_words(bytes: &[u8], start: usize) -> ShortKey {
     let mut window = [0; 16];
     let rest = &bytes[start..];
     window[..rest.len()].copy_from_slice(rest);
-    window
+    [word(&window, 0), word(&window, 8)]
 }
 
+/// Returns the little-endian word of the eight bytes from `at` on.
 #[inline]
-fn words(window: [u8; 16]) -> [u64; 2] {
-    let both = u128::from_le_bytes(window);
-    [both as u64, (both >> 64) as u64]
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default())
 }
 
 /// Returns the key of a piece of at most 31 bytes.
@@ -140,11 +139,7 @@ pub(crate) fn long_key(piece: &[u8]) -> LongKey {
     let mut window = [0; 32];
     window[..piece.len()].copy_from_slice(piece);
     window[31] = piece.len() as u8;
-    let mut key = [0; 4];
-    for (word, chunk) in key.iter_mut().zip(window.chunks_exact(8)) {
-        *word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
-    }
-    key
+    [0, 8, 16, 24].map(|at| word(&window, at))
 }
 
 #[inline]

@@ -57,6 +57,26 @@ pub(crate) struct Scratch {
     ids: Vec<u32>,
 }
 
+/// Hands over the ids of short pieces from the cache, up to the first that is not there; returns how many there were.
+///
+/// `start` is moved on to the end of the last. Kept apart from the rest so that its few values stay in registers.
+#[inline(never)]
+fn known_pieces<S: Sink>(cache: &PieceCache, bytes: &[u8], start: &mut usize, ends: &[usize], sink: &mut S) -> usize {
+    let mut begin = *start;
+    for (i, &end) in ends.iter().enumerate() {
+        let length = end - begin;
+        let ids = if length <= SHORT_BYTES { cache.get_short(short_key(bytes, begin, length, false)) } else { None };
+        let Some(ids) = ids else {
+            *start = begin;
+            return i;
+        };
+        sink.take_few(ids, ids[3] as usize);
+        begin = end;
+    }
+    *start = begin;
+    ends.len()
+}
+
 /// The parts of a tokenizer that ordinary text needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Encoder<'a> {
@@ -68,47 +88,38 @@ pub(crate) struct Encoder<'a> {
 impl Encoder<'_> {
     /// Hands the ids of `text` to `sink`, piece by piece.
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
-        let bytes = text.as_bytes();
-        let mut start = 0;
         let mut ends = std::mem::take(&mut scratch.ends);
         ends.reserve_exact(BATCH);
-        let result = loop {
-            ends.clear();
-            if let Err(error) = self.pretokenizer.fill_ends(text, start, &mut ends) {
-                break Err(error);
-            }
-            if ends.is_empty() {
-                break Ok(());
-            }
-            for &end in &ends {
-                if let Err(error) = self.piece(bytes, start, end, scratch, sink) {
-                    scratch.ends = ends;
-                    return Err(error);
-                }
-                start = end;
-            }
-        };
+        let result = self.encode_batches(text, &mut ends, scratch, sink);
         scratch.ends = ends;
         result
     }
 
-    /// Hands over the ids of one piece, `bytes[start..end]`. The bytes around it only make loads cheaper.
-    #[inline]
-    pub(crate) fn piece<S: Sink>(
+    fn encode_batches<S: Sink>(
         &self,
-        bytes: &[u8],
-        start: usize,
-        end: usize,
+        text: &str,
+        ends: &mut Vec<usize>,
         scratch: &mut Scratch,
         sink: &mut S,
     ) -> Result<()> {
-        if end - start <= SHORT_BYTES
-            && let Some(ids) = scratch.cache.get_short(short_key(bytes, start, end - start, false))
-        {
-            sink.take_few(ids, ids[3] as usize);
-            return Ok(());
+        let bytes = text.as_bytes();
+        let mut start = 0;
+        loop {
+            ends.clear();
+            self.pretokenizer.fill_ends(text, start, ends)?;
+            if ends.is_empty() {
+                return Ok(());
+            }
+            let mut rest = &ends[..];
+            while !rest.is_empty() {
+                let known = known_pieces(&scratch.cache, bytes, &mut start, rest, sink);
+                if let Some(&end) = rest.get(known) {
+                    self.rarer_piece(&bytes[start..end], scratch, sink)?;
+                    start = end;
+                }
+                rest = &rest[rest.len().min(known + 1)..];
+            }
         }
-        self.rarer_piece(&bytes[start..end], scratch, sink)
     }
 
     #[cold]

@@ -319,6 +319,7 @@ impl Tokenizer {
         sink: &mut S,
     ) -> Result<()> {
         self.added.cut(text, allowed, &mut |part| match part {
+            Part::Ordinary(text) if !self.nfc => encoder.encode(text, scratch, sink),
             Part::Ordinary(text) => encoder.encode(&self.normalize(text), scratch, sink),
             Part::Added(id, _) => {
                 sink.take(&[id], 1);

@@ -4,6 +4,7 @@
 
 use pyo3::prelude::*;
 
+mod arguments;
 mod error;
 mod logits;
 mod pretokenize;

@@ -8,8 +8,9 @@ use bpe_llama::{TokenFile, Tokenizer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::arguments::{Texts, thread_count};
 use crate::error::to_py;
-use crate::tokenizer::{PyTokenizer, Texts, thread_count};
+use crate::tokenizer::PyTokenizer;
 
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
 pub(crate) struct PyTokenFile {

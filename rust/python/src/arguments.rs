@@ -1,0 +1,148 @@
+//! What Python passes, as the core takes it.
+
+use std::ops::Deref;
+
+use bpe_llama::SpecialSet;
+use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyString;
+
+use crate::error::to_py;
+
+/// A `str` as UTF-8, without a copy but where it holds lone surrogates.
+pub(crate) enum Text {
+    Backed(PyBackedStr),
+    Owned(String),
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Backed(text) => text,
+            Self::Owned(text) => text,
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let text = value.cast::<PyString>().map_err(|_| type_error("a str", &value))?;
+        match PyBackedStr::try_from(text.to_owned()) {
+            Ok(text) => Ok(Self::Backed(text)),
+            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) => {
+                // As tiktoken does: pairs of surrogates become their character, lone ones U+FFFD.
+                let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
+                Ok(Self::Owned(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+pub(crate) fn type_error(expected: &str, got: &Bound<'_, PyAny>) -> PyErr {
+    let name = got.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
+    PyTypeError::new_err(format!("expected {expected}, got {name}"))
+}
+
+/// A list of texts: any iterable of `str` but a `str` itself.
+pub(crate) struct Texts(Vec<Text>);
+
+impl Texts {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(Deref::deref)
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Texts {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if value.is_instance_of::<PyString>() {
+            return Err(PyTypeError::new_err("expected an iterable of str, got one str: put it in a list"));
+        }
+        value.try_iter()?.map(|text| text?.extract()).collect::<PyResult<_>>().map(Self)
+    }
+}
+
+/// `"all"`, or an iterable of special tokens.
+pub(crate) enum Specials {
+    All,
+    Only(Vec<String>),
+}
+
+impl Default for Specials {
+    fn default() -> Self {
+        Self::Only(Vec::new())
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Specials {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(text) = value.cast::<PyString>() {
+            return match &*text.to_cow()? {
+                "all" => Ok(Self::All),
+                other => Err(PyValueError::new_err(format!(
+                    "expected \"all\" or a collection of special tokens, got the str {other:?}"
+                ))),
+            };
+        }
+        let names = value.try_iter()?.map(|name| name?.extract()).collect::<PyResult<_>>()?;
+        Ok(Self::Only(names))
+    }
+}
+
+impl Specials {
+    /// Calls `work` with the core's view of the set.
+    pub(crate) fn view<R>(&self, work: impl FnOnce(SpecialSet<'_>) -> R) -> R {
+        match self {
+            Self::All => work(SpecialSet::All),
+            Self::Only(names) if names.is_empty() => work(SpecialSet::None),
+            Self::Only(names) => work(SpecialSet::Only(&names.iter().map(String::as_str).collect::<Vec<_>>())),
+        }
+    }
+}
+
+/// Ids from any iterable of integers, `NumPy` arrays and tensors among them.
+pub(crate) struct Ids(pub(crate) Vec<u32>);
+
+impl<'py> FromPyObject<'_, 'py> for Ids {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let list = match value.getattr_opt("tolist")? {
+            Some(tolist) => tolist.call0()?,
+            None => value.to_owned(),
+        };
+        let items = list.try_iter().map_err(|_| type_error("an iterable of ids", &value))?;
+        let mut ids = Vec::with_capacity(list.len().unwrap_or(0));
+        for item in items {
+            ids.push(extract_id(&item?)?);
+        }
+        Ok(Self(ids))
+    }
+}
+
+pub(crate) fn extract_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    value.extract().map_err(|error: PyErr| {
+        if error.is_instance_of::<PyTypeError>(value.py()) {
+            return type_error("an id (int)", value);
+        }
+        to_py(bpe_llama::Error::NotFound(format!("id {value} is not in this vocabulary")))
+    })
+}
+
+/// Returns how many threads to use.
+pub(crate) fn thread_count(num_threads: Option<usize>) -> PyResult<usize> {
+    match num_threads {
+        Some(0) => Err(PyValueError::new_err("num_threads must be at least 1, or None for all processors, got 0")),
+        Some(threads) => Ok(threads),
+        None => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+    }
+}
