@@ -22,6 +22,9 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such token file; `bpe-llama encode` or Tokenizer.encode_files writes one")
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -255,7 +255,7 @@ def test_token_files_that_are_none_are_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "cut.npy").read_bytes()
     for length in (0, 5, 60, 200, len(whole) - 1):
         (tmp_path / "cut.npy").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"not a whole \.npy file"):
+        with pytest.raises(ValueError, match=r"not a (whole )?\.npy file"):
             training.open_tokens(tmp_path / "cut.npy")
 
 

@@ -1,0 +1,186 @@
+"""The model's commands: `bpe-llama pretrain | generate | demo`. `bpe_llama.cli` forwards to them and reports errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpe_llama.model import training
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.demo import run_demo
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.text import TextGenerator
+from bpe_llama.tokenizer import Tokenizer
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(name="bpe-llama", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")]
+
+
+@app.command(
+    epilog="Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --hidden-size 256 --layers 6 --out run"
+)
+def pretrain(
+    tokens: Annotated[Path, typer.Argument(help="A .npy file of ids, as `bpe-llama encode --out` writes.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The vocabulary of these ids.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, curve, checkpoint, model.")],
+    config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
+    start_from: Annotated[Path | None, typer.Option(help="Weights to go on from: a folder or .gguf.")] = None,
+    hidden_size: Annotated[int, typer.Option(help="Width D.")] = 256,
+    layers: Annotated[int, typer.Option(help="Layers.")] = 6,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
+    kv_heads: Annotated[int | None, typer.Option(help="Key/value heads; by default as many as heads.")] = None,
+    intermediate_size: Annotated[int | None, typer.Option(help="Width of the MLP; by default 8/3 D.")] = None,
+    context: Annotated[int, typer.Option(help="Longest text the model is made for, in tokens.")] = 1024,
+    tie: Annotated[bool, typer.Option(help="Share the embedding with the output matrix.")] = True,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
+    seconds: Annotated[float | None, typer.Option(help="Stop after this time as well.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="Tokens a window.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Windows a forward pass.")] = 16,
+    accumulate: Annotated[int, typer.Option(help="Forward passes a step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 50,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's, on matrices.")] = 0.1,
+    eval_file: Annotated[Path | None, typer.Option(help="Ids to evaluate on; by default the last 1 %.")] = None,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end.")] = 0,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of weights and the order of windows.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16.")] = "auto",
+    device: DeviceOption = "auto",
+    compile_model: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+) -> int:
+    """Train a LLaMA on a file of ids. Ctrl-C saves a checkpoint; --resume goes on from it."""
+    training.open_tokens(tokens)  # complain of a missing file before a large model is built
+    vocabulary = Tokenizer.from_file(tokenizer)
+    settings = training.TrainConfig(
+        max_steps=steps,
+        max_seconds=seconds,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        gradient_accumulation=accumulate,
+        learning_rate=learning_rate,
+        warmup_steps=min(warmup, steps),
+        weight_decay=weight_decay,
+        eval_every=eval_every,
+        save_every=save_every,
+        log_every=log_every,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        compile=compile_model,
+    )
+    if start_from is not None:
+        model = LlamaForCausalLM.from_pretrained(start_from, dtype="float32", device=device)
+    else:
+        shape = (
+            LlamaConfig.from_json(config)
+            if config is not None
+            else LlamaConfig(
+                vocab_size=vocabulary.vocab_size,
+                hidden_size=hidden_size,
+                intermediate_size=intermediate_size or -(-hidden_size * 8 // 3 // 32) * 32,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=kv_heads,
+                max_position_embeddings=context,
+                tie_word_embeddings=tie,
+                bos_token_id=vocabulary.bos_id,
+                eos_token_id=vocabulary.eos_id,
+            )
+        )
+        model = LlamaForCausalLM(shape, seed=seed)
+    if vocabulary.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{tokenizer} has {vocabulary.vocab_size:,} ids, more than the model's {model.config.vocab_size:,}"
+        )
+    typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
+    result = training.train(model, tokens, settings, out, eval_file=eval_file, resume=resume)
+    typer.echo(describe(result))
+    if result.interrupted:
+        typer.echo(f"stopped; the same command with --resume goes on from {result.checkpoint}")
+        return EXIT_INTERRUPTED
+    save_with_tokenizer(model, vocabulary, out / "model")
+    typer.echo(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}")
+    return 0
+
+
+@app.command(epilog="Example: bpe-llama generate 'def main():' --model demo-out/model --max-new-tokens 200")
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
+    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="At most this many.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest whose mass reaches this.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Draw from those this likely, relative to the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given many times.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Print a prompt and its continuation, piece by piece as it is found."""
+    text = prompt if prompt is not None else read_prompt()
+    generator = load_generator(model, tokenizer, dtype, device)
+    sys.stdout.write(text)
+    for piece in generator.stream(
+        text,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop or (),
+    ):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command(epilog="Example: bpe-llama demo --seconds 60 --out demo-out")
+def demo(
+    seconds: Annotated[float, typer.Option(help="Time to train the model for.")] = 120.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo-out"),
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights, batches and the sample.")] = 0,
+) -> int:
+    """Train a tokenizer and a small LLaMA on this machine's own Python library, then write some Python with it."""
+    return EXIT_INTERRUPTED if run_demo(out, seconds=seconds, device=device, seed=seed).interrupted else 0
+
+
+def load_generator(model: Path, tokenizer: Path | None, dtype: str, device: str) -> TextGenerator:
+    """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another."""
+    vocabulary = Tokenizer.from_file(tokenizer or model)
+    return TextGenerator(LlamaForCausalLM.from_pretrained(model, dtype=dtype, device=device), vocabulary)
+
+
+def read_prompt() -> str:
+    """Return standard input as text."""
+    if sys.stdin.isatty():
+        raise ValueError("no prompt: give it as an argument or on standard input")
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
+def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights, config and tokenizer.json into one folder that `generate` and transformers load."""
+    model.save_pretrained(folder)
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def describe(result: training.TrainResult) -> str:
+    """Return one line on how a run went."""
+    held_out = "" if result.eval_loss is None else f", {result.eval_loss:.3f} on held-out text"
+    return (
+        f"step {result.step:,}: {result.tokens:,} tokens in {result.seconds:.0f} s, "
+        f"loss {result.loss:.3f} nats a token{held_out}"
+    )

@@ -1,0 +1,133 @@
+"""The model's commands, run in this process: what they leave behind, what they print, how they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bpe_llama import Tokenizer
+from bpe_llama.cli import main
+from bpe_llama.model import LlamaForCausalLM, demo
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
+SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
+RUN = ["--steps", "4", "--sequence-length", "32", "--batch-size", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokenizer.json, tokens.npy and a trained run."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = Tokenizer.train_from_iterator([TEXT], vocab_size=280, special_tokens=["<|endoftext|>"], progress=False)
+    tokenizer.save(folder / "tokenizer.json")
+    np.save(folder / "tokens.npy", np.array(tokenizer.encode(TEXT), dtype=np.uint16))
+    assert main(pretrain(folder, folder / "run")) == 0
+    return folder
+
+
+def pretrain(folder: Path, out: Path, *more: str) -> list[str]:
+    files = [str(folder / "tokens.npy"), "--tokenizer", str(folder / "tokenizer.json"), "--out", str(out)]
+    return ["pretrain", *files, *SHAPE, *RUN, *more]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "generate", "demo"])
+def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"bpe-llama {command}" in out and "Example:" in out
+
+
+def test_pretrain_leaves_a_model_with_its_tokenizer(made: Path) -> None:
+    folder = made / "run" / "model"
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["vocab_size"], config["hidden_size"], config["eos_token_id"]) == (280, 32, 279)
+    assert LlamaForCausalLM.from_pretrained(folder, device="cpu").config.num_hidden_layers == 1
+    assert (made / "run" / "loss.png").stat().st_size > 1000
+
+
+def test_pretrain_resumes_and_refuses_to_overwrite(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(pretrain(made, made / "run")) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(pretrain(made, made / "run", "--resume", "--steps", "6")) == 0
+    assert "step 6:" in capsys.readouterr().out
+
+
+def test_generate_continues_the_prompt_the_same_way_each_time(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "8", "--device", "cpu"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("The quick") and len(first) > len("The quick\n")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first
+    assert main([*arguments, "--seed", "1"]) == 0
+    assert capsys.readouterr().out != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "x", "--model", "absent"], "absent"),
+        (["generate", "x", "--model", "{run}", "--temperature", "-1"], "temperature"),
+        (["generate", "x", "--model", "{run}", "--top-p", "nonsense"], "--top-p"),
+        (["generate", "x", "--model", "{run}", "--device", "tpu9"], "tpu9"),
+        (["generate", "x", "--model", "{run}", "-n", "0"], "max_new_tokens"),
+        (["generate", "", "--model", "{run}"], "empty"),
+        (["pretrain", "absent.npy", "--tokenizer", "{tok}", "--out", "o"], "absent.npy"),
+        (["pretrain", "{tok}", "--tokenizer", "{tok}", "--out", "o"], "not a .npy file"),
+        (["pretrain", "{tokens}", "--tokenizer", "{tok}", "--out", "o", "--heads", "3"], "num_attention_heads"),
+        (["pretrain", "{tokens}", "--tokenizer", "{tok}"], "--out"),
+        (["demo", "--seconds", "0"], "seconds is 0"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"run": made / "run" / "model", "tok": made / "tokenizer.json", "tokens": made / "tokens.npy"}
+    assert main([argument.format(**names) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_the_demo_goes_the_whole_road(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = demo.corpus_files()[:40]
+    monkeypatch.setattr(demo, "corpus_files", lambda: few)
+    out = tmp_path / "demo-out"
+    for _ in range(2):  # a second run replaces the first
+        assert main(["demo", "--seconds", "0.5", "--out", str(out), "--device", "cpu"]) == 0
+        said = capsys.readouterr().out
+    expected = {"tokenizer.json", "tokens.npy", "run", "model", "loss.png", "sample.py.txt"}
+    assert {path.name for path in out.iterdir()} == expected
+    assert "bytes a token" in said and "def " in said
+    tokenizer = Tokenizer.from_file(out / "model")
+    assert tokenizer.vocab_size == 4096
+    parameters = sum(weight.numel() for weight in LlamaForCausalLM.from_pretrained(out / "model").parameters())
+    assert 1_000_000 <= parameters <= 3_000_000
+    for line in said[said.index("Next, try:") :].splitlines()[1:2]:
+        assert main([word.strip("'") for word in line.replace("class Queue", "class_Queue").split()[1:]]) == 0
+
+
+def test_the_demos_corpus_is_this_pythons_library() -> None:
+    files = demo.corpus_files()
+    assert any(path.name == "argparse.py" for path in files)
+    assert not any("site-packages" in path.parts for path in files)
+    with pytest.raises(ValueError, match="no Python sources"):
+        demo.corpus_files(Path(__file__).parent / "absent")
