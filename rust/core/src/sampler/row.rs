@@ -9,8 +9,9 @@ use super::select::{Buffers, Cut};
 use super::{Options, Rows};
 use crate::{Error, Result};
 
-/// Ids whose weights are summed together when the draw looks for its place.
+/// Ids whose weights are summed together when the draw looks for its place; within a block, in smaller ones.
 const BLOCK: usize = 1024;
+const SMALL_BLOCK: usize = 64;
 
 /// Memory for one row, used again for the next.
 #[derive(Debug)]
@@ -164,28 +165,34 @@ fn draw(row: &[f32], weights: &[f32], cut: Cut, mass: f64, uniform: f64, tier: T
                 last = block.clone();
                 threshold = part_threshold;
                 if passed + part > target {
-                    return place(row, weights, block, threshold, target - passed);
+                    return place(row, weights, block, threshold, target - passed, tier);
                 }
             }
             passed += part;
         }
     }
     // The blocks' sums round otherwise than the whole's did: the last one holds the target.
-    place(row, weights, last, threshold, f64::INFINITY)
+    place(row, weights, last, threshold, f64::INFINITY, tier)
 }
 
 /// Returns the first id of a block at which the kept mass exceeds `target`, or the last one kept.
-fn place(row: &[f32], weights: &[f32], block: std::ops::Range<usize>, threshold: f32, target: f64) -> u32 {
+fn place(row: &[f32], weights: &[f32], block: std::ops::Range<usize>, threshold: f32, target: f64, tier: Tier) -> u32 {
+    let kept = |id: &usize| row[*id] >= threshold && weights[*id] > 0.0;
     let mut passed = 0.0;
-    let mut last = block.start;
-    for id in block {
-        if row[id] >= threshold && weights[id] > 0.0 {
+    for start in block.clone().step_by(SMALL_BLOCK) {
+        let ids = start..(start + SMALL_BLOCK).min(block.end);
+        let part = measure(tier, &row[ids.clone()], &weights[ids.clone()], threshold).mass;
+        if passed + part <= target {
+            passed += part;
+            continue;
+        }
+        for id in ids.filter(kept) {
             passed += f64::from(weights[id]);
-            last = id;
             if passed > target {
-                break;
+                return id as u32;
             }
         }
     }
-    last as u32
+    // Rounding left the target beyond the last one kept.
+    block.rev().find(kept).unwrap_or(0) as u32
 }
