@@ -3,9 +3,9 @@
 //! A pass is written once, as a loop over sixteen lanes that the compiler turns into vector code, and compiled for each
 //! tier of instructions. The lanes are summed in one fixed order at the end, so every tier returns the same bits.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::exponential::{Scale, exp64};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 
 pub(super) const LANES: usize = 16;
 
@@ -242,10 +242,17 @@ pass! {
     }
 }
 
-pass! {
-    /// See [`Weight::measure`].
-    measure as avx512::measure, (row: &[f32], weights: &[f32], threshold: f32) -> Measure {
-        measure_any(row, weights, threshold)
+/// See [`Weight::measure`].
+#[inline]
+pub(super) fn measure(tier: Tier, row: &[f32], weights: &[f32], threshold: f32) -> Measure {
+    match tier.0 {
+        Kind::Portable => measure_any(row, weights, threshold),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Tier` is only ever `Avx2` where AVX2 was detected; every such CPU has POPCNT.
+        Kind::Avx2 => unsafe { avx2::measure(row, weights, threshold) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Tier` is only ever `Avx512` where AVX-512 F and DQ were detected; every such CPU has POPCNT.
+        Kind::Avx512 => unsafe { avx512::measure(row, weights, threshold) },
     }
 }
 

@@ -23,6 +23,8 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(x < limit)` is how NaN is caught in vector code")]
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod batch;
 mod estimate;
