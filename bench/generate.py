@@ -1,0 +1,145 @@
+"""Decoding speed on the CPU: ours, in several number formats, against transformers in the same run.
+
+The model has SmolLM2-135M's shape and random weights; ids are compared before anything is timed. Rounds of the
+contestants are interleaved, and the floor is the time to read the weights once at the bandwidth measured here.
+
+    python -m bench.generate --rounds 9 --tokens 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
+from bpe_llama.model.generation import Engine, GenerationOptions
+
+SHAPE = LlamaConfig(
+    vocab_size=49_152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=2048,
+    rope_theta=100_000.0,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    initializer_range=0.04,
+)
+PROMPT = list(range(5, 37))
+
+
+def read_bandwidth(megabytes: int = 512) -> float:
+    """Return how many bytes a second one pass over memory reads, the best of five."""
+    block = torch.ones(megabytes * 2**18)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        block.sum()
+        times.append(time.perf_counter() - start)
+    return block.numel() * 4 / min(times)
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes one token's forward pass reads; a tied embedding counts once."""
+    tensors = [*model.parameters(), *(b for n, b in model.named_buffers() if "inv_freq" not in n)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def ours(model: LlamaForCausalLM, tokens: int) -> tuple[float, list[int]]:
+    """Return seconds per decoded token, prefill left out, and the ids."""
+    engine = Engine(model, 1, len(PROMPT) + tokens + 1)
+    (sample,) = engine.join([PROMPT], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
+    start = time.perf_counter()
+    while engine.step():
+        pass
+    return (time.perf_counter() - start) / tokens, sample.new_ids
+
+
+def theirs(model: torch.nn.Module, tokens: int) -> tuple[float, list[int]]:
+    """Return the same of transformers: its time for the prompt and one token is taken off."""
+    ids = torch.tensor([PROMPT])
+
+    def run(new: int) -> tuple[float, list[int]]:
+        start = time.perf_counter()
+        out = model.generate(ids, max_new_tokens=new, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        return time.perf_counter() - start, out[0, len(PROMPT) :].tolist()
+
+    first, _ = run(1)
+    whole, new_ids = run(tokens + 1)
+    return (whole - first) / tokens, new_ids
+
+
+def main() -> None:
+    """Print the table and append the figures to ``bench/results/generate.jsonl``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    plain = LlamaForCausalLM(SHAPE, seed=0).eval()
+    half = LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval()
+    models = {
+        "ours float32": plain,
+        "ours bfloat16": half,
+        "ours int8": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval(), "int8"),
+        "ours int4": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval(), "int4"),
+    }
+    run: dict[str, Callable[[], tuple[float, list[int]]]] = {
+        name: lambda model=model: ours(model, options.tokens)  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    try:
+        import transformers
+    except ImportError:
+        print("transformers is not installed, so it is missing from the table")
+    else:
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        with tempfile.TemporaryDirectory() as folder:
+            plain.save_pretrained(folder)
+            for name, dtype in (("transformers float32", torch.float32), ("transformers bfloat16", torch.bfloat16)):
+                peer = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()  # type: ignore[no-untyped-call]
+                peer.generation_config.eos_token_id = None
+                run[name] = lambda peer=peer: theirs(peer, options.tokens)  # type: ignore[misc]
+        if run["ours float32"]()[1] != run["transformers float32"]()[1]:
+            raise SystemExit("ours and transformers give different ids; no time is worth printing")
+
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+    for _ in range(options.rounds):
+        for name, once in run.items():
+            seconds[name].append(once()[0])
+    bandwidth = read_bandwidth()
+    best = {name: min(times) for name, times in seconds.items()}
+    print(f"\n{options.threads} threads, {bandwidth / 1e9:.1f} GB/s read; tokens a second, best of {options.rounds}\n")
+    print("| | best | median | of the read floor | against transformers |\n|---|---|---|---|---|")
+    for name, times in seconds.items():
+        peer_name = "transformers " + ("float32" if "float32" in name else "bfloat16")
+        floor = f"{weight_bytes(models[name]) / bandwidth / best[name]:.0%}" if name in models else ""
+        ratio = f"{best[peer_name] / best[name]:.2f}x" if peer_name in best else ""
+        print(f"| {name} | {1 / best[name]:.1f} | {1 / statistics.median(times):.1f} | {floor} | {ratio} |")
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    record = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "bandwidth": bandwidth,
+        "seconds_per_token": seconds,
+    }
+    with (results / "generate.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
