@@ -10,7 +10,7 @@
 
 use super::deepseek_v3::is_han_or_kana;
 use super::scan::{Grammar, contraction_end};
-use super::simd::Tier;
+use super::simd::{Tier, push_ends};
 use super::unicode::{CASELESS, LETTER, LOWER, MARK, NUMBER, SPACE, SYMBOL, UPPER, wide_class_at};
 
 pub(super) const BLOCK: usize = 64;
@@ -129,7 +129,7 @@ pub(super) fn fill_ends<T: Tier, G: BlockGrammar>(text: &[u8], start: usize, end
             continue;
         }
         let known = ends.len();
-        T::push_ends(piece_ends, at + 1, ends);
+        push_ends::<T>(piece_ends, at + 1, ends);
         debug_assert!(ends.len() > known);
         at = ends[ends.len() - 1];
     }

@@ -1,6 +1,6 @@
-//! The vector units behind [`super::block`]: the same three functions for each, chosen at run time.
+//! The vector units behind [`super::block`]: the same few functions for each, chosen at run time.
 //!
-//! All `unsafe` code of the splitters is in this file. The portable tier is the safe twin of the others; tests hold
+//! All `unsafe` code of the splitters is here. The portable tier is the safe twin of the others; tests hold
 //! them equal on random bytes.
 
 use super::block::{Ascii, BLOCK, BlockGrammar, Wide};
@@ -15,16 +15,74 @@ mod x86;
 pub(super) trait Tier {
     fn ascii(bytes: &[u8; BLOCK]) -> Ascii;
 
-    fn wide(bytes: &[u8; BLOCK]) -> Wide;
+    /// The bytes in `first..=last`, both of at least 0x80.
+    fn wide_range(bytes: &[u8; BLOCK], first: u8, last: u8) -> u64;
 
-    /// Appends `first + i` for each set bit `i`, lowest first, as far as the capacity of `ends` goes.
+    /// Each group is looked at only if its leads occur, which within one script hardly changes.
     #[inline(always)]
-    fn push_ends(mut bits: u64, first: usize, ends: &mut Vec<usize>) {
-        let spare = ends.capacity() - ends.len();
-        for _ in 0..spare.min(bits.count_ones() as usize) {
-            ends.push(first + bits.trailing_zeros() as usize);
-            bits &= bits - 1;
+    fn wide(bytes: &[u8; BLOCK]) -> Wide {
+        let mut wide = Wide { lead: Self::wide_range(bytes, 0xc0, 0xff), ..Wide::default() };
+        let cyrillic = Self::wide_range(bytes, 0xd0, 0xd1);
+        if cyrillic != 0 {
+            let d0 = Self::wide_range(bytes, 0xd0, 0xd0);
+            wide.upper = d0 & (Self::wide_range(bytes, 0x80, 0xaf) >> 1);
+            wide.lower = (d0 & (Self::wide_range(bytes, 0xb0, 0xbf) >> 1))
+                | (cyrillic & !d0 & (Self::wide_range(bytes, 0x80, 0x9f) >> 1));
         }
+        let han = Self::wide_range(bytes, 0xe4, 0xe9);
+        if han != 0 {
+            let doubtful = (Self::wide_range(bytes, 0xe4, 0xe4) & !(Self::wide_range(bytes, 0xb8, 0xbf) >> 1))
+                | (Self::wide_range(bytes, 0xe9, 0xe9) & (Self::wide_range(bytes, 0xbe, 0xbf) >> 1));
+            wide.han_or_kana = han & !doubtful;
+        }
+        let kana = Self::wide_range(bytes, 0xe3, 0xe3);
+        if kana != 0 {
+            let letters = ((Self::wide_range(bytes, 0x81, 0x81) >> 1) & !(Self::wide_range(bytes, 0x80, 0x80) >> 2))
+                | ((Self::wide_range(bytes, 0x82, 0x82) >> 1)
+                    & !(Self::wide_range(bytes, 0x97, 0x9c) >> 2)
+                    & !(Self::wide_range(bytes, 0xa0, 0xa0) >> 2))
+                | ((Self::wide_range(bytes, 0x83, 0x83) >> 1) & !(Self::wide_range(bytes, 0xbb, 0xbb) >> 2));
+            wide.han_or_kana |= kana & letters;
+        }
+        let hangul = Self::wide_range(bytes, 0xea, 0xed);
+        if hangul != 0 {
+            let doubtful = (Self::wide_range(bytes, 0xea, 0xea) & !(Self::wide_range(bytes, 0xb0, 0xbf) >> 1))
+                | (Self::wide_range(bytes, 0xed, 0xed) & !(Self::wide_range(bytes, 0x80, 0x9d) >> 1));
+            wide.hangul = hangul & !doubtful;
+        }
+        wide
+    }
+
+    /// Appends `first + i` for each set bit `i`, lowest first; 64 ends must fit.
+    #[inline(always)]
+    fn push_all(mut bits: u64, first: usize, ends: &mut Vec<usize>) {
+        debug_assert!(ends.capacity() - ends.len() >= BLOCK);
+        let count = bits.count_ones() as usize;
+        // SAFETY: at least 64 ends fit behind the length. Eight are written at a time, whether there are so many or
+        // not, since a branch for each would be mispredicted every block; the first `count` are then initialised.
+        unsafe {
+            let out = ends.as_mut_ptr().add(ends.len());
+            for eight in (0..count).step_by(8) {
+                for index in eight..eight + 8 {
+                    out.add(index).write(first + bits.trailing_zeros() as usize);
+                    bits &= bits.wrapping_sub(1);
+                }
+            }
+            ends.set_len(ends.len() + count);
+        }
+    }
+}
+
+/// Appends `first + i` for each set bit `i`, lowest first, as far as the capacity of `ends` goes.
+#[inline(always)]
+pub(super) fn push_ends<T: Tier>(mut bits: u64, first: usize, ends: &mut Vec<usize>) {
+    let spare = ends.capacity() - ends.len();
+    if spare >= BLOCK {
+        return T::push_all(bits, first, ends);
+    }
+    for _ in 0..spare.min(bits.count_ones() as usize) {
+        ends.push(first + bits.trailing_zeros() as usize);
+        bits &= bits - 1;
     }
 }
 
@@ -158,10 +216,46 @@ mod tests {
                     assert_eq!(bit(expected.0.graph), byte.is_ascii_graphic());
                 }
                 #[cfg(target_arch = "x86_64")]
-                for masks in x86::masks(&bytes) {
-                    assert_eq!(masks, expected);
+                for (ascii, wide) in x86::masks(&bytes) {
+                    assert_eq!((ascii, wide.lead), (expected.0, expected.1.lead));
                 }
             }
+        }
+    }
+
+    /// Prints MB/s of each tier on the files named in `SPLIT_FILES`, separated by commas:
+    /// `SPLIT_FILES=a.txt,b.txt cargo test --release -p bpe-llama --lib speed_of_each_tier -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement, for release builds"]
+    fn speed_of_each_tier() {
+        fn fastest<G: BlockGrammar>(grammar: &str, path: &str, text: &str) {
+            let mut tiers = tiers::<G>();
+            tiers.push(("piece by piece", |text, start, ends| {
+                let mut at = start;
+                while at < text.len() && ends.len() < ends.capacity() {
+                    at = G::piece_end(text, at);
+                    ends.push(at);
+                }
+            }));
+            for (tier, fill_ends) in tiers {
+                let mut best = std::time::Duration::MAX;
+                for _ in 0..9 {
+                    let began = std::time::Instant::now();
+                    let (mut ends, mut at) = (Vec::with_capacity(512), 0);
+                    while at < text.len() {
+                        ends.clear();
+                        fill_ends(text.as_bytes(), at, &mut ends);
+                        at = ends[ends.len() - 1];
+                    }
+                    best = best.min(began.elapsed());
+                }
+                println!("{path} {grammar} {tier}: {:.0} MB/s", text.len() as f64 / 1e6 / best.as_secs_f64());
+            }
+        }
+        for path in std::env::var("SPLIT_FILES").expect("files to read").split(',') {
+            let text = std::fs::read_to_string(path).expect("a readable file");
+            fastest::<cl100k::Cl100k>("cl100k", path, &text);
+            fastest::<o200k::O200k>("o200k", path, &text);
         }
     }
 
@@ -173,14 +267,18 @@ mod tests {
         for c in ('\u{80}'..=char::MAX).filter(|c| c.len_utf8() < 4) {
             let mut bytes = [0; BLOCK];
             c.encode_utf8(&mut bytes);
-            let wide = portable::Portable::wide(&bytes);
             let (class, length) = class_at(&bytes, 0);
             let in_part = is_han_or_kana(&bytes, 0, length);
-            assert_eq!(wide.lead, 1);
-            assert!(wide.han_or_kana & 1 == 0 || (class == CASELESS && in_part), "{c:?}");
-            assert!(wide.hangul & 1 == 0 || (class == CASELESS && !in_part && length == 3), "{c:?}");
-            assert!(wide.upper & 1 == 0 || (class == UPPER && length == 2), "{c:?}");
-            assert!(wide.lower & 1 == 0 || (class == LOWER && length == 2), "{c:?}");
+            let mut tiers = vec![portable::Portable::wide(&bytes)];
+            #[cfg(target_arch = "x86_64")]
+            tiers.extend(x86::masks(&bytes).into_iter().map(|(_, wide)| wide));
+            for wide in tiers {
+                assert_eq!(wide.lead, 1);
+                assert!(wide.han_or_kana & 1 == 0 || (class == CASELESS && in_part), "{c:?}");
+                assert!(wide.hangul & 1 == 0 || (class == CASELESS && !in_part && length == 3), "{c:?}");
+                assert!(wide.upper & 1 == 0 || (class == UPPER && length == 2), "{c:?}");
+                assert!(wide.lower & 1 == 0 || (class == LOWER && length == 2), "{c:?}");
+            }
         }
     }
 }

@@ -1,10 +1,13 @@
 //! AVX2 and AVX-512.
+//!
+//! No closures here: one that holds an intrinsic is compiled without the features of the function around it, and the
+//! call it becomes costs thirty times the instruction.
 #![allow(clippy::wildcard_imports, reason = "a dozen intrinsics, each with its family's prefix")]
 #![allow(clippy::cast_ptr_alignment, reason = "all loads and stores are the unaligned ones")]
 
 use std::arch::x86_64::*;
 
-use super::super::block::{self, Ascii, BLOCK, BlockGrammar, Wide};
+use super::super::block::{self, Ascii, BLOCK, BlockGrammar};
 use super::Tier;
 
 /// 32 bytes at a time. To be used only within [`fill_ends_avx2`].
@@ -48,26 +51,33 @@ impl Pair {
         unsafe { Self(_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))) }
     }
 
+    /// The high bit of each byte.
     #[inline(always)]
-    fn mask(self, test: impl Fn(__m256i) -> __m256i) -> u64 {
+    fn mask(self) -> u64 {
         // SAFETY: only called where AVX2 is enabled.
-        let [low, high] = [self.0, self.1].map(|half| unsafe { _mm256_movemask_epi8(test(half)) } as u32);
+        let (low, high) = unsafe { (_mm256_movemask_epi8(self.0) as u32, _mm256_movemask_epi8(self.1) as u32) };
         u64::from(low) | u64::from(high) << 32
     }
 
     #[inline(always)]
     fn equal(self, byte: u8) -> u64 {
         // SAFETY: only called where AVX2 is enabled.
-        self.mask(|half| unsafe { _mm256_cmpeq_epi8(half, _mm256_set1_epi8(byte as i8)) })
+        unsafe {
+            let wanted = _mm256_set1_epi8(byte as i8);
+            Self(_mm256_cmpeq_epi8(self.0, wanted), _mm256_cmpeq_epi8(self.1, wanted)).mask()
+        }
     }
 
     #[inline(always)]
     fn range(self, first: u8, last: u8) -> u64 {
         // SAFETY: only called where AVX2 is enabled.
-        self.mask(|half| unsafe {
-            let offset = _mm256_sub_epi8(half, _mm256_set1_epi8(first as i8));
-            _mm256_cmpeq_epi8(_mm256_min_epu8(offset, _mm256_set1_epi8((last - first) as i8)), offset)
-        })
+        unsafe {
+            let (first, width) = (_mm256_set1_epi8(first as i8), _mm256_set1_epi8((last - first) as i8));
+            let (low, high) = (_mm256_sub_epi8(self.0, first), _mm256_sub_epi8(self.1, first));
+            let low_in = _mm256_cmpeq_epi8(_mm256_min_epu8(low, width), low);
+            let high_in = _mm256_cmpeq_epi8(_mm256_min_epu8(high, width), high);
+            Self(low_in, high_in).mask()
+        }
     }
 }
 
@@ -86,31 +96,13 @@ impl Tier for Avx2 {
             blank,
             apostrophe: pair.equal(b'\''),
             slash: pair.equal(b'/'),
-            wide: pair.mask(|half| half),
+            wide: pair.mask(),
         }
     }
 
     #[inline(always)]
-    fn wide(bytes: &[u8; BLOCK]) -> Wide {
-        let pair = Pair::load(bytes);
-        let next = |first: u8, last: u8| pair.range(first, last) >> 1;
-        let third = |first: u8, last: u8| pair.range(first, last) >> 2;
-        let cyrillic = pair.equal(0xd0);
-        let kana = (next(0x81, 0x81) & !third(0x80, 0x80))
-            | (next(0x82, 0x82) & !third(0x97, 0x9c) & !third(0xa0, 0xa0))
-            | (next(0x83, 0x83) & !third(0xbb, 0xbb));
-        Wide {
-            lead: pair.range(0xc0, 0xff),
-            han_or_kana: pair.range(0xe5, 0xe8)
-                | (pair.equal(0xe4) & next(0xb8, 0xbf))
-                | (pair.equal(0xe9) & next(0x80, 0xbd))
-                | (pair.equal(0xe3) & kana),
-            hangul: pair.range(0xeb, 0xec)
-                | (pair.equal(0xea) & next(0xb0, 0xbf))
-                | (pair.equal(0xed) & next(0x80, 0x9d)),
-            upper: cyrillic & next(0x80, 0xaf),
-            lower: (cyrillic & next(0xb0, 0xbf)) | (pair.equal(0xd1) & next(0x80, 0x9f)),
-        }
+    fn wide_range(bytes: &[u8; BLOCK], first: u8, last: u8) -> u64 {
+        Pair::load(bytes).range(first, last)
     }
 }
 
@@ -161,38 +153,14 @@ impl Tier for Avx512 {
     }
 
     #[inline(always)]
-    fn wide(bytes: &[u8; BLOCK]) -> Wide {
-        let vector = Vector::load(bytes);
-        let next = |first: u8, last: u8| vector.range(first, last) >> 1;
-        let third = |first: u8, last: u8| vector.range(first, last) >> 2;
-        let cyrillic = vector.equal(0xd0);
-        let kana = (next(0x81, 0x81) & !third(0x80, 0x80))
-            | (next(0x82, 0x82) & !third(0x97, 0x9c) & !third(0xa0, 0xa0))
-            | (next(0x83, 0x83) & !third(0xbb, 0xbb));
-        Wide {
-            lead: vector.range(0xc0, 0xff),
-            han_or_kana: vector.range(0xe5, 0xe8)
-                | (vector.equal(0xe4) & next(0xb8, 0xbf))
-                | (vector.equal(0xe9) & next(0x80, 0xbd))
-                | (vector.equal(0xe3) & kana),
-            hangul: vector.range(0xeb, 0xec)
-                | (vector.equal(0xea) & next(0xb0, 0xbf))
-                | (vector.equal(0xed) & next(0x80, 0x9d)),
-            upper: cyrillic & next(0x80, 0xaf),
-            lower: (cyrillic & next(0xb0, 0xbf)) | (vector.equal(0xd1) & next(0x80, 0x9f)),
-        }
+    fn wide_range(bytes: &[u8; BLOCK], first: u8, last: u8) -> u64 {
+        Vector::load(bytes).range(first, last)
     }
 
     #[inline(always)]
-    fn push_ends(mut bits: u64, first: usize, ends: &mut Vec<usize>) {
+    fn push_all(bits: u64, first: usize, ends: &mut Vec<usize>) {
+        debug_assert!(ends.capacity() - ends.len() >= BLOCK);
         let count = bits.count_ones() as usize;
-        if ends.capacity() - ends.len() < BLOCK {
-            for _ in 0..count.min(ends.capacity() - ends.len()) {
-                ends.push(first + bits.trailing_zeros() as usize);
-                bits &= bits - 1;
-            }
-            return;
-        }
         let mut positions = [0_u8; BLOCK];
         // SAFETY: only called where the features are enabled. `positions` holds 64 bytes. At least 64 ends fit behind
         // the length, eight are written at a time, and `count` of at most 64 of them are then initialised.
@@ -212,13 +180,13 @@ impl Tier for Avx512 {
 
 /// The masks of every tier that this CPU can run.
 #[cfg(test)]
-pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, Wide)> {
+pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, block::Wide)> {
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn avx2(bytes: &[u8; BLOCK]) -> (Ascii, Wide) {
+    fn avx2(bytes: &[u8; BLOCK]) -> (Ascii, block::Wide) {
         (Avx2::ascii(bytes), Avx2::wide(bytes))
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn avx512(bytes: &[u8; BLOCK]) -> (Ascii, Wide) {
+    fn avx512(bytes: &[u8; BLOCK]) -> (Ascii, block::Wide) {
         (Avx512::ascii(bytes), Avx512::wide(bytes))
     }
     let mut masks = Vec::new();
