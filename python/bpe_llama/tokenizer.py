@@ -305,6 +305,40 @@ class Tokenizer(_core.Tokenizer):
         finally:
             target.abandon()
 
+    # -- chat ----------------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tokenize: bool = True,
+        **variables: Any,
+    ) -> Any:
+        """Return the ids of a conversation, as the model's own chat template spells it.
+
+        Text inside a message that looks like a special token is ordinary text in the ids.
+
+        Args:
+            messages: Mappings with a `role` ("system", "user", "assistant") and a `content`.
+            add_generation_prompt: End with what opens the assistant's answer.
+            tokenize: `False` returns the text instead, a `str`.
+            **variables: Passed to the template, such as `tools`.
+
+        Raises:
+            ValueError: If there is no template, it fails, or it refuses the messages.
+
+        Examples:
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+            >>> tok.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+            'user: Hi;'
+        """
+        from bpe_llama import chat
+
+        make = chat.encode_chat if tokenize else chat.render_for
+        return make(self, messages, add_generation_prompt=add_generation_prompt, **variables)
+
     # -- batches for a model -------------------------------------------------------------------------------------------
 
     def __call__(
