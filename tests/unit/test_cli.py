@@ -51,6 +51,17 @@ def test_help_lists_every_command_without_torch() -> None:
         assert command in done.stdout
 
 
+def test_every_listed_model_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="needs bpe-llama[model]")
+    from bpe_llama.model.cli import app
+
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names == set(cli.MODEL_COMMANDS)
+    for name in sorted(names):
+        assert cli.main([name, "--help"]) == 0
+        assert f"Example: bpe-llama {name}" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("command", TOKENIZER_COMMANDS)
 def test_each_help_holds_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help"]) == 0
