@@ -1,6 +1,7 @@
 """Chat templates: messages to the text, and the ids, that an instruction-tuned model was trained on.
 
-A template is a program from a file of unknown origin, so it runs in jinja2's sandbox and cannot change its input. Text of a message that looks like a special token stays ordinary text in the ids.
+A template is a program from a file of unknown origin, so it runs in jinja2's sandbox and cannot change its input.
+Text of a message that looks like a special token stays ordinary text in the ids.
 
 Source of the conventions: https://huggingface.co/docs/transformers/chat_templating.
 """
