@@ -208,7 +208,7 @@ fn check(text: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3_000))]
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
     fn splitters_equal_their_regexes(text in text()) {
@@ -345,5 +345,14 @@ fn long_runs_take_linear_time() {
             // Quadratic time would be minutes.
             assert!(began.elapsed().as_secs() < 2, "{name}: {pieces} pieces of {unit:?} x 1e6");
         }
+    }
+}
+
+/// `SPLIT_FILES=a.txt,b.txt cargo test --release -p bpe-llama --test pretokenize real_text -- --ignored`
+#[test]
+#[ignore = "reads the files named in SPLIT_FILES"]
+fn real_text_splits_as_its_regexes_do() {
+    for path in std::env::var("SPLIT_FILES").expect("files to read").split(',') {
+        check(&std::fs::read_to_string(path).expect("a readable file"));
     }
 }
