@@ -1,4 +1,7 @@
-"""The model's commands: `bpe-llama pretrain | generate | demo`. `bpe_llama.cli` forwards to them and reports errors."""
+"""The model's commands, which `bpe_llama.cli` forwards to: `pretrain | generate | chat | convert | demo`.
+
+Errors are raised as ValueError and OSError; `bpe_llama.cli` reports them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama.model import training
+from bpe_llama.model.chat import Conversation, talk
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.demo import run_demo
+from bpe_llama.model.demo import run_demo, save_with_tokenizer
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.text import TextGenerator
+from bpe_llama.model.weights.gguf_out import save_gguf
 from bpe_llama.tokenizer import Tokenizer
 
 EXIT_INTERRUPTED = 130
@@ -147,6 +153,43 @@ def generate(
     sys.stdout.write("\n")
 
 
+@app.command(epilog="Example: bpe-llama chat --model SmolLM2-135M-Instruct.Q4_1.gguf --system 'Answer briefly.'")
+def chat(
+    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")],
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest whose mass reaches this.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    device: DeviceOption = "auto",
+) -> None:
+    """Talk to an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
+    generator = load_generator(model, tokenizer, dtype, device)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    talk(Conversation(generator, system, options))
+
+
+@app.command(epilog="Example: bpe-llama convert run/model model.gguf --dtype q8_0")
+def convert(
+    source: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
+    out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0.")] = "auto",
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default the source's own.")] = None,
+) -> None:
+    """Rewrite weights and tokenizer in another format or number format."""
+    to_gguf = out.suffix == ".gguf"
+    load_as = "auto" if to_gguf else dtype
+    vocabulary = Tokenizer.from_file(tokenizer or source)
+    loaded = LlamaForCausalLM.from_pretrained(source, dtype=load_as, device="cpu")
+    if to_gguf:
+        save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
+    else:
+        save_with_tokenizer(loaded, vocabulary, out)
+    typer.echo(f"{out}: {sum(weight.numel() for weight in loaded.parameters()):,} parameters")
+
+
 @app.command(epilog="Example: bpe-llama demo --seconds 60 --out demo-out")
 def demo(
     seconds: Annotated[float, typer.Option(help="Time to train the model for.")] = 120.0,
@@ -169,12 +212,6 @@ def read_prompt() -> str:
     if sys.stdin.isatty():
         raise ValueError("no prompt: give it as an argument or on standard input")
     return sys.stdin.buffer.read().decode("utf-8")
-
-
-def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights, config and tokenizer.json into one folder that `generate` and transformers load."""
-    model.save_pretrained(folder)
-    tokenizer.save(folder / "tokenizer.json")
 
 
 def describe(result: training.TrainResult) -> str:

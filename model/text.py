@@ -34,7 +34,7 @@ class TextGenerator:
         self.model = model
         self.tokenizer = tokenizer
 
-    def generate(self, prompt: str, **options: Any) -> str:
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """Return the continuation of one prompt; arguments and errors are those of `stream`."""
         return "".join(self.stream(prompt, **options))
 
@@ -71,14 +71,15 @@ class TextGenerator:
                 running = [writer for writer in running if not writer.done]
         return ["".join(writer.parts) for writer in writers]
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
         """Yield the continuation of one prompt, piece by piece, as it is found.
 
         Every piece is valid text: bytes of an unfinished character are held back, and so is what may become a stop
         string, until it is known.
 
         Args:
-            prompt: To be continued; an empty one needs a tokenizer with a beginning-of-text id.
+            prompt: To be continued; an empty one needs a tokenizer with a beginning-of-text id. Ids are taken as they
+                are.
             **options: Those of `GenerationOptions`, and: ``stop``, a string or several that end the text and are not
                 part of it; ``bos``, whether to begin with the tokenizer's beginning-of-text id (by default where the
                 prompt is empty, or the tokenizer says so); ``allowed_special``, as of ``Tokenizer.encode``.
@@ -96,7 +97,7 @@ class TextGenerator:
                 return
             engine.step()
 
-    def _writer(self, prompt: str, options: dict[str, Any]) -> _Writer:
+    def _writer(self, prompt: str | Sequence[int], options: dict[str, Any]) -> _Writer:
         options = dict(options)
         stop = options.pop("stop", ())
         bos = options.pop("bos", None)
@@ -106,7 +107,7 @@ class TextGenerator:
             bos = begins and self.tokenizer.bos_id is not None
         if options.get("eos_id") is None and not self.model.config.eos_token_ids:
             options["eos_id"] = () if self.tokenizer.eos_id is None else self.tokenizer.eos_id
-        ids = self.tokenizer.encode(prompt, bos=bos, allowed_special=allowed)
+        ids = self.tokenizer.encode(prompt, bos=bos, allowed_special=allowed) if isinstance(prompt, str) else prompt
         if not ids:
             raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -39,7 +39,7 @@ def pretrain(folder: Path, out: Path, *more: str) -> list[str]:
     return ["pretrain", *files, *SHAPE, *RUN, *more]
 
 
-@pytest.mark.parametrize("command", ["pretrain", "generate", "demo"])
+@pytest.mark.parametrize("command", ["pretrain", "generate", "chat", "convert", "demo"])
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -48,7 +48,8 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
 
 def test_pretrain_leaves_a_model_with_its_tokenizer(made: Path) -> None:
     folder = made / "run" / "model"
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in folder.iterdir()} == expected
     config = json.loads((folder / "config.json").read_text())
     assert (config["vocab_size"], config["hidden_size"], config["eos_token_id"]) == (280, 32, 279)
     assert LlamaForCausalLM.from_pretrained(folder, device="cpu").config.num_hidden_layers == 1
@@ -131,3 +132,61 @@ def test_the_demos_corpus_is_this_pythons_library() -> None:
     assert not any("site-packages" in path.parts for path in files)
     with pytest.raises(ValueError, match="no Python sources"):
         demo.corpus_files(Path(__file__).parent / "absent")
+
+
+@pytest.fixture(scope="module")
+def talker(made: Path) -> Path:
+    """The trained model with a chat template beside it."""
+    folder = made / "run" / "model"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return folder
+
+
+def test_a_conversation_grows_and_is_forgotten(talker: Path) -> None:
+    from bpe_llama.model.chat import Conversation
+    from bpe_llama.model.cli import load_generator
+
+    options = {"max_new_tokens": 5, "temperature": 0.9, "eos_id": ()}
+    conversation = Conversation(load_generator(talker, None, "auto", "cpu"), "Bark.", options)
+    first = "".join(conversation.answer("Hi"))
+    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
+    assert conversation.messages[-1]["content"] == first
+    assert "".join(conversation.retry()) != first
+    assert len(conversation.messages) == 3
+    stopped = conversation.answer("And then?")
+    said = next(stopped)
+    stopped.close()  # as Ctrl-C does
+    assert conversation.messages[-1] == {"role": "assistant", "content": said}
+    conversation.reset()
+    assert conversation.messages == [{"role": "system", "content": "Bark."}]
+    with pytest.raises(ValueError, match="context"):
+        list(conversation.answer("word " * 100))
+    assert len(conversation.messages) == 1
+
+
+def test_chat_reads_lines_and_commands(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["Hi", "", "/system Be quiet.", "/retry", "/help", "/what", "Hi", "/quit", "never read"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert main(["chat", "--model", str(talker), "-n", "4", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "[nothing was said yet]" in said and "/what is no command" in said
+    assert next(lines) == "never read"
+
+
+def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--model", str(made / "run" / "model"), "-t", str(made / "tokenizer.json")]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+
+
+def test_convert_goes_to_gguf_and_back(talker: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(talker), str(tmp_path / "m.gguf"), "--dtype", "float32"]) == 0
+    assert main(["convert", str(tmp_path / "m.gguf"), str(tmp_path / "back")]) == 0
+    before = LlamaForCausalLM.from_pretrained(talker, device="cpu").state_dict()
+    after = LlamaForCausalLM.from_pretrained(tmp_path / "back", device="cpu").state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    tokenizers = [Tokenizer.from_file(folder) for folder in (talker, tmp_path / "back")]
+    assert tokenizers[0].encode(TEXT) == tokenizers[1].encode(TEXT)
+    assert tokenizers[0].chat_template == tokenizers[1].chat_template
