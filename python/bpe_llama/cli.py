@@ -25,6 +25,8 @@ EXIT_INTERRUPTED = 130
 MODEL_COMMANDS = {
     "pretrain": "Train a LLaMA from scratch on a file of ids.",
     "generate": "Continue a prompt.",
+    "chat": "Talk to an instruction-tuned model.",
+    "convert": "Rewrite weights in another format.",
     "demo": "Train a tokenizer and a small LLaMA on this machine's Python, then generate.",
 }
 
