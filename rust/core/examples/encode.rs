@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use bpe_llama::{Pretokenizer, SpecialSet, Tokenizer, Vocab};
+use bpe_llama::{EncodeOptions, Pretokenizer, Tokenizer, Vocab};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().collect();
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for _ in 0..rounds {
         ids.clear();
         let start = Instant::now();
-        tokenizer.encode_into(&text, SpecialSet::None, &mut ids)?;
+        tokenizer.encode_into(&text, EncodeOptions::default(), &mut ids)?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     println!("{} ids, {:.0} MB/s", ids.len(), text.len() as f64 / 1e6 / best);

@@ -9,7 +9,23 @@ use crate::{Result, Tokenizer};
 /// A text longer than this many bytes is cut, so that threads can share it.
 const SEGMENT: usize = 1 << 18;
 
-/// What every text of a batch is treated with.
+/// What a long call asks now and then: whether to go on. An error ends the call.
+#[derive(Clone, Copy, Default)]
+pub struct Pause<'a>(pub Option<&'a (dyn Fn() -> Result<()> + Sync)>);
+
+impl Pause<'_> {
+    pub(crate) fn ask(self) -> Result<()> {
+        self.0.map_or(Ok(()), |ask| ask())
+    }
+}
+
+impl std::fmt::Debug for Pause<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pause({})", self.0.is_some())
+    }
+}
+
+/// What a text, or every text of a batch, is treated with.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EncodeOptions<'a> {
     /// Special tokens that stand for themselves.
@@ -18,6 +34,8 @@ pub struct EncodeOptions<'a> {
     pub bos: Option<u32>,
     /// An id put after each text.
     pub eos: Option<u32>,
+    /// Asked every few milliseconds, on the calling thread.
+    pub pause: Pause<'a>,
 }
 
 /// Work for one thread: a run of whole texts, or a part of a long one.
@@ -47,19 +65,12 @@ impl Tokenizer {
             let mut ids = Vec::with_capacity(bytes / 4 + texts.len() * 2);
             let mut offsets = vec![0];
             for text in texts {
-                self.encode_one(text, options, &mut ids)?;
+                self.encode_into(text, options, &mut ids)?;
                 offsets.push(ids.len() as i64);
             }
             return Ok((ids, offsets));
         }
         self.on_threads(texts, options, &tasks, threads)
-    }
-
-    fn encode_one(&self, text: &str, options: EncodeOptions<'_>, ids: &mut Vec<u32>) -> Result<()> {
-        ids.extend(options.bos);
-        self.encode_into(text, options.allowed, ids)?;
-        ids.extend(options.eos);
-        Ok(())
     }
 
     /// Puts short texts together and cuts long ones, so that tasks are of about equal length.
@@ -105,7 +116,7 @@ impl Tokenizer {
     ) -> Result<(Vec<u32>, Vec<i64>)> {
         let next = AtomicUsize::new(0);
         let done: Mutex<Vec<(usize, Result<Encoded>)>> = Mutex::new(Vec::with_capacity(tasks.len()));
-        let work = || {
+        let work = |options: EncodeOptions<'_>| {
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 let Some(task) = tasks.get(at) else { break };
@@ -119,9 +130,9 @@ impl Tokenizer {
         };
         std::thread::scope(|scope| {
             for _ in 1..threads {
-                scope.spawn(work);
+                scope.spawn(|| work(EncodeOptions { pause: Pause::default(), ..options }));
             }
-            work();
+            work(options);
         });
         let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         done.sort_unstable_by_key(|&(at, _)| at);
@@ -149,7 +160,7 @@ impl Tokenizer {
                 eos: options.eos.filter(|_| is_last),
                 ..options
             };
-            self.encode_one(&text[range], options, &mut encoded.ids)?;
+            self.encode_into(&text[range], options, &mut encoded.ids)?;
             if is_last {
                 encoded.ends.push(encoded.ids.len());
             }

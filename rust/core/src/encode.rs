@@ -1,6 +1,7 @@
 //! Ordinary text to ids: pieces from the splitter, ids from the cache or from BPE.
 
 use crate::Result;
+use crate::batch::Pause;
 use crate::boundaries::Boundaries;
 use crate::cache::{LONG_BYTES, PieceCache, SHORT_BYTES, long_key, short_key};
 use crate::merge::Merger;
@@ -9,6 +10,9 @@ use crate::vocab::Vocab;
 
 /// How many pieces the splitter hands over at a time.
 const BATCH: usize = 256;
+
+/// Batches between two pauses: a megabyte or so of text.
+const PAUSE_EVERY: u64 = 1024;
 
 /// Where ids go.
 pub(crate) trait Sink {
@@ -83,6 +87,7 @@ pub(crate) struct Encoder<'a> {
     pub(crate) vocab: &'a Vocab,
     pub(crate) pretokenizer: &'a Pretokenizer,
     pub(crate) boundaries: &'a Boundaries,
+    pub(crate) pause: Pause<'a>,
 }
 
 impl Encoder<'_> {
@@ -104,7 +109,10 @@ impl Encoder<'_> {
     ) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
-        loop {
+        for batch in 1u64.. {
+            if batch % PAUSE_EVERY == 0 {
+                self.pause.ask()?;
+            }
             ends.clear();
             self.pretokenizer.fill_ends(text, start, ends)?;
             if ends.is_empty() {
@@ -120,6 +128,7 @@ impl Encoder<'_> {
                 rest = &rest[rest.len().min(known + 1)..];
             }
         }
+        Ok(())
     }
 
     #[cold]

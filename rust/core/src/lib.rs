@@ -22,7 +22,7 @@ mod tokenizer;
 pub mod train;
 mod vocab;
 
-pub use batch::EncodeOptions;
+pub use batch::{EncodeOptions, Pause};
 pub use decode::Utf8Stream;
 pub use error::{Error, Result};
 pub use pretokenize::Pretokenizer;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock};
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
+use crate::batch::{EncodeOptions, Pause};
 use crate::boundaries::Boundaries;
 use crate::encode::{Counter, Encoder, Scratch, Sink};
 use crate::pretokenize::Pretokenizer;
@@ -137,26 +138,31 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_ordinary`], and if `allowed` names what is no special token.
     pub fn encode(&self, text: &str, allowed: SpecialSet<'_>) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 8);
-        self.encode_into(text, allowed, &mut ids)?;
+        self.encode_into(text, EncodeOptions { allowed, ..EncodeOptions::default() }, &mut ids)?;
         Ok(ids)
     }
 
     /// Appends the ids of `text` to `ids`. On an error, `ids` may have grown.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_into(&self, text: &str, allowed: SpecialSet<'_>, ids: &mut Vec<u32>) -> Result<()> {
-        self.with_scratch(|encoder, scratch| self.run(text, allowed, encoder, scratch, ids))
+    /// As [`Tokenizer::encode`], and what `options.pause` returns.
+    pub fn encode_into(&self, text: &str, options: EncodeOptions<'_>, ids: &mut Vec<u32>) -> Result<()> {
+        ids.extend(options.bos);
+        self.with_scratch(options.pause, |encoder, scratch| self.run(text, options.allowed, encoder, scratch, ids))?;
+        ids.extend(options.eos);
+        Ok(())
     }
 
-    /// Returns how many ids `text` has, without making them.
+    /// Returns how many ids [`Tokenizer::encode_into`] would append, without making them.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn count(&self, text: &str, allowed: SpecialSet<'_>) -> Result<usize> {
+    /// As [`Tokenizer::encode_into`].
+    pub fn count(&self, text: &str, options: EncodeOptions<'_>) -> Result<usize> {
         let mut counter = Counter::default();
-        self.with_scratch(|encoder, scratch| self.run(text, allowed, encoder, scratch, &mut counter))?;
-        Ok(counter.0)
+        self.with_scratch(options.pause, |encoder, scratch| {
+            self.run(text, options.allowed, encoder, scratch, &mut counter)
+        })?;
+        Ok(counter.0 + usize::from(options.bos.is_some()) + usize::from(options.eos.is_some()))
     }
 
     /// Returns the ids of any bytes.
@@ -189,7 +195,7 @@ impl Tokenizer {
         let mut joined = self.decode_bytes(&ids[ids.len() - unsettled..])?;
         joined.extend_from_slice(tail);
         ids.truncate(ids.len() - unsettled);
-        self.with_scratch(|encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
+        self.with_scratch(Pause::default(), |encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
         Ok(ids)
     }
 
@@ -208,7 +214,7 @@ impl Tokenizer {
             match part {
                 Part::Ordinary(text) => {
                     let begin = ids.len();
-                    self.with_scratch(|encoder, scratch| encoder.encode(text, scratch, &mut ids))?;
+                    self.with_scratch(Pause::default(), |encoder, scratch| encoder.encode(text, scratch, &mut ids))?;
                     for &id in &ids[begin..] {
                         end += self.vocab.id_to_bytes(id).map_or(0, <[u8]>::len);
                         ends.push(end);
@@ -257,7 +263,7 @@ impl Tokenizer {
         }
         for &end in ends[..max_tokens].iter().rev() {
             // A shorter text may split otherwise and so have more ids: then a token less is tried.
-            if text.is_char_boundary(end) && self.count(&text[..end], allowed)? <= max_tokens {
+            if text.is_char_boundary(end) && self.encode(&text[..end], allowed)?.len() <= max_tokens {
                 return Ok(&text[..end]);
             }
         }
@@ -336,8 +342,9 @@ impl Tokenizer {
     }
 
     /// Runs `work` with scratch memory that no other thread uses, warm if there is any.
-    fn with_scratch<R>(&self, work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R) -> R {
+    fn with_scratch<R>(&self, pause: Pause<'_>, work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R) -> R {
         let encoder = Encoder {
+            pause,
             vocab: &self.vocab,
             pretokenizer: &self.pretokenizer,
             boundaries: self.boundaries.get_or_init(|| Boundaries::new(&self.vocab)),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bpe_llama::formats::write_atomically;
-use bpe_llama::{AddedToken, EncodeOptions, Pretokenizer, Tokenizer, Utf8Stream, Vocab};
+use bpe_llama::{AddedToken, EncodeOptions, Error, Pause, Pretokenizer, Result, Tokenizer, Utf8Stream, Vocab};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -33,6 +33,28 @@ impl PyTokenizer {
 
 /// Ids of many texts in one run, and where each begins.
 type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+
+/// Runs `work` without the GIL, with a pause in which Python's signals are seen to: what a handler raises comes out.
+fn interruptible<R: Send>(
+    py: Python<'_>,
+    options: EncodeOptions<'_>,
+    work: impl FnOnce(EncodeOptions<'_>) -> Result<R> + Send,
+) -> PyResult<R> {
+    let raised = Mutex::new(None);
+    let ask = || {
+        let signals: PyResult<()> = Python::attach(|py| {
+            py.check_signals()?;
+            Ok(())
+        });
+        signals.map_err(|error| {
+            *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            Error::Interrupted
+        })
+    };
+    let result = py.detach(|| work(EncodeOptions { pause: Pause(Some(&ask)), ..options }));
+    let raised = raised.into_inner().unwrap_or_else(PoisonError::into_inner);
+    result.map_err(|error| raised.unwrap_or_else(|| to_py(error)))
+}
 
 /// Runs `work` without the GIL where there is enough of it.
 fn detached<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce() -> R + Send) -> R {
@@ -69,7 +91,7 @@ impl PyTokenizer {
         };
         let refused = rest.as_ref().unwrap_or(disallowed);
         refused.view(|set| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set))).map_err(to_py)?;
-        allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos }))
+        allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos, pause: Pause::default() }))
     }
 
     fn special_names_without(&self, names: &[String]) -> Specials {
@@ -88,9 +110,11 @@ impl PyTokenizer {
     ) -> PyResult<Vec<u32>> {
         self.with_options(&[text], ends, allowed, disallowed, |options| {
             let mut ids = Vec::with_capacity(text.len() / 3 + 8);
-            ids.extend(options.bos);
-            detached(py, text.len(), || self.inner.encode_into(text, options.allowed, &mut ids)).map_err(to_py)?;
-            ids.extend(options.eos);
+            if text.len() < KEEP_GIL {
+                self.inner.encode_into(text, options, &mut ids).map_err(to_py)?;
+            } else {
+                interruptible(py, options, |options| self.inner.encode_into(text, options, &mut ids))?;
+            }
             Ok(ids)
         })
     }
@@ -206,7 +230,8 @@ impl PyTokenizer {
     }
 
     fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, detached(py, text.len(), || self.inner.encode_ordinary(&text)).map_err(to_py)?)
+        let nothing = Specials::default();
+        PyList::new(py, self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
     }
 
     fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
@@ -242,7 +267,7 @@ impl PyTokenizer {
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
-                py.detach(|| self.inner.encode_batch(&texts, options, threads)).map_err(to_py)
+                interruptible(py, options, |options| self.inner.encode_batch(&texts, options, threads))
             })?;
         let rows = offsets.windows(2).map(|row| PyList::new(py, &ids[row[0] as usize..row[1] as usize]));
         PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?)
@@ -264,7 +289,7 @@ impl PyTokenizer {
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
-                py.detach(|| self.inner.encode_batch(&texts, options, threads)).map_err(to_py)
+                interruptible(py, options, |options| self.inner.encode_batch(&texts, options, threads))
             })?;
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
     }
@@ -284,7 +309,10 @@ impl PyTokenizer {
 
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
     fn count(&self, py: Python<'_>, text: Text, allowed_special: Specials) -> PyResult<usize> {
-        allowed_special.view(|allowed| detached(py, text.len(), || self.inner.count(&text, allowed))).map_err(to_py)
+        allowed_special.view(|allowed| {
+            let options = EncodeOptions { allowed, ..EncodeOptions::default() };
+            interruptible(py, options, |options| self.inner.count(&text, options))
+        })
     }
 
     #[pyo3(signature = (text, max_tokens, *, allowed_special=Specials::default()))]
