@@ -19,6 +19,9 @@ const SHARD_BITS: u32 = 4;
 /// Text handed to a thread at a time: small enough to stay in its cache, large enough that handing it over costs nothing.
 const BATCH_BYTES: usize = 1 << 18;
 
+/// Words looked up at a time.
+const GROUP: usize = 16;
+
 /// How often each word (a piece of the splitting pattern) occurs, with the pattern and special tokens that made the words.
 ///
 /// Counts of one pattern and the same special tokens can be added: the unit that is distributed, saved and resumed.
@@ -107,6 +110,16 @@ impl WordCounts {
         Ok(())
     }
 
+    /// Returns `parts` counts that add up to these, the words dealt out by hash: parts of many counts can be added side by side.
+    pub fn split(&self, parts: usize) -> Vec<Self> {
+        let parts = parts.clamp(1, self.shards.len());
+        let mut split = vec![Self::empty(&self.pattern, &self.special_tokens); parts];
+        for (index, shard) in self.shards.iter().enumerate() {
+            split[index % parts].shards[index].clone_from(shard);
+        }
+        split
+    }
+
     /// Adds `count` to one word.
     pub(super) fn add(&mut self, word: &[u8], count: u64) {
         let key = Key::new(word, 0, word.len());
@@ -175,10 +188,17 @@ impl Counter {
             if self.ends.is_empty() {
                 return Ok(());
             }
-            for &end in &self.ends {
-                let key = Key::new(bytes, start, end);
-                self.counts.shards[key.shard(SHARD_BITS)].add(key, 1);
-                start = end;
+            // A group's slots are loaded before any is used: the processor waits for all of them at once.
+            for ends in self.ends.chunks(GROUP) {
+                let mut group = [(Key::default(), 0); GROUP];
+                for (entry, &end) in group.iter_mut().zip(ends) {
+                    let key = Key::new(bytes, start, end);
+                    *entry = (key, self.counts.shards[key.shard(SHARD_BITS)].peek(&key));
+                    start = end;
+                }
+                for &(key, slot) in &group[..ends.len()] {
+                    self.counts.shards[key.shard(SHARD_BITS)].add_from(key, slot);
+                }
             }
         }
     }
