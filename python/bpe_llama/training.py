@@ -172,6 +172,31 @@ class WordCounts:
         """The special tokens that no word crosses."""
         return self._counts.special_tokens
 
+    def split(self, parts: int) -> list[Self]:
+        """Return at most ``parts`` counts that add up to these; a word is always in the part of its hash.
+
+        Examples:
+            >>> counts = WordCounts.from_iterator(["low lower lowest"], progress=False)
+            >>> sum(map(len, counts.split(4))) == len(counts)
+            True
+        """
+        if parts < 1:
+            raise ValueError(f"parts is {parts}; it must be at least 1")
+        return [type(self)(counts) for counts in self._counts.split(parts)]
+
+    def to_bytes(self) -> bytes:
+        """Return what :meth:`save` writes."""
+        return self._counts.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return the counts that :meth:`to_bytes` gave.
+
+        Raises:
+            ValueError: If the bytes are damaged or anything else.
+        """
+        return cls(_core.WordCounts.from_bytes(data))
+
     def most_common(self, n: int | None = None) -> list[tuple[bytes, int]]:
         """Return the ``n`` most frequent words with their counts, or all; equal counts in order of bytes."""
         return self._counts.most_common(n)

@@ -207,6 +207,10 @@ impl WordCounts {
         .map_err(to_py)
     }
 
+    fn split(&self, py: Python<'_>, parts: usize) -> Vec<Self> {
+        py.detach(|| self.0.split(parts)).into_iter().map(Self).collect()
+    }
+
     fn __len__(&self) -> usize {
         self.0.len()
     }
