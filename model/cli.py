@@ -101,7 +101,7 @@ def pretrain(
                 eos_token_id=vocabulary.eos_id,
             )
         )
-        model = LlamaForCausalLM(shape, seed=seed)
+        model = training.start_as_identity(LlamaForCausalLM(shape, seed=seed))
     if vocabulary.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{tokenizer} has {vocabulary.vocab_size:,} ids, more than the model's {model.config.vocab_size:,}"

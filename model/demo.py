@@ -119,16 +119,17 @@ def _train(
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_id,
     )
-    model = LlamaForCausalLM(config, seed=seed)
+    model = training.start_as_identity(LlamaForCausalLM(config, seed=seed))
     on_cuda = resolve_device(device).type == "cuda"
     settings = training.TrainConfig(
         max_steps=1_000_000,
         max_seconds=seconds,
         sequence_length=256 if on_cuda else 128,
-        batch_size=64 if on_cuda else 8,
+        batch_size=64 if on_cuda else 4,
         learning_rate=3e-3,
         min_learning_rate_ratio=0.02,
         warmup_steps=40,

@@ -6,13 +6,15 @@
     training.train(LlamaForCausalLM(LlamaConfig(...)), "tokens.npy", config, "run")
 
 In the order to read: `config` (what a run is told, the learning rate over time), `data` (token file to batches),
-`optimizer` (AdamW), `checkpoint` (folders that appear whole), `report` (metrics, curve, progress bar), `loop`.
+`start` (initial weights), `optimizer` (AdamW), `checkpoint` (folders that appear whole), `report` (metrics, curve,
+progress bar), `loop`.
 """
 
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data import TokenBatches, open_tokens
 from bpe_llama.model.training.loop import TrainResult, evaluate, train
 from bpe_llama.model.training.report import plot_loss, read_metrics
+from bpe_llama.model.training.start import start_as_identity
 
 __all__ = [
     "TokenBatches",
@@ -23,5 +25,6 @@ __all__ = [
     "open_tokens",
     "plot_loss",
     "read_metrics",
+    "start_as_identity",
     "train",
 ]

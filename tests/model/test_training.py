@@ -332,7 +332,17 @@ def test_evaluation_is_the_mean_over_windows() -> None:
     assert not model.training
 
 
-# ---- schedule and optimizer ----
+# ---- initial weights, schedule, optimizer ----
+
+
+def test_layers_that_start_as_the_identity_pass_the_embedding_through_and_still_learn() -> None:
+    model = training.start_as_identity(fresh())
+    ids = torch.arange(16)[None]
+    out = model(ids, labels=ids)
+    torch.testing.assert_close(out.logits, model.lm_head(model.model.norm(model.model.embed_tokens(ids))))
+    out.loss.backward()
+    layer = model.model.layers[0]
+    assert layer.self_attn.o_proj.weight.grad.abs().sum() > 0 and layer.mlp.down_proj.weight.grad.abs().sum() > 0
 
 
 def test_the_learning_rate_rises_then_falls_to_its_floor() -> None:
