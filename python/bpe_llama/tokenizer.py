@@ -46,25 +46,111 @@ class Tokenizer(_core.Tokenizer):
     # -- training ------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def train(cls, paths: PathLike | Iterable[PathLike], vocab_size: int, **options: Any) -> Self:
-        """Return a tokenizer trained on files: see `bpe_llama.training.train`."""
+    def train(
+        cls,
+        paths: PathLike | Iterable[PathLike],
+        vocab_size: int,
+        *,
+        pattern: str = "llama3",
+        special_tokens: Sequence[str] = (),
+        min_frequency: int = 0,
+        max_token_length: int | None = None,
+        tie_order: str = "ids",
+        separator: str | None = None,
+        field: str = "text",
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> Self:
+        """Return the tokenizer that byte-pair encoding learns from files.
+
+        `bpe_llama.training.train` says what each argument means, and what is raised.
+
+        Examples:
+            >>> Tokenizer.train(__file__, vocab_size=300, progress=False).vocab_size
+            300
+        """
         from bpe_llama import training
 
-        return cls(training.train(paths, vocab_size, **options))
+        core = training.train(
+            paths,
+            vocab_size,
+            pattern=pattern,
+            special_tokens=special_tokens,
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            tie_order=tie_order,
+            separator=separator,
+            field=field,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        return cls(core)
 
     @classmethod
-    def train_from_iterator(cls, texts: Iterable[str], vocab_size: int, **options: Any) -> Self:
-        """Return a tokenizer trained on texts, each a document: see `bpe_llama.training.train_from_iterator`."""
+    def train_from_iterator(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = "llama3",
+        special_tokens: Sequence[str] = (),
+        min_frequency: int = 0,
+        max_token_length: int | None = None,
+        tie_order: str = "ids",
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> Self:
+        """Return the tokenizer that byte-pair encoding learns from texts, each of which is one document.
+
+        `bpe_llama.training.train_from_iterator` says what each argument means, and what is raised.
+
+        Examples:
+            >>> Tokenizer.train_from_iterator(["low lower lowest"], vocab_size=258, progress=False).encode("low")
+            [257]
+        """
         from bpe_llama import training
 
-        return cls(training.train_from_iterator(texts, vocab_size, **options))
+        core = training.train_from_iterator(
+            texts,
+            vocab_size,
+            pattern=pattern,
+            special_tokens=special_tokens,
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            tie_order=tie_order,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        return cls(core)
 
     @classmethod
-    def train_from_counts(cls, counts: WordCounts, vocab_size: int, **options: Any) -> Self:
-        """Return a tokenizer trained on word counts: see `bpe_llama.training.train_from_counts`."""
+    def train_from_counts(
+        cls,
+        counts: WordCounts,
+        vocab_size: int,
+        *,
+        special_tokens: Sequence[str] | None = None,
+        min_frequency: int = 0,
+        max_token_length: int | None = None,
+        tie_order: str = "ids",
+        progress: ProgressOption = None,
+    ) -> Self:
+        """Return the tokenizer that byte-pair encoding learns from word counts: the same as from the text itself.
+
+        `bpe_llama.training.train_from_counts` says what each argument means, and what is raised.
+        """
         from bpe_llama import training
 
-        return cls(training.train_from_counts(counts, vocab_size, **options))
+        core = training.train_from_counts(
+            counts,
+            vocab_size,
+            special_tokens=special_tokens,
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            tie_order=tie_order,
+            progress=progress,
+        )
+        return cls(core)
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
