@@ -343,7 +343,7 @@ fn long_runs_take_linear_time() {
             let began = std::time::Instant::now();
             let pieces = pretokenizer.split(&text).expect("named patterns do not fail").len();
             // Quadratic time would be minutes.
-            assert!(began.elapsed().as_secs() < 2, "{name}: {pieces} pieces of {unit:?} x 1e6");
+            assert!(began.elapsed().as_secs() < 20, "{name}: {pieces} pieces of {unit:?} x 1e6");
         }
     }
 }
