@@ -189,12 +189,14 @@ def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int
 
 
 def _say_next(out: Path) -> None:
+    # As this program was called: in a virtual environment that is not active, its name alone would not be found.
+    program = sys.argv[0] if Path(sys.argv[0]).name == "bpe-llama" else "bpe-llama"
     _say(
         f"Everything is in {out}. Next, try:\n"
-        f"  bpe-llama generate 'class Queue' --model {out / 'model'}\n"
-        f"  bpe-llama count --file README.md --tokenizer {out / 'tokenizer.json'}\n"
-        f"  bpe-llama inspect 'import os' --tokenizer {out / 'tokenizer.json'}\n"
-        f"  bpe-llama pretrain {out / 'tokens.npy'} --tokenizer {out / 'tokenizer.json'} --steps 2000 --out longer-run"
+        f"  {program} generate 'class Queue' --model {out / 'model'}\n"
+        f"  {program} count --file README.md --tokenizer {out / 'tokenizer.json'}\n"
+        f"  {program} inspect 'import os' --tokenizer {out / 'tokenizer.json'}\n"
+        f"  {program} pretrain {out / 'tokens.npy'} --tokenizer {out / 'tokenizer.json'} --steps 2000 --out longer-run"
     )
 
 
