@@ -34,10 +34,10 @@ struct LongEntry {
     ids: LongIds,
 }
 
-const SHORT_BITS: u32 = 16;
-const LONG_BITS: u32 = 14;
+const SHORT_BITS: u32 = 18;
+const LONG_BITS: u32 = 15;
 
-/// The tables of one thread: 2 MiB of short pieces and 1 MiB of long ones.
+/// The tables of one thread: 8 MiB of short pieces and 2 MiB of long ones.
 pub(crate) struct PieceCache {
     short: Box<[ShortEntry; 1 << SHORT_BITS]>,
     long: Box<[LongEntry; 1 << LONG_BITS]>,
