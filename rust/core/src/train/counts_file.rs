@@ -5,10 +5,10 @@
 //! shares with the word before, the number of further bytes, these bytes, and the count. Last, a CRC-32 of everything before it, four
 //! bytes, little-endian. Equal counts make equal files.
 
-use std::io::Write;
 use std::path::Path;
 
 use super::count::WordCounts;
+use crate::formats::write_atomically;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"BPEWORDS";
@@ -20,20 +20,7 @@ impl WordCounts {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let io_error = |source| Error::Io { path: path.to_owned(), source };
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = Path::new(&name);
-        let written = std::fs::File::create(temporary).and_then(|mut file| {
-            file.write_all(&self.to_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(temporary, path)
-        });
-        written.map_err(|error| {
-            // What is left of a failed attempt is of no use; that it cannot be removed adds nothing to the first error.
-            let _ = std::fs::remove_file(temporary);
-            io_error(error)
-        })
+        write_atomically(path, &self.to_bytes())
     }
 
     /// Reads counts that [`WordCounts::save`] wrote.
