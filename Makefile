@@ -12,7 +12,7 @@ RUN := $(BIN)/python -m
 UV := VIRTUAL_ENV="$(abspath $(VENV))" UV_PYTHON_DOWNLOADS=never $(RUN) uv
 RUST_SOURCES := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: help demo test test-rust test-python lint lint-rust lint-python deny format parity fuzz bench docs clean
+.PHONY: help demo test test-rust test-python test-arm platforms lint lint-rust lint-python deny format parity fuzz bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -48,6 +48,20 @@ test-rust:
 
 test-python: $(VENV)/.dev
 	$(RUN) pytest
+
+# Debian: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user; rustup target add aarch64-unknown-linux-gnu
+test-arm: export CC_aarch64_unknown_linux_gnu = aarch64-linux-gnu-gcc
+test-arm: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = aarch64-linux-gnu-gcc
+test-arm: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = qemu-aarch64 -L /usr/aarch64-linux-gnu
+test-arm: ## the core's unit tests on an emulated 64-bit ARM, NEON included
+	$(CARGO) test --target aarch64-unknown-linux-gnu --package bpe-llama --lib --locked
+
+# rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin. Checking needs no objects, so C is left uncompiled.
+platforms: ## type-check the Rust code for Windows and macOS
+	CC_x86_64_pc_windows_gnu=true AR_x86_64_pc_windows_gnu=true \
+		$(CARGO) check --target x86_64-pc-windows-gnu --workspace --locked
+	CC_aarch64_apple_darwin=true AR_aarch64_apple_darwin=true \
+		$(CARGO) check --target aarch64-apple-darwin --workspace --locked
 
 lint: lint-rust lint-python ## formatting, clippy, ruff, types, stubs, import rules
 

@@ -84,3 +84,14 @@ impl Tier for Neon {
         Vectors::load(bytes).range(first, last)
     }
 }
+
+/// The masks of every tier that this CPU can run.
+#[cfg(test)]
+pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, block::Wide)> {
+    #[target_feature(enable = "neon")]
+    fn neon(bytes: &[u8; BLOCK]) -> (Ascii, block::Wide) {
+        (Neon::ascii(bytes), Neon::wide(bytes))
+    }
+    // SAFETY: every 64-bit ARM has NEON.
+    vec![unsafe { neon(bytes) }]
+}
