@@ -108,6 +108,16 @@ def test_every_code_point_in_the_usual_neighbourhoods(name: str) -> None:
         check(name, "".join(f"a{c}B {c}1{c}!{c}\n{c}{c}'s{c} " for c in chosen[start : start + 4096]))
 
 
+@pytest.mark.parametrize(
+    "pattern", ["(?=[A-Z])", r"\b", "(?:)", "x*", r"\s*", r"a??|b", r"(?<=\d)(?=[a-z])|\s+", r"\d+|(?!\d)"]
+)
+@given(text=st.text(st.sampled_from("aAbxB1 \n中é"), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_a_match_of_no_characters_cuts_as_in_tokenizers(pattern: str, text: str) -> None:
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    assert _core.split_pieces(pattern, text) == [piece for piece, _ in split.pre_tokenize_str(text)]
+
+
 random_letters = random.Random(0)
 ADVERSARIAL = {
     "one letter": "a" * 100_000,

@@ -323,10 +323,12 @@ fn bad_patterns_are_named_in_the_error() {
 }
 
 #[test]
-fn empty_matches_are_no_pieces() {
+fn empty_matches_cut_and_are_no_pieces() {
     let pretokenizer = Pretokenizer::new("x*").expect("a valid regex");
-    assert_eq!(pretokenizer.split("axxb中").expect("short texts do not fail"), ["a", "xx", "b中"]);
+    assert_eq!(pretokenizer.split("axxb中").expect("short texts do not fail"), ["a", "xx", "b", "中"]);
     assert!(pretokenizer.split("").expect("short texts do not fail").is_empty());
+    let pretokenizer = Pretokenizer::new("(?=[A-Z])").expect("a valid regex");
+    assert_eq!(pretokenizer.split("someCamelCase").expect("short texts do not fail"), ["some", "Camel", "Case"]);
 }
 
 /// A megabyte of anything takes no longer than a few times a megabyte of prose.

@@ -23,27 +23,27 @@ impl Custom {
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`.
+    ///
+    /// A match of no characters, as of `(?=[A-Z])`, cuts the text without being a piece.
     pub(super) fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
         let mut piece_start = start;
         let mut search_from = start;
         while piece_start < text.len() && ends.len() < ends.capacity() {
             let (match_start, match_end) = self.find(text, search_from)?;
-            if match_start == match_end && match_end < text.len() {
-                // A piece is never empty: look on behind the next character.
-                search_from = match_end + text[match_end..].chars().next().map_or(1, char::len_utf8);
-                continue;
-            }
             if match_start > piece_start {
                 ends.push(match_start);
                 if ends.len() == ends.capacity() {
                     break;
                 }
             }
-            if match_end > match_start {
-                ends.push(match_end);
-            }
             piece_start = match_end;
             search_from = match_end;
+            if match_end > match_start {
+                ends.push(match_end);
+            } else {
+                // The same match would be found again.
+                search_from += text[match_end..].chars().next().map_or(0, char::len_utf8);
+            }
         }
         Ok(())
     }
