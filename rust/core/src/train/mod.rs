@@ -143,8 +143,8 @@ fn id_of_byte() -> [u32; 256] {
 /// Returns the vocabulary that byte-pair encoding learns from `counts`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if `vocab_size` is too small for the bytes and special tokens, or if `counts` is empty; whatever
-/// `on_progress` returns.
+/// [`Error::InvalidArgument`] if `vocab_size` is too small for the bytes and special tokens, or if `counts` is empty or stands
+/// for more than 2^64 bytes of text; whatever `on_progress` returns.
 ///
 /// # Cost
 /// Time near the number of places where merges happen, times a small constant; memory 4 to 12 bytes a byte of distinct words.
@@ -195,6 +195,15 @@ impl TrainOptions {
 fn lay_out(counts: &WordCounts, tie_order: TieOrder) -> Result<Corpus> {
     if counts.is_empty() {
         return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));
+    }
+    // No pair can then be counted beyond 64 bits. Only a damaged file of counts holds more.
+    let mut text_bytes = 0_u128;
+    counts.for_each(|word, count| text_bytes += word.len() as u128 * u128::from(count));
+    if text_bytes > u128::from(u64::MAX) {
+        return Err(Error::InvalidArgument(format!(
+            "the words counted make {text_bytes} bytes of text; at most {} can be",
+            u64::MAX
+        )));
     }
     let mut symbols = std::array::from_fn(|byte| byte as u32);
     if tie_order == TieOrder::Ids {
@@ -299,5 +308,14 @@ mod tests {
         let counts = counts_of(&[("ab".to_owned(), 1 << 33), ("cd".to_owned(), (1 << 33) + 1)]);
         let trained = train(&counts, &options(1, 0, None), &mut |_| Ok(())).expect("valid");
         assert_eq!(trained.tokens[256], b"cd");
+    }
+
+    #[test]
+    fn counts_beyond_any_text_are_refused() {
+        let word = (b"ab".as_slice(), u64::MAX);
+        let counts = WordCounts::from_words("a+", [word, word]);
+        assert_eq!(counts.most_common(1), [(b"ab".to_vec(), u64::MAX)]);
+        let error = train(&counts, &options(1, 0, None), &mut |_| Ok(())).expect_err("no text is so long");
+        assert!(error.to_string().contains(&(2 * u128::from(u64::MAX)).to_string()), "{error}");
     }
 }

@@ -102,7 +102,7 @@ impl WordMap {
         self.add(key, 1);
     }
 
-    /// Adds `count` to the word's count.
+    /// Adds `count` to the word's count, which no file can make overflow.
     #[inline]
     pub(super) fn add(&mut self, key: Key<'_>, count: u64) {
         if (self.words.len() + 1) * 3 > self.slots.len() * 2 {
@@ -119,7 +119,8 @@ impl WordMap {
             if slot & 0xFFFF_FFFF_0000_0000 == tag {
                 let index = (slot as u32 - 1) as usize;
                 if self.holds(index, &key) {
-                    self.words[index].count += count;
+                    let total = &mut self.words[index].count;
+                    *total = total.saturating_add(count);
                     return;
                 }
             }
