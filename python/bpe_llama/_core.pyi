@@ -359,7 +359,7 @@ class TokenFile:
     def __new__(cls, tokenizer: Tokenizer, path: _PathLike, end: int | None, num_threads: int | None) -> Self: ...
     def add_files(
         self,
-        paths: list[_PathLike],
+        paths: Sequence[_PathLike],
         separator: str | None,
         field: str,
         on_progress: Callable[[str, int, int | None], object] | None,

@@ -46,16 +46,49 @@ def read_parquet(paths: Iterable[Path], field: str = "text") -> Iterator[str]:
 
     Raises:
         ImportError: If ``pyarrow`` is not installed.
-        ValueError: If a file has no such column, or is no Parquet file.
+        ValueError: If a file has no such column, holds something else than text there, or is no Parquet file or a
+            damaged one; it names the file, and the row where it can.
     """
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("reading .parquet files needs pyarrow: pip install pyarrow") from error
     for path in paths:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if field not in names:
-                raise ValueError(f"{path}: no column {field!r}; it has {names}")
-            for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+        row = 0
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                if field not in names:
+                    raise ValueError(f"no column {field!r}; it has {names}")
+                # A copy in memory of a batch, not of the file's row groups, which may hold gigabytes.
+                for batch in file.iter_batches(batch_size=256, columns=[field]):
+                    for value in batch.column(0):
+                        text = value.as_py()
+                        if isinstance(text, str):
+                            yield text
+                        elif text is not None:
+                            raise ValueError(f"column {field!r} holds {type(text).__name__} {text!r:.40}, not text")
+                        row += 1
+        except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            where = f", row {row}" if row else ""
+            raise ValueError(f"{path}{where}: {error}") from error
+
+
+def in_batches(texts: Iterable[str], characters: int = 1 << 22) -> Iterator[list[str]]:
+    """Yield the texts in lists of about so many characters each, that memory depends on no one's number or length.
+
+    Examples:
+        >>> list(in_batches(["ab", "cd", "e"], characters=3))
+        [['ab'], ['cd'], ['e']]
+    """
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text) + 64  # so that empty texts count too
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

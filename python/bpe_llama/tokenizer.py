@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from bpe_llama import _core
-from bpe_llama._files import find_files, is_parquet, read_parquet
-from bpe_llama._progress import ProgressOption, reporting
+from bpe_llama._progress import ProgressOption
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -349,7 +347,8 @@ class Tokenizer(_core.Tokenizer):
     ) -> int:
         """Return the number of ids written to a `.npy` file: those of all documents, one after another.
 
-        Memory is bounded whatever the size of the files; `numpy.load(out, mmap_mode="r")` reads the ids back.
+        Memory is bounded whatever the size of the files, if the pattern is a named one. Where another regex lets a text
+        be cut is not known, so its documents are read whole. `numpy.load(out, mmap_mode="r")` reads the ids back.
 
         Args:
             paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of
@@ -374,22 +373,18 @@ class Tokenizer(_core.Tokenizer):
             >>> tok.encode_files(folder / "a.txt", folder / "ids.npy", progress=False), np.load(folder / "ids.npy")
             (2, array([256, 256], dtype=uint16))
         """
-        if Path(out).suffix != ".npy":
-            raise ValueError(f"out must end in .npy, got {os.fspath(out)!r}")
-        files = find_files(paths)
-        target = _core.TokenFile(self, out, self.eos_id if eos else None, num_threads)
-        try:
-            with reporting(progress) as report:
-                for is_rows, group in itertools.groupby(files, is_parquet):
-                    if not is_rows:
-                        target.add_files(list(group), separator, field, report)
-                        continue
-                    rows = read_parquet(group, field)
-                    while texts := list(itertools.islice(rows, 10_000)):
-                        target.add_texts(texts)
-            return target.finish()
-        finally:
-            target.abandon()
+        from bpe_llama._token_files import encode_files
+
+        return encode_files(
+            self,
+            paths,
+            out,
+            end=self.eos_id if eos else None,
+            separator=separator,
+            field=field,
+            num_threads=num_threads,
+            progress=progress,
+        )
 
     # -- chat ----------------------------------------------------------------------------------------------------------
 

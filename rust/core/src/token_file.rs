@@ -5,6 +5,7 @@ use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use crate::documents::{Chunk, Documents};
+use crate::formats::temporary_beside;
 use crate::{EncodeOptions, Error, Result, Tokenizer};
 
 /// Bytes of text that are encoded at a time.
@@ -36,9 +37,7 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Io`] if it cannot be written there.
     pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
+        let temporary = temporary_beside(path);
         let is_narrow = vocab_size <= 1 << 16;
         let mut this = Self { path: path.to_owned(), temporary, file: None, is_narrow, len: 0, bytes: Vec::new() };
         let file = File::create(&this.temporary).map_err(|source| this.io_error(source))?;
@@ -114,14 +113,15 @@ impl Drop for TokenFile {
 impl Tokenizer {
     /// Appends the ids of the next documents, some megabytes of them, and returns whether there were any.
     ///
-    /// They are the ids of encoding each document alone. `end` is put after each document.
+    /// They are the ids of encoding each document alone. `options.eos` is put after each document; special tokens are
+    /// ordinary text, and there is no `bos`.
     ///
     /// # Errors
-    /// As [`Documents::next_chunk`], [`Tokenizer::encode_ordinary`] and [`TokenFile::push`].
+    /// As [`Documents::next_chunk`], [`Tokenizer::encode_batch`] and [`TokenFile::push`].
     pub fn encode_documents(
         &self,
         documents: &mut Documents,
-        end: Option<u32>,
+        options: EncodeOptions<'_>,
         threads: usize,
         out: &mut TokenFile,
     ) -> Result<bool> {
@@ -131,7 +131,7 @@ impl Tokenizer {
             bytes += chunk.text.len() + 64;
             chunks.push(chunk);
         }
-        self.encode_chunks(&chunks, end, threads, out)?;
+        self.encode_chunks(&chunks, options, threads, out)?;
         Ok(!chunks.is_empty())
     }
 
@@ -139,13 +139,20 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode_documents`].
-    pub fn encode_chunks(&self, chunks: &[Chunk], end: Option<u32>, threads: usize, out: &mut TokenFile) -> Result<()> {
+    pub fn encode_chunks(
+        &self,
+        chunks: &[Chunk],
+        options: EncodeOptions<'_>,
+        threads: usize,
+        out: &mut TokenFile,
+    ) -> Result<()> {
         let texts: Vec<&str> = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
-        let (ids, offsets) = self.encode_batch(&texts, EncodeOptions::default(), threads)?;
+        let plain = EncodeOptions { pause: options.pause, ..EncodeOptions::default() };
+        let (ids, offsets) = self.encode_batch(&texts, plain, threads)?;
         for (chunk, row) in chunks.iter().zip(offsets.windows(2)) {
             out.push(&ids[row[0] as usize..row[1] as usize])?;
-            if let (true, Some(end)) = (chunk.is_last, end) {
-                out.push(&[end])?;
+            if let (true, Some(eos)) = (chunk.is_last, options.eos) {
+                out.push(&[eos])?;
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ mod error;
 mod logits;
 mod pretokenize;
 mod sampler;
+mod signals;
 mod token_file;
 mod tokenizer;
 mod train;

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bpe_llama::documents::{Chunk, DocumentOptions, Documents};
-use bpe_llama::{TokenFile, Tokenizer};
+use bpe_llama::{EncodeOptions, TokenFile, Tokenizer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arguments::{Texts, thread_count};
 use crate::error::to_py;
+use crate::signals::interruptible;
 use crate::tokenizer::PyTokenizer;
 
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
@@ -22,17 +23,23 @@ pub(crate) struct PyTokenFile {
 }
 
 impl PyTokenFile {
+    /// Runs `work` with the file and with how its texts are encoded, without the GIL.
     fn with_file<R: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut TokenFile) -> bpe_llama::Result<R> + Send,
+        work: impl FnOnce(&mut TokenFile, EncodeOptions<'_>) -> bpe_llama::Result<R> + Send,
     ) -> PyResult<R> {
-        py.detach(|| {
+        let done = interruptible(py, |pause| {
+            let options = EncodeOptions { eos: self.end, pause, ..EncodeOptions::default() };
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            file.as_mut().map(work)
-        })
-        .ok_or_else(|| PyValueError::new_err("the token file is closed"))?
-        .map_err(to_py)
+            file.as_mut().map(|file| work(file, options)).transpose()
+        })?;
+        done.ok_or_else(|| PyValueError::new_err("the token file is closed"))
+    }
+
+    /// To be called without the GIL, which whoever holds the lock may be waiting for.
+    fn take(&self) -> Option<TokenFile> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -64,9 +71,9 @@ impl PyTokenFile {
         let options = DocumentOptions { separator, field, special_tokens };
         let mut documents = Documents::new(paths, self.tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
         let total = documents.total_bytes();
-        while self
-            .with_file(py, |file| self.tokenizer.encode_documents(&mut documents, self.end, self.threads, file))?
-        {
+        while self.with_file(py, |file, options| {
+            self.tokenizer.encode_documents(&mut documents, options, self.threads, file)
+        })? {
             py.check_signals()?;
             if let Some(on_progress) = &on_progress {
                 on_progress.call1(py, ("encode", documents.bytes_read(), total))?;
@@ -78,16 +85,15 @@ impl PyTokenFile {
     fn add_texts(&self, py: Python<'_>, texts: Texts) -> PyResult<()> {
         let chunk = |text: &str| Chunk { document: 0, text: text.to_owned(), is_last: true };
         let chunks: Vec<Chunk> = texts.iter().map(chunk).collect();
-        self.with_file(py, |file| self.tokenizer.encode_chunks(&chunks, self.end, self.threads, file))
+        self.with_file(py, |file, options| self.tokenizer.encode_chunks(&chunks, options, self.threads, file))
     }
 
     fn finish(&self, py: Python<'_>) -> PyResult<u64> {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let file = file.ok_or_else(|| PyValueError::new_err("the token file is closed"))?;
-        py.detach(|| file.finish()).map_err(to_py)
+        let finished = py.detach(|| self.take().map(TokenFile::finish));
+        finished.ok_or_else(|| PyValueError::new_err("the token file is closed"))?.map_err(to_py)
     }
 
-    fn abandon(&self) {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+    fn abandon(&self, py: Python<'_>) {
+        py.detach(|| drop(self.take()));
     }
 }

@@ -46,7 +46,7 @@ impl LineSource {
             return match text {
                 Ok(Some(text)) => Ok(Some(text)),
                 Ok(None) => Err(self.format_error(&format!("no field {field:?}"))),
-                Err(error) => Err(self.format_error(&error.to_string())),
+                Err(error) => Err(self.format_error(&in_line(&error, field))),
             };
         }
     }
@@ -54,6 +54,13 @@ impl LineSource {
     fn format_error(&self, what: &str) -> Error {
         Error::Format(format!("{}, line {}: {what}", self.path.display(), self.number))
     }
+}
+
+/// What is wrong with a line; JSON's own count of lines would begin at this one.
+fn in_line(error: &serde_json::Error, field: &str) -> String {
+    let (what, column) = (error.to_string(), error.column());
+    let what = what.split(" at line ").next().unwrap_or_default();
+    format!("{what} at column {column}, where an object with the string field {field:?} was expected")
 }
 
 /// Reads an object for one field of it, a string; skips the others unread.

@@ -183,19 +183,22 @@ impl Rules {
             }
             match self.special_around(text, cut) {
                 None => return Some(cut),
-                Some(end) => from = end,
+                Some(end) => from = end + 1,
             }
         }
     }
 
-    /// The end of the special token that `cut` would cut in two.
+    /// The end of the special token that `cut` would cut in two or part from its neighbour, which may decide whether it
+    /// is one: an added token can ask for white space or for no word character beside it.
     fn special_around(&self, text: &str, cut: usize) -> Option<usize> {
         let matcher = self.special_tokens.as_ref()?;
         // Matches do not overlap, so where the search begins matters: begin where no earlier match can reach.
         let start = ceil_char(text, cut.saturating_sub(8 * self.longest_special));
         let end = ceil_char(text, (cut + self.longest_special).min(text.len()));
         let mut matches = matcher.find_iter(&text[start..end]);
-        matches.find(|found| start + found.start() < cut && cut < start + found.end()).map(|found| start + found.end())
+        matches
+            .find(|found| (start + found.start()..=start + found.end()).contains(&cut))
+            .map(|found| start + found.end())
     }
 }
 
