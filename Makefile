@@ -88,8 +88,17 @@ format: $(VENV)/.dev ## rewrite the sources as lint wants them
 parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a peer or its data is missing
 	BPE_LLAMA_REQUIRE_DATA=1 $(RUN) pytest tests/parity tests/model
 
-fuzz: $(VENV)/.dev ## random input for FUZZ_SECONDS (60) a target
+FUZZ_TARGETS := $(basename $(notdir $(wildcard rust/fuzz/bin/*.rs)))
+
+fuzz: $(VENV)/.dev $(addprefix fuzz-,$(FUZZ_TARGETS)) ## random input for FUZZ_SECONDS (60) a target; needs nightly Rust
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) $(RUN) pytest tests/fuzz
+
+fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regression to commit
+	$(CARGO) fuzz --version || $(CARGO) install --locked cargo-fuzz
+	mkdir -p rust/fuzz/corpus/$* tests/fuzz/regressions/$*
+	cd rust/fuzz && $(CARGO) +nightly fuzz run --fuzz-dir . $* corpus/$* ../../tests/fuzz/seeds/$* ../../tests/fuzz/regressions/$* -- \
+		-max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=../../tests/fuzz/regressions/$*/
+	-rmdir tests/fuzz/regressions/$* tests/fuzz/regressions 2>/dev/null
 
 bench: $(VENV)/.dev ## every table of the README; the peers run side by side
 	set -e; for script in encode train sample generate; do \

@@ -65,7 +65,7 @@ def tiktoken_attributes(path: Path) -> Attributes:
         try:
             stated = json.loads(beside.read_text(encoding="utf-8"))
             return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{beside}: expected an object with pattern and special_tokens: {error!r}") from None
     published = _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
     if published is None:

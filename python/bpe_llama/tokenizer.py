@@ -222,8 +222,10 @@ class Tokenizer(_core.Tokenizer):
             return cls(core)
         try:
             config = json.loads(config_path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{config_path}: not JSON: {error}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{config_path}: expected a JSON object, got a {type(config).__name__}")
 
         def configured(key: str, default: int | None) -> int | None:
             token = config.get(key)
@@ -260,7 +262,7 @@ class Tokenizer(_core.Tokenizer):
             stated = _published.tiktoken_attributes(path)
             pattern = stated.pattern
             special_tokens = stated.special_tokens if special_tokens is None else special_tokens
-        return cls(_core.Tokenizer.build_from_tiktoken(path, pattern, list((special_tokens or {}).items())))
+        return cls(_core.Tokenizer.build_from_tiktoken(path, pattern, _with_ids(special_tokens)))
 
     @classmethod
     def from_ranks(
@@ -281,7 +283,7 @@ class Tokenizer(_core.Tokenizer):
             >>> Tokenizer.from_ranks(ranks, special_tokens={"<|end|>": 257}).encode("abc")
             [256, 99]
         """
-        core = _core.Tokenizer.build_from_ranks(dict(ranks), pattern, list((special_tokens or {}).items()))
+        core = _core.Tokenizer.build_from_ranks(dict(ranks), pattern, _with_ids(special_tokens))
         return cls(core)
 
     @classmethod
@@ -496,6 +498,14 @@ class Tokenizer(_core.Tokenizer):
         import torch
 
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
+    """Return special tokens as the core takes them, their ids in its range."""
+    for token, token_id in (special_tokens or {}).items():
+        if not 0 <= token_id < 2**31:
+            raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**31 - 1}")
+    return list((special_tokens or {}).items())
 
 
 def _unpickle(

@@ -1,0 +1,80 @@
+//! Vocabularies and counts from files.
+
+use std::collections::HashMap;
+
+use bpe_llama::train::{TrainOptions, WordCounts, train};
+use bpe_llama::{Pretokenizer, SpecialSet, Tokenizer, Vocab};
+
+use super::naive;
+
+const TEXTS: [&str; 2] = ["the thing, aabbaabb 12 é\n\n  <|end|>", "日本語 ababababab \u{301}"];
+
+/// A `.tiktoken` file: what loads encodes by its ranks, and loads again from what it saves.
+pub(crate) fn tiktoken_file(input: &[u8]) {
+    let Ok(vocab) = Vocab::from_tiktoken(input) else { return };
+    let ranks: HashMap<Vec<u8>, u32> = vocab.tokens().map(|(bytes, id)| (bytes.to_vec(), id)).collect();
+    if let Ok(saved) = vocab.to_tiktoken() {
+        let again = Vocab::from_tiktoken(saved.as_bytes()).expect("what was saved");
+        assert!(vocab.tokens().eq(again.tokens()) && vocab.merges() == again.merges());
+    }
+    let tokenizer =
+        Tokenizer::new(vocab, Pretokenizer::new("cl100k").expect("a name"), vec![], false).expect("no clash");
+    for text in TEXTS {
+        let pieces = tokenizer.pretokenizer().split(text).expect("a linear pattern");
+        let expected: Option<Vec<Vec<u32>>> =
+            pieces.iter().map(|piece| naive::by_ranks(&ranks, piece.as_bytes())).collect();
+        match (tokenizer.encode_ordinary(text), expected) {
+            (Ok(ids), Some(expected)) => assert_eq!(ids, expected.concat()),
+            (Err(_), None) => {}
+            // A token that stands for bytes which have none: the definition never asks for them one by one.
+            (Err(_), Some(_)) => assert!((0..=255_u8).any(|byte| !ranks.contains_key(&[byte][..]))),
+            (Ok(ids), None) => panic!("{ids:?} for what the definition cannot encode"),
+        }
+    }
+}
+
+/// A `tokenizer.json`: what loads gives the text back, and is the same tokenizer when saved and loaded.
+pub(crate) fn tokenizer_json(input: &[u8]) {
+    let Ok(tokenizer) = Tokenizer::from_huggingface(input) else { return };
+    let saved = tokenizer.to_huggingface();
+    let again = saved.as_ref().ok().map(|saved| Tokenizer::from_huggingface(saved.as_bytes()).expect("what was saved"));
+    for text in TEXTS {
+        for allowed in [SpecialSet::None, SpecialSet::All] {
+            let Ok(ids) = tokenizer.encode(text, allowed) else { continue };
+            if let Some(again) = &again {
+                assert_eq!(again.encode(text, allowed).expect("as before"), ids);
+            }
+            if !tokenizer.normalizes() {
+                assert_eq!(tokenizer.decode_bytes(&ids).expect("known ids"), text.as_bytes());
+            }
+        }
+    }
+}
+
+/// Word counts: the bytes that load are the bytes that are saved, and parts add up to the whole.
+///
+/// Every input is also tried as the body of a file with the right magic and checksum.
+pub(crate) fn counts_file(input: &[u8]) {
+    check_counts(input);
+    let mut file = [b"BPEWORDS\x01", input].concat();
+    let checksum = crc32fast::hash(&file);
+    file.extend(checksum.to_le_bytes());
+    check_counts(&file);
+}
+
+fn check_counts(file: &[u8]) {
+    let Ok(counts) = WordCounts::from_bytes(file) else { return };
+    let bytes = counts.to_bytes();
+    let again = WordCounts::from_bytes(&bytes).expect("what was saved");
+    assert_eq!(again.to_bytes(), bytes);
+    let parts = counts.split(3);
+    let mut sum = parts[0].clone();
+    parts[1..].iter().for_each(|part| sum.merge(part).expect("of one kind"));
+    assert_eq!(sum.to_bytes(), bytes);
+    sum.merge(&counts).expect("of one kind");
+    assert_eq!((sum.len(), sum.is_empty()), (counts.len(), counts.is_empty()));
+    let options = TrainOptions { vocab_size: 280, ..TrainOptions::default() };
+    if let Ok(trained) = train(&counts, &options, &mut |_| Ok(())) {
+        assert!(trained.tokens.len() <= 280 && trained.merges.len() + 256 == trained.tokens.len());
+    }
+}

@@ -1,0 +1,30 @@
+//! What must hold for any input, a function a target: an error is fine, a panic or a wrong result is not.
+//!
+//! `make fuzz` gives them what cargo-fuzz thinks up; `rust/core/tests/fuzz.rs` replays what is kept under `tests/fuzz/`.
+#![allow(dead_code, unused_imports, reason = "each fuzzing binary runs one of them")]
+
+mod documents;
+mod encode;
+mod formats;
+mod input;
+mod naive;
+mod pretokenize;
+
+pub(crate) use documents::documents;
+pub(crate) use encode::{decode, encode};
+pub(crate) use formats::{counts_file, tiktoken_file, tokenizer_json};
+pub(crate) use pretokenize::{pattern, pretokenize};
+
+type Target = fn(&[u8]);
+
+/// Every target by its name.
+pub(crate) const TARGETS: [(&str, Target); 8] = [
+    ("encode", encode),
+    ("decode", decode),
+    ("tiktoken_file", tiktoken_file),
+    ("tokenizer_json", tokenizer_json),
+    ("counts_file", counts_file),
+    ("documents", documents),
+    ("pretokenize", pretokenize),
+    ("pattern", pattern),
+];

@@ -1,0 +1,80 @@
+//! Text to pieces.
+
+use std::sync::LazyLock;
+
+use bpe_llama::Pretokenizer;
+use fancy_regex::Regex;
+
+use super::input;
+
+const NAMES: [&str; 7] = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm"];
+
+static GRAMMARS: LazyLock<Vec<(Pretokenizer, Regex)>> = LazyLock::new(|| {
+    let grammar = |name| {
+        let fast = Pretokenizer::new(name).expect("a name");
+        let regex = Regex::new(fast.pattern()).expect("a regex");
+        (fast, regex)
+    };
+    NAMES.into_iter().map(grammar).collect()
+});
+
+/// Every named splitter gives the pieces of its regex, wherever it is asked to stop and wherever a safe cut is made.
+///
+/// The input: whether bytes are text or kinds of characters, and how many pieces are asked for at a time; the text.
+pub(crate) fn pretokenize(input: &[u8]) {
+    let Some((&flags, bytes)) = input.split_first() else { return };
+    let text = input::text(&bytes[..bytes.len().min(1000)], flags & 1 != 0);
+    for (fast, regex) in GRAMMARS.iter() {
+        let expected = matches(regex, &text).expect("a linear pattern");
+        assert_eq!(fast.split(&text).expect("a linear pattern"), expected, "{:?}", fast.name());
+        let mut ends = Vec::with_capacity(1 + usize::from(flags >> 1));
+        let (mut at, mut pieces) = (0, Vec::new());
+        while at < text.len() {
+            ends.clear();
+            fast.fill_ends(&text, at, &mut ends).expect("a linear pattern");
+            assert!(!ends.is_empty() && ends.len() <= 1 + usize::from(flags >> 1));
+            for &end in &ends {
+                pieces.push(&text[at..end]);
+                at = end;
+            }
+        }
+        assert_eq!(pieces, expected, "{:?}, some at a time", fast.name());
+        if let Some(cut) = fast.safe_cut(&text, usize::from(flags)) {
+            assert!(cut >= usize::from(flags));
+            let parts = [&text[..cut], &text[cut..]].map(|part| fast.split(part).expect("a linear pattern"));
+            assert_eq!(parts.concat(), expected, "{:?}, cut at {cut}", fast.name());
+        }
+    }
+}
+
+/// Any pattern on any text gives the pieces of its matches, or an error.
+///
+/// The input: the pattern, a line end, the text.
+pub(crate) fn pattern(input: &[u8]) {
+    let mut parts = input.splitn(2, |&byte| byte == b'\n');
+    let mut part = |length: usize| {
+        let bytes = parts.next().unwrap_or_default();
+        input::text(&bytes[..bytes.len().min(length)], false)
+    };
+    let (pattern, text) = (part(50), part(60));
+    let Ok(splitter) = Pretokenizer::new(&pattern) else { return };
+    let Ok(pieces) = splitter.split(&text) else { return };
+    assert_eq!(pieces.concat(), text);
+    assert!(pieces.iter().all(|piece| !piece.is_empty()));
+    if let Some(expected) = Regex::new(splitter.pattern()).ok().and_then(|regex| matches(&regex, &text)) {
+        assert_eq!(pieces, expected);
+    }
+}
+
+/// Matches and what lies between them; `None` where the regex gives up.
+fn matches<'text>(regex: &Regex, text: &'text str) -> Option<Vec<&'text str>> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for found in regex.find_iter(text) {
+        let found = found.ok()?;
+        pieces.extend([&text[start..found.start()], found.as_str()].into_iter().filter(|piece| !piece.is_empty()));
+        start = found.end();
+    }
+    pieces.extend(Some(&text[start..]).filter(|rest| !rest.is_empty()));
+    Some(pieces)
+}
