@@ -72,7 +72,7 @@ lint-rust:
 lint-python: $(VENV)/.dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) mypy -p bpe_llama
+	$(RUN) mypy -p bpe_llama -p bench
 	MYPYPATH=python $(RUN) mypy.stubtest --allowlist .ci/stubtest-allow.txt bpe_llama._core
 	$(BIN)/lint-imports
 

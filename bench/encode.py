@@ -131,7 +131,10 @@ def prompts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[st
 
 
 def loading(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time loading the vocabulary from its file, and the memory it takes, each in a fresh process."""
+    """Time loading the vocabulary from its file and encoding three characters, each time in a fresh process.
+
+    The memory is what the process holds then beyond the peer's package: vocabulary, tables and caches.
+    """
     rows: list[dict[str, Any]] = []
     for name in peers:
         seen = [_load_in_child(name, options.vocabulary) for _ in range(max(3, options.rounds // 3))]
@@ -145,13 +148,18 @@ def loading(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[st
 
 
 def _load_in_child(name: str, vocabulary: str) -> tuple[float, float]:
-    script = (
-        "import resource, time, sys; from bench.encode_peers import PEERS; peer = PEERS[sys.argv[1]](); "
-        "peer.prepare(sys.argv[2]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "started = time.perf_counter(); peer.load(sys.argv[2]); peer.into('list')('a b'); "
-        "print(time.perf_counter() - started, "
-        "(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
-    )
+    script = """
+import sys, time
+from bench.encode_peers import PEERS
+from bench.measure import resident_mb
+peer = PEERS[sys.argv[1]]()
+peer.prepare(sys.argv[2])
+before, started = resident_mb(), time.perf_counter()
+peer.load(sys.argv[2])
+peer.into("list")("a b")
+seconds = time.perf_counter() - started
+print(seconds, resident_mb() - before)
+"""
     command = [sys.executable, "-c", script, name, vocabulary]
     out = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
     seconds, megabytes = map(float, out.split())

@@ -6,7 +6,9 @@ kept: what slows one round slows each candidate in it.
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import importlib.metadata
 import json
 import os
@@ -53,6 +55,21 @@ def interleaved(
                 run()
             times[name].append((time.perf_counter() - started) / count)
     return {name: Timing(min(seen), statistics.median(seen)) for name, seen in times.items()}
+
+
+def resident_mb() -> float:
+    """Return the memory that this process holds now, in MB; NaN where the system does not say.
+
+    Not the peak, which importing sets before there is anything to measure. What was freed is given back first, as far
+    as the C library does so.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, AttributeError, TypeError):
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

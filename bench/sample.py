@@ -16,8 +16,9 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def argsort(row: np.ndarray, random: np.random.Generator) -> int:
     return int(order[np.searchsorted(mass[:kept], random.random() * mass[kept - 1])])
 
 
-def best_times(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+def best_times(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
     """Return best and median microseconds a call of each job; jobs take turns within a round."""
     calls = {}
     for name, job in jobs.items():
@@ -109,7 +110,7 @@ def check_kept(row: np.ndarray, sampler: Sampler) -> None:
             raise AssertionError(f"{name} keeps {len(theirs)} ids, we {len(ours)}, {len(ours ^ theirs)} differ")
 
 
-def one_row(vocab_size: int, kind: str, row: np.ndarray, rounds: int) -> dict[str, object]:
+def one_row(vocab_size: int, kind: str, row: np.ndarray, rounds: int) -> dict[str, Any]:
     sampler = Sampler(temperature=TEMPERATURE, top_p=TOP_P)
     check_kept(row, sampler)
     tensor = torch.from_numpy(row)
@@ -124,7 +125,7 @@ def one_row(vocab_size: int, kind: str, row: np.ndarray, rounds: int) -> dict[st
     return {"job": f"{vocab_size:,} {kind}", "times": best_times(jobs, rounds)}
 
 
-def batch(rows: int, vocab_size: int, rounds: int) -> dict[str, object]:
+def batch(rows: int, vocab_size: int, rounds: int) -> dict[str, Any]:
     sampler = Sampler(temperature=TEMPERATURE, top_p=TOP_P)
     logits = np.random.default_rng(4).normal(size=(rows, vocab_size)).astype(np.float32)
     jobs = {f"{n} threads": (lambda n=n: sampler.sample(logits, num_threads=n)) for n in (1, 2)}

@@ -50,7 +50,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=2, metavar=("TRAINER", "JOB"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(work(*options.worker, options.threads)))
+        trainer, job = options.worker
+        print(json.dumps(work(trainer, job, options.threads)))
         return
     rows = []
     for job in options.jobs:
