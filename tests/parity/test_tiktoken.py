@@ -101,6 +101,26 @@ def test_bytes_that_are_no_utf8(pair: Pair) -> None:
         assert pair.theirs.decode_bytes(ids) == block
 
 
+def test_bytes_that_end_in_no_utf8_encode_as_tiktokens_do(pair: Pair) -> None:
+    draw = random.Random(2)
+    kinds = [
+        b"hello ",
+        b" it's",
+        b"  ",
+        b"\n",
+        b"\t \n",
+        b"\0",
+        b"123456",
+        "中".encode(),
+        b"\xe4\xb8",
+        b"\xff",
+        b"\xed\xa0\x80",
+    ]
+    for _ in range(300):
+        block = b"".join(draw.choices(kinds, k=draw.randint(1, 8)))
+        assert pair.ours.encode_bytes(block) == pair.theirs._encode_bytes(block), block
+
+
 def test_bytes_that_are_utf8_encode_as_their_text(pair: Pair, texts: dict[str, str]) -> None:
     sample = texts["multilingual"][:100_000]
     assert pair.ours.encode_bytes(sample.encode()) == pair.theirs.encode_ordinary(sample)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,13 +76,23 @@ def test_a_broken_regex_is_named(pattern: str) -> None:
     assert pattern.replace("\\", "\\\\") in str(caught.value)
 
 
-def test_a_regex_that_backtracks_without_end_is_stopped() -> None:
-    tok = Tokenizer.from_ranks(BYTES, pattern=r"(?:(a+)+\1)+$|\w")
-    text = "a" * 60 + "!"
-    try:
-        assert tok.decode(tok.encode(text)) == text
-    except ValueError as error:
-        assert "backtrack" in str(error).lower() or "pattern" in str(error).lower()
+@pytest.mark.parametrize("pattern", [r"(?:(a+)+\1)+$|\w", r"(a|aa)+(?!a)\1b", r"(?:(?=(a+))a*?)*\1b"])
+def test_a_regex_that_backtracks_without_end_is_stopped(pattern: str, tmp_path: Path) -> None:
+    tok = Tokenizer.from_ranks(BYTES, pattern=pattern)
+    text = "word " + "a" * 60 + "!"
+    (tmp_path / "a.txt").write_text(text)
+    for call in (
+        lambda: tok.encode(text),
+        lambda: tok.count(text * 1000),
+        lambda: tok.encode_batch([text, text], num_threads=2),
+        lambda: tok.encode_with_offsets(text),
+        lambda: tok.encode_files(tmp_path / "a.txt", tmp_path / "ids.npy"),
+        lambda: Tokenizer.train_from_iterator([text], vocab_size=300, pattern=pattern),
+    ):
+        started = time.perf_counter()
+        with pytest.raises(ValueError, match=r"gave up on the text behind byte .* 1000000 steps"):
+            call()
+        assert time.perf_counter() - started < 5
 
 
 def test_special_tokens_that_clash(tok: Tokenizer) -> None:
@@ -106,6 +118,24 @@ def test_an_id_out_of_range_is_named(tok: Tokenizer, bad: int) -> None:
         tok.id_to_bytes(bad)
     with pytest.raises((ValueError, KeyError, OverflowError), match=str(bad)):
         tok.decode_stream().push(bad)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.int64, np.uint64, np.int8, object])
+def test_ids_in_arrays_are_looked_at_one_by_one(tok: Tokenizer, dtype: Any) -> None:
+    ids = tok.encode("some text 日本語")
+    small = [i for i in ids if i < 128]
+    for order in (1, -1):
+        assert tok.decode_bytes(np.array(small, dtype)[::order]) == tok.decode_bytes(small[::order])
+    if dtype in (np.int32, np.int64, object):
+        with pytest.raises(KeyError, match="id -7 is"):
+            tok.decode_bytes(np.array([1, -7], dtype))
+    if dtype in (np.uint16, np.uint32, np.int64):
+        assert tok.decode(np.array(ids, dtype)) == "some text 日本語"
+        with pytest.raises(KeyError, match="id 60000 is"):
+            tok.decode(np.array([1, 60_000], dtype))
+    with pytest.raises(TypeError):
+        tok.decode_bytes(np.array([[1, 2]], dtype))
+    assert tok.decode_bytes(np.array([], dtype)) == b""
 
 
 def test_an_unknown_token_has_no_id(tok: Tokenizer) -> None:

@@ -161,6 +161,28 @@ def test_lone_surrogates_become_replacement_characters(tok: Tokenizer) -> None:
     assert tok.encode("\ud83d\ude00") == tok.encode("😀"), "a pair is one character, as tiktoken reads it"
 
 
+def test_nul_is_a_character_like_others(tok: Tokenizer) -> None:
+    for text in ("\0", "\0" * 1000, "a\0b", "word \0\0 word\0", "日\0本"):
+        ids = tok.encode(text)
+        assert tok.decode(ids) == text
+        assert tok.encode_bytes(text.encode()) == ids == tok.encode_to_numpy(text).tolist()
+        assert tok.count(text) == len(ids)
+
+
+def test_a_very_long_text_is_encoded_as_its_parts_are(tok: Tokenizer, corpus: list[str]) -> None:
+    # It ends in a letter and begins with another's white space: pieces end where the copies meet.
+    part = "\n" + "".join(corpus) + "\0 \ufffd the end"
+    copies = 64_000_000 // len(part.encode()) + 1
+    expected = tok.encode_to_numpy(part)
+    text = part * copies
+    for ids in (tok.encode_to_numpy(text), tok.encode_batch_to_numpy([text], num_threads=2)[0]):
+        assert ids.dtype == np.uint32
+        assert len(ids) == copies * len(expected)
+        assert (ids.reshape(copies, -1) == expected).all()
+    assert tok.count(text) == len(ids)
+    assert tok.decode_bytes(ids) == text.encode()
+
+
 def test_regexes_of_ones_own(corpus: list[str]) -> None:
     words = Tokenizer.train_from_iterator(corpus, vocab_size=400, pattern=r"\w+|\W")
     text = "some text, some_more"

@@ -72,6 +72,36 @@ def test_a_forked_worker_encodes_after_its_parent_used_threads(tok: Tokenizer, c
     assert results == [expected] * 4
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_forked_while_a_thread_encodes_can_encode(tok: Tokenizer, corpus: list[str]) -> None:
+    text = corpus[0][:50_000]
+    expected = tok.encode(text)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            tok.encode_batch([text] * 4, num_threads=2)
+            tok.encode_to_numpy(text)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for turn in range(20):
+            time.sleep(turn * 0.0003)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)  # a hang ends the child, and shows in its status
+                same = tok.encode(text) == expected and tok.encode_batch([text] * 3, num_threads=2) == [expected] * 3
+                os._exit(0 if same else 1)
+            assert os.waitpid(child, 0)[1] == 0, f"turn {turn}: it hung or gave other ids"
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+
+
 _LONG_CALLS = {
     "encode": "tok.encode_to_numpy('some words, ' * 30_000_000)",
     "train": "Tokenizer.train_from_iterator((('w%d ' % i) * 1000 for i in range(10**7)), vocab_size=50_000)",

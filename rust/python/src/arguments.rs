@@ -1,8 +1,10 @@
 //! What Python passes, as the core takes it.
 
+use std::fmt::Display;
 use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
+use numpy::{Element, PyReadonlyArray1};
 use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -117,7 +119,17 @@ impl<'py> FromPyObject<'_, 'py> for Ids {
 
     fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let list = match value.getattr_opt("tolist")? {
-            Some(tolist) => tolist.call0()?,
+            Some(tolist) => {
+                // The arrays that ids come in: as they are, since a list of them takes ten times the memory.
+                let array = array_ids::<u32>(value)
+                    .or_else(|| array_ids::<u16>(value))
+                    .or_else(|| array_ids::<i64>(value))
+                    .or_else(|| array_ids::<i32>(value));
+                if let Some(ids) = array {
+                    return ids.map(Self);
+                }
+                tolist.call0()?
+            }
             None => value.to_owned(),
         };
         let items = list.try_iter().map_err(|_| type_error("an iterable of ids", &value))?;
@@ -129,12 +141,23 @@ impl<'py> FromPyObject<'_, 'py> for Ids {
     }
 }
 
+/// The ids of a one-dimensional `NumPy` array of this type; `None` for anything else.
+fn array_ids<T: Element + Copy + Display + TryInto<u32>>(value: Borrowed<'_, '_, PyAny>) -> Option<PyResult<Vec<u32>>> {
+    let array = value.extract::<PyReadonlyArray1<'_, T>>().ok()?;
+    let id = |&id: &T| id.try_into().map_err(|_| unknown_id(id));
+    Some(array.as_array().iter().map(id).collect())
+}
+
+fn unknown_id(id: impl Display) -> PyErr {
+    to_py(bpe_llama::Error::NotFound(format!("id {id} is not in this vocabulary")))
+}
+
 pub(crate) fn extract_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     value.extract().map_err(|error: PyErr| {
         if error.is_instance_of::<PyTypeError>(value.py()) {
             return type_error("an id (int)", value);
         }
-        to_py(bpe_llama::Error::NotFound(format!("id {value} is not in this vocabulary")))
+        unknown_id(value)
     })
 }
 
