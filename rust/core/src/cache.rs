@@ -1,96 +1,337 @@
 //! What pieces were encoded to, so that a word met again costs one look-up.
 //!
-//! Two direct-mapped tables whose entries hold key and ids inline: a hit touches one cache line, a collision replaces
-//! what stood there. The size is fixed, so memory is bounded whatever the text.
+//! Short pieces with few ids, nearly all there are, lie in a table whose lines hold two entries each, key and ids
+//! inline: a hit touches one cache line. What is longer lies behind one another in an arena, found through a table of
+//! hashes. Both grow with the text up to a limit. Beyond it a short piece replaces another of its line, and a full arena
+//! is emptied.
 
 /// A piece of up to 15 bytes, its length in the top byte: equal keys are equal pieces.
 pub(crate) type ShortKey = [u64; 2];
 
-/// Up to 31 bytes, likewise.
-pub(crate) type LongKey = [u64; 4];
-
 pub(crate) const SHORT_BYTES: usize = 15;
-pub(crate) const LONG_BYTES: usize = 31;
+
+/// Longer pieces are not remembered.
+const LONGEST: usize = 512;
 
 /// How many ids an entry holds at most.
 const SHORT_IDS: usize = 3;
-const LONG_IDS: usize = 7;
 
-/// The last element is how many of the others are ids.
-pub(crate) type ShortIds = [u32; SHORT_IDS + 1];
-pub(crate) type LongIds = [u32; LONG_IDS + 1];
+/// Up to three ids and how many there are, or [`MANY`] and where in the arena they are.
+type ShortIds = [u32; SHORT_IDS + 1];
 
-#[derive(Clone, Copy)]
-#[repr(C, align(32))]
-struct ShortEntry {
+/// How much room a piece needs in a run of ids.
+pub(crate) const IDS_A_PIECE: usize = SHORT_IDS + 1;
+
+/// In place of the number of ids: `[where, how many, generation of the arena, MANY]`.
+const MANY: u32 = u32::MAX;
+
+/// How much memory the cache of one thread may take, unless told otherwise: 32 MiB.
+pub(crate) const DEFAULT_LIMIT: usize = 32 << 20;
+
+/// What a piece is looked up by.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Probe {
     key: ShortKey,
-    ids: ShortIds,
+    hash: u64,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct LongEntry {
-    key: LongKey,
-    ids: LongIds,
-}
+/// Set in the top byte of the key of a part of a piece, which whole pieces must not be taken for.
+const PART: u64 = 1 << 63;
 
-const SHORT_BITS: u32 = 18;
-const LONG_BITS: u32 = 15;
+/// The key of a piece too long for one: no short piece has it, nor an empty entry.
+const LONG: ShortKey = [0, 0x7F << 56];
 
-/// The tables of one thread: 8 MiB of short pieces and 2 MiB of long ones.
-pub(crate) struct PieceCache {
-    short: Box<[ShortEntry; 1 << SHORT_BITS]>,
-    long: Box<[LongEntry; 1 << LONG_BITS]>,
-}
-
-impl Default for PieceCache {
-    fn default() -> Self {
-        // Key 0 is a piece of length 0, which is never looked up: zeroed memory is an empty table.
-        Self {
-            short: boxed(ShortEntry { key: [0; 2], ids: [0; SHORT_IDS + 1] }),
-            long: boxed(LongEntry { key: [0; 4], ids: [0; LONG_IDS + 1] }),
+impl Probe {
+    /// Returns the probe of the piece `bytes[start..end]`.
+    #[inline(always)]
+    fn new(bytes: &[u8], start: usize, end: usize) -> Self {
+        let length = end - start;
+        if length > SHORT_BYTES {
+            return Self { key: LONG, hash: hash_long(&bytes[start..end]) };
         }
+        let key = short_key(bytes, start, length);
+        Self { key, hash: hash_short(key) }
+    }
+
+    /// Returns the probe of a part, of at most 15 bytes, of a piece.
+    pub(crate) fn of_part(part: &[u8]) -> Self {
+        let [low, high] = short_key(part, 0, part.len());
+        let key = [low, high | PART];
+        Self { key, hash: hash_short(key) }
     }
 }
 
-/// Returns a table of one value, made on the heap: it would not fit the stack.
-fn boxed<T: Copy, const N: usize>(value: T) -> Box<[T; N]> {
-    match vec![value; N].into_boxed_slice().try_into() {
-        Ok(table) => table,
-        Err(_) => unreachable!("the vector has the table's length"),
-    }
+/// The memory of one thread.
+pub(crate) struct PieceCache {
+    short: ShortTable,
+    long: LongTable,
 }
 
 impl PieceCache {
-    #[inline]
-    pub(crate) fn get_short(&self, key: ShortKey) -> Option<ShortIds> {
-        let entry = &self.short[short_slot(key)];
-        (entry.key == key).then_some(entry.ids)
+    /// Returns an empty cache that will take at most about `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { short: ShortTable::new(limit / 2), long: LongTable::new(limit / 2) }
     }
 
-    pub(crate) fn put_short(&mut self, key: ShortKey, ids: &[u32]) {
+    /// Writes to `probes` those of the pieces of `bytes` from `start` on that end at `ends`, and starts to load what they
+    /// will be compared with.
+    ///
+    /// So all look-ups are under way before the first is waited for.
+    #[inline(never)]
+    pub(crate) fn prepare(&self, bytes: &[u8], mut start: usize, ends: &[usize], probes: &mut [Probe]) {
+        let (lines, line_shift) = (self.short.lines(), 64 - self.short.line_bits);
+        for (&end, probe) in ends.iter().zip(probes) {
+            *probe = Probe::new(bytes, start, end);
+            start = end;
+            prefetch(lines, (probe.hash >> line_shift) as usize);
+        }
+    }
+
+    /// Writes the ids of pieces to `run`, up to the first that is not known, is long or has many ids.
+    ///
+    /// Returns how many pieces and how many ids there were. `run` must have room for four ids a piece.
+    #[inline(never)]
+    pub(crate) fn get_run(&self, probes: &[Probe], run: &mut [u32]) -> (usize, usize) {
+        let (lines, line_shift) = (self.short.lines(), 64 - self.short.line_bits);
+        let mut count = 0;
+        for (i, probe) in probes.iter().enumerate() {
+            let entry = find(&lines[(probe.hash >> line_shift) as usize], probe.key);
+            let ids = unpack_ids(entry);
+            if entry[..2] != probe.key || ids[SHORT_IDS] == MANY {
+                return (i, count);
+            }
+            // One store of fixed width; what is too much of it is overwritten by the next.
+            run[count..count + ids.len()].copy_from_slice(&ids);
+            count += ids[SHORT_IDS] as usize;
+        }
+        (probes.len(), count)
+    }
+
+    /// Appends the ids of `piece` to `ids`, if it is known, and returns whether it is.
+    pub(crate) fn get(&self, probe: &Probe, piece: &[u8], ids: &mut Vec<u32>) -> bool {
+        let range = if probe.key == LONG {
+            self.long.find(probe.hash, piece)
+        } else {
+            match self.short.get(probe) {
+                Some([at, count, generation, MANY]) if generation == self.long.generation => {
+                    Some(at as usize..at as usize + count as usize * 4)
+                }
+                Some([.., MANY]) => None,
+                Some(few) => {
+                    ids.extend_from_slice(&few[..few[SHORT_IDS] as usize]);
+                    return true;
+                }
+                None => None,
+            }
+        };
+        let Some(range) = range else { return false };
+        let bytes = &self.long.arena[range];
+        ids.extend(bytes.chunks_exact(4).map(|id| u32::from_le_bytes(id.try_into().unwrap_or_default())));
+        true
+    }
+
+    /// Remembers the ids of a piece that is not known.
+    pub(crate) fn put(&mut self, probe: &Probe, piece: &[u8], ids: &[u32]) {
+        if piece.len() > LONGEST {
+            return;
+        }
+        if probe.key == LONG {
+            self.long.put(probe.hash, piece, ids);
+            return;
+        }
+        let mut entry = [0; SHORT_IDS + 1];
         if ids.len() <= SHORT_IDS {
-            let entry = &mut self.short[short_slot(key)];
-            entry.key = key;
-            entry.ids[..ids.len()].copy_from_slice(ids);
-            entry.ids[SHORT_IDS] = ids.len() as u32;
+            entry[..ids.len()].copy_from_slice(ids);
+            entry[SHORT_IDS] = ids.len() as u32;
+        } else {
+            let at = self.long.store(&[], ids);
+            entry = [at, ids.len() as u32, self.long.generation, MANY];
         }
+        self.short.put(probe, entry);
+    }
+}
+
+/// Two-way set-associative: a line of 64 bytes has two entries of a key and ids.
+struct ShortTable {
+    /// Lines from `base` on, where a cache line begins. As plain words, memory that is never used costs nothing.
+    words: Vec<u64>,
+    base: usize,
+    line_bits: u32,
+    max_line_bits: u32,
+    /// How many entries were filled.
+    used: usize,
+}
+
+type Line = [u64; 8];
+
+/// A key, ids and their number; all 0 where nothing is.
+type Entry = [u64; 4];
+
+/// Lines of the smallest table: 128 KiB.
+const MIN_LINE_BITS: u32 = 11;
+
+impl ShortTable {
+    fn new(limit: usize) -> Self {
+        let max_line_bits = (limit / size_of::<Line>()).max(1).ilog2().clamp(MIN_LINE_BITS, 28);
+        Self::with_lines(MIN_LINE_BITS, max_line_bits)
+    }
+
+    fn with_lines(line_bits: u32, max_line_bits: u32) -> Self {
+        let words = vec![0; 8 * ((1 << line_bits) + 1)];
+        let base = words.as_ptr().align_offset(size_of::<Line>()).min(8);
+        Self { words, base, line_bits, max_line_bits, used: 0 }
+    }
+
+    #[inline(always)]
+    fn lines(&self) -> &[Line] {
+        self.words[self.base..].as_chunks().0
+    }
+
+    fn get(&self, probe: &Probe) -> Option<ShortIds> {
+        let entry = find(&self.lines()[(probe.hash >> (64 - self.line_bits)) as usize], probe.key);
+        (entry[..2] == probe.key).then(|| unpack_ids(entry))
+    }
+
+    fn put(&mut self, probe: &Probe, ids: ShortIds) {
+        if self.used * 2 > 1 << self.line_bits && self.line_bits < self.max_line_bits {
+            self.grow();
+        }
+        let [low, high] = probe.key;
+        self.insert(probe.hash, [low, high, pair(ids[0], ids[1]), pair(ids[2], ids[3])]);
+    }
+
+    /// Puts an entry before the others of its line, of which the last gives way.
+    fn insert(&mut self, hash: u64, entry: Entry) {
+        let line = &mut self.words[self.base..].as_chunks_mut::<8>().0[(hash >> (64 - self.line_bits)) as usize];
+        self.used += usize::from(line[5] == 0);
+        // An entry of this key may be there, if its ids were lost with the arena.
+        if line[..2] != entry[..2] {
+            line.copy_within(..4, 4);
+        }
+        line[..4].copy_from_slice(&entry);
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let mut larger = Self::with_lines((self.line_bits + 2).min(self.max_line_bits), self.max_line_bits);
+        for line in self.lines() {
+            // The older first, so that the order stays.
+            for entry in line.as_chunks::<4>().0.iter().rev().filter(|entry| entry[1] != 0) {
+                larger.insert(hash_short([entry[0], entry[1]]), *entry);
+            }
+        }
+        *self = larger;
+    }
+}
+
+/// Returns the entry of a line that has this key, if there is one, else another.
+#[inline(always)]
+fn find(line: &Line, key: ShortKey) -> Entry {
+    // Which of the two cannot be foreseen: no branch may depend on it.
+    let second = usize::from((line[0] ^ key[0]) | (line[1] ^ key[1]) != 0) * 4;
+    [line[second], line[second + 1], line[second + 2], line[second + 3]]
+}
+
+fn unpack_ids(entry: Entry) -> ShortIds {
+    [entry[2] as u32, (entry[2] >> 32) as u32, entry[3] as u32, (entry[3] >> 32) as u32]
+}
+
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// Open addressing from hashes to records in an arena: a piece's bytes, then its ids in little-endian order.
+struct LongTable {
+    /// A hash, 0 for an empty slot; where its record is, how many bytes and how many ids it has.
+    slots: Vec<[u64; 2]>,
+    used: usize,
+    max_slots: usize,
+    arena: Vec<u8>,
+    max_arena: usize,
+    /// How often the arena was emptied.
+    generation: u32,
+}
+
+const MIN_SLOTS: usize = 1 << 10;
+
+impl LongTable {
+    fn new(limit: usize) -> Self {
+        let max_slots = 1 << (limit / 4 / size_of::<[u64; 2]>()).max(MIN_SLOTS).ilog2();
+        let max_arena = (limit / 4 * 3).clamp(1 << 16, u32::MAX as usize);
+        Self { slots: vec![[0; 2]; MIN_SLOTS], used: 0, max_slots, arena: Vec::new(), max_arena, generation: 0 }
     }
 
     #[inline]
-    pub(crate) fn get_long(&self, key: LongKey) -> Option<LongIds> {
-        let entry = &self.long[long_slot(key)];
-        (entry.key == key).then_some(entry.ids)
+    fn first_slot(&self, hash: u64) -> usize {
+        (hash as usize) & (self.slots.len() - 1)
     }
 
-    pub(crate) fn put_long(&mut self, key: LongKey, ids: &[u32]) {
-        if ids.len() <= LONG_IDS {
-            let entry = &mut self.long[long_slot(key)];
-            entry.key = key;
-            entry.ids[..ids.len()].copy_from_slice(ids);
-            entry.ids[LONG_IDS] = ids.len() as u32;
+    /// Returns where in the arena the ids of `piece` are.
+    fn find(&self, hash: u64, piece: &[u8]) -> Option<std::ops::Range<usize>> {
+        let mut slot = self.first_slot(hash);
+        loop {
+            let [found, record] = self.slots[slot];
+            if found == 0 {
+                return None;
+            }
+            if found == hash {
+                let (at, bytes, ids) = unpack(record);
+                if &self.arena[at..at + bytes] == piece {
+                    return Some(at + bytes..at + bytes + ids * 4);
+                }
+            }
+            slot = (slot + 1) & (self.slots.len() - 1);
         }
     }
+
+    fn put(&mut self, hash: u64, piece: &[u8], ids: &[u32]) {
+        let at = self.store(piece, ids);
+        if self.used * 2 >= self.slots.len() {
+            if self.slots.len() >= self.max_slots {
+                self.clear();
+                return;
+            }
+            let larger = vec![[0; 2]; self.slots.len() * 4];
+            for slot in std::mem::replace(&mut self.slots, larger) {
+                if slot[0] != 0 {
+                    self.insert(slot);
+                }
+            }
+        }
+        self.insert([hash, u64::from(at) << 32 | (piece.len() as u64) << 16 | ids.len() as u64]);
+        self.used += 1;
+    }
+
+    fn insert(&mut self, entry: [u64; 2]) {
+        let mut slot = self.first_slot(entry[0]);
+        while self.slots[slot][0] != 0 {
+            slot = (slot + 1) & (self.slots.len() - 1);
+        }
+        self.slots[slot] = entry;
+    }
+
+    /// Appends a record to the arena, emptied first if it is full, and returns where it is.
+    fn store(&mut self, piece: &[u8], ids: &[u32]) -> u32 {
+        if self.arena.len() + piece.len() + ids.len() * 4 > self.max_arena {
+            self.clear();
+        }
+        let at = self.arena.len() as u32;
+        self.arena.extend_from_slice(piece);
+        self.arena.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        at
+    }
+
+    fn clear(&mut self) {
+        self.arena.clear();
+        self.slots.fill([0; 2]);
+        self.used = 0;
+        self.generation = self.generation.wrapping_add(1);
+    }
+}
+
+/// Where a record is, how many bytes and how many ids it has.
+fn unpack(record: u64) -> (usize, usize, usize) {
+    ((record >> 32) as usize, (record >> 16 & 0xFFFF) as usize, (record & 0xFFFF) as usize)
 }
 
 /// `MASKS[n]` keeps the first `n` bytes of sixteen.
@@ -105,23 +346,24 @@ const MASKS: [ShortKey; 16] = {
     masks
 };
 
-/// Set in the top byte of the key of a part of a piece, which whole pieces must not be taken for.
-const PART: u64 = 1 << 63;
-
-/// Returns the key of `bytes[start..start + length]`, at most 15 bytes, as a whole piece or as a part of one.
-#[inline]
-pub(crate) fn short_key(bytes: &[u8], start: usize, length: usize, is_part: bool) -> ShortKey {
+/// Returns the key of `bytes[start..start + length]`, at most 15 bytes.
+#[inline(always)]
+fn short_key(bytes: &[u8], start: usize, length: usize) -> ShortKey {
     let [low, high] = match bytes.get(start..start + 16) {
         Some(window) => [word(window, 0), word(window, 8)],
         None => last_words(bytes, start),
     };
     let mask = MASKS[length & 15];
-    [low & mask[0], (high & mask[1]) | (length as u64) << 56 | if is_part { PART } else { 0 }]
+    [low & mask[0], (high & mask[1]) | (length as u64) << 56]
 }
 
 /// The sixteen bytes that the end of the text cuts short, zeros after it.
-#[cold]
+#[inline]
 fn last_words(bytes: &[u8], start: usize) -> ShortKey {
+    if let Some(window) = bytes.last_chunk::<16>() {
+        let words = u128::from_le_bytes(*window) >> (8 * (start + 16 - bytes.len()));
+        return [words as u64, (words >> 64) as u64];
+    }
     let mut window = [0; 16];
     let rest = &bytes[start..];
     window[..rest.len()].copy_from_slice(rest);
@@ -129,34 +371,43 @@ fn last_words(bytes: &[u8], start: usize) -> ShortKey {
 }
 
 /// Returns the little-endian word of the eight bytes from `at` on.
-#[inline]
+#[inline(always)]
 fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default())
 }
 
-/// Returns the key of a piece of at most 31 bytes.
-pub(crate) fn long_key(piece: &[u8]) -> LongKey {
-    let mut window = [0; 32];
-    window[..piece.len()].copy_from_slice(piece);
-    window[31] = piece.len() as u8;
-    [0, 8, 16, 24].map(|at| word(&window, at))
+#[inline(always)]
+fn hash_short(key: ShortKey) -> u64 {
+    fold(key[0] ^ 0x9E37_79B9_7F4A_7C15, key[1] ^ 0xD1B5_4A32_D192_ED03)
 }
 
-#[inline]
-fn short_slot(key: ShortKey) -> usize {
-    (fold(key[0] ^ 0x9E37_79B9_7F4A_7C15, key[1] ^ 0xD1B5_4A32_D192_ED03) >> (64 - SHORT_BITS)) as usize
-}
-
-#[inline]
-fn long_slot(key: LongKey) -> usize {
-    let low = fold(key[0] ^ 0x9E37_79B9_7F4A_7C15, key[1] ^ 0xD1B5_4A32_D192_ED03);
-    let high = fold(key[2] ^ 0x8CB9_2BA7_2F3D_8DD7, key[3] ^ 0xAAAA_AAAA_5555_5555);
-    (fold(low ^ 0xD6E8_FEB8_6659_FD93, high ^ 0xA24B_AED4_963E_E407) >> (64 - LONG_BITS)) as usize
+/// Returns the hash, not 0, of at least 16 bytes.
+#[inline(never)]
+fn hash_long(piece: &[u8]) -> u64 {
+    let mut hash = piece.len() as u64;
+    let chunks = piece.chunks_exact(16);
+    for window in chunks.chain(piece.last_chunk::<16>().map(|last| &last[..])) {
+        hash = fold(word(window, 0) ^ 0x9E37_79B9_7F4A_7C15 ^ hash, word(window, 8) ^ 0xD1B5_4A32_D192_ED03);
+    }
+    hash | 1 << 63
 }
 
 /// Both halves of the 128-bit product, mixed: every input bit reaches every output bit.
-#[inline]
+#[inline(always)]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     (product as u64) ^ (product >> 64) as u64
+}
+
+/// Asks the CPU to load `lines[at]` soon, where it can be asked.
+#[inline(always)]
+fn prefetch(lines: &[Line], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(line) = lines.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: prefetching reads nothing, and the address is that of a reference.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (lines, at);
 }

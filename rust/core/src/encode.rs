@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::batch::Pause;
 use crate::boundaries::Boundaries;
-use crate::cache::{LONG_BYTES, PieceCache, SHORT_BYTES, long_key, short_key};
+use crate::cache::{IDS_A_PIECE, PieceCache, Probe, SHORT_BYTES};
 use crate::merge::Merger;
 use crate::pretokenize::Pretokenizer;
 use crate::vocab::Vocab;
@@ -16,24 +16,13 @@ const PAUSE_EVERY: u64 = 1024;
 
 /// Where ids go.
 pub(crate) trait Sink {
-    /// Takes the first `count` of `ids`.
-    fn take(&mut self, ids: &[u32], count: usize);
-    /// Takes the first `count` of a short array: cheaper than a slice of unknown length.
-    fn take_few<const N: usize>(&mut self, ids: [u32; N], count: usize);
+    fn take(&mut self, ids: &[u32]);
 }
 
 impl Sink for Vec<u32> {
     #[inline]
-    fn take(&mut self, ids: &[u32], count: usize) {
-        self.extend_from_slice(&ids[..count]);
-    }
-
-    #[inline]
-    fn take_few<const N: usize>(&mut self, ids: [u32; N], count: usize) {
-        // One store of fixed width, then the length is put right.
-        let length = self.len() + count;
-        self.extend_from_slice(&ids);
-        self.truncate(length);
+    fn take(&mut self, ids: &[u32]) {
+        self.extend_from_slice(ids);
     }
 }
 
@@ -42,43 +31,35 @@ impl Sink for Vec<u32> {
 pub(crate) struct Counter(pub(crate) usize);
 
 impl Sink for Counter {
-    fn take(&mut self, _: &[u32], count: usize) {
-        self.0 += count;
-    }
-
     #[inline]
-    fn take_few<const N: usize>(&mut self, _: [u32; N], count: usize) {
-        self.0 += count;
+    fn take(&mut self, ids: &[u32]) {
+        self.0 += ids.len();
     }
 }
 
 /// What a thread needs to encode, reused from call to call: nothing is allocated once it is warm.
-#[derive(Default)]
 pub(crate) struct Scratch {
     cache: PieceCache,
     merger: Merger,
     ends: Vec<usize>,
+    probes: Vec<Probe>,
+    /// The ids of a run of known pieces; of one other piece.
+    run: Vec<u32>,
     ids: Vec<u32>,
 }
 
-/// Hands over the ids of short pieces from the cache, up to the first that is not there; returns how many there were.
-///
-/// `start` is moved on to the end of the last. Kept apart from the rest so that its few values stay in registers.
-#[inline(never)]
-fn known_pieces<S: Sink>(cache: &PieceCache, bytes: &[u8], start: &mut usize, ends: &[usize], sink: &mut S) -> usize {
-    let mut begin = *start;
-    for (i, &end) in ends.iter().enumerate() {
-        let length = end - begin;
-        let ids = if length <= SHORT_BYTES { cache.get_short(short_key(bytes, begin, length, false)) } else { None };
-        let Some(ids) = ids else {
-            *start = begin;
-            return i;
-        };
-        sink.take_few(ids, ids[3] as usize);
-        begin = end;
+impl Scratch {
+    /// Returns scratch memory whose cache takes at most about `cache_limit` bytes.
+    pub(crate) fn new(cache_limit: usize) -> Self {
+        Self {
+            cache: PieceCache::new(cache_limit),
+            merger: Merger::default(),
+            ends: Vec::with_capacity(BATCH),
+            probes: Vec::new(),
+            run: Vec::new(),
+            ids: Vec::new(),
+        }
     }
-    *start = begin;
-    ends.len()
 }
 
 /// The parts of a tokenizer that ordinary text needs.
@@ -93,70 +74,57 @@ pub(crate) struct Encoder<'a> {
 impl Encoder<'_> {
     /// Hands the ids of `text` to `sink`, piece by piece.
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
-        let mut ends = std::mem::take(&mut scratch.ends);
-        ends.reserve_exact(BATCH);
-        let result = self.encode_batches(text, &mut ends, scratch, sink);
-        scratch.ends = ends;
-        result
-    }
-
-    fn encode_batches<S: Sink>(
-        &self,
-        text: &str,
-        ends: &mut Vec<usize>,
-        scratch: &mut Scratch,
-        sink: &mut S,
-    ) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
         for batch in 1u64.. {
+            let first = start;
             if batch % PAUSE_EVERY == 0 {
                 self.pause.ask()?;
             }
-            ends.clear();
-            self.pretokenizer.fill_ends(text, start, ends)?;
-            if ends.is_empty() {
+            scratch.ends.clear();
+            self.pretokenizer.fill_ends(text, start, &mut scratch.ends)?;
+            if scratch.ends.is_empty() {
                 return Ok(());
             }
-            let mut rest = &ends[..];
-            while !rest.is_empty() {
-                let known = known_pieces(&scratch.cache, bytes, &mut start, rest, sink);
-                if let Some(&end) = rest.get(known) {
-                    self.rarer_piece(&bytes[start..end], scratch, sink)?;
-                    start = end;
-                }
-                rest = &rest[rest.len().min(known + 1)..];
+            let Scratch { cache, ends, probes, run, .. } = scratch;
+            let count = ends.len();
+            if probes.len() < count {
+                // A sequence of patterns may give more than was asked for.
+                probes.resize(count, Probe::default());
+                run.resize(count * IDS_A_PIECE, 0);
             }
+            cache.prepare(bytes, first, ends, probes);
+            let mut done = 0;
+            while done < count {
+                let (pieces, ids) = scratch.cache.get_run(&scratch.probes[done..count], &mut scratch.run);
+                sink.take(&scratch.run[..ids]);
+                done += pieces;
+                if done < count {
+                    let end = scratch.ends[done];
+                    let begin = if done > 0 { scratch.ends[done - 1] } else { first };
+                    self.rarer_piece(&bytes[begin..end], scratch.probes[done], scratch)?;
+                    sink.take(&scratch.ids);
+                    done += 1;
+                }
+            }
+            start = scratch.ends[count - 1];
         }
         Ok(())
     }
 
-    #[cold]
+    /// Leaves the ids of a piece in `scratch.ids`, from the cache if they are there.
     #[inline(never)]
-    fn rarer_piece<S: Sink>(&self, piece: &[u8], scratch: &mut Scratch, sink: &mut S) -> Result<()> {
-        match piece.len() {
-            0..=SHORT_BYTES => {
-                self.compute(piece, scratch)?;
-                scratch.cache.put_short(short_key(piece, 0, piece.len(), false), &scratch.ids);
-            }
-            16..=LONG_BYTES => {
-                let key = long_key(piece);
-                if let Some(ids) = scratch.cache.get_long(key) {
-                    sink.take_few(ids, ids[7] as usize);
-                    return Ok(());
-                }
-                self.compute(piece, scratch)?;
-                scratch.cache.put_long(key, &scratch.ids);
-            }
-            _ => self.compute(piece, scratch)?,
+    fn rarer_piece(&self, piece: &[u8], probe: Probe, scratch: &mut Scratch) -> Result<()> {
+        scratch.ids.clear();
+        if !scratch.cache.get(&probe, piece, &mut scratch.ids) {
+            self.compute(piece, scratch)?;
+            scratch.cache.put(&probe, piece, &scratch.ids);
         }
-        sink.take(&scratch.ids, scratch.ids.len());
         Ok(())
     }
 
     /// Leaves the ids of a whole piece in `scratch.ids`.
     fn compute(&self, piece: &[u8], scratch: &mut Scratch) -> Result<()> {
-        scratch.ids.clear();
         if self.vocab.whole_piece_first()
             && let Some(id) = self.vocab.bytes_to_id(piece)
         {
@@ -183,14 +151,13 @@ impl Encoder<'_> {
         if unit.len() > SHORT_BYTES {
             return scratch.merger.merge(self.vocab, unit, &mut scratch.ids);
         }
-        let key = short_key(unit, 0, unit.len(), true);
-        if let Some(ids) = scratch.cache.get_short(key) {
-            scratch.ids.take_few(ids, ids[3] as usize);
+        let probe = Probe::of_part(unit);
+        if scratch.cache.get(&probe, unit, &mut scratch.ids) {
             return Ok(());
         }
         let begin = scratch.ids.len();
         scratch.merger.merge(self.vocab, unit, &mut scratch.ids)?;
-        scratch.cache.put_short(key, &scratch.ids[begin..]);
+        scratch.cache.put(&probe, unit, &scratch.ids[begin..]);
         Ok(())
     }
 
@@ -201,7 +168,7 @@ impl Encoder<'_> {
             Some(id) => scratch.ids.push(id),
             None => scratch.merger.merge(self.vocab, piece, &mut scratch.ids)?,
         }
-        sink.take(&scratch.ids, scratch.ids.len());
+        sink.take(&scratch.ids);
         Ok(())
     }
 }

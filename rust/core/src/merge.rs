@@ -1,21 +1,19 @@
 //! BPE of one piece: bytes to ids, merging the best adjacent pair first.
 //!
-//! Short pieces are merged in passes: each finds the best rank and merges all its pairs. Long ones are cut into windows,
-//! whose encodings are joined where their meeting tokens would not have merged. Where no such place is found, wider
-//! windows are tried, and at last a heap orders all pairs of the piece. All ways give the same ids, and the cost is
-//! linear in the piece but for that last resort.
+//! Short pieces are merged in arrays on the stack, a merge at a time. Long ones are cut into windows, whose encodings are
+//! joined where their meeting tokens would not have merged. Where no such place is found, wider windows are tried, merged
+//! in passes of one rank each, and at last a heap orders all pairs of the piece. All ways give the same ids, and the cost
+//! is linear in the piece but for that last resort.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::pairs::NO_RANK;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 
-/// The rank of a pair that does not merge.
-pub(crate) const NO_RANK: u32 = u32::MAX;
-
 /// Pieces up to this many bytes are merged in one window, longer ones in several.
-const WINDOW: usize = 96;
+const WINDOW: usize = 64;
 
 /// The widest window that is tried before the heap takes the whole piece.
 const WIDEST: usize = 1 << 14;
@@ -48,7 +46,7 @@ impl Merger {
     /// meet encode to themselves: A. Neubeck and H. van Antwerpen, "So many tokens, so little time", GitHub 2024.
     pub(crate) fn merge(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         if piece.len() <= WINDOW {
-            return self.merge_by_passes(vocab, piece, out);
+            return merge_few(vocab, piece, out);
         }
         let begin = out.len();
         let result = self.merge_by_windows(vocab, piece, out);
@@ -56,6 +54,11 @@ impl Merger {
             out.truncate(begin);
         }
         result
+    }
+
+    /// Appends the ids of one window.
+    fn merge_window(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+        if piece.len() <= WINDOW { merge_few(vocab, piece, out) } else { self.merge_by_passes(vocab, piece, out) }
     }
 
     /// Finds the best rank and merges its pairs from left to right, until no pair merges.
@@ -66,7 +69,7 @@ impl Merger {
             ids.push(byte_id(vocab, byte)?);
         }
         ranks.clear();
-        ranks.extend(ids.windows(2).map(|pair| vocab.pair(pair[0], pair[1]).0));
+        ranks.extend(ids.windows(2).map(|pair| vocab.rank(pair[0], pair[1])));
         while let Some(best) = ranks.iter().copied().min().filter(|&rank| rank != NO_RANK) {
             merge_rank(vocab, ids, ranks, best);
         }
@@ -83,7 +86,7 @@ impl Merger {
         let joined = loop {
             let end = (start + width).min(piece.len());
             window.clear();
-            self.merge_by_passes(vocab, &piece[start..end], &mut window)?;
+            self.merge_window(vocab, &piece[start..end], &mut window)?;
             if out.len() > begin && !self.stay_apart(vocab, out[out.len() - 1], window[0])? {
                 // No boundary of the whole after all: step back by a token, a few times, then see further.
                 start -= out.pop().map_or(0, |id| token_len(vocab, id));
@@ -130,11 +133,55 @@ impl Merger {
         bytes.extend_from_slice(vocab.id_to_bytes(right).unwrap_or_default());
         let mut joint = std::mem::take(&mut self.joint);
         joint.clear();
-        let result = self.merge_by_passes(vocab, &bytes, &mut joint);
+        let result = self.merge_window(vocab, &bytes, &mut joint);
         let apart = joint[..] == [left, right];
         (self.bytes, self.joint) = (bytes, joint);
         result.map(|()| apart)
     }
+}
+
+/// Merges at most [`WINDOW`] bytes, the best pair first.
+fn merge_few(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    /// Every symbol stays where its first byte is: the key of a pair is its rank and, below it, the place of its left
+    /// symbol, so that the smallest key is the leftmost pair of the best rank.
+    const PLACE_BITS: u32 = WINDOW.ilog2();
+    const NO_PAIR: i32 = i32::MAX;
+    let key = |left: u32, right: u32, place: usize| {
+        let rank = vocab.rank(left, right);
+        if rank == NO_RANK { NO_PAIR } else { (rank << PLACE_BITS) as i32 | place as i32 }
+    };
+    let (mut ids, mut keys) = ([0; WINDOW], [NO_PAIR; WINDOW]);
+    for (id, &byte) in ids.iter_mut().zip(piece) {
+        *id = byte_id(vocab, byte)?;
+    }
+    for place in 1..piece.len() {
+        keys[place - 1] = key(ids[place - 1], ids[place], place - 1);
+    }
+    // A bit for each place that holds a symbol.
+    let mut places = if piece.len() < WINDOW { (1_u64 << piece.len()) - 1 } else { u64::MAX };
+    loop {
+        let best = keys[..piece.len()].iter().copied().min().unwrap_or(NO_PAIR);
+        if best == NO_PAIR {
+            break;
+        }
+        let at = best as usize % WINDOW;
+        ids[at] = vocab.merged(best as u32 >> PLACE_BITS);
+        let behind = places & (u64::MAX << at << 1);
+        places ^= behind & behind.wrapping_neg();
+        keys[behind.trailing_zeros() as usize % WINDOW] = NO_PAIR;
+        let behind = behind & behind.wrapping_sub(1);
+        keys[at] = if behind == 0 { NO_PAIR } else { key(ids[at], ids[behind.trailing_zeros() as usize], at) };
+        let before = places & ((1 << at) - 1);
+        if before != 0 {
+            let previous = before.ilog2() as usize;
+            keys[previous] = key(ids[previous], ids[at], previous);
+        }
+    }
+    while places != 0 {
+        out.push(ids[places.trailing_zeros() as usize]);
+        places &= places - 1;
+    }
+    Ok(())
 }
 
 /// Merges the pairs of rank `best`, the lowest there is, from left to right.
@@ -142,7 +189,7 @@ impl Merger {
 /// Stops early when a merge makes a pair of a lower rank, which then comes first.
 fn merge_rank(vocab: &Vocab, ids: &mut Vec<u32>, ranks: &mut Vec<u32>, best: u32) {
     let Some(first) = ranks.iter().position(|&rank| rank == best) else { return };
-    let merged = vocab.pair(ids[first], ids[first + 1]).1;
+    let merged = vocab.merged(best);
     // `ids[..kept]` are done, `ids[next..]` still to be looked at; `ranks` likewise.
     let (mut kept, mut next) = (first, first);
     while next < ids.len() {
@@ -159,11 +206,11 @@ fn merge_rank(vocab: &Vocab, ids: &mut Vec<u32>, ranks: &mut Vec<u32>, best: u32
         next += 2;
         let mut lowest = NO_RANK;
         if kept > 0 {
-            ranks[kept - 1] = vocab.pair(ids[kept - 1], merged).0;
+            ranks[kept - 1] = vocab.rank(ids[kept - 1], merged);
             lowest = ranks[kept - 1];
         }
         if next < ids.len() {
-            ranks[kept] = vocab.pair(merged, ids[next]).0;
+            ranks[kept] = vocab.rank(merged, ids[next]);
             lowest = lowest.min(ranks[kept]);
         }
         kept += 1;
@@ -202,7 +249,7 @@ fn merge_by_heap(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> 
             return;
         }
         let (left, right) = (symbols[at].id, symbols[symbols[at].next].id);
-        let (rank, _) = vocab.pair(left, right);
+        let rank = vocab.rank(left, right);
         if rank != NO_RANK {
             heap.push(Reverse((rank, at, left, right)));
         }
@@ -210,13 +257,13 @@ fn merge_by_heap(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> 
     for at in 0..symbols.len() {
         push(&mut heap, &symbols, at);
     }
-    while let Some(Reverse((_, at, left, right))) = heap.pop() {
+    while let Some(Reverse((rank, at, left, right))) = heap.pop() {
         // Stale if either symbol has merged since: ids only grow longer, so they cannot come back.
         let next = symbols[at].next;
         if symbols[at].id != left || next == NONE || symbols[next].id != right {
             continue;
         }
-        symbols[at].id = vocab.pair(left, right).1;
+        symbols[at].id = vocab.merged(rank);
         let after = symbols[next].next;
         symbols[at].next = after;
         if after != NONE {
@@ -250,10 +297,10 @@ mod tests {
     /// The definition, word for word: find the best pair, leftmost first, merge it, start over.
     fn naive(vocab: &Vocab, piece: &[u8]) -> Vec<u32> {
         let mut ids: Vec<u32> = piece.iter().map(|&byte| vocab.byte_id(byte).expect("all bytes are tokens")).collect();
-        while let Some((_, at)) =
-            (1..ids.len()).map(|i| (vocab.pair(ids[i - 1], ids[i]).0, i - 1)).filter(|&(rank, _)| rank != NO_RANK).min()
+        while let Some((rank, at)) =
+            (1..ids.len()).map(|i| (vocab.rank(ids[i - 1], ids[i]), i - 1)).filter(|&(rank, _)| rank != NO_RANK).min()
         {
-            ids[at] = vocab.pair(ids[at], ids[at + 1]).1;
+            ids[at] = vocab.merged(rank);
             ids.remove(at + 1);
         }
         ids

@@ -328,7 +328,7 @@ impl Tokenizer {
             Part::Ordinary(text) if !self.nfc => encoder.encode(text, scratch, sink),
             Part::Ordinary(text) => encoder.encode(&self.normalize(text), scratch, sink),
             Part::Added(id, _) => {
-                sink.take(&[id], 1);
+                sink.take(&[id]);
                 Ok(())
             }
         })
@@ -351,7 +351,7 @@ impl Tokenizer {
         };
         // Never waits: in a forked child the lock may be held by a thread that does not exist there.
         let idle = self.idle.try_lock().ok().and_then(|mut idle| idle.pop());
-        let mut scratch = idle.unwrap_or_default();
+        let mut scratch = idle.unwrap_or_else(|| Scratch::new(crate::cache::DEFAULT_LIMIT));
         let result = work(encoder, &mut scratch);
         if let Ok(mut idle) = self.idle.try_lock() {
             idle.push(scratch);

@@ -2,8 +2,8 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-use crate::merge::{Merger, NO_RANK};
-use crate::pairs::PairTable;
+use crate::merge::Merger;
+use crate::pairs::{ID_BOUND, PairTable};
 use crate::{Error, Result};
 
 /// Stands for "no id" in flat tables. No vocabulary may use it as an id.
@@ -18,13 +18,15 @@ pub struct Vocab {
     arena: Vec<u8>,
     /// Token `id` is `arena[starts[id]..starts[id + 1]]`; an empty range is a hole.
     starts: Vec<u32>,
-    /// Open addressing over ids, by the hash of their bytes.
-    slots: Vec<u32>,
+    /// Open addressing over ids, by the hash of their bytes, of which 32 bits stand beside the id.
+    slots: Vec<(u32, u32)>,
     /// How many ids have a token.
     token_count: usize,
     longest: usize,
     byte_ids: [u32; 256],
     pairs: PairTable,
+    /// The id that the pair of a rank merges to.
+    merged: Vec<u32>,
     /// Pairs in rank order.
     merges: Vec<(u32, u32)>,
     whole_piece_first: bool,
@@ -44,6 +46,7 @@ impl Vocab {
         let mut vocab = Self::from_tokens(ranks)?;
         vocab.whole_piece_first = true;
         vocab.merges = Vec::with_capacity(vocab.token_count);
+        vocab.merged = (0..vocab.id_bound()).collect();
         let mut merger = Merger::default();
         let mut parts = Vec::new();
         for id in 0..vocab.id_bound() {
@@ -57,7 +60,7 @@ impl Vocab {
             let token = &vocab.arena[range.clone()];
             let known = merger.merge(&vocab, token, &mut parts).is_ok();
             if known && parts.len() == 2 {
-                vocab.pairs.insert((parts[0], parts[1]), id, id);
+                vocab.pairs.insert((parts[0], parts[1]), id);
                 vocab.merges.push((parts[0], parts[1]));
                 continue;
             }
@@ -65,7 +68,7 @@ impl Vocab {
             for cut in 1..range.len() {
                 let (left, right) = vocab.arena[range.clone()].split_at(cut);
                 if let (Some(left), Some(right)) = (vocab.bytes_to_id(left), vocab.bytes_to_id(right)) {
-                    vocab.pairs.insert((left, right), id, id);
+                    vocab.pairs.insert((left, right), id);
                     vocab.merges.push((left, right));
                 }
             }
@@ -84,6 +87,10 @@ impl Vocab {
     pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
         let mut vocab = Self::from_tokens(tokens)?;
         vocab.whole_piece_first = whole_piece_first;
+        if merges.len() > ID_BOUND as usize {
+            let count = merges.len();
+            return Err(Error::InvalidArgument(format!("{count} merges: expected at most {ID_BOUND}")));
+        }
         let mut merged = Vec::new();
         for (rank, &(left, right)) in merges.iter().enumerate() {
             merged.clear();
@@ -99,7 +106,8 @@ impl Vocab {
                     String::from_utf8_lossy(&merged)
                 ))
             })?;
-            vocab.pairs.insert((left, right), rank as u32, id);
+            vocab.pairs.insert((left, right), rank as u32);
+            vocab.merged.push(id);
         }
         vocab.merges = merges;
         Ok(vocab)
@@ -111,18 +119,22 @@ impl Vocab {
         }
         let bound = tokens.last().map_or(0, |&(_, id)| id as usize + 1);
         // Ids index flat tables: a stray huge id must not make them huge.
-        if bound > tokens.len() * 4 + (1 << 20) || bound > i32::MAX as usize {
+        if bound > tokens.len() * 4 + (1 << 20) || bound > ID_BOUND as usize {
             let id = bound - 1;
-            return Err(Error::InvalidArgument(format!("id {id} is out of range for {} tokens", tokens.len())));
+            return Err(Error::InvalidArgument(format!(
+                "id {id} is out of range for {} tokens: expected ids near their number, and below {ID_BOUND}",
+                tokens.len()
+            )));
         }
         let mut vocab = Self {
             arena: Vec::with_capacity(tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).sum()),
             starts: Vec::with_capacity(bound + 1),
-            slots: vec![NO_ID; (tokens.len() * 2).next_power_of_two().max(16)],
+            slots: vec![(NO_ID, 0); (tokens.len() * 2).next_power_of_two().max(16)],
             token_count: tokens.len(),
             longest: tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).max().unwrap_or(0),
             byte_ids: [NO_ID; 256],
             pairs: PairTable::with_capacity(tokens.len()),
+            merged: Vec::new(),
             merges: Vec::new(),
             whole_piece_first: false,
         };
@@ -143,15 +155,15 @@ impl Vocab {
         vocab.starts.push(vocab.arena.len() as u32);
         for (bytes, id) in &tokens {
             let bytes = bytes.as_ref();
-            let slot = vocab.slot_of(bytes);
-            if vocab.slots[slot] != NO_ID {
+            let (slot, tag) = vocab.slot_of(bytes);
+            if vocab.slots[slot].0 != NO_ID {
                 let text = String::from_utf8_lossy(bytes);
                 return Err(Error::InvalidArgument(format!(
                     "token {text:?} has two ids, {} and {id}",
-                    vocab.slots[slot]
+                    vocab.slots[slot].0
                 )));
             }
-            vocab.slots[slot] = *id;
+            vocab.slots[slot] = (*id, tag);
             if let [byte] = bytes[..] {
                 vocab.byte_ids[byte as usize] = *id;
             }
@@ -159,14 +171,16 @@ impl Vocab {
         Ok(vocab)
     }
 
-    /// Returns the slot that holds `bytes`, or the empty one where they would go.
-    fn slot_of(&self, bytes: &[u8]) -> usize {
+    /// Returns the slot that holds `bytes`, or the empty one where they would go, and the tag that stands in it.
+    fn slot_of(&self, bytes: &[u8]) -> (usize, u32) {
         let mask = self.slots.len() - 1;
-        let mut slot = hash_bytes(bytes) as usize & mask;
+        let hash = hash_bytes(bytes);
+        let tag = (hash >> 32) as u32;
+        let mut slot = hash as usize & mask;
         loop {
-            let id = self.slots[slot];
-            if id == NO_ID || &self.arena[self.range(id)] == bytes {
-                return slot;
+            let (id, found) = self.slots[slot];
+            if id == NO_ID || (found == tag && &self.arena[self.range(id)] == bytes) {
+                return (slot, tag);
             }
             slot = (slot + 1) & mask;
         }
@@ -181,7 +195,7 @@ impl Vocab {
         if bytes.len() > self.longest {
             return None;
         }
-        let id = self.slots[self.slot_of(bytes)];
+        let (id, _) = self.slots[self.slot_of(bytes).0];
         (id != NO_ID).then_some(id)
     }
 
@@ -229,10 +243,16 @@ impl Vocab {
         (0..self.id_bound()).filter_map(|id| Some((self.id_to_bytes(id)?, id)))
     }
 
-    /// Returns `(rank, merged id)` of a pair, or `(NO_RANK, _)` if it does not merge.
+    /// Returns the rank of a pair, or [`NO_RANK`](crate::pairs::NO_RANK) if it does not merge.
     #[inline]
-    pub(crate) fn pair(&self, left: u32, right: u32) -> (u32, u32) {
-        self.pairs.get((left, right)).unwrap_or((NO_RANK, NO_ID))
+    pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
+        self.pairs.rank((left, right))
+    }
+
+    /// Returns the id that the pair of this rank merges to.
+    #[inline]
+    pub(crate) fn merged(&self, rank: u32) -> u32 {
+        self.merged[rank as usize]
     }
 
     /// Returns the id of the token that is this one byte.
