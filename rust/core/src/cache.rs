@@ -113,15 +113,14 @@ impl PieceCache {
             self.long.find(probe.hash, piece)
         } else {
             match self.short.get(probe) {
-                Some([at, count, generation, MANY]) if generation == self.long.generation => {
-                    Some(at as usize..at as usize + count as usize * 4)
+                None => None,
+                Some([at, count, generation, MANY]) => {
+                    (generation == self.long.generation).then(|| at as usize..at as usize + count as usize * 4)
                 }
-                Some([.., MANY]) => None,
                 Some(few) => {
                     ids.extend_from_slice(&few[..few[SHORT_IDS] as usize]);
                     return true;
                 }
-                None => None,
             }
         };
         let Some(range) = range else { return false };
@@ -315,7 +314,13 @@ impl LongTable {
         if self.arena.len() + piece.len() + ids.len() * 4 > self.max_arena {
             self.clear();
         }
-        let at = self.arena.len() as u32;
+        let length = self.arena.len();
+        let needed = length + piece.len() + ids.len() * 4;
+        if needed > self.arena.capacity() {
+            // Twice as much, but never more than is allowed.
+            self.arena.reserve_exact((needed * 2).min(self.max_arena.max(needed)) - length);
+        }
+        let at = length as u32;
         self.arena.extend_from_slice(piece);
         self.arena.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
         at
@@ -410,4 +415,82 @@ fn prefetch(lines: &[Line], at: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (lines, at);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Ids that only this piece has.
+    fn ids_of(piece: &[u8], is_part: bool) -> Vec<u32> {
+        let count = piece[0] as usize % 6 + usize::from(is_part);
+        (0..=count).map(|i| piece.iter().fold(i as u32, |id, &byte| id.wrapping_mul(31) + u32::from(byte))).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_known_is_right(
+            pieces in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..40), any::<bool>()), 1..400),
+            limit in prop_oneof![Just(0), Just(1 << 20)],
+        ) {
+            let mut cache = PieceCache::new(limit);
+            for (piece, is_part) in pieces.iter().chain(&pieces) {
+                let is_part = *is_part && piece.len() <= SHORT_BYTES;
+                let probe = if is_part { Probe::of_part(piece) } else { Probe::new(piece, 0, piece.len()) };
+                let expected = ids_of(piece, is_part);
+                let mut run = [0; IDS_A_PIECE];
+                if let (1, count) = cache.get_run(&[probe], &mut run) {
+                    prop_assert_eq!(&run[..count], &expected[..]);
+                }
+                let mut ids = vec![];
+                if cache.get(&probe, piece, &mut ids) {
+                    prop_assert_eq!(ids, expected);
+                } else {
+                    cache.put(&probe, piece, &expected);
+                    prop_assert!(cache.get(&probe, piece, &mut ids));
+                    prop_assert_eq!(ids, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_forgotten_within_the_limit_and_memory_stays_below_it() {
+        let limit = 8 << 20;
+        let mut cache = PieceCache::new(limit);
+        let mut known = HashMap::new();
+        for i in 0..2_000_000_u32 {
+            let piece = format!("{i}{}", if i % 3 == 0 { " and some more bytes" } else { "" }).into_bytes();
+            let probe = Probe::new(&piece, 0, piece.len());
+            let ids = vec![i; i as usize % 5 + 1];
+            cache.put(&probe, &piece, &ids);
+            if i < 10_000 {
+                known.insert(piece, ids);
+            }
+            if i == 10_000 {
+                let found = known.iter().filter(|(piece, ids)| {
+                    let mut found = vec![];
+                    cache.get(&Probe::new(piece, 0, piece.len()), piece, &mut found) && found == **ids
+                });
+                // A line of two may have lost one.
+                assert!(found.count() > 9_800);
+            }
+        }
+        let bytes = cache.short.words.capacity() * 8 + cache.long.slots.capacity() * 16 + cache.long.arena.capacity();
+        assert!(bytes <= limit + (1 << 20), "{bytes} bytes");
+    }
+
+    #[test]
+    fn a_piece_at_the_end_of_a_text_has_the_probe_it_has_in_the_middle() {
+        let text = b"a few words, then more of them";
+        for end in 1..text.len() {
+            for start in end.saturating_sub(15)..end {
+                assert_eq!(Probe::new(&text[..end], start, end), Probe::new(text, start, end), "{start}..{end}");
+            }
+        }
+    }
 }

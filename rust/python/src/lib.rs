@@ -5,7 +5,9 @@
 use pyo3::prelude::*;
 
 mod arguments;
+mod decode_stream;
 mod error;
+mod ids;
 mod logits;
 mod pretokenize;
 mod sampler;
@@ -21,7 +23,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sampler::PySampler>()?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
-    module.add_class::<tokenizer::DecodeStream>()?;
+    module.add_class::<decode_stream::DecodeStream>()?;
     module.add_class::<token_file::PyTokenFile>()?;
     Ok(())
 }

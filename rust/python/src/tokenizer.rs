@@ -1,17 +1,19 @@
 //! The tokenizer.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bpe_llama::formats::write_atomically;
-use bpe_llama::{AddedToken, EncodeOptions, Error, Pause, Pretokenizer, Result, Tokenizer, Utf8Stream, Vocab};
+use bpe_llama::{AddedToken, EncodeOptions, Error, Pause, Pretokenizer, Result, Tokenizer, Vocab};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::arguments::{Ids, Specials, Text, Texts, extract_id, thread_count, type_error};
+use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
+use crate::ids::IdInts;
 
 /// Below this many bytes the GIL is kept: giving it up and taking it back costs more than the work.
 const KEEP_GIL: usize = 2048;
@@ -19,11 +21,12 @@ const KEEP_GIL: usize = 2048;
 #[pyclass(frozen, subclass, name = "Tokenizer", module = "bpe_llama._core")]
 pub(crate) struct PyTokenizer {
     inner: Arc<Tokenizer>,
+    ints: Arc<OnceLock<IdInts>>,
 }
 
 impl PyTokenizer {
     pub(crate) fn new(inner: Tokenizer) -> Self {
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), ints: Arc::default() }
     }
 
     pub(crate) fn shared(&self) -> Arc<Tokenizer> {
@@ -119,6 +122,10 @@ impl PyTokenizer {
         })
     }
 
+    fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
+        self.ints.get_or_init(|| IdInts::new(self.inner.vocab_size())).list(py, ids)
+    }
+
     fn decode_text<'py>(
         &self,
         py: Python<'py>,
@@ -145,7 +152,7 @@ impl PyTokenizer {
     #[new]
     #[pyo3(signature = (core, **_attributes))]
     fn py_new(core: &Self, _attributes: Option<&Bound<'_, PyDict>>) -> Self {
-        Self { inner: Arc::clone(&core.inner) }
+        Self { inner: Arc::clone(&core.inner), ints: Arc::clone(&core.ints) }
     }
 
     #[staticmethod]
@@ -226,16 +233,16 @@ impl PyTokenizer {
         allowed_special: Specials,
         disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?)
+        self.list(py, &self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?)
     }
 
     fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
-        PyList::new(py, self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
+        self.list(py, &self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
     }
 
     fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, detached(py, data.len(), || self.inner.encode_bytes(data)).map_err(to_py)?)
+        self.list(py, &detached(py, data.len(), || self.inner.encode_bytes(data)).map_err(to_py)?)
     }
 
     #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
@@ -269,7 +276,7 @@ impl PyTokenizer {
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
                 interruptible(py, options, |options| self.inner.encode_batch(&texts, options, threads))
             })?;
-        let rows = offsets.windows(2).map(|row| PyList::new(py, &ids[row[0] as usize..row[1] as usize]));
+        let rows = offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize]));
         PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?)
     }
 
@@ -304,7 +311,7 @@ impl PyTokenizer {
         let (ids, offsets) = allowed_special
             .view(|allowed| detached(py, text.len(), || self.inner.encode_with_offsets(&text, allowed)))
             .map_err(to_py)?;
-        Ok((PyList::new(py, ids)?, PyList::new(py, offsets)?))
+        Ok((self.list(py, &ids)?, PyList::new(py, offsets)?))
     }
 
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
@@ -369,7 +376,7 @@ impl PyTokenizer {
     }
 
     fn decode_stream(&self) -> DecodeStream {
-        DecodeStream { tokenizer: Arc::clone(&self.inner), state: Mutex::default() }
+        DecodeStream::new(Arc::clone(&self.inner))
     }
 
     fn id_to_bytes<'py>(&self, py: Python<'py>, id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -444,23 +451,5 @@ impl PyTokenizer {
 
     fn id_to_bytes_inner<'py>(&self, py: Python<'py>, id: u32) -> PyResult<Bound<'py, PyBytes>> {
         self.inner.id_to_bytes(id).map(|bytes| PyBytes::new(py, bytes)).map_err(to_py)
-    }
-}
-
-#[pyclass(frozen, module = "bpe_llama._core")]
-pub(crate) struct DecodeStream {
-    tokenizer: Arc<Tokenizer>,
-    state: Mutex<Utf8Stream>,
-}
-
-#[pymethods]
-impl DecodeStream {
-    fn push(&self, id: &Bound<'_, PyAny>) -> PyResult<String> {
-        let bytes = self.tokenizer.id_to_bytes(extract_id(id)?).map_err(to_py)?;
-        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner).push(bytes))
-    }
-
-    fn flush(&self) -> String {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).flush()
     }
 }
