@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::batch::Pause;
 use crate::boundaries::Boundaries;
-use crate::cache::{IDS_A_PIECE, PieceCache, Probe, SHORT_BYTES};
+use crate::cache::{IDS_A_PIECE, LONGEST, PieceCache, Probe, SHORT_BYTES};
 use crate::merge::Merger;
 use crate::pretokenize::Pretokenizer;
 use crate::vocab::Vocab;
@@ -55,8 +55,8 @@ impl Scratch {
             cache: PieceCache::new(cache_limit),
             merger: Merger::default(),
             ends: Vec::with_capacity(BATCH),
-            probes: Vec::new(),
-            run: Vec::new(),
+            probes: vec![Probe::default(); BATCH],
+            run: vec![0; BATCH * IDS_A_PIECE + LONGEST],
             ids: Vec::new(),
         }
     }
@@ -77,37 +77,34 @@ impl Encoder<'_> {
         let bytes = text.as_bytes();
         let mut start = 0;
         for batch in 1u64.. {
-            let first = start;
             if batch % PAUSE_EVERY == 0 {
                 self.pause.ask()?;
             }
             scratch.ends.clear();
             self.pretokenizer.fill_ends(text, start, &mut scratch.ends)?;
-            if scratch.ends.is_empty() {
-                return Ok(());
+            let count = scratch.ends.len();
+            if count == 0 {
+                break;
             }
-            let Scratch { cache, ends, probes, run, .. } = scratch;
-            let count = ends.len();
-            if probes.len() < count {
+            if count > scratch.probes.len() {
                 // A sequence of patterns may give more than was asked for.
-                probes.resize(count, Probe::default());
-                run.resize(count * IDS_A_PIECE, 0);
+                scratch.probes.resize(count, Probe::default());
             }
-            cache.prepare(bytes, first, ends, probes);
+            scratch.cache.prepare(bytes, start, &scratch.ends, &mut scratch.probes);
             let mut done = 0;
             while done < count {
-                let (pieces, ids) = scratch.cache.get_run(&scratch.probes[done..count], &mut scratch.run);
-                sink.take(&scratch.run[..ids]);
+                let Scratch { cache, ends, probes, run, .. } = scratch;
+                let (pieces, ids) = cache.get_run(bytes, start, &ends[done..], &probes[done..count], run);
+                sink.take(&run[..ids]);
                 done += pieces;
+                start = if pieces > 0 { ends[done - 1] } else { start };
                 if done < count {
-                    let end = scratch.ends[done];
-                    let begin = if done > 0 { scratch.ends[done - 1] } else { first };
-                    self.rarer_piece(&bytes[begin..end], scratch.probes[done], scratch)?;
+                    let end = ends[done];
+                    self.rarer_piece(&bytes[start..end], scratch.probes[done], scratch)?;
                     sink.take(&scratch.ids);
-                    done += 1;
+                    (start, done) = (end, done + 1);
                 }
             }
-            start = scratch.ends[count - 1];
         }
         Ok(())
     }
@@ -116,10 +113,12 @@ impl Encoder<'_> {
     #[inline(never)]
     fn rarer_piece(&self, piece: &[u8], probe: Probe, scratch: &mut Scratch) -> Result<()> {
         scratch.ids.clear();
-        if !scratch.cache.get(&probe, piece, &mut scratch.ids) {
-            self.compute(piece, scratch)?;
-            scratch.cache.put(&probe, piece, &scratch.ids);
+        if let Some(count) = scratch.cache.get(&probe, piece, &mut scratch.run) {
+            scratch.ids.extend_from_slice(&scratch.run[..count]);
+            return Ok(());
         }
+        self.compute(piece, scratch)?;
+        scratch.cache.put(&probe, piece, &scratch.ids);
         Ok(())
     }
 
@@ -152,7 +151,8 @@ impl Encoder<'_> {
             return scratch.merger.merge(self.vocab, unit, &mut scratch.ids);
         }
         let probe = Probe::of_part(unit);
-        if scratch.cache.get(&probe, unit, &mut scratch.ids) {
+        if let Some(count) = scratch.cache.get(&probe, unit, &mut scratch.run) {
+            scratch.ids.extend_from_slice(&scratch.run[..count]);
             return Ok(());
         }
         let begin = scratch.ids.len();
