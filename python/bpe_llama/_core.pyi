@@ -203,6 +203,18 @@ class Tokenizer:
         """Special tokens to id."""
 
     @property
+    def cache_bytes(self) -> int:
+        """About how many bytes each encoding thread may use to remember pieces: 32 MiB unless set, at least 1 MiB.
+
+        A small text uses little of it. Setting it forgets what is remembered; ids never depend on it.
+
+        Raises:
+            ValueError: When set below 1 MiB.
+        """
+
+    @cache_bytes.setter
+    def cache_bytes(self, bytes: int) -> None: ...
+    @property
     def bos_id(self) -> int | None:
         """The id that begins a text."""
 

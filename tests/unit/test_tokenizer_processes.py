@@ -136,3 +136,16 @@ except KeyboardInterrupt:
         took = time.perf_counter() - sent
     assert out == "stopped\n"
     assert took < 3.0, f"{took:.1f} s; a second is promised, the rest is this machine's other load"
+
+
+def test_the_memory_of_the_cache_can_be_set_and_changes_no_id(tok: Tokenizer) -> None:
+    assert tok.cache_bytes == 32 << 20
+    text = " ".join(f"{i}{'word' * (i % 9)}" for i in range(60_000))
+    expected = tok.encode(text)
+    again = copy.copy(tok)
+    again.cache_bytes = 1 << 20
+    assert again.cache_bytes == 1 << 20
+    assert again.encode(text) == expected
+    for wrong in (0, -1, (1 << 20) - 1):
+        with pytest.raises(ValueError, match=f"at least {1 << 20}, got {wrong}"):
+            again.cache_bytes = wrong

@@ -1,7 +1,9 @@
 //! Many texts at once, on many threads.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::special::SpecialSet;
 use crate::{Result, Tokenizer};
@@ -40,9 +42,9 @@ pub struct EncodeOptions<'a> {
 
 /// Work for one thread: a run of whole texts, or a part of a long one.
 struct Task {
-    texts: std::ops::Range<usize>,
+    texts: Range<usize>,
     /// Bytes of the one text, where it is cut.
-    bytes: Option<std::ops::Range<usize>>,
+    bytes: Option<Range<usize>>,
 }
 
 impl Tokenizer {
@@ -78,18 +80,19 @@ impl Tokenizer {
         // Where a special or normalized text could be cut is harder to tell: such texts stay whole.
         let may_cut = self.is_cut_safe(options.allowed);
         let mut tasks = Vec::new();
+        let mut push = |texts, bytes| tasks.push(Task { texts, bytes });
         let (mut first, mut bytes) = (0, 0);
         for (i, text) in texts.iter().enumerate() {
             if text.len() > segment && may_cut {
                 if first < i {
-                    tasks.push(Task { texts: first..i, bytes: None });
+                    push(first..i, None);
                 }
                 let mut start = 0;
                 while start < text.len() {
                     let cut = start + segment;
                     let end = if cut < text.len() { self.pretokenizer().safe_cut(text, cut) } else { None };
                     let end = end.unwrap_or(text.len());
-                    tasks.push(Task { texts: i..i + 1, bytes: Some(start..end) });
+                    push(i..i + 1, Some(start..end));
                     start = end;
                 }
                 (first, bytes) = (i + 1, 0);
@@ -97,12 +100,12 @@ impl Tokenizer {
             }
             bytes += text.len() + 16;
             if bytes >= segment / 4 {
-                tasks.push(Task { texts: first..i + 1, bytes: None });
+                push(first..i + 1, None);
                 (first, bytes) = (i + 1, 0);
             }
         }
         if first < texts.len() {
-            tasks.push(Task { texts: first..texts.len(), bytes: None });
+            push(first..texts.len(), None);
         }
         tasks
     }
@@ -115,43 +118,48 @@ impl Tokenizer {
         threads: usize,
     ) -> Result<(Vec<u32>, Vec<i64>)> {
         let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<(usize, Result<Encoded>)>> = Mutex::new(Vec::with_capacity(tasks.len()));
+        let joined = Mutex::new(Joined::new(texts));
         let work = |options: EncodeOptions<'_>| {
+            let mut encoded = Encoded::default();
             loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(task) = tasks.get(at) else { break };
-                let encoded = self.encode_task(texts, options, task);
-                if encoded.is_err() {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(task) = tasks.get(number) else { return Ok(()) };
+                if let Err(error) = self.encode_task(texts, options, task, &mut encoded) {
                     // Nobody needs the rest.
                     next.store(tasks.len(), Ordering::Relaxed);
+                    return Err((number, error));
                 }
-                done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, encoded));
+                encoded = joined.lock().unwrap_or_else(PoisonError::into_inner).append(number, encoded);
             }
         };
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(|| work(EncodeOptions { pause: Pause::default(), ..options }));
-            }
-            work(options);
+        let others = EncodeOptions { pause: Pause::default(), ..options };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (1..threads).map(|_| scope.spawn(|| work(others))).collect();
+            let first = work(options);
+            let rest = handles
+                .into_iter()
+                .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            std::iter::once(first).chain(rest).collect()
         });
-        let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        done.sort_unstable_by_key(|&(at, _)| at);
-        let mut parts = Vec::with_capacity(done.len());
-        for (_, encoded) in done {
-            parts.push(encoded?);
+        if let Some((_, error)) =
+            results.into_iter().filter_map(std::result::Result::err).min_by_key(|&(number, _)| number)
+        {
+            return Err(error);
         }
-        let mut ids = Vec::with_capacity(parts.iter().map(|part| part.ids.len()).sum());
-        let mut offsets = Vec::with_capacity(texts.len() + 1);
-        offsets.push(0);
-        for part in parts {
-            offsets.extend(part.ends.iter().map(|&end| (ids.len() + end) as i64));
-            ids.extend_from_slice(&part.ids);
-        }
+        let Joined { ids, offsets, .. } = joined.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((ids, offsets))
     }
 
-    fn encode_task(&self, texts: &[&str], options: EncodeOptions<'_>, task: &Task) -> Result<Encoded> {
-        let mut encoded = Encoded::default();
+    /// Leaves the ids of a task in `encoded`.
+    fn encode_task(
+        &self,
+        texts: &[&str],
+        options: EncodeOptions<'_>,
+        task: &Task,
+        encoded: &mut Encoded,
+    ) -> Result<()> {
+        encoded.ids.clear();
+        encoded.ends.clear();
         for &text in &texts[task.texts.clone()] {
             let range = task.bytes.clone().unwrap_or(0..text.len());
             let (is_first, is_last) = (range.start == 0, range.end == text.len());
@@ -165,7 +173,7 @@ impl Tokenizer {
                 encoded.ends.push(encoded.ids.len());
             }
         }
-        Ok(encoded)
+        Ok(())
     }
 }
 
@@ -174,4 +182,38 @@ impl Tokenizer {
 struct Encoded {
     ids: Vec<u32>,
     ends: Vec<usize>,
+}
+
+/// What all threads encoded, put together in order while they work, so that few parts are held twice.
+struct Joined {
+    ids: Vec<u32>,
+    offsets: Vec<i64>,
+    /// The number of the task whose ids come next.
+    next: usize,
+    waiting: BTreeMap<usize, Encoded>,
+    /// Memory to use again.
+    spare: Vec<Encoded>,
+}
+
+impl Joined {
+    fn new(texts: &[&str]) -> Self {
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        let mut offsets = Vec::with_capacity(texts.len() + 1);
+        offsets.push(0);
+        let ids = Vec::with_capacity(bytes / 3);
+        Self { ids, offsets, next: 0, waiting: BTreeMap::new(), spare: Vec::new() }
+    }
+
+    /// Takes the ids of a task and returns memory for another's.
+    fn append(&mut self, number: usize, encoded: Encoded) -> Encoded {
+        self.waiting.insert(number, encoded);
+        while let Some(encoded) = self.waiting.remove(&self.next) {
+            let begin = self.ids.len();
+            self.ids.extend_from_slice(&encoded.ids);
+            self.offsets.extend(encoded.ends.iter().map(|end| (begin + end) as i64));
+            self.next += 1;
+            self.spare.push(encoded);
+        }
+        self.spare.pop().unwrap_or_default()
+    }
 }

@@ -40,6 +40,7 @@ impl Sink for Counter {
 /// What a thread needs to encode, reused from call to call: nothing is allocated once it is warm.
 pub(crate) struct Scratch {
     cache: PieceCache,
+    cache_limit: usize,
     merger: Merger,
     ends: Vec<usize>,
     probes: Vec<Probe>,
@@ -53,12 +54,17 @@ impl Scratch {
     pub(crate) fn new(cache_limit: usize) -> Self {
         Self {
             cache: PieceCache::new(cache_limit),
+            cache_limit,
             merger: Merger::default(),
             ends: Vec::with_capacity(BATCH),
             probes: vec![Probe::default(); BATCH],
             run: vec![0; BATCH * IDS_A_PIECE + LONGEST],
             ids: Vec::new(),
         }
+    }
+
+    pub(crate) fn cache_limit(&self) -> usize {
+        self.cache_limit
     }
 }
 

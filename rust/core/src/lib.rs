@@ -14,6 +14,7 @@ mod error;
 pub mod formats;
 mod merge;
 mod pairs;
+mod pool;
 pub mod pretokenize;
 pub mod sampler;
 mod special;

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::batch::{EncodeOptions, Pause};
 use crate::boundaries::Boundaries;
+use crate::cache::DEFAULT_LIMIT;
 use crate::encode::{Counter, Encoder, Scratch, Sink};
+use crate::pool::Pool;
 use crate::pretokenize::Pretokenizer;
 use crate::special::{AddedToken, AddedTokens, Part, SpecialSet};
 use crate::vocab::Vocab;
@@ -45,9 +47,10 @@ pub struct Tokenizer {
     nfc: bool,
     bos: Option<u32>,
     eos: Option<u32>,
-    boundaries: OnceLock<Boundaries>,
+    boundaries: Boundaries,
     /// Warm scratch memory, one for each thread that was ever in here at the same time as others.
-    idle: Mutex<Vec<Scratch>>,
+    idle: Pool<Scratch>,
+    cache_limit: AtomicUsize,
 }
 
 impl Tokenizer {
@@ -68,7 +71,9 @@ impl Tokenizer {
         }
         let named = |names: &[&str]| names.iter().find_map(|name| Some(added.by_content(name)?.id));
         let (bos, eos) = (named(BOS_NAMES), named(EOS_NAMES));
-        Ok(Self { vocab, pretokenizer, added, nfc, bos, eos, boundaries: OnceLock::new(), idle: Mutex::default() })
+        let (boundaries, idle) = (Boundaries::new(&vocab), Pool::new());
+        let cache_limit = AtomicUsize::new(DEFAULT_LIMIT);
+        Ok(Self { vocab, pretokenizer, added, nfc, bos, eos, boundaries, idle, cache_limit })
     }
 
     /// Returns the tokenizer with these ids as the beginning and the end of a text.
@@ -113,6 +118,17 @@ impl Tokenizer {
     /// Whether text is brought to normal form C before it is split.
     pub fn normalizes(&self) -> bool {
         self.nfc
+    }
+
+    /// How many bytes of memory, about, each thread that encodes may use to remember pieces: 32 MiB unless set.
+    pub fn cache_limit(&self) -> usize {
+        self.cache_limit.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`Tokenizer::cache_limit`], of which 256 KiB are used in any case; what is remembered so far is forgotten.
+    pub fn set_cache_limit(&self, bytes: usize) {
+        self.cache_limit.store(bytes, Ordering::Relaxed);
+        self.idle.clear();
     }
 
     /// Returns the largest id plus one, special tokens included: the rows an embedding needs.
@@ -343,19 +359,13 @@ impl Tokenizer {
 
     /// Runs `work` with scratch memory that no other thread uses, warm if there is any.
     fn with_scratch<R>(&self, pause: Pause<'_>, work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R) -> R {
-        let encoder = Encoder {
-            pause,
-            vocab: &self.vocab,
-            pretokenizer: &self.pretokenizer,
-            boundaries: self.boundaries.get_or_init(|| Boundaries::new(&self.vocab)),
-        };
-        // Never waits: in a forked child the lock may be held by a thread that does not exist there.
-        let idle = self.idle.try_lock().ok().and_then(|mut idle| idle.pop());
-        let mut scratch = idle.unwrap_or_else(|| Scratch::new(crate::cache::DEFAULT_LIMIT));
+        let encoder =
+            Encoder { pause, vocab: &self.vocab, pretokenizer: &self.pretokenizer, boundaries: &self.boundaries };
+        let limit = self.cache_limit();
+        let idle = self.idle.take().filter(|scratch| scratch.cache_limit() == limit);
+        let mut scratch = idle.unwrap_or_else(|| Box::new(Scratch::new(limit)));
         let result = work(encoder, &mut scratch);
-        if let Ok(mut idle) = self.idle.try_lock() {
-            idle.push(scratch);
-        }
+        self.idle.give_back(scratch);
         result
     }
 }
@@ -370,8 +380,9 @@ impl Clone for Tokenizer {
             nfc: self.nfc,
             bos: self.bos,
             eos: self.eos,
-            boundaries: OnceLock::new(),
-            idle: Mutex::default(),
+            boundaries: Boundaries::new(&self.vocab),
+            idle: Pool::new(),
+            cache_limit: AtomicUsize::new(self.cache_limit()),
         }
     }
 }

@@ -18,6 +18,9 @@ use crate::ids::IdInts;
 /// Below this many bytes the GIL is kept: giving it up and taking it back costs more than the work.
 const KEEP_GIL: usize = 2048;
 
+/// The smallest cache that may be asked for.
+const LEAST_CACHE: usize = 1 << 20;
+
 #[pyclass(frozen, subclass, name = "Tokenizer", module = "bpe_llama._core")]
 pub(crate) struct PyTokenizer {
     inner: Arc<Tokenizer>,
@@ -430,6 +433,21 @@ impl PyTokenizer {
             tokens.set_item(&token.content, token.id)?;
         }
         Ok(tokens)
+    }
+
+    #[getter]
+    fn cache_bytes(&self) -> usize {
+        self.inner.cache_limit()
+    }
+
+    #[setter]
+    fn set_cache_bytes(&self, bytes: i64) -> PyResult<()> {
+        let bytes = usize::try_from(bytes)
+            .ok()
+            .filter(|&bytes| bytes >= LEAST_CACHE)
+            .ok_or_else(|| PyValueError::new_err(format!("cache_bytes must be at least {LEAST_CACHE}, got {bytes}")))?;
+        self.inner.set_cache_limit(bytes);
+        Ok(())
     }
 
     #[getter]

@@ -2,16 +2,17 @@
 
 use super::kernels::Tier;
 use super::row::Scratch;
+use crate::pool::Pool;
 use crate::{Error, Result};
 use std::num::NonZero;
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 /// A thread is worth starting for this many logits: its start costs some tens of microseconds.
 const LOGITS_A_THREAD: usize = 1 << 18;
 
 /// Scratch between calls, at most one for each thread that ever ran at once. Threads live only as long as a call, so that
 /// a forked child inherits none it lacks; their memory lives here.
-static IDLE: Mutex<Vec<Scratch>> = Mutex::new(Vec::new());
+static IDLE: Pool<Scratch> = Pool::new();
 
 /// Calls `act` for each row with its slot of `out`, the rows shared among threads.
 ///
@@ -31,10 +32,10 @@ pub(super) fn for_each_row<T: Send>(
         num_threads.map_or_else(|| processors().min((rows * vocab_size).div_ceil(LOGITS_A_THREAD)), NonZero::get);
     let threads = wanted.clamp(1, rows.max(1));
     let run = |first: usize, part: &mut [T]| -> Result<()> {
-        let mut scratch = take();
+        let mut scratch = IDLE.take().unwrap_or_else(|| Box::new(Scratch::new(Tier::best())));
         let result =
             part.chunks_mut(width.max(1)).enumerate().try_for_each(|(i, slot)| act(first + i, slot, &mut scratch));
-        give_back(scratch);
+        IDLE.give_back(scratch);
         result
     };
     if threads == 1 {
@@ -60,15 +61,4 @@ pub(super) fn for_each_row<T: Send>(
 fn processors() -> usize {
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
     *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
-}
-
-/// Returns scratch left by an earlier call, or new. Never waits: a fork may have copied the lock while it was held.
-fn take() -> Scratch {
-    IDLE.try_lock().ok().and_then(|mut idle| idle.pop()).unwrap_or_else(|| Scratch::new(Tier::best()))
-}
-
-fn give_back(scratch: Scratch) {
-    if let Ok(mut idle) = IDLE.try_lock() {
-        idle.push(scratch);
-    }
 }
