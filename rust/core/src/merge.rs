@@ -12,8 +12,11 @@ use crate::pairs::NO_RANK;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 
-/// Pieces up to this many bytes are merged in one window, longer ones in several.
-const WINDOW: usize = 64;
+/// Up to this many bytes are merged in arrays on the stack.
+const FEW: usize = 64;
+
+/// Longer pieces are first cut into windows of so many bytes. Each merge looks at all of its window: short ones cost less.
+const WINDOW: usize = 40;
 
 /// The widest window that is tried before the heap takes the whole piece.
 const WIDEST: usize = 1 << 14;
@@ -30,6 +33,8 @@ pub(crate) struct Merger {
     window: Vec<u32>,
     joint: Vec<u32>,
     bytes: Vec<u8>,
+    /// What was asked last, in a run of one letter again and again: two tokens, and whether they stay apart.
+    asked: Option<(u32, u32, bool)>,
 }
 
 impl Merger {
@@ -45,7 +50,7 @@ impl Merger {
     /// Sennrich et al. 2016, arXiv:1508.07909, section 3.2. That two encodings may be joined where the tokens that
     /// meet encode to themselves: A. Neubeck and H. van Antwerpen, "So many tokens, so little time", GitHub 2024.
     pub(crate) fn merge(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
-        if piece.len() <= WINDOW {
+        if piece.len() <= FEW {
             return merge_few(vocab, piece, out);
         }
         let begin = out.len();
@@ -58,7 +63,7 @@ impl Merger {
 
     /// Appends the ids of one window.
     fn merge_window(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
-        if piece.len() <= WINDOW { merge_few(vocab, piece, out) } else { self.merge_by_passes(vocab, piece, out) }
+        if piece.len() <= FEW { merge_few(vocab, piece, out) } else { self.merge_by_passes(vocab, piece, out) }
     }
 
     /// Finds the best rank and merges its pairs from left to right, until no pair merges.
@@ -81,12 +86,18 @@ impl Merger {
     fn merge_by_windows(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         let begin = out.len();
         let mut window = std::mem::take(&mut self.window);
+        self.asked = None;
+        // `window` encodes these bytes.
+        let mut merged: &[u8] = &[];
         // `out[begin..]` always encodes `piece[..start]`.
         let (mut start, mut furthest, mut retries, mut width) = (0, 0, 0, WINDOW);
         let joined = loop {
             let end = (start + width).min(piece.len());
-            window.clear();
-            self.merge_window(vocab, &piece[start..end], &mut window)?;
+            if piece[start..end] != *merged {
+                merged = &piece[start..end];
+                window.clear();
+                self.merge_window(vocab, merged, &mut window)?;
+            }
             if out.len() > begin && !self.stay_apart(vocab, out[out.len() - 1], window[0])? {
                 // No boundary of the whole after all: step back by a token, a few times, then see further.
                 start -= out.pop().map_or(0, |id| token_len(vocab, id));
@@ -127,6 +138,9 @@ impl Merger {
 
     /// Returns whether the bytes of two tokens, side by side, encode to just these two.
     fn stay_apart(&mut self, vocab: &Vocab, left: u32, right: u32) -> Result<bool> {
+        if let Some((_, _, apart)) = self.asked.filter(|&(a, b, _)| (a, b) == (left, right)) {
+            return Ok(apart);
+        }
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
         bytes.extend_from_slice(vocab.id_to_bytes(left).unwrap_or_default());
@@ -136,21 +150,22 @@ impl Merger {
         let result = self.merge_window(vocab, &bytes, &mut joint);
         let apart = joint[..] == [left, right];
         (self.bytes, self.joint) = (bytes, joint);
+        self.asked = Some((left, right, apart));
         result.map(|()| apart)
     }
 }
 
-/// Merges at most [`WINDOW`] bytes, the best pair first.
+/// Merges at most [`FEW`] bytes, the best pair first.
 fn merge_few(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
     /// Every symbol stays where its first byte is: the key of a pair is its rank and, below it, the place of its left
     /// symbol, so that the smallest key is the leftmost pair of the best rank.
-    const PLACE_BITS: u32 = WINDOW.ilog2();
-    const NO_PAIR: i32 = i32::MAX;
+    const PLACE_BITS: u32 = FEW.ilog2();
+    const NO_PAIR: i32 = (NO_RANK << PLACE_BITS) as i32;
     let key = |left: u32, right: u32, place: usize| {
         let rank = vocab.rank(left, right);
-        if rank == NO_RANK { NO_PAIR } else { (rank << PLACE_BITS) as i32 | place as i32 }
+        (rank << PLACE_BITS) as i32 | place as i32
     };
-    let (mut ids, mut keys) = ([0; WINDOW], [NO_PAIR; WINDOW]);
+    let (mut ids, mut keys) = ([0; FEW], [NO_PAIR; FEW]);
     for (id, &byte) in ids.iter_mut().zip(piece) {
         *id = byte_id(vocab, byte)?;
     }
@@ -158,17 +173,17 @@ fn merge_few(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         keys[place - 1] = key(ids[place - 1], ids[place], place - 1);
     }
     // A bit for each place that holds a symbol.
-    let mut places = if piece.len() < WINDOW { (1_u64 << piece.len()) - 1 } else { u64::MAX };
+    let mut places = if piece.len() < FEW { (1_u64 << piece.len()) - 1 } else { u64::MAX };
     loop {
         let best = keys[..piece.len()].iter().copied().min().unwrap_or(NO_PAIR);
-        if best == NO_PAIR {
+        if best >= NO_PAIR {
             break;
         }
-        let at = best as usize % WINDOW;
+        let at = best as usize % FEW;
         ids[at] = vocab.merged(best as u32 >> PLACE_BITS);
         let behind = places & (u64::MAX << at << 1);
         places ^= behind & behind.wrapping_neg();
-        keys[behind.trailing_zeros() as usize % WINDOW] = NO_PAIR;
+        keys[behind.trailing_zeros() as usize % FEW] = NO_PAIR;
         let behind = behind & behind.wrapping_sub(1);
         keys[at] = if behind == 0 { NO_PAIR } else { key(ids[at], ids[behind.trailing_zeros() as usize], at) };
         let before = places & ((1 << at) - 1);
