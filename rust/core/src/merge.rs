@@ -161,16 +161,13 @@ fn merge_few(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
     /// symbol, so that the smallest key is the leftmost pair of the best rank.
     const PLACE_BITS: u32 = FEW.ilog2();
     const NO_PAIR: i32 = (NO_RANK << PLACE_BITS) as i32;
-    let key = |left: u32, right: u32, place: usize| {
-        let rank = vocab.rank(left, right);
-        (rank << PLACE_BITS) as i32 | place as i32
-    };
+    let key = |rank: u32, place: usize| (rank << PLACE_BITS) as i32 | place as i32;
     let (mut ids, mut keys) = ([0; FEW], [NO_PAIR; FEW]);
     for (id, &byte) in ids.iter_mut().zip(piece) {
         *id = byte_id(vocab, byte)?;
     }
-    for place in 1..piece.len() {
-        keys[place - 1] = key(ids[place - 1], ids[place], place - 1);
+    for (place, pair) in piece.windows(2).enumerate() {
+        keys[place] = key(vocab.byte_rank(pair[0], pair[1]), place);
     }
     // A bit for each place that holds a symbol.
     let mut places = if piece.len() < FEW { (1_u64 << piece.len()) - 1 } else { u64::MAX };
@@ -185,11 +182,12 @@ fn merge_few(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         places ^= behind & behind.wrapping_neg();
         keys[behind.trailing_zeros() as usize % FEW] = NO_PAIR;
         let behind = behind & behind.wrapping_sub(1);
-        keys[at] = if behind == 0 { NO_PAIR } else { key(ids[at], ids[behind.trailing_zeros() as usize], at) };
+        keys[at] =
+            if behind == 0 { NO_PAIR } else { key(vocab.rank(ids[at], ids[behind.trailing_zeros() as usize]), at) };
         let before = places & ((1 << at) - 1);
         if before != 0 {
             let previous = before.ilog2() as usize;
-            keys[previous] = key(ids[previous], ids[at], previous);
+            keys[previous] = key(vocab.rank(ids[previous], ids[at]), previous);
         }
     }
     while places != 0 {

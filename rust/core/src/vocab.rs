@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 
 use crate::merge::Merger;
-use crate::pairs::{ID_BOUND, PairTable};
+use crate::pairs::{ID_BOUND, NO_RANK, PairTable};
 use crate::{Error, Result};
 
 /// Stands for "no id" in flat tables. No vocabulary may use it as an id.
@@ -25,6 +25,8 @@ pub struct Vocab {
     longest: usize,
     byte_ids: [u32; 256],
     pairs: PairTable,
+    /// The ranks of pairs of bytes, by the first times 256 and the second: with them every merging begins.
+    byte_pairs: Vec<u32>,
     /// The id that the pair of a rank merges to.
     merged: Vec<u32>,
     /// Pairs in rank order.
@@ -60,7 +62,7 @@ impl Vocab {
             let token = &vocab.arena[range.clone()];
             let known = merger.merge(&vocab, token, &mut parts).is_ok();
             if known && parts.len() == 2 {
-                vocab.pairs.insert((parts[0], parts[1]), id);
+                vocab.insert_pair((parts[0], parts[1]), id);
                 vocab.merges.push((parts[0], parts[1]));
                 continue;
             }
@@ -68,7 +70,7 @@ impl Vocab {
             for cut in 1..range.len() {
                 let (left, right) = vocab.arena[range.clone()].split_at(cut);
                 if let (Some(left), Some(right)) = (vocab.bytes_to_id(left), vocab.bytes_to_id(right)) {
-                    vocab.pairs.insert((left, right), id);
+                    vocab.insert_pair((left, right), id);
                     vocab.merges.push((left, right));
                 }
             }
@@ -106,7 +108,7 @@ impl Vocab {
                     String::from_utf8_lossy(&merged)
                 ))
             })?;
-            vocab.pairs.insert((left, right), rank as u32);
+            vocab.insert_pair((left, right), rank as u32);
             vocab.merged.push(id);
         }
         vocab.merges = merges;
@@ -134,6 +136,7 @@ impl Vocab {
             longest: tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).max().unwrap_or(0),
             byte_ids: [NO_ID; 256],
             pairs: PairTable::with_capacity(tokens.len()),
+            byte_pairs: vec![NO_RANK; 1 << 16],
             merged: Vec::new(),
             merges: Vec::new(),
             whole_piece_first: false,
@@ -169,6 +172,13 @@ impl Vocab {
             }
         }
         Ok(vocab)
+    }
+
+    fn insert_pair(&mut self, pair: (u32, u32), rank: u32) {
+        if let (Some(&[first]), Some(&[second])) = (self.id_to_bytes(pair.0), self.id_to_bytes(pair.1)) {
+            self.byte_pairs[usize::from(first) << 8 | usize::from(second)] = rank;
+        }
+        self.pairs.insert(pair, rank);
     }
 
     /// Returns the slot that holds `bytes`, or the empty one where they would go, and the tag that stands in it.
@@ -243,7 +253,13 @@ impl Vocab {
         (0..self.id_bound()).filter_map(|id| Some((self.id_to_bytes(id)?, id)))
     }
 
-    /// Returns the rank of a pair, or [`NO_RANK`](crate::pairs::NO_RANK) if it does not merge.
+    /// Returns the rank of the pair of these two bytes' tokens, or [`NO_RANK`].
+    #[inline]
+    pub(crate) fn byte_rank(&self, first: u8, second: u8) -> u32 {
+        self.byte_pairs[usize::from(first) << 8 | usize::from(second)]
+    }
+
+    /// Returns the rank of a pair, or [`NO_RANK`] if it does not merge.
     #[inline]
     pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
         self.pairs.rank((left, right))
