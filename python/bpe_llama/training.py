@@ -293,6 +293,7 @@ def train(
         FileNotFoundError: If nothing matches one of the paths.
         ValueError: If there is no text; if ``vocab_size`` has no room for the bytes and special tokens; if special
             tokens repeat; if the pattern is unknown; if a file is not UTF-8 or not of its format.
+        OSError: If a file cannot be read, or shrinks while it is read.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.
     """
@@ -309,7 +310,7 @@ def train(
             num_threads=num_threads,
             progress=progress,
         )
-        return _from_counts(counts, options, progress)
+        return options.tokenizer(_merge(counts, options, progress), pattern)
     with reporting(progress) as report:
         vocabulary = _core.train_from_files(files, splitting, separator, field, options.for_core(), report)
     return options.tokenizer(vocabulary, pattern)
@@ -381,13 +382,16 @@ def train_from_counts(
         {'<|end|>': 258}
     """
     special = _special_tokens(counts.special_tokens if special_tokens is None else special_tokens)
-    return _from_counts(counts, _Options(vocab_size, special, min_frequency, max_token_length, tie_order), progress)
+    options = _Options(vocab_size, special, min_frequency, max_token_length, tie_order)
+    return options.tokenizer(_merge(counts, options, progress), counts.pattern)
 
 
-def _from_counts(counts: WordCounts, options: _Options, progress: ProgressOption) -> _core.Tokenizer:
+def _merge(
+    counts: WordCounts, options: _Options, progress: ProgressOption
+) -> tuple[list[bytes], list[tuple[int, int]]]:
+    """Return the vocabulary learned from counts."""
     with reporting(progress) as report:
-        vocabulary = _core.train_merges(counts._counts, options.for_core(), report)
-    return options.tokenizer(vocabulary, counts.pattern)
+        return _core.train_merges(counts._counts, options.for_core(), report)
 
 
 def _splitting(pattern: str, special_tokens: Sequence[str], num_threads: int | None) -> dict[str, object]:

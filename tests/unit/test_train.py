@@ -171,8 +171,82 @@ def test_too_few_pairs_warn():
         tok = train(["ab"], 400, special_tokens=[])
     assert tok.vocab_size == 257
     assert caught[0].filename == __file__
+    counts = WordCounts.from_iterator(["ab"], progress=False)
+    with pytest.warns(UserWarning, match="has 257") as caught:
+        Tokenizer.train_from_counts(counts, 400, progress=False)
+    assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match="has 258"):
         assert train(["ab"], 400, special_tokens=["x"]).special_tokens == {"x": 257}
+
+
+def test_no_words_in_counts():
+    with pytest.raises(ValueError, match="no text"):
+        Tokenizer.train_from_counts(WordCounts.from_iterator([], progress=False), 270, progress=False)
+
+
+def test_binary_files(tmp_path):
+    with open(sys.executable, "rb") as file:
+        (tmp_path / "program").write_bytes(file.read(1 << 20))
+    with pytest.raises(ValueError, match=r"program: invalid UTF-8 at byte \d+"):
+        Tokenizer.train(tmp_path / "program", 270, progress=False)
+    # Bytes that no one types are text as long as they are UTF-8.
+    (tmp_path / "zeros").write_bytes(bytes(10_000) + b"\x01\x7f")
+    with pytest.warns(UserWarning, match="too few pairs"):
+        tok = Tokenizer.train(tmp_path / "zeros", 300, progress=False)
+    assert tok.decode_bytes(tok.encode_bytes(bytes(100))) == bytes(100)
+    assert len(tok.encode("\0" * 64)) < 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets no one shorten an open file")
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(b"some words of text\n" * 5_000_000)
+
+    def shorten(update):
+        if path.stat().st_size > 1000:
+            os.truncate(path, 1000)
+
+    with pytest.raises(OSError, match=r"corpus\.txt: the file shrank while it was read: \d+ of 95000000 bytes"):
+        Tokenizer.train(path, 270, num_threads=1, progress=shorten)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.tiktoken", "counts", "ids.npy"])
+def test_a_full_disk_leaves_the_old_file(name, tmp_path):
+    """The system refuses to write more than some bytes to a file, as a full disk does."""
+    code = """
+import resource, signal, sys
+from bpe_llama import Tokenizer, WordCounts
+path, text = sys.argv[1], [f"word{i} " for i in range(100_000)]
+counts = WordCounts.from_iterator(text, progress=False)
+tok = Tokenizer.train_from_counts(counts, 600, progress=False)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    if path.endswith(".npy"):
+        tok.encode_files("corpus.txt", path, progress=False)
+    else:
+        (counts if path.endswith("counts") else tok).save(path)
+except OSError as error:
+    sys.exit(f"{error.filename}: {error.strerror}")
+"""
+    (tmp_path / "corpus.txt").write_text("a word or two " * 10_000, encoding="utf-8")
+    (tmp_path / name).write_bytes(b"what was there")
+    command = [sys.executable, "-c", code, str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert name in done.stderr and "too large" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / name).read_bytes() == b"what was there"
+    assert sorted(os.listdir(tmp_path)) == sorted(["corpus.txt", name])
+
+
+def test_a_special_token_in_the_text_is_never_merged_into():
+    tok = train(["<|end|>"] * 1000 + ["x<|end|>y<|end|>low low"] * 10, 258, special_tokens=["<|end|>"])
+    assert tok.merges == [(b"l", b"o")]
+    with pytest.warns(UserWarning, match="too few pairs"):
+        everything = train(["<|end|>"] * 1000 + ["x<|end|>y<|end|>low low"] * 10, 400, special_tokens=["<|end|>"])
+    learned = [everything.id_to_bytes(i) for i in range(256, everything.special_tokens["<|end|>"])]
+    assert learned == [b"lo", b"low", b" low"]
 
 
 def test_one_repeated_byte():
@@ -228,18 +302,20 @@ def test_many_threads_train_at_once():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-@pytest.mark.parametrize("stage", ["count", "merge"])
+@pytest.mark.parametrize("stage", ["count", "lay out", "merge"])
 def test_ctrl_c_stops_within_a_second(stage, tmp_path):
     code = """
 import itertools, sys
 from bpe_llama import Tokenizer
+stage = sys.argv[1]
 def texts():
-    words = itertools.product("abcdefgh", repeat=7) if sys.argv[1] == "merge" else itertools.repeat("a word or two ")
+    words = itertools.repeat("a word or two ") if stage == "count" else itertools.product("abcdefgh", repeat=7)
     for index, word in enumerate(words):
-        if index == 1000 and sys.argv[1] == "count": print("ready", flush=True)
+        if index == 1000 and stage == "count": print("ready", flush=True)
         yield "".join(word)
+    if stage == "lay out": print("ready", flush=True)
 def show(update):
-    if update.stage == "merge": print("ready", flush=True)
+    if stage == update.stage == "merge" and update.done: print("ready", flush=True)
 try:
     Tokenizer.train_from_iterator(texts(), 500_000, progress=show)
 except KeyboardInterrupt:

@@ -130,7 +130,7 @@ impl Documents {
     /// Returns the next document or part of one, or `None` at the end of the last file.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read; [`Error::Format`], naming file and byte or line, if it is not UTF-8, not the JSON
+    /// [`Error::Io`] if a file cannot be read, or shrinks meanwhile; [`Error::Format`], naming file and byte or line, if it is not UTF-8, not the JSON
     /// expected, or damaged compressed data.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         loop {
@@ -209,7 +209,8 @@ fn ceil_char(text: &str, at: usize) -> usize {
 
 fn open(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<Source> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
-    let file = CountingReader { file, bytes_read: Arc::clone(bytes_read) };
+    let size = file.metadata().map_err(|source| io_error(path, source))?.len();
+    let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
     let (reader, inner): (Box<dyn Read + Send + Sync>, PathBuf) = match extension(path).as_deref() {
         Some("gz") => (Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))), path.with_extension("")),
         Some("zst") => {
@@ -238,17 +239,27 @@ fn io_error(path: &Path, source: io::Error) -> Error {
     Error::Io { path: path.to_owned(), source }
 }
 
-/// A file that adds to a shared count what is read from it.
+/// A file that adds to a shared count what is read from it, and refuses to end before the size that it had when it was opened.
 #[derive(Debug)]
 struct CountingReader {
     file: File,
+    size: u64,
+    read: u64,
     bytes_read: Arc<AtomicU64>,
 }
 
 impl Read for CountingReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
+        self.read += read as u64;
         self.bytes_read.fetch_add(read as u64, Ordering::Relaxed);
+        // Text that somebody cut off while it was read would be missed in silence.
+        if read == 0 && !buffer.is_empty() && self.read < self.size {
+            let (read, size) = (self.read, self.size);
+            return Err(io::Error::other(format!(
+                "the file shrank while it was read: {read} of {size} bytes were there"
+            )));
+        }
         Ok(read)
     }
 }
@@ -318,6 +329,25 @@ mod tests {
     fn long_documents_come_in_parts() {
         let (_folder, path) = write("corpus.txt", "some words ".repeat(10_000).as_bytes());
         assert!(read(&path, &DocumentOptions::default(), 1 << 12).expect("text").1 > 10);
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_an_error() {
+        for name in ["corpus.txt", "corpus.jsonl"] {
+            let (_folder, path) = write(name, "{\"text\": \"a line\"}\n".repeat(100_000).as_bytes());
+            let splitter = Pretokenizer::new("cl100k").expect("a known name");
+            let mut documents =
+                Documents::new(vec![path.clone()], splitter, DocumentOptions::default()).expect("a file");
+            documents.next_chunk().expect("text");
+            File::options().write(true).open(&path).and_then(|file| file.set_len(1_000_000)).expect("shorter");
+            let error = loop {
+                match documents.next_chunk() {
+                    Ok(chunk) => assert!(chunk.is_some(), "it ended in silence"),
+                    Err(error) => break error.to_string(),
+                }
+            };
+            assert!(error.contains(name) && error.contains("shrank") && error.contains("of 1900000"), "{error}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
 
+use super::Check;
 use super::count::WordCounts;
 use crate::{Error, Result};
 
@@ -22,6 +23,9 @@ pub(super) const MAX_IDS: usize = (TAIL - 2) as usize;
 
 /// Slots to a block, as a power of two. All words of a block occur equally often.
 const BLOCK_BITS: u32 = 4;
+
+/// Blocks between two looks whether to stop: some milliseconds.
+const CHECK_BLOCKS: usize = 1 << 15;
 
 /// The words' symbols, and how often each word occurs.
 ///
@@ -41,15 +45,15 @@ impl Corpus {
     /// Lays out all words of two bytes and more; `symbols` gives the symbol of each byte.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more together.
-    pub(super) fn new(counts: &WordCounts, symbols: &[u32; 256]) -> Result<Self> {
+    /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more together; what `check` returns.
+    pub(super) fn new(counts: &WordCounts, symbols: &[u32; 256], check: Check<'_>) -> Result<Self> {
         // A counting sort: where the words of each count begin follows from the slots that they need.
         let mut slots_of_count = BTreeMap::new();
-        counts.for_each(|word, count| {
+        counts.for_each_until(check, |word, count| {
             if word.len() > 1 {
                 *slots_of_count.entry(Reverse(count)).or_insert(0usize) += word.len() + 1;
             }
-        });
+        })?;
         let mut block_counts = vec![0];
         let mut next_of_count = HashMap::with_capacity(slots_of_count.len());
         for (Reverse(count), slots) in slots_of_count {
@@ -63,7 +67,7 @@ impl Corpus {
             )));
         }
         let mut slots = vec![SEPARATOR; total];
-        counts.for_each(|word, count| {
+        counts.for_each_until(check, |word, count| {
             if word.len() > 1
                 && let Some(next) = next_of_count.get_mut(&count)
             {
@@ -72,7 +76,7 @@ impl Corpus {
                 }
                 *next += word.len() + 1;
             }
-        });
+        })?;
         Ok(Self { slots, spans: vec![1; 256], counts: block_counts })
     }
 
@@ -175,9 +179,15 @@ impl Corpus {
     }
 
     /// Calls `visit(position, left, right, count)` for every pair, in order of position. Every symbol must span one slot.
-    pub(super) fn for_each_pair(&self, mut visit: impl FnMut(u32, u32, u32, u64)) {
+    ///
+    /// # Errors
+    /// What `check` returns, which is called now and then.
+    pub(super) fn for_each_pair(&self, check: Check<'_>, mut visit: impl FnMut(u32, u32, u32, u64)) -> Result<()> {
         let mut left = SEPARATOR;
         for (index, (block, &count)) in self.slots.chunks_exact(1 << BLOCK_BITS).zip(&self.counts).enumerate() {
+            if index % CHECK_BLOCKS == 0 {
+                check()?;
+            }
             let start = (index << BLOCK_BITS) as u32;
             for (position, &right) in (start..).zip(block) {
                 if left != SEPARATOR && right != SEPARATOR {
@@ -187,5 +197,6 @@ impl Corpus {
                 left = right;
             }
         }
+        Ok(())
     }
 }

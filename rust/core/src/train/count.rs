@@ -8,7 +8,7 @@ use std::thread;
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use super::words::{Key, WordMap};
-use super::{OnProgress, Progress, Ticker};
+use super::{Check, OnProgress, Progress, Ticker};
 use crate::documents::Documents;
 use crate::pretokenize::Pretokenizer;
 use crate::{Error, Result};
@@ -73,6 +73,15 @@ impl WordCounts {
         for shard in &self.shards {
             shard.for_each(&mut visit);
         }
+    }
+
+    /// As [`WordCounts::for_each`], stopped by an error of `check`, which is called a few times.
+    pub(super) fn for_each_until(&self, check: Check<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
+        for shard in &self.shards {
+            check()?;
+            shard.for_each(&mut visit);
+        }
+        Ok(())
     }
 
     /// Returns the `n` most frequent words with their counts; equal counts are ordered by bytes.

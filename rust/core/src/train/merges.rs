@@ -12,7 +12,9 @@ use std::collections::BinaryHeap;
 
 use hashbrown::HashTable;
 
+use super::Check;
 use super::corpus::Corpus;
+use crate::Result;
 
 /// Of how much smaller counts than its highest a round keeps lists.
 const ROUND_DEPTH: u64 = 256;
@@ -71,13 +73,27 @@ pub(super) struct Merger {
 
 impl Merger {
     /// Prepares to merge `corpus`, whose symbols are all single bytes.
-    pub(super) fn new(corpus: Corpus, min_frequency: u64, max_token_length: Option<usize>) -> Self {
+    ///
+    /// # Errors
+    /// What `check` returns, here and in [`Merger::next_merge`]: the merger is of no use then.
+    pub(super) fn new(
+        corpus: Corpus,
+        min_frequency: u64,
+        max_token_length: Option<usize>,
+        check: Check<'_>,
+    ) -> Result<Self> {
         let depth = if corpus.len() < SMALL_CORPUS { u64::MAX } else { ROUND_DEPTH };
-        Self::with_depth(corpus, min_frequency, max_token_length, depth)
+        Self::with_depth(corpus, min_frequency, max_token_length, depth, check)
     }
 
     /// As [`Merger::new`], keeping lists of pairs down to the highest count divided by `depth` in each round.
-    pub(super) fn with_depth(corpus: Corpus, min_frequency: u64, max_token_length: Option<usize>, depth: u64) -> Self {
+    pub(super) fn with_depth(
+        corpus: Corpus,
+        min_frequency: u64,
+        max_token_length: Option<usize>,
+        depth: u64,
+        check: Check<'_>,
+    ) -> Result<Self> {
         let mut merger = Self {
             corpus,
             depth,
@@ -95,26 +111,26 @@ impl Merger {
             with_right: vec![NONE; 256],
             new_places: Vec::new(),
         };
-        merger.begin_round();
-        merger
+        merger.begin_round(check)?;
+        Ok(merger)
     }
 
     /// Performs the next merge; returns the pair, whose merged id is the next free one, or `None` if no pair is left.
-    pub(super) fn next_merge(&mut self) -> Option<(u32, u32)> {
+    pub(super) fn next_merge(&mut self, check: Check<'_>) -> Result<Option<(u32, u32)>> {
         loop {
             let Some((bound, Reverse((left, right)), index)) = self.heap.pop() else {
                 if self.threshold <= self.min_frequency {
-                    return None;
+                    return Ok(None);
                 }
                 self.corpus.compact();
-                self.begin_round();
+                self.begin_round(check)?;
                 continue;
             };
             let count = self.recount(index, bound);
             if count == bound {
                 let places = std::mem::take(&mut self.candidates[index as usize].places);
                 self.merge(left, right, places);
-                return Some((left, right));
+                return Ok(Some((left, right)));
             }
             if count >= self.threshold {
                 self.heap.push((count, Reverse((left, right)), index));
@@ -131,9 +147,9 @@ impl Merger {
     }
 
     /// Lists all pairs from a threshold on, and sets that threshold from the highest count.
-    fn begin_round(&mut self) {
+    fn begin_round(&mut self, check: Check<'_>) -> Result<()> {
         let mut groups = PairGroups::default();
-        self.corpus.for_each_pair(|_, left, right, count| groups.count(left, right, count));
+        self.corpus.for_each_pair(check, |_, left, right, count| groups.count(left, right, count))?;
         let mut highest = 0;
         for group in &groups.groups {
             if self.is_allowed(group.left, group.right) {
@@ -158,11 +174,11 @@ impl Merger {
         }
         self.heap = BinaryHeap::from(heap);
         let candidates = &mut self.candidates;
-        self.corpus.for_each_pair(|position, left, right, _| {
+        self.corpus.for_each_pair(check, |position, left, right, _| {
             if let Some(candidate) = candidates.get_mut(groups.candidate(left, right) as usize) {
                 candidate.places.push(position);
             }
-        });
+        })
     }
 
     /// Counts a candidate again, and drops its outdated places.

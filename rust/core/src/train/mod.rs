@@ -60,6 +60,9 @@ pub enum Progress {
 /// What the caller hears of the work, and how it stops it: an error returned from it ends the work and is passed on.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> Result<()>;
 
+/// Called often within long steps; its error ends them.
+type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
+
 /// Calls the caller's function at most once in [`Ticker::INTERVAL`].
 struct Ticker<'a> {
     on_progress: OnProgress<'a>,
@@ -153,8 +156,9 @@ fn id_of_byte() -> [u32; 256] {
 /// Sennrich et al. 2016, arXiv:1508.07909, algorithm 1.
 pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
-    let corpus = lay_out(counts, options.tie_order)?;
-    merge(corpus, options, on_progress)
+    let mut ticker = Ticker::new(on_progress);
+    let corpus = lay_out(counts, options.tie_order, &mut || ticker.tick(|| options.progress(0)))?;
+    merge(corpus, options, &mut ticker)
 }
 
 /// As [`train`], but frees the counts before merging begins: the peak of memory is lower.
@@ -163,12 +167,21 @@ pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgres
 /// As [`train`].
 pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
-    let corpus = lay_out(&counts, options.tie_order)?;
+    let mut ticker = Ticker::new(on_progress);
+    let corpus = lay_out(&counts, options.tie_order, &mut || ticker.tick(|| options.progress(0)))?;
     drop(counts);
-    merge(corpus, options, on_progress)
+    merge(corpus, options, &mut ticker)
 }
 
 impl TrainOptions {
+    fn merges(&self) -> usize {
+        self.vocab_size - self.special_tokens - 256
+    }
+
+    fn progress(&self, done: usize) -> Progress {
+        Progress::Merging { done, total: self.merges() }
+    }
+
     /// Checks what can be checked before any text is read.
     ///
     /// # Errors
@@ -192,7 +205,7 @@ impl TrainOptions {
 }
 
 /// Lays out the words in symbols that compare as `tie_order` says: ids, or byte values.
-fn lay_out(counts: &WordCounts, tie_order: TieOrder) -> Result<Corpus> {
+fn lay_out(counts: &WordCounts, tie_order: TieOrder, check: Check<'_>) -> Result<Corpus> {
     if counts.is_empty() {
         return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));
     }
@@ -209,13 +222,12 @@ fn lay_out(counts: &WordCounts, tie_order: TieOrder) -> Result<Corpus> {
     if tie_order == TieOrder::Ids {
         symbols = id_of_byte();
     }
-    Corpus::new(counts, &symbols)
+    Corpus::new(counts, &symbols, check)
 }
 
-fn merge(corpus: Corpus, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
-    let mut ticker = Ticker::new(on_progress);
-    let total = options.vocab_size - options.special_tokens - 256;
-    let mut merger = Merger::new(corpus, options.min_frequency, options.max_token_length);
+fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Result<Trained> {
+    let mut tick = |done| ticker.tick(|| options.progress(done));
+    let mut merger = Merger::new(corpus, options.min_frequency, options.max_token_length, &mut || tick(0))?;
     let id_of_byte = id_of_byte();
     let id = |symbol: u32| match (options.tie_order, id_of_byte.get(symbol as usize)) {
         (TieOrder::ByteValues, Some(&id)) => id,
@@ -223,14 +235,14 @@ fn merge(corpus: Corpus, options: &TrainOptions, on_progress: OnProgress<'_>) ->
     };
     let mut tokens: Vec<Vec<u8>> = byte_order().map(|byte| vec![byte]).collect();
     let mut merges = Vec::new();
-    while merges.len() < total {
-        ticker.tick(|| Progress::Merging { done: merges.len(), total })?;
-        let Some((left, right)) = merger.next_merge() else { break };
+    while merges.len() < options.merges() {
+        tick(merges.len())?;
+        let Some((left, right)) = merger.next_merge(&mut || tick(merges.len()))? else { break };
         let (left, right) = (id(left), id(right));
         tokens.push([&tokens[left as usize][..], &tokens[right as usize]].concat());
         merges.push((left, right));
     }
-    ticker.report(Progress::Merging { done: merges.len(), total })?;
+    ticker.report(options.progress(merges.len()))?;
     Ok(Trained { tokens, merges })
 }
 
@@ -271,11 +283,29 @@ mod tests {
             let got = train(&counts, &options, &mut |_| Ok(())).expect("valid options");
             prop_assert_eq!(&got, &expected);
 
-            let corpus = lay_out(&counts, TieOrder::Ids).expect("not empty");
-            let mut merger = Merger::with_depth(corpus, min_frequency, max_token_length, depth);
-            let rounds: Vec<_> = std::iter::from_fn(|| merger.next_merge()).take(merges).collect();
+            let go_on: Check<'_> = &mut || Ok(());
+            let corpus = lay_out(&counts, TieOrder::Ids, go_on).expect("not empty");
+            let mut merger =
+                Merger::with_depth(corpus, min_frequency, max_token_length, depth, go_on).expect("not stopped");
+            let next = || merger.next_merge(go_on).expect("not stopped");
+            let rounds: Vec<_> = std::iter::from_fn(next).take(merges).collect();
             prop_assert_eq!(&rounds, &expected.merges);
         }
+    }
+
+    #[test]
+    fn every_long_step_can_be_stopped() {
+        let counts = counts_of(&[("abcd".to_owned(), 3)]);
+        let (go_on, stop): (Check<'_>, Check<'_>) = (&mut || Ok(()), &mut || Err(Error::Interrupted));
+        assert!(matches!(lay_out(&counts, TieOrder::Ids, stop), Err(Error::Interrupted)));
+        let corpus = lay_out(&counts, TieOrder::Ids, go_on).expect("not empty");
+        assert!(matches!(Merger::new(corpus, 0, None, stop), Err(Error::Interrupted)));
+        // The second round begins when the pairs of the first, those that occur as often as the most frequent, are merged.
+        let counts = counts_of(&[("ab".to_owned(), 9), ("cd".to_owned(), 1)]);
+        let corpus = lay_out(&counts, TieOrder::Ids, go_on).expect("not empty");
+        let mut merger = Merger::with_depth(corpus, 0, None, 1, go_on).expect("not stopped");
+        assert!(merger.next_merge(stop).expect("not asked").is_some());
+        assert!(matches!(merger.next_merge(stop), Err(Error::Interrupted)));
     }
 
     #[test]
