@@ -81,8 +81,13 @@ def train_tokenizer(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")
     ] = DEFAULT_TOKENIZER,
+    report: Annotated[bool, typer.Option(help="Encode the corpus at the end and say what came of it.")] = True,
 ) -> None:
     """Train a vocabulary on text and save it."""
+    from rich.console import Console
+
+    from bpe_llama import report as reporting
+
     started = time.perf_counter()
     tokenizer = Tokenizer.train(
         corpus if len(corpus) > 1 else corpus[0],
@@ -94,7 +99,12 @@ def train_tokenizer(
         num_threads=threads,
     )
     tokenizer.save(out)
-    typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s")
+    peak = reporting.peak_memory()
+    memory = f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""
+    typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}")
+    if report:
+        found = reporting.report(tokenizer, corpus, num_threads=threads)
+        Console(soft_wrap=True, highlight=False).print(reporting.report_tables(found))
 
 
 @app.command(epilog="Example: bpe-llama encode 'Hello world' --tokenizer tokenizer.json")

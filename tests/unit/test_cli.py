@@ -138,7 +138,11 @@ def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.Captu
     out = tmp_path / "tokenizer.json"
     options = ["--vocab-size", "400", "--special", "<|end|>", "--special", "<|pad|>", "--pattern", "llama3"]
     assert cli.main(["train-tokenizer", str(tmp_path / "*.txt"), *options, "--out", str(out)]) == 0
-    assert "400 tokens" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "400 tokens in" in printed and "MB of memory" in printed
+    assert "bytes a token" in printed and "cut characters" in printed and "a.txt" in printed
+    assert cli.main(["train-tokenizer", str(tmp_path), *options, "--out", str(tmp_path / "2.json"), "--no-report"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
     expected = Tokenizer.train_from_iterator(
         corpus[:2], vocab_size=400, special_tokens=["<|end|>", "<|pad|>"], pattern="llama3"
     )

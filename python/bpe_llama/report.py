@@ -1,0 +1,192 @@
+"""What a vocabulary makes of files: how far it squeezes each, which tokens are long, rare, or cut a character."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from bpe_llama._files import PathLike, find_files
+from bpe_llama._progress import Progress, ProgressOption, reporting
+from bpe_llama.display import visible
+from bpe_llama.tokenizer import Tokenizer
+
+# Files that get a row of their own; all others share one.
+_FILES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One file's text, or that of several: bytes of UTF-8, after decompression, and tokens.
+
+    Files are named from the folder that holds all of them.
+    """
+
+    name: str
+    num_bytes: int
+    num_tokens: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Return bytes a token; 0 for no text."""
+        return self.num_bytes / self.num_tokens if self.num_tokens else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a vocabulary makes of files.
+
+    Attributes:
+        rows: The 20 largest files, largest first; one row for all others, if there are any; the total.
+        longest: Tokens of most bytes first.
+        rarest: Merged tokens that the text has, with how often, fewest first.
+        unused: How many merged tokens the text has none of, if not within longer ones.
+        cut: How many merged tokens hold part of a character of UTF-8.
+        cut_share: The share of the text's tokens that hold part of a character, single bytes included.
+    """
+
+    rows: list[FileRow]
+    longest: list[bytes]
+    rarest: list[tuple[bytes, int]]
+    unused: int
+    cut: int
+    cut_share: float
+
+
+def report(
+    tokenizer: Tokenizer,
+    paths: PathLike | Iterable[PathLike],
+    *,
+    separator: str | None = None,
+    field: str = "text",
+    num_threads: int | None = None,
+    progress: ProgressOption = None,
+    examples: int = 10,
+) -> Report:
+    """Return what a vocabulary makes of files.
+
+    Args:
+        tokenizer: The vocabulary. Special tokens in the text are ordinary text.
+        paths: As for :meth:`Tokenizer.encode_files`, like all arguments but the last.
+        separator: Likewise.
+        field: Likewise.
+        num_threads: Likewise.
+        progress: Likewise.
+        examples: How many of the longest and the rarest tokens.
+
+    Raises:
+        FileNotFoundError: If nothing matches one of the paths.
+        ValueError: If a file is not UTF-8 or not of its format.
+
+    Cost:
+        All text is encoded, in bounded memory. The ids lie in the folder for temporary files meanwhile: of one file at
+        a time, then of all those that share a row.
+
+    Examples:
+        >>> tok = Tokenizer.train(__file__, vocab_size=300, progress=False)
+        >>> report(tok, __file__, progress=False).rows[-1].num_bytes == Path(__file__).stat().st_size
+        True
+    """
+    sizes = {path: path.stat().st_size for path in find_files(paths)}
+    files = sorted(sizes, key=lambda path: -sizes[path])
+    groups = [(name, [path]) for name, path in zip(_names(files), files[:_FILES_SHOWN], strict=False)]
+    if others := files[_FILES_SHOWN:]:
+        groups.append((f"{len(others):,} more", others))
+    rows: list[FileRow] = []
+    total = np.zeros(tokenizer.vocab_size, np.int64)
+    done = 0
+    with reporting(progress) as show, tempfile.TemporaryDirectory() as folder:
+
+        def show_more(update: Progress) -> None:
+            if show:
+                show(update.stage, done + update.done, sum(sizes.values()))
+
+        for name, group in groups:
+            out = Path(folder) / "ids.npy"
+            tokenizer.encode_files(
+                group, out, separator, eos=False, field=field, num_threads=num_threads, progress=show_more
+            )
+            counts = _occurrences(out, tokenizer.vocab_size)
+            num_bytes = sum(int(counts[i]) * len(tokenizer.id_to_bytes(int(i))) for i in np.flatnonzero(counts))
+            rows.append(FileRow(name, num_bytes, int(counts.sum())))
+            total += counts
+            done += sum(sizes[path] for path in group)
+    rows.append(FileRow("total", sum(row.num_bytes for row in rows), sum(row.num_tokens for row in rows)))
+
+    ranks = tokenizer.mergeable_ranks
+    cut = {token: token_id for token, token_id in ranks.items() if _cuts_a_character(token)}
+    merged = [(int(total[token_id]), token_id, token) for token, token_id in ranks.items() if len(token) > 1]
+    rarest = sorted(entry for entry in merged if entry[0])
+    return Report(
+        rows=rows,
+        longest=sorted(ranks, key=lambda token: (-len(token), token))[:examples],
+        rarest=[(token, count) for count, _, token in rarest[:examples]],
+        unused=len(merged) - len(rarest),
+        cut=sum(len(token) > 1 for token in cut),
+        cut_share=float(total[list(cut.values())].sum() / max(total.sum(), 1)),
+    )
+
+
+def _names(files: list[Path]) -> list[str]:
+    """Return the files' names, each from the folder that holds all."""
+    try:
+        folder = os.path.commonpath([path.absolute().parent for path in files])
+        return [os.path.relpath(path, folder) for path in files]
+    except ValueError:  # Windows: files on several drives
+        return [str(path) for path in files]
+
+
+def _occurrences(path: Path, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return how often each id stands in a file of ids."""
+    counts = np.zeros(vocab_size, np.int64)
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        _, _, dtype = np.lib.format.read_array_header_1_0(file)
+        while len(ids := np.fromfile(file, dtype, 1 << 20)):
+            counts += np.bincount(ids, minlength=vocab_size)
+    return counts
+
+
+def _cuts_a_character(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process has held, or `None` where the system does not say."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def report_tables(report: Report) -> Group:
+    """Return tables for a terminal: one row a file, then what there is to say of the tokens."""
+    files = Table("text", "bytes", "tokens", "bytes a token", box=None)
+    for row in report.rows:
+        style = "bold" if row.name == "total" else ""
+        rate = f"{row.bytes_per_token:.3f}"
+        files.add_row(Text(row.name), f"{row.num_bytes:,}", f"{row.num_tokens:,}", rate, style=style)
+    tokens = Table(box=None, show_header=False)
+    tokens.add_column(style="bold", no_wrap=True)
+    tokens.add_column(overflow="fold")
+    tokens.add_row("longest", Text(" ".join(repr(visible(token)) for token in report.longest)))
+    tokens.add_row("rarest", Text(" ".join(f"{visible(token)!r} {count:,}x" for token, count in report.rarest)))
+    tokens.add_row("unused", f"{report.unused:,} merged tokens, which the text has only within longer ones")
+    share = f"{report.cut_share:.2%} of the text's tokens hold part of one"
+    tokens.add_row("cut characters", f"{report.cut:,} merged tokens; {share}")
+    return Group(files, Text(), tokens)
