@@ -40,6 +40,10 @@ class Tokenizer:
         pattern: str,
         special_tokens: list[tuple[str, int]] | None = None,
     ) -> Tokenizer: ...
+    def extended(
+        self, tokens: list[bytes], merges: list[tuple[int, int]], pattern: str, special_tokens: list[str]
+    ) -> Tokenizer:
+        """Used by `bpe_llama.training`."""
     @staticmethod
     def build_from_tiktoken(
         path: _PathLike, pattern: str, special_tokens: list[tuple[str, int]] | None = None
@@ -270,21 +274,19 @@ class WordCounts:
     def most_common(self, n: int | None) -> list[tuple[bytes, int]]: ...
 
 def expand_paths(path: str) -> list[Path]: ...
-def train_merges(
-    counts: WordCounts, options: Mapping[str, int | None], on_progress: _OnProgress | None
-) -> _Vocabulary: ...
+def train_merges(counts: WordCounts, options: Mapping[str, object], on_progress: _OnProgress | None) -> _Vocabulary: ...
 def train_from_files(
     paths: Sequence[_PathLike],
     splitting: Mapping[str, object],
     separator: str | None,
     field: str,
-    options: Mapping[str, int | None],
+    options: Mapping[str, object],
     on_progress: _OnProgress | None,
 ) -> _Vocabulary: ...
 def train_from_iterator(
     texts: Iterable[str],
     splitting: Mapping[str, object],
-    options: Mapping[str, int | None],
+    options: Mapping[str, object],
     on_progress: _OnProgress | None,
 ) -> _Vocabulary: ...
 

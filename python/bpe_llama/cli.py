@@ -72,9 +72,16 @@ def train_tokenizer(
     corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .gz, .zst.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens in all: 256 bytes, merges, special tokens.")] = 32_000,
     pattern: Annotated[
-        str, typer.Option(help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression.")
-    ] = "cl100k",
+        str | None,
+        typer.Option(
+            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; by default cl100k, or that of --base."
+        ),
+    ] = None,
     special: Annotated[list[str] | None, typer.Option(help="A special token; may be given many times.")] = None,
+    base: Annotated[Path | None, typer.Option(help="A tokenizer to train further; its ids stay what they are.")] = None,
+    superword_from: Annotated[
+        int | None, typer.Option(help="From this many tokens on, merge across the ends of words (SuperBPE).")
+    ] = None,
     min_frequency: Annotated[int, typer.Option(help="Merge no pair that occurs less often.")] = 0,
     max_token_length: Annotated[int | None, typer.Option(help="Make no token of more bytes.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
@@ -92,8 +99,10 @@ def train_tokenizer(
     tokenizer = Tokenizer.train(
         corpus if len(corpus) > 1 else corpus[0],
         vocab_size=vocab_size,
-        pattern=pattern,
+        pattern="cl100k" if pattern is None and base is None else pattern,
         special_tokens=special or [],
+        base=None if base is None else Tokenizer.from_file(base),
+        superword_from=superword_from,
         min_frequency=min_frequency,
         max_token_length=max_token_length,
         num_threads=threads,

@@ -49,8 +49,10 @@ class Tokenizer(_core.Tokenizer):
         paths: PathLike | Iterable[PathLike],
         vocab_size: int,
         *,
-        pattern: str = "llama3",
+        pattern: str | None = None,
         special_tokens: Sequence[str] = (),
+        base: Tokenizer | None = None,
+        superword_from: int | None = None,
         min_frequency: int = 0,
         max_token_length: int | None = None,
         tie_order: str = "ids",
@@ -74,6 +76,8 @@ class Tokenizer(_core.Tokenizer):
             vocab_size,
             pattern=pattern,
             special_tokens=special_tokens,
+            base=base,
+            superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
             tie_order=tie_order,
@@ -82,7 +86,7 @@ class Tokenizer(_core.Tokenizer):
             num_threads=num_threads,
             progress=progress,
         )
-        return cls(core)
+        return cls(core, chat_template=None if base is None else base.chat_template)
 
     @classmethod
     def train_from_iterator(
@@ -90,8 +94,10 @@ class Tokenizer(_core.Tokenizer):
         texts: Iterable[str],
         vocab_size: int,
         *,
-        pattern: str = "llama3",
+        pattern: str | None = None,
         special_tokens: Sequence[str] = (),
+        base: Tokenizer | None = None,
+        superword_from: int | None = None,
         min_frequency: int = 0,
         max_token_length: int | None = None,
         tie_order: str = "ids",
@@ -113,13 +119,15 @@ class Tokenizer(_core.Tokenizer):
             vocab_size,
             pattern=pattern,
             special_tokens=special_tokens,
+            base=base,
+            superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
             tie_order=tie_order,
             num_threads=num_threads,
             progress=progress,
         )
-        return cls(core)
+        return cls(core, chat_template=None if base is None else base.chat_template)
 
     @classmethod
     def train_from_counts(
@@ -128,6 +136,7 @@ class Tokenizer(_core.Tokenizer):
         vocab_size: int,
         *,
         special_tokens: Sequence[str] | None = None,
+        base: Tokenizer | None = None,
         min_frequency: int = 0,
         max_token_length: int | None = None,
         tie_order: str = "ids",
@@ -143,12 +152,13 @@ class Tokenizer(_core.Tokenizer):
             counts,
             vocab_size,
             special_tokens=special_tokens,
+            base=base,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
             tie_order=tie_order,
             progress=progress,
         )
-        return cls(core)
+        return cls(core, chat_template=None if base is None else base.chat_template)
 
     # -- loading -------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
@@ -17,9 +17,25 @@ from bpe_llama._progress import Progress, ProgressOption, reporting
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DEFAULT_PATTERN", "Progress", "WordCounts", "train", "train_from_counts", "train_from_iterator"]
+__all__ = [
+    "DEFAULT_PATTERN",
+    "SUPERWORD_PATTERN",
+    "Progress",
+    "WordCounts",
+    "train",
+    "train_from_counts",
+    "train_from_iterator",
+]
 
 DEFAULT_PATTERN = "llama3"
+
+SUPERWORD_PATTERN = r"\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{2,}[\r\n/]*| ?[^\s\p{L}\p{M}\p{N}]?[\r\n]+| +(?!\S)"
+"""Where superwords end (SuperBPE, arXiv:2503.13423): the pieces are what this matches and what lies between.
+
+As in the second stage of the authors' published tokenizers, digits stand in threes, and runs of punctuation and of
+spaces apart from words. Two things differ: a line break ends a piece too, so that pieces stay short, and combining
+marks count as letters.
+"""
 
 
 class WordCounts:
@@ -212,14 +228,24 @@ class _Options:
 
     vocab_size: int
     special_tokens: list[str]
+    """Those that the base does not have yet."""
     min_frequency: int
     max_token_length: int | None
     tie_order: str
+    base: _core.Tokenizer | None
 
     def __post_init__(self) -> None:
         _special_tokens(self.special_tokens)
         least = 256 + len(self.special_tokens)
-        if self.vocab_size < least:
+        if self.base is not None:
+            size = self.base.vocab_size
+            least = size + len(self.special_tokens) + 1
+            if self.vocab_size < least:
+                raise ValueError(
+                    f"vocab_size is {self.vocab_size}; it must be at least {least}: "
+                    f"the base has {size} ids, and {len(self.special_tokens)} special tokens are new"
+                )
+        elif self.vocab_size < least:
             raise ValueError(
                 f"vocab_size is {self.vocab_size}; it must be at least {least}: "
                 f"256 bytes and {len(self.special_tokens)} special tokens"
@@ -231,26 +257,27 @@ class _Options:
         if self.tie_order not in ("ids", "bytes"):
             raise ValueError(f"tie_order is {self.tie_order!r}; expected 'ids' or 'bytes'")
 
-    def for_core(self) -> dict[str, int | None]:
-        """Return the options as the core takes them."""
+    def for_core(self) -> dict[str, object]:
+        """Return the options as the core takes them: it counts no special tokens of the base."""
+        base = self.base
         return {
-            "vocab_size": self.vocab_size,
+            "vocab_size": self.vocab_size - (0 if base is None else base.vocab_size - len(base.mergeable_ranks)),
             "num_special_tokens": len(self.special_tokens),
             "min_frequency": self.min_frequency,
             "max_token_length": self.max_token_length,
             "ties_by_byte_value": self.tie_order == "bytes",
+            "base": base,
         }
 
+    def all_special_tokens(self) -> list[str]:
+        """Return the special tokens that no word crosses."""
+        return [*(() if self.base is None else self.base.special_tokens), *self.special_tokens]
+
     def tokenizer(self, vocabulary: tuple[list[bytes], list[tuple[int, int]]], pattern: str) -> _core.Tokenizer:
-        """Return the tokenizer of a trained vocabulary; warn if it is smaller than asked for."""
+        """Return the tokenizer of a trained vocabulary."""
         tokens, merges = vocabulary
-        size = len(tokens) + len(self.special_tokens)
-        if size < self.vocab_size:
-            warnings.warn(
-                f"the text has too few pairs for vocab_size {self.vocab_size}: the vocabulary has {size} tokens",
-                UserWarning,
-                stacklevel=4,
-            )
+        if self.base is not None:
+            return self.base.extended(tokens, merges, pattern, self.special_tokens)
         special = [(token, len(tokens) + index) for index, token in enumerate(self.special_tokens)]
         return _core.Tokenizer.build_from_merges(tokens, merges, pattern, special)
 
@@ -259,8 +286,10 @@ def train(
     paths: PathLike | Iterable[PathLike],
     vocab_size: int,
     *,
-    pattern: str = DEFAULT_PATTERN,
+    pattern: str | None = None,
     special_tokens: Sequence[str] = (),
+    base: _core.Tokenizer | None = None,
+    superword_from: int | None = None,
     min_frequency: int = 0,
     max_token_length: int | None = None,
     tie_order: str = "ids",
@@ -273,10 +302,19 @@ def train(
 
     Args:
         paths: See :meth:`WordCounts.from_files`, as for ``pattern``.
-        vocab_size: Ids in all: 256 bytes, merged tokens, special tokens.
-        pattern: Splits text into the words that tokens do not cross; kept with the vocabulary.
+        vocab_size: Ids in all: 256 bytes, merged tokens, special tokens; those of ``base`` count.
+        pattern: Splits text into the words that tokens do not cross; kept with the vocabulary. ``None`` is
+            ``"llama3"``, or that of ``base``, which can be followed by no other but :data:`SUPERWORD_PATTERN`.
         special_tokens: They take the last ids, in this order. Where one stands in the text, words end; it is not
             learned from.
+        base: A tokenizer to go on from. Its merges come first, and all its ids stay what they are, special tokens
+            included; new tokens follow after the last of them, and then the special tokens that are new. So where the
+            base has special tokens, they stand between its tokens and the new ones, as in no vocabulary trained in one
+            go; otherwise, on the same text, the result is the same. Text is counted as it stands, also where the base
+            normalizes what it encodes.
+        superword_from: From this many ids on, tokens may cross the ends of words, as in SuperBPE, but not what
+            :data:`SUPERWORD_PATTERN` keeps apart, such as lines; the tokenizer then splits text by that pattern. The
+            text is read twice, and as lines hardly repeat, memory grows with the text by about ten bytes a byte.
         min_frequency: Pairs seen fewer times do not merge.
         max_token_length: Tokens of three bytes and more are shorter than this, as in ``tokenizers``.
         tie_order: Which of two equally frequent pairs merges first: the one with the smaller ``"ids"``, as in
@@ -291,37 +329,47 @@ def train(
 
     Raises:
         FileNotFoundError: If nothing matches one of the paths.
-        ValueError: If there is no text; if ``vocab_size`` has no room for the bytes and special tokens; if special
-            tokens repeat; if the pattern is unknown; if a file is not UTF-8 or not of its format.
+        ValueError: If there is no text; if ``vocab_size`` has no room for the base or the bytes and for the special
+            tokens; if special tokens repeat; if the pattern is unknown or not that of the base; if the base is no plain
+            list of merges, as training makes it; if ``superword_from`` is not within the new ids; if a file is not
+            UTF-8 or not of its format.
         OSError: If a file cannot be read, or shrinks while it is read.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.
+        Superwords: Liu et al. 2025, arXiv:2503.13423, section 2.
     """
-    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length, tie_order)
+    options = _options(vocab_size, special_tokens, min_frequency, max_token_length, tie_order, base)
     files = find_files(paths)
-    splitting = _splitting(pattern, special_tokens, num_threads)
-    if any(map(is_parquet, files)):
-        counts = WordCounts.from_files(
-            files,
-            pattern=pattern,
-            special_tokens=special_tokens,
-            separator=separator,
-            field=field,
-            num_threads=num_threads,
-            progress=progress,
-        )
-        return options.tokenizer(_merge(counts, options, progress), pattern)
-    with reporting(progress) as report:
-        vocabulary = _core.train_from_files(files, splitting, separator, field, options.for_core(), report)
-    return options.tokenizer(vocabulary, pattern)
+
+    def learn(pattern: str, options: _Options) -> _core.Tokenizer:
+        splitting = _splitting(pattern, bounds, num_threads)
+        if any(map(is_parquet, files)):
+            counts = WordCounts.from_files(
+                files,
+                pattern=pattern,
+                special_tokens=bounds,
+                separator=separator,
+                field=field,
+                num_threads=num_threads,
+                progress=progress,
+            )
+            return options.tokenizer(_merge(counts, options, progress), pattern)
+        with reporting(progress) as report:
+            vocabulary = _core.train_from_files(files, splitting, separator, field, options.for_core(), report)
+        return options.tokenizer(vocabulary, pattern)
+
+    bounds = options.all_special_tokens()
+    return _in_stages(learn, options, pattern, superword_from)
 
 
 def train_from_iterator(
     texts: Iterable[str],
     vocab_size: int,
     *,
-    pattern: str = DEFAULT_PATTERN,
+    pattern: str | None = None,
     special_tokens: Sequence[str] = (),
+    base: _core.Tokenizer | None = None,
+    superword_from: int | None = None,
     min_frequency: int = 0,
     max_token_length: int | None = None,
     tie_order: str = "ids",
@@ -331,10 +379,12 @@ def train_from_iterator(
     """Return the tokenizer that byte-pair encoding learns from texts, each of which is one document.
 
     Args:
-        texts: See :meth:`WordCounts.from_iterator`.
+        texts: See :meth:`WordCounts.from_iterator`. With ``superword_from`` they are read twice: a list, say.
         vocab_size: See :func:`train`, as for the other arguments, warnings and errors.
         pattern: Likewise.
         special_tokens: Likewise.
+        base: Likewise.
+        superword_from: Likewise.
         min_frequency: Likewise.
         max_token_length: Likewise.
         tie_order: Likewise.
@@ -343,16 +393,30 @@ def train_from_iterator(
 
     Raises:
         TypeError: If an item is no ``str``.
+        ValueError: If ``superword_from`` is given and ``texts`` can be read only once.
 
     Examples:
-        >>> train_from_iterator(["low lower lowest"], vocab_size=258, progress=False).id_to_bytes(257)
+        >>> small = train_from_iterator(["low lower lowest"], vocab_size=258, progress=False)
+        >>> small.id_to_bytes(257)
         b'low'
+        >>> train_from_iterator(["low lower lowest"], vocab_size=260, base=small, progress=False).id_to_bytes(257)
+        b'low'
+        >>> train_from_iterator(["by the way"] * 9, 264, superword_from=260, progress=False).id_to_bytes(263)
+        b'by the'
     """
-    options = _Options(vocab_size, _special_tokens(special_tokens), min_frequency, max_token_length, tie_order)
-    splitting = _splitting(pattern, special_tokens, num_threads)
-    with reporting(progress) as report:
-        vocabulary = _core.train_from_iterator(_texts(texts), splitting, options.for_core(), report)
-    return options.tokenizer(vocabulary, pattern)
+    options = _options(vocab_size, special_tokens, min_frequency, max_token_length, tie_order, base)
+    texts = _texts(texts)
+    if superword_from is not None and iter(texts) is texts:
+        raise ValueError("superword_from reads the texts twice, and these can be read only once; give a list of them")
+
+    def learn(pattern: str, options: _Options) -> _core.Tokenizer:
+        splitting = _splitting(pattern, bounds, num_threads)
+        with reporting(progress) as report:
+            vocabulary = _core.train_from_iterator(texts, splitting, options.for_core(), report)
+        return options.tokenizer(vocabulary, pattern)
+
+    bounds = options.all_special_tokens()
+    return _in_stages(learn, options, pattern, superword_from)
 
 
 def train_from_counts(
@@ -360,6 +424,7 @@ def train_from_counts(
     vocab_size: int,
     *,
     special_tokens: Sequence[str] | None = None,
+    base: _core.Tokenizer | None = None,
     min_frequency: int = 0,
     max_token_length: int | None = None,
     tie_order: str = "ids",
@@ -367,10 +432,14 @@ def train_from_counts(
 ) -> _core.Tokenizer:
     """Return the tokenizer that byte-pair encoding learns from word counts: the same as from the text itself.
 
+    Superwords need counts of their own: train on counts of words first, then, with the result as ``base``, on counts
+    made with :data:`SUPERWORD_PATTERN`.
+
     Args:
         counts: The words; they bring their pattern.
         vocab_size: See :func:`train`, as for the other arguments, warnings and errors.
         special_tokens: ``None`` for those of the counts.
+        base: Likewise.
         min_frequency: Likewise.
         max_token_length: Likewise.
         tie_order: Likewise.
@@ -381,9 +450,70 @@ def train_from_counts(
         >>> train_from_counts(counts, vocab_size=259, progress=False).special_tokens
         {'<|end|>': 258}
     """
-    special = _special_tokens(counts.special_tokens if special_tokens is None else special_tokens)
-    options = _Options(vocab_size, special, min_frequency, max_token_length, tie_order)
-    return options.tokenizer(_merge(counts, options, progress), counts.pattern)
+    special = counts.special_tokens if special_tokens is None else special_tokens
+    options = _options(vocab_size, special, min_frequency, max_token_length, tie_order, base)
+
+    def learn(pattern: str, options: _Options) -> _core.Tokenizer:
+        return options.tokenizer(_merge(counts, options, progress), pattern)
+
+    return _in_stages(learn, options, counts.pattern, None)
+
+
+def _options(
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    min_frequency: int,
+    max_token_length: int | None,
+    tie_order: str,
+    base: _core.Tokenizer | None,
+) -> _Options:
+    known = {} if base is None else base.special_tokens
+    new = [token for token in _special_tokens(special_tokens) if token not in known]
+    return _Options(vocab_size, new, min_frequency, max_token_length, tie_order, base)
+
+
+def _in_stages(
+    learn: Callable[[str, _Options], _core.Tokenizer],
+    options: _Options,
+    pattern: str | None,
+    superword_from: int | None,
+) -> _core.Tokenizer:
+    """Return what ``learn`` makes of the text, in two stages if there are to be superwords; warn if it is too small.
+
+    Superwords are nothing but longer words: the second stage goes on from the first with another pattern.
+    """
+    pattern = _pattern(pattern, options.base)
+    if superword_from is not None:
+        least = 256 if options.base is None else options.base.vocab_size + 1
+        below = options.vocab_size - len(options.special_tokens)
+        if not least <= superword_from < below:
+            raise ValueError(f"superword_from is {superword_from}; it must be at least {least} and less than {below}")
+        words = learn(pattern, replace(options, vocab_size=superword_from, special_tokens=[]))
+        options, pattern = replace(options, base=words), SUPERWORD_PATTERN
+    tokenizer = learn(pattern, options)
+    if tokenizer.vocab_size < options.vocab_size:
+        warnings.warn(
+            f"the text has too few pairs for vocab_size {options.vocab_size}: "
+            f"the vocabulary has {tokenizer.vocab_size} tokens",
+            UserWarning,
+            stacklevel=4,
+        )
+    return tokenizer
+
+
+def _pattern(pattern: str | None, base: _core.Tokenizer | None) -> str:
+    """Return the pattern to split by; refuse one that the base's merges were not made with."""
+    if base is None:
+        return DEFAULT_PATTERN if pattern is None else pattern
+    wanted = None if pattern is None else WordCounts.from_iterator([], pattern=pattern, progress=False).pattern
+    if wanted == SUPERWORD_PATTERN:
+        return SUPERWORD_PATTERN
+    if base.pattern_name is None and "\n" in base.pattern:
+        raise ValueError(f"the base splits text in several steps, which training cannot: {base.pattern!r}")
+    if wanted not in (None, base.pattern):
+        name = base.pattern_name or base.pattern
+        raise ValueError(f"pattern is {pattern!r}, but the base's is {name!r}: leave it out, or give SUPERWORD_PATTERN")
+    return base.pattern_name or base.pattern
 
 
 def _merge(

@@ -112,3 +112,26 @@ def test_rustbpe_with_ties_by_bytes(vocab_size):
     other.train_from_iterator(texts, vocab_size, pattern=tok.pattern)
     learned = [bytes(token) for token, _ in sorted(other.get_mergeable_ranks(), key=lambda item: item[1])]
     assert [tok.id_to_bytes(index) for index in range(256, tok.vocab_size)] == learned[256:]
+
+
+def test_a_base_with_special_tokens_and_superwords_in_tokenizers():
+    """Holes in the ids, a pattern of longer pieces: the file gives the same ids there, and fewer of them."""
+    seen, held_out = stdlib()[:-10], stdlib()[-10:]
+    special = ["<|begin|>", "<|end|>"]
+    base = Tokenizer.train_from_iterator(seen, 2000, pattern="cl100k", special_tokens=special, progress=False)
+    further = Tokenizer.train_from_iterator(seen, 3000, base=base, progress=False)
+    words = Tokenizer.train_from_iterator(seen, 3000, pattern="cl100k", progress=False)
+    superwords = Tokenizer.train_from_iterator(seen, 3000, pattern="cl100k", superword_from=2000, progress=False)
+    both = Tokenizer.train_from_iterator(seen, 4000, base=further, superword_from=3500, progress=False)
+    texts = [*held_out, "marks: नमस्ते दुनिया कैसे हैं", "  \t\n\n  x\r\n 12345 a...b\n", "naïve 日本語のテキスト 😀!?"]
+    for tok in (further, words, superwords, both):
+        peer = tokenizers.Tokenizer.from_str(tok.to_huggingface())
+        for text in texts:
+            ids = tok.encode(text)
+            assert ids == peer.encode(text).ids
+            assert tok.decode(ids) == text
+        marked = "a<|end|>b"
+        assert tok.encode(marked, allowed_special="all") == peer.encode(marked).ids
+    assert any(b"self, " in token for token in superwords.mergeable_ranks)
+    counts = {name: sum(map(tok.count, held_out)) for name, tok in (("words", words), ("superwords", superwords))}
+    assert counts["superwords"] < 0.97 * counts["words"], counts

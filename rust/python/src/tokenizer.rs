@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bpe_llama::formats::write_atomically;
+use bpe_llama::train::Trained;
 use bpe_llama::{AddedToken, EncodeOptions, Error, Pause, Pretokenizer, Result, Tokenizer, Vocab};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
@@ -189,6 +190,18 @@ impl PyTokenizer {
         let tokens = tokens.into_iter().zip(0..).collect();
         let vocab = Vocab::from_merges(tokens, merges, false).map_err(to_py)?;
         Self::assemble(vocab, pattern, special_tokens)
+    }
+
+    fn extended(
+        &self,
+        tokens: Vec<Vec<u8>>,
+        merges: Vec<(u32, u32)>,
+        pattern: &str,
+        special_tokens: Vec<String>,
+    ) -> PyResult<Self> {
+        let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
+        let trained = Trained { tokens, merges };
+        self.inner.extended(&trained, pretokenizer, &special_tokens).map(Self::new).map_err(to_py)
     }
 
     #[staticmethod]

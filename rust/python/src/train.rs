@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
 use crate::error::to_py;
+use crate::tokenizer::PyTokenizer;
 
 /// What a call to Python raised, kept while the core unwinds with [`Error::Interrupted`].
 #[derive(Default)]
@@ -136,17 +137,25 @@ struct Options {
     max_token_length: Option<usize>,
     #[pyo3(item)]
     ties_by_byte_value: bool,
+    #[pyo3(item)]
+    base: Option<Py<PyTokenizer>>,
 }
 
-impl From<Options> for TrainOptions {
-    fn from(options: Options) -> Self {
-        Self {
+impl Options {
+    /// Converts the options and checks them.
+    fn into_core(self) -> PyResult<TrainOptions> {
+        let options = self;
+        let base = options.base.map(|base| Trained::from_vocab(base.get().shared().vocab())).transpose();
+        let options = TrainOptions {
             vocab_size: options.vocab_size,
             special_tokens: options.num_special_tokens,
             min_frequency: options.min_frequency,
             max_token_length: options.max_token_length,
             tie_order: if options.ties_by_byte_value { TieOrder::ByteValues } else { TieOrder::Ids },
-        }
+            base: base.map_err(to_py)?.unwrap_or_default(),
+        };
+        options.check().map_err(to_py)?;
+        Ok(options)
     }
 }
 
@@ -248,7 +257,7 @@ fn train_merges<'py>(
     options: Options,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<Vocabulary<'py>> {
-    let options = options.into();
+    let options = options.into_core()?;
     let trained = run(py, on_progress.as_ref(), |on_progress| train(&counts.0, &options, on_progress))?;
     vocabulary(py, trained)
 }
@@ -264,8 +273,7 @@ fn train_from_files(
     options: Options,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<Vocabulary<'_>> {
-    let options = TrainOptions::from(options);
-    options.check().map_err(to_py)?;
+    let options = options.into_core()?;
     let counts = from_files(py, paths, splitting, separator, field, on_progress.as_ref())?;
     let trained = run(py, on_progress.as_ref(), |on_progress| train_owned(counts, &options, on_progress))?;
     vocabulary(py, trained)
@@ -279,8 +287,7 @@ fn train_from_iterator<'py>(
     options: Options,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<Vocabulary<'py>> {
-    let options = TrainOptions::from(options);
-    options.check().map_err(to_py)?;
+    let options = options.into_core()?;
     let py = texts.py();
     let counts = from_iterator(texts, &splitting, on_progress.as_ref())?;
     let trained = run(py, on_progress.as_ref(), |on_progress| train_owned(counts, &options, on_progress))?;

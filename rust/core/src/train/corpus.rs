@@ -7,6 +7,8 @@ use hashbrown::HashMap;
 
 use super::Check;
 use super::count::WordCounts;
+use crate::merge::Merger;
+use crate::vocab::Vocab;
 use crate::{Error, Result};
 
 /// Between words: a symbol that is in no pair.
@@ -78,6 +80,26 @@ impl Corpus {
             }
         })?;
         Ok(Self { slots, spans: vec![1; 256], counts: block_counts })
+    }
+
+    /// Merges each word, so far in bytes, as `vocab` encodes it; its ids are symbols from now on.
+    ///
+    /// # Errors
+    /// What `check` returns.
+    pub(super) fn merge_words(&mut self, vocab: &Vocab, check: Check<'_>) -> Result<()> {
+        let (mut merger, mut word, mut symbols) = (Merger::default(), Vec::new(), Vec::new());
+        for slots in self.slots.split_mut(|&slot| slot == SEPARATOR).filter(|slots| !slots.is_empty()) {
+            check()?;
+            word.clear();
+            symbols.clear();
+            word.extend(slots.iter().filter_map(|&symbol| vocab.id_to_bytes(symbol)).flatten());
+            merger.merge(vocab, &word, &mut symbols)?;
+            slots[..symbols.len()].copy_from_slice(&symbols);
+            slots[symbols.len()..].fill(SEPARATOR);
+        }
+        self.spans = vec![1; vocab.len()];
+        self.compact();
+        Ok(())
     }
 
     /// How often the word that holds `position` occurs.

@@ -72,43 +72,46 @@ pub(super) struct Merger {
 }
 
 impl Merger {
-    /// Prepares to merge `corpus`, whose symbols are all single bytes.
+    /// Prepares to merge `corpus`, in which the symbol `i` stands for `lengths[i]` bytes.
     ///
     /// # Errors
     /// What `check` returns, here and in [`Merger::next_merge`]: the merger is of no use then.
     pub(super) fn new(
         corpus: Corpus,
+        lengths: Vec<usize>,
         min_frequency: u64,
         max_token_length: Option<usize>,
         check: Check<'_>,
     ) -> Result<Self> {
         let depth = if corpus.len() < SMALL_CORPUS { u64::MAX } else { ROUND_DEPTH };
-        Self::with_depth(corpus, min_frequency, max_token_length, depth, check)
+        Self::with_depth(corpus, lengths, min_frequency, max_token_length, depth, check)
     }
 
     /// As [`Merger::new`], keeping lists of pairs down to the highest count divided by `depth` in each round.
     pub(super) fn with_depth(
         corpus: Corpus,
+        lengths: Vec<usize>,
         min_frequency: u64,
         max_token_length: Option<usize>,
         depth: u64,
         check: Check<'_>,
     ) -> Result<Self> {
+        let symbols = lengths.len();
         let mut merger = Self {
             corpus,
             depth,
-            lengths: vec![1; 256],
+            lengths,
             max_token_length: max_token_length.unwrap_or(usize::MAX),
             min_frequency: min_frequency.max(1),
             threshold: 0,
             candidates: Vec::new(),
             heap: BinaryHeap::new(),
-            last_as_right: vec![0; 256],
-            last_as_left: vec![0; 256],
+            last_as_right: vec![0; symbols],
+            last_as_left: vec![0; symbols],
             done: 0,
             new_pairs: Vec::new(),
-            with_left: vec![NONE; 256],
-            with_right: vec![NONE; 256],
+            with_left: vec![NONE; symbols],
+            with_right: vec![NONE; symbols],
             new_places: Vec::new(),
         };
         merger.begin_round(check)?;

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
+mod base;
 mod corpus;
 mod count;
 mod counts_file;
@@ -114,12 +115,14 @@ pub struct TrainOptions {
     pub max_token_length: Option<usize>,
     /// How pairs of equal count are ordered. Ids are the same in both orders but for the merges themselves.
     pub tie_order: TieOrder,
+    /// Where to begin: its tokens and merges come first and count in `vocab_size`. The 256 bytes, unless it is given.
+    pub base: Trained,
 }
 
 /// A trained vocabulary, without its special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trained {
-    /// The tokens' bytes in order of id: the 256 bytes in GPT-2's order, then one token a merge.
+    /// The tokens' bytes in order of id: the 256 bytes (in GPT-2's order unless the base has another), then one token a merge.
     pub tokens: Vec<Vec<u8>>,
     /// The merges in order; the `i`-th makes the token `256 + i`. Fewer than asked for where the text has no more pairs.
     pub merges: Vec<(u32, u32)>,
@@ -134,20 +137,11 @@ pub fn byte_order() -> impl Iterator<Item = u8> {
     (0..=255).filter(is_printable).chain((0..=255).filter(move |byte| !is_printable(byte)))
 }
 
-/// Returns each byte's place in [`byte_order`].
-fn id_of_byte() -> [u32; 256] {
-    let mut ids = [0; 256];
-    for (id, byte) in byte_order().enumerate() {
-        ids[byte as usize] = id as u32;
-    }
-    ids
-}
-
 /// Returns the vocabulary that byte-pair encoding learns from `counts`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if `vocab_size` is too small for the bytes and special tokens, or if `counts` is empty or stands
-/// for more than 2^64 bytes of text; whatever `on_progress` returns.
+/// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base is no plain list of merges,
+/// or if `counts` is empty or stands for more than 2^64 bytes of text; whatever `on_progress` returns.
 ///
 /// # Cost
 /// Time near the number of places where merges happen, times a small constant; memory 4 to 12 bytes a byte of distinct words.
@@ -157,7 +151,7 @@ fn id_of_byte() -> [u32; 256] {
 pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
     let mut ticker = Ticker::new(on_progress);
-    let corpus = lay_out(counts, options.tie_order, &mut || ticker.tick(|| options.progress(0)))?;
+    let corpus = lay_out(counts, options, &mut || ticker.tick(|| options.progress(0)))?;
     merge(corpus, options, &mut ticker)
 }
 
@@ -168,14 +162,14 @@ pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgres
 pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
     let mut ticker = Ticker::new(on_progress);
-    let corpus = lay_out(&counts, options.tie_order, &mut || ticker.tick(|| options.progress(0)))?;
+    let corpus = lay_out(&counts, options, &mut || ticker.tick(|| options.progress(0)))?;
     drop(counts);
     merge(corpus, options, &mut ticker)
 }
 
 impl TrainOptions {
     fn merges(&self) -> usize {
-        self.vocab_size - self.special_tokens - 256
+        self.vocab_size - self.special_tokens - self.base.tokens.len()
     }
 
     fn progress(&self, done: usize) -> Progress {
@@ -185,13 +179,17 @@ impl TrainOptions {
     /// Checks what can be checked before any text is read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `vocab_size` leaves no room for the bytes and special tokens, or is beyond what ids can count.
+    /// [`Error::InvalidArgument`] if `vocab_size` leaves no room for the base and special tokens, or is beyond what ids can count; if the
+    /// base is no plain list of merges.
     pub fn check(&self) -> Result<()> {
-        let least = 256usize.saturating_add(self.special_tokens);
+        self.base.check()?;
+        let least = self.base.tokens.len().saturating_add(self.special_tokens);
         if self.vocab_size < least {
             return Err(Error::InvalidArgument(format!(
-                "vocab_size is {}; it must be at least {least}: 256 bytes and {} special tokens",
-                self.vocab_size, self.special_tokens
+                "vocab_size is {}; it must be at least {least}: 256 bytes, {} merges of the base and {} special tokens",
+                self.vocab_size,
+                self.base.merges.len(),
+                self.special_tokens
             )));
         }
         if self.vocab_size > MAX_IDS {
@@ -204,8 +202,8 @@ impl TrainOptions {
     }
 }
 
-/// Lays out the words in symbols that compare as `tie_order` says: ids, or byte values.
-fn lay_out(counts: &WordCounts, tie_order: TieOrder, check: Check<'_>) -> Result<Corpus> {
+/// Lays out the words, in which the base's merges are done, in symbols that compare as the tie order says: ids, or byte values.
+fn lay_out(counts: &WordCounts, options: &TrainOptions, check: Check<'_>) -> Result<Corpus> {
     if counts.is_empty() {
         return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));
     }
@@ -219,31 +217,37 @@ fn lay_out(counts: &WordCounts, tie_order: TieOrder, check: Check<'_>) -> Result
         )));
     }
     let mut symbols = std::array::from_fn(|byte| byte as u32);
-    if tie_order == TieOrder::Ids {
-        symbols = id_of_byte();
+    if options.tie_order == TieOrder::Ids {
+        symbols = options.base.id_of_byte();
     }
-    Corpus::new(counts, &symbols, check)
+    let mut corpus = Corpus::new(counts, &symbols, check)?;
+    if !options.base.merges.is_empty() {
+        corpus.merge_words(&options.base.vocab(options.tie_order)?, check)?;
+    }
+    Ok(corpus)
 }
 
 fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Result<Trained> {
     let mut tick = |done| ticker.tick(|| options.progress(done));
-    let mut merger = Merger::new(corpus, options.min_frequency, options.max_token_length, &mut || tick(0))?;
-    let id_of_byte = id_of_byte();
+    let mut trained = options.base.clone();
+    let lengths = trained.tokens.iter().map(Vec::len).collect();
+    let mut merger = Merger::new(corpus, lengths, options.min_frequency, options.max_token_length, &mut || tick(0))?;
+    let id_of_byte = trained.id_of_byte();
     let id = |symbol: u32| match (options.tie_order, id_of_byte.get(symbol as usize)) {
         (TieOrder::ByteValues, Some(&id)) => id,
         _ => symbol,
     };
-    let mut tokens: Vec<Vec<u8>> = byte_order().map(|byte| vec![byte]).collect();
-    let mut merges = Vec::new();
-    while merges.len() < options.merges() {
-        tick(merges.len())?;
-        let Some((left, right)) = merger.next_merge(&mut || tick(merges.len()))? else { break };
+    let mut done = 0;
+    while done < options.merges() {
+        tick(done)?;
+        let Some((left, right)) = merger.next_merge(&mut || tick(done))? else { break };
         let (left, right) = (id(left), id(right));
-        tokens.push([&tokens[left as usize][..], &tokens[right as usize]].concat());
-        merges.push((left, right));
+        trained.tokens.push([&trained.tokens[left as usize][..], &trained.tokens[right as usize]].concat());
+        trained.merges.push((left, right));
+        done += 1;
     }
-    ticker.report(options.progress(merges.len()))?;
-    Ok(Trained { tokens, merges })
+    ticker.report(options.progress(done))?;
+    Ok(trained)
 }
 
 #[cfg(test)]
@@ -284,26 +288,76 @@ mod tests {
             prop_assert_eq!(&got, &expected);
 
             let go_on: Check<'_> = &mut || Ok(());
-            let corpus = lay_out(&counts, TieOrder::Ids, go_on).expect("not empty");
+            let corpus = lay_out(&counts, &options, go_on).expect("not empty");
             let mut merger =
-                Merger::with_depth(corpus, min_frequency, max_token_length, depth, go_on).expect("not stopped");
+                Merger::with_depth(corpus, vec![1; 256], min_frequency, max_token_length, depth, go_on).expect("not stopped");
             let next = || merger.next_merge(go_on).expect("not stopped");
             let rounds: Vec<_> = std::iter::from_fn(next).take(merges).collect();
             prop_assert_eq!(&rounds, &expected.merges);
         }
     }
 
+    proptest! {
+        /// From a base of the same text nothing differs from one go; from one of another text the definition holds.
+        #[test]
+        fn goes_on_from_a_base(
+            words in prop::collection::vec(("[ab]{1,12}|[abcd ]{1,40}|a{1,30}|\\PC{1,6}", 1u64..9), 1..30),
+            others in prop::collection::vec(("[ab]{1,12}|[abcd ]{1,9}|\\PC{1,6}", 1u64..9), 1..30),
+            base_merges in 0usize..20,
+            merges in 0usize..20,
+            byte_values in any::<bool>(),
+        ) {
+            let tie_order = if byte_values { TieOrder::ByteValues } else { TieOrder::Ids };
+            let learn = |counts: &WordCounts, base: &Trained, merges| {
+                let vocab_size = base.tokens.len() + merges;
+                let options = TrainOptions { vocab_size, tie_order, base: base.clone(), ..TrainOptions::default() };
+                let trained = train(counts, &options, &mut |_| Ok(())).expect("valid");
+                (trained, naive::train(counts, &options))
+            };
+            let (counts, bytes) = (counts_of(&words), Trained::default());
+            let (base, _) = learn(&counts, &bytes, base_merges);
+            let (in_one_go, _) = learn(&counts, &bytes, base_merges + merges);
+            prop_assert_eq!(learn(&counts, &base, merges).0, in_one_go);
+            let (got, expected) = learn(&counts_of(&others), &base, merges);
+            prop_assert_eq!(got, expected);
+        }
+    }
+
+    #[test]
+    fn a_base_must_be_a_plain_list_of_merges() {
+        let plain =
+            train(&counts_of(&[("abcabc".to_owned(), 3)]), &options(3, 0, None), &mut |_| Ok(())).expect("valid");
+        let refused = |change: fn(&mut Trained)| {
+            let mut base = plain.clone();
+            change(&mut base);
+            let options = TrainOptions { vocab_size: 300, base, ..TrainOptions::default() };
+            options.check().expect_err("damaged").to_string()
+        };
+        assert!(refused(|base| base.tokens.swap(0, 256)).contains("before all bytes"));
+        assert!(refused(|base| base.merges.truncate(2)).contains("259 tokens and 2 merges"));
+        assert!(refused(|base| base.merges.swap(0, 1)).contains("does not make token 256"));
+        // With "bc" made first, "ab" + "c" never happens.
+        let unreached = refused(|base| {
+            let ids = base.id_of_byte();
+            base.tokens.truncate(256);
+            base.tokens.extend([b"bc".to_vec(), b"ab".to_vec(), b"abc".to_vec()]);
+            let [a, b, c] = [b'a', b'b', b'c'].map(|byte| ids[usize::from(byte)]);
+            base.merges = vec![(b, c), (a, b), (257, c)];
+        });
+        assert!(unreached.contains("never make its token \"abc\""), "{unreached}");
+    }
+
     #[test]
     fn every_long_step_can_be_stopped() {
         let counts = counts_of(&[("abcd".to_owned(), 3)]);
         let (go_on, stop): (Check<'_>, Check<'_>) = (&mut || Ok(()), &mut || Err(Error::Interrupted));
-        assert!(matches!(lay_out(&counts, TieOrder::Ids, stop), Err(Error::Interrupted)));
-        let corpus = lay_out(&counts, TieOrder::Ids, go_on).expect("not empty");
-        assert!(matches!(Merger::new(corpus, 0, None, stop), Err(Error::Interrupted)));
+        assert!(matches!(lay_out(&counts, &TrainOptions::default(), stop), Err(Error::Interrupted)));
+        let corpus = lay_out(&counts, &TrainOptions::default(), go_on).expect("not empty");
+        assert!(matches!(Merger::new(corpus, vec![1; 256], 0, None, stop), Err(Error::Interrupted)));
         // The second round begins when the pairs of the first, those that occur as often as the most frequent, are merged.
         let counts = counts_of(&[("ab".to_owned(), 9), ("cd".to_owned(), 1)]);
-        let corpus = lay_out(&counts, TieOrder::Ids, go_on).expect("not empty");
-        let mut merger = Merger::with_depth(corpus, 0, None, 1, go_on).expect("not stopped");
+        let corpus = lay_out(&counts, &TrainOptions::default(), go_on).expect("not empty");
+        let mut merger = Merger::with_depth(corpus, vec![1; 256], 0, None, 1, go_on).expect("not stopped");
         assert!(merger.next_merge(stop).expect("not asked").is_some());
         assert!(matches!(merger.next_merge(stop), Err(Error::Interrupted)));
     }

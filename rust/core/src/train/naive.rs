@@ -3,17 +3,21 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::{TieOrder, TrainOptions, Trained, WordCounts, byte_order};
+use super::{TieOrder, TrainOptions, Trained, WordCounts};
 
 /// Counts every pair of every word before each merge.
 pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
-    let mut tokens: Vec<Vec<u8>> = byte_order().map(|byte| vec![byte]).collect();
+    let Trained { mut tokens, mut merges } = options.base.clone();
     let mut words = Vec::new();
     counts.for_each(|word, count| {
         let ids = word.iter().map(|byte| tokens.iter().position(|token| token == &[*byte]).expect("all bytes") as u32);
         words.push((ids.collect::<Vec<_>>(), count));
     });
-    let mut merges = Vec::new();
+    for (merged, &pair) in (256..).zip(&merges) {
+        for (ids, _) in &mut words {
+            replace(ids, pair, merged);
+        }
+    }
     while tokens.len() < options.vocab_size - options.special_tokens {
         let mut pairs = BTreeMap::new();
         for (ids, count) in &words {
@@ -34,17 +38,21 @@ pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
         let Some((&(left, right), _)) = pairs.iter().max_by_key(rank) else { break };
         let merged = tokens.len() as u32;
         for (ids, _) in &mut words {
-            let mut at = 0;
-            while at + 1 < ids.len() {
-                if (ids[at], ids[at + 1]) == (left, right) {
-                    ids[at] = merged;
-                    ids.remove(at + 1);
-                }
-                at += 1;
-            }
+            replace(ids, (left, right), merged);
         }
         tokens.push([&tokens[left as usize][..], &tokens[right as usize]].concat());
         merges.push((left, right));
     }
     Trained { tokens, merges }
+}
+
+fn replace(ids: &mut Vec<u32>, pair: (u32, u32), merged: u32) {
+    let mut at = 0;
+    while at + 1 < ids.len() {
+        if (ids[at], ids[at + 1]) == pair {
+            ids[at] = merged;
+            ids.remove(at + 1);
+        }
+        at += 1;
+    }
 }

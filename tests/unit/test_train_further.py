@@ -1,0 +1,136 @@
+"""Training on from a vocabulary, and superwords: ids, special tokens, errors, the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from bpe_llama import Tokenizer, WordCounts, cli
+from bpe_llama.training import SUPERWORD_PATTERN
+
+TEXTS = ["low lower lowest newer newest, by the way", "wide wider widest <|end|> low low by the way"] * 5
+
+
+def train(texts=TEXTS, vocab_size=270, **options):
+    return Tokenizer.train_from_iterator(texts, vocab_size, progress=False, **options)
+
+
+def test_all_ids_of_the_base_stay_and_special_tokens_keep_theirs():
+    base = train(special_tokens=["<|end|>", "<|end_of_text|>"])
+    tok = train(vocab_size=280, base=base, special_tokens=["<|end|>", "<|more|>", "<|begin_of_text|>"])
+    assert tok.vocab_size == 280
+    assert [tok.id_to_bytes(id) for id in range(270)] == [base.id_to_bytes(id) for id in range(270)]
+    assert tok.special_tokens == {"<|end|>": 268, "<|end_of_text|>": 269, "<|more|>": 278, "<|begin_of_text|>": 279}
+    assert (tok.bos_id, tok.eos_id) == (279, 269)
+    # Apart from where special tokens stand, it is what one go gives.
+    whole = train(vocab_size=278, special_tokens=["<|end|>", "<|end_of_text|>"])
+    assert tok.merges == whole.merges
+    assert list(tok.mergeable_ranks) == list(whole.mergeable_ranks)
+    assert "<|end|>" not in "".join(map(str, tok.mergeable_ranks))
+
+
+def test_a_base_goes_through_a_file_and_keeps_what_it_has(tmp_path):
+    base = train(special_tokens=["<|end|>"], pattern="cl100k")
+    base.save(tmp_path / "base.json")
+    loaded = Tokenizer.from_file(tmp_path / "base.json")
+    loaded.chat_template = "{{ messages }}"
+    tok = train(vocab_size=280, base=loaded)
+    assert (tok.pattern_name, tok.chat_template) == ("cl100k", "{{ messages }}")
+    assert train(vocab_size=280, base=base, pattern="cl100k").merges == tok.merges
+    tok.save(tmp_path / "tok.json")
+    again = Tokenizer.from_file(tmp_path / "tok.json")
+    assert (again.merges, again.special_tokens) == (tok.merges, tok.special_tokens)
+    ranks = Tokenizer.from_ranks(base.mergeable_ranks, pattern="cl100k", special_tokens={"<|end|>": 269})
+    assert train(vocab_size=280, base=ranks).mergeable_ranks == tok.mergeable_ranks
+
+
+def test_other_text_adds_other_tokens():
+    base = train(["abab"] * 3, 258)
+    tok = train(["cdcd abab"] * 3, 261, base=base)
+    assert tok.merges[:2] == base.merges
+    assert (b"c", b"d") in tok.merges
+
+
+def test_files_and_counts_go_on_alike(tmp_path):
+    for index, text in enumerate(TEXTS):
+        (tmp_path / f"{index}.txt").write_text(text, encoding="utf-8")
+    base = train(special_tokens=["<|end|>"])
+    expected = train(vocab_size=280, base=base)
+    assert Tokenizer.train(tmp_path, 280, base=base, progress=False).mergeable_ranks == expected.mergeable_ranks
+    counts = WordCounts.from_iterator(TEXTS, special_tokens=["<|end|>"], progress=False)
+    tok = Tokenizer.train_from_counts(counts, 280, base=base, progress=False)
+    assert (tok.mergeable_ranks, tok.special_tokens) == (expected.mergeable_ranks, expected.special_tokens)
+    superwords = train(vocab_size=280, superword_from=268)
+    assert Tokenizer.train(tmp_path, 280, superword_from=268, progress=False).merges == superwords.merges
+
+
+def test_superwords_cross_words_but_not_lines_digits_or_special_tokens():
+    texts = ["by the way\nby the way 123456 by the way <|end|> by the way ... ok"] * 20
+    tok = train(texts, 276, superword_from=262, special_tokens=["<|end|>"])
+    assert tok.special_tokens == {"<|end|>": tok.vocab_size - 1}
+    assert tok.pattern == SUPERWORD_PATTERN
+    tokens = list(tok.mergeable_ranks)
+    assert b"by the way" in tokens
+    assert not any(b"\n" in token and len(token) > 1 for token in tokens)
+    assert not any(b"1234" in token or b"y 1" in token or b"end" in token or b"y .." in token for token in tokens)
+    assert len(tok.encode("by the way")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"vocab_size": 270}, "vocab_size is 270; it must be at least 271: the base has 270 ids"),
+        ({"vocab_size": 271, "special_tokens": ["x"]}, "at least 272"),
+        ({"vocab_size": 280, "pattern": "o200k"}, "pattern is 'o200k', but the base's is 'llama3'"),
+        (
+            {"vocab_size": 280, "superword_from": 270},
+            "superword_from is 270; it must be at least 271 and less than 280",
+        ),
+        ({"vocab_size": 280, "superword_from": 280}, "superword_from is 280"),
+    ],
+)
+def test_bad_values(options, what):
+    base = train(special_tokens=["<|end|>"])
+    with pytest.raises(ValueError, match=what):
+        train(base=base, **options)
+
+
+def test_superwords_need_the_text_twice():
+    with pytest.raises(ValueError, match="read only once"):
+        train(iter(TEXTS), superword_from=260)
+
+
+def test_counts_of_another_pattern_do_not_fit_the_base():
+    counts = WordCounts.from_iterator(TEXTS, pattern="r50k", progress=False)
+    with pytest.raises(ValueError, match="but the base's is 'llama3'"):
+        Tokenizer.train_from_counts(counts, 280, base=train(), progress=False)
+
+
+def test_a_base_that_is_no_plain_list_of_merges():
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    with pytest.raises(ValueError, match=r"no plain list of merges.*257 tokens and 0 merges"):
+        train(base=Tokenizer.from_ranks({**ranks, b"abc": 256}, pattern="llama3"))
+    swapped = {**ranks, b"ab": 65, b"A": 256}
+    with pytest.raises(ValueError, match=r"no plain list of merges.*before all bytes"):
+        train(base=Tokenizer.from_ranks(swapped, pattern="llama3"))
+
+
+def test_too_few_pairs_warn():
+    base = train(["ab"], 257)
+    with pytest.warns(UserWarning, match="vocab_size 400: the vocabulary has 257 tokens") as caught:
+        assert train(["ab"], 400, base=base).merges == base.merges
+    assert caught[0].filename == __file__
+
+
+def test_command_line(tmp_path, capsys):
+    corpus, first, second, third = (tmp_path / name for name in ("corpus.txt", "a.json", "b.json", "c.json"))
+    corpus.write_text("\n".join(TEXTS), encoding="utf-8")
+    command = ["train-tokenizer", str(corpus), "--vocab-size"]
+    assert cli.main([*command, "262", "--special", "<|end|>", "--out", str(first)]) == 0
+    assert cli.main([*command, "270", "--base", str(first), "--out", str(second)]) == 0
+    assert cli.main([*command, "270", "--superword-from", "262", "--out", str(third)]) == 0
+    base, tok = Tokenizer.from_file(first), Tokenizer.from_file(second)
+    assert tok.special_tokens == base.special_tokens
+    assert tok.merges[: len(base.merges)] == base.merges
+    assert Tokenizer.from_file(third).pattern == SUPERWORD_PATTERN
+    assert cli.main([*command, "262", "--base", str(first)]) == 2
+    assert "at least 263" in capsys.readouterr().err
