@@ -11,7 +11,7 @@ use crate::vocab::Vocab;
 /// How many pieces the splitter hands over at a time.
 const BATCH: usize = 256;
 
-/// Batches between two pauses: a megabyte or so of text.
+/// Batches between two pauses: a megabyte or so of text. A regex may be so slow that each batch is worth one.
 const PAUSE_EVERY: u64 = 1024;
 
 /// Where ids go.
@@ -82,8 +82,9 @@ impl Encoder<'_> {
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
+        let pause_every = if self.pretokenizer.name().is_some() { PAUSE_EVERY } else { 1 };
         for batch in 1u64.. {
-            if batch % PAUSE_EVERY == 0 {
+            if batch % pause_every == 0 {
                 self.pause.ask()?;
             }
             scratch.ends.clear();

@@ -1,11 +1,11 @@
 //! The tokenizer.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use bpe_llama::formats::write_atomically;
 use bpe_llama::train::Trained;
-use bpe_llama::{AddedToken, EncodeOptions, Error, Pause, Pretokenizer, Result, Tokenizer, Vocab};
+use bpe_llama::{AddedToken, EncodeOptions, Pause, Pretokenizer, Tokenizer, Vocab};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -15,6 +15,7 @@ use crate::arguments::{Ids, Specials, Text, Texts, extract_id, thread_count, typ
 use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
 use crate::ids::IdInts;
+use crate::signals::interruptible;
 
 /// Below this many bytes the GIL is kept: giving it up and taking it back costs more than the work.
 const KEEP_GIL: usize = 2048;
@@ -40,28 +41,6 @@ impl PyTokenizer {
 
 /// Ids of many texts in one run, and where each begins.
 type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
-
-/// Runs `work` without the GIL, with a pause in which Python's signals are seen to: what a handler raises comes out.
-fn interruptible<R: Send>(
-    py: Python<'_>,
-    options: EncodeOptions<'_>,
-    work: impl FnOnce(EncodeOptions<'_>) -> Result<R> + Send,
-) -> PyResult<R> {
-    let raised = Mutex::new(None);
-    let ask = || {
-        let signals: PyResult<()> = Python::attach(|py| {
-            py.check_signals()?;
-            Ok(())
-        });
-        signals.map_err(|error| {
-            *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            Error::Interrupted
-        })
-    };
-    let result = py.detach(|| work(EncodeOptions { pause: Pause(Some(&ask)), ..options }));
-    let raised = raised.into_inner().unwrap_or_else(PoisonError::into_inner);
-    result.map_err(|error| raised.unwrap_or_else(|| to_py(error)))
-}
 
 /// Runs `work` without the GIL where there is enough of it.
 fn detached<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce() -> R + Send) -> R {
@@ -120,7 +99,7 @@ impl PyTokenizer {
             if text.len() < KEEP_GIL {
                 self.inner.encode_into(text, options, &mut ids).map_err(to_py)?;
             } else {
-                interruptible(py, options, |options| self.inner.encode_into(text, options, &mut ids))?;
+                interruptible(py, |pause| self.inner.encode_into(text, EncodeOptions { pause, ..options }, &mut ids))?;
             }
             Ok(ids)
         })
@@ -290,7 +269,7 @@ impl PyTokenizer {
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
-                interruptible(py, options, |options| self.inner.encode_batch(&texts, options, threads))
+                interruptible(py, |pause| self.inner.encode_batch(&texts, EncodeOptions { pause, ..options }, threads))
             })?;
         let rows = offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize]));
         PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?)
@@ -312,7 +291,7 @@ impl PyTokenizer {
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
-                interruptible(py, options, |options| self.inner.encode_batch(&texts, options, threads))
+                interruptible(py, |pause| self.inner.encode_batch(&texts, EncodeOptions { pause, ..options }, threads))
             })?;
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
     }
@@ -333,8 +312,9 @@ impl PyTokenizer {
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
     fn count(&self, py: Python<'_>, text: Text, allowed_special: Specials) -> PyResult<usize> {
         allowed_special.view(|allowed| {
-            let options = EncodeOptions { allowed, ..EncodeOptions::default() };
-            interruptible(py, options, |options| self.inner.count(&text, options))
+            interruptible(py, |pause| {
+                self.inner.count(&text, EncodeOptions { allowed, pause, ..EncodeOptions::default() })
+            })
         })
     }
 
