@@ -13,6 +13,8 @@ use crate::vocab::Vocab;
 pub(crate) struct Boundaries {
     /// Both sides of every character boundary inside a token, each cut to what the token shows of that character.
     crossings: HashSet<u64, foldhash::fast::FixedState>,
+    /// A bit for each two bytes, by the first times 256 and the second, that meet at such a boundary.
+    meeting: Box<[u64; 1 << 10]>,
     /// Answers to pairs already asked for: the pair's bytes, and [`APART`] where no merge joins them.
     memo: Box<[AtomicU64]>,
 }
@@ -23,6 +25,7 @@ const APART: u64 = 1 << 63;
 impl Boundaries {
     pub(crate) fn new(vocab: &Vocab) -> Self {
         let mut crossings = HashSet::default();
+        let mut meeting = Box::new([0; 1 << 10]);
         for (token, _) in vocab.tokens() {
             for cut in 1..token.len() {
                 if is_continuation(token[cut]) || (token[cut] < 0x80 && token[cut - 1] < 0x80) {
@@ -34,10 +37,12 @@ impl Boundaries {
                 let right = &token[cut..];
                 let right = &right[..char_len(right[0]).min(right.len())];
                 crossings.insert(crossing_key(left, right));
+                let (word, bit) = meeting_bit(token[cut - 1], token[cut]);
+                meeting[word] |= bit;
             }
         }
         let memo = (0..1 << MEMO_BITS).map(|_| AtomicU64::new(0)).collect();
-        Self { crossings, memo }
+        Self { crossings, meeting, memo }
     }
 
     /// Returns the first place, within `piece`, before a character that no merge joins to the one before it.
@@ -86,6 +91,10 @@ impl Boundaries {
 
     #[cold]
     fn apart_unknown(&self, left: &[u8], right: &[u8]) -> bool {
+        let (word, bit) = meeting_bit(left[left.len() - 1], right[0]);
+        if self.meeting[word] & bit == 0 {
+            return true;
+        }
         !(0..left.len())
             .any(|from| (1..=right.len()).any(|to| self.crossings.contains(&crossing_key(&left[from..], &right[..to]))))
     }
@@ -98,6 +107,11 @@ fn crossing_key(left: &[u8], right: &[u8]) -> u64 {
         key = key.wrapping_mul(0x0100_0000_01B3).rotate_left(23) ^ u64::from(byte);
     }
     key
+}
+
+/// Where the bit of two bytes is.
+fn meeting_bit(first: u8, second: u8) -> (usize, u64) {
+    (usize::from(first) << 2 | usize::from(second) >> 6, 1 << (second & 63))
 }
 
 fn is_continuation(byte: u8) -> bool {
