@@ -51,6 +51,9 @@ impl Boundaries {
     /// are held by some token.
     #[inline]
     pub(crate) fn next_cut(&self, piece: &[u8]) -> Option<usize> {
+        if piece.is_ascii() {
+            return None;
+        }
         let mut previous = 0;
         let mut at = char_len(*piece.first()?);
         while at < piece.len() {
