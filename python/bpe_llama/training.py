@@ -314,7 +314,7 @@ def train(
             normalizes what it encodes.
         superword_from: From this many ids on, tokens may cross the ends of words, as in SuperBPE, but not what
             :data:`SUPERWORD_PATTERN` keeps apart, such as lines; the tokenizer then splits text by that pattern. The
-            text is read twice, and as lines hardly repeat, memory grows with the text by about ten bytes a byte.
+            text is read twice, and as lines hardly repeat, memory grows with the text, by about five bytes a byte.
         min_frequency: Pairs seen fewer times do not merge.
         max_token_length: Tokens of three bytes and more are shorter than this, as in ``tokenizers``.
         tie_order: Which of two equally frequent pairs merges first: the one with the smaller ``"ids"``, as in
