@@ -88,30 +88,53 @@ def train_tokenizer(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")
     ] = DEFAULT_TOKENIZER,
-    report: Annotated[bool, typer.Option(help="Encode the corpus at the end and say what came of it.")] = True,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Count on this Ray cluster; auto finds it, local starts one.")
+    ] = None,
+    report: Annotated[
+        bool | None,
+        typer.Option(
+            "--report/--no-report",
+            help="Encode the corpus at the end and report; by default without --ray.",
+        ),
+    ] = None,
 ) -> None:
     """Train a vocabulary on text and save it."""
     from rich.console import Console
 
     from bpe_llama import report as reporting
 
+    for name, value in (("--threads", threads), ("--base", base), ("--superword-from", superword_from)):
+        if ray is not None and value is not None:
+            raise ValueError(f"give {name} or --ray, not both")
     started = time.perf_counter()
-    tokenizer = Tokenizer.train(
-        corpus if len(corpus) > 1 else corpus[0],
-        vocab_size=vocab_size,
-        pattern="cl100k" if pattern is None and base is None else pattern,
-        special_tokens=special or [],
-        base=None if base is None else Tokenizer.from_file(base),
-        superword_from=superword_from,
-        min_frequency=min_frequency,
-        max_token_length=max_token_length,
-        num_threads=threads,
-    )
+    if pattern is None and base is None:
+        pattern = "cl100k"
+    if ray is not None:
+        from bpe_llama import scale
+
+        with scale.cluster(ray):
+            counts = scale.count_files(corpus, pattern=pattern or "cl100k", special_tokens=special or [])
+        tokenizer = Tokenizer.train_from_counts(
+            counts, vocab_size=vocab_size, min_frequency=min_frequency, max_token_length=max_token_length
+        )
+    else:
+        tokenizer = Tokenizer.train(
+            corpus,
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=special or [],
+            base=None if base is None else Tokenizer.from_file(base),
+            superword_from=superword_from,
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            num_threads=threads,
+        )
     tokenizer.save(out)
     peak = reporting.peak_memory()
     memory = f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""
     typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}")
-    if report:
+    if report or (report is None and ray is None):
         found = reporting.report(tokenizer, corpus, num_threads=threads)
         Console(soft_wrap=True, highlight=False).print(reporting.report_tables(found))
 
@@ -312,7 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, KeyError, OSError, MemoryError) as error:
+    except (ValueError, KeyError, OSError, MemoryError, ImportError) as error:
         _complain(_one_line(error))
         return EXIT_BAD_USAGE
     except Exception as error:

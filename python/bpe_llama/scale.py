@@ -6,11 +6,13 @@ shard; only the distinct words ever travel. A task that is lost is run again by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama._files import PathLike, find_files
 from bpe_llama.training import DEFAULT_PATTERN, WordCounts
 
 if TYPE_CHECKING:
@@ -19,7 +21,84 @@ if TYPE_CHECKING:
 
     from bpe_llama.tokenizer import Tokenizer
 
-__all__ = ["count_words", "encode_dataset"]
+__all__ = ["cluster", "count_files", "count_words", "encode_dataset"]
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Connect to a Ray cluster, and leave it at the end.
+
+    Args:
+        address: ``"auto"`` for the cluster that runs here, ``"local"`` for a new one on this machine that ends with the
+            connection, or a cluster's address.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        ConnectionError: If there is no such cluster.
+    """
+    try:
+        import ray.data
+    except ImportError as error:
+        raise ImportError("counting on Ray needs Ray: pip install 'bpe_llama[scale]'") from error
+    ray.init(address, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def count_files(
+    paths: PathLike | Iterable[PathLike],
+    *,
+    pattern: str = DEFAULT_PATTERN,
+    special_tokens: Sequence[str] = (),
+    separator: str | None = None,
+    field: str = "text",
+    shards: int = 8,
+) -> WordCounts:
+    """Return the counts of the words in files, counted where Ray runs: equal to :meth:`WordCounts.from_files`.
+
+    A file is counted by one worker, so that documents are what they are on one machine.
+
+    Args:
+        paths: As for :meth:`WordCounts.from_files`, like all arguments but the last. Every worker must see the files
+            under the same names.
+        pattern: Likewise.
+        special_tokens: Likewise.
+        separator: Likewise.
+        field: Likewise.
+        shards: In how many parts, at most 16, counts are added at the same time.
+
+    Raises:
+        FileNotFoundError: If nothing matches one of the paths.
+        ValueError: If the pattern is unknown, or special tokens repeat.
+        ray.exceptions.RayTaskError: If a worker cannot read a file; it says why.
+    """
+    import ray.data
+
+    special_tokens = list(special_tokens)
+    total = WordCounts.from_iterator([], pattern=pattern, special_tokens=special_tokens, progress=False)
+    # Dealt out from the largest to the smallest, a few shares a processor: all end at about the same time.
+    files = sorted((path.absolute() for path in find_files(paths)), key=lambda path: -path.stat().st_size)
+    resources: Any = ray.cluster_resources  # Ray does not say its type
+    num_shares = min(len(files), 4 * max(1, int(resources().get("CPU", 1))))
+    shares = [{"paths": list(map(str, files[start::num_shares]))} for start in range(num_shares)]
+
+    def count_share(block: pa.Table) -> pa.Table:
+        share = [path for row in block.column("paths").to_pylist() for path in row]
+        counts = WordCounts.from_files(
+            share,
+            pattern=pattern,
+            special_tokens=special_tokens,
+            separator=separator,
+            field=field,
+            num_threads=1,
+            progress=False,
+        )
+        return _shard_table(counts, shards)
+
+    dataset = ray.data.from_items(shares, override_num_blocks=num_shares)
+    return _sum_of(dataset.map_batches(count_share, batch_format="pyarrow", batch_size=None), total)
 
 
 def count_words(
@@ -52,17 +131,27 @@ def count_words(
         raise ValueError(f"the dataset has no column {column!r}; it has {names}")
 
     def count_block(block: pa.Table) -> pa.Table:
-        import pyarrow as pa
-
         texts = (text for text in block.column(column).to_pylist() if text is not None)
         # Ray runs one task a processor already.
         counts = WordCounts.from_iterator(
             texts, pattern=pattern, special_tokens=special_tokens, num_threads=1, progress=False
         )
-        parts = [part.to_bytes() for part in counts.split(shards)]
-        return pa.table({"shard": list(range(len(parts))), "counts": pa.array(parts, pa.large_binary())})
+        return _shard_table(counts, shards)
 
-    counted = dataset.select_columns([column]).map_batches(count_block, batch_format="pyarrow", batch_size=None)
+    texts_only = dataset.select_columns([column])
+    return _sum_of(texts_only.map_batches(count_block, batch_format="pyarrow", batch_size=None), total)
+
+
+def _shard_table(counts: WordCounts, shards: int) -> pa.Table:
+    """Return one row a shard of the counts."""
+    import pyarrow as pa
+
+    parts = [part.to_bytes() for part in counts.split(shards)]
+    return pa.table({"shard": list(range(len(parts))), "counts": pa.array(parts, pa.large_binary())})
+
+
+def _sum_of(counted: ray.data.Dataset, total: WordCounts) -> WordCounts:
+    """Return ``total`` and all counts together, each shard having been added by itself."""
     added = counted.groupby("shard").map_groups(_add_counts, batch_format="pyarrow")
     return reduce(add, (WordCounts.from_bytes(row["counts"]) for row in added.iter_rows()), total)
 

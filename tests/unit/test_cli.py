@@ -151,6 +151,15 @@ def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.Captu
     assert trained.special_tokens == {"<|end|>": 398, "<|pad|>": 399}
 
 
+def test_counting_on_ray_needs_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    assert cli.main(["train-tokenizer", str(tmp_path), "--ray", "local", "-o", str(tmp_path / "t.json")]) == 2
+    assert capsys.readouterr().err == "bpe-llama: counting on Ray needs Ray: pip install 'bpe_llama[scale]'\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -159,6 +168,7 @@ def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.Captu
         (["train-tokenizer"], "corpus"),
         (["train-tokenizer", "missing.txt", "--vocab-size", "many"], "--vocab-size"),
         (["train-tokenizer", "missing.txt"], "missing.txt"),
+        (["train-tokenizer", "latin1.txt", "--ray", "auto", "--threads", "2"], "not both"),
         (["encode", "text", "-t", "missing.json"], "missing.json"),
         (["encode", "text", "--file", "text.txt", "-t", "SAVED"], "not both"),
         (["encode", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,29 @@ def test_counts_equal_one_machine(dataset):
         scale.count_words(dataset, "body")
     with pytest.raises(ValueError, match="given twice"):
         scale.count_words(dataset, special_tokens=["a", "a"])
+
+
+def test_files_equal_one_machine(dataset, tmp_path):
+    """From Python, and from the command line, which joins the cluster from a process of its own."""
+    from bpe_llama import scale
+
+    for index, text in enumerate(TEXTS[::20]):
+        (tmp_path / f"{index}.txt").write_text(text + "\n" + text, encoding="utf-8")
+    with gzip.open(tmp_path / "lines.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    counts = scale.count_files(tmp_path, special_tokens=["<|end|>"])
+    assert counts == WordCounts.from_files(tmp_path, special_tokens=["<|end|>"], progress=False)
+
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "bpe_llama.cli", "train-tokenizer", str(tmp_path), "--ray", address]
+    options = ["--vocab-size", "300", "--special", "<|end|>", "--out", "ray.json"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "ray.json: 300 tokens" in done.stdout and "bytes a token" not in done.stdout
+    tok = Tokenizer.from_file(tmp_path / "ray.json")
+    (tmp_path / "ray.json").unlink()
+    alone = Tokenizer.train(tmp_path, 300, pattern="cl100k", special_tokens=["<|end|>"], progress=False)
+    assert (tok.merges, tok.special_tokens) == (alone.merges, alone.special_tokens)
 
 
 def test_a_killed_worker_changes_nothing(dataset, tmp_path):
