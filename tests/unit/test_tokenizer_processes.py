@@ -107,6 +107,8 @@ def test_a_process_forked_while_a_thread_encodes_can_encode(tok: Tokenizer, corp
 
 _LONG_CALLS = {
     "encode": "tok.encode_to_numpy('some words, ' * 30_000_000)",
+    "encode a batch": "tok.encode_batch_to_numpy(['some words, ' * 100] * 300_000, num_threads=1)",
+    "encode a batch on threads": "tok.encode_batch_to_numpy(['some words, ' * 100] * 300_000, num_threads=2)",
     "encode by a slow regex": "slow.encode_to_numpy('a' * 1_000_000)",
     "train": "Tokenizer.train_from_iterator((('w%d ' % i) * 1000 for i in range(10**7)), vocab_size=50_000)",
 }

@@ -11,6 +11,9 @@ use crate::{Result, Tokenizer};
 /// A text longer than this many bytes is cut, so that threads can share it.
 const SEGMENT: usize = 1 << 18;
 
+/// Bytes of text between two pauses.
+const PAUSE_EVERY: usize = 1 << 20;
+
 /// What a long call asks now and then: whether to go on. An error ends the call.
 #[derive(Clone, Copy, Default)]
 pub struct Pause<'a>(pub Option<&'a (dyn Fn() -> Result<()> + Sync)>);
@@ -66,7 +69,13 @@ impl Tokenizer {
             let bytes: usize = texts.iter().map(|text| text.len()).sum();
             let mut ids = Vec::with_capacity(bytes / 4 + texts.len() * 2);
             let mut offsets = vec![0];
+            let mut since_pause = 0;
             for text in texts {
+                since_pause += text.len();
+                if since_pause > PAUSE_EVERY {
+                    options.pause.ask()?;
+                    since_pause = 0;
+                }
                 self.encode_into(text, options, &mut ids)?;
                 offsets.push(ids.len() as i64);
             }
@@ -121,16 +130,18 @@ impl Tokenizer {
         let joined = Mutex::new(Joined::new(texts));
         let work = |options: EncodeOptions<'_>| {
             let mut encoded = Encoded::default();
-            loop {
+            for turn in 1.. {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(task) = tasks.get(number) else { return Ok(()) };
-                if let Err(error) = self.encode_task(texts, options, task, &mut encoded) {
+                let Some(task) = tasks.get(number) else { break };
+                let pause = if turn % (PAUSE_EVERY / SEGMENT) == 0 { options.pause.ask() } else { Ok(()) };
+                if let Err(error) = pause.and_then(|()| self.encode_task(texts, options, task, &mut encoded)) {
                     // Nobody needs the rest.
                     next.store(tasks.len(), Ordering::Relaxed);
                     return Err((number, error));
                 }
                 encoded = joined.lock().unwrap_or_else(PoisonError::into_inner).append(number, encoded);
             }
+            Ok(())
         };
         let others = EncodeOptions { pause: Pause::default(), ..options };
         let results: Vec<_> = std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The one float32 pass of [`kernels`](super::kernels) that the compiler leaves scalar in AVX2.
+//! The one float32 pass of `kernels.rs` that the compiler leaves scalar in AVX2.
 //!
 //! Lane for lane the same operations in the same order, so the same bits: the tests hold all tiers equal.
 

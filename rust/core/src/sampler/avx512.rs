@@ -1,4 +1,4 @@
-//! The float32 passes of [`kernels`](super::kernels) in AVX-512, which the compiler does not use by itself.
+//! The float32 passes of `kernels.rs` in AVX-512, which the compiler does not use by itself.
 //!
 //! Lane for lane the same operations in the same order, so the same bits: the tests hold all tiers equal.
 

@@ -3,11 +3,11 @@
 //! A [`Sampler`] applies penalties, temperature, top-k, top-p and min-p, in that order, each on what the one before left,
 //! and draws from what remains. Every filter keeps a prefix of the ids ordered by falling logit, equal logits by rising
 //! id, so what is kept is one cut: a threshold and, among its equals, a last id. The cut is found by narrowing a bracket
-//! of thresholds ([`select`]), never by ordering more than a handful.
+//! of thresholds (`select.rs`), never by ordering more than a handful.
 //!
 //! The same seed, step and logits give the same id on every CPU: random numbers are a function of (seed, step)
-//! ([`uniform`]), the exponential is one fixed sequence of operations ([`exponential`]), and sums run in a fixed order
-//! ([`kernels`]). Weights are float32; a top-p cut so near its target that their rounding could have moved it is decided
+//! ([`uniform`]), the exponential is one fixed sequence of operations (`exponential.rs`), and sums run in a fixed order
+//! (`kernels.rs`). Weights are float32; a top-p cut so near its target that their rounding could have moved it is decided
 //! again in float64, so the kept set is the one float64 arithmetic gives. A mass within 2^-50 of p reaches it.
 //!
 //! ```
