@@ -216,7 +216,7 @@ def test_ctrl_c_exits_with_130(saved: str) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as child:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-        time.sleep(0.5)  # it loads the tokenizer, then waits for standard input
+        time.sleep(2.0)  # it loads the tokenizer, then waits for standard input
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=20)
     assert child.returncode == 130
