@@ -157,7 +157,8 @@ mod tests {
     /// Ids that only this piece has.
     fn ids_of(piece: &[u8], is_part: bool) -> Vec<u32> {
         let count = piece[0] as usize % 6 + usize::from(is_part);
-        (0..=count).map(|i| piece.iter().fold(i as u32, |id, &byte| id.wrapping_mul(31) + u32::from(byte))).collect()
+        let id = |i| piece.iter().fold(i, |id: u32, &byte| id.wrapping_mul(31).wrapping_add(u32::from(byte)));
+        (0..=count as u32).map(id).collect()
     }
 
     proptest! {
