@@ -64,12 +64,15 @@ class KVCache:
         max_length = config.max_position_embeddings if max_length is None else max_length
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"batch_size is {batch_size} and max_length {max_length}; expected at least 1")
-        shape = (batch_size, config.kv_heads, max_length, config.head_size)
-        layers = range(config.num_hidden_layers)
+        shape = (2, config.num_hidden_layers, batch_size, config.kv_heads, max_length, config.head_size)
         # Zeros, not garbage: a masked column still enters a product with weight 0, and 0 * nan is nan.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.lengths = [0] * batch_size
+        self._share(torch.zeros(shape, dtype=dtype, device=device), [0] * batch_size)
+
+    def _share(self, store: Tensor, lengths: list[int]) -> None:
+        self.store = store
+        """Keys, then values, of every layer: (2, layers, B, K, S, H)."""
+        self.keys, self.values = (part.unbind(0) for part in store.unbind(0))
+        self.lengths = lengths
 
     @property
     def capacity(self) -> int:
@@ -114,6 +117,14 @@ class KVCache:
                 store[rows, :, places.columns_BT] = new.transpose(1, 2).to(store.dtype)
         return self.keys[layer][:, :, : places.end], self.values[layer][:, :, : places.end]
 
+    def open(self, places: Places) -> list[tuple[Tensor, ...]]:
+        """Return the views that `write` makes, of all layers at once: where new keys and values go, and what they join.
+
+        For places that are the same in every slot; there are ``layers`` tuples of four.
+        """
+        new, seen = self.store[..., places.start : places.end, :], self.store[..., : places.end, :]
+        return list(zip(*(part.unbind(0) for both in (new, seen) for part in both.unbind(0)), strict=True))
+
     def advance(self, new: int) -> None:
         """Count ``new`` more tokens in every slot."""
         self.lengths[:] = [length + new for length in self.lengths]
@@ -140,23 +151,21 @@ class KVCache:
         if not 0 <= start < end <= self.batch_size:
             raise ValueError(f"slots {start} to {end} are not among the cache's {self.batch_size}")
         view = KVCache.__new__(KVCache)
-        view.keys = [store[start:end] for store in self.keys]
-        view.values = [store[start:end] for store in self.values]
-        view.lengths = self.lengths[start:end]
+        view._share(self.store[:, :, start:end], self.lengths[start:end])
         return view
 
     def reorder(self, sources: Sequence[int]) -> None:
         """Make each slot hold what slot ``sources[slot]`` held before (beam search)."""
         index = torch.tensor(sources, device=self.keys[0].device)
         end = max(self.lengths)
-        for store in (*self.keys, *self.values):
-            store[:, :, :end] = store[:, :, :end].index_select(0, index)
+        for layers in self.store.unbind(0):  # one at a time: what moves is copied first
+            layers[..., :end, :] = layers[..., :end, :].index_select(1, index)
         self.lengths[:] = [self.lengths[source] for source in sources]
 
     def copy(self, source: int, target: int) -> None:
         """Make one slot hold what another does (samples of one prompt)."""
-        for store in (*self.keys, *self.values):
-            store[target, :, : self.lengths[source]] = store[source, :, : self.lengths[source]]
+        length = self.lengths[source]
+        self.store[:, :, target, :, :length] = self.store[:, :, source, :, :length]
         self.lengths[target] = self.lengths[source]
 
     def move(self, source: int, target: int) -> None:

@@ -9,105 +9,19 @@ would hold one `Engine` and call `Engine.join` and `Engine.step` as requests com
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.cache import KVCache
+from bpe_llama.model.choosing import choose
+from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling import sample_logits
-from bpe_llama.sampling import Sampler
+from bpe_llama.model.options import GenerationOptions, Sample
 
-
-@lru_cache(maxsize=64)
-def _sampler(options: tuple[tuple[str, float], ...]) -> Sampler:
-    return Sampler(**dict(options))  # type: ignore[arg-type]  # top_k is an int
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How to continue a prompt.
-
-    Args:
-        max_new_tokens: At most this many; fewer if the sequence ends or the context is full.
-        min_new_tokens: No ending before this many.
-        temperature: 0 takes the likeliest id each time.
-        top_k: Draw from this many of the likeliest; 0 is all.
-        top_p: Draw from the likeliest whose mass reaches this.
-        min_p: Draw from those at least this likely, relative to the likeliest.
-        repetition_penalty: Divides the score of ids already present (Keskar et al. 2019, arXiv:1909.05858).
-        presence_penalty: Subtracted from the score of ids already present.
-        frequency_penalty: Subtracted once for each time the id is present.
-        eos_id: The id or ids that end a sequence; None takes the config's, an empty tuple none.
-        seed: The same seed gives the same ids, whatever else is in the batch.
-        logprobs: Whether to keep the log-probability of every new id, before any of the above acts on it.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    eos_id: int | Sequence[int] | None = None
-    seed: int = 0
-    logprobs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
-            )
-        _sampler(tuple(self.sampling.items()))  # refuses what is out of range, before any work is done
-
-    @property
-    def sampling(self) -> dict[str, float]:
-        """Return the part that turns logits into a distribution, as `sample_logits` names it."""
-        return {
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-        }
-
-    @property
-    def looks_back(self) -> bool:
-        """Return whether a choice depends on the ids before it by more than the logits."""
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
-
-
-@dataclass(eq=False)
-class Sample:
-    """One sequence being generated: its prompt and, growing, what follows."""
-
-    prompt: list[int]
-    options: GenerationOptions
-    eos_ids: tuple[int, ...]
-    new_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    reused: int = 0
-    """How many of the prompt's ids needed no work, because the slot still held them from an earlier sequence."""
-    finish: str | None = None
-    """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Return prompt and continuation."""
-        return self.prompt + self.new_ids
+__all__ = ["Engine", "GenerationOptions", "Sample", "choose", "generate", "stream_ids", "unpad"]
 
 
 class Engine:
@@ -140,6 +54,8 @@ class Engine:
         self.cache = KVCache(model.config, slots, max_length, dtype=model.dtype, device=model.device)
         self.live: list[Sample] = []
         self._left_behind: list[list[int]] = [[] for _ in range(slots)]
+        self._fused: FusedDecoder | None = None
+        self._looked = False
 
     @torch.no_grad()
     def join(
@@ -174,6 +90,7 @@ class Engine:
         if not read:
             return read
         logits_BV = self._prefill(read, first)
+        self._looked = False  # something may have been done to the model since
         joined = read
         if copies > 1:
             joined = [
@@ -195,11 +112,7 @@ class Engine:
         grown = list(self.live)
         if not grown:
             return grown
-        cache = self._slots(0, len(grown))
-        ids_B1 = torch.tensor([[sample.new_ids[-1]] for sample in grown], device=self.model.device)
-        logits_BV = self.model(ids_B1, past_key_values=cache).logits[:, -1]
-        self.cache.lengths[: len(grown)] = cache.lengths
-        self._append(grown, logits_BV)
+        self._append(grown, self._read([[sample.new_ids[-1]] for sample in grown])[:, 0])
         self._let_go()
         return grown
 
@@ -212,10 +125,8 @@ class Engine:
         """
         if self.live != [sample]:
             raise ValueError("guesses are verified for a sequence that runs alone")
-        cache = self._slots(0, 1)
-        held = cache.lengths[0]
-        ids_1T = torch.tensor([[sample.new_ids[-1], *guesses]], device=self.model.device)
-        logits_TV = self.model(ids_1T, past_key_values=cache).logits[0]
+        held = self.cache.lengths[0]
+        logits_TV = self._read([[sample.new_ids[-1], *guesses]])[0]
         kept = 0
         for place in range(len(guesses) + 1):
             self._append([sample], logits_TV[place : place + 1])
@@ -224,8 +135,7 @@ class Engine:
             kept += 1
             if sample.finish:
                 break
-        cache.truncate([held + 1 + kept])
-        self.cache.lengths[0] = cache.lengths[0]
+        self.cache.lengths[0] = held + 1 + kept  # forget the guesses that did not hold
         self._let_go()
         return kept
 
@@ -242,6 +152,30 @@ class Engine:
     def _slots(self, start: int, end: int) -> KVCache:
         whole = end - start == self.cache.batch_size
         return self.cache if whole else self.cache.rows(start, end)
+
+    def _read(self, ids: list[list[int]]) -> Tensor:
+        """Read new ids of the live sequences into their slots; return the logits after each, (B, T, V)."""
+        cache = self._slots(0, len(ids))
+        decoder = self._decoder()
+        if decoder is None:
+            ids_BT = torch.tensor(ids, device=self.model.device)
+            logits_BTV: Tensor = self.model(ids_BT, past_key_values=cache).logits
+        else:
+            logits_BTV = decoder(ids, cache)
+        self.cache.lengths[: len(ids)] = cache.lengths
+        return logits_BTV
+
+    def _decoder(self) -> FusedDecoder | None:
+        """Return what decodes sooner than the model, where there is such a thing; look again after each `join`."""
+        if not self._looked:
+            self._looked = True
+            if not can_fuse(self.model):
+                self._fused = None
+            elif self._fused is None:
+                self._fused = FusedDecoder(self.model)
+            else:
+                self._fused.refresh()
+        return self._fused
 
     def _prefill(self, joined: list[Sample], first: int) -> Tensor:
         """Read the prompts into slots from ``first`` on; return the logits after each prompt's last id, (B, V).
@@ -302,61 +236,6 @@ class Engine:
 def _common(held: list[int], prompt: list[int]) -> int:
     """Return how many ids two sequences begin with in common."""
     return next((i for i, pair in enumerate(zip(held, prompt)) if pair[0] != pair[1]), min(len(held), len(prompt)))  # noqa: B905
-
-
-def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
-    """Return each sequence's next id; its draw depends on its own seed and length, never on its neighbours."""
-    barred = [row for row, s in enumerate(samples) if s.eos_ids and len(s.new_ids) < s.options.min_new_tokens]
-    if barred:
-        logits_BV = logits_BV.clone()
-        for row in barred:
-            logits_BV[row, list(samples[row].eos_ids)] = -torch.inf
-    on_cpu = logits_BV.device.type == "cpu"
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for row, sample in enumerate(samples):
-        alike: tuple[object, ...] = tuple(sample.options.sampling.items())
-        if on_cpu:  # the compiled sampler takes one step number, and one history, a call
-            alike += (len(sample.new_ids), row if sample.options.looks_back else -1)
-        groups.setdefault(alike, []).append(row)
-    choose_alike = _choose_compiled if on_cpu else _choose_on_device
-    chosen = [0] * len(samples)
-    for rows in groups.values():
-        ids = choose_alike([samples[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
-        for row, new_id in zip(rows, ids, strict=True):
-            chosen[row] = new_id
-    return chosen
-
-
-def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
-    """Return the next ids of sequences that share their sampling options and length, by the compiled sampler."""
-    first = samples[0]
-    seeds = [sample.options.seed & 0xFFFF_FFFF_FFFF_FFFF for sample in samples]
-    history = first.ids if first.options.looks_back else None
-    sampler = _sampler(tuple(first.options.sampling.items()))
-    logits_BV = logits_BV.detach()
-    if history is not None:
-        return [int(sampler.sample(logits_BV[0], history, step=len(first.new_ids), seeds=seeds))]
-    chosen: list[int] = sampler.sample(logits_BV, step=len(first.new_ids), seeds=seeds).tolist()
-    return chosen
-
-
-def _choose_on_device(samples: list[Sample], logits_BV: Tensor) -> list[int]:
-    """Return the next ids of sequences that share their sampling options, by the sampler's torch twin."""
-    options, device = samples[0].options, logits_BV.device
-    history_BT = None
-    if options.looks_back:
-        width = max(len(sample.ids) for sample in samples)
-        history_BT = torch.tensor([[-1] * (width - len(s.ids)) + s.ids for s in samples], device=device)
-    chosen: list[int] = sample_logits(
-        logits_BV,
-        **options.sampling,  # type: ignore[arg-type]  # top_k is an int
-        history_BT=history_BT,
-        seed=torch.tensor([sample.options.seed for sample in samples], device=device),
-        step=torch.tensor([len(sample.new_ids) for sample in samples], device=device),
-    ).tolist()
-    if -1 in chosen:
-        raise ValueError(f"row {chosen.index(-1)} of the logits holds NaN, +inf or nothing finite")
-    return chosen
 
 
 def generate(

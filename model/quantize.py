@@ -130,7 +130,7 @@ class Int4Linear(QuantizedLinear):
             layout = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.codes().int(), 1)
             self._kernel = (layout, self.scale_and_zero.to(torch.bfloat16))
         packed: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x_MI.to(torch.bfloat16), self._kernel[0], self.group_size, self._kernel[1]
+            x_MI.to(torch.bfloat16).contiguous(), self._kernel[0], self.group_size, self._kernel[1]
         )
         return packed
 

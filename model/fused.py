@@ -1,0 +1,288 @@
+"""The model once more, for a few new tokens a sequence: the same sums in fewer and larger steps, into memory kept.
+
+`llama.py` says what is computed; this file says it again the way a processor likes it when the work of a token is to
+read every weight once. Queries, keys and values are one product, gate and up another; residuals are added by the
+product that feeds them; little but the attention allocates. The tests hold it to the model.
+
+Shapes: ``B`` sequences, ``T`` new tokens of each, ``M`` rows (B * T), ``S`` key length, ``D`` hidden_size, ``N`` heads,
+``K`` KV heads, ``G`` query heads per KV head, ``H`` head_dim, ``R`` rotated features of a head, ``I`` in_features,
+``O`` out_features, ``F`` intermediate_size, ``V`` vocab_size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bpe_llama.model.attention import visible_keys
+from bpe_llama.model.attention_backends import Visible, sdpa
+from bpe_llama.model.cache import KVCache, Places
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
+from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
+from bpe_llama.model.quantize import QuantizedLinear
+from bpe_llama.model.rope import RotaryEmbedding
+
+_LAYING_FLAT = threading.Lock()
+
+
+def can_fuse(model: LlamaForCausalLM) -> bool:
+    """Return whether `FusedDecoder` computes what the model does: a dense rotary LLaMA on the CPU, without hooks.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> can_fuse(LlamaForCausalLM(config))
+        True
+    """
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if type(model.model.rotary_emb) is not RotaryEmbedding or not _is_product(model.lm_head):
+        return False
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return False
+    for layer in decoder_layers(model):
+        if type(layer) is not DecoderLayer or layer.self_attn.backend is not sdpa:
+            return False
+        for linear in (*_shared_input(layer)[0], *_shared_input(layer)[1], layer.self_attn.o_proj, layer.mlp.down_proj):
+            if not _is_product(linear):
+                return False
+    return all(weight.dtype == model.dtype and type(weight.data) is Tensor for weight in model.parameters())
+
+
+def _is_product(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or isinstance(module, QuantizedLinear)
+
+
+def _shared_input(layer: DecoderLayer) -> tuple[list[nn.Linear], list[nn.Linear]]:
+    """Return the layers that read the same input: queries, keys and values; gate and up."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
+
+
+class _Product:
+    """The product with the matrices of several linear layers that share their input, side by side."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        weight_OI = side_by_side([linear.weight for linear in linears])
+        if weight_OI is None:
+            raise ValueError("the matrices do not lie side by side")
+        self.weight_IO = weight_OI.t()
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+
+    def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
+        """Write the product to ``out_MO``."""
+        torch.mm(x_MI, self.weight_IO, out=out_MO)
+        if self.bias is not None:
+            out_MO.add_(self.bias)
+
+    def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
+        """Add the product to ``sum_MO``."""
+        sum_MO.addmm_(x_MI, self.weight_IO)
+        if self.bias is not None:
+            sum_MO.add_(self.bias)
+
+
+class _QuantizedProduct:
+    """The same for weights in fewer bits, layer by layer through their own kernels."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self.linears = linears
+        self.widths = [linear.out_features for linear in linears]
+
+    def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
+        """Write the products to ``out_MO``, side by side."""
+        for linear, part_MO in zip(self.linears, torch.split(out_MO, self.widths, dim=1), strict=True):
+            part_MO.copy_(linear(x_MI))
+
+    def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
+        """Add the product of the only layer to ``sum_MO``."""
+        sum_MO.add_(self.linears[0](x_MI))
+
+
+def _product(*linears: nn.Linear) -> _Product | _QuantizedProduct:
+    plain = all(type(linear) is nn.Linear for linear in linears)
+    return _Product(linears) if plain else _QuantizedProduct(linears)
+
+
+class _Layer:
+    """What one layer multiplies with."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        shared = _shared_input(layer)
+        self.attention_norm_D = layer.input_layernorm.weight.detach()
+        self.mlp_norm_D = layer.post_attention_layernorm.weight.detach()
+        self.qkv, self.gate_up = _product(*shared[0]), _product(*shared[1])
+        self.out, self.down = _product(layer.self_attn.o_proj), _product(layer.mlp.down_proj)
+
+
+class _Workspace:
+    """The memory one pass of M rows writes to, and every view of it that the pass needs."""
+
+    def __init__(self, model: LlamaForCausalLM, rows: int) -> None:
+        config, dtype = model.config, model.dtype
+        heads, kv_heads, size = config.num_attention_heads, config.kv_heads, config.head_size
+        turned = 2 * int(model.model.rotary_emb(torch.zeros(1, 1, dtype=torch.long))[0].shape[-1])
+        self.x_MD = torch.empty(rows, config.hidden_size, dtype=dtype)
+        self.normed_MD = torch.empty_like(self.x_MD)
+        self.scale_M1 = torch.empty(rows, 1)
+        self.eps = torch.tensor(config.rms_norm_eps)
+        self.qkv_MO = torch.empty(rows, (heads + 2 * kv_heads) * size, dtype=dtype)
+        qkv_MNH = self.qkv_MO.view(rows, heads + 2 * kv_heads, size)
+        self.turning_MNH = qkv_MNH[:, : heads + kv_heads]
+        self.value_MKH = qkv_MNH[:, heads + kv_heads :]
+        # Turned in float32, as `apply_rope` does.
+        self.wide_MNH = self.turning_MNH if dtype == torch.float32 else torch.empty(self.turning_MNH.shape)
+        self.turned_MNH = torch.empty(self.turning_MNH.shape)
+        self.first, self.second = (self.wide_MNH[..., i : i + turned // 2] for i in (0, turned // 2))
+        self.new_first, self.new_second = (self.turned_MNH[..., i : i + turned // 2] for i in (0, turned // 2))
+        self.wide_part, self.turned_part = (part[..., :turned] for part in (self.wide_MNH, self.turned_MNH))
+        self.rest = (self.wide_MNH[..., turned:], self.turned_MNH[..., turned:]) if turned < size else None
+        self.query_MNH = torch.empty(rows, heads, size, dtype=dtype)
+        self.turned_query_MNH, self.turned_key_MKH = self.turned_MNH[:, :heads], self.turned_MNH[:, heads:]
+        self.gate_up_MO = torch.empty(rows, 2 * config.intermediate_size, dtype=dtype)
+        self.gate_MF, self.up_MF = self.gate_up_MO.chunk(2, dim=1)
+        self.logits_MV = torch.empty(rows, config.vocab_size, dtype=dtype)
+
+
+class FusedDecoder:
+    """Computes the logits of a few new tokens of each sequence, as the model does, sooner.
+
+    The model's weights are moved into one buffer first, if they are not there yet (see `lay_flat`); this object shares
+    them. One object serves one thread.
+
+    Args:
+        model: One that `can_fuse`.
+    """
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.model = model
+        self._workspaces: dict[int, _Workspace] = {}
+        self._known: list[tuple[int, int]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See to it that the weights used are the model's, whatever was done to it since."""
+        with _LAYING_FLAT:
+            if self._known and self._known == self._marks():
+                return
+            shared = [linears for layer in decoder_layers(self.model) for linears in _shared_input(layer)]
+            plain = [linears for linears in shared if all(type(linear) is nn.Linear for linear in linears)]
+            if any(side_by_side([linear.weight for linear in linears]) is None for linears in plain):
+                lay_flat(self.model)
+            self.layers = [_Layer(layer) for layer in decoder_layers(self.model)]
+            self.head = _product(self.model.lm_head)
+            self._workspaces.clear()
+            self._known = self._marks()
+
+    def _marks(self) -> list[tuple[int, int]]:
+        return [
+            (id(module), weight.data_ptr())
+            for module in self.model.modules()
+            for weight in module._parameters.values()
+            if weight is not None
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+        """Return the logits after each new token, (B, T, V), in memory that the next call overwrites.
+
+        Args:
+            ids: B rows of T ids.
+            cache: Read, and extended by T tokens a slot.
+
+        Raises:
+            ValueError: If an id is outside the vocabulary, or the cache is full or has other slots than there are rows.
+        """
+        outside = [new_id for row in ids for new_id in row if not 0 <= new_id < self.model.config.vocab_size]
+        if outside:
+            raise ValueError(f"input id {outside[0]} is outside the vocabulary of {self.model.config.vocab_size}")
+        batch, length = len(ids), len(ids[0])
+        config, rows = self.model.config, batch * length
+        places = cache.place(batch, length)
+        mask = _query_group_mask(
+            visible_keys(length, places, None, torch.device("cpu"), config.sliding_window), config, places, length
+        )
+        positions_BT = places.columns_BT
+        if positions_BT is None:
+            positions_BT = torch.arange(places.end - length, places.end)[None]
+        cos_M1R, sin_M1R = (
+            part.expand(batch, -1, -1).reshape(rows, 1, -1) for part in self.model.model.rotary_emb(positions_BT)
+        )
+        cos_M1R = torch.cat((cos_M1R, cos_M1R), dim=-1)
+        if rows not in self._workspaces:
+            self._workspaces[rows] = _Workspace(self.model, rows)
+        space = self._workspaces[rows]
+        kv_heads, size = config.kv_heads, config.head_size
+        new_keys = space.turned_key_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
+        new_values = space.value_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
+
+        opened = cache.open(places) if places.uniform else None
+        torch.index_select(self.model.model.embed_tokens.weight, 0, torch.tensor(ids).flatten(), out=space.x_MD)
+        for number, layer in enumerate(self.layers):
+            _norm(layer.attention_norm_D, space)
+            layer.qkv.into(space.normed_MD, space.qkv_MO)
+            _turn(space, cos_M1R, sin_M1R)
+            if opened:
+                for view, new in zip(opened[number][:2], (new_keys, new_values), strict=True):
+                    view.copy_(new)
+                key_BKSH, value_BKSH = opened[number][2:]
+            else:
+                key_BKSH, value_BKSH = cache.write(number, new_keys, new_values, places)
+            space.query_MNH.copy_(space.turned_query_MNH)
+            layer.out.onto(_attend(space.query_MNH, key_BKSH, value_BKSH, mask), space.x_MD)
+            _norm(layer.mlp_norm_D, space)
+            layer.gate_up.into(space.normed_MD, space.gate_up_MO)
+            functional.silu(space.gate_MF, inplace=True).mul_(space.up_MF)
+            layer.down.onto(space.gate_MF, space.x_MD)
+        cache.advance(length)
+        _norm(self.model.model.norm.weight, space)
+        self.head.into(space.normed_MD, space.logits_MV)
+        return space.logits_MV.view(batch, length, -1)
+
+
+def _norm(weight_D: Tensor, space: _Workspace) -> None:
+    """Write the normalised hidden states, rounded where `RMSNorm` rounds."""
+    scale_M1 = space.scale_M1
+    torch.linalg.vector_norm(space.x_MD, dim=1, keepdim=True, dtype=torch.float32, out=scale_M1)
+    # eps + squares / D in one step: an operation costs more than these sums do
+    torch.addcmul(space.eps, scale_M1, scale_M1, value=1 / space.x_MD.shape[1], out=scale_M1).rsqrt_()
+    torch.mul(space.x_MD, scale_M1, out=space.normed_MD).mul_(weight_D)
+
+
+def _turn(space: _Workspace, cos_M1R: Tensor, sin_M1R: Tensor) -> None:
+    """Write queries and keys turned by their positions' angles, as `apply_rope` does."""
+    if space.wide_MNH is not space.turning_MNH:
+        space.wide_MNH.copy_(space.turning_MNH)
+    torch.mul(space.wide_part, cos_M1R, out=space.turned_part)
+    space.new_first.addcmul_(space.second, sin_M1R, value=-1)
+    space.new_second.addcmul_(space.first, sin_M1R)
+    if space.rest is not None:
+        space.rest[1].copy_(space.rest[0])
+
+
+def _query_group_mask(visible: Visible, config: LlamaConfig, places: Places, length: int) -> Tensor | None:
+    """Return which keys each row of `_attend` may look at, (B or 1, 1, G * T, S); None where it is all of them."""
+    if visible.mask is None and not visible.causal:
+        return None
+    mask_B1TS = visible.as_mask(length, places.end, torch.device("cpu"))
+    groups = config.num_attention_heads // config.kv_heads
+    return mask_B1TS[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+
+
+def _attend(query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what each row gathers, (M, N * H); a KV head's query heads are laid out as if they were more tokens."""
+    batch, kv_heads, _, size = key_BKSH.shape
+    query_BTKGH = query_MNH.view(batch, -1, kv_heads, query_MNH.shape[1] // kv_heads, size)
+    length, groups = query_BTKGH.shape[1], query_BTKGH.shape[3]
+    query = query_BTKGH.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * length, size)
+    out = functional.scaled_dot_product_attention(query, key_BKSH, value_BKSH, attn_mask=mask)
+    out_BTKGH = out.view(batch, kv_heads, groups, length, size).permute(0, 3, 1, 2, 4)
+    return out_BTKGH.reshape(batch * length, -1)

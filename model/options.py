@@ -1,0 +1,98 @@
+"""What a request asks for, and what has become of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from bpe_llama.sampling import Sampler
+
+
+@lru_cache(maxsize=64)
+def compiled_sampler(options: tuple[tuple[str, float], ...]) -> Sampler:
+    """Return the sampler of these options; refuses what is out of range."""
+    return Sampler(**dict(options))  # type: ignore[arg-type]  # top_k is an int
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to continue a prompt.
+
+    Args:
+        max_new_tokens: At most this many; fewer if the sequence ends or the context is full.
+        min_new_tokens: No ending before this many.
+        temperature: 0 takes the likeliest id each time.
+        top_k: Draw from this many of the likeliest; 0 is all.
+        top_p: Draw from the likeliest whose mass reaches this.
+        min_p: Draw from those at least this likely, relative to the likeliest.
+        repetition_penalty: Divides the score of ids already present (Keskar et al. 2019, arXiv:1909.05858).
+        presence_penalty: Subtracted from the score of ids already present.
+        frequency_penalty: Subtracted once for each time the id is present.
+        eos_id: The id or ids that end a sequence; None takes the config's, an empty tuple none.
+        seed: The same seed gives the same ids, whatever else is in the batch.
+        logprobs: Whether to keep the log-probability of every new id, before any of the above acts on it.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    eos_id: int | Sequence[int] | None = None
+    seed: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
+            )
+        compiled_sampler(tuple(self.sampling.items()))  # refuses what is out of range, before any work is done
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Return the part that turns logits into a distribution, as `sample_logits` names it."""
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+
+    @property
+    def looks_back(self) -> bool:
+        """Return whether a choice depends on the ids before it by more than the logits."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+@dataclass(eq=False)
+class Sample:
+    """One sequence being generated: its prompt and, growing, what follows."""
+
+    prompt: list[int]
+    options: GenerationOptions
+    eos_ids: tuple[int, ...]
+    new_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reused: int = 0
+    """How many of the prompt's ids needed no work, because the slot still held them from an earlier sequence."""
+    finish: str | None = None
+    """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Return prompt and continuation."""
+        return self.prompt + self.new_ids

@@ -1,0 +1,173 @@
+"""Decoding in fused steps against the model itself, whatever the shape, and what laying weights flat leaves alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model.flat import lay_flat, side_by_side
+from bpe_llama.model.fused import FusedDecoder, can_fuse
+from bpe_llama.model.generation import Engine, GenerationOptions
+
+Make = Callable[..., LlamaForCausalLM]
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"attention_bias": True, "mlp_bias": True},
+    {"sliding_window": 5},
+    {"tie_word_embeddings": True, "num_key_value_heads": 6},
+    {"head_dim": 16, "num_key_value_heads": 1},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 8},
+]
+
+
+def uneven(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Give norms and biases values that would show if one were left out."""
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight += 0.2 * torch.randn(weight.shape, generator=generator).to(weight.dtype)
+    return model
+
+
+def differences(model: LlamaForCausalLM, held: list[int], length: int) -> tuple[float, float]:
+    """Return how far the logits, and what the cache then holds, are from the model's own."""
+    generator = torch.Generator().manual_seed(sum(held) + length)
+    ids = torch.randint(0, 97, (len(held), max(held) + length), generator=generator)
+    caches = [KVCache(model.config, len(held), 32, dtype=model.dtype) for _ in range(2)]
+    for cache in caches:
+        if max(held):
+            model(ids[:, : max(held)], past_key_values=cache)
+            cache.truncate(held)
+    new = ids[:, max(held) :]
+    expected = model(new, past_key_values=caches[0]).logits
+    found = FusedDecoder(model)(new.tolist(), caches[1])
+    assert caches[0].lengths == caches[1].lengths == [before + length for before in held]
+    in_cache = max(
+        float((caches[0].store[:, :, slot, :, :end] - caches[1].store[:, :, slot, :, :end]).abs().max())
+        for slot, end in enumerate(caches[0].lengths)
+    )
+    return float((found - expected).abs().max() / expected.abs().max()), in_cache
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    changes=st.sampled_from(VARIANTS),
+    held=st.lists(st.integers(0, 12), min_size=1, max_size=4),
+    length=st.integers(1, 5),
+    seed=st.integers(0, 3),
+)
+def test_logits_and_cache_are_the_models(
+    tiny_model: Make, changes: dict[str, Any], held: list[int], length: int, seed: int
+) -> None:
+    with torch.no_grad():
+        model = uneven(tiny_model(seed=seed, **changes))
+        assert can_fuse(model)
+        logits, in_cache = differences(model, held, length)
+        assert logits < 2e-5 and in_cache < 2e-4
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("skip", [("lm_head",), ("lm_head", "k_proj", "up_proj"), ()])
+def test_quantised_layers_are_the_models(
+    tiny_model: Make, kind: str, dtype: torch.dtype, skip: tuple[str, ...]
+) -> None:
+    model = tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96).to(dtype)
+    quantize.quantize(model, kind, group_size=32, skip=skip)
+    assert can_fuse(model)
+    logits, _ = differences(model, [7, 3], 1)
+    assert logits < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("changes", VARIANTS[:3])
+def test_bfloat16_is_as_near_to_float32_as_the_model_is(tiny_model: Make, changes: dict[str, Any]) -> None:
+    half = uneven(tiny_model(**changes)).to(torch.bfloat16)
+    exact = copy.deepcopy(half).float()
+    ids = torch.randint(0, 97, (16, 12), generator=torch.Generator().manual_seed(3))
+    truth, plain = exact(ids).logits[:, -1], half(ids).logits[:, -1]
+    cache = KVCache(half.config, 16, 32, dtype=torch.bfloat16)
+    half(ids[:, :-1], past_key_values=cache)
+    fused = FusedDecoder(half)(ids[:, -1:].tolist(), cache)[:, -1]
+    assert (fused - truth).abs().mean() < 1.1 * (plain - truth).abs().mean()
+
+
+def test_weights_laid_flat_are_the_same_parameters(tiny_model: Make) -> None:
+    model, twin = (uneven(tiny_model(tie_word_embeddings=True, attention_bias=True)) for _ in range(2))
+    before = list(model.parameters())
+    lay_flat(model)
+    assert all(old is new for old, new in zip(before, model.parameters(), strict=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for name, weight in twin.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
+    assert len({weight.untyped_storage().data_ptr() for weight in matrices}) == 1
+    attention = model.model.layers[1].self_attn
+    joined = side_by_side([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    assert joined is not None and torch.equal(joined[:48], attention.q_proj.weight)
+
+
+def test_neighbours_with_memory_of_their_own_are_not_joined() -> None:
+    whole = torch.zeros(8, 4)
+    assert side_by_side([whole[:3], whole[3:5].bfloat16()]) is None
+    assert side_by_side([whole[:3], whole[4:6]]) is None
+    assert side_by_side([whole[:, :2], whole[:, 2:]]) is None
+
+
+def test_a_changed_model_is_noticed(tiny_model: Make) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=6, temperature=0.0)
+    engine = Engine(model, 1)
+
+    def run() -> list[int]:
+        (sample,) = engine.join([[5, 6, 7]], [options])
+        while engine.step():
+            pass
+        return sample.new_ids
+
+    def naive() -> list[int]:
+        ids = [5, 6, 7]
+        for _ in range(6):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        return ids[3:]
+
+    assert run() == naive()
+    model.model.layers[0].mlp.up_proj.weight.neg_()  # in place
+    engine.cache.lengths[0] = 0
+    engine._left_behind[0] = []
+    assert run() == naive()
+    for layer in model.model.layers:  # replaced
+        layer.self_attn.v_proj.weight = torch.nn.Parameter(-3 * layer.self_attn.v_proj.weight)
+    engine._left_behind[0] = []
+    assert run() == naive()
+
+
+def test_what_cannot_be_fused_is_left_to_the_model(tiny_model: Make) -> None:
+    assert not can_fuse(tiny_model(num_local_experts=2))
+    assert not can_fuse(tiny_model(position_encoding="none"))
+    assert not can_fuse(tiny_model(pretraining_tp=2, vocab_size=98))
+    assert not can_fuse(tiny_model().double())
+    assert not can_fuse(lora.add(tiny_model(), rank=2))
+    listened_to, eager = tiny_model(), tiny_model()
+    listened_to.model.layers[0].register_forward_hook(lambda *_: None)
+    eager.set_attn_implementation("eager")
+    assert not can_fuse(listened_to) and not can_fuse(eager)
+
+
+def test_refusals(tiny_model: Make) -> None:
+    model = tiny_model()
+    decoder, cache = FusedDecoder(model), KVCache(model.config, 1, 2)
+    with pytest.raises(ValueError, match="input id 97 is outside the vocabulary of 97"):
+        decoder([[97]], cache)
+    with pytest.raises(ValueError, match="2 rows, but the cache has 1 slots"):
+        decoder([[1], [2]], cache)
+    with pytest.raises(ValueError, match="3 more exceed the cache's 2"):
+        decoder([[1, 2, 3]], cache)
