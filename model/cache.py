@@ -142,6 +142,20 @@ class KVCache:
                 raise ValueError(f"slot {slot} holds {held} tokens; it cannot be cut to {length}")
         self.lengths[:] = lengths
 
+    def widened(self, max_length: int) -> KVCache:
+        """Return a cache whose slots hold ``max_length`` tokens, and in their first columns what these hold.
+
+        Raises:
+            ValueError: If that is less than now.
+        """
+        if max_length < self.capacity:
+            raise ValueError(f"max_length is {max_length}; expected at least the present {self.capacity}")
+        wider = KVCache.__new__(KVCache)
+        store = self.store.new_zeros(*self.store.shape[:4], max_length, self.store.shape[5])
+        store[..., : self.capacity, :] = self.store
+        wider._share(store, list(self.lengths))
+        return wider
+
     def rows(self, start: int, end: int) -> KVCache:
         """Return a cache that shares slots ``start`` to ``end``; its lengths are its own: copy them back when done.
 

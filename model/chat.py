@@ -51,7 +51,7 @@ class Conversation:
         ids = self.generator.tokenizer.apply_chat_template(asked)
         parts: list[str] = []
         try:
-            for piece in self.generator.stream(ids, **self.options):
+            for piece in self.generator.stream(ids, **{"reuse": True} | self.options):
                 parts.append(piece)
                 yield piece
         finally:

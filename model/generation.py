@@ -55,7 +55,7 @@ class Engine:
         self.live: list[Sample] = []
         self._left_behind: list[list[int]] = [[] for _ in range(slots)]
         self._fused: FusedDecoder | None = None
-        self._looked = False
+        self._mark: list[object] = []
 
     @torch.no_grad()
     def join(
@@ -89,8 +89,8 @@ class Engine:
         ]
         if not read:
             return read
+        self._look_at_the_model()
         logits_BV = self._prefill(read, first)
-        self._looked = False  # something may have been done to the model since
         joined = read
         if copies > 1:
             joined = [
@@ -144,6 +144,16 @@ class Engine:
         sample.finish = sample.finish or "stop"
         self._let_go()
 
+    def forget(self) -> None:
+        """Let no later prompt begin from what ended sequences left in the cache."""
+        self._left_behind = [[] for _ in range(self.cache.batch_size)]
+
+    def make_room(self, max_length: int) -> None:
+        """Let slots hold at least this many tokens, or as many as the context does; what they hold is kept."""
+        max_length = min(max_length, self.model.config.context_length)
+        if max_length > self.cache.capacity:
+            self.cache = self.cache.widened(max_length)
+
     def _eos_ids(self, options: GenerationOptions) -> tuple[int, ...]:
         if options.eos_id is None:
             return self.model.config.eos_token_ids
@@ -156,26 +166,26 @@ class Engine:
     def _read(self, ids: list[list[int]]) -> Tensor:
         """Read new ids of the live sequences into their slots; return the logits after each, (B, T, V)."""
         cache = self._slots(0, len(ids))
-        decoder = self._decoder()
-        if decoder is None:
+        if self._fused is None:
             ids_BT = torch.tensor(ids, device=self.model.device)
             logits_BTV: Tensor = self.model(ids_BT, past_key_values=cache).logits
         else:
-            logits_BTV = decoder(ids, cache)
+            logits_BTV = self._fused(ids, cache)
         self.cache.lengths[: len(ids)] = cache.lengths
         return logits_BTV
 
-    def _decoder(self) -> FusedDecoder | None:
-        """Return what decodes sooner than the model, where there is such a thing; look again after each `join`."""
-        if not self._looked:
-            self._looked = True
-            if not can_fuse(self.model):
-                self._fused = None
-            elif self._fused is None:
-                self._fused = FusedDecoder(self.model)
-            else:
-                self._fused.refresh()
-        return self._fused
+    def _look_at_the_model(self) -> None:
+        """Notice what was done to the model since the last sequence joined: other weights, adapters or layers."""
+        if not can_fuse(self.model):
+            self._fused = None
+        elif self._fused is None:
+            self._fused = FusedDecoder(self.model)
+        else:
+            self._fused.refresh()
+        mark = _mark_of(self.model)
+        if mark != self._mark:
+            self.forget()
+            self._mark = mark
 
     def _prefill(self, joined: list[Sample], first: int) -> Tensor:
         """Read the prompts into slots from ``first`` on; return the logits after each prompt's last id, (B, V).
@@ -231,6 +241,17 @@ class Engine:
                     self.live[slot] = last
                     self.cache.move(place, slot)
                 self.cache.lengths[place] = 0
+
+
+def _mark_of(model: LlamaForCausalLM) -> list[object]:
+    """Return what changes where the weights, or the layers that use them, do."""
+    marks: list[object] = []
+    for module in model.modules():
+        marks.append((id(module), module.training, getattr(module, "active", ())))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                marks.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
+    return marks
 
 
 def _common(held: list[int], prompt: list[int]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bpe_llama.model.generation import Engine, GenerationOptions, Sample
 from bpe_llama.model.llama import LlamaForCausalLM
 
@@ -17,6 +19,9 @@ class TextGenerator:
 
     What comes back is the continuation, without the prompt. Text that looks like a special token is ordinary text
     unless ``allowed_special`` says otherwise, so a user's message cannot forge one.
+
+    The cache of the last prompt is kept, so that one that begins alike (the next turn of a conversation, the same
+    instructions again) is read only from where they part. Streams that run at once have a cache each.
 
     Args:
         model: Weights.
@@ -33,6 +38,8 @@ class TextGenerator:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self._idle: list[Engine] = []
+        """The engine that served last, or none while it serves."""
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """Return the continuation of one prompt; arguments and errors are those of `stream`."""
@@ -82,20 +89,45 @@ class TextGenerator:
                 are.
             **options: Those of `GenerationOptions`, and: ``stop``, a string or several that end the text and are not
                 part of it; ``bos``, whether to begin with the tokenizer's beginning-of-text id (by default where the
-                prompt is empty, or the tokenizer says so); ``allowed_special``, as of ``Tokenizer.encode``.
+                prompt is empty, or the tokenizer says so); ``allowed_special``, as of ``Tokenizer.encode``; ``reuse``,
+                whether to begin from what is cached of an earlier prompt that began alike: by default where weights
+                are float32. In fewer bits what is cached differs by rounding with the way the text was cut, so the
+                same seed need not give the same text.
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
         """
+        options = dict(options)
+        reuse = options.pop("reuse", None)
         writer = self._writer(prompt, options)
-        engine = Engine(self.model, 1, writer.room(self.model))
-        (writer.sample,) = engine.join([writer.prompt], [writer.options])
-        while True:
-            writer.read(engine)
-            yield from writer.take()
-            if writer.done:
-                return
-            engine.step()
+        engine = self._engine(writer.room(self.model))
+        if not (self.model.dtype == torch.float32 if reuse is None else reuse):
+            engine.forget()
+        try:
+            (writer.sample,) = engine.join([writer.prompt], [writer.options])
+            while True:
+                writer.read(engine)
+                yield from writer.take()
+                if writer.done:
+                    break
+                engine.step()
+        finally:
+            if writer.sample is not None and not writer.sample.finish:  # its reader has gone
+                engine.leave(writer.sample)
+            self._idle[:] = [engine]
+
+    def _engine(self, room: int) -> Engine:
+        """Return the idle engine, or a new one, with room for so many tokens."""
+        try:
+            engine = self._idle.pop()  # nobody else can take it now
+        except IndexError:
+            return Engine(self.model, 1, room)
+        store = engine.cache.store
+        if (engine.model, store.dtype, store.device) != (self.model, self.model.dtype, self.model.device):
+            return Engine(self.model, 1, room)
+        if room > engine.cache.capacity:
+            engine.make_room(max(room, 2 * engine.cache.capacity))
+        return engine
 
     def _writer(self, prompt: str | Sequence[int], options: dict[str, Any]) -> _Writer:
         options = dict(options)

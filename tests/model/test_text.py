@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 import torch
 
 from bpe_llama import Tokenizer
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
+from bpe_llama.model.chat import Conversation
+from bpe_llama.model.generation import Engine, Sample
 
 SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
 
@@ -100,3 +107,99 @@ def test_a_vocabulary_larger_than_the_model_is_refused(generator: TextGenerator)
     config = generator.model.config.replace(vocab_size=200, eos_token_id=None)
     with pytest.raises(ValueError, match="258 ids, more than the model's 200"):
         TextGenerator(LlamaForCausalLM(config), generator.tokenizer)
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
+    """Return a list that fills with every sequence that joins an engine."""
+    seen: list[Sample] = []
+    join = Engine.join
+
+    def watched(self: Engine, *arguments: Any, **options: Any) -> list[Sample]:
+        samples = join(self, *arguments, **options)
+        seen.extend(samples)
+        return samples
+
+    monkeypatch.setattr(Engine, "join", watched)
+    return seen
+
+
+def fresh(generator: TextGenerator) -> TextGenerator:
+    return TextGenerator(copy.deepcopy(generator.model), generator.tokenizer)
+
+
+def test_a_prompt_that_begins_alike_is_not_read_again(generator: TextGenerator, joined: list[Sample]) -> None:
+    options = {"max_new_tokens": 12, "temperature": 0.9, "seed": 4, "eos_id": ()}
+    prompts = [
+        "Once upon a time",
+        "Once upon a time",
+        "Once upon another",
+        "x" * 100,
+        "Once upon a",
+        "Once upon a time",
+    ]
+    expected = [fresh(generator).generate(prompt, **options) for prompt in prompts]
+    joined.clear()
+    one = fresh(generator)
+    assert [one.generate(prompt, **options) for prompt in prompts] == expected
+    assert [sample.reused for sample in joined] == [0, 15, 11, 0, 0, 11]
+    one.generate(prompts[0], reuse=False, **options)
+    assert joined[-1].reused == 0
+
+
+def test_nothing_stale_is_reused(generator: TextGenerator, joined: list[Sample]) -> None:
+    one, options = fresh(generator), {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
+
+    def check() -> None:
+        again = one.generate("Once upon a time", **options)
+        assert joined[-1].reused == 0
+        assert again == fresh(one).generate("Once upon a time", **options)
+
+    check()
+    with torch.no_grad():
+        one.model.model.layers[0].self_attn.v_proj.weight.mul_(-2)
+    check()
+    lora.add(one.model, rank=2)
+    check()
+    for layer in one.model.model.layers:
+        layer.self_attn.v_proj.adapters["default"].lora_B.data.normal_()
+    lora.activate(one.model)  # none
+    check()
+    lora.activate(one.model, "default")
+    check()
+    one.model.to(torch.bfloat16)
+    check()
+
+
+def test_streams_may_overlap_and_end_early(generator: TextGenerator) -> None:
+    one, options = fresh(generator), {"max_new_tokens": 20, "temperature": 0.9, "eos_id": ()}
+    expected = [fresh(generator).generate(prompt, **options) for prompt in ("Once upon", "Once more")]
+    first, second = (one.stream(prompt, **options) for prompt in ("Once upon", "Once more"))
+    woven = ["", ""]
+    for left, right in itertools.zip_longest(first, second, fillvalue=""):
+        woven[0] += left
+        woven[1] += right
+    assert woven == expected
+    third = one.stream("Once upon", **options)
+    next(third)
+    third.close()
+    assert [one.generate(prompt, **options) for prompt in ("Once upon", "Once more")] == expected
+    with ThreadPoolExecutor(4) as pool:
+        assert (
+            list(pool.map(lambda prompt: one.generate(prompt, **options), ["Once upon", "Once more"] * 4))
+            == expected * 4
+        )
+
+
+def test_a_conversation_reads_only_what_is_new(generator: TextGenerator, joined: list[Sample]) -> None:
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
+    tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k", special_tokens=SPECIAL)
+    tokenizer.chat_template = template
+    talker = TextGenerator(generator.model.to(torch.float32), tokenizer)
+    conversation = Conversation(talker, "Be brief.", {"max_new_tokens": 5, "temperature": 0.0, "eos_id": ()})
+    for message in ("Hello", "And then?", "<|end_of_text|>"):
+        list(conversation.answer(message))
+    first, second, third = joined
+    assert first.reused == 0
+    assert second.reused >= len(first.prompt) and third.reused >= len(second.prompt)
+    assert 257 not in third.prompt  # what looks special in a message stays text
