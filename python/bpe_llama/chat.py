@@ -84,27 +84,97 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: An
     Raises:
         ValueError: As of `render`; or if the messages hold every noncharacter that could mark a place.
     """
-    special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-    if not special:
-        return tokenizer.encode_ordinary(render_for(tokenizer, messages, **options))
-    either = re.compile("|".join(map(re.escape, special)))
-    said = json.dumps(messages, ensure_ascii=False, default=str)
-    marker = next((mark for mark in _MARKERS if mark not in said), None)
-    if marker is None:
-        raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
+    marked = _Marked(tokenizer, messages)
+    return marked.encode(render_for(tokenizer, marked.messages, **options))
 
-    def broken(text: str) -> str:
-        return either.sub(lambda match: match[0][:1] + marker + match[0][1:], text)
 
-    marked = [_map_strings(message, broken) for message in messages]
-    text = render_for(tokenizer, marked, **options)
+def encode_conversation(
+    tokenizer: Tokenizer, messages: Sequence[Message], **options: Any
+) -> tuple[list[int], list[bool]]:
+    r"""Return the ids of a whole conversation and, of each, whether it is the assistant's: what fine-tuning learns.
+
+    An answer is what follows the generation prompt, with what the template closes it by. It is encoded apart from that
+    prompt, since that is how it will be generated.
+
+    Args:
+        tokenizer: One with a chat template.
+        messages: From first to last; answers are those whose role is "assistant".
+        **options: Passed to the template, such as `tools`.
+
+    Raises:
+        ValueError: As of `encode_chat`; or if no message is the assistant's, or the template does not write a
+            conversation as a continuation of its beginning, so that answers cannot be told apart.
+
+    Example:
+        >>> from bpe_llama import Tokenizer
+        >>> tok = Tokenizer.train_from_iterator(["a"], vocab_size=256, progress=False)
+        >>> tok.chat_template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}.{% endfor %}" \
+        ...                     "{% if add_generation_prompt %}a{% endif %}"
+        >>> talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+        >>> ids, learned = encode_conversation(tok, talk)
+        >>> tok.decode(ids), "".join(" ^"[told] for told in learned)
+        ('uHi.aHo.', '     ^^^')
+    """
+    marked = _Marked(tokenizer, messages)
+
+    def text_of(count: int, add_generation_prompt: bool) -> str:
+        part = marked.messages[:count]
+        return render_for(tokenizer, part, add_generation_prompt=add_generation_prompt, **options)
+
+    whole = text_of(len(messages), False)
+    cuts = [0]
+    for place, message in enumerate(messages):
+        if message.get("role") == "assistant":
+            before, after = text_of(place, True), text_of(place + 1, False)
+            if not (whole.startswith(after) and after.startswith(before) and len(before) >= cuts[-1]):
+                raise ValueError(
+                    f"message {place}: the chat template does not write the answer right after its generation prompt, "
+                    "so it cannot be told which tokens are the answer's"
+                )
+            cuts += [len(before), len(after)]
+    if len(cuts) == 1:
+        raise ValueError("no message has the role 'assistant'; there is no answer to learn from")
     ids: list[int] = []
-    end = 0
-    for match in either.finditer(text):
-        ids += tokenizer.encode_ordinary(text[end : match.start()].replace(marker, ""))
-        ids.append(tokenizer.special_tokens[match[0]])
-        end = match.end()
-    return ids + tokenizer.encode_ordinary(text[end:].replace(marker, ""))
+    learned: list[bool] = []
+    for number, (begin, end) in enumerate(zip(cuts, [*cuts[1:], len(whole)], strict=True)):
+        part = marked.encode(whole[begin:end])
+        ids += part
+        learned += [number % 2 == 1] * len(part)
+    return ids, learned
+
+
+class _Marked:
+    """Messages in which text that looks like a special token is broken by a marker; and rendered text, to ids."""
+
+    def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+        self.tokenizer = tokenizer
+        self.messages: list[Any] = list(messages)
+        special = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, special))) if special else None
+        if self.special is None:
+            return
+        said = json.dumps(self.messages, ensure_ascii=False, default=str)
+        marker = next((mark for mark in _MARKERS if mark not in said), None)
+        if marker is None:
+            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
+        self.marker = marker
+        self.messages = [_map_strings(message, self._broken) for message in self.messages]
+
+    def _broken(self, text: str) -> str:
+        assert self.special is not None  # or no message was mapped; for the type checker
+        return self.special.sub(lambda match: match[0][:1] + self.marker + match[0][1:], text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of what a template made of the messages, or of a part of it."""
+        if self.special is None:
+            return self.tokenizer.encode_ordinary(text)
+        ids: list[int] = []
+        end = 0
+        for match in self.special.finditer(text):
+            ids += self.tokenizer.encode_ordinary(text[end : match.start()].replace(self.marker, ""))
+            ids.append(self.tokenizer.special_tokens[match[0]])
+            end = match.end()
+        return ids + self.tokenizer.encode_ordinary(text[end:].replace(self.marker, ""))
 
 
 def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:

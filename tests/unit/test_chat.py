@@ -94,3 +94,29 @@ def test_a_tokenizer_without_a_template_says_so() -> None:
     tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
     with pytest.raises(ValueError, match="has no chat template"):
         tok.apply_chat_template(TALK)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3], ids=["chatml", "llama3"])
+def test_a_conversations_answers_are_told_apart(template: str) -> None:
+    tok = tokenizer("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    tok.chat_template = template
+    talk = [*TALK, {"role": "assistant", "content": "\nBecause <|im_end|> <|eot_id|>."}]
+    ids, learned = chat.encode_conversation(tok, talk)
+    assert len(ids) == len(learned)
+    assert tok.decode(ids) == tok.apply_chat_template(talk, add_generation_prompt=False, tokenize=False)
+    close = "<|im_end|>\n" if template is CHATML else "<|eot_id|>"
+    second = talk[-1]["content"] if template is CHATML else talk[-1]["content"].strip()
+    said = tok.decode([token for token, mine in zip(ids, learned, strict=True) if mine])
+    assert said == f"True.{close}{second}{close}"
+    end = ids.index(tok.token_to_id(close.strip()), learned.index(True))
+    assert ids[: learned.index(True)] == tok.apply_chat_template(talk[:2])  # as the model meets them when it answers
+    assert learned[end] and ids.count(ids[end]) == len(talk) + (template is CHATML and talk[0]["role"] != "system")
+
+
+def test_answers_that_cannot_be_told_apart_are_refused() -> None:
+    tok = tokenizer("<|im_end|>")
+    tok.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ messages | length }}"
+    with pytest.raises(ValueError, match="message 2: the chat template does not write the answer right after"):
+        chat.encode_conversation(tok, TALK)
+    with pytest.raises(ValueError, match="no message has the role 'assistant'"):
+        chat.encode_conversation(tok, TALK[:2])
