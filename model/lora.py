@@ -135,10 +135,10 @@ def activate(model: nn.Module, *names: str) -> None:
     Raises:
         ValueError: If there is no such adapter, or adapters are merged.
     """
-    known = {name for layer in _layers(model) for name in layer.adapters}
-    unknown = sorted(set(names) - known)
+    known = sorted({name for layer in _layers(model) for name in layer.adapters})
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"no adapter is named {', '.join(unknown)}; there are {', '.join(sorted(known)) or 'none'}")
+        raise ValueError(f"no adapter is named {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
     for layer in _layers(model):
         if layer.unmerged is not None:
             raise ValueError("adapters are merged into the weights; unmerge them first")
@@ -188,15 +188,24 @@ def remove(model: AnyModel) -> AnyModel:
     return model
 
 
-def save(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+def names(model: nn.Module) -> list[str]:
+    """Return the names of the adapters that sit in the model, sorted; none if it is bare."""
+    return sorted({name for layer in _layers(model) for name in layer.adapters})
+
+
+def save(model: nn.Module, folder: str | Path, name: str = "default", base: str | None = None) -> None:
     """Write one adapter, and nothing of the model, into a folder that peft loads.
+
+    Args:
+        model: With the adapter.
+        folder: Made if need be; each file in it appears whole or not at all.
+        name: Of the adapter.
+        base: Noted in the file as the model that the adapter belongs to.
 
     Raises:
         ValueError: If there is no such adapter.
     """
-    found = {path: layer.adapter(name) for path, layer in _named_layers(model) if name in layer.adapters}
-    if not found:
-        raise ValueError(f"no adapter is named {name!r}")
+    found = _adapters(model, name)
     tensors = {}
     for path, adapter in found.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = adapter.lora_A.detach().contiguous()
@@ -213,7 +222,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default") -> None:
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": base,
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,44 +237,78 @@ def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel
         FileNotFoundError: If the folder holds no adapter.
         ValueError: If a file is damaged, the adapter is not plain LoRA, or it does not fit the model.
     """
-    folder = Path(folder)
+    source = Path(folder) / WEIGHTS
+    pairs, rank, scale, dropout = _read(Path(folder))
+    sizes = _linear_paths(model)
+    for path, (down_RI, up_OR) in pairs.items():
+        if path not in sizes:
+            raise ValueError(f"{source}: adapts {path}, which the model does not have")
+        inputs, outputs = sizes[path]
+        if down_RI.shape != (rank, inputs) or up_OR.shape != (outputs, rank):
+            raise ValueError(
+                f"{source}: the update of {path} is {list(up_OR.shape)} by {list(down_RI.shape)}; "
+                f"expected {[outputs, rank]} by {[rank, inputs]}"
+            )
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    for path, (down_RI, up_OR) in pairs.items():
+        adapter = _insert(model, path, name, rank, scale, dropout)
+        with torch.no_grad():
+            adapter.lora_A.copy_(down_RI)
+            adapter.lora_B.copy_(up_OR)
+    activate(model, name)
+    return model
+
+
+@torch.no_grad()
+def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+    """Give the model's own adapter of that name the numbers that `save` wrote; nothing else about it changes.
+
+    Raises:
+        FileNotFoundError: If the folder holds no adapter.
+        ValueError: If a file is damaged, or its adapter is not of the same layers, sizes and scale.
+    """
+    adapters = _adapters(model, name)
+    pairs, _, scale, _ = _read(Path(folder))
+    wrong = sorted(pairs.keys() ^ adapters.keys())
+    for path in pairs.keys() & adapters.keys():
+        ours = adapters[path]
+        if (ours.lora_A.shape, ours.lora_B.shape) != (pairs[path][0].shape, pairs[path][1].shape):
+            wrong.append(path)
+    if wrong:
+        raise ValueError(f"{folder}: the adapter is of other layers or of another rank: {', '.join(wrong[:8])} differ")
+    scales = {adapter.scale for adapter in adapters.values()}
+    if any(not math.isclose(ours, scale) for ours in scales):
+        raise ValueError(f"{folder}: the adapter's scale, alpha / rank, is {scale}; expected {scales.pop()}")
+    for path, (down_RI, up_OR) in pairs.items():
+        adapters[path].lora_A.copy_(down_RI)
+        adapters[path].lora_B.copy_(up_OR)
+
+
+def _adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
+    found = {path: layer.adapter(name) for path, layer in _named_layers(model) if name in layer.adapters}
+    if not found:
+        raise ValueError(f"no adapter is named {name!r}")
+    return found
+
+
+def _read(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], int, float, float]:
+    """Return a stored adapter: the two matrices of each layer, their rank and scale, and the dropout."""
     try:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind, rank, alpha = described["peft_type"], int(described["r"]), float(described["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
+        scale = alpha / math.sqrt(rank) if described.get("use_rslora") else alpha / rank
+        dropout = float(described.get("lora_dropout", 0.0))
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{folder / CONFIG}: does not describe a LoRA adapter ({error!r})") from error
-    unsupported = [
-        key
-        for key in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias")
-        if described.get(key)
-    ]
+    unsupported = [key for key in _UNSUPPORTED if described.get(key)]
     if kind != "LORA" or unsupported or described.get("bias", "none") != "none":
         raise ValueError(f"{folder / CONFIG}: {kind} with {', '.join(unsupported) or 'bias'}; only plain LoRA is known")
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS}: damaged or not a safetensors file ({error})") from error
-    pairs = _pairs(tensors, folder / WEIGHTS)
-    sizes = _linear_paths(model)
-    for path, (down_RI, up_OR) in pairs.items():
-        if path not in sizes:
-            raise ValueError(f"{folder / WEIGHTS}: adapts {path}, which the model does not have")
-        inputs, outputs = sizes[path]
-        if down_RI.shape != (rank, inputs) or up_OR.shape != (outputs, rank):
-            raise ValueError(
-                f"{folder / WEIGHTS}: the update of {path} is {list(up_OR.shape)} by {list(down_RI.shape)}; "
-                f"expected {[outputs, rank]} by {[rank, inputs]}"
-            )
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    scale = alpha / math.sqrt(rank) if described.get("use_rslora") else alpha / rank
-    for path, (down_RI, up_OR) in pairs.items():
-        adapter = _insert(model, path, name, rank, scale, float(described.get("lora_dropout", 0.0)))
-        with torch.no_grad():
-            adapter.lora_A.copy_(down_RI)
-            adapter.lora_B.copy_(up_OR)
-    activate(model, name)
-    return model
+    return _pairs(tensors, folder / WEIGHTS), rank, scale, dropout
 
 
 def _pairs(tensors: Mapping[str, Tensor], source: Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -156,3 +156,26 @@ def test_a_bad_adapter_is_refused_and_nothing_added(tiny_model: Make, tmp_path: 
         refused("only plain LoRA is known")
     config.write_text("{}")
     refused("does not describe a LoRA adapter")
+
+
+def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+    model = lora.add(tiny_model(), rank=2)
+    assert lora.names(model) == ["default"] and lora.names(tiny_model()) == []
+    train(model, ids, steps=3)
+    lora.save(model, tmp_path, base="somewhere/base")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "somewhere/base"
+    again = lora.add(tiny_model(), rank=2, seed=1)
+    lora.restore(again, tmp_path)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    for other, message in (
+        ({"rank": 3}, "another rank"),
+        ({"rank": 2, "target_modules": ["q_proj"]}, "other layers"),
+        ({"rank": 2, "alpha": 3.0}, "scale"),
+    ):
+        unlike = lora.add(tiny_model(), **other)
+        before = {name: weight.clone() for name, weight in unlike.state_dict().items()}
+        with pytest.raises(ValueError, match=message):
+            lora.restore(unlike, tmp_path)
+        assert all(torch.equal(weight, before[name]) for name, weight in unlike.state_dict().items())
+    with pytest.raises(ValueError, match="no adapter is named 'default'"):
+        lora.restore(tiny_model(), tmp_path)
