@@ -1,7 +1,8 @@
 """Checkpoints: a folder that appears whole or not at all, of safetensors and JSON files.
 
 A checkpoint `step-00001000/` holds `config.json` and `model.safetensors` (so it loads like any model),
-`optimizer.safetensors`, and `training.json` with the step, the time trained and the run's settings.
+`optimizer.safetensors`, and `training.json` with the step, the time trained and the run's settings. Of a model with
+adapters, all that is trained, it holds the adapters (as peft saves them) instead of the model.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from bpe_llama.model import lora
 from bpe_llama.model.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
@@ -41,6 +44,18 @@ def find_checkpoint(out: Path) -> Path | None:
     return max(found, key=lambda folder: int(folder.name[5:]), default=None)
 
 
+def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
+    """Return the checkpoint that a run in `out` goes on from, or None where it begins.
+
+    Raises:
+        ValueError: If `out` holds a run that is not to be resumed.
+    """
+    checkpoint = find_checkpoint(out)
+    if checkpoint is not None and not resume:
+        raise ValueError(f"{out}: holds a run already ({checkpoint.name}); resume it or choose another folder")
+    return checkpoint
+
+
 def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
@@ -50,7 +65,10 @@ def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.O
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as temporary:
         folder = Path(temporary) / final.name
         folder.mkdir()
-        model.save_pretrained(folder)
+        for name, place in _adapter_folders(model, folder).items():
+            lora.save(model, place, name)
+        if not lora.names(model):
+            model.save_pretrained(folder)
         tensors = {name: tensor.contiguous() for name, tensor in optimizer_tensors(model, optimizer).items()}
         save_file(tensors, folder / "optimizer.safetensors")
         values = {"step": state.step, "elapsed": state.elapsed, "settings": state.settings}
@@ -73,10 +91,24 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
     try:
         values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         state = TrainState(int(values["step"]), float(values["elapsed"]), dict(values["settings"]))
-        weights = load_file(folder / "model.safetensors")
+        weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a whole checkpoint: {error}") from None
+    for name, place in _adapter_folders(model, folder).items():
+        lora.restore(model, place, name)
+    if weights:
+        _load_weights(folder, model, weights)
+    load_optimizer_tensors(model, optimizer, moments)
+    return state
+
+
+def _adapter_folders(model: LlamaForCausalLM, folder: Path) -> dict[str, Path]:
+    """Return where each adapter of a model lies in a checkpoint, as peft arranges them."""
+    return {name: folder if name == "default" else folder / name for name in lora.names(model)}
+
+
+def _load_weights(folder: Path, model: LlamaForCausalLM, weights: dict[str, Tensor]) -> None:
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
     found = {name: tensor.shape for name, tensor in weights.items() if name not in tied}
@@ -84,5 +116,3 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise ValueError(f"{folder}: the checkpoint is of another model: {', '.join(different[:8])} differ")
     model.load_state_dict(weights, strict=False)
-    load_optimizer_tensors(model, optimizer, moments)
-    return state

@@ -1,15 +1,28 @@
-"""Token files as batches: windows of a memory-mapped array, shuffled by seed, found again from the step alone."""
+"""Token files as batches: windows of a memory-mapped array, shuffled by seed, found again from the step alone.
+
+`bpe_llama.model.training.examples` has the other kind of batches: texts of which only parts are learned.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
+
+
+class Batches(Protocol):
+    """What the training loop asks of its data: everything follows from a batch's number, counted from 0."""
+
+    def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return ids and labels of batch `index`, both `(B, T)`; -100 labels what is not learned."""
+
+    def tokens_before(self, index: int) -> int:
+        """Return how many tokens the batches before `index` hold, padding left out."""
 
 
 def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
@@ -85,6 +98,15 @@ class TokenBatches:
         """
         first = index * self.batch_size
         return np.stack([self._window(row) for row in range(first, first + self.batch_size)])
+
+    def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return batch `index` twice: every token is learned."""
+        ids = self.batch(index)
+        return ids, ids
+
+    def tokens_before(self, index: int) -> int:
+        """Return how many tokens the batches before `index` hold."""
+        return index * self.batch_size * self.window
 
     def _window(self, row: int) -> npt.NDArray[np.int64]:
         epoch, place = divmod(row, self.windows_per_epoch)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.device import resolve_device
-from bpe_llama.model.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
+from bpe_llama.model.training.checkpoint import TrainState, checkpoint_to_resume, load_checkpoint, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
-from bpe_llama.model.training.data import TokenArray, TokenBatches, checked_window, open_tokens, split_tail
+from bpe_llama.model.training.data import Batches, TokenBatches, open_tokens, split_tail
+from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
+from bpe_llama.model.training.examples import Example, ExampleBatches
 from bpe_llama.model.training.optimizer import adamw
 from bpe_llama.model.training.report import MetricsFile, ProgressBar, plot_loss, read_metrics
 
@@ -70,7 +72,7 @@ def train(
     Ctrl-C ends the run after a checkpoint; a second one at once.
 
     Args:
-        model: The model; moved to the device and held in float32.
+        model: The model; moved to the device, and what is trained held in float32.
         token_file: `.npy` of uint16 or uint32 tokens, as `Tokenizer.encode_files` writes.
         config: The run's settings.
         out: Folder of the run, made where absent.
@@ -89,8 +91,9 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
-    out = Path(out)
-    device = resolve_device(config.device)
+    limit = model.config.max_position_embeddings
+    if config.sequence_length > limit:
+        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
     tokens = open_tokens(token_file)
     if eval_file is None:
         tokens, held_out = split_tail(tokens, config.eval_fraction, config.sequence_length)
@@ -103,39 +106,104 @@ def train(
         vocab_size=model.config.vocab_size,
         seed=config.seed,
     )
-    limit = model.config.max_position_embeddings
-    if config.sequence_length > limit:
-        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
 
-    model.to(device=device, dtype=torch.float32)
+    def measure() -> float:
+        return evaluate(
+            model,
+            held_out,
+            window=config.sequence_length,
+            batch_size=config.batch_size,
+            max_windows=config.eval_windows,
+        )
+
+    return _start(model, batches, measure if len(held_out) else None, config, Path(out), resume, progress)
+
+
+def train_on_examples(
+    model: LlamaForCausalLM,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    eval_examples: Sequence[Example] = (),
+    resume: bool = False,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Train `model` on texts of which only parts are learned, such as a conversation's answers; return how it went.
+
+    Everything is as for `train`, but each text is a row of its own, padded to the longest of its batch, and
+    `config.sequence_length` and `config.eval_fraction` go unused.
+
+    Args:
+        model: The model; moved to the device, and what is trained held in float32.
+        examples: The texts.
+        config: The run's settings.
+        out: Folder of the run, made where absent.
+        eval_examples: Texts to evaluate on.
+        resume: Go on from the checkpoint in `out`, where there is one.
+        progress: Show a bar on stderr; None: where that is a terminal.
+
+    Raises:
+        ValueError: As `train`; or if a text holds nothing to learn or is longer than the model's context.
+    """
+    batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
+    for example in [*examples, *eval_examples]:
+        example.check(model.config.vocab_size, model.config.max_position_embeddings)
+
+    def measure() -> float:
+        return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
+
+    return _start(model, batches, measure if eval_examples else None, config, Path(out), resume, progress)
+
+
+def _start(
+    model: LlamaForCausalLM,
+    batches: Batches,
+    measure: Callable[[], float] | None,
+    config: TrainConfig,
+    out: Path,
+    resume: bool,
+    progress: bool | None,
+) -> TrainResult:
+    device = resolve_device(config.device)
+    _place(model, device)
     optimizer = adamw(model, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
-    checkpoint = find_checkpoint(out)
+    checkpoint = checkpoint_to_resume(out, resume)
     state = TrainState(0, 0.0, {})
     if checkpoint is not None:
-        if not resume:
-            raise ValueError(f"{out}: holds a run already ({checkpoint.name}); resume it or choose another folder")
         state = load_checkpoint(checkpoint, model, optimizer)
         _check_same_run(checkpoint, config, state)
     out.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, optimizer, config, batches, held_out, device, out)
+    run = _Run(model, optimizer, config, batches, measure, device, out)
     return run.go(state, progress)
 
 
+def _place(model: LlamaForCausalLM, device: torch.device) -> None:
+    """Move the model; hold in float32 what is trained, since small steps vanish in fewer bits, and that alone."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        model.to(device=device, dtype=torch.float32)
+        return
+    model.to(device=device)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
 class _Run:
-    """One call of `train`: what the loop needs at hand."""
+    """One run: what the loop needs at hand."""
 
     def __init__(
         self,
         model: LlamaForCausalLM,
         optimizer: torch.optim.AdamW,
         config: TrainConfig,
-        batches: TokenBatches,
-        held_out: TokenArray,
+        batches: Batches,
+        measure: Callable[[], float] | None,
         device: torch.device,
         out: Path,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
-        self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
+        self.batches, self.measure, self.device, self.out = batches, measure, device, out
         self.forward = torch.compile(model) if config.compile else model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
@@ -172,10 +240,10 @@ class _Run:
                         raise ValueError(
                             f"the loss is {loss} after step {step} at learning rate {rate:.3g}; try a lower one"
                         )
-                    speed = (step - log_from) * config.tokens_per_step / max(elapsed() - since, 1e-9)
+                    speed = (self.tokens(step) - self.tokens(log_from)) / max(elapsed() - since, 1e-9)
                     metrics.write(
                         step=step,
-                        tokens=step * config.tokens_per_step,
+                        tokens=self.tokens(step),
                         loss=loss,
                         learning_rate=rate,
                         seconds=round(now, 3),
@@ -183,9 +251,10 @@ class _Run:
                     )
                     bar.update(self.done(step, now), step=step, loss=loss, rate=speed)
                     log_from, since, recent = step, elapsed(), torch.zeros((), device=self.device)
-                if len(self.held_out) and (last or (config.eval_every and step % config.eval_every == 0)):
-                    eval_loss = self.evaluate()
-                    metrics.write(step=step, tokens=step * config.tokens_per_step, eval_loss=eval_loss)
+                if self.measure is not None and (last or (config.eval_every and step % config.eval_every == 0)):
+                    with self.autocast:
+                        eval_loss = self.measure()
+                    metrics.write(step=step, tokens=self.tokens(step), eval_loss=eval_loss)
                 if config.save_every and step % config.save_every == 0:
                     checkpoint, saved_step = self.save(step, elapsed()), step
             if saved_step != step:
@@ -193,9 +262,10 @@ class _Run:
             seconds, stopped = elapsed(), stop.is_set()
         plot_loss(read_metrics(self.out / "metrics.jsonl"), self.out / "loss.png")
         self.model.eval()
-        return TrainResult(
-            step, step * config.tokens_per_step, seconds, loss, None if stopped else eval_loss, stopped, checkpoint
-        )
+        return TrainResult(step, self.tokens(step), seconds, loss, None if stopped else eval_loss, stopped, checkpoint)
+
+    def tokens(self, step: int) -> int:
+        return self.batches.tokens_before(step * self.config.gradient_accumulation)
 
     def left(self, step: int, elapsed: float) -> bool:
         return self.done(step, elapsed) < 1
@@ -212,11 +282,10 @@ class _Run:
             if interrupted.is_set():
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
-            ids = torch.from_numpy(self.batches.batch(step * config.gradient_accumulation + part))
-            if self.device.type == "cuda":
-                ids = ids.pin_memory().to(self.device, non_blocking=True)
+            arrays = self.batches.inputs_and_labels(step * config.gradient_accumulation + part)
+            ids, labels = (self.on_device(torch.from_numpy(array)) for array in arrays)
             with self.autocast:
-                loss = self.forward(ids, labels=ids).loss / config.gradient_accumulation
+                loss = self.forward(ids, labels=labels).loss / config.gradient_accumulation
             loss.backward()
             total += loss.detach()
         if config.gradient_clip:
@@ -227,57 +296,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def evaluate(self) -> float:
-        config = self.config
-        with self.autocast:
-            return evaluate(
-                self.model,
-                self.held_out,
-                window=config.sequence_length,
-                batch_size=config.batch_size,
-                max_windows=config.eval_windows,
-            )
+    def on_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def save(self, step: int, elapsed: float) -> Path:
         return save_checkpoint(self.out, self.model, self.optimizer, TrainState(step, elapsed, self.config.to_dict()))
-
-
-@torch.no_grad()
-def evaluate(
-    model: LlamaForCausalLM,
-    tokens: TokenArray,
-    *,
-    window: int = 256,
-    batch_size: int = 16,
-    max_windows: int | None = None,
-) -> float:
-    """Return the model's mean loss on `tokens`, in nats a token, over windows cut one after the other.
-
-    Args:
-        model: The model, on any device; left in the mode it was in.
-        tokens: Token array `(n,)`, such as `open_tokens` returns.
-        window: Tokens a window; a shorter rest is left out, unless it is all there is.
-        batch_size: Windows a forward pass.
-        max_windows: Look at this many windows at most, from the first on.
-    """
-    if len(tokens) < 2:
-        raise ValueError(f"{len(tokens)} tokens, expected at least 2 to evaluate on")
-    window = min(window, len(tokens))
-    count = min(len(tokens) // window, max_windows or len(tokens))
-    device = next(model.parameters()).device
-    was_training, total = model.training, 0.0
-    model.eval()
-    try:
-        for first in range(0, count, batch_size):
-            rows = [
-                torch.from_numpy(checked_window(tokens, row * window, window, model.config.vocab_size))
-                for row in range(first, min(first + batch_size, count))
-            ]
-            ids = torch.stack(rows).to(device)
-            total += model(ids, labels=ids).loss.item() * len(rows)
-    finally:
-        model.train(was_training)
-    return total / count
 
 
 def _check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState) -> None:

@@ -1,0 +1,248 @@
+"""Fine-tuning: what is learned, what is held out, how a run resumes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpe_llama import Tokenizer
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, quantize, training
+from bpe_llama.model.training import Example, ExampleBatches
+from bpe_llama.model.training.conversations import are_conversations, read_conversations
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SETTINGS: dict[str, Any] = {
+    "max_steps": 6,
+    "sequence_length": 24,
+    "batch_size": 2,
+    "learning_rate": 1e-2,
+    "warmup_steps": 1,
+    "log_every": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> Iterator[None]:
+    with torch.enable_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    special = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
+    tok = Tokenizer.train_from_iterator(
+        ["what is up, and why is it so"] * 3, vocab_size=270, special_tokens=special, progress=False
+    )
+    tok.chat_template = TEMPLATE
+    return tok
+
+
+def fresh(**changes: Any) -> LlamaForCausalLM:
+    shape = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    return LlamaForCausalLM(LlamaConfig(**(shape | heads | changes)), seed=0)
+
+
+def write_talks(path: Path, talks: list[list[tuple[str, str]]]) -> Path:
+    lines = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+    path.write_text("".join(json.dumps(line) + "\n\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Path:
+    return write_talks(
+        tmp_path / "talks.jsonl",
+        [[("user", f"what is {n}"), ("assistant", "up"), ("user", "is"), ("assistant", "up is")] for n in range(9)],
+    )
+
+
+def losses(out: Path) -> list[tuple[float, float]]:
+    return [(line["step"], line["loss"]) for line in training.read_metrics(out / "metrics.jsonl") if "loss" in line]
+
+
+def test_only_answers_are_learned(tokenizer: Tokenizer, talks: Path) -> None:
+    found = read_conversations([talks], tokenizer, 100)
+    assert len(found.examples) == 9 and found.cut == found.left_out == 0
+    example = found.examples[3]
+    assert tokenizer.decode(example.ids) == (
+        "<|user|>what is 3<|end|><|assistant|>up<|end|><|user|>is<|end|><|assistant|>up is<|end|>"
+    )
+    assert tokenizer.decode(example.labels[example.labels >= 0]) == "up<|end|>up is<|end|>"
+    short = read_conversations([talks], tokenizer, len(example.ids) - 1)
+    assert short.cut == 9 and all(len(example.ids) <= len(short.examples[0].ids) for example in short.examples)
+    with pytest.raises(ValueError, match="no conversation has an answer within its first 3 tokens"):
+        read_conversations([talks], tokenizer, 3)
+
+
+def test_an_examples_loss_ignores_padding_and_what_is_not_learned(tokenizer: Tokenizer, talks: Path) -> None:
+    more = write_talks(talks.with_name("more.jsonl"), [[("user", "is"), ("assistant", "a longer answer than these")]])
+    examples = read_conversations([talks, more], tokenizer, 100).examples[-2:]
+    model = fresh().eval()
+    expected, count = 0.0, 0
+    with torch.no_grad():
+        for example in examples:  # one by one, unpadded, by the definition
+            logits = model(torch.from_numpy(example.ids)[None]).logits[0].log_softmax(-1)
+            for place in range(1, len(example.ids)):
+                if example.labels[place] >= 0:
+                    expected -= logits[place - 1, example.ids[place]].item()
+                    count += 1
+        assert training.evaluate_examples(model, examples, batch_size=2) == pytest.approx(expected / count, rel=1e-5)
+    assert sum(example.learned for example in examples) == count
+
+
+@given(count=st.integers(1, 9), batch_size=st.integers(1, 5), seed=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_an_epoch_visits_each_example_once(count: int, batch_size: int, seed: int) -> None:
+    examples = [Example(np.full(n + 2, n), np.full(n + 2, n)) for n in range(count)]
+    batches = ExampleBatches(examples, batch_size=batch_size, seed=seed)
+    seen, tokens = [], 0
+    for index in range(3 * count):
+        assert batches.tokens_before(index) == tokens
+        ids, labels = batches.inputs_and_labels(index)
+        tokens += int((labels >= 0).sum())
+        seen += ids.max(axis=1).tolist()
+        again = ExampleBatches(examples, batch_size=batch_size, seed=seed).inputs_and_labels(index)
+        assert np.array_equal(again[0], ids) and np.array_equal(again[1], labels)
+    for epoch in range(3):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+@pytest.mark.parametrize("kind", ["talks", "text"])
+def test_the_adapter_learns_and_nothing_else(tokenizer: Tokenizer, talks: Path, tmp_path: Path, kind: str) -> None:
+    texts = talks
+    if kind == "text":
+        texts = tmp_path / "notes.txt"
+        texts.write_text("what is up and what is not up, and why is it so. " * 12)
+    base = fresh().state_dict()
+    model = lora.add(fresh(), rank=4)
+    result = training.finetune(model, tokenizer, texts, training.TrainConfig(**SETTINGS), tmp_path / "run")
+    assert result.step == 6 and result.eval_loss is not None
+    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1] - 0.05
+    for name, weight in model.state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(weight, base[name.replace(".base_layer", "")]), name
+    files = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "training.json"}
+    assert {path.name for path in result.checkpoint.iterdir()} == files  # nothing of the model
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        assert torch.equal(lora.load(fresh(), result.checkpoint).eval()(ids).logits, model.eval()(ids).logits)
+
+
+def test_stopping_and_going_on_changes_no_loss(
+    tokenizer: Tokenizer, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training.TrainConfig(**(SETTINGS | {"max_steps": 8, "gradient_accumulation": 2}))
+
+    def run(out: str, resume: bool = False) -> None:
+        model = lora.add(fresh(), rank=2)
+        training.finetune(model, tokenizer, talks, config, tmp_path / out, resume=resume, progress=False)
+
+    run("whole")
+    with monkeypatch.context() as patch:  # as Ctrl-C does, at a known step
+        patch.setattr(training.loop._Run, "left", lambda self, step, elapsed: step < 3)
+        run("parts")
+    run("parts", resume=True)
+    assert [step for step, _ in losses(tmp_path / "parts")] == list(range(1, 9))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_quantised_weights_stay_and_the_adapter_learns(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+    model = lora.add(quantize.quantize(fresh(), "int8"), rank=4)
+    stored = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("base_layer.weight")}
+    training.finetune(model, tokenizer, talks, training.TrainConfig(**SETTINGS), tmp_path / "run", progress=False)
+    assert stored and all(torch.equal(model.get_buffer(name), buffer) for name, buffer in stored.items())
+    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
+
+
+def test_what_is_frozen_keeps_its_number_format(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+    model = lora.add(fresh().to(torch.bfloat16), rank=2)
+    training.finetune(model, tokenizer, talks, training.TrainConfig(**SETTINGS), tmp_path / "run", progress=False)
+    kinds = {name.rpartition(".")[2]: weight.dtype for name, weight in model.named_parameters()}
+    assert kinds["lora_A"] == kinds["lora_B"] == torch.float32 and kinds["weight"] == torch.bfloat16
+
+
+def test_epochs_become_steps(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(**(SETTINGS | {"eval_fraction": 0.2}))  # 1 of 9 is held out
+    model = lora.add(fresh(), rank=2)
+    result = training.finetune(model, tokenizer, talks, config, tmp_path / "run", epochs=1.5, progress=False)
+    assert result.step == 6  # 1.5 * 8 / 2
+    lengths = [len(example.ids) for example in read_conversations([talks], tokenizer, 24).examples[:8]]
+    assert 6 * 2 * min(lengths) <= result.tokens <= 6 * 2 * max(lengths)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"messages": 3}', r"talks\.jsonl, line 3: expected an object with a list of 'messages'"),
+        ("[1]", r"talks\.jsonl, line 3: expected an object"),
+        ('{"messages": [', r"talks\.jsonl, line 3: not valid JSON"),
+        ('{"messages": [{"content": "x"}]}', r"line 3: message 0 is .*; expected a mapping with a 'role'"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', r"line 3: no message has the role 'assistant'"),
+        ("\udcff", r"talks\.jsonl: not UTF-8 after line \d"),
+    ],
+)
+def test_bad_lines_are_named(tokenizer: Tokenizer, tmp_path: Path, line: str, message: str) -> None:
+    path = write_talks(tmp_path / "talks.jsonl", [[("user", "is"), ("assistant", "up")]])
+    with path.open("ab") as file:
+        file.write(line.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        read_conversations([path], tokenizer, 24)
+
+
+def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(**SETTINGS)
+    plain = tmp_path / "plain.txt"
+    plain.write_text("up")
+
+    def refused(message: str, texts: Any = talks, tok: Tokenizer = tokenizer, **options: Any) -> None:
+        model = options.pop("model", fresh())
+        with pytest.raises(ValueError, match=message):
+            training.finetune(model, tok, texts, config, tmp_path / "run", progress=False, **options)
+
+    refused("the tokenizer has 270 ids, more than the model's 256", model=fresh(vocab_size=256))
+    refused("epochs is 0, expected a positive number", epochs=0)
+    refused(r"talks\.jsonl holds conversations and .*plain\.txt plain text", [talks, plain])
+    refused("too few to train", plain)
+    bare = Tokenizer.train_from_iterator(["up"], vocab_size=257, progress=False)
+    refused("need a tokenizer with a chat template", tok=bare)
+    assert are_conversations([talks]) and not are_conversations([plain])
+    with pytest.raises(FileNotFoundError, match="absent"):
+        training.finetune(fresh(), tokenizer, tmp_path / "absent*", config, tmp_path / "run")
+    model = lora.add(fresh(), rank=2)
+    training.finetune(model, tokenizer, talks, config, tmp_path / "done", progress=False)
+    with pytest.raises(ValueError, match="holds a run already"):
+        training.finetune(model, tokenizer, talks, config, tmp_path / "done", progress=False)
+    with pytest.raises(ValueError, match="another rank"):
+        other = lora.add(fresh(), rank=3)
+        training.finetune(other, tokenizer, talks, config, tmp_path / "done", resume=True, progress=False)
+
+
+def test_bad_examples_are_named() -> None:
+    good = np.arange(4)
+    for ids, labels, message in (
+        (good, good[:3], "labels"),
+        (np.arange(99), np.arange(99), "has 99 tokens"),
+        (good, np.full(4, -100), "nothing to learn"),
+        (good, np.array([0, -100, -100, -100]), "nothing to learn"),
+        (good + 300, good, "token 303 is outside"),
+        (good - 1, good, "token -1 is outside"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.train_on_examples(fresh(), [Example(ids, labels)], training.TrainConfig(**SETTINGS), "unused")
+    with pytest.raises(ValueError, match="no examples"):
+        training.train_on_examples(fresh(), [], training.TrainConfig(**SETTINGS), "unused")
+    with pytest.raises(ValueError, match="no examples"):
+        training.evaluate_examples(fresh(), [])
