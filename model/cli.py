@@ -1,21 +1,24 @@
-"""The model's commands, which `bpe_llama.cli` forwards to: `pretrain | generate | chat | convert | demo`.
+"""The model's commands, which `bpe_llama.cli` forwards to.
 
-Errors are raised as ValueError and OSError; `bpe_llama.cli` reports them.
+They are `pretrain | finetune | generate | chat | convert | demo`. Errors are raised as ValueError and OSError; `bpe_llama.cli` reports them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bpe_llama._files import find_files
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
-from bpe_llama.model import training
+from bpe_llama.model import lora, quantize, training
 from bpe_llama.model.chat import Conversation, talk
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.demo import run_demo, save_with_tokenizer
+from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.text import TextGenerator
 from bpe_llama.model.weights.gguf_out import save_gguf
@@ -25,6 +28,9 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(name="bpe-llama", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
+ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+
+AdapterOption = Annotated[Path | None, typer.Option(help="A LoRA adapter's folder, by `finetune` or peft.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")]
 
 
@@ -117,11 +123,123 @@ def pretrain(
     return 0
 
 
+@app.command(epilog="Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned")
+def finetune(
+    texts: Annotated[
+        list[str], typer.Argument(help="Files, folders or globs: plain text, or .jsonl with a `text` or `messages`.")
+    ],
+    model: Annotated[Path, typer.Option("--model", "-m", help="What to begin with: a folder or .gguf.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Of the adapter.  [default: 8]")] = None,
+    alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Of the adapter's inputs.  [default: 0]")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="A layer to adapt, such as q_proj; by default every one of the blocks.")
+    ] = None,
+    quantized: Annotated[
+        str | None, typer.Option("--quantize", help="Hold the frozen weights as int8 or int4 (QLoRA): less memory.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Also save the model with the adapter merged in.")] = False,
+    epochs: Annotated[float, typer.Option(help="Passes over the text.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens a window, or of a conversation at most.  [default: 512 or the context]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows a forward pass.")] = 4,
+    accumulate: Annotated[int, typer.Option(help="Forward passes a step.")] = 4,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate.  [default: 2e-4, with --full 2e-5]")
+    ] = None,
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 10,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's, on matrices.")] = 0.0,
+    eval_fraction: Annotated[float, typer.Option(help="Share of the text, its end, held out to evaluate on.")] = 0.05,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end.")] = 0,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the adapter and the order of the text.")] = 0,
+    less_memory: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Compute activations twice rather than keep them.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16.")] = "auto",
+    device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+) -> int:
+    """Train a model further on your own text, through a LoRA adapter unless --full. Ctrl-C saves a checkpoint."""
+    lora_only = {"--rank": rank, "--alpha": alpha, "--dropout": dropout, "--target": target, "--quantize": quantized}
+    lora_only["--merge"] = merge or None
+    given = [name for name, value in lora_only.items() if value is not None]
+    if full and given:
+        raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
+    if quantized is not None and quantized not in ("int8", "int4"):
+        raise ValueError(f"--quantize is {quantized!r}; expected int8 or int4")
+    if quantized is not None and merge:
+        raise ValueError("--merge needs whole weights; give it or --quantize, not both")
+    find_files(texts)  # complain of a missing file before a large model is loaded
+    vocabulary = Tokenizer.from_file(tokenizer or model)
+    settings = training.TrainConfig(
+        max_steps=1 if steps is None else steps,
+        sequence_length=512 if sequence_length is None else sequence_length,
+        batch_size=batch_size,
+        gradient_accumulation=accumulate,
+        learning_rate=(2e-5 if full else 2e-4) if learning_rate is None else learning_rate,
+        warmup_steps=warmup if steps is None else min(warmup, steps),
+        weight_decay=weight_decay,
+        eval_fraction=eval_fraction,
+        eval_every=eval_every,
+        save_every=save_every,
+        log_every=log_every,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+    half = dtype == "bfloat16" or (dtype == "auto" and resolve_device(device).type == "cuda")
+    loaded = LlamaForCausalLM.from_pretrained(
+        model, dtype="bfloat16" if half and not full else "float32", device=device
+    )
+    if sequence_length is None:
+        settings = dataclasses.replace(settings, sequence_length=min(512, loaded.config.max_position_embeddings))
+    if not full:
+        if quantized is not None:
+            quantize.quantize(loaded, quantized)
+        lora.add(
+            loaded,
+            rank=8 if rank is None else rank,
+            alpha=16.0 if alpha is None else alpha,
+            target_modules=target or ADAPTED_LAYERS,
+            dropout=dropout or 0.0,
+            seed=seed,
+        )
+    loaded.gradient_checkpointing_enable(less_memory)
+    trained = sum(weight.numel() for weight in loaded.parameters() if weight.requires_grad)
+    typer.echo(f"{trained:,} parameters are trained", err=True)
+    result = training.finetune(
+        loaded, vocabulary, texts, settings, out, epochs=epochs if steps is None else None, resume=resume
+    )
+    typer.echo(describe(result))
+    if result.interrupted:
+        typer.echo(f"stopped; the same command with --resume goes on from {result.checkpoint}")
+        return EXIT_INTERRUPTED
+    tried = f"--model {out / 'model'}"
+    if not full:
+        lora.save(loaded, out / "adapter", base=str(model))
+        tried = f"--model {model} --adapter {out / 'adapter'}"
+    if merge:
+        lora.merge(loaded)
+        lora.remove(loaded)
+    if merge or full:
+        save_with_tokenizer(loaded, vocabulary, out / "model")
+    typer.echo(f"try: bpe-llama generate 'Once upon a time' {tried}")
+    return 0
+
+
 @app.command(epilog="Example: bpe-llama generate 'def main():' --model demo-out/model --max-new-tokens 200")
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
     model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    adapter: AdapterOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="At most this many.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 is all.")] = 0,
@@ -135,7 +253,7 @@ def generate(
 ) -> None:
     """Print a prompt and its continuation, piece by piece as it is found."""
     text = prompt if prompt is not None else read_prompt()
-    generator = load_generator(model, tokenizer, dtype, device)
+    generator = load_generator(model, tokenizer, dtype, device, adapter)
     sys.stdout.write(text)
     for piece in generator.stream(
         text,
@@ -157,6 +275,7 @@ def generate(
 def chat(
     model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")],
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.7,
@@ -166,7 +285,7 @@ def chat(
     device: DeviceOption = "auto",
 ) -> None:
     """Talk to an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
-    generator = load_generator(model, tokenizer, dtype, device)
+    generator = load_generator(model, tokenizer, dtype, device, adapter)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     talk(Conversation(generator, system, options))
 
@@ -201,10 +320,20 @@ def demo(
     return EXIT_INTERRUPTED if run_demo(out, seconds=seconds, device=device, seed=seed).interrupted else 0
 
 
-def load_generator(model: Path, tokenizer: Path | None, dtype: str, device: str) -> TextGenerator:
-    """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another."""
+def load_generator(
+    model: Path, tokenizer: Path | None, dtype: str, device: str, adapter: Path | None = None
+) -> TextGenerator:
+    """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another.
+
+    An adapter is merged into the weights, so that it costs no time.
+    """
     vocabulary = Tokenizer.from_file(tokenizer or model)
-    return TextGenerator(LlamaForCausalLM.from_pretrained(model, dtype=dtype, device=device), vocabulary)
+    loaded = LlamaForCausalLM.from_pretrained(model, dtype=dtype, device=device)
+    if adapter is not None:
+        lora.load(loaded, adapter)
+        lora.merge(loaded)
+        lora.remove(loaded)
+    return TextGenerator(loaded, vocabulary)
 
 
 def read_prompt() -> str:

@@ -24,6 +24,7 @@ EXIT_INTERRUPTED = 130
 # Commands of `bpe_llama.model.cli`, with the line that --help shows for each.
 MODEL_COMMANDS = {
     "pretrain": "Train a LLaMA from scratch on a file of ids.",
+    "finetune": "Train a model further on your own text, with LoRA or in full.",
     "generate": "Continue a prompt.",
     "chat": "Talk to an instruction-tuned model.",
     "convert": "Rewrite weights in another format.",

@@ -39,7 +39,7 @@ def pretrain(folder: Path, out: Path, *more: str) -> list[str]:
     return ["pretrain", *files, *SHAPE, *RUN, *more]
 
 
-@pytest.mark.parametrize("command", ["pretrain", "generate", "chat", "convert", "demo"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "generate", "chat", "convert", "demo"])
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -74,6 +74,78 @@ def test_generate_continues_the_prompt_the_same_way_each_time(made: Path, capsys
     assert capsys.readouterr().out != first
 
 
+def finetune(made: Path, out: Path, *more: str) -> list[str]:
+    (made / "notes.txt").write_text(TEXT)
+    files = [str(made / "notes.txt"), "--model", str(made / "run" / "model"), "--out", str(out)]
+    return [
+        "finetune",
+        *files,
+        "--steps",
+        "6",
+        "--batch-size",
+        "2",
+        "--learning-rate",
+        "0.02",
+        "--device",
+        "cpu",
+        *more,
+    ]
+
+
+# peft asks transformers by a name that transformers has since changed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_finetune_leaves_an_adapter_that_generate_and_peft_take(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    assert main(finetune(made, out, "--rank", "2", "--merge")) == 0
+    assert "step 6:" in capsys.readouterr().out
+    assert {path.name for path in (out / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(made / "run" / "model")
+    said = []
+    for model in (
+        ["--model", str(made / "run" / "model"), "--adapter", str(out / "adapter")],
+        ["-m", str(out / "model")],
+    ):
+        assert main(["generate", "The quick", *model, "-n", "12", "--device", "cpu"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert main(["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "12", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out != said[0]
+    peft = pytest.importorskip("peft", reason="whether peft loads the adapter needs peft installed")
+    transformers = pytest.importorskip("transformers", reason="whether peft loads the adapter needs transformers")
+    transformers.utils.logging.disable_progress_bar()
+    base = transformers.LlamaForCausalLM.from_pretrained(made / "run" / "model")
+    theirs = peft.PeftModel.from_pretrained(base, out / "adapter").eval()
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        ours = LlamaForCausalLM.from_pretrained(out / "model", device="cpu")(ids).logits
+        torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_finetune_resumes_and_refuses_to_overwrite(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    assert main(finetune(made, out, "--quantize", "int8", "--checkpoint-activations")) == 0
+    assert main(finetune(made, out, "--quantize", "int8")) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(finetune(made, out, "--quantize", "int8", "--resume", "--steps", "8")) == 0
+    assert "step 8:" in capsys.readouterr().out
+
+
+def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> None:
+    assert main(finetune(made, tmp_path / "tuned", "--full")) == 0
+    assert not (tmp_path / "tuned" / "adapter").exists()
+    before, after = (
+        LlamaForCausalLM.from_pretrained(folder, device="cpu").state_dict()
+        for folder in (made / "run" / "model", tmp_path / "tuned" / "model")
+    )
+    assert all(not torch.equal(after[name], weight) for name, weight in before.items())
+    assert Tokenizer.from_file(tmp_path / "tuned" / "model").vocab_size == 280
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,6 +160,16 @@ def test_generate_continues_the_prompt_the_same_way_each_time(made: Path, capsys
         (["pretrain", "{tokens}", "--tokenizer", "{tok}", "--out", "o", "--heads", "3"], "num_attention_heads"),
         (["pretrain", "{tokens}", "--tokenizer", "{tok}"], "--out"),
         (["demo", "--seconds", "0"], "seconds is 0"),
+        (["finetune", "absent.txt", "--model", "{run}", "--out", "o"], "absent.txt"),
+        (["finetune", "{tok}", "--model", "absent", "--out", "o"], "absent"),
+        (["finetune", "{tok}", "--model", "{run}"], "--out"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--full", "--rank", "4"], "--rank is for an adapter"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--rank", "0"], "rank is 0"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--target", "nothing"], "no linear layer is named"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--steps", "0"], "max_steps is 0"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--quantize", "int2"], "expected int8 or int4"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--quantize", "int8", "--merge"], "not both"),
+        (["generate", "x", "--model", "{run}", "--adapter", "absent"], "absent"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(
