@@ -1,6 +1,7 @@
 """The model's commands, which `bpe_llama.cli` forwards to.
 
-They are `pretrain | finetune | generate | chat | convert | demo`. Errors are raised as ValueError and OSError; `bpe_llama.cli` reports them.
+They are `pretrain | finetune | generate | chat | convert | demo`. Errors are raised as ValueError and OSError;
+`bpe_llama.cli` reports them.
 """
 
 from __future__ import annotations
