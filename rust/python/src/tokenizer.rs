@@ -1,7 +1,7 @@
 //! The tokenizer.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bpe_llama::formats::write_atomically;
 use bpe_llama::train::Trained;
@@ -9,6 +9,7 @@ use bpe_llama::{AddedToken, EncodeOptions, Pause, Pretokenizer, Tokenizer, Vocab
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::arguments::{Ids, Specials, Text, Texts, extract_id, thread_count, type_error};
@@ -26,12 +27,12 @@ const LEAST_CACHE: usize = 1 << 20;
 #[pyclass(frozen, subclass, name = "Tokenizer", module = "bpe_llama._core")]
 pub(crate) struct PyTokenizer {
     inner: Arc<Tokenizer>,
-    ints: Arc<OnceLock<IdInts>>,
+    ints: Arc<PyOnceLock<IdInts>>,
 }
 
 impl PyTokenizer {
     pub(crate) fn new(inner: Tokenizer) -> Self {
-        Self { inner: Arc::new(inner), ints: Arc::default() }
+        Self { inner: Arc::new(inner), ints: Arc::new(PyOnceLock::new()) }
     }
 
     pub(crate) fn shared(&self) -> Arc<Tokenizer> {
@@ -106,7 +107,7 @@ impl PyTokenizer {
     }
 
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
-        self.ints.get_or_init(|| IdInts::new(self.inner.vocab_size())).list(py, ids)
+        self.ints.get_or_try_init(py, || IdInts::new(py, self.inner.vocab_size()))?.list(py, ids)
     }
 
     fn decode_text<'py>(
