@@ -330,9 +330,9 @@ def train(
     Raises:
         FileNotFoundError: If nothing matches one of the paths.
         ValueError: If there is no text; if ``vocab_size`` has no room for the base or the bytes and for the special
-            tokens; if special tokens repeat; if the pattern is unknown or not that of the base; if the base is no plain
-            list of merges, as training makes it; if ``superword_from`` is not within the new ids; if a file is not
-            UTF-8 or not of its format.
+            tokens; if special tokens repeat; if the pattern is unknown or not that of the base; if some byte of the
+            text has no id in the base; if ``superword_from`` is not within the new ids; if a file is not UTF-8 or not
+            of its format.
         OSError: If a file cannot be read, or shrinks while it is read.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.

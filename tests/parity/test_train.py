@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import data
+from bench.published import PUBLISHED
 from bpe_llama import Tokenizer, WordCounts
 
 tokenizers = pytest.importorskip("tokenizers", reason="the oracle is the tokenizers package: make parity installs it")
@@ -135,3 +137,28 @@ def test_a_base_with_special_tokens_and_superwords_in_tokenizers():
     assert any(b"self, " in token for token in superwords.mergeable_ranks)
     counts = {name: sum(map(tok.count, held_out)) for name, tok in (("words", words), ("superwords", superwords))}
     assert counts["superwords"] < 0.97 * counts["words"], counts
+
+
+@pytest.mark.parametrize("published", ["llama3", "smollm2"])
+def test_published_vocabularies_can_be_extended(real, texts, published, tmp_path):
+    """Some of Llama 3's tokens are made by no merge; SmolLM2's has no token for 21 of the bytes."""
+    path = real(lambda: PUBLISHED["llama3"].path) if published == "llama3" else real(data.smollm2_gguf)
+    base = Tokenizer.from_file(path)
+    text = texts["multilingual"][:300_000]
+    size = base.vocab_size + 200
+    tok = Tokenizer.train_from_iterator([text], size, base=base, progress=False)
+    assert tok.vocab_size == size
+    assert list(tok.mergeable_ranks.items())[: len(base.mergeable_ranks)] == list(base.mergeable_ranks.items())
+    new = dict(list(tok.mergeable_ranks.items())[len(base.mergeable_ranks) :])
+    assert list(new.values()) == list(range(base.vocab_size, size))
+    assert tok.count(text) < 0.97 * base.count(text)
+    assert tok.decode(tok.encode_ordinary(text)) == text
+    # Text without any new token keeps its ids.
+    words = texts["prose"].split()[:5000]
+    plain = " ".join(word for word in words if not any(token.strip() in word.encode() for token in new))
+    assert len(plain) > 5000
+    assert tok.encode_ordinary(plain) == base.encode_ordinary(plain)
+    tok.save(tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for sample in (text, texts["code"][:300_000]):
+        assert theirs.encode(sample, add_special_tokens=False).ids == tok.encode_ordinary(sample)

@@ -105,13 +105,22 @@ def test_counts_of_another_pattern_do_not_fit_the_base():
         Tokenizer.train_from_counts(counts, 280, base=train(), progress=False)
 
 
-def test_a_base_that_is_no_plain_list_of_merges():
-    ranks = {bytes([byte]): byte for byte in range(256)}
-    with pytest.raises(ValueError, match=r"no plain list of merges.*257 tokens and 0 merges"):
-        train(base=Tokenizer.from_ranks({**ranks, b"abc": 256}, pattern="llama3"))
-    swapped = {**ranks, b"ab": 65, b"A": 256}
-    with pytest.raises(ValueError, match=r"no plain list of merges.*before all bytes"):
-        train(base=Tokenizer.from_ranks(swapped, pattern="llama3"))
+def test_a_base_may_have_tokens_that_no_merge_makes():
+    ranks = {bytes([byte]): byte + 3 for byte in range(256)}
+    base = Tokenizer.from_ranks({**ranks, b"abc": 300}, pattern="llama3", special_tokens={"<|end|>": 400})
+    tok = train(["abc abcd abcd"], 404, base=base)
+    assert tok.encode("abc") == [300]  # the whole piece, whatever may merge
+    assert list(tok.mergeable_ranks.items())[257:] == [(b" a", 401), (b"bc", 402), (b" abc", 403)]
+    assert tok.encode(" abcd") == [403, ord("d") + 3]
+    assert tok.special_tokens == {"<|end|>": 400}
+
+
+def test_a_base_without_some_byte():
+    ranks = {bytes([byte]): byte for byte in range(256) if byte != ord("x")}
+    base = Tokenizer.from_ranks(ranks, pattern="llama3")
+    assert train(["abab"], 257, base=base).id_to_bytes(256) == b"ab"
+    with pytest.raises(ValueError, match="0x78"):
+        train(["abab x ax"], 257, base=base)
 
 
 def test_too_few_pairs_warn():

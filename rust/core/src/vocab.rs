@@ -93,25 +93,49 @@ impl Vocab {
             let count = merges.len();
             return Err(Error::InvalidArgument(format!("{count} merges: expected at most {ID_BOUND}")));
         }
-        let mut merged = Vec::new();
-        for (rank, &(left, right)) in merges.iter().enumerate() {
-            merged.clear();
-            for id in [left, right] {
-                let bytes = vocab.id_to_bytes(id).ok_or_else(|| {
-                    Error::InvalidArgument(format!("merge {rank} names id {id}, which is not in the vocabulary"))
-                })?;
-                merged.extend_from_slice(bytes);
-            }
-            let id = vocab.bytes_to_id(&merged).ok_or_else(|| {
-                Error::InvalidArgument(format!(
-                    "merge {rank} gives {:?}, which is not in the vocabulary",
-                    String::from_utf8_lossy(&merged)
-                ))
-            })?;
-            vocab.insert_pair((left, right), rank as u32);
-            vocab.merged.push(id);
+        for pair in merges {
+            vocab.push_merge(pair)?;
         }
-        vocab.merges = merges;
+        Ok(vocab)
+    }
+
+    /// Adds the merge that comes after all others.
+    fn push_merge(&mut self, (left, right): (u32, u32)) -> Result<()> {
+        let rank = self.merged.len();
+        let mut merged = Vec::new();
+        for id in [left, right] {
+            merged.extend_from_slice(self.id_to_bytes(id).ok_or_else(|| {
+                Error::InvalidArgument(format!("merge {rank} names id {id}, which is not in the vocabulary"))
+            })?);
+        }
+        let id = self.bytes_to_id(&merged).ok_or_else(|| {
+            Error::InvalidArgument(format!(
+                "merge {rank} gives {:?}, which is not in the vocabulary",
+                String::from_utf8_lossy(&merged)
+            ))
+        })?;
+        self.insert_pair((left, right), rank as u32);
+        self.merged.push(id);
+        self.merges.push((left, right));
+        Ok(())
+    }
+
+    /// Returns this vocabulary with more tokens, from id `first` on, and their merges, which come after all others.
+    ///
+    /// # Errors
+    /// As [`Vocab::from_merges`].
+    pub(crate) fn extended(&self, tokens: &[Vec<u8>], first: u32, merges: &[(u32, u32)]) -> Result<Self> {
+        let all = self.tokens().chain(tokens.iter().map(Vec::as_slice).zip(first..)).collect();
+        let mut vocab = Self::from_tokens(all)?;
+        vocab.whole_piece_first = self.whole_piece_first;
+        for &(left, right) in &self.merges {
+            vocab.insert_pair((left, right), self.rank(left, right));
+        }
+        vocab.merged.clone_from(&self.merged);
+        vocab.merges.clone_from(&self.merges);
+        for &pair in merges {
+            vocab.push_merge(pair)?;
+        }
         Ok(vocab)
     }
 

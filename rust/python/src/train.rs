@@ -145,14 +145,13 @@ impl Options {
     /// Converts the options and checks them.
     fn into_core(self) -> PyResult<TrainOptions> {
         let options = self;
-        let base = options.base.map(|base| Trained::from_vocab(base.get().shared().vocab())).transpose();
         let options = TrainOptions {
             vocab_size: options.vocab_size,
             special_tokens: options.num_special_tokens,
             min_frequency: options.min_frequency,
             max_token_length: options.max_token_length,
             tie_order: if options.ties_by_byte_value { TieOrder::ByteValues } else { TieOrder::Ids },
-            base: base.map_err(to_py)?.unwrap_or_default(),
+            base: options.base.map(|base| base.get().shared().vocab().clone()),
         };
         options.check().map_err(to_py)?;
         Ok(options)

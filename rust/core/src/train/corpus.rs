@@ -82,22 +82,27 @@ impl Corpus {
         Ok(Self { slots, spans: vec![1; 256], counts: block_counts })
     }
 
-    /// Merges each word, so far in bytes, as `vocab` encodes it; its ids are symbols from now on.
+    /// Encodes each word, so far in byte values, with `vocab`; `symbol` gives the symbol of an id.
     ///
     /// # Errors
-    /// What `check` returns.
-    pub(super) fn merge_words(&mut self, vocab: &Vocab, check: Check<'_>) -> Result<()> {
+    /// [`Error::InvalidArgument`] if a byte of some word has no token; what `check` returns.
+    pub(super) fn encode_words(&mut self, vocab: &Vocab, symbol: impl Fn(u32) -> u32, check: Check<'_>) -> Result<()> {
         let (mut merger, mut word, mut symbols) = (Merger::default(), Vec::new(), Vec::new());
         for slots in self.slots.split_mut(|&slot| slot == SEPARATOR).filter(|slots| !slots.is_empty()) {
             check()?;
             word.clear();
             symbols.clear();
-            word.extend(slots.iter().filter_map(|&symbol| vocab.id_to_bytes(symbol)).flatten());
-            merger.merge(vocab, &word, &mut symbols)?;
-            slots[..symbols.len()].copy_from_slice(&symbols);
-            slots[symbols.len()..].fill(SEPARATOR);
+            word.extend(slots.iter().map(|&byte| byte as u8));
+            match vocab.bytes_to_id(&word).filter(|_| vocab.whole_piece_first()) {
+                Some(id) => symbols.push(id),
+                None => merger.merge(vocab, &word, &mut symbols)?,
+            }
+            slots.fill(SEPARATOR);
+            for (slot, &id) in slots.iter_mut().zip(&symbols) {
+                *slot = symbol(id);
+            }
         }
-        self.spans = vec![1; vocab.len()];
+        self.spans = vec![1; vocab.id_bound() as usize];
         self.compact();
         Ok(())
     }

@@ -118,8 +118,14 @@ impl Merger {
         Ok(merger)
     }
 
-    /// Performs the next merge; returns the pair, whose merged id is the next free one, or `None` if no pair is left.
-    pub(super) fn next_merge(&mut self, check: Check<'_>) -> Result<Option<(u32, u32)>> {
+    /// Performs the next merge of those that `may_merge` lets pass, whose answer for a pair must always be the same.
+    ///
+    /// Returns the pair, whose merged id is the next free one, or `None` if no pair is left.
+    pub(super) fn next_merge(
+        &mut self,
+        may_merge: impl Fn(u32, u32) -> bool,
+        check: Check<'_>,
+    ) -> Result<Option<(u32, u32)>> {
         loop {
             let Some((bound, Reverse((left, right)), index)) = self.heap.pop() else {
                 if self.threshold <= self.min_frequency {
@@ -130,12 +136,12 @@ impl Merger {
                 continue;
             };
             let count = self.recount(index, bound);
-            if count == bound {
+            if count == bound && may_merge(left, right) {
                 let places = std::mem::take(&mut self.candidates[index as usize].places);
                 self.merge(left, right, places);
                 return Ok(Some((left, right)));
             }
-            if count >= self.threshold {
+            if count != bound && count >= self.threshold {
                 self.heap.push((count, Reverse((left, right)), index));
             } else {
                 self.candidates[index as usize].places = Vec::new();

@@ -16,8 +16,10 @@
 //! # Ok::<(), bpe_llama::Error>(())
 //! ```
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use crate::vocab::Vocab;
 use crate::{Error, Result};
 
 mod base;
@@ -115,16 +117,19 @@ pub struct TrainOptions {
     pub max_token_length: Option<usize>,
     /// How pairs of equal count are ordered. Ids are the same in both orders but for the merges themselves.
     pub tie_order: TieOrder,
-    /// Where to begin: its tokens and merges come first and count in `vocab_size`. The 256 bytes, unless it is given.
-    pub base: Trained,
+    /// Where to begin instead of the 256 bytes. Words are encoded with it, and its tokens count in `vocab_size`.
+    ///
+    /// Two tokens that together have the bytes of a token already do not merge. From a vocabulary that was itself trained,
+    /// none ever do, and the same text gives what it gives in one go.
+    pub base: Option<Vocab>,
 }
 
 /// A trained vocabulary, without its special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trained {
-    /// The tokens' bytes in order of id: the 256 bytes (in GPT-2's order unless the base has another), then one token a merge.
+    /// The tokens' bytes by id: the 256 bytes in GPT-2's order, or the base's tokens (empty where it has none); then one a merge.
     pub tokens: Vec<Vec<u8>>,
-    /// The merges in order; the `i`-th makes the token `256 + i`. Fewer than asked for where the text has no more pairs.
+    /// The merges learned, in order, one for each of the last tokens. Fewer than asked for where the text has no more pairs.
     pub merges: Vec<(u32, u32)>,
 }
 
@@ -140,8 +145,8 @@ pub fn byte_order() -> impl Iterator<Item = u8> {
 /// Returns the vocabulary that byte-pair encoding learns from `counts`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base is no plain list of merges,
-/// or if `counts` is empty or stands for more than 2^64 bytes of text; whatever `on_progress` returns.
+/// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no token for a byte of
+/// some word, or if `counts` is empty or stands for more than 2^64 bytes of text; whatever `on_progress` returns.
 ///
 /// # Cost
 /// Time near the number of places where merges happen, times a small constant; memory 4 to 12 bytes a byte of distinct words.
@@ -169,7 +174,11 @@ pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnPr
 
 impl TrainOptions {
     fn merges(&self) -> usize {
-        self.vocab_size - self.special_tokens - self.base.tokens.len()
+        self.vocab_size - self.special_tokens - self.base_tokens()
+    }
+
+    fn base_tokens(&self) -> usize {
+        self.base.as_ref().map_or(256, Vocab::len)
     }
 
     fn progress(&self, done: usize) -> Progress {
@@ -179,17 +188,16 @@ impl TrainOptions {
     /// Checks what can be checked before any text is read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `vocab_size` leaves no room for the base and special tokens, or is beyond what ids can count; if the
-    /// base is no plain list of merges.
+    /// [`Error::InvalidArgument`] if `vocab_size` leaves no room for the base and special tokens, or is beyond what ids can count; if ties
+    /// are to be by byte values and the base's first ids are not the bytes.
     pub fn check(&self) -> Result<()> {
-        self.base.check()?;
-        let least = self.base.tokens.len().saturating_add(self.special_tokens);
+        self.check_base()?;
+        let (base, special) = (self.base_tokens(), self.special_tokens);
+        let least = base.saturating_add(special);
         if self.vocab_size < least {
             return Err(Error::InvalidArgument(format!(
-                "vocab_size is {}; it must be at least {least}: 256 bytes, {} merges of the base and {} special tokens",
+                "vocab_size is {}; it must be at least {least}: {base} tokens to begin with and {special} special tokens",
                 self.vocab_size,
-                self.base.merges.len(),
-                self.special_tokens
             )));
         }
         if self.vocab_size > MAX_IDS {
@@ -202,7 +210,7 @@ impl TrainOptions {
     }
 }
 
-/// Lays out the words, in which the base's merges are done, in symbols that compare as the tie order says: ids, or byte values.
+/// Lays out the words, encoded with the base, in symbols that compare as the tie order says: ids, or byte values.
 fn lay_out(counts: &WordCounts, options: &TrainOptions, check: Check<'_>) -> Result<Corpus> {
     if counts.is_empty() {
         return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));
@@ -217,36 +225,52 @@ fn lay_out(counts: &WordCounts, options: &TrainOptions, check: Check<'_>) -> Res
         )));
     }
     let mut symbols = std::array::from_fn(|byte| byte as u32);
-    if options.tie_order == TieOrder::Ids {
-        symbols = options.base.id_of_byte();
+    if options.tie_order == TieOrder::Ids && options.base.is_none() {
+        for (byte, id) in byte_order().zip(0..) {
+            symbols[usize::from(byte)] = id;
+        }
     }
     let mut corpus = Corpus::new(counts, &symbols, check)?;
-    if !options.base.merges.is_empty() {
-        corpus.merge_words(&options.base.vocab(options.tie_order)?, check)?;
+    if let Some(base) = &options.base {
+        let symbol = |id: u32| match (options.tie_order, base.id_to_bytes(id)) {
+            (TieOrder::ByteValues, Some(&[byte])) => u32::from(byte),
+            _ => id,
+        };
+        corpus.encode_words(base, symbol, check)?;
     }
     Ok(corpus)
 }
 
 fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Result<Trained> {
     let mut tick = |done| ticker.tick(|| options.progress(done));
-    let mut trained = options.base.clone();
+    let mut trained = Trained { tokens: options.first_tokens(), merges: Vec::new() };
     let lengths = trained.tokens.iter().map(Vec::len).collect();
     let mut merger = Merger::new(corpus, lengths, options.min_frequency, options.max_token_length, &mut || tick(0))?;
-    let id_of_byte = trained.id_of_byte();
-    let id = |symbol: u32| match (options.tie_order, id_of_byte.get(symbol as usize)) {
-        (TieOrder::ByteValues, Some(&id)) => id,
-        _ => symbol,
-    };
-    let mut done = 0;
-    while done < options.merges() {
-        tick(done)?;
-        let Some((left, right)) = merger.next_merge(&mut || tick(done))? else { break };
-        let (left, right) = (id(left), id(right));
-        trained.tokens.push([&trained.tokens[left as usize][..], &trained.tokens[right as usize]].concat());
-        trained.merges.push((left, right));
-        done += 1;
+    // Symbols are ids, but for the bytes where ties go by their values.
+    let mut ids: Vec<u32> = (0..256).collect();
+    if options.tie_order == TieOrder::ByteValues {
+        ids.sort_unstable_by_key(|&id| trained.tokens[id as usize][0]);
     }
-    ticker.report(options.progress(done))?;
+    let id = |symbol: u32| ids.get(symbol as usize).map_or(symbol, |&id| id);
+    // Only a base can have tokens that its merges do not make.
+    let mut known: HashSet<Vec<u8>> = HashSet::new();
+    if options.base.is_some() {
+        known.extend(trained.tokens.iter().cloned());
+    }
+    while trained.merges.len() < options.merges() {
+        let done = trained.merges.len();
+        tick(done)?;
+        let join = |left, right| [&trained.tokens[id(left) as usize][..], &trained.tokens[id(right) as usize]].concat();
+        let may_merge = |left, right| known.is_empty() || !known.contains(&join(left, right));
+        let Some((left, right)) = merger.next_merge(may_merge, &mut || tick(done))? else { break };
+        let token = join(left, right);
+        if !known.is_empty() {
+            known.insert(token.clone());
+        }
+        trained.tokens.push(token);
+        trained.merges.push((id(left), id(right)));
+    }
+    ticker.report(options.progress(trained.merges.len()))?;
     Ok(trained)
 }
 
@@ -291,10 +315,16 @@ mod tests {
             let corpus = lay_out(&counts, &options, go_on).expect("not empty");
             let mut merger =
                 Merger::with_depth(corpus, vec![1; 256], min_frequency, max_token_length, depth, go_on).expect("not stopped");
-            let next = || merger.next_merge(go_on).expect("not stopped");
+            let next = || merger.next_merge(|_, _| true, go_on).expect("not stopped");
             let rounds: Vec<_> = std::iter::from_fn(next).take(merges).collect();
             prop_assert_eq!(&rounds, &expected.merges);
         }
+    }
+
+    /// The vocabulary that was learned, with the ids it was learned with.
+    fn vocab_of(trained: &Trained) -> Vocab {
+        let tokens = trained.tokens.iter().cloned().zip(0..).collect();
+        Vocab::from_merges(tokens, trained.merges.clone(), false).expect("valid")
     }
 
     proptest! {
@@ -308,43 +338,81 @@ mod tests {
             byte_values in any::<bool>(),
         ) {
             let tie_order = if byte_values { TieOrder::ByteValues } else { TieOrder::Ids };
-            let learn = |counts: &WordCounts, base: &Trained, merges| {
-                let vocab_size = base.tokens.len() + merges;
-                let options = TrainOptions { vocab_size, tie_order, base: base.clone(), ..TrainOptions::default() };
+            let learn = |counts: &WordCounts, base: Option<&Trained>, merges| {
+                let vocab_size = base.map_or(256, |base| base.tokens.len()) + merges;
+                let base = base.map(vocab_of);
+                let options = TrainOptions { vocab_size, tie_order, base, ..TrainOptions::default() };
                 let trained = train(counts, &options, &mut |_| Ok(())).expect("valid");
                 (trained, naive::train(counts, &options))
             };
-            let (counts, bytes) = (counts_of(&words), Trained::default());
-            let (base, _) = learn(&counts, &bytes, base_merges);
-            let (in_one_go, _) = learn(&counts, &bytes, base_merges + merges);
-            prop_assert_eq!(learn(&counts, &base, merges).0, in_one_go);
-            let (got, expected) = learn(&counts_of(&others), &base, merges);
+            let counts = counts_of(&words);
+            let (base, _) = learn(&counts, None, base_merges);
+            let (in_one_go, _) = learn(&counts, None, base_merges + merges);
+            let (further, expected) = learn(&counts, Some(&base), merges);
+            prop_assert_eq!(&further, &expected);
+            prop_assert_eq!(further.tokens, in_one_go.tokens);
+            prop_assert_eq!(further.merges, &in_one_go.merges[base.merges.len()..]);
+            let (got, expected) = learn(&counts_of(&others), Some(&base), merges);
             prop_assert_eq!(got, expected);
+        }
+
+        /// Bases with holes, bytes anywhere, and tokens that no merge makes: words become what the extended vocabulary
+        /// makes of them.
+        #[test]
+        fn goes_on_from_any_vocabulary(
+            more in prop::collection::btree_set("[abc]{2,5}", 0..12).prop_map(|set| set.into_iter().map(String::into_bytes).collect::<Vec<_>>()).prop_shuffle(),
+            words in prop::collection::btree_map("[abc]{1,12}", 1u64..9, 1..20),
+            gap in 0u32..3,
+            ranks in any::<bool>(),
+            merges in 1usize..12,
+        ) {
+            let tokens: Vec<(Vec<u8>, u32)> = (0..=255).map(|byte: u8| vec![byte]).chain(more).zip((0..).step_by(gap as usize + 1)).map(|(token, id)| (token, id ^ gap)).collect();
+            let base = if ranks {
+                Vocab::from_ranks(tokens).expect("valid")
+            } else {
+                let ids: std::collections::HashMap<_, _> = tokens.iter().cloned().collect();
+                let cuts = tokens.iter().flat_map(|(token, _)| (1..token.len()).map(move |cut| token.split_at(cut)));
+                let pairs = cuts.filter_map(|(left, right)| Some((*ids.get(left)?, *ids.get(right)?))).step_by(2).collect();
+                Vocab::from_merges(tokens, pairs, gap == 1).expect("valid")
+            };
+            let words: Vec<_> = words.into_iter().collect();
+            let counts = counts_of(&words);
+            let options = TrainOptions { vocab_size: base.len() + merges, base: Some(base.clone()), ..TrainOptions::default() };
+            let trained = train(&counts, &options, &mut |_| Ok(())).expect("valid");
+            prop_assert_eq!(&trained, &naive::train(&counts, &options));
+            let bound = base.id_bound();
+            let extended = base.extended(&trained.tokens[bound as usize..], bound, &trained.merges).expect("no token twice");
+            for (word, _) in &words {
+                let bytes = |vocab: &Vocab| word.bytes().map(|byte| vocab.byte_id(byte).expect("all bytes")).collect();
+                let mut ids = naive::encode(&base, word.as_bytes(), bytes(&base));
+                for (&(left, right), merged) in trained.merges.iter().zip(bound..) {
+                    let mut at = 0;
+                    while at + 1 < ids.len() {
+                        if (ids[at], ids[at + 1]) == (left, right) {
+                            ids.splice(at..at + 2, [merged]);
+                        }
+                        at += 1;
+                    }
+                }
+                let encoded = naive::encode(&extended, word.as_bytes(), bytes(&extended));
+                // A word that is a token by now is that token, unless the base's merges come first.
+                if !(extended.whole_piece_first() && encoded.len() == 1) {
+                    prop_assert_eq!(encoded, ids);
+                }
+            }
         }
     }
 
     #[test]
-    fn a_base_must_be_a_plain_list_of_merges() {
-        let plain =
-            train(&counts_of(&[("abcabc".to_owned(), 3)]), &options(3, 0, None), &mut |_| Ok(())).expect("valid");
-        let refused = |change: fn(&mut Trained)| {
-            let mut base = plain.clone();
-            change(&mut base);
-            let options = TrainOptions { vocab_size: 300, base, ..TrainOptions::default() };
-            options.check().expect_err("damaged").to_string()
-        };
-        assert!(refused(|base| base.tokens.swap(0, 256)).contains("before all bytes"));
-        assert!(refused(|base| base.merges.truncate(2)).contains("259 tokens and 2 merges"));
-        assert!(refused(|base| base.merges.swap(0, 1)).contains("does not make token 256"));
-        // With "bc" made first, "ab" + "c" never happens.
-        let unreached = refused(|base| {
-            let ids = base.id_of_byte();
-            base.tokens.truncate(256);
-            base.tokens.extend([b"bc".to_vec(), b"ab".to_vec(), b"abc".to_vec()]);
-            let [a, b, c] = [b'a', b'b', b'c'].map(|byte| ids[usize::from(byte)]);
-            base.merges = vec![(b, c), (a, b), (257, c)];
-        });
-        assert!(unreached.contains("never make its token \"abc\""), "{unreached}");
+    fn what_a_base_must_have() {
+        let tokens = |skip: u8| (0..=255).filter(move |&byte| byte != skip).map(|byte| (vec![byte], u32::from(byte)));
+        let base = Vocab::from_ranks(tokens(b'b').collect()).expect("valid");
+        let mut options = TrainOptions { vocab_size: 300, base: Some(base), ..TrainOptions::default() };
+        let error = train(&counts_of(&[("ab".to_owned(), 1)]), &options, &mut |_| Ok(())).expect_err("no b");
+        assert!(error.to_string().contains("0x62"), "{error}");
+        options.tie_order = TieOrder::ByteValues;
+        let error = options.check().expect_err("no b");
+        assert!(error.to_string().contains("its id 98 is \"\""), "{error}");
     }
 
     #[test]
@@ -358,8 +426,8 @@ mod tests {
         let counts = counts_of(&[("ab".to_owned(), 9), ("cd".to_owned(), 1)]);
         let corpus = lay_out(&counts, &TrainOptions::default(), go_on).expect("not empty");
         let mut merger = Merger::with_depth(corpus, vec![1; 256], 0, None, 1, go_on).expect("not stopped");
-        assert!(merger.next_merge(stop).expect("not asked").is_some());
-        assert!(matches!(merger.next_merge(stop), Err(Error::Interrupted)));
+        assert!(merger.next_merge(|_, _| true, stop).expect("not asked").is_some());
+        assert!(matches!(merger.next_merge(|_, _| true, stop), Err(Error::Interrupted)));
     }
 
     #[test]
