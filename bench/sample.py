@@ -3,8 +3,9 @@
     python -m bench.sample                 # the table, and bench/results/sample.jsonl
     python -m bench.sample --rounds 5      # quicker, noisier
 
-One thread, p = 0.9, T = 0.8. Peers take turns within each round, and the best round counts: other work on the machine
-only ever adds. The floor is torch.logsumexp, one read of the row. Before any time is taken, all must keep the same ids.
+One thread, p = 0.9, T = 0.8; where there is a GPU, also the torch twin there, in a captured graph. Peers take turns
+within each round, and the best round counts: other work on the machine only ever adds. The floor
+is torch.logsumexp, one read of the row. Before any time is taken, all must keep the same ids.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 
 import bpe_llama
 from bpe_llama import Sampler
+from bpe_llama.model.sampling import sample_logits
 
 TOP_P, TEMPERATURE = 0.9, 0.8
 RESULTS = Path(__file__).parent / "results" / "sample.jsonl"
@@ -132,6 +134,34 @@ def batch(rows: int, vocab_size: int, rounds: int) -> dict[str, Any]:
     return {"job": f"batch of {rows} x {vocab_size:,}", "times": best_times(jobs, rounds)}
 
 
+def on_cuda(rows: int, dtype: torch.dtype, row: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Return the time of one replayed graph that draws from each row, and of the sort on the same device."""
+    logits = torch.from_numpy(row).expand(rows, -1).to("cuda", dtype).contiguous()
+    step = torch.zeros((), dtype=torch.int64, device="cuda")
+    choose: dict[str, Callable[[], torch.Tensor]] = {
+        "bpe_llama": lambda: sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, step=step),
+        "torch sort (Meta)": lambda: meta(logits.float()),
+    }
+    expected = Sampler(temperature=TEMPERATURE, top_p=TOP_P).sample(logits[0].cpu(), step=0)
+    if choose["bpe_llama"]().tolist() != [expected] * rows:
+        raise AssertionError(f"the GPU does not draw {expected} as the CPU does")
+    jobs: dict[str, Callable[[], object]] = {}
+    for name, job in choose.items():
+        job()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            job()
+
+        def replay(graph: torch.cuda.CUDAGraph = graph) -> None:
+            for _ in range(100):
+                graph.replay()
+            torch.cuda.synchronize()
+
+        jobs[name] = replay
+    times = {name: (best / 100, median / 100) for name, (best, median) in best_times(jobs, rounds).items()}
+    return {"job": f"cuda, {rows} x {len(row):,} {str(dtype).removeprefix('torch.')}", "times": times}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
@@ -156,6 +186,14 @@ def main() -> None:
         print(f"| {result['job']} | " + " | ".join(cells) + " |")
     one, two = (together["times"][f"{n} threads"][0] for n in (1, 2))
     print(f"\n{together['job']}: {one:,.0f} us on one thread, {two:,.0f} on two: {one / two:.2f}x")
+    graphs = []
+    if torch.cuda.is_available():
+        for size in (1, 64):
+            for dtype in (torch.bfloat16, torch.float32):
+                graphs.append(on_cuda(size, dtype, flat_row(128_256), rounds))
+                print(f"{graphs[-1]['job']}: {graphs[-1]['times']}")
+    else:
+        print("No CUDA device here: the rows of batch 1 and 64 on one are left out.")
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     record = {
@@ -163,7 +201,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "commit": commit.stdout.strip(),
         "versions": {m.__name__: m.__version__ for m in (bpe_llama, torch, transformers, np)},
-        "results": [*results, together],
+        "results": [*results, together, *graphs],
     }
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("a") as file:

@@ -1,0 +1,445 @@
+"""Top-k, top-p, min-p and the draw on CUDA without a sort: a search for the cut, digit by digit of a logit's bits.
+
+Every float32 has a key, an unsigned integer in the same order. The cut's key is found from its highest digit down: each
+round weighs, for the sixteen values of one digit, all logits at or above, and takes the highest that still reaches the
+goal. bfloat16 has four digits, float32 eight. A row is read by up to 32 programs, which leave their sums for the next
+launch to add in order: no atomics, no waiting, one result whatever the batch. The number of launches depends on the
+options alone, so a captured graph replays them.
+
+Weights and sums are float64; ``filters.py`` is the plain version that the tests hold this one to.
+
+Legend: B rows, V vocabulary, S programs a row.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bpe_llama.model.sampling.filters import Filters
+from bpe_llama.model.sampling.uniform import GOLDEN, MIX_1, MIX_2, as_word
+
+DIGIT_BITS = 4
+DIGITS = tl.constexpr(1 << DIGIT_BITS)
+# Logits that a program holds at a time: one of each digit's comparisons, and the draw's.
+SEARCH_BLOCK = tl.constexpr(512)
+DRAW_BLOCK = tl.constexpr(1024)
+# Per row and round: the key's digits so far, the count and the mass above them, and the goal.
+STATE = tl.constexpr(4)
+_GOLDEN, _MIX_1, _MIX_2 = (tl.constexpr(word) for word in (GOLDEN, MIX_1, MIX_2))
+
+# Said, as its default differs between versions of Triton.
+_OPTIONS = {"enable_fp_fusion": True}
+_KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
+
+
+def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Tensor) -> Tensor:
+    """Return one id a row, int64 (B,), -1 for a row with NaN, +inf or nothing finite.
+
+    Args:
+        scores_BV: (B, V) on a CUDA device, float32, float16 or bfloat16, any row stride; biases and penalties applied.
+        filters: With ``temperature > 0`` and ``typical_p == 1``: the cut is a prefix of the ids by falling score.
+        seed: As for :func:`bpe_llama.model.sampling.sample_logits`.
+        step: Likewise.
+
+    Raises:
+        ValueError: If the filters are others.
+
+    Cost: three launches and one a digit for top-k and for top-p each, every one a read of the logits, that of the draw
+    a small part of one.
+    """
+    if filters.temperature == 0 or filters.typical_p < 1:
+        raise ValueError(f"the kernels take temperature > 0 and typical_p of 1, got {filters}")
+    if scores_BV.stride(-1) != 1:
+        scores_BV = scores_BV.contiguous()
+    rows, vocab_size = scores_BV.shape
+    device = scores_BV.device
+    ids_B = torch.empty(rows, dtype=torch.int64, device=device)
+    if rows == 0:
+        return ids_B
+    # By the vocabulary alone, so that sums round alike in every batch.
+    splits = min(32, triton.next_power_of_2(triton.cdiv(vocab_size, 4096)))
+    extents = torch.empty(rows, splits, dtype=torch.float64, device=device)
+    pass_: dict[str, Any] = {
+        "extents": extents,
+        "scores": scores_BV,
+        "row_stride": scores_BV.stride(0),
+        "vocab_size": vocab_size,
+        "chunk": triton.cdiv(triton.cdiv(vocab_size, splits), DRAW_BLOCK.value) * DRAW_BLOCK.value,
+        "SPLITS": splits,
+        **_OPTIONS,
+    }
+    _extent[rows, splits](**pass_)
+    cut = None
+    if 0 < filters.top_k < vocab_size:
+        cut = _search(pass_, filters, float(filters.top_k), None, counting=True)
+    if filters.top_p < 1:
+        cut = _search(pass_, filters, filters.top_p_share, cut, counting=False)
+    final: dict[str, Any] = pass_ | {
+        "cut": extents if cut is None else cut,
+        "gap": filters.judged_at * math.log(filters.min_p) if filters.min_p > 0 else -math.inf,
+        "inverse": _inverse(filters.temperature),
+        "tallies": torch.empty(rows, 2, splits, dtype=torch.float64, device=device),
+        "CUT": cut is not None,
+        "KEY_BITS": _KEY_BITS[scores_BV.dtype],
+    }
+    _tally[rows, splits](**final)
+    seed_B, step_B = (as_word(word, device).expand(rows) for word in (seed, step))
+    strides = {"seed_stride": seed_B.stride(0), "step_stride": step_B.stride(0)}
+    _draw[rows,](ids_out=ids_B, seeds=seed_B, steps=step_B, **strides, **final)
+    return ids_B
+
+
+def _search(pass_: dict[str, Any], filters: Filters, goal: float, base: Tensor | None, *, counting: bool) -> Tensor:
+    """Return each row's cut, float64 (B, 3): its key, how many of the ids that tie there stay, and the mass kept.
+
+    The goal is a count, or a share of the mass that ``base``, an earlier cut, keeps; of all where there is none.
+    """
+    rows, splits = pass_["extents"].shape
+    key_bits = _KEY_BITS[pass_["scores"].dtype]
+    rounds = key_bits // DIGIT_BITS
+    sums = pass_["extents"].new_empty(2, rows, 2, splits, DIGITS.value)
+    states = sums.new_empty(rounds, rows, STATE.value)
+    cut: Tensor = sums.new_empty(rows, 3)
+    search: dict[str, Any] = {
+        "goal": goal,
+        "base": cut if base is None else base,
+        "inverse": _inverse(filters.judged_at),
+        "COUNTING": counting,
+        "OF_BASE": base is not None,
+        "KEY_BITS": key_bits,
+    }
+    for turn in range(rounds):
+        _weigh_digits[rows, splits](
+            sums=sums[turn % 2], sums_before=sums[1 - turn % 2], state=states[turn], state_before=states[turn - 1],
+            unseen=key_bits - DIGIT_BITS * (turn + 1), ROUND=min(turn, 2), **search, **pass_,
+        )  # fmt: skip
+    _settle[rows,](
+        cut=cut, sums=sums[1 - rounds % 2], state=states[-1], extents=pass_["extents"],
+        SPLITS=splits, KEEP_TIES=filters.keeps_ties, **search, **_OPTIONS,
+    )  # fmt: skip
+    return cut
+
+
+def _inverse(temperature: float) -> float:
+    return min(1 / temperature, sys.float_info.max) if temperature > 1 / sys.float_info.max else sys.float_info.max
+
+
+@triton.jit
+def _load(scores, row_stride, ids, inside):
+    """Return a row's scores at some ids as float32, -inf where there is none."""
+    place = tl.program_id(0).to(tl.int64) * row_stride + ids
+    return tl.load(scores + place, mask=inside, other=-float("inf")).to(tl.float32)
+
+
+@triton.jit
+def _key(score, KEY_BITS: tl.constexpr):
+    """Return a float32's place in the order of all floats, its highest KEY_BITS bits, int64; the two zeros are one."""
+    bits = score.to(tl.int32, bitcast=True)
+    bits = tl.where(bits == -2147483648, 0, bits)
+    ordered = tl.where(bits < 0, bits ^ 2147483647, bits).to(tl.int64) + 2147483648
+    return ordered >> (32 - KEY_BITS)
+
+
+@triton.jit
+def _score(key, KEY_BITS: tl.constexpr):
+    """Return the float32 of a key: of those that share its bits the one that a narrower type can hold."""
+    low = (key << (32 - KEY_BITS)) - 2147483648
+    # What a narrower type lacks at the end is zeros; below zero the order counts backwards.
+    low = tl.where(low < 0, (low + ((1 << (32 - KEY_BITS)) - 1)) ^ 2147483647, low)
+    return low.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _weight(score, highest, inverse):
+    """Return exp((score - highest) * inverse) in float64; 0 below e^-700, which is nothing beside the highest."""
+    z = (score.to(tl.float64) - highest) * inverse
+    alive = z > -700.0
+    z = tl.where(alive, z, 0.0)
+    n = tl.floor(z * 1.4426950408889634 + 0.5)
+    r = (z - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10
+    # Taylor's series on [-ln(2)/2, ln(2)/2]: 3e-16 after eleven terms.
+    q = r * 2.505210838544172e-08 + 2.755731922398589e-07
+    q = q * r + 2.7557319223985893e-06
+    q = q * r + 2.48015873015873e-05
+    q = q * r + 0.0001984126984126984
+    q = q * r + 0.001388888888888889
+    q = q * r + 0.008333333333333333
+    q = q * r + 0.041666666666666664
+    q = q * r + 0.16666666666666666
+    q = q * r + 0.5
+    power = (q * r) * r + r + 1.0
+    exponent = (n.to(tl.int64) + 1023) << 52
+    return tl.where(alive, power * exponent.to(tl.float64, bitcast=True), 0.0)
+
+
+@triton.jit
+def _highest(extents, SPLITS: tl.constexpr):
+    """Return a row's highest score in float64; NaN if the row holds NaN or +inf."""
+    parts = tl.load(extents + tl.program_id(0) * SPLITS + tl.arange(0, SPLITS))
+    broken = tl.max((parts != parts).to(tl.int32), 0) > 0
+    return tl.where(broken, float("nan"), tl.max(tl.where(parts != parts, -float("inf"), parts), 0))
+
+
+@triton.jit
+def _extent(extents, scores, row_stride, vocab_size, chunk, SPLITS: tl.constexpr):
+    """Write the highest score of each part of each row; NaN where it holds NaN or +inf."""
+    part = tl.program_id(1)
+    highest = tl.full((DRAW_BLOCK,), -float("inf"), tl.float32)
+    broken = tl.zeros((DRAW_BLOCK,), tl.int32)
+    for start in range(part * chunk, min((part + 1) * chunk, vocab_size), DRAW_BLOCK):
+        ids = start + tl.arange(0, DRAW_BLOCK)
+        score = _load(scores, row_stride, ids, ids < vocab_size)
+        # False for NaN too.
+        fine = score < float("inf")
+        broken = tl.where(fine, broken, 1)
+        highest = tl.maximum(highest, tl.where(fine, score, -float("inf")))
+    result = tl.where(tl.max(broken, 0) > 0, float("nan"), tl.max(highest, 0).to(tl.float64))
+    tl.store(extents + tl.program_id(0) * SPLITS + part, result)
+
+
+@triton.jit
+def _narrow(
+    sums, state, base, goal, SPLITS: tl.constexpr, COUNTING: tl.constexpr, OF_BASE: tl.constexpr, ROUND: tl.constexpr
+):
+    """Return what the round before this one found: digits, count above, mass above, goal, count with the cut."""
+    row = tl.program_id(0)
+    digits = tl.arange(0, DIGITS)
+    place = row * 2 * SPLITS * DIGITS + tl.arange(0, SPLITS)[:, None] * DIGITS + digits[None, :]
+    counts = tl.sum(tl.load(sums + place), 0)
+    masses = tl.sum(tl.load(sums + place + SPLITS * DIGITS), 0)
+    prefix = tl.zeros((), tl.int64)
+    above_count = tl.zeros((), tl.float64)
+    above_mass = tl.zeros((), tl.float64)
+    if ROUND > 1:
+        prefix = tl.load(state + row * STATE).to(tl.int64)
+        above_count = tl.load(state + row * STATE + 1)
+        above_mass = tl.load(state + row * STATE + 2)
+        goal = tl.load(state + row * STATE + 3)
+    elif COUNTING:
+        goal = goal + above_mass
+    elif OF_BASE:
+        goal = goal * tl.load(base + row * 3 + 2)
+    else:
+        goal = goal * tl.sum(tl.where(digits == 0, masses, 0.0), 0)
+    reached = (counts if COUNTING else masses) >= goal
+    digit = tl.max(tl.where(reached, digits, 0), 0)
+    if digit + 1 < DIGITS:
+        above_count = tl.sum(tl.where(digits == digit + 1, counts, 0.0), 0)
+        above_mass = tl.sum(tl.where(digits == digit + 1, masses, 0.0), 0)
+    count = tl.sum(tl.where(digits == digit, counts, 0.0), 0)
+    return prefix * DIGITS + digit, above_count, above_mass, goal, count
+
+
+@triton.jit(do_not_specialize=["unseen"])
+def _weigh_digits(
+    sums,
+    sums_before,
+    state,
+    state_before,
+    scores,
+    row_stride,
+    vocab_size,
+    chunk,
+    extents,
+    base,
+    unseen,
+    goal: tl.float64,
+    inverse: tl.float64,
+    SPLITS: tl.constexpr,
+    COUNTING: tl.constexpr,
+    OF_BASE: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+    ROUND: tl.constexpr,
+):
+    """Write count and mass of each part's logits at or above each value of the next digit, `unseen` bits below it.
+
+    ROUND is 0 for the first, which knows no digit yet, 1 for the second, whose goal is not yet in the state, then 2.
+    """
+    row, part = tl.program_id(0), tl.program_id(1)
+    prefix = tl.zeros((), tl.int64)
+    if ROUND > 0:
+        prefix, above_count, above_mass, goal, _ = _narrow(
+            sums_before, state_before, base, goal, SPLITS, COUNTING, OF_BASE, ROUND
+        )
+        if part == 0:
+            tl.store(state + row * STATE, prefix.to(tl.float64))
+            tl.store(state + row * STATE + 1, above_count)
+            tl.store(state + row * STATE + 2, above_mass)
+            tl.store(state + row * STATE + 3, goal)
+    highest = _highest(extents, SPLITS)
+    digits = tl.arange(0, DIGITS)
+    thresholds = (prefix * DIGITS + digits.to(tl.int64)) << unseen
+    counts = tl.zeros((DIGITS,), tl.float64)
+    masses = tl.zeros((DIGITS,), tl.float64)
+    for start in range(part * chunk, min((part + 1) * chunk, vocab_size), SEARCH_BLOCK):
+        ids = start + tl.arange(0, SEARCH_BLOCK)
+        inside = ids < vocab_size
+        score = _load(scores, row_stride, ids, inside)
+        key = tl.where(inside, _key(score, KEY_BITS), -1)
+        above = key[None, :] >= thresholds[:, None]
+        counts += tl.sum(above.to(tl.int32), 1).to(tl.float64)
+        masses += tl.sum(tl.where(above, _weight(score, highest, inverse)[None, :], 0.0), 1)
+    place = row * 2 * SPLITS * DIGITS + part * DIGITS + digits
+    tl.store(sums + place, counts)
+    tl.store(sums + place + SPLITS * DIGITS, masses)
+
+
+@triton.jit
+def _settle(
+    cut,
+    sums,
+    state,
+    extents,
+    base,
+    goal: tl.float64,
+    inverse: tl.float64,
+    SPLITS: tl.constexpr,
+    COUNTING: tl.constexpr,
+    OF_BASE: tl.constexpr,
+    KEEP_TIES: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+):
+    """Write each row's cut: its key, how many of the ids that tie there stay, and the mass kept."""
+    row = tl.program_id(0)
+    key, above_count, above_mass, goal, count = _narrow(sums, state, base, goal, SPLITS, COUNTING, OF_BASE, 2)
+    weight = _weight(_score(key, KEY_BITS), _highest(extents, SPLITS), inverse)
+    ties = count - above_count
+    if COUNTING:
+        if not KEEP_TIES:
+            ties = tl.minimum(ties, goal - above_count)
+    else:
+        wanted = tl.ceil((goal - above_mass) / tl.where(weight > 0.0, weight, 1.0))
+        ties = tl.minimum(ties, tl.maximum(wanted, 1.0))
+    tl.store(cut + row * 3, key.to(tl.float64))
+    tl.store(cut + row * 3 + 1, ties)
+    tl.store(cut + row * 3 + 2, above_mass + ties * weight)
+
+
+@triton.jit
+def _judge(score, inside, cut, highest, gap, CUT: tl.constexpr, KEY_BITS: tl.constexpr):
+    """Return which scores are kept whatever their ids, and which tie at the cut."""
+    kept = inside & (score.to(tl.float64) >= highest + gap) & (score > -float("inf"))
+    tied = kept & (score != score)
+    if CUT:
+        key = _key(score, KEY_BITS)
+        limit = tl.load(cut + tl.program_id(0) * 3).to(tl.int64)
+        tied = kept & (key == limit)
+        kept = kept & (key > limit)
+    return kept, tied
+
+
+@triton.jit
+def _tally(
+    tallies,
+    scores,
+    row_stride,
+    vocab_size,
+    chunk,
+    extents,
+    cut,
+    gap: tl.float64,
+    inverse: tl.float64,
+    SPLITS: tl.constexpr,
+    CUT: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+):
+    """Write for each part the mass surely kept, and how many ids tie at the cut."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    highest = _highest(extents, SPLITS)
+    mass = tl.zeros((DRAW_BLOCK,), tl.float64)
+    ties = tl.zeros((DRAW_BLOCK,), tl.int32)
+    for start in range(part * chunk, min((part + 1) * chunk, vocab_size), DRAW_BLOCK):
+        ids = start + tl.arange(0, DRAW_BLOCK)
+        inside = ids < vocab_size
+        score = _load(scores, row_stride, ids, inside)
+        kept, tied = _judge(score, inside, cut, highest, gap, CUT, KEY_BITS)
+        mass += tl.where(kept, _weight(score, highest, inverse), 0.0)
+        ties += tied.to(tl.int32)
+    tl.store(tallies + row * 2 * SPLITS + part, tl.sum(mass, 0))
+    tl.store(tallies + row * 2 * SPLITS + SPLITS + part, tl.sum(ties, 0).to(tl.float64))
+
+
+@triton.jit
+def _uniform(seed, step):
+    """Return the float64 of ``uniform(seed, step)``."""
+    word = _mix(_mix(seed.to(tl.uint64, bitcast=True)) + (step.to(tl.uint64, bitcast=True) + 1) * _GOLDEN)
+    return (word >> 11).to(tl.float64) * 1.1102230246251565e-16
+
+
+@triton.jit
+def _mix(word):
+    word = (word ^ (word >> 30)) * _MIX_1
+    word = (word ^ (word >> 27)) * _MIX_2
+    return word ^ (word >> 31)
+
+
+@triton.jit
+def _draw(
+    ids_out,
+    tallies,
+    seeds,
+    steps,
+    seed_stride,
+    step_stride,
+    scores,
+    row_stride,
+    vocab_size,
+    chunk,
+    extents,
+    cut,
+    gap: tl.float64,
+    inverse: tl.float64,
+    SPLITS: tl.constexpr,
+    CUT: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+):
+    """Write the first id, in id order, at which the mass of what is kept exceeds the random share of all of it."""
+    row = tl.program_id(0)
+    highest = _highest(extents, SPLITS)
+    parts = tl.arange(0, SPLITS)
+    masses = tl.load(tallies + row * 2 * SPLITS + parts)
+    room = tl.zeros((), tl.float64)
+    weight = tl.zeros((), tl.float64)
+    if CUT:
+        ties = tl.load(tallies + row * 2 * SPLITS + SPLITS + parts)
+        before = tl.cumsum(ties, 0) - ties
+        room = tl.load(cut + row * 3 + 1)
+        weight = _weight(_score(tl.load(cut + row * 3).to(tl.int64), KEY_BITS), highest, inverse)
+        masses += weight * tl.maximum(tl.minimum(ties, room - before), 0.0)
+    passed = tl.cumsum(masses, 0)
+    whole = tl.max(passed, 0)
+    share = _uniform(tl.load(seeds + row * seed_stride), tl.load(steps + row * step_stride))
+    # The product may round up to the mass itself, which nothing exceeds: the last part with any mass holds it then.
+    target = share * whole
+    last = tl.max(tl.where(masses > 0.0, parts, 0), 0)
+    part = tl.minimum(tl.min(tl.where((passed > target) & (masses > 0.0), parts, SPLITS), 0), last)
+    target -= tl.sum(tl.where(parts == part, passed - masses, 0.0), 0)
+    if CUT:
+        room -= tl.sum(tl.where(parts == part, before, 0.0), 0)
+    chosen = vocab_size + 0 * part
+    latest = -1 + 0 * part
+    for start in range(part * chunk, min((part + 1) * chunk, vocab_size), DRAW_BLOCK):
+        ids = start + tl.arange(0, DRAW_BLOCK)
+        inside = ids < vocab_size
+        score = _load(scores, row_stride, ids, inside)
+        kept, tied = _judge(score, inside, cut, highest, gap, CUT, KEY_BITS)
+        rank = tl.cumsum(tied.to(tl.int32), 0).to(tl.float64)
+        kept = kept | (tied & (rank <= room))
+        weights = tl.where(kept, _weight(score, highest, inverse), 0.0)
+        mass = tl.cumsum(weights, 0)
+        kept = weights > 0.0
+        chosen = tl.minimum(chosen, tl.min(tl.where(kept & (mass > target), ids, vocab_size), 0))
+        latest = tl.maximum(latest, tl.max(tl.where(kept, ids, -1), 0))
+        target -= tl.sum(weights, 0)
+        room -= tl.sum(tied.to(tl.int32), 0).to(tl.float64)
+    # Where rounding left the target beyond the last one kept, that one it is.
+    chosen = tl.where(chosen < vocab_size, chosen, latest)
+    drawable = (highest == highest) & (highest > -float("inf"))
+    tl.store(ids_out + row, tl.where(drawable, chosen, -1).to(tl.int64))

@@ -1,0 +1,107 @@
+"""The sampler's Triton kernels: their logic on the CPU, their compilation for a GPU, and, where there is one, a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bpe_llama import Sampler
+from bpe_llama.model import sampling
+
+pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
+on_cuda = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and none is here"),
+]
+
+
+@pytest.mark.slow
+def test_the_kernels_draw_as_the_sampler_does():
+    script = Path(__file__).with_name("interpreted_kernels.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "equal\n", done.stderr
+
+
+TYPES = {
+    **dict.fromkeys(["seeds", "steps", "ids_out"], "*i64"),
+    **dict.fromkeys(["row_stride", "vocab_size", "chunk", "unseen", "seed_stride", "step_stride"], "i32"),
+    **dict.fromkeys(["goal", "inverse", "gap"], "fp64"),
+}
+SEARCH = {"SPLITS": 32, "COUNTING": False, "OF_BASE": True, "KEY_BITS": 32}
+VARIANTS = [
+    ("_extent", {"SPLITS": 32}),
+    ("_weigh_digits", {**SEARCH, "ROUND": 0}),
+    ("_weigh_digits", {**SEARCH, "ROUND": 1}),
+    ("_weigh_digits", {**SEARCH, "COUNTING": True, "OF_BASE": False, "KEY_BITS": 16, "ROUND": 2}),
+    ("_settle", {**SEARCH, "KEEP_TIES": False}),
+    ("_settle", {**SEARCH, "COUNTING": True, "KEEP_TIES": True}),
+    ("_tally", {"SPLITS": 32, "CUT": True, "KEY_BITS": 32}),
+    ("_draw", {"SPLITS": 32, "CUT": True, "KEY_BITS": 32}),
+    ("_draw", {"SPLITS": 1, "CUT": False, "KEY_BITS": 16}),
+]
+
+
+@pytest.mark.parametrize(("name", "constants"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_kernels_compile_for_hopper(monkeypatch, tmp_path, name, constants):
+    """Down to machine code: Triton brings its own assembler, so no GPU is needed."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from bpe_llama.model.sampling import kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(kernels, name)
+    scores = "*bf16" if constants.get("KEY_BITS") == 16 else "*fp32"
+    signature = {
+        each: "constexpr" if each in constants else scores if each == "scores" else TYPES.get(each, "*fp64")
+        for each in kernel.arg_names
+    }
+    places = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
+    source = triton.compiler.ASTSource(kernel, signature, constexprs=places)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True})
+    assert compiled.asm["cubin"]
+
+
+LOGITS = torch.randn(8, 128_256, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 50, "min_p": 0.01}, {"typical_p": 0.9}, {"temperature": 0.0}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("_", [pytest.param(None, marks=on_cuda, id="cuda")])
+def test_a_captured_graph_draws_as_the_cpu_does(options, dtype, _):
+    logits = LOGITS.to(dtype)
+    on_device = logits.cuda()
+    step = torch.zeros((), dtype=torch.int64, device="cuda")
+    sampling.sample_logits(on_device, **options, seed=5, step=step)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ids = sampling.sample_logits(on_device, **options, seed=5, step=step)
+    sampler = Sampler(**options, seed=5)
+    different = 0
+    for each in range(20):
+        step.fill_(each)
+        graph.replay()
+        different += (ids.cpu().numpy() != sampler.sample(logits, step=each)).sum()
+    # Rounding at a border may move a draw to a neighbour now and then.
+    assert different <= 1
+
+
+@pytest.mark.parametrize("_", [pytest.param(None, marks=on_cuda, id="cuda")])
+def test_drawing_waits_for_nothing_and_marks_bad_rows(_):
+    logits = LOGITS.cuda()
+    logits[3, 5], logits[4, 6], logits[5] = torch.nan, torch.inf, -torch.inf
+    banned = torch.full((8, 1), 128_256, device="cuda")
+    banned[:7] = 1
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ids = sampling.sample_logits(logits, top_k=40, banned_ids=banned)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert np.flatnonzero(ids.cpu().numpy() < 0).tolist() == [3, 4, 5, 7]
