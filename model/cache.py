@@ -168,12 +168,19 @@ class KVCache:
         view._share(self.store[:, :, start:end], self.lengths[start:end])
         return view
 
-    def reorder(self, sources: Sequence[int]) -> None:
-        """Make each slot hold what slot ``sources[slot]`` held before (beam search)."""
+    def reorder(self, sources: Sequence[int], start: int = 0) -> None:
+        """Make each slot hold what slot ``sources[slot]`` held before (beam search).
+
+        Args:
+            sources: One for each slot.
+            start: Columns before this one are alike in all slots, and need not move.
+        """
+        if list(sources) == list(range(self.batch_size)):
+            return
         index = torch.tensor(sources, device=self.keys[0].device)
         end = max(self.lengths)
         for layers in self.store.unbind(0):  # one at a time: what moves is copied first
-            layers[..., :end, :] = layers[..., :end, :].index_select(1, index)
+            layers[..., start:end, :] = layers[..., start:end, :].index_select(1, index)
         self.lengths[:] = [self.lengths[source] for source in sources]
 
     def copy(self, source: int, target: int) -> None:

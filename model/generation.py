@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama.model.beam import EarlyStopping, beam_search
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.choosing import choose
 from bpe_llama.model.fused import FusedDecoder, can_fuse
@@ -84,9 +85,8 @@ class Engine:
                 raise ValueError(
                     f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
                 )
-        read = [
-            Sample(list(prompt), chosen, self._eos_ids(chosen)) for prompt, chosen in zip(prompts, options, strict=True)
-        ]
+        config = self.model.config
+        read = [Sample(list(p), chosen, chosen.ending_ids(config)) for p, chosen in zip(prompts, options, strict=True)]
         if not read:
             return read
         self._look_at_the_model()
@@ -153,11 +153,6 @@ class Engine:
         max_length = min(max_length, self.model.config.context_length)
         if max_length > self.cache.capacity:
             self.cache = self.cache.widened(max_length)
-
-    def _eos_ids(self, options: GenerationOptions) -> tuple[int, ...]:
-        if options.eos_id is None:
-            return self.model.config.eos_token_ids
-        return (options.eos_id,) if isinstance(options.eos_id, int) else tuple(options.eos_id)
 
     def _slots(self, start: int, end: int) -> KVCache:
         whole = end - start == self.cache.batch_size
@@ -264,6 +259,9 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     num_return_sequences: int = 1,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
     **options: Any,
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
@@ -275,12 +273,16 @@ def generate(
         model: Weights to generate with.
         input_ids: int64 (B, T), rows padded on the left.
         attention_mask: (B, T), zero where a row is padded.
-        num_return_sequences: Continuations of each row, side by side, with the seeds ``seed``, ``seed + 1`` …
-        **options: Of `GenerationOptions`.
+        num_return_sequences: Continuations of each row, side by side, with the seeds ``seed``, ``seed + 1`` …; of a
+            beam search the best ones.
+        num_beams: More than 1 searches (see `bpe_llama.model.beam.beam_search`) instead of drawing.
+        length_penalty: Of the search.
+        early_stopping: Of the search.
+        **options: Of `GenerationOptions`; a search takes ``max_new_tokens``, ``min_new_tokens`` and ``eos_id``.
 
     Raises:
-        ValueError: If an option is out of range, a prompt is empty, padded on the wrong side, or leaves no room in
-            the context.
+        ValueError: If an option is out of range or a search is told how to draw; if a prompt is empty, padded on the
+            wrong side, or leaves no room in the context.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -289,9 +291,52 @@ def generate(
         >>> generate(LlamaForCausalLM(config), torch.tensor([[1, 5, 7]]), max_new_tokens=4, eos_id=()).shape
         torch.Size([1, 7])
     """
-    columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, **options))
+    if num_beams == 1:
+        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, **options))
+        new_BT = torch.stack(columns, dim=1)
+    else:
+        chosen = search_options(options)
+        if num_beams < 1:
+            raise ValueError(f"num_beams is {num_beams}; expected at least 1")
+        if not 1 <= num_return_sequences <= num_beams:
+            raise ValueError(f"num_return_sequences is {num_return_sequences}; expected 1 to num_beams ({num_beams})")
+        rows = [
+            found.new_ids
+            for prompt in unpad(input_ids, attention_mask)
+            for found in beam_search(model, prompt, chosen, num_beams, length_penalty, early_stopping)[
+                :num_return_sequences
+            ]
+        ]
+        width, padding = max(map(len, rows)), _padding(model, chosen)
+        new_BT = torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=model.device)
     prompts_BT = input_ids.to(model.device, torch.long).repeat_interleave(num_return_sequences, dim=0)
-    return torch.cat([prompts_BT, torch.stack(columns, dim=1)], dim=1)
+    return torch.cat([prompts_BT, new_BT], dim=1)
+
+
+def search_options(options: dict[str, Any]) -> GenerationOptions:
+    """Return the options of a beam search.
+
+    Raises:
+        ValueError: If one of them says how to draw, which a search does not do.
+
+    Example:
+        >>> search_options({"max_new_tokens": 5}).max_new_tokens
+        5
+    """
+    chosen = GenerationOptions(**options)
+    for name in options:
+        drawing = name not in ("max_new_tokens", "min_new_tokens", "eos_id")
+        if drawing and not (name == "temperature" and chosen.temperature == 0):
+            raise ValueError(f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out")
+    return chosen
+
+
+def _padding(model: LlamaForCausalLM, options: GenerationOptions) -> int:
+    """Return the id that fills rows which have ended."""
+    padding = model.config.pad_token_id
+    if padding is not None and padding >= 0:
+        return padding
+    return next(iter(options.ending_ids(model.config)), 0)
 
 
 def stream_ids(
@@ -310,9 +355,7 @@ def stream_ids(
     room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
     engine = Engine(model, len(prompts) * max(num_return_sequences, 1), room)
     samples = engine.join(prompts, [chosen] * len(prompts), copies=num_return_sequences)
-    padding = model.config.pad_token_id
-    if padding is None or padding < 0:
-        padding = samples[0].eos_ids[0] if samples[0].eos_ids else 0
+    padding = _padding(model, chosen)
     step = 0
     while True:
         row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in samples]

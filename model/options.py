@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from bpe_llama.model.config import LlamaConfig
 from bpe_llama.sampling import Sampler
 
 
@@ -71,6 +72,12 @@ class GenerationOptions:
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
         }
+
+    def ending_ids(self, config: LlamaConfig) -> tuple[int, ...]:
+        """Return the ids that end a sequence: those asked for, or else the model's."""
+        if self.eos_id is None:
+            return config.eos_token_ids
+        return (self.eos_id,) if isinstance(self.eos_id, int) else tuple(self.eos_id)
 
     @property
     def looks_back(self) -> bool:

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bpe_llama.model.generation import Engine, GenerationOptions, Sample
+from bpe_llama.model.beam import beam_search
+from bpe_llama.model.generation import Engine, GenerationOptions, Sample, search_options
 from bpe_llama.model.llama import LlamaForCausalLM
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
+
+
+_SEARCH = ("num_beams", "length_penalty", "early_stopping")
+_OURS = ("stop", "bos", "allowed_special")
 
 
 class TextGenerator:
@@ -42,8 +47,23 @@ class TextGenerator:
         """The engine that served last, or none while it serves."""
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
-        """Return the continuation of one prompt; arguments and errors are those of `stream`."""
-        return "".join(self.stream(prompt, **options))
+        """Return the continuation of one prompt; arguments and errors are those of `stream`.
+
+        ``num_beams``, ``length_penalty`` and ``early_stopping`` search for the likeliest instead of drawing, as in
+        `bpe_llama.model.generation.generate`.
+        """
+        if options.get("num_beams", 1) == 1:
+            return "".join(self.stream(prompt, **{name: o for name, o in options.items() if name != "num_beams"}))
+        search = {name: options.pop(name) for name in _SEARCH if name in options}
+        search_options({name: value for name, value in options.items() if name not in _OURS})
+        writer = self._writer(prompt, options)
+        best = beam_search(self.model, writer.prompt, writer.options, **search)[0]
+        writer.sample = Sample(
+            writer.prompt, writer.options, writer.options.ending_ids(self.model.config), best.new_ids
+        )
+        writer.sample.finish = "length"
+        writer.read()
+        return "".join(writer.parts)
 
     def generate_batch(self, prompts: Sequence[str], *, slots: int = 16, **options: Any) -> list[str]:
         """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
@@ -167,8 +187,8 @@ class _Writer:
         """Return the tokens its slot must hold."""
         return min(model.config.context_length, len(self.prompt) + self.options.max_new_tokens)
 
-    def read(self, engine: Engine) -> None:
-        """Decode the ids that have come; end the sequence if a stop string is complete."""
+    def read(self, engine: Engine | None = None) -> None:
+        """Decode the ids that have come; end the sequence in the engine if a stop string is complete."""
         if self.sample is None or self.done:
             return
         text = self._held
@@ -181,7 +201,7 @@ class _Writer:
         found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
         if found:
             text = text[: min(found)]
-            if not self.sample.finish:
+            if engine and not self.sample.finish:
                 engine.leave(self.sample)
         self.done = bool(found or self.sample.finish)
         keep = 0 if self.done else _may_become_stop(text, self._stops)

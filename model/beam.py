@@ -1,0 +1,133 @@
+"""Beam search: the few likeliest continuations side by side, in place of one drawn by chance.
+
+Shapes: ``N`` beams, ``V`` vocab_size.
+
+Source: when a search ends, and how scores are penalised, follows transformers 5.23, which the tests hold it to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.cache import KVCache
+from bpe_llama.model.fused import FusedDecoder, can_fuse
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.options import GenerationOptions
+
+EarlyStopping = bool | Literal["never"]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """New ids, and their score: the sum of their log-probabilities over their number to the length penalty."""
+
+    new_ids: list[int]
+    score: float
+
+
+@torch.no_grad()
+def beam_search(
+    model: LlamaForCausalLM,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
+    prefill_chunk: int = 512,
+) -> list[Continuation]:
+    """Return up to ``num_beams`` continuations of a prompt, the best first.
+
+    Args:
+        model: Weights to generate with.
+        prompt: Ids.
+        options: How many new ids, and which of them end a text; how to sample plays no role.
+        num_beams: Continuations followed at a time.
+        length_penalty: Above 0 favours long ones, below 0 short ones.
+        early_stopping: True ends with the first ``num_beams`` finished continuations; False once the best running one
+            would score no better if it ended now; ``"never"`` only when none can become better.
+        prefill_chunk: Prompt tokens per forward pass.
+
+    Raises:
+        ValueError: If a number is out of range, or the prompt is empty or leaves no room in the context.
+
+    Cost: a forward pass of ``num_beams`` rows an id; cached keys and values move as beams do, the prompt's never.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> found = beam_search(LlamaForCausalLM(config), [1, 5], GenerationOptions(max_new_tokens=4, eos_id=()))
+        >>> len(found), len(found[0].new_ids), found[0].score >= found[1].score
+        (4, 4, True)
+    """
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; expected at least 1")
+    if early_stopping not in (True, False, "never"):
+        raise ValueError(f"early_stopping is {early_stopping!r}; expected True, False or 'never'")
+    if not prompt:
+        raise ValueError("the prompt is empty; expected at least one id")
+    context = model.config.context_length
+    if len(prompt) >= context:
+        raise ValueError(f"the prompt has {len(prompt)} ids, which leaves no room in a context of {context}")
+    limit = min(options.max_new_tokens, context - len(prompt))
+    ends = options.ending_ids(model.config)
+    cache = KVCache(model.config, num_beams, len(prompt) + limit, dtype=model.dtype, device=model.device)
+    logits_NV = _read_prompt(model, prompt, cache, prefill_chunk)
+    fused = FusedDecoder(model) if can_fuse(model) else None
+
+    running = [Continuation([], 0.0)]  # score: here the plain sum
+    finished: list[Continuation] = []
+    for length in range(1, limit + 1):
+        logprobs_NV = logits_NV.float().log_softmax(-1)
+        if length <= options.min_new_tokens:
+            logprobs_NV[:, list(ends)] = -torch.inf
+        logprobs_NV += torch.tensor([beam.score for beam in running], device=model.device)[:, None]
+        # Enough candidates for num_beams to run on, should every one of them also propose every ending.
+        enough = min(max(2, 1 + len(ends)) * num_beams, logprobs_NV.numel())
+        best = logprobs_NV.flatten().topk(enough)
+        ongoing: list[Continuation] = []
+        sources: list[int] = []
+        for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            source, new_id = divmod(place, logprobs_NV.shape[1])
+            candidate = Continuation([*running[source].new_ids, new_id], score)
+            if new_id in ends or length == limit:
+                if rank < num_beams:
+                    finished.append(Continuation(candidate.new_ids, score / length**length_penalty))
+            elif len(ongoing) < num_beams:
+                ongoing.append(candidate)
+                sources.append(source)
+        finished = sorted(finished, key=lambda beam: -beam.score)[:num_beams]
+        if not ongoing:
+            break
+        if len(finished) == num_beams:
+            reach = limit if early_stopping == "never" and length_penalty > 0 else length
+            if early_stopping is True or ongoing[0].score / reach**length_penalty <= finished[-1].score:
+                break
+        running = ongoing
+        sources += [0] * (num_beams - len(sources))  # slots without a beam, in vocabularies smaller than the search
+        cache.reorder(sources, len(prompt))
+        ids_N1 = [[beam.new_ids[-1]] for beam in running] + [[0]] * (num_beams - len(running))
+        if fused is None:
+            logits_BTV = model(torch.tensor(ids_N1, device=model.device), past_key_values=cache).logits
+        else:
+            logits_BTV = fused(ids_N1, cache)
+        logits_NV = logits_BTV[: len(running), 0]
+    return finished
+
+
+def _read_prompt(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chunk: int) -> Tensor:
+    """Read the prompt into every slot; return the logits after it, (1, V)."""
+    first = cache.rows(0, 1)
+    ids_1T = torch.tensor([list(prompt)], device=model.device)
+    for start in range(0, len(prompt), chunk):
+        hidden_1TD = model.model(ids_1T[:, start : start + chunk], past_key_values=first)
+    cache.lengths[0] = first.lengths[0]
+    for slot in range(1, cache.batch_size):
+        cache.copy(0, slot)
+    logits_1V: Tensor = model.lm_head(hidden_1TD[:, -1])
+    return logits_1V
