@@ -21,6 +21,7 @@ import torch
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
 from bpe_llama.model.generation import Engine, GenerationOptions
+from bpe_llama.model.speed import bytes_per_token, read_bandwidth
 
 SHAPE = LlamaConfig(
     vocab_size=49_152,
@@ -36,23 +37,6 @@ SHAPE = LlamaConfig(
     initializer_range=0.04,
 )
 PROMPT = list(range(5, 37))
-
-
-def read_bandwidth(megabytes: int = 512) -> float:
-    """Return how many bytes a second one pass over memory reads, the best of five."""
-    block = torch.ones(megabytes * 2**18)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        block.sum()
-        times.append(time.perf_counter() - start)
-    return block.numel() * 4 / min(times)
-
-
-def weight_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes one token's forward pass reads; a tied embedding counts once."""
-    tensors = [*model.parameters(), *(b for n, b in model.named_buffers() if "inv_freq" not in n)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def ours(model: LlamaForCausalLM, tokens: int) -> tuple[float, list[int]]:
@@ -125,7 +109,7 @@ def main() -> None:
     print("| | best | median | of the read floor | against transformers |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         peer_name = "transformers " + ("float32" if "float32" in name else "bfloat16")
-        floor = f"{weight_bytes(models[name]) / bandwidth / best[name]:.0%}" if name in models else ""
+        floor = f"{bytes_per_token(models[name]) / bandwidth / best[name]:.0%}" if name in models else ""
         ratio = f"{best[peer_name] / best[name]:.2f}x" if peer_name in best else ""
         print(f"| {name} | {1 / best[name]:.1f} | {1 / statistics.median(times):.1f} | {floor} | {ratio} |")
     results = Path(__file__).parent / "results"

@@ -21,6 +21,7 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.demo import run_demo, save_with_tokenizer
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.speed import describe_speed
 from bpe_llama.model.text import TextGenerator
 from bpe_llama.model.weights.gguf_out import save_gguf
 from bpe_llama.tokenizer import Tokenizer
@@ -251,6 +252,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given many times.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
+    speed: Annotated[bool, typer.Option("--speed", help="Say how fast, against what memory allows.")] = False,
 ) -> None:
     """Print a prompt and its continuation, piece by piece as it is found."""
     text = prompt if prompt is not None else read_prompt()
@@ -270,6 +272,9 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+    sys.stdout.flush()
+    if speed and generator.last is not None:
+        typer.echo(describe_speed(generator.model, generator.last), err=True)
 
 
 @app.command(epilog="Example: bpe-llama chat --model SmolLM2-135M-Instruct.Q4_1.gguf --system 'Answer briefly.'")

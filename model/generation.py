@@ -8,6 +8,7 @@ would hold one `Engine` and call `Engine.join` and `Engine.step` as requests com
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -89,6 +90,7 @@ class Engine:
         read = [Sample(list(p), chosen, chosen.ending_ids(config)) for p, chosen in zip(prompts, options, strict=True)]
         if not read:
             return read
+        start = time.perf_counter()
         self._look_at_the_model()
         logits_BV = self._prefill(read, first)
         joined = read
@@ -103,6 +105,9 @@ class Engine:
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
         self.live += joined
         self._append(joined, logits_BV)
+        seconds = time.perf_counter() - start
+        for sample in joined:
+            sample.prefill_seconds = seconds
         self._let_go()
         return joined
 
@@ -112,7 +117,11 @@ class Engine:
         grown = list(self.live)
         if not grown:
             return grown
+        start = time.perf_counter()
         self._append(grown, self._read([[sample.new_ids[-1]] for sample in grown])[:, 0])
+        seconds = time.perf_counter() - start
+        for sample in grown:
+            sample.decode_seconds += seconds
         self._let_go()
         return grown
 
@@ -125,6 +134,7 @@ class Engine:
         """
         if self.live != [sample]:
             raise ValueError("guesses are verified for a sequence that runs alone")
+        start = time.perf_counter()
         held = self.cache.lengths[0]
         logits_TV = self._read([[sample.new_ids[-1], *guesses]])[0]
         kept = 0
@@ -135,6 +145,7 @@ class Engine:
             kept += 1
             if sample.finish:
                 break
+        sample.decode_seconds += time.perf_counter() - start
         self.cache.lengths[0] = held + 1 + kept  # forget the guesses that did not hold
         self._let_go()
         return kept

@@ -96,6 +96,10 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     reused: int = 0
     """How many of the prompt's ids needed no work, because the slot still held them from an earlier sequence."""
+    prefill_seconds: float = 0.0
+    """From joining to the first new id."""
+    decode_seconds: float = 0.0
+    """Spent in steps since, those of its neighbours included."""
     finish: str | None = None
     """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
 

@@ -43,6 +43,8 @@ class TextGenerator:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self.last: Sample | None = None
+        """The sequence that `stream` began last, its ids and timings included."""
         self._idle: list[Engine] = []
         """The engine that served last, or none while it serves."""
 
@@ -125,6 +127,7 @@ class TextGenerator:
             engine.forget()
         try:
             (writer.sample,) = engine.join([writer.prompt], [writer.options])
+            self.last = writer.sample
             while True:
                 writer.read(engine)
                 yield from writer.take()

@@ -272,3 +272,10 @@ def test_convert_goes_to_gguf_and_back(talker: Path, tmp_path: Path) -> None:
     tokenizers = [Tokenizer.from_file(folder) for folder in (talker, tmp_path / "back")]
     assert tokenizers[0].encode(TEXT) == tokenizers[1].encode(TEXT)
     assert tokenizers[0].chat_template == tokenizers[1].chat_template
+
+
+def test_generate_says_how_fast(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "6", "--speed"]) == 0
+    printed = capsys.readouterr()
+    assert "prefill: " in printed.err and "decode: " in printed.err and "GB/s this machine reads" in printed.err
+    assert "a second" not in printed.out

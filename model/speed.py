@@ -1,0 +1,79 @@
+"""How fast a sequence was generated, beside how fast it could be: no token comes sooner than its weights are read."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.options import Sample
+
+
+def read_bandwidth(device: torch.device | str = "cpu", megabytes: int = 256, rounds: int = 5) -> float:
+    """Return how many bytes a second one pass over memory reads, the best of a few.
+
+    Args:
+        device: Whose memory.
+        megabytes: To read; take several times what caches hold.
+        rounds: Passes, after a first one that does not count.
+
+    Example:
+        >>> read_bandwidth(megabytes=1) > 0
+        True
+    """
+    block = torch.ones(megabytes * 2**18, device=device)
+    on_cuda = block.device.type == "cuda"
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        block.sum()
+        if on_cuda:
+            torch.cuda.synchronize(block.device)
+        seconds.append(time.perf_counter() - start)
+    return block.numel() * 4 / min(seconds[1:])
+
+
+def bytes_per_token(model: nn.Module) -> int:
+    """Return the bytes of weights that one new token reads: all but an embedding table that is not the head as well.
+
+    Example:
+        >>> bytes_per_token(nn.Linear(3, 5))
+        80
+    """
+    tensors = {id(weight): weight for weight in [*model.parameters(), *model.buffers()]}
+    if isinstance(model, LlamaForCausalLM) and model.lm_head.weight is not model.model.embed_tokens.weight:
+        del tensors[id(model.model.embed_tokens.weight)]
+    return sum(weight.numel() * weight.element_size() for weight in tensors.values())
+
+
+def describe_speed(model: LlamaForCausalLM, sample: Sample, bandwidth: float | None = None) -> str:
+    """Return two lines: the rate at which the prompt was read, and that of the new ids against the memory's.
+
+    Args:
+        model: That generated the sample.
+        sample: Finished.
+        bandwidth: Bytes a second; measured now by default.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> from bpe_llama.model.options import GenerationOptions
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> sample = Sample([1] * 50, GenerationOptions(), (), [2] * 11, prefill_seconds=0.5, decode_seconds=2.0)
+        >>> print(describe_speed(LlamaForCausalLM(config), sample, bandwidth=1e6))
+        prefill: 50 tokens, 100.0 a second
+        decode: 10 tokens, 5.0 a second; reading 0.0 MB a token, 5% of the 0.0 GB/s this machine reads
+    """
+    read, new = len(sample.prompt) - sample.reused, len(sample.new_ids) - 1
+    reused = f" ({sample.reused} more were cached)" if sample.reused else ""
+    lines = [f"prefill: {read} tokens{reused}, {read / sample.prefill_seconds:.1f} a second"]
+    if new > 0:
+        rate, size = new / sample.decode_seconds, bytes_per_token(model)
+        bandwidth = read_bandwidth(model.device) if bandwidth is None else bandwidth
+        lines.append(
+            f"decode: {new} tokens, {rate:.1f} a second; reading {size / 1e6:.1f} MB a token, "
+            f"{rate * size / bandwidth:.0%} of the {bandwidth / 1e9:.1f} GB/s this machine reads"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""Timings of a sequence, and what a token has to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bpe_llama.model import LlamaForCausalLM, quantize
+from bpe_llama.model.generation import Engine, GenerationOptions
+from bpe_llama.model.options import Sample
+from bpe_llama.model.speed import bytes_per_token, describe_speed, read_bandwidth
+
+Make = Callable[..., LlamaForCausalLM]
+
+
+def test_a_sequence_knows_its_timings(tiny_model: Make) -> None:
+    engine = Engine(tiny_model(eos_token_id=None), 2)
+    first, second = engine.join([[5, 6], [7]], [GenerationOptions(max_new_tokens=n) for n in (1, 4)])
+    assert first.prefill_seconds == second.prefill_seconds > 0
+    while engine.step():
+        pass
+    assert first.decode_seconds == 0 < second.decode_seconds
+
+
+def test_weights_are_counted_once(tiny_model: Make) -> None:
+    tied, free = tiny_model(tie_word_embeddings=True), tiny_model()
+    matrices = sum(weight.numel() for weight in tied.parameters())
+    rotary = tied.model.rotary_emb.inv_freq.numel()
+    assert bytes_per_token(tied) == bytes_per_token(free) == 4 * (matrices + rotary)
+    small = bytes_per_token(quantize.quantize(tiny_model(hidden_size=64, num_attention_heads=8), "int8"))
+    assert small < 0.6 * bytes_per_token(tiny_model(hidden_size=64, num_attention_heads=8))
+
+
+def test_the_report(tiny_model: Make) -> None:
+    model = tiny_model()
+    sample = Sample([1] * 40, GenerationOptions(), (), [2] * 21, reused=10, prefill_seconds=0.3, decode_seconds=0.5)
+    report = describe_speed(model, sample, bandwidth=80 * bytes_per_token(model))
+    assert "prefill: 30 tokens (10 more were cached), 100.0 a second" in report
+    assert "decode: 20 tokens, 40.0 a second" in report and "50% of the" in report
+    sample.new_ids = [2]
+    assert "decode" not in describe_speed(model, sample)
+    assert read_bandwidth(megabytes=4) > 1e6
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="reading GPU memory needs a CUDA GPU; none is here")
+def test_the_bandwidth_of_a_gpu() -> None:
+    assert read_bandwidth("cuda", megabytes=1024) > 1e11
