@@ -37,6 +37,14 @@ def visible_keys(
         ValueError: If the mask does not cover S columns.
     """
     end = places.end if places else length
+    if places is not None and places.held_BS is not None and places.positions_BT is not None:
+        if attention_mask is not None:
+            raise ValueError("a cache that wraps around takes no attention_mask; give each row a length of its own")
+        query_BT1, held_B1S = places.positions_BT[..., None], places.held_BS[:, None]
+        mask_BTS = (held_B1S >= 0) & (held_B1S <= query_BT1)
+        if window is not None:
+            mask_BTS &= held_B1S > query_BT1 - window
+        return Visible(mask=mask_BTS[:, None])
     if attention_mask is not None and attention_mask.shape[-1] != end:
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"

@@ -5,6 +5,7 @@ Shapes: ``B`` slots (rows of a batch), ``K`` KV heads, ``S`` capacity, ``T`` new
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,22 @@ from bpe_llama.model.config import LlamaConfig
 
 @dataclass(frozen=True)
 class Places:
-    """Where the new tokens of one forward pass go: the same columns in every slot, or columns of its own for each."""
+    """Where the new tokens of one forward pass go: the same columns in every slot, or columns of its own for each.
+
+    A column's number is its token's position, unless ``positions_BT`` and, for all columns, ``held_BS`` say otherwise:
+    the position each column then holds, negative where it holds none.
+    """
 
     start: int
     end: int
     columns_BT: Tensor | None
+    positions_BT: Tensor | None = None
+    held_BS: Tensor | None = None
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Return the position of each new token, (B, T); None where they are ``start`` to ``end`` in every slot."""
+        return self.columns_BT if self.positions_BT is None else self.positions_BT
 
     @property
     def uniform(self) -> bool:
@@ -66,18 +78,27 @@ class KVCache:
             raise ValueError(f"batch_size is {batch_size} and max_length {max_length}; expected at least 1")
         shape = (2, config.num_hidden_layers, batch_size, config.kv_heads, max_length, config.head_size)
         # Zeros, not garbage: a masked column still enters a product with weight 0, and 0 * nan is nan.
-        self._share(torch.zeros(shape, dtype=dtype, device=device), [0] * batch_size)
+        self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size)
+        self.dtype = self.store.dtype
 
-    def _share(self, store: Tensor, lengths: list[int]) -> None:
-        self.store = store
-        """Keys, then values, of every layer: (2, layers, B, K, S, H)."""
-        self.keys, self.values = (part.unbind(0) for part in store.unbind(0))
+    def _share(self, stores: list[Tensor], lengths: list[int]) -> None:
+        self.stores = stores
+        """All that is kept of keys, then values, of every layer: (2, layers, B, K, S, H), and what forms add to it."""
+        self.keys, self.values = (part.unbind(0) for part in stores[0].unbind(0))
         self.lengths = lengths
+
+    @property
+    def store(self) -> Tensor:
+        """Return keys, then values, of every layer: (2, layers, B, K, S, H)."""
+        return self.stores[0]
 
     @property
     def capacity(self) -> int:
         """Return how many tokens a slot can hold."""
-        return self.keys[0].shape[2]
+        return self.store.shape[4]
+
+    wraps = False
+    """Whether a slot forgets its first tokens as later ones come, so that it cannot go back to where it was."""
 
     @property
     def batch_size(self) -> int:
@@ -100,28 +121,37 @@ class KVCache:
             )
         if end - new == start:
             return Places(start, end, None)
-        device = self.keys[0].device
-        lengths = torch.tensor(self.lengths, device=device)
-        return Places(start, end, lengths[:, None] + torch.arange(new, device=device))
+        return Places(start, end, self._positions(new))
+
+    def _positions(self, new: int) -> Tensor:
+        """Return the positions of the next tokens of each slot, (B, new)."""
+        lengths_B = torch.tensor(self.lengths, device=self.store.device)
+        return lengths_B[:, None] + torch.arange(new, device=self.store.device)
 
     def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values; return views of all columns up to the longest slot's end.
 
         The slots' lengths do not change until `advance`, so that every layer writes to the same places.
         """
-        for store, new in ((self.keys[layer], keys_BKTH), (self.values[layer], values_BKTH)):
-            if places.columns_BT is None:
-                store[:, :, places.start : places.end] = new
-            else:
-                rows = torch.arange(store.shape[0], device=store.device)[:, None]
-                store[rows, :, places.columns_BT] = new.transpose(1, 2).to(store.dtype)
+        self._put(self.keys[layer], keys_BKTH, places)
+        self._put(self.values[layer], values_BKTH, places)
         return self.keys[layer][:, :, : places.end], self.values[layer][:, :, : places.end]
 
-    def open(self, places: Places) -> list[tuple[Tensor, ...]]:
+    @staticmethod
+    def _put(store_BKSH: Tensor, new_BKTH: Tensor, places: Places) -> None:
+        if places.columns_BT is None:
+            store_BKSH[:, :, places.start : places.end] = new_BKTH
+        else:
+            rows = torch.arange(store_BKSH.shape[0], device=store_BKSH.device)[:, None]
+            store_BKSH[rows, :, places.columns_BT] = new_BKTH.transpose(1, 2).to(store_BKSH.dtype)
+
+    def open(self, places: Places) -> list[tuple[Tensor, ...]] | None:
         """Return the views that `write` makes, of all layers at once: where new keys and values go, and what they join.
 
-        For places that are the same in every slot; there are ``layers`` tuples of four.
+        There are ``layers`` tuples of four; None where slots have places of their own.
         """
+        if not places.uniform:
+            return None
         new, seen = self.store[..., places.start : places.end, :], self.store[..., : places.end, :]
         return list(zip(*(part.unbind(0) for both in (new, seen) for part in both.unbind(0)), strict=True))
 
@@ -150,10 +180,11 @@ class KVCache:
         """
         if max_length < self.capacity:
             raise ValueError(f"max_length is {max_length}; expected at least the present {self.capacity}")
-        wider = KVCache.__new__(KVCache)
-        store = self.store.new_zeros(*self.store.shape[:4], max_length, self.store.shape[5])
-        store[..., : self.capacity, :] = self.store
-        wider._share(store, list(self.lengths))
+        wider, stores = copy.copy(self), []
+        for store in self.stores:
+            stores.append(store.new_zeros(*store.shape[:4], max_length, store.shape[5]))
+            stores[-1][..., : self.capacity, :] = store
+        wider._share(stores, list(self.lengths))
         return wider
 
     def rows(self, start: int, end: int) -> KVCache:
@@ -164,8 +195,8 @@ class KVCache:
         """
         if not 0 <= start < end <= self.batch_size:
             raise ValueError(f"slots {start} to {end} are not among the cache's {self.batch_size}")
-        view = KVCache.__new__(KVCache)
-        view._share(self.store[:, :, start:end], self.lengths[start:end])
+        view = copy.copy(self)
+        view._share([store[:, :, start:end] for store in self.stores], self.lengths[start:end])
         return view
 
     def reorder(self, sources: Sequence[int], start: int = 0) -> None:
@@ -179,14 +210,15 @@ class KVCache:
             return
         index = torch.tensor(sources, device=self.keys[0].device)
         end = max(self.lengths)
-        for layers in self.store.unbind(0):  # one at a time: what moves is copied first
+        for layers in (part for store in self.stores for part in store.unbind(0)):  # what moves is copied first
             layers[..., start:end, :] = layers[..., start:end, :].index_select(1, index)
         self.lengths[:] = [self.lengths[source] for source in sources]
 
     def copy(self, source: int, target: int) -> None:
         """Make one slot hold what another does (samples of one prompt)."""
         length = self.lengths[source]
-        self.store[:, :, target, :, :length] = self.store[:, :, source, :, :length]
+        for store in self.stores:
+            store[:, :, target, :, :length] = store[:, :, source, :, :length]
         self.lengths[target] = self.lengths[source]
 
     def move(self, source: int, target: int) -> None:

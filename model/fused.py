@@ -210,7 +210,7 @@ class FusedDecoder:
         mask = _query_group_mask(
             visible_keys(length, places, None, torch.device("cpu"), config.sliding_window), config, places, length
         )
-        positions_BT = places.columns_BT
+        positions_BT = places.positions
         if positions_BT is None:
             positions_BT = torch.arange(places.end - length, places.end)[None]
         cos_M1R, sin_M1R = (
@@ -224,7 +224,7 @@ class FusedDecoder:
         new_keys = space.turned_key_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
         new_values = space.value_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
 
-        opened = cache.open(places) if places.uniform else None
+        opened = cache.open(places)
         torch.index_select(self.model.model.embed_tokens.weight, 0, torch.tensor(ids).flatten(), out=space.x_MD)
         for number, layer in enumerate(self.layers):
             _norm(layer.attention_norm_D, space)

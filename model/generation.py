@@ -18,10 +18,12 @@ from torch import Tensor
 
 from bpe_llama.model.beam import EarlyStopping, beam_search
 from bpe_llama.model.cache import KVCache
+from bpe_llama.model.cache_forms import make_cache
 from bpe_llama.model.choosing import choose
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
+from bpe_llama.model.prompts import padding_id, unpad
 
 __all__ = ["Engine", "GenerationOptions", "Sample", "choose", "generate", "stream_ids", "unpad"]
 
@@ -37,13 +39,21 @@ class Engine:
         slots: Sequences that can run at once.
         max_length: Tokens a slot can hold, prompt included; the model's context by default.
         prefill_chunk: Prompt tokens per forward pass; bounds the memory a long prompt takes.
+        cache: ``"full"``; ``"int8"``, a quarter of float32's memory, rounded; or ``"ring"``, which keeps what a sliding
+            window still sees, and so lets no prompt begin from what an earlier one left.
 
     Raises:
-        ValueError: If a size is below 1, or ``max_length`` is beyond the model's context.
+        ValueError: If a size is below 1, ``max_length`` is beyond the model's context, or the model is not made for
+            this form of cache.
     """
 
     def __init__(
-        self, model: LlamaForCausalLM, slots: int = 1, max_length: int | None = None, prefill_chunk: int = 512
+        self,
+        model: LlamaForCausalLM,
+        slots: int = 1,
+        max_length: int | None = None,
+        prefill_chunk: int = 512,
+        cache: str = "full",
     ) -> None:
         context = model.config.context_length
         max_length = context if max_length is None else max_length
@@ -53,7 +63,7 @@ class Engine:
             raise ValueError(f"prefill_chunk is {prefill_chunk}; expected at least 1")
         self.model = model
         self.prefill_chunk = prefill_chunk
-        self.cache = KVCache(model.config, slots, max_length, dtype=model.dtype, device=model.device)
+        self.cache = make_cache(cache, model.config, slots, max_length, prefill_chunk, model.dtype, model.device)
         self.live: list[Sample] = []
         self._left_behind: list[list[int]] = [[] for _ in range(slots)]
         self._fused: FusedDecoder | None = None
@@ -92,7 +102,10 @@ class Engine:
             return read
         start = time.perf_counter()
         self._look_at_the_model()
-        logits_BV = self._prefill(read, first)
+        if self.cache.wraps:  # one by one: padding would overwrite what a window still sees
+            logits_BV = torch.cat([self._prefill([sample], first + row) for row, sample in enumerate(read)])
+        else:
+            logits_BV = self._prefill(read, first)
         joined = read
         if copies > 1:
             joined = [
@@ -205,7 +218,7 @@ class Engine:
         ids_BT = ids_BT.to(self.model.device)
         cache = self._slots(first, first + len(joined))
         known = 0
-        if len(joined) == 1:
+        if len(joined) == 1 and not cache.wraps:
             known = joined[0].reused = _common(self._left_behind[first], joined[0].prompt[:-1])
         cache.lengths[:] = [known] * len(joined)
         last_BD = None
@@ -273,6 +286,7 @@ def generate(
     num_beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: EarlyStopping = False,
+    cache: str = "full",
     **options: Any,
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
@@ -289,6 +303,7 @@ def generate(
         num_beams: More than 1 searches (see `bpe_llama.model.beam.beam_search`) instead of drawing.
         length_penalty: Of the search.
         early_stopping: Of the search.
+        cache: The form of the cache: see `Engine`. A search keeps a full one.
         **options: Of `GenerationOptions`; a search takes ``max_new_tokens``, ``min_new_tokens`` and ``eos_id``.
 
     Raises:
@@ -303,10 +318,12 @@ def generate(
         torch.Size([1, 7])
     """
     if num_beams == 1:
-        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, **options))
+        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **options))
         new_BT = torch.stack(columns, dim=1)
     else:
         chosen = search_options(options)
+        if cache != "full":
+            raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
         if num_beams < 1:
             raise ValueError(f"num_beams is {num_beams}; expected at least 1")
         if not 1 <= num_return_sequences <= num_beams:
@@ -318,7 +335,7 @@ def generate(
                 :num_return_sequences
             ]
         ]
-        width, padding = max(map(len, rows)), _padding(model, chosen)
+        width, padding = max(map(len, rows)), padding_id(model.config, chosen)
         new_BT = torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=model.device)
     prompts_BT = input_ids.to(model.device, torch.long).repeat_interleave(num_return_sequences, dim=0)
     return torch.cat([prompts_BT, new_BT], dim=1)
@@ -342,19 +359,12 @@ def search_options(options: dict[str, Any]) -> GenerationOptions:
     return chosen
 
 
-def _padding(model: LlamaForCausalLM, options: GenerationOptions) -> int:
-    """Return the id that fills rows which have ended."""
-    padding = model.config.pad_token_id
-    if padding is not None and padding >= 0:
-        return padding
-    return next(iter(options.ending_ids(model.config)), 0)
-
-
 def stream_ids(
     model: LlamaForCausalLM,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     num_return_sequences: int = 1,
+    cache: str = "full",
     **options: Any,
 ) -> Iterator[Tensor]:
     """Yield the next id of every row, int64 (B,), until all have ended; ended rows get the padding id.
@@ -364,9 +374,9 @@ def stream_ids(
     chosen = GenerationOptions(**options)
     prompts = unpad(input_ids, attention_mask)
     room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
-    engine = Engine(model, len(prompts) * max(num_return_sequences, 1), room)
+    engine = Engine(model, len(prompts) * max(num_return_sequences, 1), room, cache=cache)
     samples = engine.join(prompts, [chosen] * len(prompts), copies=num_return_sequences)
-    padding = _padding(model, chosen)
+    padding = padding_id(model.config, chosen)
     step = 0
     while True:
         row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in samples]
@@ -375,30 +385,3 @@ def stream_ids(
         if not engine.live:
             return
         engine.step()
-
-
-def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[int]]:
-    """Return each row's ids without the padding on its left.
-
-    Raises:
-        ValueError: If shapes do not fit, or a row is empty or padded elsewhere.
-
-    Example:
-        >>> unpad(torch.tensor([[0, 0, 5], [6, 7, 8]]), torch.tensor([[0, 0, 1], [1, 1, 1]]))
-        [[5], [6, 7, 8]]
-    """
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
-    if attention_mask is None:
-        return [[int(i) for i in row] for row in input_ids.tolist()]
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(input_ids.shape)}")
-    rows = []
-    for number, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True)):
-        length = sum(mask)
-        if length == 0:
-            raise ValueError(f"row {number} is all padding; expected at least one id")
-        if not all(mask[len(ids) - length :]):
-            raise ValueError(f"row {number} is not padded on the left, where a prompt to be continued must be padded")
-        rows.append(ids[len(ids) - length :])
-    return rows

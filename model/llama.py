@@ -131,8 +131,8 @@ class LlamaModel(Pretrained):
     def _positions(length: int, mask: Tensor | None, places: Places | None, device: torch.device) -> Tensor:
         if mask is not None:
             return positions_of(mask)[:, -length:]
-        if places is not None and places.columns_BT is not None:
-            return places.columns_BT
+        if places is not None and places.positions is not None:
+            return places.positions
         end = places.end if places else length
         return torch.arange(end - length, end, device=device)[None]
 

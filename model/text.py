@@ -145,8 +145,8 @@ class TextGenerator:
             engine = self._idle.pop()  # nobody else can take it now
         except IndexError:
             return Engine(self.model, 1, room)
-        store = engine.cache.store
-        if (engine.model, store.dtype, store.device) != (self.model, self.model.dtype, self.model.device):
+        cache = engine.cache
+        if (engine.model, cache.dtype, cache.store.device) != (self.model, self.model.dtype, self.model.device):
             return Engine(self.model, 1, room)
         if room > engine.cache.capacity:
             engine.make_room(max(room, 2 * engine.cache.capacity))

@@ -1,0 +1,44 @@
+"""Batches of prompts as tensors: what is padding, and what fills the rows that end early."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.options import GenerationOptions
+
+
+def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[int]]:
+    """Return each row's ids without the padding on its left.
+
+    Raises:
+        ValueError: If shapes do not fit, or a row is empty or padded elsewhere.
+
+    Example:
+        >>> import torch
+        >>> unpad(torch.tensor([[0, 0, 5], [6, 7, 8]]), torch.tensor([[0, 0, 1], [1, 1, 1]]))
+        [[5], [6, 7, 8]]
+    """
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
+    if attention_mask is None:
+        return [[int(i) for i in row] for row in input_ids.tolist()]
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(input_ids.shape)}")
+    rows = []
+    for number, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True)):
+        length = sum(mask)
+        if length == 0:
+            raise ValueError(f"row {number} is all padding; expected at least one id")
+        if not all(mask[len(ids) - length :]):
+            raise ValueError(f"row {number} is not padded on the left, where a prompt to be continued must be padded")
+        rows.append(ids[len(ids) - length :])
+    return rows
+
+
+def padding_id(config: LlamaConfig, options: GenerationOptions) -> int:
+    """Return the id that fills rows which have ended."""
+    padding = config.pad_token_id
+    if padding is not None and padding >= 0:
+        return padding
+    return next(iter(options.ending_ids(config)), 0)
