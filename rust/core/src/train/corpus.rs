@@ -103,8 +103,7 @@ impl Corpus {
             }
         }
         self.spans = vec![1; vocab.id_bound() as usize];
-        self.compact();
-        Ok(())
+        self.compact(check)
     }
 
     /// How often the word that holds `position` occurs.
@@ -164,16 +163,23 @@ impl Corpus {
     }
 
     /// Squeezes the corpus so that every symbol spans one slot, and drops words of one symbol. Positions change.
-    pub(super) fn compact(&mut self) {
+    ///
+    /// # Errors
+    /// What `check` returns, which is called now and then: the corpus is of no use then.
+    pub(super) fn compact(&mut self, check: Check<'_>) -> Result<()> {
         let block = 1 << BLOCK_BITS;
         let mut counts = vec![0];
-        let (mut read, mut write) = (block, block);
+        let (mut read, mut write, mut next_check) = (block, block, 0);
         while read < self.slots.len() {
             if self.slots[read] == SEPARATOR {
                 read += 1;
                 continue;
             }
             let count = self.counts[read >> BLOCK_BITS];
+            if read >= next_check {
+                check()?;
+                next_check = read + (CHECK_BLOCKS << BLOCK_BITS);
+            }
             if counts.last() != Some(&count) {
                 // Words of another count began in another block before, so this is not beyond `read`.
                 while write % block != 0 {
@@ -203,6 +209,7 @@ impl Corpus {
         self.slots.shrink_to_fit();
         self.counts = counts;
         self.spans.fill(1);
+        Ok(())
     }
 
     /// Calls `visit(position, left, right, count)` for every pair, in order of position. Every symbol must span one slot.

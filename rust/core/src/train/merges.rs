@@ -131,7 +131,7 @@ impl Merger {
                 if self.threshold <= self.min_frequency {
                     return Ok(None);
                 }
-                self.corpus.compact();
+                self.corpus.compact(check)?;
                 self.begin_round(check)?;
                 continue;
             };
