@@ -13,7 +13,7 @@ from operator import add
 from typing import TYPE_CHECKING, Any
 
 from bpe_llama._files import PathLike, find_files
-from bpe_llama.training import DEFAULT_PATTERN, WordCounts
+from bpe_llama.counts import DEFAULT_PATTERN, WordCounts
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,7 @@ from bpe_llama._progress import ProgressOption
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from bpe_llama.training import WordCounts
+    from bpe_llama.counts import WordCounts
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 

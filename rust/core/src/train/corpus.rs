@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::Check;
-use super::count::WordCounts;
+use super::counts::WordCounts;
 use crate::merge::Merger;
 use crate::vocab::Vocab;
 use crate::{Error, Result};

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use super::count::WordCounts;
+use super::counts::WordCounts;
 use crate::formats::write_atomically;
 use crate::{Error, Result};
 

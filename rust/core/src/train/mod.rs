@@ -25,13 +25,15 @@ use crate::{Error, Result};
 mod base;
 mod corpus;
 mod count;
+mod counts;
 mod counts_file;
 mod merges;
 #[cfg(test)]
 mod naive;
 mod words;
 
-pub use count::{Batch, Counter, WordCounts, count_batches, count_files};
+pub use count::{Batch, Counter, count_batches, count_files};
+pub use counts::WordCounts;
 
 pub(crate) use count::special_matcher;
 

@@ -1,0 +1,233 @@
+"""How often each word of a text occurs: what training needs to know of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING
+
+from bpe_llama import _core
+from bpe_llama._files import PathLike, find_files, is_parquet, read_parquet
+from bpe_llama._progress import ProgressOption, reporting
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["DEFAULT_PATTERN", "WordCounts"]
+
+DEFAULT_PATTERN = "llama3"
+
+
+class WordCounts:
+    """How often each word of a text occurs: all that training needs to know of it.
+
+    A word is a piece of the splitting pattern. Counts made with the same pattern and special tokens can be added,
+    saved and loaded, so a corpus can be counted in parts, on many machines, and trained on any number of times. They
+    never change.
+
+    Examples:
+        >>> counts = WordCounts.from_iterator(["low lower"], progress=False) + WordCounts.from_iterator(["low"])
+        >>> counts.most_common(1), len(counts), counts.total
+        ([(b'low', 2)], 2, 3)
+    """
+
+    __slots__ = ("_counts",)
+    _counts: _core.WordCounts
+
+    def __init__(self, counts: _core.WordCounts) -> None:
+        """Wrap compiled counts; users call the class methods instead."""
+        self._counts = counts
+
+    @classmethod
+    def from_files(
+        cls,
+        paths: PathLike | Iterable[PathLike],
+        *,
+        pattern: str = DEFAULT_PATTERN,
+        special_tokens: Sequence[str] = (),
+        separator: str | None = None,
+        field: str = "text",
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> Self:
+        """Return the counts of the words in files, read in bounded memory.
+
+        Args:
+            paths: A file, a folder, a glob pattern, or several of these. ``.gz`` and ``.zst`` are decompressed; a line
+                of ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one.
+            pattern: A known pattern's name or a regex.
+            special_tokens: Where one stands in the text, words end; it is not counted itself.
+            separator: Text that ends a document within a file.
+            field: The field or column of ``.jsonl`` and ``.parquet`` files that holds the text.
+            num_threads: ``None`` for all processors.
+            progress: See ``bpe_llama.training.Progress``; ``None`` shows a bar on a terminal.
+
+        Raises:
+            FileNotFoundError: If nothing matches one of the paths.
+            ValueError: If a file is not UTF-8 or not of its format, naming file and place; if the pattern is unknown,
+                or special tokens repeat.
+
+        Examples:
+            >>> WordCounts.from_files(__file__, progress=False).pattern == WordCounts.from_iterator([]).pattern
+            True
+        """
+        files = find_files(paths)
+        splitting = splitting_of(pattern, special_tokens, num_threads)
+        parts = []
+        with reporting(progress) as report:
+            texts = [file for file in files if not is_parquet(file)]
+            if texts or not files:
+                parts.append(_core.WordCounts.from_files(texts, splitting, separator, field, report))
+            if len(texts) < len(files):
+                rows = read_parquet(filter(is_parquet, files), field)
+                parts.append(_core.WordCounts.from_iterator(rows, splitting, report))
+        return cls(reduce(add, parts))
+
+    @classmethod
+    def from_iterator(
+        cls,
+        texts: Iterable[str],
+        *,
+        pattern: str = DEFAULT_PATTERN,
+        special_tokens: Sequence[str] = (),
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> Self:
+        """Return the counts of the words in texts, each of which is one document.
+
+        Args:
+            texts: Read once, on the calling thread, a few at a time. An exception it raises is passed on.
+            pattern: See :meth:`from_files`, as for the other arguments.
+            special_tokens: Likewise.
+            num_threads: Likewise.
+            progress: Likewise.
+
+        Raises:
+            TypeError: If an item is no ``str``.
+            ValueError: If the pattern is unknown, or special tokens repeat.
+        """
+        splitting = splitting_of(pattern, special_tokens, num_threads)
+        with reporting(progress) as report:
+            return cls(_core.WordCounts.from_iterator(check_texts(texts), splitting, report))
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """Return the counts that :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file is damaged or no such file.
+        """
+        return cls(_core.WordCounts.load(os.fspath(path)))
+
+    def save(self, path: PathLike) -> None:
+        """Write the counts to a file. Equal counts make equal files; a killed process leaves the old one."""
+        self._counts.save(os.fspath(path))
+
+    def merge(self, other: WordCounts) -> Self:
+        """Return the sum, as ``+`` does.
+
+        Raises:
+            ValueError: If the patterns or special tokens differ.
+        """
+        return type(self)(self._counts + other._counts)
+
+    def __add__(self, other: object) -> Self:
+        """Return the counts of both texts together."""
+        return self.merge(other) if isinstance(other, WordCounts) else NotImplemented
+
+    def __len__(self) -> int:
+        """Return the number of distinct words."""
+        return len(self._counts)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether words, counts, pattern and special tokens are the same."""
+        return self._counts.to_bytes() == other._counts.to_bytes() if isinstance(other, WordCounts) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equality costs a pass over all words
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by way of the file format."""
+        return _unpickle, (type(self), self._counts.to_bytes())
+
+    def __repr__(self) -> str:
+        """Return a summary."""
+        return f"WordCounts({len(self)} distinct words, {self.total} in all)"
+
+    @property
+    def total(self) -> int:
+        """The number of words in the text."""
+        return self._counts.total
+
+    @property
+    def pattern(self) -> str:
+        """The regex that cut the text into words."""
+        return self._counts.pattern
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The special tokens that no word crosses."""
+        return self._counts.special_tokens
+
+    def split(self, parts: int) -> list[Self]:
+        """Return at most ``parts`` counts that add up to these; a word is always in the part of its hash.
+
+        Examples:
+            >>> counts = WordCounts.from_iterator(["low lower lowest"], progress=False)
+            >>> sum(map(len, counts.split(4))) == len(counts)
+            True
+        """
+        if parts < 1:
+            raise ValueError(f"parts is {parts}; it must be at least 1")
+        return [type(self)(counts) for counts in self._counts.split(parts)]
+
+    def to_bytes(self) -> bytes:
+        """Return what :meth:`save` writes."""
+        return self._counts.to_bytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return the counts that :meth:`to_bytes` gave.
+
+        Raises:
+            ValueError: If the bytes are damaged or anything else.
+        """
+        return cls(_core.WordCounts.from_bytes(data))
+
+    def most_common(self, n: int | None = None) -> list[tuple[bytes, int]]:
+        """Return the ``n`` most frequent words with their counts, or all; equal counts in order of bytes."""
+        return self._counts.most_common(n)
+
+
+def _unpickle(cls: type[WordCounts], data: bytes) -> WordCounts:
+    return cls(_core.WordCounts.from_bytes(data))
+
+
+def splitting_of(pattern: str, special_tokens: Sequence[str], num_threads: int | None) -> dict[str, object]:
+    """Return what decides which words a text has, checked."""
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None for all processors")
+    return {"pattern": pattern, "special_tokens": check_special_tokens(special_tokens), "num_threads": num_threads}
+
+
+def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
+    """Return the special tokens as a list, checked."""
+    if isinstance(special_tokens, str):
+        raise TypeError(f"special_tokens is the str {special_tokens!r}; expected a list of them")
+    tokens = list(special_tokens)
+    for index, token in enumerate(tokens):
+        if not isinstance(token, str):
+            raise TypeError(f"special token {index} is {token!r}; expected a str")
+        if not token:
+            raise ValueError(f"special token {index} is empty")
+        if token in tokens[:index]:
+            raise ValueError(f"special token {token!r} is given twice")
+    return tokens
+
+
+def check_texts(texts: Iterable[str]) -> Iterable[str]:
+    """Return the texts, refusing one that would be taken letter by letter."""
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"expected an iterable of str, got one {type(texts).__name__}; put it in a list")
+    return texts

@@ -1,0 +1,140 @@
+//! How often each word occurs.
+
+use super::Check;
+use super::words::{Key, WordMap};
+use crate::{Error, Result};
+
+/// Each map is cut into `1 << SHARD_BITS` by hash, so that the threads' maps are added up in parallel, without locks.
+pub(super) const SHARD_BITS: u32 = 4;
+
+/// How often each word (a piece of the splitting pattern) occurs, with the pattern and special tokens that made the words.
+///
+/// Counts of one pattern and the same special tokens can be added: the unit that is distributed, saved and resumed.
+#[derive(Debug, Clone)]
+pub struct WordCounts {
+    pattern: String,
+    special_tokens: Vec<String>,
+    pub(super) shards: Vec<WordMap>,
+}
+
+impl WordCounts {
+    /// Returns counts of no text.
+    pub(super) fn empty(pattern: &str, special_tokens: &[String]) -> Self {
+        Self {
+            pattern: pattern.to_owned(),
+            special_tokens: special_tokens.to_vec(),
+            shards: vec![WordMap::default(); 1 << SHARD_BITS],
+        }
+    }
+
+    /// The regex that cut the text into words.
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// The special tokens that no word crosses.
+    pub fn special_tokens(&self) -> &[String] {
+        &self.special_tokens
+    }
+
+    /// The number of distinct words.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(WordMap::len).sum()
+    }
+
+    /// Whether there are no words.
+    pub fn is_empty(&self) -> bool {
+        self.shards.iter().all(|shard| shard.len() == 0)
+    }
+
+    /// The number of words, each counted as often as it occurs.
+    pub fn total(&self) -> u64 {
+        let mut total = 0u64;
+        self.for_each(|_, count| total = total.saturating_add(count));
+        total
+    }
+
+    /// Calls `visit` with every word and its count, in no particular order.
+    pub fn for_each(&self, mut visit: impl FnMut(&[u8], u64)) {
+        for shard in &self.shards {
+            shard.for_each(&mut visit);
+        }
+    }
+
+    /// As [`WordCounts::for_each`], stopped by an error of `check`, which is called a few times.
+    pub(super) fn for_each_until(&self, check: Check<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
+        for shard in &self.shards {
+            check()?;
+            shard.for_each(&mut visit);
+        }
+        Ok(())
+    }
+
+    /// Returns the `n` most frequent words with their counts; equal counts are ordered by bytes.
+    pub fn most_common(&self, n: usize) -> Vec<(Vec<u8>, u64)> {
+        let mut words = Vec::with_capacity(self.len());
+        self.for_each(|word, count| words.push((std::cmp::Reverse(count), word.to_vec())));
+        if n < words.len() {
+            words.select_nth_unstable(n);
+            words.truncate(n);
+        }
+        words.sort_unstable();
+        words.into_iter().map(|(std::cmp::Reverse(count), word)| (word, count)).collect()
+    }
+
+    /// Adds another text's counts.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the pattern or the special tokens differ.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        if self.pattern != other.pattern {
+            return Err(Error::InvalidArgument(format!(
+                "cannot add counts of different patterns: {:?} and {:?}",
+                self.pattern, other.pattern
+            )));
+        }
+        if self.special_tokens != other.special_tokens {
+            return Err(Error::InvalidArgument(format!(
+                "cannot add counts made with different special tokens: {:?} and {:?}",
+                self.special_tokens, other.special_tokens
+            )));
+        }
+        for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
+            mine.merge(theirs);
+        }
+        Ok(())
+    }
+
+    /// Returns `parts` counts that add up to these, the words dealt out by hash: parts of many counts can be added side by side.
+    pub fn split(&self, parts: usize) -> Vec<Self> {
+        let parts = parts.clamp(1, self.shards.len());
+        let mut split = vec![Self::empty(&self.pattern, &self.special_tokens); parts];
+        for (index, shard) in self.shards.iter().enumerate() {
+            split[index % parts].shards[index].clone_from(shard);
+        }
+        split
+    }
+
+    /// Adds `count` to one word.
+    pub(super) fn add(&mut self, word: &[u8], count: u64) {
+        let key = Key::new(word, 0, word.len());
+        self.shards[key.shard(SHARD_BITS)].add(key, count);
+    }
+
+    /// Makes counts of given words.
+    pub fn from_words<'a>(pattern: &str, words: impl IntoIterator<Item = (&'a [u8], u64)>) -> Self {
+        Self::from_parts(pattern, &[], words)
+    }
+
+    pub(super) fn from_parts<'a>(
+        pattern: &str,
+        special_tokens: &[String],
+        words: impl IntoIterator<Item = (&'a [u8], u64)>,
+    ) -> Self {
+        let mut counts = Self::empty(pattern, special_tokens);
+        for (word, count) in words {
+            counts.add(word, count);
+        }
+        counts
+    }
+}
