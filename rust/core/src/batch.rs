@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::normalize::After;
 use crate::special::SpecialSet;
 use crate::{Result, Tokenizer};
 
@@ -39,6 +40,8 @@ pub struct EncodeOptions<'a> {
     pub bos: Option<u32>,
     /// An id put after each text.
     pub eos: Option<u32>,
+    /// What each text comes after, which matters where a space is put before it.
+    pub after: After,
     /// Asked every few milliseconds, on the calling thread.
     pub pause: Pause<'a>,
 }

@@ -15,11 +15,21 @@
 #[derive(Debug, Default, Clone)]
 pub struct Utf8Stream {
     pending: Vec<u8>,
+    /// Whether a space that comes first is left out.
+    drops_space: bool,
 }
 
 impl Utf8Stream {
+    /// Returns a stream that leaves out a space that comes first, if `drops_space`.
+    pub(crate) fn new(drops_space: bool) -> Self {
+        Self { pending: Vec::new(), drops_space }
+    }
+
     /// Returns the text that is complete now that `bytes` have come.
     pub fn push(&mut self, bytes: &[u8]) -> String {
+        let is_dropped = self.drops_space && bytes.first() == Some(&b' ');
+        self.drops_space &= bytes.is_empty();
+        let bytes = if is_dropped { &bytes[1..] } else { bytes };
         self.pending.extend_from_slice(bytes);
         let keep = incomplete_tail(&self.pending);
         let done = self.pending.len() - keep;

@@ -138,7 +138,7 @@ impl Encoder<'_> {
             return Ok(());
         }
         if piece.len() <= SHORT_BYTES {
-            return scratch.merger.merge(self.vocab, piece, &mut scratch.ids);
+            return self.merge(piece, scratch);
         }
         // No merge crosses these cuts, so what lies between can be encoded, and remembered, alone.
         let mut rest = piece;
@@ -155,7 +155,7 @@ impl Encoder<'_> {
     /// That the part is itself a token plays no role, so it is remembered apart from whole pieces.
     fn unit(&self, unit: &[u8], scratch: &mut Scratch) -> Result<()> {
         if unit.len() > SHORT_BYTES {
-            return scratch.merger.merge(self.vocab, unit, &mut scratch.ids);
+            return self.merge(unit, scratch);
         }
         let probe = Probe::of_part(unit);
         if let Some(count) = scratch.cache.get(&probe, unit, &mut scratch.run) {
@@ -163,8 +163,17 @@ impl Encoder<'_> {
             return Ok(());
         }
         let begin = scratch.ids.len();
-        scratch.merger.merge(self.vocab, unit, &mut scratch.ids)?;
+        self.merge(unit, scratch)?;
         scratch.cache.put(&probe, unit, &scratch.ids[begin..]);
+        Ok(())
+    }
+
+    /// Appends to `scratch.ids` those that merging leaves of a piece.
+    #[inline]
+    fn merge(&self, piece: &[u8], scratch: &mut Scratch) -> Result<()> {
+        let begin = scratch.ids.len();
+        scratch.merger.merge(self.vocab, piece, &mut scratch.ids)?;
+        self.vocab.fall_back(&mut scratch.ids, begin);
         Ok(())
     }
 
@@ -173,7 +182,7 @@ impl Encoder<'_> {
         scratch.ids.clear();
         match self.vocab.bytes_to_id(piece).filter(|_| self.vocab.whole_piece_first()) {
             Some(id) => scratch.ids.push(id),
-            None => scratch.merger.merge(self.vocab, piece, &mut scratch.ids)?,
+            None => self.merge(piece, scratch)?,
         }
         sink.take(&scratch.ids);
         Ok(())

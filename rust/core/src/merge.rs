@@ -143,8 +143,8 @@ impl Merger {
         }
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        bytes.extend_from_slice(vocab.id_to_bytes(left).unwrap_or_default());
-        bytes.extend_from_slice(vocab.id_to_bytes(right).unwrap_or_default());
+        bytes.extend_from_slice(vocab.symbol_bytes(left));
+        bytes.extend_from_slice(vocab.symbol_bytes(right));
         let mut joint = std::mem::take(&mut self.joint);
         joint.clear();
         let result = self.merge_window(vocab, &bytes, &mut joint);
@@ -240,7 +240,7 @@ fn merge_rank(vocab: &Vocab, ids: &mut Vec<u32>, ranks: &mut Vec<u32>, best: u32
 }
 
 fn token_len(vocab: &Vocab, id: u32) -> usize {
-    vocab.id_to_bytes(id).map_or(0, <[u8]>::len)
+    vocab.symbol_bytes(id).len()
 }
 
 /// Merges with a heap over all pairs and a linked list of symbols: `O(n log n)` for any piece.

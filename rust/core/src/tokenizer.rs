@@ -1,15 +1,14 @@
 //! The facade: text to ids and back.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::batch::{EncodeOptions, Pause};
 use crate::boundaries::Boundaries;
 use crate::cache::DEFAULT_LIMIT;
+use crate::decode::Utf8Stream;
 use crate::encode::{Counter, Encoder, Scratch, Sink};
+use crate::normalize::{After, Normalizer, SPACE, Spaces};
 use crate::pool::Pool;
 use crate::pretokenize::Pretokenizer;
 use crate::special::{AddedToken, AddedTokens, Part, SpecialSet};
@@ -43,8 +42,7 @@ pub struct Tokenizer {
     vocab: Vocab,
     pretokenizer: Pretokenizer,
     added: AddedTokens,
-    /// Whether text is brought to Unicode's normal form C first, as Qwen's `tokenizer.json` asks.
-    nfc: bool,
+    normalizer: Normalizer,
     bos: Option<u32>,
     eos: Option<u32>,
     boundaries: Boundaries,
@@ -55,6 +53,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Returns the tokenizer made of these parts.
+    ///
+    /// With `nfc`, text is brought to Unicode's normal form C first, as Qwen's `tokenizer.json` asks.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if an added token is empty or given twice, or takes the id of an ordinary token that
@@ -73,7 +73,15 @@ impl Tokenizer {
         let (bos, eos) = (named(BOS_NAMES), named(EOS_NAMES));
         let (boundaries, idle) = (Boundaries::new(&vocab), Pool::new());
         let cache_limit = AtomicUsize::new(DEFAULT_LIMIT);
-        Ok(Self { vocab, pretokenizer, added, nfc, bos, eos, boundaries, idle, cache_limit })
+        let normalizer = if nfc { Normalizer::Nfc } else { Normalizer::None };
+        Ok(Self { vocab, pretokenizer, added, normalizer, bos, eos, boundaries, idle, cache_limit })
+    }
+
+    /// Returns the tokenizer that treats the spaces of a text as SentencePiece does, before it is split.
+    #[must_use]
+    pub fn with_spaces(mut self, spaces: Spaces) -> Self {
+        self.normalizer = Normalizer::Spaces(spaces);
+        self
     }
 
     /// Returns the tokenizer with these ids as the beginning and the end of a text.
@@ -117,7 +125,12 @@ impl Tokenizer {
 
     /// Whether text is brought to normal form C before it is split.
     pub fn normalizes(&self) -> bool {
-        self.nfc
+        self.normalizer == Normalizer::Nfc
+    }
+
+    /// How spaces are treated, if as SentencePiece does.
+    pub fn spaces(&self) -> Option<Spaces> {
+        if let Normalizer::Spaces(spaces) = self.normalizer { Some(spaces) } else { None }
     }
 
     /// How many bytes of memory, about, each thread that encodes may use to remember pieces: 32 MiB unless set.
@@ -164,7 +177,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`], and what `options.pause` returns.
     pub fn encode_into(&self, text: &str, options: EncodeOptions<'_>, ids: &mut Vec<u32>) -> Result<()> {
         ids.extend(options.bos);
-        self.with_scratch(options.pause, |encoder, scratch| self.run(text, options.allowed, encoder, scratch, ids))?;
+        self.with_scratch(options.pause, |encoder, scratch| self.run(text, options, encoder, scratch, ids))?;
         ids.extend(options.eos);
         Ok(())
     }
@@ -175,16 +188,15 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_into`].
     pub fn count(&self, text: &str, options: EncodeOptions<'_>) -> Result<usize> {
         let mut counter = Counter::default();
-        self.with_scratch(options.pause, |encoder, scratch| {
-            self.run(text, options.allowed, encoder, scratch, &mut counter)
-        })?;
+        self.with_scratch(options.pause, |encoder, scratch| self.run(text, options, encoder, scratch, &mut counter))?;
         Ok(counter.0 + usize::from(options.bos.is_some()) + usize::from(options.eos.is_some()))
     }
 
     /// Returns the ids of any bytes.
     ///
     /// The longest valid UTF-8 start is encoded as text; the rest, with the last piece of that text, is one piece. So
-    /// text gives the ids of [`Tokenizer::encode_ordinary`], and [`Tokenizer::decode_bytes`] gives the bytes back.
+    /// text gives the ids of [`Tokenizer::encode_ordinary`], and [`Tokenizer::decode_bytes`] gives the bytes back (but
+    /// for `▁`, which to SentencePiece is a space).
     ///
     /// # Errors
     /// As [`Tokenizer::encode_ordinary`].
@@ -199,6 +211,13 @@ impl Tokenizer {
                 (std::str::from_utf8(text).unwrap_or_default(), tail)
             }
         };
+        if let Some(spaces) = self.spaces() {
+            // Any byte has a token, and where text ends changes none before: there is nothing to unsettle.
+            let joined = [spaces.normalize(text, After::Nothing).as_bytes(), tail].concat();
+            let mut ids = Vec::new();
+            self.with_scratch(Pause::default(), |encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
+            return Ok(ids);
+        }
         let mut ids = self.encode_ordinary(text)?;
         let last = self.pretokenizer.split(text)?.last().map_or(0, |piece| piece.len());
         let mut unsettled = self.encode_ordinary(&text[text.len() - last..])?.len();
@@ -220,21 +239,20 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`], and if the text changes when it is normalized, so that no place in it can be named.
     pub fn encode_with_ends(&self, text: &str, allowed: SpecialSet<'_>) -> Result<(Vec<u32>, Vec<usize>)> {
-        if self.nfc && self.normalize(text) != text {
-            return Err(Error::InvalidArgument(
-                "offsets need text in Unicode's normal form C, which this tokenizer brings text to".to_owned(),
-            ));
-        }
         let (mut ids, mut ends, mut end) = (Vec::new(), Vec::new(), 0);
         self.added.cut(text, allowed, &mut |part| {
             match part {
                 Part::Ordinary(text) => {
-                    let begin = ids.len();
-                    self.with_scratch(Pause::default(), |encoder, scratch| encoder.encode(text, scratch, &mut ids))?;
+                    let after = if end == 0 { After::Nothing } else { After::Special };
+                    let normal = self.normalizer.apply(text, after);
+                    let prefix = self.normalizer.prefix_len(text, &normal)?;
+                    let (begin, mut place) = (ids.len(), 0);
+                    self.with_scratch(Pause::default(), |encoder, scratch| encoder.encode(&normal, scratch, &mut ids))?;
                     for &id in &ids[begin..] {
-                        end += self.vocab.id_to_bytes(id).map_or(0, <[u8]>::len);
-                        ends.push(end);
+                        place += self.vocab.id_to_bytes(id).map_or(0, <[u8]>::len);
+                        ends.push(end + place.saturating_sub(prefix));
                     }
+                    end += text.len();
                 }
                 Part::Added(id, text) => {
                     ids.push(id);
@@ -294,7 +312,7 @@ impl Tokenizer {
         self.added.refuse(text, disallowed)
     }
 
-    /// Returns the bytes of all tokens, one after another.
+    /// Returns the bytes of all tokens, one after another; without the space that SentencePiece puts first.
     ///
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
@@ -303,7 +321,19 @@ impl Tokenizer {
         for &id in ids {
             bytes.extend_from_slice(self.id_to_bytes(id)?);
         }
+        if self.drops_space() && bytes.first() == Some(&b' ') {
+            bytes.remove(0);
+        }
         Ok(bytes)
+    }
+
+    /// Returns what turns the bytes of tokens into text as they come.
+    pub fn decode_stream(&self) -> Utf8Stream {
+        Utf8Stream::new(self.drops_space())
+    }
+
+    fn drops_space(&self) -> bool {
+        self.spaces().is_some_and(|spaces| spaces.drop_first)
     }
 
     /// Returns the bytes of one token, special or not.
@@ -323,38 +353,37 @@ impl Tokenizer {
 
     /// Returns the id of the token with these bytes, special or not.
     pub fn bytes_to_id(&self, bytes: &[u8]) -> Option<u32> {
-        let added = || Some(self.added.by_content(std::str::from_utf8(bytes).ok()?)?.id);
-        self.vocab.bytes_to_id(bytes).or_else(added)
+        let text = std::str::from_utf8(bytes);
+        let added = || Some(self.added.by_content(text.ok()?)?.id);
+        let spaced = || self.vocab.bytes_to_id(text.ok()?.replace(SPACE, " ").as_bytes());
+        let found = self.vocab.bytes_to_id(bytes).or_else(added);
+        if self.spaces().is_some() { found.or_else(spaced) } else { found }
     }
 
     /// Returns whether a text may be cut at the splitter's safe places and its parts encoded alone.
     pub(crate) fn is_cut_safe(&self, allowed: SpecialSet<'_>) -> bool {
-        !self.nfc && self.added.finds_none(allowed)
+        self.normalizer == Normalizer::None && self.added.finds_none(allowed)
     }
 
     fn run<S: Sink>(
         &self,
         text: &str,
-        allowed: SpecialSet<'_>,
+        options: EncodeOptions<'_>,
         encoder: Encoder<'_>,
         scratch: &mut Scratch,
         sink: &mut S,
     ) -> Result<()> {
-        self.added.cut(text, allowed, &mut |part| match part {
-            Part::Ordinary(text) if !self.nfc => encoder.encode(text, scratch, sink),
-            Part::Ordinary(text) => encoder.encode(&self.normalize(text), scratch, sink),
-            Part::Added(id, _) => {
-                sink.take(&[id]);
-                Ok(())
+        let mut after = options.after;
+        self.added.cut(text, options.allowed, &mut |part| {
+            let after = std::mem::replace(&mut after, After::Special);
+            match part {
+                Part::Ordinary(text) => encoder.encode(&self.normalizer.apply(text, after), scratch, sink),
+                Part::Added(id, _) => {
+                    sink.take(&[id]);
+                    Ok(())
+                }
             }
         })
-    }
-
-    fn normalize<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        if self.nfc && is_nfc_quick(text.chars()) != IsNormalized::Yes {
-            return Cow::Owned(text.nfc().collect());
-        }
-        Cow::Borrowed(text)
     }
 
     /// Runs `work` with scratch memory that no other thread uses, warm if there is any.
@@ -377,7 +406,7 @@ impl Clone for Tokenizer {
             vocab: self.vocab.clone(),
             pretokenizer: self.pretokenizer.clone(),
             added: self.added.clone(),
-            nfc: self.nfc,
+            normalizer: self.normalizer,
             bos: self.bos,
             eos: self.eos,
             boundaries: Boundaries::new(&self.vocab),

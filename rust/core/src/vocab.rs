@@ -1,5 +1,9 @@
 //! Token bytes to id, id to token bytes, and pair to merged id.
 
+mod characters;
+
+pub use self::characters::Pieces;
+
 use std::hash::{BuildHasher, Hasher};
 
 use crate::merge::Merger;
@@ -22,6 +26,10 @@ pub struct Vocab {
     slots: Vec<(u32, u32)>,
     /// How many ids have a token.
     token_count: usize,
+    /// The largest id plus one. Ids from here on are stand-ins that only merging sees.
+    bound: u32,
+    /// The ids of single bytes where merging begins with characters; see `vocab/characters.rs`.
+    byte_fallback: Option<Box<[u32; 256]>>,
     longest: usize,
     byte_ids: [u32; 256],
     pairs: PairTable,
@@ -45,7 +53,7 @@ impl Vocab {
     /// # Cost
     /// One run of BPE for each token, over the merges of lower rank.
     pub fn from_ranks<T: AsRef<[u8]>>(ranks: Vec<(T, u32)>) -> Result<Self> {
-        let mut vocab = Self::from_tokens(ranks)?;
+        let mut vocab = Self::from_tokens(ranks, |_| false)?;
         vocab.whole_piece_first = true;
         vocab.merges = Vec::with_capacity(vocab.token_count);
         vocab.merged = (0..vocab.id_bound()).collect();
@@ -87,7 +95,7 @@ impl Vocab {
     /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result is no
     /// token.
     pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
-        let mut vocab = Self::from_tokens(tokens)?;
+        let mut vocab = Self::from_tokens(tokens, |_| false)?;
         vocab.whole_piece_first = whole_piece_first;
         if merges.len() > ID_BOUND as usize {
             let count = merges.len();
@@ -126,7 +134,7 @@ impl Vocab {
     /// As [`Vocab::from_merges`].
     pub(crate) fn extended(&self, tokens: &[Vec<u8>], first: u32, merges: &[(u32, u32)]) -> Result<Self> {
         let all = self.tokens().chain(tokens.iter().map(Vec::as_slice).zip(first..)).collect();
-        let mut vocab = Self::from_tokens(all)?;
+        let mut vocab = Self::from_tokens(all, |_| false)?;
         vocab.whole_piece_first = self.whole_piece_first;
         for &(left, right) in &self.merges {
             vocab.insert_pair((left, right), self.rank(left, right));
@@ -139,7 +147,8 @@ impl Vocab {
         Ok(vocab)
     }
 
-    fn from_tokens<T: AsRef<[u8]>>(mut tokens: Vec<(T, u32)>) -> Result<Self> {
+    /// Returns the tokens without a merge. Silent ones have bytes, but text never becomes them and they are not found.
+    fn from_tokens<T: AsRef<[u8]>>(mut tokens: Vec<(T, u32)>, is_silent: impl Fn(u32) -> bool) -> Result<Self> {
         if !tokens.is_sorted_by_key(|&(_, id)| id) {
             tokens.sort_unstable_by_key(|&(_, id)| id);
         }
@@ -157,6 +166,8 @@ impl Vocab {
             starts: Vec::with_capacity(bound + 1),
             slots: vec![(NO_ID, 0); (tokens.len() * 2).next_power_of_two().max(16)],
             token_count: tokens.len(),
+            bound: bound as u32,
+            byte_fallback: None,
             longest: tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).max().unwrap_or(0),
             byte_ids: [NO_ID; 256],
             pairs: PairTable::with_capacity(tokens.len()),
@@ -180,7 +191,7 @@ impl Vocab {
             }
         }
         vocab.starts.push(vocab.arena.len() as u32);
-        for (bytes, id) in &tokens {
+        for (bytes, id) in tokens.iter().filter(|(_, id)| !is_silent(*id)) {
             let bytes = bytes.as_ref();
             let (slot, tag) = vocab.slot_of(bytes);
             if vocab.slots[slot].0 != NO_ID {
@@ -244,7 +255,7 @@ impl Vocab {
 
     /// Returns the largest id plus one, or 0 for an empty vocabulary.
     pub fn id_bound(&self) -> u32 {
-        self.starts.len() as u32 - 1
+        self.bound
     }
 
     /// Returns how many tokens there are.
@@ -272,9 +283,16 @@ impl Vocab {
         self.whole_piece_first
     }
 
-    /// Returns every token with its id, in id order.
+    /// Returns every token that text can become with its id, in id order.
     pub fn tokens(&self) -> impl Iterator<Item = (&[u8], u32)> {
-        (0..self.id_bound()).filter_map(|id| Some((self.id_to_bytes(id)?, id)))
+        let found = |bytes, id| self.byte_fallback.is_none() || self.bytes_to_id(bytes) == Some(id);
+        (0..self.bound).filter_map(move |id| Some((self.id_to_bytes(id).filter(|bytes| found(bytes, id))?, id)))
+    }
+
+    /// Returns the bytes of what merging makes: a token's, or a stand-in's.
+    #[inline]
+    pub(crate) fn symbol_bytes(&self, id: u32) -> &[u8] {
+        &self.arena[self.range(id)]
     }
 
     /// Returns the rank of the pair of these two bytes' tokens, or [`NO_RANK`].

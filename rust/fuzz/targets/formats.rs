@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bpe_llama::train::{TrainOptions, WordCounts, train};
-use bpe_llama::{Pretokenizer, SpecialSet, Tokenizer, Vocab};
+use bpe_llama::{After, Pretokenizer, SpecialSet, Tokenizer, Vocab};
 
 use super::naive;
 
@@ -35,7 +35,19 @@ pub(crate) fn tiktoken_file(input: &[u8]) {
 
 /// A `tokenizer.json`: what loads gives the text back, and is the same tokenizer when saved and loaded.
 pub(crate) fn tokenizer_json(input: &[u8]) {
-    let Ok(tokenizer) = Tokenizer::from_huggingface(input) else { return };
+    if let Ok(tokenizer) = Tokenizer::from_huggingface(input) {
+        check_tokenizer(&tokenizer);
+    }
+}
+
+/// A `tokenizer.model`: as a `tokenizer.json`.
+pub(crate) fn sentencepiece_model(input: &[u8]) {
+    if let Ok(tokenizer) = Tokenizer::from_sentencepiece(input) {
+        check_tokenizer(&tokenizer);
+    }
+}
+
+fn check_tokenizer(tokenizer: &Tokenizer) {
     let saved = tokenizer.to_huggingface();
     let again = saved.as_ref().ok().map(|saved| Tokenizer::from_huggingface(saved.as_bytes()).expect("what was saved"));
     for text in TEXTS {
@@ -44,8 +56,16 @@ pub(crate) fn tokenizer_json(input: &[u8]) {
             if let Some(again) = &again {
                 assert_eq!(again.encode(text, allowed).expect("as before"), ids);
             }
-            if !tokenizer.normalizes() {
-                assert_eq!(tokenizer.decode_bytes(&ids).expect("known ids"), text.as_bytes());
+            let decoded = tokenizer.decode_bytes(&ids).expect("known ids");
+            match tokenizer.spaces() {
+                // Each part between added tokens has its own spaces, so only one without is checked.
+                Some(spaces) if !ids.iter().any(|&id| tokenizer.vocab().id_to_bytes(id).is_none()) => {
+                    let normal = spaces.normalize(text, After::Nothing);
+                    let expected = if spaces.drop_first { normal.strip_prefix(' ') } else { None };
+                    assert_eq!(decoded, expected.unwrap_or(&normal).as_bytes());
+                }
+                None if !tokenizer.normalizes() => assert_eq!(decoded, text.as_bytes()),
+                _ => {}
             }
         }
     }

@@ -12,17 +12,18 @@ mod pretokenize;
 
 pub(crate) use documents::documents;
 pub(crate) use encode::{decode, encode};
-pub(crate) use formats::{counts_file, tiktoken_file, tokenizer_json};
+pub(crate) use formats::{counts_file, sentencepiece_model, tiktoken_file, tokenizer_json};
 pub(crate) use pretokenize::{pattern, pretokenize};
 
 type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub(crate) const TARGETS: [(&str, Target); 8] = [
+pub(crate) const TARGETS: [(&str, Target); 9] = [
     ("encode", encode),
     ("decode", decode),
     ("tiktoken_file", tiktoken_file),
     ("tokenizer_json", tokenizer_json),
+    ("sentencepiece_model", sentencepiece_model),
     ("counts_file", counts_file),
     ("documents", documents),
     ("pretokenize", pretokenize),

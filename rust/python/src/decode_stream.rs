@@ -16,7 +16,8 @@ pub(crate) struct DecodeStream {
 
 impl DecodeStream {
     pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, state: Mutex::default() }
+        let state = Mutex::new(tokenizer.decode_stream());
+        Self { tokenizer, state }
     }
 }
 

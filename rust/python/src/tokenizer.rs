@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bpe_llama::formats::write_atomically;
+use bpe_llama::formats::{Piece, PieceKind, write_atomically};
 use bpe_llama::train::Trained;
-use bpe_llama::{AddedToken, EncodeOptions, Pause, Pretokenizer, Tokenizer, Vocab};
+use bpe_llama::{AddedToken, After, EncodeOptions, Pretokenizer, Tokenizer, Vocab};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -78,7 +78,7 @@ impl PyTokenizer {
         };
         let refused = rest.as_ref().unwrap_or(disallowed);
         refused.view(|set| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set))).map_err(to_py)?;
-        allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos, pause: Pause::default() }))
+        allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos, ..EncodeOptions::default() }))
     }
 
     fn special_names_without(&self, names: &[String]) -> Specials {
@@ -201,6 +201,18 @@ impl PyTokenizer {
         py.detach(|| Tokenizer::from_huggingface(json)).map(Self::new).map_err(to_py)
     }
 
+    #[staticmethod]
+    fn build_from_sentencepiece(py: Python<'_>, model: &[u8]) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_sentencepiece(model)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_pieces(pieces: Vec<(String, f32, u64)>, prefix: bool, collapse: bool) -> PyResult<Self> {
+        let piece = |(text, score, kind)| Ok(Piece { text, score, kind: PieceKind::from_number(kind)? });
+        let pieces = pieces.into_iter().map(piece).collect::<bpe_llama::Result<_>>();
+        pieces.and_then(|pieces| Tokenizer::from_pieces(pieces, prefix, collapse)).map(Self::new).map_err(to_py)
+    }
+
     fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {
         self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
     }
@@ -235,6 +247,14 @@ impl PyTokenizer {
     fn encode_ordinary<'py>(&self, py: Python<'py>, text: Text) -> PyResult<Bound<'py, PyList>> {
         let nothing = Specials::default();
         self.list(py, &self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
+    }
+
+    fn encode_following<'py>(&self, py: Python<'py>, text: Text, after_special: bool) -> PyResult<Bound<'py, PyList>> {
+        let after = if after_special { After::Special } else { After::Text };
+        let options = EncodeOptions { after, ..EncodeOptions::default() };
+        let mut ids = Vec::new();
+        detached(py, text.len(), || self.inner.encode_into(&text, options, &mut ids)).map_err(to_py)?;
+        self.list(py, &ids)
     }
 
     fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {

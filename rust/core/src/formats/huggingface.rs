@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::byte_alphabet::{to_bytes, to_chars};
+use super::spaces;
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer, Vocab};
 
 #[derive(Deserialize)]
@@ -88,7 +89,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// One merge: `"a b"` in older files, `["a", "b"]` in newer ones.
-struct Merge<'a>(Cow<'a, str>, Cow<'a, str>);
+pub(super) struct Merge<'a>(pub(super) Cow<'a, str>, pub(super) Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -132,7 +133,9 @@ impl Tokenizer {
     /// Returns the tokenizer that a `tokenizer.json` describes.
     ///
     /// Byte-level BPE is read: vocabulary, merges in their order, `ignore_merges`, added tokens with their flags, the
-    /// pre-tokenizers `ByteLevel`, `Split`, `Digits` and sequences of them, the normalizer `NFC`.
+    /// pre-tokenizers `ByteLevel`, `Split`, `Digits` and sequences of them, the normalizer `NFC`. So is SentencePiece's
+    /// BPE with byte fallback, in both layouts that are in use: spaces become `▁` by `Prepend` and `Replace`, or by
+    /// `Metaspace`.
     ///
     /// # Errors
     /// [`Error::Format`] if it is not JSON, lacks a part, or asks for what is not supported, naming it.
@@ -154,15 +157,19 @@ impl Tokenizer {
                 return Err(unsupported(name, &affix, "none"));
             }
         }
-        let byte_level = file.decoder.as_ref().is_none_or(|decoder| holds_type(decoder, "ByteLevel"));
-        if model.byte_fallback || !byte_level {
-            return Err(unsupported("decoder", &file.decoder, "ByteLevel"));
-        }
-        let nfc = normalizes(file.normalizer.as_ref())?;
-        let pretokenizer = pretokenizer_of(file.pre_tokenizer.as_ref())?;
         let added: Vec<AddedToken> = file.added_tokens.into_iter().map(Into::into).collect();
-        let vocab = vocab_of(&model.vocab.0, &model.merges, &added, model.ignore_merges)?;
-        let tokenizer = Self::new(vocab, pretokenizer, added, nfc)?;
+        let tokenizer = if model.byte_fallback {
+            let layout = (file.normalizer.as_ref(), file.pre_tokenizer.as_ref(), file.decoder.as_ref());
+            spaces::read(layout, &model.vocab.0, &model.merges, added, model.ignore_merges)?
+        } else {
+            if file.decoder.as_ref().is_some_and(|decoder| !holds_type(decoder, "ByteLevel")) {
+                return Err(unsupported("decoder", &file.decoder, "ByteLevel"));
+            }
+            let nfc = normalizes(file.normalizer.as_ref())?;
+            let pretokenizer = pretokenizer_of(file.pre_tokenizer.as_ref())?;
+            let vocab = vocab_of(&model.vocab.0, &model.merges, &added, model.ignore_merges)?;
+            Self::new(vocab, pretokenizer, added, nfc)?
+        };
         let (bos, eos) = template_ends(file.post_processor.as_ref(), &tokenizer);
         let (bos, eos) = (bos.or(tokenizer.bos_id()), eos.or(tokenizer.eos_id()));
         tokenizer.with_bos_eos(bos, eos)
@@ -173,7 +180,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::InvalidArgument`] if a special token is spelt as an ordinary token is in the file.
     pub fn to_huggingface(&self) -> Result<String> {
-        let mut entries: Vec<(String, u32)> = self.vocab().tokens().map(|(token, id)| (to_chars(token), id)).collect();
+        let to_name = if self.spaces().is_some() { spaces::name_of } else { to_chars };
+        let mut entries: Vec<(String, u32)> = match self.spaces() {
+            Some(_) => spaces::names(self.vocab())?,
+            None => self.vocab().tokens().map(|(token, id)| (to_chars(token), id)).collect(),
+        };
         let ids: hashbrown::HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
         let mut missing = Vec::new();
         for AddedToken { content, id, .. } in self.added_tokens() {
@@ -190,29 +201,35 @@ impl Tokenizer {
         drop(ids);
         entries.extend(missing);
         entries.sort_by_key(|&(_, id)| id);
-        let token_chars = |id: u32| to_chars(self.vocab().id_to_bytes(id).unwrap_or_default());
+        let token_chars = |id: u32| to_name(self.vocab().id_to_bytes(id).unwrap_or_default());
         let merges: Vec<[String; 2]> =
             self.vocab().merges().iter().map(|&(left, right)| [token_chars(left), token_chars(right)]).collect();
         let added: Vec<AddedTokenJson> = self.added_tokens().iter().cloned().map(Into::into).collect();
-        let byte_level =
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        let [normalizer, pre_tokenizer, decoder] = match self.spaces() {
+            Some(spaces) => spaces::to_json(self, spaces),
+            None => [
+                if self.normalizes() { json!({"type": "NFC"}) } else { Value::Null },
+                pretokenizer_json(self.pretokenizer()),
+                byte_level(),
+            ],
+        };
         let file = OutFile {
             version: "1.0",
             truncation: (),
             padding: (),
             added_tokens: added,
-            normalizer: self.normalizes().then(|| json!({"type": "NFC"})),
-            pre_tokenizer: pretokenizer_json(self.pretokenizer()),
+            normalizer,
+            pre_tokenizer,
             post_processor: (),
-            decoder: byte_level,
+            decoder,
             model: OutModel {
                 r#type: "BPE",
                 dropout: (),
                 unk_token: (),
                 continuing_subword_prefix: (),
                 end_of_word_suffix: (),
-                fuse_unk: false,
-                byte_fallback: false,
+                fuse_unk: self.spaces().is_some(),
+                byte_fallback: self.spaces().is_some(),
                 ignore_merges: self.vocab().whole_piece_first(),
                 vocab: OutEntries(&entries),
                 merges,
@@ -229,7 +246,7 @@ struct OutFile<'a> {
     truncation: (),
     padding: (),
     added_tokens: Vec<AddedTokenJson>,
-    normalizer: Option<Value>,
+    normalizer: Value,
     pre_tokenizer: Value,
     post_processor: (),
     decoder: Value,
@@ -276,7 +293,7 @@ impl From<AddedToken> for AddedTokenJson {
     }
 }
 
-fn unsupported(what: &str, got: &impl fmt::Debug, expected: &str) -> Error {
+pub(super) fn unsupported(what: &str, got: &impl fmt::Debug, expected: &str) -> Error {
     Error::Format(format!("tokenizer.json: {what} is {got:?}, which is not supported; expected {expected}"))
 }
 
@@ -370,11 +387,14 @@ fn collect_steps(value: &Value, steps: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
+fn byte_level() -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false})
+}
+
 fn pretokenizer_json(pretokenizer: &Pretokenizer) -> Value {
     let split = |step: &Pretokenizer| json!({"type": "Split", "pattern": {"Regex": step.pattern()}, "behavior": "Isolated", "invert": false});
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let mut steps: Vec<Value> = pretokenizer.steps().iter().map(split).collect();
-    steps.push(byte_level);
+    steps.push(byte_level());
     json!({"type": "Sequence", "pretokenizers": steps})
 }
 
@@ -394,7 +414,7 @@ fn template_ends(value: Option<&Value>, tokenizer: &Tokenizer) -> (Option<u32>, 
     (special(template.first()), special(template.last().filter(|_| template.len() > 1)))
 }
 
-fn type_of(value: &Value) -> &str {
+pub(super) fn type_of(value: &Value) -> &str {
     value["type"].as_str().unwrap_or_default()
 }
 

@@ -2,7 +2,12 @@
 
 mod byte_alphabet;
 mod huggingface;
+mod protobuf;
+mod sentencepiece;
+mod spaces;
 mod tiktoken;
+
+pub use self::sentencepiece::{Piece, PieceKind};
 
 use std::fs::File;
 use std::io::Write;

@@ -69,9 +69,9 @@ impl Vocab {
     /// [`Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges in another
     /// order than their results' ids, or tokens that merges do not reach.
     pub fn to_tiktoken(&self) -> Result<String> {
-        if !self.ids_are_ranks()? {
+        if self.byte_fallback().is_some() || !self.ids_are_ranks()? {
             return Err(Error::InvalidArgument(
-                "this vocabulary cannot be saved as .tiktoken, where ids are ranks: its merges are in another order; \
+                "this vocabulary cannot be saved as .tiktoken, where ids are ranks: its merges are in another order or not of bytes; \
                  save it as tokenizer.json"
                     .to_owned(),
             ));

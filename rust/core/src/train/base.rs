@@ -11,9 +11,15 @@ impl TrainOptions {
         (0..base.id_bound()).map(|id| base.id_to_bytes(id).unwrap_or_default().to_vec()).collect()
     }
 
-    /// Refuses an order of ties that the base's ids do not allow.
+    /// Refuses a base that is not byte-level, and an order of ties that its ids do not allow.
     pub(super) fn check_base(&self) -> Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
+        if base.byte_fallback().is_some() {
+            return Err(Error::InvalidArgument(
+                "the base is a SentencePiece vocabulary, whose merging begins with characters: it cannot be trained further"
+                    .to_owned(),
+            ));
+        }
         if self.tie_order == TieOrder::ByteValues
             && let Some(id) = (0..256).find(|&id| base.id_to_bytes(id).is_none_or(|token| token.len() != 1))
         {

@@ -1,0 +1,133 @@
+//! The wire format of protocol buffers, as much as reading a `tokenizer.model` needs.
+//!
+//! Nothing is copied and no length is believed: every field is a slice of the message it stands in.
+
+use crate::{Error, Result};
+
+/// What a field holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Value<'a> {
+    /// An integer, a boolean or an enumeration.
+    Varint(u64),
+    Fixed64(u64),
+    /// A string, bytes or a message.
+    Bytes(&'a [u8]),
+    Fixed32(u32),
+}
+
+/// The fields of a message, in the order they stand in it.
+pub(super) struct Fields<'a> {
+    message: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(message: &'a [u8]) -> Self {
+        Self { message, at: 0 }
+    }
+
+    /// Returns the number and the value of the next field, or `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the message ends within it, or it is none.
+    ///
+    /// # Source
+    /// <https://protobuf.dev/programming-guides/encoding>. Groups, which no current file holds, are not read.
+    pub(super) fn next_field(&mut self) -> Result<Option<(u64, Value<'a>)>> {
+        if self.at == self.message.len() {
+            return Ok(None);
+        }
+        let begin = self.at;
+        let tag = self.varint()?;
+        let value = match tag & 7 {
+            0 => Value::Varint(self.varint()?),
+            1 => Value::Fixed64(u64::from_le_bytes(self.array()?)),
+            2 => {
+                let length = self.varint()?;
+                Value::Bytes(self.take(length)?)
+            }
+            5 => Value::Fixed32(u32::from_le_bytes(self.array()?)),
+            kind => {
+                return Err(Error::Format(format!(
+                    "byte {begin}: wire type {kind} is not supported; expected 0, 1, 2 or 5"
+                )));
+            }
+        };
+        Ok(Some((tag >> 3, value)))
+    }
+
+    fn varint(&mut self) -> Result<u64> {
+        let begin = self.at;
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let [byte] = self.array()?;
+            value |= u64::from(byte & 0x7F) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(Error::Format(format!("byte {begin}: an integer of more than 10 bytes")))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N as u64)?);
+        Ok(bytes)
+    }
+
+    fn take(&mut self, length: u64) -> Result<&'a [u8]> {
+        let left = &self.message[self.at..];
+        let taken = usize::try_from(length).ok().and_then(|length| left.get(..length)).ok_or_else(|| {
+            Error::Format(format!("byte {}: {length} bytes are announced, {} are left", self.at, left.len()))
+        })?;
+        self.at += taken.len();
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Fields, Value};
+    use proptest::prelude::*;
+
+    #[test]
+    fn fields_are_read_in_order() {
+        // Field 1: 300; field 2: "hi"; field 3: 1.0 as fixed32; field 16: 7 as fixed64.
+        let message = b"\x08\xAC\x02\x12\x02hi\x1D\x00\x00\x80\x3F\x81\x01\x07\0\0\0\0\0\0\0";
+        let mut fields = Fields::new(message);
+        let expected = [
+            (1, Value::Varint(300)),
+            (2, Value::Bytes(b"hi")),
+            (3, Value::Fixed32(1f32.to_bits())),
+            (16, Value::Fixed64(7)),
+        ];
+        for field in expected {
+            assert_eq!(fields.next_field().expect("whole"), Some(field));
+        }
+        assert_eq!(fields.next_field().expect("the end"), None);
+        for end in 1..message.len() {
+            let mut fields = Fields::new(&message[..end]);
+            let whole = std::iter::from_fn(|| fields.next_field().transpose()).all(|field| field.is_ok());
+            assert_eq!(whole, [3, 7, 12].contains(&end), "cut at {end}");
+        }
+    }
+
+    #[test]
+    fn lengths_beyond_the_message_are_refused() {
+        for message in [&b"\x0A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01x"[..], b"\x0A\x05four", b"\x0B", b"\x08\xFF"] {
+            assert!(Fields::new(message).next_field().is_err(), "{message:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_fields_or_an_error(message in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut fields = Fields::new(&message);
+            let mut count = 0;
+            while let Ok(Some(_)) = fields.next_field() {
+                count += 1;
+            }
+            prop_assert!(count <= message.len());
+        }
+    }
+}

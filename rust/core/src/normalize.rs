@@ -1,0 +1,134 @@
+//! What is done to a text before it is split: Unicode's normal form C, or SentencePiece's way with spaces.
+
+use std::borrow::Cow;
+
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+
+use crate::{Error, Result};
+
+/// What SentencePiece writes for a space: U+2581.
+pub(crate) const SPACE: char = '\u{2581}';
+
+/// What is done to ordinary text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Normalizer {
+    None,
+    Nfc,
+    Spaces(Spaces),
+}
+
+/// How SentencePiece treats the spaces of a text.
+///
+/// It writes `▁` (U+2581) for each, so that the two are one. Here the space stays, in texts and in tokens, and it is `▁`
+/// that is replaced: the same tokens match, and most text need not be rewritten.
+///
+/// ```
+/// use bpe_llama::{After, SpacePrefix, Spaces};
+///
+/// let llama = Spaces { prefix: SpacePrefix::Always, collapse: false, drop_first: true };
+/// assert_eq!(llama.normalize("a▁b ", After::Nothing), " a b ");
+/// assert_eq!(llama.normalize("", After::Nothing), "");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spaces {
+    /// Whether a space is put before each stretch of ordinary text.
+    pub prefix: SpacePrefix,
+    /// Whether spaces at both ends are removed and several in a row become one.
+    pub collapse: bool,
+    /// Whether decoding leaves out a space that comes first.
+    pub drop_first: bool,
+}
+
+/// When a space is put before a stretch of ordinary text: the whole text, or what lies between special tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpacePrefix {
+    /// Never.
+    Never,
+    /// Always, unless it is empty.
+    Always,
+    /// Where it does not begin with a space.
+    UnlessSpace,
+    /// Where it begins the whole text, and not with a space.
+    FirstUnlessSpace,
+}
+
+/// What a stretch of ordinary text comes after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum After {
+    /// It begins the whole text.
+    #[default]
+    Nothing,
+    /// A special token.
+    Special,
+    /// More text: no space is put between.
+    Text,
+}
+
+impl Normalizer {
+    /// Returns the normal form of a stretch of ordinary text.
+    pub(crate) fn apply(self, text: &str, after: After) -> Cow<'_, str> {
+        match self {
+            Self::Nfc if is_nfc_quick(text.chars()) != IsNormalized::Yes => Cow::Owned(text.nfc().collect()),
+            Self::None | Self::Nfc => Cow::Borrowed(text),
+            Self::Spaces(spaces) => spaces.normalize(text, after),
+        }
+    }
+
+    /// Returns how many bytes `normal` has before the bytes of `text`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if more was changed than that, so that no place in the text can be named.
+    pub(crate) fn prefix_len(self, text: &str, normal: &str) -> Result<usize> {
+        if normal.strip_suffix(text).is_some_and(|prefix| matches!(prefix, "" | " ")) {
+            return Ok(normal.len() - text.len());
+        }
+        let what = match self {
+            Self::Spaces(_) => "whose spaces are as this tokenizer normalizes them, and without \u{2581}",
+            _ => "in Unicode's normal form C, which this tokenizer brings text to",
+        };
+        Err(Error::InvalidArgument(format!("offsets need text {what}")))
+    }
+}
+
+impl Spaces {
+    /// Returns `text`, which comes after something, with its spaces treated so.
+    ///
+    /// # Source
+    /// `src/normalizer.cc` of SentencePiece; `Metaspace` of Hugging Face `tokenizers`.
+    pub fn normalize(self, text: &str, after: After) -> Cow<'_, str> {
+        let begins_with_space = text.starts_with([' ', SPACE]);
+        let is_prefixed = !text.is_empty()
+            && after != After::Text
+            && match self.prefix {
+                SpacePrefix::Never => false,
+                SpacePrefix::Always => true,
+                SpacePrefix::UnlessSpace => !begins_with_space,
+                SpacePrefix::FirstUnlessSpace => after == After::Nothing && !begins_with_space,
+            };
+        if !is_prefixed && !self.collapse && !text.contains(SPACE) {
+            return Cow::Borrowed(text);
+        }
+        let mut normal = String::with_capacity(text.len() + 1);
+        if is_prefixed {
+            normal.push(' ');
+        }
+        if self.collapse {
+            for (i, word) in text.split(' ').filter(|word| !word.is_empty()).enumerate() {
+                if i > 0 {
+                    normal.push(' ');
+                }
+                normal.push_str(word);
+            }
+        } else {
+            normal.push_str(text);
+        }
+        if normal.contains(SPACE) {
+            normal = normal.replace(SPACE, " ");
+        }
+        if self.collapse {
+            // After the replacement: SentencePiece takes `▁` for a space at the end of a text, though not within it.
+            normal.truncate(normal.trim_end_matches(' ').len());
+        }
+        Cow::Owned(normal)
+    }
+}
