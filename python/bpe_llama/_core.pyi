@@ -50,6 +50,10 @@ class Tokenizer:
     ) -> Tokenizer: ...
     @staticmethod
     def build_from_huggingface(json: bytes) -> Tokenizer: ...
+    @staticmethod
+    def build_from_sentencepiece(model: bytes) -> Tokenizer: ...
+    @staticmethod
+    def build_from_pieces(pieces: Sequence[tuple[str, float, int]], prefix: bool, collapse: bool) -> Tokenizer: ...
     def with_bos_eos(self, bos_id: int | None, eos_id: int | None) -> Tokenizer: ...
     def to_huggingface(self) -> str: ...
     def save_huggingface(self, path: _PathLike) -> None: ...
@@ -85,11 +89,17 @@ class Tokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of a text in which nothing is special: `encode` without its options."""
 
+    def encode_following(self, text: str, after_special: bool) -> list[int]:
+        """Return the ids of `encode_ordinary` for a text that follows a special token, or else other text.
+
+        They differ where SentencePiece puts a space before a text: before one that follows text it puts none.
+        """
+
     def encode_bytes(self, data: bytes) -> list[int]:
         """Return the ids of any bytes, such that `decode_bytes` gives them back.
 
         The longest valid UTF-8 start is encoded as text; the rest is one piece with the last piece of that text, as in
-        tiktoken.
+        tiktoken. SentencePiece takes ``▁`` for a space, so that a space comes back for it.
         """
 
     def encode_to_numpy(

@@ -30,30 +30,60 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str |
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, holds no tokenizer, or one that is not byte-level BPE of a known pattern.
+        ValueError: If it is damaged, holds no tokenizer, or one that is neither byte-level BPE of a known pattern nor
+            SentencePiece's BPE with byte fallback.
 
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer".
     """
     metadata = read_gguf_header(path).metadata
     kind = metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise ValueError(f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2', byte-level BPE")
+    reader = _READERS.get(kind) if isinstance(kind, str) else None
+    if reader is None:
+        raise ValueError(
+            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2', byte-level BPE, or 'llama', SentencePiece's"
+        )
+    try:
+        core = reader(metadata)
+        bos, eos = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
+        core = core.with_bos_eos(bos, eos)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    template = metadata.get("tokenizer.chat_template")
+    return core, template if isinstance(template, str) else None
+
+
+def _read_byte_level(metadata: dict[str, Any]) -> _core.Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in _PATTERNS:
-        raise ValueError(f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {sorted(_PATTERNS)}")
+        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; expected one of {sorted(_PATTERNS)}")
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list):
-        raise ValueError(f"{path}: tokenizer.ggml.tokens and tokenizer.ggml.merges are missing")
+        raise ValueError("tokenizer.ggml.tokens and tokenizer.ggml.merges are missing")
     types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     added = [
         {"id": i, "content": token, "special": kind == _CONTROL}
         for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
         if kind in (_CONTROL, _USER_DEFINED)
     ]
-    core = _core.Tokenizer.build_from_huggingface(_as_json(tokens, merges, added, _PATTERNS[pre]))
-    bos, eos = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
-    template = metadata.get("tokenizer.chat_template")
-    return core.with_bos_eos(bos, eos), template if isinstance(template, str) else None
+    return _core.Tokenizer.build_from_huggingface(_as_json(tokens, merges, added, _PATTERNS[pre]))
+
+
+def _read_sentencepiece(metadata: dict[str, Any]) -> _core.Tokenizer:
+    tokens, scores, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(scores, list) or not isinstance(types, list):
+        raise ValueError("tokenizer.ggml.tokens, tokenizer.ggml.scores or tokenizer.ggml.token_type is missing")
+    if not len(tokens) == len(scores) == len(types):
+        raise ValueError(f"{len(tokens)} tokens have {len(scores)} scores and {len(types)} types: expected one each")
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    collapse = metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
+    try:
+        pieces = list(zip(tokens, map(float, scores), map(int, types), strict=True))
+        return _core.Tokenizer.build_from_pieces(pieces, bool(prefix), bool(collapse))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"tokenizer.ggml.tokens, scores or token_type: {error}") from None
+
+
+_READERS = {"gpt2": _read_byte_level, "llama": _read_sentencepiece}
 
 
 def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: str | None = None) -> dict[str, Any]:
@@ -64,14 +94,16 @@ def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: str | None = N
         chat_template: Stored beside it.
 
     Raises:
-        ValueError: If the pattern has no name in llama.cpp.
+        ValueError: If the pattern has no name in llama.cpp, or the tokenizer is SentencePiece's.
     """
     names = {pattern: name for name, pattern in reversed(_PATTERNS.items())}
+    described = json.loads(tokenizer.to_huggingface())
+    if described["model"]["byte_fallback"]:
+        raise ValueError("SentencePiece tokenizers are not written to GGUF: their scores are not kept")
     pre = names.get(tokenizer.pattern_name or "")
     if pre is None:
         known = ", ".join(sorted(names))
         raise ValueError(f"llama.cpp has no name for the pattern {tokenizer.pattern!r}; it has for {known}")
-    described = json.loads(tokenizer.to_huggingface())
     tokens = [f"[UNUSED{i}]" for i in range(tokenizer.vocab_size)]
     types = [_UNUSED] * tokenizer.vocab_size
     for token, token_id in described["model"]["vocab"].items():

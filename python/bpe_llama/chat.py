@@ -137,7 +137,7 @@ def encode_conversation(
     ids: list[int] = []
     learned: list[bool] = []
     for number, (begin, end) in enumerate(zip(cuts, [*cuts[1:], len(whole)], strict=True)):
-        part = marked.encode(whole[begin:end])
+        part = marked.encode(whole[begin:end], whole[:begin])
         ids += part
         learned += [number % 2 == 1] * len(part)
     return ids, learned
@@ -164,17 +164,28 @@ class _Marked:
         assert self.special is not None  # or no message was mapped; for the type checker
         return self.special.sub(lambda match: match[0][:1] + self.marker + match[0][1:], text)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of what a template made of the messages, or of a part of it."""
+    def encode(self, text: str, before: str = "") -> list[int]:
+        """Return the ids of what a template made of the messages, or of a part of it and what came before."""
+        tokenizer = self.tokenizer
         if self.special is None:
-            return self.tokenizer.encode_ordinary(text)
+            return tokenizer.encode_following(text, False) if before else tokenizer.encode_ordinary(text)
         ids: list[int] = []
         end = 0
+        is_special = before.endswith(tuple(tokenizer.special_tokens))
+
+        def add(ordinary: str) -> None:
+            ordinary = ordinary.replace(self.marker, "")
+            if end or before:
+                ids.extend(tokenizer.encode_following(ordinary, end > 0 or is_special))
+            else:
+                ids.extend(tokenizer.encode_ordinary(ordinary))
+
         for match in self.special.finditer(text):
-            ids += self.tokenizer.encode_ordinary(text[end : match.start()].replace(self.marker, ""))
-            ids.append(self.tokenizer.special_tokens[match[0]])
+            add(text[end : match.start()])
+            ids.append(tokenizer.special_tokens[match[0]])
             end = match.end()
-        return ids + self.tokenizer.encode_ordinary(text[end:].replace(self.marker, ""))
+        add(text[end:])
+        return ids
 
 
 def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:

@@ -24,6 +24,10 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 class Tokenizer(_core.Tokenizer):
     """A byte-level BPE tokenizer: a vocabulary, the pattern that splits text, and special tokens.
 
+    One loaded from SentencePiece's files encodes as SentencePiece does: merging begins with characters, and unknown
+    ones become bytes. Its tokens hold spaces where SentencePiece writes ``▁``, and decoding leaves out the space that
+    encoding puts first.
+
     It is made by one of its class methods, never changes, and can be used from many threads at once. The methods that
     encode and decode are compiled; see their documentation in ``bpe_llama._core``.
 
@@ -167,8 +171,9 @@ class Tokenizer(_core.Tokenizer):
         """Return the tokenizer in a file or folder, whatever its format.
 
         Args:
-            path: A ``tokenizer.json``; a ``.tiktoken`` file or Llama 3's ``tokenizer.model``, if it is a published
-                vocabulary or was saved by :meth:`save`; a ``.gguf`` file; or a folder that holds one of them.
+            path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` (Llama 2, Mistral 7B); a ``.tiktoken`` file
+                or Llama 3's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`; a
+                ``.gguf`` file; or a folder that holds one of them. Content decides, not the name.
 
         Raises:
             FileNotFoundError: If there is no such file, or none of these in the folder.
@@ -190,10 +195,13 @@ class Tokenizer(_core.Tokenizer):
             return cls.from_gguf(path)
         if head.lstrip()[:1] == b"{":
             return cls.from_huggingface(path)
+        # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
+        if head[:1] == b"\n" and head[2:3] == b"\n":
+            return cls._from_sentencepiece(path)
         if b" " in head.split(b"\n")[0]:
             return cls.from_tiktoken(path)
         raise ValueError(
-            f"{path}: expected a tokenizer.json, a .tiktoken file, a Llama 3 tokenizer.model or a .gguf file, "
+            f"{path}: expected a tokenizer.json, a tokenizer.model, a .tiktoken or a .gguf file, "
             f"but it begins with {head[:16]!r}"
         )
 
@@ -218,13 +226,23 @@ class Tokenizer(_core.Tokenizer):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or asks for something other than byte-level BPE, naming it.
+            ValueError: If it is damaged, or asks for something other than byte-level BPE or SentencePiece's BPE with
+                byte fallback, naming it.
         """
         path = Path(path)
         if path.is_dir():
             path = path / "tokenizer.json"
+        return cls._with_config(path, _core.Tokenizer.build_from_huggingface)
+
+    @classmethod
+    def _from_sentencepiece(cls, path: Path) -> Self:
+        return cls._with_config(path, _core.Tokenizer.build_from_sentencepiece)
+
+    @classmethod
+    def _with_config(cls, path: Path, build: Callable[[bytes], _core.Tokenizer]) -> Self:
+        """Return the tokenizer in a file, with what a ``tokenizer_config.json`` beside it says."""
         try:
-            core = _core.Tokenizer.build_from_huggingface(path.read_bytes())
+            core = build(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         config_path = path.with_name("tokenizer_config.json")
@@ -302,7 +320,7 @@ class Tokenizer(_core.Tokenizer):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or its tokenizer is not byte-level BPE.
+            ValueError: If it is damaged, or its tokenizer is neither byte-level BPE nor SentencePiece's BPE.
         """
         from bpe_llama import _gguf_tokenizer
 

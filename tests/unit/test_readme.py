@@ -19,6 +19,8 @@ def prepare(folder: Path, real) -> None:
         (folder / "corpus" / name).with_suffix(".txt").write_bytes(source.read_bytes())
     for name in ("cl100k_base.tiktoken", "mine.tiktoken"):
         (folder / name).symlink_to(real(data.vocabulary, "cl100k"))
+    (folder / "mistral").mkdir()
+    (folder / "mistral" / "tokenizer.model").symlink_to(real(data.vocabulary, "mistral"))
     (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(real(data.smollm2_gguf))
 
 
