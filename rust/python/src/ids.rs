@@ -1,30 +1,63 @@
 //! Ids as Python's ints: making half a million of them takes longer than encoding the text.
 
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList};
 
 /// So many ids ahead the ints are asked of memory: a count of references is written into each.
 const AHEAD: usize = 32;
 
-/// The ints of all ids of a vocabulary, made when a list is first asked for and then shared by all lists.
-pub(crate) struct IdInts(Box<[Py<PyInt>]>);
+/// The int of each id of a vocabulary, made when it is first asked for and then shared by all lists.
+///
+/// A pointer an id, null so far or a reference of ours: half the memory of a `OnceLock`, which is what limits long lists.
+pub(crate) struct IdInts(Box<[AtomicPtr<PyObject>]>);
 
 impl IdInts {
-    /// Makes an int of each id below `vocab_size`: some 15 ns and 40 bytes each.
-    pub(crate) fn new(py: Python<'_>, vocab_size: usize) -> PyResult<Self> {
-        let ints = (0..vocab_size as u32).map(|id| Ok(id.into_pyobject(py)?.unbind()));
-        Ok(Self(ints.collect::<PyResult<_>>()?))
+    pub(crate) fn new(vocab_size: usize) -> Self {
+        Self((0..vocab_size).map(|_| AtomicPtr::default()).collect())
     }
 
     /// Returns the ids as a list of ints.
     pub(crate) fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         let ints = ids.iter().enumerate().map(|(i, &id)| {
             if let Some(&ahead) = ids.get(i + AHEAD) {
-                prefetch(self.0[ahead as usize].as_ptr());
+                prefetch(self.0[ahead as usize].load(Ordering::Relaxed));
             }
-            &self.0[id as usize]
+            self.int(py, id)
         });
         PyList::new(py, ints)
+    }
+
+    #[inline]
+    fn int<'py>(&self, py: Python<'py>, id: u32) -> Bound<'py, PyAny> {
+        let int = self.0[id as usize].load(Ordering::Acquire);
+        let int = if int.is_null() { self.make(py, id) } else { int };
+        // SAFETY: our own reference keeps the object alive, and it is given up by no one but `drop`.
+        unsafe { Bound::from_borrowed_ptr(py, int) }
+    }
+
+    /// Makes an int, unless another thread was faster.
+    #[cold]
+    fn make(&self, py: Python<'_>, id: u32) -> *mut PyObject {
+        let new = PyInt::new(py, id);
+        match self.0[id as usize].compare_exchange(ptr::null_mut(), new.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => new.into_ptr(),
+            Err(faster) => faster,
+        }
+    }
+}
+
+impl Drop for IdInts {
+    fn drop(&mut self) {
+        Python::attach(|py| {
+            for int in &mut self.0 {
+                // SAFETY: not null, it is a reference that `make` kept for this table, and no one uses it any more.
+                drop(unsafe { Bound::from_owned_ptr_or_opt(py, *int.get_mut()) });
+            }
+        });
     }
 }
 

@@ -9,7 +9,6 @@ use bpe_llama::{AddedToken, After, EncodeOptions, Pretokenizer, Tokenizer, Vocab
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::arguments::{Ids, Specials, Text, Texts, extract_id, thread_count, type_error};
@@ -27,12 +26,12 @@ const LEAST_CACHE: usize = 1 << 20;
 #[pyclass(frozen, subclass, name = "Tokenizer", module = "bpe_llama._core")]
 pub(crate) struct PyTokenizer {
     inner: Arc<Tokenizer>,
-    ints: Arc<PyOnceLock<IdInts>>,
+    ints: Arc<IdInts>,
 }
 
 impl PyTokenizer {
     pub(crate) fn new(inner: Tokenizer) -> Self {
-        Self { inner: Arc::new(inner), ints: Arc::new(PyOnceLock::new()) }
+        Self { ints: Arc::new(IdInts::new(inner.vocab_size())), inner: Arc::new(inner) }
     }
 
     pub(crate) fn shared(&self) -> Arc<Tokenizer> {
@@ -107,7 +106,7 @@ impl PyTokenizer {
     }
 
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
-        self.ints.get_or_try_init(py, || IdInts::new(py, self.inner.vocab_size()))?.list(py, ids)
+        self.ints.list(py, ids)
     }
 
     fn decode_text<'py>(
