@@ -6,6 +6,7 @@ Shapes: ``B`` slots (rows of a batch), ``K`` KV heads, ``S`` capacity, ``T`` new
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import check_memory
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class KVCache:
         device: Where the model is.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or there is too little memory for all slots.
 
     Example:
         >>> config = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
@@ -77,6 +79,9 @@ class KVCache:
         if batch_size < 1 or max_length < 1:
             raise ValueError(f"batch_size is {batch_size} and max_length {max_length}; expected at least 1")
         shape = (2, config.num_hidden_layers, batch_size, config.kv_heads, max_length, config.head_size)
+        size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
+        what = f"a cache of {batch_size} slots of {max_length:,} tokens"
+        check_memory(size, device, what, "take fewer slots, a shorter max_length, or another form")
         # Zeros, not garbage: a masked column still enters a product with weight 0, and 0 * nan is nan.
         self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size)
         self.dtype = self.store.dtype

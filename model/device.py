@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 _DTYPES = {
@@ -53,3 +55,64 @@ def resolve_dtype(dtype: torch.dtype | str | None, auto: torch.dtype | str | Non
     if found is None:
         raise ValueError(f"dtype {dtype!r} is not one of 'auto', {', '.join(map(repr, _DTYPES))}")
     return found
+
+
+def free_memory(device: torch.device | str = "cpu") -> int | None:
+    """Return the bytes that can still be taken on a device, or None where the system does not say.
+
+    On Linux a container's limit counts, and what files hold of its memory does not.
+
+    Example:
+        >>> free = free_memory()
+        >>> free is None or free > 0
+        True
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    if device.type != "cpu":
+        return None
+    free = _kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        left = int(limit) - int(used) + _number(group / "memory.stat", "inactive_file")
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return None if free is None else 1024 * free
+    return left if free is None else min(left, 1024 * free)
+
+
+def check_memory(size: int, device: torch.device | str | None, what: str, remedy: str) -> None:
+    """Refuse what would not fit.
+
+    Args:
+        size: Bytes about to be taken.
+        device: Where.
+        what: That takes them, as the subject of the message.
+        remedy: What takes less.
+
+    Raises:
+        ValueError: If fewer are free; it says how many of each.
+
+    Example:
+        >>> check_memory(10**18, "meta", "nothing", "")  # allocates nothing
+    """
+    free = free_memory(torch.get_default_device() if device is None else device)
+    if free is not None and size > free:
+        raise ValueError(f"{what} takes {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; {remedy}")
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    try:
+        return _number(path, name)
+    except (OSError, ValueError):
+        return None
+
+
+def _number(path: Path, name: str) -> int:
+    """Return the number after a name in a file of lines of them."""
+    for line in path.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise ValueError(f"{path} has no line {name!r}")

@@ -102,7 +102,7 @@ def generate_speculative(
     model: LlamaForCausalLM,
     prompt: Sequence[int] | Tensor,
     draft: Draft | None = None,
-    lookahead: int = 8,
+    lookahead: int = 16,
     **options: Any,
 ) -> Speculation:
     """Return the same new ids as plain generation, in fewer forward passes.
@@ -111,7 +111,8 @@ def generate_speculative(
         model: Weights to generate with.
         prompt: Ids, (T,) or (1, T).
         draft: `LookupDraft` by default; or a `ModelDraft`.
-        lookahead: Ids to guess at a time.
+        lookahead: Ids to guess at a time, at most: half as many after a pass in which most guesses failed, twice as
+            many after one in which all held.
         **options: Of `GenerationOptions`.
 
     Raises:
@@ -135,10 +136,14 @@ def generate_speculative(
     engine = Engine(model, 1, room)
     (sample,) = engine.join([ids], [chosen])
     proposed = accepted = 0
-    passes = 1
+    passes, ahead = 1, lookahead
     while sample.finish is None:
         left = min(room - len(sample.ids), chosen.max_new_tokens - len(sample.new_ids)) - 1
-        guesses = guess(sample, min(lookahead, left)) if left > 0 else []
+        guesses = guess(sample, min(ahead, left)) if left > 0 else []
         kept = engine.verify(sample, guesses)
+        if kept == len(guesses):
+            ahead = min(2 * ahead, lookahead)
+        elif 2 * kept < len(guesses):
+            ahead = max(ahead // 2, 1)
         proposed, accepted, passes = proposed + len(guesses), accepted + kept, passes + 1
     return Speculation(sample.new_ids, proposed, accepted, passes)

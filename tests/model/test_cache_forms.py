@@ -14,6 +14,7 @@ from torch import Tensor
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.cache_forms import Int8Cache, RingCache
+from bpe_llama.model.device import free_memory
 from bpe_llama.model.generation import Engine, GenerationOptions
 from bpe_llama.model.speculative import LookupDraft
 
@@ -146,6 +147,20 @@ def test_bfloat16_differs_by_its_rounding(tiny_model: Make, ids: Tensor, changes
             found = engine._read([[int(ids[row, -1])]])[0, 0].float()
             assert sample.finish is None
             assert float((found - whole[row]).norm() / whole[row].norm()) < 2 * rounding
+
+
+def test_too_little_memory_is_said_before_it_is_taken(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_model().config
+    if free_memory() is not None:  # the machine's own figure
+        with pytest.raises(ValueError, match=r"1000000000 slots of 64 tokens takes 2.46e\+04 GB, but .* GB are free"):
+            KVCache(config, 10**9, 64)
+    monkeypatch.setattr("bpe_llama.model.device.free_memory", lambda device: 2_000_000)
+    KVCache(config, 2, 600)  # 2 * 3 layers * 2 slots * 2 heads * 600 * 8 numbers of 4 bytes are 0.46 MB
+    with pytest.raises(ValueError, match=r"2 slots of 6,000 tokens takes 0.00461 GB, but 0.002 GB are free"):
+        KVCache(config, 2, 6000)
+    Int8Cache(config, 2, 6000)
+    monkeypatch.setattr("bpe_llama.model.device.free_memory", lambda device: None)  # a system that does not say
+    KVCache(config, 2, 6000)
 
 
 def test_refusals(tiny_model: Make, ids: Tensor) -> None:

@@ -64,6 +64,23 @@ def test_a_character_in_several_tokens_comes_whole(generator: TextGenerator, mon
     assert generator.generate_batch(["x", "yy"], stop="日") == ["né – ", "né – "]
 
 
+def test_a_stop_string_inside_a_token_cuts_the_token(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = {bytes([i]): i for i in range(256)} | {b"he": 256, b"hel": 257, b"hell": 258, b"hello": 259}
+    tokenizer = Tokenizer.from_ranks(ranks, pattern="cl100k")
+    model = LlamaForCausalLM(generator.model.config.replace(vocab_size=260, eos_token_id=None)).eval()
+    script = [*b"so ", 259, 259, *b"!"]
+
+    def scripted(samples: list[Sample], logits: torch.Tensor) -> list[int]:
+        return [script[len(sample.new_ids)] for sample in samples]
+
+    monkeypatch.setattr("bpe_llama.model.generation.choose", scripted)
+    wordy = TextGenerator(model, tokenizer)
+    assert wordy.generate("x", stop="ll", max_new_tokens=6) == "so he"
+    assert wordy.generate("x", stop="oh", max_new_tokens=6) == "so hell"
+    assert wordy.generate("x", stop="hello!?", max_new_tokens=6) == "so hellohello!"
+    assert list(wordy.stream("x", stop="lohe", max_new_tokens=6)) == ["s", "o", " ", "hel"]
+
+
 def test_a_batch_gives_what_each_prompt_gives_alone(generator: TextGenerator) -> None:
     prompts = ["a", "Once upon a time", "de nouveau", "x" * 70, "end"]
     options = {"max_new_tokens": 30, "temperature": 0.9, "seed": 5, "stop": ["e", "\n"]}

@@ -279,3 +279,12 @@ def test_generate_says_how_fast(made: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr()
     assert "prefill: " in printed.err and "decode: " in printed.err and "GB/s this machine reads" in printed.err
     assert "a second" not in printed.out
+
+
+def test_generate_refuses_a_device_that_is_not_there(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "The", "--model", str(made / "run" / "model"), "--device", "cuda:99"]) == 2
+    assert "device 'cuda:99' is not there: torch sees" in capsys.readouterr().err
+    assert main(["generate", "", "--model", str(made / "run" / "model")]) == 2
+    assert "no beginning-of-text id to start from" in capsys.readouterr().err
+    assert main(["generate", "The " * 200, "--model", str(made / "run" / "model")]) == 2
+    assert "leaves no room in a context of 64" in capsys.readouterr().err

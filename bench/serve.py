@@ -1,0 +1,134 @@
+"""Decoding many sequences that join and leave, and guessing ahead: each against one sequence decoded plainly.
+
+python -m bench.serve --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import data
+from bench.generate import SHAPE
+from bpe_llama import Tokenizer
+from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model.generation import Engine, GenerationOptions
+from bpe_llama.model.speculative import LookupDraft, generate_speculative
+
+FRUIT = ("apple", "red"), ("pear", "green"), ("plum", "blue"), ("lemon", "yellow"), ("cherry", "red"), ("lime", "green")
+RECORDS = "".join(f'{{"name": "{name}", "colour": "{colour}", "price": 1}}\n' for name, colour in FRUIT)
+
+
+def one(model: LlamaForCausalLM, tokens: int) -> float:
+    """Return tokens a second of one sequence, its prompt left out."""
+    engine = Engine(model, 1, 48 + tokens)
+    engine.join([list(range(5, 37))], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
+    start = time.perf_counter()
+    while engine.step():
+        pass
+    return tokens / (time.perf_counter() - start)
+
+
+def many(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
+    """Return tokens a second of sequences of unlike lengths, joining as slots become free; prompts are included."""
+    engine, joined, made = Engine(model, slots, 40 + 2 * tokens), 0, 0
+    start = time.perf_counter()
+    while joined < sequences or engine.live:
+        free = min(slots - len(engine.live), sequences - joined)
+        prompts = [list(range(5 + i, 13 + i + i % 24)) for i in range(joined, joined + free)]
+        options = [
+            GenerationOptions(max_new_tokens=tokens + i * 7 % tokens, temperature=0.8, seed=i, eos_id=())
+            for i in range(joined, joined + free)
+        ]
+        made += len(engine.join(prompts, options)) if prompts else 0
+        joined += free
+        made += len(engine.step())
+    return made / (time.perf_counter() - start)
+
+
+def speculation(tokens: int, dtype: str) -> tuple[Callable[[], float], Callable[[], float], str]:
+    """Return plain and speculative decoding of JSON records by SmolLM2, and how many guesses held."""
+    path = data.smollm2_gguf()
+    model = LlamaForCausalLM.from_pretrained(path, dtype=dtype, device="cpu")
+    prompt = Tokenizer.from_gguf(path).encode(RECORDS)
+    options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0, "eos_id": ()}
+    engine_ids: list[int] = []
+
+    def plain() -> float:
+        engine = Engine(model, 1, len(prompt) + tokens)
+        start = time.perf_counter()
+        (sample,) = engine.join([prompt], [GenerationOptions(**options)])
+        while engine.step():
+            pass
+        engine_ids[:] = sample.new_ids
+        return tokens / (time.perf_counter() - start)
+
+    def guessed() -> float:
+        start = time.perf_counter()
+        result = generate_speculative(model, prompt, LookupDraft(), **options)
+        seconds = time.perf_counter() - start
+        if dtype == "float32" and result.new_ids != engine_ids:  # in bfloat16 rounding depends on the number of rows
+            raise SystemExit("speculation changed the ids; no time is worth printing")
+        return tokens / seconds
+
+    plain()
+    result = generate_speculative(model, prompt, LookupDraft(), **options)
+    held = f"{result.accepted} of {result.proposed} guesses held, {result.passes} passes for {len(result.new_ids)} ids"
+    return plain, guessed, held
+
+
+def main() -> None:
+    """Print the table and append the figures to ``bench/results/generate.jsonl``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+
+    model = LlamaForCausalLM(SHAPE, seed=0, dtype=getattr(torch, chosen.dtype)).eval()
+    runs: dict[str, Callable[[], float]] = {
+        "one sequence": lambda: one(model, chosen.tokens),
+        "64 sequences through 32 slots": lambda: many(model, 64, 32, chosen.tokens),
+    }
+    held = ""
+    try:
+        runs["JSON records, plain"], runs["JSON records, guessed"], held = speculation(3 * chosen.tokens, chosen.dtype)
+    except data.DataUnavailable as missing:
+        print(f"speculation is missing from the table: {missing}")
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(chosen.rounds):
+        for name, run in runs.items():
+            rates[name].append(run())
+    best = {name: max(found) for name, found in rates.items()}
+    print(f"\n{chosen.threads} threads, {chosen.dtype}; tokens a second, best of {chosen.rounds}\n\n| | best | ratio |")
+    print("|---|---|---|")
+    for name, rate in best.items():
+        base = "JSON records, plain" if "records" in name else "one sequence"
+        print(f"| {name} | {rate:.1f} | {rate / best[base]:.2f}x |")
+    print(held and f"\n{held}")
+    record = {
+        "bench": "serve",
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": chosen.threads,
+        "dtype": chosen.dtype,
+        "tokens_per_second": rates,
+        "speculation": held,
+    }
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    with (results / "generate.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
