@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+
+from bpe_llama._files import written_whole
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -226,8 +227,10 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", base: str 
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _write(folder / CONFIG, lambda path: path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8"))
+    with written_whole(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with written_whole(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel:
@@ -365,12 +368,3 @@ def _named_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 def _layers(model: nn.Module) -> list[LoraLinear]:
     return [layer for _, layer in _named_layers(model)]
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

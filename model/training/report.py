@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bpe_llama._files import written_whole
+
 Metrics = dict[str, float]
 
 
@@ -34,9 +36,8 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         """Keep the lines up to `step` and open the file for more."""
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, closed by close()
 
     def write(self, **values: float) -> None:
@@ -71,9 +72,8 @@ def plot_loss(metrics: list[Metrics], path: str | os.PathLike[str], title: str =
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 class ProgressBar:

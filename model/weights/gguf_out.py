@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bpe_llama._files import written_whole
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.weights.assemble import expected_shapes
@@ -58,28 +59,25 @@ def save_gguf(
     metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **(tokenizer or {})}
     tensors = list(_tensors(model))
     kinds = [_format_of(tensor, stored) for _, tensor in tensors]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = gguf.GGUFWriter(temporary, "llama")
-    try:
-        for key, value in metadata.items():
-            writer.add_key_value(key, value, _value_type(gguf, value), _item_type(gguf, value))
-        for (name, tensor), kind in zip(tensors, kinds, strict=True):
-            quantized = gguf.GGMLQuantizationType[kind]
-            nbytes = tensor.numel() * 34 // 32 if kind == "Q8_0" else tensor.numel() * (4 if kind == "F32" else 2)
-            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for done, ((name, tensor), kind) in enumerate(zip(tensors, kinds, strict=True), start=1):
-            values = _in_gguf_order(name, tensor, model.config).detach().float().cpu().numpy()
-            writer.write_tensor_data(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
-            if progress is not None:
-                progress(done, len(tensors))
-        writer.close()
-        temporary.replace(path)
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, "llama")
+        try:
+            for key, value in metadata.items():
+                writer.add_key_value(key, value, _value_type(gguf, value), _item_type(gguf, value))
+            for (name, tensor), kind in zip(tensors, kinds, strict=True):
+                quantized = gguf.GGMLQuantizationType[kind]
+                nbytes = tensor.numel() * 34 // 32 if kind == "Q8_0" else tensor.numel() * (4 if kind == "F32" else 2)
+                writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for done, ((name, tensor), kind) in enumerate(zip(tensors, kinds, strict=True), start=1):
+                values = _in_gguf_order(name, tensor, model.config).detach().float().cpu().numpy()
+                writer.write_tensor_data(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
+                if progress is not None:
+                    progress(done, len(tensors))
+        finally:
+            writer.close()
 
 
 def metadata_of(config: LlamaConfig) -> dict[str, Any]:

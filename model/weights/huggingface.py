@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bpe_llama._files import written_whole
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.pretrained import Model, Pretrained
@@ -76,10 +76,12 @@ def save(model: Pretrained, folder: str | Path) -> None:
             f"{changed[0]} and {len(changed) - 1} others differ; remove or dequantize them, or save the adapter alone"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    with written_whole(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     described = config.to_dict() | {"architectures": [_architecture(model)]}
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    _replace(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    with written_whole(folder / "config.json") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _architecture(model: Pretrained) -> str:
@@ -152,12 +154,3 @@ def _stream(
             done += 1
             if progress is not None:
                 progress(done, len(wanted))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

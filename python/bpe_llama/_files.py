@@ -1,15 +1,38 @@
-"""Which files a path, a pattern or a list of them stands for, and the texts of Parquet files."""
+"""Which files a path, a pattern or a list of them stands for, the texts of Parquet files, and files written whole."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 from bpe_llama import _core
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a name to write to in the file's place; once all is well it takes the file's name, else it is removed.
+
+    So a process killed at any moment leaves the old file or the new one. The name keeps the suffix.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "greeting.txt"
+        >>> with written_whole(path) as temporary:
+        ...     _ = temporary.write_text("hello")
+        >>> path.read_text(), len(list(path.parent.iterdir()))
+        ('hello', 1)
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from bpe_llama._files import written_whole
 
 
 class Attributes(NamedTuple):
@@ -79,12 +80,8 @@ def tiktoken_attributes(path: Path) -> Attributes:
 def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
     """Write beside a `.tiktoken` file what it cannot hold."""
     text = json.dumps({"pattern": pattern, "special_tokens": dict(special_tokens)}, ensure_ascii=False, indent=1)
-    temporary = _beside(path).with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with written_whole(_beside(path)) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(_beside(path))
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
