@@ -1,7 +1,14 @@
-"""Each preset keeps the ids its namesake keeps: transformers' warpers run for real, the others from their definition.
+"""Each preset keeps the ids its namesake keeps: transformers and llama.cpp run for real, Meta's recipe from its text.
 
-llama.cpp is not run here: its samplers are reached only through its own bindings, which have to be compiled.
+llama.cpp's samplers are those in the library that the gpt4all package carries (2.8.2, of August 2024), called one by
+one in the order of the default chain. The package is large, so no extra installs it; where it is missing, only
+llama.cpp's definition is left.
 """
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +146,53 @@ def test_llama_cpp(row, temperature):
     ):
         probs = Sampler(**{"top_p": 1.0, **parameters}, temperature=temperature, preset="llama_cpp").probs(row)
         np.testing.assert_allclose(probs, llama_cpp_probs(row, temperature=temperature, **parameters), rtol=1e-9)
+
+
+class TokenData(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_int32), ("logit", ctypes.c_float), ("p", ctypes.c_float)]
+
+
+class TokenDataArray(ctypes.Structure):
+    _fields_ = [("data", ctypes.POINTER(TokenData)), ("size", ctypes.c_size_t), ("sorted", ctypes.c_bool)]
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> Callable[..., list[int]]:
+    """Return what applies llama.cpp's samplers to a row, in the order given, and returns the ids left."""
+    found = importlib.util.find_spec("gpt4all")
+    folders = found.submodule_search_locations or [] if found else []
+    libraries = [path for folder in folders for path in Path(folder).glob("llmodel*/build/libllamamodel*-avxonly.so")]
+    libraries = [path for path in libraries if "cuda" not in path.name]
+    if not libraries:
+        pytest.skip("needs llama.cpp's library: pip install gpt4all==2.8.2 (121 MB) on Linux")
+    library = ctypes.CDLL(str(libraries[0]))
+
+    def keep(row: np.ndarray, **steps: float) -> list[int]:
+        tokens = (TokenData * len(row))(*(TokenData(id, float(logit), 0.0) for id, logit in enumerate(row)))
+        array = TokenDataArray(tokens, len(row), False)
+        for name, value in steps.items():
+            number = ctypes.c_int32(int(value)) if name == "top_k" else ctypes.c_float(value)
+            arguments = (None, ctypes.byref(array), number, ctypes.c_size_t(1))
+            getattr(library, f"llama_sample_{name}")(*arguments[: 3 if name == "temp" else 4])
+        return sorted(array.data[place].id for place in range(array.size) if array.data[place].logit > -np.inf)
+
+    return keep
+
+
+@ALL_ROWS
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+def test_llama_cpp_itself(llama_cpp, row, temperature):
+    common = {"preset": "llama_cpp", "temperature": temperature}
+    for k in (1, 3, 40, 400):
+        assert_same(row, kept(row, top_k=k, **common), llama_cpp(row, top_k=k, temp=temperature))
+        for p in SHARES:
+            expected = llama_cpp(row, top_k=k, typical=p, top_p=0.9001, min_p=0.0503, temp=temperature)
+            got = kept(row, top_k=k, typical_p=p, top_p=0.9001, min_p=0.0503, **common)
+            assert_same(row, got, expected)
+    for p in SHARES:
+        assert_same(row, kept(row, top_p=p, **common), llama_cpp(row, top_p=p, temp=temperature))
+        assert_same(row, kept(row, min_p=p, **common), llama_cpp(row, min_p=p, temp=temperature))
+        assert_same(row, kept(row, typical_p=p, **common), llama_cpp(row, typical=p, temp=temperature))
 
 
 def test_unknown_presets_are_named():
