@@ -104,10 +104,15 @@ impl<'py> Logits<'py> {
                 "logits have strides {strides:?}; expected multiples of {size} bytes"
             )));
         }
-        let strides: Vec<isize> = strides.iter().map(|stride| stride / size).collect();
+        // Beyond two the shape is refused; a list of any length would cost an allocation.
+        let mut counted = [0; 2];
+        for (counted, stride) in counted.iter_mut().zip(strides) {
+            *counted = stride / size;
+        }
+        let strides = &counted[..strides.len().min(2)];
         // SAFETY: the pointer is a live array object's.
         let data = unsafe { (*array.as_array_ptr()).fields.data }.cast::<c_void>().cast_const();
-        Self::checked(array.as_any().clone(), data, kind, array.shape(), &strides)
+        Self::checked(array.as_any().clone(), data, kind, array.shape(), strides)
     }
 
     fn of_dlpack(object: &Bound<'py, PyAny>) -> PyResult<Self> {

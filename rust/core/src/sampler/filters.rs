@@ -87,7 +87,10 @@ impl Judge<'_> {
         let Self { row, extent, total, .. } = *self;
         let weights = &scratch.weights[..row.len()];
         let goal = self.share(self.mass);
-        let range = (weightless_below(extent, self.temperature, 88.0), extent.highest);
+        // Where all ids together weigh less than may be left out, each at most 1.5 at the top, no cut is needed.
+        let Goal::Mass(target) = goal else { return };
+        let depth = (2.0 * row.len() as f64 / (self.mass - target)).ln().min(88.0);
+        let range = (weightless_below(extent, self.temperature, depth), extent.highest);
         let guess = self.sampled.then(|| guess(scratch.tier, &scratch.sample, goal, total, range));
         let found = select(scratch.tier, row, weights, Search { goal, range, guess }, &mut scratch.buffers);
         if certain(found, goal, total) {

@@ -155,44 +155,58 @@ fn draw(row: &[f32], weights: &[f32], cut: Cut, mass: f64, uniform: f64, tier: T
     // The product may round up to the mass itself, which nothing exceeds.
     let target = (uniform * mass).min(mass.next_down());
     let mut passed = 0.0;
-    let mut last = 0..0;
-    let mut threshold = cut.value;
-    for (ids, part_threshold) in cut.parts(row.len()) {
-        for start in ids.clone().step_by(BLOCK) {
-            let block = start..(start + BLOCK).min(ids.end);
-            let part = measure(tier, &row[block.clone()], &weights[block.clone()], part_threshold).mass;
-            if part > 0.0 {
-                last = block.clone();
-                threshold = part_threshold;
-                if passed + part > target {
-                    return place(row, weights, block, threshold, target - passed, tier);
+    let mut last = (0..0, cut.value);
+    let size = if row.len() <= 2 * BLOCK { SMALL_BLOCK } else { BLOCK };
+    for (ids, threshold) in cut.parts(row.len()) {
+        for start in ids.clone().step_by(size) {
+            let block = start..(start + size).min(ids.end);
+            let mut found = block.end == row.len();
+            if !found {
+                let part = measure(tier, &row[block.clone()], &weights[block.clone()], threshold).mass;
+                found = passed + part > target;
+                if !found {
+                    passed += part;
+                    if part > 0.0 {
+                        last = (block.clone(), threshold);
+                    }
                 }
             }
-            passed += part;
+            if found && let Some(id) = place(row, weights, block, threshold, target - passed, tier) {
+                return id;
+            }
         }
     }
-    // The blocks' sums round otherwise than the whole's did: the last one holds the target.
-    place(row, weights, last, threshold, f64::INFINITY, tier)
+    // The blocks' sums round otherwise than the whole's did: the last one that keeps any holds the target.
+    place(row, weights, last.0, last.1, f64::INFINITY, tier).unwrap_or(0)
 }
 
-/// Returns the first id of a block at which the kept mass exceeds `target`, or the last one kept.
-fn place(row: &[f32], weights: &[f32], block: std::ops::Range<usize>, threshold: f32, target: f64, tier: Tier) -> u32 {
+/// Returns the first id of a block at which the kept mass exceeds `target`, or the last one kept; none if none is kept.
+fn place(
+    row: &[f32],
+    weights: &[f32],
+    block: std::ops::Range<usize>,
+    threshold: f32,
+    target: f64,
+    tier: Tier,
+) -> Option<u32> {
     let kept = |id: &usize| row[*id] >= threshold && weights[*id] > 0.0;
     let mut passed = 0.0;
     for start in block.clone().step_by(SMALL_BLOCK) {
         let ids = start..(start + SMALL_BLOCK).min(block.end);
-        let part = measure(tier, &row[ids.clone()], &weights[ids.clone()], threshold).mass;
-        if passed + part <= target {
-            passed += part;
-            continue;
+        if ids.end < block.end {
+            let part = measure(tier, &row[ids.clone()], &weights[ids.clone()], threshold).mass;
+            if passed + part <= target {
+                passed += part;
+                continue;
+            }
         }
         for id in ids.filter(kept) {
             passed += f64::from(weights[id]);
             if passed > target {
-                return id as u32;
+                return Some(id as u32);
             }
         }
     }
     // Rounding left the target beyond the last one kept.
-    block.rev().find(kept).unwrap_or(0) as u32
+    block.rev().find(kept).map(|id| id as u32)
 }

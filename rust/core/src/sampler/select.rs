@@ -9,6 +9,8 @@ use std::cmp::Ordering;
 
 /// Brackets that hold at most this many logits are ordered; beyond, one more pass is cheaper.
 const FEW: usize = 12;
+/// So many logits are passed over about as fast as a quarter of them.
+const SEARCHED: usize = 256;
 
 /// A prefix in the order (higher logit first, then lower id): all above `value`, and its equals up to id `last`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,9 +123,11 @@ pub(super) fn select<W: Weight>(
             }
         }
     }
+    // A mass is looked for in a range of some temperatures, a count in one that a single far logit may widen.
+    let by_value = if matches!(goal, Goal::Mass(_)) { 9 } else { 2 };
     let mut round = 0;
     while reaching - above.count > FEW {
-        let Some(middle) = midpoint(low, high, round) else { break };
+        let Some(middle) = midpoint(low, high, round < by_value || round % 3 < 2) else { break };
         round += 1;
         let (logits, part) = if picked {
             (candidates.logits.len(), W::measure(tier, &candidates.logits, &candidates.weights, middle))
@@ -136,7 +140,7 @@ pub(super) fn select<W: Weight>(
         } else {
             (high, above) = (middle, part);
         }
-        if (reaching - above.count) * 4 < logits {
+        if logits > SEARCHED && (reaching - above.count) * if picked { 4 } else { 2 } < logits {
             pick(tier, row, weights, (low, high), picked, candidates, spare);
             (base, picked) = (above, true);
         }
@@ -186,10 +190,10 @@ fn walk<W: Weight>(ordered: &[(f32, u32, W)], goal: Goal, above: Measure, low: f
     found
 }
 
-/// Returns a float strictly between two others, if there is one: halfway by value, every third time halfway among the
-/// floats, so that the search ends however the logits are spread.
-fn midpoint(low: f32, high: f32, round: u32) -> Option<f32> {
-    if round % 3 < 2 {
+/// Returns a float strictly between two others, if there is one: halfway by value, or halfway among the floats, which now
+/// and then makes the search end however the logits are spread.
+fn midpoint(low: f32, high: f32, by_value: bool) -> Option<f32> {
+    if by_value {
         let middle = (f64::midpoint(f64::from(low), f64::from(high))) as f32;
         if low < middle && middle < high {
             return Some(middle);
@@ -230,7 +234,7 @@ mod tests {
             for up in [false, true] {
                 let (mut low, mut high) = (low, high);
                 let mut round = 0;
-                while let Some(middle) = midpoint(low, high, round) {
+                while let Some(middle) = midpoint(low, high, round % 3 < 2) {
                     *(if up { &mut low } else { &mut high }) = middle;
                     round += 1;
                     assert!(round < 120, "{low} {high}");
