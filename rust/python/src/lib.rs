@@ -11,6 +11,7 @@ mod ids;
 mod logits;
 mod pretokenize;
 mod sampler;
+mod sampler_arguments;
 mod signals;
 mod token_file;
 mod tokenizer;
