@@ -120,3 +120,62 @@ def test_rows_of_every_size_and_kind(size, kind):
         if doubt > 1e-12:
             np.testing.assert_allclose(probs, expected, rtol=1e-10)
         assert all(probs[chosen.sample(row)] > 0 for _ in range(3))
+
+
+@pytest.mark.parametrize("kind", ["flat", "peaked", "tied"])
+@pytest.mark.parametrize(
+    "given_parameters",
+    [{}, {"top_k": 60, "temperature": 0.7}, {"top_p": 0.8}, {"typical_p": 0.7}, {"top_p": 0.9, "min_p": 0.02}],
+)
+def test_draws_follow_probs(kind, given_parameters):
+    random = np.random.default_rng(17)
+    row = {
+        "flat": lambda: random.normal(size=500),
+        "peaked": lambda: random.normal(size=500) + 6 * (random.random(500) < 0.02),
+        "tied": lambda: np.round(random.normal(size=500) * 2) / 2,
+    }[kind]().astype(np.float32)
+    chosen = sampler(**given_parameters)
+    # Typical-p orders all that is left, row by row.
+    draws = 10_000 if "typical_p" in given_parameters else 60_000
+    ids = chosen.sample(np.broadcast_to(row, (draws, 500)), seeds=range(draws), step=5)
+    probs = chosen.probs(row)
+    kept = probs > 0
+    counts = np.bincount(ids, minlength=500)
+    assert counts[~kept].sum() == 0
+    expected = draws * probs[kept]
+    freedom = kept.sum() - 1
+    chi_square = ((counts[kept] - expected) ** 2 / expected).sum()
+    # Four and a half standard deviations; the seeds are fixed, so this never flickers.
+    assert abs(chi_square - freedom) < 4.5 * np.sqrt(2 * freedom)
+
+
+def uniforms(seed, steps):
+    """Return the numbers of a stream at some steps, by NumPy's own wrapping integers: SplitMix64 from its paper."""
+
+    def mix(word):
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return word ^ (word >> np.uint64(31))
+
+    start = mix(np.array([seed], dtype=np.uint64))
+    words = mix(start + (steps + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def test_what_only_one_draw_in_a_billion_takes_is_drawn():
+    """A random number of 24 bits could reach but 16 of the 1024 ids that share the last 2^-20 of this mass."""
+    row = np.zeros(1025, dtype=np.float32)
+    row[1:] = -30 * np.log(2)
+    chosen = sampler(seed=9)
+    mass = chosen.probs(row).cumsum()
+    found = {}
+    for start in range(0, 24_000_000, 2_000_000):
+        steps = np.arange(start, start + 2_000_000, dtype=np.uint64)
+        numbers = uniforms(9, steps)
+        for place in np.flatnonzero(numbers > mass[0]):
+            found[int(steps[place])] = int(np.searchsorted(mass, numbers[place], side="right"))
+    assert len(found) >= 10
+    for step, expected in found.items():
+        assert abs(chosen.sample(row, step=step) - expected) <= 1
+    places = np.array(list(found.values())) - 1
+    assert len(set(places % 64)) > 5
