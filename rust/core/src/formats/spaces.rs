@@ -17,7 +17,7 @@ use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces
 /// The whole text is a piece.
 const WHOLE: &str = "(?s:.+)";
 
-/// Words with the spaces before them.
+/// Words with the spaces before them; `pretokenize/words.rs` splits so.
 const WORDS: &str = " *[^ ]+| +";
 
 /// What begins with a space: `Metaspace` that splits.
@@ -107,12 +107,13 @@ fn pieces_of<'a>(
     entries: &'a [(Cow<'_, str>, u32)],
     added: &[AddedToken],
 ) -> Result<(Pieces, HashMap<&'a str, Option<u32>>)> {
-    let added: HashMap<&str, u32> = added.iter().map(|token| (token.content.as_str(), token.id)).collect();
+    let added: HashMap<&str, &AddedToken> = added.iter().map(|token| (token.content.as_str(), token)).collect();
     let (mut pieces, mut bytes) = (Pieces::default(), [None; 256]);
     let mut ids = HashMap::with_capacity(entries.len());
     for (token, id) in entries {
         let spaced = token.replace(SPACE, " ").into_bytes();
-        let is_added = added.get(token.as_ref()) == Some(id) && token.chars().count() > 1;
+        let known = added.get(token.as_ref()).filter(|token| token.id == *id);
+        let is_added = known.is_some_and(|known| known.special || token.chars().count() > 1);
         let byte = byte_of(token);
         if let Some(byte) = byte {
             bytes[usize::from(byte)] = Some(*id);
