@@ -82,7 +82,7 @@ impl Encoder<'_> {
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
-        let pause_every = if self.pretokenizer.name().is_some() { PAUSE_EVERY } else { 1 };
+        let pause_every = if self.pretokenizer.is_regex() { 1 } else { PAUSE_EVERY };
         for batch in 1u64.. {
             if batch % pause_every == 0 {
                 self.pause.ask()?;

@@ -37,6 +37,7 @@ mod simd;
 mod smollm;
 mod unicode;
 mod unicode_tables;
+mod words;
 
 use self::custom::Custom;
 use self::named::Named;
@@ -60,6 +61,7 @@ pub struct Pretokenizer {
 #[derive(Debug, Clone)]
 enum Splitter {
     Named(Named),
+    Words,
     Custom(Custom),
     Sequence(Vec<Pretokenizer>),
 }
@@ -76,6 +78,9 @@ impl Pretokenizer {
     pub fn new(name_or_regex: &str) -> Result<Self> {
         if let Some(named) = Named::find(name_or_regex) {
             return Ok(named.into());
+        }
+        if name_or_regex == words::PATTERN {
+            return Ok(Self { splitter: Splitter::Words, pattern: words::PATTERN.to_owned() });
         }
         let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
         if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
@@ -134,6 +139,11 @@ impl Pretokenizer {
         &self.pattern
     }
 
+    /// Returns whether regexes split, which may take their time.
+    pub(crate) fn is_regex(&self) -> bool {
+        matches!(self.splitter, Splitter::Custom(_) | Splitter::Sequence(_))
+    }
+
     /// Returns the splitters that are applied one after another: the steps of a sequence, else this one alone.
     pub fn steps(&self) -> &[Self] {
         match &self.splitter {
@@ -170,6 +180,7 @@ impl Pretokenizer {
     pub fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
         match &self.splitter {
             Splitter::Named(named) => named.fill_ends(text, start, ends),
+            Splitter::Words => words::fill_ends(text.as_bytes(), start, ends),
             Splitter::Custom(custom) => custom.fill_ends(text, start, ends)?,
             Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends)?,
         }

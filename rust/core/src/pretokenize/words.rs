@@ -1,0 +1,39 @@
+//! Words with the spaces before them: how SentencePiece's whole texts are cut where no token spans two words.
+
+/// What is split like this, as a regex.
+pub(super) const PATTERN: &str = " *[^ ]+| +";
+
+/// Appends the ends of the next pieces, within the capacity of `ends`.
+pub(super) fn fill_ends(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+    let mut at = start;
+    while at < text.len() && ends.len() < ends.capacity() {
+        at += text[at..].iter().take_while(|&&byte| byte == b' ').count();
+        at += memchr::memchr(b' ', &text[at..]).unwrap_or(text.len() - at);
+        ends.push(at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{PATTERN, fill_ends};
+    use crate::pretokenize::custom::Custom;
+
+    proptest! {
+        #[test]
+        fn pieces_are_those_of_the_regex(text in "[ aé\n]{0,60}| {0,20}", room in 1usize..8) {
+            let regex = Custom::new(PATTERN).expect("valid");
+            let mut expected = Vec::with_capacity(text.len() + 1);
+            regex.fill_ends(&text, 0, &mut expected).expect("linear");
+            let (mut all, mut start) = (Vec::new(), 0);
+            while start < text.len() {
+                let mut ends = Vec::with_capacity(room);
+                fill_ends(text.as_bytes(), start, &mut ends);
+                all.extend(&ends);
+                start = all[all.len() - 1];
+            }
+            prop_assert_eq!(all, expected);
+        }
+    }
+}
