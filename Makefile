@@ -101,7 +101,7 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 	-rmdir tests/fuzz/regressions/$* tests/fuzz/regressions 2>/dev/null
 
 bench: $(VENV)/.dev ## every table of the README; the peers run side by side
-	set -e; for script in encode train sample generate; do \
+	set -e; for script in encode train sample generate serve; do \
 		if [ -f bench/$$script.py ]; then $(RUN) bench.$$script; fi; done
 
 docs: $(VENV)/.dev ## run the guide's commands, build the Rust documentation
