@@ -3,4 +3,5 @@
 import importlib.util
 
 # Triton comes with torch for CUDA; without it its kernels cannot be imported, not even for their docstrings.
-collect_ignore = [] if importlib.util.find_spec("triton") else ["python/bpe_llama/model/sampling/kernels.py"]
+_KERNELS = ["python/bpe_llama/model/sampling/kernels.py", "tests/model/interpreted_kernels.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else _KERNELS

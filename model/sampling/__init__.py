@@ -3,7 +3,8 @@
 Same semantics, same kept set, same random numbers as the Rust sampler, so the same id up to rounding at a boundary.
 Away from the CPU nothing here waits for the device or reads a value back, and every shape depends on the inputs' shapes
 alone, so :func:`sample_logits` may run inside a captured CUDA graph (pass ``step``, and ids and biases where there are
-any, as tensors that the graph's owner changes in place).
+any, as tensors that the graph's owner changes in place; draw once with the same options before capturing, as Triton
+compiles what it meets for the first time).
 
 On CUDA the cut is found without a sort, by Triton kernels (``kernels.py``); elsewhere, and for what those leave out, by
 plain torch (``filters.py``). ``scores.py`` has biases and penalties, ``uniform.py`` the random numbers.
@@ -105,7 +106,8 @@ def sample_logits(
     if _HAS_TRITON and scores_BV.device.type == "cuda" and temperature > 0 and typical_p == 1:
         from bpe_llama.model.sampling import kernels
 
-        ids_B = kernels.draw(scores_BV, filters, seed, step)
+        with torch.cuda.device(scores_BV.device):
+            ids_B = kernels.draw(scores_BV, filters, seed, step)
         ids_B = ids_B if outside_B is None else torch.where(outside_B, -1, ids_B)
         return ids_B.reshape(logits_BV.shape[:-1])
     valid_B = valid_rows(scores_BV, outside_B)

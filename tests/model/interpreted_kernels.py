@@ -1,14 +1,10 @@
 """Run the Triton kernels of the sampler on the CPU, in Triton's interpreter, and hold their ids to the Rust sampler's.
 
-A script of its own, which `test_sampling_kernels.py` starts: the interpreter is chosen before Triton is imported, for
-the whole process.
+A script of its own, which `test_sampling_kernels.py` starts with TRITON_INTERPRET=1: the interpreter is chosen for a
+whole process, when Triton is imported.
 """
 
 from __future__ import annotations
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
@@ -58,29 +54,35 @@ CUTS = [
     {"top_k": 30, "top_p": 0.4, "min_p": 0.01},
     {"min_p": 0.3},
 ]
-for number, options in enumerate(CUTS):
-    compare(half(rows(60)) if number else rows(60), **options)
-for size in (1, 2):
-    compare(rows(size)[:2], top_k=1, top_p=0.9)
-for preset in ("meta", "transformers", "llama_cpp"):
-    compare(half(rows(60))[:4], top_k=20, top_p=0.5, min_p=0.02, temperature=1.7, preset=preset)
-compare(rows(60)[2:6].half(), top_k=50, top_p=0.8)
-# More than one part a row, a last block that is not full, and rows that do not lie one after the other.
-compare(torch.randn(2, 2, 4700, generator=GENERATOR)[:, 1], top_p=0.9)
 
-# Many draws from one row, against its distribution.
-row = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5, 1.5, 0.0])
-sampler = Sampler(temperature=0.9, top_p=0.97)
-draws = 20
-ids = kernels.draw(row.expand(draws, -1), Filters(0.9, top_p=0.97), 0, torch.arange(draws))
-assert ids.tolist() == [sampler.sample(row, step=step) for step in range(draws)]
 
-# What cannot be drawn from gives -1, and leaves the rows beside it alone.
-logits = rows(50)[:5]
-logits[0, 49], logits[2, 0], logits[3] = torch.nan, torch.inf, -torch.inf
-ids = kernels.draw(logits, Filters(1.0, top_p=0.9), 2**64 - 1, 2**63)
-expected = Sampler(1.0, top_p=0.9, seed=2**64 - 1)
-assert ids.tolist() == [-1, expected.sample(logits[1], step=2**63), -1, -1, expected.sample(logits[4], step=2**63)]
-assert kernels.draw(torch.zeros(0, 5), Filters(), 0, 0).shape == (0,)
+def main() -> None:
+    for number, options in enumerate(CUTS):
+        compare(half(rows(60)) if number else rows(60), **options)
+    for size in (1, 2):
+        compare(rows(size)[:2], top_k=1, top_p=0.9)
+    for preset in ("meta", "transformers", "llama_cpp"):
+        compare(half(rows(60))[:4], top_k=20, top_p=0.5, min_p=0.02, temperature=1.7, preset=preset)
+    compare(rows(60)[2:6].half(), top_k=50, top_p=0.8)
+    # More than one part a row, a last block that is not full, and rows that do not lie one after the other.
+    compare(torch.randn(2, 2, 4700, generator=GENERATOR)[:, 1], top_p=0.9)
 
-print("equal")
+    # Many draws from one row, against its distribution.
+    row = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5, 1.5, 0.0])
+    sampler = Sampler(temperature=0.9, top_p=0.97)
+    draws = 20
+    ids = kernels.draw(row.expand(draws, -1), Filters(0.9, top_p=0.97), 0, torch.arange(draws))
+    assert ids.tolist() == [sampler.sample(row, step=step) for step in range(draws)]
+
+    # What cannot be drawn from gives -1, and leaves the rows beside it alone.
+    logits = rows(50)[:5]
+    logits[0, 49], logits[2, 0], logits[3] = torch.nan, torch.inf, -torch.inf
+    ids = kernels.draw(logits, Filters(1.0, top_p=0.9), 2**64 - 1, 2**63)
+    expected = Sampler(1.0, top_p=0.9, seed=2**64 - 1)
+    assert ids.tolist() == [-1, expected.sample(logits[1], step=2**63), -1, -1, expected.sample(logits[4], step=2**63)]
+    assert kernels.draw(torch.zeros(0, 5), Filters(), 0, 0).shape == (0,)
+    print("equal")
+
+
+if __name__ == "__main__":
+    main()
