@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +172,21 @@ def test_refusals(tiny_model: Make) -> None:
         decoder([[1], [2]], cache)
     with pytest.raises(ValueError, match="3 more exceed the cache's 2"):
         decoder([[1, 2, 3]], cache)
+
+
+def test_a_model_laid_flat_is_saved_copied_and_trained_as_before(tiny_model: Make, tmp_path: Path) -> None:
+    model, twin = (uneven(tiny_model(tie_word_embeddings=True)) for _ in range(2))
+    lay_flat(model)
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    for copied in (LlamaForCausalLM.from_pretrained(tmp_path, device="cpu"), copy.deepcopy(model)):
+        assert all(torch.equal(weight, twin.state_dict()[name]) for name, weight in copied.state_dict().items())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for either in (model, twin):
+        optimizer = torch.optim.SGD(either.parameters(), lr=0.1)
+        with torch.enable_grad():
+            either(ids, labels=ids).loss.backward()
+        optimizer.step()
+    for name, weight in twin.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+    assert sum(weight.numel() for weight in model.parameters()) * 4 <= (tmp_path / "weights.pt").stat().st_size
