@@ -1,7 +1,8 @@
 """Load LLaMA weights from a GGUF file, llama.cpp's format, dequantised tensor by tensor.
 
-Three things differ from Hugging Face's layout and are undone here: tensors have other names, the rows of the query and
-key projections are ordered for interleaved rotary pairs, and the output matrix is left out where it is the embedding.
+Four things differ from Hugging Face's layout and are undone here: tensors have other names, the rows of the query and
+key projections are ordered for interleaved rotary pairs, the output matrix is left out where it is the embedding, and
+the experts of a layer are stacked in one tensor.
 The quantised formats themselves are the `gguf` package's business.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `convert_hf_to_gguf.py` of llama.cpp.
@@ -9,6 +10,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and `convert_h
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -42,6 +44,9 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+EXPERT_NAMES = {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3"}
+"""A tensor of these holds the matrices of all experts of a layer, one after another."""
+ROUTER_NAMES = {"ffn_gate_inp": "block_sparse_moe.gate"}
 ROPE_FACTORS = "rope_freqs.weight"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
@@ -58,7 +63,7 @@ def load_gguf(
     Quantised weights are dequantised as they are read, so memory peaks at the weights in `dtype` and one tensor more.
 
     Args:
-        path: A `.gguf` file of a LLaMA: F32, F16, BF16, or any quantised format the `gguf` package knows.
+        path: A `.gguf` file of a LLaMA or Mixtral: F32, F16, BF16, or any quantised format the `gguf` package knows.
         dtype: `"auto"` is the format of the file's matrices, float32 where they are quantised.
         device: `"auto"` is CUDA where there is one, else the CPU.
         progress: Called with tensors read and tensors in all, after each.
@@ -72,7 +77,7 @@ def load_gguf(
         config = LlamaConfig.from_dict(config_from_gguf(header))
     except TypeError as error:
         raise ValueError(f"{header.path}: {error}") from None
-    places = {huggingface_name(name) or name: info for name, info in header.tensors.items() if name != ROPE_FACTORS}
+    places = dict(_places(header))
     check_shapes({name: info.shape for name, info in places.items()}, expected_shapes(config), header.path)
     unknown = sorted({info.type_name for info in places.values() if info.nbytes is None})
     if unknown:
@@ -93,9 +98,25 @@ def huggingface_name(gguf_name: str) -> str | None:
     """
     if match := _LAYER_TENSOR.fullmatch(gguf_name):
         layer, part, kind = match.groups()
-        return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}" if part in LAYER_NAMES else None
+        target = LAYER_NAMES.get(part) or ROUTER_NAMES.get(part)
+        return f"model.layers.{layer}.{target}.{kind}" if target else None
     part, _, kind = gguf_name.rpartition(".")
     return f"{OUTER_NAMES[part]}.{kind}" if part in OUTER_NAMES and kind == "weight" else None
+
+
+def _places(header: GGUFHeader) -> Iterator[tuple[str, TensorInfo]]:
+    """Yield the model's name of every weight in the file, GGUF's own where it has none, and where the weight lies."""
+    for name, info in header.tensors.items():
+        match = _LAYER_TENSOR.fullmatch(name)
+        if match and match[2] in EXPERT_NAMES and match[3] == "weight" and len(info.shape) == 3:
+            experts, *shape = info.shape
+            nbytes = None if info.nbytes is None else info.nbytes // max(1, experts)
+            for expert in range(experts):
+                target = f"model.layers.{match[1]}.block_sparse_moe.experts.{expert}.{EXPERT_NAMES[match[2]]}.weight"
+                start = info.start + expert * (nbytes or 0)
+                yield target, dataclasses.replace(info, shape=tuple(shape), start=start, nbytes=nbytes)
+        elif name != ROPE_FACTORS:
+            yield huggingface_name(name) or name, info
 
 
 def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
@@ -108,8 +129,6 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise ValueError(f"{header.path}: architecture {architecture!r}, expected 'llama'")
-    if metadata.get("llama.expert_count", 0):
-        raise ValueError(f"{header.path}: a mixture of experts; GGUF files of such models are not supported")
 
     def required(key: str) -> Any:
         if (value := metadata.get(f"llama.{key}")) is None:
@@ -148,6 +167,13 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in tensors,
         "hidden_act": "silu",
     }
+    if experts := metadata.get("llama.expert_count", 0):
+        config |= {
+            "model_type": "mixtral",
+            "architectures": ["MixtralForCausalLM"],
+            "num_local_experts": experts,
+            "num_experts_per_tok": required("expert_used_count"),
+        }
     for key in ("bos", "eos"):
         if (token_id := metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
             config[f"{key}_token_id"] = token_id

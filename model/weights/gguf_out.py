@@ -1,14 +1,15 @@
 """Write a LLaMA as a GGUF file that llama.cpp runs: the inverse of `bpe_llama.model.weights.gguf`.
 
-Norms and biases stay float32, as llama.cpp wants them; the chosen format is that of the matrices.
+Norms, biases and routers stay float32, as llama.cpp wants them; the chosen format is that of the matrices.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from bpe_llama._files import written_whole
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.weights.assemble import expected_shapes
-from bpe_llama.model.weights.gguf import LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS, interleaved_rows
+from bpe_llama.model.weights.gguf import (
+    EXPERT_NAMES,
+    LAYER_NAMES,
+    OUTER_NAMES,
+    ROPE_FACTORS,
+    ROUTER_NAMES,
+    interleaved_rows,
+)
 
 FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # `general.file_type`, which llama.cpp shows
@@ -37,7 +45,7 @@ def save_gguf(
     """Write `model` to the GGUF file `path`, which appears whole or not at all.
 
     Args:
-        model: A dense LLaMA.
+        model: A LLaMA or Mixtral.
         path: The file; replaced where it exists.
         dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, or `"auto"`: the model's own. For q8_0, matrices whose
             rows are no multiple of 32 are written as float16.
@@ -57,23 +65,26 @@ def save_gguf(
     if stored is None:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
     metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **(tokenizer or {})}
-    tensors = list(_tensors(model))
-    kinds = [_format_of(tensor, stored) for _, tensor in tensors]
+    tensors = _tensors(model)
+    kinds = {name: _format_of(name, parts[0], stored) for name, parts in tensors.items()}
     with written_whole(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         try:
             for key, value in metadata.items():
                 writer.add_key_value(key, value, _value_type(gguf, value), _item_type(gguf, value))
-            for (name, tensor), kind in zip(tensors, kinds, strict=True):
+            for name, parts in tensors.items():
+                shape = (len(parts), *parts[0].shape) if len(parts) > 1 else parts[0].shape
+                numbers, kind = math.prod(shape), kinds[name]
+                nbytes = numbers * 34 // 32 if kind == "Q8_0" else numbers * (4 if kind == "F32" else 2)
                 quantized = gguf.GGMLQuantizationType[kind]
-                nbytes = tensor.numel() * 34 // 32 if kind == "Q8_0" else tensor.numel() * (4 if kind == "F32" else 2)
-                writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
+                writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for done, ((name, tensor), kind) in enumerate(zip(tensors, kinds, strict=True), start=1):
-                values = _in_gguf_order(name, tensor, model.config).detach().float().cpu().numpy()
-                writer.write_tensor_data(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
+            for done, (name, parts) in enumerate(tensors.items(), start=1):
+                quantized = gguf.GGMLQuantizationType[kinds[name]]
+                arrays = (_in_gguf_order(name, part, model.config).detach().float().cpu().numpy() for part in parts)
+                writer.write_tensor_data(np.concatenate([gguf.quants.quantize(array, quantized) for array in arrays]))
                 if progress is not None:
                     progress(done, len(tensors))
         finally:
@@ -87,7 +98,7 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
         ValueError: If the config has something GGUF's llama architecture cannot express.
     """
     unlike = {
-        "num_local_experts": config.num_local_experts is not None,
+        "num_local_experts": config.num_local_experts == 1,
         "sliding_window": config.sliding_window is not None,
         "position_encoding": config.position_encoding != "rotary",
         "partial_rotary_factor": config.rope.get("partial_rotary_factor", 1.0) != 1.0,
@@ -110,6 +121,9 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
         "llama.rope.dimension_count": config.head_size,
         "llama.vocab_size": config.vocab_size,
     }
+    if config.num_local_experts is not None:
+        metadata["llama.expert_count"] = config.num_local_experts
+        metadata["llama.expert_used_count"] = config.num_experts_per_tok
     for key, token_ids in (("bos", (config.bos_token_id,)), ("eos", config.eos_token_ids)):
         if token_ids and token_ids[0] is not None:
             metadata[f"tokenizer.ggml.{key}_token_id"] = token_ids[0]
@@ -121,23 +135,28 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
     return metadata
 
 
-def _tensors(model: LlamaForCausalLM) -> Iterator[tuple[str, Tensor]]:
-    """Yield GGUF's name and the tensor, as the model holds it."""
-    layer_names = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
+def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
+    """Return GGUF's names and what is stored under each: one tensor, or those of all experts of a layer, in order."""
+    layer_names = {theirs: ours for ours, theirs in (LAYER_NAMES | ROUTER_NAMES).items()}
     outer_names = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
+    expert_names = {theirs: ours for ours, theirs in EXPERT_NAMES.items()}
     state = model.state_dict()
+    tensors: dict[str, list[Tensor]] = {}
     for name in expected_shapes(model.config):
         module, _, kind = name.rpartition(".")
         if module in outer_names:
-            yield f"{outer_names[module]}.{kind}", state[name]
+            target = outer_names[module]
         else:
             _, _, layer, part = module.split(".", 3)
-            yield f"blk.{layer}.{layer_names[part]}.{kind}", state[name]
+            last = part.rpartition(".")[2]
+            target = f"blk.{layer}.{expert_names[last] if '.experts.' in part else layer_names[part]}"
+        tensors.setdefault(f"{target}.{kind}", []).append(state[name])
     if model.config.rope["rope_type"] == "llama3":
         scaled = model.model.rotary_emb.get_buffer("inv_freq").cpu().double()
         exponents = torch.arange(0, model.config.head_size, 2, dtype=torch.float64) / model.config.head_size
         unscaled = float(model.config.rope["rope_theta"]) ** -exponents
-        yield ROPE_FACTORS, (unscaled / scaled).float()
+        tensors[ROPE_FACTORS] = [(unscaled / scaled).float()]
+    return tensors
 
 
 def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
@@ -146,8 +165,8 @@ def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
     return interleaved_rows(tensor, config.kv_heads) if ".attn_k." in name else tensor
 
 
-def _format_of(tensor: Tensor, stored: str) -> str:
-    if tensor.dim() < 2:
+def _format_of(name: str, tensor: Tensor, stored: str) -> str:
+    if tensor.dim() < 2 or ".ffn_gate_inp." in name:
         return "F32"
     return "F16" if stored == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK else stored
 

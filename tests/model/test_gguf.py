@@ -187,7 +187,8 @@ def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
         ({"leave_out": "blk.1.ffn_up"}, r"missing: model\.layers\.1\.mlp\.up_proj\.weight"),
         ({"leave_out": "token_embd"}, r"'token_embd\.weight' is missing"),
         ({"block_count": 1}, r"unexpected: .*model\.layers\.1\.mlp\.down_proj\.weight"),
-        ({"llama.expert_count": 8}, "mixture of experts"),
+        ({"llama.expert_count": 8}, r"'llama\.expert_used_count' is missing"),
+        ({"llama.expert_count": 2, "llama.expert_used_count": 2}, r"missing: .*block_sparse_moe\.experts\.1\.w2"),
         ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
         ({"llama.rope.scaling.type": "novel"}, "rope scaling 'novel'"),
     ],
@@ -247,6 +248,32 @@ def test_what_we_write_the_package_reads_and_so_do_we(tmp_path: Path, name: str,
     worst = {"float32": 0, "float16": 1e-4, "bfloat16": 1e-3, "q8_0": 1e-3}[name]
     for key, tensor in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=worst, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["float32", "q8_0"])
+def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, name: str) -> None:
+    model = LlamaForCausalLM(CONFIG.replace(num_local_experts=3, num_experts_per_tok=2), seed=5).eval()
+    path = tmp_path / "out.gguf"
+    save_gguf(model, path, dtype=name)
+    reader = gguf.GGUFReader(path)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    assert (reader.fields["llama.expert_count"].contents(), reader.fields["llama.expert_used_count"].contents()) == (
+        3,
+        2,
+    )
+    assert stored["blk.1.ffn_gate_inp.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    for part, ours in (("ffn_gate_exps", "w1"), ("ffn_up_exps", "w3"), ("ffn_down_exps", "w2")):
+        tensor = stored[f"blk.1.{part}.weight"]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        experts = [model.state_dict()[f"model.layers.1.block_sparse_moe.experts.{e}.{ours}.weight"] for e in range(3)]
+        np.testing.assert_allclose(values, torch.stack(experts).numpy(), atol=0 if name == "float32" else 1e-3)
+    loaded = LlamaForCausalLM.from_pretrained(path, device="cpu", dtype="float32")
+    assert loaded.config.replace(dtype=None) == model.config.replace(dtype=None)
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=0 if name == "float32" else 1e-3, rtol=0)
+    if name == "float32":
+        ids = torch.arange(20)[None]
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 def test_rope_scaling_survives_the_way_out_and_in(tmp_path: Path) -> None:
