@@ -27,12 +27,17 @@ class SequenceClassifierOutput:
 class LlamaForSequenceClassification(Pretrained):
     """Scores a text by the hidden state of its last token, the only one that has seen all of it.
 
+    ``from_pretrained`` also takes a causal LM's folder, to be trained further: ``num_labels=3`` says how many labels
+    there are to be, and a warning that their scores are drawn afresh.
+
     Example:
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2, num_labels=3, pad_token_id=0)
         >>> LlamaForSequenceClassification(config)(torch.tensor([[5, 7, 0], [5, 7, 9]])).logits.shape
         torch.Size([2, 3])
     """
+
+    NEW_HEAD = ("score.weight",)
 
     def build(self, config: LlamaConfig) -> None:
         """Make the modules; their weights are set later."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ class Pretrained(nn.Module):
         dtype: Of the weights; torch's default dtype by default.
         seed: Of the initialisation.
     """
+
+    NEW_HEAD: ClassVar[tuple[str, ...]] = ()
+    """Weights that a checkpoint of a causal LM lacks; loading one draws them afresh."""
 
     def __init__(
         self,
@@ -66,10 +70,12 @@ class Pretrained(nn.Module):
         self.tie_weights()
 
     @torch.no_grad()
-    def reset_parameters(self, seed: int = 0) -> None:
-        """Draw every weight afresh: normal with deviation ``initializer_range``, biases 0, norms 1."""
+    def reset_parameters(self, seed: int = 0, only: Collection[str] | None = None) -> None:
+        """Draw weights afresh, all or those named: normal with deviation ``initializer_range``, biases 0, norms 1."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
+            if only is not None and name not in only:
+                continue
             if name.endswith("bias"):
                 weight.zero_()
             elif weight.ndim == 1:

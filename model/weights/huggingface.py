@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
+    num_labels: int | None = None,
 ) -> Model:
     """Return the model stored in a folder, in evaluation mode.
 
@@ -39,6 +41,10 @@ def load(
         dtype: ``"auto"`` is the config's, or failing that the embedding's own.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         progress: Called with tensors read and tensors in all, after each.
+        num_labels: Of a classifier, in place of the config's.
+
+    Warns:
+        UserWarning: If a classifier is made of a causal LM, whose folder holds no scores: they are drawn afresh.
 
     Raises:
         FileNotFoundError: If the config, the weights or a shard is absent.
@@ -46,14 +52,28 @@ def load(
     """
     folder = Path(folder)
     config = LlamaConfig.from_json(folder)
+    if num_labels is not None:
+        config = config.replace(num_labels=num_labels)
     files = _files_of(folder)
     shapes, embedding_dtype = _shapes_in(files)
     expected = expected_shapes(config, model_class)
     found = {name: shape for name, shape in shapes.items() if not _passed_over(name, config)}
+    fresh = [name for name in model_class.NEW_HEAD if name not in found]
+    if fresh:
+        found.pop("lm_head.weight", None)
+        expected = {name: shape for name, shape in expected.items() if name not in fresh}
     check_shapes(found, expected, folder)
     chosen_dtype = resolve_dtype(dtype, auto=config.dtype or embedding_dtype)
     model = empty_model(config, chosen_dtype, resolve_device(device), model_class)
-    return fill(model, _stream(files, expected, progress))
+    fill(model, _stream(files, expected, progress))
+    if fresh:
+        model.reset_parameters(only=fresh)
+        warnings.warn(
+            f"{folder}: holds no {', '.join(fresh)}; drawn afresh, so train the model before you use it",
+            UserWarning,
+            stacklevel=4,
+        )
+    return model
 
 
 def save(model: Pretrained, folder: str | Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -174,3 +174,27 @@ def test_an_unknown_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"expected a folder with config\.json"):
         LlamaForCausalLM.from_pretrained(path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_classifier_begins_with_a_causal_models_layers(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, tied: bool
+) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"holds no score\.weight; drawn afresh") as caught:
+        judge = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu", num_labels=5)
+    assert caught[0].filename == __file__
+    assert judge(ids).logits.shape == (3, 5)
+    assert all(
+        torch.equal(weight, model.state_dict()[f"model.{name}"]) for name, weight in judge.model.state_dict().items()
+    )
+    assert 0.1 < judge.score.weight.std() < 0.3  # initializer_range is 0.2
+    with pytest.warns(UserWarning, match="drawn afresh"):
+        again = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu", num_labels=5)
+    assert torch.equal(again.score.weight, judge.score.weight)
+    judge.save_pretrained(tmp_path / "judge")
+    loaded = LlamaForSequenceClassification.from_pretrained(tmp_path / "judge", device="cpu")  # and no warning
+    assert torch.equal(loaded(ids).logits, judge(ids).logits)
+    with pytest.raises(ValueError, match=r"missing: lm_head\.weight|unexpected: score\.weight"):
+        LlamaForCausalLM.from_pretrained(tmp_path / "judge")
