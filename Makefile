@@ -86,7 +86,7 @@ format: $(VENV)/.dev ## rewrite the sources as lint wants them
 	$(RUN) ruff format .
 
 parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a peer or its data is missing
-	BPE_LLAMA_REQUIRE_DATA=1 $(RUN) pytest tests/parity tests/model
+	BPE_LLAMA_REQUIRE_DATA=1 BPE_LLAMA_FULL=1 $(RUN) pytest tests/parity tests/model
 
 FUZZ_TARGETS := $(basename $(notdir $(wildcard rust/fuzz/bin/*.rs)))
 

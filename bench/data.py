@@ -24,6 +24,7 @@ __all__ = [
     "DataUnavailable",
     "adversarial",
     "corpus",
+    "llama_cpp",
     "smollm2_gguf",
     "stdlib_corpus",
     "tiktoken_cache",
@@ -103,6 +104,21 @@ _R50K_RANKS = 50_256
 _R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 
+_LLAMA_CPP = {
+    "__init__.py": "393d875dcb4a71c21b9d80dd8825864198b61ae63e321a596d30ced245c812b0",
+    "_pyllmodel.py": "4ca4e2729a6997d2fd7485302fa3cf84c123c329f31ec6f197e757064dd7fdb6",
+    "gpt4all.py": "c3ad1fa40c58874f68b2d9cf92ceb8850167259d70b57f59179066404599c19a",
+    "llmodel_DO_NOT_MODIFY/build/libfmt.so": "78977dbf3404c5af16909e17852f6ca2e28934296267563b51fe022c43fb4517",
+    "llmodel_DO_NOT_MODIFY/build/libllmodel.so": "7ecccb2286475a1d449f24803c6da76b536a2db388be3778d9c15a6d2603680f",
+    "llmodel_DO_NOT_MODIFY/build/libllamamodel-mainline-kompute.so": (
+        "852cfd26592237e5cd240730cc5fcde92ff6f8cb1fad46aa47ea2ad3c9ffc8f2"
+    ),
+    "llmodel_DO_NOT_MODIFY/build/libllamamodel-mainline-kompute-avxonly.so": (
+        "9997a25ba204615abfd994abd087f37b538884807f9fb709cd0998af9675c8e3"
+    ),
+}
+
+
 def vocabulary(name: str) -> Path:
     """Return the path of a published vocabulary's file.
 
@@ -142,6 +158,23 @@ def tiktoken_cache() -> Path:
 def smollm2_gguf() -> Path:
     """Return the path of SmolLM2-135M-Instruct in Q4_1: real weights, tokenizer and chat template (98 MB)."""
     return vocabulary("smollm2")
+
+
+def llama_cpp() -> Path:
+    """Return a folder for ``sys.path``: ``import gpt4all`` from there runs llama.cpp, on Linux x86-64.
+
+    Raises:
+        DataUnavailable: If it cannot be fetched (120 MB).
+    """
+    package = "gpt4all"
+    for name, sha256 in _LLAMA_CPP.items():
+
+        def make(target: Path, name: str = name, sha256: str = sha256) -> None:
+            from_pypi("gpt4all==2.8.2", f"{package}/{name}", target)
+            check_sha256(target, sha256)
+
+        path = cached(f"llama.cpp/{package}/{name}", make)
+    return path.parents[len(Path(name).parts)]
 
 
 def corpus(kind: str, megabytes: int) -> Path:

@@ -11,6 +11,7 @@ from bpe_llama.model import lora, quantize
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.classification import LlamaForSequenceClassification, SequenceClassifierOutput
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.evaluation import perplexity
 from bpe_llama.model.llama import CausalLMOutput, LlamaForCausalLM, LlamaModel
 from bpe_llama.model.text import TextGenerator
 
@@ -24,5 +25,6 @@ __all__ = [
     "SequenceClassifierOutput",
     "TextGenerator",
     "lora",
+    "perplexity",
     "quantize",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,29 +144,103 @@ def test_frequencies_keep_float32_through_casts(tiny_model: Make, ids: Tensor) -
     assert model(ids).logits.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("llama2-7b", 6_738_415_616),
-        ("llama3-8b", 8_030_261_248),
-        ("llama3.2-1b", 1_235_814_400),
-    ],
-)
-def test_published_shapes_have_the_published_size(name: str, parameters: int) -> None:
-    config = {
-        "llama2-7b": LlamaConfig(),
-        "llama3-8b": LlamaConfig(vocab_size=128_256, intermediate_size=14_336, num_key_value_heads=8),
-        "llama3.2-1b": LlamaConfig(
-            vocab_size=128_256,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=16,
-            num_key_value_heads=8,
-            tie_word_embeddings=True,
-        ),
-    }[name]
+# What their config.json says of the shape.
+_LLAMA3 = {"model_type": "llama", "vocab_size": 128_256, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
+_LLAMA3 |= {"bos_token_id": 128_000, "eos_token_id": 128_001, "torch_dtype": "bfloat16", "num_key_value_heads": 8}
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "Llama-2-7b-hf": (
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "initializer_range": 0.02,
+            "intermediate_size": 11_008,
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 32,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": None,
+            "tie_word_embeddings": False,
+            "torch_dtype": "float16",
+            "use_cache": True,
+            "vocab_size": 32_000,
+        },
+        6_738_415_616,
+    ),
+    "Meta-Llama-3-8B": (
+        _LLAMA3
+        | {
+            "attention_bias": False,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "max_position_embeddings": 8192,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "tie_word_embeddings": False,
+        },
+        8_030_261_248,
+    ),
+    "Llama-3.2-1B": (
+        _LLAMA3
+        | {
+            "head_dim": 64,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 131_072,
+            "mlp_bias": False,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 16,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "tie_word_embeddings": True,
+        },
+        1_235_814_400,
+    ),
+    "Mixtral-8x7B-v0.1": (
+        {
+            "architectures": ["MixtralForCausalLM"],
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "max_position_embeddings": 32_768,
+            "model_type": "mixtral",
+            "num_attention_heads": 32,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "output_router_logits": False,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "router_aux_loss_coef": 0.02,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+            "vocab_size": 32_000,
+        },
+        46_702_792_704,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_published_shapes_have_the_published_size(name: str, tmp_path: Path) -> None:
+    values, parameters = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = LlamaConfig.from_json(tmp_path)
     model = LlamaForCausalLM(config, device="meta")
     assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert config.context_length == values["max_position_embeddings"]
     with torch.device("meta"):
         assert LlamaForCausalLM(config).device.type == "meta"
 

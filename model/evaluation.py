@@ -1,0 +1,85 @@
+"""How well a model predicts a text: the measure by which number formats and trainings are compared.
+
+Shapes: ``T`` length, ``W`` window, ``D`` hidden_size, ``V`` vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bpe_llama.model.llama import LlamaForCausalLM
+
+_CHUNK = 256  # positions whose logits are held at once
+
+
+@torch.no_grad()
+def perplexity(
+    model: LlamaForCausalLM, ids: Sequence[int] | Tensor, *, window: int | None = None, stride: int | None = None
+) -> float:
+    """Return the perplexity of a text: the exponential of the mean loss in nats over its tokens, the first left out.
+
+    The text is read in windows that begin ``stride`` tokens apart; each token is scored once, in the first window that
+    holds it, given all before it there. A smaller stride gives each token more to go by, at the price of reading more.
+    Perplexities compare only at equal vocabulary, text, window and stride.
+
+    Args:
+        model: Weights of any number format; left in the mode it was in.
+        ids: (T,) of at least two tokens.
+        window: Tokens W that the model sees at once; by default its context, but 1024 at most.
+        stride: 1 to ``window - 1``, which is the default: the last token of a window is the first of the next.
+
+    Raises:
+        ValueError: If the text is too short, ``window`` or ``stride`` is out of range, or an id is outside the
+            vocabulary.
+
+    Cost: ``T / stride`` forward passes of W tokens; the logits of 256 positions are held at a time.
+
+    Source: Jelinek et al. 1977, doi:10.1121/1.2016299; windows as in
+    https://huggingface.co/docs/transformers/perplexity.
+
+    Example:
+        >>> from bpe_llama.model import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, initializer_range=0.0)
+        >>> round(perplexity(LlamaForCausalLM(config), [1, 5, 7, 9]), 3)  # a model that knows nothing: 1 in 32
+        32.0
+    """
+    tokens_T = torch.as_tensor(ids, dtype=torch.int64)
+    if tokens_T.ndim != 1 or len(tokens_T) < 2:
+        raise ValueError(f"ids have shape {tuple(tokens_T.shape)}; expected (length,) with at least 2 tokens")
+    context = model.config.context_length
+    window = min(1024, context) if window is None else window
+    if not 2 <= window <= context:
+        raise ValueError(f"window is {window}; expected 2 to the model's context of {context}")
+    stride = window - 1 if stride is None else stride
+    if not 1 <= stride < window:
+        raise ValueError(f"stride is {stride}; expected at least 1 and less than the window of {window}")
+    was_training = model.training
+    model.eval()
+    try:
+        total, scored = 0.0, 1  # the first token has nothing before it
+        for begin in range(0, len(tokens_T), stride):
+            end = min(begin + window, len(tokens_T))
+            if end > scored:
+                total += _loss_of(model, tokens_T[begin:end], scored - begin)
+                scored = end
+    finally:
+        model.train(was_training)
+    return math.exp(total / (len(tokens_T) - 1))
+
+
+def _loss_of(model: LlamaForCausalLM, tokens_W: Tensor, first: int) -> float:
+    """Return the summed loss of the window's tokens from place ``first`` on."""
+    tokens_W = tokens_W.to(model.device)
+    hidden_WD = model.model(tokens_W[None])[0]
+    total = torch.zeros((), dtype=torch.float64, device=hidden_WD.device)
+    for begin in range(first, len(tokens_W), _CHUNK):
+        targets = tokens_W[begin : begin + _CHUNK]
+        logits_CV = model.lm_head(hidden_WD[begin - 1 : begin - 1 + len(targets)]).float()
+        total += functional.cross_entropy(logits_CV, targets, reduction="none").double().sum()
+    return total.item()
