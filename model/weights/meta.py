@@ -34,6 +34,9 @@ _TOP: dict[str, tuple[str, int | None]] = {
     "output.weight": ("lm_head.weight", 0),
 }
 
+_REOPENINGS = 32
+"""Shards are mapped anew after each such share of them: a mapping holds every page it has touched in memory."""
+
 
 def load(
     folder: str | Path,
@@ -57,7 +60,8 @@ def load(
         ValueError: If a file is damaged, or tensors are missing, unexpected or misshapen (all named at once).
     """
     folder = Path(folder)
-    shards = [_open(path) for path in sorted(folder.glob("consolidated.*.pth"))]
+    paths = sorted(folder.glob("consolidated.*.pth"))
+    shards = [_open(path) for path in paths]
     if not shards:
         raise FileNotFoundError(f"{folder}: holds no consolidated.*.pth")
     names = {name: _translate(name) for name in shards[0] if name != "rope.freqs"}
@@ -72,13 +76,17 @@ def load(
     model = empty_model(config, resolve_dtype(dtype, auto=embedding.dtype), resolve_device(device), LlamaForCausalLM)
 
     def stream() -> Iterator[tuple[str, Tensor]]:
+        mapped, read, limit = shards, 0, sum(path.stat().st_size for path in paths) // _REOPENINGS
         for done, (name, (target, _)) in enumerate(names.items(), start=1):
-            parts = [shard[name] for shard in shards]
+            parts = [shard[name] for shard in mapped]
             axis = axes[name]
             tensor = parts[0] if axis is None else torch.cat(parts, dim=axis)
+            read += tensor.nbytes
             if target.endswith(("q_proj.weight", "k_proj.weight")):
                 tensor = half_split(tensor, config.head_size)
             yield target, tensor
+            if read > limit:
+                mapped, read = [_open(path) for path in paths], 0
             if progress is not None:
                 progress(done, len(names))
 
