@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from bpe_llama import _core
+from bpe_llama import _batches, _core
 from bpe_llama._progress import ProgressOption
 
 if TYPE_CHECKING:
@@ -186,37 +183,18 @@ class Tokenizer(_core.Tokenizer):
             >>> Tokenizer.from_file(path).encode("ab")
             [256]
         """
-        path = Path(path)
-        if path.is_dir():
-            return cls._from_folder(path)
-        with path.open("rb") as file:
-            head = file.read(64)
-        if head[:4] == b"GGUF":
-            return cls.from_gguf(path)
-        if head.lstrip()[:1] == b"{":
-            return cls.from_huggingface(path)
-        # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
-        if head[:1] == b"\n" and head[2:3] == b"\n":
-            return cls._from_sentencepiece(path)
-        if b" " in head.split(b"\n")[0]:
-            return cls.from_tiktoken(path)
-        raise ValueError(
-            f"{path}: expected a tokenizer.json, a tokenizer.model, a .tiktoken or a .gguf file, "
-            f"but it begins with {head[:16]!r}"
-        )
+        from bpe_llama import _loading
 
-    @classmethod
-    def _from_folder(cls, folder: Path) -> Self:
-        for name in ("tokenizer.json", "tokenizer.model"):
-            if (folder / name).is_file():
-                return cls.from_file(folder / name)
-        for suffix in ("*.tiktoken", "*.gguf"):
-            found = sorted(folder.glob(suffix))
-            if len(found) == 1:
-                return cls.from_file(found[0])
-            if found:
-                raise ValueError(f"{folder} holds several {suffix} files: {[path.name for path in found]}; name one")
-        raise FileNotFoundError(f"{folder} holds no tokenizer.json, tokenizer.model, *.tiktoken or *.gguf")
+        path = _loading.file_in(path)
+        match _loading.format_of(path):
+            case "gguf":
+                return cls.from_gguf(path)
+            case "huggingface":
+                return cls.from_huggingface(path)
+            case "tiktoken":
+                return cls.from_tiktoken(path)
+            case "sentencepiece":
+                return cls._with_config(path, _core.Tokenizer.build_from_sentencepiece)
 
     @classmethod
     def from_huggingface(cls, path: PathLike) -> Self:
@@ -235,37 +213,12 @@ class Tokenizer(_core.Tokenizer):
         return cls._with_config(path, _core.Tokenizer.build_from_huggingface)
 
     @classmethod
-    def _from_sentencepiece(cls, path: Path) -> Self:
-        return cls._with_config(path, _core.Tokenizer.build_from_sentencepiece)
-
-    @classmethod
     def _with_config(cls, path: Path, build: Callable[[bytes], _core.Tokenizer]) -> Self:
         """Return the tokenizer in a file, with what a ``tokenizer_config.json`` beside it says."""
-        try:
-            core = build(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        config_path = path.with_name("tokenizer_config.json")
-        if not config_path.is_file():
-            return cls(core)
-        try:
-            config = json.loads(config_path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{config_path}: not JSON: {error}") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{config_path}: expected a JSON object, got a {type(config).__name__}")
+        from bpe_llama import _loading
 
-        def configured(key: str, default: int | None) -> int | None:
-            token = config.get(key)
-            content = token.get("content") if isinstance(token, dict) else token
-            return core.token_to_id(content) if isinstance(content, str) else default
-
-        core = core.with_bos_eos(configured("bos_token", core.bos_id), configured("eos_token", core.eos_id))
-        template = config.get("chat_template")
-        template_path = path.with_name("chat_template.jinja")
-        if template is None and template_path.is_file():
-            template = template_path.read_text(encoding="utf-8")
-        return cls(core, chat_template=template if isinstance(template, str) else None)
+        core, chat_template = _loading.with_config(path, build)
+        return cls(core, chat_template=chat_template)
 
     @classmethod
     def from_tiktoken(
@@ -488,44 +441,12 @@ class Tokenizer(_core.Tokenizer):
             >>> tok(["ab", "abab"], padding=True, pad_id=0)
             {'input_ids': [[256, 0], [256, 256]], 'attention_mask': [[1, 0], [1, 1]]}
         """
-        if padding not in (True, False, "longest", "max_length"):
-            raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
-        if return_tensors not in (None, "np", "pt"):
-            raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {return_tensors!r}")
-        if (truncation or padding == "max_length") and max_length is None:
-            raise ValueError("truncation=True and padding='max_length' need max_length")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {max_length}")
-
-        is_single = isinstance(texts, str)
+        batch = _batches.Batches(padding, truncation, max_length, return_tensors, padding_side)
+        fill = pad_id if pad_id is not None else self.eos_id or 0
         rows = self.encode_batch(
             [texts] if isinstance(texts, str) else texts, bos=bos, eos=eos, allowed_special=allowed_special
         )
-        if truncation:
-            rows = [row[:max_length] for row in rows]
-        masks = [[1] * len(row) for row in rows]
-        if padding:
-            width = max_length if padding == "max_length" and max_length is not None else max(map(len, rows), default=0)
-            fill = pad_id if pad_id is not None else self.eos_id or 0
-            for row, mask in zip(rows, masks, strict=True):
-                missing = max(0, width - len(row))
-                at = len(row) if padding_side == "right" else 0
-                row[at:at] = [fill] * missing
-                mask[at:at] = [0] * missing
-        if return_tensors is None:
-            if is_single:
-                return {"input_ids": rows[0], "attention_mask": masks[0]}
-            return {"input_ids": rows, "attention_mask": masks}
-        if len({len(row) for row in rows}) > 1:
-            raise ValueError("rows differ in length: pass padding=True to make tensors of them")
-        arrays = {"input_ids": np.array(rows, np.int64), "attention_mask": np.array(masks, np.int64)}
-        if return_tensors == "np":
-            return arrays
-        import torch
-
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return batch.of(rows, fill, is_single=isinstance(texts, str))
 
 
 def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
