@@ -350,6 +350,7 @@ class Tokenizer(_core.Tokenizer):
 
         Examples:
             >>> import tempfile, pathlib
+            >>> import numpy as np
             >>> folder = pathlib.Path(tempfile.mkdtemp())
             >>> _ = (folder / "a.txt").write_text("abab")
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
