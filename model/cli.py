@@ -213,6 +213,8 @@ def finetune(
             dropout=dropout or 0.0,
             seed=seed,
         )
+        if merge and (shared := lora.shared_layers(loaded)):
+            raise ValueError(f"--merge would change the embedding, to which {shared[0]} is tied; leave it out")
     loaded.gradient_checkpointing_enable(less_memory)
     trained = sum(weight.numel() for weight in loaded.parameters() if weight.requires_grad)
     typer.echo(f"{trained:,} parameters are trained", err=True)
@@ -331,14 +333,15 @@ def load_generator(
 ) -> TextGenerator:
     """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another.
 
-    An adapter is merged into the weights, so that it costs no time.
+    An adapter is merged into the weights, so that it costs no time, unless the embedding would change with them.
     """
     vocabulary = Tokenizer.from_file(tokenizer or model)
     loaded = LlamaForCausalLM.from_pretrained(model, dtype=dtype, device=device)
     if adapter is not None:
         lora.load(loaded, adapter)
-        lora.merge(loaded)
-        lora.remove(loaded)
+        if not lora.shared_layers(loaded):
+            lora.merge(loaded)
+            lora.remove(loaded)
     return TextGenerator(loaded, vocabulary)
 
 

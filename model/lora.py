@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -153,7 +154,8 @@ def merge(model: nn.Module) -> None:
     """Add the active adapters to the weights, so that they cost no time; the old weights are kept for `unmerge`.
 
     Raises:
-        ValueError: If a weight is quantised, for it could not hold the sum.
+        ValueError: If a weight is quantised, for it could not hold the sum, or is another module's too, as a tied
+            head's is, for that would change with it.
     """
     layers = [layer for layer in _layers(model) if layer.active and layer.unmerged is None]
     for layer in layers:
@@ -161,6 +163,8 @@ def merge(model: nn.Module) -> None:
             raise ValueError(
                 f"a {type(layer.base_layer).__name__} cannot hold what an adapter adds; dequantize it first"
             )
+    if shared := shared_layers(model):
+        raise ValueError(f"the weight of {', '.join(shared)} is another module's too, which must not change")
     for layer in layers:
         weight = layer.base_layer.weight
         assert isinstance(weight, Tensor)  # what an nn.Linear holds; for the type checker
@@ -180,6 +184,24 @@ def unmerge(model: nn.Module) -> None:
             assert isinstance(weight, Tensor)
             weight.copy_(layer.unmerged)
             layer.unmerged = None
+
+
+def shared_layers(model: nn.Module) -> list[str]:
+    """Return the paths of the layers under active adapters whose weight another module holds as well: a tied head.
+
+    Example:
+        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, tie_word_embeddings=True)
+        >>> shared_layers(add(LlamaForCausalLM(config), target_modules=("q_proj", "lm_head")))
+        ['lm_head']
+    """
+    holders = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    return [
+        path
+        for path, layer in _named_layers(model)
+        if layer.active and any(holders[id(weight)] > 1 for weight in layer.base_layer.parameters(recurse=False))
+    ]
 
 
 def remove(model: AnyModel) -> AnyModel:

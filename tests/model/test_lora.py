@@ -179,3 +179,15 @@ def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp
         assert all(torch.equal(weight, before[name]) for name, weight in unlike.state_dict().items())
     with pytest.raises(ValueError, match="no adapter is named 'default'"):
         lora.restore(tiny_model(), tmp_path)
+
+
+def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) -> None:
+    model = lora.add(tiny_model(tie_word_embeddings=True), rank=2, target_modules=("q_proj", "lm_head"))
+    train(model, ids, 5)
+    adapted, embedding = model(ids).logits, model.model.embed_tokens.weight.clone()
+    assert lora.shared_layers(model) == ["lm_head"]
+    with pytest.raises(ValueError, match="the weight of lm_head is another module's too"):
+        lora.merge(model)
+    assert torch.equal(model(ids).logits, adapted)
+    assert torch.equal(model.model.embed_tokens.weight, embedding)
+    assert lora.shared_layers(lora.add(tiny_model(), target_modules=("lm_head",))) == []

@@ -11,7 +11,8 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaForCausalLM, demo
+from bpe_llama.model import LlamaForCausalLM, demo, lora
+from bpe_llama.model.cli import load_generator
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
 SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
@@ -133,6 +134,25 @@ def test_finetune_resumes_and_refuses_to_overwrite(
     assert "holds a run already" in capsys.readouterr().err
     assert main(finetune(made, out, "--quantize", "int8", "--resume", "--steps", "8")) == 0
     assert "step 8:" in capsys.readouterr().out
+
+
+def test_an_adapter_of_a_tied_head_leaves_the_embedding_alone(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = LlamaForCausalLM.from_pretrained(made / "run" / "model", device="cpu")
+    tied = LlamaForCausalLM(base.config.replace(tie_word_embeddings=True))
+    demo.save_with_tokenizer(tied, Tokenizer.from_file(made / "tokenizer.json"), tmp_path / "tied")
+    arguments = finetune(made, tmp_path / "tuned", "--model", str(tmp_path / "tied"), "--target", "lm_head")
+    assert main([*arguments, "--merge"]) == 2
+    assert "--merge would change the embedding, to which lm_head is tied" in capsys.readouterr().err
+    assert main(arguments) == 0
+    generator = load_generator(tmp_path / "tied", None, "float32", "cpu", tmp_path / "tuned" / "adapter")
+    assert torch.equal(generator.model.model.embed_tokens.weight, tied.model.embed_tokens.weight)
+    ids = torch.arange(3, 15)[None]
+    adapted = lora.load(tied, tmp_path / "tuned" / "adapter").eval()
+    with torch.no_grad():
+        assert torch.equal(generator.model(ids).logits, adapted(ids).logits)
+    assert generator.generate("The quick", max_new_tokens=4)
 
 
 def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> None:
