@@ -44,7 +44,7 @@ def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tupl
     """Check a checkpoint's tensors against the model's, before any is read.
 
     Raises:
-        ValueError: Naming every tensor that is missing, unexpected or of another shape.
+        ValueError: Naming tensors that are missing, unexpected or of another shape, the first eight of each.
     """
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
@@ -54,7 +54,7 @@ def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tupl
         if name in found and tuple(found[name]) != shape
     ]
     problems = [
-        f"{title}: {', '.join(names)}"
+        f"{title}: {', '.join(names[:8])}" + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
         for title, names in (("missing", missing), ("unexpected", extra), ("misshapen", misshapen))
         if names
     ]

@@ -77,11 +77,9 @@ def load_gguf(
         config = LlamaConfig.from_dict(config_from_gguf(header))
     except TypeError as error:
         raise ValueError(f"{header.path}: {error}") from None
+    _check_counts(header, config)
     places = dict(_places(header))
     check_shapes({name: info.shape for name, info in places.items()}, expected_shapes(config), header.path)
-    unknown = sorted({info.type_name for info in places.values() if info.nbytes is None})
-    if unknown:
-        raise ValueError(f"{header.path}: tensors in number formats that are not known: {', '.join(unknown)}")
     stored = header.tensors.get("blk.0.attn_q.weight", header.tensors["token_embd.weight"]).type_name
     model = empty_model(
         config, resolve_dtype(dtype, auto=_DTYPES.get(stored)), resolve_device(device), LlamaForCausalLM
@@ -102,6 +100,34 @@ def huggingface_name(gguf_name: str) -> str | None:
         return f"model.layers.{layer}.{target}.{kind}" if target else None
     part, _, kind = gguf_name.rpartition(".")
     return f"{OUTER_NAMES[part]}.{kind}" if part in OUTER_NAMES and kind == "weight" else None
+
+
+def _check_counts(header: GGUFHeader, config: LlamaConfig) -> None:
+    """Refuse a file that lacks the layers and experts it counts, before a model of so many parts is made.
+
+    Every tensor has bytes of its own in the file, so that what is made is no larger than the file allows.
+    """
+    unknown = sorted({info.type_name for info in header.tensors.values() if info.nbytes is None})
+    if unknown:
+        raise ValueError(f"{header.path}: tensors in number formats that are not known: {', '.join(unknown)}")
+    layers, experts = set(), set()
+    for name, info in header.tensors.items():
+        if 0 in info.shape:
+            raise ValueError(f"{header.path}: tensor {name!r} has shape {list(info.shape)}, which holds nothing")
+        if match := _LAYER_TENSOR.fullmatch(name):
+            layers.add(match[1])
+            if match[2] in EXPERT_NAMES:
+                experts.add(info.shape[0] if info.shape else 0)
+    if len(layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"{header.path}: metadata 'llama.block_count' is {config.num_hidden_layers:,}, "
+            f"but the file holds tensors of {len(layers):,} layers"
+        )
+    if config.num_local_experts and experts != {config.num_local_experts}:
+        raise ValueError(
+            f"{header.path}: metadata 'llama.expert_count' is {config.num_local_experts:,}, "
+            f"but the file holds tensors of {', '.join(map(str, sorted(experts))) or 'no'} experts"
+        )
 
 
 def _places(header: GGUFHeader) -> Iterator[tuple[str, TensorInfo]]:

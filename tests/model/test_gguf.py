@@ -186,9 +186,11 @@ def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
         ({"architecture": "gemma3"}, "architecture 'gemma3', expected 'llama'"),
         ({"leave_out": "blk.1.ffn_up"}, r"missing: model\.layers\.1\.mlp\.up_proj\.weight"),
         ({"leave_out": "token_embd"}, r"'token_embd\.weight' is missing"),
-        ({"block_count": 1}, r"unexpected: .*model\.layers\.1\.mlp\.down_proj\.weight"),
+        ({"leave_out": "blk.1.attn_q"}, r"missing: model\.layers\.1\.self_attn\.q_proj\.weight$"),
+        ({"block_count": 1}, r"'llama\.block_count' is 1, but the file holds tensors of 2 layers"),
+        ({"block_count": 1 << 31}, r"'llama\.block_count' is 2,147,483,648, but"),
         ({"llama.expert_count": 8}, r"'llama\.expert_used_count' is missing"),
-        ({"llama.expert_count": 2, "llama.expert_used_count": 2}, r"missing: .*block_sparse_moe\.experts\.1\.w2"),
+        ({"llama.expert_count": 1 << 30, "llama.expert_used_count": 2}, r"1,073,741,824, but .* of no experts"),
         ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
         ({"llama.rope.scaling.type": "novel"}, "rope scaling 'novel'"),
     ],
@@ -197,6 +199,40 @@ def test_files_that_are_no_such_model_are_refused(tmp_path: Path, options: dict[
     path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG), **options)
     with pytest.raises(ValueError, match=message):
         load_gguf(path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((1 << 20, 0, 32), np.float32), r"'blk\.0\.ffn_up_exps\.weight' has shape \[1048576, 0, 32\]"),
+        (np.zeros((3, 1, 32), np.float32), r"'llama\.expert_count' is 2, but the file holds tensors of 2, 3 experts"),
+        (None, r"unexpected: stray\.0, stray\.1, .*, stray\.7 and 4 more$"),
+    ],
+)
+def test_a_small_file_costs_little_whatever_it_counts(
+    tmp_path: Path, values: np.ndarray[Any, Any] | None, message: str
+) -> None:
+    config = CONFIG.replace(num_hidden_layers=1, num_local_experts=None if values is None else 2)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    save_gguf(LlamaForCausalLM(config), tmp_path / "whole.gguf")
+    whole = gguf.GGUFReader(tmp_path / "whole.gguf")
+    for key, value in read_gguf_header(tmp_path / "whole.gguf").metadata.items():
+        if key != "general.architecture":
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    for tensor in whole.tensors:
+        if values is None or tensor.name != "blk.0.ffn_up_exps.weight":
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+    if values is None:
+        for number in range(12):
+            writer.add_tensor(f"stray.{number}", np.zeros(1, np.float32))
+    else:
+        writer.add_tensor("blk.0.ffn_up_exps.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=message):
+        load_gguf(tmp_path / "m.gguf", device="cpu")
 
 
 def test_a_truncated_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
