@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a name to write to in the file's place; once all is well it takes the file's name, else it is removed.
 
-    So a process killed at any moment leaves the old file or the new one. The name keeps the suffix.
+    So a process killed at any moment leaves the old file or the new one. The name is hidden, this
+    thread's own, and keeps the suffix.
 
     Examples:
         >>> import tempfile
@@ -27,7 +29,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> path.read_text(), len(list(path.parent.iterdir()))
         ('hello', 1)
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)

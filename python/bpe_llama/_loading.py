@@ -20,7 +20,7 @@ def file_in(path: PathLike) -> Path:
         if (path / name).is_file():
             return path / name
     for suffix in ("*.tiktoken", "*.gguf"):
-        found = sorted(path.glob(suffix))
+        found = sorted(file for file in path.glob(suffix) if not file.name.startswith("."))
         if len(found) == 1:
             return found[0]
         if found:

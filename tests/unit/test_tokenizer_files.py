@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from bpe_llama import Tokenizer
+from bpe_llama._files import written_whole
+from bpe_llama._loading import file_in
 
 
 def test_tokenizer_json_keeps_everything(tok: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:
@@ -48,6 +51,29 @@ def test_saving_leaves_no_temporary_file_and_replaces_whole(tok: Tokenizer, tmp_
     tok.save(tmp_path / "tokenizer.json")
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+
+
+def test_two_threads_write_to_names_of_their_own(tmp_path: Path) -> None:
+    path, names = tmp_path / "m.gguf", []
+
+    def write() -> None:
+        with written_whole(path) as temporary:
+            names.append(temporary.name)
+            temporary.write_text("theirs")
+
+    with written_whole(path) as temporary:
+        temporary.write_text("ours")
+        other = threading.Thread(target=write)
+        other.start()
+        other.join()
+        assert path.read_text() == "theirs" and temporary.name != names[0]
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
+def test_half_written_files_in_a_folder_are_not_read(tok: Tokenizer, tmp_path: Path) -> None:
+    tok.save(tmp_path / "vocab.tiktoken")
+    (tmp_path / ".vocab.4242-1.tiktoken").write_text("half")
+    assert file_in(tmp_path) == tmp_path / "vocab.tiktoken"
 
 
 def test_saving_into_a_folder_that_is_not_there_raises(tok: Tokenizer, tmp_path: Path) -> None:
