@@ -44,10 +44,13 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str |
         )
     try:
         core = reader(metadata)
-        bos, eos = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos"))
+        bos = metadata.get("tokenizer.ggml.bos_token_id", core.bos_id)
+        eos = metadata.get("tokenizer.ggml.eos_token_id", core.eos_id)
         core = core.with_bos_eos(bos, eos)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except (KeyError, OverflowError, TypeError) as error:
+        raise ValueError(f"{path}: bos is {bos!r} and eos {eos!r}; expected ids in the vocabulary") from error
     template = metadata.get("tokenizer.chat_template")
     return core, template if isinstance(template, str) else None
 

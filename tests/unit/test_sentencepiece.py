@@ -142,6 +142,33 @@ def test_the_configuration_beside_a_model_is_read(tmp_path: Path) -> None:
     assert Tokenizer.from_file(path).chat_template == tok.chat_template
 
 
+@pytest.mark.parametrize(
+    ("end", "kind", "message"),
+    [(9999, "UINT32", "bos is 9999"), (-1, "INT32", "bos is -1"), ("<s>", "STRING", "bos is '<s>'")],
+)
+def test_the_ends_in_a_gguf_file_are_checked(tmp_path: Path, end: int | str, kind: str, message: str) -> None:
+    gguf = pytest.importorskip("gguf", reason="the gguf package writes the file read here")
+
+    def written(name: str, ends: dict[str, int | str]) -> Path:
+        writer = gguf.GGUFWriter(tmp_path / name, "llama")
+        writer.add_tokenizer_model("llama")
+        texts, scores, kinds = (list(column) for column in zip(*PIECES, strict=True))
+        writer.add_token_list(texts)
+        writer.add_token_scores(scores)
+        writer.add_token_types(kinds)
+        for key, value in ends.items():
+            writer.add_key_value(f"tokenizer.ggml.{key}_token_id", value, gguf.GGUFValueType[kind])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return tmp_path / name
+
+    with pytest.raises(ValueError, match=rf"bad\.gguf: {message} and eos 2; expected ids in the vocabulary"):
+        Tokenizer.from_file(written("bad.gguf", {"bos": end}))
+    plain = Tokenizer.from_file(written("plain.gguf", {}))
+    assert (plain.bos_id, plain.eos_id) == (1, 2)
+
+
 def test_files_of_ids_hold_whole_documents(tok: Tokenizer, tmp_path: Path) -> None:
     text = "the Hello  the\n" * 40_000  # more than a chunk: no second space may be put in
     (tmp_path / "a.txt").write_text(text, "utf-8")
