@@ -177,6 +177,8 @@ class KVCache:
                 raise ValueError(f"slot {slot} holds {held} tokens; it cannot be cut to {length}")
         self.lengths[:] = lengths
 
+    @torch.inference_mode(False)  # what is made in it could not be written to once it is over
+    @torch.no_grad()
     def widened(self, max_length: int) -> KVCache:
         """Return a cache whose slots hold ``max_length`` tokens, and in their first columns what these hold.
 

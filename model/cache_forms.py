@@ -142,6 +142,8 @@ class RingCache(KVCache):
         return self
 
 
+@torch.inference_mode(False)  # what is made in it could not be written to once it is over
+@torch.no_grad()
 def make_cache(
     form: str,
     config: LlamaConfig,

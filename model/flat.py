@@ -62,6 +62,7 @@ def decoder_layers(model: LlamaForCausalLM) -> list[DecoderLayer]:
     return [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
 
 
+@torch.inference_mode(False)  # a caller's may be on, and weights made in it could never be trained again
 @torch.no_grad()
 def lay_flat(model: LlamaForCausalLM) -> None:
     """Move a dense CPU model's weights into one buffer: queries, keys and values side by side, gate and up likewise.
