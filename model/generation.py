@@ -100,12 +100,22 @@ class Engine:
         read = [Sample(list(p), chosen, chosen.ending_ids(config)) for p, chosen in zip(prompts, options, strict=True)]
         if not read:
             return read
-        start = time.perf_counter()
         self._look_at_the_model()
+        try:
+            return self._take_in(read, first, copies)
+        except BaseException:  # Ctrl-C too: nothing half read may run, or be begun from
+            del self.live[first:]
+            self.cache.lengths[first:] = [0] * (self.cache.batch_size - first)
+            raise
+
+    def _take_in(self, read: list[Sample], first: int, copies: int) -> list[Sample]:
+        start = time.perf_counter()
+        end = first + len(read) * copies
+        held, self._left_behind[first:end] = self._left_behind[first], [[] for _ in range(first, end)]
         if self.cache.wraps:  # one by one: padding would overwrite what a window still sees
             logits_BV = torch.cat([self._prefill([sample], first + row) for row, sample in enumerate(read)])
         else:
-            logits_BV = self._prefill(read, first)
+            logits_BV = self._prefill(read, first, held)
         joined = read
         if copies > 1:
             joined = [
@@ -206,8 +216,10 @@ class Engine:
             self.forget()
             self._mark = mark
 
-    def _prefill(self, joined: list[Sample], first: int) -> Tensor:
+    def _prefill(self, joined: list[Sample], first: int, held: Sequence[int] = ()) -> Tensor:
         """Read the prompts into slots from ``first`` on; return the logits after each prompt's last id, (B, V).
+
+        A prompt that comes alone is read from where it parts from the ids ``held`` in its slot.
 
         Rows are aligned at the left, so causality alone keeps every token from the padding behind its row's end;
         what the padding left in the cache is forgotten afterwards.
@@ -219,7 +231,7 @@ class Engine:
         cache = self._slots(first, first + len(joined))
         known = 0
         if len(joined) == 1 and not cache.wraps:
-            known = joined[0].reused = _common(self._left_behind[first], joined[0].prompt[:-1])
+            known = joined[0].reused = _common(held, joined[0].prompt[:-1])
         cache.lengths[:] = [known] * len(joined)
         last_BD = None
         for start in range(known, width, self.prefill_chunk):
@@ -273,7 +285,7 @@ def _mark_of(model: LlamaForCausalLM) -> list[object]:
     return marks
 
 
-def _common(held: list[int], prompt: list[int]) -> int:
+def _common(held: Sequence[int], prompt: list[int]) -> int:
     """Return how many ids two sequences begin with in common."""
     return next((i for i, pair in enumerate(zip(held, prompt)) if pair[0] != pair[1]), min(len(held), len(prompt)))  # noqa: B905
 

@@ -169,6 +169,69 @@ def test_log_probabilities_are_the_models_own(tiny_model: Make, ids: Tensor) -> 
     assert samples[1].logprobs == []
 
 
+@pytest.mark.parametrize("form", ["full", "int8"])
+def test_a_model_that_generated_in_inference_mode_can_be_trained(tiny_model: Make, ids: Tensor, form: str) -> None:
+    model = tiny_model(eos_token_id=None, attention_bias=True)
+    engine, options = Engine(model, 1, 30, cache=form), GenerationOptions(max_new_tokens=3)
+    with torch.inference_mode():
+        made_inside = Engine(model, 1, 10, cache=form)
+        for either in (engine, made_inside):
+            either.join([[5, 6, 7]], [options])
+            either.make_room(40)
+    for either in (engine, made_inside):
+        while either.step():
+            pass
+    with torch.enable_grad():
+        model(ids, labels=ids).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert all(weight.grad is not None and not weight.is_inference() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_prompts_that_fail_to_join_leave_nothing_behind(
+    tiny_model: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, slots: int, copies: int
+) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=4, temperature=0.0)
+    engine = Engine(model, slots * copies, prefill_chunk=4)
+    prompt = ids[0].tolist()
+
+    def run() -> None:
+        (sample,) = engine.join([prompt], [options])
+        while engine.step():
+            pass
+        assert sample.new_ids == alone(model, prompt, options)
+
+    run()
+    with pytest.raises(ValueError, match="input id 97"):  # in the last chunk: what the slot held is overwritten by then
+        engine.join([[prompt[0], *ids[1, :-2].tolist(), 97]] * slots, [options] * slots, copies)
+    assert not engine.live and not any(engine.cache.lengths)
+    run()
+
+    def interrupted(*_: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bpe_llama.model.generation.choose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.join([ids[1].tolist()] * slots, [options] * slots, copies)
+    assert not engine.live and not any(engine.cache.lengths)
+    run()
+
+
+def test_a_prompt_that_fails_to_join_leaves_its_neighbours_running(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=6, temperature=0.0)
+    engine = Engine(model, 3)
+    (sample,) = engine.join([ids[0].tolist()], [options])
+    with pytest.raises(ValueError, match="input id 97"):
+        engine.join([ids[1].tolist(), [97]], [options] * 2)
+    while engine.step():
+        pass
+    assert sample.new_ids == alone(model, ids[0].tolist(), options)
+
+
 def test_copies_share_a_prefill_and_differ_by_seed(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     options = {"max_new_tokens": 7, "temperature": 1.2}
