@@ -74,10 +74,9 @@ class GenerationOptions:
         }
 
     def ending_ids(self, config: LlamaConfig) -> tuple[int, ...]:
-        """Return the ids that end a sequence: those asked for, or else the model's."""
-        if self.eos_id is None:
-            return config.eos_token_ids
-        return (self.eos_id,) if isinstance(self.eos_id, int) else tuple(self.eos_id)
+        """Return the ids that end a sequence, those asked for or else the model's, without any that it cannot write."""
+        asked = config.eos_token_ids if self.eos_id is None else self.eos_id
+        return tuple(i for i in ((asked,) if isinstance(asked, int) else asked) if 0 <= i < config.vocab_size)
 
     @property
     def looks_back(self) -> bool:

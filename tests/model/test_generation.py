@@ -62,6 +62,19 @@ def test_the_end_is_kept_and_then_padded(tiny_model: Make, ids: Tensor) -> None:
     assert end not in longer[:, :9] and longer.shape == (3, 10)
 
 
+@pytest.mark.parametrize("eos_id", [-1, 97, (-97, 1000)])
+@pytest.mark.parametrize("search", [{"temperature": 0.0}, {"num_beams": 2}])
+def test_an_end_outside_the_vocabulary_ends_and_bars_nothing(
+    tiny_model: Make, ids: Tensor, eos_id: object, search: dict[str, object]
+) -> None:
+    model = tiny_model()
+    likeliest = int(model(ids[:1]).logits[0, -1].argmax())
+    model.lm_head.weight[96] = 2 * model.lm_head.weight[likeliest]
+    free = model.generate(ids, max_new_tokens=5, eos_id=(), **search)
+    assert 96 in free
+    assert torch.equal(model.generate(ids, max_new_tokens=5, min_new_tokens=5, eos_id=eos_id, **search), free)
+
+
 def test_streaming_yields_the_columns(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     columns = list(stream_ids(model, ids, max_new_tokens=6, seed=3))
