@@ -86,7 +86,7 @@ def beam_search(
         logprobs_NV = logits_NV.float().log_softmax(-1)
         if length <= options.min_new_tokens:
             logprobs_NV[:, list(ends)] = -torch.inf
-        logprobs_NV += torch.tensor([beam.score for beam in running], device=model.device)[:, None]
+        logprobs_NV += logprobs_NV.new_tensor([beam.score for beam in running])[:, None]
         # Enough candidates for num_beams to run on, should every one of them also propose every ending.
         enough = min(max(2, 1 + len(ends)) * num_beams, logprobs_NV.numel())
         best = logprobs_NV.flatten().topk(enough)

@@ -41,7 +41,7 @@ class Int8Cache(KVCache):
     ) -> None:
         super().__init__(config, batch_size, max_length, dtype=torch.int8, device=device)
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
-        scales = torch.zeros(*self.store.shape[:5], 1, device=self.store.device)
+        scales = torch.zeros(*self.store.shape[:5], 1, dtype=torch.float32, device=self.store.device)
         self._share([self.store, scales], self.lengths)
 
     def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,11 @@ def lay_flat(model: LlamaForCausalLM) -> None:
     modules.append([model.model.norm])
     if model.lm_head.weight is not model.model.embed_tokens.weight:
         modules.append([model.lm_head])
-    groups = [[module.weight for module in group if isinstance(module.weight, nn.Parameter)] for group in modules]
+    groups = [
+        [tensor for module in group if isinstance(tensor := getattr(module, name, None), nn.Parameter)]
+        for group in modules
+        for name in ("weight", "bias")
+    ]
 
     places, size = [], 0
     for group in groups:

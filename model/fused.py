@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -66,16 +67,23 @@ def _shared_input(layer: DecoderLayer) -> tuple[list[nn.Linear], list[nn.Linear]
     return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
 
 
+def _parts(linears: Sequence[nn.Linear]) -> list[list[Tensor]]:
+    """Return the matrices, and the biases if there are any."""
+    matrices: list[Tensor] = [linear.weight for linear in linears]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    return [matrices, biases] if biases else [matrices]
+
+
 class _Product:
     """The product with the matrices of several linear layers that share their input, side by side."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        weight_OI = side_by_side([linear.weight for linear in linears])
-        if weight_OI is None:
-            raise ValueError("the matrices do not lie side by side")
+        parts = [side_by_side(tensors) for tensors in _parts(linears)]  # shared, not copied: a bias may be trained
+        weight_OI = parts[0]
+        if weight_OI is None or parts[-1] is None:
+            raise ValueError("the matrices, or their biases, do not lie side by side")
         self.weight_IO = weight_OI.t()
-        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-        self.bias = torch.cat(biases) if biases else None
+        self.bias = parts[1] if len(parts) > 1 else None
 
     def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
         """Write the product to ``out_MO``."""
@@ -129,27 +137,29 @@ class _Workspace:
     def __init__(self, model: LlamaForCausalLM, rows: int) -> None:
         config, dtype = model.config, model.dtype
         heads, kv_heads, size = config.num_attention_heads, config.kv_heads, config.head_size
-        turned = 2 * int(model.model.rotary_emb(torch.zeros(1, 1, dtype=torch.long))[0].shape[-1])
-        self.x_MD = torch.empty(rows, config.hidden_size, dtype=dtype)
+        no_position = torch.zeros(1, 1, dtype=torch.long, device="cpu")
+        turned = 2 * int(model.model.rotary_emb(no_position)[0].shape[-1])
+        empty = partial(torch.empty, dtype=dtype, device="cpu")  # whatever the process's defaults are
+        self.x_MD = empty(rows, config.hidden_size)
         self.normed_MD = torch.empty_like(self.x_MD)
-        self.scale_M1 = torch.empty(rows, 1)
-        self.eps = torch.tensor(config.rms_norm_eps)
-        self.qkv_MO = torch.empty(rows, (heads + 2 * kv_heads) * size, dtype=dtype)
+        self.scale_M1 = empty(rows, 1, dtype=torch.float32)
+        self.eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device="cpu")
+        self.qkv_MO = empty(rows, (heads + 2 * kv_heads) * size)
         qkv_MNH = self.qkv_MO.view(rows, heads + 2 * kv_heads, size)
         self.turning_MNH = qkv_MNH[:, : heads + kv_heads]
         self.value_MKH = qkv_MNH[:, heads + kv_heads :]
         # Turned in float32, as `apply_rope` does.
-        self.wide_MNH = self.turning_MNH if dtype == torch.float32 else torch.empty(self.turning_MNH.shape)
-        self.turned_MNH = torch.empty(self.turning_MNH.shape)
+        self.turned_MNH = empty(self.turning_MNH.shape, dtype=torch.float32)
+        self.wide_MNH = self.turning_MNH if dtype == torch.float32 else torch.empty_like(self.turned_MNH)
         self.first, self.second = (self.wide_MNH[..., i : i + turned // 2] for i in (0, turned // 2))
         self.new_first, self.new_second = (self.turned_MNH[..., i : i + turned // 2] for i in (0, turned // 2))
         self.wide_part, self.turned_part = (part[..., :turned] for part in (self.wide_MNH, self.turned_MNH))
         self.rest = (self.wide_MNH[..., turned:], self.turned_MNH[..., turned:]) if turned < size else None
-        self.query_MNH = torch.empty(rows, heads, size, dtype=dtype)
+        self.query_MNH = empty(rows, heads, size)
         self.turned_query_MNH, self.turned_key_MKH = self.turned_MNH[:, :heads], self.turned_MNH[:, heads:]
-        self.gate_up_MO = torch.empty(rows, 2 * config.intermediate_size, dtype=dtype)
+        self.gate_up_MO = empty(rows, 2 * config.intermediate_size)
         self.gate_MF, self.up_MF = self.gate_up_MO.chunk(2, dim=1)
-        self.logits_MV = torch.empty(rows, config.vocab_size, dtype=dtype)
+        self.logits_MV = empty(rows, config.vocab_size)
 
 
 class FusedDecoder:
@@ -175,7 +185,7 @@ class FusedDecoder:
                 return
             shared = [linears for layer in decoder_layers(self.model) for linears in _shared_input(layer)]
             plain = [linears for linears in shared if all(type(linear) is nn.Linear for linear in linears)]
-            if any(side_by_side([linear.weight for linear in linears]) is None for linears in plain):
+            if any(side_by_side(tensors) is None for linears in plain for tensors in _parts(linears)):
                 lay_flat(self.model)
             self.layers = [_Layer(layer) for layer in decoder_layers(self.model)]
             self.head = _product(self.model.lm_head)
@@ -212,7 +222,7 @@ class FusedDecoder:
         )
         positions_BT = places.positions
         if positions_BT is None:
-            positions_BT = torch.arange(places.end - length, places.end)[None]
+            positions_BT = torch.arange(places.end - length, places.end, device="cpu")[None]
         cos_M1R, sin_M1R = (
             part.expand(batch, -1, -1).reshape(rows, 1, -1) for part in self.model.model.rotary_emb(positions_BT)
         )
@@ -225,7 +235,8 @@ class FusedDecoder:
         new_values = space.value_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
 
         opened = cache.open(places)
-        torch.index_select(self.model.model.embed_tokens.weight, 0, torch.tensor(ids).flatten(), out=space.x_MD)
+        ids_M = torch.tensor(ids, device="cpu").flatten()
+        torch.index_select(self.model.model.embed_tokens.weight, 0, ids_M, out=space.x_MD)
         for number, layer in enumerate(self.layers):
             _norm(layer.attention_norm_D, space)
             layer.qkv.into(space.normed_MD, space.qkv_MO)

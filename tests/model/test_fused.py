@@ -123,8 +123,9 @@ def test_neighbours_with_memory_of_their_own_are_not_joined() -> None:
     assert side_by_side([whole[:, :2], whole[:, 2:]]) is None
 
 
-def test_a_changed_model_is_noticed(tiny_model: Make) -> None:
-    model = tiny_model(eos_token_id=None)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_changed_model_is_noticed(tiny_model: Make, biased: bool) -> None:
+    model = uneven(tiny_model(eos_token_id=None, attention_bias=biased, mlp_bias=biased))
     options = GenerationOptions(max_new_tokens=6, temperature=0.0)
     engine = Engine(model, 1)
 
@@ -145,10 +146,37 @@ def test_a_changed_model_is_noticed(tiny_model: Make) -> None:
     engine.cache.lengths[0] = 0
     engine._left_behind[0] = []
     assert run() == naive()
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.data.mul_(-5)  # in a way that leaves no trace
+    engine._left_behind[0] = []
+    assert run() == naive()
     for layer in model.model.layers:  # replaced
         layer.self_attn.v_proj.weight = torch.nn.Parameter(-3 * layer.self_attn.v_proj.weight)
     engine._left_behind[0] = []
     assert run() == naive()
+
+
+@pytest.mark.parametrize("form", ["full", "int8"])
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_plays_no_role(tiny_model: Make, default: torch.dtype, form: str) -> None:
+    model, ids = uneven(tiny_model(eos_token_id=None)), torch.tensor([[5, 6, 7]])
+    searches: list[dict[str, Any]] = [{"temperature": 0.0, "cache": form}, {"num_beams": 3}]
+    expected = [model.generate(ids, max_new_tokens=9, **options) for options in searches]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = [model.generate(ids, max_new_tokens=9, **options) for options in searches]
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_the_default_device_plays_no_role(tiny_model: Make) -> None:
+    model = tiny_model()
+    with torch.device("meta"):
+        logits = FusedDecoder(model)([[5, 6], [7, 8]], KVCache(model.config, 2, 4, device="cpu"))
+    assert torch.equal(logits, FusedDecoder(model)([[5, 6], [7, 8]], KVCache(model.config, 2, 4)))
 
 
 def test_what_cannot_be_fused_is_left_to_the_model(tiny_model: Make) -> None:
