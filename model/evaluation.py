@@ -25,7 +25,7 @@ def perplexity(
 
     The text is read in windows that begin ``stride`` tokens apart; each token is scored once, in the first window that
     holds it, given all before it there. A smaller stride gives each token more to go by, at the price of reading more.
-    Perplexities compare only at equal vocabulary, text, window and stride.
+    Perplexities compare only at equal vocabulary, text, window and stride. Beyond a float's range it is infinite.
 
     Args:
         model: Weights of any number format; left in the mode it was in.
@@ -34,8 +34,8 @@ def perplexity(
         stride: 1 to ``window - 1``, which is the default: the last token of a window is the first of the next.
 
     Raises:
-        ValueError: If the text is too short, ``window`` or ``stride`` is out of range, or an id is outside the
-            vocabulary.
+        ValueError: If the text is too short, ``window`` or ``stride`` is out of range, or an id is no integer or
+            outside the vocabulary.
 
     Cost: ``T / stride`` forward passes of W tokens; the logits of 256 positions are held at a time.
 
@@ -49,9 +49,12 @@ def perplexity(
         >>> round(perplexity(LlamaForCausalLM(config), [1, 5, 7, 9]), 3)  # a model that knows nothing: 1 in 32
         32.0
     """
-    tokens_T = torch.as_tensor(ids, dtype=torch.int64)
+    tokens_T = torch.as_tensor(ids)
     if tokens_T.ndim != 1 or len(tokens_T) < 2:
         raise ValueError(f"ids have shape {tuple(tokens_T.shape)}; expected (length,) with at least 2 tokens")
+    if tokens_T.is_floating_point():
+        raise ValueError(f"ids are {tokens_T.dtype}; expected integers")
+    tokens_T = tokens_T.to(torch.int64)
     context = model.config.context_length
     window = min(1024, context) if window is None else window
     if not 2 <= window <= context:
@@ -70,7 +73,10 @@ def perplexity(
                 scored = end
     finally:
         model.train(was_training)
-    return math.exp(total / (len(tokens_T) - 1))
+    try:
+        return math.exp(total / (len(tokens_T) - 1))
+    except OverflowError:
+        return math.inf
 
 
 def _loss_of(model: LlamaForCausalLM, tokens_W: Tensor, first: int) -> float:

@@ -54,11 +54,19 @@ def test_logits_in_chunks_and_the_models_mode_change_nothing(monkeypatch: pytest
     assert not MODEL.training
 
 
+def test_a_perplexity_beyond_a_floats_range_is_infinite() -> None:
+    certain = LlamaForCausalLM(MODEL.config)
+    with torch.no_grad():
+        certain.lm_head.weight.mul_(1e6)
+    assert perplexity(certain, list(range(20))) == math.inf
+
+
 @pytest.mark.parametrize(
     ("ids", "options", "message"),
     [
         ([3], {}, r"shape \(1,\); expected \(length,\) with at least 2"),
         ([[3, 4]], {}, r"shape \(1, 2\)"),
+        ([3.0, 4.5], {}, r"ids are torch\.float32; expected integers"),
         ([3, 4], {"window": 65}, "window is 65; expected 2 to the model's context of 64"),
         ([3, 4], {"window": 1}, "window is 1"),
         ([3, 4], {"window": 8, "stride": 8}, "stride is 8; expected at least 1 and less than the window of 8"),
