@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.moe import MixtureOfExperts
 from bpe_llama.model.options import Sample
 
 
@@ -36,16 +37,26 @@ def read_bandwidth(device: torch.device | str = "cpu", megabytes: int = 256, rou
 
 
 def bytes_per_token(model: nn.Module) -> int:
-    """Return the bytes of weights that one new token reads: all but an embedding table that is not the head as well.
+    """Return the bytes of weights that one new token reads: not experts at rest, nor an embedding that is not the head.
 
     Example:
         >>> bytes_per_token(nn.Linear(3, 5))
         80
     """
-    tensors = {id(weight): weight for weight in [*model.parameters(), *model.buffers()]}
-    if isinstance(model, LlamaForCausalLM) and model.lm_head.weight is not model.model.embed_tokens.weight:
-        del tensors[id(model.model.embed_tokens.weight)]
-    return sum(weight.numel() * weight.element_size() for weight in tensors.values())
+    read = _bytes_of(model)
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            experts = _bytes_of(module.experts)
+            read -= experts - experts * module.per_token // len(module.experts)
+    if isinstance(model, LlamaForCausalLM):
+        table = model.model.embed_tokens.weight
+        if all(weight is not table for weight in model.lm_head.parameters()):
+            read -= table.nbytes
+    return read
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(weight.nbytes for weight in {*module.parameters(), *module.buffers()})
 
 
 def describe_speed(model: LlamaForCausalLM, sample: Sample, bandwidth: float | None = None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bpe_llama.model import LlamaForCausalLM, quantize
+from bpe_llama.model import LlamaForCausalLM, lora, quantize
 from bpe_llama.model.generation import Engine, GenerationOptions
 from bpe_llama.model.options import Sample
 from bpe_llama.model.speed import bytes_per_token, describe_speed, read_bandwidth
@@ -31,6 +31,19 @@ def test_weights_are_counted_once(tiny_model: Make) -> None:
     assert bytes_per_token(tied) == bytes_per_token(free) == 4 * (matrices + rotary)
     small = bytes_per_token(quantize.quantize(tiny_model(hidden_size=64, num_attention_heads=8), "int8"))
     assert small < 0.6 * bytes_per_token(tiny_model(hidden_size=64, num_attention_heads=8))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapted_head_is_counted_with_its_adapter(tiny_model: Make, tied: bool) -> None:
+    bare = tiny_model(tie_word_embeddings=tied)
+    adapted = lora.add(tiny_model(tie_word_embeddings=tied), rank=2, target_modules=("lm_head",))
+    assert bytes_per_token(adapted) == bytes_per_token(bare) + 4 * 2 * (97 + 48)
+
+
+def test_a_token_reads_the_experts_it_is_sent_to(tiny_model: Make) -> None:
+    read = [bytes_per_token(tiny_model(num_local_experts=4, num_experts_per_tok=n)) for n in (1, 2, 4)]
+    expert = 4 * 3 * 48 * 80  # float32: three matrices
+    assert read[1] - read[0] == 3 * expert and read[2] - read[1] == 3 * 2 * expert  # three layers
 
 
 def test_the_report(tiny_model: Make) -> None:
