@@ -65,7 +65,7 @@ def sample_logits(
         repetition_penalty: Divides positive and multiplies negative logits of ids in the history (arXiv:1909.05858).
         presence_penalty: Subtracted from the logit of every id in the history.
         frequency_penalty: Subtracted once for each time the id occurs in the history.
-        history_BT: Ids the penalties look at, int64; negative entries are padding.
+        history_BT: Ids the penalties look at, int64, (B, T), or (T,) for one row; negative entries are padding.
         seed: Python int or int64 tensor, () or (B,).
         step: Python int or int64 tensor, () or (B,): the number of this draw.
         typical_p: Keep the ids whose surprise is nearest to the entropy until their mass reaches this; in (0, 1]. Acts
@@ -103,6 +103,10 @@ def sample_logits(
         banned_ids=banned_ids,
         allowed_ids=allowed_ids,
     )
+    rows = scores_BV.shape[0]
+    for name, value in (("seed", seed), ("step", step)):
+        if isinstance(value, Tensor) and tuple(value.shape) not in ((), (1,), (rows,)):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; expected () or ({rows},)")
     if _HAS_TRITON and scores_BV.device.type == "cuda" and temperature > 0 and typical_p == 1:
         from bpe_llama.model.sampling import kernels
 

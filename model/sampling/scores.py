@@ -52,7 +52,10 @@ def adjusted_scores(
             dropped_BV = (named_BV != keep) & (scores_BV < math.inf)
             scores_BV = torch.where(dropped_BV, -math.inf, scores_BV.float())
     if history_BT is not None and (repetition_penalty, presence_penalty, frequency_penalty) != (1, 0, 0):
-        history_BT = history_BT.reshape(scores_BV.shape[0], -1)
+        rows = scores_BV.shape[0]
+        if history_BT.dim() not in (1, 2) or (history_BT.shape[0] if history_BT.dim() == 2 else 1) != rows:
+            raise ValueError(f"history_BT has shape {tuple(history_BT.shape)}; expected ({rows}, T)")
+        history_BT = history_BT.reshape(rows, -1)
         outside.append(_check_inside("history", history_BT, scores_BV))
         counts_BV = _counts(history_BT, scores_BV)
         wide_BV = scores_BV.to(torch.float64)
@@ -99,8 +102,11 @@ def _bias(logit_bias: Mapping[int, float] | Tensor, scores_BV: Tensor) -> Tensor
     """Return what is added to the logits, float32, (V,) or (B, V)."""
     vocab_size = scores_BV.shape[-1]
     if isinstance(logit_bias, Tensor):
-        if logit_bias.dim() not in (1, 2) or logit_bias.shape[-1] != vocab_size:
-            raise ValueError(f"logit_bias has shape {tuple(logit_bias.shape)}; expected ({vocab_size},) or one a row")
+        rows = scores_BV.shape[0]
+        if tuple(logit_bias.shape) not in ((vocab_size,), (rows, vocab_size)):
+            raise ValueError(
+                f"logit_bias has shape {tuple(logit_bias.shape)}; expected ({vocab_size},) or ({rows}, {vocab_size})"
+            )
         return logit_bias.float()
     for index, bias in logit_bias.items():
         if not math.isfinite(bias):

@@ -80,3 +80,13 @@ def test_bad_rows_and_parameters():
         sampling.sample_logits(torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="shape"):
         sampling.sample_logits(torch.zeros(3, 0))
+    two, words = torch.zeros(2, 5), torch.zeros(3, dtype=torch.int64)
+    for wrong, message in (
+        ({"logit_bias": torch.zeros(3, 5)}, r"logit_bias has shape \(3, 5\); expected \(5,\) or \(2, 5\)"),
+        ({"history_BT": words[:, None], "presence_penalty": 1.0}, r"history_BT has shape \(3, 1\); expected \(2, T\)"),
+        ({"history_BT": words[[0, 0]], "presence_penalty": 1.0}, r"history_BT has shape \(2,\); expected \(2, T\)"),
+        ({"seed": words}, r"seed has shape \(3,\); expected \(\) or \(2,\)"),
+        ({"step": words[None, :2]}, r"step has shape \(1, 2\); expected \(\) or \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampling.sample_logits(two, **wrong)
