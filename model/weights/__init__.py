@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -30,7 +30,8 @@ def load(
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``, or a folder holds no checkpoint.
-        ValueError: If the format is unknown or the file is damaged; nothing is half-loaded.
+        ValueError: If the format is unknown, the file is damaged or holds another kind of model; nothing is
+            half-loaded.
     """
     path = Path(path)
     if not path.exists():
@@ -39,16 +40,19 @@ def load(
         from bpe_llama.model.weights import huggingface, meta
 
         if (path / "params.json").is_file() and not (path / "config.json").is_file():
-            return _causal(meta.load(path, dtype=dtype, device=device, **options), model_class, path)
+            _check_causal(model_class, path)
+            return cast(Model, meta.load(path, dtype=dtype, device=device, **options))
         return huggingface.load(path, model_class, dtype=dtype, device=device, **options)
     if path.suffix == ".gguf":
         from bpe_llama.model.weights import gguf
 
-        return _causal(gguf.load_gguf(path, dtype=dtype, device=device, **options), model_class, path)
+        _check_causal(model_class, path)
+        return cast(Model, gguf.load_gguf(path, dtype=dtype, device=device, **options))
     raise ValueError(f"{path}: expected a folder with config.json or params.json, or a .gguf file")
 
 
-def _causal(model: LlamaForCausalLM, model_class: type[Model], path: Path) -> Model:
-    if not isinstance(model, model_class):
-        raise ValueError(f"{path}: holds a LlamaForCausalLM, not a {model_class.__name__}")
-    return model
+def _check_causal(model_class: type[Model], path: Path) -> None:
+    if not issubclass(LlamaForCausalLM, model_class):
+        raise ValueError(
+            f"{path}: holds a LlamaForCausalLM, not a {model_class.__name__}, which is made of a Hugging Face folder"
+        )

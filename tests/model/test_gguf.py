@@ -12,7 +12,7 @@ import torch
 from bpe_llama import Tokenizer
 from bpe_llama._gguf import read_gguf_header
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from bpe_llama.model.weights.assemble import expected_shapes
 from bpe_llama.model.weights.gguf import half_split_rows, interleaved_rows, load_gguf, read_tensor
 from bpe_llama.model.weights.gguf_out import FORMATS, save_gguf
@@ -240,6 +240,12 @@ def test_a_truncated_model_is_refused_before_anything_is_loaded(tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="truncated GGUF file: tensor"):
         LlamaForCausalLM.from_pretrained(path)
+
+
+def test_a_classifier_is_not_made_of_a_gguf_file(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG))
+    with pytest.raises(ValueError, match="not a LlamaForSequenceClassification, which is made of a"):
+        LlamaForSequenceClassification.from_pretrained(path, num_labels=3)
 
 
 def test_a_chosen_dtype_is_kept(tmp_path: Path) -> None:

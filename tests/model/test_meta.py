@@ -79,7 +79,7 @@ def test_the_same_model_comes_back(
 def test_damage_is_named(tiny_model: Make, tmp_path: Path) -> None:
     write_meta(tiny_model(vocab_size=98), tmp_path, 2, 1)
     with pytest.raises(ValueError, match="holds a LlamaForCausalLM, not a LlamaForSequenceClassification"):
-        LlamaForSequenceClassification.from_pretrained(tmp_path)
+        LlamaForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     shard = tmp_path / "consolidated.01.pth"
     good = shard.read_bytes()
     tensors = torch.load(shard, weights_only=True)
