@@ -214,6 +214,9 @@ def quantize(
     for path, layer in layers.items():
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, _quantized(layer, kind, group_size, per_row))
+    for weight in model.parameters():  # generation lays weights in one buffer, which any of them would keep
+        if weight.untyped_storage().nbytes() > weight.nbytes:
+            weight.data = weight.data.clone()
     return model
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaForCausalLM, quantize
+from bpe_llama.model.flat import lay_flat
 
 Make = Callable[..., LlamaForCausalLM]
 SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
@@ -93,6 +94,18 @@ def test_a_model_keeps_its_ways(tiny_model: Make, ids: Tensor, kind: str, tmp_pa
     assert_close(model(ids).logits, out, atol=2e-4, rtol=1e-3)
     model.save_pretrained(tmp_path)
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_not_quantised_lets_go_of_the_rest(tiny_model: Make, ids: Tensor, tied: bool) -> None:
+    model = tiny_model(**SHAPE, tie_word_embeddings=tied)
+    never_laid = quantize.quantize(tiny_model(**SHAPE, tie_word_embeddings=tied), "int8")
+    lay_flat(model)
+    assert model.model.embed_tokens.weight.untyped_storage().nbytes() > 2 * model.model.embed_tokens.weight.nbytes
+    quantize.quantize(model, "int8")
+    assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in model.parameters())
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    assert torch.equal(model(ids).logits, never_laid(ids).logits)
 
 
 def test_refusals(tiny_model: Make, tmp_path: Path) -> None:
