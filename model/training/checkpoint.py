@@ -59,7 +59,9 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
 def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
-    A process killed at any moment leaves the previous checkpoint or the new one, whole.
+    A process killed at any moment leaves the previous checkpoint or the new one, whole. One of the same step,
+    as when a finished run is resumed, is moved into the hidden `.saving-…` before the new one takes its name: a kill
+    in that instant leaves both there.
     """
     final = out / f"step-{state.step:08d}"
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as temporary:
@@ -73,9 +75,15 @@ def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.O
         save_file(tensors, folder / "optimizer.safetensors")
         values = {"step": state.step, "elapsed": state.elapsed, "settings": state.settings}
         (folder / "training.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        if final.exists():  # the same step again, as when a finished run is resumed
-            shutil.rmtree(final)
-        folder.rename(final)
+        replaced = Path(temporary) / "replaced"
+        try:
+            if final.exists():
+                final.rename(replaced)
+            folder.rename(final)
+        except BaseException:
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
+            raise
     for older in out.glob("step-*"):
         if _NAME.fullmatch(older.name) and older != final:
             shutil.rmtree(older)

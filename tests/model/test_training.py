@@ -228,6 +228,27 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_data(token_file: Path, 
     assert finished.step == 2
 
 
+def test_a_checkpoint_that_cannot_take_the_place_of_another_leaves_it(
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    saved = training.train(fresh(), token_file, config, tmp_path / "run").checkpoint
+    before = {file.name: file.read_bytes() for file in saved.iterdir()}
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == saved.name and path != saved and target == saved:
+            raise OSError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no"):
+        training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
+    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
+    monkeypatch.undo()
+    assert training.train(fresh(), token_file, config, tmp_path / "run", resume=True).step == 1
+
+
 @pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.safetensors", "training.json"])
 def test_a_damaged_checkpoint_is_refused(token_file: Path, tmp_path: Path, damaged: str) -> None:
     config = training.TrainConfig(max_steps=1, **SETTINGS)
