@@ -1,11 +1,13 @@
-"""Chats as training examples: `.jsonl` files, a line a conversation.
+"""Chats as training examples: `.jsonl` files, gzipped or not, a line a conversation.
 
 Such a line is `{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}`.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,12 +37,12 @@ class Conversations(NamedTuple):
 
 
 def are_conversations(paths: Sequence[Path]) -> bool:
-    """Return whether files hold conversations rather than plain text: by the first line of each `.jsonl`.
+    """Return whether files hold conversations, not plain text: by the first line of each `.jsonl` or `.jsonl.gz`.
 
     Raises:
         ValueError: If some do and some do not.
     """
-    kinds = {path: path.suffix == ".jsonl" and _begins_with_messages(path) for path in paths}
+    kinds = {path: path.name.endswith((".jsonl", ".jsonl.gz")) and _begins_with_messages(path) for path in paths}
     if len(set(kinds.values())) > 1:
         chat, plain = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (True, False))
         raise ValueError(f"{chat} holds conversations and {plain} plain text; train on one kind at a time")
@@ -51,7 +53,7 @@ def read_conversations(paths: Sequence[Path], tokenizer: Tokenizer, max_length: 
     """Return conversations as examples in which the assistant's tokens are learned and all others only read.
 
     Args:
-        paths: `.jsonl` files.
+        paths: `.jsonl` or `.jsonl.gz` files.
         tokenizer: With the chat template that spells a conversation.
         max_length: Tokens of an example at most; what comes after is cut off.
 
@@ -92,7 +94,7 @@ def _begins_with_messages(path: Path) -> bool:
 def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Yield each line that is not blank as where it is and what it holds."""
     for path in paths:
-        with path.open(encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             number = 0
             try:
                 for number, line in enumerate(file, start=1):
@@ -100,5 +102,7 @@ def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
                         yield f"{path}, line {number}", json.loads(line)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: not UTF-8 after line {number} ({error.reason})") from error
-            except json.JSONDecodeError as error:
+            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+                raise ValueError(f"{path}: damaged after line {number} ({error})") from error
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error

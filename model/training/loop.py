@@ -132,7 +132,7 @@ def train_on_examples(
     """Train `model` on texts of which only parts are learned, such as a conversation's answers; return how it went.
 
     Everything is as for `train`, but each text is a row of its own, padded to the longest of its batch, and
-    `config.sequence_length` and `config.eval_fraction` go unused.
+    `config.sequence_length`, `config.eval_fraction` and `config.eval_windows` go unused.
 
     Args:
         model: The model; moved to the device, and what is trained held in float32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,25 @@ def test_only_answers_are_learned(tokenizer: Tokenizer, talks: Path) -> None:
     assert short.cut == 9 and all(len(example.ids) <= len(short.examples[0].ids) for example in short.examples)
     with pytest.raises(ValueError, match="no conversation has an answer within its first 3 tokens"):
         read_conversations([talks], tokenizer, 3)
+
+
+def test_gzipped_conversations_are_conversations(tokenizer: Tokenizer, talks: Path) -> None:
+    packed = talks.with_name("packed.jsonl.gz")
+    packed.write_bytes(gzip.compress(talks.read_bytes()))
+    assert are_conversations([packed, talks])
+    found, same = (read_conversations([path], tokenizer, 100).examples for path in (packed, talks))
+    assert [example.ids.tolist() for example in found] == [example.ids.tolist() for example in same]
+    whole = packed.read_bytes()
+    for damaged in (whole[:-9], b"not gzip", whole[:10] + b"\xff" * 30):
+        packed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"packed\.jsonl\.gz: damaged after line"):
+            read_conversations([packed], tokenizer, 100)
+
+
+def test_a_line_nested_beyond_measure_is_refused(tokenizer: Tokenizer, talks: Path) -> None:
+    talks.write_text('{"messages": ' + "[" * 200_000 + "\n")
+    with pytest.raises(ValueError, match=r"talks\.jsonl, line 1: not valid JSON"):
+        read_conversations([talks], tokenizer, 100)
 
 
 def test_an_examples_loss_ignores_padding_and_what_is_not_learned(tokenizer: Tokenizer, talks: Path) -> None:
