@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama.model.attention import visible_keys
+from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
-from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
+from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
+from bpe_llama.model.mlp import MLP
+from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import QuantizedLinear
 from bpe_llama.model.rope import RotaryEmbedding
 
@@ -43,18 +45,35 @@ def can_fuse(model: LlamaForCausalLM) -> bool:
     """
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         return False
-    if type(model.model.rotary_emb) is not RotaryEmbedding or not _is_product(model.lm_head):
+    stack = model.model
+    kinds: list[tuple[nn.Module, type]] = [(stack, LlamaModel), (stack.rotary_emb, RotaryEmbedding)]
+    kinds += [(stack.embed_tokens, nn.Embedding), (stack.norm, RMSNorm)]
+    kinds += [(layer, DecoderLayer) for layer in stack.layers]
+    if type(model).forward is not LlamaForCausalLM.forward or not _are(kinds):
         return False
     for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False
+    linears = [model.lm_head]
     for layer in decoder_layers(model):
-        if type(layer) is not DecoderLayer or layer.self_attn.backend is not sdpa:
+        norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        if not _are([(layer.self_attn, Attention), (layer.mlp, MLP), *norms]) or layer.self_attn.backend is not sdpa:
             return False
-        for linear in (*_shared_input(layer)[0], *_shared_input(layer)[1], layer.self_attn.o_proj, layer.mlp.down_proj):
-            if not _is_product(linear):
+        for together in _shared_input(layer):
+            if not all(map(_is_product, together)) or len({linear.bias is None for linear in together}) > 1:
                 return False
-    return all(weight.dtype == model.dtype and type(weight.data) is Tensor for weight in model.parameters())
+            linears += together
+        linears += [layer.self_attn.o_proj, layer.mlp.down_proj]
+    own = [weight for linear in linears for weight in linear.parameters()]
+    if len({id(weight) for weight in own}) < len(own):  # what two layers share lies beside the neighbours of one only
+        return False
+    return all(map(_is_product, linears)) and all(
+        weight.dtype == model.dtype and type(weight.data) is Tensor for weight in model.parameters()
+    )
+
+
+def _are(kinds: Sequence[tuple[nn.Module, type]]) -> bool:
+    return all(type(module) is kind for module, kind in kinds)
 
 
 def _is_product(module: nn.Module) -> bool:

@@ -191,6 +191,32 @@ def test_what_cannot_be_fused_is_left_to_the_model(tiny_model: Make) -> None:
     assert not can_fuse(listened_to) and not can_fuse(eager)
 
 
+def test_layers_replaced_by_others_are_left_to_the_model(tiny_model: Make) -> None:
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.__dict__.update(inner.__dict__)
+            self.inner = inner
+
+        def forward(self, *arguments: Any) -> torch.Tensor:
+            return 2 * self.inner(*arguments)
+
+    for path in ("model.norm", "model.embed_tokens", "model.layers.1.input_layernorm", "model.layers.2.mlp"):
+        model = tiny_model()
+        model.set_submodule(path, Doubled(model.get_submodule(path)))
+        assert not can_fuse(model), path
+    patched, subclassed, shared, tied, half_biased = (tiny_model(num_key_value_heads=6) for _ in range(5))
+    attention = patched.model.layers[0].self_attn
+    attention.forward = lambda *arguments: Doubled.forward(Doubled(attention), *arguments)
+    subclassed.model.layers[1].mlp.__class__ = type("Other", (type(subclassed.model.layers[1].mlp),), {})
+    shared.model.layers[0].self_attn.v_proj.weight = shared.model.layers[0].self_attn.k_proj.weight
+    tied.model.layers[2].mlp = tied.model.layers[0].mlp
+    half_biased.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(48))
+    for model in (patched, subclassed, shared, tied, half_biased):
+        assert not can_fuse(model)
+    assert shared.generate(torch.tensor([[5, 6]]), max_new_tokens=3, eos_id=()).shape == (1, 5)
+
+
 def test_refusals(tiny_model: Make) -> None:
     model = tiny_model()
     decoder, cache = FusedDecoder(model), KVCache(model.config, 1, 2)
