@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _SEARCH = ("num_beams", "length_penalty", "early_stopping")
-_OURS = ("stop", "bos", "allowed_special")
+_OURS = ("stop", "bos", "allowed_special", "reuse")
 
 
 class TextGenerator:
@@ -26,7 +26,9 @@ class TextGenerator:
     unless ``allowed_special`` says otherwise, so a user's message cannot forge one.
 
     The cache of the last prompt is kept, so that one that begins alike (the next turn of a conversation, the same
-    instructions again) is read only from where they part. Streams that run at once have a cache each.
+    instructions again) is read only from where they part. Streams that run at once have a cache each. Weights that are
+    replaced or changed in place are noticed, except through ``weight.data``, which leaves no trace: after that, ask
+    once with ``reuse=False``.
 
     Args:
         model: Weights.
@@ -55,7 +57,7 @@ class TextGenerator:
         `bpe_llama.model.generation.generate`.
         """
         if options.get("num_beams", 1) == 1:
-            return "".join(self.stream(prompt, **{name: o for name, o in options.items() if name != "num_beams"}))
+            return "".join(self.stream(prompt, **{name: o for name, o in options.items() if name not in _SEARCH}))
         search = {name: options.pop(name) for name in _SEARCH if name in options}
         search_options({name: value for name, value in options.items() if name not in _OURS})
         writer = self._writer(prompt, options)
@@ -108,7 +110,8 @@ class TextGenerator:
 
         Args:
             prompt: To be continued; an empty one needs a tokenizer with a beginning-of-text id. Ids are taken as they
-                are.
+                are, and what follows them is a text of its own, as an answer is: where the tokenizer puts a space
+                before a text, its first one is dropped.
             **options: Those of `GenerationOptions`, and: ``stop``, a string or several that end the text and are not
                 part of it; ``bos``, whether to begin with the tokenizer's beginning-of-text id (by default where the
                 prompt is empty, or the tokenizer says so); ``allowed_special``, as of ``Tokenizer.encode``; ``reuse``,
@@ -154,6 +157,7 @@ class TextGenerator:
 
     def _writer(self, prompt: str | Sequence[int], options: dict[str, Any]) -> _Writer:
         options = dict(options)
+        options.pop("reuse", None)  # plays a role in streams alone
         stop = options.pop("stop", ())
         bos = options.pop("bos", None)
         allowed = options.pop("allowed_special", ())
@@ -168,7 +172,11 @@ class TextGenerator:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stops:
             raise ValueError("a stop string is empty; it would end every text before it begins")
-        return _Writer(list(ids), GenerationOptions(**options), stops, self.tokenizer.decode_stream())
+        decoder = self.tokenizer.decode_stream()
+        if isinstance(prompt, str) and prompt:  # its continuation is no beginning, whose space would be dropped
+            for known in ids:
+                decoder.push(known)
+        return _Writer(list(ids), GenerationOptions(**options), stops, decoder)
 
 
 class _Writer:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bpe_llama import Tokenizer
+from bpe_llama import Tokenizer, _core
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
 from bpe_llama.model.chat import Conversation
 from bpe_llama.model.generation import Engine, Sample
@@ -120,6 +120,23 @@ def test_bad_requests_are_named(generator: TextGenerator) -> None:
         generator.generate("a", colour="red")
 
 
+def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{i:02X}>", 0.0, 6) for i in range(256))]
+    pieces += [("▁", -1.0, 1), ("▁the", -2.0, 1), ("▁end", -3.0, 1)]
+    tokenizer = Tokenizer(_core.Tokenizer.build_from_pieces(pieces, True, False).with_bos_eos(1, 2))
+    config = generator.model.config.replace(vocab_size=tokenizer.vocab_size, eos_token_id=2)
+    writing = TextGenerator(LlamaForCausalLM(config).eval(), tokenizer)
+    script = [tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁end"), 2]
+
+    def scripted(samples: list[Sample], logits: torch.Tensor) -> list[int]:
+        return [script[len(sample.new_ids)] for sample in samples]
+
+    monkeypatch.setattr("bpe_llama.model.generation.choose", scripted)
+    assert writing.generate("See") == " the end"
+    assert writing.generate_batch(["See", "See "]) == [" the end"] * 2
+    assert writing.generate("") == writing.generate(tokenizer.encode("[See]")) == "the end"  # a beginning, an answer
+
+
 def test_a_vocabulary_larger_than_the_model_is_refused(generator: TextGenerator) -> None:
     config = generator.model.config.replace(vocab_size=200, eos_token_id=None)
     with pytest.raises(ValueError, match="258 ids, more than the model's 200"):
@@ -176,6 +193,10 @@ def test_nothing_stale_is_reused(generator: TextGenerator, joined: list[Sample])
     with torch.no_grad():
         one.model.model.layers[0].self_attn.v_proj.weight.mul_(-2)
     check()
+    one.model.model.layers[0].self_attn.v_proj.weight.data.mul_(-2)  # unnoticed
+    assert one.generate("Once upon a time", reuse=False, **options) == fresh(one).generate(
+        "Once upon a time", **options
+    )
     lora.add(one.model, rank=2)
     check()
     for layer in one.model.model.layers:
