@@ -13,6 +13,9 @@ from torch import Tensor
 from bpe_llama.model.options import Sample, compiled_sampler
 from bpe_llama.model.sampling import sample_logits
 
+SEED_BITS = 0xFFFF_FFFF_FFFF_FFFF
+"""The part of a seed that counts."""
+
 
 def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
     """Return each sequence's next id; its draw depends on its own seed and length, never on its neighbours."""
@@ -40,7 +43,7 @@ def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
 def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
     """Return the next ids of sequences that share their sampling options and length, by the compiled sampler."""
     first = samples[0]
-    seeds = [sample.options.seed & 0xFFFF_FFFF_FFFF_FFFF for sample in samples]
+    seeds = [sample.options.seed & SEED_BITS for sample in samples]
     history = first.ids if first.options.looks_back else None
     sampler = compiled_sampler(tuple(first.options.sampling.items()))
     logits_BV = logits_BV.detach()
@@ -61,9 +64,19 @@ def _choose_on_device(samples: list[Sample], logits_BV: Tensor) -> list[int]:
         logits_BV,
         **options.sampling,  # type: ignore[arg-type]  # top_k is an int
         history_BT=history_BT,
-        seed=torch.tensor([sample.options.seed for sample in samples], device=device),
+        seed=torch.tensor([_signed(sample.options.seed & SEED_BITS) for sample in samples], device=device),
         step=torch.tensor([len(sample.new_ids) for sample in samples], device=device),
     ).tolist()
     if -1 in chosen:
         raise ValueError(f"row {chosen.index(-1)} of the logits holds NaN, +inf or nothing finite")
     return chosen
+
+
+def _signed(seed: int) -> int:
+    """Return the int64 with the same bits.
+
+    Example:
+        >>> _signed(2**64 - 1), _signed(7)
+        (-1, 7)
+    """
+    return seed - (seed >> 63 << 64)

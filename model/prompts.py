@@ -12,7 +12,7 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[
     """Return each row's ids without the padding on its left.
 
     Raises:
-        ValueError: If shapes do not fit, or a row is empty or padded elsewhere.
+        ValueError: If shapes do not fit, ids are no integers, or a row is empty or padded elsewhere.
 
     Example:
         >>> import torch
@@ -21,6 +21,8 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[
     """
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
+    if input_ids.is_floating_point() or input_ids.is_complex():
+        raise ValueError(f"input_ids has dtype {input_ids.dtype}; expected integers")
     if attention_mask is None:
         return [[int(i) for i in row] for row in input_ids.tolist()]
     if attention_mask.shape != input_ids.shape:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.generation import Engine, GenerationOptions, stream_ids
+from bpe_llama.model.choosing import _choose_compiled, _choose_on_device
+from bpe_llama.model.generation import Engine, GenerationOptions, Sample, stream_ids
 from bpe_llama.model.speculative import LookupDraft, ModelDraft, generate_speculative
 
 Make = Callable[..., LlamaForCausalLM]
@@ -48,6 +49,13 @@ def test_the_seed_decides(tiny_model: Make, ids: Tensor) -> None:
     first, second = (model.generate(ids, max_new_tokens=12, temperature=1.5, seed=1) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, model.generate(ids, max_new_tokens=12, temperature=1.5, seed=2))
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1, 2**64 + 5, -3])
+def test_any_seed_is_taken_by_either_sampler(seed: int) -> None:
+    logits = torch.randn(2, 97, generator=torch.Generator().manual_seed(1))
+    samples = [Sample([1], GenerationOptions(temperature=1.5, top_p=1.0, seed=seed + row), ()) for row in range(2)]
+    assert _choose_on_device(samples, logits) == _choose_compiled(samples, logits)
 
 
 def test_the_end_is_kept_and_then_padded(tiny_model: Make, ids: Tensor) -> None:
@@ -158,6 +166,8 @@ def test_prompts_that_do_not_fit_are_refused(tiny_model: Make, ids: Tensor) -> N
         model.generate(ids)
     with pytest.raises(ValueError, match=r"shape \(1, 0\)"):
         model.generate(torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"dtype torch\.float32; expected integers"):
+        model.generate(ids[:, :5].float())
     engine = Engine(model, slots=2)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         engine.join([[1], []], [GenerationOptions()] * 2)
