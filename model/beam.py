@@ -20,6 +20,8 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions
 
 EarlyStopping = bool | Literal["never"]
+LARGEST_PENALTY = 10
+"""Of length, either way: already it makes any difference in length outweigh the scores."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def beam_search(
         prefill_chunk: Prompt tokens per forward pass.
 
     Raises:
-        ValueError: If a number is out of range, or the prompt is empty or leaves no room in the context.
+        ValueError: If a number is out of range, the prompt is empty or leaves no room in the context, or the logits
+            hold NaN, +inf or nothing finite.
 
     Cost: a forward pass of ``num_beams`` rows an id; cached keys and values move as beams do, the prompt's never.
 
@@ -67,6 +70,8 @@ def beam_search(
     """
     if num_beams < 1:
         raise ValueError(f"num_beams is {num_beams}; expected at least 1")
+    if not abs(length_penalty) <= LARGEST_PENALTY:  # NaN too
+        raise ValueError(f"length_penalty is {length_penalty}; expected {-LARGEST_PENALTY} to {LARGEST_PENALTY}")
     if early_stopping not in (True, False, "never"):
         raise ValueError(f"early_stopping is {early_stopping!r}; expected True, False or 'never'")
     if not prompt:
@@ -90,6 +95,8 @@ def beam_search(
         # Enough candidates for num_beams to run on, should every one of them also propose every ending.
         enough = min(max(2, 1 + len(ends)) * num_beams, logprobs_NV.numel())
         best = logprobs_NV.flatten().topk(enough)
+        if not best.values[0].isfinite():  # NaN counts as the largest
+            raise ValueError("a row of the logits holds NaN, +inf or nothing finite")
         ongoing: list[Continuation] = []
         sources: list[int] = []
         for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):

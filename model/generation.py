@@ -340,13 +340,12 @@ def generate(
             raise ValueError(f"num_beams is {num_beams}; expected at least 1")
         if not 1 <= num_return_sequences <= num_beams:
             raise ValueError(f"num_return_sequences is {num_return_sequences}; expected 1 to num_beams ({num_beams})")
-        rows = [
-            found.new_ids
-            for prompt in unpad(input_ids, attention_mask)
-            for found in beam_search(model, prompt, chosen, num_beams, length_penalty, early_stopping)[
-                :num_return_sequences
-            ]
-        ]
+        rows: list[list[int]] = []
+        for prompt in unpad(input_ids, attention_mask):
+            found = beam_search(model, prompt, chosen, num_beams, length_penalty, early_stopping)
+            if len(found) < num_return_sequences:
+                raise ValueError(f"num_return_sequences is {num_return_sequences}, but there are only {len(found)}")
+            rows += [continuation.new_ids for continuation in found[:num_return_sequences]]
         width, padding = max(map(len, rows)), padding_id(model.config, chosen)
         new_BT = torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=model.device)
     prompts_BT = input_ids.to(model.device, torch.long).repeat_interleave(num_return_sequences, dim=0)

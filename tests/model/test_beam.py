@@ -56,7 +56,11 @@ def test_text_is_searched_for_too(tiny_model: Make) -> None:
     expected = bytes(beam_search(model, list(b"abc"), options, 3)[0].new_ids).decode(errors="replace")
     assert generator.generate("abc", num_beams=3, max_new_tokens=12) == expected
     assert generator.generate("abc", num_beams=3, max_new_tokens=12, stop=expected[3]) == expected.split(expected[3])[0]
-    assert generator.generate("abc", num_beams=1, temperature=0.0) == generator.generate("abc", temperature=0.0)
+    assert generator.generate("abc", num_beams=3, max_new_tokens=12, reuse=False) == expected
+    greedy = generator.generate("abc", temperature=0.0)
+    assert generator.generate("abc", num_beams=1, temperature=0.0) == greedy
+    assert generator.generate("abc", num_beams=1, length_penalty=2.0, temperature=0.0, reuse=True) == greedy
+    assert generator.generate_batch(["abc"], temperature=0.0, reuse=False) == [greedy]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,10 @@ def test_text_is_searched_for_too(tiny_model: Make) -> None:
         ({"num_beams": 0}, "num_beams is 0"),
         ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3; expected 1 to num_beams"),
+        ({"num_beams": 2, "length_penalty": 1e6}, "length_penalty is 1000000.0; expected -10 to 10"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan"),
+        ({"num_beams": 2, "eos_id": range(97), "min_new_tokens": 2}, "nothing finite"),
+        ({"num_beams": 99, "num_return_sequences": 99, "max_new_tokens": 1}, "is 99, but there are only 97"),
         ({"num_beams": 2, "temperature": 0.8}, "temperature is 0.8, but a beam search draws nothing"),
         ({"num_beams": 2, "repetition_penalty": 1.1}, "repetition_penalty is 1.1, but"),
         ({"num_beams": 2, "max_new_tokens": 0}, "max_new_tokens is 0"),
@@ -73,6 +81,13 @@ def test_text_is_searched_for_too(tiny_model: Make) -> None:
 def test_refusals(tiny_model: Make, ids: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_model().generate(ids, **options)
+
+
+def test_a_model_that_computes_no_numbers_is_refused(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    model.model.norm.weight[3] = torch.nan
+    with pytest.raises(ValueError, match="the logits holds NaN"):
+        model.generate(ids, num_beams=2)
 
 
 def test_prompts_that_do_not_fit_are_refused(tiny_model: Make, ids: Tensor) -> None:
