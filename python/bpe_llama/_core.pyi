@@ -217,6 +217,10 @@ class Tokenizer:
         """Special tokens to id."""
 
     @property
+    def added_tokens(self) -> dict[str, int]:
+        """Special tokens to id, and what else a ``tokenizer.json`` adds to its vocabulary: always found in text."""
+
+    @property
     def cache_bytes(self) -> int:
         """About how many bytes each encoding thread may use to remember pieces: 32 MiB unless set, at least 1 MiB.
 

@@ -453,8 +453,8 @@ class Tokenizer(_core.Tokenizer):
 def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
     """Return special tokens as the core takes them, their ids in its range."""
     for token, token_id in (special_tokens or {}).items():
-        if not 0 <= token_id < 2**31:
-            raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**31 - 1}")
+        if not 0 <= token_id < 2**21:
+            raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**21 - 1}")
     return list((special_tokens or {}).items())
 
 

@@ -79,7 +79,7 @@ class _Options:
 
     def all_special_tokens(self) -> list[str]:
         """Return the special tokens that no word crosses."""
-        return [*(() if self.base is None else self.base.special_tokens), *self.special_tokens]
+        return [*(() if self.base is None else self.base.added_tokens), *self.special_tokens]
 
     def tokenizer(self, vocabulary: tuple[list[bytes], list[tuple[int, int]]], pattern: str) -> _core.Tokenizer:
         """Return the tokenizer of a trained vocabulary."""
@@ -275,7 +275,7 @@ def _options(
     tie_order: str,
     base: _core.Tokenizer | None,
 ) -> _Options:
-    known = {} if base is None else base.special_tokens
+    known = {} if base is None else base.added_tokens
     new = [token for token in check_special_tokens(special_tokens) if token not in known]
     return _Options(vocab_size, new, min_frequency, max_token_length, tie_order, base)
 

@@ -193,6 +193,28 @@ def test_user_defined_pieces_are_taken_whole(tmp_path: Path) -> None:
     assert tok.tokenize("the<>the\n\n\n<><>") == [b" ", b"the<>", b"t", b"he", b"\n\n", b"\n", b"<>", b"<>"]
     assert "<>" not in tok.special_tokens
     assert pickle.loads(pickle.dumps(tok)).encode(" the<>\n\n") == tok.encode(" the<>\n\n")
+    ids = tok.encode_bytes(b" the<>the\xff<>")
+    assert ids[: len(ids) - 3] == tok.encode(" the<>the")
+    assert tok.decode_bytes(ids) == b" the<>the\xff<>"
+
+
+def test_escapes_in_user_defined_pieces_are_read_back(tmp_path: Path) -> None:
+    more = [(text, 0.0, USER_DEFINED) for text in ("\n|", "a.b\n", "(\r)", "\t.")]
+    tok = Tokenizer.from_file(save(tmp_path, model(PIECES + more)))
+    text = "the\n|a.b\n(\r)\t. Hello"
+    assert pickle.loads(pickle.dumps(tok)).encode(text) == tok.encode(text)
+
+
+def test_added_tokens_of_spaces_come_of_merges(tok: Tokenizer, tmp_path: Path) -> None:
+    """As in Gemma's file: text holds no ▁ by which such a token could be found."""
+    tok.save(tmp_path / "tokenizer.json")
+    described = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    described["added_tokens"].append({"id": tok.encode("the")[0], "content": "▁the", **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    again = Tokenizer.from_file(tmp_path)
+    assert again.encode("the Hello the") == tok.encode("the Hello the")
+    assert again.decode(again.encode("the the")) == "the the"
 
 
 @pytest.mark.parametrize(

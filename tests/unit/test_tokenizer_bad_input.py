@@ -104,7 +104,7 @@ def test_special_tokens_that_clash(tok: Tokenizer) -> None:
         Tokenizer.from_ranks(BYTES, pattern="cl100k", special_tokens={"<a>": 10})
     with pytest.raises(ValueError, match="empty"):
         Tokenizer.from_ranks(BYTES, pattern="cl100k", special_tokens={"": 256})
-    for bad in (-1, 2**31, 2**64):
+    for bad in (-1, 2**21, 2**31, 2**64):
         with pytest.raises(ValueError, match=f"'<a>' has id {bad}"):
             Tokenizer.from_ranks(BYTES, pattern="cl100k", special_tokens={"<a>": bad})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from bpe_llama import Tokenizer, WordCounts, cli
@@ -113,6 +115,35 @@ def test_a_base_may_have_tokens_that_no_merge_makes():
     assert list(tok.mergeable_ranks.items())[257:] == [(b" a", 401), (b"bc", 402), (b" abc", 403)]
     assert tok.encode(" abcd") == [403, ord("d") + 3]
     assert tok.special_tokens == {"<|end|>": 400}
+
+
+def test_tokens_added_to_the_base_are_not_learned_again(tmp_path):
+    train(["a"], 256).save(tmp_path / "base.json")
+    content = json.loads((tmp_path / "base.json").read_text(encoding="utf-8"))
+    content["added_tokens"] = [{"id": 256, "content": "foo", "special": False, "normalized": False}]
+    content["added_tokens"][0].update(dict.fromkeys(("single_word", "lstrip", "rstrip"), False))
+    (tmp_path / "base.json").write_text(json.dumps(content), encoding="utf-8")
+    base = Tokenizer.from_file(tmp_path / "base.json")
+    assert (base.added_tokens, base.special_tokens) == ({"foo": 256}, {})
+    tok = train(["foo foobar bar"] * 5, 260, base=base, special_tokens=["foo", "<|end|>"])
+    assert tok.added_tokens == {"foo": 256, "<|end|>": 259}
+    assert [tok.id_to_bytes(id) for id in (257, 258)] == [b"ar", b"bar"]
+    tok.save(tmp_path / "tok.json")
+    assert Tokenizer.from_file(tmp_path / "tok.json").encode("foobar") == [256, 258]
+
+
+def test_a_base_whose_tokens_no_merge_makes_does_not_train_for_ever(tmp_path):
+    """The most frequent pairs are tokens already, and 256 times as frequent as all others."""
+    letters = "abcdfgijklmnopqrsuvwxyz"
+    words = " ".join("".join(letters[(i * 7 + j * j * i) % 23] for j in range(8)) for i in range(9000))
+    train(["a"], 256).save(tmp_path / "base.json")
+    content = json.loads((tmp_path / "base.json").read_text(encoding="utf-8"))
+    content["model"]["vocab"] |= {"th": 256, "he": 257}
+    (tmp_path / "base.json").write_text(json.dumps(content), encoding="utf-8")
+    base = Tokenizer.from_file(tmp_path / "base.json")
+    assert len(base.encode("the")) == 3
+    tok = train(["the\n" * 300_000, words], 270, base=base)
+    assert tok.vocab_size == 270
 
 
 def test_a_base_without_some_byte():

@@ -3,6 +3,7 @@
 use aho_corasick::{AhoCorasick, MatchKind};
 use hashbrown::HashMap;
 
+use crate::pairs::ID_BOUND;
 use crate::{Error, Result};
 
 /// A token that is matched as a whole before the text is split. The flags are those of `tokenizer.json`.
@@ -72,7 +73,7 @@ pub(crate) struct AddedTokens {
 
 impl AddedTokens {
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty, or two share their text or their id.
+    /// [`Error::InvalidArgument`] if a token is empty, two share their text or their id, or an id is out of range.
     pub(crate) fn new(mut tokens: Vec<AddedToken>) -> Result<Self> {
         tokens.sort_by_key(|token| token.id);
         let mut added = Self::default();
@@ -80,6 +81,11 @@ impl AddedTokens {
             let (content, id) = (&token.content, token.id);
             if content.is_empty() {
                 return Err(Error::InvalidArgument(format!("special token {id} is the empty string")));
+            }
+            if id >= ID_BOUND {
+                return Err(Error::InvalidArgument(format!(
+                    "special token {content:?} has id {id}: expected ids below {ID_BOUND}"
+                )));
             }
             if added.by_content.insert(content.clone(), i).is_some() {
                 return Err(Error::InvalidArgument(format!("special token {content:?} is given twice")));

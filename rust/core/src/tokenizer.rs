@@ -211,11 +211,10 @@ impl Tokenizer {
                 (std::str::from_utf8(text).unwrap_or_default(), tail)
             }
         };
-        if let Some(spaces) = self.spaces() {
-            // Any byte has a token, and where text ends changes none before: there is nothing to unsettle.
-            let joined = [spaces.normalize(text, After::Nothing).as_bytes(), tail].concat();
-            let mut ids = Vec::new();
-            self.with_scratch(Pause::default(), |encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
+        if self.spaces().is_some() {
+            // The byte that is no text becomes a token of its own, so nothing merges across it.
+            let mut ids = self.encode_ordinary(text)?;
+            self.with_scratch(Pause::default(), |encoder, scratch| encoder.bytes(tail, scratch, &mut ids))?;
             return Ok(ids);
         }
         let mut ids = self.encode_ordinary(text)?;

@@ -105,6 +105,14 @@ impl PyTokenizer {
         })
     }
 
+    fn added<'py>(&self, py: Python<'py>, want: impl Fn(&AddedToken) -> bool) -> PyResult<Bound<'py, PyDict>> {
+        let tokens = PyDict::new(py);
+        for token in self.inner.added_tokens().iter().filter(|token| want(token)) {
+            tokens.set_item(&token.content, token.id)?;
+        }
+        Ok(tokens)
+    }
+
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         self.ints.list(py, ids)
     }
@@ -441,11 +449,12 @@ impl PyTokenizer {
 
     #[getter]
     fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let tokens = PyDict::new(py);
-        for token in self.inner.added_tokens().iter().filter(|token| token.special) {
-            tokens.set_item(&token.content, token.id)?;
-        }
-        Ok(tokens)
+        self.added(py, |token| token.special)
+    }
+
+    #[getter]
+    fn added_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.added(py, |_| true)
     }
 
     #[getter]

@@ -61,10 +61,12 @@ pub(super) fn read(
     (normalizer, pre_tokenizer, decoder): (Option<&Value>, Option<&Value>, Option<&Value>),
     entries: &[(Cow<'_, str>, u32)],
     merges: &[Merge<'_>],
-    added: Vec<AddedToken>,
+    mut added: Vec<AddedToken>,
     ignore_merges: bool,
 ) -> Result<Tokenizer> {
     let layout = Layout::read(normalizer, pre_tokenizer, decoder)?;
+    // Text holds spaces where these have `▁`: they come of merges, as any token does.
+    added.retain(|token| token.special || token.content.chars().count() == 1 || !token.content.contains(SPACE));
     let (pieces, ids) = pieces_of(entries, &added)?;
     require_space(&pieces)?;
     let mut pairs = Vec::with_capacity(merges.len());
@@ -220,7 +222,13 @@ fn literals(regex: &str) -> Option<Vec<String>> {
         match character {
             '|' => texts.push(String::new()),
             '\\' => {
-                let escaped = characters.next().filter(|character| !character.is_alphanumeric())?;
+                let escaped = match characters.next()? {
+                    'n' => '\n',
+                    'r' => '\r',
+                    't' => '\t',
+                    other if other.is_alphanumeric() => return None,
+                    other => other,
+                };
                 texts.last_mut()?.push(escaped);
             }
             '.' | '+' | '*' | '?' | '(' | ')' | '[' | ']' | '{' | '}' | '^' | '$' => return None,
@@ -286,6 +294,8 @@ pub(super) fn name_of(bytes: &[u8]) -> String {
 /// [`Error::InvalidArgument`] if two have one name; or if merges cannot be written as a list, since characters that are
 /// no tokens take part, or several ways to one token are worth the same.
 pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
+    let refuse =
+        |why: String| Error::InvalidArgument(format!("this vocabulary cannot be saved as tokenizer.json: {why}"));
     let mut entries: Vec<(String, u32)> = (0u8..=255)
         .zip(vocab.byte_fallback().into_iter().flatten())
         .map(|(byte, &id)| (format!("<0x{byte:02X}>"), id))
@@ -294,10 +304,14 @@ pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
     for id in (0..vocab.id_bound()).filter(|id| !bytes.contains(id)) {
         let Some(token) = vocab.id_to_bytes(id) else { continue };
         let is_text = vocab.bytes_to_id(token) == Some(id);
+        if !is_text && token != b" " && String::from_utf8_lossy(token).chars().count() == 1 {
+            return Err(refuse(format!(
+                "no text becomes its token {:?}, which a tokenizer.json cannot say of a character",
+                String::from_utf8_lossy(token)
+            )));
+        }
         entries.push((if is_text { name_of(token) } else { String::from_utf8_lossy(token).into_owned() }, id));
     }
-    let refuse =
-        |why: String| Error::InvalidArgument(format!("this vocabulary cannot be saved as tokenizer.json: {why}"));
     let mut seen = HashSet::new();
     if let Some((name, _)) = entries.iter().find(|(name, _)| !seen.insert(name)) {
         return Err(refuse(format!("two tokens are {name:?}")));

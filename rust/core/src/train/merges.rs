@@ -8,7 +8,7 @@
 //! which also brings what is left close together in memory, and a new round begins with a lower one.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 
 use hashbrown::HashTable;
 
@@ -56,6 +56,8 @@ pub(super) struct Merger {
     lengths: Vec<usize>,
     max_token_length: usize,
     min_frequency: u64,
+    /// Pairs that do not merge whatever their count, and so set no threshold.
+    refused: HashSet<(u32, u32)>,
     /// Pairs below this count are in no list.
     threshold: u64,
     candidates: Vec<Candidate>,
@@ -103,6 +105,7 @@ impl Merger {
             lengths,
             max_token_length: max_token_length.unwrap_or(usize::MAX),
             min_frequency: min_frequency.max(1),
+            refused: HashSet::new(),
             threshold: 0,
             candidates: Vec::new(),
             heap: BinaryHeap::new(),
@@ -118,7 +121,7 @@ impl Merger {
         Ok(merger)
     }
 
-    /// Performs the next merge of those that `may_merge` lets pass, whose answer for a pair must always be the same.
+    /// Performs the next merge of those that `may_merge` lets pass; it is not asked again about a pair that it refused.
     ///
     /// Returns the pair, whose merged id is the next free one, or `None` if no pair is left.
     pub(super) fn next_merge(
@@ -136,12 +139,14 @@ impl Merger {
                 continue;
             };
             let count = self.recount(index, bound);
-            if count == bound && may_merge(left, right) {
+            if count == bound && !may_merge(left, right) {
+                self.refused.insert((left, right));
+                self.candidates[index as usize].places = Vec::new();
+            } else if count == bound {
                 let places = std::mem::take(&mut self.candidates[index as usize].places);
                 self.merge(left, right, places);
                 return Ok(Some((left, right)));
-            }
-            if count != bound && count >= self.threshold {
+            } else if count >= self.threshold {
                 self.heap.push((count, Reverse((left, right)), index));
             } else {
                 self.candidates[index as usize].places = Vec::new();
@@ -152,7 +157,7 @@ impl Merger {
     /// Whether the pair may become a token: `tokenizers` lets any two bytes, and longer tokens only below the limit.
     fn is_allowed(&self, left: u32, right: u32) -> bool {
         let length = self.lengths[left as usize] + self.lengths[right as usize];
-        length == 2 || length < self.max_token_length
+        (length == 2 || length < self.max_token_length) && !self.refused.contains(&(left, right))
     }
 
     /// Lists all pairs from a threshold on, and sets that threshold from the highest count.

@@ -382,6 +382,20 @@ mod tests {
             let options = TrainOptions { vocab_size: base.len() + merges, base: Some(base.clone()), ..TrainOptions::default() };
             let trained = train(&counts, &options, &mut |_| Ok(())).expect("valid");
             prop_assert_eq!(&trained, &naive::train(&counts, &options));
+            // In rounds, each of which may hold nothing but pairs that are tokens already.
+            let go_on: Check<'_> = &mut || Ok(());
+            let lengths = || trained.tokens.iter().map(Vec::len).take(base.id_bound() as usize).collect();
+            for depth in [1, 2, 16] {
+                let corpus = lay_out(&counts, &options, go_on).expect("not empty");
+                let mut merger = Merger::with_depth(corpus, lengths(), 0, None, depth, go_on).expect("not stopped");
+                let mut tokens: Vec<Vec<u8>> = trained.tokens[..base.id_bound() as usize].to_vec();
+                for &expected in &trained.merges {
+                    let join = |left: u32, right: u32| [&tokens[left as usize][..], &tokens[right as usize]].concat();
+                    let next = merger.next_merge(|left, right| !tokens.contains(&join(left, right)), go_on);
+                    prop_assert_eq!(next.expect("not stopped"), Some(expected));
+                    tokens.push(join(expected.0, expected.1));
+                }
+            }
             let bound = base.id_bound();
             let extended = base.extended(&trained.tokens[bound as usize..], bound, &trained.merges).expect("no token twice");
             for (word, _) in &words {
