@@ -44,12 +44,13 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str |
         )
     try:
         core = reader(metadata)
-        bos = metadata.get("tokenizer.ggml.bos_token_id", core.bos_id)
-        eos = metadata.get("tokenizer.ggml.eos_token_id", core.eos_id)
-        core = core.with_bos_eos(bos, eos)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (KeyError, OverflowError, TypeError) as error:
+    bos = metadata.get("tokenizer.ggml.bos_token_id", core.bos_id)
+    eos = metadata.get("tokenizer.ggml.eos_token_id", core.eos_id)
+    try:
+        core = core.with_bos_eos(bos, eos)
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: bos is {bos!r} and eos {eos!r}; expected ids in the vocabulary") from error
     template = metadata.get("tokenizer.chat_template")
     return core, template if isinstance(template, str) else None
@@ -57,7 +58,7 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str |
 
 def _read_byte_level(metadata: dict[str, Any]) -> _core.Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if pre not in _PATTERNS:
+    if not isinstance(pre, str) or pre not in _PATTERNS:
         raise ValueError(f"tokenizer.ggml.pre is {pre!r}; expected one of {sorted(_PATTERNS)}")
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list):
