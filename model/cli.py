@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 
 from bpe_llama._files import find_files
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
+from bpe_llama._progress import reporting
 from bpe_llama.model import lora, quantize, training
 from bpe_llama.model.chat import Conversation, talk
 from bpe_llama.model.config import LlamaConfig
@@ -91,7 +93,7 @@ def pretrain(
         compile=compile_model,
     )
     if start_from is not None:
-        model = LlamaForCausalLM.from_pretrained(start_from, dtype="float32", device=device)
+        model = load_model(start_from, "float32", device)
     else:
         shape = (
             LlamaConfig.from_json(config)
@@ -197,9 +199,7 @@ def finetune(
         device=device,
     )
     half = dtype == "bfloat16" or (dtype == "auto" and resolve_device(device).type == "cuda")
-    loaded = LlamaForCausalLM.from_pretrained(
-        model, dtype="bfloat16" if half and not full else "float32", device=device
-    )
+    loaded = load_model(model, "bfloat16" if half and not full else "float32", device)
     if sequence_length is None:
         settings = dataclasses.replace(settings, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
@@ -309,7 +309,7 @@ def convert(
     to_gguf = out.suffix == ".gguf"
     load_as = "auto" if to_gguf else dtype
     vocabulary = Tokenizer.from_file(tokenizer or source)
-    loaded = LlamaForCausalLM.from_pretrained(source, dtype=load_as, device="cpu")
+    loaded = load_model(source, load_as, "cpu")
     if to_gguf:
         save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
     else:
@@ -328,6 +328,13 @@ def demo(
     return EXIT_INTERRUPTED if run_demo(out, seconds=seconds, device=device, seed=seed).interrupted else 0
 
 
+def load_model(path: Path, dtype: str, device: str) -> LlamaForCausalLM:
+    """Return the model at `path`; a bar on a terminal shows how far it is read."""
+    with reporting(None) as report:
+        progress = None if report is None else partial(report, "load")
+        return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+
+
 def load_generator(
     model: Path, tokenizer: Path | None, dtype: str, device: str, adapter: Path | None = None
 ) -> TextGenerator:
@@ -336,7 +343,7 @@ def load_generator(
     An adapter is merged into the weights, so that it costs no time, unless the embedding would change with them.
     """
     vocabulary = Tokenizer.from_file(tokenizer or model)
-    loaded = LlamaForCausalLM.from_pretrained(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype, device)
     if adapter is not None:
         lora.load(loaded, adapter)
         if not lora.shared_layers(loaded):

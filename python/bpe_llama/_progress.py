@@ -57,12 +57,13 @@ def _bar() -> Iterator[Report]:
     from rich.table import Column
 
     class Amount(DownloadColumn):
-        """Bytes for text, a plain number for merges."""
+        """Bytes for text, a plain number for merges and tensors."""
 
         def render(self, task):  # type: ignore[no-untyped-def]  # rich's own types vary between versions
-            return super().render(task) if task.fields["stage"] != "merge" else MofNCompleteColumn().render(task)
+            is_text = task.fields["stage"] in ("count", "encode")
+            return super().render(task) if is_text else MofNCompleteColumn().render(task)
 
-    labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding"}
+    labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding", "load": "loading weights"}
     columns = (
         TextColumn("{task.description}", table_column=Column(width=15)),
         BarColumn(),

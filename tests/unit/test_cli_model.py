@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, demo, lora
-from bpe_llama.model.cli import load_generator
+from bpe_llama.model.cli import load_generator, load_model
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
 SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
@@ -308,3 +309,15 @@ def test_generate_refuses_a_device_that_is_not_there(made: Path, capsys: pytest.
     assert "no beginning-of-text id to start from" in capsys.readouterr().err
     assert main(["generate", "The " * 200, "--model", str(made / "run" / "model")]) == 2
     assert "leaves no room in a context of 64" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_how_far_a_model_is_read(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_model(made / "run" / "model", "float32", "cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    loaded = load_model(made / "run" / "model", "float32", "cpu")
+    shown = capsys.readouterr().err
+    tensors = len(loaded.state_dict()) - int(loaded.config.tie_word_embeddings)
+    assert "loading weights" in shown and f"{tensors}/{tensors}" in shown
