@@ -236,7 +236,7 @@ def test_prompts_that_fail_to_join_leave_nothing_behind(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bpe_llama.model.generation.choose", interrupted)
+        patch.setattr("bpe_llama.model.engine.choose", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.join([ids[1].tolist()] * slots, [options] * slots, copies)
     assert not engine.live and not any(engine.cache.lengths)

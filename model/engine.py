@@ -1,0 +1,284 @@
+"""A running batch: sequences that join, grow by one token a step, and leave.
+
+Shapes: ``B`` sequences, ``T`` new ids of each, ``D`` hidden_size, ``V`` vocab_size.
+
+A server would hold one `Engine` and call `Engine.join` and `Engine.step` as requests come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.cache import KVCache
+from bpe_llama.model.cache_forms import make_cache
+from bpe_llama.model.choosing import choose
+from bpe_llama.model.fused import FusedDecoder, can_fuse
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.options import GenerationOptions, Sample
+
+
+class Engine:
+    """A running batch. Live sequences take the first slots of the cache; one that leaves is replaced by the last.
+
+    A slot keeps its keys and values after its sequence has left. A prompt that joins alone and begins as that
+    sequence did (the next turn of a conversation, the same instructions again) is read from where they part.
+
+    Args:
+        model: Weights to generate with.
+        slots: Sequences that can run at once.
+        max_length: Tokens a slot can hold, prompt included; the model's context by default.
+        prefill_chunk: Prompt tokens per forward pass; bounds the memory a long prompt takes.
+        cache: ``"full"``; ``"int8"``, a quarter of float32's memory, rounded; or ``"ring"``, which keeps what a sliding
+            window still sees, and so lets no prompt begin from what an earlier one left.
+
+    Raises:
+        ValueError: If a size is below 1, ``max_length`` is beyond the model's context, or the model is not made for
+            this form of cache.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        slots: int = 1,
+        max_length: int | None = None,
+        prefill_chunk: int = 512,
+        cache: str = "full",
+    ) -> None:
+        context = model.config.context_length
+        max_length = context if max_length is None else max_length
+        if not 1 <= max_length <= context:
+            raise ValueError(f"max_length is {max_length}; expected 1 to the model's context of {context}")
+        if prefill_chunk < 1:
+            raise ValueError(f"prefill_chunk is {prefill_chunk}; expected at least 1")
+        self.model = model
+        self.prefill_chunk = prefill_chunk
+        self.cache = make_cache(cache, model.config, slots, max_length, prefill_chunk, model.dtype, model.device)
+        self.live: list[Sample] = []
+        self._left_behind: list[list[int]] = [[] for _ in range(slots)]
+        self._fused: FusedDecoder | None = None
+        self._mark: list[object] = []
+
+    @torch.no_grad()
+    def join(
+        self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions], copies: int = 1
+    ) -> list[Sample]:
+        """Take prompts into the batch and return them, each with its first new id.
+
+        Args:
+            prompts: Ids to be continued.
+            options: One for each prompt.
+            copies: Continuations of each prompt, side by side in what is returned. The prompt is read once; the seed
+                of each copy is one more than that of the copy before.
+
+        Raises:
+            ValueError: If a prompt is empty or does not fit, or there are too few free slots; then nothing joins.
+        """
+        first = len(self.live)
+        if copies < 1:
+            raise ValueError(f"copies is {copies}; expected at least 1")
+        if first + len(prompts) * copies > self.cache.batch_size:
+            raise ValueError(f"{len(prompts) * copies} prompts for {self.cache.batch_size - first} free slots")
+        for row, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {row} is empty; expected at least one id")
+            if len(prompt) >= self.cache.capacity:
+                raise ValueError(
+                    f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
+                )
+        config = self.model.config
+        read = [Sample(list(p), chosen, chosen.ending_ids(config)) for p, chosen in zip(prompts, options, strict=True)]
+        if not read:
+            return read
+        self._look_at_the_model()
+        try:
+            return self._take_in(read, first, copies)
+        except BaseException:  # Ctrl-C too: nothing half read may run, or be begun from
+            del self.live[first:]
+            self.cache.lengths[first:] = [0] * (self.cache.batch_size - first)
+            raise
+
+    def _take_in(self, read: list[Sample], first: int, copies: int) -> list[Sample]:
+        start = time.perf_counter()
+        end = first + len(read) * copies
+        held, self._left_behind[first:end] = self._left_behind[first], [[] for _ in range(first, end)]
+        if self.cache.wraps:  # one by one: padding would overwrite what a window still sees
+            logits_BV = torch.cat([self._prefill([sample], first + row) for row, sample in enumerate(read)])
+        else:
+            logits_BV = self._prefill(read, first, held)
+        joined = read
+        if copies > 1:
+            joined = [
+                Sample(s.prompt, replace(s.options, seed=s.options.seed + copy), s.eos_ids, reused=s.reused)
+                for s in read
+                for copy in range(copies)
+            ]
+            for place in reversed(range(1, len(joined))):  # from the end, so that no source is overwritten too soon
+                self.cache.copy(first + place // copies, first + place)
+            logits_BV = logits_BV.repeat_interleave(copies, dim=0)
+        self.live += joined
+        self._append(joined, logits_BV)
+        seconds = time.perf_counter() - start
+        for sample in joined:
+            sample.prefill_seconds = seconds
+        self._let_go()
+        return joined
+
+    @torch.no_grad()
+    def step(self) -> list[Sample]:
+        """Add one id to every live sequence, and return those; the ended ones leave the batch."""
+        grown = list(self.live)
+        if not grown:
+            return grown
+        start = time.perf_counter()
+        self._append(grown, self._read([[sample.new_ids[-1]] for sample in grown])[:, 0])
+        seconds = time.perf_counter() - start
+        for sample in grown:
+            sample.decode_seconds += seconds
+        self._let_go()
+        return grown
+
+    @torch.no_grad()
+    def verify(self, sample: Sample, guesses: list[int]) -> int:
+        """Grow the only live sequence by its guessed ids as far as they are what it would choose, and one more.
+
+        Returns:
+            How many guesses held.
+        """
+        if self.live != [sample]:
+            raise ValueError("guesses are verified for a sequence that runs alone")
+        start = time.perf_counter()
+        held = self.cache.lengths[0]
+        logits_TV = self._read([[sample.new_ids[-1], *guesses]])[0]
+        kept = 0
+        for place in range(len(guesses) + 1):
+            self._append([sample], logits_TV[place : place + 1])
+            if place == len(guesses) or sample.new_ids[-1] != guesses[place]:
+                break
+            kept += 1
+            if sample.finish:
+                break
+        sample.decode_seconds += time.perf_counter() - start
+        self.cache.lengths[0] = held + 1 + kept  # forget the guesses that did not hold
+        self._let_go()
+        return kept
+
+    def leave(self, sample: Sample) -> None:
+        """End a live sequence now (its reader has gone, a stop string was found)."""
+        sample.finish = sample.finish or "stop"
+        self._let_go()
+
+    def forget(self) -> None:
+        """Let no later prompt begin from what ended sequences left in the cache."""
+        self._left_behind = [[] for _ in range(self.cache.batch_size)]
+
+    def make_room(self, max_length: int) -> None:
+        """Let slots hold at least this many tokens, or as many as the context does; what they hold is kept."""
+        max_length = min(max_length, self.model.config.context_length)
+        if max_length > self.cache.capacity:
+            self.cache = self.cache.widened(max_length)
+
+    def _slots(self, start: int, end: int) -> KVCache:
+        whole = end - start == self.cache.batch_size
+        return self.cache if whole else self.cache.rows(start, end)
+
+    def _read(self, ids: list[list[int]]) -> Tensor:
+        """Read new ids of the live sequences into their slots; return the logits after each, (B, T, V)."""
+        cache = self._slots(0, len(ids))
+        if self._fused is None:
+            ids_BT = torch.tensor(ids, device=self.model.device)
+            logits_BTV: Tensor = self.model(ids_BT, past_key_values=cache).logits
+        else:
+            logits_BTV = self._fused(ids, cache)
+        self.cache.lengths[: len(ids)] = cache.lengths
+        return logits_BTV
+
+    def _look_at_the_model(self) -> None:
+        """Notice what was done to the model since the last sequence joined: other weights, adapters or layers."""
+        if not can_fuse(self.model):
+            self._fused = None
+        elif self._fused is None:
+            self._fused = FusedDecoder(self.model)
+        else:
+            self._fused.refresh()
+        mark = _mark_of(self.model)
+        if mark != self._mark:
+            self.forget()
+            self._mark = mark
+
+    def _prefill(self, joined: list[Sample], first: int, held: Sequence[int] = ()) -> Tensor:
+        """Read the prompts into slots from ``first`` on; return the logits after each prompt's last id, (B, V).
+
+        A prompt that comes alone is read from where it parts from the ids ``held`` in its slot.
+
+        Rows are aligned at the left, so causality alone keeps every token from the padding behind its row's end;
+        what the padding left in the cache is forgotten afterwards.
+        """
+        lengths = [len(sample.prompt) for sample in joined]
+        width = max(lengths)
+        ids_BT = torch.tensor([sample.prompt + [0] * (width - len(sample.prompt)) for sample in joined])
+        ids_BT = ids_BT.to(self.model.device)
+        cache = self._slots(first, first + len(joined))
+        known = 0
+        if len(joined) == 1 and not cache.wraps:
+            known = joined[0].reused = _common(held, joined[0].prompt[:-1])
+        cache.lengths[:] = [known] * len(joined)
+        last_BD = None
+        for start in range(known, width, self.prefill_chunk):
+            chunk_BT = ids_BT[:, start : start + self.prefill_chunk]
+            hidden_BTD = self.model.model(chunk_BT, past_key_values=cache)
+            last_BD = hidden_BTD.new_empty(len(joined), hidden_BTD.shape[-1]) if last_BD is None else last_BD
+            for row, length in enumerate(lengths):
+                if start < length <= start + chunk_BT.shape[1]:
+                    last_BD[row] = hidden_BTD[row, length - start - 1]
+        cache.truncate(lengths)
+        self.cache.lengths[first : first + len(joined)] = cache.lengths
+        logits_BV: Tensor = self.model.lm_head(last_BD)
+        return logits_BV
+
+    def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
+        chosen = choose(samples, logits_BV)
+        if any(sample.options.logprobs for sample in samples):
+            picked_B1 = torch.tensor(chosen, device=logits_BV.device)[:, None]
+            logprobs = logits_BV.float().log_softmax(-1).gather(1, picked_B1).flatten().tolist()
+            for sample, logprob in zip(samples, logprobs, strict=True):
+                sample.logprobs += [logprob] if sample.options.logprobs else []
+        for sample, new_id in zip(samples, chosen, strict=True):
+            sample.new_ids.append(new_id)
+            if new_id in sample.eos_ids:
+                sample.finish = "eos"
+            elif len(sample.new_ids) == sample.options.max_new_tokens:
+                sample.finish = "length"
+            elif len(sample.prompt) + len(sample.new_ids) >= self.cache.capacity:
+                sample.finish = "context"
+
+    def _let_go(self) -> None:
+        for slot in reversed(range(len(self.live))):
+            if self.live[slot].finish:
+                last = self.live.pop()
+                place = len(self.live)
+                self._left_behind[place] = last.ids[: self.cache.lengths[place]]
+                if slot < place:
+                    self.live[slot] = last
+                    self.cache.move(place, slot)
+                self.cache.lengths[place] = 0
+
+
+def _mark_of(model: LlamaForCausalLM) -> list[object]:
+    """Return what changes where the weights, or the layers that use them, do."""
+    marks: list[object] = []
+    for module in model.modules():
+        marks.append((id(module), module.training, getattr(module, "active", ())))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                marks.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
+    return marks
+
+
+def _common(held: Sequence[int], prompt: list[int]) -> int:
+    """Return how many ids two sequences begin with in common."""
+    return next((i for i, pair in enumerate(zip(held, prompt)) if pair[0] != pair[1]), min(len(held), len(prompt)))  # noqa: B905
