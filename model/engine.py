@@ -2,7 +2,8 @@
 
 Shapes: ``B`` sequences, ``T`` new ids of each, ``D`` hidden_size, ``V`` vocab_size.
 
-A server would hold one `Engine` and call `Engine.join` and `Engine.step` as requests come.
+A server would hold one `Engine` and call `Engine.enter` and `Engine.step` as requests come: prompts are read in the
+same passes in which the others grow. `Engine.join` reads them at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from bpe_llama.model.choosing import choose
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
+from bpe_llama.model.packed import PackedDecoder
 
 
 class Engine:
@@ -32,7 +35,8 @@ class Engine:
         model: Weights to generate with.
         slots: Sequences that can run at once.
         max_length: Tokens a slot can hold, prompt included; the model's context by default.
-        prefill_chunk: Prompt tokens per forward pass; bounds the memory a long prompt takes.
+        prefill_chunk: Prompt tokens per forward pass; bounds the memory a long prompt takes, and how long those who
+            grow wait for those who enter.
         cache: ``"full"``; ``"int8"``, a quarter of float32's memory, rounded; or ``"ring"``, which keeps what a sliding
             window still sees, and so lets no prompt begin from what an earlier one left.
 
@@ -61,6 +65,7 @@ class Engine:
         self.live: list[Sample] = []
         self._left_behind: list[list[int]] = [[] for _ in range(slots)]
         self._fused: FusedDecoder | None = None
+        self._packed: PackedDecoder | None = None
         self._mark: list[object] = []
 
     @torch.no_grad()
@@ -78,20 +83,10 @@ class Engine:
         Raises:
             ValueError: If a prompt is empty or does not fit, or there are too few free slots; then nothing joins.
         """
-        first = len(self.live)
         if copies < 1:
             raise ValueError(f"copies is {copies}; expected at least 1")
-        if first + len(prompts) * copies > self.cache.batch_size:
-            raise ValueError(f"{len(prompts) * copies} prompts for {self.cache.batch_size - first} free slots")
-        for row, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {row} is empty; expected at least one id")
-            if len(prompt) >= self.cache.capacity:
-                raise ValueError(
-                    f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
-                )
-        config = self.model.config
-        read = [Sample(list(p), chosen, chosen.ending_ids(config)) for p, chosen in zip(prompts, options, strict=True)]
+        read = self._admitted(prompts, options, copies)
+        first = len(self.live)
         if not read:
             return read
         self._look_at_the_model()
@@ -101,6 +96,49 @@ class Engine:
             del self.live[first:]
             self.cache.lengths[first:] = [0] * (self.cache.batch_size - first)
             raise
+
+    @torch.no_grad()
+    def enter(self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions]) -> list[Sample]:
+        """Take prompts into the batch and return them, yet unread: the next steps read them while the others grow.
+
+        A step reads some ``prefill_chunk`` ids of prompts, one at least of each; a sequence gets its first new id in
+        the step that ends its prompt. With a full cache and a model that `can_fuse` all ids of a step are read in one
+        pass; elsewhere those who grow share a pass, and every prompt has one of its own.
+
+        Raises:
+            ValueError: If a prompt is empty, does not fit or has an id outside the vocabulary, or there are too few
+                free slots; then nothing enters.
+        """
+        entering = self._admitted(prompts, options)
+        vocab_size = self.model.config.vocab_size
+        for row, sample in enumerate(entering):
+            outside = next((new_id for new_id in sample.prompt if not 0 <= new_id < vocab_size), None)
+            if outside is not None:
+                raise ValueError(f"prompt {row} has input id {outside}, outside the vocabulary of {vocab_size}")
+        if not entering:
+            return entering
+        self._look_at_the_model()
+        for slot, sample in enumerate(entering, start=len(self.live)):
+            sample.unread, self.cache.lengths[slot], self._left_behind[slot] = len(sample.prompt), 0, []
+        self.live += entering
+        return entering
+
+    def _admitted(
+        self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions], copies: int = 1
+    ) -> list[Sample]:
+        """Return the prompts as sequences to be read, if all can be."""
+        free = self.cache.batch_size - len(self.live)
+        if len(prompts) * copies > free:
+            raise ValueError(f"{len(prompts) * copies} prompts for {free} free slots")
+        for row, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {row} is empty; expected at least one id")
+            if len(prompt) >= self.cache.capacity:
+                raise ValueError(
+                    f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
+                )
+        config = self.model.config
+        return [Sample(list(p), chosen, chosen.ending_ids(config)) for p, chosen in zip(prompts, options, strict=True)]
 
     def _take_in(self, read: list[Sample], first: int, copies: int) -> list[Sample]:
         start = time.perf_counter()
@@ -130,15 +168,33 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Sample]:
-        """Add one id to every live sequence, and return those; the ended ones leave the batch."""
-        grown = list(self.live)
-        if not grown:
-            return grown
+        """Add one id to every live sequence whose prompt is read, and return those; the ended ones leave the batch.
+
+        There may be none while prompts are read; the batch is empty when ``live`` is.
+        """
         start = time.perf_counter()
-        self._append(grown, self._read([[sample.new_ids[-1]] for sample in grown])[:, 0])
+        fresh, room = [], self.prefill_chunk
+        for sample in self.live:
+            place = len(sample.prompt) - sample.unread
+            fresh.append(sample.prompt[place : place + max(room, 1)] if sample.unread else sample.new_ids[-1:])
+            room -= len(fresh[-1]) if sample.unread else 0
+        if not fresh:
+            return []
+        logits_BV = self._read(fresh)
+        reading = [sample for sample in self.live if sample.unread]
+        for sample, ids in zip(self.live, fresh, strict=True):
+            sample.unread = max(sample.unread - len(ids), 0)
+        grown = [sample for sample in self.live if not sample.unread]
+        if len(grown) < len(self.live):
+            logits_BV = logits_BV[[not sample.unread for sample in self.live]]
+        if grown:
+            self._append(grown, logits_BV)
         seconds = time.perf_counter() - start
-        for sample in grown:
-            sample.decode_seconds += seconds
+        for sample in self.live:
+            if sample in reading:
+                sample.prefill_seconds += seconds
+            else:
+                sample.decode_seconds += seconds
         self._let_go()
         return grown
 
@@ -149,11 +205,11 @@ class Engine:
         Returns:
             How many guesses held.
         """
-        if self.live != [sample]:
-            raise ValueError("guesses are verified for a sequence that runs alone")
+        if self.live != [sample] or sample.unread:
+            raise ValueError("guesses are verified for a sequence that runs alone, its prompt read")
         start = time.perf_counter()
         held = self.cache.lengths[0]
-        logits_TV = self._read([[sample.new_ids[-1], *guesses]])[0]
+        logits_TV = self._read([[sample.new_ids[-1], *guesses]], every=True)
         kept = 0
         for place in range(len(guesses) + 1):
             self._append([sample], logits_TV[place : place + 1])
@@ -186,16 +242,30 @@ class Engine:
         whole = end - start == self.cache.batch_size
         return self.cache if whole else self.cache.rows(start, end)
 
-    def _read(self, ids: list[list[int]]) -> Tensor:
-        """Read new ids of the live sequences into their slots; return the logits after each, (B, T, V)."""
-        cache = self._slots(0, len(ids))
-        if self._fused is None:
-            ids_BT = torch.tensor(ids, device=self.model.device)
-            logits_BTV: Tensor = self.model(ids_BT, past_key_values=cache).logits
+    def _read(self, ids: Sequence[Sequence[int]], first: int = 0, every: bool = False) -> Tensor:
+        """Read new ids into the slots from ``first`` on; return the logits after each slot's last, (B, V).
+
+        Args:
+            ids: Of each slot, one at least.
+            first: The first slot.
+            every: Return those after each of the new ids, (M, V).
+        """
+        if self._packed is None and len({len(new) for new in ids}) > 1:
+            runs = [list(run) for _, run in groupby(ids, len)]
+            firsts = accumulate(map(len, runs), initial=first)
+            return torch.cat([self._read(*both, every) for both in zip(runs, firsts)])  # noqa: B905
+        cache = self._slots(first, first + len(ids))
+        alone = len(ids) == len(ids[0]) == 1
+        if self._packed is not None and not alone:
+            logits_MV = self._packed(ids, cache, every)
+        elif self._fused is not None and (every or len(ids[0]) == 1):
+            logits_MV = self._fused(ids, cache).flatten(0, 1)
         else:
-            logits_BTV = self._fused(ids, cache)
-        self.cache.lengths[: len(ids)] = cache.lengths
-        return logits_BTV
+            ids_BT = torch.tensor(ids, device=self.model.device)
+            out = self.model(ids_BT, past_key_values=cache, logits_to_keep=0 if every else 1)
+            logits_MV = out.logits.flatten(0, 1)
+        self.cache.lengths[first : first + len(ids)] = cache.lengths
+        return logits_MV
 
     def _look_at_the_model(self) -> None:
         """Notice what was done to the model since the last sequence joined: other weights, adapters or layers."""
@@ -205,6 +275,8 @@ class Engine:
             self._fused = FusedDecoder(self.model)
         else:
             self._fused.refresh()
+        full = type(self.cache) is KVCache
+        self._packed = PackedDecoder(self._fused) if full and self._fused is not None else None
         mark = _mark_of(self.model)
         if mark != self._mark:
             self.forget()
@@ -218,15 +290,17 @@ class Engine:
         Rows are aligned at the left, so causality alone keeps every token from the padding behind its row's end;
         what the padding left in the cache is forgotten afterwards.
         """
-        lengths = [len(sample.prompt) for sample in joined]
-        width = max(lengths)
-        ids_BT = torch.tensor([sample.prompt + [0] * (width - len(sample.prompt)) for sample in joined])
-        ids_BT = ids_BT.to(self.model.device)
         cache = self._slots(first, first + len(joined))
         known = 0
         if len(joined) == 1 and not cache.wraps:
             known = joined[0].reused = _common(held, joined[0].prompt[:-1])
-        cache.lengths[:] = [known] * len(joined)
+        self.cache.lengths[first : first + len(joined)] = cache.lengths[:] = [known] * len(joined)
+        if self._packed is not None:
+            return self._prefill_packed(joined, first)
+        lengths = [len(sample.prompt) for sample in joined]
+        width = max(lengths)
+        ids_BT = torch.tensor([sample.prompt + [0] * (width - len(sample.prompt)) for sample in joined])
+        ids_BT = ids_BT.to(self.model.device)
         last_BD = None
         for start in range(known, width, self.prefill_chunk):
             chunk_BT = ids_BT[:, start : start + self.prefill_chunk]
@@ -239,6 +313,25 @@ class Engine:
         self.cache.lengths[first : first + len(joined)] = cache.lengths
         logits_BV: Tensor = self.model.lm_head(last_BD)
         return logits_BV
+
+    def _prefill_packed(self, joined: list[Sample], first: int) -> Tensor:
+        """The same without padding: a pass takes the next ids of as many prompts as fill it."""
+        read: list[Tensor] = []
+        done = 0
+        while done < len(joined):
+            fresh: list[list[int]] = []
+            room = self.prefill_chunk
+            for slot, sample in enumerate(joined[done:], start=first + done):
+                if room:
+                    held = self.cache.lengths[slot]
+                    fresh.append(sample.prompt[held : held + room])
+                    room -= len(fresh[-1])
+            logits_BV = self._read(fresh, first + done)
+            last = done + len(fresh) - 1
+            whole = self.cache.lengths[first + last] == len(joined[last].prompt)
+            read.append(logits_BV[: len(fresh) - (not whole)].clone())  # the next pass may write over it
+            done = last + whole
+        return torch.cat(read)
 
     def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
         chosen = choose(samples, logits_BV)

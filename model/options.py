@@ -93,6 +93,8 @@ class Sample:
     eos_ids: tuple[int, ...]
     new_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    unread: int = 0
+    """How many of the prompt's ids are still to be read, by the coming steps."""
     reused: int = 0
     """How many of the prompt's ids needed no work, because the slot still held them from an earlier sequence."""
     prefill_seconds: float = 0.0

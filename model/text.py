@@ -89,17 +89,14 @@ class TextGenerator:
         while waiting or running:
             free = engine.cache.batch_size - len(running)
             joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
-            for writer, sample in zip(
-                joining, engine.join([w.prompt for w in joining], [w.options for w in joining]), strict=True
-            ):
+            entered = engine.enter([writer.prompt for writer in joining], [writer.options for writer in joining])
+            for writer, sample in zip(joining, entered, strict=True):
                 writer.sample = sample
+            running += joining
+            engine.step()
+            for writer in running:
                 writer.read(engine)
-            running = [writer for writer in running + joining if not writer.done]
-            if running:
-                engine.step()
-                for writer in running:
-                    writer.read(engine)
-                running = [writer for writer in running if not writer.done]
+            running = [writer for writer in running if not writer.done]
         return ["".join(writer.parts) for writer in writers]
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:

@@ -350,3 +350,49 @@ def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
     samples = engine.join([[4], [5]], [GenerationOptions(eos_id=())] * 2)
     with pytest.raises(ValueError, match="runs alone"):
         engine.verify(samples[0], [1])
+
+
+@pytest.mark.parametrize("form", ["full", "int8"])
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_prompts_are_read_beside_sequences_that_grow(tiny_model: Make, ids: Tensor, form: str, chunk: int) -> None:
+    model = tiny_model(eos_token_id=None)
+    rows = ids.flatten().tolist()
+    requests = [
+        (
+            rows[i : i + 1 + 5 * i % 11],
+            GenerationOptions(max_new_tokens=3 + 7 * i % 11, temperature=i % 2 * 0.7, seed=i),
+        )
+        for i in range(12)
+    ]
+    engine, waiting, samples, most = Engine(model, 4, prefill_chunk=chunk, cache=form), list(requests), [], 0
+    while waiting or engine.live:
+        fits = waiting[: 4 - len(engine.live)][:3]
+        del waiting[: len(fits)]
+        samples += engine.enter(*zip(*fits, strict=True)) if fits else []
+        before = [(s, len(s.new_ids), s.unread) for s in engine.live]
+        grown = engine.step()
+        most = max(most, sum(unread - s.unread for s, _, unread in before))
+        assert grown == [s for s, _, _ in before if not s.unread]
+        assert all(len(s.new_ids) == new + (not s.unread) for s, new, _ in before)
+    assert most <= chunk + 3
+    for sample, (prompt, options) in zip(samples, requests, strict=True):
+        expected = alone(model, prompt, options)
+        assert sample.finish == "length" and len(sample.new_ids) == len(expected)
+        assert form == "int8" or sample.new_ids == expected  # rounded: ids may differ
+        assert sample.prefill_seconds > 0 and (len(expected) == 1 or sample.decode_seconds > 0)
+
+
+def test_one_that_leaves_before_it_is_read_disturbs_nobody(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=6, temperature=0.0)
+    engine = Engine(model, 3, prefill_chunk=4)
+    first, second, third = engine.enter([row.tolist() for row in ids], [options] * 3)
+    engine.step()
+    engine.leave(first)  # the last takes its place, half read
+    while engine.live:
+        engine.step()
+    assert (first.finish, first.new_ids) == ("stop", [])
+    assert [s.new_ids for s in (second, third)] == [alone(model, s.prompt, options) for s in (second, third)]
+    with pytest.raises(ValueError, match="prompt 1 has input id 97, outside the vocabulary of 97"):
+        engine.enter([[5], [6, 97]], [options] * 2)
+    assert not engine.live and engine.enter([], []) == []

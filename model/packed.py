@@ -1,0 +1,199 @@
+"""One pass over sequences that bring unlike numbers of new ids: prompts read beside sequences that grow by one.
+
+The rows of all sequences lie one after the other, without padding, so that every product serves all of them; only the
+attention looks at sequences one by one. Layers and memory are those of `fused`; the tests hold it to the model.
+
+Shapes: ``B`` sequences, ``T`` new tokens of one, ``M`` rows (the new tokens of all), ``S`` key length, ``N`` heads,
+``K`` KV heads, ``G`` query heads per KV head, ``H`` head_dim, ``R`` rotated features of a head, ``I`` in_features,
+``O`` out_features, ``D`` hidden_size, ``F`` intermediate_size, ``V`` vocab_size.
+
+Source: Yu et al. 2022, "Orca", section 3.2: what is not attention need not know whose token a row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bpe_llama.model.attention_backends import Visible, sdpa
+from bpe_llama.model.cache import KVCache
+from bpe_llama.model.fused import FusedDecoder, _attend, _Layer, _norm, _Product, _QuantizedProduct, _turn, _Workspace
+from bpe_llama.model.llama import LlamaModel
+from bpe_llama.model.rope import Rotation
+from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
+
+WEIGHTS_FIRST = {torch.bfloat16: range(2, 2**31), torch.float32: range(8, 65)}
+"""For how many rows ``weight @ x.T`` is faster than ``x @ weight.T``, for which the weights are laid out anew first."""
+
+
+class PackedDecoder:
+    """Computes the logits that follow new ids of several sequences, as the model does, sooner.
+
+    Args:
+        fused: Whose layers are used, as it last refreshed them.
+    """
+
+    def __init__(self, fused: FusedDecoder) -> None:
+        self.fused = fused
+        self._space: tuple[int, _Workspace] | None = None
+
+    @torch.inference_mode()
+    def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
+        """Return the logits after each sequence's last new id, (B, V).
+
+        Args:
+            ids: New ids of each slot, one at least.
+            cache: A full one; read, and extended by them.
+            every: Return the logits after each of the new ids instead, (M, V).
+
+        Raises:
+            ValueError: If an id is outside the vocabulary, a slot has none or no room left, or there are other slots
+                than sequences.
+        """
+        model = self.fused.model
+        rows = _Rows(model.model, ids, cache)
+        space = self._workspace(len(rows.ids_M))
+        torch.index_select(model.model.embed_tokens.weight, 0, rows.ids_M, out=space.x_MD)
+        for layer, keys_BKSH, values_BKSH in zip(self.fused.layers, cache.keys, cache.values, strict=True):
+            _norm(layer.attention_norm_D, space)
+            _into(layer.qkv, space.normed_MD, space.qkv_MO)
+            _turn(space, *rows.rotation)
+            keys_BKSH[rows.slots_M, :, rows.positions_M] = space.turned_key_MKH.to(keys_BKSH.dtype)
+            values_BKSH[rows.slots_M, :, rows.positions_M] = space.value_MKH
+            space.query_MNH.copy_(space.turned_query_MNH)
+            _onto(layer.out, rows.gather(space.query_MNH, keys_BKSH, values_BKSH), space.x_MD)
+            _norm(layer.mlp_norm_D, space)
+            _feed_forward(layer, space)
+        cache.lengths[:] = rows.ends
+        normed_MD: Tensor = model.model.norm(space.x_MD if every else space.x_MD[rows.last_B])
+        logits_MV = normed_MD.new_empty(len(normed_MD), model.config.vocab_size)
+        self.fused.head.into(normed_MD, logits_MV)
+        return logits_MV
+
+    def _workspace(self, rows: int) -> _Workspace:
+        if self._space is None or self._space[0] != rows:
+            self._space = None  # its memory serves the next
+            self._space = rows, _Workspace(self.fused.model, rows)
+        return self._space[1]
+
+
+class _Rows:
+    """Whose token each row of a pass is, where it goes, and what it may look at."""
+
+    def __init__(self, stack: LlamaModel, ids: Sequence[Sequence[int]], cache: KVCache) -> None:
+        config, held = stack.config, cache.lengths
+        counts = [len(new) for new in ids]
+        if len(ids) != cache.batch_size or not all(counts):
+            raise ValueError(f"{counts} new ids for {cache.batch_size} slots; expected at least one for each")
+        self.ends = [before + new for before, new in zip(held, counts, strict=True)]
+        if max(self.ends) > cache.capacity:
+            slot = self.ends.index(max(self.ends))
+            raise ValueError(
+                f"slot {slot} holds {held[slot]} tokens and {counts[slot]} more exceed the cache's {cache.capacity}"
+            )
+        flat = [new_id for new in ids for new_id in new]
+        outside = next((new_id for new_id in flat if not 0 <= new_id < config.vocab_size), None)
+        if outside is not None:
+            raise ValueError(f"input id {outside} is outside the vocabulary of {config.vocab_size}")
+        self.ids_M = torch.tensor(flat, device="cpu")
+        stops = list(accumulate(counts))
+        self.last_B = torch.tensor(stops, device="cpu") - 1
+        counts_B = torch.tensor(counts, device="cpu")
+        self.slots_M = torch.arange(len(ids), device="cpu").repeat_interleave(counts_B)
+        shift_B = torch.tensor(self.ends, device="cpu") - self.last_B - 1
+        self.positions_M = torch.arange(len(flat), device="cpu") + shift_B[self.slots_M]
+        self.rotation = self._rotation(stack, counts)
+
+        self._window = config.sliding_window
+        self._grows = min(counts) == 1
+        """Whether some sequence brings a single id."""
+        self._longest = max(end for end, count in zip(self.ends, counts, strict=True) if count == 1 or not self._grows)
+        groups = config.num_attention_heads // config.kv_heads
+        last_B1 = self.positions_M[self.last_B, None]
+        self._last_mask = None
+        if min(self.ends) < self._longest or not self._sees_all(self._longest):
+            self._last_mask = self._mask(last_B1, self._longest)[:, None].expand(-1, -1, groups, -1)
+        self._readers = []
+        for slot, (stop, count, end) in enumerate(zip(stops, counts, self.ends, strict=True)):
+            if count > 1:
+                visible = Visible(causal=True)
+                if end > count or not self._sees_all(end):
+                    visible = Visible(mask=self._mask(self.positions_M[None, stop - count : stop], end)[:, None])
+                self._readers.append((slot, slice(stop - count, stop), end, visible))
+
+    def _sees_all(self, end: int) -> bool:
+        return self._window is None or self._window >= end
+
+    def _mask(self, query_BT: Tensor, end: int) -> Tensor:
+        """Return which of the first keys each query may look at, (B, T, S)."""
+        key_S, query_BT1 = torch.arange(end, device="cpu"), query_BT[..., None]
+        mask_BTS = key_S <= query_BT1
+        return mask_BTS if self._window is None else mask_BTS & (key_S > query_BT1 - self._window)
+
+    def _rotation(self, stack: LlamaModel, counts: list[int]) -> Rotation:
+        """Return cosines (M, 1, R) and sines (M, 1, R / 2) as `_turn` takes them."""
+        parts = [self.positions_M]
+        if stack.config.rope["rope_type"] in LENGTH_DEPENDENT:  # on that of each sequence
+            parts = list(torch.split(self.positions_M, counts))
+        cos_M1R, sin_M1R = (
+            torch.cat(angles, dim=1).transpose(0, 1)
+            for angles in zip(*(stack.rotary_emb(part[None]) for part in parts), strict=True)
+        )
+        return torch.cat((cos_M1R, cos_M1R), dim=-1), sin_M1R
+
+    def gather(self, query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor) -> Tensor:
+        """Return what each row gathers from the keys of its sequence, (M, N * H)."""
+        gathered_MO = query_MNH.new_empty(query_MNH.shape[0], query_MNH.shape[1] * query_MNH.shape[2])
+        if self._grows:  # the last row of every sequence in one product; readers' are written over below
+            seen = slice(self._longest)
+            last_BNH = query_MNH[self.last_B] if self._readers else query_MNH
+            last_BO = _attend(last_BNH, key_BKSH[:, :, seen], value_BKSH[:, :, seen], self._last_mask)
+            if not self._readers:
+                return last_BO
+            gathered_MO[self.last_B] = last_BO
+        for slot, rows, end, visible in self._readers:
+            query_1NTH = query_MNH[rows].transpose(0, 1)[None]
+            key_1KSH, value_1KSH = (part[slot : slot + 1, :, :end] for part in (key_BKSH, value_BKSH))
+            out_1NTH = sdpa(query_1NTH, key_1KSH, value_1KSH, visible)
+            gathered_MO[rows] = out_1NTH[0].transpose(0, 1).flatten(1)
+        return gathered_MO
+
+
+def _weights_first(product: _Product | _QuantizedProduct, x_MI: Tensor) -> Tensor | None:
+    """Return the product (M, O), computed as ``weight @ x.T``, or None where that is slower."""
+    if not isinstance(product, _Product) or len(x_MI) not in WEIGHTS_FIRST[x_MI.dtype]:
+        return None
+    out_MO = torch.mm(product.weight_IO.t(), x_MI.t()).t()
+    return out_MO if product.bias is None else out_MO.add_(product.bias)
+
+
+def _into(product: _Product | _QuantizedProduct, x_MI: Tensor, out_MO: Tensor) -> None:
+    """Write the product to ``out_MO``."""
+    found_MO = _weights_first(product, x_MI)
+    if found_MO is None:
+        product.into(x_MI, out_MO)
+    else:
+        out_MO.copy_(found_MO)
+
+
+def _onto(product: _Product | _QuantizedProduct, x_MI: Tensor, sum_MO: Tensor) -> None:
+    """Add the product to ``sum_MO``."""
+    found_MO = _weights_first(product, x_MI)
+    if found_MO is None:
+        product.onto(x_MI, sum_MO)
+    else:
+        sum_MO.add_(found_MO.contiguous())  # turning it first is faster than adding it turned
+
+
+def _feed_forward(layer: _Layer, space: _Workspace) -> None:
+    """Add what each row makes of its own features."""
+    gate_up_MO = _weights_first(layer.gate_up, space.normed_MD)
+    if gate_up_MO is None:
+        gate_up_MO = space.gate_up_MO
+        layer.gate_up.into(space.normed_MD, gate_up_MO)
+    gate_MF, up_MF = gate_up_MO.chunk(2, dim=1)
+    _onto(layer.down, functional.silu(gate_MF, inplace=True).mul_(up_MF), space.x_MD)
