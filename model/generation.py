@@ -7,6 +7,7 @@ This file knows ids and tensors, never text.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.beam import EarlyStopping, beam_search
+from bpe_llama.model.captured import CapturedDecoder, why_not_captured
 from bpe_llama.model.choosing import choose
 from bpe_llama.model.engine import Engine
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -32,6 +34,7 @@ def generate(
     length_penalty: float = 1.0,
     early_stopping: EarlyStopping = False,
     cache: str = "full",
+    capture: bool = False,
     **options: Any,
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
@@ -49,6 +52,8 @@ def generate(
         length_penalty: Of the search.
         early_stopping: Of the search.
         cache: The form of the cache: see `Engine`. A search keeps a full one.
+        capture: Run each step as one CUDA graph, sampler included (`bpe_llama.model.captured`); warns and generates
+            plainly where that cannot be.
         **options: Of `GenerationOptions`; a search takes ``max_new_tokens``, ``min_new_tokens`` and ``eos_id``.
 
     Raises:
@@ -62,7 +67,14 @@ def generate(
         >>> generate(LlamaForCausalLM(config), torch.tensor([[1, 5, 7]]), max_new_tokens=4, eos_id=()).shape
         torch.Size([1, 7])
     """
-    if num_beams == 1:
+    if capture and num_beams != 1:
+        raise ValueError(f"capture is True and num_beams {num_beams}, but a search is not captured")
+    why_not = why_not_captured(model, cache) if capture else None
+    if why_not is not None:
+        warnings.warn(f"generating without capture: {why_not}", stacklevel=2)
+    if capture and why_not is None:
+        new_BT = _generate_captured(model, input_ids, attention_mask, num_return_sequences, options)
+    elif num_beams == 1:
         columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **options))
         new_BT = torch.stack(columns, dim=1)
     else:
@@ -115,12 +127,7 @@ def stream_ids(
 
     Arguments and errors are those of `generate`.
     """
-    chosen = GenerationOptions(**options)
-    prompts = unpad(input_ids, attention_mask)
-    room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
-    engine = Engine(model, len(prompts) * max(num_return_sequences, 1), room, cache=cache)
-    samples = engine.join(prompts, [chosen] * len(prompts), copies=num_return_sequences)
-    padding = padding_id(model.config, chosen)
+    engine, samples, padding = _joined(model, input_ids, attention_mask, num_return_sequences, cache, options)
     step = 0
     while True:
         row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in samples]
@@ -129,3 +136,32 @@ def stream_ids(
         if not engine.live:
             return
         engine.step()
+
+
+def _joined(
+    model: LlamaForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    copies: int,
+    cache: str,
+    options: dict[str, Any],
+) -> tuple[Engine, list[Sample], int]:
+    """Return an engine that has read the prompts, their sequences, and the padding id."""
+    chosen = GenerationOptions(**options)
+    prompts = unpad(input_ids, attention_mask)
+    room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
+    engine = Engine(model, len(prompts) * max(copies, 1), room, cache=cache)
+    samples = engine.join(prompts, [chosen] * len(prompts), copies=copies)
+    return engine, samples, padding_id(model.config, chosen)
+
+
+def _generate_captured(
+    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, copies: int, options: dict[str, Any]
+) -> Tensor:
+    """Return what follows the prompts, (B, new)."""
+    engine, samples, padding = _joined(model, input_ids, attention_mask, copies, "full", options)
+    if engine.live:  # first ids may have ended some
+        CapturedDecoder(model, engine.cache.rows(0, len(engine.live))).run(engine.live)
+    width = max(len(sample.new_ids) for sample in samples)
+    rows = [sample.new_ids + [padding] * (width - len(sample.new_ids)) for sample in samples]
+    return torch.tensor(rows, device=model.device)

@@ -1,0 +1,137 @@
+"""Decoding speed on a GPU: the step as a captured graph, with and without torch.compile, against transformers.
+
+Random weights of the real shapes. Ids of the captured step are compared with plain generation first, in float32 and two
+layers, as bfloat16 rounds differently with the number of keys that a kernel looks at. The floor is the time to read all
+weights once a step at the bandwidth measured here. Warm-up is shown and not counted.
+
+    python -m bench.cuda --shape 8b --batch 1
+    python -m bench.cuda --shape tiny --device cpu     # that the script itself works
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bench import measure
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.captured import CapturedDecoder
+from bpe_llama.model.engine import Engine
+from bpe_llama.model.options import GenerationOptions, Sample
+from bpe_llama.model.speed import bytes_per_token, read_bandwidth
+
+LLAMA_3: dict[str, Any] = {"vocab_size": 128_256, "num_key_value_heads": 8, "rope_theta": 500_000.0}
+TIED = {"tie_word_embeddings": True}
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+    "1b": LLAMA_3 | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, **TIED},
+    "8b": LLAMA_3 | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32},
+}
+HEADS = {"tiny": 4, "1b": 32, "8b": 32}
+
+
+def check(config: LlamaConfig, prompts: list[list[int]], device: str) -> None:
+    """Leave if captured and plain generation give different ids."""
+    two = replace(config, num_hidden_layers=2)
+    model, ids = LlamaForCausalLM(two, seed=0, device=device).eval(), torch.tensor(prompts, device=device)
+    plain, captured = (
+        model.generate(ids, max_new_tokens=config.context_length - ids.shape[1], top_p=0.9, eos_id=(), capture=capture)
+        for capture in (False, True)
+    )
+    if not torch.equal(plain, captured):
+        raise SystemExit("captured and plain generation give different ids; no time is worth printing")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda")
+    chosen = parser.parse_args()
+    torch.manual_seed(0)
+    context = chosen.prompt + chosen.tokens + 2
+    config = LlamaConfig(
+        num_attention_heads=HEADS[chosen.shape], max_position_embeddings=context, **SHAPES[chosen.shape]
+    )
+    model = LlamaForCausalLM(config, seed=0, dtype=torch.bfloat16, device=chosen.device).eval()
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(config.vocab_size, (chosen.batch, chosen.prompt), generator=generator).tolist()
+    check(config, prompts, chosen.device)
+    options = [
+        GenerationOptions(max_new_tokens=chosen.tokens + 1, top_p=0.9, seed=row, eos_id=())
+        for row in range(chosen.batch)
+    ]
+    engine = Engine(model, chosen.batch, context)
+
+    def joined() -> list[Sample]:
+        for sample in list(engine.live):
+            engine.leave(sample)
+        engine.forget()
+        return engine.join(prompts, options)
+
+    def plain() -> tuple[float, list[Sample]]:
+        samples = joined()
+        while engine.step():
+            pass
+        return samples[0].decode_seconds, samples
+
+    def captured(decoder: CapturedDecoder) -> tuple[float, list[Sample]]:
+        samples = joined()
+        before = decoder.warm_up_seconds
+        decoder.run(samples)
+        return samples[0].decode_seconds - (decoder.warm_up_seconds - before), samples
+
+    decoders = {"captured": CapturedDecoder(model, engine.cache)}
+    if chosen.device != "cpu":
+        decoders["captured, compiled"] = CapturedDecoder(model, engine.cache, "inductor")
+    runs: dict[str, Callable[[], tuple[float, list[Sample]]]] = {"kernel by kernel": plain}
+    for name, decoder in decoders.items():
+        runs[name] = lambda decoder=decoder: captured(decoder)  # type: ignore[misc]
+    for run in runs.values():
+        run()
+
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    try:
+        import transformers
+    except ImportError:
+        print("transformers is not installed, so it is missing from the table")
+    else:
+        seconds["transformers"] = []
+        peer_config = transformers.LlamaConfig(**{k: v for k, v in config.to_dict().items() if v is not None})
+        with torch.device(chosen.device):
+            peer: Any = transformers.LlamaForCausalLM(peer_config)
+        peer = peer.to(torch.bfloat16).eval()
+    ids = torch.tensor(prompts, device=chosen.device)
+    for _ in range(chosen.rounds):
+        for name, run in runs.items():
+            seconds[name].append(run()[0])
+        if "transformers" in seconds:
+            times = []
+            for new in (1, chosen.tokens + 1):
+                start = time.perf_counter()
+                peer.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=True, top_p=0.9, pad_token_id=0)
+                times.append(time.perf_counter() - start)
+            seconds["transformers"].append(times[1] - times[0])
+    floor = bytes_per_token(model) / read_bandwidth(chosen.device)
+    rows = []
+    for name, times in seconds.items():
+        best = min(times) / chosen.tokens
+        warm_up = f"{decoders[name].warm_up_seconds:.1f} s" if name in decoders else ""
+        rows.append([name, f"{chosen.batch / best:.1f}", f"{floor / best:.0%}", warm_up])
+    print(
+        f"\n{measure.machine()}\n\n{chosen.shape}, bfloat16, batch {chosen.batch}, {chosen.prompt} + {chosen.tokens}\n"
+    )
+    print(measure.markdown(["", "tokens a second", "of the read floor", "warm-up"], rows))
+
+
+if __name__ == "__main__":
+    main()

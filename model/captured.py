@@ -1,0 +1,240 @@
+"""A step of decoding as one program of fixed shapes, sampler and all: on CUDA a graph that runs without the host.
+
+For a few sequences, launching the kernels of a step takes longer than running them. Here all that a step needs and
+changes lies on the device (ids, places, how many are drawn, who has ended), so that a captured graph can be replayed
+again and again; only now and then does the host ask whether all have ended, and it goes on before it has the answer.
+On other devices the same program runs uncaptured, slower than `fused`: so its ids can be tested without a GPU.
+
+Shapes: ``B`` sequences, ``S`` key length, ``D`` hidden_size, ``V`` vocab_size.
+
+Source: the idea of a static cache and a step captured whole is gpt-fast's.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from bpe_llama.model.attention import Attention
+from bpe_llama.model.attention_backends import Visible, eager, sdpa
+from bpe_llama.model.cache import KVCache, Places
+from bpe_llama.model.choosing import SEED_BITS
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.options import Sample
+from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
+from bpe_llama.model.sampling import sample_logits
+from bpe_llama.model.sampling.uniform import as_word
+
+SHORTEST = 256
+"""Keys looked at in a step are rounded up to this times a power of two, or the cache's capacity: a graph for each."""
+
+
+def why_not_captured(model: LlamaForCausalLM, cache: str = "full") -> str | None:
+    """Return what keeps the model's step, with this form of cache, from having fixed shapes; None where nothing does.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+        >>> why_not_captured(LlamaForCausalLM(config))
+        "rotary positions of the kind 'dynamic' depend on the length"
+    """
+    config = model.config
+    if cache != "full":
+        return f"the cache is of the form {cache!r}"
+    if config.num_local_experts:
+        return "the experts of a mixture are chosen anew for every token"
+    if config.position_encoding != "rotary":
+        return f"position_encoding is {config.position_encoding!r}"
+    if config.rope["rope_type"] in LENGTH_DEPENDENT:
+        return f"rotary positions of the kind {config.rope['rope_type']!r} depend on the length"
+    if any(isinstance(part, Attention) and part.backend not in (sdpa, eager) for part in model.modules()):
+        return "the attention back end is neither 'sdpa' nor 'eager'"
+    return None
+
+
+class CapturedDecoder:
+    """Runs sequences whose prompts are read to their ends.
+
+    Args:
+        model: One that `why_not_captured` has nothing against.
+        cache: A full one, a slot for each sequence.
+        backend: Have `torch.compile` join the small operations of a step, through the back end of this name
+            (``"inductor"``); None leaves them as they are.
+
+    Weights may change in place between runs, but not be replaced: graphs keep where they were.
+
+    Raises:
+        ValueError: If the model or the cache is of another kind.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, cache: KVCache, backend: str | None = None) -> None:
+        reason = why_not_captured(model)
+        if reason is not None:
+            raise ValueError(f"the step cannot be captured: {reason}")
+        if type(cache) is not KVCache:
+            raise ValueError(f"the step cannot be captured with a {type(cache).__name__}; expected a full cache")
+        self.model = model
+        self.cache = cache
+        self.warm_up_seconds = 0.0
+        """Spent on capturing, compiling included."""
+        self.uncaptured: str | None = None if model.device.type == "cuda" else f"{model.device.type} has no graphs"
+        """Why steps run one by one, if they do."""
+        batch, capacity, device = cache.batch_size, cache.capacity, model.device
+        self.ids_BS = torch.full((batch, capacity), -1, device=device)
+        """Prompt and continuation, -1 behind them."""
+        self.place_B, self.drawn_B, self.seed_B = (torch.zeros(batch, dtype=torch.long, device=device) for _ in "123")
+        """Where the last id is; how many ids are new; the seeds' bits."""
+        self.ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._key_S = torch.arange(capacity, device=device)
+        self._is_eos_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
+        self._program: Callable[[int], None] = self._step
+        if backend is not None:
+            self._program = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
+        self._steps: dict[object, Callable[[], None]] = {}
+
+    @torch.no_grad()
+    def run(self, samples: Sequence[Sample], check_every: int = 16) -> None:
+        """Grow the sequences, in the order of their slots, until all have ended.
+
+        Args:
+            samples: With one new id each, or more, and not ended; of equal options but for the seed.
+            check_every: Steps after which the host asks whether all have ended.
+
+        Raises:
+            ValueError: If the sequences do not fill the slots, their options differ, or ask for log-probabilities, or
+                a row of the logits holds NaN, +inf or nothing finite.
+        """
+        self._begin(samples, check_every)
+        start = time.perf_counter()
+        limit = min(self.options.max_new_tokens - min(len(s.new_ids) for s in samples), self.cache.capacity)
+        longest, done, asked = max(len(s.ids) for s in samples), 0, None
+        while done < limit:
+            count = min(check_every, limit - done)
+            step = self._step_of(min(longest + done + count, self.cache.capacity))
+            for _ in range(count):
+                step()
+            done += count
+            if asked is not None and asked():  # of the round before: this one runs on meanwhile
+                break
+            asked = self._ask()
+        self._hand_back(samples, time.perf_counter() - start)
+
+    def _begin(self, samples: Sequence[Sample], check_every: int) -> None:
+        if len(samples) != self.cache.batch_size:
+            raise ValueError(f"{len(samples)} sequences for {self.cache.batch_size} slots; expected one for each")
+        if check_every < 1:
+            raise ValueError(f"check_every is {check_every}; expected at least 1")
+        if any(sample.unread or sample.finish or not sample.new_ids for sample in samples):
+            raise ValueError("a sequence has ended, or its prompt is not read")
+        kinds = {(*s.options.sampling.items(), s.options.max_new_tokens, s.options.min_new_tokens) for s in samples}
+        if len(kinds) > 1 or len({sample.eos_ids for sample in samples}) > 1:
+            raise ValueError("the sequences have unlike options; only seeds may differ in a captured step")
+        if any(sample.options.logprobs for sample in samples):
+            raise ValueError("logprobs is True, but a captured step keeps none")
+        self.options = samples[0].options
+        self._kind = kinds.pop()
+        self._is_eos_V.zero_()
+        self._is_eos_V[list(samples[0].eos_ids)] = True
+        self.ids_BS.fill_(-1)
+        for slot, sample in enumerate(samples):
+            self.ids_BS[slot, : len(sample.ids)] = torch.tensor(sample.ids)
+        self.place_B.copy_(torch.tensor([len(sample.ids) - 1 for sample in samples]))
+        self.drawn_B.copy_(torch.tensor([len(sample.new_ids) for sample in samples]))
+        self.seed_B.copy_(torch.stack([as_word(sample.options.seed & SEED_BITS, "cpu") for sample in samples]))
+        self.ended_B.zero_()
+
+    def _step(self, end: int) -> None:
+        """Add an id to every sequence that has not ended, looking at the first ``end`` columns of the cache."""
+        stack, options = self.model.model, self.options
+        place_B1 = self.place_B[:, None]
+        mask_BS = self._key_S[:end] <= place_B1
+        if self.model.config.sliding_window is not None:
+            mask_BS = mask_BS & (self._key_S[:end] > place_B1 - self.model.config.sliding_window)
+        visible, places = Visible(mask=mask_BS[:, None, None]), Places(0, end, place_B1)
+        last_B1 = self.ids_BS.gather(1, place_B1)
+        x_B1D = stack.embed_tokens(last_B1.clamp(min=0))
+        rotation = stack.rotary_emb(place_B1)
+        for layer in stack.layers:
+            x_B1D = layer(x_B1D, rotation, visible, self.cache, places)
+        logits_BV = self.model.lm_head(stack.norm(x_B1D))[:, 0]
+        if options.min_new_tokens:
+            barred_BV = self._is_eos_V & (self.drawn_B < options.min_new_tokens)[:, None]
+            logits_BV = logits_BV.masked_fill(barred_BV, -torch.inf)
+        new_B = sample_logits(
+            logits_BV,
+            **options.sampling,  # type: ignore[arg-type]  # top_k is an int
+            history_BT=self.ids_BS if options.looks_back else None,
+            seed=self.seed_B,
+            step=self.drawn_B,
+        )
+        goes_on_B = (~self.ended_B).long()
+        self.place_B += goes_on_B
+        self.drawn_B += goes_on_B
+        self.ids_BS.scatter_(1, self.place_B[:, None], torch.where(self.ended_B, last_B1[:, 0], new_B)[:, None])
+        self.ended_B |= (new_B < 0) | self._is_eos_V[new_B.clamp(min=0)]
+        self.ended_B |= (self.drawn_B >= options.max_new_tokens) | (self.place_B >= self.cache.capacity - 1)
+
+    def _step_of(self, longest: int) -> Callable[[], None]:
+        """Return the step that looks at so many columns at least, captured where that can be."""
+        end = SHORTEST
+        while end < longest:
+            end *= 2
+        end = min(end, self.cache.capacity)
+        if (end, self._kind) not in self._steps:
+            start = time.perf_counter()
+            step = self._captured(end) if self.uncaptured is None else partial(self._program, end)
+            self._steps[end, self._kind] = step
+            self.warm_up_seconds += time.perf_counter() - start
+        return self._steps[end, self._kind]
+
+    def _captured(self, end: int) -> Callable[[], None]:
+        state = (self.ids_BS, self.place_B, self.drawn_B, self.ended_B)
+        before = [tensor.clone() for tensor in state]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(self.model.device):
+                aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                aside.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(aside):  # compiles kernels and takes memory, which a capture must not
+                    self._program(end)
+                torch.cuda.current_stream().wait_stream(aside)
+                with torch.cuda.graph(graph):
+                    self._program(end)
+        except RuntimeError as error:
+            self.uncaptured = str(error).partition("\n")[0]
+            warnings.warn(f"the step could not be captured and runs kernel by kernel: {self.uncaptured}", stacklevel=4)
+        for tensor, held in zip(state, before, strict=True):
+            tensor.copy_(held)
+        return graph.replay if self.uncaptured is None else partial(self._program, end)
+
+    def _ask(self) -> Callable[[], bool]:
+        """Ask the device, without waiting, whether all have ended; return what waits for the answer."""
+        if self.model.device.type != "cuda":
+            answer = bool(self.ended_B.all())
+            return lambda: answer
+        ended = torch.empty((), dtype=torch.bool, pin_memory=True)
+        ended.copy_(self.ended_B.all(), non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(self.model.device))
+
+        def answer_of() -> bool:
+            arrived.synchronize()
+            return bool(ended)
+
+        return answer_of
+
+    def _hand_back(self, samples: Sequence[Sample], seconds: float) -> None:
+        for slot, (sample, count) in enumerate(zip(samples, self.drawn_B.tolist(), strict=True)):
+            first = len(sample.prompt)
+            sample.new_ids[:] = self.ids_BS[slot, first : first + count].tolist()
+            if -1 in sample.new_ids:
+                raise ValueError(f"row {slot} of the logits holds NaN, +inf or nothing finite")
+            sample.decode_seconds += seconds
+            ended = "length" if count == sample.options.max_new_tokens else "context"
+            sample.finish = "eos" if sample.new_ids[-1] in sample.eos_ids else ended
+            self.cache.lengths[slot] = len(sample.ids) - 1

@@ -1,0 +1,125 @@
+"""The step of fixed shapes against plain generation; on CUDA the same as a captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model.cache_forms import Int8Cache
+from bpe_llama.model.captured import CapturedDecoder
+from bpe_llama.model.engine import Engine
+from bpe_llama.model.options import GenerationOptions, Sample
+
+Make = Callable[..., LlamaForCausalLM]
+
+OPTIONS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.9, "top_p": 0.8, "top_k": 20},
+    {"temperature": 1.2, "repetition_penalty": 1.3, "frequency_penalty": 0.2},
+    {"temperature": 0.7, "min_new_tokens": 9},
+]
+
+
+def both(
+    model: LlamaForCausalLM, ids: Tensor, check_every: int, backend: str | None = None, **options: Any
+) -> tuple[list[Sample], list[Sample]]:
+    """Return what an engine makes of three prompts of unlike length, and what the captured step does."""
+    prompts = [ids[0].tolist(), ids[1, :3].tolist(), ids[2, :11].tolist()]
+    wanted = [GenerationOptions(seed=seed, **options) for seed in (2**64 - 1, 0, 7)]
+    engines = [Engine(model, 3, 48) for _ in range(2)]
+    plain, captured = (engine.join(prompts, wanted) for engine in engines)
+    while engines[0].step():
+        pass
+    decoder = CapturedDecoder(model, engines[1].cache, backend)
+    decoder.run(captured, check_every)
+    assert (decoder.uncaptured is None) == (model.device.type == "cuda")
+    assert decoder.warm_up_seconds > 0
+    return plain, captured
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("check_every", [1, 5, 64])
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 6, "attention_bias": True, "tie_word_embeddings": True}])
+def test_ids_are_those_of_plain_generation(
+    tiny_model: Make, ids: Tensor, options: dict[str, Any], check_every: int, changes: dict[str, Any]
+) -> None:
+    model = tiny_model(eos_token_id=[2, 7, 8, 9, 10], **changes)
+    for found, expected in zip(*both(model, ids, check_every, max_new_tokens=20, **options), strict=True):
+        assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish)
+
+
+def test_nothing_in_a_step_waits_for_the_host(tiny_model: Make, ids: Tensor) -> None:
+    """A program compiled whole cannot read a value back, nor branch on one."""
+    model = tiny_model(eos_token_id=[2, 7, 8, 9, 10])
+    options = {"temperature": 1.2, "top_k": 30, "frequency_penalty": 0.2, "min_new_tokens": 4, "max_new_tokens": 12}
+    for found, expected in zip(*both(model, ids, 4, backend="eager", **options), strict=True):
+        assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and none is here")
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("backend", [None, "inductor"])
+def test_a_captured_graph_gives_the_ids_of_plain_generation(
+    tiny_model: Make, ids: Tensor, options: dict[str, Any], backend: str | None
+) -> None:
+    model = tiny_model(eos_token_id=[2, 7, 8, 9, 10]).cuda()
+    for found, expected in zip(*both(model, ids, 5, backend, max_new_tokens=20, **options), strict=True):
+        assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish)
+
+
+def test_the_context_ends_a_sequence_and_a_decoder_serves_again(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    engine = Engine(model, 1, 24)
+    decoder = CapturedDecoder(model, engine.cache)
+    for seed in (1, 2):
+        wanted = GenerationOptions(max_new_tokens=50, seed=seed)
+        (found,) = engine.join([ids[seed].tolist()], [wanted])
+        decoder.run([found])
+        engine.leave(found)
+        (expected,) = engine.join([ids[seed].tolist()], [wanted])
+        while engine.step():
+            pass
+        assert (found.new_ids, found.finish) == (expected.new_ids, "context")
+    assert len(decoder._steps) == 1
+
+
+def test_generate_captures_where_it_can(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=[2, 7, 8, 9, 10])
+    for options in ({"max_new_tokens": 1}, {"max_new_tokens": 30, "num_return_sequences": 2}):
+        expected = model.generate(ids, seed=4, temperature=1.3, **options)
+        assert torch.equal(model.generate(ids, seed=4, temperature=1.3, capture=True, **options), expected)
+    with pytest.warns(UserWarning, match="without capture: the cache is of the form 'int8'"):
+        model.generate(ids, max_new_tokens=2, capture=True, cache="int8")
+    dynamic = tiny_model(rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    with pytest.warns(UserWarning, match="without capture: rotary positions of the kind 'dynamic'"):
+        found = dynamic.generate(ids, max_new_tokens=5, capture=True)
+    assert torch.equal(found, dynamic.generate(ids, max_new_tokens=5))
+    with pytest.raises(ValueError, match="a search is not captured"):
+        model.generate(ids, num_beams=2, capture=True)
+
+
+def test_refusals(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    with pytest.raises(ValueError, match="captured with a Int8Cache; expected a full cache"):
+        CapturedDecoder(model, Int8Cache(model.config))
+    with pytest.raises(ValueError, match="cannot be captured: the experts"):
+        CapturedDecoder(tiny_model(num_local_experts=2), Engine(model).cache)
+    engine = Engine(model, 2)
+    decoder = CapturedDecoder(model, engine.cache)
+    first, second = engine.join([[5], [6]], [GenerationOptions(), GenerationOptions(temperature=0.0)])
+    for samples, message in (([first], "1 sequences for 2 slots"), ([first, second], "only seeds may differ")):
+        with pytest.raises(ValueError, match=message):
+            decoder.run(samples)
+    with pytest.raises(ValueError, match="check_every is 0"):
+        decoder.run([first, first], check_every=0)
+    first.finish = "stop"
+    with pytest.raises(ValueError, match="has ended"):
+        decoder.run([first, second])
+    with pytest.raises(ValueError, match="logprobs"):
+        decoder.run([Sample([5], GenerationOptions(logprobs=True), (), [6])] * 2)
