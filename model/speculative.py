@@ -38,7 +38,8 @@ class LookupDraft:
     """Guesses that what followed the last few ids before follows them again: free, and good on repetitive text.
 
     Args:
-        longest: Ids to match, at most; shorter matches are tried down to one.
+        longest: Ids to match, at most; shorter matches are tried after it.
+        shortest: Ids to match, at least. What followed a single id seldom follows it again.
 
     Example:
         >>> sample = Sample([5, 6, 7, 8, 5, 6], GenerationOptions(), ())
@@ -46,15 +47,15 @@ class LookupDraft:
         [7, 8]
     """
 
-    def __init__(self, longest: int = 3) -> None:
-        if longest < 1:
-            raise ValueError(f"longest is {longest}; expected at least 1")
-        self.longest = longest
+    def __init__(self, longest: int = 3, shortest: int = 2) -> None:
+        if longest < 1 or shortest < 1:
+            raise ValueError(f"longest is {longest} and shortest {shortest}; expected at least 1")
+        self.longest, self.shortest = longest, min(shortest, longest)
 
     def __call__(self, sample: Sample, count: int) -> list[int]:
         """Return the ids that followed the latest earlier match, none if there is none."""
         ids = sample.ids
-        for size in range(min(self.longest, len(ids) - 1), 0, -1):
+        for size in range(min(self.longest, len(ids) - 1), self.shortest - 1, -1):
             tail = ids[-size:]
             for start in range(len(ids) - size - 1, -1, -1):
                 if ids[start : start + size] == tail:
@@ -141,7 +142,7 @@ def generate_speculative(
         left = min(room - len(sample.ids), chosen.max_new_tokens - len(sample.new_ids)) - 1
         guesses = guess(sample, min(ahead, left)) if left > 0 else []
         kept = engine.verify(sample, guesses)
-        if kept == len(guesses):
+        if guesses and kept == len(guesses):
             ahead = min(2 * ahead, lookahead)
         elif 2 * kept < len(guesses):
             ahead = max(ahead // 2, 1)

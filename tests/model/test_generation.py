@@ -338,13 +338,20 @@ def test_speculation_pays_on_repetitive_text(tiny_model: Make) -> None:
     assert result.passes <= 4
 
 
+def test_a_look_up_matches_as_many_ids_as_it_is_told() -> None:
+    sample = Sample([5, 6, 7, 8, 9, 6], GenerationOptions(), ())
+    assert LookupDraft()(sample, 2) == []
+    assert LookupDraft(shortest=1)(sample, 2) == LookupDraft(1)(sample, 2) == [7, 8]
+    assert LookupDraft()(Sample([1, 5, 6, 7, 5, 6, 3, 1, 5, 6], GenerationOptions(), ()), 2) == [7, 5]
+
+
 def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="lookahead is 0"):
         generate_speculative(model, ids[0], lookahead=0)
     with pytest.raises(ValueError, match="draft model has 98 ids, the model 97"):
         ModelDraft(tiny_model(vocab_size=98), model)
-    with pytest.raises(ValueError, match="longest is 0"):
+    with pytest.raises(ValueError, match="longest is 0 and shortest 2"):
         LookupDraft(0)
     engine = Engine(model, 2)
     samples = engine.join([[4], [5]], [GenerationOptions(eos_id=())] * 2)
