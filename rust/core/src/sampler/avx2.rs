@@ -40,5 +40,5 @@ pub(super) fn measure(row: &[f32], weights: &[f32], threshold: f32) -> Measure {
             sums[lane] += f64::from(weight);
         }
     }
-    Measure { count, mass: total(&sums) }
+    Measure { count, mass: total(sums) }
 }

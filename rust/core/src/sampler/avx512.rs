@@ -3,7 +3,7 @@
 //! Lane for lane the same operations in the same order, so the same bits: the tests hold all tiers equal.
 
 use super::exponential::{MAGIC, POLYNOMIAL, Scale};
-use super::kernels::{Candidates, Extent, LANES, Measure, total};
+use super::kernels::{Candidates, Extent, LANES, Measure, ROUGH_LANES, total};
 #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
 use std::arch::x86_64::*;
 
@@ -68,31 +68,40 @@ impl Sums {
             _mm512_storeu_pd(lanes.as_mut_ptr(), self.0);
             _mm512_storeu_pd(lanes.as_mut_ptr().add(8), self.1);
         }
-        total(&lanes)
+        total(lanes)
     }
 }
 
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(super) fn extent(row: &[f32]) -> Extent {
     let infinity = _mm512_set1_ps(f32::INFINITY);
-    let mut highest = _mm512_set1_ps(f32::NEG_INFINITY);
-    let mut lowest = infinity;
+    // Each maximum waits for the one before: two at once.
+    let mut highest = [_mm512_set1_ps(f32::NEG_INFINITY); 2];
+    let mut lowest = [infinity; 2];
     let mut valid = 0xffff;
-    let (chunks, tail) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        let values = load(chunk);
-        highest = _mm512_max_ps(highest, values);
-        lowest = _mm512_min_ps(lowest, values);
+    let mut add = |half: usize, values: __m512| {
+        highest[half] = _mm512_max_ps(highest[half], values);
+        lowest[half] = _mm512_min_ps(lowest[half], values);
         valid &= _mm512_cmp_ps_mask::<_CMP_LT_OQ>(values, infinity);
+    };
+    let (chunks, tail) = row.as_chunks::<LANES>();
+    let (pairs, last) = chunks.as_chunks::<2>();
+    for pair in pairs {
+        add(0, load(&pair[0]));
+        add(1, load(&pair[1]));
+    }
+    for chunk in last {
+        add(0, load(chunk));
     }
     if !tail.is_empty() {
         // The last value again where there is none changes nothing.
-        let values = load_tail(tail, tail[tail.len() - 1]);
-        highest = _mm512_max_ps(highest, values);
-        lowest = _mm512_min_ps(lowest, values);
-        valid &= _mm512_cmp_ps_mask::<_CMP_LT_OQ>(values, infinity);
+        add(0, load_tail(tail, tail[tail.len() - 1]));
     }
-    Extent { highest: _mm512_reduce_max_ps(highest), lowest: _mm512_reduce_min_ps(lowest), valid: valid == 0xffff }
+    Extent {
+        highest: _mm512_reduce_max_ps(_mm512_max_ps(highest[0], highest[1])),
+        lowest: _mm512_reduce_min_ps(_mm512_min_ps(lowest[0], lowest[1])),
+        valid: valid == 0xffff,
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512dq")]
@@ -158,6 +167,34 @@ pub(super) fn measure(row: &[f32], weights: &[f32], threshold: f32) -> Measure {
         sums.add(_mm512_maskz_mov_ps(above, load_tail(&weight_tail[..tail.len()], 0.0)));
     }
     Measure { count, mass: sums.total() }
+}
+
+#[target_feature(enable = "avx512f,popcnt")]
+pub(super) fn rough(row: &[f32], weights: &[f32], threshold: f32) -> (usize, f32) {
+    let limit = _mm512_set1_ps(threshold);
+    let mut halves = [_mm512_setzero_ps(); ROUGH_LANES / LANES];
+    let mut count = 0;
+    let (chunks, tail) = row.as_chunks::<ROUGH_LANES>();
+    let (weight_chunks, weight_tail) = weights.as_chunks::<ROUGH_LANES>();
+    for (chunk, weight) in chunks.iter().zip(weight_chunks) {
+        let (values, weights) = (chunk.as_chunks::<LANES>().0, weight.as_chunks::<LANES>().0);
+        for (half, (values, weights)) in halves.iter_mut().zip(values.iter().zip(weights)) {
+            let above = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(load(values), limit);
+            count += above.count_ones() as usize;
+            *half = _mm512_mask_add_ps(*half, above, *half, load(weights));
+        }
+    }
+    for (half, (values, weights)) in halves.iter_mut().zip(tail.chunks(LANES).zip(weight_tail.chunks(LANES))) {
+        let above = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(load_tail(values, f32::NAN), limit);
+        count += above.count_ones() as usize;
+        *half = _mm512_mask_add_ps(*half, above, *half, load_tail(weights, 0.0));
+    }
+    let mut lanes = [0f32; ROUGH_LANES];
+    for (lanes, half) in lanes.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {
+        // SAFETY: sixteen floats are written to sixteen floats.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), half) };
+    }
+    (count, total(lanes))
 }
 
 #[target_feature(enable = "avx512f,avx512dq,popcnt")]

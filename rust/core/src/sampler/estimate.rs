@@ -3,8 +3,8 @@
 //! Nothing here decides anything: a wrong guess costs time and is found out. The mass *below* a threshold is estimated, not
 //! that above: no single weight below is large, so a small sample speaks for all of them, however peaked the row.
 
-use super::kernels::{LANES, Tier, below};
-use super::select::Goal;
+use super::kernels::{LANES, Tier, below, rough};
+use super::select::{FEW, Goal};
 
 /// Rows shorter than this are searched directly.
 const SHORTEST: usize = 4096;
@@ -12,6 +12,8 @@ const SHORTEST: usize = 4096;
 const RUNS: usize = 128;
 /// Halvings of the range of thresholds.
 const STEPS: u32 = 10;
+/// The least share of a bracket that [`narrow`] cuts off.
+const LEAST_STEP: f64 = 1.0 / 8.0;
 /// Standard deviations between the estimate and either end of the bracket.
 const MARGIN: f32 = 4.0;
 
@@ -43,6 +45,46 @@ impl Sample {
         self.scale = row.len() as f32 / self.logits.len() as f32;
         true
     }
+}
+
+/// Returns a bracket of thresholds around the cut, narrowed until few logits are inside by sums so rough that one pass must
+/// confirm it: for rows too short to sample.
+///
+/// `whole` is as for [`guess`].
+pub(super) fn narrow(
+    tier: Tier,
+    row: &[f32],
+    weights: &[f32],
+    goal: Goal,
+    whole: f64,
+    (lowest, highest): (f32, f32),
+) -> (f32, f32) {
+    let (wanted, counting) = match goal {
+        Goal::Count(count) => (count as f64, true),
+        Goal::Mass(mass) => (mass, false),
+    };
+    // Each end with the count, and the count or mass sought for, of what is at least as high.
+    let (mut low, mut high) = ((lowest, row.len(), whole), (highest.next_up(), 0, 0.0));
+    // Half-way first, as nothing is known of a row's shape.
+    let mut share: f64 = 0.5;
+    for _ in 0..STEPS {
+        if low.1 - high.1 <= FEW {
+            break;
+        }
+        // Twice as far from the nearer end as the cut seems to be: the next threshold likely leaves it between the two.
+        let aside = (2.0 * share.min(1.0 - share)).clamp(LEAST_STEP, 0.5);
+        let fraction = if share < 0.5 { aside } else { 1.0 - aside };
+        let threshold = (f64::from(high.0) - fraction * (f64::from(high.0) - f64::from(low.0))) as f32;
+        if !(low.0 < threshold && threshold < high.0) {
+            break;
+        }
+        let (count, mass) = rough(tier, row, weights, threshold);
+        let found = if counting { count as f64 } else { f64::from(mass) };
+        *(if found >= wanted { &mut low } else { &mut high }) = (threshold, count, found);
+        // Were the bracket evenly filled, the cut would lie this far from its upper end.
+        share = (wanted - high.2) / (low.2 - high.2);
+    }
+    (low.0, high.0)
 }
 
 /// Returns a bracket of thresholds that likely holds the cut.

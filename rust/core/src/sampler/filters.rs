@@ -1,6 +1,6 @@
 //! Which ids may be drawn: top-k, top-p, min-p, typical-p, one after the other.
 
-use super::estimate::guess;
+use super::estimate::{guess, narrow};
 use super::exponential::{RELATIVE_ERROR, Scale, exp64};
 use super::kernels::{Extent, Tier, Weight, measure, weigh, weigh64};
 use super::row::Scratch;
@@ -71,7 +71,7 @@ impl Judge<'_> {
             return;
         }
         let goal = Goal::Count(k);
-        let guess = self.sampled.then(|| guess(scratch.tier, &scratch.sample, goal, row.len() as f64, range));
+        let guess = self.guess(goal, row.len() as f64, range, scratch);
         let found = select(scratch.tier, row, weights, Search { goal, range, guess }, &mut scratch.buffers);
         (self.cut, self.mass) = (found.cut, found.with);
         if self.options.preset == Preset::Transformers {
@@ -91,13 +91,22 @@ impl Judge<'_> {
         let Goal::Mass(target) = goal else { return };
         let depth = (2.0 * row.len() as f64 / (self.mass - target)).ln().min(88.0);
         let range = (weightless_below(extent, self.temperature, depth), extent.highest);
-        let guess = self.sampled.then(|| guess(scratch.tier, &scratch.sample, goal, total, range));
+        let guess = self.guess(goal, total, range, scratch);
         let found = select(scratch.tier, row, weights, Search { goal, range, guess }, &mut scratch.buffers);
         if certain(found, goal, total) {
             (self.cut, self.mass) = (found.cut, found.with);
         } else {
             self.cut = self.exact_top_p(found.cut, scratch);
             self.weigh_kept(scratch);
+        }
+    }
+
+    /// Returns a bracket that likely holds the cut.
+    fn guess(&self, goal: Goal, whole: f64, range: (f32, f32), scratch: &Scratch) -> (f32, f32) {
+        if self.sampled {
+            guess(scratch.tier, &scratch.sample, goal, whole, range)
+        } else {
+            narrow(scratch.tier, self.row, &scratch.weights[..self.row.len()], goal, whole, range)
         }
     }
 
@@ -115,7 +124,7 @@ impl Judge<'_> {
         let goal = self.share(kept_mass(row, weights, self.cut, scratch.tier));
         let range = (weightless_below(extent, temperature, 746.0), extent.highest);
         let aside = (temperature * 1e-4) as f32;
-        let guess = Some((near.value - aside, (near.value + aside).next_up()));
+        let guess = (near.value - aside, (near.value + aside).next_up());
         select(scratch.tier, row, weights, Search { goal, range, guess }, &mut scratch.buffers64).cut
     }
 

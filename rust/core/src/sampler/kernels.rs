@@ -6,8 +6,11 @@
 use super::exponential::{Scale, exp64};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
+use std::ops::AddAssign;
 
 pub(super) const LANES: usize = 16;
+/// Lanes of [`rough`], which is bound by how fast one sum follows another.
+pub(super) const ROUGH_LANES: usize = 32;
 
 /// Which instructions the passes use; only ever one this CPU has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,7 +227,7 @@ pass! {
             *out = scale.weight(value);
             sums[lane] += f64::from(*out);
         }
-        total(&sums)
+        total(sums)
     }
 }
 
@@ -238,7 +241,7 @@ pass! {
                 sums[lane] += *out;
             }
         }
-        total(&sums)
+        total(sums)
     }
 }
 
@@ -298,6 +301,27 @@ pass! {
     }
 }
 
+pass! {
+    /// Returns how many logits are at least `threshold`, and their weight summed in float32: for estimates only.
+    rough as avx512::rough, (row: &[f32], weights: &[f32], threshold: f32) -> (usize, f32) {
+        let mut counts = [0u32; ROUGH_LANES];
+        let mut sums = [0f32; ROUGH_LANES];
+        let (chunks, tail) = row.as_chunks::<ROUGH_LANES>();
+        let (weight_chunks, weight_tail) = weights.as_chunks::<ROUGH_LANES>();
+        for (chunk, weight) in chunks.iter().zip(weight_chunks) {
+            for lane in 0..ROUGH_LANES {
+                counts[lane] += u32::from(chunk[lane] >= threshold);
+                sums[lane] += if chunk[lane] >= threshold { weight[lane] } else { 0.0 };
+            }
+        }
+        for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {
+            counts[lane] += u32::from(value >= threshold);
+            sums[lane] += if value >= threshold { weight } else { 0.0 };
+        }
+        (counts.iter().map(|&count| count as usize).sum(), total(sums))
+    }
+}
+
 #[inline(always)]
 fn measure_any<W: Weight>(row: &[f32], weights: &[W], threshold: f32) -> Measure {
     let mut counts = [0u32; LANES];
@@ -316,7 +340,7 @@ fn measure_any<W: Weight>(row: &[f32], weights: &[W], threshold: f32) -> Measure
         counts[lane] += u32::from(above);
         sums[lane] += if above { weight } else { W::default() }.wide();
     }
-    Measure { count: counts.iter().map(|&count| count as usize).sum(), mass: total(&sums) }
+    Measure { count: counts.iter().map(|&count| count as usize).sum(), mass: total(sums) }
 }
 
 #[inline(always)]
@@ -343,12 +367,12 @@ fn split_any<W: Weight>(
 
 /// Returns the sum of the lanes, as a tree.
 #[inline(always)]
-pub(super) fn total(sums: &[f64; LANES]) -> f64 {
-    let mut sums = *sums;
+pub(super) fn total<T: Copy + AddAssign, const LANES: usize>(mut sums: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            sums[lane] += sums[lane + width];
+            let other = sums[lane + width];
+            sums[lane] += other;
         }
         width /= 2;
     }

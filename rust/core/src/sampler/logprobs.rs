@@ -1,6 +1,7 @@
 //! What the model itself thought of an id: log-probabilities of the logits as given.
 
 use super::Rows;
+use super::estimate::narrow;
 use super::exponential::exp64;
 use super::row::{Scratch, checked_extent};
 use super::select::{Goal, Search, select};
@@ -38,8 +39,9 @@ pub(super) fn row_log_probs(
         let cut = (top_n <= finite).then(|| {
             // Only the order matters here, not the weights.
             let range = (extent.lowest.max(f32::MIN), extent.highest);
-            let search = Search { goal: Goal::Count(top_n), range, guess: None };
-            select(scratch.tier, &row, &row, search, &mut scratch.buffers).cut
+            let goal = Goal::Count(top_n);
+            let guess = narrow(scratch.tier, &row, &row, goal, row.len() as f64, range);
+            select(scratch.tier, &row, &row, Search { goal, range, guess }, &mut scratch.buffers).cut
         });
         let kept = row.iter().enumerate().filter(|&(id, &logit)| {
             // With fewer finite logits than wanted there is no cut: all of them it is.

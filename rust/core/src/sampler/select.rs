@@ -8,7 +8,7 @@ use super::kernels::{Candidates, Measure, Tier, Weight};
 use std::cmp::Ordering;
 
 /// Brackets that hold at most this many logits are ordered; beyond, one more pass is cheaper.
-const FEW: usize = 12;
+pub(super) const FEW: usize = 12;
 /// So many logits are passed over about as fast as a quarter of them.
 const SEARCHED: usize = 256;
 
@@ -84,7 +84,7 @@ pub(super) struct Search {
     /// A finite threshold whose measure reaches the goal, and the row's maximum.
     pub(super) range: (f32, f32),
     /// A bracket that may hold the cut: a good one saves passes, a wrong one costs one.
-    pub(super) guess: Option<(f32, f32)>,
+    pub(super) guess: (f32, f32),
 }
 
 /// Returns the shortest prefix of a row that reaches the goal.
@@ -107,20 +107,18 @@ pub(super) fn select<W: Weight>(
     // Whether the candidates hold all logits in the bracket, and what lay above them when they were picked.
     let mut picked = false;
     let mut base = above;
-    if let Some((guess_low, guess_high)) = guess {
-        let guess_high = guess_high.min(high);
-        let over = W::split(tier, row, weights, None, (guess_low, guess_high), candidates);
-        if goal.reached(over) {
-            (low, reaching) = (guess_high, over.count);
+    let (guess_low, guess_high) = (guess.0, guess.1.min(high));
+    let over = W::split(tier, row, weights, None, (guess_low, guess_high), candidates);
+    if goal.reached(over) {
+        (low, reaching) = (guess_high, over.count);
+    } else {
+        (high, above) = (guess_high, over);
+        let with = candidates.weights.iter().fold(over.mass, |mass, weight| mass + weight.wide());
+        let with = Measure { count: over.count + candidates.ids.len(), mass: with };
+        if goal.reached(with) {
+            (low, reaching, base, picked) = (guess_low, with.count, over, true);
         } else {
-            (high, above) = (guess_high, over);
-            let with = candidates.weights.iter().fold(over.mass, |mass, weight| mass + weight.wide());
-            let with = Measure { count: over.count + candidates.ids.len(), mass: with };
-            if goal.reached(with) {
-                (low, reaching, base, picked) = (guess_low, with.count, over, true);
-            } else {
-                (high, above) = (guess_low, with);
-            }
+            (high, above) = (guess_low, with);
         }
     }
     // A mass is looked for in a range of some temperatures, a count in one that a single far logit may widen.

@@ -1,7 +1,7 @@
 //! The sampler against its definition: sort everything, sum in float64.
 
 use super::exponential::exp64;
-use super::kernels::Tier;
+use super::kernels::{Tier, measure, rough};
 use super::row::{Scratch, row_probs, sample_row};
 use super::{Elements, Options, Request, Rows, Sampler, uniform};
 use proptest::prelude::*;
@@ -142,6 +142,24 @@ fn follows_the_definition_on_a_large_row() {
         for (top_p, top_k) in [(0.9, 0), (0.1, 0), (0.999, 0), (0.9, 40), (1.0, 1000)] {
             let options = Options { temperature: 0.8, top_p, top_k, seed: 3, ..Options::default() };
             assert_follows_definition(&row, &options).unwrap_or_else(|error| panic!("{spread} {top_p}: {error}"));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn rough_sums_are_near_the_sums_and_alike_on_every_tier(row in rows(), place in 0usize..3000) {
+        let weights: Vec<f32> = (0..row.len()).map(|i| uniform(9, i as u64) as f32).collect();
+        let threshold = row[place % row.len()];
+        let exact = measure(Tier::best(), &row, &weights, threshold);
+        let mut first = None;
+        for tier in Tier::available() {
+            let (count, mass) = rough(tier, &row, &weights, threshold);
+            prop_assert_eq!(count, exact.count);
+            prop_assert!((f64::from(mass) - exact.mass).abs() <= 1e-5 * exact.mass, "{mass} for {}", exact.mass);
+            prop_assert_eq!(first.get_or_insert(mass).to_bits(), mass.to_bits(), "tiers differ");
         }
     }
 }
