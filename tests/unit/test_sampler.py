@@ -1,7 +1,9 @@
 import copy
+import itertools
 import math
 import pickle
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -160,6 +162,31 @@ def test_parameters_out_of_range(arguments: dict, message: str) -> None:
         Sampler(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Sampler(banned_ids=5), TypeError, "banned_ids is 5; expected a sequence of ints"),
+        (lambda: Sampler(banned_ids=[1, 1.5]), TypeError, r"banned_ids holds 1\.5; expected ints in \[0, 2\*\*32\)"),
+        (lambda: Sampler(allowed_ids=[-1]), ValueError, r"allowed_ids holds -1; expected ints in \[0, 2\*\*32\)"),
+        (lambda: Sampler(allowed_ids=["a" * 500]), TypeError, r"allowed_ids holds 'aaa.{60,90} \.\.\.; expected ints"),
+        (lambda: Sampler(logit_bias=[(1, 2)]), TypeError, r"logit_bias is \[\(1, 2\)\]; expected a dict of id to number"),
+        (lambda: Sampler(logit_bias={2**32: 1}), ValueError, "logit_bias holds 4294967296; expected ints"),
+        (lambda: Sampler(logit_bias={7: "x"}), TypeError, "logit_bias of id 7 must be a number, got 'x'"),
+        (lambda: Sampler(logit_bias={7: 1e300}), ValueError, r"logit_bias of id 7 must be finite in float32, got 1e\+300"),
+        (lambda: Sampler().sample(ROW, seeds=5), TypeError, "seeds is 5; expected a sequence of ints"),
+        (lambda: Sampler().sample(ROW, seeds=[-1]), ValueError, r"seeds holds -1; expected ints in \[0, 2\*\*64\)"),
+        (lambda: Sampler().sample(ROW, seeds=[1.5]), TypeError, r"seeds holds 1\.5; expected ints"),
+        (lambda: Sampler().sample(ROW, num_threads=-1), ValueError, "num_threads must be at least 1, or None, got -1"),
+        (lambda: Sampler().probs(ROW, num_threads=0), ValueError, "num_threads must be at least 1, or None, got 0"),
+        (lambda: Sampler().probs(ROW, num_threads="2"), TypeError, "num_threads must be an int, or None, got '2'"),
+        (lambda: Sampler().sample_with_logprobs(ROW, top_n=-1), ValueError, "top_n must be in .*, got -1"),
+    ],
+)
+def test_arguments_are_named_with_what_was_expected(call: Callable[[], object], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
 def test_parameters_of_the_wrong_type() -> None:
     for arguments in ({"top_k": 1.5}, {"seed": "x"}, {"temperature": "hot"}):
         with pytest.raises(TypeError):
@@ -202,9 +229,9 @@ def test_bad_arrays() -> None:
 
 def test_bad_histories() -> None:
     sampler = Sampler(presence_penalty=1.0)
-    for bad in (1000, -1):
+    for bad, each in itertools.product((1000, -1), (sampler, Sampler())):
         with pytest.raises(ValueError, match=f"row 0: history id {bad} at index 2 is outside the vocabulary of 1000"):
-            sampler.sample(ROW, history=[0, 1, bad])
+            each.sample(ROW, history=[0, 1, bad])
     with pytest.raises(ValueError, match="2 histories for 12 rows"):
         sampler.sample(BATCH, history=[[1], [2]])
     for wrong in ([1.5], [[1]], "ab", 3):

@@ -1,6 +1,7 @@
 //! What Python passes, as the core takes it.
 
 use std::fmt::Display;
+use std::num::NonZero;
 use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
@@ -161,11 +162,38 @@ pub(crate) fn extract_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     })
 }
 
-/// Returns how many threads to use.
-pub(crate) fn thread_count(num_threads: Option<usize>) -> PyResult<usize> {
-    match num_threads {
-        Some(0) => Err(PyValueError::new_err("num_threads must be at least 1, or None for all processors, got 0")),
-        Some(threads) => Ok(threads),
-        None => Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+/// A number of threads, at least 1.
+#[derive(Clone, Copy)]
+pub(crate) struct Threads(pub(crate) NonZero<usize>);
+
+impl<'py> FromPyObject<'_, 'py> for Threads {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match value.extract::<usize>().map(NonZero::new) {
+            Ok(Some(threads)) => Ok(Self(threads)),
+            Err(error) if error.is_instance_of::<PyTypeError>(value.py()) => {
+                Err(PyTypeError::new_err(format!("num_threads must be an int, or None, got {}", shown(&value))))
+            }
+            Ok(None) | Err(_) => {
+                Err(PyValueError::new_err(format!("num_threads must be at least 1, or None, got {}", shown(&value))))
+            }
+        }
+    }
+}
+
+/// Returns how many threads to use, as many as there are processors unless said otherwise.
+pub(crate) fn thread_count(num_threads: Option<Threads>) -> usize {
+    let threads = num_threads.map(|threads| threads.0);
+    threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZero::get)
+}
+
+/// Returns an object as an error shows it: its `repr`, the end of a long one left out.
+pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
+    const LONGEST: usize = 80;
+    let text = value.repr().map_or_else(|_| "?".to_owned(), |repr| repr.to_string_lossy().into_owned());
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
     }
 }

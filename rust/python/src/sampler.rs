@@ -1,9 +1,10 @@
 //! `Sampler` for Python.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
+use crate::arguments::Threads;
 use crate::error::to_py;
 use crate::logits::Logits;
-use crate::sampler_arguments::{natural, read_history, read_ids, read_seeds, threads, token_id};
+use crate::sampler_arguments::{natural, read_biases, read_history, read_ids, read_seeds};
 use bpe_llama::sampler::{Options, Preset, Request, Sampler};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
@@ -67,12 +68,11 @@ impl PySampler {
         frequency_penalty: f64,
         seed: Option<&Bound<'_, PyAny>>,
         typical_p: f64,
-        logit_bias: Option<&Bound<'_, PyDict>>,
+        logit_bias: Option<&Bound<'_, PyAny>>,
         banned_ids: Option<&Bound<'_, PyAny>>,
         allowed_ids: Option<&Bound<'_, PyAny>>,
         preset: &str,
     ) -> PyResult<Self> {
-        let biases = logit_bias.into_iter().flat_map(PyDictMethods::iter);
         let options = Options {
             temperature,
             top_k: usize::try_from(natural("top_k", top_k)?).unwrap_or(usize::MAX),
@@ -82,9 +82,7 @@ impl PySampler {
             repetition_penalty,
             presence_penalty,
             frequency_penalty,
-            logit_bias: biases
-                .map(|(id, bias)| Ok((token_id("logit_bias", &id)?, bias.extract()?)))
-                .collect::<PyResult<_>>()?,
+            logit_bias: logit_bias.map_or(Ok(Vec::new()), read_biases)?,
             banned_ids: banned_ids.map_or(Ok(Vec::new()), |ids| read_ids("banned_ids", ids))?,
             allowed_ids: allowed_ids.map(|ids| read_ids("allowed_ids", ids)).transpose()?,
             preset: Preset::from_name(preset).map_err(to_py)?,
@@ -126,7 +124,7 @@ impl PySampler {
         history: Option<&Bound<'py, PyAny>>,
         step: Option<&Bound<'py, PyAny>>,
         seeds: Option<&Bound<'py, PyAny>>,
-        num_threads: Option<usize>,
+        num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let logits = Logits::of(logits)?;
         let rows = logits.rows()?;
@@ -136,7 +134,7 @@ impl PySampler {
             histories: histories.as_deref(),
             step: step.map(|step| natural("step", Some(step))).transpose()?,
             seeds: seeds.as_deref(),
-            num_threads: threads(num_threads)?,
+            num_threads: num_threads.map(|threads| threads.0),
         };
         if logits.single {
             let mut id = [0];
@@ -171,13 +169,14 @@ impl PySampler {
     ///     >>> id, logprob, top_ids, top_logprobs = Sampler(temperature=0).sample_with_logprobs(logits, top_n=2)
     ///     >>> id, round(logprob, 4), top_ids.tolist(), top_logprobs.round(4).tolist()
     ///     (0, -0.6931, [0, 1], [-0.6931, -1.3863])
-    #[pyo3(signature = (logits, history=None, *, top_n=0, step=None, seeds=None))]
+    #[pyo3(signature = (logits, history=None, *, top_n=None, step=None, seeds=None),
+        text_signature = "($self, logits, history=None, *, top_n=0, step=None, seeds=None)")]
     fn sample_with_logprobs<'py>(
         &self,
         py: Python<'py>,
         logits: &Bound<'py, PyAny>,
         history: Option<&Bound<'py, PyAny>>,
-        top_n: usize,
+        top_n: Option<&Bound<'py, PyAny>>,
         step: Option<&Bound<'py, PyAny>>,
         seeds: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyTuple>> {
@@ -191,6 +190,7 @@ impl PySampler {
             seeds: seeds.as_deref(),
             num_threads: None,
         };
+        let top_n = usize::try_from(natural("top_n", top_n)?).unwrap_or(usize::MAX);
         let mut ids = vec![0; rows.rows()];
         let work = rows.vocab_size() * rows.rows();
         let found = release(py, work, || {
@@ -242,13 +242,16 @@ impl PySampler {
         py: Python<'py>,
         logits: &Bound<'py, PyAny>,
         history: Option<&Bound<'py, PyAny>>,
-        num_threads: Option<usize>,
+        num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let logits = Logits::of(logits)?;
         let rows = logits.rows()?;
         let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
-        let request =
-            Request { histories: histories.as_deref(), num_threads: threads(num_threads)?, ..Request::default() };
+        let request = Request {
+            histories: histories.as_deref(),
+            num_threads: num_threads.map(|threads| threads.0),
+            ..Request::default()
+        };
         let mut probs = vec![0.0; rows.rows() * rows.vocab_size()];
         release(py, probs.len(), || self.0.probs_rows(&rows, &request, &mut probs)).map_err(to_py)?;
         let flat = PyArray1::from_vec(py, probs);

@@ -8,7 +8,7 @@ use bpe_llama::{EncodeOptions, TokenFile, Tokenizer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::arguments::{Texts, thread_count};
+use crate::arguments::{Texts, Threads, thread_count};
 use crate::error::to_py;
 use crate::signals::interruptible;
 use crate::tokenizer::PyTokenizer;
@@ -51,11 +51,11 @@ impl PyTokenFile {
         tokenizer: &PyTokenizer,
         path: PathBuf,
         end: Option<u32>,
-        num_threads: Option<usize>,
+        num_threads: Option<Threads>,
     ) -> PyResult<Self> {
         let tokenizer = tokenizer.shared();
         let file = py.detach(|| TokenFile::create(&path, tokenizer.vocab_size())).map_err(to_py)?;
-        Ok(Self { tokenizer, end, threads: thread_count(num_threads)?, file: Mutex::new(Some(file)) })
+        Ok(Self { tokenizer, end, threads: thread_count(num_threads), file: Mutex::new(Some(file)) })
     }
 
     fn add_files(

@@ -11,7 +11,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
-use crate::arguments::{Ids, Specials, Text, Texts, extract_id, thread_count, type_error};
+use crate::arguments::{Ids, Specials, Text, Texts, Threads, extract_id, thread_count, type_error};
 use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
 use crate::ids::IdInts;
@@ -287,13 +287,13 @@ impl PyTokenizer {
         &self,
         py: Python<'py>,
         texts: Texts,
-        num_threads: Option<usize>,
+        num_threads: Option<Threads>,
         bos: bool,
         eos: bool,
         allowed_special: Specials,
         disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyList>> {
-        let threads = thread_count(num_threads)?;
+        let threads = thread_count(num_threads);
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
@@ -309,13 +309,13 @@ impl PyTokenizer {
         &self,
         py: Python<'py>,
         texts: Texts,
-        num_threads: Option<usize>,
+        num_threads: Option<Threads>,
         bos: bool,
         eos: bool,
         allowed_special: Specials,
         disallowed_special: Specials,
     ) -> PyResult<Rows<'py>> {
-        let threads = thread_count(num_threads)?;
+        let threads = thread_count(num_threads);
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {

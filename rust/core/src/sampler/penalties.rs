@@ -3,31 +3,29 @@
 use super::Options;
 use crate::{Error, Result};
 
-/// Lowers in place the logits of the ids in `history`; each id once, however often it occurs.
-///
-/// Repetition first (divide what is positive, multiply what is not), then frequency times the count, then presence,
-/// in float64, rounded once. `counts` is scratch, all zero before and after.
+/// Refuses ids that are not below `vocab_size`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if an id is not below `row.len()`; the row is then unchanged.
-///
-/// # Source
-/// Repetition: Keskar et al. 2019, arXiv:1909.05858, section 4.1. The others: `OpenAI`'s API reference.
-pub(super) fn penalise(
-    row: &mut [f32],
-    history: &[i64],
-    options: &Options,
-    counts: &mut Vec<u32>,
-    row_index: usize,
-) -> Result<()> {
+/// [`Error::InvalidArgument`] naming the first of them.
+pub(super) fn check_history(history: &[i64], vocab_size: usize, row_index: usize) -> Result<()> {
     for (index, &id) in history.iter().enumerate() {
-        if usize::try_from(id).map_or(true, |id| id >= row.len()) {
+        if usize::try_from(id).map_or(true, |id| id >= vocab_size) {
             return Err(Error::InvalidArgument(format!(
-                "row {row_index}: history id {id} at index {index} is outside the vocabulary of {}",
-                row.len()
+                "row {row_index}: history id {id} at index {index} is outside the vocabulary of {vocab_size}"
             )));
         }
     }
+    Ok(())
+}
+
+/// Lowers in place the logits of the ids in `history`; each id once, however often it occurs.
+///
+/// Repetition first (divide what is positive, multiply what is not), then frequency times the count, then presence,
+/// in float64, rounded once. `counts` is scratch, all zero before and after. Ids must be below `row.len()`.
+///
+/// # Source
+/// Repetition: Keskar et al. 2019, arXiv:1909.05858, section 4.1. The others: `OpenAI`'s API reference.
+pub(super) fn penalise(row: &mut [f32], history: &[i64], options: &Options, counts: &mut Vec<u32>) {
     if counts.len() < row.len() {
         counts.resize(row.len(), 0);
     }
@@ -44,7 +42,6 @@ pub(super) fn penalise(
             *logit = (repeated - options.frequency_penalty * f64::from(count) - options.presence_penalty) as f32;
         }
     }
-    Ok(())
 }
 
 /// Adds the biases, then leaves only what is allowed and not banned, in place.
@@ -96,7 +93,7 @@ mod tests {
             Options { repetition_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..Options::default() };
         let mut row = [4.0, -4.0, 1.0, f32::NEG_INFINITY];
         let mut counts = Vec::new();
-        penalise(&mut row, &[0, 1, 0, 3], &options, &mut counts, 0).expect("ids are in range");
+        penalise(&mut row, &[0, 1, 0, 3], &options, &mut counts);
         assert_eq!(row, [2.0 - 0.5 - 0.5, -8.0 - 0.5 - 0.25, 1.0, f32::NEG_INFINITY]);
         assert!(counts.iter().all(|&count| count == 0));
     }
@@ -118,12 +115,9 @@ mod tests {
 
     #[test]
     fn names_an_id_outside() {
-        let mut row = [1.0, 2.0];
         for bad in [2, -1] {
-            let error = penalise(&mut row, &[0, bad], &Options::default(), &mut Vec::new(), 3);
-            let message = error.expect_err("outside").to_string();
+            let message = check_history(&[0, bad], 2, 3).expect_err("outside").to_string();
             assert_eq!(message, format!("row 3: history id {bad} at index 1 is outside the vocabulary of 2"));
         }
-        assert_eq!(row, [1.0, 2.0]);
     }
 }

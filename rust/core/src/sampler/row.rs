@@ -4,7 +4,7 @@ use super::estimate::Sample;
 use super::exponential::exp64;
 use super::filters::filter;
 use super::kernels::{Extent, Tier, extent, measure};
-use super::penalties::{adjust, penalise};
+use super::penalties::{adjust, check_history, penalise};
 use super::select::{Buffers, Cut};
 use super::{Options, Rows};
 use crate::{Error, Result};
@@ -101,21 +101,24 @@ fn with_scores<T>(
     scratch: &mut Scratch,
     act: impl FnOnce(&[f32], Extent, &mut Scratch) -> T,
 ) -> Result<T> {
-    let history = history.filter(|_| options.penalises());
+    let history = history.unwrap_or_default();
+    check_history(history, rows.vocab_size(), row_index)?;
+    let penalised = !history.is_empty() && options.penalises();
     // Taken out, so that the row and the rest of the scratch can be lent together.
     let mut copy = std::mem::take(&mut scratch.logits);
     let result = match rows.borrow(row_index) {
-        Some(row) if history.is_none() && !options.adjusts() => {
+        Some(row) if !penalised && !options.adjusts() => {
             checked_extent(row, row_index, scratch.tier).map(|extent| act(row, extent, scratch))
         }
         _ => {
             rows.widen(row_index, &mut copy);
             adjust(&mut copy, options, row_index)
                 .and_then(|()| {
-                    let history = history.unwrap_or_default();
-                    penalise(&mut copy, history, options, &mut scratch.counts, row_index)
+                    if penalised {
+                        penalise(&mut copy, history, options, &mut scratch.counts);
+                    }
+                    checked_extent(&copy, row_index, scratch.tier)
                 })
-                .and_then(|()| checked_extent(&copy, row_index, scratch.tier))
                 .map(|extent| act(&copy, extent, scratch))
         }
     };
@@ -156,7 +159,7 @@ fn draw(row: &[f32], weights: &[f32], cut: Cut, mass: f64, uniform: f64, tier: T
     let target = (uniform * mass).min(mass.next_down());
     let mut passed = 0.0;
     let mut last = (0..0, cut.value);
-    let size = if row.len() <= 2 * BLOCK { SMALL_BLOCK } else { BLOCK };
+    let size = if row.len() <= 2 * BLOCK { 2 * SMALL_BLOCK } else { BLOCK };
     for (ids, threshold) in cut.parts(row.len()) {
         for start in ids.clone().step_by(size) {
             let block = start..(start + size).min(ids.end);
@@ -200,8 +203,9 @@ fn place(
                 continue;
             }
         }
-        for id in ids.filter(kept) {
-            passed += f64::from(weights[id]);
+        for id in ids {
+            // Adding nothing rather than branching: half a flat row is kept, at random.
+            passed += if row[id] >= threshold { f64::from(weights[id]) } else { 0.0 };
             if passed > target {
                 return Some(id as u32);
             }
