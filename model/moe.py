@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.grouped import grouped_linear
 
 
 class Expert(nn.Module):
@@ -30,6 +31,9 @@ class Expert(nn.Module):
 
 class MixtureOfExperts(nn.Module):
     """Top-k routing over SwiGLU experts; each expert computes all of its tokens in one product.
+
+    Compiled by `torch.compile`, the experts' products are single operations (`grouped_linear`), without a graph break;
+    experts with adapters or in another number format then compute all tokens each.
 
     The router's logits of the last forward pass stay in ``router_logits`` (M, E) for `routing_loss`.
 
@@ -55,11 +59,38 @@ class MixtureOfExperts(nn.Module):
         # Sort the (token, expert) pairs by expert, so that each expert's tokens lie together.
         order = chosen_MC.flatten().argsort(stable=True)
         tokens = order // self.per_token
-        counts = chosen_MC.flatten().bincount(minlength=len(self.experts)).tolist()
-        grouped = torch.split(x_MD[tokens], counts)
-        outputs = [expert(part) for expert, part in zip(self.experts, grouped, strict=True) if len(part)]
-        weighted = torch.cat(outputs) * weights_MC.flatten()[order, None]
+        if torch.compiler.is_compiling():
+            outputs = self._together(x_MD[tokens], chosen_MC.flatten()[order])
+        else:
+            counts = chosen_MC.flatten().bincount(minlength=len(self.experts)).tolist()
+            grouped = torch.split(x_MD[tokens], counts)
+            outputs = torch.cat([expert(part) for expert, part in zip(self.experts, grouped, strict=True) if len(part)])
+        weighted = outputs * weights_MC.flatten()[order, None]
         return torch.zeros_like(x_MD).index_add(0, tokens, weighted).view_as(x_BTD)
+
+    def _together(self, x_PD: Tensor, chosen_P: Tensor) -> Tensor:
+        """Return what its expert makes of each row, (P, D), by operations whose shapes do not depend on the choice.
+
+        Args:
+            x_PD: Rows sorted by expert.
+            chosen_P: The expert of each.
+        """
+        sent_PE = chosen_P[:, None] == torch.arange(len(self.experts), device=x_PD.device)
+        if any(type(layer) is not nn.Linear for expert in self.experts for layer in expert.children()):
+            # Adapters and other number formats are known to their own layers alone: each expert computes all rows.
+            out_PD = torch.zeros_like(x_PD)
+            for i, expert in enumerate(self.experts):
+                out_PD = torch.where(sent_PE[:, [i]], expert(x_PD), out_PD)
+            return out_PD
+        kind = x_PD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_PD.dtype
+        w1, w2, w3 = (
+            [getattr(expert, name).weight.to(dtype) for expert in self.experts] for name in ("w1", "w2", "w3")
+        )
+        x_PD, counts_E = x_PD.to(dtype), sent_PE.sum(0)
+        hidden_PI = functional.silu(grouped_linear(x_PD, w1, counts_E)) * grouped_linear(x_PD, w3, counts_E)
+        out: Tensor = grouped_linear(hidden_PI, w2, counts_E)
+        return out
 
 
 def load_balancing_loss(router_logits: list[Tensor], per_token: int, attention_mask: Tensor | None = None) -> Tensor:
