@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bpe_llama.model.options import Sample, compiled_sampler
+from bpe_llama.model.options import Sample
 from bpe_llama.model.sampling import sample_logits
 
 SEED_BITS = 0xFFFF_FFFF_FFFF_FFFF
@@ -27,7 +27,7 @@ def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
     on_cpu = logits_BV.device.type == "cpu"
     groups: dict[tuple[object, ...], list[int]] = {}
     for row, sample in enumerate(samples):
-        alike: tuple[object, ...] = tuple(sample.options.sampling.items())
+        alike: tuple[object, ...] = (sample.options.draws_as,)
         if on_cpu:  # the compiled sampler takes one step number, and one history, a call
             alike += (len(sample.new_ids), row if sample.options.looks_back else -1)
         groups.setdefault(alike, []).append(row)
@@ -45,7 +45,7 @@ def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
     first = samples[0]
     seeds = [sample.options.seed & SEED_BITS for sample in samples]
     history = first.ids if first.options.looks_back else None
-    sampler = compiled_sampler(tuple(first.options.sampling.items()))
+    sampler = first.options.sampler
     logits_BV = logits_BV.detach()
     if history is not None:
         return [int(sampler.sample(logits_BV[0], history, step=len(first.new_ids), seeds=seeds))]
@@ -62,7 +62,7 @@ def _choose_on_device(samples: list[Sample], logits_BV: Tensor) -> list[int]:
         history_BT = torch.tensor([[-1] * (width - len(s.ids)) + s.ids for s in samples], device=device)
     chosen: list[int] = sample_logits(
         logits_BV,
-        **options.sampling,  # type: ignore[arg-type]  # top_k is an int
+        **options.sampling,
         history_BT=history_BT,
         seed=torch.tensor([_signed(sample.options.seed & SEED_BITS) for sample in samples], device=device),
         step=torch.tensor([len(sample.new_ids) for sample in samples], device=device),

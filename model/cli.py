@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -249,7 +250,17 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 is all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest whose mass reaches this.")] = 0.95,
     min_p: Annotated[float, typer.Option(help="Draw from those this likely, relative to the likeliest.")] = 0.0,
+    typical_p: Annotated[float, typer.Option(help="Draw from the most typical whose mass reaches this.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="Taken from the score of what is there already.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same, for each time it is there.")] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="ID=NUMBER, added to an id's score; may be given many times.")
+    ] = None,
+    ban: Annotated[list[int] | None, typer.Option(help="An id never to draw; may be given many times.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="Filters as exact, meta, transformers or llama_cpp apply them.")
+    ] = "exact",
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given many times.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
@@ -267,7 +278,13 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        typical_p=typical_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=read_biases(logit_bias or ()),
+        banned_ids=ban,
+        preset=preset,
         seed=seed,
         stop=stop or (),
     ):
@@ -287,14 +304,25 @@ def chat(
     system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 is all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest whose mass reaches this.")] = 0.9,
+    min_p: Annotated[float, typer.Option(help="Draw from those this likely, relative to the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Talk to an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
     generator = load_generator(model, tokenizer, dtype, device, adapter)
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
     talk(Conversation(generator, system, options))
 
 
@@ -357,6 +385,23 @@ def read_prompt() -> str:
     if sys.stdin.isatty():
         raise ValueError("no prompt: give it as an argument or on standard input")
     return sys.stdin.buffer.read().decode("utf-8")
+
+
+def read_biases(texts: Sequence[str]) -> dict[int, float]:
+    """Return ids and numbers from texts such as "17=-2.5".
+
+    Example:
+        >>> read_biases(["17=-2.5", "3=1"])
+        {17: -2.5, 3: 1.0}
+    """
+    biases = {}
+    for text in texts:
+        token_id, _, number = text.partition("=")
+        try:
+            biases[int(token_id)] = float(number)
+        except ValueError:
+            raise ValueError(f"--logit-bias is {text!r}; expected ID=NUMBER, such as 17=-2.5") from None
+    return biases
 
 
 def describe(result: training.TrainResult) -> str:

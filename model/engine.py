@@ -23,6 +23,7 @@ from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
 from bpe_llama.model.packed import PackedDecoder
+from bpe_llama.model.prompts import whole_ids
 
 
 class Engine:
@@ -82,6 +83,7 @@ class Engine:
 
         Raises:
             ValueError: If a prompt is empty or does not fit, or there are too few free slots; then nothing joins.
+            TypeError: If an id is no int; likewise.
         """
         if copies < 1:
             raise ValueError(f"copies is {copies}; expected at least 1")
@@ -130,7 +132,8 @@ class Engine:
         free = self.cache.batch_size - len(self.live)
         if len(prompts) * copies > free:
             raise ValueError(f"{len(prompts) * copies} prompts for {free} free slots")
-        for row, prompt in enumerate(prompts):
+        checked = [whole_ids(prompt, row) for row, prompt in enumerate(prompts)]
+        for row, prompt in enumerate(checked):
             if not prompt:
                 raise ValueError(f"prompt {row} is empty; expected at least one id")
             if len(prompt) >= self.cache.capacity:
@@ -138,7 +141,7 @@ class Engine:
                     f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
                 )
         config = self.model.config
-        return [Sample(list(p), chosen, chosen.ending_ids(config)) for p, chosen in zip(prompts, options, strict=True)]
+        return [Sample(p, chosen, chosen.ending_ids(config)) for p, chosen in zip(checked, options, strict=True)]
 
     def _take_in(self, read: list[Sample], first: int, copies: int) -> list[Sample]:
         start = time.perf_counter()

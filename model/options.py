@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
+from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.sampling import Sampler
-
-
-@lru_cache(maxsize=64)
-def compiled_sampler(options: tuple[tuple[str, float], ...]) -> Sampler:
-    """Return the sampler of these options; refuses what is out of range."""
-    return Sampler(**dict(options))  # type: ignore[arg-type]  # top_k is an int
 
 
 @dataclass(frozen=True)
@@ -30,12 +25,20 @@ class GenerationOptions:
         repetition_penalty: Divides the score of ids already present (Keskar et al. 2019, arXiv:1909.05858).
         presence_penalty: Subtracted from the score of ids already present.
         frequency_penalty: Subtracted once for each time the id is present.
+        typical_p: Draw from the ids whose surprise is nearest to the entropy, until their mass reaches this
+            (Meister et al. 2022, arXiv:2202.00666).
+        logit_bias: Added to the scores of these ids.
+        banned_ids: Never drawn.
+        allowed_ids: If given, only these are drawn; a sequence ends early only if an id that ends it is among them.
+        preset: Whose boundaries and order of filters: "exact", "meta", "transformers" or "llama_cpp", as of
+            `bpe_llama.Sampler`.
         eos_id: The id or ids that end a sequence; None takes the config's, an empty tuple none.
         seed: The same seed gives the same ids, whatever else is in the batch.
         logprobs: Whether to keep the log-probability of every new id, before any of the above acts on it.
 
     Raises:
         ValueError: If a value is out of range.
+        TypeError: If one is of another type.
     """
 
     max_new_tokens: int = 64
@@ -47,6 +50,11 @@ class GenerationOptions:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    typical_p: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    banned_ids: Sequence[int] | None = None
+    allowed_ids: Sequence[int] | None = None
+    preset: str = "exact"
     eos_id: int | Sequence[int] | None = None
     seed: int = 0
     logprobs: bool = False
@@ -58,11 +66,11 @@ class GenerationOptions:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
             )
-        compiled_sampler(tuple(self.sampling.items()))  # refuses what is out of range, before any work is done
+        _ = self.sampler  # refuses what is out of range, before any work is done
 
     @property
-    def sampling(self) -> dict[str, float]:
-        """Return the part that turns logits into a distribution, as `sample_logits` names it."""
+    def sampling(self) -> dict[str, Any]:
+        """Return the part that turns logits into a distribution, as `Sampler` and `sample_logits` name it."""
         return {
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -71,7 +79,22 @@ class GenerationOptions:
             "repetition_penalty": self.repetition_penalty,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
+            "typical_p": self.typical_p,
+            "logit_bias": self.logit_bias,
+            "banned_ids": self.banned_ids,
+            "allowed_ids": self.allowed_ids,
+            "preset": self.preset,
         }
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Return the sampler of these options."""
+        return Sampler(**self.sampling)
+
+    @cached_property
+    def draws_as(self) -> str:
+        """Return a name shared by all options whose logits become the same distribution."""
+        return repr(self.sampler)
 
     def ending_ids(self, config: LlamaConfig) -> tuple[int, ...]:
         """Return the ids that end a sequence, those asked for or else the model's, without any that it cannot write."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import index
+
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
@@ -36,6 +39,27 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[
             raise ValueError(f"row {number} is not padded on the left, where a prompt to be continued must be padded")
         rows.append(ids[len(ids) - length :])
     return rows
+
+
+def whole_ids(prompt: Sequence[int], row: int = 0) -> list[int]:
+    """Return the ids of a prompt as ints, NumPy's and torch's among them.
+
+    Raises:
+        TypeError: If one is something else, such as a float; ``row`` names the prompt.
+
+    Example:
+        >>> whole_ids([1, 2.0])
+        Traceback (most recent call last):
+            ...
+        TypeError: prompt 0 holds 2.0 at index 1; expected ids, which are ints
+    """
+    ids: list[int] = []
+    for place, value in enumerate(prompt):
+        try:
+            ids.append(index(value))
+        except TypeError:
+            raise TypeError(f"prompt {row} holds {value!r} at index {place}; expected ids, which are ints") from None
+    return ids
 
 
 def padding_id(config: LlamaConfig, options: GenerationOptions) -> int:

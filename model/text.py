@@ -10,6 +10,7 @@ import torch
 from bpe_llama.model.beam import beam_search
 from bpe_llama.model.generation import Engine, GenerationOptions, Sample, search_options
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.prompts import whole_ids
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
@@ -118,6 +119,7 @@ class TextGenerator:
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
+            TypeError: If an id of the prompt is no int.
         """
         options = dict(options)
         reuse = options.pop("reuse", None)
@@ -159,11 +161,12 @@ class TextGenerator:
         bos = options.pop("bos", None)
         allowed = options.pop("allowed_special", ())
         if bos is None:
-            begins = not prompt or bool(getattr(self.tokenizer, "add_bos", False))
+            begins = len(prompt) == 0 or bool(getattr(self.tokenizer, "add_bos", False))
             bos = begins and self.tokenizer.bos_id is not None
         if options.get("eos_id") is None and not self.model.config.eos_token_ids:
             options["eos_id"] = () if self.tokenizer.eos_id is None else self.tokenizer.eos_id
         ids = self.tokenizer.encode(prompt, bos=bos, allowed_special=allowed) if isinstance(prompt, str) else prompt
+        ids = whole_ids(ids)
         if not ids:
             raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -173,7 +176,7 @@ class TextGenerator:
         if isinstance(prompt, str) and prompt:  # its continuation is no beginning, whose space would be dropped
             for known in ids:
                 decoder.push(known)
-        return _Writer(list(ids), GenerationOptions(**options), stops, decoder)
+        return _Writer(ids, GenerationOptions(**options), stops, decoder)
 
 
 class _Writer:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.choosing import _choose_compiled, _choose_on_device
+from bpe_llama.model.choosing import _choose_compiled, _choose_on_device, choose
 from bpe_llama.model.generation import Engine, GenerationOptions, Sample, stream_ids
 from bpe_llama.model.speculative import LookupDraft, ModelDraft, generate_speculative
 
@@ -23,8 +24,9 @@ def alone(model: LlamaForCausalLM, prompt: list[int], options: GenerationOptions
 
     ids: list[int] = []
     while len(ids) < options.max_new_tokens:
-        logits = model(torch.tensor([prompt + ids])).logits[:, -1]
-        ids.append(int(sample_logits(logits, **options.sampling, seed=options.seed, step=len(ids))))  # type: ignore[arg-type]
+        history = torch.tensor([prompt + ids])
+        logits = model(history).logits[:, -1]
+        ids.append(int(sample_logits(logits, **options.sampling, history_BT=history, seed=options.seed, step=len(ids))))
         if ids[-1] in model.config.eos_token_ids:
             break
     return ids
@@ -56,6 +58,40 @@ def test_any_seed_is_taken_by_either_sampler(seed: int) -> None:
     logits = torch.randn(2, 97, generator=torch.Generator().manual_seed(1))
     samples = [Sample([1], GenerationOptions(temperature=1.5, top_p=1.0, seed=seed + row), ()) for row in range(2)]
     assert _choose_on_device(samples, logits) == _choose_compiled(samples, logits)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"typical_p": 0.4},
+        {"logit_bias": {5: 4.0, 9: -3.0}, "presence_penalty": 0.5},
+        {"banned_ids": range(0, 97, 2)},
+        {"allowed_ids": [3, 8, 13]},
+        {"preset": "llama_cpp", "min_p": 0.05, "temperature": 1.5},
+        {"preset": "transformers", "top_k": 4},
+    ],
+    ids=str,
+)
+def test_everything_a_sampler_knows_reaches_the_draw(tiny_model: Make, ids: Tensor, options: dict[str, Any]) -> None:
+    model = tiny_model(eos_token_id=None)
+    plain = model.generate(ids[:2, :6], max_new_tokens=8, seed=3)
+    out = model.generate(ids[:2, :6], max_new_tokens=8, seed=3, **options)
+    assert not torch.equal(out, plain)
+    chosen = GenerationOptions(max_new_tokens=8, seed=3, **options)
+    assert out[:, 6:].tolist() == [alone(model, row.tolist(), chosen) for row in ids[:2, :6]]
+    logits = torch.randn(2, 97, generator=torch.Generator().manual_seed(1))
+    samples = [Sample([1, 5], replace(chosen, seed=row), ()) for row in range(2)]
+    assert choose(samples, logits) == _choose_on_device(samples, logits)
+
+
+def test_sequences_of_other_options_keep_them_in_one_batch(tiny_model: Make) -> None:
+    model = tiny_model(eos_token_id=None)
+    each = [GenerationOptions(max_new_tokens=5, allowed_ids=[i], banned_ids=[9]) for i in (3, 4, 3)]
+    engine = Engine(model, slots=3)
+    samples = engine.join([[1, 2], [5], [6, 7]], each)
+    while engine.live:
+        engine.step()
+    assert [sample.new_ids for sample in samples] == [[3] * 5, [4] * 5, [3] * 5]
 
 
 def test_the_end_is_kept_and_then_padded(tiny_model: Make, ids: Tensor) -> None:
@@ -150,6 +186,9 @@ def test_penalties_look_at_what_is_there(tiny_model: Make, ids: Tensor) -> None:
         ({"min_new_tokens": 65}, "min_new_tokens is 65"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"top_p": 0.0}, "top_p"),
+        ({"preset": "mine"}, "preset must be"),
+        ({"banned_ids": [1, -1]}, "banned_ids holds -1; expected ints"),
+        ({"banned_ids": [97]}, "banned_ids holds id 97, outside the vocabulary of 97"),
         ({"attention_mask": torch.zeros(3, 20)}, "row 0 is all padding"),
         ({"attention_mask": torch.ones(3, 19)}, r"\(3, 19\)"),
         ({"attention_mask": torch.ones(3, 20).tril(0)}, "row 0 is not padded on the left"),
@@ -169,6 +208,8 @@ def test_prompts_that_do_not_fit_are_refused(tiny_model: Make, ids: Tensor) -> N
     with pytest.raises(ValueError, match=r"dtype torch\.float32; expected integers"):
         model.generate(ids[:, :5].float())
     engine = Engine(model, slots=2)
+    with pytest.raises(TypeError, match=r"prompt 1 holds 2\.0 at index 1; expected ids, which are ints"):
+        engine.join([[1], [1, 2.0]], [GenerationOptions()] * 2)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         engine.join([[1], []], [GenerationOptions()] * 2)
     with pytest.raises(ValueError, match="3 prompts for 2 free slots"):

@@ -107,6 +107,13 @@ def test_an_empty_prompt_begins_with_bos(generator: TextGenerator) -> None:
         TextGenerator(generator.model, bare).generate("")
 
 
+def test_a_generator_hands_on_what_the_sampler_knows(generator: TextGenerator) -> None:
+    assert generator.generate("ab", max_new_tokens=3, allowed_ids=[120]) == "xxx"
+    assert generator.generate_batch(["ab", "c"], max_new_tokens=3, logit_bias={121: 1e6}) == ["yyy"] * 2
+    with pytest.raises(TypeError, match=r"prompt 0 holds 98\.0 at index 1; expected ids"):
+        generator.generate([97, 98.0])  # type: ignore[list-item]
+
+
 def test_bad_requests_are_named(generator: TextGenerator) -> None:
     with pytest.raises(ValueError, match="a stop string is empty"):
         generator.generate("a", stop="")

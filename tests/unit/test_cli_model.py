@@ -302,6 +302,20 @@ def test_generate_says_how_fast(made: Path, capsys: pytest.CaptureFixture[str]) 
     assert "a second" not in printed.out
 
 
+def test_generate_hands_on_what_the_sampler_knows(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tok = Tokenizer.from_file(made / "tokenizer.json")
+    wanted = tok.encode("q")[0]
+    call = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "4"]
+    assert main([*call, "--logit-bias", f"{wanted}=1e6", "--typical-p", "0.9", "--preset", "meta"]) == 0
+    assert capsys.readouterr().out == "The quickqqqq\n"
+    assert main([*call, "--logit-bias", f"{wanted}=1e6", "--ban", str(wanted), "--presence-penalty", "1"]) == 0
+    assert "q" not in capsys.readouterr().out.removeprefix("The quick")
+    assert main([*call, "--logit-bias", "q=1"]) == 2
+    assert "--logit-bias is 'q=1'; expected ID=NUMBER" in capsys.readouterr().err
+    assert main([*call, "--preset", "mine"]) == 2
+    assert "preset must be" in capsys.readouterr().err
+
+
 def test_generate_refuses_a_device_that_is_not_there(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "The", "--model", str(made / "run" / "model"), "--device", "cuda:99"]) == 2
     assert "device 'cuda:99' is not there: torch sees" in capsys.readouterr().err
