@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from typing import TypeVar
 
@@ -33,6 +34,8 @@ class QuantizedLinear(nn.Module):
     through to the input, so adapters can be trained on top (Dettmers et al. 2023, arXiv:2305.14314).
     """
 
+    most_rows = PACKED_ROWS
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -50,7 +53,7 @@ class QuantizedLinear(nn.Module):
         """Return ``x @ weight.T + bias`` in the dtype of ``x``, (..., O)."""
         x_MI = x.reshape(-1, self.in_features)
         learning = torch.is_grad_enabled() and x.requires_grad
-        out = None if learning or len(x_MI) > PACKED_ROWS else self.product(x_MI)
+        out = None if learning or len(x_MI) > self.most_rows else self.product(x_MI)
         if out is None:
             out = functional.linear(x_MI, self.dequantized().to(x.dtype))
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -146,6 +149,7 @@ class Float8Linear(QuantizedLinear):
 
     weight: Tensor
     scale: Tensor
+    most_rows = sys.maxsize
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float8_e4m3fn, per_row: bool = True) -> None:
         super().__init__(linear)
@@ -165,14 +169,27 @@ class Float8Linear(QuantizedLinear):
             return None
         if self.in_features % 16 or self.out_features % 16:
             return None
-        peak = (
-            x_MI.float().abs().amax(1, keepdim=True) if self.scale.numel() > 1 else x_MI.float().abs().amax().view(1, 1)
-        )
-        scale = peak.clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
-        x8_MI = (x_MI.float() / scale).to(torch.float8_e4m3fn)
-        return torch._scaled_mm(
-            x8_MI, self.weight.t(), scale_a=scale, scale_b=self.scale.float().t(), out_dtype=torch.bfloat16
-        )
+        return scaled_product(x_MI, self.weight, self.scale.float())
+
+
+def scaled_product(x_MI: Tensor, weight_OI: Tensor, scale: Tensor) -> Tensor:
+    """Return ``x @ (weight * scale).T`` by torch's scaled kernel, bfloat16 (M, O), the input rounded to e4m3.
+
+    Args:
+        x_MI: Any floating dtype.
+        weight_OI: float8; on CUDA O and I are multiples of 16.
+        scale: float32, (O, 1), whose input is then scaled by rows too, or (1, 1).
+    """
+    size_MI = x_MI.float().abs()
+    peak = size_MI.amax(1, keepdim=True) if scale.numel() > 1 else size_MI.amax().view(1, 1)
+    x_scale = peak.clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    x8_MI = (x_MI.float() / x_scale).to(torch.float8_e4m3fn)
+    if scale.numel() == 1 or weight_OI.dtype == torch.float8_e4m3fn:
+        return torch._scaled_mm(x8_MI, weight_OI.t(), scale_a=x_scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+    # CUDA's kernel takes row scales with weights of e4m3 alone: others are multiplied without, and scaled after.
+    one = torch.ones((), device=x_MI.device)
+    product_MO = torch._scaled_mm(x8_MI, weight_OI.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+    return (product_MO * x_scale * scale.t()).to(torch.bfloat16)
 
 
 KINDS = ("int8", "int4", "float8_e4m3", "float8_e5m2")

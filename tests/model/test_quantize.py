@@ -119,10 +119,33 @@ def test_refusals(tiny_model: Make, tmp_path: Path) -> None:
         quantize.quantize(model, "int8").save_pretrained(tmp_path)
 
 
+FLOAT8 = [(kind, per_row) for kind in (torch.float8_e4m3fn, torch.float8_e5m2) for per_row in (False, True)]
+
+
+@pytest.mark.parametrize(("kind", "per_row"), FLOAT8)
+def test_a_scaled_product_is_that_of_the_rounded_input(kind: torch.dtype, per_row: bool) -> None:
+    packed = quantize.Float8Linear(layer(), kind, per_row)
+    x = torch.randn(40, 128, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 40)[:, None]
+    x[7] = 0
+    out = quantize.scaled_product(x.to(torch.bfloat16), packed.weight, packed.scale)
+    assert out.dtype == torch.bfloat16
+    rounded = x.to(torch.bfloat16).float()
+    peak = rounded.abs().amax(1, keepdim=True) if per_row else rounded.abs().amax()
+    step = peak.clamp(min=1e-12) / 448
+    rounded = (rounded / step).to(torch.float8_e4m3fn).float() * step
+    expected = rounded @ packed.dequantized().T
+    # bfloat16 keeps eight bits; what is left of a sum that cancels is off by float32's rounding of its addends.
+    assert bool(((out.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-4 * peak).all())
+    assert packed.product(x) is None  # no processor has float8 units: the weight is dequantised
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="float8 products need a CUDA GPU; none is here")
-def test_float8_products_on_cuda() -> None:
-    plain = layer().cuda()
-    packed = quantize.Float8Linear(plain)
-    x = torch.randn(32, 128, generator=torch.Generator().manual_seed(1)).cuda().to(torch.bfloat16)
+@pytest.mark.parametrize(("kind", "per_row"), FLOAT8)
+@pytest.mark.parametrize("rows", [1, 32, 200])
+def test_float8_products_on_cuda(kind: torch.dtype, per_row: bool, rows: int) -> None:
+    packed = quantize.Float8Linear(layer().cuda(), kind, per_row)
+    x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)).cuda().to(torch.bfloat16)
+    if torch.cuda.get_device_capability() >= (8, 9):
+        assert packed.product(x) is not None
     assert_close(packed(x).float(), x.float() @ packed.dequantized().T, atol=1.0, rtol=2**-3)
