@@ -1,8 +1,9 @@
 """Checkpoints: a folder that appears whole or not at all, of safetensors and JSON files.
 
-A checkpoint `step-00001000/` holds `config.json` and `model.safetensors` (so it loads like any model),
-`optimizer.safetensors`, and `training.json` with the step, the time trained and the run's settings. Of a model with
-adapters, all that is trained, it holds the adapters (as peft saves them) instead of the model.
+A checkpoint `step-00001000/` (`step-00001000.1/` where that step was saved before) holds `config.json` and
+`model.safetensors` (so it loads like any model), `optimizer.safetensors`, and `training.json` with the step, the time
+trained and the run's settings. Of a model with adapters, all that is trained, it holds the adapters (as peft saves
+them) instead of the model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from bpe_llama.model.training.optimizer import load_optimizer_tensors, optimizer
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
+_UNFINISHED = ".saving-"
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class TrainState:
 
 def find_checkpoint(out: Path) -> Path | None:
     """Return the latest checkpoint in `out`, or None."""
-    found = [folder for folder in out.glob("step-*") if _NAME.fullmatch(folder.name) and folder.is_dir()]
-    return max(found, key=lambda folder: int(folder.name[5:]), default=None)
+    return max(_checkpoints(out), key=_place, default=None)
 
 
 def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
@@ -59,35 +60,39 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
 def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
-    A process killed at any moment leaves the previous checkpoint or the new one, whole. One of the same step,
-    as when a finished run is resumed, is moved into the hidden `.saving-…` before the new one takes its name: a kill
-    in that instant leaves both there.
+    A process killed at any moment leaves the previous checkpoint or the new one, whole: the new one comes under a name
+    of its own, by one rename, and only then the others go.
     """
-    final = out / f"step-{state.step:08d}"
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as temporary:
-        folder = Path(temporary) / final.name
+    for unfinished in out.glob(f"{_UNFINISHED}*"):  # by a process that was killed
+        shutil.rmtree(unfinished)
+    older = _checkpoints(out)
+    saved_before = [revision for step, revision in map(_place, older) if step == state.step]
+    name = f"step-{state.step:08d}" + (f".{max(saved_before) + 1}" if saved_before else "")
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out) as temporary:
+        folder = Path(temporary) / name
         folder.mkdir()
-        for name, place in _adapter_folders(model, folder).items():
-            lora.save(model, place, name)
+        for adapter, place in _adapter_folders(model, folder).items():
+            lora.save(model, place, adapter)
         if not lora.names(model):
             model.save_pretrained(folder)
-        tensors = {name: tensor.contiguous() for name, tensor in optimizer_tensors(model, optimizer).items()}
+        tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(model, optimizer).items()}
         save_file(tensors, folder / "optimizer.safetensors")
         values = {"step": state.step, "elapsed": state.elapsed, "settings": state.settings}
         (folder / "training.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        replaced = Path(temporary) / "replaced"
-        try:
-            if final.exists():
-                final.rename(replaced)
-            folder.rename(final)
-        except BaseException:
-            if replaced.exists() and not final.exists():
-                replaced.rename(final)
-            raise
-    for older in out.glob("step-*"):
-        if _NAME.fullmatch(older.name) and older != final:
-            shutil.rmtree(older)
+        final = folder.rename(out / name)
+    for other in older:
+        shutil.rmtree(other)
     return final
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return [folder for folder in out.glob("step-*") if _NAME.fullmatch(folder.name) and folder.is_dir()]
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """Return a checkpoint's step, and how often that step was saved before."""
+    found = _NAME.fullmatch(folder.name)
+    return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
 
 
 def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:

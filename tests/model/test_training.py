@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
-from bpe_llama.model.training.checkpoint import find_checkpoint, load_checkpoint
+from bpe_llama.model.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
 from bpe_llama.model.training.data import split_tail
 from bpe_llama.model.training.optimizer import adamw, load_optimizer_tensors, optimizer_tensors
 
@@ -228,25 +231,53 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_data(token_file: Path, 
     assert finished.step == 2
 
 
-def test_a_checkpoint_that_cannot_take_the_place_of_another_leaves_it(
-    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [1, 2], ids=["the same step again", "a later step"])
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = training.TrainConfig(max_steps=1, **SETTINGS)
-    saved = training.train(fresh(), token_file, config, tmp_path / "run").checkpoint
-    before = {file.name: file.read_bytes() for file in saved.iterdir()}
-    rename = Path.rename
+    training.train(fresh(), token_file, config, tmp_path / "run")
+    model = fresh()
+    optimizer = adamw(model, learning_rate=1.0)
+    load_checkpoint(tmp_path / "run" / "step-00000001", model, optimizer)
+    state = TrainState(step, 7.0, config.to_dict())
+    survivors = set()
+    for moment in itertools.count():
+        out = tmp_path / f"killed-{moment}"
+        shutil.copytree(tmp_path / "run", out)
+        with monkeypatch.context() as patched:
+            killed = _kill_at(patched, moment)
+            with contextlib.suppress(_Killed):
+                save_checkpoint(out, model, optimizer, state)
+            done = not killed()
+        found = find_checkpoint(out)
+        assert found is not None
+        left = load_checkpoint(found, fresh(), adamw(fresh(), learning_rate=1.0))
+        survivors.add(left.elapsed == 7.0)
+        last = save_checkpoint(out, model, optimizer, TrainState(step, 9.0, config.to_dict()))
+        assert [folder.name for folder in out.glob("*step*")] == [last.name] and not list(out.glob(".saving-*"))
+        if done:
+            break
+    assert moment > 8 and survivors == {False, True}
 
-    def fails(path: Path, target: Path) -> Path:
-        if path.name == saved.name and path != saved and target == saved:
-            raise OSError("no")
-        return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="no"):
-        training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
-    assert {file.name: file.read_bytes() for file in saved.iterdir()} == before
-    monkeypatch.undo()
-    assert training.train(fresh(), token_file, config, tmp_path / "run", resume=True).step == 1
+def _kill_at(patched: pytest.MonkeyPatch, moment: int) -> Callable[[], bool]:
+    """Let nothing be made, renamed or removed from the given call on, as if the process were no more."""
+    calls = itertools.count()
+    dead = []
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*arguments: Any, **options: Any) -> Any:
+            if next(calls) >= moment:
+                dead.append(True)
+                raise _Killed
+            return real(*arguments, **options)
+
+        return change
+
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+        patched.setattr(os, name, dying(getattr(os, name)))
+    return lambda: bool(dead)
 
 
 @pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.safetensors", "training.json"])
