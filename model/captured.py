@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from bpe_llama.model.attention_backends import Visible, eager, sdpa
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.choosing import SEED_BITS
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.options import Sample
+from bpe_llama.model.options import GenerationOptions, Sample
 from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
 from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.uniform import as_word
@@ -96,6 +97,7 @@ class CapturedDecoder:
         if backend is not None:
             self._program = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
         self._steps: dict[object, Callable[[], None]] = {}
+        self._sampling: dict[object, dict[str, Any]] = {}
 
     @torch.no_grad()
     def run(self, samples: Sequence[Sample], check_every: int = 16) -> None:
@@ -131,13 +133,15 @@ class CapturedDecoder:
             raise ValueError(f"check_every is {check_every}; expected at least 1")
         if any(sample.unread or sample.finish or not sample.new_ids for sample in samples):
             raise ValueError("a sequence has ended, or its prompt is not read")
-        kinds = {(*s.options.sampling.items(), s.options.max_new_tokens, s.options.min_new_tokens) for s in samples}
+        kinds = {(s.options.draws_as, s.options.max_new_tokens, s.options.min_new_tokens) for s in samples}
         if len(kinds) > 1 or len({sample.eos_ids for sample in samples}) > 1:
             raise ValueError("the sequences have unlike options; only seeds may differ in a captured step")
         if any(sample.options.logprobs for sample in samples):
             raise ValueError("logprobs is True, but a captured step keeps none")
         self.options = samples[0].options
         self._kind = kinds.pop()
+        if self._kind not in self._sampling:  # graphs keep where these tensors are
+            self._sampling[self._kind] = _on_device(self.options, self.model.config.vocab_size, self.model.device)
         self._is_eos_V.zero_()
         self._is_eos_V[list(samples[0].eos_ids)] = True
         self.ids_BS.fill_(-1)
@@ -167,7 +171,7 @@ class CapturedDecoder:
             logits_BV = logits_BV.masked_fill(barred_BV, -torch.inf)
         new_B = sample_logits(
             logits_BV,
-            **options.sampling,  # type: ignore[arg-type]  # top_k is an int
+            **self._sampling[self._kind],
             history_BT=self.ids_BS if options.looks_back else None,
             seed=self.seed_B,
             step=self.drawn_B,
@@ -238,3 +242,17 @@ class CapturedDecoder:
             ended = "length" if count == sample.options.max_new_tokens else "context"
             sample.finish = "eos" if sample.new_ids[-1] in sample.eos_ids else ended
             self.cache.lengths[slot] = len(sample.ids) - 1
+
+
+def _on_device(options: GenerationOptions, vocab_size: int, device: torch.device) -> dict[str, Any]:
+    """Return `GenerationOptions.sampling` with biases, (V,), and ids as tensors, which a graph cannot bring itself."""
+    values = options.sampling
+    if values["logit_bias"] is not None:
+        bias_V = torch.zeros(vocab_size)
+        for biased, bias in values["logit_bias"].items():
+            bias_V[biased] = bias
+        values["logit_bias"] = bias_V.to(device)
+    for name in ("banned_ids", "allowed_ids"):
+        if values[name] is not None:
+            values[name] = torch.tensor(list(values[name]), dtype=torch.int64, device=device)
+    return values

@@ -22,6 +22,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0.9, "top_p": 0.8, "top_k": 20},
     {"temperature": 1.2, "repetition_penalty": 1.3, "frequency_penalty": 0.2},
     {"temperature": 0.7, "min_new_tokens": 9},
+    {"temperature": 0.9, "typical_p": 0.8, "logit_bias": {5: 2.0, 7: -3.0}, "banned_ids": [9, 11]},
+    {"temperature": 1.1, "allowed_ids": range(3, 40), "preset": "llama_cpp"},
 ]
 
 
@@ -57,6 +59,7 @@ def test_nothing_in_a_step_waits_for_the_host(tiny_model: Make, ids: Tensor) -> 
     """A program compiled whole cannot read a value back, nor branch on one."""
     model = tiny_model(eos_token_id=[2, 7, 8, 9, 10])
     options = {"temperature": 1.2, "top_k": 30, "frequency_penalty": 0.2, "min_new_tokens": 4, "max_new_tokens": 12}
+    options |= {"logit_bias": {5: 2.0}, "banned_ids": [9]}
     for found, expected in zip(*both(model, ids, 4, backend="eager", **options), strict=True):
         assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish)
 
