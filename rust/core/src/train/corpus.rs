@@ -14,26 +14,25 @@ use crate::{Error, Result};
 /// Between words: a symbol that is in no pair.
 const SEPARATOR: u32 = u32::MAX;
 
-/// Set on the last slot of a symbol that spans several, so that its left end is found from its right neighbour.
-const TAIL: u32 = 1 << 31;
-
-/// The middle of a symbol.
+/// A slot within a symbol, where the right half of a merge began.
 const DEAD: u32 = SEPARATOR - 1;
 
 /// Symbols are ids below this.
-pub(super) const MAX_IDS: usize = (TAIL - 2) as usize;
+pub(super) const MAX_IDS: usize = DEAD as usize;
 
 /// Slots to a block, as a power of two. All words of a block occur equally often.
-const BLOCK_BITS: u32 = 4;
+const BLOCK_BITS: u32 = 6;
 
 /// Blocks between two looks whether to stop: some milliseconds.
-const CHECK_BLOCKS: usize = 1 << 15;
+const CHECK_BLOCKS: usize = 1 << 13;
 
 /// The words' symbols, and how often each word occurs.
 ///
-/// A symbol of span 1 is its id in one slot. A longer one is its id in the first slot, `TAIL | id` in the last and `DEAD` where
-/// merged symbols began between. Words are sorted by falling count, and words of another count begin in another block, so that
-/// the count at a position is one load.
+/// A symbol has its id in its first slot and in its last one. A place is where two symbols meet: the first slot of the right one,
+/// behind the last of the left one, so that a pair is told from two slots side by side. Merging at a place makes its slot `DEAD`, or
+/// gives it the id of the new symbol, which is newer than both: no pair is ever seen again where two of its symbols no longer meet.
+///
+/// Words are sorted by falling count, and words of another count begin in another block, so that the count at a place is one load.
 #[derive(Debug)]
 pub(super) struct Corpus {
     slots: Vec<u32>,
@@ -106,10 +105,10 @@ impl Corpus {
         self.compact(check)
     }
 
-    /// How often the word that holds `position` occurs.
+    /// How often the word that holds `place` occurs.
     #[inline]
-    pub(super) fn count_at(&self, position: u32) -> u64 {
-        self.counts[(position >> BLOCK_BITS) as usize]
+    pub(super) fn count_at(&self, place: u32) -> u64 {
+        self.counts[(place >> BLOCK_BITS) as usize]
     }
 
     /// The number of slots.
@@ -117,49 +116,35 @@ impl Corpus {
         self.slots.len()
     }
 
-    /// Whether the symbols `left`, `right` stand side by side at `position`.
+    /// Whether the symbols `left` and `right` meet at `place`, where they once did.
     #[inline]
-    pub(super) fn has_pair(&self, position: u32, left: u32, right: u32) -> bool {
-        let next = position as usize + self.spans[left as usize] as usize;
-        (self.slots[position as usize] == left) & (self.slots.get(next) == Some(&right))
-    }
-
-    /// The symbol after the one with id `symbol` at `position`, if the word goes on.
-    #[inline]
-    pub(super) fn next(&self, position: u32, symbol: u32) -> Option<u32> {
-        let next = self.slots[position as usize + self.spans[symbol as usize] as usize];
-        (next != SEPARATOR).then_some(next)
-    }
-
-    /// The symbol before `position` and where it begins, if the word does not begin here.
-    #[inline]
-    pub(super) fn previous(&self, position: u32) -> Option<(u32, u32)> {
-        let last = self.slots[position as usize - 1];
-        if last == SEPARATOR {
-            None
-        } else if last & TAIL != 0 {
-            let symbol = last & !TAIL;
-            Some((position - self.spans[symbol as usize], symbol))
-        } else {
-            Some((position - 1, last))
-        }
+    pub(super) fn has_pair(&self, place: u32, left: u32, right: u32) -> bool {
+        let place = place as usize;
+        (self.slots[place - 1] ^ left) | (self.slots[place] ^ right) == 0
     }
 
     /// Adds a symbol made of `left` and `right`; its id is the number of symbols before.
-    pub(super) fn add_symbol(&mut self, left: u32, right: u32) -> u32 {
-        self.spans.push(self.spans[left as usize] + self.spans[right as usize]);
-        self.spans.len() as u32 - 1
+    pub(super) fn add_symbol(&mut self, left: u32, right: u32) -> Joint {
+        let (left, right) = (self.spans[left as usize], self.spans[right as usize]);
+        self.spans.push(left + right);
+        Joint { left, right, merged: self.spans.len() as u32 - 1 }
     }
 
-    /// Replaces the pair that begins at `position`, whose left symbol is `left`, by `merged`.
+    /// Replaces the two symbols that meet at `place` by the one they make.
     #[inline]
-    pub(super) fn merge_at(&mut self, position: u32, left: u32, merged: u32) {
-        let position = position as usize;
-        let right = position + self.spans[left as usize] as usize;
-        let last = position + self.spans[merged as usize] as usize - 1;
-        self.slots[position] = merged;
-        self.slots[right] = DEAD;
-        self.slots[last] = TAIL | merged;
+    pub(super) fn merge_at(&mut self, place: u32, joint: Joint) {
+        let (start, end) = joint.extent(place);
+        self.slots[place as usize] = DEAD;
+        self.slots[end as usize - 1] = joint.merged;
+        self.slots[start as usize] = joint.merged;
+    }
+
+    /// The symbols before and after the one made at `place`, each with the place where they meet, within the word.
+    #[inline]
+    pub(super) fn around(&self, place: u32, joint: Joint) -> [Option<(u32, u32)>; 2] {
+        let (start, end) = joint.extent(place);
+        let (previous, next) = (self.slots[start as usize - 1], self.slots[end as usize]);
+        [(previous != SEPARATOR).then_some((previous, start)), (next != SEPARATOR).then_some((next, end))]
     }
 
     /// Squeezes the corpus so that every symbol spans one slot, and drops words of one symbol. Positions change.
@@ -212,25 +197,38 @@ impl Corpus {
         Ok(())
     }
 
-    /// Calls `visit(position, left, right, count)` for every pair, in order of position. Every symbol must span one slot.
+    /// Calls `visit(place, left, right)` wherever two symbols meet, in order. Every symbol must span one slot.
     ///
     /// # Errors
     /// What `check` returns, which is called now and then.
-    pub(super) fn for_each_pair(&self, check: Check<'_>, mut visit: impl FnMut(u32, u32, u32, u64)) -> Result<()> {
+    pub(super) fn for_each_pair(&self, check: Check<'_>, mut visit: impl FnMut(u32, u32, u32)) -> Result<()> {
         let mut left = SEPARATOR;
-        for (index, (block, &count)) in self.slots.chunks_exact(1 << BLOCK_BITS).zip(&self.counts).enumerate() {
-            if index % CHECK_BLOCKS == 0 {
-                check()?;
-            }
-            let start = (index << BLOCK_BITS) as u32;
-            for (position, &right) in (start..).zip(block) {
+        let mut places = 0..;
+        for slots in self.slots.chunks(CHECK_BLOCKS << BLOCK_BITS) {
+            check()?;
+            for (&right, place) in slots.iter().zip(&mut places) {
                 if left != SEPARATOR && right != SEPARATOR {
-                    // A word that runs on into this block does so with its count.
-                    visit(position - 1, left, right, count);
+                    visit(place, left, right);
                 }
                 left = right;
             }
         }
         Ok(())
+    }
+}
+
+/// A merge: how many slots its two symbols span, and the id of the one they make.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Joint {
+    left: u32,
+    right: u32,
+    pub(super) merged: u32,
+}
+
+impl Joint {
+    /// The first slot of the symbol made at `place`, and the slot behind it.
+    #[inline]
+    fn extent(self, place: u32) -> (u32, u32) {
+        (place - self.left, place + self.right)
     }
 }

@@ -1,19 +1,23 @@
 //! Word counts to merges.
 //!
-//! Every pair of neighbouring symbols has a list of the places where it was seen. Places are never taken off a list when a merge
-//! destroys them, and counts never updated: a pair's count can only fall, so the recorded count is a bound, and the pair with the
-//! highest bound is counted again when it comes up. If the count still equals the bound, no other pair can have more: it merges.
+//! Every pair of neighbouring symbols has its count, which is always right, and a list of the places where it was seen. A merge
+//! takes places from the pairs around it: each new pair has been one of the old ones at exactly its places, so the old one's count
+//! falls by the new one's. The lists are left as they are, and looked through when their pair merges. A pair's count can only
+//! fall, so the heap is not told either: it holds bounds, and a pair that comes up with less than its bound goes back.
 //!
-//! Lists are kept only for pairs of at least `threshold` occurrences; when the highest bound falls below it, the corpus is squeezed,
+//! Counts and lists are kept only for pairs of at least `threshold` occurrences. When none of them is left, the corpus is squeezed,
 //! which also brings what is left close together in memory, and a new round begins with a lower one.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 
-use hashbrown::HashTable;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
-use super::Check;
-use super::corpus::Corpus;
+use super::corpus::{Corpus, Joint};
+use super::neighbours::{Neighbour, Neighbours};
+use super::{Check, TrainOptions};
 use crate::Result;
 
 /// Of how much smaller counts than its highest a round keeps lists.
@@ -22,30 +26,27 @@ const ROUND_DEPTH: u64 = 256;
 /// Corpora of fewer slots keep all lists from the start.
 const SMALL_CORPUS: usize = 1 << 16;
 
-/// A pair and where it was seen, in order of position, some places out of date.
-#[derive(Debug)]
-struct Candidate {
-    left: u32,
-    right: u32,
-    places: Vec<u32>,
-    /// The number of merges done when `places` was last exact.
-    checked: u32,
+/// Places between two looks whether to stop: some milliseconds.
+const CHECK_PLACES: usize = 1 << 18;
+
+type Pair = (u32, u32);
+
+/// A pair in one number, in the same order.
+fn pack((left, right): Pair) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
 }
 
-/// What the heap orders: highest bound first, then the smaller pair.
-type Entry = (u64, Reverse<(u32, u32)>, u32);
+fn unpack(pair: u64) -> Pair {
+    ((pair >> 32) as u32, pair as u32)
+}
 
-/// A pair that the current merge has made: `other` on one side of the new symbol.
+/// What is known of a pair.
 #[derive(Debug, Clone, Copy)]
-struct NewPair {
-    other: u32,
-    other_is_left: bool,
+struct Candidate {
     count: u64,
-    places: u32,
-    candidate: u32,
+    /// Where in `lists` its list is: the number of places, then these in order, some out of date.
+    list: usize,
 }
-
-const NONE: u32 = u32::MAX;
 
 /// Merges the most frequent pair again and again.
 #[derive(Debug)]
@@ -56,21 +57,20 @@ pub(super) struct Merger {
     lengths: Vec<usize>,
     max_token_length: usize,
     min_frequency: u64,
+    /// Merges that will still be asked for: a round begins with about as many pairs at most.
+    to_come: usize,
     /// Pairs that do not merge whatever their count, and so set no threshold.
-    refused: HashSet<(u32, u32)>,
-    /// Pairs below this count are in no list.
+    refused: HashSet<Pair>,
+    /// Pairs below this count are no candidates.
     threshold: u64,
-    candidates: Vec<Candidate>,
-    heap: BinaryHeap<Entry>,
-    /// The number of merges after which an id was last consumed as the right or the left half of another pair.
-    last_as_right: Vec<u32>,
-    last_as_left: Vec<u32>,
-    done: u32,
-    /// Scratch of one merge: the new pairs, where to find them by their other symbol, and their places.
-    new_pairs: Vec<NewPair>,
-    with_left: Vec<u32>,
-    with_right: Vec<u32>,
-    new_places: Vec<(u32, u32)>,
+    candidates: HashMap<u64, Candidate, FixedState>,
+    lists: Vec<u32>,
+    /// Bounds of the candidates that had at least `heap_from`, the highest first, then the smaller pair.
+    heap: BinaryHeap<(u64, Reverse<u64>)>,
+    heap_from: u64,
+    /// Scratch of one merge: what stands to the left and to the right of the new symbol.
+    on_left: Neighbours,
+    on_right: Neighbours,
 }
 
 impl Merger {
@@ -78,45 +78,37 @@ impl Merger {
     ///
     /// # Errors
     /// What `check` returns, here and in [`Merger::next_merge`]: the merger is of no use then.
-    pub(super) fn new(
-        corpus: Corpus,
-        lengths: Vec<usize>,
-        min_frequency: u64,
-        max_token_length: Option<usize>,
-        check: Check<'_>,
-    ) -> Result<Self> {
+    pub(super) fn new(corpus: Corpus, lengths: Vec<usize>, options: &TrainOptions, check: Check<'_>) -> Result<Self> {
         let depth = if corpus.len() < SMALL_CORPUS { u64::MAX } else { ROUND_DEPTH };
-        Self::with_depth(corpus, lengths, min_frequency, max_token_length, depth, check)
+        Self::with_depth(corpus, lengths, options, depth, check)
     }
 
     /// As [`Merger::new`], keeping lists of pairs down to the highest count divided by `depth` in each round.
     pub(super) fn with_depth(
         corpus: Corpus,
         lengths: Vec<usize>,
-        min_frequency: u64,
-        max_token_length: Option<usize>,
+        options: &TrainOptions,
         depth: u64,
         check: Check<'_>,
     ) -> Result<Self> {
-        let symbols = lengths.len();
         let mut merger = Self {
             corpus,
             depth,
-            lengths,
-            max_token_length: max_token_length.unwrap_or(usize::MAX),
-            min_frequency: min_frequency.max(1),
+            max_token_length: options.max_token_length.unwrap_or(usize::MAX),
+            min_frequency: options.min_frequency.max(1),
+            to_come: options.merges(),
             refused: HashSet::new(),
             threshold: 0,
-            candidates: Vec::new(),
+            candidates: HashMap::default(),
+            lists: Vec::new(),
             heap: BinaryHeap::new(),
-            last_as_right: vec![0; symbols],
-            last_as_left: vec![0; symbols],
-            done: 0,
-            new_pairs: Vec::new(),
-            with_left: vec![NONE; symbols],
-            with_right: vec![NONE; symbols],
-            new_places: Vec::new(),
+            heap_from: u64::MAX,
+            on_left: Neighbours::default(),
+            on_right: Neighbours::default(),
+            lengths,
         };
+        merger.on_left.resize(merger.lengths.len());
+        merger.on_right.resize(merger.lengths.len());
         merger.begin_round(check)?;
         Ok(merger)
     }
@@ -128,231 +120,182 @@ impl Merger {
         &mut self,
         may_merge: impl Fn(u32, u32) -> bool,
         check: Check<'_>,
-    ) -> Result<Option<(u32, u32)>> {
+    ) -> Result<Option<Pair>> {
         loop {
-            let Some((bound, Reverse((left, right)), index)) = self.heap.pop() else {
-                if self.threshold <= self.min_frequency {
-                    return Ok(None);
+            let Some((bound, Reverse(pair))) = self.heap.pop() else {
+                if self.candidates.is_empty() {
+                    if self.threshold <= self.min_frequency {
+                        return Ok(None);
+                    }
+                    self.corpus.compact(check)?;
+                    self.begin_round(check)?;
                 }
-                self.corpus.compact(check)?;
-                self.begin_round(check)?;
+                self.fill_heap();
                 continue;
             };
-            let count = self.recount(index, bound);
-            if count == bound && !may_merge(left, right) {
-                self.refused.insert((left, right));
-                self.candidates[index as usize].places = Vec::new();
-            } else if count == bound {
-                let places = std::mem::take(&mut self.candidates[index as usize].places);
-                self.merge(left, right, places);
-                return Ok(Some((left, right)));
-            } else if count >= self.threshold {
-                self.heap.push((count, Reverse((left, right)), index));
-            } else {
-                self.candidates[index as usize].places = Vec::new();
+            // It may have fallen below the threshold.
+            let Some(&Candidate { count, list }) = self.candidates.get(&pair) else { continue };
+            if count == bound {
+                self.candidates.remove(&pair);
+                let pair = unpack(pair);
+                if may_merge(pair.0, pair.1) {
+                    self.merge(pair, list, check)?;
+                    return Ok(Some(pair));
+                }
+                self.refused.insert(pair);
+            } else if count >= self.heap_from {
+                self.heap.push((count, Reverse(pair)));
             }
         }
     }
 
-    /// Whether the pair may become a token: `tokenizers` lets any two bytes, and longer tokens only below the limit.
-    fn is_allowed(&self, left: u32, right: u32) -> bool {
-        let length = self.lengths[left as usize] + self.lengths[right as usize];
-        (length == 2 || length < self.max_token_length) && !self.refused.contains(&(left, right))
+    /// Puts the candidates with the highest counts into the empty heap: a small heap is a fast one.
+    fn fill_heap(&mut self) {
+        let highest = self.candidates.values().map(|candidate| candidate.count).max().unwrap_or(0);
+        self.heap_from = highest.div_ceil(2);
+        for (&pair, candidate) in &self.candidates {
+            if candidate.count >= self.heap_from {
+                self.heap.push((candidate.count, Reverse(pair)));
+            }
+        }
     }
 
-    /// Lists all pairs from a threshold on, and sets that threshold from the highest count.
+    /// Lists all pairs from a threshold on, which it sets.
     fn begin_round(&mut self, check: Check<'_>) -> Result<()> {
-        let mut groups = PairGroups::default();
-        self.corpus.for_each_pair(check, |_, left, right, count| groups.count(left, right, count))?;
-        let mut highest = 0;
-        for group in &groups.groups {
-            if self.is_allowed(group.left, group.right) {
-                highest = highest.max(group.count);
-            }
+        let Self { corpus, candidates, lists, lengths, max_token_length, refused, .. } = self;
+        lists.clear();
+        candidates.clear();
+        // So far `list` is the number of places.
+        corpus.for_each_pair(check, |place, left, right| {
+            let candidate = candidates.entry(pack((left, right))).or_insert(Candidate { count: 0, list: 0 });
+            candidate.count += corpus.count_at(place);
+            candidate.list += 1;
+        })?;
+        candidates.retain(|&pair, _| is_allowed(lengths, *max_token_length, refused, unpack(pair)));
+        let mut counts: Vec<u64> = candidates.values().map(|candidate| candidate.count).collect();
+        self.threshold = (counts.iter().max().unwrap_or(&0) / self.depth).max(self.min_frequency);
+        if self.to_come < counts.len() {
+            let (_, &mut count, _) = counts.select_nth_unstable_by_key(self.to_come, |&count| Reverse(count));
+            self.threshold = self.threshold.max(count);
         }
-        self.threshold = (highest / self.depth).max(self.min_frequency);
-        self.candidates.clear();
-        let mut heap = std::mem::take(&mut self.heap).into_vec();
-        heap.clear();
-        for group in &mut groups.groups {
-            if group.count >= self.threshold && self.is_allowed(group.left, group.right) {
-                group.candidate = self.candidates.len() as u32;
-                heap.push((group.count, Reverse((group.left, group.right)), group.candidate));
-                self.candidates.push(Candidate {
-                    left: group.left,
-                    right: group.right,
-                    places: Vec::with_capacity(group.places as usize),
-                    checked: self.done,
-                });
+        let mut end = 0;
+        candidates.retain(|_, candidate| {
+            let is_kept = candidate.count >= self.threshold;
+            if is_kept {
+                end += 1 + std::mem::replace(&mut candidate.list, end);
             }
-        }
-        self.heap = BinaryHeap::from(heap);
-        let candidates = &mut self.candidates;
-        self.corpus.for_each_pair(check, |position, left, right, _| {
-            if let Some(candidate) = candidates.get_mut(groups.candidate(left, right) as usize) {
-                candidate.places.push(position);
+            is_kept
+        });
+        candidates.shrink_to_fit();
+        lists.resize(end, 0);
+        lists.shrink_to_fit();
+        corpus.for_each_pair(check, |place, left, right| {
+            if let Some(&Candidate { list, .. }) = candidates.get(&pack((left, right))) {
+                lists[list] += 1;
+                let last = list + lists[list] as usize;
+                lists[last] = place;
             }
         })
     }
 
-    /// Counts a candidate again, and drops its outdated places.
-    fn recount(&mut self, index: u32, bound: u64) -> u64 {
-        let candidate = &mut self.candidates[index as usize];
-        let (left, right) = (candidate.left, candidate.right);
-        // A place of (left, right) goes when left merges with what is before it, or right with what is after.
-        if self.last_as_right[left as usize] <= candidate.checked
-            && self.last_as_left[right as usize] <= candidate.checked
-        {
-            return bound;
-        }
-        candidate.checked = self.done;
-        let corpus = &self.corpus;
-        let (mut count, mut kept) = (0, 0);
-        // Which places are alive cannot be predicted, so no branch depends on it.
-        for index in 0..candidate.places.len() {
-            let place = candidate.places[index];
-            let alive = corpus.has_pair(place, left, right);
-            candidate.places[kept] = place;
-            kept += usize::from(alive);
-            count += u64::from(alive) * corpus.count_at(place);
-        }
-        candidate.places.truncate(kept);
-        count
-    }
-
-    fn merge(&mut self, left: u32, right: u32, mut places: Vec<u32>) {
-        let merged = self.corpus.add_symbol(left, right);
+    fn merge(&mut self, (left, right): Pair, list: usize, check: Check<'_>) -> Result<()> {
+        let joint = self.corpus.add_symbol(left, right);
         self.lengths.push(self.lengths[left as usize] + self.lengths[right as usize]);
-        self.done += 1;
-        self.last_as_left.push(0);
-        self.last_as_right.push(0);
-        self.with_left.push(NONE);
-        self.with_right.push(NONE);
-        self.last_as_left[left as usize] = self.done;
-        self.last_as_right[right as usize] = self.done;
+        self.on_left.resize(self.lengths.len());
+        self.on_right.resize(self.lengths.len());
+        self.to_come = self.to_come.saturating_sub(1);
 
+        let mut lists = std::mem::take(&mut self.lists);
+        let length = lists[list] as usize;
+        let places = &mut lists[list + 1..][..length];
+        let mut kept = 0;
+        // Which places are alive cannot be predicted, so no branch depends on it.
+        for index in 0..length {
+            if index.is_multiple_of(CHECK_PLACES) {
+                check()?;
+            }
+            let place = places[index];
+            places[kept] = place;
+            kept += usize::from(self.corpus.has_pair(place, left, right));
+        }
         if left == right {
             // In a run of one symbol each merge destroys the next place.
-            places.retain(|&place| {
-                let alive = self.corpus.has_pair(place, left, right);
-                if alive {
-                    self.corpus.merge_at(place, left, merged);
+            for index in 0..std::mem::take(&mut kept) {
+                let place = places[index];
+                if self.corpus.has_pair(place, left, right) {
+                    self.corpus.merge_at(place, joint);
+                    places[kept] = place;
+                    kept += 1;
                 }
-                alive
-            });
+            }
         } else {
-            for &place in &places {
-                self.corpus.merge_at(place, left, merged);
+            for &place in &places[..kept] {
+                self.corpus.merge_at(place, joint);
             }
         }
-        for &place in &places {
+        for places in places[..kept].chunks(CHECK_PLACES) {
+            check()?;
+            self.note_around(places, joint);
+        }
+        self.lists = lists;
+        self.add_candidates((left, right), joint.merged);
+        Ok(())
+    }
+
+    fn note_around(&mut self, places: &[u32], joint: Joint) {
+        for &place in places {
             let count = self.corpus.count_at(place);
-            if let Some((position, previous)) = self.corpus.previous(place)
-                // Of two new symbols side by side, the left one notes the pair.
-                && previous != merged
+            let [previous, next] = self.corpus.around(place, joint);
+            // Of two new symbols side by side, the left one notes the pair.
+            if let Some((previous, meet)) = previous
+                && previous != joint.merged
             {
-                self.note(previous, true, position, count);
+                self.on_left.note(previous, meet, count);
             }
-            if let Some(next) = self.corpus.next(place, merged) {
-                self.note(next, false, place, count);
-            }
-        }
-        drop(places);
-        self.add_candidates(merged);
-    }
-
-    /// Notes that `other` stands beside the new symbol in a word that occurs `count` times.
-    #[inline]
-    fn note(&mut self, other: u32, other_is_left: bool, place: u32, count: u64) {
-        let table = if other_is_left { &mut self.with_left } else { &mut self.with_right };
-        let slot = &mut table[other as usize];
-        if *slot == NONE {
-            *slot = self.new_pairs.len() as u32;
-            self.new_pairs.push(NewPair { other, other_is_left, count: 0, places: 0, candidate: NONE });
-        }
-        let pair = &mut self.new_pairs[*slot as usize];
-        pair.count += count;
-        pair.places += 1;
-        self.new_places.push((*slot, place));
-    }
-
-    /// Turns the noted pairs into candidates where they are frequent enough.
-    fn add_candidates(&mut self, merged: u32) {
-        let mut new_pairs = std::mem::take(&mut self.new_pairs);
-        for pair in &mut new_pairs {
-            let table = if pair.other_is_left { &mut self.with_left } else { &mut self.with_right };
-            table[pair.other as usize] = NONE;
-            let (left, right) = if pair.other_is_left { (pair.other, merged) } else { (merged, pair.other) };
-            if pair.count >= self.threshold && self.is_allowed(left, right) {
-                pair.candidate = self.candidates.len() as u32;
-                self.heap.push((pair.count, Reverse((left, right)), pair.candidate));
-                let places = Vec::with_capacity(pair.places as usize);
-                self.candidates.push(Candidate { left, right, places, checked: self.done });
+            if let Some((next, meet)) = next {
+                self.on_right.note(next, meet, count);
             }
         }
-        for &(pair, place) in &self.new_places {
-            if let Some(candidate) = self.candidates.get_mut(new_pairs[pair as usize].candidate as usize) {
-                candidate.places.push(place);
+    }
+
+    /// Takes what the noted pairs hold from the pairs they have been, and makes candidates of those that are frequent enough.
+    fn add_candidates(&mut self, (left, right): Pair, merged: u32) {
+        let Self { candidates, heap, lengths, max_token_length, refused, threshold, heap_from, .. } = self;
+        let mut replace = |old: Pair, new: Pair, neighbour: &mut Neighbour, lists: &mut Vec<u32>| {
+            if let Entry::Occupied(mut entry) = candidates.entry(pack(old)) {
+                entry.get_mut().count -= neighbour.count;
+                if entry.get().count < *threshold {
+                    entry.remove();
+                }
             }
-        }
-        self.new_places.clear();
-        new_pairs.clear();
-        self.new_pairs = new_pairs;
-    }
-}
-
-/// A pair's totals over the corpus.
-#[derive(Debug, Clone, Copy)]
-struct PairGroup {
-    left: u32,
-    right: u32,
-    count: u64,
-    places: u32,
-    candidate: u32,
-}
-
-/// All pairs of the corpus, in order of first appearance.
-#[derive(Debug, Default)]
-struct PairGroups {
-    groups: Vec<PairGroup>,
-    /// Indices into `groups`.
-    index: HashTable<u32>,
-}
-
-impl PairGroups {
-    #[inline]
-    fn count(&mut self, left: u32, right: u32, count: u64) {
-        let groups = &mut self.groups;
-        let index = *self
-            .index
-            .entry(
-                hash_of(left, right),
-                |&index| (groups[index as usize].left, groups[index as usize].right) == (left, right),
-                |&index| hash_of(groups[index as usize].left, groups[index as usize].right),
-            )
-            .or_insert(groups.len() as u32)
-            .get();
-        if index as usize == groups.len() {
-            groups.push(PairGroup { left, right, count: 0, places: 0, candidate: NONE });
-        }
-        let group = &mut groups[index as usize];
-        group.count += count;
-        group.places += 1;
-    }
-
-    #[inline]
-    fn candidate(&self, left: u32, right: u32) -> u32 {
-        let is_pair = |&index: &u32| {
-            let group = &self.groups[index as usize];
-            (group.left, group.right) == (left, right)
+            if neighbour.count >= *threshold && is_allowed(lengths, *max_token_length, refused, new) {
+                candidates.insert(pack(new), list_of(neighbour, lists));
+                if neighbour.count >= *heap_from {
+                    heap.push((neighbour.count, Reverse(pack(new))));
+                }
+            }
         };
-        self.index.find(hash_of(left, right), is_pair).map_or(NONE, |&index| self.groups[index as usize].candidate)
+        self.on_left.drain(&mut self.lists, |previous, lists| {
+            replace((previous.symbol, left), (previous.symbol, merged), previous, lists);
+        });
+        self.on_right.drain(&mut self.lists, |next, lists| {
+            let was = if next.symbol == merged { left } else { next.symbol };
+            replace((right, was), (merged, next.symbol), next, lists);
+        });
     }
 }
 
-/// One multiplication: ids are dense, and no one gains from a slow table here.
-#[inline]
-fn hash_of(left: u32, right: u32) -> u64 {
-    let product = (u64::from(left) << 32 | u64::from(right)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    product ^ (product >> 32)
+/// Whether the pair may become a token: `tokenizers` lets any two bytes, and longer tokens only below the limit.
+fn is_allowed(lengths: &[usize], max_token_length: usize, refused: &HashSet<Pair>, pair: Pair) -> bool {
+    let length = lengths[pair.0 as usize] + lengths[pair.1 as usize];
+    (length == 2 || length < max_token_length) && !refused.contains(&pair)
+}
+
+/// Makes room for the places of a neighbour at the end of `lists`.
+fn list_of(neighbour: &mut Neighbour, lists: &mut Vec<u32>) -> Candidate {
+    let list = lists.len();
+    lists.push(neighbour.places);
+    neighbour.write = lists.len();
+    lists.resize(lists.len() + neighbour.places as usize, 0);
+    Candidate { count: neighbour.count, list }
 }

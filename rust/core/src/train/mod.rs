@@ -30,6 +30,7 @@ mod counts_file;
 mod merges;
 #[cfg(test)]
 mod naive;
+mod neighbours;
 mod words;
 
 pub use count::{Batch, Counter, count_batches, count_files};
@@ -247,7 +248,7 @@ fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Res
     let mut tick = |done| ticker.tick(|| options.progress(done));
     let mut trained = Trained { tokens: options.first_tokens(), merges: Vec::new() };
     let lengths = trained.tokens.iter().map(Vec::len).collect();
-    let mut merger = Merger::new(corpus, lengths, options.min_frequency, options.max_token_length, &mut || tick(0))?;
+    let mut merger = Merger::new(corpus, lengths, options, &mut || tick(0))?;
     // Symbols are ids, but for the bytes where ties go by their values.
     let mut ids: Vec<u32> = (0..256).collect();
     if options.tie_order == TieOrder::ByteValues {
@@ -261,7 +262,6 @@ fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Res
     }
     while trained.merges.len() < options.merges() {
         let done = trained.merges.len();
-        tick(done)?;
         let join = |left, right| [&trained.tokens[id(left) as usize][..], &trained.tokens[id(right) as usize]].concat();
         let may_merge = |left, right| known.is_empty() || !known.contains(&join(left, right));
         let Some((left, right)) = merger.next_merge(may_merge, &mut || tick(done))? else { break };
@@ -316,7 +316,7 @@ mod tests {
             let go_on: Check<'_> = &mut || Ok(());
             let corpus = lay_out(&counts, &options, go_on).expect("not empty");
             let mut merger =
-                Merger::with_depth(corpus, vec![1; 256], min_frequency, max_token_length, depth, go_on).expect("not stopped");
+                Merger::with_depth(corpus, vec![1; 256], &options, depth, go_on).expect("not stopped");
             let next = || merger.next_merge(|_, _| true, go_on).expect("not stopped");
             let rounds: Vec<_> = std::iter::from_fn(next).take(merges).collect();
             prop_assert_eq!(&rounds, &expected.merges);
@@ -387,7 +387,7 @@ mod tests {
             let lengths = || trained.tokens.iter().map(Vec::len).take(base.id_bound() as usize).collect();
             for depth in [1, 2, 16] {
                 let corpus = lay_out(&counts, &options, go_on).expect("not empty");
-                let mut merger = Merger::with_depth(corpus, lengths(), 0, None, depth, go_on).expect("not stopped");
+                let mut merger = Merger::with_depth(corpus, lengths(), &options, depth, go_on).expect("not stopped");
                 let mut tokens: Vec<Vec<u8>> = trained.tokens[..base.id_bound() as usize].to_vec();
                 for &expected in &trained.merges {
                     let join = |left: u32, right: u32| [&tokens[left as usize][..], &tokens[right as usize]].concat();
@@ -437,12 +437,13 @@ mod tests {
         let (go_on, stop): (Check<'_>, Check<'_>) = (&mut || Ok(()), &mut || Err(Error::Interrupted));
         assert!(matches!(lay_out(&counts, &TrainOptions::default(), stop), Err(Error::Interrupted)));
         let corpus = lay_out(&counts, &TrainOptions::default(), go_on).expect("not empty");
-        assert!(matches!(Merger::new(corpus, vec![1; 256], 0, None, stop), Err(Error::Interrupted)));
+        assert!(matches!(Merger::new(corpus, vec![1; 256], &options(10, 0, None), stop), Err(Error::Interrupted)));
         // The second round begins when the pairs of the first, those that occur as often as the most frequent, are merged.
         let counts = counts_of(&[("ab".to_owned(), 9), ("cd".to_owned(), 1)]);
         let corpus = lay_out(&counts, &TrainOptions::default(), go_on).expect("not empty");
-        let mut merger = Merger::with_depth(corpus, vec![1; 256], 0, None, 1, go_on).expect("not stopped");
-        assert!(merger.next_merge(|_, _| true, stop).expect("not asked").is_some());
+        let mut merger =
+            Merger::with_depth(corpus, vec![1; 256], &options(10, 0, None), 1, go_on).expect("not stopped");
+        assert!(merger.next_merge(|_, _| true, go_on).expect("not stopped").is_some());
         assert!(matches!(merger.next_merge(|_, _| true, stop), Err(Error::Interrupted)));
     }
 
