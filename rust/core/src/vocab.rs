@@ -131,8 +131,13 @@ impl Vocab {
     /// Returns this vocabulary with more tokens, from id `first` on, and their merges, which come after all others.
     ///
     /// # Errors
-    /// As [`Vocab::from_merges`].
+    /// As [`Vocab::from_merges`]; [`Error::InvalidArgument`] if this is a SentencePiece vocabulary.
     pub(crate) fn extended(&self, tokens: &[Vec<u8>], first: u32, merges: &[(u32, u32)]) -> Result<Self> {
+        if self.byte_fallback.is_some() {
+            return Err(Error::InvalidArgument(
+                "a SentencePiece vocabulary, whose merging begins with characters, cannot be extended".to_owned(),
+            ));
+        }
         let all = self.tokens().chain(tokens.iter().map(Vec::as_slice).zip(first..)).collect();
         let mut vocab = Self::from_tokens(all, |_| false)?;
         vocab.whole_piece_first = self.whole_piece_first;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use bpe_llama::formats::{Piece, PieceKind};
-use bpe_llama::{After, SpacePrefix, Spaces, SpecialSet, Tokenizer};
+use bpe_llama::train::Trained;
+use bpe_llama::{After, Pretokenizer, SpacePrefix, Spaces, SpecialSet, Tokenizer};
 use proptest::prelude::*;
 
 const SPACE: &str = "\u{2581}";
@@ -183,6 +184,15 @@ fn what_would_lose_text_or_leave_ids_open_is_refused() {
     assert!(refused(with(&[piece("<0x1>", 0.0, PieceKind::Byte)])).contains("<0x1>"));
     assert!(refused(with(&[piece("<0x41>", 0.0, PieceKind::Byte)])).contains("two pieces"));
     assert!(refused(with(&[normal(&"ab".repeat(600), -1.0)])).contains("1200 bytes"));
+}
+
+#[test]
+fn such_a_vocabulary_is_not_extended() {
+    let tokenizer = Tokenizer::from_pieces(base(), true, false).expect("valid");
+    let trained = Trained { tokens: vec![Vec::new(); tokenizer.vocab_size()], merges: Vec::new() };
+    let extended = tokenizer.extended(&trained, Pretokenizer::new("cl100k").expect("a known name"), &[]);
+    let error = extended.expect_err("its spaces would be lost").to_string();
+    assert!(error.contains("SentencePiece vocabulary"), "{error}");
 }
 
 #[test]

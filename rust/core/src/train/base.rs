@@ -39,7 +39,7 @@ impl Tokenizer {
     /// after the last of them, new special tokens after those. `pretokenizer` is what cut the text of that training.
     ///
     /// # Errors
-    /// As [`Tokenizer::new`]; [`Error::InvalidArgument`] if `trained` is not from this vocabulary.
+    /// As [`Tokenizer::new`]; [`Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is a SentencePiece vocabulary.
     pub fn extended(&self, trained: &Trained, pretokenizer: Pretokenizer, special_tokens: &[String]) -> Result<Self> {
         let (bound, first_new) = (self.vocab().id_bound(), self.vocab_size() as u32);
         let Some(new_tokens) = trained.tokens.get(bound as usize..) else {
