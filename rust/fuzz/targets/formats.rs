@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bpe_llama::train::{TrainOptions, WordCounts, train};
-use bpe_llama::{After, Pretokenizer, SpecialSet, Tokenizer, Vocab};
+use bpe_llama::{After, Pause, Pretokenizer, SpecialSet, Tokenizer, Vocab};
 
 use super::naive;
 
@@ -83,15 +83,16 @@ pub(crate) fn counts_file(input: &[u8]) {
 }
 
 fn check_counts(file: &[u8]) {
-    let Ok(counts) = WordCounts::from_bytes(file) else { return };
-    let bytes = counts.to_bytes();
-    let again = WordCounts::from_bytes(&bytes).expect("what was saved");
-    assert_eq!(again.to_bytes(), bytes);
+    let Ok(counts) = WordCounts::from_bytes(file, Pause::default()) else { return };
+    let to_bytes = |counts: &WordCounts| counts.to_bytes(Pause::default()).expect("not stopped");
+    let bytes = to_bytes(&counts);
+    let again = WordCounts::from_bytes(&bytes, Pause::default()).expect("what was saved");
+    assert_eq!(to_bytes(&again), bytes);
     let parts = counts.split(3);
     let mut sum = parts[0].clone();
-    parts[1..].iter().for_each(|part| sum.merge(part).expect("of one kind"));
-    assert_eq!(sum.to_bytes(), bytes);
-    sum.merge(&counts).expect("of one kind");
+    parts[1..].iter().for_each(|part| sum.merge(part, Pause::default()).expect("of one kind"));
+    assert_eq!(to_bytes(&sum), bytes);
+    sum.merge(&counts, Pause::default()).expect("of one kind");
     assert_eq!((sum.len(), sum.is_empty()), (counts.len(), counts.is_empty()));
     let options = TrainOptions { vocab_size: 280, ..TrainOptions::default() };
     if let Ok(trained) = train(&counts, &options, &mut |_| Ok(())) {

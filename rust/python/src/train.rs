@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
 use crate::error::to_py;
+use crate::signals::interruptible;
 use crate::tokenizer::PyTokenizer;
 
 /// What a call to Python raised, kept while the core unwinds with [`Error::Interrupted`].
@@ -191,28 +192,27 @@ impl WordCounts {
 
     #[staticmethod]
     fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
-        py.detach(|| Counts::from_bytes(data)).map(Self).map_err(to_py)
+        interruptible(py, |pause| Counts::from_bytes(data, pause)).map(Self)
     }
 
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        py.detach(|| Counts::load(&path)).map(Self).map_err(to_py)
+        interruptible(py, |pause| Counts::load(&path, pause)).map(Self)
     }
 
-    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &py.detach(|| self.0.to_bytes()))
+    fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        interruptible(py, |pause| self.0.to_bytes(pause)).map(|bytes| PyBytes::new(py, &bytes))
     }
 
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        py.detach(|| self.0.save(&path)).map_err(to_py)
+        interruptible(py, |pause| self.0.save(&path, pause))
     }
 
     fn __add__(&self, py: Python<'_>, other: &Self) -> PyResult<Self> {
-        py.detach(|| {
+        interruptible(py, |pause| {
             let mut sum = self.0.clone();
-            sum.merge(&other.0).map(|()| Self(sum))
+            sum.merge(&other.0, pause).map(|()| Self(sum))
         })
-        .map_err(to_py)
     }
 
     fn split(&self, py: Python<'_>, parts: usize) -> Vec<Self> {
@@ -238,9 +238,9 @@ impl WordCounts {
         self.0.special_tokens().to_vec()
     }
 
-    fn most_common<'py>(&self, py: Python<'py>, n: Option<usize>) -> Vec<(Bound<'py, PyBytes>, u64)> {
-        let words = py.detach(|| self.0.most_common(n.unwrap_or(usize::MAX)));
-        words.into_iter().map(|(word, count)| (PyBytes::new(py, &word), count)).collect()
+    fn most_common<'py>(&self, py: Python<'py>, n: Option<usize>) -> PyResult<Vec<(Bound<'py, PyBytes>, u64)>> {
+        let words = interruptible(py, |pause| self.0.most_common(n.unwrap_or(usize::MAX), pause))?;
+        Ok(words.into_iter().map(|(word, count)| (PyBytes::new(py, &word), count)).collect())
     }
 }
 

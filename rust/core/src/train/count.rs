@@ -1,21 +1,25 @@
 //! Text to word counts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, Thread};
+use std::time::Duration;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use super::counts::{SHARD_BITS, WordCounts};
 use super::words::{Key, WordMap};
-use super::{OnProgress, Progress, Ticker};
+use super::{Check, OnProgress, Progress, Ticker};
 use crate::documents::Documents;
 use crate::pretokenize::Pretokenizer;
 use crate::{Error, Result};
 
 /// Text handed to a thread at a time: small enough to stay in its cache, large enough that handing it over costs nothing.
 const BATCH_BYTES: usize = 1 << 18;
+
+/// How long the caller's thread waits for the last batches before it looks again.
+const END_WAIT: Duration = Duration::from_millis(1);
 
 /// Words looked up at a time.
 const GROUP: usize = 16;
@@ -46,19 +50,25 @@ impl Counter {
     /// # Errors
     /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
     pub fn add(&mut self, document: &str) -> Result<()> {
-        let Some(matcher) = self.special_tokens.clone() else { return self.add_ordinary(document) };
-        let mut start = 0;
-        for special in matcher.find_iter(document) {
-            self.add_ordinary(&document[start..special.start()])?;
-            start = special.end();
-        }
-        self.add_ordinary(&document[start..])
+        self.add_until(document, &mut || Ok(()))
     }
 
-    fn add_ordinary(&mut self, text: &str) -> Result<()> {
+    /// As [`Counter::add`], stopped by an error of `check`, which is called about every thousand words.
+    fn add_until(&mut self, document: &str, check: Check<'_>) -> Result<()> {
+        let Some(matcher) = self.special_tokens.clone() else { return self.add_ordinary(document, check) };
+        let mut start = 0;
+        for special in matcher.find_iter(document) {
+            self.add_ordinary(&document[start..special.start()], check)?;
+            start = special.end();
+        }
+        self.add_ordinary(&document[start..], check)
+    }
+
+    fn add_ordinary(&mut self, text: &str, check: Check<'_>) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
         loop {
+            check()?;
             self.ends.clear();
             self.splitter.fill_ends(text, start, &mut self.ends)?;
             if self.ends.is_empty() {
@@ -131,10 +141,10 @@ impl Batch {
         self.text.len()
     }
 
-    fn count_into(&self, counter: &mut Counter) -> Result<()> {
+    fn count_into(&self, counter: &mut Counter, check: Check<'_>) -> Result<()> {
         let mut start = 0;
         for &end in &self.ends {
-            counter.add(&self.text[start..end])?;
+            counter.add_until(&self.text[start..end], check)?;
             start = end;
         }
         Ok(())
@@ -154,61 +164,81 @@ pub fn count_batches(
     next_batch: &mut dyn FnMut() -> Result<Option<Batch>>,
     on_progress: OnProgress<'_>,
 ) -> Result<WordCounts> {
-    let mut ticker = Ticker::new(on_progress);
-    let mut bytes = 0;
-    let mut next = || -> Result<Option<Batch>> {
-        let batch = next_batch()?;
-        bytes += batch.as_ref().map_or(0, Batch::len) as u64;
-        let progress = Progress::Counting { bytes, read: None, total: None };
-        if batch.is_some() {
-            ticker.tick(|| progress)?;
-        } else {
-            ticker.report(progress)?;
-        }
-        Ok(batch)
-    };
+    let mut feed = Feed { next_batch, ticker: Ticker::new(on_progress), bytes: 0 };
     if num_threads <= 1 {
         let mut counter = Counter::new(splitter.clone(), special_tokens)?;
-        while let Some(batch) = next()? {
-            batch.count_into(&mut counter)?;
+        while let Some(batch) = feed.next()? {
+            batch.count_into(&mut counter, &mut || feed.tick())?;
         }
         return Ok(counter.finish());
     }
     let counters =
         (0..num_threads).map(|_| Counter::new(splitter.clone(), special_tokens)).collect::<Result<Vec<_>>>()?;
-    let counted = count_on_threads(counters, &mut next)?;
-    Ok(add_up(counted, num_threads))
+    let counted = count_on_threads(counters, &mut feed)?;
+    add_up(counted, &mut || feed.tick())
+}
+
+/// Where batches come from, and who hears of them.
+struct Feed<'a> {
+    next_batch: &'a mut dyn FnMut() -> Result<Option<Batch>>,
+    ticker: Ticker<'a>,
+    bytes: u64,
+}
+
+impl Feed<'_> {
+    fn next(&mut self) -> Result<Option<Batch>> {
+        let batch = (self.next_batch)()?;
+        self.bytes += batch.as_ref().map_or(0, Batch::len) as u64;
+        if batch.is_some() {
+            self.tick()?;
+        } else {
+            self.ticker.report(self.progress())?;
+        }
+        Ok(batch)
+    }
+
+    fn tick(&mut self) -> Result<()> {
+        let progress = self.progress();
+        self.ticker.tick(|| progress)
+    }
+
+    fn progress(&self) -> Progress {
+        Progress::Counting { bytes: self.bytes, read: None, total: None }
+    }
+
+    /// Hands out batches until none is left or a worker has failed. Workers wake this thread when they take one.
+    fn run(&mut self, sender: &SyncSender<Batch>, failed: &AtomicBool) -> Result<()> {
+        while !failed.load(Ordering::Relaxed)
+            && let Some(mut batch) = self.next()?
+        {
+            while let Err(TrySendError::Full(refused)) = sender.try_send(batch) {
+                batch = refused;
+                self.tick()?;
+                thread::park_timeout(Ticker::INTERVAL);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Hands batches to one thread a counter.
-fn count_on_threads(
-    counters: Vec<Counter>,
-    next: &mut dyn FnMut() -> Result<Option<Batch>>,
-) -> Result<Vec<WordCounts>> {
+fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<WordCounts>> {
     let (sender, receiver) = sync_channel::<Batch>(counters.len());
-    let receiver = Mutex::new(receiver);
+    let (receiver, feeder) = (Mutex::new(receiver), thread::current());
     let failed = AtomicBool::new(false);
     thread::scope(|scope| {
-        let workers: Vec<_> =
-            counters.into_iter().map(|counter| scope.spawn(|| count_received(counter, &receiver, &failed))).collect();
-        let mut fed = Ok(());
-        while !failed.load(Ordering::Relaxed) {
-            match next() {
-                Ok(Some(batch)) => {
-                    if sender.send(batch).is_err() {
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    // The workers only empty the channel from here on.
-                    failed.store(true, Ordering::Relaxed);
-                    fed = Err(error);
-                    break;
-                }
-            }
-        }
+        let workers: Vec<_> = counters
+            .into_iter()
+            .map(|counter| scope.spawn(|| count_received(counter, &receiver, &feeder, &failed)))
+            .collect();
+        let mut fed = feed.run(&sender, &failed);
         drop(sender);
+        // The last batches may be long, so the caller is asked until all are counted.
+        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            fed = fed.and_then(|()| feed.tick());
+            failed.fetch_or(fed.is_err(), Ordering::Relaxed);
+            thread::park_timeout(END_WAIT);
+        }
         let mut counted = Vec::new();
         for worker in workers {
             match worker.join() {
@@ -221,47 +251,63 @@ fn count_on_threads(
     })
 }
 
-/// What one thread does until no batch is left.
-fn count_received(mut counter: Counter, batches: &Mutex<Receiver<Batch>>, failed: &AtomicBool) -> Result<WordCounts> {
+/// What one thread does until no batch is left. When it or another fails, it only empties the channel from there on.
+fn count_received(
+    mut counter: Counter,
+    batches: &Mutex<Receiver<Batch>>,
+    feeder: &Thread,
+    failed: &AtomicBool,
+) -> Result<WordCounts> {
     let mut outcome = Ok(());
+    let mut check = || if failed.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     loop {
         let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(batch) = batch else { break };
-        if !failed.load(Ordering::Relaxed)
-            && let Err(error) = batch.count_into(&mut counter)
-        {
-            failed.store(true, Ordering::Relaxed);
-            outcome = Err(error);
+        feeder.unpark();
+        match batch.count_into(&mut counter, &mut check) {
+            // Who stopped the others says why.
+            Ok(()) | Err(Error::Interrupted) => {}
+            Err(error) => {
+                failed.store(true, Ordering::Relaxed);
+                outcome = Err(error);
+            }
         }
     }
     outcome.map(|()| counter.finish())
 }
 
-/// Adds the threads' counts, each shard by itself.
-fn add_up(mut counted: Vec<WordCounts>, num_threads: usize) -> WordCounts {
+/// Adds the threads' counts, each shard by itself, on as many threads.
+fn add_up(mut counted: Vec<WordCounts>, check: Check<'_>) -> Result<WordCounts> {
     let Some(mut sum) = counted.pop() else { unreachable!("there is at least one thread") };
     let mut shards: Vec<(&mut WordMap, Vec<WordMap>)> =
         sum.shards.iter_mut().map(|shard| (shard, Vec::new())).collect();
+    let others = counted.len();
     for counts in counted {
         for (shard, map) in shards.iter_mut().zip(counts.shards) {
             shard.1.push(map);
         }
     }
-    let work = Mutex::new(shards);
+    let (work, stopped) = (Mutex::new(shards), AtomicBool::new(false));
+    let add_shards = |check: Check<'_>| {
+        loop {
+            let shard = work.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((sum, maps)) = shard else { return Ok(()) };
+            for map in maps {
+                sum.merge(&map, check)?;
+            }
+        }
+    };
     thread::scope(|scope| {
-        for _ in 0..num_threads {
+        for _ in 0..others {
             scope.spawn(|| {
-                loop {
-                    let shard = work.lock().unwrap_or_else(PoisonError::into_inner).pop();
-                    let Some((sum, maps)) = shard else { break };
-                    for map in maps {
-                        sum.merge(&map);
-                    }
-                }
+                add_shards(&mut || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) })
             });
         }
-    });
-    sum
+        let outcome = add_shards(check);
+        stopped.store(outcome.is_err(), Ordering::Relaxed);
+        outcome
+    })?;
+    Ok(sum)
 }
 
 /// Returns the words' counts in all documents, counted on `num_threads` threads in bounded memory.
@@ -289,4 +335,37 @@ pub fn count_files(documents: &mut Documents, num_threads: usize, on_progress: O
         other => on_progress(other),
     };
     count_batches(&splitter, &special_tokens, num_threads, &mut next_batch, &mut on_progress)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_can_be_stopped() {
+        // Slow, so that one document takes longer than the time between two calls.
+        let splitter = Pretokenizer::new(r"(?:(?!\d)\w)+|(?<!x)\d+|\s|.").expect("a regex");
+        for num_threads in [1, 2] {
+            let (mut asked, mut called) = (0, 0);
+            let mut next_batch = || {
+                asked += 1;
+                let mut batch = Batch::default();
+                batch.push(&"some words and 123 numbers ".repeat(100_000));
+                Ok((asked == 1).then_some(batch))
+            };
+            // With threads, the first call says that the last batch was handed out.
+            let mut on_progress = |_| {
+                called += 1;
+                if called < num_threads { Ok(()) } else { Err(Error::Interrupted) }
+            };
+            let counted = count_batches(&splitter, &[], num_threads, &mut next_batch, &mut on_progress);
+            assert!(matches!(counted, Err(Error::Interrupted)), "{num_threads} threads");
+            assert_eq!((asked, called), (num_threads, num_threads));
+        }
+        let mut counter = Counter::new(splitter, &[]).expect("no special tokens");
+        counter.add("some words").expect("a linear pattern");
+        let counts = counter.finish();
+        let mut stop = || Err(Error::Interrupted);
+        assert!(matches!(add_up(vec![counts.clone(), counts], &mut stop), Err(Error::Interrupted)));
+    }
 }

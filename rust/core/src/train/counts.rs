@@ -1,11 +1,16 @@
 //! How often each word occurs.
 
+use std::cmp::Reverse;
+
 use super::Check;
 use super::words::{Key, WordMap};
-use crate::{Error, Result};
+use crate::{Error, Pause, Result};
 
 /// Each map is cut into `1 << SHARD_BITS` by hash, so that the threads' maps are added up in parallel, without locks.
 pub(super) const SHARD_BITS: u32 = 4;
+
+/// Words to sort between two pauses.
+const SORTED_AT_ONCE: usize = 1 << 15;
 
 /// How often each word (a piece of the splitting pattern) occurs, with the pattern and special tokens that made the words.
 ///
@@ -49,44 +54,42 @@ impl WordCounts {
 
     /// The number of words, each counted as often as it occurs.
     pub fn total(&self) -> u64 {
-        let mut total = 0u64;
-        self.for_each(|_, count| total = total.saturating_add(count));
-        total
+        self.shards.iter().fold(0, |total, shard| total.saturating_add(shard.total()))
     }
 
     /// Calls `visit` with every word and its count, in no particular order.
-    pub fn for_each(&self, mut visit: impl FnMut(&[u8], u64)) {
-        for shard in &self.shards {
-            shard.for_each(&mut visit);
-        }
+    ///
+    /// # Errors
+    /// What `pause` returns, here and wherever one is taken: it is asked now and then.
+    pub fn for_each(&self, pause: Pause<'_>, visit: impl FnMut(&[u8], u64)) -> Result<()> {
+        self.for_each_until(&mut || pause.ask(), visit)
     }
 
-    /// As [`WordCounts::for_each`], stopped by an error of `check`, which is called a few times.
+    /// As [`WordCounts::for_each`], stopped by an error of `check`.
     pub(super) fn for_each_until(&self, check: Check<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
-        for shard in &self.shards {
-            check()?;
-            shard.for_each(&mut visit);
-        }
-        Ok(())
+        self.shards.iter().try_for_each(|shard| shard.for_each(check, &mut visit))
     }
 
     /// Returns the `n` most frequent words with their counts; equal counts are ordered by bytes.
-    pub fn most_common(&self, n: usize) -> Vec<(Vec<u8>, u64)> {
+    ///
+    /// # Errors
+    /// What `pause` returns.
+    pub fn most_common(&self, n: usize, pause: Pause<'_>) -> Result<Vec<(Vec<u8>, u64)>> {
         let mut words = Vec::with_capacity(self.len());
-        self.for_each(|word, count| words.push((std::cmp::Reverse(count), word.to_vec())));
+        self.for_each(pause, |word, count| words.push((Reverse(count), word.to_vec())))?;
         if n < words.len() {
             words.select_nth_unstable(n);
             words.truncate(n);
         }
-        words.sort_unstable();
-        words.into_iter().map(|(std::cmp::Reverse(count), word)| (word, count)).collect()
+        sort(&mut words, pause)?;
+        Ok(words.into_iter().map(|(Reverse(count), word)| (word, count)).collect())
     }
 
     /// Adds another text's counts.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the pattern or the special tokens differ.
-    pub fn merge(&mut self, other: &Self) -> Result<()> {
+    /// [`Error::InvalidArgument`] if the pattern or the special tokens differ; what `pause` returns: part of the counts is added then.
+    pub fn merge(&mut self, other: &Self, pause: Pause<'_>) -> Result<()> {
         if self.pattern != other.pattern {
             return Err(Error::InvalidArgument(format!(
                 "cannot add counts of different patterns: {:?} and {:?}",
@@ -100,7 +103,7 @@ impl WordCounts {
             )));
         }
         for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
-            mine.merge(theirs);
+            mine.merge(theirs, &mut || pause.ask())?;
         }
         Ok(())
     }
@@ -137,4 +140,16 @@ impl WordCounts {
         }
         counts
     }
+}
+
+/// Sorts, in parts of some milliseconds.
+pub(super) fn sort<T: Ord>(items: &mut [T], pause: Pause<'_>) -> Result<()> {
+    pause.ask()?;
+    if items.len() <= SORTED_AT_ONCE {
+        items.sort_unstable();
+        return Ok(());
+    }
+    let (smaller, _, larger) = items.select_nth_unstable(items.len() / 2);
+    sort(smaller, pause)?;
+    sort(larger, pause)
 }

@@ -7,33 +7,42 @@
 
 use std::path::Path;
 
-use super::counts::WordCounts;
+use super::counts::{WordCounts, sort};
 use crate::formats::write_atomically;
-use crate::{Error, Result};
+use crate::{Error, Pause, Result};
 
 const MAGIC: &[u8; 8] = b"BPEWORDS";
 const VERSION: u8 = 1;
+
+/// Words between two pauses.
+const PAUSE_WORDS: usize = 1 << 16;
 
 impl WordCounts {
     /// Writes the counts to a file, by way of a temporary file beside it: the file is the old one or the new one, never part of one.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        write_atomically(path, &self.to_bytes())
+    /// [`Error::Io`] if it cannot be written; what `pause` returns.
+    pub fn save(&self, path: &Path, pause: Pause<'_>) -> Result<()> {
+        write_atomically(path, &self.to_bytes(pause)?)
     }
 
     /// Reads counts that [`WordCounts::save`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or no such file.
-    pub fn load(path: &Path) -> Result<Self> {
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or no such file; what `pause` returns.
+    pub fn load(path: &Path, pause: Pause<'_>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        Self::from_bytes(&bytes).map_err(|error| Error::Format(format!("{}: {error}", path.display())))
+        Self::from_bytes(&bytes, pause).map_err(|error| match error {
+            Error::Format(problem) => Error::Format(format!("{}: {problem}", path.display())),
+            other => other,
+        })
     }
 
     /// Returns the counts in the file format: equal counts give equal bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// What `pause` returns.
+    pub fn to_bytes(&self, pause: Pause<'_>) -> Result<Vec<u8>> {
         let mut bytes = MAGIC.to_vec();
         bytes.push(VERSION);
         put_string(&mut bytes, self.pattern().as_bytes());
@@ -42,11 +51,14 @@ impl WordCounts {
             put_string(&mut bytes, token.as_bytes());
         }
         let mut words = Vec::with_capacity(self.len());
-        self.for_each(|word, count| words.push((word.to_vec(), count)));
-        words.sort_unstable();
+        self.for_each(pause, |word, count| words.push((word.to_vec(), count)))?;
+        sort(&mut words, pause)?;
         put(&mut bytes, words.len() as u64);
         let mut before: &[u8] = &[];
-        for (word, count) in &words {
+        for (index, (word, count)) in words.iter().enumerate() {
+            if index.is_multiple_of(PAUSE_WORDS) {
+                pause.ask()?;
+            }
             let shared = word.iter().zip(before).take_while(|(a, b)| a == b).count();
             put(&mut bytes, shared as u64);
             put_string(&mut bytes, &word[shared..]);
@@ -55,14 +67,14 @@ impl WordCounts {
         }
         let checksum = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
-        bytes
+        Ok(bytes)
     }
 
     /// Returns the counts that [`WordCounts::to_bytes`] wrote.
     ///
     /// # Errors
-    /// [`Error::Format`] if the bytes are anything else.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    /// [`Error::Format`] if the bytes are anything else; what `pause` returns.
+    pub fn from_bytes(bytes: &[u8], pause: Pause<'_>) -> Result<Self> {
         let damaged = |what: &str| Error::Format(format!("damaged word counts: {what}"));
         if !bytes.starts_with(MAGIC) {
             return Err(Error::Format(format!(
@@ -89,15 +101,20 @@ impl WordCounts {
             }
             let mut counts = Self::from_parts(&pattern, &special_tokens, []);
             let mut word = Vec::new();
-            for _ in 0..take(&mut rest)? {
+            for index in 0..take(&mut rest)? {
+                if index % PAUSE_WORDS as u64 == 0
+                    && let Err(error) = pause.ask()
+                {
+                    return Some(Err(error));
+                }
                 let shared = usize::try_from(take(&mut rest)?).ok().filter(|&shared| shared <= word.len())?;
                 word.truncate(shared);
                 word.extend_from_slice(take_string(&mut rest)?);
                 counts.add(&word, take(&mut rest)?);
             }
-            rest.is_empty().then_some(counts)
+            rest.is_empty().then_some(Ok(counts))
         })();
-        parsed.ok_or_else(|| damaged("a length is beyond the file's end"))
+        parsed.unwrap_or_else(|| Err(damaged("a length is beyond the file's end")))
     }
 }
 
@@ -136,31 +153,37 @@ fn take_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use proptest::prelude::*;
 
     use super::*;
 
+    const GO_ON: Pause<'_> = Pause(None);
+
+    type Step<'a> = &'a dyn Fn(Pause<'_>) -> Result<()>;
+
     fn sorted(counts: &WordCounts) -> Vec<(Vec<u8>, u64)> {
-        counts.most_common(usize::MAX)
+        counts.most_common(usize::MAX, GO_ON).expect("not stopped")
     }
 
     proptest! {
         #[test]
         fn comes_back_as_it_was(words in prop::collection::btree_map(prop::collection::vec(any::<u8>(), 1..20), 1u64.., 0..50)) {
             let counts = WordCounts::from_parts("a+", &["<x>".to_owned()], words.iter().map(|(word, &count)| (&word[..], count)));
-            let back = WordCounts::from_bytes(&counts.to_bytes()).expect("what was written");
+            let back = WordCounts::from_bytes(&counts.to_bytes(GO_ON).expect("not stopped"), GO_ON).expect("what was written");
             prop_assert_eq!(sorted(&back), sorted(&counts));
             prop_assert_eq!((back.pattern(), back.special_tokens()), (counts.pattern(), counts.special_tokens()));
-            prop_assert_eq!(back.to_bytes(), counts.to_bytes());
+            prop_assert_eq!(back.to_bytes(GO_ON).expect("not stopped"), counts.to_bytes(GO_ON).expect("not stopped"));
         }
 
         #[test]
         fn damage_is_noticed(at in 0usize..1000, flip in 1u8.., cut in 0usize..1000) {
-            let bytes = WordCounts::from_words("a+", [(&b"word"[..], 3), (b"words", 70_000)]).to_bytes();
+            let bytes = WordCounts::from_words("a+", [(&b"word"[..], 3), (b"words", 70_000)]).to_bytes(GO_ON).expect("not stopped");
             let mut damaged = bytes.clone();
             damaged[at % bytes.len()] ^= flip;
-            prop_assert!(WordCounts::from_bytes(&damaged).is_err());
-            prop_assert!(WordCounts::from_bytes(&bytes[..cut % bytes.len()]).is_err());
+            prop_assert!(WordCounts::from_bytes(&damaged, GO_ON).is_err());
+            prop_assert!(WordCounts::from_bytes(&bytes[..cut % bytes.len()], GO_ON).is_err());
         }
 
         /// With the checksum made to fit: no panic, no memory beyond the file's size.
@@ -169,7 +192,36 @@ mod tests {
             let mut bytes = [&MAGIC[..], &[VERSION], &body].concat();
             let checksum = crc32fast::hash(&bytes);
             bytes.extend_from_slice(&checksum.to_le_bytes());
-            let _ = WordCounts::from_bytes(&bytes);
+            let _ = WordCounts::from_bytes(&bytes, GO_ON);
+        }
+    }
+
+    /// Enough words for each step to ask more than once.
+    #[test]
+    fn every_step_can_be_stopped() {
+        let words: Vec<String> = (0..(1 << 17)).map(|number| number.to_string()).collect();
+        let counts = WordCounts::from_words("a+", words.iter().map(|word| (word.as_bytes(), 1)));
+        let bytes = counts.to_bytes(GO_ON).expect("not stopped");
+        let steps: [Step<'_>; 5] = [
+            &|pause| counts.for_each(pause, |_, _| ()),
+            &|pause| counts.most_common(usize::MAX, pause).map(|_| ()),
+            &|pause| counts.to_bytes(pause).map(|_| ()),
+            &|pause| WordCounts::from_bytes(&bytes, pause).map(|_| ()),
+            &|pause| counts.clone().merge(&counts, pause),
+        ];
+        for (index, step) in steps.iter().enumerate() {
+            let asked = AtomicUsize::new(0);
+            // Stopped as late as possible: at the last time that it asks.
+            let count = || asked.fetch_add(1, Ordering::Relaxed);
+            step(Pause(Some(&|| {
+                count();
+                Ok(())
+            })))
+            .expect("not stopped");
+            let last = asked.swap(0, Ordering::Relaxed);
+            assert!(last > 1, "step {index} asks {last} times");
+            let stop = || if count() + 1 == last { Err(Error::Interrupted) } else { Ok(()) };
+            assert!(matches!(step(Pause(Some(&stop))), Err(Error::Interrupted)), "step {index}");
         }
     }
 }

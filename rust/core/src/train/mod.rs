@@ -220,7 +220,7 @@ fn lay_out(counts: &WordCounts, options: &TrainOptions, check: Check<'_>) -> Res
     }
     // No pair can then be counted beyond 64 bits. Only a damaged file of counts holds more.
     let mut text_bytes = 0_u128;
-    counts.for_each(|word, count| text_bytes += word.len() as u128 * u128::from(count));
+    counts.for_each_until(check, |word, count| text_bytes += word.len() as u128 * u128::from(count))?;
     if text_bytes > u128::from(u64::MAX) {
         return Err(Error::InvalidArgument(format!(
             "the words counted make {text_bytes} bytes of text; at most {} can be",
@@ -281,6 +281,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Pause;
     use crate::pretokenize::Pretokenizer;
 
     fn counts_of(words: &[(String, u64)]) -> WordCounts {
@@ -483,7 +484,7 @@ mod tests {
     fn counts_beyond_any_text_are_refused() {
         let word = (b"ab".as_slice(), u64::MAX);
         let counts = WordCounts::from_words("a+", [word, word]);
-        assert_eq!(counts.most_common(1), [(b"ab".to_vec(), u64::MAX)]);
+        assert_eq!(counts.most_common(1, Pause::default()).expect("not stopped"), [(b"ab".to_vec(), u64::MAX)]);
         let error = train(&counts, &options(1, 0, None), &mut |_| Ok(())).expect_err("no text is so long");
         assert!(error.to_string().contains(&(2 * u128::from(u64::MAX)).to_string()), "{error}");
     }

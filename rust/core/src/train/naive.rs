@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::{TieOrder, TrainOptions, Trained, WordCounts};
+use crate::Pause;
 use crate::pairs::NO_RANK;
 use crate::vocab::Vocab;
 
@@ -11,7 +12,7 @@ use crate::vocab::Vocab;
 pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
     let (mut tokens, mut merges) = (options.first_tokens(), Vec::new());
     let mut words = Vec::new();
-    counts.for_each(|word, count| {
+    let each = counts.for_each(Pause::default(), |word, count| {
         let ids = word.iter().map(|byte| tokens.iter().position(|token| token == &[*byte]).expect("all bytes") as u32);
         let ids = match &options.base {
             Some(base) => encode(base, word, ids.collect()),
@@ -19,6 +20,7 @@ pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
         };
         words.push((ids, count));
     });
+    each.expect("not stopped");
     while merges.len() < options.merges() {
         let mut pairs = BTreeMap::new();
         for (ids, count) in &words {

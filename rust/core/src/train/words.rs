@@ -4,8 +4,14 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 
+use super::Check;
+use crate::Result;
+
 /// Words of at most this many bytes lie in their entry; longer ones in the arena.
 const INLINE: usize = 15;
+
+/// Words between two looks whether to stop: some milliseconds.
+const CHECK_WORDS: usize = 1 << 16;
 
 /// In the top byte of `Word::high`: the word lies in the arena.
 const IN_ARENA: u64 = 0xFF;
@@ -171,8 +177,14 @@ impl WordMap {
     }
 
     /// Calls `visit` with each word and its count, in order of first appearance.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(&[u8], u64)) {
-        for word in &self.words {
+    ///
+    /// # Errors
+    /// What `check` returns, which is called now and then.
+    pub(super) fn for_each(&self, check: Check<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
+        for (index, word) in self.words.iter().enumerate() {
+            if index.is_multiple_of(CHECK_WORDS) {
+                check()?;
+            }
             if word.high >> 56 == IN_ARENA {
                 visit(self.arena_bytes(word), word.count);
             } else {
@@ -180,11 +192,20 @@ impl WordMap {
                 visit(&packed.to_le_bytes()[..(word.high >> 56) as usize], word.count);
             }
         }
+        Ok(())
     }
 
     /// Adds all of `other`'s counts.
-    pub(super) fn merge(&mut self, other: &Self) {
-        other.for_each(|bytes, count| self.add(Key::new(bytes, 0, bytes.len()), count));
+    ///
+    /// # Errors
+    /// What `check` returns, which is called now and then: some counts are added then.
+    pub(super) fn merge(&mut self, other: &Self, check: Check<'_>) -> Result<()> {
+        other.for_each(check, |bytes, count| self.add(Key::new(bytes, 0, bytes.len()), count))
+    }
+
+    /// The sum of all counts.
+    pub(super) fn total(&self) -> u64 {
+        self.words.iter().fold(0, |total, word| total.saturating_add(word.count))
     }
 }
 
@@ -216,11 +237,13 @@ mod tests {
                 expected.entry(b"another".to_vec()).or_insert(0);
             }
             let mut got = BTreeMap::new();
-            map.for_each(|bytes, count| assert!(got.insert(bytes.to_vec(), count).is_none()));
+            let go_on: Check<'_> = &mut || Ok(());
+            map.for_each(go_on, |bytes, count| assert!(got.insert(bytes.to_vec(), count).is_none())).expect("not stopped");
             prop_assert_eq!(&got, &expected);
             let mut twice = map.clone();
-            twice.merge(&map);
-            twice.for_each(|bytes, count| assert_eq!(count, 2 * expected[bytes]));
+            twice.merge(&map, go_on).expect("not stopped");
+            twice.for_each(go_on, |bytes, count| assert_eq!(count, 2 * expected[bytes])).expect("not stopped");
+            prop_assert_eq!(twice.total(), 2 * expected.values().sum::<u64>());
             prop_assert_eq!(twice.len(), expected.len());
         }
     }
