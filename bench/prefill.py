@@ -1,7 +1,7 @@
 """Reading a prompt on the CPU: ours against transformers, in float32 and bfloat16, taking turns.
 
-The model has SmolLM2-135M's shape and random weights; both fill a cache and choose one id, which must be equal in float32.
-With one thread the processor's time is taken, which other work on the machine lengthens least.
+The model has SmolLM2-135M's shape and random weights; both fill a cache and choose one id, the same in float32. With
+one thread the processor's time is taken, which other work on the machine lengthens least.
 
     python -m bench.prefill --length 512 --threads 1
 """
