@@ -183,18 +183,21 @@ class Engine:
             room -= len(fresh[-1]) if sample.unread else 0
         if not fresh:
             return []
-        logits_BV = self._read(fresh)
-        reading = [sample for sample in self.live if sample.unread]
-        for sample, ids in zip(self.live, fresh, strict=True):
-            sample.unread = max(sample.unread - len(ids), 0)
-        grown = [sample for sample in self.live if not sample.unread]
-        if len(grown) < len(self.live):
-            logits_BV = logits_BV[[not sample.unread for sample in self.live]]
-        if grown:
-            self._append(grown, logits_BV)
+        reading = [bool(sample.unread) for sample in self.live]
+        unread = [max(sample.unread - len(ids), 0) for sample, ids in zip(self.live, fresh, strict=True)]
+        grown = [sample for sample, left in zip(self.live, unread, strict=True) if not left]
+        held = list(self.cache.lengths)
+        try:
+            logits_BV = self._read(fresh)
+            if grown:
+                self._append(grown, logits_BV if not any(unread) else logits_BV[[not left for left in unread]])
+        except BaseException:  # Ctrl-C too: the next step does it all again
+            self.cache.lengths[:] = held
+            raise
         seconds = time.perf_counter() - start
-        for sample in self.live:
-            if sample in reading:
+        for sample, left, read in zip(self.live, unread, reading, strict=True):
+            sample.unread = left
+            if read:
                 sample.prefill_seconds += seconds
             else:
                 sample.decode_seconds += seconds

@@ -430,6 +430,32 @@ def test_prompts_are_read_beside_sequences_that_grow(tiny_model: Make, ids: Tens
         assert sample.prefill_seconds > 0 and (len(expected) == 1 or sample.decode_seconds > 0)
 
 
+@pytest.mark.parametrize("form", ["full", "int8"])
+def test_an_interrupted_step_is_done_again(
+    tiny_model: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=6, temperature=0.0)
+
+    def run(interrupted: bool) -> list[list[int]]:
+        engine = Engine(model, 3, prefill_chunk=5, cache=form)
+        samples = engine.join([ids[0].tolist()], [options])
+        samples += engine.enter([row.tolist() for row in ids[1:]], [options] * 2)
+        while engine.live:
+            with monkeypatch.context() as patch:
+                patch.setattr("bpe_llama.model.engine.choose", stop)
+                if interrupted:
+                    with pytest.raises(KeyboardInterrupt):
+                        engine.step()
+            engine.step()
+        return [sample.new_ids for sample in samples]
+
+    def stop(*_: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    assert run(interrupted=True) == run(interrupted=False)
+
+
 def test_one_that_leaves_before_it_is_read_disturbs_nobody(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=6, temperature=0.0)
