@@ -105,7 +105,8 @@ class Engine:
 
         A step reads some ``prefill_chunk`` ids of prompts, one at least of each; a sequence gets its first new id in
         the step that ends its prompt. With a full cache and a model that `can_fuse` all ids of a step are read in one
-        pass; elsewhere those who grow share a pass, and every prompt has one of its own.
+        pass; elsewhere those who grow share a pass, and every prompt has one of its own. Prompts are read from their
+        beginnings, whatever earlier sequences left.
 
         Raises:
             ValueError: If a prompt is empty, does not fit or has an id outside the vocabulary, or there are too few

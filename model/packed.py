@@ -109,13 +109,13 @@ class _Rows:
         self.rotation = self._rotation(stack, counts)
 
         self._window = config.sliding_window
-        self._grows = min(counts) == 1
-        """Whether some sequence brings a single id."""
-        self._longest = max(end for end, count in zip(self.ends, counts, strict=True) if count == 1 or not self._grows)
-        groups = config.num_attention_heads // config.kv_heads
-        last_B1 = self.positions_M[self.last_B, None]
-        self._last_mask = None
-        if min(self.ends) < self._longest or not self._sees_all(self._longest):
+        growing = [end for end, count in zip(self.ends, counts, strict=True) if count == 1]
+        self._longest = max(growing, default=0)
+        """Columns that sequences with a single new id look at; 0 if there are none."""
+        self._last_mask: Tensor | None = None
+        if growing and (min(growing) < self._longest or not self._sees_all(self._longest)):
+            groups = config.num_attention_heads // config.kv_heads
+            last_B1 = self.positions_M[self.last_B, None]
             self._last_mask = self._mask(last_B1, self._longest)[:, None].expand(-1, -1, groups, -1)
         self._readers = []
         for slot, (stop, count, end) in enumerate(zip(stops, counts, self.ends, strict=True)):
@@ -148,7 +148,7 @@ class _Rows:
     def gather(self, query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor) -> Tensor:
         """Return what each row gathers from the keys of its sequence, (M, N * H)."""
         gathered_MO = query_MNH.new_empty(query_MNH.shape[0], query_MNH.shape[1] * query_MNH.shape[2])
-        if self._grows:  # the last row of every sequence in one product; readers' are written over below
+        if self._longest:  # the last row of every sequence in one product; readers' are written over below
             seen = slice(self._longest)
             last_BNH = query_MNH[self.last_B] if self._readers else query_MNH
             last_BO = _attend(last_BNH, key_BKSH[:, :, seen], value_BKSH[:, :, seen], self._last_mask)
