@@ -6,7 +6,7 @@ alone, so :func:`sample_logits` may run inside a captured CUDA graph (pass ``ste
 any, as tensors that the graph's owner changes in place; draw once with the same options before capturing, as Triton
 compiles what it meets for the first time).
 
-On CUDA the cut is found without a sort, by Triton kernels (``kernels.py``); elsewhere, and for what those leave out, by
+On CUDA the cut is found without a sort, by Triton kernels (``on_cuda.py``); elsewhere, and for what those leave out, by
 plain torch (``filters.py``). ``scores.py`` has biases and penalties, ``uniform.py`` the random numbers.
 
 Legend: B batch, V vocabulary, T length of the history, N ids given.
@@ -84,7 +84,7 @@ def sample_logits(
             nothing finite, or was given an id outside the vocabulary.
         TypeError: If the logits are of no floating dtype.
 
-    Cost: on CUDA some ten reads of the logits (:func:`bpe_llama.model.sampling.kernels.draw`); elsewhere a sort of each
+    Cost: on CUDA some ten reads of the logits (:func:`bpe_llama.model.sampling.on_cuda.draw`); elsewhere a sort of each
         row where top-k, top-p or typical-p is on, so on the CPU ``bpe_llama.Sampler`` is far faster.
 
     Example:
@@ -108,10 +108,10 @@ def sample_logits(
         if isinstance(value, Tensor) and tuple(value.shape) not in ((), (1,), (rows,)):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected () or ({rows},)")
     if _HAS_TRITON and scores_BV.device.type == "cuda" and temperature > 0 and typical_p == 1:
-        from bpe_llama.model.sampling import kernels
+        from bpe_llama.model.sampling import on_cuda
 
         with torch.cuda.device(scores_BV.device):
-            ids_B = kernels.draw(scores_BV, filters, seed, step)
+            ids_B = on_cuda.draw(scores_BV, filters, seed, step)
         ids_B = ids_B if outside_B is None else torch.where(outside_B, -1, ids_B)
         return ids_B.reshape(logits_BV.shape[:-1])
     valid_B = valid_rows(scores_BV, outside_B)

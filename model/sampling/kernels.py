@@ -1,29 +1,14 @@
-"""Top-k, top-p, min-p and the draw on CUDA without a sort: a search for the cut, digit by digit of a logit's bits.
-
-Every float32 has a key, an unsigned integer in the same order. The cut's key is found from its highest digit down: each
-round weighs, for the sixteen values of one digit, all logits at or above, and takes the highest that still reaches the
-goal. bfloat16 has four digits, float32 eight. A row is read by up to 32 programs, which leave their sums for the next
-launch to add in order: no atomics, no waiting, one result whatever the batch. The number of launches depends on the
-options alone, so a captured graph replays them.
-
-Weights and sums are float64; ``filters.py`` is the plain version that the tests hold this one to.
+"""The Triton functions that ``on_cuda.py`` launches: a search for a cut, digit by digit, and the draw.
 
 Legend: B rows, V vocabulary, S programs a row.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from bpe_llama.model.sampling.filters import Filters
-from bpe_llama.model.sampling.uniform import GOLDEN, MIX_1, MIX_2, as_word
+from bpe_llama.model.sampling.uniform import GOLDEN, MIX_1, MIX_2
 
 DIGIT_BITS = 4
 DIGITS = tl.constexpr(1 << DIGIT_BITS)
@@ -33,102 +18,6 @@ DRAW_BLOCK = tl.constexpr(1024)
 # Per row and round: the key's digits so far, the count and the mass above them, and the goal.
 STATE = tl.constexpr(4)
 _GOLDEN, _MIX_1, _MIX_2 = (tl.constexpr(word) for word in (GOLDEN, MIX_1, MIX_2))
-
-# Said, as its default differs between versions of Triton.
-_OPTIONS = {"enable_fp_fusion": True}
-_KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
-
-
-def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Tensor) -> Tensor:
-    """Return one id a row, int64 (B,), -1 for a row with NaN, +inf or nothing finite.
-
-    Args:
-        scores_BV: (B, V) on a CUDA device, float32, float16 or bfloat16, any row stride; biases and penalties applied.
-        filters: With ``temperature > 0`` and ``typical_p == 1``: the cut is a prefix of the ids by falling score.
-        seed: As for :func:`bpe_llama.model.sampling.sample_logits`.
-        step: Likewise.
-
-    Raises:
-        ValueError: If the filters are others.
-
-    Cost: three launches and one a digit for top-k and for top-p each, every one a read of the logits, that of the draw
-    a small part of one.
-    """
-    if filters.temperature == 0 or filters.typical_p < 1:
-        raise ValueError(f"the kernels take temperature > 0 and typical_p of 1, got {filters}")
-    if scores_BV.stride(-1) != 1:
-        scores_BV = scores_BV.contiguous()
-    rows, vocab_size = scores_BV.shape
-    device = scores_BV.device
-    ids_B = torch.empty(rows, dtype=torch.int64, device=device)
-    if rows == 0:
-        return ids_B
-    # By the vocabulary alone, so that sums round alike in every batch.
-    splits = min(32, triton.next_power_of_2(triton.cdiv(vocab_size, 4096)))
-    extents = torch.empty(rows, splits, dtype=torch.float64, device=device)
-    pass_: dict[str, Any] = {
-        "extents": extents,
-        "scores": scores_BV,
-        "row_stride": scores_BV.stride(0),
-        "vocab_size": vocab_size,
-        "chunk": triton.cdiv(triton.cdiv(vocab_size, splits), DRAW_BLOCK.value) * DRAW_BLOCK.value,
-        "SPLITS": splits,
-        **_OPTIONS,
-    }
-    _extent[rows, splits](**pass_)
-    cut = None
-    if 0 < filters.top_k < vocab_size:
-        cut = _search(pass_, filters, float(filters.top_k), None, counting=True)
-    if filters.top_p < 1:
-        cut = _search(pass_, filters, filters.top_p_share, cut, counting=False)
-    final: dict[str, Any] = pass_ | {
-        "cut": extents if cut is None else cut,
-        "gap": filters.judged_at * math.log(filters.min_p) if filters.min_p > 0 else -math.inf,
-        "inverse": _inverse(filters.temperature),
-        "tallies": torch.empty(rows, 2, splits, dtype=torch.float64, device=device),
-        "CUT": cut is not None,
-        "KEY_BITS": _KEY_BITS[scores_BV.dtype],
-    }
-    _tally[rows, splits](**final)
-    seed_B, step_B = (as_word(word, device).expand(rows) for word in (seed, step))
-    strides = {"seed_stride": seed_B.stride(0), "step_stride": step_B.stride(0)}
-    _draw[rows,](ids_out=ids_B, seeds=seed_B, steps=step_B, **strides, **final)
-    return ids_B
-
-
-def _search(pass_: dict[str, Any], filters: Filters, goal: float, base: Tensor | None, *, counting: bool) -> Tensor:
-    """Return each row's cut, float64 (B, 3): its key, how many of the ids that tie there stay, and the mass kept.
-
-    The goal is a count, or a share of the mass that ``base``, an earlier cut, keeps; of all where there is none.
-    """
-    rows, splits = pass_["extents"].shape
-    key_bits = _KEY_BITS[pass_["scores"].dtype]
-    rounds = key_bits // DIGIT_BITS
-    sums = pass_["extents"].new_empty(2, rows, 2, splits, DIGITS.value)
-    states = sums.new_empty(rounds, rows, STATE.value)
-    cut: Tensor = sums.new_empty(rows, 3)
-    search: dict[str, Any] = {
-        "goal": goal,
-        "base": cut if base is None else base,
-        "inverse": _inverse(filters.judged_at),
-        "COUNTING": counting,
-        "OF_BASE": base is not None,
-        "KEY_BITS": key_bits,
-    }
-    for turn in range(rounds):
-        _weigh_digits[rows, splits](
-            sums=sums[turn % 2], sums_before=sums[1 - turn % 2], state=states[turn], state_before=states[turn - 1],
-            unseen=key_bits - DIGIT_BITS * (turn + 1), ROUND=min(turn, 2), **search, **pass_,
-        )  # fmt: skip
-    _settle[rows,](
-        cut=cut, sums=sums[1 - rounds % 2], state=states[-1], extents=pass_["extents"],
-        SPLITS=splits, KEEP_TIES=filters.keeps_ties, **search, **_OPTIONS,
-    )  # fmt: skip
-    return cut
-
-
-def _inverse(temperature: float) -> float:
-    return min(1 / temperature, sys.float_info.max) if temperature > 1 / sys.float_info.max else sys.float_info.max
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from bpe_llama import Sampler
-from bpe_llama.model.sampling import kernels, uniform
+from bpe_llama.model.sampling import on_cuda, uniform
 from bpe_llama.model.sampling.filters import Filters
 
 GENERATOR = torch.Generator().manual_seed(11)
@@ -19,7 +19,7 @@ def compare(logits: torch.Tensor, **options: object) -> None:
     """Draw from each row at its own random number; ids must be equal but within rounding of the border of two."""
     sampler = Sampler(**{"temperature": 1.0, "top_p": 1.0, **options})
     seeds = range(5, 5 + len(logits))
-    ids = kernels.draw(logits, Filters(**{"temperature": 1.0, "top_p": 1.0, **options}), torch.tensor(seeds), 3)
+    ids = on_cuda.draw(logits, Filters(**{"temperature": 1.0, "top_p": 1.0, **options}), torch.tensor(seeds), 3)
     for row, (ours, theirs) in enumerate(zip(ids.tolist(), sampler.sample(logits, step=3, seeds=seeds), strict=True)):
         if ours != theirs:
             border = sampler.probs(logits[row])[: max(ours, theirs)].sum()
@@ -71,16 +71,16 @@ def main() -> None:
     row = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5, 1.5, 0.0])
     sampler = Sampler(temperature=0.9, top_p=0.97)
     draws = 20
-    ids = kernels.draw(row.expand(draws, -1), Filters(0.9, top_p=0.97), 0, torch.arange(draws))
+    ids = on_cuda.draw(row.expand(draws, -1), Filters(0.9, top_p=0.97), 0, torch.arange(draws))
     assert ids.tolist() == [sampler.sample(row, step=step) for step in range(draws)]
 
     # What cannot be drawn from gives -1, and leaves the rows beside it alone.
     logits = rows(50)[:5]
     logits[0, 49], logits[2, 0], logits[3] = torch.nan, torch.inf, -torch.inf
-    ids = kernels.draw(logits, Filters(1.0, top_p=0.9), 2**64 - 1, 2**63)
+    ids = on_cuda.draw(logits, Filters(1.0, top_p=0.9), 2**64 - 1, 2**63)
     expected = Sampler(1.0, top_p=0.9, seed=2**64 - 1)
     assert ids.tolist() == [-1, expected.sample(logits[1], step=2**63), -1, -1, expected.sample(logits[4], step=2**63)]
-    assert kernels.draw(torch.zeros(0, 5), Filters(), 0, 0).shape == (0,)
+    assert on_cuda.draw(torch.zeros(0, 5), Filters(), 0, 0).shape == (0,)
     print("equal")
 
 
