@@ -89,10 +89,11 @@ class Tokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of a text in which nothing is special: `encode` without its options."""
 
-    def encode_following(self, text: str, after_special: bool) -> list[int]:
-        """Return the ids of `encode_ordinary` for a text that follows a special token, or else other text.
+    def encode_following(self, text: str, before: str | None) -> list[int]:
+        """Return the ids of `encode_ordinary` for a text that follows other text, or None for a special token.
 
-        They differ where SentencePiece puts a space before a text: before one that follows text it puts none.
+        They differ where SentencePiece puts a space before a text: before one that follows text it puts none, but for
+        the one that was left out at the end of that text where spaces collapse.
         """
 
     def encode_bytes(self, data: bytes) -> list[int]:

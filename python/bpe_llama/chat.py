@@ -168,24 +168,15 @@ class _Marked:
         """Return the ids of what a template made of the messages, or of a part of it and what came before."""
         tokenizer = self.tokenizer
         if self.special is None:
-            return tokenizer.encode_following(text, False) if before else tokenizer.encode_ordinary(text)
+            return tokenizer.encode_following(text, before)
         ids: list[int] = []
         end = 0
-        is_special = before.endswith(tuple(tokenizer.special_tokens))
-
-        def add(ordinary: str) -> None:
-            ordinary = ordinary.replace(self.marker, "")
-            if end or before:
-                ids.extend(tokenizer.encode_following(ordinary, end > 0 or is_special))
-            else:
-                ids.extend(tokenizer.encode_ordinary(ordinary))
-
+        passed = None if before.endswith(tuple(tokenizer.special_tokens)) else before
         for match in self.special.finditer(text):
-            add(text[end : match.start()])
+            ids += tokenizer.encode_following(text[end : match.start()].replace(self.marker, ""), passed)
             ids.append(tokenizer.special_tokens[match[0]])
-            end = match.end()
-        add(text[end:])
-        return ids
+            end, passed = match.end(), None
+        return ids + tokenizer.encode_following(text[end:].replace(self.marker, ""), passed)
 
 
 def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:

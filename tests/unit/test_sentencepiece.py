@@ -107,6 +107,35 @@ def test_special_tokens_come_of_text_only_where_allowed(tok: Tokenizer) -> None:
         tok.encode("the <s>", disallowed_special="all")
 
 
+@pytest.mark.parametrize("collapse", [0, 1])
+@pytest.mark.parametrize("gaps", [" |", "| ", " | ", "  |", "|"])
+def test_parts_of_a_conversation_are_encoded_as_the_whole(tmp_path: Path, collapse: int, gaps: str) -> None:
+    tok = Tokenizer.from_file(save(tmp_path, model(PIECES, normalizer=field(4, collapse))))
+    before, after = gaps.split("|")
+    tok.chat_template = (
+        f"{{% for m in messages %}}{{% if m.role == 'user' %}}He {{{{ m.content }}}} ll{before}"
+        f"{{% else %}}{after}{{{{ m.content }}}}</s>{{% endif %}}{{% endfor %}}"
+    )
+    talk = [
+        {"role": "user", "content": "the Hello"},
+        {"role": "assistant", "content": "the  Hello"},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "the"},
+    ]
+    ids, learned = encode_conversation(tok, talk)
+    whole = tok.encode(tok.apply_chat_template(talk, tokenize=False), allowed_special="all")
+    assert tok.decode(ids) == tok.decode(whole)
+    # A space that ends a prompt cannot be part of the answer's first token, unless it is left out there.
+    if gaps != "|" and (collapse or not before):
+        assert ids == whole
+    answers = "".join(tok.id_to_bytes(i).decode() if mine else "|" for i, mine in zip(ids, learned, strict=True))
+    space = " " if after or (collapse and before) else ""
+    said = "the Hello" if collapse else "the  Hello"
+    assert [part for part in answers.split("|") if part] == [f"{space}{said}</s>", f"{space}the</s>"]
+    prompt = tok.apply_chat_template(talk[:1])
+    assert ids[: learned.index(True)] == prompt  # as the model meets it when it answers
+
+
 def test_offsets_and_truncation(tok: Tokenizer) -> None:
     ids, offsets = tok.encode_with_offsets("the é里")
     assert ids == tok.encode("the é里")

@@ -28,6 +28,8 @@ pub(crate) enum Normalizer {
 /// let llama = Spaces { prefix: SpacePrefix::Always, collapse: false, drop_first: true };
 /// assert_eq!(llama.normalize("a▁b ", After::Nothing), " a b ");
 /// assert_eq!(llama.normalize("", After::Nothing), "");
+/// let collapsing = Spaces { collapse: true, ..llama };
+/// assert_eq!(collapsing.normalize("a  b ", After::Nothing) + &*collapsing.normalize("c", After::Space), " a b c");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spaces {
@@ -62,6 +64,19 @@ pub enum After {
     Special,
     /// More text: no space is put between.
     Text,
+    /// More text that ends in a space. Where spaces collapse it was left out there, and comes before what follows.
+    Space,
+}
+
+impl After {
+    /// Returns what a stretch of ordinary text comes after if this is all the text before it.
+    pub fn of(text: &str) -> Self {
+        match text.chars().next_back() {
+            None => Self::Nothing,
+            Some(' ' | SPACE) => Self::Space,
+            Some(_) => Self::Text,
+        }
+    }
 }
 
 impl Normalizer {
@@ -98,12 +113,13 @@ impl Spaces {
     pub fn normalize(self, text: &str, after: After) -> Cow<'_, str> {
         let begins_with_space = text.starts_with([' ', SPACE]);
         let is_prefixed = !text.is_empty()
-            && after != After::Text
-            && match self.prefix {
-                SpacePrefix::Never => false,
-                SpacePrefix::Always => true,
-                SpacePrefix::UnlessSpace => !begins_with_space,
-                SpacePrefix::FirstUnlessSpace => after == After::Nothing && !begins_with_space,
+            && match (after, self.prefix) {
+                (After::Text, _) => self.collapse && text.starts_with(' '),
+                (After::Space, _) => self.collapse,
+                (_, SpacePrefix::Never) => false,
+                (_, SpacePrefix::Always) => true,
+                (_, SpacePrefix::UnlessSpace) => !begins_with_space,
+                (_, SpacePrefix::FirstUnlessSpace) => after == After::Nothing && !begins_with_space,
             };
         if !is_prefixed && !self.collapse && !text.contains(SPACE) {
             return Cow::Borrowed(text);

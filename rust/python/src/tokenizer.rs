@@ -256,8 +256,9 @@ impl PyTokenizer {
         self.list(py, &self.encode_one(py, &text, (false, false), &nothing, &nothing)?)
     }
 
-    fn encode_following<'py>(&self, py: Python<'py>, text: Text, after_special: bool) -> PyResult<Bound<'py, PyList>> {
-        let after = if after_special { After::Special } else { After::Text };
+    #[pyo3(signature = (text, before))]
+    fn encode_following<'py>(&self, py: Python<'py>, text: Text, before: Option<Text>) -> PyResult<Bound<'py, PyList>> {
+        let after = before.map_or(After::Special, |before| After::of(&before));
         let options = EncodeOptions { after, ..EncodeOptions::default() };
         let mut ids = Vec::new();
         detached(py, text.len(), || self.inner.encode_into(&text, options, &mut ids)).map_err(to_py)?;
