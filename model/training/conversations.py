@@ -1,25 +1,28 @@
-"""Chats as training examples: `.jsonl` files, gzipped or not, a line a conversation.
+"""Chats as training examples: JSON lines, compressed or not, a line a conversation.
 
 Such a line is `{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}`.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bpe_llama._core import FileLines
 from bpe_llama.chat import encode_conversation
 from bpe_llama.model.loss import IGNORED
 from bpe_llama.model.training.examples import Example
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
+
+
+_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
 
 
 class Conversations(NamedTuple):
@@ -37,12 +40,12 @@ class Conversations(NamedTuple):
 
 
 def are_conversations(paths: Sequence[Path]) -> bool:
-    """Return whether files hold conversations, not plain text: by the first line of each `.jsonl` or `.jsonl.gz`.
+    """Return whether files hold conversations, not plain text: by the first line of each file of JSON lines.
 
     Raises:
         ValueError: If some do and some do not.
     """
-    kinds = {path: path.name.endswith((".jsonl", ".jsonl.gz")) and _begins_with_messages(path) for path in paths}
+    kinds = {path: bool(_JSON_LINES.search(path.name)) and _begins_with_messages(path) for path in paths}
     if len(set(kinds.values())) > 1:
         chat, plain = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (True, False))
         raise ValueError(f"{chat} holds conversations and {plain} plain text; train on one kind at a time")
@@ -53,7 +56,7 @@ def read_conversations(paths: Sequence[Path], tokenizer: Tokenizer, max_length: 
     """Return conversations as examples in which the assistant's tokens are learned and all others only read.
 
     Args:
-        paths: `.jsonl` or `.jsonl.gz` files.
+        paths: Files of JSON lines; those ending in `.gz` or `.zst` are decompressed.
         tokenizer: With the chat template that spells a conversation.
         max_length: Tokens of an example at most; what comes after is cut off.
 
@@ -94,15 +97,12 @@ def _begins_with_messages(path: Path) -> bool:
 def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Yield each line that is not blank as where it is and what it holds."""
     for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            number = 0
+        for number, line in enumerate(FileLines(path), start=1):
             try:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield f"{path}, line {number}", json.loads(line)
+                text = line.decode()
+                if text.strip():
+                    yield f"{path}, line {number}", json.loads(text)
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: not UTF-8 after line {number} ({error.reason})") from error
-            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-                raise ValueError(f"{path}: damaged after line {number} ({error})") from error
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error

@@ -251,6 +251,14 @@ class DecodeStream:
     def flush(self) -> str:
         """Return what was held back: U+FFFD for a character that never ended, or nothing."""
 
+@final
+class FileLines:
+    """The lines of a file, bytes with their ends, decompressed where its name ends in `.gz` or `.zst`."""
+
+    def __new__(cls, path: _PathLike) -> FileLines: ...
+    def __iter__(self) -> FileLines: ...
+    def __next__(self) -> bytes: ...
+
 # -- training: used by bpe_llama.training, which documents it --
 
 _OnProgress: TypeAlias = Callable[[str, int, int | None], object]

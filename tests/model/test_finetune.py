@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,16 +89,18 @@ def test_only_answers_are_learned(tokenizer: Tokenizer, talks: Path) -> None:
         read_conversations([talks], tokenizer, 3)
 
 
-def test_gzipped_conversations_are_conversations(tokenizer: Tokenizer, talks: Path) -> None:
-    packed = talks.with_name("packed.jsonl.gz")
-    packed.write_bytes(gzip.compress(talks.read_bytes()))
+@pytest.mark.parametrize("name", ["packed.jsonl.gz", "packed.ndjson.zst"])
+def test_compressed_conversations_are_conversations(tokenizer: Tokenizer, talks: Path, name: str) -> None:
+    packed = talks.with_name(name)
+    plain = talks.read_bytes()
+    whole = gzip.compress(plain) if name.endswith(".gz") else pyarrow.compress(plain, codec="zstd", asbytes=True)
+    packed.write_bytes(whole)
     assert are_conversations([packed, talks])
     found, same = (read_conversations([path], tokenizer, 100).examples for path in (packed, talks))
     assert [example.ids.tolist() for example in found] == [example.ids.tolist() for example in same]
-    whole = packed.read_bytes()
-    for damaged in (whole[:-9], b"not gzip", whole[:10] + b"\xff" * 30):
+    for damaged in (whole[:-9], b"not packed", whole[:10] + b"\xff" * 30):
         packed.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"packed\.jsonl\.gz: damaged after line"):
+        with pytest.raises(ValueError, match=rf"{name}: damaged compressed data"):
             read_conversations([packed], tokenizer, 100)
 
 
@@ -211,7 +214,7 @@ def test_epochs_become_steps(tokenizer: Tokenizer, talks: Path, tmp_path: Path) 
         ('{"messages": [', r"talks\.jsonl, line 3: not valid JSON"),
         ('{"messages": [{"content": "x"}]}', r"line 3: message 0 is .*; expected a mapping with a 'role'"),
         ('{"messages": [{"role": "user", "content": "x"}]}', r"line 3: no message has the role 'assistant'"),
-        ("\udcff", r"talks\.jsonl: not UTF-8 after line \d"),
+        ("\udcff", r"talks\.jsonl, line 3: not UTF-8"),
     ],
 )
 def test_bad_lines_are_named(tokenizer: Tokenizer, tmp_path: Path, line: str, message: str) -> None:

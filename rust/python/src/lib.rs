@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 mod arguments;
 mod decode_stream;
 mod error;
+mod file_lines;
 mod ids;
 mod logits;
 mod pretokenize;
@@ -26,5 +27,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<decode_stream::DecodeStream>()?;
     module.add_class::<token_file::PyTokenFile>()?;
+    module.add_class::<file_lines::PyFileLines>()?;
     Ok(())
 }

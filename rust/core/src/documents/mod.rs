@@ -15,10 +15,12 @@ use crate::pretokenize::Pretokenizer;
 use crate::train::special_matcher;
 use crate::{Error, Result};
 
+mod file_lines;
 mod lines;
 mod paths;
 mod text;
 
+pub use file_lines::FileLines;
 pub use paths::expand_paths;
 
 use lines::LineSource;
@@ -208,20 +210,25 @@ fn ceil_char(text: &str, at: usize) -> usize {
 }
 
 fn open(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<Source> {
+    let (reader, inner) = decompressed(path, bytes_read)?;
+    Ok(match extension(&inner).as_deref() {
+        Some("jsonl" | "ndjson") => Source::Lines(LineSource::new(path, reader)),
+        _ => Source::Text(TextSource::new(path, reader)),
+    })
+}
+
+/// Returns what reads a file, decompressing it if its name says so, and the name without that ending.
+fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(Box<dyn Read + Send + Sync>, PathBuf)> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     let size = file.metadata().map_err(|source| io_error(path, source))?.len();
     let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
-    let (reader, inner): (Box<dyn Read + Send + Sync>, PathBuf) = match extension(path).as_deref() {
+    Ok(match extension(path).as_deref() {
         Some("gz") => (Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))), path.with_extension("")),
         Some("zst") => {
             let decoder = zstd::Decoder::new(file).map_err(|source| io_error(path, source))?;
             (Box::new(decoder), path.with_extension(""))
         }
         _ => (Box::new(file), path.to_owned()),
-    };
-    Ok(match extension(&inner).as_deref() {
-        Some("jsonl" | "ndjson") => Source::Lines(LineSource::new(path, reader)),
-        _ => Source::Text(TextSource::new(path, reader)),
     })
 }
 
@@ -362,6 +369,11 @@ mod tests {
             let (_folder, path) = write(name, bytes);
             assert_eq!(read(&path, &DocumentOptions::default(), 16).expect(name).0, ["one", "two"]);
         }
+        for (name, bytes) in [("l.txt", &lines[..]), ("l.gz", &gzip), ("l.zst", &zstd)] {
+            let (_folder, path) = write(name, bytes);
+            let found: Result<Vec<_>> = FileLines::open(&path).expect(name).collect();
+            assert_eq!(found.expect(name), lines.split_inclusive(|&byte| byte == b'\n').collect::<Vec<_>>());
+        }
         // Several compressed streams in one file are one text.
         let (_folder, path) = write("c.txt.gz", &[&gzip[..], &gzip].concat());
         assert_eq!(read(&path, &DocumentOptions::default(), 16).expect("text").0[0].len(), 2 * lines.len());
@@ -372,6 +384,8 @@ mod tests {
             let (_folder, path) = write(name, bytes);
             let error = read(&path, &DocumentOptions::default(), 16).expect_err("damaged");
             assert!(matches!(error, Error::Format(_)) && error.to_string().contains(name), "{error}");
+            let lines: Result<Vec<_>> = FileLines::open(&path).and_then(Iterator::collect);
+            assert_eq!(lines.expect_err("damaged").to_string(), error.to_string());
         }
     }
 
