@@ -390,6 +390,23 @@ class Sampler:
     def __setstate__(self, step: int) -> None: ...
 
 @final
+class Linear:
+    """Matrices, one below the other, that a few vectors are multiplied with: as fast as the weights can be read.
+
+    Each is a float32 array (O, I); a uint16 array (O, I), the bits of bfloat16; an int8 array (O, I) with its scales,
+    float32 (O,); or a uint8 array (O, I / 2), four bits a weight, with scales and offsets as the bits of bfloat16,
+    uint16 (O, Q, 2). `help(Linear)` says the rest.
+    """
+
+    def __new__(
+        cls, matrices: Sequence[Any], norm: NDArray[Any] | None = None, eps: float = 1e-5, gated: bool = False
+    ) -> Self: ...
+    def multiply(
+        self, x: NDArray[np.float32], out: NDArray[np.float32], add: bool = False, num_threads: int = 1
+    ) -> None:
+        """Write the product with each of M vectors to `out`, or add it there."""
+
+@final
 class TokenFile:
     """A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it."""
 

@@ -12,6 +12,7 @@ pub mod documents;
 mod encode;
 mod error;
 pub mod formats;
+pub mod linear;
 mod merge;
 mod normalize;
 mod pairs;

@@ -9,6 +9,7 @@ mod decode_stream;
 mod error;
 mod file_lines;
 mod ids;
+mod linear;
 mod logits;
 mod pretokenize;
 mod sampler;
@@ -23,6 +24,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     pretokenize::register(module)?;
     module.add_class::<sampler::PySampler>()?;
+    module.add_class::<linear::PyLinear>()?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<decode_stream::DecodeStream>()?;

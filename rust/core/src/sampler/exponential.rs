@@ -22,7 +22,7 @@ pub(super) const RELATIVE_ERROR: f64 = 1.0 / (1u64 << 22) as f64;
 
 /// The constants of one row's float32 weights.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scale {
+pub(crate) struct Scale {
     pub(super) shift: f32,
     pub(super) factor: f32,
     pub(super) factor_low: f32,
@@ -36,7 +36,7 @@ impl Scale {
     /// Weights are relative to a power of two next to the highest logit's, so that nothing is subtracted from the
     /// logits and no digit lost. Only where logits / temperature are too large to round that way is the highest logit
     /// subtracted first; those that still count are then so close to it that the difference is exact.
-    pub(super) fn new(highest: f32, temperature: f64) -> Self {
+    pub(crate) fn new(highest: f32, temperature: f64) -> Self {
         let factor = (LOG2_E / temperature).min(f64::from(f32::MAX));
         let top = f64::from(highest) * factor;
         let near = top.abs() < f64::from(1 << 20);
@@ -54,7 +54,7 @@ impl Scale {
     /// Returns the weight of one logit, within [`RELATIVE_ERROR`] of a constant times `exp(logit / temperature)`;
     /// 0 for -inf and for what is below 2^-125 times the highest.
     #[inline(always)]
-    pub(super) fn weight(&self, logit: f32) -> f32 {
+    pub(crate) fn weight(&self, logit: f32) -> f32 {
         let x = logit - self.shift;
         let rounded = x.mul_add(self.factor, MAGIC);
         let r = x.mul_add(self.factor, MAGIC - rounded);

@@ -28,7 +28,7 @@ mod avx2;
 mod avx512;
 mod batch;
 mod estimate;
-mod exponential;
+pub(crate) mod exponential;
 mod filters;
 mod kernels;
 mod logits;

@@ -1,0 +1,54 @@
+//! Times products with the matrices of a model of SmolLM2-135M's shape: `cargo run --release --example linear -- 1 int4 1`,
+//! threads, format and vectors.
+
+use bpe_llama::linear::{Input, Matrix, Weights, multiply};
+use std::time::Instant;
+
+const SHAPES: [(usize, usize); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
+const LAYERS: usize = 30;
+const GROUP: usize = 64;
+
+fn main() -> Result<(), bpe_llama::Error> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |place: usize| arguments.get(place).and_then(|text| text.parse().ok()).unwrap_or(1);
+    let (threads, format, vectors) = (number(0), arguments.get(1).map_or("int4", String::as_str), number(2));
+    let weights: usize = LAYERS * SHAPES.iter().map(|(rows, columns)| rows * columns).sum::<usize>();
+    let floats = vec![0.25f32; if format == "float32" { weights } else { 0 }];
+    let halves = vec![0x3e80u16; if format == "bfloat16" { weights } else { 0 }];
+    let bytes = vec![7i8; if format == "int8" { weights } else { 0 }];
+    let scales = vec![0.5f32; 3072];
+    let codes = vec![0x7au8; if format == "int4" { weights / 2 } else { 0 }];
+    let pairs = vec![[0x3f00u16, 0x3e80]; if format == "int4" { weights / GROUP } else { 0 }];
+
+    let mut matrices = Vec::new();
+    let mut start = 0;
+    for (rows, columns) in SHAPES.iter().copied().cycle().take(LAYERS * SHAPES.len()) {
+        let end = start + rows * columns;
+        let weights = match format {
+            "float32" => Weights::F32(&floats[start..end]),
+            "bfloat16" => Weights::Bf16(&halves[start..end]),
+            "int8" => Weights::Int8(&bytes[start..end], &scales[..rows]),
+            _ => Weights::Int4(&codes[start / 2..end / 2], &pairs[start / GROUP..end / GROUP]),
+        };
+        matrices.push(Matrix::new(rows, columns, weights)?);
+        start = end;
+    }
+    let x = vec![0.5f32; vectors * 1536];
+    let mut out = vec![0f32; vectors * 3072];
+    let mut best = f64::INFINITY;
+    for _ in 0..9 {
+        let start = Instant::now();
+        for matrix in &matrices {
+            let out = &mut out[..vectors * matrix.rows()];
+            multiply(&[*matrix], Input::Plain(&x[..vectors * matrix.columns()]), out, false, threads)?;
+        }
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let bytes: usize = matrices.iter().map(Matrix::bytes).sum();
+    println!(
+        "{format}, {vectors} vectors, {threads} threads: {:.2} ms, {:.1} GB/s",
+        best * 1e3,
+        bytes as f64 / best / 1e9
+    );
+    Ok(())
+}

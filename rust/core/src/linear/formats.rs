@@ -1,0 +1,355 @@
+//! The rows of a matrix in each format, and their products with a few vectors.
+
+#![allow(clippy::needless_range_loop, reason = "indices into arrays unroll; iterators over them go through memory")]
+
+use super::lanes::{LANES, Lanes};
+
+/// Vectors of lanes that the input of one block of four-bit codes takes: one for each code of a word, and their sum.
+const BLOCK_VECTORS: usize = 9;
+/// Four-bit codes that are read at once.
+pub(super) const BLOCK: usize = 8 * LANES;
+
+/// How far ahead of the weights at work others are asked for, in bytes: several rows at once are no pattern that
+/// processors foresee.
+const AHEAD: usize = 4096;
+
+/// Asks for the weights that follow after [`AHEAD`], as many as one step of `R` rows takes.
+///
+/// `step` counts the steps of `N` numbers a row from the rows that begin at `start`.
+#[inline(always)]
+fn ask_ahead<T, const R: usize, const N: usize>(weights: &[T], start: usize, step: usize) {
+    let first = weights.as_ptr().wrapping_add(start + step * R * N).wrapping_byte_add(AHEAD);
+    let bytes = R * N * size_of::<T>();
+    for line in 0..bytes.div_ceil(64) {
+        prefetch(first.wrapping_byte_add(64 * line).cast());
+    }
+}
+
+#[inline(always)]
+fn prefetch(line: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: no address makes a prefetch fault.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(line);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+/// Rows of weights in some format.
+///
+/// Whatever the instructions, the batch and the threads, each result is summed in one order: lane by lane, every lane
+/// from the first column on, as the input is laid out; then the lanes ([`Lanes::total`]).
+pub(super) trait Format: Copy {
+    /// Appends a batch of vectors of `columns` numbers as the kernel takes them, zeros where they end.
+    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>);
+
+    /// Returns the products of `R` rows from `row` on with the `M` vectors laid out in `x`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`.
+    unsafe fn products<L: Lanes, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[[f32; LANES]],
+    ) -> [[f32; M]; R];
+}
+
+/// Pushes, for each place of a vector and each vector of the batch, the lanes that `place` names.
+fn push_lanes(
+    x: &[f32],
+    columns: usize,
+    vectors: usize,
+    place: impl Fn(usize, usize) -> usize,
+    lanes: &mut Vec<[f32; LANES]>,
+) {
+    for vector in 0..vectors {
+        for row in x.chunks_exact(columns) {
+            lanes.push(std::array::from_fn(|lane| row.get(place(vector, lane)).copied().unwrap_or(0.0)));
+        }
+    }
+}
+
+fn filled_up<T: Copy + Default, const N: usize>(tail: &[T]) -> [T; N] {
+    let mut whole = [T::default(); N];
+    whole[..tail.len()].copy_from_slice(tail);
+    whole
+}
+
+/// Adds the products of one vector of weights of each row.
+///
+/// # Safety
+/// The CPU has the instructions of `L`.
+#[inline(always)]
+unsafe fn add_products<L: Lanes, const R: usize, const M: usize>(
+    sums: &mut [[L; M]; R],
+    weights: [L; R],
+    x: &[[f32; LANES]; M],
+) {
+    for row in 0..R {
+        for vector in 0..M {
+            // SAFETY: the caller's promise.
+            sums[row][vector] = unsafe { weights[row].multiply_add(L::load(&x[vector]), sums[row][vector]) };
+        }
+    }
+}
+
+/// Returns the totals of all sums.
+///
+/// # Safety
+/// The CPU has the instructions of `L`.
+#[inline(always)]
+unsafe fn totals<L: Lanes, const R: usize, const M: usize>(sums: [[L; M]; R]) -> [[f32; M]; R] {
+    let mut found = [[0.0; M]; R];
+    for row in 0..R {
+        for vector in 0..M {
+            // SAFETY: the caller's promise.
+            found[row][vector] = unsafe { sums[row][vector].total() };
+        }
+    }
+    found
+}
+
+/// Returns `R` rows cut into vectors of `N` numbers and what is left.
+fn cut<T, const R: usize, const N: usize>(weights: &[T], row: usize, columns: usize) -> [(&[[T; N]], &[T]); R] {
+    std::array::from_fn(|next| weights[(row + next) * columns..][..columns].as_chunks::<N>())
+}
+
+/// Float32 as it is.
+#[derive(Clone, Copy)]
+pub(super) struct F32<'a>(pub(super) &'a [f32]);
+
+impl Format for F32<'_> {
+    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
+        push_lanes(x, columns, columns.div_ceil(LANES), |vector, lane| vector * LANES + lane, lanes);
+    }
+
+    #[inline(always)]
+    unsafe fn products<L: Lanes, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[[f32; LANES]],
+    ) -> [[f32; M]; R] {
+        let rows = cut::<f32, R, LANES>(self.0, row, columns);
+        let x = x.as_chunks::<M>().0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = L::load(&[0.0; LANES]);
+            let mut sums = [[zero; M]; R];
+            let whole = columns / LANES;
+            for (place, x) in x[..whole].iter().enumerate() {
+                ask_ahead::<_, R, LANES>(self.0, row * columns, place);
+                let mut weights = [zero; R];
+                for next in 0..R {
+                    weights[next] = L::load(&rows[next].0[place]);
+                }
+                add_products(&mut sums, weights, x);
+            }
+            if let Some(x) = x.get(whole) {
+                let mut weights = [zero; R];
+                for next in 0..R {
+                    weights[next] = L::load(&filled_up(rows[next].1));
+                }
+                add_products(&mut sums, weights, x);
+            }
+            totals(sums)
+        }
+    }
+}
+
+/// Bfloat16: 32 columns are two vectors, of the even columns and of the odd ones.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16<'a>(pub(super) &'a [u16]);
+
+impl Format for Bf16<'_> {
+    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
+        let place = |vector: usize, lane| vector / 2 * 2 * LANES + 2 * lane + vector % 2;
+        push_lanes(x, columns, 2 * columns.div_ceil(2 * LANES), place, lanes);
+    }
+
+    #[inline(always)]
+    unsafe fn products<L: Lanes, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[[f32; LANES]],
+    ) -> [[f32; M]; R] {
+        let rows = cut::<u16, R, { 2 * LANES }>(self.0, row, columns);
+        let x = x.as_chunks::<M>().0.as_chunks::<2>().0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = L::load(&[0.0; LANES]);
+            let mut sums = [[zero; M]; R];
+            let whole = columns / (2 * LANES);
+            for (place, [even_x, odd_x]) in x[..whole].iter().enumerate() {
+                ask_ahead::<_, R, { 2 * LANES }>(self.0, row * columns, place);
+                let (mut even, mut odd) = ([zero; R], [zero; R]);
+                for next in 0..R {
+                    (even[next], odd[next]) = L::bf16(&rows[next].0[place]);
+                }
+                add_products(&mut sums, even, even_x);
+                add_products(&mut sums, odd, odd_x);
+            }
+            if let Some([even_x, odd_x]) = x.get(whole) {
+                let (mut even, mut odd) = ([zero; R], [zero; R]);
+                for next in 0..R {
+                    (even[next], odd[next]) = L::bf16(&filled_up(rows[next].1));
+                }
+                add_products(&mut sums, even, even_x);
+                add_products(&mut sums, odd, odd_x);
+            }
+            totals(sums)
+        }
+    }
+}
+
+/// A signed byte a weight, a scale a row.
+#[derive(Clone, Copy)]
+pub(super) struct Int8<'a> {
+    pub(super) codes: &'a [i8],
+    pub(super) scales: &'a [f32],
+}
+
+impl Format for Int8<'_> {
+    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
+        F32(&[]).lay_out(x, columns, lanes);
+    }
+
+    #[inline(always)]
+    unsafe fn products<L: Lanes, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[[f32; LANES]],
+    ) -> [[f32; M]; R] {
+        let rows = cut::<i8, R, LANES>(self.codes, row, columns);
+        let x = x.as_chunks::<M>().0;
+        // SAFETY: the caller's promise.
+        let mut found = unsafe {
+            let zero = L::load(&[0.0; LANES]);
+            let mut sums = [[zero; M]; R];
+            let whole = columns / LANES;
+            for (place, x) in x[..whole].iter().enumerate() {
+                ask_ahead::<_, R, LANES>(self.codes, row * columns, place);
+                let mut weights = [zero; R];
+                for next in 0..R {
+                    weights[next] = L::int8(&rows[next].0[place]);
+                }
+                add_products(&mut sums, weights, x);
+            }
+            if let Some(x) = x.get(whole) {
+                let mut weights = [zero; R];
+                for next in 0..R {
+                    weights[next] = L::int8(&filled_up(rows[next].1));
+                }
+                add_products(&mut sums, weights, x);
+            }
+            totals(sums)
+        };
+        for (found, scale) in found.iter_mut().zip(&self.scales[row..]) {
+            for found in found {
+                *found *= scale;
+            }
+        }
+        found
+    }
+}
+
+/// Four bits a weight, two in a byte, the even column's in the lower half; a scale and an offset a group.
+///
+/// Lane `l` holds columns `8 l` to `8 l + 7` of a block of 128: their sum less 8, times the scale of their group, plus the
+/// sum of the input at these columns times the group's offset.
+#[derive(Clone, Copy)]
+pub(super) struct Int4<'a> {
+    pub(super) codes: &'a [u8],
+    /// Bfloat16 scale and offset of each group, row by row.
+    pub(super) pairs: &'a [[u16; 2]],
+}
+
+impl Format for Int4<'_> {
+    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
+        let count = x.len() / columns;
+        for block in 0..columns.div_ceil(BLOCK) {
+            let start = lanes.len();
+            push_lanes(x, columns, 8, |vector, lane| block * BLOCK + 8 * lane + vector, lanes);
+            for row in 0..count {
+                let mut sum = [0.0; LANES];
+                for vector in lanes[start..].iter().skip(row).step_by(count).take(8) {
+                    for (sum, x) in sum.iter_mut().zip(vector) {
+                        *sum += x;
+                    }
+                }
+                lanes.push(sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn products<L: Lanes, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[[f32; LANES]],
+    ) -> [[f32; M]; R] {
+        let group = 2 * self.codes.len() / self.pairs.len().max(1);
+        let rows = cut::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
+        let pairs: [&[[u16; 2]]; R] = std::array::from_fn(|next| &self.pairs[(row + next) * columns / group..]);
+        // Four pairs are enough for a block.
+        let index: [u32; LANES] = std::array::from_fn(|lane| (8 * lane / group) as u32);
+        let x = x.as_chunks::<M>().0.as_chunks::<BLOCK_VECTORS>().0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = L::load(&[0.0; LANES]);
+            let mut sums = [[zero; M]; R];
+            let whole = columns / BLOCK;
+            for (block, x) in x[..whole].iter().enumerate() {
+                ask_ahead::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, block);
+                for next in 0..R {
+                    let codes = L::codes(&rows[next].0[block]);
+                    add_block(&mut sums[next], codes, &pairs[next][block * BLOCK / group..], &index, x);
+                }
+            }
+            if let Some(x) = x.get(whole) {
+                for next in 0..R {
+                    let codes = L::codes(rows[next].1);
+                    add_block(&mut sums[next], codes, &pairs[next][whole * BLOCK / group..], &index, x);
+                }
+            }
+            totals(sums)
+        }
+    }
+}
+
+/// Adds the products of one row's block with each vector.
+///
+/// # Safety
+/// The CPU has the instructions of `L`.
+#[inline(always)]
+unsafe fn add_block<L: Lanes, const M: usize>(
+    sums: &mut [L; M],
+    mut codes: L::Codes,
+    pairs: &[[u16; 2]],
+    index: &[u32; LANES],
+    x: &[[[f32; LANES]; M]; BLOCK_VECTORS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut parts = [[L::load(&[0.0; LANES]); M]];
+        for x in &x[..8] {
+            let (value, rest) = L::next_code(codes);
+            codes = rest;
+            add_products(&mut parts, [value], x);
+        }
+        let (scale, offset) = match pairs.first_chunk() {
+            Some(pairs) => L::spread(pairs, index),
+            None => L::spread(&filled_up(pairs), index),
+        };
+        for vector in 0..M {
+            let sum = parts[0][vector].multiply_add(scale, sums[vector]);
+            sums[vector] = offset.multiply_add(L::load(&x[8][vector]), sum);
+        }
+    }
+}

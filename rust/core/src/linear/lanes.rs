@@ -1,0 +1,104 @@
+//! Sixteen float32 lanes, and how each format of weights becomes lanes: the one vocabulary of the kernels.
+
+/// How many numbers the kernels work on at once.
+pub(super) const LANES: usize = 16;
+
+/// Sixteen float32 in registers.
+///
+/// Every implementation gives the same bits: conversions are exact, and sums and products are rounded as IEEE 754 says,
+/// multiply-adds once.
+///
+/// # Safety
+/// Each function needs the instructions of its type's tier; [`Portable`] needs none.
+pub(super) trait Lanes: Copy {
+    /// Sixteen 32-bit words, each of eight four-bit codes.
+    type Codes: Copy;
+
+    unsafe fn load(from: &[f32; LANES]) -> Self;
+
+    /// Returns `self * by + plus`.
+    unsafe fn multiply_add(self, by: Self, plus: Self) -> Self;
+
+    /// Returns the bfloat16 at even places, and at odd ones.
+    unsafe fn bf16(from: &[u16; 2 * LANES]) -> (Self, Self);
+
+    unsafe fn int8(from: &[i8; LANES]) -> Self;
+
+    /// Returns as many codes as there are, at most 128, and zeros.
+    unsafe fn codes(from: &[u8]) -> Self::Codes;
+
+    /// Returns each word's lowest code less 8, and the words without it.
+    unsafe fn next_code(codes: Self::Codes) -> (Self, Self::Codes);
+
+    /// Returns in lane `l` the bfloat16 pair number `index[l]`, below 4.
+    unsafe fn spread(pairs: &[[u16; 2]; 4], index: &[u32; LANES]) -> (Self, Self);
+
+    /// Returns the sum of the lanes: those eight apart are added first, then those four apart, two, one.
+    unsafe fn total(self) -> f32;
+}
+
+/// Lanes in whatever the compiler makes of an array: the twin that every CPU runs, in NEON on arm64.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Portable([f32; LANES]);
+
+pub(super) fn from_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+impl Lanes for Portable {
+    type Codes = [u32; LANES];
+
+    #[inline(always)]
+    unsafe fn load(from: &[f32; LANES]) -> Self {
+        Self(*from)
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(self, by: Self, plus: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane].mul_add(by.0[lane], plus.0[lane])))
+    }
+
+    #[inline(always)]
+    unsafe fn bf16(from: &[u16; 2 * LANES]) -> (Self, Self) {
+        let every_other = |odd: usize| Self(std::array::from_fn(|lane| from_bf16(from[2 * lane + odd])));
+        (every_other(0), every_other(1))
+    }
+
+    #[inline(always)]
+    unsafe fn int8(from: &[i8; LANES]) -> Self {
+        Self(from.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn codes(from: &[u8]) -> Self::Codes {
+        let mut codes = [0; LANES];
+        for (code, bytes) in codes.iter_mut().zip(from.as_chunks::<4>().0) {
+            *code = u32::from_le_bytes(*bytes);
+        }
+        codes
+    }
+
+    #[inline(always)]
+    unsafe fn next_code(codes: Self::Codes) -> (Self, Self::Codes) {
+        (Self(codes.map(|word| (word & 15) as f32 - 8.0)), codes.map(|word| word >> 4))
+    }
+
+    #[inline(always)]
+    unsafe fn spread(pairs: &[[u16; 2]; 4], index: &[u32; LANES]) -> (Self, Self) {
+        let spread = |which: usize| Self(index.map(|place| from_bf16(pairs[place as usize & 3][which])));
+        (spread(0), spread(1))
+    }
+
+    #[inline(always)]
+    unsafe fn total(self) -> f32 {
+        let mut sums = self.0;
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                sums[lane] += sums[lane + width];
+            }
+            width /= 2;
+        }
+        sums[0]
+    }
+}

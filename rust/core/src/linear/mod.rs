@@ -1,0 +1,361 @@
+//! Products of matrices with a few vectors, as fast as the matrices can be read.
+//!
+//! A language model that writes one sequence multiplies each of its matrices with one vector a token: the time goes into
+//! reading weights. They are read where they lie, in float32, bfloat16, eight or four bits; every weight is read once for
+//! up to [`TOGETHER`] vectors, and rows are shared among threads that stand ready (`crew.rs`).
+//!
+//! All arithmetic is float32, in an order that the format alone fixes (`formats.rs`): a result has the same bits on every
+//! CPU, for every number of threads, alone or with other vectors.
+//!
+//! ```
+//! use bpe_llama::linear::{Input, Matrix, Weights, multiply};
+//!
+//! let matrix = Matrix::new(2, 3, Weights::F32(&[1.0, 2.0, 3.0, 0.0, 0.5, 0.0]))?;
+//! let mut out = [0.0; 2];
+//! multiply(&[matrix], Input::Plain(&[1.0, 10.0, 100.0]), &mut out, false, 1)?;
+//! assert_eq!(out, [321.0, 5.0]);
+//! # Ok::<(), bpe_llama::Error>(())
+//! ```
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod crew;
+mod formats;
+mod input;
+mod lanes;
+mod tier;
+
+#[cfg(test)]
+mod tests;
+
+pub use input::{Input, Numbers};
+
+use crate::{Error, Result};
+use formats::{BLOCK, Bf16, F32, Format, Int4, Int8};
+use lanes::{LANES, Lanes, Portable};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use tier::{Kind, Tier};
+
+/// Vectors that one pass over a matrix serves; more take another pass, over a part that the cache still holds.
+const TOGETHER: usize = 4;
+
+/// Columns that may share a scale in four bits.
+const GROUPS: [usize; 4] = [32, 64, 128, 256];
+
+/// Bytes of weights that a thread takes at once.
+const CHUNK: usize = 1 << 15;
+
+/// A matrix's numbers, row after row.
+#[derive(Debug, Clone, Copy)]
+pub enum Weights<'a> {
+    /// Float32.
+    F32(&'a [f32]),
+    /// Bfloat16, as bits.
+    Bf16(&'a [u16]),
+    /// Signed bytes, and for each row the float32 that they are multiplied with.
+    Int8(&'a [i8], &'a [f32]),
+    /// Four bits each, the even column's in a byte's lower half, and for each group of columns of each row the bits of a
+    /// bfloat16 scale and offset: a weight is `(code - 8) * scale + offset`.
+    Int4(&'a [u8], &'a [[u16; 2]]),
+}
+
+/// A matrix in memory of others.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    rows: usize,
+    columns: usize,
+    weights: Weights<'a>,
+}
+
+impl<'a> Matrix<'a> {
+    /// Returns the matrix of that shape.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are no columns, the weights or scales are not as many as the shape asks for,
+    /// or the columns are not in groups of 32, 64, 128 or 256.
+    pub fn new(rows: usize, columns: usize, weights: Weights<'a>) -> Result<Self> {
+        let numbers = rows.checked_mul(columns);
+        let (found, fit) = match weights {
+            Weights::F32(numbers) => (numbers.len(), true),
+            Weights::Bf16(numbers) => (numbers.len(), true),
+            Weights::Int8(codes, scales) => (codes.len(), scales.len() == rows),
+            Weights::Int4(codes, pairs) => {
+                let fits = |size| numbers == Some(pairs.len() * size) && columns.is_multiple_of(size);
+                (2 * codes.len(), GROUPS.into_iter().any(fits))
+            }
+        };
+        if columns == 0 || numbers != Some(found) {
+            return Err(Error::InvalidArgument(format!(
+                "{found} weights for a matrix of {rows} rows and {columns} columns"
+            )));
+        }
+        if !fit {
+            return Err(Error::InvalidArgument(format!(
+                "the scales do not fit a matrix of {rows} rows and {columns} columns"
+            )));
+        }
+        Ok(Self { rows, columns, weights })
+    }
+
+    /// Returns the number of rows: of numbers that come out.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Returns the number of columns: of numbers that go in.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Returns the bytes of its weights, scales left out.
+    pub fn bytes(&self) -> usize {
+        self.rows * self.row_bytes()
+    }
+
+    fn row_bytes(&self) -> usize {
+        match self.weights {
+            Weights::F32(_) => 4 * self.columns,
+            Weights::Bf16(_) => 2 * self.columns,
+            Weights::Int8(..) => self.columns,
+            Weights::Int4(..) => self.columns / 2,
+        }
+    }
+
+    fn rows_a_chunk(&self) -> usize {
+        (CHUNK / self.row_bytes().max(1)).next_multiple_of(4).max(4)
+    }
+
+    fn lay_out(&self, x: &[f32]) -> Vec<Batch> {
+        let batches = x.chunks(TOGETHER * self.columns).enumerate().map(|(number, x)| {
+            let mut lanes = Vec::with_capacity((x.len() / LANES) * 9 / 8 + 2 * BLOCK);
+            match self.weights {
+                Weights::F32(weights) => F32(weights).lay_out(x, self.columns, &mut lanes),
+                Weights::Bf16(weights) => Bf16(weights).lay_out(x, self.columns, &mut lanes),
+                Weights::Int8(codes, scales) => Int8 { codes, scales }.lay_out(x, self.columns, &mut lanes),
+                Weights::Int4(codes, pairs) => Int4 { codes, pairs }.lay_out(x, self.columns, &mut lanes),
+            }
+            Batch { first: number * TOGETHER, count: x.len() / self.columns, lanes }
+        });
+        batches.collect()
+    }
+}
+
+/// A few vectors as the kernel takes them.
+struct Batch {
+    first: usize,
+    count: usize,
+    lanes: Vec<[f32; LANES]>,
+}
+
+/// The matrix of one part, its vectors, and where its results go.
+struct Task<'a> {
+    matrix: &'a Matrix<'a>,
+    batches: Vec<Batch>,
+    offset: usize,
+    out: &'a Out<'a>,
+}
+
+/// Float32 results, as bits that threads may write at the same time; each is written by one.
+struct Out<'a> {
+    cells: &'a [AtomicU32],
+    width: usize,
+    add: bool,
+}
+
+impl Out<'_> {
+    #[inline(always)]
+    fn put(&self, vector: usize, place: usize, number: f32) {
+        let cell = &self.cells[vector * self.width + place];
+        let before = if self.add { f32::from_bits(cell.load(Ordering::Relaxed)) } else { -0.0 };
+        cell.store((before + number).to_bits(), Ordering::Relaxed);
+    }
+}
+
+/// Writes the products of the matrices, as if they were one below the other, with each vector; or adds them.
+///
+/// # Arguments
+/// `out` holds, vector after vector, a number for each row of all matrices. `threads` is how many may take part.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if there is no matrix, or shapes do not fit.
+///
+/// # Cost
+/// One read of the weights for up to some 16 vectors; then arithmetic counts.
+pub fn multiply(matrices: &[Matrix<'_>], input: Input<'_>, out: &mut [f32], add: bool, threads: usize) -> Result<()> {
+    multiply_with(Tier::best(), matrices, input, out, add, threads)
+}
+
+fn multiply_with(
+    tier: Tier,
+    matrices: &[Matrix<'_>],
+    input: Input<'_>,
+    out: &mut [f32],
+    add: bool,
+    threads: usize,
+) -> Result<()> {
+    let (columns, width) = shape(matrices)?;
+    let (given, length) = input.given(columns);
+    if let Input::Normed { weight, .. } = input
+        && weight.len() != columns
+    {
+        return Err(Error::InvalidArgument(format!("a norm of {} weights for {columns} columns", weight.len())));
+    }
+    let vectors = given.len() / length;
+    if !given.len().is_multiple_of(length) || out.len() != vectors * width {
+        return Err(Error::InvalidArgument(format!(
+            "{} numbers in and {} out; expected {length} and {width} for each vector",
+            given.len(),
+            out.len()
+        )));
+    }
+    let x = input.made(columns, tier);
+    // SAFETY: `AtomicU32` has the size and alignment of `f32`, and the exclusive borrow lasts as long as the cells.
+    let cells = unsafe { std::slice::from_raw_parts(out.as_mut_ptr().cast::<AtomicU32>(), out.len()) };
+    let out = Out { cells, width, add };
+    let (mut offset, mut chunks, mut bytes) = (0, 0, 0);
+    let mut tasks = Vec::with_capacity(matrices.len());
+    for matrix in matrices {
+        tasks.push(Task { matrix, batches: matrix.lay_out(&x), offset, out: &out });
+        offset += matrix.rows;
+        chunks += matrix.rows.div_ceil(matrix.rows_a_chunk());
+        bytes += matrix.bytes();
+    }
+    let next = AtomicUsize::new(0);
+    crew::run(threads.min(bytes / CHUNK), &|| {
+        loop {
+            let mut chunk = next.fetch_add(1, Ordering::Relaxed);
+            if chunk >= chunks {
+                return;
+            }
+            for task in &tasks {
+                let rows = task.matrix.rows_a_chunk();
+                let own = task.matrix.rows.div_ceil(rows);
+                if chunk < own {
+                    task.run(tier, chunk * rows..((chunk + 1) * rows).min(task.matrix.rows));
+                    break;
+                }
+                chunk -= own;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Returns the columns of every matrix, and the rows of all.
+fn shape(matrices: &[Matrix<'_>]) -> Result<(usize, usize)> {
+    let Some(first) = matrices.first() else {
+        return Err(Error::InvalidArgument("no matrix to multiply with; expected at least one".into()));
+    };
+    if let Some(other) = matrices.iter().find(|matrix| matrix.columns != first.columns) {
+        return Err(Error::InvalidArgument(format!(
+            "matrices of {} and {} columns; expected the same of all",
+            first.columns, other.columns
+        )));
+    }
+    Ok((first.columns, matrices.iter().map(Matrix::rows).sum()))
+}
+
+impl Task<'_> {
+    fn run(&self, tier: Tier, rows: Range<usize>) {
+        match tier.kind() {
+            // SAFETY: the portable lanes need no instructions of their own.
+            Kind::Portable => unsafe { self.run_in::<Portable>(rows) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a `Tier` is only ever one that this CPU has.
+            Kind::Avx2 => unsafe { self.run_avx2(rows) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Kind::Avx512 => unsafe { self.run_avx512(rows) },
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn run_avx2(&self, rows: Range<usize>) {
+        // SAFETY: AVX2 and FMA are enabled here.
+        unsafe { self.run_in::<avx2::Avx2>(rows) };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+    fn run_avx512(&self, rows: Range<usize>) {
+        // SAFETY: AVX-512 F and BW are enabled here.
+        unsafe { self.run_in::<avx512::Avx512>(rows) };
+    }
+
+    /// Computes some rows.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`.
+    #[inline(always)]
+    unsafe fn run_in<L: Lanes>(&self, rows: Range<usize>) {
+        for batch in &self.batches {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match self.matrix.weights {
+                    Weights::F32(weights) => self.batch::<L, _>(F32(weights), batch, rows.clone()),
+                    Weights::Bf16(weights) => self.batch::<L, _>(Bf16(weights), batch, rows.clone()),
+                    Weights::Int8(codes, scales) => {
+                        self.batch::<L, _>(Int8 { codes, scales }, batch, rows.clone());
+                    }
+                    Weights::Int4(codes, pairs) => {
+                        self.batch::<L, _>(Int4 { codes, pairs }, batch, rows.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The CPU has the instructions of `L`.
+    #[inline(always)]
+    unsafe fn batch<L: Lanes, F: Format>(&self, format: F, batch: &Batch, rows: Range<usize>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match batch.count {
+                1 => self.sweep::<L, F, 4, 1>(format, batch, rows),
+                2 => self.sweep::<L, F, 2, 2>(format, batch, rows),
+                3 => self.sweep::<L, F, 2, 3>(format, batch, rows),
+                _ => self.sweep::<L, F, 2, TOGETHER>(format, batch, rows),
+            }
+        }
+    }
+
+    /// Computes `R` rows at a time, and what is left one by one.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`.
+    #[inline(always)]
+    unsafe fn sweep<L: Lanes, F: Format, const R: usize, const M: usize>(
+        &self,
+        format: F,
+        batch: &Batch,
+        rows: Range<usize>,
+    ) {
+        let columns = self.matrix.columns;
+        let mut row = rows.start;
+        while row + R <= rows.end {
+            // SAFETY: the caller's promise.
+            let found = unsafe { format.products::<L, R, M>(row, columns, &batch.lanes) };
+            for (next, found) in found.iter().enumerate() {
+                self.put(batch, row + next, found);
+            }
+            row += R;
+        }
+        for row in row..rows.end {
+            // SAFETY: the caller's promise.
+            let found = unsafe { format.products::<L, 1, M>(row, columns, &batch.lanes) };
+            self.put(batch, row, &found[0]);
+        }
+    }
+
+    #[inline(always)]
+    fn put(&self, batch: &Batch, row: usize, found: &[f32]) {
+        for (vector, &number) in (batch.first..).zip(found) {
+            self.out.put(vector, self.offset + row, number);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+"""Products through the compiled core, from Python: formats, shapes, threads, forks, and what is refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bpe_llama._core import Linear
+
+RANDOM = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> NDArray[np.float32]:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def halves(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def wide(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def product(linear: Linear, x: NDArray[np.float32], rows: int, threads: int = 1) -> NDArray[np.float32]:
+    out = np.full((len(x), rows), np.nan, dtype=np.float32)
+    linear.multiply(x, out, num_threads=threads)
+    return out
+
+
+def test_every_format_is_the_product_with_what_it_stands_for() -> None:
+    columns = 192
+    plain, half = floats(5, columns), halves(floats(3, columns))
+    bytes_, scales = RANDOM.integers(-128, 128, (7, columns), dtype=np.int8), floats(7)
+    codes, pairs = RANDOM.integers(0, 256, (4, columns // 2), dtype=np.uint8), halves(floats(4, 3, 2))
+    four = np.stack([codes & 15, codes >> 4], axis=-1).reshape(4, 3, 64).astype(np.float32) - 8
+    whole = np.concatenate(
+        [
+            plain,
+            wide(half),
+            bytes_ * scales[:, None],
+            (four * wide(pairs)[..., :1] + wide(pairs)[..., 1:]).reshape(4, columns),
+        ]
+    ).astype(np.float64)
+    x, norm = floats(3, columns), floats(columns)
+    parts = [plain, half, (bytes_, scales), (codes, pairs)]
+    expected = x @ whole.T
+    np.testing.assert_allclose(product(Linear(parts), x, 19), expected, atol=0.05, rtol=1e-4)
+    normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-2) * norm
+    found = product(Linear(parts, norm=norm, eps=1e-2), x, 19)
+    np.testing.assert_allclose(found, normed @ whole.T, atol=0.05, rtol=1e-4)
+    gates = floats(3, columns)
+    gated = gates / (1 + np.exp(-gates)) * x
+    found = product(Linear(parts, gated=True), np.concatenate([gates, x], axis=1), 19)
+    np.testing.assert_allclose(found, gated @ whole.T, atol=0.05, rtol=1e-4)
+
+    out = floats(3, 19)
+    before = out.copy()
+    Linear(parts).multiply(x, out, add=True)
+    np.testing.assert_array_equal(out, before + product(Linear(parts), x, 19))
+
+
+def test_weights_are_read_where_they_lie() -> None:
+    weights = np.zeros((2, 4), dtype=np.float32)
+    linear = Linear([weights])
+    weights[:] = 1
+    assert product(linear, np.ones((1, 4), dtype=np.float32), 2).tolist() == [[4, 4]]
+
+
+def test_threads_callers_and_company_change_no_bit() -> None:
+    linear, x = Linear([floats(2000, 100)]), floats(9, 100)
+    expected = product(linear, x, 2000)
+    for threads in (2, 3, 7):
+        np.testing.assert_array_equal(product(linear, x, 2000, threads), expected)
+    for row in range(9):
+        np.testing.assert_array_equal(product(linear, x[row : row + 1], 2000, 2)[0], expected[row])
+    found: list[bool] = []
+
+    def call() -> None:
+        found.extend(bool((product(linear, x, 2000, 2) == expected).all()) for _ in range(20))
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert found == [True] * 60
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="processes do not fork there")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes_too() -> None:
+    linear, x = Linear([floats(2000, 100)]), floats(1, 100)
+    expected = product(linear, x, 2000, 2)
+    with multiprocessing.get_context("fork").Pool(1, initializer=_remember, initargs=(linear, x)) as pool:
+        np.testing.assert_array_equal(pool.apply_async(_compute).get(timeout=60), expected)
+
+
+def _remember(linear: Linear, x: NDArray[np.float32]) -> None:
+    _compute.held = linear, x  # type: ignore[attr-defined]  # a lambda would not travel
+
+
+def _compute() -> NDArray[np.float32]:
+    linear, x = _compute.held  # type: ignore[attr-defined]
+    return product(linear, x, 2000, 2)
+
+
+def test_refusals() -> None:
+    plain = floats(2, 4)
+    linear = Linear([plain])
+    with pytest.raises(TypeError, match="expected a float32 or uint16 array"):
+        Linear([plain.astype(np.float64)])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="expected a float32 or uint16 array"):
+        Linear([(plain, plain)])
+    with pytest.raises(TypeError, match="expected float32 or uint16"):
+        Linear([plain], norm=plain)
+    with pytest.raises(ValueError, match="not contiguous"):
+        Linear([plain[:, ::2]])
+    with pytest.raises(ValueError, match="matrices of 4 and 3 columns"):
+        Linear([plain, floats(2, 3)])
+    with pytest.raises(ValueError, match="no matrix"):
+        Linear([])
+    with pytest.raises(ValueError, match="a norm of 3 weights for 4 columns"):
+        Linear([plain], norm=floats(3))
+    with pytest.raises(ValueError, match="gated vectors are not normalised"):
+        Linear([plain], norm=floats(4), gated=True)
+    with pytest.raises(ValueError, match="scales do not fit"):
+        Linear([(np.zeros((2, 24), dtype=np.uint8), np.zeros((2, 1, 2), dtype=np.uint16))])
+    for x, out in ((floats(1, 3), floats(1, 2)), (floats(2, 4), floats(1, 2)), (floats(1, 4), floats(1, 3))):
+        with pytest.raises(ValueError, match=r"expected \(M, 4\) and \(M, 2\)"):
+            linear.multiply(x, out)
+    with pytest.raises(ValueError, match="not contiguous"):
+        linear.multiply(floats(1, 8)[:, ::2], floats(1, 2))
+    fixed = floats(1, 2)
+    fixed.flags.writeable = False
+    with pytest.raises(TypeError, match="out: "):
+        linear.multiply(floats(1, 4), fixed)
+    both = floats(1, 4)
+    with pytest.raises(TypeError, match="out: "):
+        Linear([floats(4, 4)]).multiply(both, both)
