@@ -330,7 +330,7 @@ def chat(
 def convert(
     source: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
     out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0, q4_0.")] = "auto",
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default the source's own.")] = None,
 ) -> None:
     """Rewrite weights and tokenizer in another format or number format."""

@@ -30,9 +30,11 @@ from bpe_llama.model.weights.gguf import (
     interleaved_rows,
 )
 
-FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # `general.file_type`, which llama.cpp shows
-_Q8_BLOCK = 32
+FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # `general.file_type`, which llama.cpp shows
+_BLOCK = 32
+"""Numbers of a row that share a scale in Q8_0 and Q4_0."""
+_BLOCK_BYTES = {"F32": 4 * _BLOCK, "F16": 2 * _BLOCK, "BF16": 2 * _BLOCK, "Q8_0": 34, "Q4_0": 18}
 
 
 def save_gguf(
@@ -47,8 +49,8 @@ def save_gguf(
     Args:
         model: A LLaMA or Mixtral.
         path: The file; replaced where it exists.
-        dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, or `"auto"`: the model's own. For q8_0, matrices whose
-            rows are no multiple of 32 are written as float16.
+        dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`: the model's own. Of the
+            last two, matrices whose rows are no multiple of 32 are written as float16.
         tokenizer: Metadata that describes the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
         progress: Called with tensors written and tensors in all, after each.
 
@@ -75,7 +77,7 @@ def save_gguf(
             for name, parts in tensors.items():
                 shape = (len(parts), *parts[0].shape) if len(parts) > 1 else parts[0].shape
                 numbers, kind = math.prod(shape), kinds[name]
-                nbytes = numbers * 34 // 32 if kind == "Q8_0" else numbers * (4 if kind == "F32" else 2)
+                nbytes = numbers * _BLOCK_BYTES[kind] // _BLOCK
                 quantized = gguf.GGMLQuantizationType[kind]
                 writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
             writer.write_header_to_file()
@@ -168,7 +170,7 @@ def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
 def _format_of(name: str, tensor: Tensor, stored: str) -> str:
     if tensor.dim() < 2 or ".ffn_gate_inp." in name:
         return "F32"
-    return "F16" if stored == "Q8_0" and tensor.shape[-1] % _Q8_BLOCK else stored
+    return "F16" if stored.startswith("Q") and tensor.shape[-1] % _BLOCK else stored
 
 
 def _value_type(gguf: Any, value: Any) -> Any:

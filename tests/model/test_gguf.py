@@ -264,7 +264,7 @@ def test_progress_counts_every_tensor(tmp_path: Path) -> None:
 # ---- out ----
 
 
-@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "q8_0"])
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "attention_bias": True}])
 def test_what_we_write_the_package_reads_and_so_do_we(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     model = LlamaForCausalLM(CONFIG.replace(**changes), seed=5)
@@ -287,7 +287,7 @@ def test_what_we_write_the_package_reads_and_so_do_we(tmp_path: Path, name: str,
 
     loaded = load_gguf(path, device="cpu", dtype="float32")
     assert loaded.config.replace(dtype=None) == model.config.replace(dtype=None)
-    worst = {"float32": 0, "float16": 1e-4, "bfloat16": 1e-3, "q8_0": 1e-3}[name]
+    worst = {"float32": 0, "float16": 1e-4, "bfloat16": 1e-3, "q8_0": 1e-3, "q4_0": 1e-2}[name]
     for key, tensor in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=worst, rtol=0)
 
