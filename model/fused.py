@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.nn import functional
 from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache, Places
+from bpe_llama.model.compiled import FEW_ROWS, CompiledLayer, CompiledProduct, FewRows, can_compile
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
@@ -153,8 +155,8 @@ class _Layer:
 class _Workspace:
     """The memory one pass of M rows writes to, and every view of it that the pass needs."""
 
-    def __init__(self, model: LlamaForCausalLM, rows: int) -> None:
-        config, dtype = model.config, model.dtype
+    def __init__(self, model: LlamaForCausalLM, rows: int, compiled: bool = False) -> None:
+        config, dtype = model.config, torch.float32 if compiled else model.dtype
         heads, kv_heads, size = config.num_attention_heads, config.kv_heads, config.head_size
         no_position = torch.zeros(1, 1, dtype=torch.long, device="cpu")
         turned = 2 * int(model.model.rotary_emb(no_position)[0].shape[-1])
@@ -174,11 +176,14 @@ class _Workspace:
         self.new_first, self.new_second = (self.turned_MNH[..., i : i + turned // 2] for i in (0, turned // 2))
         self.wide_part, self.turned_part = (part[..., :turned] for part in (self.wide_MNH, self.turned_MNH))
         self.rest = (self.wide_MNH[..., turned:], self.turned_MNH[..., turned:]) if turned < size else None
-        self.query_MNH = empty(rows, heads, size)
+        self.query_MNH = empty(rows, heads, size, dtype=model.dtype)
         self.turned_query_MNH, self.turned_key_MKH = self.turned_MNH[:, :heads], self.turned_MNH[:, heads:]
         self.gate_up_MO = empty(rows, 2 * config.intermediate_size)
         self.gate_MF, self.up_MF = self.gate_up_MO.chunk(2, dim=1)
         self.logits_MV = empty(rows, config.vocab_size)
+        self.few = None
+        if compiled:
+            self.few = FewRows(config, self.x_MD, self.qkv_MO, self.gate_up_MO, self.logits_MV)
 
 
 class FusedDecoder:
@@ -208,14 +213,25 @@ class FusedDecoder:
                 lay_flat(self.model)
             self.layers = [_Layer(layer) for layer in decoder_layers(self.model)]
             self.head = _product(self.model.lm_head)
+            self._compile()
             self._workspaces.clear()
             self._known = self._marks()
+
+    def _compile(self) -> None:
+        layers = decoder_layers(self.model)
+        linears = [self.model.lm_head]
+        for layer in layers:
+            linears += [*chain(*_shared_input(layer)), layer.self_attn.o_proj, layer.mlp.down_proj]
+        self._compiled: list[CompiledLayer] = []
+        if can_compile(linears):
+            self._compiled = [CompiledLayer(layer) for layer in layers]
+            self._compiled_head = CompiledProduct([self.model.lm_head], self.model.model.norm)
 
     def _marks(self) -> list[tuple[int, int]]:
         return [
             (id(module), weight.data_ptr())
             for module in self.model.modules()
-            for weight in module._parameters.values()
+            for weight in (*module._parameters.values(), *module._buffers.values())
             if weight is not None
         ]
 
@@ -247,7 +263,8 @@ class FusedDecoder:
         )
         cos_M1R = torch.cat((cos_M1R, cos_M1R), dim=-1)
         if rows not in self._workspaces:
-            self._workspaces[rows] = _Workspace(self.model, rows)
+            compiled = rows <= FEW_ROWS and bool(self._compiled)
+            self._workspaces[rows] = _Workspace(self.model, rows, compiled)
         space = self._workspaces[rows]
         kv_heads, size = config.kv_heads, config.head_size
         new_keys = space.turned_key_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
@@ -255,24 +272,35 @@ class FusedDecoder:
 
         opened = cache.open(places)
         ids_M = torch.tensor(ids, device="cpu").flatten()
-        torch.index_select(self.model.model.embed_tokens.weight, 0, ids_M, out=space.x_MD)
+        few, dtype = space.few, self.model.dtype
+        space.x_MD.copy_(self.model.model.embed_tokens.weight[ids_M])
         for number, layer in enumerate(self.layers):
-            _norm(layer.attention_norm_D, space)
-            layer.qkv.into(space.normed_MD, space.qkv_MO)
+            if few is not None:
+                self._compiled[number].qkv.into(few.x_MD, few.qkv_MO)
+            else:
+                _norm(layer.attention_norm_D, space)
+                layer.qkv.into(space.normed_MD, space.qkv_MO)
             _turn(space, cos_M1R, sin_M1R)
             if opened:
                 for view, new in zip(opened[number][:2], (new_keys, new_values), strict=True):
                     view.copy_(new)
                 key_BKSH, value_BKSH = opened[number][2:]
             else:
-                key_BKSH, value_BKSH = cache.write(number, new_keys, new_values, places)
+                key_BKSH, value_BKSH = cache.write(number, new_keys.to(dtype), new_values.to(dtype), places)
             space.query_MNH.copy_(space.turned_query_MNH)
-            layer.out.onto(_attend(space.query_MNH, key_BKSH, value_BKSH, mask), space.x_MD)
+            gathered_MO = _attend(space.query_MNH, key_BKSH, value_BKSH, mask)
+            if few is not None:
+                few.end_layer(self._compiled[number], gathered_MO)
+                continue
+            layer.out.onto(gathered_MO, space.x_MD)
             _norm(layer.mlp_norm_D, space)
             layer.gate_up.into(space.normed_MD, space.gate_up_MO)
             functional.silu(space.gate_MF, inplace=True).mul_(space.up_MF)
             layer.down.onto(space.gate_MF, space.x_MD)
         cache.advance(length)
+        if few is not None:
+            self._compiled_head.into(few.x_MD, few.logits_MV)
+            return space.logits_MV.view(batch, length, -1)
         _norm(self.model.model.norm.weight, space)
         self.head.into(space.normed_MD, space.logits_MV)
         return space.logits_MV.view(batch, length, -1)

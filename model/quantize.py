@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from bpe_llama._core import Linear
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -64,8 +66,38 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-class Int8Linear(QuantizedLinear):
-    """One signed byte a weight, one scale a row; on the CPU through torch's packed kernel, in bfloat16."""
+class PackedLinear(QuantizedLinear):
+    """A quantised layer whose weights the compiled core multiplies with on the CPU, where they lie, in float32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self._kernel: tuple[int, Linear] | None = None
+
+    def packed_matrix(self) -> tuple[Any, Any]:
+        """Return the weights as NumPy arrays that share their memory, the way `bpe_llama._core.Linear` takes them."""
+        raise NotImplementedError
+
+    def address(self) -> int:
+        """Return where the weights lie."""
+        raise NotImplementedError
+
+    def product(self, x_MI: Tensor) -> Tensor | None:
+        """Return the product with the packed weight, float32 (M, O), on the CPU."""
+        if x_MI.device.type != "cpu":
+            return None
+        if self._kernel is None or self._kernel[0] != self.address():
+            self._kernel = (self.address(), Linear([self.packed_matrix()]))
+        out_MO = torch.empty(len(x_MI), self.out_features, device="cpu", dtype=torch.float32)
+        x_MI = x_MI.detach().float().contiguous()
+        self._kernel[1].multiply(x_MI.numpy(), out_MO.numpy(), num_threads=torch.get_num_threads())
+        return out_MO
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kernel": None}  # a copy has weights of its own
+
+
+class Int8Linear(PackedLinear):
+    """One signed byte a weight, one scale a row."""
 
     weight: Tensor
     scale: Tensor
@@ -75,21 +107,23 @@ class Int8Linear(QuantizedLinear):
         weight_OI = linear.weight.detach().float()
         scale_O = weight_OI.abs().amax(1).clamp(min=1e-12) / 127
         self.register_buffer("weight", (weight_OI / scale_O[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale_O.to(torch.bfloat16).float())  # as the kernel will see it
+        self.register_buffer("scale", scale_O)
 
     def dequantized(self) -> Tensor:
         """Return the weight as it now is, float32 (O, I)."""
         return self.weight.float() * self.scale.float()[:, None]
 
-    def product(self, x_MI: Tensor) -> Tensor | None:
-        """Return the product with the packed weight, (M, O), on the CPU."""
-        if x_MI.device.type != "cpu":
-            return None
-        return torch._weight_int8pack_mm(x_MI.to(torch.bfloat16), self.weight, self.scale.to(torch.bfloat16))
+    def packed_matrix(self) -> tuple[Any, Any]:
+        """Return int8 (O, I) and float32 (O,), NumPy."""
+        return self.weight.numpy(), self.scale.float().numpy()
+
+    def address(self) -> int:
+        """Return where the weights lie."""
+        return self.weight.data_ptr()
 
 
-class Int4Linear(QuantizedLinear):
-    """Four bits a weight, a scale and an offset for each group of a row; on the CPU through torch's packed kernel.
+class Int4Linear(PackedLinear):
+    """Four bits a weight, a scale and an offset for each group of a row.
 
     Raises:
         ValueError: If the group size is not 32, 64, 128 or 256, or does not divide the input.
@@ -112,8 +146,7 @@ class Int4Linear(QuantizedLinear):
         codes = ((weight_OQI - zero_OQ[..., None]) / scale_OQ[..., None]).round().add(8).clamp(0, 15)
         codes_OI = codes.view(self.out_features, self.in_features).to(torch.uint8)
         self.register_buffer("packed", codes_OI[:, ::2] | codes_OI[:, 1::2] << 4)
-        self.register_buffer("scale_and_zero", torch.stack([scale_OQ, zero_OQ], dim=-1).transpose(0, 1).contiguous())
-        self._kernel: tuple[Tensor, Tensor] | None = None
+        self.register_buffer("scale_and_zero", torch.stack([scale_OQ, zero_OQ], dim=-1).to(torch.bfloat16))
 
     def codes(self) -> Tensor:
         """Return the stored four-bit numbers, 0 to 15, uint8 (O, I)."""
@@ -121,21 +154,17 @@ class Int4Linear(QuantizedLinear):
 
     def dequantized(self) -> Tensor:
         """Return the weight as it now is, float32 (O, I)."""
-        scale_OQ1, zero_OQ1 = self.scale_and_zero.float().transpose(0, 1)[..., None].unbind(2)
+        scale_OQ1, zero_OQ1 = self.scale_and_zero.float()[..., None].unbind(2)
         codes_OQI = self.codes().view(self.out_features, -1, self.group_size).float()
         return ((codes_OQI - 8) * scale_OQ1 + zero_OQ1).view(self.out_features, self.in_features)
 
-    def product(self, x_MI: Tensor) -> Tensor | None:
-        """Return the product with the packed weight, (M, O), on the CPU."""
-        if x_MI.device.type != "cpu" or self.out_features % 16:
-            return None
-        if self._kernel is None:  # the kernel's own layout, made at the first product
-            layout = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.codes().int(), 1)
-            self._kernel = (layout, self.scale_and_zero.to(torch.bfloat16))
-        packed: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x_MI.to(torch.bfloat16).contiguous(), self._kernel[0], self.group_size, self._kernel[1]
-        )
-        return packed
+    def packed_matrix(self) -> tuple[Any, Any]:
+        """Return uint8 (O, I / 2) and the bits of bfloat16 scales and offsets, uint16 (O, Q, 2), NumPy."""
+        return self.packed.numpy(), self.scale_and_zero.to(torch.bfloat16).view(torch.uint16).numpy()
+
+    def address(self) -> int:
+        """Return where the weights lie."""
+        return self.packed.data_ptr()
 
 
 class Float8Linear(QuantizedLinear):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model.compiled import FEW_ROWS
 from bpe_llama.model.flat import lay_flat, side_by_side
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.generation import Engine, GenerationOptions
@@ -99,6 +100,32 @@ def test_bfloat16_is_as_near_to_float32_as_the_model_is(tiny_model: Make, change
     half(ids[:, :-1], past_key_values=cache)
     fused = FusedDecoder(half)(ids[:, -1:].tolist(), cache)[:, -1]
     assert (fused - truth).abs().mean() < 1.1 * (plain - truth).abs().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_few_rows_and_many_are_the_same_model(tiny_model: Make, dtype: torch.dtype, rows: int) -> None:
+    model = uneven(tiny_model(attention_bias=True, mlp_bias=True)).to(dtype)
+    ids = [[5 + row] for row in range(rows)]
+    found = FusedDecoder(model)(ids, KVCache(model.config, rows, 4, dtype=dtype))
+    # What few rows pass from product to product stays float32.
+    assert found.dtype == (torch.float32 if rows <= FEW_ROWS else dtype)
+    expected = copy.deepcopy(model).float()(torch.tensor(ids)).logits
+    worst = 2e-5 if dtype == torch.float32 else 0.03
+    assert float((found.float() - expected).abs().max() / expected.abs().max()) < worst
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_copy_of_a_quantised_layer_has_weights_of_its_own(tiny_model: Make, kind: str) -> None:
+    shape = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 96}
+    model = quantize.quantize(tiny_model(**shape), kind, group_size=32)
+    before = FusedDecoder(model)([[5]], KVCache(model.config, 1, 4)).clone()
+    model(torch.tensor([[5]]))  # the layers have made their kernels
+    copied = copy.deepcopy(model)
+    for buffer in model.model.layers.buffers():
+        buffer.zero_()
+    assert torch.equal(FusedDecoder(copied)([[5]], KVCache(model.config, 1, 4)), before)
+    assert not torch.equal(FusedDecoder(model)([[5]], KVCache(model.config, 1, 4)), before)
 
 
 def test_weights_laid_flat_are_the_same_parameters(tiny_model: Make) -> None:

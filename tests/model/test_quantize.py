@@ -38,8 +38,8 @@ def test_int8_is_within_half_a_step() -> None:
 def test_int4_is_within_a_step(group_size: int) -> None:
     plain = layer()
     packed = quantize.Int4Linear(plain, group_size)
-    scale = packed.scale_and_zero[..., 0].T.repeat_interleave(group_size, 1)
-    zero = packed.scale_and_zero[..., 1].T.repeat_interleave(group_size, 1)
+    scale = packed.scale_and_zero[..., 0].float().repeat_interleave(group_size, 1)
+    zero = packed.scale_and_zero[..., 1].float().repeat_interleave(group_size, 1)
     off = (packed.dequantized() - plain.weight).abs()
     assert bool((off <= scale * (0.5 + 8 * 2**-8) + zero.abs() * 2**-8).all())
     assert packed.packed.numel() * 2 == plain.weight.numel()

@@ -1,0 +1,115 @@
+"""The products of a layer through the compiled core, for so few rows that reading the weights is what they cost.
+
+Hidden states are float32 whatever the weights are: nothing is rounded between a layer's input and its output but what
+goes into the cache.
+
+Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``N`` heads, ``H`` head_dim,
+``V`` vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpe_llama._core import Linear
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import DecoderLayer
+from bpe_llama.model.norm import RMSNorm
+from bpe_llama.model.quantize import PackedLinear
+
+FEW_ROWS = 8
+"""Up to this many rows these products are faster than torch's."""
+
+
+def can_compile(linears: Sequence[nn.Module]) -> bool:
+    """Return whether the compiled core knows the format of these layers' weights.
+
+    Example:
+        >>> can_compile([nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.bfloat16)])
+        True
+        >>> can_compile([nn.Linear(2, 2, dtype=torch.float64)])
+        False
+    """
+    return all(
+        isinstance(linear, PackedLinear)
+        or (type(linear) is nn.Linear and linear.weight.dtype in (torch.float32, torch.bfloat16))
+        for linear in linears
+    )
+
+
+class Rows:
+    """M rows of float32 in memory kept, as torch and as the compiled core see it."""
+
+    def __init__(self, tensor_MI: Tensor) -> None:
+        self.tensor, self.array = tensor_MI, tensor_MI.numpy()
+
+
+class CompiledProduct:
+    """The product with the matrices of several linear layers that share their input, side by side.
+
+    Args:
+        linears: Layers that `can_compile`; their memory is shared.
+        norm: Normalises the input first.
+        gated: Whether the input is gates and as many numbers more, as a feed-forward block's last product takes it.
+    """
+
+    def __init__(self, linears: Sequence[nn.Module], norm: RMSNorm | None = None, gated: bool = False) -> None:
+        norm_I, eps = (None, 0.0) if norm is None else (_array(norm.weight), norm.eps)
+        self.linear = Linear([_matrix(linear) for linear in linears], norm=norm_I, eps=eps, gated=gated)
+        self.biases: list[tuple[slice, Tensor]] = []
+        end = 0
+        for linear in linears:
+            start, end = end, end + int(linear.out_features)  # type: ignore[arg-type]  # a number of both kinds
+            if isinstance(linear.bias, Tensor):
+                self.biases.append((slice(start, end), linear.bias.detach()))
+
+    def into(self, x_MI: Rows, out_MO: Rows, add: bool = False) -> None:
+        """Write the product to ``out_MO``, or add it there."""
+        self.linear.multiply(x_MI.array, out_MO.array, add, torch.get_num_threads())
+        for part, bias in self.biases:
+            out_MO.tensor[:, part].add_(bias)
+
+
+def _matrix(linear: nn.Module) -> Any:
+    """Return a layer's weights as the compiled core takes them."""
+    if isinstance(linear, PackedLinear):
+        return linear.packed_matrix()
+    return _array(linear.weight)  # type: ignore[arg-type]  # that of nn.Linear
+
+
+def _array(weight: Tensor) -> Any:
+    """Return NumPy's view of a weight: float32, or the bits of bfloat16."""
+    weight = weight.detach()
+    return (weight if weight.dtype == torch.float32 else weight.view(torch.uint16)).numpy()
+
+
+class CompiledLayer:
+    """The products of one layer."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = CompiledProduct([attention.q_proj, attention.k_proj, attention.v_proj], layer.input_layernorm)
+        self.out = CompiledProduct([attention.o_proj])
+        self.gate_up = CompiledProduct([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm)
+        self.down = CompiledProduct([mlp.down_proj], gated=True)
+
+
+class FewRows:
+    """The memory that the products of one pass of M rows read and write."""
+
+    def __init__(
+        self, config: LlamaConfig, x_MD: Tensor, qkv_MO: Tensor, gate_up_MO: Tensor, logits_MV: Tensor
+    ) -> None:
+        self.x_MD, self.qkv_MO, self.gate_up_MO, self.logits_MV = map(Rows, (x_MD, qkv_MO, gate_up_MO, logits_MV))
+        self.gathered_MO = Rows(x_MD.new_empty(len(x_MD), config.num_attention_heads * config.head_size))
+
+    def end_layer(self, layer: CompiledLayer, gathered_MO: Tensor) -> None:
+        """Add what the attention gathered, and what the feed-forward block makes of it, to the hidden states."""
+        self.gathered_MO.tensor.copy_(gathered_MO)
+        layer.out.into(self.gathered_MO, self.x_MD, add=True)
+        layer.gate_up.into(self.x_MD, self.gate_up_MO)
+        layer.down.into(self.gate_up_MO, self.x_MD, add=True)
