@@ -1,4 +1,4 @@
-"""Decoding speed on the CPU: ours, in several number formats, against transformers in the same run.
+"""Decoding speed on the CPU: ours, in several number formats, against transformers and llama.cpp in the same run.
 
 The model has SmolLM2-135M's shape and random weights; ids are compared before anything is timed. Rounds of the
 contestants are interleaved, and the floor is the time to read the weights once at the bandwidth measured here.
@@ -9,6 +9,7 @@ contestants are interleaved, and the floor is the time to read the weights once 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import statistics
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from bench.fetch import DataUnavailable
+from bench.llama_cpp import LlamaCpp
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
 from bpe_llama.model.generation import Engine, GenerationOptions
 from bpe_llama.model.speed import bytes_per_token, read_bandwidth
@@ -64,7 +67,7 @@ def theirs(model: torch.nn.Module, tokens: int) -> tuple[float, list[int]]:
 
 
 def main() -> None:
-    """Print the table and append the figures to ``bench/results/generate.jsonl``."""
+    """Make the contestants, compare their ids, and measure them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=32)
@@ -79,6 +82,7 @@ def main() -> None:
         "ours bfloat16": half,
         "ours int8": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval(), "int8"),
         "ours int4": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0, dtype=torch.bfloat16).eval(), "int4"),
+        "ours int4, head too": quantize.quantize(LlamaForCausalLM(SHAPE, seed=0).eval(), "int4", skip=()),
     }
     run: dict[str, Callable[[], tuple[float, list[int]]]] = {
         name: lambda model=model: ours(model, options.tokens)  # type: ignore[misc]
@@ -98,7 +102,23 @@ def main() -> None:
                 run[name] = lambda peer=peer: theirs(peer, options.tokens)  # type: ignore[misc]
         if run["ours float32"]()[1] != run["transformers float32"]()[1]:
             raise SystemExit("ours and transformers give different ids; no time is worth printing")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
+        try:
+            llama_cpp = LlamaCpp(plain, Path(folder) / "model.gguf", options.threads)
+        except DataUnavailable as error:
+            print(f"llama.cpp is missing from the table: {error}")
+        else:
+            ending.callback(llama_cpp.close)
+            run["llama.cpp Q4_0"] = lambda: (llama_cpp.seconds_per_token(options.tokens), [])
+        measure(run, models, options)
 
+
+def measure(
+    run: dict[str, Callable[[], tuple[float, list[int]]]],
+    models: dict[str, LlamaForCausalLM],
+    options: argparse.Namespace,
+) -> None:
+    """Time all, round by round; print the table and append the figures to ``bench/results/generate.jsonl``."""
     seconds: dict[str, list[float]] = {name: [] for name in run}
     for _ in range(options.rounds):
         for name, once in run.items():
@@ -106,9 +126,11 @@ def main() -> None:
     bandwidth = read_bandwidth()
     best = {name: min(times) for name, times in seconds.items()}
     print(f"\n{options.threads} threads, {bandwidth / 1e9:.1f} GB/s read; tokens a second, best of {options.rounds}\n")
-    print("| | best | median | of the read floor | against transformers |\n|---|---|---|---|---|")
+    print("| | best | median | of the read floor | against transformers, 4 bits: llama.cpp |\n|---|---|---|---|---|")
     for name, times in seconds.items():
         peer_name = "transformers " + ("float32" if "float32" in name else "bfloat16")
+        if "int4" in name or "Q4" in name:
+            peer_name = "llama.cpp Q4_0"
         floor = f"{bytes_per_token(models[name]) / bandwidth / best[name]:.0%}" if name in models else ""
         ratio = f"{best[peer_name] / best[name]:.2f}x" if peer_name in best else ""
         print(f"| {name} | {1 / best[name]:.1f} | {1 / statistics.median(times):.1f} | {floor} | {ratio} |")

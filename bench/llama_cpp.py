@@ -1,0 +1,72 @@
+"""llama.cpp beside us: a process of its own that generates from a GGUF file and says how long a token took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import data
+from bpe_llama import Tokenizer
+from bpe_llama._gguf_tokenizer import tokenizer_metadata
+from bpe_llama.model import LlamaForCausalLM
+from bpe_llama.model.weights.gguf_out import save_gguf
+
+PROMPT = "Once upon a time there was a small village at the foot of a mountain, and in it lived a girl who could"
+CHILD = """
+import json, pathlib, sys, time
+folder, path, threads = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+sys.path.insert(0, folder)
+from gpt4all import GPT4All
+model = GPT4All(path.name, model_path=path.parent, allow_download=False, device="cpu", n_threads=threads, n_ctx=512)
+for line in sys.stdin:
+    prompt, count = json.loads(line)
+    times = []
+    model.generate(prompt, max_tokens=count, temp=0.0, top_k=1, repeat_penalty=1.0, n_batch=64,
+                   callback=lambda token, text: times.append(time.perf_counter()) or True)
+    print("\\n" + json.dumps(times), flush=True)
+"""
+
+
+class LlamaCpp:
+    """A model in llama.cpp, of August 2024, as the package gpt4all carries it.
+
+    Raises:
+        bench.fetch.DataUnavailable: If the package, or SmolLM2's tokenizer, cannot be had.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, path: Path, threads: int, dtype: str = "q4_0") -> None:
+        folder = data.llama_cpp()
+        # This llama.cpp is older than the name smollm of a pattern; which one it is does not change its speed.
+        tokenizer = Tokenizer.from_gguf(data.smollm2_gguf())
+        metadata = tokenizer_metadata(tokenizer) | {"tokenizer.ggml.pre": "falcon"}
+        save_gguf(model, path, dtype=dtype, tokenizer=metadata)
+        command = [sys.executable, "-c", CHILD, str(folder), str(path), str(threads)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def seconds_per_token(self, tokens: int) -> float:
+        """Return the time of a token after the first, the prompt's left out.
+
+        Raises:
+            RuntimeError: If it gave up, or ended its text early.
+        """
+        stdin, stdout = self.process.stdin, self.process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the process has no pipes")
+        stdin.write(json.dumps([PROMPT, tokens + 1]) + "\n")
+        stdin.flush()
+        for line in stdout:
+            if line.startswith("["):
+                times: list[float] = json.loads(line)
+                if len(times) != tokens + 1:
+                    raise RuntimeError(f"llama.cpp wrote {len(times)} tokens; expected {tokens + 1}")
+                return (times[-1] - times[0]) / tokens
+        raise RuntimeError(f"llama.cpp ended with exit code {self.process.wait()}")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
