@@ -6,6 +6,7 @@ shard; only the distinct words ever travel. A task that is lost is run again by 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -35,16 +36,32 @@ def cluster(address: str) -> Iterator[None]:
     Raises:
         ImportError: If Ray is not installed.
         ConnectionError: If there is no such cluster.
+        ValueError: If the address is none.
     """
     try:
         import ray.data
     except ImportError as error:
         raise ImportError("counting on Ray needs Ray: pip install 'bpe_llama[scale]'") from error
-    ray.init(address, log_to_driver=False)
+    _check_answers(address)
+    try:
+        ray.init(address, log_to_driver=False)
+    except SystemExit as error:  # Ray's way to give up after two minutes
+        raise ConnectionError(f"no Ray cluster answers at {address!r}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse ``HOST:PORT`` where nothing listens: Ray would try for two minutes, then end the process."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster answers at {address!r}: {error}") from error
 
 
 def count_files(

@@ -67,6 +67,16 @@ def test_files_equal_one_machine(dataset, tmp_path):
     assert (tok.merges, tok.special_tokens) == (alone.merges, alone.special_tokens)
 
 
+def test_an_address_where_nothing_listens_is_one_clear_line(tmp_path):
+    (tmp_path / "text.txt").write_text("low lower lowest")
+    command = [sys.executable, "-m", "bpe_llama.cli", "train-tokenizer", str(tmp_path), "--vocab-size", "300"]
+    for address in ("127.0.0.1:1", "127.0.0.1:99999"):
+        done = subprocess.run([*command, "--ray", address], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == 2
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1 and f"no Ray cluster answers at '{address}'" in lines[0], done.stderr
+
+
 def test_a_killed_worker_changes_nothing(dataset, tmp_path):
     from bpe_llama import scale
 
