@@ -101,24 +101,24 @@ impl Vocab {
             let count = merges.len();
             return Err(Error::InvalidArgument(format!("{count} merges: expected at most {ID_BOUND}")));
         }
-        for pair in merges {
-            vocab.push_merge(pair)?;
+        for (index, pair) in merges.into_iter().enumerate() {
+            vocab.push_merge(pair, index)?;
         }
         Ok(vocab)
     }
 
-    /// Adds the merge that comes after all others.
-    fn push_merge(&mut self, (left, right): (u32, u32)) -> Result<()> {
+    /// Adds the merge that comes after all others; errors call it by its index in the caller's list.
+    fn push_merge(&mut self, (left, right): (u32, u32), index: usize) -> Result<()> {
         let rank = self.merged.len();
         let mut merged = Vec::new();
         for id in [left, right] {
             merged.extend_from_slice(self.id_to_bytes(id).ok_or_else(|| {
-                Error::InvalidArgument(format!("merge {rank} names id {id}, which is not in the vocabulary"))
+                Error::InvalidArgument(format!("merge {index} names id {id}, which is not in the vocabulary"))
             })?);
         }
         let id = self.bytes_to_id(&merged).ok_or_else(|| {
             Error::InvalidArgument(format!(
-                "merge {rank} gives {:?}, which is not in the vocabulary",
+                "merge {index} gives {:?}, which is not in the vocabulary",
                 String::from_utf8_lossy(&merged)
             ))
         })?;
@@ -146,8 +146,8 @@ impl Vocab {
         }
         vocab.merged.clone_from(&self.merged);
         vocab.merges.clone_from(&self.merges);
-        for &pair in merges {
-            vocab.push_merge(pair)?;
+        for (index, &pair) in merges.iter().enumerate() {
+            vocab.push_merge(pair, index)?;
         }
         Ok(vocab)
     }

@@ -433,6 +433,13 @@ mod tests {
     }
 
     #[test]
+    fn errors_number_the_new_merges_alone() {
+        let base = train(&counts_of(&[("abc".to_owned(), 3)]), &options(2, 0, None), &mut |_| Ok(())).expect("valid");
+        let error = vocab_of(&base).extended(&[], 258, &[(0, 999)]).expect_err("no id 999").to_string();
+        assert!(error.contains("merge 0 names id 999"), "{error}");
+    }
+
+    #[test]
     fn every_long_step_can_be_stopped() {
         let counts = counts_of(&[("abcd".to_owned(), 3)]);
         let (go_on, stop): (Check<'_>, Check<'_>) = (&mut || Ok(()), &mut || Err(Error::Interrupted));

@@ -88,8 +88,8 @@ impl Vocab {
             let count = merges.len();
             return Err(Error::InvalidArgument(format!("{count} merges: expected less than {ID_BOUND}")));
         }
-        for pair in merges {
-            vocab.push_merge(pair)?;
+        for (index, pair) in merges.into_iter().enumerate() {
+            vocab.push_merge(pair, index)?;
         }
         Ok(vocab)
     }
