@@ -182,6 +182,26 @@ class WordCounts:
             raise ValueError(f"parts is {parts}; it must be at least 1")
         return [type(self)(counts) for counts in self._counts.split(parts)]
 
+    def pruned(self, min_count: int) -> Self:
+        """Return the counts of the words that occur ``min_count`` times or more.
+
+        Training on them is training on a text without the others: a pair's count is lower by less than ``min_count``
+        for each place that it has in a distinct word left out. Prune sums, not their parts: a word that is rare in each
+        part may not be in the sum.
+
+        Raises:
+            ValueError: If ``min_count`` is less than 1.
+
+        Examples:
+            >>> WordCounts.from_iterator(["low low lower"], progress=False).pruned(2).most_common()
+            []
+            >>> WordCounts.from_iterator(["low low low"], progress=False).pruned(2).most_common()
+            [(b' low', 2)]
+        """
+        if min_count < 1:
+            raise ValueError(f"min_count is {min_count}; it must be at least 1")
+        return type(self)(self._counts.pruned(min_count))
+
     def to_bytes(self) -> bytes:
         """Return what :meth:`save` writes."""
         return self._counts.to_bytes()

@@ -331,3 +331,14 @@ except KeyboardInterrupt:
         assert process.wait(timeout=30) == 3
     # a second, and what a busy machine adds
     assert time.monotonic() - start < 3
+
+
+def test_pruned_counts_are_those_of_a_text_without_rare_words():
+    texts = ["low lower lower lowest"]
+    counts = WordCounts.from_iterator(texts, progress=False)
+    pruned = counts.pruned(2)
+    assert pruned.most_common() == [(b" lower", 2)]
+    assert counts.pruned(1) == counts
+    assert pruned == WordCounts.from_iterator([" lower", " lower"], progress=False)
+    with pytest.raises(ValueError, match="min_count is 0; it must be at least 1"):
+        counts.pruned(0)

@@ -219,6 +219,10 @@ impl WordCounts {
         py.detach(|| self.0.split(parts)).into_iter().map(Self).collect()
     }
 
+    fn pruned(&self, py: Python<'_>, min_count: u64) -> PyResult<Self> {
+        interruptible(py, |pause| self.0.pruned(min_count, pause)).map(Self)
+    }
+
     fn __len__(&self) -> usize {
         self.0.len()
     }

@@ -118,6 +118,25 @@ impl WordCounts {
         split
     }
 
+    /// Returns the counts of the words that occur `min_count` times or more.
+    ///
+    /// Training on them is training on a text without the others: a pair's count is lower by less than `min_count` for each place that
+    /// it has in a distinct word left out. Prune sums, not their parts: a word that is rare in each part may not be in the sum.
+    ///
+    /// # Errors
+    /// What `pause` returns.
+    pub fn pruned(&self, min_count: u64, pause: Pause<'_>) -> Result<Self> {
+        let mut pruned = Self::empty(&self.pattern, &self.special_tokens);
+        for (kept, shard) in pruned.shards.iter_mut().zip(&self.shards) {
+            shard.for_each(&mut || pause.ask(), |word, count| {
+                if count >= min_count {
+                    kept.add(Key::new(word, 0, word.len()), count);
+                }
+            })?;
+        }
+        Ok(pruned)
+    }
+
     /// Adds `count` to one word.
     pub(super) fn add(&mut self, word: &[u8], count: u64) {
         let key = Key::new(word, 0, word.len());

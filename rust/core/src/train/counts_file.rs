@@ -202,12 +202,13 @@ mod tests {
         let words: Vec<String> = (0..(1 << 17)).map(|number| number.to_string()).collect();
         let counts = WordCounts::from_words("a+", words.iter().map(|word| (word.as_bytes(), 1)));
         let bytes = counts.to_bytes(GO_ON).expect("not stopped");
-        let steps: [Step<'_>; 5] = [
+        let steps: [Step<'_>; 6] = [
             &|pause| counts.for_each(pause, |_, _| ()),
             &|pause| counts.most_common(usize::MAX, pause).map(|_| ()),
             &|pause| counts.to_bytes(pause).map(|_| ()),
             &|pause| WordCounts::from_bytes(&bytes, pause).map(|_| ()),
             &|pause| counts.clone().merge(&counts, pause),
+            &|pause| counts.pruned(2, pause).map(|_| ()),
         ];
         for (index, step) in steps.iter().enumerate() {
             let asked = AtomicUsize::new(0);
