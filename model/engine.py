@@ -19,6 +19,7 @@ from torch import Tensor
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.cache_forms import make_cache
 from bpe_llama.model.choosing import choose
+from bpe_llama.model.compiled import FEW_ROWS
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
@@ -262,11 +263,12 @@ class Engine:
             firsts = accumulate(map(len, runs), initial=first)
             return torch.cat([self._read(*both, every) for both in zip(runs, firsts)])  # noqa: B905
         cache = self._slots(first, first + len(ids))
-        alone = len(ids) == len(ids[0]) == 1
-        if self._packed is not None and not alone:
+        few = len({len(new) for new in ids}) == 1 and len(ids) * len(ids[0]) <= FEW_ROWS
+        if self._packed is not None and not few:
             logits_MV = self._packed(ids, cache, every)
-        elif self._fused is not None and (every or len(ids[0]) == 1):
-            logits_MV = self._fused(ids, cache).flatten(0, 1)
+        elif self._fused is not None and (few or every or len(ids[0]) == 1):
+            logits_BTV = self._fused(ids, cache)
+            logits_MV = logits_BTV.flatten(0, 1) if every else logits_BTV[:, -1]
         else:
             ids_BT = torch.tensor(ids, device=self.model.device)
             out = self.model(ids_BT, past_key_values=cache, logits_to_keep=0 if every else 1)
