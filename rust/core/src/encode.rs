@@ -4,7 +4,7 @@ use crate::Result;
 use crate::batch::Pause;
 use crate::boundaries::Boundaries;
 use crate::cache::{IDS_A_PIECE, LONGEST, PieceCache, Probe, SHORT_BYTES};
-use crate::merge::Merger;
+use crate::merge::{FEW, Merger};
 use crate::pretokenize::Pretokenizer;
 use crate::vocab::Vocab;
 
@@ -154,7 +154,7 @@ impl Encoder<'_> {
     ///
     /// That the part is itself a token plays no role, so it is remembered apart from whole pieces.
     fn unit(&self, unit: &[u8], scratch: &mut Scratch) -> Result<()> {
-        if unit.len() > SHORT_BYTES {
+        if unit.len() > SHORT_BYTES || unit.len() <= FEW {
             return self.merge(unit, scratch);
         }
         let probe = Probe::of_part(unit);

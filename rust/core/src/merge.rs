@@ -1,9 +1,11 @@
 //! BPE of one piece: bytes to ids, merging the best adjacent pair first.
 //!
-//! Short pieces are merged in arrays on the stack, a merge at a time. Long ones are cut into windows, whose encodings are
-//! joined where their meeting tokens would not have merged. Where no such place is found, wider windows are tried, merged
-//! in passes of one rank each, and at last a heap orders all pairs of the piece. All ways give the same ids, and the cost
-//! is linear in the piece but for that last resort.
+//! Short pieces are merged in arrays on the stack, a merge at a time. Long ones are encoded stretch by stretch, several
+//! windows of each side by side, and joined where the tokens that meet would not have merged. Where no such place is
+//! found, wider stretches are tried, merged in passes of one rank each, and at last a heap orders all pairs of the piece.
+//! All ways give the same ids, and the cost is linear in the piece but for that last resort.
+
+mod windows;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,11 +14,8 @@ use crate::pairs::NO_RANK;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 
-/// Up to this many bytes are merged in arrays on the stack.
-const FEW: usize = 64;
-
-/// Longer pieces are first cut into windows of so many bytes. Each merge looks at all of its window: short ones cost less.
-const WINDOW: usize = 40;
+/// So few bytes, a character, merge in less time than it takes to remember their ids.
+pub(crate) const FEW: usize = 4;
 
 /// The widest window that is tried before the heap takes the whole piece.
 const WIDEST: usize = 1 << 14;
@@ -30,7 +29,6 @@ pub(crate) struct Merger {
     ids: Vec<u32>,
     /// `ranks[i]` is that of `ids[i]` with `ids[i + 1]`.
     ranks: Vec<u32>,
-    window: Vec<u32>,
     joint: Vec<u32>,
     bytes: Vec<u8>,
     /// What was asked last, in a run of one letter again and again: two tokens, and whether they stay apart.
@@ -53,17 +51,15 @@ impl Merger {
         if piece.len() <= FEW {
             return merge_few(vocab, piece, out);
         }
+        if piece.len() <= windows::WIDTH {
+            return windows::merge_beginning(vocab, piece, out).map(drop);
+        }
         let begin = out.len();
-        let result = self.merge_by_windows(vocab, piece, out);
+        let result = self.merge_by_stretches(vocab, piece, out);
         if result.is_err() {
             out.truncate(begin);
         }
         result
-    }
-
-    /// Appends the ids of one window.
-    fn merge_window(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
-        if piece.len() <= FEW { merge_few(vocab, piece, out) } else { self.merge_by_passes(vocab, piece, out) }
     }
 
     /// Finds the best rank and merges its pairs from left to right, until no pair merges.
@@ -82,58 +78,63 @@ impl Merger {
         Ok(())
     }
 
-    /// Merges window after window, joined where the tokens that meet encode to themselves.
-    fn merge_by_windows(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
+    /// Merges stretch after stretch, joined where the tokens that meet encode to themselves.
+    fn merge_by_stretches(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         let begin = out.len();
-        let mut window = std::mem::take(&mut self.window);
         self.asked = None;
-        // `window` encodes these bytes.
-        let mut merged: &[u8] = &[];
         // `out[begin..]` always encodes `piece[..start]`.
-        let (mut start, mut furthest, mut retries, mut width) = (0, 0, 0, WINDOW);
-        let joined = loop {
-            let end = (start + width).min(piece.len());
-            if piece[start..end] != *merged {
-                merged = &piece[start..end];
-                window.clear();
-                self.merge_window(vocab, merged, &mut window)?;
+        let (mut start, mut furthest, mut retries, mut width) = (0, 0, 0, windows::SPAN);
+        // The stretch before: its bytes, those of them that are encoded, and where in `out` their ids are.
+        let (mut seen, mut covered, mut known): (&[u8], _, _) = (&[], 0, 0..0);
+        while start < piece.len() {
+            let rest = &piece[start..];
+            let joint = out.len();
+            if rest.len() > width && rest[..width] == *seen {
+                out.extend_from_within(known.clone());
+            } else {
+                covered = self.merge_stretch(vocab, rest, width, out)?;
             }
-            if out.len() > begin && !self.stay_apart(vocab, out[out.len() - 1], window[0])? {
+            if joint > begin && !self.stay_apart(vocab, out[joint - 1], out[joint])? {
                 // No boundary of the whole after all: step back by a token, a few times, then see further.
+                out.truncate(joint);
                 start -= out.pop().map_or(0, |id| token_len(vocab, id));
-                retries += 1;
+                (seen, retries) = (&[], retries + 1);
                 if retries > MAX_RETRIES {
                     (retries, width) = (0, width * 4);
                 }
                 if width > WIDEST {
-                    break false;
+                    out.truncate(begin);
+                    return merge_by_heap(vocab, piece, out);
                 }
                 continue;
             }
-            if end == piece.len() {
-                out.extend_from_slice(&window);
-                break true;
-            }
-            // The last quarter may yet merge with what follows: the next window encodes it again.
-            let limit = start + width * 3 / 4;
-            for (i, &id) in window.iter().enumerate() {
-                let next = start + token_len(vocab, id);
-                if i > 0 && next > limit {
-                    break;
-                }
-                out.push(id);
-                start = next;
-            }
+            (seen, known) = (&rest[..width.min(rest.len())], joint..out.len());
+            start += covered;
             if start > furthest {
                 (furthest, retries) = (start, 0);
             }
-        };
-        self.window = window;
-        if joined {
-            return Ok(());
         }
-        out.truncate(begin);
-        merge_by_heap(vocab, piece, out)
+        Ok(())
+    }
+
+    /// Appends the ids of a beginning of `rest`, as its first `width` bytes tell them, and returns how many bytes they encode.
+    fn merge_stretch(&mut self, vocab: &Vocab, rest: &[u8], width: usize, out: &mut Vec<u32>) -> Result<usize> {
+        if width <= windows::SPAN || rest.len() <= windows::WIDTH {
+            return windows::merge_beginning(vocab, rest, out);
+        }
+        let joint = out.len();
+        self.merge_by_passes(vocab, &rest[..width.min(rest.len())], out)?;
+        if width >= rest.len() {
+            return Ok(rest.len());
+        }
+        // The last quarter may yet merge with what follows: the next stretch encodes it again.
+        let (mut covered, mut kept) = (0, joint);
+        while kept < out.len() && (kept == joint || covered + token_len(vocab, out[kept]) <= width * 3 / 4) {
+            covered += token_len(vocab, out[kept]);
+            kept += 1;
+        }
+        out.truncate(kept);
+        Ok(covered)
     }
 
     /// Returns whether the bytes of two tokens, side by side, encode to just these two.
@@ -147,7 +148,11 @@ impl Merger {
         bytes.extend_from_slice(vocab.symbol_bytes(right));
         let mut joint = std::mem::take(&mut self.joint);
         joint.clear();
-        let result = self.merge_window(vocab, &bytes, &mut joint);
+        let result = if bytes.len() <= windows::WIDTH {
+            windows::merge_beginning(vocab, &bytes, &mut joint).map(drop)
+        } else {
+            self.merge_by_passes(vocab, &bytes, &mut joint)
+        };
         let apart = joint[..] == [left, right];
         (self.bytes, self.joint) = (bytes, joint);
         self.asked = Some((left, right, apart));
@@ -155,45 +160,40 @@ impl Merger {
     }
 }
 
-/// Merges at most [`FEW`] bytes, the best pair first.
+/// Merges at most [`FEW`] bytes.
 fn merge_few(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
-    /// Every symbol stays where its first byte is: the key of a pair is its rank and, below it, the place of its left
-    /// symbol, so that the smallest key is the leftmost pair of the best rank.
-    const PLACE_BITS: u32 = FEW.ilog2();
-    const NO_PAIR: i32 = (NO_RANK << PLACE_BITS) as i32;
-    let key = |rank: u32, place: usize| (rank << PLACE_BITS) as i32 | place as i32;
-    let (mut ids, mut keys) = ([0; FEW], [NO_PAIR; FEW]);
+    let (mut ids, mut ranks) = ([0; FEW], [NO_RANK; FEW]);
     for (id, &byte) in ids.iter_mut().zip(piece) {
         *id = byte_id(vocab, byte)?;
     }
-    for (place, pair) in piece.windows(2).enumerate() {
-        keys[place] = key(vocab.byte_rank(pair[0], pair[1]), place);
+    for (rank, pair) in ranks.iter_mut().zip(piece.windows(2)) {
+        *rank = vocab.byte_rank(pair[0], pair[1]);
     }
-    // A bit for each place that holds a symbol.
-    let mut places = if piece.len() < FEW { (1_u64 << piece.len()) - 1 } else { u64::MAX };
+    let mut count = piece.len();
     loop {
-        let best = keys[..piece.len()].iter().copied().min().unwrap_or(NO_PAIR);
-        if best >= NO_PAIR {
+        let (mut at, mut best) = (0, ranks[0]);
+        for (i, &rank) in ranks.iter().enumerate().skip(1) {
+            if rank < best {
+                (at, best) = (i, rank);
+            }
+        }
+        if best == NO_RANK {
             break;
         }
-        let at = best as usize % FEW;
-        ids[at] = vocab.merged(best as u32 >> PLACE_BITS);
-        let behind = places & (u64::MAX << at << 1);
-        places ^= behind & behind.wrapping_neg();
-        keys[behind.trailing_zeros() as usize % FEW] = NO_PAIR;
-        let behind = behind & behind.wrapping_sub(1);
-        keys[at] =
-            if behind == 0 { NO_PAIR } else { key(vocab.rank(ids[at], ids[behind.trailing_zeros() as usize]), at) };
-        let before = places & ((1 << at) - 1);
-        if before != 0 {
-            let previous = before.ilog2() as usize;
-            keys[previous] = key(vocab.rank(ids[previous], ids[at]), previous);
+        ids[at] = vocab.merged(best);
+        count -= 1;
+        for i in at + 1..count {
+            (ids[i], ranks[i]) = (ids[i + 1], ranks[i + 1]);
+        }
+        ranks[count - 1] = NO_RANK;
+        if at + 1 < count {
+            ranks[at] = vocab.rank(ids[at], ids[at + 1]);
+        }
+        if at > 0 {
+            ranks[at - 1] = vocab.rank(ids[at - 1], ids[at]);
         }
     }
-    while places != 0 {
-        out.push(ids[places.trailing_zeros() as usize]);
-        places &= places - 1;
-    }
+    out.extend_from_slice(&ids[..count]);
     Ok(())
 }
 
@@ -341,9 +341,17 @@ mod tests {
         })
     }
 
+    /// Random letters, of one vocabulary's or with some that no token joins, and runs of one letter.
+    fn long_piece() -> impl Strategy<Value = Vec<u8>> {
+        let run = (b'a'..=b'e', 1..300_usize).prop_map(|(letter, length)| vec![letter; length]);
+        let letters = prop_oneof![b'a'..=b'd', b'a'..=b'z'];
+        let part = prop_oneof![prop::collection::vec(letters, 0..500), prop::collection::vec(b'a'..=b'b', 0..500), run];
+        prop::collection::vec(part, 0..4).prop_map(|parts| parts.concat())
+    }
+
     proptest! {
         #[test]
-        fn every_way_gives_the_naive_ids(vocab in random_vocab(), piece in prop::collection::vec(b'a'..=b'e', 0..400)) {
+        fn every_way_gives_the_naive_ids(vocab in random_vocab(), piece in long_piece()) {
             let expected = naive_by_ranks(&vocab, &piece);
             prop_assert_eq!(&naive(&vocab, &piece), &expected);
             let mut merger = Merger::default();

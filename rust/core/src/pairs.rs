@@ -1,5 +1,7 @@
 //! A flat hash table from a pair of ids to its rank.
 
+use crate::cache::prefetch;
+
 /// Ids and ranks must be below this: two ids and a rank share an entry of 64 bits.
 pub(crate) const ID_BOUND: u32 = 1 << ID_BITS;
 const ID_BITS: u32 = 21;
@@ -13,32 +15,53 @@ pub(crate) const NO_RANK: u32 = (1 << RANK_BITS) - 1;
 /// Marks an empty slot: no pair has both ids and the rank at their largest values.
 const EMPTY: u64 = u64::MAX;
 
-/// Entries of a bucket, half a cache line.
-const WIDTH: usize = 4;
+/// Entries of a line.
+const WIDTH: usize = 8;
 
-/// Buckets of four entries of 8 bytes, at most half full.
+/// One line of the CPU's cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line([u64; WIDTH]);
+
+/// Lines of eight entries of 8 bytes, at most half full.
 ///
-/// A look-up compares all of a bucket without a branch: whether a pair merges, and where it lies, cannot be foreseen, and
-/// a branch on it would be mispredicted more often than not.
+/// A look-up compares all of a line without a branch: whether a pair merges, and where it lies, cannot be foreseen, and
+/// a branch on it would be mispredicted more often than not. Where a pair found its line full, a bit says so: this the
+/// CPU knows long before the line has come from memory.
 #[derive(Debug, Clone)]
 pub(crate) struct PairTable {
-    buckets: Vec<[u64; WIDTH]>,
+    lines: Vec<Line>,
+    /// A bit for each line: whether some pair that belongs there went to the next.
+    is_passed: Vec<u64>,
     shift: u32,
     len: usize,
+}
+
+/// A look-up under way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Query {
+    key: u64,
+    line: usize,
+}
+
+impl Query {
+    /// Asks for no pair at all: entries have no such key.
+    pub(crate) const NONE: Self = Self { key: u64::MAX, line: 0 };
 }
 
 impl PairTable {
     pub(crate) fn with_capacity(pairs: usize) -> Self {
         let count = (pairs * 2 / WIDTH).next_power_of_two().max(2);
-        Self { buckets: vec![[EMPTY; WIDTH]; count], shift: 64 - count.trailing_zeros(), len: 0 }
+        let lines = vec![Line([EMPTY; WIDTH]); count];
+        Self { lines, is_passed: vec![0; count.div_ceil(64)], shift: 64 - count.trailing_zeros(), len: 0 }
     }
 
     /// Sets the rank of `pair`; a later value replaces an earlier one.
     pub(crate) fn insert(&mut self, pair: (u32, u32), rank: u32) {
         debug_assert!(pair.0.max(pair.1).max(rank) < ID_BOUND);
-        if (self.len + 1) * 2 > self.buckets.len() * WIDTH {
+        if (self.len + 1) * 2 > self.lines.len() * WIDTH {
             let mut larger = Self::with_capacity(self.len * 2 + 1);
-            for &entry in self.buckets.iter().flatten().filter(|&&entry| entry != EMPTY) {
+            for &entry in self.lines.iter().flat_map(|line| &line.0).filter(|&&entry| entry != EMPTY) {
                 larger.put(entry);
             }
             *self = larger;
@@ -48,45 +71,60 @@ impl PairTable {
 
     fn put(&mut self, entry: u64) {
         let key = entry >> RANK_BITS;
-        let mut at = self.bucket_of(key);
+        let mut at = self.line_of(key);
         loop {
-            let slot = self.buckets[at].iter_mut().find(|slot| **slot == EMPTY || **slot >> RANK_BITS == key);
+            let slot = self.lines[at].0.iter_mut().find(|slot| **slot == EMPTY || **slot >> RANK_BITS == key);
             if let Some(slot) = slot {
                 self.len += usize::from(*slot == EMPTY);
                 *slot = entry;
                 return;
             }
-            at = (at + 1) % self.buckets.len();
+            self.is_passed[at / 64] |= 1 << (at % 64);
+            at = (at + 1) % self.lines.len();
         }
     }
 
     /// Returns the rank of `pair`, or [`NO_RANK`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn rank(&self, pair: (u32, u32)) -> u32 {
         let key = key_of(pair);
-        let mut at = self.bucket_of(key);
+        self.look_up(Query { key, line: self.line_of(key) })
+    }
+
+    /// Begins to look up the rank of a pair: the CPU loads what [`PairTable::look_up`] will read.
+    #[inline(always)]
+    pub(crate) fn ask(&self, pair: Option<(u32, u32)>) -> Query {
+        let key = pair.map_or(Query::NONE.key, key_of);
+        let line = self.line_of(key);
+        prefetch(&self.lines, line);
+        Query { key, line }
+    }
+
+    /// Returns the rank of the pair of `query`, or [`NO_RANK`].
+    #[inline(always)]
+    pub(crate) fn look_up(&self, query: Query) -> u32 {
+        let mut at = query.line;
         loop {
-            let bucket = &self.buckets[at];
-            let mut rank = NO_RANK;
-            for &entry in bucket {
-                rank = if entry >> RANK_BITS == key { entry as u32 & NO_RANK } else { rank };
+            let mut found = u64::MAX;
+            for &entry in &self.lines[at].0 {
+                found &= if entry >> RANK_BITS == query.key { entry } else { u64::MAX };
             }
-            // Buckets fill from the front: only behind a full one may the pair be in the next.
-            if rank != NO_RANK || bucket[WIDTH - 1] == EMPTY {
+            let rank = found as u32 & NO_RANK;
+            if self.is_passed[at / 64] >> (at % 64) & 1 == 0 || rank != NO_RANK {
                 return rank;
             }
-            at = (at + 1) % self.buckets.len();
+            at = (at + 1) % self.lines.len();
         }
     }
 
-    #[inline]
-    fn bucket_of(&self, key: u64) -> usize {
+    #[inline(always)]
+    fn line_of(&self, key: u64) -> usize {
         // Fibonacci hashing: the high bits of the product mix all bits of the key.
         (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
     }
 }
 
-#[inline]
+#[inline(always)]
 fn key_of((left, right): (u32, u32)) -> u64 {
     u64::from(left) << ID_BITS | u64::from(right)
 }

@@ -34,7 +34,7 @@ pub struct Vocab {
     byte_ids: [u32; 256],
     pairs: PairTable,
     /// The ranks of pairs of bytes, by the first times 256 and the second: with them every merging begins.
-    byte_pairs: Vec<u32>,
+    byte_pairs: Box<[u32; 1 << 16]>,
     /// The id that the pair of a rank merges to.
     merged: Vec<u32>,
     /// Pairs in rank order.
@@ -176,7 +176,7 @@ impl Vocab {
             longest: tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).max().unwrap_or(0),
             byte_ids: [NO_ID; 256],
             pairs: PairTable::with_capacity(tokens.len()),
-            byte_pairs: vec![NO_RANK; 1 << 16],
+            byte_pairs: Box::new([NO_RANK; 1 << 16]),
             merged: Vec::new(),
             merges: Vec::new(),
             whole_piece_first: false,
@@ -307,15 +307,27 @@ impl Vocab {
     }
 
     /// Returns the rank of a pair, or [`NO_RANK`] if it does not merge.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
         self.pairs.rank((left, right))
+    }
+
+    /// Returns the ranks of all pairs.
+    #[inline(always)]
+    pub(crate) fn pairs(&self) -> &PairTable {
+        &self.pairs
     }
 
     /// Returns the id that the pair of this rank merges to.
     #[inline]
     pub(crate) fn merged(&self, rank: u32) -> u32 {
         self.merged[rank as usize]
+    }
+
+    /// Returns the ids of all single bytes, [`NO_ID`] where a byte is no token.
+    #[inline]
+    pub(crate) fn byte_ids(&self) -> &[u32; 256] {
+        &self.byte_ids
     }
 
     /// Returns the id of the token that is this one byte.

@@ -135,7 +135,7 @@ impl PieceCache {
 
 /// Asks the CPU to load `table[at]` soon, where it can be asked.
 #[inline(always)]
-fn prefetch<T>(table: &[T], at: usize) {
+pub(crate) fn prefetch<T>(table: &[T], at: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(entry) = table.get(at) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
