@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::huge_pages;
 use crate::normalize::After;
 use crate::special::SpecialSet;
 use crate::{Result, Tokenizer};
@@ -70,7 +71,7 @@ impl Tokenizer {
         let threads = threads.min(tasks.len());
         if threads <= 1 {
             let bytes: usize = texts.iter().map(|text| text.len()).sum();
-            let mut ids = Vec::with_capacity(bytes / 4 + texts.len() * 2);
+            let mut ids = room_for_ids(bytes);
             let mut offsets = vec![0];
             let mut since_pause = 0;
             for text in texts {
@@ -198,6 +199,13 @@ struct Encoded {
     ends: Vec<usize>,
 }
 
+/// Returns memory for about as many ids as so many bytes of text become.
+pub(crate) fn room_for_ids(bytes: usize) -> Vec<u32> {
+    let mut ids = Vec::with_capacity(bytes / 3 + 8);
+    huge_pages::ask_for(ids.spare_capacity_mut());
+    ids
+}
+
 /// What all threads encoded, put together in order while they work, so that few parts are held twice.
 struct Joined {
     ids: Vec<u32>,
@@ -214,8 +222,7 @@ impl Joined {
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
         let mut offsets = Vec::with_capacity(texts.len() + 1);
         offsets.push(0);
-        let ids = Vec::with_capacity(bytes / 3);
-        Self { ids, offsets, next: 0, waiting: BTreeMap::new(), spare: Vec::new() }
+        Self { ids: room_for_ids(bytes), offsets, next: 0, waiting: BTreeMap::new(), spare: Vec::new() }
     }
 
     /// Takes the ids of a task and returns memory for another's.

@@ -12,6 +12,7 @@ pub mod documents;
 mod encode;
 mod error;
 pub mod formats;
+mod huge_pages;
 pub mod linear;
 mod merge;
 mod normalize;

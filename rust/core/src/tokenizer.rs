@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::batch::{EncodeOptions, Pause};
+use crate::batch::{EncodeOptions, Pause, room_for_ids};
 use crate::boundaries::Boundaries;
 use crate::cache::DEFAULT_LIMIT;
 use crate::decode::Utf8Stream;
@@ -166,7 +166,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_ordinary`], and if `allowed` names what is no special token.
     pub fn encode(&self, text: &str, allowed: SpecialSet<'_>) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 8);
+        let mut ids = Vec::new();
         self.encode_into(text, EncodeOptions { allowed, ..EncodeOptions::default() }, &mut ids)?;
         Ok(ids)
     }
@@ -176,6 +176,9 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`], and what `options.pause` returns.
     pub fn encode_into(&self, text: &str, options: EncodeOptions<'_>, ids: &mut Vec<u32>) -> Result<()> {
+        if ids.capacity() == 0 {
+            *ids = room_for_ids(text.len());
+        }
         ids.extend(options.bos);
         self.with_scratch(options.pause, |encoder, scratch| self.run(text, options, encoder, scratch, ids))?;
         ids.extend(options.eos);

@@ -34,7 +34,7 @@ pub struct Vocab {
     byte_ids: [u32; 256],
     pairs: PairTable,
     /// The ranks of pairs of bytes, by the first times 256 and the second: with them every merging begins.
-    byte_pairs: Box<[u32; 1 << 16]>,
+    byte_pairs: Vec<u32>,
     /// The id that the pair of a rank merges to.
     merged: Vec<u32>,
     /// Pairs in rank order.
@@ -176,7 +176,7 @@ impl Vocab {
             longest: tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).max().unwrap_or(0),
             byte_ids: [NO_ID; 256],
             pairs: PairTable::with_capacity(tokens.len()),
-            byte_pairs: Box::new([NO_RANK; 1 << 16]),
+            byte_pairs: vec![NO_RANK; 1 << 16],
             merged: Vec::new(),
             merges: Vec::new(),
             whole_piece_first: false,

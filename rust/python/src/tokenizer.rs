@@ -95,7 +95,7 @@ impl PyTokenizer {
         disallowed: &Specials,
     ) -> PyResult<Vec<u32>> {
         self.with_options(&[text], ends, allowed, disallowed, |options| {
-            let mut ids = Vec::with_capacity(text.len() / 3 + 8);
+            let mut ids = Vec::new();
             if text.len() < KEEP_GIL {
                 self.inner.encode_into(text, options, &mut ids).map_err(to_py)?;
             } else {

@@ -1,5 +1,7 @@
 //! Pieces that are long or have many ids.
 
+use super::prefetch;
+
 /// Open addressing from hashes to records in an arena: a piece's bytes, four in a number, then its ids.
 pub(super) struct LongTable {
     /// A hash, 0 for an empty slot; where its record is, how many bytes and how many ids it has.
@@ -11,6 +13,9 @@ pub(super) struct LongTable {
     /// How often the arena was emptied.
     pub(super) generation: u32,
 }
+
+/// How many numbers a line of the CPU's cache holds.
+const LINE: usize = 16;
 
 const MIN_SLOTS: usize = 1 << 10;
 
@@ -24,6 +29,15 @@ impl LongTable {
     #[inline]
     pub(super) fn first_slot(&self, hash: u64) -> usize {
         (hash as usize) & (self.slots.len() - 1)
+    }
+
+    /// Asks the CPU to load the record that a slot points to.
+    #[inline]
+    pub(super) fn prefetch_record(&self, slot: usize) {
+        let [_, record] = self.slots[slot];
+        let (at, _, _) = unpack(record);
+        prefetch(&self.arena, at);
+        prefetch(&self.arena, at + LINE);
     }
 
     /// Returns where in the arena the ids of `piece` are.

@@ -41,14 +41,22 @@ impl PieceCache {
     #[inline(never)]
     pub(crate) fn prepare(&self, bytes: &[u8], mut start: usize, ends: &[usize], probes: &mut [Probe]) {
         let (lines, line_shift) = (self.short.lines(), 64 - self.short.line_bits);
+        let (mut long_slots, mut long_count) = ([0; 64], 0);
         for (&end, probe) in ends.iter().zip(probes) {
             *probe = Probe::new(bytes, start, end);
             if end - start > SHORT_BYTES {
-                prefetch(&self.long.slots, self.long.first_slot(probe.hash));
+                let slot = self.long.first_slot(probe.hash);
+                prefetch(&self.long.slots, slot);
+                long_slots[long_count % 64] = slot;
+                long_count += 1;
             } else {
                 prefetch(lines, (probe.hash >> line_shift) as usize);
             }
             start = end;
+        }
+        // The slots are there by now, and say where the pieces themselves are.
+        for &slot in &long_slots[..long_count.min(64)] {
+            self.long.prefetch_record(slot);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Short pieces with few ids.
 
 use super::probe::{Probe, ShortKey, hash_short};
+use crate::huge_pages;
 
 /// How many ids an entry holds at most.
 pub(super) const SHORT_IDS: usize = 3;
@@ -38,6 +39,7 @@ impl ShortTable {
 
     fn with_lines(line_bits: u32, max_line_bits: u32) -> Self {
         let words = vec![0; 8 * ((1 << line_bits) + 1)];
+        huge_pages::ask_for(&words);
         let base = words.as_ptr().align_offset(size_of::<Line>()).min(8);
         Self { words, base, line_bits, max_line_bits, used: 0 }
     }
