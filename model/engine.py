@@ -9,7 +9,8 @@ same passes in which the others grow. `Engine.join` reads them at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, groupby
 
@@ -131,6 +132,7 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions], copies: int = 1
     ) -> list[Sample]:
         """Return the prompts as sequences to be read, if all can be."""
+        self._let_go()
         free = self.cache.batch_size - len(self.live)
         if len(prompts) * copies > free:
             raise ValueError(f"{len(prompts) * copies} prompts for {free} free slots")
@@ -178,6 +180,7 @@ class Engine:
         There may be none while prompts are read; the batch is empty when ``live`` is.
         """
         start = time.perf_counter()
+        self._let_go()
         fresh, room = [], self.prefill_chunk
         for sample in self.live:
             place = len(sample.prompt) - sample.unread
@@ -188,21 +191,17 @@ class Engine:
         reading = [bool(sample.unread) for sample in self.live]
         unread = [max(sample.unread - len(ids), 0) for sample, ids in zip(self.live, fresh, strict=True)]
         grown = [sample for sample, left in zip(self.live, unread, strict=True) if not left]
-        held = list(self.cache.lengths)
-        try:
+        with self._whole_or_not_at_all():
             logits_BV = self._read(fresh)
             if grown:
                 self._append(grown, logits_BV if not any(unread) else logits_BV[[not left for left in unread]])
-        except BaseException:  # Ctrl-C too: the next step does it all again
-            self.cache.lengths[:] = held
-            raise
-        seconds = time.perf_counter() - start
-        for sample, left, read in zip(self.live, unread, reading, strict=True):
-            sample.unread = left
-            if read:
-                sample.prefill_seconds += seconds
-            else:
-                sample.decode_seconds += seconds
+            seconds = time.perf_counter() - start
+            for sample, left, read in zip(self.live, unread, reading, strict=True):
+                sample.unread = left
+                if read:
+                    sample.prefill_seconds += seconds
+                else:
+                    sample.decode_seconds += seconds
         self._let_go()
         return grown
 
@@ -213,21 +212,23 @@ class Engine:
         Returns:
             How many guesses held.
         """
+        self._let_go()
         if self.live != [sample] or sample.unread:
             raise ValueError("guesses are verified for a sequence that runs alone, its prompt read")
         start = time.perf_counter()
         held = self.cache.lengths[0]
-        logits_TV = self._read([[sample.new_ids[-1], *guesses]], every=True)
-        kept = 0
-        for place in range(len(guesses) + 1):
-            self._append([sample], logits_TV[place : place + 1])
-            if place == len(guesses) or sample.new_ids[-1] != guesses[place]:
-                break
-            kept += 1
-            if sample.finish:
-                break
-        sample.decode_seconds += time.perf_counter() - start
-        self.cache.lengths[0] = held + 1 + kept  # forget the guesses that did not hold
+        with self._whole_or_not_at_all():
+            logits_TV = self._read([[sample.new_ids[-1], *guesses]], every=True)
+            kept = 0
+            for place in range(len(guesses) + 1):
+                self._append([sample], logits_TV[place : place + 1])
+                if place == len(guesses) or sample.new_ids[-1] != guesses[place]:
+                    break
+                kept += 1
+                if sample.finish:
+                    break
+            sample.decode_seconds += time.perf_counter() - start
+            self.cache.lengths[0] = held + 1 + kept  # forget the guesses that did not hold
         self._let_go()
         return kept
 
@@ -261,7 +262,8 @@ class Engine:
         if self._packed is None and len({len(new) for new in ids}) > 1:
             runs = [list(run) for _, run in groupby(ids, len)]
             firsts = accumulate(map(len, runs), initial=first)
-            return torch.cat([self._read(*both, every) for both in zip(runs, firsts)])  # noqa: B905
+            # Cloned: the fused decoder's next pass may write over what its last one returned.
+            return torch.cat([self._read(*both, every).clone() for both in zip(runs, firsts)])  # noqa: B905
         cache = self._slots(first, first + len(ids))
         few = len({len(new) for new in ids}) == 1 and len(ids) * len(ids[0]) <= FEW_ROWS
         if self._packed is not None and not few:
@@ -358,15 +360,31 @@ class Engine:
             elif len(sample.prompt) + len(sample.new_ids) >= self.cache.capacity:
                 sample.finish = "context"
 
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Leave live sequences as they were where what grows them fails or is interrupted: it can be done again."""
+        lengths = list(self.cache.lengths)
+        before = [(s, s.unread, len(s.new_ids), len(s.logprobs)) for s in self.live]
+        try:
+            yield
+        except BaseException:  # Ctrl-C too
+            self.cache.lengths[:] = lengths
+            for sample, unread, new_ids, logprobs in before:
+                sample.unread, sample.finish = unread, None
+                del sample.new_ids[new_ids:], sample.logprobs[logprobs:]
+            raise
+
     def _let_go(self) -> None:
+        """Free the slots of the ended; where that is interrupted, the next call of anything goes on with it."""
         for slot in reversed(range(len(self.live))):
             if self.live[slot].finish:
-                last = self.live.pop()
-                place = len(self.live)
+                *kept, last = self.live
+                place = len(kept)
                 self._left_behind[place] = last.ids[: self.cache.lengths[place]]
                 if slot < place:
-                    self.live[slot] = last
-                    self.cache.move(place, slot)
+                    kept[slot] = last
+                    self.cache.copy(place, slot)
+                self.live[:] = kept
                 self.cache.lengths[place] = 0
 
 

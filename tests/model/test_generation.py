@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -428,6 +430,82 @@ def test_prompts_are_read_beside_sequences_that_grow(tiny_model: Make, ids: Tens
         assert sample.finish == "length" and len(sample.new_ids) == len(expected)
         assert form == "int8" or sample.new_ids == expected  # rounded: ids may differ
         assert sample.prefill_seconds > 0 and (len(expected) == 1 or sample.decode_seconds > 0)
+
+
+@pytest.mark.parametrize("form", ["full", "int8", "ring"])
+def test_logits_of_unlike_prompts_outlive_each_others_passes(tiny_model: Make, ids: Tensor, form: str) -> None:
+    model = tiny_model(eos_token_id=None, sliding_window=12)
+    prompts = [row[:length] for row, length in zip(ids.repeat(3, 1).tolist(), (1, 6, 1, 13, 1, 2, 2, 4), strict=False)]
+    options = [GenerationOptions(max_new_tokens=4 + 3 * row % 7, temperature=0.0) for row in range(len(prompts))]
+
+    def run(engine: Engine, at_once: int) -> list[list[int]]:
+        found: list[Sample] = []
+        for start in range(0, len(prompts), at_once):
+            found += engine.enter(prompts[start : start + at_once], options[start : start + at_once])
+            while engine.live:
+                engine.step()
+        return [sample.new_ids for sample in found]
+
+    alone = run(Engine(model, 1, prefill_chunk=4, cache=form), 1)
+    assert run(Engine(model, len(prompts), prefill_chunk=4, cache=form), len(prompts)) == alone
+
+
+class Interruption:
+    """Ctrl-C when the engine reaches its n-th line, counted over all that runs inside."""
+
+    def __init__(self, line: int) -> None:
+        self.left = line
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Interruption | None:
+        if not frame.f_code.co_filename.endswith("engine.py"):
+            return None
+        self.left -= event == "line"
+        if event == "line" and self.left == 0:
+            raise KeyboardInterrupt
+        return self
+
+    def __enter__(self) -> None:
+        self.before = sys.gettrace()
+        sys.settrace(self)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self.before)
+
+
+@pytest.mark.parametrize("form", ["full", "ring"])
+def test_an_interruption_anywhere_loses_and_doubles_nothing(tiny_model: Make, ids: Tensor, form: str) -> None:
+    model = tiny_model(eos_token_id=None, sliding_window=12, num_hidden_layers=1)
+    rows = ids.tolist()
+    options = [GenerationOptions(max_new_tokens=count, temperature=0.7, logprobs=True) for count in (2, 4, 3, 1)]
+
+    def run(line: int) -> tuple[list[list[int]], list[list[float]], int]:
+        interruption = Interruption(line)
+        engine = Engine(model, 3, prefill_chunk=7, cache=form)
+
+        def until_done(what: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    with interruption:
+                        return what()
+                except KeyboardInterrupt:
+                    assert interruption.left == 0
+
+        samples = until_done(lambda: engine.join([rows[0][:9]], options[:1]))
+        samples += engine.enter([row[:9] for row in rows[1:]], options[1:3])
+        until_done(engine.step)
+        until_done(lambda: samples[1].finish or engine.leave(samples[1]))
+        while engine.live:
+            until_done(engine.step)
+        samples += until_done(lambda: engine.join([rows[2][:7]], options[3:]))
+        return [s.new_ids for s in samples], [s.logprobs for s in samples], -interruption.left
+
+    expected, logprobs, lines = run(0)
+    assert [len(new_ids) for new_ids in expected] == [2, 0, 3, 1]
+    for line in range(1 if form == "full" else 12, lines + 1, 23):
+        found = run(line)
+        assert found[0] == expected, line
+        # To rounding: another step may find a sequence in another slot.
+        assert [pytest.approx(row, abs=1e-5) for row in found[1]] == logprobs, line
 
 
 @pytest.mark.parametrize("form", ["full", "int8"])
