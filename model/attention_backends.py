@@ -84,6 +84,23 @@ def eager(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Vis
     return out
 
 
+def recording(kept: list[Tensor]) -> Backend:
+    """Return `eager` as a back end that also appends the weights of each call to ``kept``.
+
+    Example:
+        >>> kept = []
+        >>> _ = recording(kept)(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.ones(1, 2, 3, 8), Visible())
+        >>> kept[0].shape
+        torch.Size([1, 4, 3, 3])
+    """
+
+    def record(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+        kept.append(attention_weights(query_BNTH, key_BKSH, visible))
+        return eager(query_BNTH, key_BKSH, value_BKSH, visible)
+
+    return record
+
+
 @cache
 def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention

@@ -56,8 +56,9 @@ class LlamaForSequenceClassification(Pretrained):
                 float (B, L). The kind is the config's ``problem_type``, or else follows from the labels.
 
         Raises:
-            ValueError: If a text is all padding, several texts come with no way to tell padding, or a label is out of
-                range.
+            ValueError: If a text is all padding, several texts come with no way to tell padding, or labels have another
+                shape or are out of range.
+            TypeError: If labels that name one of several are not int64.
         """
         if attention_mask is None:
             padding = self.config.pad_token_id
@@ -78,11 +79,19 @@ class LlamaForSequenceClassification(Pretrained):
         if kind is None:
             several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
             kind = "regression" if self.config.num_labels == 1 else several
+        batch, count = logits_BL.shape
+        one_each = kind == "single_label_classification"
+        shapes = [(batch,)] if one_each else [(batch, count)] + [(batch,)] * (kind == "regression" and count == 1)
+        if tuple(labels.shape) not in shapes:
+            expected = " or ".join(map(str, shapes))
+            raise ValueError(f"labels of {kind!r} have shape {tuple(labels.shape)}; expected {expected}")
         if kind == "regression":
             return functional.mse_loss(logits_BL.float().view(labels.shape), labels.float())
         if kind == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(logits_BL.float(), labels.float())
-        wrong = labels[(labels < 0) | (labels >= logits_BL.shape[1])]
+        if labels.dtype != torch.long:
+            raise TypeError(f"labels of {kind!r} have dtype {labels.dtype}; expected int64")
+        wrong = labels[(labels < 0) | (labels >= count)]
         if wrong.numel():
-            raise ValueError(f"label {int(wrong[0])} is not among the {logits_BL.shape[1]} labels")
+            raise ValueError(f"label {int(wrong[0])} is not among the {count} labels")
         return functional.cross_entropy(logits_BL.float(), labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +86,17 @@ class LlamaConfig:
         self._fill_variants()
         if self.hidden_act not in ("silu", "swish"):
             raise ValueError(f"hidden_act is {self.hidden_act!r}; a LLaMA's is 'silu'")
-        if self.rms_norm_eps < 0 or self.initializer_range < 0:
-            raise ValueError(
-                f"rms_norm_eps ({self.rms_norm_eps}) and initializer_range ({self.initializer_range}) must not be "
-                "negative"
-            )
+        for name in ("rms_norm_eps", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef"):
+            _check_number(name, getattr(self, name))
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
             self._check_id(name, getattr(self, name))
+        if isinstance(self.eos_token_id, str):
+            raise TypeError(f"eos_token_id is {self.eos_token_id!r}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
             self._check_id("eos_token_id", eos)
 
@@ -156,6 +159,8 @@ class LlamaConfig:
             object.__setattr__(self, "model_type", "mistral")
 
     def _check_id(self, name: str, value: int | None) -> None:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is {value!r}; expected an integer")
         if value is not None and not -1 <= value < self.vocab_size:
             raise ValueError(f"{name} is {value}, outside the vocabulary of {self.vocab_size}")
 
@@ -273,7 +278,7 @@ def merge_rope(
     """Return the rotary parameters that the old and the new spelling together state.
 
     Raises:
-        ValueError: If the two spellings disagree.
+        ValueError: If the two spellings disagree, or one is no mapping.
 
     Example:
         >>> merge_rope(None, 500_000.0, {"type": "linear", "factor": 2.0})
@@ -285,6 +290,8 @@ def merge_rope(
         ("rope_theta", None if theta is None else {"rope_theta": theta}),
         ("rope_scaling", scaling),
     ):
+        if source is not None and not isinstance(source, Mapping):
+            raise ValueError(f"{name} is {source!r}; expected an object of names and values")
         for key, value in (source or {}).items():
             key = "rope_type" if key == "type" else key
             if key in merged and merged[key] != value:
@@ -301,3 +308,10 @@ def _check_size(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; expected an integer")
     if value < 1:
         raise ValueError(f"{name} is {value}; expected at least 1")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}; expected a finite number of at least 0")

@@ -22,6 +22,7 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
     Raises:
         ValueError: If shapes differ, or a label is neither -100 nor inside the vocabulary (checked on the CPU).
+        TypeError: If labels are not int64.
 
     Example:
         >>> next_token_loss(torch.zeros(1, 3, 8), torch.tensor([[1, 2, -100]])).item() == torch.tensor(8.0).log().item()
@@ -61,11 +62,14 @@ def chunked_next_token_loss(hidden_BTD: Tensor, head: nn.Module, labels_BT: Tens
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:
-    """Check that labels are -100 or ids; elsewhere than on the CPU torch reports them itself.
+    """Check that labels are -100 or ids; elsewhere than on the CPU torch reports what is out of range itself.
 
     Raises:
         ValueError: If a label is out of range.
+        TypeError: If labels are not int64.
     """
+    if labels.dtype != torch.long:
+        raise TypeError(f"labels have dtype {labels.dtype}; expected int64")
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
     wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= vocab_size)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.attention import Attention
-from bpe_llama.model.attention_backends import backend_named
+from bpe_llama.model.attention_backends import backend_named, recording
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.rope import RotaryEmbedding
 
@@ -105,6 +105,37 @@ class Pretrained(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
+
+    def attention_weights(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
+        """Return how much each token looks at each, (B, N, T, T) for each layer; rows sum to 1.
+
+        The whole text is computed by the ``eager`` back end, whichever is set, and its memory grows with T squared.
+
+        Args:
+            input_ids: int64 (B, T).
+            attention_mask: (B, T), zero where a column is padding; what padding itself looks at means nothing.
+
+        Raises:
+            ValueError: If shapes do not fit or an id is outside the vocabulary.
+
+        Example:
+            >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+            >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            ...                      num_attention_heads=2)
+            >>> first, second = LlamaForCausalLM(config).attention_weights(torch.tensor([[1, 5, 7]]))
+            >>> first.shape, first[0, 0, 0].tolist()
+            (torch.Size([1, 2, 3, 3]), [1.0, 0.0, 0.0])
+        """
+        layers = [module for module in self.modules() if isinstance(module, Attention)]
+        backends, kept = [layer.backend for layer in layers], list[Tensor]()
+        try:
+            for layer in layers:
+                layer.backend = recording(kept)
+            self(input_ids, attention_mask)
+        finally:
+            for layer, backend in zip(layers, backends, strict=True):
+                layer.backend = backend
+        return kept
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """Keep only each layer's input for the backward pass and compute the rest again: less memory, more time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Frequencies = tuple[list[float], float]
@@ -29,10 +29,10 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
             raise ValueError(f"rope_type {kind!r} needs {name!r}, which is missing")
     for name in ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"):
         value = rope.get(name, 1.0)
-        if value is not None and (not isinstance(value, int | float) or value <= 0):
+        if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
             raise ValueError(f"{name} is {value!r}; expected a positive number")
     share = rope.get("partial_rotary_factor", 1.0)
-    if not 0 < share <= 1:
+    if not isinstance(share, int | float) or not 0 < share <= 1:
         raise ValueError(f"partial_rotary_factor is {share!r}; expected a number in (0, 1]")
     width = rotated_width(rope, head_dim)
     if width < 2 or width % 2:
@@ -40,6 +40,8 @@ def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
             f"rotary positions turn pairs: {width} of head_dim {head_dim} are rotated; expected an even number"
         )
     for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+        if not isinstance(rope[name], Sequence):
+            raise ValueError(f"{name} is {rope[name]!r}; expected a list of {width // 2} numbers")
         if len(rope[name]) != width // 2:
             raise ValueError(f"{name} has {len(rope[name])} values; expected {width // 2}, one for each rotated pair")
 

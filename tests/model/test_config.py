@@ -79,7 +79,14 @@ def test_unknown_keys_are_passed_over_and_old_ones_read() -> None:
         ({"eos_token_id": [1, 40_000]}, "eos_token_id is 40000"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
-        ({"rms_norm_eps": -1.0}, "rms_norm_eps (-1.0)"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0; expected a finite number of at least 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rope_scaling": ["linear", 2]}, "rope_scaling is ['linear', 2]; expected an object of names and values"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": 2, "long_factor": 2}},
+            "short_factor is 2; expected a list of 64 numbers",
+        ),
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type is 'spiral'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "needs 'factor'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -2}}, "factor is -2"),
@@ -93,9 +100,20 @@ def test_refusals_name_the_value(changes: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_sizes_must_be_integers() -> None:
-    with pytest.raises(TypeError, match=r"hidden_size is 64\.0"):
-        LlamaConfig(hidden_size=64.0)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 64.0}, "hidden_size is 64.0; expected an integer"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; expected a number"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; expected an integer or a list of them"),
+        ({"eos_token_id": [2, "x"]}, "eos_token_id is 'x'; expected an integer"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; expected true or false"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        LlamaConfig(**changes)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"num_key_value_heads": 5}'])

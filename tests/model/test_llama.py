@@ -270,8 +270,13 @@ def test_bad_labels_are_named(tiny_model: Make, ids: Tensor, label: int) -> None
     labels[1, 4] = label
     with pytest.raises(ValueError, match=f"label {label} is neither"):
         tiny_model()(ids, labels=labels)
+    with pytest.raises(ValueError, match=f"label {label} is neither"):
+        tiny_model().loss(ids, labels)
     with pytest.raises(ValueError, match=r"labels have shape \(3, 19\)"):
         tiny_model()(ids, labels=ids[:, 1:])
+    for score in (tiny_model().loss, lambda ids, labels: tiny_model()(ids, labels=labels)):
+        with pytest.raises(TypeError, match=r"labels have dtype torch\.float32; expected int64"):
+            score(ids, ids.float())
 
 
 def test_a_mask_of_the_wrong_width_is_refused(tiny_model: Make, ids: Tensor) -> None:

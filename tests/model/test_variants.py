@@ -39,8 +39,9 @@ def test_attention_back_ends_agree(tiny_model: Make, ids: Tensor, window: int | 
     close(torch.cat(parts, 1), plain)
 
 
-def test_flex_attention_agrees(tiny_model: Make, ids: Tensor) -> None:
-    model = tiny_model(head_dim=16)
+@pytest.mark.parametrize("window", [None, 5])
+def test_flex_attention_agrees(tiny_model: Make, ids: Tensor, window: int | None) -> None:
+    model = tiny_model(head_dim=16, sliding_window=window)
     mask = torch.ones_like(ids)
     mask[1, :6] = 0
     plain, padded = model(ids).logits, model(ids, mask).logits
@@ -64,6 +65,20 @@ def test_attention_weights_are_shares(ids: Tensor) -> None:
     assert weights.shape == (2, 4, 5, 5)
     close(weights.sum(-1), torch.ones(2, 4, 5))
     assert torch.equal(weights.tril(), weights)
+
+
+def test_a_models_attention_can_be_looked_at(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(sliding_window=4)
+    before = [layer.self_attn.backend for layer in model.model.layers]
+    weights = model.attention_weights(ids)
+    assert [tuple(layer.shape) for layer in weights] == [(3, 6, 20, 20)] * len(before)
+    reach = torch.ones(20, 20).tril() - torch.ones(20, 20).tril(-4)
+    for layer in weights:
+        close(layer.sum(-1), torch.ones(3, 6, 20))
+        assert bool(((layer > 0) == (reach > 0)).all())
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model.attention_weights(ids + 1000)
+    assert [layer.self_attn.backend for layer in model.model.layers] == before
 
 
 def test_a_window_hides_what_lies_before_it(tiny_model: Make, ids: Tensor) -> None:
@@ -100,8 +115,12 @@ def test_the_chunked_loss_is_the_loss(tiny_model: Make, ids: Tensor, chunk: int)
     whole.backward()
     expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
+    rows: list[int] = []  # that the head scores at once
+    watching = model.lm_head.register_forward_hook(lambda head, given, logits: rows.append(logits.shape[0]))
     loss = model.loss(ids, labels, chunk_size=chunk)
     loss.backward()
+    watching.remove()
+    assert max(rows) == min(chunk, 57) and sum(rows) == 2 * 57  # forward and backward
     close(loss, whole)
     for name, weight in model.named_parameters():
         close(weight.grad, expected[name])
@@ -291,8 +310,19 @@ def test_classifier_refusals() -> None:
         model(ids)
     with pytest.raises(ValueError, match=r"rows \[1\] are all padding"):
         model(ids, torch.tensor([[1, 1], [0, 0]]))
+    whole = torch.ones(2, 2)
     with pytest.raises(ValueError, match="label 2 is not among the 2 labels"):
-        model(ids, torch.ones(2, 2), torch.tensor([0, 2]))
+        model(ids, whole, torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match=r"'single_label_classification' have shape \(3,\); expected \(2,\)"):
+        model(ids, whole, torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match=r"'multi_label_classification' have shape \(2,\); expected \(2, 2\)"):
+        model(ids, whole, torch.zeros(2))
+    single = LlamaForSequenceClassification(config.replace(problem_type="single_label_classification"))
+    with pytest.raises(TypeError, match=r"dtype torch\.float32; expected int64"):
+        single(ids, whole, torch.zeros(2))
+    regression = LlamaForSequenceClassification(config.replace(num_labels=1))
+    with pytest.raises(ValueError, match=r"'regression' have shape \(3,\); expected \(2, 1\) or \(2,\)"):
+        regression(ids, whole, torch.zeros(3))
 
 
 # ---- compilation

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
@@ -186,3 +187,42 @@ def test_gradients(ids: Tensor, tmp_path: Path) -> None:
     expected = {name: weight.grad for name, weight in theirs.named_parameters()}
     for name, weight in ours.named_parameters():
         assert_close(weight.grad, expected[name], atol=1e-5, rtol=1e-3)
+
+
+def test_attention_weights(ids: Tensor, tmp_path: Path) -> None:
+    ours = LlamaForCausalLM(config_of("grouped-query"), seed=3)
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    mask = mask_for(ours, ids)
+    expected = theirs(ids, attention_mask=mask, output_attentions=True).attentions
+    for weights, layer in zip(ours.attention_weights(ids, mask), expected, strict=True):
+        present = mask[:, None, :, None].expand_as(weights) > 0  # what padding looks at means nothing
+        assert_close(weights[present], layer[present], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["experts (Mixtral)", "three experts a token (Mixtral)"])
+def test_the_balancing_loss(case: str, ids: Tensor, tmp_path: Path) -> None:
+    ours = LlamaForCausalLM(config_of(case).replace(router_aux_loss_coef=0.3), seed=3)
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.MixtralForCausalLM.from_pretrained(tmp_path, output_router_logits=True)
+    padded = mask_for(ours, ids)
+    follows_padding = torch.nn.functional.pad(padded, (1, 0))[:, :-1] == 0
+    for mask, labels in ((None, ids), (padded, ids.masked_fill(follows_padding, -100))):
+        expected = theirs.train()(ids, attention_mask=mask, labels=labels)
+        assert_close(ours.train()(ids, mask, labels=labels).loss, expected.loss, atol=1e-5, rtol=0)
+        assert_close(ours.loss(ids, labels, mask), expected.loss, atol=1e-5, rtol=0)
+
+
+def test_partial_rotation() -> None:
+    """No llama of transformers has it: held to the rotation of its StableLM."""
+    from transformers.models.stablelm import modeling_stablelm as stablelm
+
+    common = {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 5e3, "partial_rotary_factor": 0.25}
+    rotary = stablelm.StableLmRotaryEmbedding(transformers.StableLmConfig(**common))
+    ours = RotaryEmbedding(LlamaConfig.from_dict(common))
+    query, key = torch.randn(2, 1, 4, 20, 16, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(7, 27)[None]
+    turned = stablelm.apply_rotary_pos_emb(query[..., :4], key[..., :4], *rotary(query, positions))
+    for whole, part in zip((query, key), turned, strict=True):
+        expected = torch.cat([part, whole[..., 4:]], -1)
+        assert_close(apply_rope(whole, ours(positions)), expected, atol=1e-5, rtol=0)
