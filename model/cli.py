@@ -36,6 +36,9 @@ app = typer.Typer(name="bpe-llama", no_args_is_help=True, add_completion=False, 
 ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 AdapterOption = Annotated[Path | None, typer.Option(help="A LoRA adapter's folder, by `finetune` or peft.")]
+QuantizeOption = Annotated[
+    str | None, typer.Option("--quantize", help="Hold the weights as int8 or int4: less memory, and read sooner.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")]
 
 
@@ -177,8 +180,7 @@ def finetune(
     given = [name for name, value in lora_only.items() if value is not None]
     if full and given:
         raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
-    if quantized is not None and quantized not in ("int8", "int4"):
-        raise ValueError(f"--quantize is {quantized!r}; expected int8 or int4")
+    check_quantized(quantized)
     if quantized is not None and merge:
         raise ValueError("--merge needs whole weights; give it or --quantize, not both")
     find_files(texts)  # complain of a missing file before a large model is loaded
@@ -265,11 +267,12 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given many times.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
+    quantized: QuantizeOption = None,
     speed: Annotated[bool, typer.Option("--speed", help="Say how fast, against what memory allows.")] = False,
 ) -> None:
     """Print a prompt and its continuation, piece by piece as it is found."""
     text = prompt if prompt is not None else read_prompt()
-    generator = load_generator(model, tokenizer, dtype, device, adapter)
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
     sys.stdout.write(text)
     for piece in generator.stream(
         text,
@@ -311,9 +314,10 @@ def chat(
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
+    quantized: QuantizeOption = None,
 ) -> None:
     """Talk to an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
-    generator = load_generator(model, tokenizer, dtype, device, adapter)
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
     options = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -363,18 +367,33 @@ def load_model(path: Path, dtype: str, device: str) -> LlamaForCausalLM:
         return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress)
 
 
+def check_quantized(kind: str | None) -> None:
+    """Raise a ValueError unless --quantize is int8, int4 or left out."""
+    if kind not in (None, "int8", "int4"):
+        raise ValueError(f"--quantize is {kind!r}; expected int8 or int4")
+
+
 def load_generator(
-    model: Path, tokenizer: Path | None, dtype: str, device: str, adapter: Path | None = None
+    model: Path,
+    tokenizer: Path | None,
+    dtype: str,
+    device: str,
+    adapter: Path | None = None,
+    quantized: str | None = None,
 ) -> TextGenerator:
     """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another.
 
-    An adapter is merged into the weights, so that it costs no time, unless the embedding would change with them.
+    An adapter is merged into the weights, so that it costs no time, unless the embedding would change with them. It
+    stays beside weights that are held as int8 or int4, as `finetune --quantize` trained it.
     """
+    check_quantized(quantized)
     vocabulary = Tokenizer.from_file(tokenizer or model)
     loaded = load_model(model, dtype, device)
+    if quantized is not None:
+        quantize.quantize(loaded, quantized)
     if adapter is not None:
         lora.load(loaded, adapter)
-        if not lora.shared_layers(loaded):
+        if quantized is None and not lora.shared_layers(loaded):
             lora.merge(loaded)
             lora.remove(loaded)
     return TextGenerator(loaded, vocabulary)

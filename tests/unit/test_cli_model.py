@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaForCausalLM, demo, lora
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, demo, lora, quantize
 from bpe_llama.model.cli import load_generator, load_model
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
@@ -137,6 +138,36 @@ def test_finetune_resumes_and_refuses_to_overwrite(
     assert "step 8:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_generate_quantizes_and_leaves_an_adapter_beside(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    tokenizer = Tokenizer.from_file(made / "tokenizer.json")
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=280, max_position_embeddings=64, initializer_range=0.2, **shape)
+    demo.save_with_tokenizer(LlamaForCausalLM(config), tokenizer, tmp_path / "model")
+    expected = [quantize.quantize(LlamaForCausalLM.from_pretrained(tmp_path / "model", device="cpu"), kind)]
+    adapted = lora.add(copy.deepcopy(expected[0]), rank=2, target_modules=["q_proj", "up_proj"])
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.fill_(0.3)
+    lora.save(adapted, tmp_path / "adapter")
+    expected.append(adapted)
+
+    arguments = ["generate", "The quick", "--model", str(tmp_path / "model"), "-n", "12", "--device", "cpu"]
+    said = []
+    for more in ([], ["--adapter", str(tmp_path / "adapter")]):
+        assert main([*arguments, "--quantize", kind, *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert said == [
+        f"The quick{TextGenerator(m, tokenizer).generate('The quick', max_new_tokens=12)}\n" for m in expected
+    ]
+    assert said[0] != said[1]
+    generator = load_generator(tmp_path / "model", None, "auto", "cpu", tmp_path / "adapter", kind)
+    assert any(isinstance(module, quantize.QuantizedLinear) for module in generator.model.modules())
+    assert lora.names(generator.model)
+
+
 def test_an_adapter_of_a_tied_head_leaves_the_embedding_alone(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +222,12 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--quantize", "int2"], "expected int8 or int4"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--quantize", "int8", "--merge"], "not both"),
         (["generate", "x", "--model", "{run}", "--adapter", "absent"], "absent"),
+        (["generate", "x", "--model", "{run}", "--quantize", "float8_e4m3"], "expected int8 or int4"),
+        (
+            ["generate", "x", "--model", "{run}", "--quantize", "int4"],
+            "a divisor of model.layers.0.self_attn.q_proj's 32",
+        ),
+        (["chat", "--model", "{run}", "--quantize", "int2"], "expected int8 or int4"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(
