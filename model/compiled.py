@@ -26,7 +26,7 @@ FEW_ROWS = 8
 
 
 def can_compile(linears: Sequence[nn.Module]) -> bool:
-    """Return whether the compiled core knows the format of these layers' weights.
+    """Return whether the compiled core knows the format of these layers' weights, and can read them where they lie.
 
     Example:
         >>> can_compile([nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.bfloat16)])
@@ -35,7 +35,7 @@ def can_compile(linears: Sequence[nn.Module]) -> bool:
         False
     """
     return all(
-        isinstance(linear, PackedLinear)
+        (isinstance(linear, PackedLinear) and linear.is_shared())
         or (type(linear) is nn.Linear and linear.weight.dtype in (torch.float32, torch.bfloat16))
         for linear in linears
     )

@@ -69,24 +69,35 @@ class QuantizedLinear(nn.Module):
 class PackedLinear(QuantizedLinear):
     """A quantised layer whose weights the compiled core multiplies with on the CPU, where they lie, in float32."""
 
+    core_dtype: torch.dtype
+    """Of the scales, for the compiled core to read them where they lie."""
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
-        self._kernel: tuple[int, Linear] | None = None
+        self._kernel: tuple[tuple[int, int] | None, Linear] | None = None
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Return the weights' codes, and their scales."""
+        raise NotImplementedError
+
+    def is_shared(self) -> bool:
+        """Return whether `packed_matrix` shares memory: not after the model was converted to a dtype, scales too."""
+        return self.stored()[1].dtype == self.core_dtype
 
     def packed_matrix(self) -> tuple[Any, Any]:
-        """Return the weights as NumPy arrays that share their memory, the way `bpe_llama._core.Linear` takes them."""
-        raise NotImplementedError
-
-    def address(self) -> int:
-        """Return where the weights lie."""
-        raise NotImplementedError
+        """Return the weights as NumPy arrays, the way `bpe_llama._core.Linear` takes them."""
+        codes, scales = self.stored()
+        scales = scales.to(self.core_dtype)
+        return codes.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
 
     def product(self, x_MI: Tensor) -> Tensor | None:
         """Return the product with the packed weight, float32 (M, O), on the CPU."""
         if x_MI.device.type != "cpu":
             return None
-        if self._kernel is None or self._kernel[0] != self.address():
-            self._kernel = (self.address(), Linear([self.packed_matrix()]))
+        codes, scales = self.stored()
+        places = (codes.data_ptr(), scales.data_ptr()) if self.is_shared() else None
+        if self._kernel is None or places is None or self._kernel[0] != places:
+            self._kernel = places, Linear([self.packed_matrix()])
         out_MO = torch.empty(len(x_MI), self.out_features, device="cpu", dtype=torch.float32)
         x_MI = x_MI.detach().float().contiguous()
         self._kernel[1].multiply(x_MI.numpy(), out_MO.numpy(), num_threads=torch.get_num_threads())
@@ -101,6 +112,7 @@ class Int8Linear(PackedLinear):
 
     weight: Tensor
     scale: Tensor
+    core_dtype = torch.float32
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
@@ -113,13 +125,9 @@ class Int8Linear(PackedLinear):
         """Return the weight as it now is, float32 (O, I)."""
         return self.weight.float() * self.scale.float()[:, None]
 
-    def packed_matrix(self) -> tuple[Any, Any]:
-        """Return int8 (O, I) and float32 (O,), NumPy."""
-        return self.weight.numpy(), self.scale.float().numpy()
-
-    def address(self) -> int:
-        """Return where the weights lie."""
-        return self.weight.data_ptr()
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Return int8 (O, I), and (O,)."""
+        return self.weight, self.scale
 
 
 class Int4Linear(PackedLinear):
@@ -131,6 +139,7 @@ class Int4Linear(PackedLinear):
 
     packed: Tensor
     scale_and_zero: Tensor
+    core_dtype = torch.bfloat16
 
     def __init__(self, linear: nn.Linear, group_size: int = 64) -> None:
         super().__init__(linear)
@@ -158,13 +167,9 @@ class Int4Linear(PackedLinear):
         codes_OQI = self.codes().view(self.out_features, -1, self.group_size).float()
         return ((codes_OQI - 8) * scale_OQ1 + zero_OQ1).view(self.out_features, self.in_features)
 
-    def packed_matrix(self) -> tuple[Any, Any]:
-        """Return uint8 (O, I / 2) and the bits of bfloat16 scales and offsets, uint16 (O, Q, 2), NumPy."""
-        return self.packed.numpy(), self.scale_and_zero.to(torch.bfloat16).view(torch.uint16).numpy()
-
-    def address(self) -> int:
-        """Return where the weights lie."""
-        return self.packed.data_ptr()
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Return uint8 (O, I / 2), and scales and offsets (O, Q, 2)."""
+        return self.packed, self.scale_and_zero
 
 
 class Float8Linear(QuantizedLinear):

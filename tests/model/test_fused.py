@@ -128,6 +128,34 @@ def test_a_copy_of_a_quantised_layer_has_weights_of_its_own(tiny_model: Make, ki
     assert not torch.equal(FusedDecoder(model)([[5]], KVCache(model.config, 1, 4)), before)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_a_changed_quantised_model_is_noticed(tiny_model: Make, kind: str, dtype: torch.dtype | None) -> None:
+    shape = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 96}
+    model, other = (quantize.quantize(tiny_model(seed=seed, **shape), kind, group_size=32).to(dtype) for seed in (0, 1))
+    decoder = FusedDecoder(model)
+
+    def check() -> None:
+        expected = quantize.dequantize(copy.deepcopy(model)).float()(torch.tensor([[5, 6]])).logits
+        decoder.refresh()
+        for found in (
+            decoder([[5, 6]], KVCache(model.config, 1, 4, dtype=model.dtype)),
+            model(torch.tensor([[5, 6]])).logits,
+        ):
+            assert float((found - expected).abs().max() / expected.abs().max()) < (
+                0.05 if dtype == torch.bfloat16 else 1e-5
+            )
+
+    check()
+    model.load_state_dict(other.state_dict())  # in place
+    check()
+    name = "scale" if kind == "int8" else "scale_and_zero"
+    for module in model.modules():
+        if isinstance(module, quantize.QuantizedLinear):  # replaced, and the codes left where they are
+            setattr(module, name, getattr(module, name) * 2)
+    check()
+
+
 def test_weights_laid_flat_are_the_same_parameters(tiny_model: Make) -> None:
     model, twin = (uneven(tiny_model(tie_word_embeddings=True, attention_bias=True)) for _ in range(2))
     before = list(model.parameters())
