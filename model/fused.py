@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import partial
 from itertools import chain
 
 import torch
@@ -23,9 +22,19 @@ from torch.nn import functional
 from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache, Places
-from bpe_llama.model.compiled import FEW_ROWS, CompiledLayer, CompiledProduct, FewRows, can_compile
+from bpe_llama.model.compiled import FEW_ROWS, CompiledLayer, CompiledProduct, can_compile
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
+from bpe_llama.model.fused_parts import (
+    FusedLayer,
+    Workspace,
+    attend,
+    product_with,
+    shared_input,
+    weight_parts,
+    write_norm,
+    write_turned,
+)
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
 from bpe_llama.model.mlp import MLP
 from bpe_llama.model.norm import RMSNorm
@@ -61,7 +70,7 @@ def can_fuse(model: LlamaForCausalLM) -> bool:
         norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         if not _are([(layer.self_attn, Attention), (layer.mlp, MLP), *norms]) or layer.self_attn.backend is not sdpa:
             return False
-        for together in _shared_input(layer):
+        for together in shared_input(layer):
             if not all(map(_is_product, together)) or len({linear.bias is None for linear in together}) > 1:
                 return False
             linears += together
@@ -82,110 +91,6 @@ def _is_product(module: nn.Module) -> bool:
     return type(module) is nn.Linear or isinstance(module, QuantizedLinear)
 
 
-def _shared_input(layer: DecoderLayer) -> tuple[list[nn.Linear], list[nn.Linear]]:
-    """Return the layers that read the same input: queries, keys and values; gate and up."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
-
-
-def _parts(linears: Sequence[nn.Linear]) -> list[list[Tensor]]:
-    """Return the matrices, and the biases if there are any."""
-    matrices: list[Tensor] = [linear.weight for linear in linears]
-    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-    return [matrices, biases] if biases else [matrices]
-
-
-class _Product:
-    """The product with the matrices of several linear layers that share their input, side by side."""
-
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        parts = [side_by_side(tensors) for tensors in _parts(linears)]  # shared, not copied: a bias may be trained
-        weight_OI = parts[0]
-        if weight_OI is None or parts[-1] is None:
-            raise ValueError("the matrices, or their biases, do not lie side by side")
-        self.weight_IO = weight_OI.t()
-        self.bias = parts[1] if len(parts) > 1 else None
-
-    def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
-        """Write the product to ``out_MO``."""
-        torch.mm(x_MI, self.weight_IO, out=out_MO)
-        if self.bias is not None:
-            out_MO.add_(self.bias)
-
-    def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
-        """Add the product to ``sum_MO``."""
-        sum_MO.addmm_(x_MI, self.weight_IO)
-        if self.bias is not None:
-            sum_MO.add_(self.bias)
-
-
-class _QuantizedProduct:
-    """The same for weights in fewer bits, layer by layer through their own kernels."""
-
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        self.linears = linears
-        self.widths = [linear.out_features for linear in linears]
-
-    def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
-        """Write the products to ``out_MO``, side by side."""
-        for linear, part_MO in zip(self.linears, torch.split(out_MO, self.widths, dim=1), strict=True):
-            part_MO.copy_(linear(x_MI))
-
-    def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
-        """Add the product of the only layer to ``sum_MO``."""
-        sum_MO.add_(self.linears[0](x_MI))
-
-
-def _product(*linears: nn.Linear) -> _Product | _QuantizedProduct:
-    plain = all(type(linear) is nn.Linear for linear in linears)
-    return _Product(linears) if plain else _QuantizedProduct(linears)
-
-
-class _Layer:
-    """What one layer multiplies with."""
-
-    def __init__(self, layer: DecoderLayer) -> None:
-        shared = _shared_input(layer)
-        self.attention_norm_D = layer.input_layernorm.weight.detach()
-        self.mlp_norm_D = layer.post_attention_layernorm.weight.detach()
-        self.qkv, self.gate_up = _product(*shared[0]), _product(*shared[1])
-        self.out, self.down = _product(layer.self_attn.o_proj), _product(layer.mlp.down_proj)
-
-
-class _Workspace:
-    """The memory one pass of M rows writes to, and every view of it that the pass needs."""
-
-    def __init__(self, model: LlamaForCausalLM, rows: int, compiled: bool = False) -> None:
-        config, dtype = model.config, torch.float32 if compiled else model.dtype
-        heads, kv_heads, size = config.num_attention_heads, config.kv_heads, config.head_size
-        no_position = torch.zeros(1, 1, dtype=torch.long, device="cpu")
-        turned = 2 * int(model.model.rotary_emb(no_position)[0].shape[-1])
-        empty = partial(torch.empty, dtype=dtype, device="cpu")  # whatever the process's defaults are
-        self.x_MD = empty(rows, config.hidden_size)
-        self.normed_MD = torch.empty_like(self.x_MD)
-        self.scale_M1 = empty(rows, 1, dtype=torch.float32)
-        self.eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device="cpu")
-        self.qkv_MO = empty(rows, (heads + 2 * kv_heads) * size)
-        qkv_MNH = self.qkv_MO.view(rows, heads + 2 * kv_heads, size)
-        self.turning_MNH = qkv_MNH[:, : heads + kv_heads]
-        self.value_MKH = qkv_MNH[:, heads + kv_heads :]
-        # Turned in float32, as `apply_rope` does.
-        self.turned_MNH = empty(self.turning_MNH.shape, dtype=torch.float32)
-        self.wide_MNH = self.turning_MNH if dtype == torch.float32 else torch.empty_like(self.turned_MNH)
-        self.first, self.second = (self.wide_MNH[..., i : i + turned // 2] for i in (0, turned // 2))
-        self.new_first, self.new_second = (self.turned_MNH[..., i : i + turned // 2] for i in (0, turned // 2))
-        self.wide_part, self.turned_part = (part[..., :turned] for part in (self.wide_MNH, self.turned_MNH))
-        self.rest = (self.wide_MNH[..., turned:], self.turned_MNH[..., turned:]) if turned < size else None
-        self.query_MNH = empty(rows, heads, size, dtype=model.dtype)
-        self.turned_query_MNH, self.turned_key_MKH = self.turned_MNH[:, :heads], self.turned_MNH[:, heads:]
-        self.gate_up_MO = empty(rows, 2 * config.intermediate_size)
-        self.gate_MF, self.up_MF = self.gate_up_MO.chunk(2, dim=1)
-        self.logits_MV = empty(rows, config.vocab_size)
-        self.few = None
-        if compiled:
-            self.few = FewRows(config, self.x_MD, self.qkv_MO, self.gate_up_MO, self.logits_MV)
-
-
 class FusedDecoder:
     """Computes the logits of a few new tokens of each sequence, as the model does, sooner.
 
@@ -198,7 +103,7 @@ class FusedDecoder:
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.model = model
-        self._workspaces: dict[int, _Workspace] = {}
+        self._workspaces: dict[int, Workspace] = {}
         self._known: list[tuple[int, int]] = []
         self.refresh()
 
@@ -207,12 +112,12 @@ class FusedDecoder:
         with _LAYING_FLAT:
             if self._known and self._known == self._marks():
                 return
-            shared = [linears for layer in decoder_layers(self.model) for linears in _shared_input(layer)]
+            shared = [linears for layer in decoder_layers(self.model) for linears in shared_input(layer)]
             plain = [linears for linears in shared if all(type(linear) is nn.Linear for linear in linears)]
-            if any(side_by_side(tensors) is None for linears in plain for tensors in _parts(linears)):
+            if any(side_by_side(tensors) is None for linears in plain for tensors in weight_parts(linears)):
                 lay_flat(self.model)
-            self.layers = [_Layer(layer) for layer in decoder_layers(self.model)]
-            self.head = _product(self.model.lm_head)
+            self.layers = [FusedLayer(layer) for layer in decoder_layers(self.model)]
+            self.head = product_with(self.model.lm_head)
             self._compile()
             self._workspaces.clear()
             self._known = self._marks()
@@ -221,7 +126,7 @@ class FusedDecoder:
         layers = decoder_layers(self.model)
         linears = [self.model.lm_head]
         for layer in layers:
-            linears += [*chain(*_shared_input(layer)), layer.self_attn.o_proj, layer.mlp.down_proj]
+            linears += [*chain(*shared_input(layer)), layer.self_attn.o_proj, layer.mlp.down_proj]
         self._compiled: list[CompiledLayer] = []
         if can_compile(linears):
             self._compiled = [CompiledLayer(layer) for layer in layers]
@@ -264,7 +169,7 @@ class FusedDecoder:
         cos_M1R = torch.cat((cos_M1R, cos_M1R), dim=-1)
         if rows not in self._workspaces:
             compiled = rows <= FEW_ROWS and bool(self._compiled)
-            self._workspaces[rows] = _Workspace(self.model, rows, compiled)
+            self._workspaces[rows] = Workspace(self.model, rows, compiled)
         space = self._workspaces[rows]
         kv_heads, size = config.kv_heads, config.head_size
         new_keys = space.turned_key_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
@@ -278,9 +183,9 @@ class FusedDecoder:
             if few is not None:
                 self._compiled[number].qkv.into(few.x_MD, few.qkv_MO)
             else:
-                _norm(layer.attention_norm_D, space)
+                write_norm(layer.attention_norm_D, space)
                 layer.qkv.into(space.normed_MD, space.qkv_MO)
-            _turn(space, cos_M1R, sin_M1R)
+            write_turned(space, cos_M1R, sin_M1R)
             if opened:
                 for view, new in zip(opened[number][:2], (new_keys, new_values), strict=True):
                     view.copy_(new)
@@ -288,12 +193,12 @@ class FusedDecoder:
             else:
                 key_BKSH, value_BKSH = cache.write(number, new_keys.to(dtype), new_values.to(dtype), places)
             space.query_MNH.copy_(space.turned_query_MNH)
-            gathered_MO = _attend(space.query_MNH, key_BKSH, value_BKSH, mask)
+            gathered_MO = attend(space.query_MNH, key_BKSH, value_BKSH, mask)
             if few is not None:
                 few.end_layer(self._compiled[number], gathered_MO)
                 continue
             layer.out.onto(gathered_MO, space.x_MD)
-            _norm(layer.mlp_norm_D, space)
+            write_norm(layer.mlp_norm_D, space)
             layer.gate_up.into(space.normed_MD, space.gate_up_MO)
             functional.silu(space.gate_MF, inplace=True).mul_(space.up_MF)
             layer.down.onto(space.gate_MF, space.x_MD)
@@ -301,46 +206,15 @@ class FusedDecoder:
         if few is not None:
             self._compiled_head.into(few.x_MD, few.logits_MV)
             return space.logits_MV.view(batch, length, -1)
-        _norm(self.model.model.norm.weight, space)
+        write_norm(self.model.model.norm.weight, space)
         self.head.into(space.normed_MD, space.logits_MV)
         return space.logits_MV.view(batch, length, -1)
 
 
-def _norm(weight_D: Tensor, space: _Workspace) -> None:
-    """Write the normalised hidden states, rounded where `RMSNorm` rounds."""
-    scale_M1 = space.scale_M1
-    torch.linalg.vector_norm(space.x_MD, dim=1, keepdim=True, dtype=torch.float32, out=scale_M1)
-    # eps + squares / D in one step: an operation costs more than these sums do
-    torch.addcmul(space.eps, scale_M1, scale_M1, value=1 / space.x_MD.shape[1], out=scale_M1).rsqrt_()
-    torch.mul(space.x_MD, scale_M1, out=space.normed_MD).mul_(weight_D)
-
-
-def _turn(space: _Workspace, cos_M1R: Tensor, sin_M1R: Tensor) -> None:
-    """Write queries and keys turned by their positions' angles, as `apply_rope` does."""
-    if space.wide_MNH is not space.turning_MNH:
-        space.wide_MNH.copy_(space.turning_MNH)
-    torch.mul(space.wide_part, cos_M1R, out=space.turned_part)
-    space.new_first.addcmul_(space.second, sin_M1R, value=-1)
-    space.new_second.addcmul_(space.first, sin_M1R)
-    if space.rest is not None:
-        space.rest[1].copy_(space.rest[0])
-
-
 def _query_group_mask(visible: Visible, config: LlamaConfig, places: Places, length: int) -> Tensor | None:
-    """Return which keys each row of `_attend` may look at, (B or 1, 1, G * T, S); None where it is all of them."""
+    """Return which keys each row of `attend` may look at, (B or 1, 1, G * T, S); None where it is all of them."""
     if visible.mask is None and not visible.causal:
         return None
     mask_B1TS = visible.as_mask(length, places.end, torch.device("cpu"))
     groups = config.num_attention_heads // config.kv_heads
     return mask_B1TS[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
-
-
-def _attend(query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, mask: Tensor | None) -> Tensor:
-    """Return what each row gathers, (M, N * H); a KV head's query heads are laid out as if they were more tokens."""
-    batch, kv_heads, _, size = key_BKSH.shape
-    query_BTKGH = query_MNH.view(batch, -1, kv_heads, query_MNH.shape[1] // kv_heads, size)
-    length, groups = query_BTKGH.shape[1], query_BTKGH.shape[3]
-    query = query_BTKGH.permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * length, size)
-    out = functional.scaled_dot_product_attention(query, key_BKSH, value_BKSH, attn_mask=mask)
-    out_BTKGH = out.view(batch, kv_heads, groups, length, size).permute(0, 3, 1, 2, 4)
-    return out_BTKGH.reshape(batch * length, -1)

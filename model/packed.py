@@ -21,7 +21,16 @@ from torch.nn import functional
 
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache
-from bpe_llama.model.fused import FusedDecoder, _attend, _Layer, _norm, _Product, _QuantizedProduct, _turn, _Workspace
+from bpe_llama.model.fused import FusedDecoder
+from bpe_llama.model.fused_parts import (
+    FusedLayer,
+    Product,
+    QuantizedProduct,
+    Workspace,
+    attend,
+    write_norm,
+    write_turned,
+)
 from bpe_llama.model.llama import LlamaModel
 from bpe_llama.model.rope import Rotation
 from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
@@ -39,7 +48,7 @@ class PackedDecoder:
 
     def __init__(self, fused: FusedDecoder) -> None:
         self.fused = fused
-        self._space: tuple[int, _Workspace] | None = None
+        self._space: tuple[int, Workspace] | None = None
 
     @torch.inference_mode()
     def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
@@ -59,14 +68,14 @@ class PackedDecoder:
         space = self._workspace(len(rows.ids_M))
         torch.index_select(model.model.embed_tokens.weight, 0, rows.ids_M, out=space.x_MD)
         for layer, keys_BKSH, values_BKSH in zip(self.fused.layers, cache.keys, cache.values, strict=True):
-            _norm(layer.attention_norm_D, space)
+            write_norm(layer.attention_norm_D, space)
             _into(layer.qkv, space.normed_MD, space.qkv_MO)
-            _turn(space, *rows.rotation)
+            write_turned(space, *rows.rotation)
             keys_BKSH[rows.slots_M, :, rows.positions_M] = space.turned_key_MKH.to(keys_BKSH.dtype)
             values_BKSH[rows.slots_M, :, rows.positions_M] = space.value_MKH
             space.query_MNH.copy_(space.turned_query_MNH)
             _onto(layer.out, rows.gather(space.query_MNH, keys_BKSH, values_BKSH), space.x_MD)
-            _norm(layer.mlp_norm_D, space)
+            write_norm(layer.mlp_norm_D, space)
             _feed_forward(layer, space)
         cache.lengths[:] = rows.ends
         normed_MD: Tensor = model.model.norm(space.x_MD if every else space.x_MD[rows.last_B])
@@ -74,10 +83,10 @@ class PackedDecoder:
         self.fused.head.into(normed_MD, logits_MV)
         return logits_MV
 
-    def _workspace(self, rows: int) -> _Workspace:
+    def _workspace(self, rows: int) -> Workspace:
         if self._space is None or self._space[0] != rows:
             self._space = None  # its memory serves the next
-            self._space = rows, _Workspace(self.fused.model, rows)
+            self._space = rows, Workspace(self.fused.model, rows)
         return self._space[1]
 
 
@@ -135,7 +144,7 @@ class _Rows:
         return mask_BTS if self._window is None else mask_BTS & (key_S > query_BT1 - self._window)
 
     def _rotation(self, stack: LlamaModel, counts: list[int]) -> Rotation:
-        """Return cosines (M, 1, R) and sines (M, 1, R / 2) as `_turn` takes them."""
+        """Return cosines (M, 1, R) and sines (M, 1, R / 2) as `write_turned` takes them."""
         parts = [self.positions_M]
         if stack.config.rope["rope_type"] in LENGTH_DEPENDENT:  # on that of each sequence
             parts = list(torch.split(self.positions_M, counts))
@@ -151,7 +160,7 @@ class _Rows:
         if self._longest:  # the last row of every sequence in one product; readers' are written over below
             seen = slice(self._longest)
             last_BNH = query_MNH[self.last_B] if self._readers else query_MNH
-            last_BO = _attend(last_BNH, key_BKSH[:, :, seen], value_BKSH[:, :, seen], self._last_mask)
+            last_BO = attend(last_BNH, key_BKSH[:, :, seen], value_BKSH[:, :, seen], self._last_mask)
             if not self._readers:
                 return last_BO
             gathered_MO[self.last_B] = last_BO
@@ -163,15 +172,15 @@ class _Rows:
         return gathered_MO
 
 
-def _weights_first(product: _Product | _QuantizedProduct, x_MI: Tensor) -> Tensor | None:
+def _weights_first(product: Product | QuantizedProduct, x_MI: Tensor) -> Tensor | None:
     """Return the product (M, O), computed as ``weight @ x.T``, or None where that is slower."""
-    if not isinstance(product, _Product) or len(x_MI) not in WEIGHTS_FIRST[x_MI.dtype]:
+    if not isinstance(product, Product) or len(x_MI) not in WEIGHTS_FIRST[x_MI.dtype]:
         return None
     out_MO = torch.mm(product.weight_IO.t(), x_MI.t()).t()
     return out_MO if product.bias is None else out_MO.add_(product.bias)
 
 
-def _into(product: _Product | _QuantizedProduct, x_MI: Tensor, out_MO: Tensor) -> None:
+def _into(product: Product | QuantizedProduct, x_MI: Tensor, out_MO: Tensor) -> None:
     """Write the product to ``out_MO``."""
     found_MO = _weights_first(product, x_MI)
     if found_MO is None:
@@ -180,7 +189,7 @@ def _into(product: _Product | _QuantizedProduct, x_MI: Tensor, out_MO: Tensor) -
         out_MO.copy_(found_MO)
 
 
-def _onto(product: _Product | _QuantizedProduct, x_MI: Tensor, sum_MO: Tensor) -> None:
+def _onto(product: Product | QuantizedProduct, x_MI: Tensor, sum_MO: Tensor) -> None:
     """Add the product to ``sum_MO``."""
     found_MO = _weights_first(product, x_MI)
     if found_MO is None:
@@ -189,7 +198,7 @@ def _onto(product: _Product | _QuantizedProduct, x_MI: Tensor, sum_MO: Tensor) -
         sum_MO.add_(found_MO.contiguous())  # turning it first is faster than adding it turned
 
 
-def _feed_forward(layer: _Layer, space: _Workspace) -> None:
+def _feed_forward(layer: FusedLayer, space: Workspace) -> None:
     """Add what each row makes of its own features."""
     gate_up_MO = _weights_first(layer.gate_up, space.normed_MD)
     if gate_up_MO is None:
