@@ -48,7 +48,12 @@ AWKWARD = [
 
 Options = dict[str, Any]
 TRAINED: dict[str, Options] = {
-    "llama": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "split_digits": True},
+    "llama": {
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+        "control_symbols": ["▁<PRE>"],
+    },
     "no_prefix": {
         "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False,
@@ -164,6 +169,10 @@ def test_what_is_saved_gives_the_same_ids_here_and_in_tokenizers(
             continue  # to tokenizers, a whole piece that is a token may be a special one or a byte
         assert first_difference(ids, theirs.encode(text, add_special_tokens=False).ids) == "equal", repr(text[:80])
         assert again.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+    word = ours.encode("word")
+    for special in ours.special_tokens.values():
+        for ids in ([special, *word], [*word, special, *word]):
+            assert ours.decode(ids) == again.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
 
 
 def test_gguf_gives_the_same_ids(

@@ -227,6 +227,21 @@ def test_user_defined_pieces_are_taken_whole(tmp_path: Path) -> None:
     assert tok.decode_bytes(ids) == b" the<>the\xff<>"
 
 
+def test_a_special_token_spelt_with_a_space_is_decoded_to_one(tmp_path: Path) -> None:
+    tok = Tokenizer.from_file(save(tmp_path, model([*PIECES, ("▁<PRE>", 0.0, CONTROL)])))
+    prefix, the = tok.special_tokens["▁<PRE>"], tok.encode("the")[0]
+    for each in (tok, pickle.loads(pickle.dumps(tok))):
+        assert each.decode([the, prefix, the]) == "the <PRE> the"
+        assert each.decode([prefix, the]) == "<PRE> the"  # as a space before the first word
+        assert each.decode([prefix, the], skip_special_tokens=True) == "the"
+        stream = each.decode_stream()
+        assert stream.push(the) + stream.push(prefix) + stream.flush() == "the <PRE>"
+        assert each.id_to_bytes(prefix) == b" <PRE>"
+        assert each.token_to_id(b" <PRE>") == each.token_to_id("▁<PRE>") == prefix
+        assert each.encode("the▁<PRE>the", allowed_special="all") == [the, prefix, the]
+        assert prefix not in each.encode("the <PRE>the", allowed_special="all")
+
+
 def test_escapes_in_user_defined_pieces_are_read_back(tmp_path: Path) -> None:
     more = [(text, 0.0, USER_DEFINED) for text in ("\n|", "a.b\n", "(\r)", "\t.")]
     tok = Tokenizer.from_file(save(tmp_path, model(PIECES + more)))

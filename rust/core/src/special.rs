@@ -3,6 +3,7 @@
 use aho_corasick::{AhoCorasick, MatchKind};
 use hashbrown::HashMap;
 
+use crate::normalize::SPACE;
 use crate::pairs::ID_BOUND;
 use crate::{Error, Result};
 
@@ -66,6 +67,8 @@ pub(crate) struct AddedTokens {
     tokens: Vec<AddedToken>,
     by_id: HashMap<u32, usize>,
     by_content: HashMap<String, usize>,
+    /// What each token is decoded to.
+    bytes: Vec<Vec<u8>>,
     /// Matchers prepared for the two common calls, no special token and all of them; `None` where there is none to find.
     without_special: Option<Matcher>,
     with_special: Option<Matcher>,
@@ -97,8 +100,17 @@ impl AddedTokens {
         }
         added.without_special = Matcher::new(tokens.iter().filter(|token| !token.special));
         added.with_special = Matcher::new(tokens.iter());
+        added.bytes = tokens.iter().map(|token| token.content.clone().into_bytes()).collect();
         added.tokens = tokens;
         Ok(added)
+    }
+
+    /// Makes `▁` a space in what the tokens are decoded to; they are still looked for in text as they are.
+    ///
+    /// # Source
+    /// The decoders of Hugging Face `tokenizers` take added tokens for tokens like others.
+    pub(crate) fn decode_to_spaces(&mut self) {
+        self.bytes = self.tokens.iter().map(|token| token.content.replace(SPACE, " ").into_bytes()).collect();
     }
 
     /// Returns whether no added token is ever matched when these special ones are allowed.
@@ -113,6 +125,11 @@ impl AddedTokens {
 
     pub(crate) fn by_id(&self, id: u32) -> Option<&AddedToken> {
         self.by_id.get(&id).map(|&i| &self.tokens[i])
+    }
+
+    /// Returns what the token of an id is decoded to.
+    pub(crate) fn bytes_of(&self, id: u32) -> Option<&[u8]> {
+        self.by_id.get(&id).map(|&i| self.bytes[i].as_slice())
     }
 
     pub(crate) fn by_content(&self, content: &str) -> Option<&AddedToken> {

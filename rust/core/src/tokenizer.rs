@@ -81,6 +81,7 @@ impl Tokenizer {
     #[must_use]
     pub fn with_spaces(mut self, spaces: Spaces) -> Self {
         self.normalizer = Normalizer::Spaces(spaces);
+        self.added.decode_to_spaces();
         self
     }
 
@@ -344,7 +345,7 @@ impl Tokenizer {
     /// [`Error::NotFound`] for an id that no token has.
     pub fn id_to_bytes(&self, id: u32) -> Result<&[u8]> {
         let ordinary = self.vocab.id_to_bytes(id);
-        let bytes = ordinary.or_else(|| self.added.by_id(id).map(|token| token.content.as_bytes()));
+        let bytes = ordinary.or_else(|| self.added.bytes_of(id));
         bytes.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary of {} ids", self.vocab_size())))
     }
 
@@ -358,8 +359,9 @@ impl Tokenizer {
         let text = std::str::from_utf8(bytes);
         let added = || Some(self.added.by_content(text.ok()?)?.id);
         let spaced = || self.vocab.bytes_to_id(text.ok()?.replace(SPACE, " ").as_bytes());
+        let marked = || Some(self.added.by_content(&text.ok()?.replace(' ', &SPACE.to_string()))?.id);
         let found = self.vocab.bytes_to_id(bytes).or_else(added);
-        if self.spaces().is_some() { found.or_else(spaced) } else { found }
+        if self.spaces().is_some() { found.or_else(spaced).or_else(marked) } else { found }
     }
 
     /// Returns whether a text may be cut at the splitter's safe places and its parts encoded alone.
