@@ -112,6 +112,12 @@ def test_ties_go_to_the_lower_id() -> None:
     ]
 
 
+def test_k_above_the_vocabulary_keeps_everything() -> None:
+    plain = Sampler(temperature=1.0, top_p=1.0).probs(ROW)
+    for top_k in (1000, 1001, 2**64 - 1):
+        assert (Sampler(temperature=1.0, top_k=top_k, top_p=1.0).probs(ROW) == plain).all()
+
+
 def test_top_p_keeps_the_token_that_crosses() -> None:
     row = np.log(np.array([0.1, 0.5, 0.3, 0.1], dtype=np.float32))
     for top_p, kept in (
@@ -310,8 +316,10 @@ def test_biases_and_bans() -> None:
         with pytest.raises(ValueError, match=r"row 0: \w+ holds id 4, outside the vocabulary of 4"):
             Sampler(**arguments).sample(row)
     for arguments in ({"banned_ids": range(4)}, {"allowed_ids": []}, {"allowed_ids": [1], "banned_ids": [1]}):
-        with pytest.raises(ValueError, match="row 0: every logit is -inf"):
+        with pytest.raises(ValueError, match="row 0: every logit is -inf after biases, bans and penalties"):
             Sampler(**arguments).sample(row)
+    with pytest.raises(ValueError, match="row 0: logit 0 is inf after biases, bans and penalties"):
+        Sampler(logit_bias={0: 3e38}).sample(np.array([3e38, 1.0], dtype=np.float32))
     with pytest.raises(ValueError, match="logit_bias of id 1 must be finite"):
         Sampler(logit_bias={1: math.inf})
     with pytest.raises(ValueError, match="row 0: logit 1 is NaN"):
@@ -358,5 +366,6 @@ def test_torch_tensors_are_read_without_a_copy() -> None:
             Sampler().sample(tensor.to(wrong))
     with pytest.raises(ValueError, match="shape"):
         Sampler().sample(tensor[None])
-    with pytest.raises((TypeError, RuntimeError, BufferError)):
-        Sampler().sample(tensor.to("meta"))
+    for unreadable in (tensor.to("meta"), torch.eye(3).to_sparse()):
+        with pytest.raises(TypeError, match=r"logits are a Tensor that cannot be read \(.+\); expected"):
+            Sampler().sample(unreadable)

@@ -119,17 +119,16 @@ impl<'py> Logits<'py> {
         let py = object.py();
         let wrong =
             |what: String| PyTypeError::new_err(format!("logits are {what}; expected a NumPy array or a CPU tensor"));
+        let kind = object.get_type().name()?;
         let Ok(export) = object.getattr(pyo3::intern!(py, "__dlpack__")) else {
-            return Err(wrong(format!("a {}", object.get_type().name()?)));
+            return Err(wrong(format!("a {kind}")));
         };
-        let capsule = match export.call0() {
-            Ok(capsule) => capsule,
-            // torch refuses to export what a gradient flows through; its values are wanted all the same.
-            Err(error) => match object.call_method0(pyo3::intern!(py, "detach")) {
-                Ok(detached) => detached.call_method0(pyo3::intern!(py, "__dlpack__")).map_err(|_| error)?,
-                Err(_) => return Err(error),
-            },
-        };
+        // torch refuses to export what a gradient flows through; its values are wanted all the same.
+        let detached =
+            || object.call_method0(pyo3::intern!(py, "detach"))?.call_method0(pyo3::intern!(py, "__dlpack__"));
+        let capsule = export.call0().or_else(|error| {
+            detached().map_err(|_| wrong(format!("a {kind} that cannot be read ({})", error.value(py))))
+        })?;
         let capsule = capsule.cast_into::<PyCapsule>()?;
         let pointer = capsule.pointer_checked(Some(c"dltensor"))?.cast::<DlManagedTensor>();
         // SAFETY: a capsule of that name holds a DLManagedTensor, by the protocol; it lives until the capsule, which

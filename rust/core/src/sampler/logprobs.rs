@@ -26,7 +26,7 @@ pub(super) fn row_log_probs(
 ) -> Result<LogProbs> {
     let mut row = Vec::new();
     rows.widen(row_index, &mut row);
-    let extent = checked_extent(&row, row_index, scratch.tier)?;
+    let extent = checked_extent(&row, row_index, scratch.tier, "")?;
     let logit = usize::try_from(id).ok().and_then(|id| row.get(id)).ok_or_else(|| {
         Error::InvalidArgument(format!("row {row_index}: id {id} is outside the vocabulary of {}", row.len()))
     })?;

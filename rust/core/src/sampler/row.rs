@@ -108,7 +108,7 @@ fn with_scores<T>(
     let mut copy = std::mem::take(&mut scratch.logits);
     let result = match rows.borrow(row_index) {
         Some(row) if !penalised && !options.adjusts() => {
-            checked_extent(row, row_index, scratch.tier).map(|extent| act(row, extent, scratch))
+            checked_extent(row, row_index, scratch.tier, "").map(|extent| act(row, extent, scratch))
         }
         _ => {
             rows.widen(row_index, &mut copy);
@@ -117,7 +117,7 @@ fn with_scores<T>(
                     if penalised {
                         penalise(&mut copy, history, options, &mut scratch.counts);
                     }
-                    checked_extent(&copy, row_index, scratch.tier)
+                    checked_extent(&copy, row_index, scratch.tier, " after biases, bans and penalties")
                 })
                 .map(|extent| act(&copy, extent, scratch))
         }
@@ -126,23 +126,23 @@ fn with_scores<T>(
     result
 }
 
-/// Returns the extent of a row that can be drawn from.
+/// Returns the extent of a row that can be drawn from; `when` says to an error what was done to the row before.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming the row and the first NaN or +inf in it, or a row of -inf.
-pub(super) fn checked_extent(row: &[f32], row_index: usize, tier: Tier) -> Result<Extent> {
+pub(super) fn checked_extent(row: &[f32], row_index: usize, tier: Tier, when: &str) -> Result<Extent> {
     let extent = extent(tier, row);
     if !extent.valid {
         let bad = row.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY);
         if let Some((index, value)) = bad {
             return Err(Error::InvalidArgument(format!(
-                "row {row_index}: logit {index} is {value}; expected a finite number or -inf"
+                "row {row_index}: logit {index} is {value}{when}; expected a finite number or -inf"
             )));
         }
     }
     if extent.highest == f32::NEG_INFINITY {
         return Err(Error::InvalidArgument(format!(
-            "row {row_index}: every logit is -inf; at least one must be finite"
+            "row {row_index}: every logit is -inf{when}; at least one must be finite"
         )));
     }
     Ok(extent)
