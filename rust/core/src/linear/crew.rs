@@ -4,7 +4,7 @@
 //! for [`PATIENCE`] before it sleeps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ struct Shared {
     turn: AtomicUsize,
     /// Helpers at work on the job; grows only under the lock, and while there is a job.
     inside: AtomicUsize,
+    /// A job has panicked in a helper.
+    failed: AtomicBool,
 }
 
 impl Shared {
@@ -45,8 +47,10 @@ impl Shared {
             slot.wanted -= 1;
             self.inside.fetch_add(1, Ordering::Relaxed);
             drop(slot);
-            // A panic must not leave the caller waiting for ever; no job is known to panic.
-            let _ = catch_unwind(AssertUnwindSafe(job));
+            // A panic must not leave the caller waiting for ever, nor with part of the work; no job is known to panic.
+            if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+            }
             self.inside.fetch_sub(1, Ordering::Release);
         }
     }
@@ -101,39 +105,44 @@ static CREW: Mutex<Option<Crew>> = Mutex::new(None);
 /// Runs `job` on this thread, and at the same time on up to `threads - 1` others that are free; returns when all are done.
 ///
 /// The job must do all of its work whoever takes part. Where the crew serves another thread, this one works alone. So
-/// does a child whose parent was forked during a product; any other child starts a crew of its own.
+/// does a child whose parent was forked during a product; any other child starts a crew of its own. After a job that
+/// panicked, whose panic the caller meets, all work alone.
 pub(super) fn run(threads: usize, job: &(dyn Fn() + Sync)) {
     let Some(mut crew) = (if threads > 1 { CREW.try_lock().ok() } else { None }) else {
         return job();
     };
     let process = std::process::id();
-    if crew.as_ref().is_none_or(|crew| crew.process != process) {
-        *crew = Some(Crew { process, helpers: 0, shared: Arc::default() });
-    }
-    let Some(crew) = crew.as_mut() else { return job() };
-    while crew.helpers < threads - 1 {
-        let shared = Arc::clone(&crew.shared);
-        if std::thread::Builder::new().name("bpe-llama".into()).spawn(move || shared.help()).is_err() {
-            break; // fewer will do
+    crew.take_if(|crew| crew.process != process);
+    crew.get_or_insert_with(|| Crew { process, helpers: 0, shared: Arc::default() }).run(threads, job);
+}
+
+impl Crew {
+    fn run(&mut self, threads: usize, job: &(dyn Fn() + Sync)) {
+        while self.helpers < threads - 1 {
+            let shared = Arc::clone(&self.shared);
+            if std::thread::Builder::new().name("bpe-llama".into()).spawn(move || shared.help()).is_err() {
+                break; // fewer will do
+            }
+            self.helpers += 1;
         }
-        crew.helpers += 1;
+        let shared = &*self.shared;
+        // SAFETY: helpers call the job only while they count as inside, which they begin only while the slot holds it;
+        // `open`, dropped before this function returns or unwinds, empties the slot and waits until none is inside.
+        let lasting = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), Job>(job) };
+        let open = Open(shared);
+        let mut slot = shared.lock();
+        slot.job = Some(lasting);
+        slot.wanted = threads - 1;
+        shared.turn.fetch_add(1, Ordering::Release);
+        let asleep = slot.asleep > 0;
+        drop(slot);
+        if asleep {
+            shared.wake.notify_all();
+        }
+        job();
+        drop(open);
+        assert!(!shared.failed.load(Ordering::Relaxed), "a job panicked in a helper");
     }
-    let shared = &*crew.shared;
-    // SAFETY: helpers call the job only while they count as inside, which they begin only while the slot holds it;
-    // `open`, dropped before this function returns or unwinds, empties the slot and waits until none is inside.
-    let lasting = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), Job>(job) };
-    let open = Open(shared);
-    let mut slot = shared.lock();
-    slot.job = Some(lasting);
-    slot.wanted = threads - 1;
-    shared.turn.fetch_add(1, Ordering::Release);
-    let asleep = slot.asleep > 0;
-    drop(slot);
-    if asleep {
-        shared.wake.notify_all();
-    }
-    job();
-    drop(open);
 }
 
 #[cfg(test)]
@@ -169,6 +178,24 @@ mod tests {
             }
         }
         panic!("no helper came to a thousand jobs");
+    }
+
+    #[test]
+    fn a_panic_in_a_helper_reaches_the_caller() {
+        let mut crew = Crew { process: std::process::id(), helpers: 0, shared: Arc::default() };
+        let (caller, came) = (std::thread::current().id(), AtomicUsize::new(0));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            crew.run(2, &|| {
+                if std::thread::current().id() != caller {
+                    came.store(1, Ordering::Relaxed);
+                    panic!("for the test");
+                }
+                while came.load(Ordering::Relaxed) == 0 {
+                    std::thread::yield_now();
+                }
+            });
+        }));
+        assert!(outcome.is_err());
     }
 
     #[test]
