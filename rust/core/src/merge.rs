@@ -2,8 +2,8 @@
 //!
 //! Short pieces are merged in arrays on the stack, a merge at a time. Long ones are encoded stretch by stretch, several
 //! windows of each side by side, and joined where the tokens that meet would not have merged. Where no such place is
-//! found, wider stretches are tried, merged in passes of one rank each, and at last a heap orders all pairs of the piece.
-//! All ways give the same ids, and the cost is linear in the piece but for that last resort.
+//! found, wider stretches are tried, merged in passes of one rank each or, where these are many, by a heap of all pairs, and
+//! at last the heap takes the whole piece. All ways give the same ids, and the cost is linear in the piece but for that last resort.
 
 mod windows;
 
@@ -19,6 +19,9 @@ pub(crate) const FEW: usize = 4;
 
 /// The widest window that is tried before the heap takes the whole piece.
 const WIDEST: usize = 1 << 14;
+
+/// Runs of few letters need fewer passes; behind as many more, the heap is faster.
+const MOST_PASSES: usize = 64;
 
 /// How often in a row a join may fail before the window is widened.
 const MAX_RETRIES: usize = 4;
@@ -62,7 +65,7 @@ impl Merger {
         result
     }
 
-    /// Finds the best rank and merges its pairs from left to right, until no pair merges.
+    /// Finds the best rank and merges its pairs from left to right, until no pair merges or the heap should take over.
     fn merge_by_passes(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         let Self { ids, ranks, .. } = self;
         ids.clear();
@@ -71,8 +74,13 @@ impl Merger {
         }
         ranks.clear();
         ranks.extend(ids.windows(2).map(|pair| vocab.rank(pair[0], pair[1])));
+        let mut passes = 0;
         while let Some(best) = ranks.iter().copied().min().filter(|&rank| rank != NO_RANK) {
+            if passes == MOST_PASSES {
+                return merge_by_heap(vocab, piece, out);
+            }
             merge_rank(vocab, ids, ranks, best);
+            passes += 1;
         }
         out.extend_from_slice(ids);
         Ok(())
@@ -349,7 +357,45 @@ mod tests {
         prop::collection::vec(part, 0..4).prop_map(|parts| parts.concat())
     }
 
+    /// Merges in any order that build tokens of hundreds of bytes, and text of parts of such tokens.
+    fn tall_vocab_and_piece() -> impl Strategy<Value = (Vocab, Vec<u8>)> {
+        let pairs = prop::collection::vec(any::<[prop::sample::Index; 2]>(), 1..60);
+        let tall = pairs.prop_map(|pairs| {
+            let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+            let mut merges = Vec::new();
+            for pair in pairs {
+                // A few letters, and what was built of them last.
+                let pool: Vec<usize> = (97..99).chain(tokens.len().max(262) - 6..tokens.len()).collect();
+                let [left, right] = pair.map(|index| *index.get(&pool));
+                let token = [&tokens[left][..], &tokens[right]].concat();
+                if token.len() <= 700 && !tokens.contains(&token) {
+                    tokens.push(token);
+                    merges.push((left as u32, right as u32));
+                }
+            }
+            (tokens, merges)
+        });
+        let parts = prop::collection::vec(any::<[prop::sample::Index; 2]>(), 1..100);
+        let tall = tall.prop_flat_map(|(tokens, merges)| (Just(tokens), Just(merges).prop_shuffle()));
+        (tall, parts).prop_map(|((tokens, merges), parts)| {
+            let mut piece = Vec::new();
+            for [token, start] in parts {
+                let token = token.get(&tokens[97..]);
+                piece.extend_from_slice(&token[start.index(token.len())..]);
+            }
+            (Vocab::from_merges(tokens.into_iter().zip(0..).collect(), merges, false).expect("valid"), piece)
+        })
+    }
+
     proptest! {
+        #[test]
+        fn tall_tokens_join_as_the_heap_merges_them((vocab, piece) in tall_vocab_and_piece()) {
+            let (mut by_heap, mut fastest) = (vec![], vec![]);
+            merge_by_heap(&vocab, &piece, &mut by_heap).expect("all bytes are tokens");
+            Merger::default().merge(&vocab, &piece, &mut fastest).expect("all bytes are tokens");
+            prop_assert_eq!(&fastest, &by_heap);
+        }
+
         #[test]
         fn every_way_gives_the_naive_ids(vocab in random_vocab(), piece in long_piece()) {
             let expected = naive_by_ranks(&vocab, &piece);
