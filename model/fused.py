@@ -65,6 +65,8 @@ def can_fuse(model: LlamaForCausalLM) -> bool:
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False
+        if isinstance(module, RMSNorm) and module.eps != model.config.rms_norm_eps:
+            return False
     linears = [model.lm_head]
     for layer in decoder_layers(model):
         norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]

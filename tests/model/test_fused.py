@@ -244,6 +244,9 @@ def test_what_cannot_be_fused_is_left_to_the_model(tiny_model: Make) -> None:
     listened_to.model.layers[0].register_forward_hook(lambda *_: None)
     eager.set_attn_implementation("eager")
     assert not can_fuse(listened_to) and not can_fuse(eager)
+    other_eps = tiny_model()
+    other_eps.model.layers[1].input_layernorm.eps = 0.5
+    assert not can_fuse(other_eps)
 
 
 def test_layers_replaced_by_others_are_left_to_the_model(tiny_model: Make) -> None:
