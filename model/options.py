@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
@@ -99,7 +100,11 @@ class GenerationOptions:
     def ending_ids(self, config: LlamaConfig) -> tuple[int, ...]:
         """Return the ids that end a sequence, those asked for or else the model's, without any that it cannot write."""
         asked = config.eos_token_ids if self.eos_id is None else self.eos_id
-        return tuple(i for i in ((asked,) if isinstance(asked, int) else asked) if 0 <= i < config.vocab_size)
+        try:
+            ids = [index(asked)]  # type: ignore[arg-type]  # NumPy's and torch's integers too
+        except TypeError:
+            ids = [index(i) for i in asked]  # type: ignore[union-attr]
+        return tuple(i for i in ids if 0 <= i < config.vocab_size)
 
     @property
     def looks_back(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -119,6 +120,12 @@ def test_an_end_outside_the_vocabulary_ends_and_bars_nothing(
     free = model.generate(ids, max_new_tokens=5, eos_id=(), **search)
     assert 96 in free
     assert torch.equal(model.generate(ids, max_new_tokens=5, min_new_tokens=5, eos_id=eos_id, **search), free)
+
+
+@pytest.mark.parametrize("asked", [5, np.int64(5), torch.tensor(5), [5], np.array([5, 6]), torch.tensor([5, 6])])
+def test_an_end_may_be_any_kind_of_integer(tiny_model: Make, asked: Any) -> None:
+    ends = GenerationOptions(eos_id=asked).ending_ids(tiny_model().config)
+    assert ends in ((5,), (5, 6)) and all(type(end) is int for end in ends)
 
 
 def test_streaming_yields_the_columns(tiny_model: Make, ids: Tensor) -> None:
