@@ -121,6 +121,11 @@ def test_refusals() -> None:
         Linear([plain], norm=plain)
     with pytest.raises(ValueError, match="not contiguous"):
         Linear([plain[:, ::2]])
+    with pytest.raises(ValueError, match="not contiguous"):
+        Linear([np.asfortranarray(plain)])
+    unaligned = np.zeros(33, dtype=np.uint8)[1:].view(np.float32).reshape(2, 4)
+    with pytest.raises(ValueError, match="aligned"):
+        Linear([unaligned])
     with pytest.raises(ValueError, match="matrices of 4 and 3 columns"):
         Linear([plain, floats(2, 3)])
     with pytest.raises(ValueError, match="no matrix"):
@@ -131,11 +136,19 @@ def test_refusals() -> None:
         Linear([plain], norm=floats(4), gated=True)
     with pytest.raises(ValueError, match="scales do not fit"):
         Linear([(np.zeros((2, 24), dtype=np.uint8), np.zeros((2, 1, 2), dtype=np.uint16))])
+    for shape in ((1, 2, 2), (2, 2, 1), (2, 1, 3)):
+        with pytest.raises(ValueError, match=r"expected \(2, Q, 2\)"):
+            Linear([(np.zeros((2, 16), dtype=np.uint8), np.zeros(shape, dtype=np.uint16))])
+    with pytest.raises(ValueError, match="columns; expected 1 to"):
+        Linear([(np.zeros((0, 2**62), dtype=np.int8), floats(0))])
     for x, out in ((floats(1, 3), floats(1, 2)), (floats(2, 4), floats(1, 2)), (floats(1, 4), floats(1, 3))):
         with pytest.raises(ValueError, match=r"expected \(M, 4\) and \(M, 2\)"):
             linear.multiply(x, out)
     with pytest.raises(ValueError, match="not contiguous"):
         linear.multiply(floats(1, 8)[:, ::2], floats(1, 2))
+    for x, out in ((floats(4, 2).T, floats(2, 2)), (floats(2, 4), floats(2, 2).T)):
+        with pytest.raises(ValueError, match="not contiguous"):
+            linear.multiply(x, out)
     fixed = floats(1, 2)
     fixed.flags.writeable = False
     with pytest.raises(TypeError, match="out: "):

@@ -48,6 +48,11 @@ impl Part {
             Self::Int8(codes, scales) => (shape(codes, py), Weights::Int8(numbers(codes, py)?, numbers(scales, py)?)),
             Self::Int4(codes, pairs) => {
                 let [rows, bytes] = shape(codes, py);
+                let found = pairs.bind(py).shape();
+                if (found[0], found[2]) != (rows, 2) {
+                    let wrong = format!("scales and offsets have shape {found:?}; expected ({rows}, Q, 2)");
+                    return Err(PyValueError::new_err(wrong));
+                }
                 ([rows, 2 * bytes], Weights::Int4(numbers(codes, py)?, numbers(pairs, py)?.as_chunks().0))
             }
         };
@@ -61,10 +66,19 @@ fn shape<T: Element>(array: &Py<PyArray2<T>>, py: Python<'_>) -> [usize; 2] {
 }
 
 fn numbers<'py, T: Element, D: Dimension>(array: &'py Py<PyArray<T, D>>, py: Python<'py>) -> PyResult<&'py [T]> {
-    // SAFETY: `as_slice` checks that the array is contiguous and aligned, and `array` keeps its memory. That nobody
-    // writes to it meanwhile is the caller's duty, as for every NumPy function that releases the lock.
-    unsafe { array.bind(py).as_slice() }
-        .map_err(|_| PyValueError::new_err("an array is not contiguous; expected C order"))
+    let array = array.bind(py);
+    check_order(array)?;
+    // SAFETY: the array is contiguous and aligned, and keeps its memory. That nobody writes to it meanwhile is the
+    // caller's duty, as for every NumPy function that releases the lock.
+    Ok(unsafe { array.as_slice() }?)
+}
+
+/// Refuses what is not laid out row after row; a slice alone would be made of columns, too.
+fn check_order<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> PyResult<()> {
+    if array.is_c_contiguous() && array.is_aligned() {
+        return Ok(());
+    }
+    Err(PyValueError::new_err("an array is not contiguous and aligned; expected C order"))
 }
 
 enum Norm {
@@ -167,9 +181,10 @@ impl PyLinear {
     ) -> PyResult<()> {
         let given = x.try_readonly().map_err(|error| PyValueError::new_err(format!("x: {error}")))?;
         let mut written = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
-        let flat = |_| PyValueError::new_err("x or out is not contiguous; expected C order");
+        check_order(x)?;
+        check_order(out)?;
         let matrices = self.matrices(py)?;
-        let input = self.input(py, given.as_slice().map_err(flat)?)?;
+        let input = self.input(py, given.as_slice()?)?;
         let columns = matrices.first().map_or(0, Matrix::columns) * if self.gated { 2 } else { 1 };
         let rows: usize = matrices.iter().map(Matrix::rows).sum();
         let (from, to) = (x.shape(), out.shape());
@@ -178,7 +193,7 @@ impl PyLinear {
                 "x has shape {from:?} and out {to:?}; expected (M, {columns}) and (M, {rows})"
             )));
         }
-        let out = written.as_slice_mut().map_err(flat)?;
+        let out = written.as_slice_mut()?;
         let mut run = || multiply(&matrices, input, out, add, num_threads);
         if self.bytes < RELEASE_BYTES { run() } else { py.detach(run) }.map_err(to_py)
     }

@@ -315,7 +315,9 @@ impl Format for Int4<'_> {
             if let Some(x) = x.get(whole) {
                 for next in 0..R {
                     let codes = L::codes(rows[next].1);
-                    add_block(&mut sums[next], codes, &pairs[next][whole * BLOCK / group..], &index, x);
+                    // The next row's pairs may be no numbers, and zeros do not hide that.
+                    let own = &pairs[next][whole * BLOCK / group..columns / group];
+                    add_block(&mut sums[next], codes, own, &index, x);
                 }
             }
             totals(sums)

@@ -45,6 +45,9 @@ const TOGETHER: usize = 4;
 /// Columns that may share a scale in four bits.
 const GROUPS: [usize; 4] = [32, 64, 128, 256];
 
+/// More columns are in no memory, and their multiples in no `usize`.
+const MOST_COLUMNS: usize = usize::MAX >> 8;
+
 /// Bytes of weights that a thread takes at once.
 const CHUNK: usize = 1 << 15;
 
@@ -74,7 +77,7 @@ impl<'a> Matrix<'a> {
     /// Returns the matrix of that shape.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there are no columns, the weights or scales are not as many as the shape asks for,
+    /// [`Error::InvalidArgument`] if there are no columns or impossibly many, the weights or scales are not as many as the shape asks for,
     /// or the columns are not in groups of 32, 64, 128 or 256.
     pub fn new(rows: usize, columns: usize, weights: Weights<'a>) -> Result<Self> {
         let numbers = rows.checked_mul(columns);
@@ -87,7 +90,10 @@ impl<'a> Matrix<'a> {
                 (2 * codes.len(), GROUPS.into_iter().any(fits))
             }
         };
-        if columns == 0 || numbers != Some(found) {
+        if columns == 0 || columns > MOST_COLUMNS {
+            return Err(Error::InvalidArgument(format!("a matrix of {columns} columns; expected 1 to {MOST_COLUMNS}")));
+        }
+        if numbers != Some(found) {
             return Err(Error::InvalidArgument(format!(
                 "{found} weights for a matrix of {rows} rows and {columns} columns"
             )));

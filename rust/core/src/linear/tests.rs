@@ -169,6 +169,26 @@ proptest! {
 }
 
 #[test]
+fn a_row_that_is_no_number_leaves_its_neighbours_alone() {
+    let (rows, infinite) = (3, 0x7f80);
+    for columns in [32_usize, 96, 160, 192, 256] {
+        for group in GROUPS.into_iter().filter(|&group| columns.is_multiple_of(group)) {
+            let (codes, mut pairs) = (vec![0x99; rows * columns / 2], vec![[0x3f80; 2]; rows * columns / group]);
+            pairs[columns / group..2 * columns / group].fill([infinite; 2]);
+            let matrix = Matrix::new(rows, columns, Weights::Int4(&codes, &pairs)).expect("a fitting shape");
+            for tier in Tier::available() {
+                let mut out = [0.0; 3];
+                multiply_with(tier, &[matrix], Input::Plain(&vec![1.0; columns]), &mut out, false, 1)
+                    .expect("one vector");
+                let expected = 2.0 * columns as f32;
+                assert_eq!((out[0], out[2]), (expected, expected), "{columns} columns in {group}, {tier:?}");
+                assert!(!out[1].is_finite());
+            }
+        }
+    }
+}
+
+#[test]
 fn gates_at_the_ends_of_float32_stay_finite() {
     let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
@@ -193,6 +213,7 @@ fn refusals_name_what_does_not_fit() {
     says(new(2, 3, Weights::F32(&numbers[..5])), "5 weights for a matrix of 2 rows and 3 columns");
     says(new(usize::MAX, 2, Weights::F32(&numbers[..5])), "5 weights");
     says(new(0, 0, Weights::F32(&[])), "0 columns");
+    says(new(0, usize::MAX / 4 + 1, Weights::Int8(&[], &[])), "expected 1 to");
     says(new(2, 1, Weights::Int8(&[1, 2], &scales)), "scales do not fit");
     for (rows, columns) in [(1, 48), (2, 48), (3, 32), (1, 16), (1, 1024)] {
         let codes = vec![0; rows * columns / 2];
