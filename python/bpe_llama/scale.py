@@ -6,6 +6,7 @@ shard; only the distinct words ever travel. A task that is lost is run again by 
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from operator import add
 from typing import TYPE_CHECKING, Any
 
 from bpe_llama._files import PathLike, find_files
+from bpe_llama._worker_errors import raised_by_workers, raised_for_driver
 from bpe_llama.counts import DEFAULT_PATTERN, WordCounts
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ __all__ = ["cluster", "count_files", "count_words", "encode_dataset"]
 
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Connect to a Ray cluster, and leave it at the end.
+    """Connect to a Ray cluster, and leave it at the end. In between, what Ray Data logs goes to its files alone.
 
     Args:
         address: ``"auto"`` for the cluster that runs here, ``"local"`` for a new one on this machine that ends with the
@@ -47,9 +49,17 @@ def cluster(address: str) -> Iterator[None]:
         ray.init(address, log_to_driver=False)
     except SystemExit as error:  # Ray's way to give up after two minutes
         raise ConnectionError(f"no Ray cluster answers at {address!r}") from error
+    console = [
+        handler for handler in logging.getLogger("ray.data").handlers if isinstance(handler, logging.StreamHandler)
+    ]
+    levels = [handler.level for handler in console]
     try:
+        for handler in console:
+            handler.setLevel(logging.CRITICAL)  # an error is raised, which says it once
         yield
     finally:
+        for handler, level in zip(console, levels, strict=True):
+            handler.setLevel(level)
         ray.shutdown()
 
 
@@ -87,9 +97,9 @@ def count_files(
         shards: In how many parts, at most 16, counts are added at the same time.
 
     Raises:
-        FileNotFoundError: If nothing matches one of the paths.
-        ValueError: If the pattern is unknown, or special tokens repeat.
-        ray.exceptions.RayTaskError: If a worker cannot read a file; it says why.
+        FileNotFoundError: If nothing matches one of the paths, or a worker does not find a file.
+        OSError: If a worker cannot read a file.
+        ValueError: If the pattern is unknown, special tokens repeat, or a file is not UTF-8 or not of its format.
     """
     import ray.data
 
@@ -103,15 +113,16 @@ def count_files(
 
     def count_share(block: pa.Table) -> pa.Table:
         share = [path for row in block.column("paths").to_pylist() for path in row]
-        counts = WordCounts.from_files(
-            share,
-            pattern=pattern,
-            special_tokens=special_tokens,
-            separator=separator,
-            field=field,
-            num_threads=1,
-            progress=False,
-        )
+        with raised_for_driver():
+            counts = WordCounts.from_files(
+                share,
+                pattern=pattern,
+                special_tokens=special_tokens,
+                separator=separator,
+                field=field,
+                num_threads=1,
+                progress=False,
+            )
         return _shard_table(counts, shards)
 
     dataset = ray.data.from_items(shares, override_num_blocks=num_shares)
@@ -136,6 +147,7 @@ def count_words(
         shards: In how many parts, at most 16, counts are added at the same time.
 
     Raises:
+        TypeError: If the column holds something else than text.
         ValueError: If there is no such column, the pattern is unknown, or special tokens repeat.
 
     Cost:
@@ -150,9 +162,10 @@ def count_words(
     def count_block(block: pa.Table) -> pa.Table:
         texts = (text for text in block.column(column).to_pylist() if text is not None)
         # Ray runs one task a processor already.
-        counts = WordCounts.from_iterator(
-            texts, pattern=pattern, special_tokens=special_tokens, num_threads=1, progress=False
-        )
+        with raised_for_driver():
+            counts = WordCounts.from_iterator(
+                texts, pattern=pattern, special_tokens=special_tokens, num_threads=1, progress=False
+            )
         return _shard_table(counts, shards)
 
     texts_only = dataset.select_columns([column])
@@ -170,7 +183,8 @@ def _shard_table(counts: WordCounts, shards: int) -> pa.Table:
 def _sum_of(counted: ray.data.Dataset, total: WordCounts) -> WordCounts:
     """Return ``total`` and all counts together, each shard having been added by itself."""
     added = counted.groupby("shard").map_groups(_add_counts, batch_format="pyarrow")
-    return reduce(add, (WordCounts.from_bytes(row["counts"]) for row in added.iter_rows()), total)
+    with raised_by_workers():
+        return reduce(add, (WordCounts.from_bytes(row["counts"]) for row in added.iter_rows()), total)
 
 
 def _add_counts(group: pa.Table) -> pa.Table:

@@ -77,6 +77,45 @@ def test_an_address_where_nothing_listens_is_one_clear_line(tmp_path):
         assert len(lines) == 1 and f"no Ray cluster answers at '{address}'" in lines[0], done.stderr
 
 
+def test_errors_of_workers_are_what_they_are_on_one_machine(dataset, tmp_path):
+    """From Python by class and words; from the command line as one line, without Ray's log or a traceback."""
+    from bpe_llama import scale
+
+    bad_line = tmp_path / "bad.jsonl"
+    bad_line.write_text('{"text": "fine"}\n{"text": 3}\n')
+    with pytest.raises(ValueError) as alone:
+        WordCounts.from_files(bad_line, progress=False)
+    with pytest.raises(ValueError) as on_ray:
+        scale.count_files(bad_line)
+    assert str(on_ray.value) == str(alone.value) and str(bad_line) in str(on_ray.value)
+
+    command = [sys.executable, "-m", "bpe_llama.cli", "train-tokenizer", str(bad_line), "--vocab-size", "300"]
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run([*command, "--ray", address], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "Traceback" in line or "bad.jsonl" in line]
+    assert len(lines) == 1 and lines[0].startswith("bpe-llama: ") and "line 2" in lines[0], done.stderr
+
+
+def test_errors_come_back_from_the_text_of_a_traceback(tmp_path):
+    """What Ray hands on is text, with the mark somewhere in it."""
+    from bpe_llama._worker_errors import WorkerError, raised_by_workers, raised_for_driver
+
+    names = tmp_path / 'a name: with\nmany: \u00e9 \U0001f600 "quotes".txt'
+    for error in (
+        FileNotFoundError(2, "No such file or directory", str(names)),
+        ValueError(f"{names}: line 3"),
+        OSError("full"),
+    ):
+        with pytest.raises(WorkerError) as marked, raised_for_driver():
+            raise error
+        with pytest.raises(type(error)) as back, raised_by_workers():
+            raise RuntimeError(f"\x1b[36mray::f()\nTraceback:\n  WorkerError: {marked.value}\n\nThe above ...")
+        assert type(back.value) is type(error) and str(back.value) == str(error) and back.value.args == error.args
+    with pytest.raises(KeyError), raised_by_workers(), raised_for_driver():
+        raise KeyError("an error of our own")
+
+
 def test_a_killed_worker_changes_nothing(dataset, tmp_path):
     from bpe_llama import scale
 
