@@ -1,6 +1,7 @@
 //! How often each word occurs.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use super::Check;
 use super::words::{Key, WordMap};
@@ -11,6 +12,9 @@ pub(super) const SHARD_BITS: u32 = 4;
 
 /// Words to sort between two pauses.
 const SORTED_AT_ONCE: usize = 1 << 15;
+
+/// Words of which one is taken to part the others by.
+const PIVOT_SAMPLE: usize = 64;
 
 /// How often each word (a piece of the splitting pattern) occurs, with the pattern and special tokens that made the words.
 ///
@@ -75,12 +79,18 @@ impl WordCounts {
     /// # Errors
     /// What `pause` returns.
     pub fn most_common(&self, n: usize, pause: Pause<'_>) -> Result<Vec<(Vec<u8>, u64)>> {
-        let mut words = Vec::with_capacity(self.len());
-        self.for_each(pause, |word, count| words.push((Reverse(count), word.to_vec())))?;
-        if n < words.len() {
-            words.select_nth_unstable(n);
-            words.truncate(n);
-        }
+        // The last of the best so far is on top.
+        let mut best = BinaryHeap::new();
+        self.for_each(pause, |word, count| {
+            if best.len() < n {
+                best.push((Reverse(count), word.to_vec()));
+            } else if let Some(mut last) = best.peek_mut()
+                && (Reverse(count), word) < (last.0, &last.1[..])
+            {
+                *last = (Reverse(count), word.to_vec());
+            }
+        })?;
+        let mut words = best.into_vec();
         sort(&mut words, pause)?;
         Ok(words.into_iter().map(|(Reverse(count), word)| (word, count)).collect())
     }
@@ -161,14 +171,69 @@ impl WordCounts {
     }
 }
 
-/// Sorts, in parts of some milliseconds.
-pub(super) fn sort<T: Ord>(items: &mut [T], pause: Pause<'_>) -> Result<()> {
-    pause.ask()?;
-    if items.len() <= SORTED_AT_ONCE {
-        items.sort_unstable();
-        return Ok(());
+/// Sorts what differs from one another, by parts, asking `pause` every few milliseconds.
+///
+/// (`sort_unstable` cannot be stopped, nor can `select_nth_unstable`: a second and more for some millions of words.)
+pub(super) fn sort<T: Ord>(mut items: &mut [T], pause: Pause<'_>) -> Result<()> {
+    while items.len() > SORTED_AT_ONCE {
+        // The median of some items from everywhere is near that of all.
+        let step = items.len() / PIVOT_SAMPLE;
+        for index in 0..PIVOT_SAMPLE {
+            items.swap(index, index * step);
+        }
+        items[..PIVOT_SAMPLE].sort_unstable();
+        items.swap(0, PIVOT_SAMPLE / 2);
+        let mut middle = 0;
+        for index in 1..items.len() {
+            if index % SORTED_AT_ONCE == 1 {
+                pause.ask()?;
+            }
+            if items[index] < items[0] {
+                middle += 1;
+                items.swap(index, middle);
+            }
+        }
+        items.swap(0, middle);
+        let (smaller, larger) = items.split_at_mut(middle);
+        let larger = &mut larger[1..];
+        // The shorter part by recursion: its depth is then the logarithm of the length at most.
+        let (shorter, longer) = if smaller.len() < larger.len() { (smaller, larger) } else { (larger, smaller) };
+        sort(shorter, pause)?;
+        items = longer;
     }
-    let (smaller, _, larger) = items.select_nth_unstable(items.len() / 2);
-    sort(smaller, pause)?;
-    sort(larger, pause)
+    pause.ask()?;
+    items.sort_unstable();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorts_by_parts() {
+        let length = 3 * SORTED_AT_ONCE as u32 + 5;
+        let multiples = |factor: u32| (0..length).map(|number| number.wrapping_mul(factor)).collect();
+        // In order, the other way round, and mixed: odd factors repeat no number.
+        let orders: [Vec<u32>; 3] = [multiples(1), (0..length).rev().collect(), multiples(0x9E37_79B9)];
+        for mut items in orders {
+            let mut expected = items.clone();
+            expected.sort_unstable();
+            sort(&mut items, Pause::default()).expect("not stopped");
+            assert!(items == expected);
+        }
+    }
+
+    #[test]
+    fn the_most_common_are_the_first_of_all() {
+        let words: Vec<String> = (0..300).map(|number| format!("{}", number * 7919 % 1009)).collect();
+        let counts =
+            WordCounts::from_words("a+", words.iter().zip((1..).map(|n| n % 17)).map(|(w, n)| (w.as_bytes(), n)));
+        let mut all = Vec::new();
+        counts.for_each(Pause::default(), |word, count| all.push((word.to_vec(), count))).expect("not stopped");
+        all.sort_by_key(|(word, count)| (Reverse(*count), word.clone()));
+        for n in [0, 1, 2, 50, 299, 300, usize::MAX] {
+            assert_eq!(counts.most_common(n, Pause::default()).expect("not stopped"), all[..n.min(all.len())]);
+        }
+    }
 }
