@@ -14,6 +14,9 @@ __version__: str
 UNICODE_VERSION: str
 """The Unicode version of the character classes that splitting patterns match: ``"16.0.0"``."""
 
+SUPERWORD_PATTERN: str
+"""Where superwords end: see `bpe_llama.training.SUPERWORD_PATTERN`."""
+
 def split_pieces(pattern: str, text: str) -> list[str]:
     """Return the pieces of ``text`` under a pattern's name or a regex; together they are ``text``."""
 

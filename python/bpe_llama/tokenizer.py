@@ -330,8 +330,10 @@ class Tokenizer(_core.Tokenizer):
     ) -> int:
         """Return the number of ids written to a `.npy` file: those of all documents, one after another.
 
-        Memory is bounded whatever the size of the files, if the pattern is a named one. Where another regex lets a text
-        be cut is not known, so its documents are read whole. `numpy.load(out, mmap_mode="r")` reads the ids back.
+        Memory is bounded whatever the size of the files, if the pattern is a named one or that of superwords. Where
+        another regex lets a text be cut is not known, so its documents are held whole, with their ids, a batch of some
+        megabytes at a time or one longer document; so are those of SentencePiece vocabularies, and rows and lines under
+        any pattern. `numpy.load(out, mmap_mode="r")` reads the ids back.
 
         Args:
             paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of

@@ -21,7 +21,7 @@ __all__ = [
     "train_from_iterator",
 ]
 
-SUPERWORD_PATTERN = r"\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{2,}[\r\n/]*| ?[^\s\p{L}\p{M}\p{N}]?[\r\n]+| +(?!\S)"
+SUPERWORD_PATTERN = _core.SUPERWORD_PATTERN
 """Where superwords end (SuperBPE, arXiv:2503.13423): the pieces are what this matches and what lies between.
 
 As in the second stage of the authors' published tokenizers, digits stand in threes, and runs of punctuation and of

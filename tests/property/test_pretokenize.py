@@ -1,4 +1,4 @@
-"""Every named pattern against its regex, matched by Python's `regex` and by Hugging Face's `tokenizers`.
+"""Every hand-written splitter against its regex, matched by Python's `regex` and by Hugging Face's `tokenizers`.
 
 The Rust tests compare with `fancy-regex`; here are two engines that share no code with it.
 """
@@ -16,7 +16,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from bpe_llama import _core
 
-NAMES = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm"]
+NAMES = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", _core.SUPERWORD_PATTERN]
 CODE_POINTS = "".join(chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000)
 # What published tokenizer.json files say, where it is not one Split by one regex.
 DEEPSEEK_V3 = [

@@ -3,22 +3,23 @@
 use std::sync::LazyLock;
 
 use bpe_llama::Pretokenizer;
+use bpe_llama::pretokenize::SUPERWORD_PATTERN;
 use fancy_regex::Regex;
 
 use super::input;
 
-const NAMES: [&str; 7] = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm"];
+const NAMES: [&str; 8] = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", SUPERWORD_PATTERN];
 
 static GRAMMARS: LazyLock<Vec<(Pretokenizer, Regex)>> = LazyLock::new(|| {
     let grammar = |name| {
-        let fast = Pretokenizer::new(name).expect("a name");
+        let fast = Pretokenizer::new(name).expect("a pattern");
         let regex = Regex::new(fast.pattern()).expect("a regex");
         (fast, regex)
     };
     NAMES.into_iter().map(grammar).collect()
 });
 
-/// Every named splitter gives the pieces of its regex, wherever it is asked to stop and wherever a safe cut is made.
+/// Every hand-written splitter gives the pieces of its regex, wherever it is asked to stop and wherever a safe cut is made.
 ///
 /// The input: whether bytes are text or kinds of characters, and how many pieces are asked for at a time; the text.
 pub(crate) fn pretokenize(input: &[u8]) {
@@ -26,7 +27,7 @@ pub(crate) fn pretokenize(input: &[u8]) {
     let text = input::text(&bytes[..bytes.len().min(1000)], flags & 1 != 0);
     for (fast, regex) in GRAMMARS.iter() {
         let expected = matches(regex, &text).expect("a linear pattern");
-        assert_eq!(fast.split(&text).expect("a linear pattern"), expected, "{:?}", fast.name());
+        assert_eq!(fast.split(&text).expect("a linear pattern"), expected, "{:?}", fast.pattern());
         let mut ends = Vec::with_capacity(1 + usize::from(flags >> 1));
         let (mut at, mut pieces) = (0, Vec::new());
         while at < text.len() {
@@ -38,11 +39,11 @@ pub(crate) fn pretokenize(input: &[u8]) {
                 at = end;
             }
         }
-        assert_eq!(pieces, expected, "{:?}, some at a time", fast.name());
+        assert_eq!(pieces, expected, "{:?}, some at a time", fast.pattern());
         if let Some(cut) = fast.safe_cut(&text, usize::from(flags)) {
             assert!(cut >= usize::from(flags));
             let parts = [&text[..cut], &text[cut..]].map(|part| fast.split(part).expect("a linear pattern"));
-            assert_eq!(parts.concat(), expected, "{:?}, cut at {cut}", fast.name());
+            assert_eq!(parts.concat(), expected, "{:?}, cut at {cut}", fast.pattern());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Splitting text into pieces, as Python's tests and curious readers see it.
 
-use bpe_llama::pretokenize::Pretokenizer;
+use bpe_llama::pretokenize::{Pretokenizer, SUPERWORD_PATTERN, UNICODE_VERSION};
 use pyo3::prelude::*;
 use pyo3::types::PyModule;
 
@@ -17,7 +17,8 @@ fn pattern_regex(pattern: &str) -> PyResult<String> {
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("UNICODE_VERSION", bpe_llama::pretokenize::UNICODE_VERSION)?;
+    module.add("UNICODE_VERSION", UNICODE_VERSION)?;
+    module.add("SUPERWORD_PATTERN", SUPERWORD_PATTERN)?;
     module.add_function(wrap_pyfunction!(split_pieces, module)?)?;
     module.add_function(wrap_pyfunction!(pattern_regex, module)?)
 }

@@ -278,6 +278,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pretokenize::SUPERWORD_PATTERN;
 
     fn read(path: &Path, options: &DocumentOptions, block_bytes: usize) -> Result<(Vec<String>, usize)> {
         let mut documents = Documents::new(vec![path.to_owned()], Pretokenizer::new("cl100k")?, options.clone())?;
@@ -318,9 +319,13 @@ mod tests {
 
         /// Counting chunk by chunk must equal counting the whole, special tokens included.
         #[test]
-        fn chunks_change_no_word(text in "([a-c]{0,6}( |<s>|<s><t>|\\n|[.!]|é){0,3}){0,60}", block_bytes in 1usize..60) {
+        fn chunks_change_no_word(
+            text in "([a-c]{0,6}( |<s>|<s><t>|\\n|[.!]|é){0,3}){0,60}",
+            block_bytes in 1usize..60,
+            pattern in prop::sample::select(vec!["cl100k", SUPERWORD_PATTERN]),
+        ) {
             let special_tokens = vec!["<s>".to_owned(), "<t>".to_owned(), "s>a".to_owned(), "c <s>".to_owned()];
-            let splitter = Pretokenizer::new("cl100k").expect("a known name");
+            let splitter = Pretokenizer::new(pattern).expect("a known pattern");
             let mut counter = crate::train::Counter::new(splitter.clone(), &special_tokens).expect("valid");
             counter.add(&text).expect("a linear pattern");
             let (_folder, path) = write("corpus.txt", text.as_bytes());

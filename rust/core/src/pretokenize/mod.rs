@@ -35,9 +35,12 @@ mod r50k;
 mod scan;
 mod simd;
 mod smollm;
+mod superwords;
 mod unicode;
 mod unicode_tables;
 mod words;
+
+pub use self::superwords::PATTERN as SUPERWORD_PATTERN;
 
 use self::custom::Custom;
 use self::named::Named;
@@ -62,6 +65,7 @@ pub struct Pretokenizer {
 enum Splitter {
     Named(Named),
     Words,
+    Superwords,
     Custom(Custom),
     Sequence(Vec<Pretokenizer>),
 }
@@ -79,8 +83,10 @@ impl Pretokenizer {
         if let Some(named) = Named::find(name_or_regex) {
             return Ok(named.into());
         }
-        if name_or_regex == words::PATTERN {
-            return Ok(Self { splitter: Splitter::Words, pattern: words::PATTERN.to_owned() });
+        for (pattern, splitter) in [(words::PATTERN, Splitter::Words), (superwords::PATTERN, Splitter::Superwords)] {
+            if name_or_regex == pattern {
+                return Ok(Self { splitter, pattern: pattern.to_owned() });
+            }
         }
         let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
         if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
@@ -181,6 +187,7 @@ impl Pretokenizer {
         match &self.splitter {
             Splitter::Named(named) => named.fill_ends(text, start, ends),
             Splitter::Words => words::fill_ends(text.as_bytes(), start, ends),
+            Splitter::Superwords => superwords::fill_ends(text.as_bytes(), start, ends),
             Splitter::Custom(custom) => custom.fill_ends(text, start, ends)?,
             Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends)?,
         }
@@ -207,7 +214,7 @@ impl Pretokenizer {
     }
 
     /// Returns a byte offset of at least `from` where `text` may be cut so that the pieces of both sides are those of
-    /// `text`; `None` if there is none that is easy to see, or if the pattern has no name.
+    /// `text`; `None` if there is none that is easy to see, or if the pattern is one of no hand-written splitter.
     ///
     /// # Cost
     /// Linear in the distance to the offset; in usual text it is a few words off.
@@ -221,6 +228,7 @@ impl Pretokenizer {
     pub fn safe_cut(&self, text: &str, from: usize) -> Option<usize> {
         match self.splitter {
             Splitter::Named(_) => cut::safe_cut(text.as_bytes(), from),
+            Splitter::Superwords => superwords::safe_cut(text.as_bytes(), from),
             _ => None,
         }
     }
