@@ -1,6 +1,10 @@
-"""What pytest leaves out where a package that only some platforms have is missing."""
+"""What pytest leaves out where a package that only some platforms have is missing, and which signals tests can rely on."""
 
 import importlib.util
+import signal
+
+# A shell lets what it starts in the background ignore Ctrl-C, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton comes with torch for CUDA; without it its kernels cannot be imported, not even for their docstrings.
 _KERNELS = [
