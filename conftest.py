@@ -1,4 +1,4 @@
-"""What pytest leaves out where a package that only some platforms have is missing, and which signals tests can rely on."""
+"""What pytest leaves out where a package that only some platforms have is missing, and which signals tests rely on."""
 
 import importlib.util
 import signal
