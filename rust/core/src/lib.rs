@@ -7,6 +7,7 @@
 mod batch;
 mod boundaries;
 mod cache;
+mod cpu;
 mod decode;
 pub mod documents;
 mod encode;

@@ -1,6 +1,6 @@
 //! A flat hash table from a pair of ids to its rank.
 
-use crate::cache::prefetch;
+use crate::cpu::prefetch;
 
 /// Ids and ranks must be below this: two ids and a rank share an entry of 64 bits.
 pub(crate) const ID_BOUND: u32 = 1 << ID_BITS;
@@ -96,7 +96,7 @@ impl PairTable {
     pub(crate) fn ask(&self, pair: Option<(u32, u32)>) -> Query {
         let key = pair.map_or(Query::NONE.key, key_of);
         let line = self.line_of(key);
-        prefetch(&self.lines, line);
+        prefetch(self.lines.as_ptr().wrapping_add(line));
         Query { key, line }
     }
 

@@ -1,6 +1,6 @@
 //! Pieces that are long or have many ids.
 
-use super::prefetch;
+use crate::cpu::prefetch;
 
 /// Open addressing from hashes to records in an arena: a piece's bytes, four in a number, then its ids.
 pub(super) struct LongTable {
@@ -36,8 +36,9 @@ impl LongTable {
     pub(super) fn prefetch_record(&self, slot: usize) {
         let [_, record] = self.slots[slot];
         let (at, _, _) = unpack(record);
-        prefetch(&self.arena, at);
-        prefetch(&self.arena, at + LINE);
+        let record = self.arena.as_ptr().wrapping_add(at);
+        prefetch(record);
+        prefetch(record.wrapping_add(LINE));
     }
 
     /// Returns where in the arena the ids of `piece` are.

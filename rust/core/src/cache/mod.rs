@@ -8,6 +8,7 @@ mod long;
 mod probe;
 mod short;
 
+use crate::cpu::prefetch;
 use long::LongTable;
 use probe::LONG;
 pub(crate) use probe::{Probe, SHORT_BYTES};
@@ -46,11 +47,11 @@ impl PieceCache {
             *probe = Probe::new(bytes, start, end);
             if end - start > SHORT_BYTES {
                 let slot = self.long.first_slot(probe.hash);
-                prefetch(&self.long.slots, slot);
+                prefetch(self.long.slots.as_ptr().wrapping_add(slot));
                 long_slots[long_count % 64] = slot;
                 long_count += 1;
             } else {
-                prefetch(lines, (probe.hash >> line_shift) as usize);
+                prefetch(lines.as_ptr().wrapping_add((probe.hash >> line_shift) as usize));
             }
             start = end;
         }
@@ -139,19 +140,6 @@ impl PieceCache {
         }
         self.short.put(probe, entry);
     }
-}
-
-/// Asks the CPU to load `table[at]` soon, where it can be asked.
-#[inline(always)]
-pub(crate) fn prefetch<T>(table: &[T], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(entry) = table.get(at) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: prefetching reads nothing, and the address is that of a reference.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(entry).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (table, at);
 }
 
 #[cfg(test)]

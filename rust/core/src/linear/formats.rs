@@ -3,6 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "indices into arrays unroll; iterators over them go through memory")]
 
 use super::lanes::{LANES, Lanes};
+use crate::cpu::prefetch;
 
 /// Vectors of lanes that the input of one block of four-bit codes takes: one for each code of a word, and their sum.
 const BLOCK_VECTORS: usize = 9;
@@ -21,20 +22,8 @@ fn ask_ahead<T, const R: usize, const N: usize>(weights: &[T], start: usize, ste
     let first = weights.as_ptr().wrapping_add(start + step * R * N).wrapping_byte_add(AHEAD);
     let bytes = R * N * size_of::<T>();
     for line in 0..bytes.div_ceil(64) {
-        prefetch(first.wrapping_byte_add(64 * line).cast());
+        prefetch(first.wrapping_byte_add(64 * line));
     }
-}
-
-#[inline(always)]
-fn prefetch(line: *const i8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: no address makes a prefetch fault.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(line);
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
 }
 
 /// Rows of weights in some format.

@@ -1,7 +1,7 @@
 //! What a product's vectors are made of: given as they are, or normalised or gated on the way.
 
 use super::lanes::{LANES, Lanes, Portable, from_bf16};
-use super::tier::{Kind, Tier};
+use crate::cpu::{Kind, Tier};
 use crate::sampler::exponential::Scale;
 use std::borrow::Cow;
 

@@ -25,19 +25,18 @@ mod crew;
 mod formats;
 mod input;
 mod lanes;
-mod tier;
 
 #[cfg(test)]
 mod tests;
 
 pub use input::{Input, Numbers};
 
+use crate::cpu::{Kind, Tier};
 use crate::{Error, Result};
 use formats::{BLOCK, Bf16, F32, Format, Int4, Int8};
 use lanes::{LANES, Lanes, Portable};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use tier::{Kind, Tier};
 
 /// Vectors that one pass over a matrix serves; more take another pass, over a part that the cache still holds.
 const TOGETHER: usize = 4;

@@ -143,13 +143,9 @@ fn key(rank: u32, place: usize) -> i32 {
 /// piece may begin otherwise.
 pub(super) fn merge_beginning(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("bmi1")
-        && is_x86_feature_detected!("lzcnt")
-        && is_x86_feature_detected!("popcnt")
-    {
+    if crate::cpu::has_avx2_and_bits() {
         /// Comparing keys takes a quarter of the instructions.
-        #[target_feature(enable = "avx2,bmi1,lzcnt,popcnt")]
+        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
         fn with_avx2(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
             merge(vocab, piece, out)
         }

@@ -4,6 +4,8 @@
 //! them equal on random bytes.
 
 use super::block::{Ascii, BLOCK, BlockGrammar, Wide};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::has_avx2_and_bits;
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -95,7 +97,7 @@ pub(super) fn fill_ends<G: BlockGrammar>(text: &[u8], start: usize, ends: &mut V
             // SAFETY: the CPU has what the function is compiled for.
             return unsafe { x86::fill_ends_avx512::<G>(text, start, ends) };
         }
-        if x86::has_avx2() {
+        if has_avx2_and_bits() {
             // SAFETY: as above.
             return unsafe { x86::fill_ends_avx2::<G>(text, start, ends) };
         }
@@ -147,7 +149,7 @@ mod tests {
         let mut tiers: Vec<(&str, FillEnds)> = vec![("portable", fill_ends::<portable::Portable, G>)];
         #[cfg(target_arch = "x86_64")]
         {
-            if x86::has_avx2() {
+            if has_avx2_and_bits() {
                 // SAFETY: the CPU has what the function is compiled for.
                 tiers.push(("avx2", |text, start, ends| unsafe { x86::fill_ends_avx2::<G>(text, start, ends) }));
             }

@@ -1,7 +1,7 @@
 //! Rows in parallel, each with memory that outlives the call.
 
-use super::kernels::Tier;
 use super::row::Scratch;
+use crate::cpu::Tier;
 use crate::pool::Pool;
 use crate::{Error, Result};
 use std::num::NonZero;

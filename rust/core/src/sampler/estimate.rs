@@ -3,8 +3,9 @@
 //! Nothing here decides anything: a wrong guess costs time and is found out. The mass *below* a threshold is estimated, not
 //! that above: no single weight below is large, so a small sample speaks for all of them, however peaked the row.
 
-use super::kernels::{LANES, Tier, below, rough};
+use super::kernels::{LANES, below, rough};
 use super::select::{FEW, Goal};
+use crate::cpu::Tier;
 
 /// Rows shorter than this are searched directly.
 const SHORTEST: usize = 4096;

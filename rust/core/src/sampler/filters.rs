@@ -2,10 +2,11 @@
 
 use super::estimate::{guess, narrow};
 use super::exponential::{RELATIVE_ERROR, Scale, exp64};
-use super::kernels::{Extent, Tier, Weight, measure, weigh, weigh64};
+use super::kernels::{Extent, Weight, measure, weigh, weigh64};
 use super::row::Scratch;
 use super::select::{Cut, Found, Goal, Search, select};
 use super::{Options, Preset};
+use crate::cpu::Tier;
 
 /// A mass this close below p reaches it: p was a decimal fraction, and the mass a sum, before either was rounded.
 const REACHED: f64 = 1.0 - 1.0 / (1u64 << 50) as f64;

@@ -6,45 +6,12 @@
 use super::exponential::{Scale, exp64};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
+use crate::cpu::{Kind, Tier};
 use std::ops::AddAssign;
 
 pub(super) const LANES: usize = 16;
 /// Lanes of [`rough`], which is bound by how fast one sum follows another.
 pub(super) const ROUGH_LANES: usize = 32;
-
-/// Which instructions the passes use; only ever one this CPU has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tier(Kind);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// What every CPU of the target has: NEON on arm64, SSE2 on x86-64.
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Tier {
-    /// Returns the fastest tier of this CPU.
-    pub(super) fn best() -> Self {
-        Self::available().next_back().unwrap_or(Self(Kind::Portable))
-    }
-
-    /// Returns every tier of this CPU, the slowest first.
-    pub(super) fn available() -> impl DoubleEndedIterator<Item = Self> {
-        [
-            (Kind::Portable, true),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx2, is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")),
-            #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512, is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq")),
-        ]
-        .into_iter()
-        .filter_map(|(kind, detected)| detected.then_some(Self(kind)))
-    }
-}
 
 /// Compiles one pass for each tier behind a function that picks by its first argument. `$avx512` is the same pass by hand.
 macro_rules! pass {
@@ -61,13 +28,13 @@ macro_rules! pass {
                 portable($($argument),*)
             }
 
-            match tier.0 {
+            match tier.kind() {
                 Kind::Portable => portable($($argument),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Tier` is only ever `Avx2` where AVX2 and FMA were detected.
                 Kind::Avx2 => unsafe { avx2($($argument),*) },
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Tier` is only ever `Avx512` where AVX-512 F and DQ were detected; every such CPU has AVX2 and FMA.
+                // SAFETY: `Tier` is only ever `Avx512` where AVX-512 F, BW and DQ, AVX2 and FMA were detected.
                 Kind::Avx512 => unsafe { $avx512($($argument),*) },
             }
         }
@@ -248,13 +215,13 @@ pass! {
 /// See [`Weight::measure`].
 #[inline]
 pub(super) fn measure(tier: Tier, row: &[f32], weights: &[f32], threshold: f32) -> Measure {
-    match tier.0 {
+    match tier.kind() {
         Kind::Portable => measure_any(row, weights, threshold),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Tier` is only ever `Avx2` where AVX2 was detected; every such CPU has POPCNT.
         Kind::Avx2 => unsafe { avx2::measure(row, weights, threshold) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Tier` is only ever `Avx512` where AVX-512 F and DQ were detected; every such CPU has POPCNT.
+        // SAFETY: `Tier` is only ever `Avx512` where AVX-512 F, BW and DQ were detected; every such CPU has POPCNT.
         Kind::Avx512 => unsafe { avx512::measure(row, weights, threshold) },
     }
 }

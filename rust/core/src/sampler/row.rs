@@ -3,10 +3,11 @@
 use super::estimate::Sample;
 use super::exponential::exp64;
 use super::filters::filter;
-use super::kernels::{Extent, Tier, extent, measure};
+use super::kernels::{Extent, extent, measure};
 use super::penalties::{adjust, check_history, penalise};
 use super::select::{Buffers, Cut};
 use super::{Options, Rows};
+use crate::cpu::Tier;
 use crate::{Error, Result};
 
 /// Ids whose weights are summed together when the draw looks for its place; within a block, in smaller ones.

@@ -4,7 +4,8 @@
 //! weighs what lies above a threshold; as soon as few logits remain inside, they are moved together and searched alone,
 //! and the last handful is ordered.
 
-use super::kernels::{Candidates, Measure, Tier, Weight};
+use super::kernels::{Candidates, Measure, Weight};
+use crate::cpu::Tier;
 use std::cmp::Ordering;
 
 /// Brackets that hold at most this many logits are ordered; beyond, one more pass is cheaper.

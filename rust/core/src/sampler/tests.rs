@@ -1,9 +1,10 @@
 //! The sampler against its definition: sort everything, sum in float64.
 
 use super::exponential::exp64;
-use super::kernels::{Tier, measure, rough};
+use super::kernels::{measure, rough};
 use super::row::{Scratch, row_probs, sample_row};
 use super::{Elements, Options, Request, Rows, Sampler, uniform};
+use crate::cpu::Tier;
 use proptest::prelude::*;
 
 /// Returns the kept distribution by definition, or `None` where the mass comes so near to p that float64's rounding decides.

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 
 use super::super::block::{self, Ascii, BLOCK, BlockGrammar};
 use super::Tier;
+use crate::cpu::has_avx2_and_bits;
 
 /// 32 bytes at a time. To be used only within [`fill_ends_avx2`].
 struct Avx2;
@@ -17,17 +18,8 @@ struct Avx2;
 struct Avx512;
 
 #[inline(always)]
-pub(super) fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("bmi1")
-        && is_x86_feature_detected!("bmi2")
-        && is_x86_feature_detected!("lzcnt")
-        && is_x86_feature_detected!("popcnt")
-}
-
-#[inline(always)]
 pub(super) fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi2") && has_avx2()
+    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi2") && has_avx2_and_bits()
 }
 
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
@@ -211,7 +203,7 @@ pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, block::Wide)> {
         (Avx512::ascii(bytes), Avx512::wide(bytes))
     }
     let mut masks = Vec::new();
-    if has_avx2() {
+    if has_avx2_and_bits() {
         // SAFETY: the CPU has what the function is compiled for.
         masks.push(unsafe { avx2(bytes) });
     }
