@@ -1,6 +1,7 @@
 """Errors of Ray's workers as what they are: of those, Ray hands on nothing but the text of a traceback.
 
 So a worker puts what is to be known into its message, as one line of JSON between marks, and it is read from the text.
+That text quotes lines of this file too, wherever Ray finds it, so no line here may look like a marked one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _KINDS: tuple[type[Exception], ...] = (FileNotFoundError, OSError, TypeError, ValueError)
-_MARKED = re.compile(r"<bpe_llama worker: (.*) :worker bpe_llama>")
+_MARKED = "<bpe_llama worker: {} :worker bpe_llama>"
+_MARKED_IN_TEXT = re.compile(_MARKED.format(r"(\[\d+, .*\])"))
 
 
 class WorkerError(Exception):
@@ -32,7 +34,7 @@ def raised_for_driver() -> Iterator[None]:
         arguments: list[object] = [str(error)]
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
             arguments = [error.errno, error.strerror, str(error.filename)]
-        raise WorkerError(f"<bpe_llama worker: {json.dumps([kind, arguments])} :worker bpe_llama>") from error
+        raise WorkerError(_MARKED.format(json.dumps([kind, arguments]))) from error
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def raised_by_workers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (marked := _MARKED.search(str(error))) is None:
+        if (marked := _MARKED_IN_TEXT.search(str(error))) is None:
             raise
         kind, arguments = json.loads(marked[1])
         raise _KINDS[kind](*arguments) from error

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_errors_of_workers_are_what_they_are_on_one_machine(dataset, tmp_path):
 
 
 def test_errors_come_back_from_the_text_of_a_traceback(tmp_path):
-    """What Ray hands on is text, with the mark somewhere in it."""
+    """What Ray hands on is text, lines of source among it, with the mark somewhere in it."""
     from bpe_llama._worker_errors import WorkerError, raised_by_workers, raised_for_driver
 
     names = tmp_path / 'a name: with\nmany: \u00e9 \U0001f600 "quotes".txt'
@@ -110,7 +111,7 @@ def test_errors_come_back_from_the_text_of_a_traceback(tmp_path):
         with pytest.raises(WorkerError) as marked, raised_for_driver():
             raise error
         with pytest.raises(type(error)) as back, raised_by_workers():
-            raise RuntimeError(f"\x1b[36mray::f()\nTraceback:\n  WorkerError: {marked.value}\n\nThe above ...")
+            raise RuntimeError("\x1b[36mray::f()\n" + "".join(traceback.format_exception(marked.value)) + "\nThe above")
         assert type(back.value) is type(error) and str(back.value) == str(error) and back.value.args == error.args
     with pytest.raises(KeyError), raised_by_workers(), raised_for_driver():
         raise KeyError("an error of our own")
