@@ -11,7 +11,7 @@ pub(crate) enum Kind {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW and DQ, and what `Avx2` has.
+    /// AVX-512 F, BW, DQ and VL, and what `Avx2` has.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -35,7 +35,8 @@ impl Tier {
                 Kind::Avx512,
                 avx2 && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq"),
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl"),
             ),
         ]
         .into_iter()
@@ -44,6 +45,14 @@ impl Tier {
 
     pub(crate) fn kind(self) -> Kind {
         self.0
+    }
+
+    /// Returns whether it has 32 registers of 16 float32.
+    pub(crate) fn has_wide_registers(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Avx512;
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 }
 
@@ -66,6 +75,19 @@ pub(crate) fn prefetch<T>(address: *const T) {
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// As [`prefetch`], but no nearer than the second-level cache: for what is wanted later than soon.
+#[inline(always)]
+pub(crate) fn prefetch_far<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

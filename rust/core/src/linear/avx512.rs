@@ -4,11 +4,11 @@ use super::lanes::{LANES, Lanes};
 #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
 use std::arch::x86_64::*;
 
-/// One register; needs AVX-512 F and BW.
+/// One register; needs AVX-512 F, BW and VL.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512);
 
-// SAFETY of every block: the trait's callers have AVX-512 F and BW, and loads read what the references hold.
+// SAFETY of every block: the trait's callers have AVX-512 F, BW and VL, and loads read what the references hold.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the one reason for all is given above")]
 impl Lanes for Avx512 {
     type Codes = __m512i;
@@ -72,6 +72,25 @@ impl Lanes for Avx512 {
         unsafe {
             let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
             super::avx2::total(_mm256_add_ps(_mm512_castps512_ps256(self.0), high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn four_totals([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+        unsafe {
+            // Of two registers, the first half of each beside that of the other, plus the second halves.
+            let fold = |x, y| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(x, y), _mm512_shuffle_f32x4::<0xee>(x, y));
+            let (two, other) = (fold(a.0, b.0), fold(c.0, d.0));
+            let fours = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(two, other),
+                _mm512_shuffle_f32x4::<0xdd>(two, other),
+            );
+            let pairs = _mm512_add_ps(fours, _mm512_permute_ps::<0x4e>(fours));
+            let totals = _mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs));
+            let first_of_four = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut found = [0.0; 4];
+            let four = _mm512_castps512_ps128(_mm512_permutexvar_ps(first_of_four, totals));
+            _mm_storeu_ps(found.as_mut_ptr(), four);
+            found
         }
     }
 }

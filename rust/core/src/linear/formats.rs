@@ -2,27 +2,44 @@
 
 #![allow(clippy::needless_range_loop, reason = "indices into arrays unroll; iterators over them go through memory")]
 
-use super::lanes::{LANES, Lanes};
-use crate::cpu::prefetch;
+use super::lanes::{LANES, Lanes, Sixteen};
+use crate::cpu::{prefetch, prefetch_far};
 
 /// Vectors of lanes that the input of one block of four-bit codes takes: one for each code of a word, and their sum.
 const BLOCK_VECTORS: usize = 9;
 /// Four-bit codes that are read at once.
 pub(super) const BLOCK: usize = 8 * LANES;
 
-/// How far ahead of the weights at work others are asked for, in bytes: several rows at once are no pattern that
-/// processors foresee.
-const AHEAD: usize = 4096;
+/// Which weights a pass asks for before they are read: several rows at once are no pattern that processors foresee.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// How far behind those at work.
+    pub(super) bytes: usize,
+    /// Passes that read the same weights share the asking: each asks at every so many steps, from its own turn on.
+    pub(super) turns: usize,
+    pub(super) turn: usize,
+}
 
-/// Asks for the weights that follow after [`AHEAD`], as many as one step of `R` rows takes.
-///
-/// `step` counts the steps of `N` numbers a row from the rows that begin at `start`.
-#[inline(always)]
-fn ask_ahead<T, const R: usize, const N: usize>(weights: &[T], start: usize, step: usize) {
-    let first = weights.as_ptr().wrapping_add(start + step * R * N).wrapping_byte_add(AHEAD);
-    let bytes = R * N * size_of::<T>();
-    for line in 0..bytes.div_ceil(64) {
-        prefetch(first.wrapping_byte_add(64 * line));
+impl Ahead {
+    /// For a pass that reads its weights alone.
+    pub(super) const ALONE: Self = Self { bytes: 8192, turns: 1, turn: 0 };
+
+    /// Asks for as many weights as one step of `R` rows takes.
+    ///
+    /// `step` counts the steps of `N` numbers a row from the rows that begin at `start`.
+    #[inline(always)]
+    fn ask<T, const R: usize, const N: usize>(&mut self, weights: &[T], start: usize, step: usize) {
+        if self.turn > 0 {
+            self.turn -= 1;
+            return;
+        }
+        self.turn = self.turns - 1;
+        let first = weights.as_ptr().wrapping_add(start + step * R * N).wrapping_byte_add(self.bytes);
+        let bytes = R * N * size_of::<T>();
+        for line in 0..bytes.div_ceil(64) {
+            let line = first.wrapping_byte_add(64 * line);
+            if self.turns > 1 { prefetch_far(line) } else { prefetch(line) }
+        }
     }
 }
 
@@ -31,9 +48,6 @@ fn ask_ahead<T, const R: usize, const N: usize>(weights: &[T], start: usize, ste
 /// Whatever the instructions, the batch and the threads, each result is summed in one order: lane by lane, every lane
 /// from the first column on, as the input is laid out; then the lanes ([`Lanes::total`]).
 pub(super) trait Format: Copy {
-    /// Appends a batch of vectors of `columns` numbers as the kernel takes them, zeros where they end.
-    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>);
-
     /// Returns the products of `R` rows from `row` on with the `M` vectors laid out in `x`.
     ///
     /// # Safety
@@ -42,22 +56,69 @@ pub(super) trait Format: Copy {
         self,
         row: usize,
         columns: usize,
-        x: &[[f32; LANES]],
+        x: &[Sixteen],
+        ahead: Ahead,
     ) -> [[f32; M]; R];
 }
 
-/// Pushes, for each place of a vector and each vector of the batch, the lanes that `place` names.
-fn push_lanes(
+/// How the numbers of a batch of vectors become lanes; zeros follow where a vector ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Sixteen columns at a time.
+    Plain,
+    /// Of 32 columns the even ones, then the odd ones.
+    EvenOdd,
+    /// Of a [`BLOCK`] each eighth column from the first on, from the second on, and so forth; then the sums of these eight.
+    Block,
+}
+
+impl Layout {
+    /// Appends a batch of vectors of `columns` numbers, of every vector the same columns side by side.
+    pub(super) fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
+        match self {
+            Self::Plain => push_every::<LANES, 1>(x, columns, lanes, |_| {}),
+            Self::EvenOdd => push_every::<{ 2 * LANES }, 2>(x, columns, lanes, |_| {}),
+            Self::Block => push_every::<BLOCK, 8>(x, columns, lanes, |lanes| {
+                let count = x.len() / columns;
+                let start = lanes.len() - 8 * count;
+                for row in 0..count {
+                    let mut sum = [0.0; LANES];
+                    for vector in lanes[start + row..].iter().step_by(count).take(8) {
+                        for (sum, x) in sum.iter_mut().zip(vector.0) {
+                            *sum += x;
+                        }
+                    }
+                    lanes.push(Sixteen(sum));
+                }
+            }),
+        }
+    }
+}
+
+/// Appends, for each `N` columns and each of `STEP` places to start from, every vector's numbers at every `STEP`th column;
+/// calls `then` behind each `N`.
+#[inline(always)]
+fn push_every<const N: usize, const STEP: usize>(
     x: &[f32],
     columns: usize,
-    vectors: usize,
-    place: impl Fn(usize, usize) -> usize,
-    lanes: &mut Vec<[f32; LANES]>,
+    lanes: &mut Vec<Sixteen>,
+    then: impl Fn(&mut Vec<Sixteen>),
 ) {
-    for vector in 0..vectors {
-        for row in x.chunks_exact(columns) {
-            lanes.push(std::array::from_fn(|lane| row.get(place(vector, lane)).copied().unwrap_or(0.0)));
+    for at in (0..columns).step_by(N) {
+        for start in 0..STEP {
+            for row in x.chunks_exact(columns) {
+                let tail;
+                let numbers = match row[at..].first_chunk::<N>() {
+                    Some(numbers) => numbers,
+                    None => {
+                        tail = filled_up(&row[at..]);
+                        &tail
+                    }
+                };
+                lanes.push(Sixteen(std::array::from_fn(|lane| numbers[STEP * lane + start])));
+            }
         }
+        then(lanes);
     }
 }
 
@@ -75,12 +136,15 @@ fn filled_up<T: Copy + Default, const N: usize>(tail: &[T]) -> [T; N] {
 unsafe fn add_products<L: Lanes, const R: usize, const M: usize>(
     sums: &mut [[L; M]; R],
     weights: [L; R],
-    x: &[[f32; LANES]; M],
+    x: &[Sixteen; M],
 ) {
-    for row in 0..R {
-        for vector in 0..M {
-            // SAFETY: the caller's promise.
-            sums[row][vector] = unsafe { weights[row].multiply_add(L::load(&x[vector]), sums[row][vector]) };
+    for vector in 0..M {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = L::load(&x[vector].0);
+            for row in 0..R {
+                sums[row][vector] = weights[row].multiply_add(x, sums[row][vector]);
+            }
         }
     }
 }
@@ -93,9 +157,14 @@ unsafe fn add_products<L: Lanes, const R: usize, const M: usize>(
 unsafe fn totals<L: Lanes, const R: usize, const M: usize>(sums: [[L; M]; R]) -> [[f32; M]; R] {
     let mut found = [[0.0; M]; R];
     for row in 0..R {
-        for vector in 0..M {
+        let (fours, rest) = sums[row].as_chunks::<4>();
+        for four in 0..fours.len() {
             // SAFETY: the caller's promise.
-            found[row][vector] = unsafe { sums[row][vector].total() };
+            found[row][4 * four..][..4].copy_from_slice(&unsafe { L::four_totals(fours[four]) });
+        }
+        for vector in 0..rest.len() {
+            // SAFETY: as above.
+            found[row][4 * fours.len() + vector] = unsafe { rest[vector].total() };
         }
     }
     found
@@ -111,16 +180,13 @@ fn cut<T, const R: usize, const N: usize>(weights: &[T], row: usize, columns: us
 pub(super) struct F32<'a>(pub(super) &'a [f32]);
 
 impl Format for F32<'_> {
-    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
-        push_lanes(x, columns, columns.div_ceil(LANES), |vector, lane| vector * LANES + lane, lanes);
-    }
-
     #[inline(always)]
     unsafe fn products<L: Lanes, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
-        x: &[[f32; LANES]],
+        x: &[Sixteen],
+        mut ahead: Ahead,
     ) -> [[f32; M]; R] {
         let rows = cut::<f32, R, LANES>(self.0, row, columns);
         let x = x.as_chunks::<M>().0;
@@ -130,7 +196,7 @@ impl Format for F32<'_> {
             let mut sums = [[zero; M]; R];
             let whole = columns / LANES;
             for (place, x) in x[..whole].iter().enumerate() {
-                ask_ahead::<_, R, LANES>(self.0, row * columns, place);
+                ahead.ask::<_, R, LANES>(self.0, row * columns, place);
                 let mut weights = [zero; R];
                 for next in 0..R {
                     weights[next] = L::load(&rows[next].0[place]);
@@ -154,17 +220,13 @@ impl Format for F32<'_> {
 pub(super) struct Bf16<'a>(pub(super) &'a [u16]);
 
 impl Format for Bf16<'_> {
-    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
-        let place = |vector: usize, lane| vector / 2 * 2 * LANES + 2 * lane + vector % 2;
-        push_lanes(x, columns, 2 * columns.div_ceil(2 * LANES), place, lanes);
-    }
-
     #[inline(always)]
     unsafe fn products<L: Lanes, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
-        x: &[[f32; LANES]],
+        x: &[Sixteen],
+        mut ahead: Ahead,
     ) -> [[f32; M]; R] {
         let rows = cut::<u16, R, { 2 * LANES }>(self.0, row, columns);
         let x = x.as_chunks::<M>().0.as_chunks::<2>().0;
@@ -174,7 +236,7 @@ impl Format for Bf16<'_> {
             let mut sums = [[zero; M]; R];
             let whole = columns / (2 * LANES);
             for (place, [even_x, odd_x]) in x[..whole].iter().enumerate() {
-                ask_ahead::<_, R, { 2 * LANES }>(self.0, row * columns, place);
+                ahead.ask::<_, R, { 2 * LANES }>(self.0, row * columns, place);
                 let (mut even, mut odd) = ([zero; R], [zero; R]);
                 for next in 0..R {
                     (even[next], odd[next]) = L::bf16(&rows[next].0[place]);
@@ -203,16 +265,13 @@ pub(super) struct Int8<'a> {
 }
 
 impl Format for Int8<'_> {
-    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
-        F32(&[]).lay_out(x, columns, lanes);
-    }
-
     #[inline(always)]
     unsafe fn products<L: Lanes, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
-        x: &[[f32; LANES]],
+        x: &[Sixteen],
+        mut ahead: Ahead,
     ) -> [[f32; M]; R] {
         let rows = cut::<i8, R, LANES>(self.codes, row, columns);
         let x = x.as_chunks::<M>().0;
@@ -222,7 +281,7 @@ impl Format for Int8<'_> {
             let mut sums = [[zero; M]; R];
             let whole = columns / LANES;
             for (place, x) in x[..whole].iter().enumerate() {
-                ask_ahead::<_, R, LANES>(self.codes, row * columns, place);
+                ahead.ask::<_, R, LANES>(self.codes, row * columns, place);
                 let mut weights = [zero; R];
                 for next in 0..R {
                     weights[next] = L::int8(&rows[next].0[place]);
@@ -259,29 +318,13 @@ pub(super) struct Int4<'a> {
 }
 
 impl Format for Int4<'_> {
-    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<[f32; LANES]>) {
-        let count = x.len() / columns;
-        for block in 0..columns.div_ceil(BLOCK) {
-            let start = lanes.len();
-            push_lanes(x, columns, 8, |vector, lane| block * BLOCK + 8 * lane + vector, lanes);
-            for row in 0..count {
-                let mut sum = [0.0; LANES];
-                for vector in lanes[start..].iter().skip(row).step_by(count).take(8) {
-                    for (sum, x) in sum.iter_mut().zip(vector) {
-                        *sum += x;
-                    }
-                }
-                lanes.push(sum);
-            }
-        }
-    }
-
     #[inline(always)]
     unsafe fn products<L: Lanes, const R: usize, const M: usize>(
         self,
         row: usize,
         columns: usize,
-        x: &[[f32; LANES]],
+        x: &[Sixteen],
+        mut ahead: Ahead,
     ) -> [[f32; M]; R] {
         let group = 2 * self.codes.len() / self.pairs.len().max(1);
         let rows = cut::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
@@ -295,7 +338,7 @@ impl Format for Int4<'_> {
             let mut sums = [[zero; M]; R];
             let whole = columns / BLOCK;
             for (block, x) in x[..whole].iter().enumerate() {
-                ask_ahead::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, block);
+                ahead.ask::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, block);
                 for next in 0..R {
                     let codes = L::codes(&rows[next].0[block]);
                     add_block(&mut sums[next], codes, &pairs[next][block * BLOCK / group..], &index, x);
@@ -324,7 +367,7 @@ unsafe fn add_block<L: Lanes, const M: usize>(
     mut codes: L::Codes,
     pairs: &[[u16; 2]],
     index: &[u32; LANES],
-    x: &[[[f32; LANES]; M]; BLOCK_VECTORS],
+    x: &[[Sixteen; M]; BLOCK_VECTORS],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -340,7 +383,7 @@ unsafe fn add_block<L: Lanes, const M: usize>(
         };
         for vector in 0..M {
             let sum = parts[0][vector].multiply_add(scale, sums[vector]);
-            sums[vector] = offset.multiply_add(L::load(&x[8][vector]), sum);
+            sums[vector] = offset.multiply_add(L::load(&x[8][vector].0), sum);
         }
     }
 }

@@ -3,6 +3,11 @@
 /// How many numbers the kernels work on at once.
 pub(super) const LANES: usize = 16;
 
+/// Sixteen float32 in memory, where a line of the cache begins: one that lies across two takes twice as long to read.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Sixteen(pub(super) [f32; LANES]);
+
 /// Sixteen float32 in registers.
 ///
 /// Every implementation gives the same bits: conversions are exact, and sums and products are rounded as IEEE 754 says,
@@ -35,6 +40,13 @@ pub(super) trait Lanes: Copy {
 
     /// Returns the sum of the lanes: those eight apart are added first, then those four apart, two, one.
     unsafe fn total(self) -> f32;
+
+    /// Returns the total of each, the same bits.
+    #[inline(always)]
+    unsafe fn four_totals(four: [Self; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        four.map(|one| unsafe { one.total() })
+    }
 }
 
 /// Lanes in whatever the compiler makes of an array: the twin that every CPU runs, in NEON on arm64.

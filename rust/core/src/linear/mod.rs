@@ -2,7 +2,7 @@
 //!
 //! A language model that writes one sequence multiplies each of its matrices with one vector a token: the time goes into
 //! reading weights. They are read where they lie, in float32, bfloat16, eight or four bits; every weight is read once for
-//! up to [`TOGETHER`] vectors, and rows are shared among threads that stand ready (`crew.rs`).
+//! several vectors, and rows are shared among threads that stand ready (`crew.rs`).
 //!
 //! All arithmetic is float32, in an order that the format alone fixes (`formats.rs`): a result has the same bits on every
 //! CPU, for every number of threads, alone or with other vectors.
@@ -33,13 +33,16 @@ pub use input::{Input, Numbers};
 
 use crate::cpu::{Kind, Tier};
 use crate::{Error, Result};
-use formats::{BLOCK, Bf16, F32, Format, Int4, Int8};
-use lanes::{LANES, Lanes, Portable};
+use formats::{Ahead, Bf16, F32, Format, Int4, Int8, Layout};
+use lanes::{Lanes, Portable, Sixteen};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-/// Vectors that one pass over a matrix serves; more take another pass, over a part that the cache still holds.
-const TOGETHER: usize = 4;
+/// Vectors that one pass over a matrix serves, with 32 registers of 16 lanes and with fewer or narrower ones; more take
+/// another pass, over a part that the cache still holds.
+const TOGETHER: usize = 8;
+const TOGETHER_IN_FEWER: usize = 4;
 
 /// Columns that may share a scale in four bits.
 const GROUPS: [usize; 4] = [32, 64, 128, 256];
@@ -47,8 +50,12 @@ const GROUPS: [usize; 4] = [32, 64, 128, 256];
 /// More columns are in no memory, and their multiples in no `usize`.
 const MOST_COLUMNS: usize = usize::MAX >> 8;
 
-/// Bytes of weights that a thread takes at once.
+/// Bytes of weights that a thread takes at once, for one batch of vectors and for several.
 const CHUNK: usize = 1 << 15;
+const CHUNK_OF_MANY: usize = 1 << 18;
+
+/// Bytes of weights, about, that meet all batches before the next are read.
+const PART: usize = 1 << 16;
 
 /// A matrix's numbers, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -129,36 +136,84 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    fn rows_a_chunk(&self) -> usize {
-        (CHUNK / self.row_bytes().max(1)).next_multiple_of(4).max(4)
+    /// Returns how many rows there are in so many bytes, about: a multiple of `of`.
+    fn rows_in(&self, bytes: usize, of: usize) -> usize {
+        (bytes / self.row_bytes().max(1)).next_multiple_of(of).max(of)
     }
 
-    fn lay_out(&self, x: &[f32]) -> Vec<Batch> {
-        let batches = x.chunks(TOGETHER * self.columns).enumerate().map(|(number, x)| {
-            let mut lanes = Vec::with_capacity((x.len() / LANES) * 9 / 8 + 2 * BLOCK);
-            match self.weights {
-                Weights::F32(weights) => F32(weights).lay_out(x, self.columns, &mut lanes),
-                Weights::Bf16(weights) => Bf16(weights).lay_out(x, self.columns, &mut lanes),
-                Weights::Int8(codes, scales) => Int8 { codes, scales }.lay_out(x, self.columns, &mut lanes),
-                Weights::Int4(codes, pairs) => Int4 { codes, pairs }.lay_out(x, self.columns, &mut lanes),
-            }
-            Batch { first: number * TOGETHER, count: x.len() / self.columns, lanes }
-        });
-        batches.collect()
+    fn layout(&self) -> Layout {
+        match self.weights {
+            Weights::F32(_) | Weights::Int8(..) => Layout::Plain,
+            Weights::Bf16(_) => Layout::EvenOdd,
+            Weights::Int4(..) => Layout::Block,
+        }
     }
 }
 
-/// A few vectors as the kernel takes them.
+/// A few vectors, and where their numbers are as the kernel takes them.
 struct Batch {
     first: usize,
     count: usize,
-    lanes: Vec<[f32; LANES]>,
+    lanes: Range<usize>,
+}
+
+/// Vectors in every layout that the matrices of a product need.
+struct Laid {
+    lanes: Vec<Sixteen>,
+    batches: Vec<(Layout, Vec<Batch>)>,
+}
+
+thread_local! {
+    /// Memory of the last product: new memory costs more than what is written there.
+    static KEPT: Cell<Vec<Sixteen>> = const { Cell::new(Vec::new()) };
+}
+
+impl Laid {
+    fn new(matrices: &[Matrix<'_>], x: &[f32], columns: usize, tier: Tier) -> Self {
+        let mut lanes = KEPT.take();
+        lanes.clear();
+        let mut laid = Self { lanes, batches: Vec::with_capacity(1) };
+        for matrix in matrices {
+            if laid.batches.iter().all(|(layout, _)| *layout != matrix.layout()) {
+                laid.lay_out(matrix.layout(), x, columns, tier);
+            }
+        }
+        laid
+    }
+
+    fn lay_out(&mut self, layout: Layout, x: &[f32], columns: usize, tier: Tier) {
+        let (vectors, mut first, mut batches) = (x.len() / columns, 0, Vec::new());
+        while first < vectors {
+            let count = match vectors - first {
+                TOGETHER.. if tier.has_wide_registers() => TOGETHER,
+                left => left.min(TOGETHER_IN_FEWER),
+            };
+            let start = self.lanes.len();
+            layout.lay_out(&x[first * columns..][..count * columns], columns, &mut self.lanes);
+            batches.push(Batch { first, count, lanes: start..self.lanes.len() });
+            first += count;
+        }
+        self.batches.push((layout, batches));
+    }
+
+    fn batches(&self, layout: Layout) -> &[Batch] {
+        self.batches.iter().find(|(other, _)| *other == layout).map_or(&[], |(_, batches)| batches)
+    }
+}
+
+impl Drop for Laid {
+    fn drop(&mut self) {
+        KEPT.set(std::mem::take(&mut self.lanes));
+    }
 }
 
 /// The matrix of one part, its vectors, and where its results go.
 struct Task<'a> {
     matrix: &'a Matrix<'a>,
-    batches: Vec<Batch>,
+    batches: &'a [Batch],
+    lanes: &'a [Sixteen],
+    /// How many rows a thread takes at once.
+    chunk: usize,
     offset: usize,
     out: &'a Out<'a>,
 }
@@ -216,16 +271,18 @@ fn multiply_with(
             out.len()
         )));
     }
-    let x = input.made(columns, tier);
+    let laid = Laid::new(matrices, &input.made(columns, tier), columns, tier);
     // SAFETY: `AtomicU32` has the size and alignment of `f32`, and the exclusive borrow lasts as long as the cells.
     let cells = unsafe { std::slice::from_raw_parts(out.as_mut_ptr().cast::<AtomicU32>(), out.len()) };
     let out = Out { cells, width, add };
     let (mut offset, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {
-        tasks.push(Task { matrix, batches: matrix.lay_out(&x), offset, out: &out });
+        let batches = laid.batches(matrix.layout());
+        let chunk = if batches.len() > 1 { matrix.rows_in(CHUNK_OF_MANY, 3) } else { matrix.rows_in(CHUNK, 4) };
+        tasks.push(Task { matrix, batches, lanes: &laid.lanes, chunk, offset, out: &out });
         offset += matrix.rows;
-        chunks += matrix.rows.div_ceil(matrix.rows_a_chunk());
+        chunks += matrix.rows.div_ceil(chunk);
         bytes += matrix.bytes();
     }
     let next = AtomicUsize::new(0);
@@ -236,10 +293,9 @@ fn multiply_with(
                 return;
             }
             for task in &tasks {
-                let rows = task.matrix.rows_a_chunk();
-                let own = task.matrix.rows.div_ceil(rows);
+                let own = task.matrix.rows.div_ceil(task.chunk);
                 if chunk < own {
-                    task.run(tier, chunk * rows..((chunk + 1) * rows).min(task.matrix.rows));
+                    task.run(tier, chunk * task.chunk..((chunk + 1) * task.chunk).min(task.matrix.rows));
                     break;
                 }
                 chunk -= own;
@@ -285,9 +341,9 @@ impl Task<'_> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
     fn run_avx512(&self, rows: Range<usize>) {
-        // SAFETY: AVX-512 F and BW are enabled here.
+        // SAFETY: AVX-512 F, BW and VL are enabled here.
         unsafe { self.run_in::<avx512::Avx512>(rows) };
     }
 
@@ -297,17 +353,24 @@ impl Task<'_> {
     /// The CPU has the instructions of `L`.
     #[inline(always)]
     unsafe fn run_in<L: Lanes>(&self, rows: Range<usize>) {
-        for batch in &self.batches {
-            // SAFETY: the caller's promise.
-            unsafe {
-                match self.matrix.weights {
-                    Weights::F32(weights) => self.batch::<L, _>(F32(weights), batch, rows.clone()),
-                    Weights::Bf16(weights) => self.batch::<L, _>(Bf16(weights), batch, rows.clone()),
-                    Weights::Int8(codes, scales) => {
-                        self.batch::<L, _>(Int8 { codes, scales }, batch, rows.clone());
-                    }
-                    Weights::Int4(codes, pairs) => {
-                        self.batch::<L, _>(Int4 { codes, pairs }, batch, rows.clone());
+        let turns = self.batches.len();
+        let part = if turns > 1 { self.matrix.rows_in(PART, 3) } else { rows.len() };
+        for start in rows.clone().step_by(part.max(1)) {
+            let rows = start..(start + part).min(rows.end);
+            for (turn, batch) in self.batches.iter().enumerate() {
+                let bytes = rows.len() * self.matrix.row_bytes();
+                let ahead = if turns > 1 { Ahead { bytes, turns, turn } } else { Ahead::ALONE };
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match self.matrix.weights {
+                        Weights::F32(weights) => self.batch::<L, _>(F32(weights), batch, rows.clone(), ahead),
+                        Weights::Bf16(weights) => self.batch::<L, _>(Bf16(weights), batch, rows.clone(), ahead),
+                        Weights::Int8(codes, scales) => {
+                            self.batch::<L, _>(Int8 { codes, scales }, batch, rows.clone(), ahead);
+                        }
+                        Weights::Int4(codes, pairs) => {
+                            self.batch::<L, _>(Int4 { codes, pairs }, batch, rows.clone(), ahead);
+                        }
                     }
                 }
             }
@@ -317,14 +380,16 @@ impl Task<'_> {
     /// # Safety
     /// The CPU has the instructions of `L`.
     #[inline(always)]
-    unsafe fn batch<L: Lanes, F: Format>(&self, format: F, batch: &Batch, rows: Range<usize>) {
+    unsafe fn batch<L: Lanes, F: Format>(&self, format: F, batch: &Batch, rows: Range<usize>, ahead: Ahead) {
         // SAFETY: the caller's promise.
         unsafe {
             match batch.count {
-                1 => self.sweep::<L, F, 4, 1>(format, batch, rows),
-                2 => self.sweep::<L, F, 2, 2>(format, batch, rows),
-                3 => self.sweep::<L, F, 2, 3>(format, batch, rows),
-                _ => self.sweep::<L, F, 2, TOGETHER>(format, batch, rows),
+                1 => self.sweep::<L, F, 4, 1>(format, batch, rows, ahead),
+                2 => self.sweep::<L, F, 2, 2>(format, batch, rows, ahead),
+                3 => self.sweep::<L, F, 2, 3>(format, batch, rows, ahead),
+                TOGETHER_IN_FEWER => self.sweep::<L, F, 2, TOGETHER_IN_FEWER>(format, batch, rows, ahead),
+                // 24 sums, three weights and a number of a vector at a time.
+                _ => self.sweep::<L, F, 3, TOGETHER>(format, batch, rows, ahead),
             }
         }
     }
@@ -339,12 +404,13 @@ impl Task<'_> {
         format: F,
         batch: &Batch,
         rows: Range<usize>,
+        ahead: Ahead,
     ) {
-        let columns = self.matrix.columns;
+        let (columns, lanes) = (self.matrix.columns, &self.lanes[batch.lanes.clone()]);
         let mut row = rows.start;
         while row + R <= rows.end {
             // SAFETY: the caller's promise.
-            let found = unsafe { format.products::<L, R, M>(row, columns, &batch.lanes) };
+            let found = unsafe { format.products::<L, R, M>(row, columns, lanes, ahead) };
             for (next, found) in found.iter().enumerate() {
                 self.put(batch, row + next, found);
             }
@@ -352,7 +418,7 @@ impl Task<'_> {
         }
         for row in row..rows.end {
             // SAFETY: the caller's promise.
-            let found = unsafe { format.products::<L, 1, M>(row, columns, &batch.lanes) };
+            let found = unsafe { format.products::<L, 1, M>(row, columns, lanes, ahead) };
             self.put(batch, row, &found[0]);
         }
     }
