@@ -80,10 +80,8 @@ impl Lanes for Avx512 {
             // Of two registers, the first half of each beside that of the other, plus the second halves.
             let fold = |x, y| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(x, y), _mm512_shuffle_f32x4::<0xee>(x, y));
             let (two, other) = (fold(a.0, b.0), fold(c.0, d.0));
-            let fours = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(two, other),
-                _mm512_shuffle_f32x4::<0xdd>(two, other),
-            );
+            let fours =
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(two, other), _mm512_shuffle_f32x4::<0xdd>(two, other));
             let pairs = _mm512_add_ps(fours, _mm512_permute_ps::<0x4e>(fours));
             let totals = _mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs));
             let first_of_four = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);

@@ -108,12 +108,11 @@ fn push_every<const N: usize, const STEP: usize>(
         for start in 0..STEP {
             for row in x.chunks_exact(columns) {
                 let tail;
-                let numbers = match row[at..].first_chunk::<N>() {
-                    Some(numbers) => numbers,
-                    None => {
-                        tail = filled_up(&row[at..]);
-                        &tail
-                    }
+                let numbers = if let Some(numbers) = row[at..].first_chunk::<N>() {
+                    numbers
+                } else {
+                    tail = filled_up(&row[at..]);
+                    &tail
                 };
                 lanes.push(Sixteen(std::array::from_fn(|lane| numbers[STEP * lane + start])));
             }

@@ -30,6 +30,8 @@ mod deepseek_v3;
 mod llama3;
 mod named;
 mod o200k;
+#[cfg(test)]
+mod oracle;
 mod qwen2;
 mod r50k;
 mod scan;

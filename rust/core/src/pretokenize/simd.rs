@@ -117,6 +117,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::block::fill_ends;
+    use super::super::oracle::all_ends;
     use super::super::scan::Grammar;
     use super::super::{cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
     use super::*;
@@ -167,16 +168,7 @@ mod tests {
     fn check<G: BlockGrammar>(text: &str, capacity: usize) {
         let expected = naive::<G>(text.as_bytes());
         for (name, fill_ends) in tiers::<G>() {
-            let mut actual = Vec::new();
-            let mut at = 0;
-            while at < text.len() {
-                let mut ends = Vec::with_capacity(capacity);
-                fill_ends(text.as_bytes(), at, &mut ends);
-                assert!(!ends.is_empty() && ends.len() <= capacity, "{name}: {} of {capacity} ends", ends.len());
-                at = ends[ends.len() - 1];
-                actual.extend(ends);
-            }
-            assert_eq!(actual, expected, "{name}");
+            assert_eq!(all_ends(fill_ends, text, capacity), expected, "{name}");
         }
     }
 

@@ -101,24 +101,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{PATTERN, fill_ends, safe_cut};
-    use crate::pretokenize::custom::Custom;
+    use crate::pretokenize::oracle::{all_ends, ends_of_regex};
 
     fn expected(text: &str) -> Vec<usize> {
-        let regex = Custom::new(PATTERN).expect("valid");
-        let mut ends = Vec::with_capacity(2 * text.len() + 1);
-        regex.fill_ends(text, 0, &mut ends).expect("linear");
-        ends
-    }
-
-    fn all_ends(text: &str, room: usize) -> Vec<usize> {
-        let (mut all, mut start) = (Vec::new(), 0);
-        while start < text.len() {
-            let mut ends = Vec::with_capacity(room);
-            fill_ends(text.as_bytes(), start, &mut ends);
-            all.extend(&ends);
-            start = all[all.len() - 1];
-        }
-        all
+        ends_of_regex(PATTERN, text)
     }
 
     proptest! {
@@ -127,7 +113,7 @@ mod tests {
             text in "([a-cé中\u{301}1²٣!./,😀\u{0} \t\r\n\u{a0}\u{85}]|  |\\PC){0,40}| {0,20}",
             room in 1usize..8,
         ) {
-            prop_assert_eq!(all_ends(&text, room), expected(&text));
+            prop_assert_eq!(all_ends(fill_ends, &text, room), expected(&text));
         }
 
         #[test]
@@ -146,6 +132,6 @@ mod tests {
     fn every_character_is_split_as_the_regex_does() {
         let text: String =
             ('\0'..=char::MAX).flat_map(|it| ['a', it, ' ', it, '.', it, '\n', it, it, ' ', ' ']).collect();
-        assert_eq!(all_ends(&text, 1024), expected(&text));
+        assert_eq!(all_ends(fill_ends, &text, 1024), expected(&text));
     }
 }

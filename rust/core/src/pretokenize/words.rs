@@ -18,22 +18,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{PATTERN, fill_ends};
-    use crate::pretokenize::custom::Custom;
+    use crate::pretokenize::oracle::{all_ends, ends_of_regex};
 
     proptest! {
         #[test]
         fn pieces_are_those_of_the_regex(text in "[ aé\n]{0,60}| {0,20}", room in 1usize..8) {
-            let regex = Custom::new(PATTERN).expect("valid");
-            let mut expected = Vec::with_capacity(text.len() + 1);
-            regex.fill_ends(&text, 0, &mut expected).expect("linear");
-            let (mut all, mut start) = (Vec::new(), 0);
-            while start < text.len() {
-                let mut ends = Vec::with_capacity(room);
-                fill_ends(text.as_bytes(), start, &mut ends);
-                all.extend(&ends);
-                start = all[all.len() - 1];
-            }
-            prop_assert_eq!(all, expected);
+            prop_assert_eq!(all_ends(fill_ends, &text, room), ends_of_regex(PATTERN, &text));
         }
     }
 }
