@@ -3,8 +3,7 @@
 Hidden states are float32 whatever the weights are: nothing is rounded between a layer's input and its output but what
 goes into the cache.
 
-Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``N`` heads, ``H`` head_dim,
-``V`` vocab_size.
+Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``N`` heads, ``H`` head_dim.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import PackedLinear
 
-FEW_ROWS = 8
-"""Up to this many rows these products are faster than torch's."""
+FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
+"""Up to so many rows these products are faster than torch's, whose own of bfloat16 use the processor's for matrices."""
 
 
 def can_compile(linears: Sequence[nn.Module]) -> bool:
@@ -39,6 +38,14 @@ def can_compile(linears: Sequence[nn.Module]) -> bool:
         or (type(linear) is nn.Linear and linear.weight.dtype in (torch.float32, torch.bfloat16))
         for linear in linears
     )
+
+
+def few_rows(linears: Sequence[nn.Module]) -> int:
+    """Return for how many rows the compiled products of these layers serve best; none if it cannot compute them."""
+    if not can_compile(linears):
+        return 0
+    plain = [linear.weight.dtype for linear in linears if type(linear) is nn.Linear]
+    return FEW_ROWS_OF_BFLOAT16 if torch.bfloat16 in plain else FEW_ROWS
 
 
 class Rows:
@@ -101,10 +108,8 @@ class CompiledLayer:
 class FewRows:
     """The memory that the products of one pass of M rows read and write."""
 
-    def __init__(
-        self, config: LlamaConfig, x_MD: Tensor, qkv_MO: Tensor, gate_up_MO: Tensor, logits_MV: Tensor
-    ) -> None:
-        self.x_MD, self.qkv_MO, self.gate_up_MO, self.logits_MV = map(Rows, (x_MD, qkv_MO, gate_up_MO, logits_MV))
+    def __init__(self, config: LlamaConfig, x_MD: Tensor, qkv_MO: Tensor, gate_up_MO: Tensor) -> None:
+        self.x_MD, self.qkv_MO, self.gate_up_MO = map(Rows, (x_MD, qkv_MO, gate_up_MO))
         self.gathered_MO = Rows(x_MD.new_empty(len(x_MD), config.num_attention_heads * config.head_size))
 
     def end_layer(self, layer: CompiledLayer, gathered_MO: Tensor) -> None:

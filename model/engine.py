@@ -20,12 +20,14 @@ from torch import Tensor
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.cache_forms import make_cache
 from bpe_llama.model.choosing import choose
-from bpe_llama.model.compiled import FEW_ROWS
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
 from bpe_llama.model.packed import PackedDecoder
 from bpe_llama.model.prompts import whole_ids
+
+FUSED_ROWS = 8
+"""Up to so many rows, of sequences that bring as many new ids each, one pass costs less if it keeps its memory."""
 
 
 class Engine:
@@ -265,7 +267,7 @@ class Engine:
             # Cloned: the fused decoder's next pass may write over what its last one returned.
             return torch.cat([self._read(*both, every).clone() for both in zip(runs, firsts)])  # noqa: B905
         cache = self._slots(first, first + len(ids))
-        few = len({len(new) for new in ids}) == 1 and len(ids) * len(ids[0]) <= FEW_ROWS
+        few = len({len(new) for new in ids}) == 1 and len(ids) * len(ids[0]) <= FUSED_ROWS
         if self._packed is not None and not few:
             logits_MV = self._packed(ids, cache, every)
         elif self._fused is not None and (few or every or len(ids[0]) == 1):

@@ -22,7 +22,7 @@ from torch.nn import functional
 from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache, Places
-from bpe_llama.model.compiled import FEW_ROWS, CompiledLayer, CompiledProduct, can_compile
+from bpe_llama.model.compiled import CompiledLayer, CompiledProduct, Rows, can_compile, few_rows
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
 from bpe_llama.model.fused_parts import (
@@ -129,6 +129,7 @@ class FusedDecoder:
         linears = [self.model.lm_head]
         for layer in layers:
             linears += [*chain(*shared_input(layer)), layer.self_attn.o_proj, layer.mlp.down_proj]
+        self._few_rows = few_rows(linears[1:])
         self._compiled: list[CompiledLayer] = []
         if can_compile(linears):
             self._compiled = [CompiledLayer(layer) for layer in layers]
@@ -170,8 +171,7 @@ class FusedDecoder:
         )
         cos_M1R = torch.cat((cos_M1R, cos_M1R), dim=-1)
         if rows not in self._workspaces:
-            compiled = rows <= FEW_ROWS and bool(self._compiled)
-            self._workspaces[rows] = Workspace(self.model, rows, compiled)
+            self._workspaces[rows] = self.workspace(rows)
         space = self._workspaces[rows]
         kv_heads, size = config.kv_heads, config.head_size
         new_keys = space.turned_key_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
@@ -179,14 +179,10 @@ class FusedDecoder:
 
         opened = cache.open(places)
         ids_M = torch.tensor(ids, device="cpu").flatten()
-        few, dtype = space.few, self.model.dtype
+        dtype = self.model.dtype
         space.x_MD.copy_(self.model.model.embed_tokens.weight[ids_M])
-        for number, layer in enumerate(self.layers):
-            if few is not None:
-                self._compiled[number].qkv.into(few.x_MD, few.qkv_MO)
-            else:
-                write_norm(layer.attention_norm_D, space)
-                layer.qkv.into(space.normed_MD, space.qkv_MO)
+        for number in range(len(self.layers)):
+            self.begin_layer(number, space)
             write_turned(space, cos_M1R, sin_M1R)
             if opened:
                 for view, new in zip(opened[number][:2], (new_keys, new_values), strict=True):
@@ -195,22 +191,41 @@ class FusedDecoder:
             else:
                 key_BKSH, value_BKSH = cache.write(number, new_keys.to(dtype), new_values.to(dtype), places)
             space.query_MNH.copy_(space.turned_query_MNH)
-            gathered_MO = attend(space.query_MNH, key_BKSH, value_BKSH, mask)
-            if few is not None:
-                few.end_layer(self._compiled[number], gathered_MO)
-                continue
-            layer.out.onto(gathered_MO, space.x_MD)
-            write_norm(layer.mlp_norm_D, space)
-            layer.gate_up.into(space.normed_MD, space.gate_up_MO)
-            functional.silu(space.gate_MF, inplace=True).mul_(space.up_MF)
-            layer.down.onto(space.gate_MF, space.x_MD)
+            self.end_layer(number, space, attend(space.query_MNH, key_BKSH, value_BKSH, mask))
         cache.advance(length)
-        if few is not None:
-            self._compiled_head.into(few.x_MD, few.logits_MV)
-            return space.logits_MV.view(batch, length, -1)
-        write_norm(self.model.model.norm.weight, space)
-        self.head.into(space.normed_MD, space.logits_MV)
-        return space.logits_MV.view(batch, length, -1)
+        return self.logits(space.x_MD, space.logits_MV).view(batch, length, -1)
+
+    def workspace(self, rows: int) -> Workspace:
+        """Return memory for a pass of so many rows."""
+        return Workspace(self.model, rows, compiled=rows <= self._few_rows and bool(self._compiled))
+
+    def begin_layer(self, number: int, space: Workspace) -> None:
+        """Write the queries, keys and values of a layer to ``space``."""
+        if space.few is not None:
+            self._compiled[number].qkv.into(space.few.x_MD, space.few.qkv_MO)
+            return
+        write_norm(self.layers[number].attention_norm_D, space)
+        self.layers[number].qkv.into(space.normed_MD, space.qkv_MO)
+
+    def end_layer(self, number: int, space: Workspace, gathered_MO: Tensor) -> None:
+        """Add what the attention gathered, and what the feed-forward block makes of it, to the hidden states."""
+        if space.few is not None:
+            space.few.end_layer(self._compiled[number], gathered_MO)
+            return
+        layer = self.layers[number]
+        layer.out.onto(gathered_MO, space.x_MD)
+        write_norm(layer.mlp_norm_D, space)
+        layer.gate_up.into(space.normed_MD, space.gate_up_MO)
+        functional.silu(space.gate_MF, inplace=True).mul_(space.up_MF)
+        layer.down.onto(space.gate_MF, space.x_MD)
+
+    def logits(self, x_MD: Tensor, logits_MV: Tensor) -> Tensor:
+        """Return ``logits_MV``, with those of the hidden states written to it."""
+        if x_MD.dtype == torch.float32 and self._compiled and len(x_MD) <= self._few_rows:
+            self._compiled_head.into(Rows(x_MD), Rows(logits_MV))
+        else:
+            self.head.into(self.model.model.norm(x_MD), logits_MV)
+        return logits_MV
 
 
 def _query_group_mask(visible: Visible, config: LlamaConfig, places: Places, length: int) -> Tensor | None:

@@ -48,15 +48,26 @@ class Product:
 
     def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
         """Write the product to ``out_MO``."""
-        torch.mm(x_MI, self.weight_IO, out=out_MO)
+        if self._is_faster_turned(x_MI):
+            out_MO.copy_(torch.mm(self.weight_IO.t(), x_MI.t()).t())
+        else:
+            torch.mm(x_MI, self.weight_IO, out=out_MO)
         if self.bias is not None:
             out_MO.add_(self.bias)
 
     def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
         """Add the product to ``sum_MO``."""
-        sum_MO.addmm_(x_MI, self.weight_IO)
+        if self._is_faster_turned(x_MI):
+            product_OM = torch.mm(self.weight_IO.t(), x_MI.t())
+            sum_MO.add_(product_OM.t().contiguous())  # turning it first is faster than adding it turned
+        else:
+            sum_MO.addmm_(x_MI, self.weight_IO)
         if self.bias is not None:
             sum_MO.add_(self.bias)
+
+    def _is_faster_turned(self, x_MI: Tensor) -> bool:
+        """Return whether the weights had better come first: else oneDNN lays them out anew, not the few rows."""
+        return x_MI.dtype == torch.bfloat16 and len(x_MI) > 1
 
 
 class QuantizedProduct:
@@ -124,7 +135,7 @@ class Workspace:
         self.logits_MV = empty(rows, config.vocab_size)
         self.few = None
         if compiled:
-            self.few = FewRows(config, self.x_MD, self.qkv_MO, self.gate_up_MO, self.logits_MV)
+            self.few = FewRows(config, self.x_MD, self.qkv_MO, self.gate_up_MO)
 
 
 def write_norm(weight_D: Tensor, space: Workspace) -> None:

@@ -17,26 +17,14 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.fused import FusedDecoder
-from bpe_llama.model.fused_parts import (
-    FusedLayer,
-    Product,
-    QuantizedProduct,
-    Workspace,
-    attend,
-    write_norm,
-    write_turned,
-)
+from bpe_llama.model.fused_parts import Workspace, attend, write_turned
 from bpe_llama.model.llama import LlamaModel
 from bpe_llama.model.rope import Rotation
 from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
-
-WEIGHTS_FIRST = {torch.bfloat16: range(2, 2**31), torch.float32: range(8, 65)}
-"""For how many rows ``weight @ x.T`` is faster than ``x @ weight.T``, for which the weights are laid out anew first."""
 
 
 class PackedDecoder:
@@ -66,27 +54,22 @@ class PackedDecoder:
         model = self.fused.model
         rows = _Rows(model.model, ids, cache)
         space = self._workspace(len(rows.ids_M))
-        torch.index_select(model.model.embed_tokens.weight, 0, rows.ids_M, out=space.x_MD)
-        for layer, keys_BKSH, values_BKSH in zip(self.fused.layers, cache.keys, cache.values, strict=True):
-            write_norm(layer.attention_norm_D, space)
-            _into(layer.qkv, space.normed_MD, space.qkv_MO)
+        space.x_MD.copy_(model.model.embed_tokens.weight[rows.ids_M])
+        for number, (keys_BKSH, values_BKSH) in enumerate(zip(cache.keys, cache.values, strict=True)):
+            self.fused.begin_layer(number, space)
             write_turned(space, *rows.rotation)
             keys_BKSH[rows.slots_M, :, rows.positions_M] = space.turned_key_MKH.to(keys_BKSH.dtype)
-            values_BKSH[rows.slots_M, :, rows.positions_M] = space.value_MKH
+            values_BKSH[rows.slots_M, :, rows.positions_M] = space.value_MKH.to(values_BKSH.dtype)
             space.query_MNH.copy_(space.turned_query_MNH)
-            _onto(layer.out, rows.gather(space.query_MNH, keys_BKSH, values_BKSH), space.x_MD)
-            write_norm(layer.mlp_norm_D, space)
-            _feed_forward(layer, space)
+            self.fused.end_layer(number, space, rows.gather(space.query_MNH, keys_BKSH, values_BKSH))
         cache.lengths[:] = rows.ends
-        normed_MD: Tensor = model.model.norm(space.x_MD if every else space.x_MD[rows.last_B])
-        logits_MV = normed_MD.new_empty(len(normed_MD), model.config.vocab_size)
-        self.fused.head.into(normed_MD, logits_MV)
-        return logits_MV
+        wanted_MD = space.x_MD if every else space.x_MD[rows.last_B]
+        return self.fused.logits(wanted_MD, wanted_MD.new_empty(len(wanted_MD), model.config.vocab_size))
 
     def _workspace(self, rows: int) -> Workspace:
         if self._space is None or self._space[0] != rows:
             self._space = None  # its memory serves the next
-            self._space = rows, Workspace(self.fused.model, rows)
+            self._space = rows, self.fused.workspace(rows)
         return self._space[1]
 
 
@@ -170,39 +153,3 @@ class _Rows:
             out_1NTH = sdpa(query_1NTH, key_1KSH, value_1KSH, visible)
             gathered_MO[rows] = out_1NTH[0].transpose(0, 1).flatten(1)
         return gathered_MO
-
-
-def _weights_first(product: Product | QuantizedProduct, x_MI: Tensor) -> Tensor | None:
-    """Return the product (M, O), computed as ``weight @ x.T``, or None where that is slower."""
-    if not isinstance(product, Product) or len(x_MI) not in WEIGHTS_FIRST[x_MI.dtype]:
-        return None
-    out_MO = torch.mm(product.weight_IO.t(), x_MI.t()).t()
-    return out_MO if product.bias is None else out_MO.add_(product.bias)
-
-
-def _into(product: Product | QuantizedProduct, x_MI: Tensor, out_MO: Tensor) -> None:
-    """Write the product to ``out_MO``."""
-    found_MO = _weights_first(product, x_MI)
-    if found_MO is None:
-        product.into(x_MI, out_MO)
-    else:
-        out_MO.copy_(found_MO)
-
-
-def _onto(product: Product | QuantizedProduct, x_MI: Tensor, sum_MO: Tensor) -> None:
-    """Add the product to ``sum_MO``."""
-    found_MO = _weights_first(product, x_MI)
-    if found_MO is None:
-        product.onto(x_MI, sum_MO)
-    else:
-        sum_MO.add_(found_MO.contiguous())  # turning it first is faster than adding it turned
-
-
-def _feed_forward(layer: FusedLayer, space: Workspace) -> None:
-    """Add what each row makes of its own features."""
-    gate_up_MO = _weights_first(layer.gate_up, space.normed_MD)
-    if gate_up_MO is None:
-        gate_up_MO = space.gate_up_MO
-        layer.gate_up.into(space.normed_MD, gate_up_MO)
-    gate_MF, up_MF = gate_up_MO.chunk(2, dim=1)
-    _onto(layer.down, functional.silu(gate_MF, inplace=True).mul_(up_MF), space.x_MD)
