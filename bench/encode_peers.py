@@ -35,6 +35,15 @@ class Peer:
         self.published = PUBLISHED[vocabulary]
         self.path = data.vocabulary(vocabulary)
 
+    def save_json(self) -> None:
+        """Save the vocabulary as a tokenizer.json, for those that read no other format of it."""
+        from bpe_llama import Tokenizer
+
+        ours = Tokenizer.from_tiktoken(self.path, pattern=self.published.pattern, special_tokens={})
+        self.folder = tempfile.TemporaryDirectory()
+        self.json = Path(self.folder.name) / "tokenizer.json"
+        ours.save(self.json)
+
     def load(self, vocabulary: str) -> None:
         """Load the vocabulary into ``self.loaded``."""
         raise NotImplementedError
@@ -64,10 +73,17 @@ class Gigatoken(Peer):
 
     package = module = "gigatoken"
 
+    def prepare(self, vocabulary: str) -> None:
+        super().prepare(vocabulary)
+        if vocabulary == "llama3":
+            self.save_json()
+
     def load(self, vocabulary: str) -> None:
-        # llama3's regex is cl100k's in other words, and gigatoken knows it under that name.
-        scheme = {"llama3": "cl100k"}.get(self.published.pattern, self.published.pattern)
-        self.loaded = self.imported.Tokenizer.from_tiktoken(str(self.path), scheme, self.published.special_tokens)
+        kind = self.imported.Tokenizer
+        if vocabulary == "llama3":  # it panics on the published file
+            self.loaded = kind.from_json(self.json.read_bytes())
+        else:
+            self.loaded = kind.from_tiktoken(str(self.path), self.published.pattern, self.published.special_tokens)
 
     def into(self, output: str) -> Encode:
         run: Encode = self.loaded.encode
@@ -128,12 +144,7 @@ class HuggingFace(Peer):
 
     def prepare(self, vocabulary: str) -> None:
         super().prepare(vocabulary)
-        from bpe_llama import Tokenizer
-
-        ours = Tokenizer.from_tiktoken(self.path, pattern=self.published.pattern, special_tokens={})
-        self.folder = tempfile.TemporaryDirectory()
-        self.json = Path(self.folder.name) / "tokenizer.json"
-        ours.save(self.json)
+        self.save_json()
 
     def load(self, vocabulary: str) -> None:
         self.loaded = self.imported.Tokenizer.from_file(str(self.json))
@@ -160,7 +171,9 @@ def load_peers(vocabulary: str) -> tuple[dict[str, Peer], dict[str, str]]:
         try:
             peer.prepare(vocabulary)
             peer.load(vocabulary)
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):  # a Rust panic, too, is no Exception
+                raise
             missing[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         else:
             peers[name] = peer
