@@ -1,8 +1,8 @@
-//! Pieces that are long or have many ids.
+//! Pieces that are long, of at least sixteen bytes, or have many ids.
 
 use crate::cpu::prefetch;
 
-/// Open addressing from hashes to records in an arena: a piece's bytes, four in a number, then its ids.
+/// Open addressing from hashes to records in an arena: a piece's windows of sixteen bytes, then its ids.
 pub(super) struct LongTable {
     /// A hash, 0 for an empty slot; where its record is, how many bytes and how many ids it has.
     pub(super) slots: Vec<[u64; 2]>,
@@ -18,6 +18,9 @@ pub(super) struct LongTable {
 const LINE: usize = 16;
 
 const MIN_SLOTS: usize = 1 << 10;
+
+/// Numbers that sixteen bytes fill.
+const WINDOW: usize = 4;
 
 impl LongTable {
     pub(super) fn new(limit: usize) -> Self {
@@ -51,9 +54,9 @@ impl LongTable {
             }
             if found == hash {
                 let (at, bytes, ids) = unpack(record);
-                let words = word_count(bytes);
-                if bytes == piece.len() && self.arena[at..at + words].iter().copied().eq(words_of(piece)) {
-                    return Some(at + words..at + words + ids);
+                let ids_at = at + WINDOW * bytes.div_ceil(16);
+                if bytes == piece.len() && self.arena[at..ids_at].as_chunks().0.iter().copied().eq(windows_of(piece)) {
+                    return Some(ids_at..ids_at + ids);
                 }
             }
             slot = (slot + 1) & (self.slots.len() - 1);
@@ -88,7 +91,7 @@ impl LongTable {
 
     /// Appends a record to the arena, emptied first if it is full, and returns where it is.
     pub(super) fn store(&mut self, piece: &[u8], ids: &[u32]) -> u32 {
-        let size = word_count(piece.len()) + ids.len();
+        let size = WINDOW * piece.len().div_ceil(16) + ids.len();
         if self.arena.len() + size > self.max_arena {
             self.clear();
         }
@@ -97,7 +100,7 @@ impl LongTable {
             // Twice as much, but never more than is allowed.
             self.arena.reserve_exact(((at + size) * 2).min(self.max_arena.max(size)) - at);
         }
-        self.arena.extend(words_of(piece));
+        windows_of(piece).for_each(|window| self.arena.extend(window));
         self.arena.extend_from_slice(ids);
         at as u32
     }
@@ -110,16 +113,14 @@ impl LongTable {
     }
 }
 
-/// Returns the bytes of no piece or one of at least four as numbers; the last may repeat bytes of the one before.
-fn words_of(piece: &[u8]) -> impl Iterator<Item = u32> {
-    let (words, rest) = piece.as_chunks::<4>();
-    let last = if rest.is_empty() { None } else { piece.last_chunk::<4>() };
-    words.iter().chain(last).map(|word| u32::from_le_bytes(*word))
-}
-
-/// Returns how many numbers [`words_of`] gives for so many bytes.
-fn word_count(bytes: usize) -> usize {
-    bytes.div_ceil(4)
+/// Returns the bytes of no piece or a long one, sixteen at a time; the last may repeat some of those before.
+fn windows_of(piece: &[u8]) -> impl Iterator<Item = [u32; WINDOW]> {
+    let (windows, rest) = piece.as_chunks::<16>();
+    let last = if rest.is_empty() { None } else { piece.last_chunk() };
+    windows.iter().chain(last).map(|window| {
+        let words = window.as_chunks::<4>().0;
+        std::array::from_fn(|word| u32::from_le_bytes(words[word]))
+    })
 }
 
 /// Where a record is, how many bytes and how many ids it has.

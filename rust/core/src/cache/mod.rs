@@ -17,6 +17,9 @@ use short::{MANY, SHORT_IDS, ShortTable, find, unpack_ids};
 /// How much room a piece needs in a run of ids.
 pub(crate) const IDS_A_PIECE: usize = SHORT_IDS + 1;
 
+/// As many ids as most long pieces have.
+const SOME: usize = 8;
+
 /// Longer pieces, which may have as many ids, are not remembered.
 pub(crate) const LONGEST: usize = 512;
 
@@ -116,9 +119,13 @@ impl PieceCache {
                 }
             }
         };
-        let many = &self.long.arena[range];
-        ids.get_mut(..many.len())?.copy_from_slice(many);
-        Some(many.len())
+        let count = range.len();
+        match (ids.first_chunk_mut::<SOME>(), self.long.arena[range.start..].first_chunk()) {
+            // As above: a copy of fixed width, of which what is too much will be overwritten.
+            (Some(some), Some(from)) if count <= SOME => *some = *from,
+            _ => ids.get_mut(..count)?.copy_from_slice(&self.long.arena[range]),
+        }
+        Some(count)
     }
 
     /// Remembers the ids of a piece that is not known.

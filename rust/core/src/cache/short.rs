@@ -51,8 +51,9 @@ impl ShortTable {
 
     pub(super) fn get(&self, probe: &Probe) -> Option<ShortIds> {
         let at = (probe.hash >> (64 - self.line_bits)) as usize;
-        let entries = [at, at ^ 1].map(|at| find(&self.lines()[at], probe.key));
-        entries.into_iter().find(|entry| entry[..2] == probe.key).map(unpack_ids)
+        // The neighbouring line is rarely needed, and rarely there.
+        let mut entries = [at, at ^ 1].into_iter().map(|at| find(&self.lines()[at], probe.key));
+        entries.find(|entry| entry[..2] == probe.key).map(unpack_ids)
     }
 
     pub(super) fn put(&mut self, probe: &Probe, ids: ShortIds) {
