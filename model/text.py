@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +34,7 @@ class TextGenerator:
 
     Args:
         model: Weights.
-        tokenizer: Its vocabulary; must not have more ids than the model.
+        tokenizer: Its vocabulary; must not have more ids than the model, whose other ids stand for no text.
 
     Raises:
         ValueError: If the tokenizer's vocabulary is larger than the model's.
@@ -205,7 +206,8 @@ class _Writer:
         text = self._held
         for new_id in self.sample.new_ids[self._read :]:
             if new_id not in self.sample.eos_ids:
-                text += self._decoder.push(new_id)
+                with suppress(KeyError):  # models have more ids than tokens, for their matrices to be of round sizes
+                    text += self._decoder.push(new_id)
         self._read = len(self.sample.new_ids)
         if self.sample.finish:
             text += self._decoder.flush()

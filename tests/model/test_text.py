@@ -150,6 +150,18 @@ def test_a_vocabulary_larger_than_the_model_is_refused(generator: TextGenerator)
         TextGenerator(LlamaForCausalLM(config), generator.tokenizer)
 
 
+def test_an_id_that_is_no_token_stands_for_no_text(generator: TextGenerator) -> None:
+    config = generator.model.config.replace(vocab_size=300, eos_token_id=None)
+    writing = TextGenerator(LlamaForCausalLM(config, seed=0).eval(), generator.tokenizer)
+    known = generator.tokenizer.encode("a")[0]
+    texts = [
+        "".join(writing.stream("x", max_new_tokens=24, seed=0, temperature=5.0, allowed_ids=[known, *others]))
+        for others in ([], [258, 299])
+    ]
+    assert writing.last is not None and {258, 299} <= set(writing.last.new_ids)
+    assert texts == ["a" * 24, "a" * writing.last.new_ids.count(known)]
+
+
 @pytest.fixture
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """Return a list that fills with every sequence that joins an engine."""
