@@ -41,6 +41,9 @@ from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import QuantizedLinear
 from bpe_llama.model.rope import RotaryEmbedding
 
+WORKSPACES = 8
+"""For so many numbers of rows memory is kept; their logits are most of it."""
+
 _LAYING_FLAT = threading.Lock()
 
 
@@ -171,6 +174,8 @@ class FusedDecoder:
         )
         cos_M1R = torch.cat((cos_M1R, cos_M1R), dim=-1)
         if rows not in self._workspaces:
+            if len(self._workspaces) == WORKSPACES:
+                del self._workspaces[next(iter(self._workspaces))]
             self._workspaces[rows] = self.workspace(rows)
         space = self._workspaces[rows]
         kv_heads, size = config.kv_heads, config.head_size

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
 from bpe_llama.model.compiled import FEW_ROWS, FEW_ROWS_OF_BFLOAT16
 from bpe_llama.model.flat import lay_flat, side_by_side
-from bpe_llama.model.fused import FusedDecoder, can_fuse
+from bpe_llama.model.fused import WORKSPACES, FusedDecoder, can_fuse
 from bpe_llama.model.generation import Engine, GenerationOptions
 
 Make = Callable[..., LlamaForCausalLM]
@@ -113,6 +113,14 @@ def test_few_rows_and_many_are_the_same_model(tiny_model: Make, dtype: torch.dty
     expected = copy.deepcopy(model).float()(torch.tensor(ids)).logits
     worst = 2e-5 if dtype == torch.float32 else 0.03
     assert float((found.float() - expected).abs().max() / expected.abs().max()) < worst
+
+
+def test_memory_is_kept_for_a_few_numbers_of_rows(tiny_model: Make) -> None:
+    decoder = FusedDecoder(tiny_model())
+    for rows in [*range(1, 2 * WORKSPACES), 1]:
+        found = decoder([[5]] * rows, KVCache(decoder.model.config, rows, 4))
+        torch.testing.assert_close(found, decoder([[5]], KVCache(decoder.model.config, 1, 4)).expand_as(found))
+        assert len(decoder._workspaces) <= WORKSPACES
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
