@@ -61,67 +61,7 @@ pub(super) trait Format: Copy {
     ) -> [[f32; M]; R];
 }
 
-/// How the numbers of a batch of vectors become lanes; zeros follow where a vector ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// Sixteen columns at a time.
-    Plain,
-    /// Of 32 columns the even ones, then the odd ones.
-    EvenOdd,
-    /// Of a [`BLOCK`] each eighth column from the first on, from the second on, and so forth; then the sums of these eight.
-    Block,
-}
-
-impl Layout {
-    /// Appends a batch of vectors of `columns` numbers, of every vector the same columns side by side.
-    pub(super) fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
-        match self {
-            Self::Plain => push_every::<LANES, 1>(x, columns, lanes, |_| {}),
-            Self::EvenOdd => push_every::<{ 2 * LANES }, 2>(x, columns, lanes, |_| {}),
-            Self::Block => push_every::<BLOCK, 8>(x, columns, lanes, |lanes| {
-                let count = x.len() / columns;
-                let start = lanes.len() - 8 * count;
-                for row in 0..count {
-                    let mut sum = [0.0; LANES];
-                    for vector in lanes[start + row..].iter().step_by(count).take(8) {
-                        for (sum, x) in sum.iter_mut().zip(vector.0) {
-                            *sum += x;
-                        }
-                    }
-                    lanes.push(Sixteen(sum));
-                }
-            }),
-        }
-    }
-}
-
-/// Appends, for each `N` columns and each of `STEP` places to start from, every vector's numbers at every `STEP`th column;
-/// calls `then` behind each `N`.
-#[inline(always)]
-fn push_every<const N: usize, const STEP: usize>(
-    x: &[f32],
-    columns: usize,
-    lanes: &mut Vec<Sixteen>,
-    then: impl Fn(&mut Vec<Sixteen>),
-) {
-    for at in (0..columns).step_by(N) {
-        for start in 0..STEP {
-            for row in x.chunks_exact(columns) {
-                let tail;
-                let numbers = if let Some(numbers) = row[at..].first_chunk::<N>() {
-                    numbers
-                } else {
-                    tail = filled_up(&row[at..]);
-                    &tail
-                };
-                lanes.push(Sixteen(std::array::from_fn(|lane| numbers[STEP * lane + start])));
-            }
-        }
-        then(lanes);
-    }
-}
-
-fn filled_up<T: Copy + Default, const N: usize>(tail: &[T]) -> [T; N] {
+pub(super) fn filled_up<T: Copy + Default, const N: usize>(tail: &[T]) -> [T; N] {
     let mut whole = [T::default(); N];
     whole[..tail.len()].copy_from_slice(tail);
     whole

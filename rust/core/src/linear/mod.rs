@@ -25,6 +25,7 @@ mod crew;
 mod formats;
 mod input;
 mod lanes;
+mod layout;
 
 #[cfg(test)]
 mod tests;
@@ -33,16 +34,11 @@ pub use input::{Input, Numbers};
 
 use crate::cpu::{Kind, Tier};
 use crate::{Error, Result};
-use formats::{Ahead, Bf16, F32, Format, Int4, Int8, Layout};
+use formats::{Ahead, Bf16, F32, Format, Int4, Int8};
 use lanes::{Lanes, Portable, Sixteen};
-use std::cell::Cell;
+use layout::{Batch, Laid, Layout, TOGETHER, TOGETHER_IN_FEWER};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-
-/// Vectors that one pass over a matrix serves, with 32 registers of 16 lanes and with fewer or narrower ones; more take
-/// another pass, over a part that the cache still holds.
-const TOGETHER: usize = 8;
-const TOGETHER_IN_FEWER: usize = 4;
 
 /// Columns that may share a scale in four bits.
 const GROUPS: [usize; 4] = [32, 64, 128, 256];
@@ -147,63 +143,6 @@ impl<'a> Matrix<'a> {
             Weights::Bf16(_) => Layout::EvenOdd,
             Weights::Int4(..) => Layout::Block,
         }
-    }
-}
-
-/// A few vectors, and where their numbers are as the kernel takes them.
-struct Batch {
-    first: usize,
-    count: usize,
-    lanes: Range<usize>,
-}
-
-/// Vectors in every layout that the matrices of a product need.
-struct Laid {
-    lanes: Vec<Sixteen>,
-    batches: Vec<(Layout, Vec<Batch>)>,
-}
-
-thread_local! {
-    /// Memory of the last product: new memory costs more than what is written there.
-    static KEPT: Cell<Vec<Sixteen>> = const { Cell::new(Vec::new()) };
-}
-
-impl Laid {
-    fn new(matrices: &[Matrix<'_>], x: &[f32], columns: usize, tier: Tier) -> Self {
-        let mut lanes = KEPT.take();
-        lanes.clear();
-        let mut laid = Self { lanes, batches: Vec::with_capacity(1) };
-        for matrix in matrices {
-            if laid.batches.iter().all(|(layout, _)| *layout != matrix.layout()) {
-                laid.lay_out(matrix.layout(), x, columns, tier);
-            }
-        }
-        laid
-    }
-
-    fn lay_out(&mut self, layout: Layout, x: &[f32], columns: usize, tier: Tier) {
-        let (vectors, mut first, mut batches) = (x.len() / columns, 0, Vec::new());
-        while first < vectors {
-            let count = match vectors - first {
-                TOGETHER.. if tier.has_wide_registers() => TOGETHER,
-                left => left.min(TOGETHER_IN_FEWER),
-            };
-            let start = self.lanes.len();
-            layout.lay_out(&x[first * columns..][..count * columns], columns, &mut self.lanes);
-            batches.push(Batch { first, count, lanes: start..self.lanes.len() });
-            first += count;
-        }
-        self.batches.push((layout, batches));
-    }
-
-    fn batches(&self, layout: Layout) -> &[Batch] {
-        self.batches.iter().find(|(other, _)| *other == layout).map_or(&[], |(_, batches)| batches)
-    }
-}
-
-impl Drop for Laid {
-    fn drop(&mut self) {
-        KEPT.set(std::mem::take(&mut self.lanes));
     }
 }
 

@@ -1,0 +1,130 @@
+//! How vectors lie in memory for the kernels: in batches, and within a batch the same columns of all side by side.
+
+use super::Matrix;
+use super::formats::{BLOCK, filled_up};
+use super::lanes::{LANES, Sixteen};
+use crate::cpu::Tier;
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Vectors that one pass over a matrix serves, with 32 registers of 16 lanes and with fewer or narrower ones; more take
+/// another pass, over a part that the cache still holds.
+pub(super) const TOGETHER: usize = 8;
+pub(super) const TOGETHER_IN_FEWER: usize = 4;
+
+/// How the numbers of a batch of vectors become lanes; zeros follow where a vector ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Sixteen columns at a time.
+    Plain,
+    /// Of 32 columns the even ones, then the odd ones.
+    EvenOdd,
+    /// Of a [`BLOCK`] each eighth column from the first on, from the second on, and so forth; then the sums of these eight.
+    Block,
+}
+
+impl Layout {
+    /// Appends a batch of vectors of `columns` numbers, of every vector the same columns side by side.
+    fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
+        match self {
+            Self::Plain => push_every::<LANES, 1>(x, columns, lanes, |_| {}),
+            Self::EvenOdd => push_every::<{ 2 * LANES }, 2>(x, columns, lanes, |_| {}),
+            Self::Block => push_every::<BLOCK, 8>(x, columns, lanes, |lanes| {
+                let count = x.len() / columns;
+                let start = lanes.len() - 8 * count;
+                for row in 0..count {
+                    let mut sum = [0.0; LANES];
+                    for vector in lanes[start + row..].iter().step_by(count).take(8) {
+                        for (sum, x) in sum.iter_mut().zip(vector.0) {
+                            *sum += x;
+                        }
+                    }
+                    lanes.push(Sixteen(sum));
+                }
+            }),
+        }
+    }
+}
+
+/// Appends, for each `N` columns and each of `STEP` places to start from, every vector's numbers at every `STEP`th column;
+/// calls `then` behind each `N`.
+#[inline(always)]
+fn push_every<const N: usize, const STEP: usize>(
+    x: &[f32],
+    columns: usize,
+    lanes: &mut Vec<Sixteen>,
+    then: impl Fn(&mut Vec<Sixteen>),
+) {
+    for at in (0..columns).step_by(N) {
+        for start in 0..STEP {
+            for row in x.chunks_exact(columns) {
+                let tail;
+                let numbers = if let Some(numbers) = row[at..].first_chunk::<N>() {
+                    numbers
+                } else {
+                    tail = filled_up(&row[at..]);
+                    &tail
+                };
+                lanes.push(Sixteen(std::array::from_fn(|lane| numbers[STEP * lane + start])));
+            }
+        }
+        then(lanes);
+    }
+}
+
+/// A few vectors, and where their numbers are as the kernel takes them.
+pub(super) struct Batch {
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) lanes: Range<usize>,
+}
+
+/// Vectors in every layout that the matrices of a product need.
+pub(super) struct Laid {
+    pub(super) lanes: Vec<Sixteen>,
+    batches: Vec<(Layout, Vec<Batch>)>,
+}
+
+thread_local! {
+    /// Memory of the last product: new memory costs more than what is written there.
+    static KEPT: Cell<Vec<Sixteen>> = const { Cell::new(Vec::new()) };
+}
+
+impl Laid {
+    pub(super) fn new(matrices: &[Matrix<'_>], x: &[f32], columns: usize, tier: Tier) -> Self {
+        let mut lanes = KEPT.take();
+        lanes.clear();
+        let mut laid = Self { lanes, batches: Vec::with_capacity(1) };
+        for matrix in matrices {
+            if laid.batches.iter().all(|(layout, _)| *layout != matrix.layout()) {
+                laid.lay_out(matrix.layout(), x, columns, tier);
+            }
+        }
+        laid
+    }
+
+    fn lay_out(&mut self, layout: Layout, x: &[f32], columns: usize, tier: Tier) {
+        let (vectors, mut first, mut batches) = (x.len() / columns, 0, Vec::new());
+        while first < vectors {
+            let count = match vectors - first {
+                TOGETHER.. if tier.has_wide_registers() => TOGETHER,
+                left => left.min(TOGETHER_IN_FEWER),
+            };
+            let start = self.lanes.len();
+            layout.lay_out(&x[first * columns..][..count * columns], columns, &mut self.lanes);
+            batches.push(Batch { first, count, lanes: start..self.lanes.len() });
+            first += count;
+        }
+        self.batches.push((layout, batches));
+    }
+
+    pub(super) fn batches(&self, layout: Layout) -> &[Batch] {
+        self.batches.iter().find(|(other, _)| *other == layout).map_or(&[], |(_, batches)| batches)
+    }
+}
+
+impl Drop for Laid {
+    fn drop(&mut self) {
+        KEPT.set(std::mem::take(&mut self.lanes));
+    }
+}
