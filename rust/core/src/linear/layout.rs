@@ -85,6 +85,9 @@ pub(super) struct Laid {
     batches: Vec<(Layout, Vec<Batch>)>,
 }
 
+/// More is given back: 4 MiB.
+const MOST_KEPT: usize = (4 << 20) / size_of::<Sixteen>();
+
 thread_local! {
     /// Memory of the last product: new memory costs more than what is written there.
     static KEPT: Cell<Vec<Sixteen>> = const { Cell::new(Vec::new()) };
@@ -125,6 +128,8 @@ impl Laid {
 
 impl Drop for Laid {
     fn drop(&mut self) {
-        KEPT.set(std::mem::take(&mut self.lanes));
+        if self.lanes.capacity() <= MOST_KEPT {
+            KEPT.set(std::mem::take(&mut self.lanes));
+        }
     }
 }
