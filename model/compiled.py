@@ -21,7 +21,7 @@ from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import PackedLinear
 
 FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
-"""Up to so many rows these products are faster than torch's, whose own of bfloat16 use the processor's for matrices."""
+"""Up to so many rows these products are as fast as torch's or faster; it multiplies bfloat16 by a processor's own unit."""
 
 
 def can_compile(linears: Sequence[nn.Module]) -> bool:
@@ -41,9 +41,7 @@ def can_compile(linears: Sequence[nn.Module]) -> bool:
 
 
 def few_rows(linears: Sequence[nn.Module]) -> int:
-    """Return for how many rows the compiled products of these layers serve best; none if it cannot compute them."""
-    if not can_compile(linears):
-        return 0
+    """Return for how many rows the compiled products of these layers, which it `can_compile`, serve best."""
     plain = [linear.weight.dtype for linear in linears if type(linear) is nn.Linear]
     return FEW_ROWS_OF_BFLOAT16 if torch.bfloat16 in plain else FEW_ROWS
 

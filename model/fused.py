@@ -132,9 +132,9 @@ class FusedDecoder:
         linears = [self.model.lm_head]
         for layer in layers:
             linears += [*chain(*shared_input(layer)), layer.self_attn.o_proj, layer.mlp.down_proj]
-        self._few_rows = few_rows(linears[1:])
-        self._compiled: list[CompiledLayer] = []
+        self._few_rows, self._compiled = 0, list[CompiledLayer]()
         if can_compile(linears):
+            self._few_rows = few_rows(linears[1:])
             self._compiled = [CompiledLayer(layer) for layer in layers]
             self._compiled_head = CompiledProduct([self.model.lm_head], self.model.model.norm)
 
@@ -202,7 +202,7 @@ class FusedDecoder:
 
     def workspace(self, rows: int) -> Workspace:
         """Return memory for a pass of so many rows."""
-        return Workspace(self.model, rows, compiled=rows <= self._few_rows and bool(self._compiled))
+        return Workspace(self.model, rows, compiled=rows <= self._few_rows)
 
     def begin_layer(self, number: int, space: Workspace) -> None:
         """Write the queries, keys and values of a layer to ``space``."""
@@ -226,7 +226,7 @@ class FusedDecoder:
 
     def logits(self, x_MD: Tensor, logits_MV: Tensor) -> Tensor:
         """Return ``logits_MV``, with those of the hidden states written to it."""
-        if x_MD.dtype == torch.float32 and self._compiled and len(x_MD) <= self._few_rows:
+        if x_MD.dtype == torch.float32 and len(x_MD) <= self._few_rows:
             self._compiled_head.into(Rows(x_MD), Rows(logits_MV))
         else:
             self.head.into(self.model.model.norm(x_MD), logits_MV)
