@@ -21,7 +21,7 @@ from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import PackedLinear
 
 FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
-"""Up to so many rows these products are as fast as torch's or faster; it multiplies bfloat16 by a processor's own unit."""
+"""Up to so many rows these products are as fast as torch's or faster; some processors have a unit for its bfloat16."""
 
 
 def can_compile(linears: Sequence[nn.Module]) -> bool:
