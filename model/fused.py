@@ -220,9 +220,8 @@ class FusedDecoder:
         layer = self.layers[number]
         layer.out.onto(gathered_MO, space.x_MD)
         write_norm(layer.mlp_norm_D, space)
-        layer.gate_up.into(space.normed_MD, space.gate_up_MO)
-        functional.silu(space.gate_MF, inplace=True).mul_(space.up_MF)
-        layer.down.onto(space.gate_MF, space.x_MD)
+        gate_MF, up_MF = layer.gate_up.computed(space.normed_MD, space.gate_up_MO).chunk(2, dim=1)
+        layer.down.onto(functional.silu(gate_MF, inplace=True).mul_(up_MF), space.x_MD)
 
     def logits(self, x_MD: Tensor, logits_MV: Tensor) -> Tensor:
         """Return ``logits_MV``, with those of the hidden states written to it."""

@@ -55,6 +55,14 @@ class Product:
         if self.bias is not None:
             out_MO.add_(self.bias)
 
+    def computed(self, x_MI: Tensor, out_MO: Tensor) -> Tensor:
+        """Return the product, in ``out_MO`` or, where copying it there would take longer, in memory of its own."""
+        if not self._is_faster_turned(x_MI):
+            self.into(x_MI, out_MO)
+            return out_MO
+        found_MO = torch.mm(self.weight_IO.t(), x_MI.t()).t()
+        return found_MO if self.bias is None else found_MO.add_(self.bias)
+
     def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
         """Add the product to ``sum_MO``."""
         if self._is_faster_turned(x_MI):
@@ -81,6 +89,11 @@ class QuantizedProduct:
         """Write the products to ``out_MO``, side by side."""
         for linear, part_MO in zip(self.linears, torch.split(out_MO, self.widths, dim=1), strict=True):
             part_MO.copy_(linear(x_MI))
+
+    def computed(self, x_MI: Tensor, out_MO: Tensor) -> Tensor:
+        """Return the products, in ``out_MO``."""
+        self.into(x_MI, out_MO)
+        return out_MO
 
     def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
         """Add the product of the only layer to ``sum_MO``."""
