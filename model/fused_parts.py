@@ -34,6 +34,10 @@ def weight_parts(linears: Sequence[nn.Linear]) -> list[list[Tensor]]:
     return [matrices, biases] if biases else [matrices]
 
 
+FEW_TO_TURN = 64
+"""Of more rows, to turn a product takes longer than to lay out the weights anew."""
+
+
 class Product:
     """The product with the matrices of several linear layers that share their input, side by side."""
 
@@ -48,8 +52,8 @@ class Product:
 
     def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
         """Write the product to ``out_MO``."""
-        if self._is_faster_turned(x_MI):
-            out_MO.copy_(torch.mm(self.weight_IO.t(), x_MI.t()).t())
+        if self._are_weights_first(x_MI) and not self._is_long(x_MI):
+            out_MO.copy_(self._turned(x_MI))
         else:
             torch.mm(x_MI, self.weight_IO, out=out_MO)
         if self.bias is not None:
@@ -57,25 +61,31 @@ class Product:
 
     def computed(self, x_MI: Tensor, out_MO: Tensor) -> Tensor:
         """Return the product, in ``out_MO`` or, where copying it there would take longer, in memory of its own."""
-        if not self._is_faster_turned(x_MI):
+        if not self._are_weights_first(x_MI):
             self.into(x_MI, out_MO)
             return out_MO
-        found_MO = torch.mm(self.weight_IO.t(), x_MI.t()).t()
+        found_MO = self._turned(x_MI)
         return found_MO if self.bias is None else found_MO.add_(self.bias)
 
     def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
         """Add the product to ``sum_MO``."""
-        if self._is_faster_turned(x_MI):
-            product_OM = torch.mm(self.weight_IO.t(), x_MI.t())
-            sum_MO.add_(product_OM.t().contiguous())  # turning it first is faster than adding it turned
+        if self._are_weights_first(x_MI) and not self._is_long(x_MI):
+            sum_MO.add_(self._turned(x_MI).contiguous())  # turning it first is faster than adding it turned
         else:
             sum_MO.addmm_(x_MI, self.weight_IO)
         if self.bias is not None:
             sum_MO.add_(self.bias)
 
-    def _is_faster_turned(self, x_MI: Tensor) -> bool:
-        """Return whether the weights had better come first: else oneDNN lays them out anew, not the few rows."""
+    def _are_weights_first(self, x_MI: Tensor) -> bool:
+        """Return whether the weights had better come first: else oneDNN lays them out anew, not the rows."""
         return x_MI.dtype == torch.bfloat16 and len(x_MI) > 1
+
+    def _is_long(self, x_MI: Tensor) -> bool:
+        """Return whether turning the product would take longer than that; rows that are turned already want it."""
+        return len(x_MI) > FEW_TO_TURN and x_MI.is_contiguous()
+
+    def _turned(self, x_MI: Tensor) -> Tensor:
+        return torch.mm(self.weight_IO.t(), x_MI.t()).t()
 
 
 class QuantizedProduct:
@@ -128,6 +138,7 @@ class Workspace:
         empty = partial(torch.empty, dtype=dtype, device="cpu")  # whatever the process's defaults are
         self.x_MD = empty(rows, config.hidden_size)
         self.normed_MD = torch.empty_like(self.x_MD)
+        self.wide_MD = None if dtype == torch.float32 else empty(self.x_MD.shape, dtype=torch.float32)
         self.scale_M1 = empty(rows, 1, dtype=torch.float32)
         self.eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device="cpu")
         self.qkv_MO = empty(rows, (heads + 2 * kv_heads) * size)
@@ -153,11 +164,17 @@ class Workspace:
 
 def write_norm(weight_D: Tensor, space: Workspace) -> None:
     """Write the normalised hidden states, rounded where `RMSNorm` rounds."""
-    scale_M1 = space.scale_M1
-    torch.linalg.vector_norm(space.x_MD, dim=1, keepdim=True, dtype=torch.float32, out=scale_M1)
+    scale_M1, size = space.scale_M1, space.x_MD.shape[1]
+    # Widened by one copy: each operation on numbers of both kinds would widen them for itself.
+    wide_MD = space.x_MD if space.wide_MD is None else space.wide_MD.copy_(space.x_MD)
+    torch.linalg.vector_norm(wide_MD, dim=1, keepdim=True, out=scale_M1)
     # eps + squares / D in one step: an operation costs more than these sums do
-    torch.addcmul(space.eps, scale_M1, scale_M1, value=1 / space.x_MD.shape[1], out=scale_M1).rsqrt_()
-    torch.mul(space.x_MD, scale_M1, out=space.normed_MD).mul_(weight_D)
+    torch.addcmul(space.eps, scale_M1, scale_M1, value=1 / size, out=scale_M1).rsqrt_()
+    if space.wide_MD is None:
+        torch.mul(wide_MD, scale_M1, out=space.normed_MD)
+    else:
+        space.normed_MD.copy_(wide_MD.mul_(scale_M1))
+    space.normed_MD.mul_(weight_D)
 
 
 def write_turned(space: Workspace, cos_M1R: Tensor, sin_M1R: Tensor) -> None:
