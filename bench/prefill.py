@@ -66,9 +66,9 @@ def main() -> None:
             seconds[name].append(clock() - start)
     rows = []
     for dtype in ("float32", "bfloat16"):
-        ours, theirs = (seconds[f"{who} {dtype}"] for who in ("ours", "transformers"))
-        ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
-        rows.append([dtype, *(f"{chosen.length / min(times):.0f}" for times in (ours, theirs)), f"{ratio:.2f}x"])
+        both = [seconds[f"{who} {dtype}"] for who in ("ours", "transformers")]
+        ratio = statistics.median(their / our for our, their in zip(*both, strict=True))
+        rows.append([dtype, *(f"{chosen.length / min(times):.0f}" for times in both), f"{ratio:.2f}x"])
     # Best rounds are of the machine's best moments, which the two may not share: the ratio is taken round by round.
     print(f"\n{chosen.length} tokens, {chosen.threads} threads; tokens a second, best of {chosen.rounds};")
     print("the ratio is the median of the rounds'\n")

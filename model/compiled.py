@@ -8,7 +8,8 @@ Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from bpe_llama.model.quantize import PackedLinear
 
 FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
 """Up to so many rows these products are as fast as torch's or faster; some processors have a unit for its bfloat16."""
+
+FEW_KEYS = 2048
+"""Looking at more, the attention gains more by several threads than the products between lose."""
 
 
 def can_compile(linears: Sequence[nn.Module]) -> bool:
@@ -72,9 +76,9 @@ class CompiledProduct:
             if isinstance(linear.bias, Tensor):
                 self.biases.append((slice(start, end), linear.bias.detach()))
 
-    def into(self, x_MI: Rows, out_MO: Rows, add: bool = False) -> None:
+    def into(self, x_MI: Rows, out_MO: Rows, threads: int, add: bool = False) -> None:
         """Write the product to ``out_MO``, or add it there."""
-        self.linear.multiply(x_MI.array, out_MO.array, add, torch.get_num_threads())
+        self.linear.multiply(x_MI.array, out_MO.array, add, threads)
         for part, bias in self.biases:
             out_MO.tensor[:, part].add_(bias)
 
@@ -109,10 +113,33 @@ class FewRows:
     def __init__(self, config: LlamaConfig, x_MD: Tensor, qkv_MO: Tensor, gate_up_MO: Tensor) -> None:
         self.x_MD, self.qkv_MO, self.gate_up_MO = map(Rows, (x_MD, qkv_MO, gate_up_MO))
         self.gathered_MO = Rows(x_MD.new_empty(len(x_MD), config.num_attention_heads * config.head_size))
+        self.threads = 1
+
+    @contextmanager
+    def looking_at(self, keys: int) -> Iterator[None]:
+        """Let these products have torch's threads for a pass in which the rows together look at so many keys a layer.
+
+        If they are few, torch keeps one thread to itself: its others would wait for more to do by turning round and
+        round, on the processors that the products need. A thread of the process whose very first use of torch falls
+        into such a pass is given one thread by torch, too, until it asks for more.
+        """
+        self.threads = torch.get_num_threads()
+        if self.threads == 1 or keys > FEW_KEYS:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.threads)
+
+    def begin_layer(self, layer: CompiledLayer) -> None:
+        """Write the queries, keys and values of a layer."""
+        layer.qkv.into(self.x_MD, self.qkv_MO, self.threads)
 
     def end_layer(self, layer: CompiledLayer, gathered_MO: Tensor) -> None:
         """Add what the attention gathered, and what the feed-forward block makes of it, to the hidden states."""
         self.gathered_MO.tensor.copy_(gathered_MO)
-        layer.out.into(self.gathered_MO, self.x_MD, add=True)
-        layer.gate_up.into(self.x_MD, self.gate_up_MO)
-        layer.down.into(self.gate_up_MO, self.x_MD, add=True)
+        layer.out.into(self.gathered_MO, self.x_MD, self.threads, add=True)
+        layer.gate_up.into(self.x_MD, self.gate_up_MO, self.threads)
+        layer.down.into(self.gate_up_MO, self.x_MD, self.threads, add=True)

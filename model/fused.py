@@ -186,17 +186,18 @@ class FusedDecoder:
         ids_M = torch.tensor(ids, device="cpu").flatten()
         dtype = self.model.dtype
         space.x_MD.copy_(self.model.model.embed_tokens.weight[ids_M])
-        for number in range(len(self.layers)):
-            self.begin_layer(number, space)
-            write_turned(space, cos_M1R, sin_M1R)
-            if opened:
-                for view, new in zip(opened[number][:2], (new_keys, new_values), strict=True):
-                    view.copy_(new)
-                key_BKSH, value_BKSH = opened[number][2:]
-            else:
-                key_BKSH, value_BKSH = cache.write(number, new_keys.to(dtype), new_values.to(dtype), places)
-            space.query_MNH.copy_(space.turned_query_MNH)
-            self.end_layer(number, space, attend(space.query_MNH, key_BKSH, value_BKSH, mask))
+        with space.looking_at(batch * places.end):
+            for number in range(len(self.layers)):
+                self.begin_layer(number, space)
+                write_turned(space, cos_M1R, sin_M1R)
+                if opened:
+                    for view, new in zip(opened[number][:2], (new_keys, new_values), strict=True):
+                        view.copy_(new)
+                    key_BKSH, value_BKSH = opened[number][2:]
+                else:
+                    key_BKSH, value_BKSH = cache.write(number, new_keys.to(dtype), new_values.to(dtype), places)
+                space.query_MNH.copy_(space.turned_query_MNH)
+                self.end_layer(number, space, attend(space.query_MNH, key_BKSH, value_BKSH, mask))
         cache.advance(length)
         return self.logits(space.x_MD, space.logits_MV).view(batch, length, -1)
 
@@ -207,7 +208,7 @@ class FusedDecoder:
     def begin_layer(self, number: int, space: Workspace) -> None:
         """Write the queries, keys and values of a layer to ``space``."""
         if space.few is not None:
-            self._compiled[number].qkv.into(space.few.x_MD, space.few.qkv_MO)
+            space.few.begin_layer(self._compiled[number])
             return
         write_norm(self.layers[number].attention_norm_D, space)
         self.layers[number].qkv.into(space.normed_MD, space.qkv_MO)
@@ -226,7 +227,7 @@ class FusedDecoder:
     def logits(self, x_MD: Tensor, logits_MV: Tensor) -> Tensor:
         """Return ``logits_MV``, with those of the hidden states written to it."""
         if x_MD.dtype == torch.float32 and len(x_MD) <= self._few_rows:
-            self._compiled_head.into(Rows(x_MD), Rows(logits_MV))
+            self._compiled_head.into(Rows(x_MD), Rows(logits_MV), torch.get_num_threads())
         else:
             self.head.into(self.model.model.norm(x_MD), logits_MV)
         return logits_MV

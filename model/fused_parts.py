@@ -10,6 +10,7 @@ Shapes: ``M`` rows, ``T`` new tokens of a sequence, ``S`` key length, ``D`` hidd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -160,6 +161,10 @@ class Workspace:
         self.few = None
         if compiled:
             self.few = FewRows(config, self.x_MD, self.qkv_MO, self.gate_up_MO)
+
+    def looking_at(self, keys: int) -> AbstractContextManager[None]:
+        """Return what a pass runs in whose rows look at so many keys together (see `FewRows.looking_at`)."""
+        return nullcontext() if self.few is None else self.few.looking_at(keys)
 
 
 def write_norm(weight_D: Tensor, space: Workspace) -> None:

@@ -55,13 +55,14 @@ class PackedDecoder:
         rows = _Rows(model.model, ids, cache)
         space = self._workspace(len(rows.ids_M))
         space.x_MD.copy_(model.model.embed_tokens.weight[rows.ids_M])
-        for number, (keys_BKSH, values_BKSH) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            self.fused.begin_layer(number, space)
-            write_turned(space, *rows.rotation)
-            keys_BKSH[rows.slots_M, :, rows.positions_M] = space.turned_key_MKH.to(keys_BKSH.dtype)
-            values_BKSH[rows.slots_M, :, rows.positions_M] = space.value_MKH.to(values_BKSH.dtype)
-            space.query_MNH.copy_(space.turned_query_MNH)
-            self.fused.end_layer(number, space, rows.gather(space.query_MNH, keys_BKSH, values_BKSH))
+        with space.looking_at(sum(rows.ends)):
+            for number, (keys_BKSH, values_BKSH) in enumerate(zip(cache.keys, cache.values, strict=True)):
+                self.fused.begin_layer(number, space)
+                write_turned(space, *rows.rotation)
+                keys_BKSH[rows.slots_M, :, rows.positions_M] = space.turned_key_MKH.to(keys_BKSH.dtype)
+                values_BKSH[rows.slots_M, :, rows.positions_M] = space.value_MKH.to(values_BKSH.dtype)
+                space.query_MNH.copy_(space.turned_query_MNH)
+                self.fused.end_layer(number, space, rows.gather(space.query_MNH, keys_BKSH, values_BKSH))
         cache.lengths[:] = rows.ends
         wanted_MD = space.x_MD if every else space.x_MD[rows.last_B]
         return self.fused.logits(wanted_MD, wanted_MD.new_empty(len(wanted_MD), model.config.vocab_size))

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
-from bpe_llama.model.compiled import FEW_ROWS, FEW_ROWS_OF_BFLOAT16
+from bpe_llama.model.compiled import FEW_KEYS, FEW_ROWS, FEW_ROWS_OF_BFLOAT16, Rows
 from bpe_llama.model.flat import lay_flat, side_by_side
 from bpe_llama.model.fused import WORKSPACES, FusedDecoder, can_fuse
 from bpe_llama.model.generation import Engine, GenerationOptions
+from bpe_llama.model.packed import PackedDecoder
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -113,6 +114,33 @@ def test_few_rows_and_many_are_the_same_model(tiny_model: Make, dtype: torch.dty
     expected = copy.deepcopy(model).float()(torch.tensor(ids)).logits
     worst = 2e-5 if dtype == torch.float32 else 0.03
     assert float((found.float() - expected).abs().max() / expected.abs().max()) < worst
+
+
+@pytest.mark.parametrize("keys", [FEW_KEYS, FEW_KEYS + 1])
+@pytest.mark.parametrize("form", ["fused", "packed"])
+def test_torch_keeps_one_thread_for_few_keys_and_has_all_back(
+    tiny_model: Make, monkeypatch: pytest.MonkeyPatch, keys: int, form: str
+) -> None:
+    model = tiny_model(max_position_embeddings=2 * FEW_KEYS)
+    cache = KVCache(model.config, 1, keys)
+    decoder = FusedDecoder(model)
+    step = decoder if form == "fused" else PackedDecoder(decoder)
+    ids = [[1 + i % 90 for i in range(keys - 1)]]
+    PackedDecoder(decoder)(ids, cache)
+    used: list[int] = []
+    torch_threads: list[int] = []
+
+    def into(x: Rows, out: Rows, threads: int, add: bool = False) -> None:
+        used.append(threads)
+        torch_threads.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoder._compiled[0].down, "into", into)
+    torch.set_num_threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        step([[7]], cache)
+    assert torch.get_num_threads() == 2
+    assert (used, torch_threads) == ([2], [1 if keys == FEW_KEYS else 2])
 
 
 def test_memory_is_kept_for_a_few_numbers_of_rows(tiny_model: Make) -> None:
