@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ class LlamaCpp:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        self.seconds_per_token(1)  # once it is loaded, it takes no time from the others
 
     def seconds_per_token(self, tokens: int) -> float:
         """Return the time of a token after the first, the prompt's left out.
@@ -56,10 +58,12 @@ class LlamaCpp:
         stdin, stdout = self.process.stdin, self.process.stdout
         if stdin is None or stdout is None:
             raise RuntimeError("the process has no pipes")
+        self.process.send_signal(signal.SIGCONT)
         stdin.write(json.dumps([PROMPT, tokens + 1]) + "\n")
         stdin.flush()
         for line in stdout:
             if line.startswith("["):
+                self.process.send_signal(signal.SIGSTOP)  # several threads wait for more by spinning
                 times: list[float] = json.loads(line)
                 if len(times) != tokens + 1:
                     raise RuntimeError(f"llama.cpp wrote {len(times)} tokens; expected {tokens + 1}")
