@@ -47,7 +47,11 @@ class LlamaCpp:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        self.seconds_per_token(1)  # once it is loaded, it takes no time from the others
+        try:
+            self.seconds_per_token(1)  # once it is loaded, it takes no time from the others
+        except RuntimeError:
+            self.close()
+            raise
 
     def seconds_per_token(self, tokens: int) -> float:
         """Return the time of a token after the first, the prompt's left out.

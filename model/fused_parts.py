@@ -53,7 +53,7 @@ class Product:
 
     def into(self, x_MI: Tensor, out_MO: Tensor) -> None:
         """Write the product to ``out_MO``."""
-        if self._are_weights_first(x_MI) and not self._is_long(x_MI):
+        if self._is_worth_turning(x_MI):
             out_MO.copy_(self._turned(x_MI))
         else:
             torch.mm(x_MI, self.weight_IO, out=out_MO)
@@ -70,7 +70,7 @@ class Product:
 
     def onto(self, x_MI: Tensor, sum_MO: Tensor) -> None:
         """Add the product to ``sum_MO``."""
-        if self._are_weights_first(x_MI) and not self._is_long(x_MI):
+        if self._is_worth_turning(x_MI):
             sum_MO.add_(self._turned(x_MI).contiguous())  # turning it first is faster than adding it turned
         else:
             sum_MO.addmm_(x_MI, self.weight_IO)
@@ -81,9 +81,9 @@ class Product:
         """Return whether the weights had better come first: else oneDNN lays them out anew, not the rows."""
         return x_MI.dtype == torch.bfloat16 and len(x_MI) > 1
 
-    def _is_long(self, x_MI: Tensor) -> bool:
-        """Return whether turning the product would take longer than that; rows that are turned already want it."""
-        return len(x_MI) > FEW_TO_TURN and x_MI.is_contiguous()
+    def _is_worth_turning(self, x_MI: Tensor) -> bool:
+        """Return whether that holds though the product must be turned; rows that are turned themselves want it."""
+        return self._are_weights_first(x_MI) and (len(x_MI) <= FEW_TO_TURN or not x_MI.is_contiguous())
 
     def _turned(self, x_MI: Tensor) -> Tensor:
         return torch.mm(self.weight_IO.t(), x_MI.t()).t()
@@ -156,7 +156,6 @@ class Workspace:
         self.query_MNH = empty(rows, heads, size, dtype=model.dtype)
         self.turned_query_MNH, self.turned_key_MKH = self.turned_MNH[:, :heads], self.turned_MNH[:, heads:]
         self.gate_up_MO = empty(rows, 2 * config.intermediate_size)
-        self.gate_MF, self.up_MF = self.gate_up_MO.chunk(2, dim=1)
         self.logits_MV = empty(rows, config.vocab_size)
         self.few = None
         if compiled:
