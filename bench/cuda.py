@@ -1,10 +1,11 @@
-"""Decoding speed on a GPU: the step as a captured graph, with and without torch.compile, against transformers.
+"""Decoding speed on a GPU: the captured step by Triton's kernels, torch.compile or plain torch, against transformers.
 
-Random weights of the real shapes. Ids of the captured step are compared with plain generation first, in float32 and two
-layers, as bfloat16 rounds differently with the number of keys that a kernel looks at. The floor is the time to read all
-weights once a step at the bandwidth measured here. Warm-up is shown and not counted.
+Random weights of the real shapes. Ids of the captured steps are compared with plain generation first, in float32 and
+two layers, as bfloat16 rounds differently with the number of keys that a kernel looks at. The floor is the time to read
+all weights once a step at the bandwidth measured here. Warm-up is shown and not counted.
 
     python -m bench.cuda --shape 8b --batch 1
+    python -m bench.cuda --shape 8b --quantize int4
     python -m bench.cuda --shape tiny --device cpu     # that the script itself works
 """
 
@@ -14,13 +15,14 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench import measure
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.captured import CapturedDecoder
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
+from bpe_llama.model.captured import CapturedDecoder, why_not_triton
 from bpe_llama.model.engine import Engine
 from bpe_llama.model.options import GenerationOptions, Sample
 from bpe_llama.model.speed import bytes_per_token, read_bandwidth
@@ -35,22 +37,41 @@ SHAPES: dict[str, dict[str, Any]] = {
 HEADS = {"tiny": 4, "1b": 32, "8b": 32}
 
 
-def check(config: LlamaConfig, prompts: list[list[int]], device: str) -> None:
+def check(config: LlamaConfig, prompts: list[list[int]], device: str, backends: list[str | None]) -> None:
     """Leave if captured and plain generation give different ids."""
     two = replace(config, num_hidden_layers=2)
-    model, ids = LlamaForCausalLM(two, seed=0, device=device).eval(), torch.tensor(prompts, device=device)
-    plain, captured = (
-        model.generate(ids, max_new_tokens=config.context_length - ids.shape[1], top_p=0.9, eos_id=(), capture=capture)
-        for capture in (False, True)
-    )
-    if not torch.equal(plain, captured):
-        raise SystemExit("captured and plain generation give different ids; no time is worth printing")
+    model = LlamaForCausalLM(two, seed=0, device=device).eval()
+    options = [GenerationOptions(max_new_tokens=64, top_p=0.9, seed=row, eos_id=()) for row in range(len(prompts))]
+    engine = Engine(model, len(prompts), config.context_length)
+    plain = [sample.new_ids for sample in _grown(engine, prompts, options)]
+    for backend in backends:
+        samples = _joined(engine, prompts, options)
+        CapturedDecoder(model, engine.cache, backend).run(samples)
+        if [sample.new_ids for sample in samples] != plain:
+            raise SystemExit(f"captured ({backend}) and plain generation give different ids; no time is worth printing")
+
+
+def _joined(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sample]:
+    """Return sequences whose prompts are read, alone in the engine."""
+    for sample in list(engine.live):
+        engine.leave(sample)
+    engine.forget()
+    return engine.join(prompts, options)
+
+
+def _grown(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sample]:
+    """Return the same, grown to their ends step by step."""
+    samples = _joined(engine, prompts, options)
+    while engine.step():
+        pass
+    return samples
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--quantize", choices=quantize.KINDS, help="the layers' weights, not the head's")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=256)
@@ -65,37 +86,33 @@ def main() -> None:
     model = LlamaForCausalLM(config, seed=0, dtype=torch.bfloat16, device=chosen.device).eval()
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(config.vocab_size, (chosen.batch, chosen.prompt), generator=generator).tolist()
-    check(config, prompts, chosen.device)
+    backends: list[str | None] = [None]
+    if chosen.device != "cpu":
+        backends += ["inductor"]
+        backends += ["triton"] if why_not_triton(model) is None else []
+    check(config, prompts, chosen.device, backends)
+    if chosen.quantize is not None:
+        quantize.quantize(model, chosen.quantize)
     options = [
         GenerationOptions(max_new_tokens=chosen.tokens + 1, top_p=0.9, seed=row, eos_id=())
         for row in range(chosen.batch)
     ]
     engine = Engine(model, chosen.batch, context)
 
-    def joined() -> list[Sample]:
-        for sample in list(engine.live):
-            engine.leave(sample)
-        engine.forget()
-        return engine.join(prompts, options)
-
-    def plain() -> tuple[float, list[Sample]]:
-        samples = joined()
-        while engine.step():
-            pass
-        return samples[0].decode_seconds, samples
-
-    def captured(decoder: CapturedDecoder) -> tuple[float, list[Sample]]:
-        samples = joined()
+    def captured(decoder: CapturedDecoder) -> float:
+        samples = _joined(engine, prompts, options)
         before = decoder.warm_up_seconds
         decoder.run(samples)
-        return samples[0].decode_seconds - (decoder.warm_up_seconds - before), samples
+        return samples[0].decode_seconds - (decoder.warm_up_seconds - before)
 
-    decoders = {"captured": CapturedDecoder(model, engine.cache)}
-    if chosen.device != "cpu":
-        decoders["captured, compiled"] = CapturedDecoder(model, engine.cache, "inductor")
-    runs: dict[str, Callable[[], tuple[float, list[Sample]]]] = {"kernel by kernel": plain}
+    decoders = {
+        f"captured, {backend or 'plain'}": CapturedDecoder(model, engine.cache, backend) for backend in backends
+    }
+    runs: dict[str, Callable[[], float]] = {
+        "kernel by kernel": lambda: _grown(engine, prompts, options)[0].decode_seconds
+    }
     for name, decoder in decoders.items():
-        runs[name] = lambda decoder=decoder: captured(decoder)  # type: ignore[misc]
+        runs[name] = partial(captured, decoder)
     for run in runs.values():
         run()
 
@@ -113,7 +130,7 @@ def main() -> None:
     ids = torch.tensor(prompts, device=chosen.device)
     for _ in range(chosen.rounds):
         for name, run in runs.items():
-            seconds[name].append(run()[0])
+            seconds[name].append(run())
         if "transformers" in seconds:
             times = []
             for new in (1, chosen.tokens + 1):
@@ -127,9 +144,9 @@ def main() -> None:
         best = min(times) / chosen.tokens
         warm_up = f"{decoders[name].warm_up_seconds:.1f} s" if name in decoders else ""
         rows.append([name, f"{chosen.batch / best:.1f}", f"{floor / best:.0%}", warm_up])
-    print(
-        f"\n{measure.machine()}\n\n{chosen.shape}, bfloat16, batch {chosen.batch}, {chosen.prompt} + {chosen.tokens}\n"
-    )
+    numbers = chosen.quantize or "bfloat16"
+    print(f"\n{measure.machine()}\n")
+    print(f"{chosen.shape}, {numbers}, batch {chosen.batch}, {chosen.prompt} + {chosen.tokens}\n")
     print(measure.markdown(["", "tokens a second", "of the read floor", "warm-up"], rows))
 
 

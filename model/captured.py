@@ -12,24 +12,33 @@ Source: the idea of a static cache and a step captured whole is gpt-fast's.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from bpe_llama.model.attention import Attention
 from bpe_llama.model.attention_backends import Visible, eager, sdpa
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.choosing import SEED_BITS
+from bpe_llama.model.flat import decoder_layers
+from bpe_llama.model.fused_parts import shared_input
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
+from bpe_llama.model.quantize import Float8Linear, Int4Linear, Int8Linear
 from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
 from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.uniform import as_word
 
+if TYPE_CHECKING:
+    from bpe_llama.model.decode_on_cuda import TritonStep
+
+TRITON_LINEARS = (nn.Linear, Int8Linear, Int4Linear, Float8Linear)
 SHORTEST = 256
 """Keys looked at in a step are rounded up to this times a power of two, or the cache's capacity: a graph for each."""
 
@@ -58,19 +67,45 @@ def why_not_captured(model: LlamaForCausalLM, cache: str = "full") -> str | None
     return None
 
 
+def why_not_triton(model: LlamaForCausalLM) -> str | None:
+    """Return what keeps a model, which can be captured, from running through `decode_on_cuda`; None where nothing does.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> why_not_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # whose range is too small
+        False
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return f"the model is of {model.dtype}, and the kernels take float32 and bfloat16"
+    for layer in decoder_layers(model):
+        if layer.self_attn.backend is not sdpa:
+            return "the attention back end is not 'sdpa'"
+        for linears in (*shared_input(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj], [model.lm_head]):
+            names = {type(linear).__name__ for linear in linears}
+            groups = {getattr(linear, "group_size", None) for linear in linears}
+            if len(names) > 1 or len(groups) > 1 or type(linears[0]) not in TRITON_LINEARS:
+                return f"the kernels have no product with layers that share an input and are {', '.join(sorted(names))}"
+    return None
+
+
 class CapturedDecoder:
     """Runs sequences whose prompts are read to their ends.
 
     Args:
         model: One that `why_not_captured` has nothing against.
         cache: A full one, a slot for each sequence.
-        backend: Have `torch.compile` join the small operations of a step, through the back end of this name
+        backend: ``"triton"`` runs the layers through the kernels of `decode_on_cuda`, which lays weights side by side;
+            another has `torch.compile` join the small operations of a step, through its back end of this name
             (``"inductor"``); None leaves them as they are.
 
     Weights may change in place between runs, but not be replaced: graphs keep where they were.
 
     Raises:
-        ValueError: If the model or the cache is of another kind.
+        ValueError: If the model or the cache is of another kind, or not for the kernels (see `why_not_triton`).
     """
 
     def __init__(self, model: LlamaForCausalLM, cache: KVCache, backend: str | None = None) -> None:
@@ -94,7 +129,15 @@ class CapturedDecoder:
         self._key_S = torch.arange(capacity, device=device)
         self._is_eos_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         self._program: Callable[[int], None] = self._step
-        if backend is not None:
+        self._kernels: TritonStep | None = None
+        if backend == "triton":
+            reason = why_not_triton(model)
+            if reason is not None:
+                raise ValueError(f"the step cannot run through Triton: {reason}")
+            from bpe_llama.model.decode_on_cuda import TritonStep
+
+            self._kernels = TritonStep(model, cache)
+        elif backend is not None:
             self._program = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
         self._steps: dict[object, Callable[[], None]] = {}
         self._sampling: dict[object, dict[str, Any]] = {}
@@ -154,18 +197,9 @@ class CapturedDecoder:
 
     def _step(self, end: int) -> None:
         """Add an id to every sequence that has not ended, looking at the first ``end`` columns of the cache."""
-        stack, options = self.model.model, self.options
-        place_B1 = self.place_B[:, None]
-        mask_BS = self._key_S[:end] <= place_B1
-        if self.model.config.sliding_window is not None:
-            mask_BS = mask_BS & (self._key_S[:end] > place_B1 - self.model.config.sliding_window)
-        visible, places = Visible(mask=mask_BS[:, None, None]), Places(0, end, place_B1)
-        last_B1 = self.ids_BS.gather(1, place_B1)
-        x_B1D = stack.embed_tokens(last_B1.clamp(min=0))
-        rotation = stack.rotary_emb(place_B1)
-        for layer in stack.layers:
-            x_B1D = layer(x_B1D, rotation, visible, self.cache, places)
-        logits_BV = self.model.lm_head(stack.norm(x_B1D))[:, 0]
+        options = self.options
+        last_B1 = self.ids_BS.gather(1, self.place_B[:, None])
+        logits_BV = self._logits(last_B1[:, 0].clamp(min=0), end)
         if options.min_new_tokens:
             barred_BV = self._is_eos_V & (self.drawn_B < options.min_new_tokens)[:, None]
             logits_BV = logits_BV.masked_fill(barred_BV, -torch.inf)
@@ -183,12 +217,29 @@ class CapturedDecoder:
         self.ended_B |= (new_B < 0) | self._is_eos_V[new_B.clamp(min=0)]
         self.ended_B |= (self.drawn_B >= options.max_new_tokens) | (self.place_B >= self.cache.capacity - 1)
 
+    def _logits(self, ids_B: Tensor, end: int) -> Tensor:
+        """Return the scores of what follows each id, (B, V), by kernels or the model's own modules."""
+        if self._kernels is not None:
+            return self._kernels.logits(ids_B, self.place_B)
+        stack, place_B1 = self.model.model, self.place_B[:, None]
+        mask_BS = self._key_S[:end] <= place_B1
+        if self.model.config.sliding_window is not None:
+            mask_BS = mask_BS & (self._key_S[:end] > place_B1 - self.model.config.sliding_window)
+        visible, places = Visible(mask=mask_BS[:, None, None]), Places(0, end, place_B1)
+        x_B1D = stack.embed_tokens(ids_B[:, None])
+        rotation = stack.rotary_emb(place_B1)
+        for layer in stack.layers:
+            x_B1D = layer(x_B1D, rotation, visible, self.cache, places)
+        logits_BV: Tensor = self.model.lm_head(stack.norm(x_B1D))[:, 0]
+        return logits_BV
+
     def _step_of(self, longest: int) -> Callable[[], None]:
         """Return the step that looks at so many columns at least, captured where that can be."""
         end = SHORTEST
         while end < longest:
             end *= 2
-        end = min(end, self.cache.capacity)
+        # The kernels look at as many keys as there are, whatever the number.
+        end = min(end, self.cache.capacity) if self._kernels is None else self.cache.capacity
         if (end, self._kind) not in self._steps:
             start = time.perf_counter()
             step = self._captured(end) if self.uncaptured is None else partial(self._program, end)

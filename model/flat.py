@@ -57,6 +57,22 @@ def side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
     return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
 
 
+def lay_side_by_side(weights: Sequence[Tensor]) -> Tensor:
+    """Return one matrix over several, which share it from then on; they are moved if they lie elsewhere.
+
+    Example:
+        >>> first, second = torch.zeros(2, 3), torch.ones(4, 3)
+        >>> lay_side_by_side([first, second]).shape, second.storage_offset()
+        (torch.Size([6, 3]), 6)
+    """
+    whole = side_by_side(weights)
+    if whole is None:
+        whole = torch.cat([weight.detach() for weight in weights])
+        for weight, part in zip(weights, torch.split(whole, [len(weight) for weight in weights]), strict=True):
+            weight.data = part
+    return whole
+
+
 def decoder_layers(model: LlamaForCausalLM) -> list[DecoderLayer]:
     """Return the layers of the stack, in order."""
     return [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.beam import EarlyStopping, beam_search
-from bpe_llama.model.captured import CapturedDecoder, why_not_captured
+from bpe_llama.model.captured import CapturedDecoder, why_not_captured, why_not_triton
 from bpe_llama.model.choosing import choose
 from bpe_llama.model.engine import Engine
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -161,7 +161,8 @@ def _generate_captured(
     """Return what follows the prompts, (B, new)."""
     engine, samples, padding = _joined(model, input_ids, attention_mask, copies, "full", options)
     if engine.live:  # first ids may have ended some
-        CapturedDecoder(model, engine.cache.rows(0, len(engine.live))).run(engine.live)
+        backend = "triton" if model.device.type == "cuda" and why_not_triton(model) is None else None
+        CapturedDecoder(model, engine.cache.rows(0, len(engine.live)), backend).run(engine.live)
     width = max(len(sample.new_ids) for sample in samples)
     rows = [sample.new_ids + [padding] * (width - len(sample.new_ids)) for sample in samples]
     return torch.tensor(rows, device=model.device)

@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Collection
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from bpe_llama._core import Linear
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 PACKED_ROWS = 32
 """Up to this many input rows the packed kernels win; beyond, one dequantised product does."""
 
@@ -71,6 +73,8 @@ class PackedLinear(QuantizedLinear):
 
     core_dtype: torch.dtype
     """Of the scales, for the compiled core to read them where they lie."""
+    group_size = 0
+    """Weights of a row that share a scale; 0 where all do."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
@@ -91,9 +95,9 @@ class PackedLinear(QuantizedLinear):
         return codes.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
 
     def product(self, x_MI: Tensor) -> Tensor | None:
-        """Return the product with the packed weight, float32 (M, O), on the CPU."""
+        """Return the product with the packed weight, (M, O), on the CPU in float32, on CUDA in the input's format."""
         if x_MI.device.type != "cpu":
-            return None
+            return self._product_on_cuda(x_MI)
         codes, scales = self.stored()
         places = (codes.data_ptr(), scales.data_ptr()) if self.is_shared() else None
         if self._kernel is None or places is None or self._kernel[0] != places:
@@ -101,6 +105,17 @@ class PackedLinear(QuantizedLinear):
         out_MO = torch.empty(len(x_MI), self.out_features, device="cpu", dtype=torch.float32)
         x_MI = x_MI.detach().float().contiguous()
         self._kernel[1].multiply(x_MI.numpy(), out_MO.numpy(), num_threads=torch.get_num_threads())
+        return out_MO
+
+    def _product_on_cuda(self, x_MI: Tensor) -> Tensor | None:
+        taken = x_MI.device.type == "cuda" and x_MI.dtype in (torch.float32, torch.bfloat16) and HAS_TRITON
+        if not taken or torch.compiler.is_compiling():  # whose own kernels take the dequantising in
+            return None
+        from bpe_llama.model.products_on_cuda import TritonProduct
+
+        codes, scale = self.stored()
+        out_MO = x_MI.new_empty(len(x_MI), self.out_features)
+        TritonProduct(codes, x_MI.dtype, scale=scale, group=self.group_size).into(x_MI.contiguous(), out_MO)
         return out_MO
 
     def __getstate__(self) -> dict[str, Any]:

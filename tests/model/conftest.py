@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,29 @@ def tiny_model() -> Callable[..., LlamaForCausalLM]:
 def ids() -> torch.Tensor:
     """Return random ids, (3, 20), none of them a special one."""
     return torch.randint(3, 97, (3, 20), generator=torch.Generator().manual_seed(5))
+
+
+MULTIPLES_OF_16 = ("inputs", "outputs", "capacity", "vocab_size", "row_stride", "chunk")
+
+
+@pytest.fixture
+def compiled_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Return what compiles a Triton kernel down to machine code: Triton brings its own assembler, so needs no GPU."""
+    triton = pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
+    from triton.backends.compiler import GPUTarget
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> Any:
+        signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        # What a launch finds out about torch's memory and the sizes of real models.
+        aligned = [n for n, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name in MULTIPLES_OF_16]
+        attributes = {(n,): [["tt.divisibility", 16]] for n in aligned}
+        source = triton.compiler.ASTSource(kernel, signature, constexprs=places, attrs=attributes)
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True, **options})
+
+    return compiled
 
 
 @pytest.fixture(autouse=True)

@@ -149,3 +149,18 @@ def test_float8_products_on_cuda(kind: torch.dtype, per_row: bool, rows: int) ->
     if torch.cuda.get_device_capability() >= (8, 9):
         assert packed.product(x) is not None
     assert_close(packed(x).float(), x.float() @ packed.dequantized().T, atol=1.0, rtol=2**-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's kernels need a CUDA GPU; none is here")
+@pytest.mark.parametrize("kind", [quantize.Int8Linear, quantize.Int4Linear])
+@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_products_on_cuda(kind: type[quantize.PackedLinear], rows: int, dtype: torch.dtype) -> None:
+    packed = kind(layer(bias=True).cuda())
+    x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)).cuda().to(dtype)
+    assert packed.product(x) is not None
+    assert packed.bias is not None
+    tolerance = 1e-4 if dtype == torch.float32 else 0.2
+    expected = x.float() @ packed.dequantized().T + packed.bias.float()
+    assert_close(packed(x).float(), expected, atol=tolerance, rtol=2**-6 if dtype == torch.bfloat16 else 1e-4)

@@ -49,24 +49,13 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("name", "constants"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "")
-def test_the_kernels_compile_for_hopper(monkeypatch, tmp_path, name, constants):
-    """Down to machine code: Triton brings its own assembler, so no GPU is needed."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
+def test_the_kernels_compile_for_hopper(compiled_for_hopper, name, constants):
     from bpe_llama.model.sampling import kernels
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(kernels, name)
-    scores = "*bf16" if constants.get("KEY_BITS") == 16 else "*fp32"
-    signature = {
-        each: "constexpr" if each in constants else scores if each == "scores" else TYPES.get(each, "*fp64")
-        for each in kernel.arg_names
-    }
-    places = {(kernel.arg_names.index(each),): value for each, value in constants.items()}
-    source = triton.compiler.ASTSource(kernel, signature, constexprs=places)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True})
-    assert compiled.asm["cubin"]
+    scores = {"scores": "*bf16" if constants.get("KEY_BITS") == 16 else "*fp32"}
+    types = {**dict.fromkeys(kernel.arg_names, "*fp64"), **TYPES, **scores}
+    assert compiled_for_hopper(kernel, types, constants).asm["cubin"]
 
 
 LOGITS = torch.randn(8, 128_256, generator=torch.Generator().manual_seed(6))

@@ -1,0 +1,140 @@
+"""Run the Triton kernels of a captured step on the CPU, in Triton's interpreter, and hold them to the model.
+
+A script of its own, which `test_decode_kernels.py` starts with TRITON_INTERPRET=1: the interpreter is chosen for a
+whole process, when Triton is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch.testing import assert_close
+from triton.runtime import interpreter
+
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
+from bpe_llama.model.cache import KVCache
+from bpe_llama.model.captured import CapturedDecoder
+from bpe_llama.model.decode_on_cuda import TritonStep
+from bpe_llama.model.engine import Engine
+from bpe_llama.model.options import GenerationOptions, Sample
+
+
+def mend_the_interpreter() -> None:
+    """Have it treat bfloat16 as a GPU does: Triton 3.9's multiplies its bits, and cuts numbers off to it."""
+    builder = interpreter.InterpreterBuilder
+    multiply, convert, cast = builder.create_dot, builder.create_si_to_fp, builder.cast_impl
+
+    def widened(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        a, b = (self.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return multiply(self, a, b, *rest)
+
+    def by_float32(self: Any, source: Any, kind: Any) -> Any:
+        return self.cast_impl(convert(self, source, tl.float32), kind)
+
+    def rounded(self: Any, source: Any, kind: Any) -> Any:
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            bits = torch.from_numpy(source.data).bfloat16().view(torch.uint16).numpy()
+            return interpreter.TensorHandle(bits, tl.bfloat16)
+        return cast(self, source, kind)
+
+    builder.create_dot, builder.create_si_to_fp, builder.cast_impl = widened, by_float32, rounded
+
+
+def model_of(dtype: torch.dtype = torch.float32, kind: str | None = None, **changes: Any) -> LlamaForCausalLM:
+    """Return a small model."""
+    sizes = {"vocab_size": 40, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 200}
+    config = LlamaConfig(**{**sizes, **heads, "initializer_range": 0.2, **changes})
+    model = LlamaForCausalLM(config, seed=0).eval()
+    if kind is not None:
+        quantize.quantize(model, kind)
+    return model.to(dtype)
+
+
+def sequences(lengths: list[int]) -> list[torch.Tensor]:
+    """Return sequences of these lengths and an id more, each (1, T)."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 40, (1, length + 1), generator=generator) for length in lengths]
+
+
+def by_model(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return the logits after each, (B, V)."""
+    return torch.cat([model(row).logits[:, -1] for row in rows])
+
+
+def by_kernels(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return the same, all but the last ids of each taken from a cache."""
+    cache = KVCache(model.config, len(rows), max(row.shape[1] for row in rows) + 9, dtype=model.dtype)
+    for slot, row in enumerate(rows):
+        model(row[:, :-1], past_key_values=cache.rows(slot, slot + 1))
+    places = torch.tensor([row.shape[1] - 1 for row in rows])
+    return TritonStep(model, cache).logits(torch.stack([row[0, -1] for row in rows]), places)
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    {"attention_bias": True, "mlp_bias": True, "sliding_window": 6, "tie_word_embeddings": True},
+    {  # sizes that fill no tile, and a window that begins inside a chunk
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "hidden_size": 72,
+        "intermediate_size": 80,
+        "sliding_window": 50,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+]
+
+
+def check_logits() -> None:
+    """Compare every shape, and every format of numbers and weights."""
+    for changes in VARIANTS:
+        model, rows = model_of(**changes), sequences([1, 64, 140])
+        assert_close(by_kernels(model, rows), by_model(model, rows), rtol=1e-4, atol=1e-4)
+    for kind in (None, *quantize.KINDS):
+        rows = sequences([130] if kind else [130, *[2] * 16])  # the latter in larger tiles
+        if kind is not None:
+            model = model_of(kind=kind)
+            assert_close(by_kernels(model, rows), by_model(model, rows), rtol=1e-4, atol=1e-4)
+        narrow = model_of(torch.bfloat16, kind)
+        found, expected = by_kernels(narrow, rows), by_model(narrow, rows)
+        exact = by_model(narrow.float(), rows)
+        # About as far from what float32 makes of the same weights as the model's own bfloat16 is, or nearer.
+        assert (found - exact).norm() < 1.5 * (expected - exact).norm(), kind
+
+
+def check_that_rows_are_alone() -> None:
+    """In float32 a row's logits are the same bits by itself and among more rows than one tile has."""
+    model, rows = model_of(), sequences([66, *[2] * 16])
+    assert torch.equal(by_kernels(model, rows[:1])[0], by_kernels(model, rows)[0])
+
+
+def check_generation() -> None:
+    """Compare ids, through the whole of a captured step."""
+    prompts = [[5, 9, 11, 39], [7], [30, 31, 32]]
+    for changes in ({"temperature": 0.0, "min_new_tokens": 2}, {"min_new_tokens": 5, "frequency_penalty": 0.3}):
+        model = model_of(eos_token_id=[2, 7])
+        wanted = [GenerationOptions(seed=seed, **{"max_new_tokens": 7, **changes}) for seed in (3, 0, 7)]
+        engines = [Engine(model, 3, 12) for _ in range(2)]
+        plain: list[Sample] = engines[0].join(prompts, wanted)
+        while engines[0].step():
+            pass
+        captured = engines[1].join(prompts, wanted)
+        CapturedDecoder(model, engines[1].cache, "triton").run(captured, check_every=3)
+        for found, expected in zip(captured, plain, strict=True):
+            assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish), changes
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    mend_the_interpreter()
+    check_logits()
+    check_that_rows_are_alone()
+    check_generation()
+    print("equal")
+
+
+if __name__ == "__main__":
+    main()
