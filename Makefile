@@ -47,7 +47,7 @@ test-rust:
 	$(CARGO) test --workspace --locked
 
 test-python: $(VENV)/.dev
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist worksteal
 
 # Debian: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user; rustup target add aarch64-unknown-linux-gnu
 test-arm: export CC_aarch64_unknown_linux_gnu = aarch64-linux-gnu-gcc
