@@ -91,6 +91,8 @@ class KVCache:
         """All that is kept of keys, then values, of every layer: (2, layers, B, K, S, H), and what forms add to it."""
         self.keys, self.values = (part.unbind(0) for part in stores[0].unbind(0))
         self.lengths = lengths
+        self.whole, self.first_slot = stores[0], 0
+        """The store of all slots, of which this cache may have a few, and the first of these."""
 
     @property
     def store(self) -> Tensor:
@@ -150,16 +152,6 @@ class KVCache:
             rows = torch.arange(store_BKSH.shape[0], device=store_BKSH.device)[:, None]
             store_BKSH[rows, :, places.columns_BT] = new_BKTH.transpose(1, 2).to(store_BKSH.dtype)
 
-    def open(self, places: Places) -> list[tuple[Tensor, ...]] | None:
-        """Return the views that `write` makes, of all layers at once: where new keys and values go, and what they join.
-
-        There are ``layers`` tuples of four; None where slots have places of their own.
-        """
-        if not places.uniform:
-            return None
-        new, seen = self.store[..., places.start : places.end, :], self.store[..., : places.end, :]
-        return list(zip(*(part.unbind(0) for both in (new, seen) for part in both.unbind(0)), strict=True))
-
     def advance(self, new: int) -> None:
         """Count ``new`` more tokens in every slot."""
         self.lengths[:] = [length + new for length in self.lengths]
@@ -204,6 +196,7 @@ class KVCache:
             raise ValueError(f"slots {start} to {end} are not among the cache's {self.batch_size}")
         view = copy.copy(self)
         view._share([store[:, :, start:end] for store in self.stores], self.lengths[start:end])
+        view.whole, view.first_slot = self.whole, self.first_slot + start
         return view
 
     def reorder(self, sources: Sequence[int], start: int = 0) -> None:

@@ -56,9 +56,6 @@ class Int8Cache(KVCache):
             made.append(whole.to(self.dtype))
         return made[0], made[1]
 
-    def open(self, places: Places) -> None:
-        """Return None: there is nothing to write to but through `write`."""
-
 
 class RingCache(KVCache):
     """A cache for a model with a sliding window: a slot keeps the last tokens, however many came before.
@@ -122,9 +119,6 @@ class RingCache(KVCache):
         column_S = torch.arange(columns, device=self.store.device)
         held_BS = last_B1 - (last_B1 - column_S) % columns
         return Places(0, columns, positions_BT % columns, positions_BT, held_BS)
-
-    def open(self, places: Places) -> None:
-        """Return None: columns are found anew for every token."""
 
     def copy(self, source: int, target: int) -> None:
         """Make one slot hold what another does (samples of one prompt)."""

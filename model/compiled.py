@@ -1,9 +1,9 @@
-"""The products of a layer through the compiled core, for so few rows that reading the weights is what they cost.
+"""The products of a layer and its attention through the compiled core: for so few rows that reading is what they cost.
 
 Hidden states are float32 whatever the weights are: nothing is rounded between a layer's input and its output but what
 goes into the cache.
 
-Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``N`` heads, ``H`` head_dim.
+Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``R`` rotated features of a head.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear
-from bpe_llama.model.config import LlamaConfig
+from bpe_llama._core import Linear, attend
+from bpe_llama.model.cache import KVCache
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import PackedLinear
+from bpe_llama.model.rope import Rotation
 
 FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
 """Up to so many rows these products are as fast as torch's or faster; some processors have a unit for its bfloat16."""
@@ -107,17 +108,45 @@ class CompiledLayer:
         self.down = CompiledProduct([mlp.down_proj], gated=True)
 
 
+class CompiledAttention:
+    """The attention of one pass over a full cache, by rows that are one token each: few of every sequence.
+
+    Args:
+        cache: Written to and read; its lengths do not change.
+        slots_M: int64; the slot of each row.
+        columns_M: int64; its column there, which is its position.
+        rotation: Cosines and sines of the rows, float32 (M, R / 2).
+        window: Keys that a row looks at, its own included; None is all.
+    """
+
+    def __init__(
+        self, cache: KVCache, slots_M: Tensor, columns_M: Tensor, rotation: Rotation, window: int | None
+    ) -> None:
+        whole = cache.whole.detach()
+        self.store = (whole if whole.dtype == torch.float32 else whole.view(torch.uint16)).numpy()
+        self.places = torch.stack((slots_M + cache.first_slot, columns_M), dim=1).numpy()
+        self.cos, self.sin = (part.contiguous().numpy() for part in rotation)
+        self.window = window or 0
+        self.threads = torch.get_num_threads()
+
+    def into(self, layer: int, qkv_MO: Tensor, gathered_MO: Tensor) -> None:
+        """Turn queries and keys, write keys and values to the cache, and write what each row gathers; both float32."""
+        attend(
+            qkv_MO.numpy(), self.cos, self.sin, self.store, layer, self.places, gathered_MO.numpy(), self.window,
+            self.threads,
+        )  # fmt: skip
+
+
 class FewRows:
     """The memory that the products of one pass of M rows read and write."""
 
-    def __init__(self, config: LlamaConfig, x_MD: Tensor, qkv_MO: Tensor, gate_up_MO: Tensor) -> None:
-        self.x_MD, self.qkv_MO, self.gate_up_MO = map(Rows, (x_MD, qkv_MO, gate_up_MO))
-        self.gathered_MO = Rows(x_MD.new_empty(len(x_MD), config.num_attention_heads * config.head_size))
+    def __init__(self, x_MD: Tensor, qkv_MO: Tensor, gathered_MO: Tensor, gate_up_MO: Tensor) -> None:
+        self.x_MD, self.qkv_MO, self.gathered_MO, self.gate_up_MO = map(Rows, (x_MD, qkv_MO, gathered_MO, gate_up_MO))
         self.threads = 1
 
     @contextmanager
     def looking_at(self, keys: int) -> Iterator[None]:
-        """Let these products have torch's threads for a pass in which the rows together look at so many keys a layer.
+        """Let these products have torch's threads for a pass in which torch has so many keys to look at a layer.
 
         If they are few, torch keeps one thread to itself: its others would wait for more to do by turning round and
         round, on the processors that the products need. A thread of the process whose very first use of torch falls

@@ -94,7 +94,7 @@ def _multiply(
     if GATED:
         ups = _finished(ups, scale, bias, outs + outputs, height, SCALED, BIASED)
         sums = sums / (1 + tl.exp(-sums)) * ups
-    places = out + row[:, None] * outputs.to(tl.int64) + outs[None, :]
+    places = out + row.to(tl.int64)[:, None] * outputs + outs[None, :]
     inside_out = (row < rows)[:, None] & (outs < outputs)[None, :]
     if ADDED:
         sums += tl.load(places, mask=inside_out, other=0).to(tl.float32)

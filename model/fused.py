@@ -22,7 +22,7 @@ from torch.nn import functional
 from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache, Places
-from bpe_llama.model.compiled import CompiledLayer, CompiledProduct, Rows, can_compile, few_rows
+from bpe_llama.model.compiled import CompiledAttention, CompiledLayer, CompiledProduct, Rows, can_compile, few_rows
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
 from bpe_llama.model.fused_parts import (
@@ -39,7 +39,7 @@ from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
 from bpe_llama.model.mlp import MLP
 from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import QuantizedLinear
-from bpe_llama.model.rope import RotaryEmbedding
+from bpe_llama.model.rope import RotaryEmbedding, Rotation
 
 WORKSPACES = 8
 """For so many numbers of rows memory is kept; their logits are most of it."""
@@ -163,43 +163,54 @@ class FusedDecoder:
         batch, length = len(ids), len(ids[0])
         config, rows = self.model.config, batch * length
         places = cache.place(batch, length)
-        mask = _query_group_mask(
-            visible_keys(length, places, None, torch.device("cpu"), config.sliding_window), config, places, length
-        )
         positions_BT = places.positions
         if positions_BT is None:
             positions_BT = torch.arange(places.end - length, places.end, device="cpu")[None]
-        cos_M1R, sin_M1R = (
-            part.expand(batch, -1, -1).reshape(rows, 1, -1) for part in self.model.model.rotary_emb(positions_BT)
-        )
-        cos_M1R = torch.cat((cos_M1R, cos_M1R), dim=-1)
+        rotation = self.model.model.rotary_emb(positions_BT)
+        cos_MR, sin_MR = (part.expand(batch, -1, -1).reshape(rows, -1) for part in rotation)
         if rows not in self._workspaces:
             if len(self._workspaces) == WORKSPACES:
                 del self._workspaces[next(iter(self._workspaces))]
             self._workspaces[rows] = self.workspace(rows)
         space = self._workspaces[rows]
-        kv_heads, size = config.kv_heads, config.head_size
-        new_keys = space.turned_key_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
-        new_values = space.value_MKH.view(batch, length, kv_heads, size).transpose(1, 2)
+        space.x_MD.copy_(self.model.model.embed_tokens.weight[torch.tensor(ids, device="cpu").flatten()])
+        if space.few is not None and type(cache) is KVCache:
+            slots_M = torch.arange(batch, device="cpu").repeat_interleave(length)
+            columns_M = positions_BT.expand(batch, -1).flatten()
+            attention = CompiledAttention(cache, slots_M, columns_M, (cos_MR, sin_MR), config.sliding_window)
+            self._run_compiled(space, attention)
+        else:
+            self._run(space, cache, places, (cos_MR, sin_MR))
+        cache.advance(length)
+        return self.logits(space.x_MD, space.logits_MV).view(batch, length, -1)
 
-        opened = cache.open(places)
-        ids_M = torch.tensor(ids, device="cpu").flatten()
+    def _run_compiled(self, space: Workspace, attention: CompiledAttention) -> None:
+        """Take the hidden states through all layers by the compiled core."""
+        with space.looking_at(0):
+            for number in range(len(self.layers)):
+                self.begin_layer(number, space)
+                attention.into(number, space.qkv_MO, space.gathered_MO)
+                self.end_layer(number, space, space.gathered_MO)
+
+    def _run(self, space: Workspace, cache: KVCache, places: Places, rotation: Rotation) -> None:
+        """Do the same with torch's attention, over whatever the cache makes of its keys and values."""
+        config, batch, length = self.model.config, cache.batch_size, len(space.x_MD) // cache.batch_size
+        mask = _query_group_mask(
+            visible_keys(length, places, None, torch.device("cpu"), config.sliding_window), config, places, length
+        )
+        cos_M1R, sin_M1R = (part[:, None] for part in rotation)
+        cos_M1R = torch.cat((cos_M1R, cos_M1R), dim=-1)
+        heads = (batch, length, config.kv_heads, config.head_size)
+        new_keys = space.turned_key_MKH.view(heads).transpose(1, 2)
+        new_values = space.value_MKH.view(heads).transpose(1, 2)
         dtype = self.model.dtype
-        space.x_MD.copy_(self.model.model.embed_tokens.weight[ids_M])
         with space.looking_at(batch * places.end):
             for number in range(len(self.layers)):
                 self.begin_layer(number, space)
                 write_turned(space, cos_M1R, sin_M1R)
-                if opened:
-                    for view, new in zip(opened[number][:2], (new_keys, new_values), strict=True):
-                        view.copy_(new)
-                    key_BKSH, value_BKSH = opened[number][2:]
-                else:
-                    key_BKSH, value_BKSH = cache.write(number, new_keys.to(dtype), new_values.to(dtype), places)
+                key_BKSH, value_BKSH = cache.write(number, new_keys.to(dtype), new_values.to(dtype), places)
                 space.query_MNH.copy_(space.turned_query_MNH)
                 self.end_layer(number, space, attend(space.query_MNH, key_BKSH, value_BKSH, mask))
-        cache.advance(length)
-        return self.logits(space.x_MD, space.logits_MV).view(batch, length, -1)
 
     def workspace(self, rows: int) -> Workspace:
         """Return memory for a pass of so many rows."""

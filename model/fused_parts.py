@@ -155,14 +155,15 @@ class Workspace:
         self.rest = (self.wide_MNH[..., turned:], self.turned_MNH[..., turned:]) if turned < size else None
         self.query_MNH = empty(rows, heads, size, dtype=model.dtype)
         self.turned_query_MNH, self.turned_key_MKH = self.turned_MNH[:, :heads], self.turned_MNH[:, heads:]
+        self.gathered_MO = empty(rows, heads * size)
         self.gate_up_MO = empty(rows, 2 * config.intermediate_size)
         self.logits_MV = empty(rows, config.vocab_size)
         self.few = None
         if compiled:
-            self.few = FewRows(config, self.x_MD, self.qkv_MO, self.gate_up_MO)
+            self.few = FewRows(self.x_MD, self.qkv_MO, self.gathered_MO, self.gate_up_MO)
 
     def looking_at(self, keys: int) -> AbstractContextManager[None]:
-        """Return what a pass runs in whose rows look at so many keys together (see `FewRows.looking_at`)."""
+        """Return what a pass runs in whose attention torch has so many keys to look at (see `FewRows.looking_at`)."""
         return nullcontext() if self.few is None else self.few.looking_at(keys)
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache
+from bpe_llama.model.compiled import CompiledAttention
 from bpe_llama.model.fused import FusedDecoder
-from bpe_llama.model.fused_parts import Workspace, attend, write_turned
+from bpe_llama.model.fused_parts import Workspace, write_turned
 from bpe_llama.model.llama import LlamaModel
 from bpe_llama.model.rope import Rotation
 from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
@@ -55,14 +56,11 @@ class PackedDecoder:
         rows = _Rows(model.model, ids, cache)
         space = self._workspace(len(rows.ids_M))
         space.x_MD.copy_(model.model.embed_tokens.weight[rows.ids_M])
-        with space.looking_at(sum(rows.ends)):
-            for number, (keys_BKSH, values_BKSH) in enumerate(zip(cache.keys, cache.values, strict=True)):
+        with space.looking_at(rows.keys_for_torch):
+            for number in range(len(self.fused.layers)):
                 self.fused.begin_layer(number, space)
-                write_turned(space, *rows.rotation)
-                keys_BKSH[rows.slots_M, :, rows.positions_M] = space.turned_key_MKH.to(keys_BKSH.dtype)
-                values_BKSH[rows.slots_M, :, rows.positions_M] = space.value_MKH.to(values_BKSH.dtype)
-                space.query_MNH.copy_(space.turned_query_MNH)
-                self.fused.end_layer(number, space, rows.gather(space.query_MNH, keys_BKSH, values_BKSH))
+                rows.attend(number, space, cache)
+                self.fused.end_layer(number, space, space.gathered_MO)
         cache.lengths[:] = rows.ends
         wanted_MD = space.x_MD if every else space.x_MD[rows.last_B]
         return self.fused.logits(wanted_MD, wanted_MD.new_empty(len(wanted_MD), model.config.vocab_size))
@@ -99,17 +97,19 @@ class _Rows:
         self.slots_M = torch.arange(len(ids), device="cpu").repeat_interleave(counts_B)
         shift_B = torch.tensor(self.ends, device="cpu") - self.last_B - 1
         self.positions_M = torch.arange(len(flat), device="cpu") + shift_B[self.slots_M]
-        self.rotation = self._rotation(stack, counts)
-
+        cos_MR, sin_MR = self._rotation(stack, counts)
         self._window = config.sliding_window
-        growing = [end for end, count in zip(self.ends, counts, strict=True) if count == 1]
-        self._longest = max(growing, default=0)
-        """Columns that sequences with a single new id look at; 0 if there are none."""
-        self._last_mask: Tensor | None = None
-        if growing and (min(growing) < self._longest or not self._sees_all(self._longest)):
-            groups = config.num_attention_heads // config.kv_heads
-            last_B1 = self.positions_M[self.last_B, None]
-            self._last_mask = self._mask(last_B1, self._longest)[:, None].expand(-1, -1, groups, -1)
+        counts_M = counts_B.repeat_interleave(counts_B)
+        self._growing_G = torch.nonzero(counts_M == 1).flatten()
+        """Rows of sequences that bring one new id."""
+        self._growth: CompiledAttention | None = None
+        if len(self._growing_G):
+            slots_G, columns_G, *rotation = (
+                part[self._growing_G] for part in (self.slots_M, self.positions_M, cos_MR, sin_MR)
+            )
+            self._growth = CompiledAttention(cache, slots_G, columns_G, (rotation[0], rotation[1]), self._window)
+        self._turning = torch.cat((cos_MR, cos_MR), dim=-1)[:, None], sin_MR[:, None]
+        """Cosines (M, 1, R) and sines (M, 1, R / 2) as `write_turned` takes them."""
         self._readers = []
         for slot, (stop, count, end) in enumerate(zip(stops, counts, self.ends, strict=True)):
             if count > 1:
@@ -117,6 +117,7 @@ class _Rows:
                 if end > count or not self._sees_all(end):
                     visible = Visible(mask=self._mask(self.positions_M[None, stop - count : stop], end)[:, None])
                 self._readers.append((slot, slice(stop - count, stop), end, visible))
+        self.keys_for_torch = sum(end for _, _, end, _ in self._readers)
 
     def _sees_all(self, end: int) -> bool:
         return self._window is None or self._window >= end
@@ -128,29 +129,40 @@ class _Rows:
         return mask_BTS if self._window is None else mask_BTS & (key_S > query_BT1 - self._window)
 
     def _rotation(self, stack: LlamaModel, counts: list[int]) -> Rotation:
-        """Return cosines (M, 1, R) and sines (M, 1, R / 2) as `write_turned` takes them."""
+        """Return cosines and sines, (M, R / 2)."""
         parts = [self.positions_M]
         if stack.config.rope["rope_type"] in LENGTH_DEPENDENT:  # on that of each sequence
             parts = list(torch.split(self.positions_M, counts))
-        cos_M1R, sin_M1R = (
-            torch.cat(angles, dim=1).transpose(0, 1)
+        cos_MR, sin_MR = (
+            torch.cat(angles, dim=1)[0]
             for angles in zip(*(stack.rotary_emb(part[None]) for part in parts), strict=True)
         )
-        return torch.cat((cos_M1R, cos_M1R), dim=-1), sin_M1R
+        return cos_MR, sin_MR
 
-    def gather(self, query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor) -> Tensor:
-        """Return what each row gathers from the keys of its sequence, (M, N * H)."""
-        gathered_MO = query_MNH.new_empty(query_MNH.shape[0], query_MNH.shape[1] * query_MNH.shape[2])
-        if self._longest:  # the last row of every sequence in one product; readers' are written over below
-            seen = slice(self._longest)
-            last_BNH = query_MNH[self.last_B] if self._readers else query_MNH
-            last_BO = attend(last_BNH, key_BKSH[:, :, seen], value_BKSH[:, :, seen], self._last_mask)
-            if not self._readers:
-                return last_BO
-            gathered_MO[self.last_B] = last_BO
+    def attend(self, layer: int, space: Workspace, cache: KVCache) -> None:
+        """Extend the cache, and write what each row gathers from the keys of its sequence."""
+        if self._growth is not None:
+            self._grow(self._growth, layer, space)
+        if not self._readers:
+            return
+        write_turned(space, *self._turning)
+        key_BKSH, value_BKSH = cache.keys[layer], cache.values[layer]
+        space.query_MNH.copy_(space.turned_query_MNH)
         for slot, rows, end, visible in self._readers:
-            query_1NTH = query_MNH[rows].transpose(0, 1)[None]
-            key_1KSH, value_1KSH = (part[slot : slot + 1, :, :end] for part in (key_BKSH, value_BKSH))
-            out_1NTH = sdpa(query_1NTH, key_1KSH, value_1KSH, visible)
-            gathered_MO[rows] = out_1NTH[0].transpose(0, 1).flatten(1)
-        return gathered_MO
+            key_KSH, value_KSH = (part[slot, :, :end] for part in (key_BKSH, value_BKSH))
+            new = slice(end - (rows.stop - rows.start), end)
+            key_KSH[:, new] = space.turned_key_MKH[rows].transpose(0, 1)
+            value_KSH[:, new] = space.value_MKH[rows].transpose(0, 1)
+            query_1NTH = space.query_MNH[rows].transpose(0, 1)[None]
+            out_1NTH = sdpa(query_1NTH, key_KSH[None], value_KSH[None], visible)
+            space.gathered_MO[rows] = out_1NTH[0].transpose(0, 1).flatten(1)
+
+    def _grow(self, attention: CompiledAttention, layer: int, space: Workspace) -> None:
+        """Do so for the sequences with one new id."""
+        if not self._readers and space.qkv_MO.dtype == torch.float32:
+            attention.into(layer, space.qkv_MO, space.gathered_MO)
+            return
+        qkv_GO = space.qkv_MO[self._growing_G].float()
+        gathered_GO = qkv_GO.new_empty(len(qkv_GO), space.gathered_MO.shape[1])
+        attention.into(layer, qkv_GO, gathered_GO)
+        space.gathered_MO[self._growing_G] = gathered_GO.to(space.gathered_MO.dtype)

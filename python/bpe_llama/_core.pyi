@@ -410,6 +410,19 @@ class Linear:
     ) -> None:
         """Write the product with each of M vectors to `out`, or add it there."""
 
+def attend(
+    qkv: NDArray[np.float32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    store: NDArray[Any],
+    layer: int,
+    places: NDArray[np.int64],
+    out: NDArray[np.float32],
+    window: int = 0,
+    num_threads: int = 1,
+) -> None:
+    """Attend from M new tokens to those before them in the cache, and to themselves; `help(attend)` says the rest."""
+
 @final
 class TokenFile:
     """A `.npy` file of ids that documents are appended to; `Tokenizer.encode_files` drives it."""

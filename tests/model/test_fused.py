@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model.cache_forms import Int8Cache
 from bpe_llama.model.compiled import FEW_KEYS, FEW_ROWS, FEW_ROWS_OF_BFLOAT16, Rows
 from bpe_llama.model.flat import lay_flat, side_by_side
 from bpe_llama.model.fused import WORKSPACES, FusedDecoder, can_fuse
@@ -117,16 +118,16 @@ def test_few_rows_and_many_are_the_same_model(tiny_model: Make, dtype: torch.dty
 
 
 @pytest.mark.parametrize("keys", [FEW_KEYS, FEW_KEYS + 1])
-@pytest.mark.parametrize("form", ["fused", "packed"])
+@pytest.mark.parametrize("form", ["fused", "fused, int8 cache", "packed"])
 def test_torch_keeps_one_thread_for_few_keys_and_has_all_back(
     tiny_model: Make, monkeypatch: pytest.MonkeyPatch, keys: int, form: str
 ) -> None:
     model = tiny_model(max_position_embeddings=2 * FEW_KEYS)
-    cache = KVCache(model.config, 1, keys)
+    looked_at_by_torch = form == "fused, int8 cache"
+    cache = (Int8Cache if looked_at_by_torch else KVCache)(model.config, 1, keys)
+    cache.lengths[0] = keys - 1
     decoder = FusedDecoder(model)
-    step = decoder if form == "fused" else PackedDecoder(decoder)
-    ids = [[1 + i % 90 for i in range(keys - 1)]]
-    PackedDecoder(decoder)(ids, cache)
+    step = PackedDecoder(decoder) if form == "packed" else decoder
     used: list[int] = []
     torch_threads: list[int] = []
 
@@ -140,7 +141,7 @@ def test_torch_keeps_one_thread_for_few_keys_and_has_all_back(
     with pytest.raises(KeyboardInterrupt):
         step([[7]], cache)
     assert torch.get_num_threads() == 2
-    assert (used, torch_threads) == ([2], [1 if keys == FEW_KEYS else 2])
+    assert (used, torch_threads) == ([2], [2 if looked_at_by_torch and keys > FEW_KEYS else 1])
 
 
 def test_memory_is_kept_for_a_few_numbers_of_rows(tiny_model: Make) -> None:

@@ -5,6 +5,7 @@
 use pyo3::prelude::*;
 
 mod arguments;
+mod attention;
 mod decode_stream;
 mod error;
 mod file_lines;
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pretokenize::register(module)?;
     module.add_class::<sampler::PySampler>()?;
     module.add_class::<linear::PyLinear>()?;
+    module.add_function(wrap_pyfunction!(attention::py_attend, module)?)?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<decode_stream::DecodeStream>()?;

@@ -74,7 +74,7 @@ fn numbers<'py, T: Element, D: Dimension>(array: &'py Py<PyArray<T, D>>, py: Pyt
 }
 
 /// Refuses what is not laid out row after row; a slice alone would be made of columns, too.
-fn check_order<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> PyResult<()> {
+pub(crate) fn check_order<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> PyResult<()> {
     if array.is_c_contiguous() && array.is_aligned() {
         return Ok(());
     }

@@ -33,6 +33,14 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store(self, to: &mut [f32; LANES]) {
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), self.0[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), self.0[1]);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn multiply_add(self, by: Self, plus: Self) -> Self {
         unsafe {
             Self([_mm256_fmadd_ps(self.0[0], by.0[0], plus.0[0]), _mm256_fmadd_ps(self.0[1], by.0[1], plus.0[1])])

@@ -19,6 +19,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store(self, to: &mut [f32; LANES]) {
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+    }
+
+    #[inline(always)]
     unsafe fn multiply_add(self, by: Self, plus: Self) -> Self {
         Self(unsafe { _mm512_fmadd_ps(self.0, by.0, plus.0) })
     }

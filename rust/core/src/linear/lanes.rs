@@ -21,6 +21,8 @@ pub(super) trait Lanes: Copy {
 
     unsafe fn load(from: &[f32; LANES]) -> Self;
 
+    unsafe fn store(self, to: &mut [f32; LANES]);
+
     /// Returns `self * by + plus`.
     unsafe fn multiply_add(self, by: Self, plus: Self) -> Self;
 
@@ -63,6 +65,11 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn load(from: &[f32; LANES]) -> Self {
         Self(*from)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: &mut [f32; LANES]) {
+        *to = self.0;
     }
 
     #[inline(always)]

@@ -17,6 +17,7 @@
 //! # Ok::<(), bpe_llama::Error>(())
 //! ```
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +31,7 @@ mod layout;
 #[cfg(test)]
 mod tests;
 
+pub use attention::{Shape, Store, Tokens, attend};
 pub use input::{Input, Numbers};
 
 use crate::cpu::{Kind, Tier};
