@@ -86,10 +86,16 @@ def why_not_triton(model: LlamaForCausalLM) -> str | None:
             return "the attention back end is not 'sdpa'"
         for linears in (*shared_input(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj], [model.lm_head]):
             names = {type(linear).__name__ for linear in linears}
-            groups = {getattr(linear, "group_size", None) for linear in linears}
-            if len(names) > 1 or len(groups) > 1 or type(linears[0]) not in TRITON_LINEARS:
+            kinds = {_kind_of(linear) for linear in linears}
+            if len(kinds) > 1 or type(linears[0]) not in TRITON_LINEARS:
                 return f"the kernels have no product with layers that share an input and are {', '.join(sorted(names))}"
     return None
+
+
+def _kind_of(linear: nn.Module) -> tuple[object, ...]:
+    """Return what layers must share to lie side by side."""
+    dtypes = tuple(tensor.dtype for tensor in (*linear.parameters(), *linear.buffers()))
+    return type(linear), getattr(linear, "group_size", None), linear.bias is None, dtypes
 
 
 class CapturedDecoder:
@@ -102,7 +108,7 @@ class CapturedDecoder:
             another has `torch.compile` join the small operations of a step, through its back end of this name
             (``"inductor"``); None leaves them as they are.
 
-    Weights may change in place between runs, but not be replaced: graphs keep where they were.
+    Weights may change between runs; where they have moved, graphs are captured anew.
 
     Raises:
         ValueError: If the model or the cache is of another kind, or not for the kernels (see `why_not_triton`).
@@ -130,17 +136,31 @@ class CapturedDecoder:
         self._is_eos_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
         self._program: Callable[[int], None] = self._step
         self._kernels: TritonStep | None = None
-        if backend == "triton":
+        self._through_triton = backend == "triton"
+        if self._through_triton:
             reason = why_not_triton(model)
             if reason is not None:
                 raise ValueError(f"the step cannot run through Triton: {reason}")
-            from bpe_llama.model.decode_on_cuda import TritonStep
-
-            self._kernels = TritonStep(model, cache)
         elif backend is not None:
             self._program = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
         self._steps: dict[object, Callable[[], None]] = {}
         self._sampling: dict[object, dict[str, Any]] = {}
+        self._known: list[int] = []
+        self._look_at_the_weights()
+
+    def _look_at_the_weights(self) -> None:
+        """Let go of all that knows where weights were, if they are there no more."""
+        if self._known and self._known == self._places_of_weights():
+            return
+        self._steps.clear()
+        if self._through_triton:
+            from bpe_llama.model.decode_on_cuda import TritonStep
+
+            self._kernels = TritonStep(self.model, self.cache)
+        self._known = self._places_of_weights()
+
+    def _places_of_weights(self) -> list[int]:
+        return [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
 
     @torch.no_grad()
     def run(self, samples: Sequence[Sample], check_every: int = 16) -> None:
@@ -167,7 +187,8 @@ class CapturedDecoder:
             if asked is not None and asked():  # of the round before: this one runs on meanwhile
                 break
             asked = self._ask()
-        self._hand_back(samples, time.perf_counter() - start)
+        counts = self.drawn_B.tolist()  # waits for the last steps
+        self._hand_back(samples, counts, time.perf_counter() - start)
 
     def _begin(self, samples: Sequence[Sample], check_every: int) -> None:
         if len(samples) != self.cache.batch_size:
@@ -181,6 +202,7 @@ class CapturedDecoder:
             raise ValueError("the sequences have unlike options; only seeds may differ in a captured step")
         if any(sample.options.logprobs for sample in samples):
             raise ValueError("logprobs is True, but a captured step keeps none")
+        self._look_at_the_weights()
         self.options = samples[0].options
         self._kind = kinds.pop()
         if self._kind not in self._sampling:  # graphs keep where these tensors are
@@ -283,8 +305,8 @@ class CapturedDecoder:
 
         return answer_of
 
-    def _hand_back(self, samples: Sequence[Sample], seconds: float) -> None:
-        for slot, (sample, count) in enumerate(zip(samples, self.drawn_B.tolist(), strict=True)):
+    def _hand_back(self, samples: Sequence[Sample], counts: Sequence[int], seconds: float) -> None:
+        for slot, (sample, count) in enumerate(zip(samples, counts, strict=True)):
             first = len(sample.prompt)
             sample.new_ids[:] = self.ids_BS[slot, first : first + count].tolist()
             if -1 in sample.new_ids:

@@ -17,85 +17,97 @@ PARTS = tl.constexpr(16)
 
 
 @triton.jit
-def _weights(
-    weight, scale, outs, start, outputs, inputs, GROUP: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr
-):
-    """Return a tile of the weights, (BLOCK_O, BLOCK_I), zero beyond the matrix.
+def _product(
+    sums, given, weight, scale, outs, start, outputs, inputs, pitch,
+    DTYPE: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Return sums, (BLOCK_O, BLOCK_M), plus a tile of weights, whose rows lie ``pitch`` apart, times the inputs.
 
     Groups are those of `Int4Linear`, whose even inputs are in the low halves of bytes; without, it is what is stored.
     """
     real = (outs < outputs)[:, None]
     if GROUP == 0:
         ins = start + tl.arange(0, BLOCK_I)
-        found = tl.load(weight + outs[:, None] * inputs + ins[None, :], mask=real & (ins < inputs)[None, :], other=0.0)
+        tile = tl.load(weight + outs[:, None] * pitch + ins[None, :], mask=real & (ins < inputs)[None, :], other=0.0)
+        sums = tl.dot(tile.to(DTYPE), tl.trans(given), sums, input_precision="ieee")
     else:
         pair = start // 2 + tl.arange(0, BLOCK_I // 2)
-        of_pair = weight + outs[:, None] * (inputs // 2) + pair[None, :]
-        codes = tl.load(of_pair, mask=real & (pair < inputs // 2)[None, :], other=0)
+        codes = tl.load(weight + outs[:, None] * pitch + pair[None, :], mask=real & (pair < pitch)[None, :], other=0)
         SHARING: tl.constexpr = min(GROUP, BLOCK_I)
         group = (start + tl.arange(0, BLOCK_I // SHARING) * SHARING) // GROUP
-        of_group = scale + (outs[:, None] * (inputs // GROUP) + group[None, :]) * 2
-        there = real & (group < inputs // GROUP)[None, :]
-        step = tl.load(of_group, mask=there, other=0).to(tl.float32)
-        middle = tl.load(of_group + 1, mask=there, other=0).to(tl.float32)
-        numbers = tl.interleave((codes & 15).to(tl.float32), (codes >> 4).to(tl.float32)) - 8
-        numbers = tl.reshape(numbers, (BLOCK_O, BLOCK_I // SHARING, SHARING)) * step[:, :, None] + middle[:, :, None]
-        found = tl.reshape(numbers, (BLOCK_O, BLOCK_I))
-    return found
+        groups = inputs // GROUP
+        # The bits of two bfloat16: the lower half of a word is the scale, the upper the value of the middle code, 8.
+        both = tl.load(scale + outs[:, None] * groups + group[None, :], mask=real & (group < groups)[None, :], other=0)
+        step = (both << 16).to(tl.float32, bitcast=True)[:, :, None]
+        lowest = (both & -65536).to(tl.float32, bitcast=True)[:, :, None] - 136 * step
+        wide = tl.reshape(codes.to(tl.int32), (BLOCK_O, BLOCK_I // SHARING, SHARING // 2))
+        # As bits of a float32 these are 128 and the code: cheaper than a conversion, and exact.
+        low = ((wide & 15) << 16 | 0x43000000).to(tl.float32, bitcast=True)
+        high = ((wide & 240) << 12 | 0x43000000).to(tl.float32, bitcast=True)
+        even, odd = tl.split(tl.reshape(given, (BLOCK_M, BLOCK_I // 2, 2)))
+        tile = tl.reshape(tl.fma(low, step, lowest), (BLOCK_O, BLOCK_I // 2)).to(DTYPE)
+        sums = tl.dot(tile, tl.trans(even), sums, input_precision="ieee")
+        tile = tl.reshape(tl.fma(high, step, lowest), (BLOCK_O, BLOCK_I // 2)).to(DTYPE)
+        sums = tl.dot(tile, tl.trans(odd), sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
 def _finished(sums, scale, bias, outs, outputs, SCALED: tl.constexpr, BIASED: tl.constexpr):
-    """Return sums with the scales of their rows of weights, and the biases."""
+    """Return sums, (BLOCK_O, BLOCK_M), with the scales of their rows of weights, and the biases."""
     if SCALED:
-        sums = sums * tl.load(scale + outs, mask=outs < outputs, other=0).to(tl.float32)[None, :]
+        sums = sums * tl.load(scale + outs, mask=outs < outputs, other=0).to(tl.float32)[:, None]
     if BIASED:
-        sums = sums + tl.load(bias + outs, mask=outs < outputs, other=0).to(tl.float32)[None, :]
+        sums = sums + tl.load(bias + outs, mask=outs < outputs, other=0).to(tl.float32)[:, None]
     return sums
 
 
 @triton.jit
 def _multiply(
-    out, x, weight, scale, bias, norm, rows, outputs, inputs, eps,
+    out, x, weight, scale, bias, norm, rows, outputs, inputs, pitch, eps,
     DTYPE: tl.constexpr, GROUP: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr, NORMED: tl.constexpr,
     GATED: tl.constexpr, ADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Write ``x @ weight.T``, (M, O), or add it to ``out``; the input normalised first, the output gated, if asked.
 
     The norm's quotient is the same for a whole row, so it divides the sums. Gated, the weights are gates and then as
-    many rows more, and ``outputs`` counts the gates.
+    many rows more, and ``outputs`` counts the gates. Sums are (O, M): the matrix units want many rows on their first
+    side, of which there are few of the input.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outs = (tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)
     # A program's rows of the second half lie behind those of the first, so beyond its end is not beyond the matrix.
     height = 2 * outputs if GATED else outputs
-    sums = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
-    ups = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
-    squares = tl.zeros((BLOCK_M,), tl.float32)
+    sums = tl.zeros((BLOCK_O, BLOCK_M), tl.float32)
+    ups = tl.zeros((BLOCK_O, BLOCK_M), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_I), tl.float32)
     for start in range(0, inputs, BLOCK_I):
         ins = start + tl.arange(0, BLOCK_I)
         inside = ins < inputs
         given = tl.load(x + row[:, None] * inputs + ins[None, :], mask=(row < rows)[:, None] & inside[None, :], other=0)
         if NORMED:
             wide = given.to(tl.float32)
-            squares += tl.sum(wide * wide, 1)
+            squares += wide * wide
             given = wide * tl.load(norm + ins, mask=inside, other=0).to(tl.float32)[None, :]
         given = given.to(DTYPE)
-        tile = _weights(weight, scale, outs, start, height, inputs, GROUP, BLOCK_O, BLOCK_I).to(DTYPE)
-        sums = tl.dot(given, tl.trans(tile), sums, input_precision="ieee")
+        sums = _product(
+            sums, given, weight, scale, outs, start, height, inputs, pitch, DTYPE, GROUP, BLOCK_M, BLOCK_O, BLOCK_I
+        )
         if GATED:
-            tile = _weights(weight, scale, outs + outputs, start, height, inputs, GROUP, BLOCK_O, BLOCK_I).to(DTYPE)
-            ups = tl.dot(given, tl.trans(tile), ups, input_precision="ieee")
+            ups = _product(
+                ups, given, weight, scale, outs + outputs, start, height, inputs, pitch,
+                DTYPE, GROUP, BLOCK_M, BLOCK_O, BLOCK_I,
+            )  # fmt: skip
     if NORMED:
-        quotient = (1 / tl.sqrt(squares / inputs + eps))[:, None]
+        quotient = (1 / tl.sqrt(tl.sum(squares, 1) / inputs + eps))[None, :]
         sums *= quotient
         ups *= quotient
     sums = _finished(sums, scale, bias, outs, height, SCALED, BIASED)
     if GATED:
         ups = _finished(ups, scale, bias, outs + outputs, height, SCALED, BIASED)
         sums = sums / (1 + tl.exp(-sums)) * ups
-    places = out + row.to(tl.int64)[:, None] * outputs + outs[None, :]
-    inside_out = (row < rows)[:, None] & (outs < outputs)[None, :]
+    places = out + row.to(tl.int64)[None, :] * outputs + outs[:, None]
+    inside_out = (row < rows)[None, :] & (outs < outputs)[:, None]
     if ADDED:
         sums += tl.load(places, mask=inside_out, other=0).to(tl.float32)
     tl.store(places, sums, mask=inside_out)
@@ -164,13 +176,13 @@ def _attend(
         key = chunk * CHUNK + tl.arange(0, CHUNK)
         seen = (key >= first) & (key < length)
         slot = ((row * KV_HEADS + kv_head) * capacity + key)[:, None] * SIZE + feature[None, :]
-        held = tl.load(keys + slot, mask=seen[:, None] & real, other=0)
-        scores = tl.dot(asked, tl.trans(held), input_precision="ieee") * scale
+        key_tile = tl.load(keys + slot, mask=seen[:, None] & real, other=0)
+        value_tile = tl.load(values + slot, mask=seen[:, None] & real, other=0)  # now, not after waiting for the keys
+        scores = tl.dot(asked, tl.trans(key_tile), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, -float("inf"))
         highest = tl.max(scores, 1)
         shares = tl.exp(scores - highest[:, None])
-        held = tl.load(values + slot, mask=seen[:, None] & real, other=0)
-        gathered = tl.dot(shares.to(held.dtype), held, input_precision="ieee")
+        gathered = tl.dot(shares.to(value_tile.dtype), value_tile, input_precision="ieee")
         part = head * chunks + chunk
         is_head = group < GROUPS
         tl.store(parts + part[:, None] * SIZE + feature[None, :], gathered, mask=is_head[:, None] & real)

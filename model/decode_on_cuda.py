@@ -103,6 +103,10 @@ class TritonStep:
             place_M: int64; the position of each, whose keys and values are written to the cache. Those before it are
                 read from there.
         """
+        with torch.cuda.device_of(ids_M):  # type: ignore[no-untyped-call]  # which Triton's launches do not see to
+            return self._logits(ids_M, place_M)
+
+    def _logits(self, ids_M: Tensor, place_M: Tensor) -> Tensor:
         stack = self.model.model
         x_MD = stack.embed_tokens(ids_M).float()
         cos_MR, sin_MR = (part[:, 0].contiguous() for part in stack.rotary_emb(place_M[:, None]))

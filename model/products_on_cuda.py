@@ -23,7 +23,7 @@ class TritonProduct:
     Args:
         weight_OI: float32 or bfloat16; int8 or float8, with scales of rows; or the packed codes of int4.
         dtype: What is multiplied, weights of fewer bits after they are widened to it: float32 or bfloat16.
-        scale: (O,); for int4 the scales and offsets (O, Q, 2).
+        scale: (O,); for int4 the scales and offsets (O, Q, 2), bfloat16.
         group: Weights that share a scale, for int4.
         bias_O: Added.
         norm_I: Weights of an RMSNorm that the input goes through first.
@@ -43,7 +43,10 @@ class TritonProduct:
         eps: float = 0.0,
         gated: bool = False,
     ) -> None:
-        self.inputs = weight_OI.shape[1] * 2 if group else weight_OI.shape[1]
+        self.pitch = weight_OI.shape[1]
+        self.inputs = 2 * self.pitch if group else self.pitch
+        if scale is not None and group:
+            scale = scale.to(torch.bfloat16).view(torch.int32)
         self.outputs = len(weight_OI) // 2 if gated else len(weight_OI)
         # What is not there is not read, but has to be some address.
         optional = {"scale": scale, "bias": bias_O, "norm": norm_I}
@@ -63,33 +66,31 @@ class TritonProduct:
         """Write the product to ``out_MO``, or add it there; both contiguous, of any float dtype."""
         tile = blocks(len(x_MI), self.outputs, self.kind)
         grid = triton.cdiv(len(x_MI), tile["BLOCK_M"]), triton.cdiv(self.outputs, tile["BLOCK_O"])
-        sizes = {"rows": len(x_MI), "outputs": self.outputs, "inputs": self.inputs, "eps": self.eps}
-        decode_kernels._multiply[grid](out=out_MO, x=x_MI, ADDED=add, **sizes, **self.tensors, **self.kind, **tile)
+        sizes = {"rows": len(x_MI), "outputs": self.outputs, "inputs": self.inputs, "pitch": self.pitch}
+        decode_kernels._multiply[grid](
+            out=out_MO, x=x_MI, ADDED=add, eps=self.eps, **sizes, **self.tensors, **self.kind, **tile
+        )  # fmt: skip
 
 
 def blocks(rows: int, outputs: int, kind: dict[str, Any]) -> dict[str, int]:
     """Return the tile that one program of `_multiply` computes, and how it reads.
 
     Few rows want many programs with long reads, as all they do is read; more rows want larger tiles, so that the input
-    is read less often. In float32 one tile serves all, so that sums are the same whatever the batch. All fit the
-    registers and shared memory of an H100 or H200.
+    is read less often. In float32 one tile serves all, so that sums are the same whatever the batch.
 
     Args:
         rows: M.
         outputs: O.
         kind: What is constant of a product (see `TritonProduct.kind`).
     """
-    few = rows <= 16
+    few, narrow = rows <= 16, outputs <= 4096
+    block_m = min(max(triton.next_power_of_2(rows), 8), 64)
     if kind["DTYPE"] == tl.float32:
-        tile = (16, 16, 64)
+        block_m, block_o, block_i, warps = 16, 16, 64, 4
     elif few:
-        tile = (16, 16 if kind["GATED"] or outputs <= 8192 else 32, 128 if kind["GROUP"] else 256)
+        block_o, warps = (16, 1) if narrow else (32, 2)
+        block_i = 256 if kind["GROUP"] and not kind["GATED"] else 128
     else:
-        tile = (min(triton.next_power_of_2(rows), 64), 64, 64)
-    return {
-        "BLOCK_M": tile[0],
-        "BLOCK_O": tile[1],
-        "BLOCK_I": tile[2],
-        "num_warps": 4,
-        "num_stages": 4 if few else 3,
-    }
+        block_o, block_i, warps = (32 if narrow else 64), 64, 4
+    stages = 6 if few else 3
+    return {"BLOCK_M": block_m, "BLOCK_O": block_o, "BLOCK_I": block_i, "num_warps": warps, "num_stages": stages}

@@ -115,7 +115,8 @@ class PackedLinear(QuantizedLinear):
 
         codes, scale = self.stored()
         out_MO = x_MI.new_empty(len(x_MI), self.out_features)
-        TritonProduct(codes, x_MI.dtype, scale=scale, group=self.group_size).into(x_MI.contiguous(), out_MO)
+        with torch.cuda.device_of(x_MI):  # type: ignore[no-untyped-call]
+            TritonProduct(codes, x_MI.dtype, scale=scale, group=self.group_size).into(x_MI.contiguous(), out_MO)
         return out_MO
 
     def __getstate__(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def ids() -> torch.Tensor:
     return torch.randint(3, 97, (3, 20), generator=torch.Generator().manual_seed(5))
 
 
-MULTIPLES_OF_16 = ("inputs", "outputs", "capacity", "vocab_size", "row_stride", "chunk")
+MULTIPLES_OF_16 = ("inputs", "outputs", "pitch", "capacity", "vocab_size", "row_stride", "chunk")
 
 
 @pytest.fixture

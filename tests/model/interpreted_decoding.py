@@ -18,7 +18,7 @@ from bpe_llama.model.cache import KVCache
 from bpe_llama.model.captured import CapturedDecoder
 from bpe_llama.model.decode_on_cuda import TritonStep
 from bpe_llama.model.engine import Engine
-from bpe_llama.model.options import GenerationOptions, Sample
+from bpe_llama.model.options import GenerationOptions
 
 
 def mend_the_interpreter() -> None:
@@ -111,19 +111,22 @@ def check_that_rows_are_alone() -> None:
 
 
 def check_generation() -> None:
-    """Compare ids, through the whole of a captured step."""
+    """Compare ids, through the whole of a captured step; a decoder notices when a weight is replaced by another."""
     prompts = [[5, 9, 11, 39], [7], [30, 31, 32]]
+    model = model_of(eos_token_id=[2, 7])
+    engines = [Engine(model, 3, 12) for _ in range(2)]
+    decoder = CapturedDecoder(model, engines[1].cache, "triton")
     for changes in ({"temperature": 0.0, "min_new_tokens": 2}, {"min_new_tokens": 5, "frequency_penalty": 0.3}):
-        model = model_of(eos_token_id=[2, 7])
         wanted = [GenerationOptions(seed=seed, **{"max_new_tokens": 7, **changes}) for seed in (3, 0, 7)]
-        engines = [Engine(model, 3, 12) for _ in range(2)]
-        plain: list[Sample] = engines[0].join(prompts, wanted)
+        plain, captured = (engine.join(prompts, wanted) for engine in engines)
         while engines[0].step():
             pass
-        captured = engines[1].join(prompts, wanted)
-        CapturedDecoder(model, engines[1].cache, "triton").run(captured, check_every=3)
+        decoder.run(captured, check_every=3)
+        for sample in captured:
+            engines[1].leave(sample)
         for found, expected in zip(captured, plain, strict=True):
             assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish), changes
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
 
 
 def main() -> None:
