@@ -27,6 +27,7 @@ from bpe_llama.model.attention_backends import Visible, eager, sdpa
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.choosing import SEED_BITS
 from bpe_llama.model.flat import decoder_layers
+from bpe_llama.model.fused import is_plain
 from bpe_llama.model.fused_parts import shared_input
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
@@ -81,9 +82,9 @@ def why_not_triton(model: LlamaForCausalLM) -> str | None:
         return "triton is not installed"
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"the model is of {model.dtype}, and the kernels take float32 and bfloat16"
+    if not is_plain(model):
+        return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
     for layer in decoder_layers(model):
-        if layer.self_attn.backend is not sdpa:
-            return "the attention back end is not 'sdpa'"
         for linears in (*shared_input(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj], [model.lm_head]):
             names = {type(linear).__name__ for linear in linears}
             kinds = {_kind_of(linear) for linear in linears}
@@ -137,11 +138,7 @@ class CapturedDecoder:
         self._program: Callable[[int], None] = self._step
         self._kernels: TritonStep | None = None
         self._through_triton = backend == "triton"
-        if self._through_triton:
-            reason = why_not_triton(model)
-            if reason is not None:
-                raise ValueError(f"the step cannot run through Triton: {reason}")
-        elif backend is not None:
+        if backend is not None and not self._through_triton:
             self._program = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
         self._steps: dict[object, Callable[[], None]] = {}
         self._sampling: dict[object, dict[str, Any]] = {}
@@ -154,13 +151,18 @@ class CapturedDecoder:
             return
         self._steps.clear()
         if self._through_triton:
+            reason = why_not_triton(self.model)
+            if reason is not None:
+                raise ValueError(f"the step cannot run through Triton: {reason}")
             from bpe_llama.model.decode_on_cuda import TritonStep
 
             self._kernels = TritonStep(self.model, self.cache)
         self._known = self._places_of_weights()
 
     def _places_of_weights(self) -> list[int]:
-        return [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
+        """Return where weights are, and how often buffers have changed: some scales of few bits are kept as copies."""
+        places = [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
+        return places + [0 if buffer.is_inference() else buffer._version for buffer in self.model.buffers()]
 
     @torch.no_grad()
     def run(self, samples: Sequence[Sample], check_every: int = 16) -> None:

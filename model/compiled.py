@@ -26,7 +26,7 @@ FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
 """Up to so many rows these products are as fast as torch's or faster; some processors have a unit for its bfloat16."""
 
 FEW_KEYS = 2048
-"""Looking at more, the attention gains more by several threads than the products between lose."""
+"""Looking at more, torch's attention gains more by several threads than the products between lose."""
 
 
 def can_compile(linears: Sequence[nn.Module]) -> bool:
@@ -117,12 +117,17 @@ class CompiledAttention:
         columns_M: int64; its column there, which is its position.
         rotation: Cosines and sines of the rows, float32 (M, R / 2).
         window: Keys that a row looks at, its own included; None is all.
+
+    Raises:
+        ValueError: If the cache is of another dtype than float32 and bfloat16.
     """
 
     def __init__(
         self, cache: KVCache, slots_M: Tensor, columns_M: Tensor, rotation: Rotation, window: int | None
     ) -> None:
         whole = cache.whole.detach()
+        if whole.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"the cache is of {whole.dtype}; expected torch.float32 or torch.bfloat16")
         self.store = (whole if whole.dtype == torch.float32 else whole.view(torch.uint16)).numpy()
         self.places = torch.stack((slots_M + cache.first_slot, columns_M), dim=1).numpy()
         self.cos, self.sin = (part.contiguous().numpy() for part in rotation)

@@ -51,7 +51,8 @@ def _stored(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
     if isinstance(linear, PackedLinear):
         return linear.stored()
     if isinstance(linear, Float8Linear):
-        return linear.weight, linear.scale.view(-1).expand(linear.out_features)
+        per_row = linear.scale.numel() == linear.out_features
+        return linear.weight, linear.scale if per_row else linear.scale.view(1).expand(linear.out_features)
     return linear.weight, None  # type: ignore[return-value]  # of nn.Linear
 
 

@@ -2,7 +2,7 @@
 
 `llama.py` says what is computed; this file says it again the way a processor likes it when the work of a token is to
 read every weight once. Queries, keys and values are one product, gate and up another; residuals are added by the
-product that feeds them; little but the attention allocates. The tests hold it to the model.
+product that feeds them; little is allocated. The tests hold it to the model.
 
 Shapes: ``B`` sequences, ``T`` new tokens of each, ``M`` rows (B * T), ``S`` key length, ``D`` hidden_size, ``N`` heads,
 ``K`` KV heads, ``G`` query heads per KV head, ``H`` head_dim, ``R`` rotated features of a head, ``I`` in_features,
@@ -57,7 +57,15 @@ def can_fuse(model: LlamaForCausalLM) -> bool:
         >>> can_fuse(LlamaForCausalLM(config))
         True
     """
-    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+    return model.device.type == "cpu" and is_plain(model)
+
+
+def is_plain(model: LlamaForCausalLM) -> bool:
+    """Return whether a model is made of this package's dense layers alone, of one dtype: float32 or bfloat16.
+
+    Hooks, forward methods of a module's own, adapters and layers that share weights make it another.
+    """
+    if model.dtype not in (torch.float32, torch.bfloat16):
         return False
     stack = model.model
     kinds: list[tuple[nn.Module, type]] = [(stack, LlamaModel), (stack.rotary_emb, RotaryEmbedding)]

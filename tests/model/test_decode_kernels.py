@@ -102,6 +102,13 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
     assert why_not_triton(half) == "the model is of torch.float16, and the kernels take float32 and bfloat16"
     with pytest.raises(ValueError, match=r"cannot run through Triton: the model is of torch\.float16"):
         CapturedDecoder(half, Engine(half).cache, "triton")
+    hooked, other = tiny_model(), tiny_model()
+    hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    other.model.layers[1] = torch.nn.Identity()
+    for model in (hooked, other):
+        assert why_not_triton(model) == (
+            "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
+        )
     mixed = tiny_model()
     mixed.model.layers[1].self_attn.k_proj = quantize.Int8Linear(mixed.model.layers[1].self_attn.k_proj)
     assert why_not_triton(mixed) == (

@@ -312,8 +312,24 @@ def test_layers_replaced_by_others_are_left_to_the_model(tiny_model: Make) -> No
     assert shared.generate(torch.tensor([[5, 6]]), max_new_tokens=3, eos_id=()).shape == (1, 5)
 
 
+@pytest.mark.parametrize("form", ["fused", "packed"])
+def test_some_slots_of_a_cache_are_written_where_they_are(tiny_model: Make, ids: torch.Tensor, form: str) -> None:
+    model = tiny_model()
+    whole = KVCache(model.config, 5, 24)
+    cache = whole.rows(1, 5).rows(1, 3)
+    model(ids[:2, :9], past_key_values=cache)
+    step = FusedDecoder(model) if form == "fused" else PackedDecoder(FusedDecoder(model))
+    found = step(ids[:2, 9:10].tolist(), cache).view(2, -1)
+    torch.testing.assert_close(found, model(ids[:2, :10]).logits[:, -1], rtol=1e-4, atol=1e-5)
+    assert whole.store[:, :, [0, 1, 4]].count_nonzero() == 0
+    assert bool((whole.store[:, :, 2:4, :, :10] != 0).all())
+
+
 def test_refusals(tiny_model: Make) -> None:
     model = tiny_model()
+    for step in (FusedDecoder(model), PackedDecoder(FusedDecoder(model))):
+        with pytest.raises(ValueError, match=r"the cache is of torch\.float16; expected torch\.float32"):
+            step([[5]], KVCache(model.config, 1, 4, dtype=torch.float16))
     decoder, cache = FusedDecoder(model), KVCache(model.config, 1, 2)
     with pytest.raises(ValueError, match="input id 97 is outside the vocabulary of 97"):
         decoder([[97]], cache)

@@ -100,19 +100,26 @@ def test_refusals() -> None:
             attend(**{**given(0), **changes})
 
     store = given(0)["store"]
-    refused(TypeError, "expected float32 or uint16", store=store.astype(np.float64))
-    refused(TypeError, "expected float32 or uint16", store=store[0])
+    refused(TypeError, "expected a float32 or uint16 array", store=store.astype(np.float64))
+    refused(TypeError, "expected a float32 or uint16 array", store=store[0])
     refused(ValueError, "not contiguous", store=store[:, :, 1:])
     refused(ValueError, "layer 2 of a store", layer=2)
     refused(ValueError, "layer 0 of a store", layer=0, store=store[:1].copy())
     refused(ValueError, "column 40 of slot 0", places=np.array([[0, 0], [0, 40], [1, 0]]))
     refused(ValueError, "column 0 of slot 3", places=np.array([[0, 0], [3, 0], [1, 0]]))
-    refused(ValueError, "do not fit 2 rows", places=np.array([[0, 0], [1, 0]]))
-    refused(ValueError, "do not fit", places=np.zeros((3, 3), dtype=np.int64))
+    refused(
+        ValueError, "column 9223372036854775807 of slot 0", places=np.array([[0, 0], [0, 2**63 - 1], [0, 2**63 - 1]])
+    )
+    for shape in ((2, 2), (3, 3), (1, 6), (6, 1)):
+        refused(ValueError, r"places have shape .*; expected \(3, 2\)", places=np.zeros(shape, dtype=np.int64))
     refused(ValueError, "cosines", sin=np.zeros((3, 7), dtype=np.float32))
     refused(ValueError, "cosines", cos=np.zeros((3, 11), dtype=np.float32), sin=np.zeros((3, 11), dtype=np.float32))
+    refused(ValueError, r"sin has shape \[6, 4\]; expected 3 rows", sin=np.zeros((6, 4), dtype=np.float32))
     refused(ValueError, "numbers in", qkv=np.zeros((3, 5), dtype=np.float32))
-    refused(ValueError, "out do not fit|expected a multiple", out=np.zeros((3, 7), dtype=np.float32))
+    refused(ValueError, "expected a multiple", out=np.zeros((3, 7), dtype=np.float32))
+    refused(ValueError, "layer is -1; expected at least 0", layer=-1)
+    refused(ValueError, "window is -1; expected at least 0", window=-1)
+    refused(ValueError, "num_threads must be at least 1", num_threads=0)
     fixed = np.zeros((3, HEADS * SIZE), dtype=np.float32)
     fixed.flags.writeable = False
     refused(TypeError, "out: ", out=fixed)

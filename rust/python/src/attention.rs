@@ -1,12 +1,14 @@
 //! `attend` for Python: the attention of new tokens over a cache in a NumPy array.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
+use crate::arguments::{Threads, shown};
 use crate::error::to_py;
 use crate::linear::check_order;
 use bpe_llama::linear::{Shape, Store, Tokens, attend};
-use numpy::{Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
+use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use std::num::NonZero;
 
 /// Below this many numbers of keys a call is over before another thread could use the interpreter.
 const RELEASE_NUMBERS: usize = 1 << 15;
@@ -30,7 +32,8 @@ const RELEASE_NUMBERS: usize = 1 << 15;
 ///
 /// Raises:
 ///     TypeError: If an array has another dtype or number of axes, or may not be written to.
-///     ValueError: If shapes do not fit, an array is not contiguous, or a place is not in the cache.
+///     ValueError: If shapes do not fit, an array is not contiguous, a number is negative, a place is not in the cache, or
+///         another call writes to the store.
 ///
 /// Example:
 ///     >>> import numpy as np
@@ -41,7 +44,7 @@ const RELEASE_NUMBERS: usize = 1 << 15;
 ///     >>> out
 ///     array([[5., 7.]], dtype=float32)
 #[pyfunction(name = "attend")]
-#[pyo3(signature = (qkv, cos, sin, store, layer, places, out, window=0, num_threads=1))]
+#[pyo3(signature = (qkv, cos, sin, store, layer, places, out, window=0, num_threads=Threads(NonZero::<usize>::MIN)))]
 #[allow(clippy::too_many_arguments, reason = "a step of a model needs them all")]
 pub(crate) fn py_attend<'py>(
     py: Python<'py>,
@@ -49,24 +52,32 @@ pub(crate) fn py_attend<'py>(
     cos: &Bound<'py, PyArray2<f32>>,
     sin: &Bound<'py, PyArray2<f32>>,
     store: &Bound<'py, PyAny>,
-    layer: usize,
+    layer: i64,
     places: &Bound<'py, PyArray2<i64>>,
     out: &Bound<'py, PyArray2<f32>>,
-    window: usize,
-    num_threads: usize,
+    window: i64,
+    num_threads: Threads,
 ) -> PyResult<()> {
+    let (layer, window) = (natural("layer", layer)?, natural("window", window)?);
     let mut gathered = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
     check_order(out)?;
-    let wanted = places.try_readonly().map_err(|error| PyValueError::new_err(format!("places: {error}")))?;
-    check_order(places)?;
-    let places: Vec<Option<(usize, usize)>> = wanted
-        .as_slice()?
-        .chunks(2)
-        .map(|place| Some((usize::try_from(place[0]).ok()?, usize::try_from(*place.get(1)?).ok()?)))
-        .collect();
-    for array in [qkv, cos, sin] {
+    let rows = out.shape()[0];
+    for (name, array) in [("qkv", qkv), ("cos", cos), ("sin", sin)] {
         check_order(array)?;
+        if array.shape()[0] != rows {
+            let found = array.shape();
+            return Err(PyValueError::new_err(format!("{name} has shape {found:?}; expected {rows} rows, as out has")));
+        }
     }
+    check_order(places)?;
+    if places.shape() != [rows, 2] {
+        let found = places.shape();
+        return Err(PyValueError::new_err(format!("places have shape {found:?}; expected ({rows}, 2)")));
+    }
+    let wanted = places.try_readonly().map_err(|error| PyValueError::new_err(format!("places: {error}")))?;
+    let pairs = wanted.as_slice()?.as_chunks::<2>().0.iter();
+    let places: Vec<Option<(usize, usize)>> =
+        pairs.map(|[slot, column]| Some((usize::try_from(*slot).ok()?, usize::try_from(*column).ok()?))).collect();
     let [qkv, cos, sin] = [qkv.try_readonly(), cos.try_readonly(), sin.try_readonly()]
         .map(|array| array.map_err(|error| PyValueError::new_err(error.to_string())));
     let (qkv, cos, sin) = (qkv?, cos?, sin?);
@@ -76,9 +87,9 @@ pub(crate) fn py_attend<'py>(
         let [_, _, _, kv_heads, capacity, size] = shape;
         let shape = Shape { heads: width / size.max(1), kv_heads, size, capacity, window };
         let out = gathered.as_slice_mut()?;
-        let seen: usize = places.iter().flatten().map(|place| place.1 + 1).sum();
-        let attended = || attend(shape, tokens, store, out, num_threads);
-        let is_short = seen * kv_heads * size < RELEASE_NUMBERS;
+        let seen = places.iter().flatten().fold(0_usize, |seen, place| seen.saturating_add(place.1));
+        let attended = || attend(shape, tokens, store, out, num_threads.0.get());
+        let is_short = seen.saturating_mul(kv_heads * size) < RELEASE_NUMBERS;
         if is_short { attended() } else { py.detach(attended) }.map_err(to_py)
     };
     if let Ok(array) = store.cast::<PyArray6<f32>>() {
@@ -90,14 +101,22 @@ pub(crate) fn py_attend<'py>(
         let (shape, keys, values) = of_layer(&mut held, layer)?;
         run(shape, Store::Bf16(keys, values))
     } else {
-        let expected = "expected float32 or uint16 (2, layers, B, K, S, H)";
-        Err(PyTypeError::new_err(format!("the store is {}; {expected}", store.get_type().repr()?)))
+        let expected = "expected a float32 or uint16 array (2, layers, B, K, S, H)";
+        Err(PyTypeError::new_err(format!("the store is {}; {expected}", shown(store))))
     }
+}
+
+fn natural(name: &str, number: i64) -> PyResult<usize> {
+    usize::try_from(number).map_err(|_| PyValueError::new_err(format!("{name} is {number}; expected at least 0")))
 }
 
 fn writable<'py, T: Element>(array: &Bound<'py, PyArray6<T>>) -> PyResult<PyReadwriteArray6<'py, T>> {
     check_order(array)?;
-    array.try_readwrite().map_err(|error| PyTypeError::new_err(format!("store: {error}")))
+    // That nobody else reads or writes the same slots meanwhile, through another array, is the caller's duty.
+    array.try_readwrite().map_err(|error| match error {
+        BorrowError::AlreadyBorrowed => PyValueError::new_err("store: another call writes to it now"),
+        error => PyTypeError::new_err(format!("store: {error}")),
+    })
 }
 
 /// Returns the store's shape, and the keys and values of one layer.

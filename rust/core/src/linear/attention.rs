@@ -162,7 +162,7 @@ impl Pass<'_> {
         let (keys, values) = (&*keys, &*values);
         let seen: usize = self.tokens.places.iter().flatten().map(|place| self.seen(place.1).len()).sum();
         let groups = Mutex::new(out.chunks_exact_mut(heads / kv_heads * size).enumerate());
-        crew::run(threads.min(seen * kv_heads * size / SHARE + 1), &|| {
+        crew::run(threads.min(seen * kv_heads * size / SHARE + 1).min(self.tokens.places.len() * kv_heads), &|| {
             let mut scratch = Scratch::default();
             loop {
                 let next = groups.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -186,14 +186,18 @@ impl Pass<'_> {
             return wrong(format!("{heads} heads of {size} numbers on {kv_heads} of keys; expected a multiple"));
         }
         let rows = places.len();
-        if qkv.len() != rows * (heads + 2 * kv_heads) * size || out != rows * heads * size {
+        let times = |a: usize, b: usize| a.checked_mul(b);
+        let width = kv_heads.checked_mul(2).and_then(|both| both.checked_add(heads)).and_then(|all| times(all, size));
+        let (given, gathered) =
+            (width.and_then(|width| times(width, rows)), times(rows, times(heads, size).unwrap_or(0)));
+        if width.is_none() || given != Some(qkv.len()) || gathered != Some(out) {
             return wrong(format!("{} numbers in and {out} out do not fit {rows} rows", qkv.len()));
         }
         let half = cos.len() / rows.max(1);
-        if cos.len() != sin.len() || cos.len() != half * rows || 2 * half > size {
+        if cos.len() != sin.len() || cos.len() != half * rows || half > size / 2 {
             return wrong(format!("{} cosines and {} sines for {rows} rows", cos.len(), sin.len()));
         }
-        let slot_size = kv_heads * capacity * size;
+        let slot_size = times(kv_heads, capacity).and_then(|columns| times(columns, size)).unwrap_or(0);
         if keys != values || slot_size == 0 || !keys.is_multiple_of(slot_size) {
             return wrong(format!("{keys} keys and {values} values are no slots of {capacity} columns"));
         }
@@ -379,6 +383,12 @@ unsafe fn score<L: Lanes>(query: &[[f32; LANES]], keys: &[[f32; LANES]], scores:
     }
 }
 
+/// Returns the higher score; NaN is the highest, so that it spoils all shares.
+#[inline(always)]
+fn higher(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
 /// Replaces scores by their shares of the sum of all `exp(score / temperature)`.
 #[inline(always)]
 fn soften(scores: &mut [f32], temperature: f64) {
@@ -386,10 +396,10 @@ fn soften(scores: &mut [f32], temperature: f64) {
     let mut highest = [f32::NEG_INFINITY; LANES];
     for scores in whole.iter() {
         for lane in 0..LANES {
-            highest[lane] = if scores[lane] > highest[lane] { scores[lane] } else { highest[lane] };
+            highest[lane] = higher(highest[lane], scores[lane]);
         }
     }
-    let highest = highest.iter().chain(rest.iter()).fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let highest = highest.iter().chain(rest.iter()).copied().fold(f32::NEG_INFINITY, higher);
     let scale = Scale::new(highest, temperature);
     let mut sums = [0.0; LANES];
     for scores in whole.iter_mut() {
@@ -584,6 +594,16 @@ mod tests {
         assert_eq!(gather(-1e10), [9.0, 9.0]);
         assert!(gather(f32::NAN).iter().all(|x| x.is_nan()));
         assert!(gather(1e30).iter().all(|x| x.is_nan()));
+        for broken in 0..20 {
+            let (mut keys, mut values) = ([1.0; 40], [1.0; 40]);
+            keys[2 * broken] = f32::NAN;
+            let tokens = Tokens { qkv: &[1.0; 6], cos: &[], sin: &[], places: &[Some((0, 20))] };
+            let (mut keys, mut values) =
+                ([keys.as_slice(), &[1.0; 2]].concat(), [values.as_mut_slice(), &mut [1.0; 2]].concat());
+            let mut out = [0.0; 2];
+            attend(Shape { capacity: 21, ..shape }, tokens, Store::F32(&mut keys, &mut values), &mut out, 1).unwrap();
+            assert!(out.iter().all(|x| x.is_nan()), "{broken}");
+        }
     }
 
     #[test]
@@ -602,5 +622,9 @@ mod tests {
         assert!(refused(shape, 8, 1, (1, 0), 6).contains("column 0 of slot 1"));
         assert!(refused(shape, 8, 1, (0, 0), 7).contains("7 keys"));
         assert!(refused(Shape { kv_heads: 0, ..shape }, 8, 1, (0, 0), 6).contains("2 heads of 2 numbers on 0"));
+        let huge = Shape { heads: 1 << 32, size: 1 << 32, ..shape };
+        assert!(refused(huge, 8, 1, (0, 0), 6).contains("do not fit"));
+        let none = Tokens { qkv: &[], cos: &[], sin: &[], places: &[] };
+        assert!(attend(huge, none, Store::F32(&mut [], &mut []), &mut [], 1).is_err());
     }
 }

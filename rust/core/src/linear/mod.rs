@@ -7,6 +7,8 @@
 //! All arithmetic is float32, in an order that the format alone fixes (`formats.rs`): a result has the same bits on every
 //! CPU, for every number of threads, alone or with other vectors.
 //!
+//! [`attend`] does what else a new token needs of a layer in the same way: it looks at the keys and values of a cache.
+//!
 //! ```
 //! use bpe_llama::linear::{Input, Matrix, Weights, multiply};
 //!
