@@ -3,8 +3,8 @@
 The rows of all sequences lie one after the other, without padding, so that every product serves all of them; only the
 attention looks at sequences one by one. Layers and memory are those of `fused`; the tests hold it to the model.
 
-Shapes: ``B`` sequences, ``T`` new tokens of one, ``M`` rows (the new tokens of all), ``G`` rows of sequences that grow
-by one, ``S`` key length, ``N`` heads, ``K`` KV heads, ``H`` head_dim, ``R`` rotated features of a head, ``I`` in_features,
+Shapes: ``B`` sequences, ``T`` new tokens of one, ``M`` rows (the new tokens of all), ``G`` rows of those that grow by
+one, ``S`` key length, ``N`` heads, ``K`` KV heads, ``H`` head_dim, ``R`` rotated features of a head, ``I`` in_features,
 ``O`` out_features, ``D`` hidden_size, ``F`` intermediate_size, ``V`` vocab_size.
 
 Source: Yu et al. 2022, "Orca", section 3.2: what is not attention need not know whose token a row is.
