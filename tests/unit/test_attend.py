@@ -119,7 +119,7 @@ def test_refusals() -> None:
     refused(ValueError, "expected a multiple", out=np.zeros((3, 7), dtype=np.float32))
     refused(ValueError, "layer is -1; expected at least 0", layer=-1)
     refused(ValueError, "window is -1; expected at least 0", window=-1)
-    refused(ValueError, "num_threads must be at least 1", num_threads=0)
+    refused(ValueError, "num_threads is 0; expected at least 1", num_threads=0)
     fixed = np.zeros((3, HEADS * SIZE), dtype=np.float32)
     fixed.flags.writeable = False
     refused(TypeError, "out: ", out=fixed)

@@ -1,14 +1,13 @@
 //! `attend` for Python: the attention of new tokens over a cache in a NumPy array.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
-use crate::arguments::{Threads, shown};
+use crate::arguments::shown;
 use crate::error::to_py;
 use crate::linear::check_order;
 use bpe_llama::linear::{Shape, Store, Tokens, attend};
 use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use std::num::NonZero;
 
 /// Below this many numbers of keys a call is over before another thread could use the interpreter.
 const RELEASE_NUMBERS: usize = 1 << 15;
@@ -44,7 +43,7 @@ const RELEASE_NUMBERS: usize = 1 << 15;
 ///     >>> out
 ///     array([[5., 7.]], dtype=float32)
 #[pyfunction(name = "attend")]
-#[pyo3(signature = (qkv, cos, sin, store, layer, places, out, window=0, num_threads=Threads(NonZero::<usize>::MIN)))]
+#[pyo3(signature = (qkv, cos, sin, store, layer, places, out, window=0, num_threads=1))]
 #[allow(clippy::too_many_arguments, reason = "a step of a model needs them all")]
 pub(crate) fn py_attend<'py>(
     py: Python<'py>,
@@ -56,9 +55,10 @@ pub(crate) fn py_attend<'py>(
     places: &Bound<'py, PyArray2<i64>>,
     out: &Bound<'py, PyArray2<f32>>,
     window: i64,
-    num_threads: Threads,
+    num_threads: i64,
 ) -> PyResult<()> {
-    let (layer, window) = (natural("layer", layer)?, natural("window", window)?);
+    let (layer, window) = (at_least(0, "layer", layer)?, at_least(0, "window", window)?);
+    let num_threads = at_least(1, "num_threads", num_threads)?;
     let mut gathered = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
     check_order(out)?;
     let rows = out.shape()[0];
@@ -88,7 +88,7 @@ pub(crate) fn py_attend<'py>(
         let shape = Shape { heads: width / size.max(1), kv_heads, size, capacity, window };
         let out = gathered.as_slice_mut()?;
         let seen = places.iter().flatten().fold(0_usize, |seen, place| seen.saturating_add(place.1));
-        let attended = || attend(shape, tokens, store, out, num_threads.0.get());
+        let attended = || attend(shape, tokens, store, out, num_threads);
         let is_short = seen.saturating_mul(kv_heads * size) < RELEASE_NUMBERS;
         if is_short { attended() } else { py.detach(attended) }.map_err(to_py)
     };
@@ -106,8 +106,11 @@ pub(crate) fn py_attend<'py>(
     }
 }
 
-fn natural(name: &str, number: i64) -> PyResult<usize> {
-    usize::try_from(number).map_err(|_| PyValueError::new_err(format!("{name} is {number}; expected at least 0")))
+fn at_least(least: usize, name: &str, number: i64) -> PyResult<usize> {
+    usize::try_from(number)
+        .ok()
+        .filter(|number| *number >= least)
+        .ok_or_else(|| PyValueError::new_err(format!("{name} is {number}; expected at least {least}")))
 }
 
 fn writable<'py, T: Element>(array: &Bound<'py, PyArray6<T>>) -> PyResult<PyReadwriteArray6<'py, T>> {
