@@ -73,7 +73,7 @@ lint-python: $(VENV)/.dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy -p bpe_llama -p bench
-	MYPYPATH=python $(RUN) mypy.stubtest --allowlist .ci/stubtest-allow.txt bpe_llama._core
+	MYPYPATH=python $(RUN) mypy.stubtest --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allow.txt bpe_llama._core
 	$(BIN)/lint-imports
 
 deny: ## licences, advisories and duplicates of Rust dependencies (installs cargo-deny: minutes)

@@ -12,7 +12,6 @@ Source: the idea of a static cache and a step captured whole is gpt-fast's.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from bpe_llama.model.attention import Attention
 from bpe_llama.model.attention_backends import Visible, eager, sdpa
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.choosing import SEED_BITS
+from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.flat import decoder_layers
 from bpe_llama.model.fused import is_plain
 from bpe_llama.model.fused_parts import shared_input
@@ -78,7 +78,7 @@ def why_not_triton(model: LlamaForCausalLM) -> str | None:
         >>> why_not_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # whose range is too small
         False
     """
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         return "triton is not installed"
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"the model is of {model.dtype}, and the kernels take float32 and bfloat16"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether kernels can be launched on CUDA: Triton comes with torch for CUDA on Linux."""
 
 _DTYPES = {
     "float32": torch.float32,

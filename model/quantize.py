@@ -13,7 +13,6 @@ Example:
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Collection
 from typing import Any, TypeVar
@@ -23,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama._core import Linear
+from bpe_llama.model.device import HAS_TRITON
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 PACKED_ROWS = 32
 """Up to this many input rows the packed kernels win; beyond, one dequantised product does."""
 

@@ -14,20 +14,18 @@ Legend: B batch, V vocabulary, T length of the history, N ids given.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.sampling.filters import Filters, kept_weights
 from bpe_llama.model.sampling.scores import adjusted_scores, valid_rows
 from bpe_llama.model.sampling.uniform import uniform
 
 __all__ = ["filtered_probs", "sample_logits", "uniform"]
-
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def sample_logits(
@@ -107,7 +105,7 @@ def sample_logits(
     for name, value in (("seed", seed), ("step", step)):
         if isinstance(value, Tensor) and tuple(value.shape) not in ((), (1,), (rows,)):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected () or ({rows},)")
-    if _HAS_TRITON and scores_BV.device.type == "cuda" and temperature > 0 and typical_p == 1:
+    if HAS_TRITON and scores_BV.device.type == "cuda" and temperature > 0 and typical_p == 1:
         from bpe_llama.model.sampling import on_cuda
 
         with torch.cuda.device(scores_BV.device):
