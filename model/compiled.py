@@ -8,6 +8,7 @@ Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,18 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear, attend
+from bpe_llama._core import Linear, attend, has_matrix_unit
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.norm import RMSNorm
-from bpe_llama.model.quantize import PackedLinear
+from bpe_llama.model.quantize import Int4Linear, PackedLinear
 from bpe_llama.model.rope import Rotation
 
 FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
-"""Up to so many rows these products are as fast as torch's or faster; some processors have a unit for its bfloat16."""
+"""Up to so many rows these products are as fast as torch's or faster: bfloat16 can go through a unit for matrices."""
+
+FEW_ROWS_IN_UNIT, FEW_ROWS_OF_BFLOAT16_IN_UNIT = sys.maxsize, 64
+"""The same where ours go through that unit too: torch rounds what it multiplies with bfloat16, and multiplies once."""
 
 FEW_KEYS = 2048
-"""Looking at more, torch's attention gains more by several threads than the products between lose."""
+"""Looking at more, counted for each row, torch's attention gains more by several threads than the products lose."""
 
 
 def can_compile(linears: Sequence[nn.Module]) -> bool:
@@ -47,8 +51,14 @@ def can_compile(linears: Sequence[nn.Module]) -> bool:
 
 def few_rows(linears: Sequence[nn.Module]) -> int:
     """Return for how many rows the compiled products of these layers, which it `can_compile`, serve best."""
-    plain = [linear.weight.dtype for linear in linears if type(linear) is nn.Linear]
-    return FEW_ROWS_OF_BFLOAT16 if torch.bfloat16 in plain else FEW_ROWS
+    return min(map(_few_rows, linears))
+
+
+def _few_rows(linear: nn.Module) -> int:
+    unit = has_matrix_unit()
+    if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
+        return FEW_ROWS_OF_BFLOAT16_IN_UNIT if unit else FEW_ROWS_OF_BFLOAT16
+    return FEW_ROWS_IN_UNIT if unit and not isinstance(linear, Int4Linear) else FEW_ROWS
 
 
 class Rows:

@@ -22,7 +22,15 @@ from torch.nn import functional
 from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache, Places
-from bpe_llama.model.compiled import CompiledAttention, CompiledLayer, CompiledProduct, Rows, can_compile, few_rows
+from bpe_llama.model.compiled import (
+    FEW_ROWS,
+    CompiledAttention,
+    CompiledLayer,
+    CompiledProduct,
+    Rows,
+    can_compile,
+    few_rows,
+)
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
 from bpe_llama.model.fused_parts import (
@@ -182,7 +190,7 @@ class FusedDecoder:
             self._workspaces[rows] = self.workspace(rows)
         space = self._workspaces[rows]
         space.x_MD.copy_(self.model.model.embed_tokens.weight[torch.tensor(ids, device="cpu").flatten()])
-        if space.few is not None and type(cache) is KVCache:
+        if space.few is not None and rows <= FEW_ROWS and type(cache) is KVCache:
             slots_M = torch.arange(batch, device="cpu").repeat_interleave(length)
             columns_M = positions_BT.expand(batch, -1).flatten()
             attention = CompiledAttention(cache, slots_M, columns_M, (cos_MR, sin_MR), config.sliding_window)
@@ -212,7 +220,7 @@ class FusedDecoder:
         new_keys = space.turned_key_MKH.view(heads).transpose(1, 2)
         new_values = space.value_MKH.view(heads).transpose(1, 2)
         dtype = self.model.dtype
-        with space.looking_at(batch * places.end):
+        with space.looking_at(len(space.x_MD) * places.end):
             for number in range(len(self.layers)):
                 self.begin_layer(number, space)
                 write_turned(space, cos_M1R, sin_M1R)

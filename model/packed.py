@@ -117,7 +117,7 @@ class _Rows:
                 if end > count or not self._sees_all(end):
                     visible = Visible(mask=self._mask(self.positions_M[None, stop - count : stop], end)[:, None])
                 self._readers.append((slot, slice(stop - count, stop), end, visible))
-        self.keys_for_torch = sum(end for _, _, end, _ in self._readers)
+        self.keys_for_torch = sum((rows.stop - rows.start) * end for _, rows, end, _ in self._readers)
 
     def _sees_all(self, end: int) -> bool:
         return self._window is None or self._window >= end

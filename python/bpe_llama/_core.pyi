@@ -410,6 +410,9 @@ class Linear:
     ) -> None:
         """Write the product with each of M vectors to `out`, or add it there."""
 
+def has_matrix_unit() -> bool:
+    """Return whether this processor has a unit for matrices, and `Linear` uses it."""
+
 def attend(
     qkv: NDArray[np.float32],
     cos: NDArray[np.float32],

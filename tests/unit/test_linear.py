@@ -72,13 +72,15 @@ def test_weights_are_read_where_they_lie() -> None:
     assert product(linear, np.ones((1, 4), dtype=np.float32), 2).tolist() == [[4, 4]]
 
 
-def test_threads_callers_and_company_change_no_bit() -> None:
-    linear, x = Linear([floats(2000, 100)]), floats(9, 100)
+@pytest.mark.parametrize(("rows", "fewer"), [(8, 1), (40, 9)])  # more than eight may go through a unit for matrices
+def test_threads_callers_and_company_change_no_bit(rows: int, fewer: int) -> None:
+    linear, x = Linear([floats(2000, 100)]), floats(rows, 100)
     expected = product(linear, x, 2000)
     for threads in (2, 3, 7):
         np.testing.assert_array_equal(product(linear, x, 2000, threads), expected)
-    for row in range(9):
-        np.testing.assert_array_equal(product(linear, x[row : row + 1], 2000, 2)[0], expected[row])
+    for row in range(rows - fewer + 1):
+        some = slice(row, row + fewer)
+        np.testing.assert_array_equal(product(linear, x[some], 2000, 2), expected[some])
     found: list[bool] = []
 
     def call() -> None:

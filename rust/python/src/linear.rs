@@ -2,11 +2,23 @@
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::error::to_py;
-use bpe_llama::linear::{Input, Matrix, Numbers, Weights, multiply};
+use bpe_llama::linear::{Input, Matrix, Numbers, Weights, has_unit, multiply};
 use numpy::ndarray::Dimension;
 use numpy::{Element, PyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+
+/// Return whether this processor has a unit for matrices, Intel's AMX, and we may use it: `Linear` then multiplies more
+/// than eight vectors there, with weights of any format but four bits.
+///
+/// Example:
+///     >>> from bpe_llama._core import has_matrix_unit
+///     >>> has_matrix_unit() in (True, False)
+///     True
+#[pyfunction(name = "has_matrix_unit")]
+pub(crate) fn py_has_matrix_unit() -> bool {
+    has_unit()
+}
 
 /// Below this many bytes of weights a call is over before another thread could use the interpreter.
 const RELEASE_BYTES: usize = 1 << 15;
@@ -89,7 +101,8 @@ enum Norm {
 /// Matrices, one below the other, that a few vectors are multiplied with: as fast as the weights can be read.
 ///
 /// Arithmetic is float32 in an order that the format of the weights fixes: a vector's product has the same bits on every
-/// CPU, for every number of threads, alone or beside others. Weights are read where they lie; whatever is written to them
+/// CPU, for every number of threads, alone or beside others; beside more than seven, it has others where there is a unit
+/// for matrices (`has_matrix_unit`), the same beside any number. Weights are read where they lie; whatever is written to them
 /// is seen by the next call. Safe to share among threads.
 ///
 /// Args:
@@ -169,7 +182,7 @@ impl PyLinear {
     ///     TypeError: If an array is no float32 of two axes, or `out` may not be written to.
     ///     ValueError: If shapes do not fit, or an array is not contiguous.
     ///
-    /// Cost: one read of the weights for up to about 16 vectors, then two operations a weight and vector.
+    /// Cost: one read of the weights for up to about 16 vectors, 32 where there is a unit for matrices, then two operations a weight and vector.
     #[pyo3(signature = (x, out, add=false, num_threads=1))]
     fn multiply<'py>(
         &self,

@@ -12,6 +12,10 @@ use std::ops::Range;
 pub(super) const TOGETHER: usize = 8;
 pub(super) const TOGETHER_IN_FEWER: usize = 4;
 
+/// Vectors, and rows of weights, that a unit for matrices takes at once.
+pub(super) const VECTORS_IN_UNIT: usize = 32;
+pub(super) const ROWS_IN_UNIT: usize = 32;
+
 /// How the numbers of a batch of vectors become lanes; zeros follow where a vector ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -21,12 +25,18 @@ pub(super) enum Layout {
     EvenOdd,
     /// Of a [`BLOCK`] each eighth column from the first on, from the second on, and so forth; then the sums of these eight.
     Block,
+    /// For a unit for matrices (`amx.rs`).
+    Tiles,
 }
 
 impl Layout {
     /// Appends a batch of vectors of `columns` numbers, of every vector the same columns side by side.
     fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
         match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Tiles => super::amx::lay_out(x, columns, lanes),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+            Self::Tiles => {}
             Self::Plain => push_every::<LANES, 1>(x, columns, lanes, |_| {}),
             Self::EvenOdd => push_every::<{ 2 * LANES }, 2>(x, columns, lanes, |_| {}),
             Self::Block => push_every::<BLOCK, 8>(x, columns, lanes, |lanes| {
@@ -94,13 +104,14 @@ thread_local! {
 }
 
 impl Laid {
-    pub(super) fn new(matrices: &[Matrix<'_>], x: &[f32], columns: usize, tier: Tier) -> Self {
+    pub(super) fn new(matrices: &[Matrix<'_>], x: &[f32], columns: usize, tier: Tier, unit: bool) -> Self {
         let mut lanes = KEPT.take();
         lanes.clear();
         let mut laid = Self { lanes, batches: Vec::with_capacity(1) };
         for matrix in matrices {
-            if laid.batches.iter().all(|(layout, _)| *layout != matrix.layout()) {
-                laid.lay_out(matrix.layout(), x, columns, tier);
+            let layout = matrix.layout(unit);
+            if laid.batches.iter().all(|(other, _)| *other != layout) {
+                laid.lay_out(layout, x, columns, tier);
             }
         }
         laid
@@ -110,6 +121,7 @@ impl Laid {
         let (vectors, mut first, mut batches) = (x.len() / columns, 0, Vec::new());
         while first < vectors {
             let count = match vectors - first {
+                left if layout == Layout::Tiles => left.min(VECTORS_IN_UNIT),
                 TOGETHER.. if tier.has_wide_registers() => TOGETHER,
                 left => left.min(TOGETHER_IN_FEWER),
             };

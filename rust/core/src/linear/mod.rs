@@ -5,7 +5,8 @@
 //! several vectors, and rows are shared among threads that stand ready (`crew.rs`).
 //!
 //! All arithmetic is float32, in an order that the format alone fixes (`formats.rs`): a result has the same bits on every
-//! CPU, for every number of threads, alone or with other vectors.
+//! CPU, for every number of threads, alone or with other vectors. More than eight vectors go through a unit for matrices
+//! where there is one (`amx.rs`), which sums in an order of its own, the same for any number of vectors and threads.
 //!
 //! [`attend`] does what else a new token needs of a layer in the same way: it looks at the keys and values of a cache.
 //!
@@ -19,6 +20,8 @@
 //! # Ok::<(), bpe_llama::Error>(())
 //! ```
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -40,7 +43,7 @@ use crate::cpu::{Kind, Tier};
 use crate::{Error, Result};
 use formats::{Ahead, Bf16, F32, Format, Int4, Int8};
 use lanes::{Lanes, Portable, Sixteen};
-use layout::{Batch, Laid, Layout, TOGETHER, TOGETHER_IN_FEWER};
+use layout::{Batch, Laid, Layout, ROWS_IN_UNIT, TOGETHER, TOGETHER_IN_FEWER};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -141,8 +144,9 @@ impl<'a> Matrix<'a> {
         (bytes / self.row_bytes().max(1)).next_multiple_of(of).max(of)
     }
 
-    fn layout(&self) -> Layout {
+    fn layout(&self, unit: bool) -> Layout {
         match self.weights {
+            Weights::F32(_) | Weights::Bf16(_) | Weights::Int8(..) if unit => Layout::Tiles,
             Weights::F32(_) | Weights::Int8(..) => Layout::Plain,
             Weights::Bf16(_) => Layout::EvenOdd,
             Weights::Int4(..) => Layout::Block,
@@ -153,6 +157,7 @@ impl<'a> Matrix<'a> {
 /// The matrix of one part, its vectors, and where its results go.
 struct Task<'a> {
     matrix: &'a Matrix<'a>,
+    layout: Layout,
     batches: &'a [Batch],
     lanes: &'a [Sixteen],
     /// How many rows a thread takes at once.
@@ -186,13 +191,23 @@ impl Out<'_> {
 /// [`Error::InvalidArgument`] if there is no matrix, or shapes do not fit.
 ///
 /// # Cost
-/// One read of the weights for up to some 16 vectors; then arithmetic counts.
+/// One read of the weights for up to some 16 vectors, or 32 where there is a unit for matrices; then arithmetic counts.
 pub fn multiply(matrices: &[Matrix<'_>], input: Input<'_>, out: &mut [f32], add: bool, threads: usize) -> Result<()> {
-    multiply_with(Tier::best(), matrices, input, out, add, threads)
+    multiply_with(Tier::best(), has_unit(), matrices, input, out, add, threads)
+}
+
+/// Returns whether this processor has a unit for matrices, Intel's AMX, and we may use it: [`multiply`] then multiplies more
+/// than eight vectors there, with weights of any format but four bits.
+pub fn has_unit() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return amx::is_there();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    return false;
 }
 
 fn multiply_with(
     tier: Tier,
+    unit: bool,
     matrices: &[Matrix<'_>],
     input: Input<'_>,
     out: &mut [f32],
@@ -207,6 +222,7 @@ fn multiply_with(
         return Err(Error::InvalidArgument(format!("a norm of {} weights for {columns} columns", weight.len())));
     }
     let vectors = given.len() / length;
+    let unit = unit && vectors > TOGETHER;
     if !given.len().is_multiple_of(length) || out.len() != vectors * width {
         return Err(Error::InvalidArgument(format!(
             "{} numbers in and {} out; expected {length} and {width} for each vector",
@@ -214,16 +230,23 @@ fn multiply_with(
             out.len()
         )));
     }
-    let laid = Laid::new(matrices, &input.made(columns, tier), columns, tier);
+    let laid = Laid::new(matrices, &input.made(columns, tier), columns, tier, unit);
     // SAFETY: `AtomicU32` has the size and alignment of `f32`, and the exclusive borrow lasts as long as the cells.
     let cells = unsafe { std::slice::from_raw_parts(out.as_mut_ptr().cast::<AtomicU32>(), out.len()) };
     let out = Out { cells, width, add };
     let (mut offset, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {
-        let batches = laid.batches(matrix.layout());
-        let chunk = if batches.len() > 1 { matrix.rows_in(CHUNK_OF_MANY, 3) } else { matrix.rows_in(CHUNK, 4) };
-        tasks.push(Task { matrix, batches, lanes: &laid.lanes, chunk, offset, out: &out });
+        let layout = matrix.layout(unit);
+        let batches = laid.batches(layout);
+        let chunk = if layout == Layout::Tiles {
+            matrix.rows_in(if batches.len() > 1 { 2 * CHUNK_OF_MANY } else { CHUNK }, ROWS_IN_UNIT)
+        } else if batches.len() > 1 {
+            matrix.rows_in(CHUNK_OF_MANY, 3)
+        } else {
+            matrix.rows_in(CHUNK, 4)
+        };
+        tasks.push(Task { matrix, layout, batches, lanes: &laid.lanes, chunk, offset, out: &out });
         offset += matrix.rows;
         chunks += matrix.rows.div_ceil(chunk);
         bytes += matrix.bytes();
@@ -264,6 +287,11 @@ fn shape(matrices: &[Matrix<'_>]) -> Result<(usize, usize)> {
 
 impl Task<'_> {
     fn run(&self, tier: Tier, rows: Range<usize>) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if self.layout == Layout::Tiles {
+            // SAFETY: tiles are laid out where the unit is there.
+            return unsafe { amx::run(self, rows) };
+        }
         match tier.kind() {
             // SAFETY: the portable lanes need no instructions of their own.
             Kind::Portable => unsafe { self.run_in::<Portable>(rows) },

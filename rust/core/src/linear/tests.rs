@@ -88,6 +88,35 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count as u64).map(|place| (crate::sampler::uniform(seed, place) * 2.0 - 1.0) as f32).collect()
 }
 
+/// Checks products, as bits, against sums in float64.
+fn check(
+    found: &[u32],
+    owned: &[(usize, Owned)],
+    start: &[f32],
+    add: bool,
+    x: &[f64],
+    columns: usize,
+) -> std::result::Result<(), TestCaseError> {
+    let width: usize = owned.iter().map(|(rows, _)| rows).sum();
+    for (vector, x) in x.chunks(columns).enumerate() {
+        let mut place = vector * width;
+        for (rows, owned) in owned {
+            for row in 0..*rows {
+                let products = (0..columns).map(|column| owned.weight(row, column, columns) * x[column]);
+                let (sum, size) =
+                    products.fold((0.0, 1e-3), |(sum, size), product| (sum + product, size + product.abs()));
+                let expected = sum + if add { f64::from(start[place]) } else { 0.0 };
+                let off = (f64::from(f32::from_bits(found[place])) - expected).abs();
+                // Four bits sum codes less 8 and offsets apart, which may be larger than what they come to.
+                let room = if matches!(owned, Owned::Int4(..)) { 64.0 } else { 1.0 };
+                prop_assert!(off <= room * size * 1e-5, "{} off in {}", off, expected);
+                place += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -124,30 +153,51 @@ proptest! {
         let mut portable = None;
         for tier in Tier::available() {
             let mut out = start.clone();
-            multiply_with(tier, &matrices, input, &mut out, add, threads).expect("fitting shapes");
+            multiply_with(tier, false, &matrices, input, &mut out, add, threads).expect("fitting shapes");
             let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
             prop_assert_eq!(portable.get_or_insert_with(|| bits.clone()), &bits, "{:?}", tier);
         }
         let found = portable.unwrap_or_default();
 
-        let x = made(input, columns);
-        for (vector, x) in x.chunks(columns).enumerate() {
-            let mut place = vector * width;
-            for (rows, owned) in &owned {
-                for row in 0..*rows {
-                    let products = (0..columns).map(|column| owned.weight(row, column, columns) * x[column]);
-                    let (sum, size) = products.fold((0.0, 1e-3), |(sum, size), product| {
-                        (sum + product, size + product.abs())
-                    });
-                    let expected = sum + if add { f64::from(start[place]) } else { 0.0 };
-                    let off = (f64::from(f32::from_bits(found[place])) - expected).abs();
-                    // Four bits sum codes less 8 and offsets apart, which may be larger than what they come to.
-                    let room = if matches!(owned, Owned::Int4(..)) { 64.0 } else { 1.0 };
-                    prop_assert!(off <= room * size * 1e-5, "{} off in {}", off, expected);
-                    place += 1;
-                }
-            }
+        check(&found, &owned, &start, add, &made(input, columns), columns)?;
+    }
+
+    #[test]
+    fn a_unit_for_matrices_gives_the_sums_of_the_definition(
+        kinds in prop::collection::vec((0_usize..4, 0_usize..100), 1..4),
+        (groups, rest) in (1_usize..6, 0_usize..33),
+        vectors in 9_usize..150,
+        (normed, add) in any::<(bool, bool)>(),
+        threads in 1_usize..4,
+        seed in any::<u64>(),
+    ) {
+        if !has_unit() {
+            return Ok(());
         }
+        let columns = if kinds.iter().any(|&(kind, _)| kind == 3) { 64 * groups } else { 31 * groups + rest };
+        let owned: Vec<(usize, Owned)> = kinds.iter().enumerate().map(|(part, &(kind, rows))| {
+            (rows, Owned::of(kind, &numbers(rows * columns, seed ^ part as u64), rows, columns, 64))
+        }).collect();
+        let matrices: Vec<Matrix<'_>> = owned.iter()
+            .map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape"))
+            .collect();
+        let (x, norm) = (numbers(columns * vectors, seed ^ 8), numbers(columns, seed ^ 9));
+        let input = |x| {
+            if normed { Input::Normed { x, weight: Numbers::F32(&norm), eps: 1e-5 } } else { Input::Plain(x) }
+        };
+        let width: usize = owned.iter().map(|(rows, _)| rows).sum();
+        let start = numbers(width * vectors, seed ^ 0xa);
+        let mut out = start.clone();
+        multiply(&matrices, input(&x), &mut out, add, threads).expect("fitting shapes");
+        let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
+        check(&bits, &owned, &start, add, &made(input(&x), columns), columns)?;
+
+        // Fewer of the vectors, the last ones, get the same bits.
+        let first = vectors - 9;
+        let mut fewer = start[first * width..].to_vec();
+        multiply(&matrices, input(&x[first * columns..]), &mut fewer, add, 1).expect("fitting shapes");
+        let fewer: Vec<u32> = fewer.iter().map(|x| x.to_bits()).collect();
+        prop_assert_eq!(&fewer, &bits[first * width..]);
     }
 
     #[test]
@@ -169,6 +219,25 @@ proptest! {
 }
 
 #[test]
+fn no_part_of_a_float32_is_lost() {
+    let x: Vec<f32> = numbers(500, 3).into_iter().zip(-60..).map(|(x, power)| x * 2_f32.powi(power / 5)).collect();
+    let mut out = vec![0.0; x.len()];
+    for weights in [Weights::Bf16(&[0x3f80]), Weights::F32(&[1.0]), Weights::Int8(&[1], &[1.0])] {
+        let matrix = Matrix::new(1, 1, weights).expect("a fitting shape");
+        multiply(&[matrix], Input::Plain(&x), &mut out, false, 1).expect("fitting shapes");
+        assert_eq!(out, x);
+    }
+    for weight in numbers(50, 4) {
+        let matrix = Matrix::new(1, 1, Weights::F32(std::slice::from_ref(&weight))).expect("a fitting shape");
+        multiply(&[matrix], Input::Plain(&x), &mut out, false, 1).expect("fitting shapes");
+        for (x, out) in x.iter().zip(&out) {
+            let product = f64::from(*x) * f64::from(weight);
+            assert!((f64::from(*out) - product).abs() <= product.abs() * 2_f64.powi(-21), "{x} times {weight}: {out}");
+        }
+    }
+}
+
+#[test]
 fn a_row_that_is_no_number_leaves_its_neighbours_alone() {
     let (rows, infinite) = (3, 0x7f80);
     for columns in [32_usize, 96, 160, 192, 256] {
@@ -178,7 +247,7 @@ fn a_row_that_is_no_number_leaves_its_neighbours_alone() {
             let matrix = Matrix::new(rows, columns, Weights::Int4(&codes, &pairs)).expect("a fitting shape");
             for tier in Tier::available() {
                 let mut out = [0.0; 3];
-                multiply_with(tier, &[matrix], Input::Plain(&vec![1.0; columns]), &mut out, false, 1)
+                multiply_with(tier, false, &[matrix], Input::Plain(&vec![1.0; columns]), &mut out, false, 1)
                     .expect("one vector");
                 let expected = 2.0 * columns as f32;
                 assert_eq!((out[0], out[2]), (expected, expected), "{columns} columns in {group}, {tier:?}");
@@ -194,7 +263,8 @@ fn gates_at_the_ends_of_float32_stay_finite() {
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
         for tier in Tier::available() {
             let mut out = [0.0];
-            multiply_with(tier, &[matrix], Input::Gated(&[gate, 1.0]), &mut out, false, 1).expect("fitting shapes");
+            multiply_with(tier, false, &[matrix], Input::Gated(&[gate, 1.0]), &mut out, false, 1)
+                .expect("fitting shapes");
             assert!((out[0] - expected).abs() <= 1e-6 * expected + 1e-30, "{gate}: {}", out[0]);
         }
     }

@@ -1,0 +1,536 @@
+//! Products in the matrix unit of some processors, Intel's AMX.
+//!
+//! The unit multiplies bfloat16 and sums in float32. A float32 is the sum of three bfloat16, its parts, so products of
+//! parts make the product: all three of a number of the input with a weight that is a bfloat16 itself, and with one that
+//! is not, the six that matter, which leaves an error below 2^-25 of the product: less than rounding it to float32.
+//! Infinite numbers are no sum of parts, and give NaN.
+//!
+//! Source: Henry, Tang and Heinecke 2019, arXiv:1904.06376.
+
+#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
+#![allow(clippy::needless_range_loop, reason = "indices into arrays unroll; iterators over them go through memory")]
+
+use super::lanes::{LANES, Sixteen};
+use super::layout::{Batch, ROWS_IN_UNIT as ROWS};
+use super::{Task, Weights};
+use crate::cpu::prefetch_far;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+/// Vectors of lanes in a tile: sixteen rows, or sixteen pairs of columns.
+const TILE: usize = 16;
+/// Columns that one instruction takes.
+const STEP: usize = 2 * LANES;
+/// Bytes of vectors, about, that meet some rows before they meet the next: the second-level cache keeps them.
+const TOGETHER: usize = 3 << 18;
+/// Parts of a float32.
+const PARTS: usize = 3;
+
+const ZERO: Sixteen = Sixteen([0.0; LANES]);
+
+/// Returns whether this processor has the unit, and the system lets us use it.
+pub(super) fn is_there() -> bool {
+    static THERE: LazyLock<bool> = LazyLock::new(|| {
+        /// In `edx` of leaf 7: bfloat16 in tiles, and tiles.
+        const UNIT: u32 = 1 << 22 | 1 << 24;
+        /// Asks for the use of a part of the processor's state, here that of the tiles.
+        const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+        const XFEATURE_XTILEDATA: i32 = 18;
+        // SAFETY: the call reads and writes no memory; systems and sandboxes that do not know it refuse.
+        __cpuid_count(7, 0).edx & UNIT == UNIT
+            && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
+    });
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && *THERE
+}
+
+/// Appends the tiles of a batch: for each [`STEP`] columns, each part, and each sixteen vectors one tile, whose row `l`
+/// holds columns `2 l` and `2 l + 1` of all.
+pub(super) fn lay_out(x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
+    // SAFETY: the unit's processors have AVX-512 F and BW.
+    unsafe { lay_out_tiles(x, columns, lanes) };
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn lay_out_tiles(x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
+    for start in (0..columns).step_by(STEP) {
+        let place = lanes.len();
+        let tiles = (x.len() / columns).div_ceil(LANES);
+        lanes.resize(place + PARTS * tiles * TILE, ZERO);
+        for (vector, x) in x.chunks_exact(columns).enumerate() {
+            let there = there(columns - start);
+            // SAFETY: the instructions are enabled here, and `there` says which columns there are.
+            let parts = unsafe { F32(x).parts(start, there) };
+            for (part, words) in parts.into_iter().enumerate() {
+                let row = &mut lanes[place + (part * tiles + vector / LANES) * TILE + vector % LANES];
+                // SAFETY: as above.
+                unsafe { _mm512_store_si512(row.0.as_mut_ptr().cast(), words) };
+            }
+        }
+        for tile in lanes[place..].as_chunks_mut().0 {
+            turn(tile);
+        }
+    }
+}
+
+/// Makes rows columns.
+#[target_feature(enable = "avx512f")]
+fn turn(tile: &mut [Sixteen; TILE]) {
+    // SAFETY: rows are aligned, and written to where they were read.
+    unsafe {
+        let zero = _mm512_setzero_si512();
+        let (mut from, mut to) = ([zero; TILE], [zero; TILE]);
+        for row in 0..TILE {
+            from[row] = _mm512_load_si512(tile[row].0.as_ptr().cast());
+        }
+        // Of two rows side by side the same columns, of four, and then of eight and sixteen by lanes of four.
+        for row in (0..TILE).step_by(2) {
+            to[row] = _mm512_unpacklo_epi32(from[row], from[row + 1]);
+            to[row + 1] = _mm512_unpackhi_epi32(from[row], from[row + 1]);
+        }
+        for row in (0..TILE).step_by(4) {
+            from[row] = _mm512_unpacklo_epi64(to[row], to[row + 2]);
+            from[row + 1] = _mm512_unpackhi_epi64(to[row], to[row + 2]);
+            from[row + 2] = _mm512_unpacklo_epi64(to[row + 1], to[row + 3]);
+            from[row + 3] = _mm512_unpackhi_epi64(to[row + 1], to[row + 3]);
+        }
+        for column in 0..4 {
+            for row in [column, 8 + column] {
+                to[row] = _mm512_shuffle_i32x4::<0x88>(from[row], from[row + 4]);
+                to[row + 4] = _mm512_shuffle_i32x4::<0xdd>(from[row], from[row + 4]);
+            }
+        }
+        for row in 0..TILE / 2 {
+            from[row] = _mm512_shuffle_i32x4::<0x88>(to[row], to[row + 8]);
+            from[row + 8] = _mm512_shuffle_i32x4::<0xdd>(to[row], to[row + 8]);
+        }
+        for row in 0..TILE {
+            _mm512_store_si512(tile[row].0.as_mut_ptr().cast(), from[row]);
+        }
+    }
+}
+
+/// Returns a bit for each of so many columns, of which a step takes [`STEP`].
+fn there(columns: usize) -> u32 {
+    u32::MAX >> (STEP - columns.min(STEP))
+}
+
+/// Weights in some format, and how a step's become parts: 16 words, of two columns each.
+trait Format: Copy {
+    /// Parts that a weight has: 1, whose others are not looked at, or [`PARTS`].
+    const COUNT: usize;
+
+    /// # Safety
+    /// The CPU has AVX-512 F and BW, and each bit in `there` a weight at `place` and after.
+    unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS];
+
+    /// Whether the unit can read rows where they are.
+    const AS_IT_IS: bool = false;
+
+    /// Returns where a weight is.
+    fn address(self, place: usize) -> *const u8;
+
+    /// Returns the bytes of [`STEP`] weights.
+    fn line(self) -> usize;
+}
+
+/// Returns the upper halves of 32 words.
+#[inline(always)]
+unsafe fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
+    const ORDER: [u16; 2 * LANES] = {
+        let mut order = [0; 2 * LANES];
+        let mut at = 0;
+        while at < order.len() {
+            order[at] = 2 * at as u16 + 1;
+            at += 1;
+        }
+        order
+    };
+    // SAFETY: the caller has AVX-512 F and BW.
+    unsafe { _mm512_permutex2var_epi16(low, _mm512_loadu_si512(ORDER.as_ptr().cast()), high) }
+}
+
+#[derive(Clone, Copy)]
+struct F32<'a>(&'a [f32]);
+
+impl Format for F32<'_> {
+    const COUNT: usize = PARTS;
+
+    #[inline(always)]
+    unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from = self.0.as_ptr().add(place);
+            let upper = _mm512_set1_epi32(-1 << 16);
+            let near = _mm512_set1_epi32(1 << 15);
+            let mut rest = [
+                _mm512_maskz_loadu_ps(there as u16, from),
+                _mm512_maskz_loadu_ps((there >> 16) as u16, from.wrapping_add(LANES)),
+            ];
+            let mut parts = [_mm512_setzero_si512(); PARTS];
+            for part in 0..PARTS {
+                let mut words = [upper; 2];
+                for half in 0..2 {
+                    words[half] = _mm512_castps_si512(rest[half]);
+                    // The last part is what is left, and needs no rounding.
+                    if part + 1 < PARTS {
+                        words[half] = _mm512_and_si512(_mm512_add_epi32(words[half], near), upper);
+                        rest[half] = _mm512_sub_ps(rest[half], _mm512_castsi512_ps(words[half]));
+                    }
+                }
+                parts[part] = upper_halves(words[0], words[1]);
+            }
+            parts
+        }
+    }
+
+    fn address(self, place: usize) -> *const u8 {
+        self.0.as_ptr().wrapping_add(place).cast()
+    }
+
+    fn line(self) -> usize {
+        4 * STEP
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Bf16<'a>(&'a [u16]);
+
+impl Format for Bf16<'_> {
+    const COUNT: usize = 1;
+    const AS_IT_IS: bool = true;
+
+    #[inline(always)]
+    unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
+        // SAFETY: the caller's promise.
+        unsafe { [_mm512_maskz_loadu_epi16(there, self.0.as_ptr().add(place).cast()); PARTS] }
+    }
+
+    fn address(self, place: usize) -> *const u8 {
+        self.0.as_ptr().wrapping_add(place).cast()
+    }
+
+    fn line(self) -> usize {
+        2 * STEP
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Int8<'a>(&'a [i8]);
+
+impl Format for Int8<'_> {
+    const COUNT: usize = 1;
+
+    #[inline(always)]
+    unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = _mm512_castsi512_si256(_mm512_maskz_loadu_epi8(u64::from(there), self.0.as_ptr().add(place)));
+            let low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(codes)));
+            let high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256::<1>(codes)));
+            [upper_halves(_mm512_castps_si512(low), _mm512_castps_si512(high)); PARTS]
+        }
+    }
+
+    fn address(self, place: usize) -> *const u8 {
+        self.0.as_ptr().wrapping_add(place).cast()
+    }
+
+    fn line(self) -> usize {
+        STEP
+    }
+}
+
+/// The unit at work on this thread. Its tiles are no registers that a compiler knows: what one function leaves there the
+/// next one finds.
+///
+/// Tiles 0 to 3 are sums: of the first sixteen rows and of the second with the first sixteen vectors, then with the
+/// second. Tiles 4 and 5 are rows, 6 and 7 vectors.
+struct Unit(PhantomData<*const ()>);
+
+/// Where sixteen rows of [`STEP`] columns are, and sixteen more; further parts, if there are, [`PART`] bytes behind.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: *const u8,
+    second: *const u8,
+    stride: usize,
+}
+
+/// Bytes of one part of staged rows.
+const PART: usize = 2 * TILE * size_of::<Sixteen>();
+
+#[allow(clippy::unused_self, reason = "what the functions work on is not in memory")]
+impl Unit {
+    /// # Safety
+    /// [`is_there`].
+    unsafe fn new() -> Self {
+        /// Palette 1, and eight tiles of 16 rows of 64 bytes.
+        #[repr(C, align(64))]
+        struct Shapes([u8; 64]);
+        let mut shapes = Shapes([0; 64]);
+        shapes.0[0] = 1;
+        for tile in 0..8 {
+            shapes.0[16 + 2 * tile] = 64;
+            shapes.0[48 + tile] = 16;
+        }
+        // SAFETY: the caller's promise; these are shapes that every such processor has.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) shapes.0.as_ptr(), options(nostack, readonly, preserves_flags)) };
+        Self(PhantomData)
+    }
+
+    fn clear(&mut self) {
+        // SAFETY: tiles have shapes as long as this object lives.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, nomem, preserves_flags)
+            );
+        }
+    }
+
+    /// Takes a part of the rows.
+    ///
+    /// # Safety
+    /// There are rows where they are said to be.
+    #[inline(always)]
+    unsafe fn take(&mut self, rows: Rows, part: usize) {
+        // SAFETY: tiles have shapes, and the caller's promise.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{first} + {stride}]", "tileloadd tmm5, [{second} + {stride}]",
+                first = in(reg) rows.first.wrapping_add(part * PART),
+                second = in(reg) rows.second.wrapping_add(part * PART),
+                stride = in(reg) rows.stride, options(nostack, readonly, preserves_flags),
+            );
+        }
+    }
+
+    /// Adds the products of the part taken with a part of the vectors, one tile or two.
+    #[inline(always)]
+    fn add(&mut self, vectors: &[Sixteen]) {
+        // SAFETY: tiles have shapes, and are read from memory for one or two.
+        unsafe {
+            asm!(
+                "tileloadd tmm6, [{vectors} + {line}]", "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm5, tmm6",
+                vectors = in(reg) vectors[..TILE].as_ptr(), line = in(reg) 64_usize,
+                options(nostack, readonly, preserves_flags),
+            );
+            if vectors.len() > TILE {
+                asm!(
+                    "tileloadd tmm7, [{vectors} + {line}]", "tdpbf16ps tmm2, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7",
+                    vectors = in(reg) vectors[TILE..2 * TILE].as_ptr(), line = in(reg) 64_usize,
+                    options(nostack, readonly, preserves_flags),
+                );
+            }
+        }
+    }
+
+    fn sums(&mut self, to: &mut [Sixteen; 4 * TILE]) {
+        // SAFETY: tiles have shapes, and four are written to memory for four.
+        unsafe {
+            asm!(
+                "tilestored [{to} + {line}], tmm0", "tilestored [{to} + {line} + 1024], tmm1",
+                "tilestored [{to} + {line} + 2048], tmm2", "tilestored [{to} + {line} + 3072], tmm3",
+                to = in(reg) to.as_mut_ptr(), line = in(reg) 64_usize, options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        // SAFETY: the unit is there, and nothing of ours is in its tiles any more.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+thread_local! {
+    /// Rows as parts; kept, as new memory costs more than what is written there.
+    static KEPT: Cell<Vec<Sixteen>> = const { Cell::new(Vec::new()) };
+}
+
+/// Computes some rows.
+///
+/// # Safety
+/// [`is_there`], and the vectors are laid out as tiles.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match task.matrix.weights {
+            Weights::F32(weights) => sweep(task, F32(weights), rows, None),
+            Weights::Bf16(weights) => sweep(task, Bf16(weights), rows, None),
+            Weights::Int8(codes, scales) => sweep(task, Int8(codes), rows, Some(scales)),
+            Weights::Int4(..) => unreachable!("its layout is another"),
+        }
+    }
+}
+
+/// # Safety
+/// As of [`run`].
+#[inline(always)]
+unsafe fn sweep<F: Format>(task: &Task<'_>, format: F, rows: Range<usize>, scales: Option<&[f32]>) {
+    let mut staged = KEPT.take();
+    let steps = task.matrix.columns.div_ceil(STEP);
+    // Where several batches meet the same rows, all steps are kept.
+    let kept = if task.batches.len() > 1 { steps } else { 2 };
+    staged.resize(kept * F::COUNT * 2 * TILE, ZERO);
+    // SAFETY: the caller's promise.
+    let mut unit = unsafe { Unit::new() };
+    let together = (TOGETHER / (steps * PARTS * 2 * TILE * size_of::<Sixteen>())).max(1);
+    for (batches, start) in
+        task.batches.chunks(together).flat_map(|batches| rows.clone().step_by(ROWS).map(move |start| (batches, start)))
+    {
+        let some = start..(start + ROWS).min(rows.end);
+        for (turn, batch) in batches.iter().enumerate() {
+            let mut pass = Pass { task, format, rows: some.clone(), batch, staged: &mut staged, fresh: turn == 0 };
+            // SAFETY: the caller's promise.
+            unsafe {
+                pass.run(&mut unit);
+                pass.put(&mut unit, scales);
+            }
+        }
+    }
+    KEPT.set(staged);
+}
+
+/// Up to [`ROWS`] rows and a batch that they meet.
+struct Pass<'a, F> {
+    task: &'a Task<'a>,
+    format: F,
+    rows: Range<usize>,
+    batch: &'a Batch,
+    /// The rows' parts; of two steps or more, in turns.
+    staged: &'a mut [Sixteen],
+    /// Whether these rows meet their first batch.
+    fresh: bool,
+}
+
+impl<F: Format> Pass<'_, F> {
+    /// Sums the products.
+    ///
+    /// # Safety
+    /// As of [`run`].
+    #[inline(always)]
+    unsafe fn run(&mut self, unit: &mut Unit) {
+        let tiles = self.batch.count.div_ceil(LANES);
+        let vectors = self.task.lanes[self.batch.lanes.clone()].chunks_exact(PARTS * tiles * TILE);
+        unit.clear();
+        // The next rows are asked for a little after each of a step's 3 or 6 sums.
+        let ahead = self.format.address(self.rows.end * self.task.matrix.columns);
+        let lines = (ROWS * self.format.line()).div_ceil(64 * 3 * F::COUNT.div_ceil(2));
+        // SAFETY: the caller's promise.
+        let mut rows = unsafe { self.stage(0) };
+        for (step, vectors) in vectors.enumerate() {
+            let mut next = rows;
+            if (step + 1) * STEP < self.task.matrix.columns {
+                // They become parts while the unit is at work.
+                // SAFETY: as above.
+                next = unsafe { self.stage(step + 1) };
+            }
+            let mut ahead = ahead.wrapping_add(step * ROWS * self.format.line());
+            for part in 0..F::COUNT {
+                // SAFETY: there they are.
+                unsafe { unit.take(rows, part) };
+                for vectors in vectors.chunks_exact(tiles * TILE).take(PARTS - part) {
+                    unit.add(vectors);
+                    if self.fresh {
+                        for line in 0..lines {
+                            prefetch_far(ahead.wrapping_add(64 * line));
+                        }
+                        ahead = ahead.wrapping_add(64 * lines);
+                    }
+                }
+            }
+            rows = next;
+        }
+    }
+
+    /// Returns where the rows of a step are for the unit to read.
+    ///
+    /// # Safety
+    /// As of [`run`].
+    #[inline(always)]
+    unsafe fn stage(&mut self, step: usize) -> Rows {
+        let (format, columns, size) = (self.format, self.task.matrix.columns, F::COUNT * 2 * TILE);
+        let first = self.rows.start * columns + step * STEP;
+        let whole = self.rows.len() == ROWS && (step + 1) * STEP <= columns;
+        if F::AS_IT_IS && whole && self.task.batches.len() == 1 {
+            let first = format.address(first);
+            return Rows { first, second: first.wrapping_add(TILE * 2 * columns), stride: 2 * columns };
+        }
+        let place = step % (self.staged.len() / size) * size;
+        let staged = &mut self.staged[place..place + size];
+        // SAFETY: the caller's promise; each row has the columns that are there.
+        unsafe {
+            if self.fresh && whole {
+                for row in 0..ROWS {
+                    stage(format, first + row * columns, u32::MAX, row, staged);
+                }
+            } else if self.fresh {
+                for row in 0..ROWS {
+                    let there = if row < self.rows.len() { there(columns - step * STEP) } else { 0 };
+                    stage(format, first + row.min(self.rows.len() - 1) * columns, there, row, staged);
+                }
+            }
+        }
+        Rows { first: staged.as_ptr().cast(), second: staged[TILE..].as_ptr().cast(), stride: 64 }
+    }
+
+    /// Writes the sums, or adds them, to where they belong.
+    ///
+    /// # Safety
+    /// As of [`run`].
+    #[inline(always)]
+    unsafe fn put(&self, unit: &mut Unit, scales: Option<&[f32]>) {
+        let mut sums = [ZERO; 4 * TILE];
+        unit.sums(&mut sums);
+        for (at, tile) in sums.as_chunks_mut().0.iter_mut().enumerate() {
+            let (vectors, rows) = (at / 2 * LANES..self.batch.count, at % 2 * TILE..self.rows.len());
+            if vectors.is_empty() || rows.is_empty() {
+                continue;
+            }
+            // SAFETY: the caller's promise.
+            unsafe { turn(tile) };
+            let there = (u32::MAX >> (32 - rows.len().min(TILE))) as u16;
+            let row = self.rows.start + rows.start;
+            for (vector, sums) in vectors.zip(tile.iter()) {
+                let out = self.task.out;
+                let place = (self.batch.first + vector) * out.width + self.task.offset + row;
+                let cells = &out.cells[place..place + rows.len().min(TILE)];
+                // SAFETY: as above, and nobody else reads or writes these cells now.
+                unsafe {
+                    let mut sums = _mm512_load_ps(sums.0.as_ptr());
+                    if let Some(scales) = scales {
+                        sums = _mm512_mul_ps(sums, _mm512_maskz_loadu_ps(there, scales[row..].as_ptr()));
+                    }
+                    if out.add {
+                        sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(there, cells.as_ptr().cast()));
+                    }
+                    _mm512_mask_storeu_ps(cells.as_ptr().cast_mut().cast(), there, sums);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the parts of one row's columns to where the unit reads them.
+///
+/// # Safety
+/// As of [`Format::parts`].
+#[inline(always)]
+unsafe fn stage<F: Format>(format: F, place: usize, there: u32, row: usize, staged: &mut [Sixteen]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let parts = format.parts(place, there);
+        for (part, words) in parts.iter().take(F::COUNT).enumerate() {
+            _mm512_store_si512(staged[part * 2 * TILE + row].0.as_mut_ptr().cast(), *words);
+        }
+    }
+}
