@@ -20,7 +20,7 @@ from bpe_llama._core import Linear, attend, has_matrix_unit
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.norm import RMSNorm
-from bpe_llama.model.quantize import Int4Linear, PackedLinear
+from bpe_llama.model.quantize import PackedLinear
 from bpe_llama.model.rope import Rotation
 
 FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
@@ -55,10 +55,9 @@ def few_rows(linears: Sequence[nn.Module]) -> int:
 
 
 def _few_rows(linear: nn.Module) -> int:
-    unit = has_matrix_unit()
     if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
-        return FEW_ROWS_OF_BFLOAT16_IN_UNIT if unit else FEW_ROWS_OF_BFLOAT16
-    return FEW_ROWS_IN_UNIT if unit and not isinstance(linear, Int4Linear) else FEW_ROWS
+        return FEW_ROWS_OF_BFLOAT16_IN_UNIT if has_matrix_unit() else FEW_ROWS_OF_BFLOAT16
+    return FEW_ROWS_IN_UNIT if has_matrix_unit() else FEW_ROWS
 
 
 class Rows:

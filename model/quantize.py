@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama._core import Linear
+from bpe_llama._core import Linear, has_matrix_unit
 from bpe_llama.model.device import HAS_TRITON
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 PACKED_ROWS = 32
-"""Up to this many input rows the packed kernels win; beyond, one dequantised product does."""
+"""Up to this many input rows the packed kernels win; beyond, one dequantised product does, but for a unit for matrices."""
 
 
 class QuantizedLinear(nn.Module):
@@ -36,8 +36,6 @@ class QuantizedLinear(nn.Module):
     The stored tensors are buffers: they are saved and moved with the model, and never trained. Gradients flow
     through to the input, so adapters can be trained on top (Dettmers et al. 2023, arXiv:2305.14314).
     """
-
-    most_rows = PACKED_ROWS
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -48,6 +46,10 @@ class QuantizedLinear(nn.Module):
         """Return the weight as it now is, float32 (O, I)."""
         raise NotImplementedError
 
+    def most_rows(self) -> int:
+        """Return for how many rows of input, where the weight now is, `product` serves better than dequantising."""
+        return PACKED_ROWS
+
     def product(self, x_MI: Tensor) -> Tensor | None:
         """Return the product with the packed weight, (M, O), or None where no kernel for it is at hand."""
         return None
@@ -56,7 +58,7 @@ class QuantizedLinear(nn.Module):
         """Return ``x @ weight.T + bias`` in the dtype of ``x``, (..., O)."""
         x_MI = x.reshape(-1, self.in_features)
         learning = torch.is_grad_enabled() and x.requires_grad
-        out = None if learning or len(x_MI) > self.most_rows else self.product(x_MI)
+        out = None if learning or len(x_MI) > self.most_rows() else self.product(x_MI)
         if out is None:
             out = functional.linear(x_MI, self.dequantized().to(x.dtype))
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -92,6 +94,10 @@ class PackedLinear(QuantizedLinear):
         codes, scales = self.stored()
         scales = scales.to(self.core_dtype)
         return codes.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
+
+    def most_rows(self) -> int:
+        """Return any number on a CPU whose unit for matrices takes the packed weights."""
+        return sys.maxsize if has_matrix_unit() and self.stored()[0].device.type == "cpu" else PACKED_ROWS
 
     def product(self, x_MI: Tensor) -> Tensor | None:
         """Return the product with the packed weight, (M, O), on the CPU in float32, on CUDA in the input's format."""
@@ -198,8 +204,6 @@ class Float8Linear(QuantizedLinear):
 
     weight: Tensor
     scale: Tensor
-    most_rows = sys.maxsize
-
     def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float8_e4m3fn, per_row: bool = True) -> None:
         super().__init__(linear)
         weight_OI = linear.weight.detach().float()
@@ -211,6 +215,10 @@ class Float8Linear(QuantizedLinear):
     def dequantized(self) -> Tensor:
         """Return the weight as it now is, float32 (O, I)."""
         return self.weight.float() * self.scale.float()
+
+    def most_rows(self) -> int:
+        """Return any number."""
+        return sys.maxsize
 
     def product(self, x_MI: Tensor) -> Tensor | None:
         """Return the scaled product in float8, (M, O), on CUDA devices that have it."""

@@ -9,7 +9,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 /// Return whether this processor has a unit for matrices, Intel's AMX, and we may use it: `Linear` then multiplies more
-/// than eight vectors there, with weights of any format but four bits.
+/// than eight vectors there.
 ///
 /// Example:
 ///     >>> from bpe_llama._core import has_matrix_unit

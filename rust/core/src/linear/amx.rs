@@ -10,7 +10,7 @@
 #![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
 #![allow(clippy::needless_range_loop, reason = "indices into arrays unroll; iterators over them go through memory")]
 
-use super::lanes::{LANES, Sixteen};
+use super::lanes::{LANES, Sixteen, from_bf16};
 use super::layout::{Batch, ROWS_IN_UNIT as ROWS};
 use super::{Task, Weights};
 use crate::cpu::prefetch_far;
@@ -44,21 +44,25 @@ pub(super) fn is_there() -> bool {
         __cpuid_count(7, 0).edx & UNIT == UNIT
             && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
     });
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && *THERE
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && *THERE
 }
 
 /// Appends the tiles of a batch: for each [`STEP`] columns, each part, and each sixteen vectors one tile, whose row `l`
 /// holds columns `2 l` and `2 l + 1` of all.
 pub(super) fn lay_out(x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
-    // SAFETY: the unit's processors have AVX-512 F and BW.
+    // SAFETY: the unit's processors have AVX-512 F, BW and VL.
     unsafe { lay_out_tiles(x, columns, lanes) };
 }
 
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn lay_out_tiles(x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
+    let tiles = (x.len() / columns).div_ceil(LANES);
+    lanes.reserve(columns.div_ceil(STEP) * PARTS * tiles * TILE);
     for start in (0..columns).step_by(STEP) {
         let place = lanes.len();
-        let tiles = (x.len() / columns).div_ceil(LANES);
         lanes.resize(place + PARTS * tiles * TILE, ZERO);
         for (vector, x) in x.chunks_exact(columns).enumerate() {
             let there = there(columns - start);
@@ -124,7 +128,7 @@ trait Format: Copy {
     const COUNT: usize;
 
     /// # Safety
-    /// The CPU has AVX-512 F and BW, and each bit in `there` a weight at `place` and after.
+    /// The CPU has AVX-512 F, BW and VL, and each bit in `there` a weight at `place` and after.
     unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS];
 
     /// Whether the unit can read rows where they are.
@@ -135,6 +139,24 @@ trait Format: Copy {
 
     /// Returns the bytes of [`STEP`] weights.
     fn line(self) -> usize;
+}
+
+/// Takes float32 apart: the lower halves of the parts are zeros.
+#[inline(always)]
+unsafe fn split(numbers: [__m512; 2], parts: &mut [[__m512; 2]; PARTS]) {
+    // SAFETY: the caller has AVX-512 F.
+    unsafe {
+        let mut rest = numbers;
+        for part in 0..PARTS - 1 {
+            for half in 0..2 {
+                let near = _mm512_add_epi32(_mm512_castps_si512(rest[half]), _mm512_set1_epi32(1 << 15));
+                parts[part][half] = _mm512_castsi512_ps(_mm512_and_si512(near, _mm512_set1_epi32(-1 << 16)));
+                rest[half] = _mm512_sub_ps(rest[half], parts[part][half]);
+            }
+        }
+        // What is left has no more digits than a part.
+        parts[PARTS - 1] = rest;
+    }
 }
 
 /// Returns the upper halves of 32 words.
@@ -149,7 +171,7 @@ unsafe fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
         }
         order
     };
-    // SAFETY: the caller has AVX-512 F and BW.
+    // SAFETY: the caller has AVX-512 F, BW and VL.
     unsafe { _mm512_permutex2var_epi16(low, _mm512_loadu_si512(ORDER.as_ptr().cast()), high) }
 }
 
@@ -164,26 +186,16 @@ impl Format for F32<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let from = self.0.as_ptr().add(place);
-            let upper = _mm512_set1_epi32(-1 << 16);
-            let near = _mm512_set1_epi32(1 << 15);
-            let mut rest = [
-                _mm512_maskz_loadu_ps(there as u16, from),
-                _mm512_maskz_loadu_ps((there >> 16) as u16, from.wrapping_add(LANES)),
-            ];
-            let mut parts = [_mm512_setzero_si512(); PARTS];
+            let low = _mm512_maskz_loadu_ps(there as u16, from);
+            let high = _mm512_maskz_loadu_ps((there >> 16) as u16, from.wrapping_add(LANES));
+            let mut parts = [[low; 2]; PARTS];
+            split([low, high], &mut parts);
+            let mut words = [_mm512_setzero_si512(); PARTS];
             for part in 0..PARTS {
-                let mut words = [upper; 2];
-                for half in 0..2 {
-                    words[half] = _mm512_castps_si512(rest[half]);
-                    // The last part is what is left, and needs no rounding.
-                    if part + 1 < PARTS {
-                        words[half] = _mm512_and_si512(_mm512_add_epi32(words[half], near), upper);
-                        rest[half] = _mm512_sub_ps(rest[half], _mm512_castsi512_ps(words[half]));
-                    }
-                }
-                parts[part] = upper_halves(words[0], words[1]);
+                let [low, high] = parts[part];
+                words[part] = upper_halves(_mm512_castps_si512(low), _mm512_castps_si512(high));
             }
-            parts
+            words
         }
     }
 
@@ -241,6 +253,53 @@ impl Format for Int8<'_> {
 
     fn line(self) -> usize {
         STEP
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Int4<'a> {
+    codes: &'a [u8],
+    pairs: &'a [[u16; 2]],
+    /// A group has 2 to so many columns; it is whole steps.
+    group: u32,
+}
+
+impl Format for Int4<'_> {
+    const COUNT: usize = PARTS;
+
+    #[inline(always)]
+    unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let there = there as u16; // all or none
+            let [scale, offset] = self.pairs[place >> self.group].map(|bits| _mm512_set1_ps(from_bf16(bits)));
+            let codes = _mm_maskz_loadu_epi8(there, self.codes.as_ptr().add(place / 2).cast());
+            let codes = _mm512_cvtepu8_epi32(codes);
+            let mut numbers = [scale; 2];
+            for (half, code) in
+                [_mm512_and_si512(codes, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(codes)].into_iter().enumerate()
+            {
+                let code = _mm512_sub_ps(_mm512_cvtepi32_ps(code), _mm512_set1_ps(8.0));
+                numbers[half] = _mm512_maskz_mov_ps(there, _mm512_fmadd_ps(code, scale, offset));
+            }
+            let mut parts = [numbers; PARTS];
+            split(numbers, &mut parts);
+            let mut words = [_mm512_setzero_si512(); PARTS];
+            for part in 0..PARTS {
+                let [even, odd] = parts[part];
+                let even = _mm512_srli_epi32::<16>(_mm512_castps_si512(even));
+                words[part] = _mm512_or_si512(even, _mm512_castps_si512(odd));
+            }
+            words
+        }
+    }
+
+    fn address(self, place: usize) -> *const u8 {
+        self.codes.as_ptr().wrapping_add(place / 2)
+    }
+
+    fn line(self) -> usize {
+        STEP / 2
     }
 }
 
@@ -359,7 +418,7 @@ thread_local! {
 ///
 /// # Safety
 /// [`is_there`], and the vectors are laid out as tiles.
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -367,7 +426,10 @@ pub(super) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
             Weights::F32(weights) => sweep(task, F32(weights), rows, None),
             Weights::Bf16(weights) => sweep(task, Bf16(weights), rows, None),
             Weights::Int8(codes, scales) => sweep(task, Int8(codes), rows, Some(scales)),
-            Weights::Int4(..) => unreachable!("its layout is another"),
+            Weights::Int4(codes, pairs) => {
+                let group = (2 * codes.len() / pairs.len().max(1)).ilog2();
+                sweep(task, Int4 { codes, pairs, group }, rows, None);
+            }
         }
     }
 }

@@ -95,8 +95,8 @@ pub(super) struct Laid {
     batches: Vec<(Layout, Vec<Batch>)>,
 }
 
-/// More is given back: 4 MiB.
-const MOST_KEPT: usize = (4 << 20) / size_of::<Sixteen>();
+/// More is given back: 8 MiB.
+const MOST_KEPT: usize = (8 << 20) / size_of::<Sixteen>();
 
 thread_local! {
     /// Memory of the last product: new memory costs more than what is written there.

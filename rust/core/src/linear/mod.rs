@@ -146,7 +146,7 @@ impl<'a> Matrix<'a> {
 
     fn layout(&self, unit: bool) -> Layout {
         match self.weights {
-            Weights::F32(_) | Weights::Bf16(_) | Weights::Int8(..) if unit => Layout::Tiles,
+            _ if unit => Layout::Tiles,
             Weights::F32(_) | Weights::Int8(..) => Layout::Plain,
             Weights::Bf16(_) => Layout::EvenOdd,
             Weights::Int4(..) => Layout::Block,
@@ -197,7 +197,7 @@ pub fn multiply(matrices: &[Matrix<'_>], input: Input<'_>, out: &mut [f32], add:
 }
 
 /// Returns whether this processor has a unit for matrices, Intel's AMX, and we may use it: [`multiply`] then multiplies more
-/// than eight vectors there, with weights of any format but four bits.
+/// than eight vectors there.
 pub fn has_unit() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     return amx::is_there();
