@@ -23,11 +23,12 @@ from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import PackedLinear
 from bpe_llama.model.rope import Rotation
 
-FEW_ROWS, FEW_ROWS_OF_BFLOAT16 = 48, 8
-"""Up to so many rows these products are as fast as torch's or faster: bfloat16 can go through a unit for matrices."""
+FEW_ROWS = 48
+"""Up to so many rows products with float32 are as fast as torch's or faster; with packed weights too, or of any number
+where there is a unit for matrices."""
 
-FEW_ROWS_IN_UNIT, FEW_ROWS_OF_BFLOAT16_IN_UNIT = sys.maxsize, 64
-"""The same where ours go through that unit too: torch rounds what it multiplies with bfloat16, and multiplies once."""
+FEW_ROWS_OF_BFLOAT16, FEW_ROWS_OF_BFLOAT16_IN_UNIT = 8, 64
+"""The same for bfloat16: that unit multiplies what torch has rounded once, and what ours have not three times."""
 
 FEW_KEYS = 2048
 """Looking at more, counted for each row, torch's attention gains more by several threads than the products lose."""
@@ -55,9 +56,12 @@ def few_rows(linears: Sequence[nn.Module]) -> int:
 
 
 def _few_rows(linear: nn.Module) -> int:
-    if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
-        return FEW_ROWS_OF_BFLOAT16_IN_UNIT if has_matrix_unit() else FEW_ROWS_OF_BFLOAT16
-    return FEW_ROWS_IN_UNIT if has_matrix_unit() else FEW_ROWS
+    unit = has_matrix_unit()
+    if isinstance(linear, PackedLinear):
+        return sys.maxsize if unit else FEW_ROWS
+    if linear.weight.dtype == torch.float32:
+        return FEW_ROWS
+    return FEW_ROWS_OF_BFLOAT16_IN_UNIT if unit else FEW_ROWS_OF_BFLOAT16
 
 
 class Rows:

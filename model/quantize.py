@@ -27,7 +27,7 @@ from bpe_llama.model.device import HAS_TRITON
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 PACKED_ROWS = 32
-"""Up to this many input rows the packed kernels win; beyond, one dequantised product does, but for a unit for matrices."""
+"""Up to so many rows the packed kernels win without a unit for matrices; beyond, one dequantised product does."""
 
 
 class QuantizedLinear(nn.Module):
@@ -204,6 +204,7 @@ class Float8Linear(QuantizedLinear):
 
     weight: Tensor
     scale: Tensor
+
     def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float8_e4m3fn, per_row: bool = True) -> None:
         super().__init__(linear)
         weight_OI = linear.weight.detach().float()

@@ -3,7 +3,7 @@
 //! The unit multiplies bfloat16 and sums in float32. A float32 is the sum of three bfloat16, its parts, so products of
 //! parts make the product: all three of a number of the input with a weight that is a bfloat16 itself, and with one that
 //! is not, the six that matter, which leaves an error below 2^-25 of the product: less than rounding it to float32.
-//! Infinite numbers are no sum of parts, and give NaN.
+//! Infinite numbers are no sum of parts, and give NaN; subnormal ones count as zero.
 //!
 //! Source: Henry, Tang and Heinecke 2019, arXiv:1904.06376.
 
@@ -303,8 +303,8 @@ impl Format for Int4<'_> {
     }
 }
 
-/// The unit at work on this thread. Its tiles are no registers that a compiler knows: what one function leaves there the
-/// next one finds.
+/// The unit at work on this thread. No compiler uses tiles unless told to, so what one function leaves there the next
+/// one finds.
 ///
 /// Tiles 0 to 3 are sums: of the first sixteen rows and of the second with the first sixteen vectors, then with the
 /// second. Tiles 4 and 5 are rows, 6 and 7 vectors.
@@ -336,7 +336,14 @@ impl Unit {
             shapes.0[48 + tile] = 16;
         }
         // SAFETY: the caller's promise; these are shapes that every such processor has.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) shapes.0.as_ptr(), options(nostack, readonly, preserves_flags)) };
+        unsafe {
+            asm!(
+                "ldtilecfg [{}]", in(reg) shapes.0.as_ptr(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly, preserves_flags),
+            );
+        };
         Self(PhantomData)
     }
 
@@ -348,6 +355,7 @@ impl Unit {
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 options(nostack, nomem, preserves_flags)
             );
         }
@@ -365,7 +373,7 @@ impl Unit {
                 "tileloadd tmm4, [{first} + {stride}]", "tileloadd tmm5, [{second} + {stride}]",
                 first = in(reg) rows.first.wrapping_add(part * PART),
                 second = in(reg) rows.second.wrapping_add(part * PART),
-                stride = in(reg) rows.stride, options(nostack, readonly, preserves_flags),
+                stride = in(reg) rows.stride, out("tmm4") _, out("tmm5") _, options(nostack, readonly, preserves_flags),
             );
         }
     }
@@ -377,13 +385,14 @@ impl Unit {
         unsafe {
             asm!(
                 "tileloadd tmm6, [{vectors} + {line}]", "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm5, tmm6",
-                vectors = in(reg) vectors[..TILE].as_ptr(), line = in(reg) 64_usize,
+                vectors = in(reg) vectors[..TILE].as_ptr(), line = in(reg) 64_usize, out("tmm0") _, out("tmm1") _, out("tmm6") _,
                 options(nostack, readonly, preserves_flags),
             );
             if vectors.len() > TILE {
                 asm!(
                     "tileloadd tmm7, [{vectors} + {line}]", "tdpbf16ps tmm2, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7",
                     vectors = in(reg) vectors[TILE..2 * TILE].as_ptr(), line = in(reg) 64_usize,
+                    out("tmm2") _, out("tmm3") _, out("tmm7") _,
                     options(nostack, readonly, preserves_flags),
                 );
             }
@@ -405,7 +414,14 @@ impl Unit {
 impl Drop for Unit {
     fn drop(&mut self) {
         // SAFETY: the unit is there, and nothing of ours is in its tiles any more.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        unsafe {
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem, preserves_flags),
+            );
+        };
     }
 }
 
