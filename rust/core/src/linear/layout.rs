@@ -1,8 +1,8 @@
 //! How vectors lie in memory for the kernels: in batches, and within a batch the same columns of all side by side.
 
-use super::Matrix;
 use super::formats::{BLOCK, filled_up};
 use super::lanes::{LANES, Sixteen};
+use super::{Matrix, amx};
 use crate::cpu::Tier;
 use std::cell::Cell;
 use std::ops::Range;
@@ -33,10 +33,7 @@ impl Layout {
     /// Appends a batch of vectors of `columns` numbers, of every vector the same columns side by side.
     fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
         match self {
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Tiles => super::amx::lay_out(x, columns, lanes),
-            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-            Self::Tiles => {}
+            Self::Tiles => amx::lay_out(x, columns, lanes),
             Self::Plain => push_every::<LANES, 1>(x, columns, lanes, |_| {}),
             Self::EvenOdd => push_every::<{ 2 * LANES }, 2>(x, columns, lanes, |_| {}),
             Self::Block => push_every::<BLOCK, 8>(x, columns, lanes, |lanes| {

@@ -22,6 +22,23 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+/// Other processors and systems have no unit that we know.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+mod amx {
+    use super::{Range, Sixteen, Task};
+
+    pub(super) fn is_there() -> bool {
+        false
+    }
+
+    pub(super) fn lay_out(_: &[f32], _: usize, _: &mut Vec<Sixteen>) {
+        unreachable!("there is no unit");
+    }
+
+    pub(super) unsafe fn run(_: &Task<'_>, _: Range<usize>) {
+        unreachable!("there is no unit");
+    }
+}
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -199,10 +216,7 @@ pub fn multiply(matrices: &[Matrix<'_>], input: Input<'_>, out: &mut [f32], add:
 /// Returns whether this processor has a unit for matrices, Intel's AMX, and we may use it: [`multiply`] then multiplies more
 /// than eight vectors there.
 pub fn has_unit() -> bool {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    return amx::is_there();
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    return false;
+    amx::is_there()
 }
 
 fn multiply_with(
@@ -287,7 +301,6 @@ fn shape(matrices: &[Matrix<'_>]) -> Result<(usize, usize)> {
 
 impl Task<'_> {
     fn run(&self, tier: Tier, rows: Range<usize>) {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if self.layout == Layout::Tiles {
             // SAFETY: tiles are laid out where the unit is there.
             return unsafe { amx::run(self, rows) };
