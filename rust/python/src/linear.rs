@@ -182,7 +182,8 @@ impl PyLinear {
     ///     TypeError: If an array is no float32 of two axes, or `out` may not be written to.
     ///     ValueError: If shapes do not fit, or an array is not contiguous.
     ///
-    /// Cost: one read of the weights for up to about 16 vectors, 32 where there is a unit for matrices, then two operations a weight and vector.
+    /// Cost: one read of the weights for up to about 16 vectors, 32 where there is a unit for matrices, then two operations
+    /// a weight and vector.
     #[pyo3(signature = (x, out, add=false, num_threads=1))]
     fn multiply<'py>(
         &self,
