@@ -126,19 +126,14 @@ fn there(columns: usize) -> u32 {
 trait Format: Copy {
     /// Parts that a weight has: 1, whose others are not looked at, or [`PARTS`].
     const COUNT: usize;
+    /// Bytes of [`STEP`] weights.
+    const LINE: usize;
+    /// Whether the unit can read rows where they are.
+    const AS_IT_IS: bool = false;
 
     /// # Safety
     /// The CPU has AVX-512 F, BW and VL, and each bit in `there` a weight at `place` and after.
     unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS];
-
-    /// Whether the unit can read rows where they are.
-    const AS_IT_IS: bool = false;
-
-    /// Returns where a weight is.
-    fn address(self, place: usize) -> *const u8;
-
-    /// Returns the bytes of [`STEP`] weights.
-    fn line(self) -> usize;
 }
 
 /// Takes float32 apart: the lower halves of the parts are zeros.
@@ -180,6 +175,7 @@ struct F32<'a>(&'a [f32]);
 
 impl Format for F32<'_> {
     const COUNT: usize = PARTS;
+    const LINE: usize = 4 * STEP;
 
     #[inline(always)]
     unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
@@ -198,14 +194,6 @@ impl Format for F32<'_> {
             words
         }
     }
-
-    fn address(self, place: usize) -> *const u8 {
-        self.0.as_ptr().wrapping_add(place).cast()
-    }
-
-    fn line(self) -> usize {
-        4 * STEP
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -213,20 +201,13 @@ struct Bf16<'a>(&'a [u16]);
 
 impl Format for Bf16<'_> {
     const COUNT: usize = 1;
+    const LINE: usize = 2 * STEP;
     const AS_IT_IS: bool = true;
 
     #[inline(always)]
     unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
         // SAFETY: the caller's promise.
         unsafe { [_mm512_maskz_loadu_epi16(there, self.0.as_ptr().add(place).cast()); PARTS] }
-    }
-
-    fn address(self, place: usize) -> *const u8 {
-        self.0.as_ptr().wrapping_add(place).cast()
-    }
-
-    fn line(self) -> usize {
-        2 * STEP
     }
 }
 
@@ -235,6 +216,7 @@ struct Int8<'a>(&'a [i8]);
 
 impl Format for Int8<'_> {
     const COUNT: usize = 1;
+    const LINE: usize = STEP;
 
     #[inline(always)]
     unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
@@ -245,14 +227,6 @@ impl Format for Int8<'_> {
             let high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256::<1>(codes)));
             [upper_halves(_mm512_castps_si512(low), _mm512_castps_si512(high)); PARTS]
         }
-    }
-
-    fn address(self, place: usize) -> *const u8 {
-        self.0.as_ptr().wrapping_add(place).cast()
-    }
-
-    fn line(self) -> usize {
-        STEP
     }
 }
 
@@ -266,6 +240,7 @@ struct Int4<'a> {
 
 impl Format for Int4<'_> {
     const COUNT: usize = PARTS;
+    const LINE: usize = STEP / 2;
 
     #[inline(always)]
     unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
@@ -292,14 +267,6 @@ impl Format for Int4<'_> {
             }
             words
         }
-    }
-
-    fn address(self, place: usize) -> *const u8 {
-        self.codes.as_ptr().wrapping_add(place / 2)
-    }
-
-    fn line(self) -> usize {
-        STEP / 2
     }
 }
 
@@ -439,12 +406,12 @@ pub(super) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
     // SAFETY: the caller's promise.
     unsafe {
         match task.matrix.weights {
-            Weights::F32(weights) => sweep(task, F32(weights), rows, None),
-            Weights::Bf16(weights) => sweep(task, Bf16(weights), rows, None),
-            Weights::Int8(codes, scales) => sweep(task, Int8(codes), rows, Some(scales)),
+            Weights::F32(weights) => sweep(task, F32(weights), weights.as_ptr().cast(), rows, None),
+            Weights::Bf16(weights) => sweep(task, Bf16(weights), weights.as_ptr().cast(), rows, None),
+            Weights::Int8(codes, scales) => sweep(task, Int8(codes), codes.as_ptr().cast(), rows, Some(scales)),
             Weights::Int4(codes, pairs) => {
                 let group = (2 * codes.len() / pairs.len().max(1)).ilog2();
-                sweep(task, Int4 { codes, pairs, group }, rows, None);
+                sweep(task, Int4 { codes, pairs, group }, codes.as_ptr(), rows, None);
             }
         }
     }
@@ -453,7 +420,7 @@ pub(super) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
 /// # Safety
 /// As of [`run`].
 #[inline(always)]
-unsafe fn sweep<F: Format>(task: &Task<'_>, format: F, rows: Range<usize>, scales: Option<&[f32]>) {
+unsafe fn sweep<F: Format>(task: &Task<'_>, format: F, start: *const u8, rows: Range<usize>, scales: Option<&[f32]>) {
     let mut staged = KEPT.take();
     let steps = task.matrix.columns.div_ceil(STEP);
     // Where several batches meet the same rows, all steps are kept.
@@ -462,16 +429,17 @@ unsafe fn sweep<F: Format>(task: &Task<'_>, format: F, rows: Range<usize>, scale
     // SAFETY: the caller's promise.
     let mut unit = unsafe { Unit::new() };
     let together = (TOGETHER / (steps * PARTS * 2 * TILE * size_of::<Sixteen>())).max(1);
-    for (batches, start) in
-        task.batches.chunks(together).flat_map(|batches| rows.clone().step_by(ROWS).map(move |start| (batches, start)))
-    {
-        let some = start..(start + ROWS).min(rows.end);
-        for (turn, batch) in batches.iter().enumerate() {
-            let mut pass = Pass { task, format, rows: some.clone(), batch, staged: &mut staged, fresh: turn == 0 };
-            // SAFETY: the caller's promise.
-            unsafe {
-                pass.run(&mut unit);
-                pass.put(&mut unit, scales);
+    for batches in task.batches.chunks(together) {
+        for first in rows.clone().step_by(ROWS) {
+            let rows = first..(first + ROWS).min(rows.end);
+            for (turn, batch) in batches.iter().enumerate() {
+                let (rows, fresh) = (rows.clone(), turn == 0);
+                let mut pass = Pass { task, format, start, rows, batch, staged: &mut staged, fresh };
+                // SAFETY: the caller's promise.
+                unsafe {
+                    pass.run(&mut unit);
+                    pass.put(&mut unit, scales);
+                }
             }
         }
     }
@@ -482,6 +450,8 @@ unsafe fn sweep<F: Format>(task: &Task<'_>, format: F, rows: Range<usize>, scale
 struct Pass<'a, F> {
     task: &'a Task<'a>,
     format: F,
+    /// Where the weights begin.
+    start: *const u8,
     rows: Range<usize>,
     batch: &'a Batch,
     /// The rows' parts; of two steps or more, in turns.
@@ -491,6 +461,11 @@ struct Pass<'a, F> {
 }
 
 impl<F: Format> Pass<'_, F> {
+    /// Returns where a weight is.
+    fn address(&self, place: usize) -> *const u8 {
+        self.start.wrapping_add(place * F::LINE / STEP)
+    }
+
     /// Sums the products.
     ///
     /// # Safety
@@ -501,8 +476,8 @@ impl<F: Format> Pass<'_, F> {
         let vectors = self.task.lanes[self.batch.lanes.clone()].chunks_exact(PARTS * tiles * TILE);
         unit.clear();
         // The next rows are asked for a little after each of a step's 3 or 6 sums.
-        let ahead = self.format.address(self.rows.end * self.task.matrix.columns);
-        let lines = (ROWS * self.format.line()).div_ceil(64 * 3 * F::COUNT.div_ceil(2));
+        let ahead = self.address(self.rows.end * self.task.matrix.columns);
+        let lines = (ROWS * F::LINE).div_ceil(64 * 3 * F::COUNT.div_ceil(2));
         // SAFETY: the caller's promise.
         let mut rows = unsafe { self.stage(0) };
         for (step, vectors) in vectors.enumerate() {
@@ -512,7 +487,7 @@ impl<F: Format> Pass<'_, F> {
                 // SAFETY: as above.
                 next = unsafe { self.stage(step + 1) };
             }
-            let mut ahead = ahead.wrapping_add(step * ROWS * self.format.line());
+            let mut ahead = ahead.wrapping_add(step * ROWS * F::LINE);
             for part in 0..F::COUNT {
                 // SAFETY: there they are.
                 unsafe { unit.take(rows, part) };
@@ -540,7 +515,7 @@ impl<F: Format> Pass<'_, F> {
         let first = self.rows.start * columns + step * STEP;
         let whole = self.rows.len() == ROWS && (step + 1) * STEP <= columns;
         if F::AS_IT_IS && whole && self.task.batches.len() == 1 {
-            let first = format.address(first);
+            let first = self.address(first);
             return Rows { first, second: first.wrapping_add(TILE * 2 * columns), stride: 2 * columns };
         }
         let place = step % (self.staged.len() / size) * size;
