@@ -226,7 +226,7 @@ class Tokenizer:
 
     @property
     def cache_bytes(self) -> int:
-        """About how many bytes each encoding thread may use to remember pieces: 32 MiB unless set, at least 1 MiB.
+        """About how many bytes each encoding thread may use to remember pieces: 60 MiB unless set, at least 1 MiB.
 
         A small text uses little of it. Setting it forgets what is remembered; ids never depend on it.
 

@@ -144,7 +144,7 @@ except KeyboardInterrupt:
 
 
 def test_the_memory_of_the_cache_can_be_set_and_changes_no_id(tok: Tokenizer) -> None:
-    assert tok.cache_bytes == 32 << 20
+    assert tok.cache_bytes == 60 << 20
     text = " ".join(f"{i}{'word' * (i % 9)}" for i in range(60_000))
     expected = tok.encode(text)
     again = copy.copy(tok)

@@ -25,7 +25,8 @@ const WINDOW: usize = 4;
 impl LongTable {
     pub(super) fn new(limit: usize) -> Self {
         let max_slots = 1 << (limit / 4 / size_of::<[u64; 2]>()).max(MIN_SLOTS).ilog2();
-        let max_arena = (limit / 4 * 3 / size_of::<u32>()).clamp(1 << 14, u32::MAX as usize);
+        let rest = limit.saturating_sub(max_slots * size_of::<[u64; 2]>());
+        let max_arena = (rest / size_of::<u32>()).clamp(1 << 14, u32::MAX as usize);
         Self { slots: vec![[0; 2]; MIN_SLOTS], used: 0, max_slots, arena: Vec::new(), max_arena, generation: 0 }
     }
 

@@ -23,8 +23,8 @@ const SOME: usize = 8;
 /// Longer pieces, which may have as many ids, are not remembered.
 pub(crate) const LONGEST: usize = 512;
 
-/// How much memory the cache of one thread may take, unless told otherwise: 32 MiB.
-pub(crate) const DEFAULT_LIMIT: usize = 32 << 20;
+/// How much memory the cache of one thread may take, unless told otherwise: 60 MiB, which is less than 64 MB.
+pub(crate) const DEFAULT_LIMIT: usize = 60 << 20;
 
 /// The memory of one thread.
 pub(crate) struct PieceCache {
@@ -35,7 +35,10 @@ pub(crate) struct PieceCache {
 impl PieceCache {
     /// Returns an empty cache that will take at most about `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { short: ShortTable::new(limit / 2), long: LongTable::new(limit / 2) }
+        // The short table's size is a power of two.
+        let short = ShortTable::new(limit / 9 * 5);
+        let long = LongTable::new(limit.saturating_sub(short.max_bytes()));
+        Self { short, long }
     }
 
     /// Writes to `probes` those of the pieces of `bytes` from `start` on that end at `ends`, and starts to load what they

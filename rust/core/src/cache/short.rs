@@ -44,6 +44,11 @@ impl ShortTable {
         Self { words, base, line_bits, max_line_bits, used: 0 }
     }
 
+    /// How much memory it takes at most.
+    pub(super) fn max_bytes(&self) -> usize {
+        size_of::<Line>() << self.max_line_bits
+    }
+
     #[inline(always)]
     pub(super) fn lines(&self) -> &[Line] {
         self.words[self.base..].as_chunks().0
