@@ -9,10 +9,10 @@ use crate::pretokenize::Pretokenizer;
 use crate::vocab::Vocab;
 
 /// How many pieces the splitter hands over at a time.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 
 /// Batches between two pauses: a megabyte or so of text. A regex may be so slow that each batch is worth one.
-const PAUSE_EVERY: u64 = 1024;
+const PAUSE_EVERY: u64 = 256;
 
 /// Where ids go.
 pub(crate) trait Sink {

@@ -182,7 +182,8 @@ impl Tier for Avx512 {
             _mm512_storeu_si512(positions.as_mut_ptr().cast(), _mm512_maskz_compress_epi8(bits, order));
             let out = ends.as_mut_ptr().add(ends.len());
             let base = _mm512_set1_epi64(first as i64);
-            for eight in (0..count).step_by(8) {
+            // Whether there are 8 or 24 cannot be foreseen, and costs more to find out than to write.
+            for eight in (0..count.max(USUAL)).step_by(8) {
                 let offsets = _mm512_cvtepu8_epi64(_mm_loadl_epi64(positions.as_ptr().add(eight).cast()));
                 _mm512_storeu_si512(out.add(eight).cast(), _mm512_add_epi64(offsets, base));
             }
@@ -213,6 +214,9 @@ pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, block::Wide)> {
     }
     masks
 }
+
+/// As many ends as most blocks have at most.
+const USUAL: usize = 24;
 
 /// 0, 1, 2 … 63
 static ORDER: [u8; BLOCK] = {
