@@ -134,7 +134,7 @@ impl Tokenizer {
         if let Normalizer::Spaces(spaces) = self.normalizer { Some(spaces) } else { None }
     }
 
-    /// How many bytes of memory, about, each thread that encodes may use to remember pieces: 32 MiB unless set.
+    /// How many bytes of memory, about, each thread that encodes may use to remember pieces: 60 MiB unless set.
     pub fn cache_limit(&self) -> usize {
         self.cache_limit.load(Ordering::Relaxed)
     }

@@ -265,24 +265,37 @@ fn multiply_with(
         chunks += matrix.rows.div_ceil(chunk);
         bytes += matrix.bytes();
     }
-    let next = AtomicUsize::new(0);
-    crew::run(threads.min(bytes / CHUNK), &|| {
-        loop {
-            let mut chunk = next.fetch_add(1, Ordering::Relaxed);
-            if chunk >= chunks {
-                return;
-            }
-            for task in &tasks {
-                let own = task.matrix.rows.div_ceil(task.chunk);
-                if chunk < own {
-                    task.run(tier, chunk * task.chunk..((chunk + 1) * task.chunk).min(task.matrix.rows));
+    let threads = threads.min(bytes / CHUNK).max(1);
+    // A stretch of chunks for each thread, so that what it asks for ahead is what it reads next; then what others left.
+    let stretches: Vec<_> = (0..threads)
+        .map(|thread| (AtomicUsize::new(thread * chunks / threads), (thread + 1) * chunks / threads))
+        .collect();
+    let arrived = AtomicUsize::new(0);
+    crew::run(threads, &|| {
+        let own = arrived.fetch_add(1, Ordering::Relaxed) % threads;
+        let (before, from_own) = stretches.split_at(own);
+        for (next, end) in from_own.iter().chain(before) {
+            loop {
+                let chunk = next.fetch_add(1, Ordering::Relaxed);
+                if chunk >= *end {
                     break;
                 }
-                chunk -= own;
+                run_chunk(&tasks, chunk, tier);
             }
         }
     });
     Ok(())
+}
+
+/// Computes one of the chunks of all tasks.
+fn run_chunk(tasks: &[Task<'_>], mut chunk: usize, tier: Tier) {
+    for task in tasks {
+        let own = task.matrix.rows.div_ceil(task.chunk);
+        if chunk < own {
+            return task.run(tier, chunk * task.chunk..((chunk + 1) * task.chunk).min(task.matrix.rows));
+        }
+        chunk -= own;
+    }
 }
 
 /// Returns the columns of every matrix, and the rows of all.
