@@ -14,12 +14,13 @@ use super::lanes::{LANES, Sixteen, from_bf16};
 use super::layout::{Batch, ROWS_IN_UNIT as ROWS};
 use super::{Task, Weights};
 use crate::cpu::prefetch_far;
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::LazyLock;
+use unit::{Amx, Rows, Unit};
+
+mod unit;
 
 /// Vectors of lanes in a tile: sixteen rows, or sixteen pairs of columns.
 const TILE: usize = 16;
@@ -41,13 +42,13 @@ pub(super) fn is_there() -> bool {
         const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
         const XFEATURE_XTILEDATA: i32 = 18;
         // SAFETY: the call reads and writes no memory; systems and sandboxes that do not know it refuse.
-        __cpuid_count(7, 0).edx & UNIT == UNIT
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && __cpuid_count(7, 0).edx & UNIT == UNIT
             && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
     });
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && *THERE
+    *THERE
 }
 
 /// Appends the tiles of a batch: for each [`STEP`] columns, each part, and each sixteen vectors one tile, whose row `l`
@@ -270,128 +271,6 @@ impl Format for Int4<'_> {
     }
 }
 
-/// The unit at work on this thread. No compiler uses tiles unless told to, so what one function leaves there the next
-/// one finds.
-///
-/// Tiles 0 to 3 are sums: of the first sixteen rows and of the second with the first sixteen vectors, then with the
-/// second. Tiles 4 and 5 are rows, 6 and 7 vectors.
-struct Unit(PhantomData<*const ()>);
-
-/// Where sixteen rows of [`STEP`] columns are, and sixteen more; further parts, if there are, [`PART`] bytes behind.
-#[derive(Clone, Copy)]
-struct Rows {
-    first: *const u8,
-    second: *const u8,
-    stride: usize,
-}
-
-/// Bytes of one part of staged rows.
-const PART: usize = 2 * TILE * size_of::<Sixteen>();
-
-#[allow(clippy::unused_self, reason = "what the functions work on is not in memory")]
-impl Unit {
-    /// # Safety
-    /// [`is_there`].
-    unsafe fn new() -> Self {
-        /// Palette 1, and eight tiles of 16 rows of 64 bytes.
-        #[repr(C, align(64))]
-        struct Shapes([u8; 64]);
-        let mut shapes = Shapes([0; 64]);
-        shapes.0[0] = 1;
-        for tile in 0..8 {
-            shapes.0[16 + 2 * tile] = 64;
-            shapes.0[48 + tile] = 16;
-        }
-        // SAFETY: the caller's promise; these are shapes that every such processor has.
-        unsafe {
-            asm!(
-                "ldtilecfg [{}]", in(reg) shapes.0.as_ptr(),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, readonly, preserves_flags),
-            );
-        };
-        Self(PhantomData)
-    }
-
-    fn clear(&mut self) {
-        // SAFETY: tiles have shapes as long as this object lives.
-        unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                options(nostack, nomem, preserves_flags)
-            );
-        }
-    }
-
-    /// Takes a part of the rows.
-    ///
-    /// # Safety
-    /// There are rows where they are said to be.
-    #[inline(always)]
-    unsafe fn take(&mut self, rows: Rows, part: usize) {
-        // SAFETY: tiles have shapes, and the caller's promise.
-        unsafe {
-            asm!(
-                "tileloadd tmm4, [{first} + {stride}]", "tileloadd tmm5, [{second} + {stride}]",
-                first = in(reg) rows.first.wrapping_add(part * PART),
-                second = in(reg) rows.second.wrapping_add(part * PART),
-                stride = in(reg) rows.stride, out("tmm4") _, out("tmm5") _, options(nostack, readonly, preserves_flags),
-            );
-        }
-    }
-
-    /// Adds the products of the part taken with a part of the vectors, one tile or two.
-    #[inline(always)]
-    fn add(&mut self, vectors: &[Sixteen]) {
-        // SAFETY: tiles have shapes, and are read from memory for one or two.
-        unsafe {
-            asm!(
-                "tileloadd tmm6, [{vectors} + {line}]", "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm5, tmm6",
-                vectors = in(reg) vectors[..TILE].as_ptr(), line = in(reg) 64_usize, out("tmm0") _, out("tmm1") _, out("tmm6") _,
-                options(nostack, readonly, preserves_flags),
-            );
-            if vectors.len() > TILE {
-                asm!(
-                    "tileloadd tmm7, [{vectors} + {line}]", "tdpbf16ps tmm2, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7",
-                    vectors = in(reg) vectors[TILE..2 * TILE].as_ptr(), line = in(reg) 64_usize,
-                    out("tmm2") _, out("tmm3") _, out("tmm7") _,
-                    options(nostack, readonly, preserves_flags),
-                );
-            }
-        }
-    }
-
-    fn sums(&mut self, to: &mut [Sixteen; 4 * TILE]) {
-        // SAFETY: tiles have shapes, and four are written to memory for four.
-        unsafe {
-            asm!(
-                "tilestored [{to} + {line}], tmm0", "tilestored [{to} + {line} + 1024], tmm1",
-                "tilestored [{to} + {line} + 2048], tmm2", "tilestored [{to} + {line} + 3072], tmm3",
-                to = in(reg) to.as_mut_ptr(), line = in(reg) 64_usize, options(nostack, preserves_flags),
-            );
-        }
-    }
-}
-
-impl Drop for Unit {
-    fn drop(&mut self) {
-        // SAFETY: the unit is there, and nothing of ours is in its tiles any more.
-        unsafe {
-            asm!(
-                "tilerelease",
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, nomem, preserves_flags),
-            );
-        };
-    }
-}
-
 thread_local! {
     /// Rows as parts; kept, as new memory costs more than what is written there.
     static KEPT: Cell<Vec<Sixteen>> = const { Cell::new(Vec::new()) };
@@ -400,18 +279,33 @@ thread_local! {
 /// Computes some rows.
 ///
 /// # Safety
-/// [`is_there`], and the vectors are laid out as tiles.
+/// [`is_there`], or in tests the vector instructions alone; and the vectors are laid out as tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
+    #[cfg(test)]
+    if !is_there() {
+        // SAFETY: the caller's promise.
+        return unsafe { run_in::<unit::Emulated>(task, rows) };
+    }
+    // SAFETY: as above.
+    unsafe { run_in::<Amx>(task, rows) };
+}
+
+/// # Safety
+/// As of [`run`].
+#[inline(always)]
+unsafe fn run_in<U: Unit>(task: &Task<'_>, rows: Range<usize>) {
     // SAFETY: the caller's promise.
     unsafe {
         match task.matrix.weights {
-            Weights::F32(weights) => sweep(task, F32(weights), weights.as_ptr().cast(), rows, None),
-            Weights::Bf16(weights) => sweep(task, Bf16(weights), weights.as_ptr().cast(), rows, None),
-            Weights::Int8(codes, scales) => sweep(task, Int8(codes), codes.as_ptr().cast(), rows, Some(scales)),
+            Weights::F32(weights) => sweep::<U, _>(task, F32(weights), weights.as_ptr().cast(), rows, None),
+            Weights::Bf16(weights) => sweep::<U, _>(task, Bf16(weights), weights.as_ptr().cast(), rows, None),
+            Weights::Int8(codes, scales) => {
+                sweep::<U, _>(task, Int8(codes), codes.as_ptr().cast(), rows, Some(scales));
+            }
             Weights::Int4(codes, pairs) => {
                 let group = (2 * codes.len() / pairs.len().max(1)).ilog2();
-                sweep(task, Int4 { codes, pairs, group }, codes.as_ptr(), rows, None);
+                sweep::<U, _>(task, Int4 { codes, pairs, group }, codes.as_ptr(), rows, None);
             }
         }
     }
@@ -420,14 +314,20 @@ pub(super) unsafe fn run(task: &Task<'_>, rows: Range<usize>) {
 /// # Safety
 /// As of [`run`].
 #[inline(always)]
-unsafe fn sweep<F: Format>(task: &Task<'_>, format: F, start: *const u8, rows: Range<usize>, scales: Option<&[f32]>) {
+unsafe fn sweep<U: Unit, F: Format>(
+    task: &Task<'_>,
+    format: F,
+    start: *const u8,
+    rows: Range<usize>,
+    scales: Option<&[f32]>,
+) {
     let mut staged = KEPT.take();
     let steps = task.matrix.columns.div_ceil(STEP);
     // Where several batches meet the same rows, all steps are kept.
     let kept = if task.batches.len() > 1 { steps } else { 2 };
     staged.resize(kept * F::COUNT * 2 * TILE, ZERO);
     // SAFETY: the caller's promise.
-    let mut unit = unsafe { Unit::new() };
+    let mut unit = unsafe { U::new() };
     let together = (TOGETHER / (steps * PARTS * 2 * TILE * size_of::<Sixteen>())).max(1);
     for batches in task.batches.chunks(together) {
         for first in rows.clone().step_by(ROWS) {
@@ -471,7 +371,7 @@ impl<F: Format> Pass<'_, F> {
     /// # Safety
     /// As of [`run`].
     #[inline(always)]
-    unsafe fn run(&mut self, unit: &mut Unit) {
+    unsafe fn run(&mut self, unit: &mut impl Unit) {
         let tiles = self.batch.count.div_ceil(LANES);
         let vectors = self.task.lanes[self.batch.lanes.clone()].chunks_exact(PARTS * tiles * TILE);
         unit.clear();
@@ -541,7 +441,7 @@ impl<F: Format> Pass<'_, F> {
     /// # Safety
     /// As of [`run`].
     #[inline(always)]
-    unsafe fn put(&self, unit: &mut Unit, scales: Option<&[f32]>) {
+    unsafe fn put(&self, unit: &mut impl Unit, scales: Option<&[f32]>) {
         let mut sums = [ZERO; 4 * TILE];
         unit.sums(&mut sums);
         for (at, tile) in sums.as_chunks_mut().0.iter_mut().enumerate() {

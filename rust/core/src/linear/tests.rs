@@ -57,6 +57,11 @@ impl Owned {
     }
 }
 
+/// Whether there is a unit for matrices, or what it takes to emulate one.
+fn has_unit_or_emulates() -> bool {
+    cfg!(all(target_arch = "x86_64", target_os = "linux")) && Tier::best().has_wide_registers()
+}
+
 /// Returns what each input makes of its vectors, by definition in float64.
 fn made(input: Input<'_>, columns: usize) -> Vec<f64> {
     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
@@ -184,17 +189,19 @@ proptest! {
         };
         let width: usize = owned.iter().map(|(rows, _)| rows).sum();
         let start = numbers(width * vectors, seed ^ 0xa);
-        let mut out = start.clone();
-        multiply(&matrices, input(&x), &mut out, add, threads).expect("fitting shapes");
-        let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
-        check(&bits, &owned, &start, add, &made(input(&x), columns), columns)?;
+        for unit in [false, has_unit_or_emulates()] {
+            let multiply = |x, out: &mut [f32], threads| {
+                multiply_with(Tier::best(), unit, &matrices, input(x), out, add, threads).expect("fitting shapes");
+                out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+            };
+            let bits = multiply(&x, &mut start.clone(), threads);
+            check(&bits, &owned, &start, add, &made(input(&x), columns), columns)?;
 
-        // Fewer of the vectors, the last ones, get the same bits.
-        let first = vectors - 9;
-        let mut fewer = start[first * width..].to_vec();
-        multiply(&matrices, input(&x[first * columns..]), &mut fewer, add, 1).expect("fitting shapes");
-        let fewer: Vec<u32> = fewer.iter().map(|x| x.to_bits()).collect();
-        prop_assert_eq!(&fewer, &bits[first * width..]);
+            // Fewer of the vectors, the last ones, get the same bits.
+            let first = vectors - 9;
+            let fewer = multiply(&x[first * columns..], &mut start[first * width..].to_vec(), 1);
+            prop_assert_eq!(&fewer, &bits[first * width..]);
+        }
     }
 
     #[test]
@@ -219,14 +226,17 @@ proptest! {
 fn no_part_of_a_float32_is_lost() {
     let x: Vec<f32> = numbers(500, 3).into_iter().zip(-60..).map(|(x, power)| x * 2_f32.powi(power / 5)).collect();
     let mut out = vec![0.0; x.len()];
-    for weights in [Weights::Bf16(&[0x3f80]), Weights::F32(&[1.0]), Weights::Int8(&[1], &[1.0])] {
+    let mut multiply = |weights: Weights<'_>| {
         let matrix = Matrix::new(1, 1, weights).expect("a fitting shape");
-        multiply(&[matrix], Input::Plain(&x), &mut out, false, 1).expect("fitting shapes");
-        assert_eq!(out, x);
+        let unit = has_unit_or_emulates();
+        multiply_with(Tier::best(), unit, &[matrix], Input::Plain(&x), &mut out, false, 1).expect("fitting shapes");
+        out.clone()
+    };
+    for weights in [Weights::Bf16(&[0x3f80]), Weights::F32(&[1.0]), Weights::Int8(&[1], &[1.0])] {
+        assert_eq!(multiply(weights), x);
     }
     for weight in numbers(50, 4) {
-        let matrix = Matrix::new(1, 1, Weights::F32(std::slice::from_ref(&weight))).expect("a fitting shape");
-        multiply(&[matrix], Input::Plain(&x), &mut out, false, 1).expect("fitting shapes");
+        let out = multiply(Weights::F32(std::slice::from_ref(&weight)));
         for (x, out) in x.iter().zip(&out) {
             let product = f64::from(*x) * f64::from(weight);
             assert!((f64::from(*out) - product).abs() <= product.abs() * 2_f64.powi(-21), "{x} times {weight}: {out}");
