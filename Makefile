@@ -36,6 +36,11 @@ $(VENV)/.dev: $(VENV)/.tools pyproject.toml $(RUST_SOURCES)
 	$(UV) pip install --quiet --reinstall-package bpe-llama --editable '.[dev]'
 	touch $(VENV)/.model $@
 
+# The same and the peers that are only timed.
+$(VENV)/.bench: $(VENV)/.tools pyproject.toml $(RUST_SOURCES)
+	$(UV) pip install --quiet --reinstall-package bpe-llama --editable '.[bench]'
+	touch $(VENV)/.model $(VENV)/.dev $@
+
 # ---- what one runs ----
 
 demo: $(VENV)/.model ## train a tokenizer and a small LLaMA on this machine's Python, then generate
@@ -100,9 +105,8 @@ fuzz-%: # one target, by cargo-fuzz; an input that breaks it is kept as a regres
 		-max_total_time=$(or $(FUZZ_SECONDS),60) -timeout=10 -rss_limit_mb=2048 -artifact_prefix=../../tests/fuzz/regressions/$*/
 	-rmdir tests/fuzz/regressions/$* tests/fuzz/regressions 2>/dev/null
 
-bench: $(VENV)/.dev ## every table of the README; the peers run side by side
-	set -e; for script in encode train sample generate serve; do \
-		if [ -f bench/$$script.py ]; then $(RUN) bench.$$script; fi; done
+bench: $(VENV)/.bench ## every table of the README; the peers run side by side
+	set -e; for script in encode train sample generate serve prefill; do $(RUN) bench.$$script; done
 
 docs: $(VENV)/.dev ## run the guide's commands, build the Rust documentation
 	$(RUN) pytest tests/unit/test_docs.py
