@@ -3,7 +3,9 @@
 #![allow(clippy::needless_range_loop, reason = "indices into arrays unroll; iterators over them go through memory")]
 
 use super::lanes::{LANES, Lanes, Sixteen};
+use super::layout::TOGETHER;
 use crate::cpu::{prefetch, prefetch_far};
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Vectors of lanes that the input of one block of four-bit codes takes: one for each code of a word, and their sum.
 const BLOCK_VECTORS: usize = 9;
@@ -83,6 +85,10 @@ unsafe fn add_products<L: Lanes, const R: usize, const M: usize>(
             let x = L::load(&x[vector].0);
             for row in 0..R {
                 sums[row][vector] = weights[row].multiply_add(x, sums[row][vector]);
+            }
+            if M == TOGETHER {
+                // Compilers like to load four numbers of the input together; then a sum would have to live in memory.
+                compiler_fence(Ordering::SeqCst);
             }
         }
     }

@@ -64,7 +64,7 @@ fn push_every<const N: usize, const STEP: usize>(
 ) {
     for at in (0..columns).step_by(N) {
         for start in 0..STEP {
-            for row in x.chunks_exact(columns) {
+            lanes.extend(x.chunks_exact(columns).map(|row| {
                 let tail;
                 let numbers = if let Some(numbers) = row[at..].first_chunk::<N>() {
                     numbers
@@ -72,8 +72,8 @@ fn push_every<const N: usize, const STEP: usize>(
                     tail = filled_up(&row[at..]);
                     &tail
                 };
-                lanes.push(Sixteen(std::array::from_fn(|lane| numbers[STEP * lane + start])));
-            }
+                Sixteen(std::array::from_fn(|lane| numbers[STEP * lane + start]))
+            }));
         }
         then(lanes);
     }

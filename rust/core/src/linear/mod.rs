@@ -74,9 +74,6 @@ const MOST_COLUMNS: usize = usize::MAX >> 8;
 const CHUNK: usize = 1 << 15;
 const CHUNK_OF_MANY: usize = 1 << 18;
 
-/// Bytes of weights, about, that meet all batches before the next are read.
-const PART: usize = 1 << 16;
-
 /// A matrix's numbers, row after row.
 #[derive(Debug, Clone, Copy)]
 pub enum Weights<'a> {
@@ -191,11 +188,17 @@ struct Out<'a> {
 }
 
 impl Out<'_> {
+    /// Writes `R` rows' products with `M` vectors, or adds them, to where the first row's with the first vector belongs.
     #[inline(always)]
-    fn put(&self, vector: usize, place: usize, number: f32) {
-        let cell = &self.cells[vector * self.width + place];
-        let before = if self.add { f32::from_bits(cell.load(Ordering::Relaxed)) } else { -0.0 };
-        cell.store((before + number).to_bits(), Ordering::Relaxed);
+    fn put<const R: usize, const M: usize>(&self, first: usize, found: &[[f32; M]; R]) {
+        let Self { cells, width, add } = *self;
+        for vector in 0..M {
+            let cells = &cells[first + vector * width..][..R];
+            for row in 0..R {
+                let before = if add { f32::from_bits(cells[row].load(Ordering::Relaxed)) } else { -0.0 };
+                cells[row].store((before + found[row][vector]).to_bits(), Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -351,24 +354,17 @@ impl Task<'_> {
     #[inline(always)]
     unsafe fn run_in<L: Lanes>(&self, rows: Range<usize>) {
         let turns = self.batches.len();
-        let part = if turns > 1 { self.matrix.rows_in(PART, 3) } else { rows.len() };
-        for start in rows.clone().step_by(part.max(1)) {
-            let rows = start..(start + part).min(rows.end);
-            for (turn, batch) in self.batches.iter().enumerate() {
-                let bytes = rows.len() * self.matrix.row_bytes();
-                let ahead = if turns > 1 { Ahead { bytes, turns, turn } } else { Ahead::ALONE };
-                // SAFETY: the caller's promise.
-                unsafe {
-                    match self.matrix.weights {
-                        Weights::F32(weights) => self.batch::<L, _>(F32(weights), batch, rows.clone(), ahead),
-                        Weights::Bf16(weights) => self.batch::<L, _>(Bf16(weights), batch, rows.clone(), ahead),
-                        Weights::Int8(codes, scales) => {
-                            self.batch::<L, _>(Int8 { codes, scales }, batch, rows.clone(), ahead);
-                        }
-                        Weights::Int4(codes, pairs) => {
-                            self.batch::<L, _>(Int4 { codes, pairs }, batch, rows.clone(), ahead);
-                        }
-                    }
+        let bytes = rows.len() * self.matrix.row_bytes();
+        for (turn, batch) in self.batches.iter().enumerate() {
+            let ahead = if turns > 1 { Ahead { bytes, turns, turn } } else { Ahead::ALONE };
+            let rows = rows.clone();
+            // SAFETY: the caller's promise.
+            unsafe {
+                match self.matrix.weights {
+                    Weights::F32(weights) => self.batch::<L, _>(F32(weights), batch, rows, ahead),
+                    Weights::Bf16(weights) => self.batch::<L, _>(Bf16(weights), batch, rows, ahead),
+                    Weights::Int8(codes, scales) => self.batch::<L, _>(Int8 { codes, scales }, batch, rows, ahead),
+                    Weights::Int4(codes, pairs) => self.batch::<L, _>(Int4 { codes, pairs }, batch, rows, ahead),
                 }
             }
         }
@@ -404,26 +400,18 @@ impl Task<'_> {
         ahead: Ahead,
     ) {
         let (columns, lanes) = (self.matrix.columns, &self.lanes[batch.lanes.clone()]);
+        let first = batch.first * self.out.width + self.offset;
         let mut row = rows.start;
         while row + R <= rows.end {
             // SAFETY: the caller's promise.
             let found = unsafe { format.products::<L, R, M>(row, columns, lanes, ahead) };
-            for (next, found) in found.iter().enumerate() {
-                self.put(batch, row + next, found);
-            }
+            self.out.put(first + row, &found);
             row += R;
         }
         for row in row..rows.end {
             // SAFETY: the caller's promise.
             let found = unsafe { format.products::<L, 1, M>(row, columns, lanes, ahead) };
-            self.put(batch, row, &found[0]);
-        }
-    }
-
-    #[inline(always)]
-    fn put(&self, batch: &Batch, row: usize, found: &[f32]) {
-        for (vector, &number) in (batch.first..).zip(found) {
-            self.out.put(vector, self.offset + row, number);
+            self.out.put(first + row, &found);
         }
     }
 }
