@@ -60,7 +60,7 @@ def _few_rows(linear: nn.Module) -> int:
     if isinstance(linear, PackedLinear):
         return sys.maxsize if unit else FEW_ROWS
     if linear.weight.dtype == torch.float32:
-        return FEW_ROWS
+        return sys.maxsize
     return FEW_ROWS_OF_BFLOAT16_IN_UNIT if unit else FEW_ROWS_OF_BFLOAT16
 
 

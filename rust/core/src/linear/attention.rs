@@ -5,6 +5,8 @@
 //!
 //! Shapes: `M` rows, `N` heads, `K` key-value heads, `H` numbers of a head, `R` rotated ones, `B` slots, `S` columns.
 
+#![allow(clippy::needless_range_loop, reason = "indices into arrays unroll; iterators over them go through memory")]
+
 #[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +24,9 @@ mod tests;
 
 /// Keys that all heads of a group look at before the next are read, so that they come from the nearest cache.
 const TOGETHER: usize = 32;
+
+/// Queries that meet a key while it is in registers.
+const MOST_QUERIES: usize = 4;
 
 /// Numbers of keys, about, that are worth another thread.
 const SHARE: usize = 1 << 17;
@@ -317,21 +322,38 @@ impl<T: Number> Work<'_, T> {
         let (count, width) = (self.keys.len() / self.size, self.width);
         scores.resize(query.len() / width * count, 0.0);
         for (part, keys) in self.keys.chunks(TOGETHER * self.size).enumerate() {
-            let keys = self.widened(keys, wide);
-            for (query, scores) in query.chunks_exact(width).zip(scores.chunks_exact_mut(count)) {
+            let keys = self.widened(keys, wide).as_chunks().0;
+            let queries = query.chunks(MOST_QUERIES * width).zip(scores.chunks_mut(MOST_QUERIES * count));
+            for (queries, scores) in queries {
+                let (queries, scores) = (queries.as_chunks().0, &mut scores[part * TOGETHER..]);
                 // SAFETY: the caller's promise.
-                unsafe { score::<L>(query.as_chunks().0, keys.as_chunks().0, &mut scores[part * TOGETHER..]) };
+                unsafe {
+                    match queries.len() * LANES / width {
+                        1 => score::<L, 1>(queries, keys, scores, count),
+                        2 => score::<L, 2>(queries, keys, scores, count),
+                        3 => score::<L, 3>(queries, keys, scores, count),
+                        _ => score::<L, MOST_QUERIES>(queries, keys, scores, count),
+                    }
+                }
             }
         }
         // Scores are divided by the root of the size as if it were a temperature.
         let temperature = (self.size as f64).sqrt();
         scores.chunks_exact_mut(count).for_each(|scores| soften(scores, temperature));
         for (part, values) in self.values.chunks(TOGETHER * self.size).enumerate() {
-            let values = self.widened(values, wide);
-            for (scores, gathered) in scores.chunks_exact(count).zip(gathered.chunks_exact_mut(width)) {
-                let gathered = gathered.as_chunks_mut().0;
+            let values = self.widened(values, wide).as_chunks().0;
+            let queries = scores.chunks(MOST_QUERIES * count).zip(gathered.chunks_mut(MOST_QUERIES * width));
+            for (scores, gathered) in queries {
+                let (scores, gathered) = (&scores[part * TOGETHER..], gathered.as_chunks_mut().0);
                 // SAFETY: the caller's promise.
-                unsafe { add_shares::<L>(&scores[part * TOGETHER..], values.as_chunks().0, gathered) };
+                unsafe {
+                    match gathered.len() * LANES / width {
+                        1 => add_shares::<L, 1>(scores, count, values, gathered),
+                        2 => add_shares::<L, 2>(scores, count, values, gathered),
+                        3 => add_shares::<L, 3>(scores, count, values, gathered),
+                        _ => add_shares::<L, MOST_QUERIES>(scores, count, values, gathered),
+                    }
+                }
             }
         }
     }
@@ -353,37 +375,49 @@ impl<T: Number> Work<'_, T> {
     }
 }
 
-/// Writes the product of a query with each key.
+/// Writes the products of `Q` queries with each key, those of a query `count` numbers after those of the one before.
 ///
 /// # Safety
 /// Needs the instructions of the lanes.
 #[inline(always)]
-unsafe fn score<L: Lanes>(query: &[[f32; LANES]], keys: &[[f32; LANES]], scores: &mut [f32]) {
-    let width = query.len();
+unsafe fn score<L: Lanes, const Q: usize>(
+    queries: &[[f32; LANES]],
+    keys: &[[f32; LANES]],
+    scores: &mut [f32],
+    count: usize,
+) {
+    let width = queries.len() / Q;
     let fours = keys.chunks_exact(4 * width);
     let rest = fours.remainder().chunks_exact(width);
     let whole = fours.len() * 4;
-    for (keys, scores) in fours.zip(scores.as_chunks_mut::<4>().0) {
+    for (four, keys) in fours.enumerate() {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sums = [L::load(&[0.0; LANES]); 4];
-            for (at, query) in query.iter().enumerate() {
-                let query = L::load(query);
-                for (key, sum) in sums.iter_mut().enumerate() {
-                    *sum = L::load(&keys[key * width + at]).multiply_add(query, *sum);
+            let mut sums = [[L::load(&[0.0; LANES]); 4]; Q];
+            for at in 0..width {
+                for key in 0..4 {
+                    let numbers = L::load(&keys[key * width + at]);
+                    for query in 0..Q {
+                        sums[query][key] =
+                            numbers.multiply_add(L::load(&queries[query * width + at]), sums[query][key]);
+                    }
                 }
             }
-            *scores = L::four_totals(sums);
+            for query in 0..Q {
+                scores[query * count + 4 * four..][..4].copy_from_slice(&L::four_totals(sums[query]));
+            }
         }
     }
-    for (key, score) in rest.zip(&mut scores[whole..]) {
-        // SAFETY: as above.
-        unsafe {
-            let mut sum = L::load(&[0.0; LANES]);
-            for (key, query) in key.iter().zip(query) {
-                sum = L::load(key).multiply_add(L::load(query), sum);
+    for (key, numbers) in rest.enumerate() {
+        for query in 0..Q {
+            // SAFETY: as above.
+            unsafe {
+                let mut sum = L::load(&[0.0; LANES]);
+                for at in 0..width {
+                    sum = L::load(&numbers[at]).multiply_add(L::load(&queries[query * width + at]), sum);
+                }
+                scores[query * count + whole + key] = sum.total();
             }
-            *score = sum.total();
         }
     }
 }
@@ -424,38 +458,62 @@ fn soften(scores: &mut [f32], temperature: f64) {
     }
 }
 
-/// Adds to `gathered` its share of the values of each column.
+/// Adds to what each of `Q` queries gathers its share of the values of each column; shares are `count` numbers apart.
 ///
 /// # Safety
 /// Needs the instructions of the lanes.
 #[inline(always)]
-unsafe fn add_shares<L: Lanes>(shares: &[f32], values: &[[f32; LANES]], gathered: &mut [[f32; LANES]]) {
-    let width = gathered.len();
-    let (fours, rest) = gathered.as_chunks_mut::<4>();
-    let whole = 4 * fours.len();
-    for (at, gathered) in fours.iter_mut().enumerate() {
+unsafe fn add_shares<L: Lanes, const Q: usize>(
+    shares: &[f32],
+    count: usize,
+    values: &[[f32; LANES]],
+    gathered: &mut [[f32; LANES]],
+) {
+    let width = gathered.len() / Q;
+    let whole = width - width % 4;
+    for at in (0..whole).step_by(4) {
         // SAFETY: the caller's promise.
-        unsafe {
-            let mut sums = [L::load(&gathered[0]), L::load(&gathered[1]), L::load(&gathered[2]), L::load(&gathered[3])];
-            for (value, share) in values.chunks_exact(width).zip(shares) {
-                let share = L::load(&[*share; LANES]);
-                for (lanes, sum) in sums.iter_mut().enumerate() {
-                    *sum = L::load(&value[4 * at + lanes]).multiply_add(share, *sum);
-                }
-            }
-            for (sum, gathered) in sums.into_iter().zip(gathered) {
-                sum.store(gathered);
+        unsafe { add_to::<L, Q, 4>(shares, count, values, gathered, at) };
+    }
+    for at in whole..width {
+        // SAFETY: the caller's promise.
+        unsafe { add_to::<L, Q, 1>(shares, count, values, gathered, at) };
+    }
+}
+
+/// Does so for `N` lanes of each column.
+///
+/// # Safety
+/// Needs the instructions of the lanes.
+#[inline(always)]
+unsafe fn add_to<L: Lanes, const Q: usize, const N: usize>(
+    shares: &[f32],
+    count: usize,
+    values: &[[f32; LANES]],
+    gathered: &mut [[f32; LANES]],
+    at: usize,
+) {
+    let width = gathered.len() / Q;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[L::load(&[0.0; LANES]); N]; Q];
+        for query in 0..Q {
+            for lane in 0..N {
+                sums[query][lane] = L::load(&gathered[query * width + at + lane]);
             }
         }
-    }
-    for (at, gathered) in rest.iter_mut().enumerate() {
-        // SAFETY: as above.
-        unsafe {
-            let mut sum = L::load(gathered);
-            for (value, share) in values.chunks_exact(width).zip(shares) {
-                sum = L::load(&value[whole + at]).multiply_add(L::load(&[*share; LANES]), sum);
+        for (column, value) in values.chunks_exact(width).enumerate() {
+            for query in 0..Q {
+                let share = L::load(&[shares[query * count + column]; LANES]);
+                for lane in 0..N {
+                    sums[query][lane] = L::load(&value[at + lane]).multiply_add(share, sums[query][lane]);
+                }
             }
-            sum.store(gathered);
+        }
+        for query in 0..Q {
+            for lane in 0..N {
+                sums[query][lane].store(&mut gathered[query * width + at + lane]);
+            }
         }
     }
 }
