@@ -25,7 +25,7 @@ mod tests;
 /// Keys that all heads of a group look at before the next are read, so that they come from the nearest cache.
 const TOGETHER: usize = 32;
 
-/// Queries that meet a key while it is in registers.
+/// Queries that meet a key while it is in registers, where these hold 16 sums and more.
 const MOST_QUERIES: usize = 4;
 
 /// Numbers of keys, about, that are worth another thread.
@@ -320,10 +320,11 @@ impl<T: Number> Work<'_, T> {
     unsafe fn run<L: Lanes>(&self, scratch: &mut Scratch) {
         let Scratch { query, scores, wide, gathered } = scratch;
         let (count, width) = (self.keys.len() / self.size, self.width);
+        let most = if L::REGISTERS < 32 { 1 } else { MOST_QUERIES };
         scores.resize(query.len() / width * count, 0.0);
         for (part, keys) in self.keys.chunks(TOGETHER * self.size).enumerate() {
             let keys = self.widened(keys, wide).as_chunks().0;
-            let queries = query.chunks(MOST_QUERIES * width).zip(scores.chunks_mut(MOST_QUERIES * count));
+            let queries = query.chunks(most * width).zip(scores.chunks_mut(most * count));
             for (queries, scores) in queries {
                 let (queries, scores) = (queries.as_chunks().0, &mut scores[part * TOGETHER..]);
                 // SAFETY: the caller's promise.
@@ -342,7 +343,7 @@ impl<T: Number> Work<'_, T> {
         scores.chunks_exact_mut(count).for_each(|scores| soften(scores, temperature));
         for (part, values) in self.values.chunks(TOGETHER * self.size).enumerate() {
             let values = self.widened(values, wide).as_chunks().0;
-            let queries = scores.chunks(MOST_QUERIES * count).zip(gathered.chunks_mut(MOST_QUERIES * width));
+            let queries = scores.chunks(most * count).zip(gathered.chunks_mut(most * width));
             for (scores, gathered) in queries {
                 let (scores, gathered) = (&scores[part * TOGETHER..], gathered.as_chunks_mut().0);
                 // SAFETY: the caller's promise.

@@ -27,6 +27,8 @@ pub(super) unsafe fn total(eight: __m256) -> f32 {
 impl Lanes for Avx2 {
     type Codes = [__m256i; 2];
 
+    const REGISTERS: usize = 8;
+
     #[inline(always)]
     unsafe fn load(from: &[f32; LANES]) -> Self {
         unsafe { Self([_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))]) }

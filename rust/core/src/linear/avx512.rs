@@ -13,6 +13,8 @@ pub(super) struct Avx512(__m512);
 impl Lanes for Avx512 {
     type Codes = __m512i;
 
+    const REGISTERS: usize = 32;
+
     #[inline(always)]
     unsafe fn load(from: &[f32; LANES]) -> Self {
         Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })

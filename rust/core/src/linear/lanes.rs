@@ -19,6 +19,9 @@ pub(super) trait Lanes: Copy {
     /// Sixteen 32-bit words, each of eight four-bit codes.
     type Codes: Copy;
 
+    /// How many of these the registers hold.
+    const REGISTERS: usize;
+
     unsafe fn load(from: &[f32; LANES]) -> Self;
 
     unsafe fn store(self, to: &mut [f32; LANES]);
@@ -43,11 +46,11 @@ pub(super) trait Lanes: Copy {
     /// Returns the sum of the lanes: those eight apart are added first, then those four apart, two, one.
     unsafe fn total(self) -> f32;
 
-    /// Returns the total of each, the same bits.
+    /// Returns the total of each, the same bits. Not by `map`: an array that a closure meets is kept in memory.
     #[inline(always)]
-    unsafe fn four_totals(four: [Self; 4]) -> [f32; 4] {
+    unsafe fn four_totals([a, b, c, d]: [Self; 4]) -> [f32; 4] {
         // SAFETY: the caller's promise.
-        four.map(|one| unsafe { one.total() })
+        unsafe { [a.total(), b.total(), c.total(), d.total()] }
     }
 }
 
@@ -61,6 +64,8 @@ pub(super) fn from_bf16(bits: u16) -> f32 {
 
 impl Lanes for Portable {
     type Codes = [u32; LANES];
+
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn load(from: &[f32; LANES]) -> Self {

@@ -379,7 +379,11 @@ impl Task<'_> {
             match batch.count {
                 1 => self.sweep::<L, F, 4, 1>(format, batch, rows, ahead),
                 2 => self.sweep::<L, F, 2, 2>(format, batch, rows, ahead),
+                3 if L::REGISTERS < 16 => self.sweep::<L, F, 1, 3>(format, batch, rows, ahead),
                 3 => self.sweep::<L, F, 2, 3>(format, batch, rows, ahead),
+                TOGETHER_IN_FEWER if L::REGISTERS < 16 => {
+                    self.sweep::<L, F, 1, TOGETHER_IN_FEWER>(format, batch, rows, ahead);
+                }
                 TOGETHER_IN_FEWER => self.sweep::<L, F, 2, TOGETHER_IN_FEWER>(format, batch, rows, ahead),
                 // 24 sums, three weights and a number of a vector at a time.
                 _ => self.sweep::<L, F, 3, TOGETHER>(format, batch, rows, ahead),
