@@ -1,4 +1,4 @@
-"""The products of a layer and its attention through the compiled core: for so few rows that reading is what they cost.
+"""The products of a layer and its attention through the compiled core, for as many rows as it is faster than torch.
 
 Hidden states are float32 whatever the weights are: nothing is rounded between a layer's input and its output but what
 goes into the cache.
@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear, attend, has_matrix_unit
+from bpe_llama._core import Linear, attend, has_avx512, has_matrix_unit
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.norm import RMSNorm
 from bpe_llama.model.quantize import PackedLinear
 from bpe_llama.model.rope import Rotation
 
-FEW_ROWS = 48
-"""Up to so many rows products with float32 are as fast as torch's or faster; with packed weights too, or of any number
-where there is a unit for matrices."""
+MOST_ROWS = 48
+"""Up to so many rows products with float32 and packed weights are as fast as torch's or faster; with AVX-512, of any
+number."""
 
-FEW_ROWS_OF_BFLOAT16, FEW_ROWS_OF_BFLOAT16_IN_UNIT = 8, 64
+MOST_ROWS_OF_BFLOAT16, MOST_ROWS_OF_BFLOAT16_IN_UNIT = 8, 64
 """The same for bfloat16: that unit multiplies what torch has rounded once, and what ours have not three times."""
 
 FEW_KEYS = 2048
@@ -50,18 +50,11 @@ def can_compile(linears: Sequence[nn.Module]) -> bool:
     )
 
 
-def few_rows(linears: Sequence[nn.Module]) -> int:
-    """Return for how many rows the compiled products of these layers, which it `can_compile`, serve best."""
-    return min(map(_few_rows, linears))
-
-
-def _few_rows(linear: nn.Module) -> int:
-    unit = has_matrix_unit()
-    if isinstance(linear, PackedLinear):
-        return sys.maxsize if unit else FEW_ROWS
-    if linear.weight.dtype == torch.float32:
-        return sys.maxsize
-    return FEW_ROWS_OF_BFLOAT16_IN_UNIT if unit else FEW_ROWS_OF_BFLOAT16
+def most_rows(linears: Sequence[nn.Module]) -> int:
+    """Return up to how many rows the compiled products of these layers, which it `can_compile`, serve best."""
+    if any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears):
+        return MOST_ROWS_OF_BFLOAT16_IN_UNIT if has_matrix_unit() else MOST_ROWS_OF_BFLOAT16
+    return sys.maxsize if has_avx512() else MOST_ROWS
 
 
 class Rows:
@@ -122,7 +115,7 @@ class CompiledLayer:
 
 
 class CompiledAttention:
-    """The attention of one pass over a full cache, by rows that are one token each: few of every sequence.
+    """The attention of one pass over a full cache, by rows that are one token each: one or more of every sequence.
 
     Args:
         cache: Written to and read; its lengths do not change.
@@ -155,7 +148,7 @@ class CompiledAttention:
         )  # fmt: skip
 
 
-class FewRows:
+class CompiledPass:
     """The memory that the products of one pass of M rows read and write."""
 
     def __init__(self, x_MD: Tensor, qkv_MO: Tensor, gathered_MO: Tensor, gate_up_MO: Tensor) -> None:

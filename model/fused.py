@@ -23,13 +23,12 @@ from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.compiled import (
-    FEW_ROWS,
     CompiledAttention,
     CompiledLayer,
     CompiledProduct,
     Rows,
     can_compile,
-    few_rows,
+    most_rows,
 )
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.flat import decoder_layers, lay_flat, side_by_side
@@ -148,9 +147,9 @@ class FusedDecoder:
         linears = [self.model.lm_head]
         for layer in layers:
             linears += [*chain(*shared_input(layer)), layer.self_attn.o_proj, layer.mlp.down_proj]
-        self._few_rows, self._compiled = 0, list[CompiledLayer]()
+        self._most_rows, self._compiled = 0, list[CompiledLayer]()
         if can_compile(linears):
-            self._few_rows = few_rows(linears[1:])
+            self._most_rows = most_rows(linears[1:])
             self._compiled = [CompiledLayer(layer) for layer in layers]
             self._compiled_head = CompiledProduct([self.model.lm_head], self.model.model.norm)
 
@@ -190,7 +189,7 @@ class FusedDecoder:
             self._workspaces[rows] = self.workspace(rows)
         space = self._workspaces[rows]
         space.x_MD.copy_(self.model.model.embed_tokens.weight[torch.tensor(ids, device="cpu").flatten()])
-        if space.few is not None and rows <= FEW_ROWS and type(cache) is KVCache:
+        if space.compiled is not None and type(cache) is KVCache:
             slots_M = torch.arange(batch, device="cpu").repeat_interleave(length)
             columns_M = positions_BT.expand(batch, -1).flatten()
             attention = CompiledAttention(cache, slots_M, columns_M, (cos_MR, sin_MR), config.sliding_window)
@@ -230,20 +229,24 @@ class FusedDecoder:
 
     def workspace(self, rows: int) -> Workspace:
         """Return memory for a pass of so many rows."""
-        return Workspace(self.model, rows, compiled=rows <= self._few_rows)
+        return Workspace(self.model, rows, compiled=self.compiles(rows))
+
+    def compiles(self, rows: int) -> bool:
+        """Return whether a pass of so many rows is left to the compiled core."""
+        return rows <= self._most_rows
 
     def begin_layer(self, number: int, space: Workspace) -> None:
         """Write the queries, keys and values of a layer to ``space``."""
-        if space.few is not None:
-            space.few.begin_layer(self._compiled[number])
+        if space.compiled is not None:
+            space.compiled.begin_layer(self._compiled[number])
             return
         write_norm(self.layers[number].attention_norm_D, space)
         self.layers[number].qkv.into(space.normed_MD, space.qkv_MO)
 
     def end_layer(self, number: int, space: Workspace, gathered_MO: Tensor) -> None:
         """Add what the attention gathered, and what the feed-forward block makes of it, to the hidden states."""
-        if space.few is not None:
-            space.few.end_layer(self._compiled[number], gathered_MO)
+        if space.compiled is not None:
+            space.compiled.end_layer(self._compiled[number], gathered_MO)
             return
         layer = self.layers[number]
         layer.out.onto(gathered_MO, space.x_MD)
@@ -253,7 +256,7 @@ class FusedDecoder:
 
     def logits(self, x_MD: Tensor, logits_MV: Tensor) -> Tensor:
         """Return ``logits_MV``, with those of the hidden states written to it."""
-        if x_MD.dtype == torch.float32 and len(x_MD) <= self._few_rows:
+        if x_MD.dtype == torch.float32 and self.compiles(len(x_MD)):
             self._compiled_head.into(Rows(x_MD), Rows(logits_MV), torch.get_num_threads())
         else:
             self.head.into(self.model.model.norm(x_MD), logits_MV)

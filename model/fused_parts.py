@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama.model.compiled import FewRows
+from bpe_llama.model.compiled import CompiledPass
 from bpe_llama.model.flat import side_by_side
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
 
@@ -158,13 +158,13 @@ class Workspace:
         self.gathered_MO = empty(rows, heads * size)
         self.gate_up_MO = empty(rows, 2 * config.intermediate_size)
         self.logits_MV = empty(rows, config.vocab_size)
-        self.few = None
+        self.compiled = None
         if compiled:
-            self.few = FewRows(self.x_MD, self.qkv_MO, self.gathered_MO, self.gate_up_MO)
+            self.compiled = CompiledPass(self.x_MD, self.qkv_MO, self.gathered_MO, self.gate_up_MO)
 
     def looking_at(self, keys: int) -> AbstractContextManager[None]:
-        """Return what a pass runs in whose attention torch has so many keys to look at (see `FewRows.looking_at`)."""
-        return nullcontext() if self.few is None else self.few.looking_at(keys)
+        """Return what a pass runs in whose attention torch has so many keys to look at (see `CompiledPass`)."""
+        return nullcontext() if self.compiled is None else self.compiled.looking_at(keys)
 
 
 def write_norm(weight_D: Tensor, space: Workspace) -> None:

@@ -3,9 +3,9 @@
 The rows of all sequences lie one after the other, without padding, so that every product serves all of them; only the
 attention looks at sequences one by one. Layers and memory are those of `fused`; the tests hold it to the model.
 
-Shapes: ``B`` sequences, ``T`` new tokens of one, ``M`` rows (the new tokens of all), ``G`` rows of those that grow by
-one, ``S`` key length, ``N`` heads, ``K`` KV heads, ``H`` head_dim, ``R`` rotated features of a head, ``I`` in_features,
-``O`` out_features, ``D`` hidden_size, ``F`` intermediate_size, ``V`` vocab_size.
+Shapes: ``B`` sequences, ``T`` new tokens of one, ``M`` rows (the new tokens of all), ``G`` rows that look at their
+keys one by one, ``S`` key length, ``N`` heads, ``K`` KV heads, ``H`` head_dim, ``R`` rotated features of a head, ``I``
+in_features, ``O`` out_features, ``D`` hidden_size, ``F`` intermediate_size, ``V`` vocab_size.
 
 Source: Yu et al. 2022, "Orca", section 3.2: what is not attention need not know whose token a row is.
 """
@@ -53,7 +53,7 @@ class PackedDecoder:
                 than sequences.
         """
         model = self.fused.model
-        rows = _Rows(model.model, ids, cache)
+        rows = _Rows(self.fused, ids, cache)
         space = self._workspace(len(rows.ids_M))
         space.x_MD.copy_(model.model.embed_tokens.weight[rows.ids_M])
         with space.looking_at(rows.keys_for_torch):
@@ -75,8 +75,9 @@ class PackedDecoder:
 class _Rows:
     """Whose token each row of a pass is, where it goes, and what it may look at."""
 
-    def __init__(self, stack: LlamaModel, ids: Sequence[Sequence[int]], cache: KVCache) -> None:
-        config, held = stack.config, cache.lengths
+    def __init__(self, fused: FusedDecoder, ids: Sequence[Sequence[int]], cache: KVCache) -> None:
+        stack, held = fused.model.model, cache.lengths
+        config = stack.config
         counts = [len(new) for new in ids]
         if len(ids) != cache.batch_size or not all(counts):
             raise ValueError(f"{counts} new ids for {cache.batch_size} slots; expected at least one for each")
@@ -100,19 +101,20 @@ class _Rows:
         cos_MR, sin_MR = self._rotation(stack, counts)
         self._window = config.sliding_window
         counts_M = counts_B.repeat_interleave(counts_B)
-        self._growing_G = torch.nonzero(counts_M == 1).flatten()
-        """Rows of sequences that bring one new id."""
-        self._growth: CompiledAttention | None = None
-        if len(self._growing_G):
+        compiled = fused.compiles(len(flat))
+        self._alone_G = torch.nonzero((counts_M == 1) | compiled).flatten()
+        """Rows that look at their keys one by one, in the compiled core: of sequences that bring one new id, or all."""
+        self._alone: CompiledAttention | None = None
+        if len(self._alone_G):
             slots_G, columns_G, *rotation = (
-                part[self._growing_G] for part in (self.slots_M, self.positions_M, cos_MR, sin_MR)
+                part[self._alone_G] for part in (self.slots_M, self.positions_M, cos_MR, sin_MR)
             )
-            self._growth = CompiledAttention(cache, slots_G, columns_G, (rotation[0], rotation[1]), self._window)
+            self._alone = CompiledAttention(cache, slots_G, columns_G, (rotation[0], rotation[1]), self._window)
         self._turning = torch.cat((cos_MR, cos_MR), dim=-1)[:, None], sin_MR[:, None]
         """Cosines (M, 1, R) and sines (M, 1, R / 2) as `write_turned` takes them."""
         self._readers = []
         for slot, (stop, count, end) in enumerate(zip(stops, counts, self.ends, strict=True)):
-            if count > 1:
+            if count > 1 and not compiled:
                 visible = Visible(causal=True)
                 if end > count or not self._sees_all(end):
                     visible = Visible(mask=self._mask(self.positions_M[None, stop - count : stop], end)[:, None])
@@ -141,8 +143,8 @@ class _Rows:
 
     def attend(self, layer: int, space: Workspace, cache: KVCache) -> None:
         """Extend the cache, and write what each row gathers from the keys of its sequence."""
-        if self._growth is not None:
-            self._grow(self._growth, layer, space)
+        if self._alone is not None:
+            self._attend_alone(self._alone, layer, space)
         if not self._readers:
             return
         write_turned(space, *self._turning)
@@ -157,12 +159,12 @@ class _Rows:
             out_1NTH = sdpa(query_1NTH, key_KSH[None], value_KSH[None], visible)
             space.gathered_MO[rows] = out_1NTH[0].transpose(0, 1).flatten(1)
 
-    def _grow(self, attention: CompiledAttention, layer: int, space: Workspace) -> None:
-        """Do so for the sequences with one new id."""
+    def _attend_alone(self, attention: CompiledAttention, layer: int, space: Workspace) -> None:
+        """Do so for rows that look at their keys one by one."""
         if not self._readers and space.qkv_MO.dtype == torch.float32:
             attention.into(layer, space.qkv_MO, space.gathered_MO)
             return
-        qkv_GO = space.qkv_MO[self._growing_G].float()
+        qkv_GO = space.qkv_MO[self._alone_G].float()
         gathered_GO = qkv_GO.new_empty(len(qkv_GO), space.gathered_MO.shape[1])
         attention.into(layer, qkv_GO, gathered_GO)
-        space.gathered_MO[self._growing_G] = gathered_GO.to(space.gathered_MO.dtype)
+        space.gathered_MO[self._alone_G] = gathered_GO.to(space.gathered_MO.dtype)

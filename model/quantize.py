@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama._core import Linear, has_matrix_unit
+from bpe_llama._core import Linear, has_avx512
 from bpe_llama.model.device import HAS_TRITON
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 PACKED_ROWS = 32
-"""Up to so many rows the packed kernels win without a unit for matrices; beyond, one dequantised product does."""
+"""Up to so many rows the packed kernels win without AVX-512; beyond, one dequantised product does."""
 
 
 class QuantizedLinear(nn.Module):
@@ -96,8 +96,8 @@ class PackedLinear(QuantizedLinear):
         return codes.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
 
     def most_rows(self) -> int:
-        """Return any number on a CPU whose unit for matrices takes the packed weights."""
-        return sys.maxsize if has_matrix_unit() and self.stored()[0].device.type == "cpu" else PACKED_ROWS
+        """Return any number on a CPU with AVX-512."""
+        return sys.maxsize if has_avx512() and self.stored()[0].device.type == "cpu" else PACKED_ROWS
 
     def product(self, x_MI: Tensor) -> Tensor | None:
         """Return the product with the packed weight, (M, O), on the CPU in float32, on CUDA in the input's format."""

@@ -410,6 +410,9 @@ class Linear:
     ) -> None:
         """Write the product with each of M vectors to `out`, or add it there."""
 
+def has_avx512() -> bool:
+    """Return whether this processor has AVX-512, and `Linear` and `attend` use it."""
+
 def has_matrix_unit() -> bool:
     """Return whether this processor has a unit for matrices, and `Linear` uses it."""
 

@@ -109,7 +109,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_model_is(tiny_model: Make, change
 def test_few_rows_and_many_are_the_same_model(
     tiny_model: Make, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, few: int, rows: int
 ) -> None:
-    monkeypatch.setattr("bpe_llama.model.fused.few_rows", lambda linears: few)
+    monkeypatch.setattr("bpe_llama.model.fused.most_rows", lambda linears: few)
     model = uneven(tiny_model(attention_bias=True, mlp_bias=True)).to(dtype)
     ids = [[5 + row] for row in range(rows)]
     found = FusedDecoder(model)(ids, KVCache(model.config, rows, 4, dtype=dtype))

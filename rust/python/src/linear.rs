@@ -2,11 +2,22 @@
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::error::to_py;
-use bpe_llama::linear::{Input, Matrix, Numbers, Weights, has_unit, multiply};
+use bpe_llama::linear::{Input, Matrix, Numbers, Weights, has_avx512, has_unit, multiply};
 use numpy::ndarray::Dimension;
 use numpy::{Element, PyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+
+/// Return whether this processor has AVX-512, and `Linear` and `attend` use it.
+///
+/// Example:
+///     >>> from bpe_llama._core import has_avx512
+///     >>> has_avx512() in (True, False)
+///     True
+#[pyfunction(name = "has_avx512")]
+pub(crate) fn py_has_avx512() -> bool {
+    has_avx512()
+}
 
 /// Return whether this processor has a unit for matrices, Intel's AMX, and we may use it: `Linear` then multiplies more
 /// than eight vectors there.

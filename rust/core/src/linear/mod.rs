@@ -222,6 +222,11 @@ pub fn has_unit() -> bool {
     amx::is_there()
 }
 
+/// Returns whether this processor has AVX-512, whose many and wide registers [`multiply`] and [`attend`] use.
+pub fn has_avx512() -> bool {
+    Tier::best().has_wide_registers()
+}
+
 fn multiply_with(
     tier: Tier,
     unit: bool,
