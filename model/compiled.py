@@ -57,6 +57,14 @@ def most_rows(linears: Sequence[nn.Module]) -> int:
     return sys.maxsize if has_avx512() else MOST_ROWS
 
 
+def reads_prompts() -> bool:
+    """Return whether the compiled core looks at the keys of prompts sooner than torch, in whatever dtype these are.
+
+    Torch does so in float32 where no unit multiplies bfloat16, and `attend` with AVX-512 then takes half as long.
+    """
+    return has_avx512() and not has_matrix_unit()
+
+
 class Rows:
     """M rows of float32 in memory kept, as torch and as the compiled core see it."""
 

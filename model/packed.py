@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bpe_llama.model.attention_backends import Visible, sdpa
 from bpe_llama.model.cache import KVCache
-from bpe_llama.model.compiled import CompiledAttention
+from bpe_llama.model.compiled import CompiledAttention, reads_prompts
 from bpe_llama.model.fused import FusedDecoder
 from bpe_llama.model.fused_parts import Workspace, write_turned
 from bpe_llama.model.llama import LlamaModel
@@ -101,8 +101,8 @@ class _Rows:
         cos_MR, sin_MR = self._rotation(stack, counts)
         self._window = config.sliding_window
         counts_M = counts_B.repeat_interleave(counts_B)
-        compiled = fused.compiles(len(flat))
-        self._alone_G = torch.nonzero((counts_M == 1) | compiled).flatten()
+        all_alone = fused.compiles(len(flat)) or reads_prompts()
+        self._alone_G = torch.nonzero((counts_M == 1) | all_alone).flatten()
         """Rows that look at their keys one by one, in the compiled core: of sequences that bring one new id, or all."""
         self._alone: CompiledAttention | None = None
         if len(self._alone_G):
@@ -114,7 +114,7 @@ class _Rows:
         """Cosines (M, 1, R) and sines (M, 1, R / 2) as `write_turned` takes them."""
         self._readers = []
         for slot, (stop, count, end) in enumerate(zip(stops, counts, self.ends, strict=True)):
-            if count > 1 and not compiled:
+            if count > 1 and not all_alone:
                 visible = Visible(causal=True)
                 if end > count or not self._sees_all(end):
                     visible = Visible(mask=self._mask(self.positions_M[None, stop - count : stop], end)[:, None])
@@ -164,7 +164,8 @@ class _Rows:
         if not self._readers and space.qkv_MO.dtype == torch.float32:
             attention.into(layer, space.qkv_MO, space.gathered_MO)
             return
-        qkv_GO = space.qkv_MO[self._alone_G].float()
+        rows = self._alone_G if self._readers else slice(None)
+        qkv_GO = space.qkv_MO[rows].float()
         gathered_GO = qkv_GO.new_empty(len(qkv_GO), space.gathered_MO.shape[1])
         attention.into(layer, qkv_GO, gathered_GO)
-        space.gathered_MO[self._alone_G] = gathered_GO.to(space.gathered_MO.dtype)
+        space.gathered_MO[rows] = gathered_GO.to(space.gathered_MO.dtype)

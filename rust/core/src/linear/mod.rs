@@ -187,6 +187,12 @@ struct Out<'a> {
     add: bool,
 }
 
+/// Returns what holds these numbers' bits.
+fn cells(numbers: &mut [f32]) -> &[AtomicU32] {
+    // SAFETY: `AtomicU32` has the size and alignment of `f32`, and the exclusive borrow lasts as long as the cells.
+    unsafe { std::slice::from_raw_parts(numbers.as_mut_ptr().cast::<AtomicU32>(), numbers.len()) }
+}
+
 impl Out<'_> {
     /// Writes `R` rows' products with `M` vectors, or adds them, to where the first row's with the first vector belongs.
     #[inline(always)]
@@ -253,9 +259,7 @@ fn multiply_with(
         )));
     }
     let laid = Laid::new(matrices, &input.made(columns, tier), columns, tier, unit);
-    // SAFETY: `AtomicU32` has the size and alignment of `f32`, and the exclusive borrow lasts as long as the cells.
-    let cells = unsafe { std::slice::from_raw_parts(out.as_mut_ptr().cast::<AtomicU32>(), out.len()) };
-    let out = Out { cells, width, add };
+    let out = Out { cells: cells(out), width, add };
     let (mut offset, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {

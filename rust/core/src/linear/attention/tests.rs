@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails")]
 #![allow(clippy::float_cmp, reason = "these are exact")]
 
+use super::super::lanes::from_bf16;
 use super::*;
 use proptest::prelude::*;
 
@@ -72,16 +73,17 @@ proptest! {
         rotated in 0_usize..=10,
         window in prop_oneof![Just(0_usize), 1_usize..40],
         columns in prop::collection::vec(prop_oneof![3 => (0_usize..70).prop_map(Some), 1 => Just(None)], 1..4),
+        following in 0_usize..40,
         bf16 in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let heads = kv_heads * group;
         let shape = Shape { heads, kv_heads, size, capacity: 70, window };
         let half = size / 2 * rotated / 10;
-        // Two rows of one slot, the second right behind the first, and others in slots of their own.
+        // Rows in slots of their own, and more that follow the last one in its slot.
         let mut places: Vec<_> = columns.iter().enumerate().map(|(slot, column)| column.map(|c| (slot, c))).collect();
-        if let Some((slot, column)) = places[0] && column + 1 < 70 {
-            places.push(Some((slot, column + 1)));
+        if let Some(Some((slot, column))) = places.last().copied() {
+            places.extend((column + 1..70).take(following).map(|column| Some((slot, column))));
         }
         let rows = places.len();
         let qkv = numbers(rows * (heads + 2 * kv_heads) * size, seed);
@@ -119,6 +121,39 @@ proptest! {
                 prop_assert_eq!(&*held, &found);
                 prop_assert_eq!(&*gathered, &out);
             }
+        }
+    }
+}
+
+#[test]
+fn rows_that_follow_one_another_gather_what_each_gathers_alone() {
+    let (kv_heads, group, size, rows, before) = (2, 3, 64, 40, 30);
+    for window in [0, 7, 33] {
+        let shape = Shape { heads: kv_heads * group, kv_heads, size, capacity: rows + before, window };
+        let width = (shape.heads + 2 * kv_heads) * size;
+        let mut qkv = numbers(rows * width, 5);
+        qkv[(rows - 1) * width..].fill(f32::NAN); // the last one, which the others do not look at
+        let held = numbers(2 * kv_heads * shape.capacity * size, 6);
+        let gather = |chunk: usize| {
+            let mut held = held.clone();
+            let mut out = Vec::new();
+            for start in (0..rows).step_by(chunk) {
+                let end = (start + chunk).min(rows);
+                let places: Vec<_> = (start..end).map(|row| Some((0, before + row))).collect();
+                let tokens = Tokens { qkv: &qkv[start * width..end * width], cos: &[], sin: &[], places: &places };
+                let (keys, values) = held.split_at_mut(kv_heads * shape.capacity * size);
+                let mut found = vec![0.0; (end - start) * shape.heads * size];
+                attend(shape, tokens, Store::F32(keys, values), &mut found, 1).unwrap();
+                out.extend(found.into_iter().map(f32::to_bits));
+            }
+            let last = out.split_off((rows - 1) * shape.heads * size);
+            assert!(last.iter().all(|bits| f32::from_bits(*bits).is_nan()));
+            out
+        };
+        let alone = gather(1);
+        assert!(alone.iter().all(|bits| !f32::from_bits(*bits).is_nan()));
+        for chunk in [2, 5, 17, rows] {
+            assert!(gather(chunk) == alone, "{chunk} at once, a window of {window}");
         }
     }
 }
