@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpe_llama._core import has_avx512, has_matrix_unit
 from bpe_llama.model import KVCache, LlamaForCausalLM, quantize
 from bpe_llama.model.fused import FusedDecoder
 from bpe_llama.model.packed import PackedDecoder
@@ -96,3 +97,30 @@ def test_refusals_leave_the_cache_as_it_was(tiny_model: Make) -> None:
     with pytest.raises(ValueError, match="slot 1 holds 0 tokens and 5 more exceed the cache's 4"):
         packed([[5], [6] * 5], cache)
     assert cache.lengths == [0, 0]
+
+
+@pytest.mark.skipif(
+    not has_avx512() or has_matrix_unit(), reason="many rows go through torch without AVX-512, or through a matrix unit"
+)
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_same_bits_whatever_is_read_together(tiny_model: Make, kind: str | None, window: int | None) -> None:
+    model = uneven(tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96, sliding_window=window))
+    if kind is not None:
+        quantize.quantize(model, kind, group_size=32)
+    ids, other = drawn(60, 1), drawn(50, 2)
+
+    def logits(chunk: int, beside: bool) -> torch.Tensor:
+        cache, found = KVCache(model.config, 1 + beside, 64), []
+        packed = PackedDecoder(FusedDecoder(model))
+        for start in range(0, len(ids), chunk):
+            new = ids[start : start + chunk]
+            rows = [new, other[: len(new) + 1]] if beside else [new]
+            if beside:
+                cache.lengths[1] = 0
+            found.append(packed(rows, cache, every=True)[: len(new)].clone())
+        return torch.cat(found)
+
+    alone = logits(1, beside=False)
+    for chunk, beside in ((60, False), (7, False), (60, True), (20, True), (1, True)):
+        torch.testing.assert_close(logits(chunk, beside), alone, rtol=0, atol=0)
