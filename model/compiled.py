@@ -27,7 +27,7 @@ MOST_ROWS = 48
 """Up to so many rows products with float32 and packed weights are as fast as torch's or faster; with AVX-512, of any
 number."""
 
-MOST_ROWS_OF_BFLOAT16, MOST_ROWS_OF_BFLOAT16_IN_UNIT = 8, 64
+MOST_ROWS_OF_BFLOAT16, MOST_ROWS_OF_BFLOAT16_IN_UNIT = 32, 64
 """The same for bfloat16: that unit multiplies what torch has rounded once, and what ours have not three times."""
 
 FEW_KEYS = 2048
