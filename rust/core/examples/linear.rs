@@ -35,20 +35,34 @@ fn main() -> Result<(), bpe_llama::Error> {
     }
     let x = vec![0.5f32; vectors * 1536];
     let mut out = vec![0f32; vectors * 3072];
+    let all = time(&matrices, &x, &mut out, threads)?;
+    let bytes: usize = matrices.iter().map(Matrix::bytes).sum();
+    println!(
+        "{format}, {vectors} vectors, {threads} threads: {:.2} ms, {:.1} GB/s, {:.0} GFLOP/s",
+        all * 1e3,
+        bytes as f64 / all / 1e9,
+        (2 * weights * vectors) as f64 / all / 1e9
+    );
+    for (shape, (rows, columns)) in SHAPES.iter().enumerate() {
+        let alike: Vec<_> = matrices.iter().copied().skip(shape).step_by(SHAPES.len()).collect();
+        let seconds = time(&alike, &x, &mut out, threads)?;
+        let products = 2 * alike.len() * rows * columns * vectors;
+        println!("  {rows} x {columns}: {:.2} ms, {:.0} GFLOP/s", seconds * 1e3, products as f64 / seconds / 1e9);
+    }
+    Ok(())
+}
+
+/// Returns the seconds that the products with all matrices take, one after the other: the best of nine runs.
+fn time(matrices: &[Matrix<'_>], x: &[f32], out: &mut [f32], threads: usize) -> Result<f64, bpe_llama::Error> {
+    let vectors = x.len() / 1536;
     let mut best = f64::INFINITY;
     for _ in 0..9 {
         let start = Instant::now();
-        for matrix in &matrices {
+        for matrix in matrices {
             let out = &mut out[..vectors * matrix.rows()];
             multiply(&[*matrix], Input::Plain(&x[..vectors * matrix.columns()]), out, false, threads)?;
         }
         best = best.min(start.elapsed().as_secs_f64());
     }
-    let bytes: usize = matrices.iter().map(Matrix::bytes).sum();
-    println!(
-        "{format}, {vectors} vectors, {threads} threads: {:.2} ms, {:.1} GB/s",
-        best * 1e3,
-        bytes as f64 / best / 1e9
-    );
-    Ok(())
+    Ok(best)
 }

@@ -1,6 +1,6 @@
 //! The lanes in AVX2.
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, first_four};
 #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
 use std::arch::x86_64::*;
 
@@ -86,9 +86,10 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn spread(pairs: &[[u16; 2]; 4], index: &[u32; LANES]) -> (Self, Self) {
+    unsafe fn spread(pairs: &[[u16; 2]], index: &[u32; LANES]) -> (Self, Self) {
+        let four = first_four(pairs);
         unsafe {
-            let four = _mm256_castsi128_si256(_mm_loadu_si128(pairs.as_ptr().cast()));
+            let four = _mm256_castsi128_si256(_mm_loadu_si128(four.as_ptr().cast()));
             let low = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(index.as_ptr().cast()));
             let high = _mm256_permutevar8x32_epi32(four, _mm256_loadu_si256(index.as_ptr().add(8).cast()));
             halves([low, high])

@@ -63,9 +63,10 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn spread(pairs: &[[u16; 2]; 4], index: &[u32; LANES]) -> (Self, Self) {
+    unsafe fn spread(pairs: &[[u16; 2]], index: &[u32; LANES]) -> (Self, Self) {
+        let there = (1 << pairs.len().min(4)) - 1;
         unsafe {
-            let four = _mm512_castsi128_si512(_mm_loadu_si128(pairs.as_ptr().cast()));
+            let four = _mm512_castsi128_si512(_mm_maskz_loadu_epi32(there, pairs.as_ptr().cast()));
             let index = _mm512_loadu_si512(index.as_ptr().cast());
             let both = _mm512_permutexvar_epi32(index, four);
             let first = _mm512_slli_epi32::<16>(both);

@@ -251,6 +251,21 @@ impl Format for Int8<'_> {
     }
 }
 
+/// Repeats `$body` for `$at` from 0 to below `$count`, at most 4: loops so long compilers do not unroll, and then what they
+/// index lives in memory.
+macro_rules! unrolled {
+    ($count:expr, $at:ident, $body:block) => {
+        const { assert!($count <= 4) };
+        unrolled!(0 1 2 3; $count, $at, $body);
+    };
+    ($($number:literal)*; $count:expr, $at:ident, $body:block) => {
+        $(if $number < $count {
+            let $at = $number;
+            $body
+        })*
+    };
+}
+
 /// Four bits a weight, two in a byte, the even column's in the lower half; a scale and an offset a group.
 ///
 /// Lane `l` holds columns `8 l` to `8 l + 7` of a block of 128: their sum less 8, times the scale of their group, plus the
@@ -272,9 +287,12 @@ impl Format for Int4<'_> {
         mut ahead: Ahead,
     ) -> [[f32; M]; R] {
         let group = 2 * self.codes.len() / self.pairs.len().max(1);
+        let shift = group.trailing_zeros(); // groups are powers of two
         let rows = cut::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
-        let pairs: [&[[u16; 2]]; R] = std::array::from_fn(|next| &self.pairs[(row + next) * columns / group..]);
-        // Four pairs are enough for a block.
+        // Never those of the next row: they may be no numbers, and zeros do not hide that.
+        let pairs: [&[[u16; 2]]; R] =
+            std::array::from_fn(|next| &self.pairs[(row + next) * columns >> shift..][..columns >> shift]);
+        let in_block = (BLOCK >> shift).max(1);
         let index: [u32; LANES] = std::array::from_fn(|lane| (8 * lane / group) as u32);
         let x = x.as_chunks::<M>().0.as_chunks::<BLOCK_VECTORS>().0;
         // SAFETY: the caller's promise.
@@ -284,18 +302,17 @@ impl Format for Int4<'_> {
             let whole = columns / BLOCK;
             for (block, x) in x[..whole].iter().enumerate() {
                 ahead.ask::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, block);
-                for next in 0..R {
+                unrolled!(R, next, {
                     let codes = L::codes(&rows[next].0[block]);
-                    add_block(&mut sums[next], codes, &pairs[next][block * BLOCK / group..], &index, x);
-                }
+                    add_block(&mut sums[next], codes, &pairs[next][block * BLOCK >> shift..][..in_block], &index, x);
+                });
             }
             if let Some(x) = x.get(whole) {
-                for next in 0..R {
+                ahead.ask::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, whole);
+                unrolled!(R, next, {
                     let codes = L::codes(rows[next].1);
-                    // The next row's pairs may be no numbers, and zeros do not hide that.
-                    let own = &pairs[next][whole * BLOCK / group..columns / group];
-                    add_block(&mut sums[next], codes, own, &index, x);
-                }
+                    add_block(&mut sums[next], codes, &pairs[next][whole * BLOCK >> shift..], &index, x);
+                });
             }
             totals(sums)
         }
@@ -322,10 +339,7 @@ unsafe fn add_block<L: Lanes, const M: usize>(
             codes = rest;
             add_products(&mut parts, [value], x);
         }
-        let (scale, offset) = match pairs.first_chunk() {
-            Some(pairs) => L::spread(pairs, index),
-            None => L::spread(&filled_up(pairs), index),
-        };
+        let (scale, offset) = L::spread(pairs, index);
         for vector in 0..M {
             let sum = parts[0][vector].multiply_add(scale, sums[vector]);
             sums[vector] = offset.multiply_add(L::load(&x[8][vector].0), sum);

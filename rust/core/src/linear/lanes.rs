@@ -1,5 +1,7 @@
 //! Sixteen float32 lanes, and how each format of weights becomes lanes: the one vocabulary of the kernels.
 
+use super::formats::filled_up;
+
 /// How many numbers the kernels work on at once.
 pub(super) const LANES: usize = 16;
 
@@ -40,8 +42,8 @@ pub(super) trait Lanes: Copy {
     /// Returns each word's lowest code less 8, and the words without it.
     unsafe fn next_code(codes: Self::Codes) -> (Self, Self::Codes);
 
-    /// Returns in lane `l` the bfloat16 pair number `index[l]`, below 4.
-    unsafe fn spread(pairs: &[[u16; 2]; 4], index: &[u32; LANES]) -> (Self, Self);
+    /// Returns in lane `l` the bfloat16 pair number `index[l]`, below 4, or zeros if there is none.
+    unsafe fn spread(pairs: &[[u16; 2]], index: &[u32; LANES]) -> (Self, Self);
 
     /// Returns the sum of the lanes: those eight apart are added first, then those four apart, two, one.
     unsafe fn total(self) -> f32;
@@ -60,6 +62,15 @@ pub(super) struct Portable([f32; LANES]);
 
 pub(super) fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Returns the first four pairs, and zeros for those that are not there.
+#[inline(always)]
+pub(super) fn first_four(pairs: &[[u16; 2]]) -> [[u16; 2]; 4] {
+    match pairs.first_chunk() {
+        Some(four) => *four,
+        None => filled_up(pairs),
+    }
 }
 
 impl Lanes for Portable {
@@ -108,8 +119,9 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn spread(pairs: &[[u16; 2]; 4], index: &[u32; LANES]) -> (Self, Self) {
-        let spread = |which: usize| Self(index.map(|place| from_bf16(pairs[place as usize & 3][which])));
+    unsafe fn spread(pairs: &[[u16; 2]], index: &[u32; LANES]) -> (Self, Self) {
+        let four = first_four(pairs);
+        let spread = |which: usize| Self(index.map(|place| from_bf16(four[place as usize & 3][which])));
         (spread(0), spread(1))
     }
 
