@@ -291,7 +291,7 @@ impl Format for Int4<'_> {
         let rows = cut::<u8, R, { BLOCK / 2 }>(self.codes, row, columns / 2);
         // Never those of the next row: they may be no numbers, and zeros do not hide that.
         let pairs: [&[[u16; 2]]; R] =
-            std::array::from_fn(|next| &self.pairs[(row + next) * columns >> shift..][..columns >> shift]);
+            std::array::from_fn(|next| &self.pairs[((row + next) * columns) >> shift..][..columns >> shift]);
         let in_block = (BLOCK >> shift).max(1);
         let index: [u32; LANES] = std::array::from_fn(|lane| (8 * lane / group) as u32);
         let x = x.as_chunks::<M>().0.as_chunks::<BLOCK_VECTORS>().0;
@@ -304,14 +304,14 @@ impl Format for Int4<'_> {
                 ahead.ask::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, block);
                 unrolled!(R, next, {
                     let codes = L::codes(&rows[next].0[block]);
-                    add_block(&mut sums[next], codes, &pairs[next][block * BLOCK >> shift..][..in_block], &index, x);
+                    add_block(&mut sums[next], codes, &pairs[next][(block * BLOCK) >> shift..][..in_block], &index, x);
                 });
             }
             if let Some(x) = x.get(whole) {
                 ahead.ask::<_, R, { BLOCK / 2 }>(self.codes, row * columns / 2, whole);
                 unrolled!(R, next, {
                     let codes = L::codes(rows[next].1);
-                    add_block(&mut sums[next], codes, &pairs[next][whole * BLOCK >> shift..], &index, x);
+                    add_block(&mut sums[next], codes, &pairs[next][(whole * BLOCK) >> shift..], &index, x);
                 });
             }
             totals(sums)
