@@ -167,8 +167,13 @@ impl Judge<'_> {
         for (id, &logit) in self.row.iter().enumerate() {
             let z = (f64::from(logit) - highest) / self.temperature;
             let weight = exp64(z);
-            if self.cut.keeps(logit, id) && weight > 0.0 {
+            if !self.cut.keeps(logit, id) {
+                continue;
+            }
+            if weight > 0.0 {
                 kept.push((z, id as u32, weight));
+            } else {
+                scratch.dropped.push(id as u32); // the temperature of a later weighing may lift it above 0
             }
         }
         let mass: f64 = kept.iter().map(|&(_, _, weight)| weight).sum();
