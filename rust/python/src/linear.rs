@@ -2,7 +2,7 @@
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::error::to_py;
-use bpe_llama::linear::{Input, Matrix, Numbers, Weights, has_avx512, has_unit, multiply};
+use bpe_llama::linear::{Input, Matrix, Numbers, Weights, has_avx512, has_pairs, has_unit, multiply};
 use numpy::ndarray::Dimension;
 use numpy::{Element, PyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -29,6 +29,18 @@ pub(crate) fn py_has_avx512() -> bool {
 #[pyfunction(name = "has_matrix_unit")]
 pub(crate) fn py_has_matrix_unit() -> bool {
     has_unit()
+}
+
+/// Return whether this processor multiplies pairs of bfloat16, by AVX-512 BF16 and not in a unit for matrices: `Linear`
+/// then rounds more than eight vectors to bfloat16 for a matrix of that format.
+///
+/// Example:
+///     >>> from bpe_llama._core import has_bfloat16_pairs
+///     >>> has_bfloat16_pairs() in (True, False)
+///     True
+#[pyfunction(name = "has_bfloat16_pairs")]
+pub(crate) fn py_has_bfloat16_pairs() -> bool {
+    has_pairs()
 }
 
 /// Below this many bytes of weights a call is over before another thread could use the interpreter.
@@ -112,9 +124,10 @@ enum Norm {
 /// Matrices, one below the other, that a few vectors are multiplied with: as fast as the weights can be read.
 ///
 /// Arithmetic is float32 in an order that the format of the weights fixes: a vector's product has the same bits on every
-/// CPU, for every number of threads, alone or beside others; beside more than seven, it has others where there is a unit
-/// for matrices (`has_matrix_unit`), the same beside any number. Weights are read where they lie; whatever is written to them
-/// is seen by the next call. Safe to share among threads.
+/// CPU, for every number of threads, alone or beside others. Beside more than seven, it has others where there is a unit
+/// for matrices (`has_matrix_unit`), and where pairs of bfloat16 are multiplied (`has_bfloat16_pairs`) and the weights are
+/// bfloat16: vectors are then rounded to that format first. Beside any such number it has the same. Weights are read
+/// where they lie; whatever is written to them is seen by the next call. Safe to share among threads.
 ///
 /// Args:
 ///     matrices: Each a float32 array (O, I); a uint16 array (O, I), the bits of bfloat16; an int8 array (O, I) and its
@@ -193,8 +206,8 @@ impl PyLinear {
     ///     TypeError: If an array is no float32 of two axes, or `out` may not be written to.
     ///     ValueError: If shapes do not fit, or an array is not contiguous.
     ///
-    /// Cost: one read of the weights for up to about 16 vectors, 32 where there is a unit for matrices, then two operations
-    /// a weight and vector.
+    /// Cost: one read of the weights for up to about 16 vectors, 32 in a unit for matrices or as pairs of bfloat16, then
+    /// two operations a weight and vector.
     #[pyo3(signature = (x, out, add=false, num_threads=1))]
     fn multiply<'py>(
         &self,

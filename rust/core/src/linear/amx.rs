@@ -12,6 +12,7 @@
 
 use super::lanes::{LANES, Sixteen, from_bf16};
 use super::layout::{Batch, ROWS_IN_UNIT as ROWS};
+use super::tiles::{self, Parts, STEP, TILE, ZERO, load, there, upper_halves};
 use super::{Task, Weights};
 use crate::cpu::prefetch_far;
 use std::arch::x86_64::*;
@@ -22,16 +23,10 @@ use unit::{Amx, Rows, Unit};
 
 mod unit;
 
-/// Vectors of lanes in a tile: sixteen rows, or sixteen pairs of columns.
-const TILE: usize = 16;
-/// Columns that one instruction takes.
-const STEP: usize = 2 * LANES;
 /// Bytes of vectors, about, that meet some rows before they meet the next: the second-level cache keeps them.
 const TOGETHER: usize = 3 << 18;
 /// Parts of a float32.
 const PARTS: usize = 3;
-
-const ZERO: Sixteen = Sixteen([0.0; LANES]);
 
 /// Returns whether this processor has the unit, and the system lets us use it.
 pub(super) fn is_there() -> bool {
@@ -51,76 +46,14 @@ pub(super) fn is_there() -> bool {
     *THERE
 }
 
-/// Appends the tiles of a batch: for each [`STEP`] columns, each part, and each sixteen vectors one tile, whose row `l`
-/// holds columns `2 l` and `2 l + 1` of all.
-pub(super) fn lay_out(x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
-    // SAFETY: the unit's processors have AVX-512 F, BW and VL.
-    unsafe { lay_out_tiles(x, columns, lanes) };
-}
-
+/// Appends the tiles of a batch, of three parts.
+///
+/// # Safety
+/// [`is_there`], or in tests the vector instructions alone.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn lay_out_tiles(x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
-    let tiles = (x.len() / columns).div_ceil(LANES);
-    lanes.reserve(columns.div_ceil(STEP) * PARTS * tiles * TILE);
-    for start in (0..columns).step_by(STEP) {
-        let place = lanes.len();
-        lanes.resize(place + PARTS * tiles * TILE, ZERO);
-        for (vector, x) in x.chunks_exact(columns).enumerate() {
-            let there = there(columns - start);
-            // SAFETY: the instructions are enabled here, and `there` says which columns there are.
-            let parts = unsafe { F32(x).parts(start, there) };
-            for (part, words) in parts.into_iter().enumerate() {
-                let row = &mut lanes[place + (part * tiles + vector / LANES) * TILE + vector % LANES];
-                // SAFETY: as above.
-                unsafe { _mm512_store_si512(row.0.as_mut_ptr().cast(), words) };
-            }
-        }
-        for tile in lanes[place..].as_chunks_mut().0 {
-            turn(tile);
-        }
-    }
-}
-
-/// Makes rows columns.
-#[target_feature(enable = "avx512f")]
-fn turn(tile: &mut [Sixteen; TILE]) {
-    // SAFETY: rows are aligned, and written to where they were read.
-    unsafe {
-        let zero = _mm512_setzero_si512();
-        let (mut from, mut to) = ([zero; TILE], [zero; TILE]);
-        for row in 0..TILE {
-            from[row] = _mm512_load_si512(tile[row].0.as_ptr().cast());
-        }
-        // Of two rows side by side the same columns, of four, and then of eight and sixteen by lanes of four.
-        for row in (0..TILE).step_by(2) {
-            to[row] = _mm512_unpacklo_epi32(from[row], from[row + 1]);
-            to[row + 1] = _mm512_unpackhi_epi32(from[row], from[row + 1]);
-        }
-        for row in (0..TILE).step_by(4) {
-            from[row] = _mm512_unpacklo_epi64(to[row], to[row + 2]);
-            from[row + 1] = _mm512_unpackhi_epi64(to[row], to[row + 2]);
-            from[row + 2] = _mm512_unpacklo_epi64(to[row + 1], to[row + 3]);
-            from[row + 3] = _mm512_unpackhi_epi64(to[row + 1], to[row + 3]);
-        }
-        for column in 0..4 {
-            for row in [column, 8 + column] {
-                to[row] = _mm512_shuffle_i32x4::<0x88>(from[row], from[row + 4]);
-                to[row + 4] = _mm512_shuffle_i32x4::<0xdd>(from[row], from[row + 4]);
-            }
-        }
-        for row in 0..TILE / 2 {
-            from[row] = _mm512_shuffle_i32x4::<0x88>(to[row], to[row + 8]);
-            from[row + 8] = _mm512_shuffle_i32x4::<0xdd>(to[row], to[row + 8]);
-        }
-        for row in 0..TILE {
-            _mm512_store_si512(tile[row].0.as_mut_ptr().cast(), from[row]);
-        }
-    }
-}
-
-/// Returns a bit for each of so many columns, of which a step takes [`STEP`].
-fn there(columns: usize) -> u32 {
-    u32::MAX >> (STEP - columns.min(STEP))
+pub(super) unsafe fn lay_out(x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
+    // SAFETY: the instructions are enabled here.
+    unsafe { tiles::lay_out::<Split, PARTS>(x, columns, lanes) };
 }
 
 /// Weights in some format, and how a step's become parts: 16 words, of two columns each.
@@ -139,7 +72,8 @@ trait Format: Copy {
 
 /// Takes float32 apart: the lower halves of the parts are zeros.
 #[inline(always)]
-unsafe fn split(numbers: [__m512; 2], parts: &mut [[__m512; 2]; PARTS]) {
+unsafe fn split(numbers: [__m512; 2]) -> [[__m512; 2]; PARTS] {
+    let mut parts = [numbers; PARTS];
     // SAFETY: the caller has AVX-512 F.
     unsafe {
         let mut rest = numbers;
@@ -153,22 +87,25 @@ unsafe fn split(numbers: [__m512; 2], parts: &mut [[__m512; 2]; PARTS]) {
         // What is left has no more digits than a part.
         parts[PARTS - 1] = rest;
     }
+    parts
 }
 
-/// Returns the upper halves of 32 words.
-#[inline(always)]
-unsafe fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
-    const ORDER: [u16; 2 * LANES] = {
-        let mut order = [0; 2 * LANES];
-        let mut at = 0;
-        while at < order.len() {
-            order[at] = 2 * at as u16 + 1;
-            at += 1;
+struct Split;
+
+impl Parts<PARTS> for Split {
+    #[inline(always)]
+    unsafe fn of(low: __m512, high: __m512) -> [__m512i; PARTS] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let parts = split([low, high]);
+            let mut words = [_mm512_setzero_si512(); PARTS];
+            for part in 0..PARTS {
+                let [low, high] = parts[part];
+                words[part] = upper_halves(_mm512_castps_si512(low), _mm512_castps_si512(high));
+            }
+            words
         }
-        order
-    };
-    // SAFETY: the caller has AVX-512 F, BW and VL.
-    unsafe { _mm512_permutex2var_epi16(low, _mm512_loadu_si512(ORDER.as_ptr().cast()), high) }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -182,17 +119,8 @@ impl Format for F32<'_> {
     unsafe fn parts(self, place: usize, there: u32) -> [__m512i; PARTS] {
         // SAFETY: the caller's promise.
         unsafe {
-            let from = self.0.as_ptr().add(place);
-            let low = _mm512_maskz_loadu_ps(there as u16, from);
-            let high = _mm512_maskz_loadu_ps((there >> 16) as u16, from.wrapping_add(LANES));
-            let mut parts = [[low; 2]; PARTS];
-            split([low, high], &mut parts);
-            let mut words = [_mm512_setzero_si512(); PARTS];
-            for part in 0..PARTS {
-                let [low, high] = parts[part];
-                words[part] = upper_halves(_mm512_castps_si512(low), _mm512_castps_si512(high));
-            }
-            words
+            let [low, high] = load(self.0.as_ptr().add(place), there);
+            Split::of(low, high)
         }
     }
 }
@@ -258,8 +186,7 @@ impl Format for Int4<'_> {
                 let code = _mm512_sub_ps(_mm512_cvtepi32_ps(code), _mm512_set1_ps(8.0));
                 numbers[half] = _mm512_maskz_mov_ps(there, _mm512_fmadd_ps(code, scale, offset));
             }
-            let mut parts = [numbers; PARTS];
-            split(numbers, &mut parts);
+            let parts = split(numbers);
             let mut words = [_mm512_setzero_si512(); PARTS];
             for part in 0..PARTS {
                 let [even, odd] = parts[part];
@@ -449,26 +376,12 @@ impl<F: Format> Pass<'_, F> {
             if vectors.is_empty() || rows.is_empty() {
                 continue;
             }
-            // SAFETY: the caller's promise.
-            unsafe { turn(tile) };
-            let there = (u32::MAX >> (32 - rows.len().min(TILE))) as u16;
             let row = self.rows.start + rows.start;
-            for (vector, sums) in vectors.zip(tile.iter()) {
-                let out = self.task.out;
-                let place = (self.batch.first + vector) * out.width + self.task.offset + row;
-                let cells = &out.cells[place..place + rows.len().min(TILE)];
-                // SAFETY: as above, and nobody else reads or writes these cells now.
-                unsafe {
-                    let mut sums = _mm512_load_ps(sums.0.as_ptr());
-                    if let Some(scales) = scales {
-                        sums = _mm512_mul_ps(sums, _mm512_maskz_loadu_ps(there, scales[row..].as_ptr()));
-                    }
-                    if out.add {
-                        sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(there, cells.as_ptr().cast()));
-                    }
-                    _mm512_mask_storeu_ps(cells.as_ptr().cast_mut().cast(), there, sums);
-                }
-            }
+            let out = self.task.out;
+            let place = (self.batch.first + vectors.start) * out.width + self.task.offset + row;
+            let shape = (rows.len().min(TILE), vectors.len().min(TILE));
+            // SAFETY: the caller's promise, and these rows are this thread's.
+            unsafe { out.put_tile(place, shape, tile, scales.map(|scales| &scales[row..])) };
         }
     }
 }

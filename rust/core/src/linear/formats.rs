@@ -16,21 +16,33 @@ pub(super) const BLOCK: usize = 8 * LANES;
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     /// How far behind those at work.
-    pub(super) bytes: usize,
+    bytes: usize,
+    /// Whether these are more than the first cache is asked to hold.
+    far: bool,
     /// Passes that read the same weights share the asking: each asks at every so many steps, from its own turn on.
-    pub(super) turns: usize,
-    pub(super) turn: usize,
+    turns: usize,
+    turn: usize,
 }
 
 impl Ahead {
     /// For a pass that reads its weights alone.
-    pub(super) const ALONE: Self = Self { bytes: 8192, turns: 1, turn: 0 };
+    const ALONE: Self = Self { bytes: 8192, far: false, turns: 1, turn: 0 };
+
+    /// For one of so many passes over the same bytes of weights.
+    pub(super) fn of_turn(turn: usize, turns: usize, bytes: usize) -> Self {
+        if turns > 1 { Self::far(turn, turns, bytes) } else { Self::ALONE }
+    }
+
+    /// The same, where even one is to ask so far ahead.
+    pub(super) fn far(turn: usize, turns: usize, bytes: usize) -> Self {
+        Self { bytes, far: true, turns, turn }
+    }
 
     /// Asks for as many weights as one step of `R` rows takes.
     ///
     /// `step` counts the steps of `N` numbers a row from the rows that begin at `start`.
     #[inline(always)]
-    fn ask<T, const R: usize, const N: usize>(&mut self, weights: &[T], start: usize, step: usize) {
+    pub(super) fn ask<T, const R: usize, const N: usize>(&mut self, weights: &[T], start: usize, step: usize) {
         if self.turn > 0 {
             self.turn -= 1;
             return;
@@ -40,7 +52,7 @@ impl Ahead {
         let bytes = R * N * size_of::<T>();
         for line in 0..bytes.div_ceil(64) {
             let line = first.wrapping_byte_add(64 * line);
-            if self.turns > 1 { prefetch_far(line) } else { prefetch(line) }
+            if self.far { prefetch_far(line) } else { prefetch(line) }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::formats::{BLOCK, filled_up};
 use super::lanes::{LANES, Sixteen};
-use super::{Matrix, amx};
+use super::{Many, Matrix, amx, pairs};
 use crate::cpu::Tier;
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,9 +12,13 @@ use std::ops::Range;
 pub(super) const TOGETHER: usize = 8;
 pub(super) const TOGETHER_IN_FEWER: usize = 4;
 
-/// Vectors, and rows of weights, that a unit for matrices takes at once.
-pub(super) const VECTORS_IN_UNIT: usize = 32;
+/// Vectors of two tiles.
+const VECTORS_IN_TILES: usize = 32;
+
+/// Rows of weights that a unit for matrices takes at once.
 pub(super) const ROWS_IN_UNIT: usize = 32;
+/// Rows whose products with pairs fill whole tiles.
+pub(super) const ROWS_OF_PAIRS: usize = 48;
 
 /// How the numbers of a batch of vectors become lanes; zeros follow where a vector ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +31,18 @@ pub(super) enum Layout {
     Block,
     /// For a unit for matrices (`amx.rs`).
     Tiles,
+    /// Rounded to bfloat16, for instructions that multiply pairs of these (`pairs.rs`).
+    Pairs,
 }
 
 impl Layout {
     /// Appends a batch of vectors of `columns` numbers, of every vector the same columns side by side.
     fn lay_out(self, x: &[f32], columns: usize, lanes: &mut Vec<Sixteen>) {
         match self {
-            Self::Tiles => amx::lay_out(x, columns, lanes),
+            // SAFETY: matrices ask for these layouts where the instructions are.
+            Self::Tiles => unsafe { amx::lay_out(x, columns, lanes) },
+            // SAFETY: as above.
+            Self::Pairs => unsafe { pairs::lay_out(x, columns, lanes) },
             Self::Plain => push_every::<LANES, 1>(x, columns, lanes, |_| {}),
             Self::EvenOdd => push_every::<{ 2 * LANES }, 2>(x, columns, lanes, |_| {}),
             Self::Block => push_every::<BLOCK, 8>(x, columns, lanes, |lanes| {
@@ -101,12 +110,12 @@ thread_local! {
 }
 
 impl Laid {
-    pub(super) fn new(matrices: &[Matrix<'_>], x: &[f32], columns: usize, tier: Tier, unit: bool) -> Self {
+    pub(super) fn new(matrices: &[Matrix<'_>], x: &[f32], columns: usize, tier: Tier, many: Many) -> Self {
         let mut lanes = KEPT.take();
         lanes.clear();
         let mut laid = Self { lanes, batches: Vec::with_capacity(1) };
         for matrix in matrices {
-            let layout = matrix.layout(unit);
+            let layout = matrix.layout(many);
             if laid.batches.iter().all(|(other, _)| *other != layout) {
                 laid.lay_out(layout, x, columns, tier);
             }
@@ -118,7 +127,7 @@ impl Laid {
         let (vectors, mut first, mut batches) = (x.len() / columns, 0, Vec::new());
         while first < vectors {
             let count = match vectors - first {
-                left if layout == Layout::Tiles => left.min(VECTORS_IN_UNIT),
+                left if matches!(layout, Layout::Tiles | Layout::Pairs) => left.min(VECTORS_IN_TILES),
                 TOGETHER.. if tier.has_wide_registers() => TOGETHER,
                 left => left.min(TOGETHER_IN_FEWER),
             };

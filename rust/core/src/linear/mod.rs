@@ -6,7 +6,8 @@
 //!
 //! All arithmetic is float32, in an order that the format alone fixes (`formats.rs`): a result has the same bits on every
 //! CPU, for every number of threads, alone or with other vectors. More than eight vectors go through a unit for matrices
-//! where there is one (`amx.rs`), which sums in an order of its own, the same for any number of vectors and threads.
+//! where there is one (`amx.rs`), or, for bfloat16, through instructions for pairs of these, to which they are then rounded
+//! (`pairs.rs`): both sum in an order of their own, the same for any such number of vectors and any number of threads.
 //!
 //! [`attend`] does what else a new token needs of a layer in the same way: it looks at the keys and values of a cache.
 //!
@@ -22,23 +23,8 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
-/// Other processors and systems have no unit that we know.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-mod amx {
-    use super::{Range, Sixteen, Task};
-
-    pub(super) fn is_there() -> bool {
-        false
-    }
-
-    pub(super) fn lay_out(_: &[f32], _: usize, _: &mut Vec<Sixteen>) {
-        unreachable!("there is no unit");
-    }
-
-    pub(super) unsafe fn run(_: &Task<'_>, _: Range<usize>) {
-        unreachable!("there is no unit");
-    }
-}
+use absent as amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -49,6 +35,30 @@ mod formats;
 mod input;
 mod lanes;
 mod layout;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+#[cfg(not(target_arch = "x86_64"))]
+use absent as pairs;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+
+/// Stands for what other processors and systems do not have.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+mod absent {
+    use super::{Range, Sixteen, Task};
+
+    pub(super) fn is_there() -> bool {
+        false
+    }
+
+    pub(super) unsafe fn lay_out(_: &[f32], _: usize, _: &mut Vec<Sixteen>) {
+        unreachable!("it is not there");
+    }
+
+    pub(super) unsafe fn run(_: &Task<'_>, _: Range<usize>) {
+        unreachable!("it is not there");
+    }
+}
 
 #[cfg(test)]
 mod tests;
@@ -60,7 +70,7 @@ use crate::cpu::{Kind, Tier};
 use crate::{Error, Result};
 use formats::{Ahead, Bf16, F32, Format, Int4, Int8};
 use lanes::{Lanes, Portable, Sixteen};
-use layout::{Batch, Laid, Layout, ROWS_IN_UNIT, TOGETHER, TOGETHER_IN_FEWER};
+use layout::{Batch, Laid, Layout, ROWS_IN_UNIT, ROWS_OF_PAIRS, TOGETHER, TOGETHER_IN_FEWER};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -158,12 +168,37 @@ impl<'a> Matrix<'a> {
         (bytes / self.row_bytes().max(1)).next_multiple_of(of).max(of)
     }
 
-    fn layout(&self, unit: bool) -> Layout {
+    fn layout(&self, many: Many) -> Layout {
         match self.weights {
-            _ if unit => Layout::Tiles,
+            _ if many == Many::Unit => Layout::Tiles,
+            Weights::Bf16(_) if many == Many::Pairs => Layout::Pairs,
             Weights::F32(_) | Weights::Int8(..) => Layout::Plain,
             Weights::Bf16(_) => Layout::EvenOdd,
             Weights::Int4(..) => Layout::Block,
+        }
+    }
+}
+
+/// How more vectors are multiplied than one pass over a matrix serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Many {
+    /// In several passes.
+    Passes,
+    /// With bfloat16 rounded to it, by instructions for pairs (`pairs.rs`); the rest in several passes.
+    Pairs,
+    /// In a unit for matrices (`amx.rs`).
+    Unit,
+}
+
+impl Many {
+    /// Returns the fastest way of this processor.
+    fn best() -> Self {
+        if amx::is_there() {
+            Self::Unit
+        } else if pairs::is_there() {
+            Self::Pairs
+        } else {
+            Self::Passes
         }
     }
 }
@@ -217,15 +252,21 @@ impl Out<'_> {
 /// [`Error::InvalidArgument`] if there is no matrix, or shapes do not fit.
 ///
 /// # Cost
-/// One read of the weights for up to some 16 vectors, or 32 where there is a unit for matrices; then arithmetic counts.
+/// One read of the weights for up to some 16 vectors, or 32 in a unit for matrices or as pairs; then arithmetic counts.
 pub fn multiply(matrices: &[Matrix<'_>], input: Input<'_>, out: &mut [f32], add: bool, threads: usize) -> Result<()> {
-    multiply_with(Tier::best(), has_unit(), matrices, input, out, add, threads)
+    multiply_with(Tier::best(), Many::best(), matrices, input, out, add, threads)
 }
 
 /// Returns whether this processor has a unit for matrices, Intel's AMX, and we may use it: [`multiply`] then multiplies more
 /// than eight vectors there.
 pub fn has_unit() -> bool {
-    amx::is_there()
+    Many::best() == Many::Unit
+}
+
+/// Returns whether this processor has instructions for pairs of bfloat16, AVX-512 BF16, and no unit for matrices:
+/// [`multiply`] then rounds more than eight vectors to bfloat16 for a matrix of that format.
+pub fn has_pairs() -> bool {
+    Many::best() == Many::Pairs
 }
 
 /// Returns whether this processor has AVX-512, whose many and wide registers [`multiply`] and [`attend`] use.
@@ -235,7 +276,7 @@ pub fn has_avx512() -> bool {
 
 fn multiply_with(
     tier: Tier,
-    unit: bool,
+    many: Many,
     matrices: &[Matrix<'_>],
     input: Input<'_>,
     out: &mut [f32],
@@ -250,7 +291,7 @@ fn multiply_with(
         return Err(Error::InvalidArgument(format!("a norm of {} weights for {columns} columns", weight.len())));
     }
     let vectors = given.len() / length;
-    let unit = unit && vectors > TOGETHER;
+    let many = if vectors > TOGETHER { many } else { Many::Passes };
     if !given.len().is_multiple_of(length) || out.len() != vectors * width {
         return Err(Error::InvalidArgument(format!(
             "{} numbers in and {} out; expected {length} and {width} for each vector",
@@ -258,19 +299,19 @@ fn multiply_with(
             out.len()
         )));
     }
-    let laid = Laid::new(matrices, &input.made(columns, tier), columns, tier, unit);
+    let laid = Laid::new(matrices, &input.made(columns, tier), columns, tier, many);
     let out = Out { cells: cells(out), width, add };
     let (mut offset, mut chunks, mut bytes) = (0, 0, 0);
     let mut tasks = Vec::with_capacity(matrices.len());
     for matrix in matrices {
-        let layout = matrix.layout(unit);
+        let layout = matrix.layout(many);
         let batches = laid.batches(layout);
-        let chunk = if layout == Layout::Tiles {
-            matrix.rows_in(if batches.len() > 1 { 2 * CHUNK_OF_MANY } else { CHUNK }, ROWS_IN_UNIT)
-        } else if batches.len() > 1 {
-            matrix.rows_in(CHUNK_OF_MANY, 3)
-        } else {
-            matrix.rows_in(CHUNK, 4)
+        let several = batches.len() > 1;
+        let chunk = match layout {
+            Layout::Tiles => matrix.rows_in(if several { 2 * CHUNK_OF_MANY } else { CHUNK }, ROWS_IN_UNIT),
+            Layout::Pairs => matrix.rows_in(if several { CHUNK_OF_MANY } else { CHUNK }, ROWS_OF_PAIRS),
+            _ if several => matrix.rows_in(CHUNK_OF_MANY, 3),
+            _ => matrix.rows_in(CHUNK, 4),
         };
         tasks.push(Task { matrix, layout, batches, lanes: &laid.lanes, chunk, offset, out: &out });
         offset += matrix.rows;
@@ -326,9 +367,12 @@ fn shape(matrices: &[Matrix<'_>]) -> Result<(usize, usize)> {
 
 impl Task<'_> {
     fn run(&self, tier: Tier, rows: Range<usize>) {
-        if self.layout == Layout::Tiles {
+        match self.layout {
             // SAFETY: tiles are laid out where the unit is there.
-            return unsafe { amx::run(self, rows) };
+            Layout::Tiles => return unsafe { amx::run(self, rows) },
+            // SAFETY: as for tiles.
+            Layout::Pairs => return unsafe { pairs::run(self, rows) },
+            Layout::Plain | Layout::EvenOdd | Layout::Block => {}
         }
         match tier.kind() {
             // SAFETY: the portable lanes need no instructions of their own.
@@ -365,7 +409,7 @@ impl Task<'_> {
         let turns = self.batches.len();
         let bytes = rows.len() * self.matrix.row_bytes();
         for (turn, batch) in self.batches.iter().enumerate() {
-            let ahead = if turns > 1 { Ahead { bytes, turns, turn } } else { Ahead::ALONE };
+            let ahead = Ahead::of_turn(turn, turns, bytes);
             let rows = rows.clone();
             // SAFETY: the caller's promise.
             unsafe {
