@@ -1,7 +1,7 @@
 """The products of a layer and its attention through the compiled core, for as many rows as it is faster than torch.
 
 Hidden states are float32 whatever the weights are: nothing is rounded between a layer's input and its output but what
-goes into the cache.
+goes into the cache, and what many rows of a bfloat16 model are multiplied as (see `Linear`).
 
 Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``R`` rotated features of a head.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear, attend, has_avx512, has_matrix_unit
+from bpe_llama._core import Linear, attend, has_avx512, has_bfloat16_pairs, has_matrix_unit
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.norm import RMSNorm
@@ -28,7 +28,8 @@ MOST_ROWS = 48
 number."""
 
 MOST_ROWS_OF_BFLOAT16, MOST_ROWS_OF_BFLOAT16_IN_UNIT = 32, 64
-"""The same for bfloat16: that unit multiplies what torch has rounded once, and what ours have not three times."""
+"""The same for bfloat16, which torch rounds hidden states to: that unit multiplies what ours have not three times.
+Where pairs of bfloat16 are multiplied, ours rounds, too, and may have any number."""
 
 FEW_KEYS = 2048
 """Looking at more, counted for each row, torch's attention gains more by several threads than the products lose."""
@@ -53,7 +54,10 @@ def can_compile(linears: Sequence[nn.Module]) -> bool:
 def most_rows(linears: Sequence[nn.Module]) -> int:
     """Return up to how many rows the compiled products of these layers, which it `can_compile`, serve best."""
     if any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears):
-        return MOST_ROWS_OF_BFLOAT16_IN_UNIT if has_matrix_unit() else MOST_ROWS_OF_BFLOAT16
+        if has_matrix_unit():
+            return MOST_ROWS_OF_BFLOAT16_IN_UNIT
+        if not has_bfloat16_pairs():
+            return MOST_ROWS_OF_BFLOAT16
     return sys.maxsize if has_avx512() else MOST_ROWS
 
 

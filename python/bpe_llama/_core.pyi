@@ -413,6 +413,9 @@ class Linear:
 def has_avx512() -> bool:
     """Return whether this processor has AVX-512, and `Linear` and `attend` use it."""
 
+def has_bfloat16_pairs() -> bool:
+    """Return whether this processor multiplies pairs of bfloat16, and `Linear` rounds many vectors to them."""
+
 def has_matrix_unit() -> bool:
     """Return whether this processor has a unit for matrices, and `Linear` uses it."""
 
