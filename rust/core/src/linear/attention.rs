@@ -1,24 +1,31 @@
 //! Attention of new tokens, one or a few of each sequence, over keys and values in a cache.
 //!
 //! Arithmetic is float32 in an order that the sizes alone fix: a token gathers the same bits on every CPU, for every
-//! number of threads, alone or beside others.
+//! number of threads, alone or beside others. But where there are instructions for pairs of bfloat16, more than eight
+//! tokens of a slot look at a cache of that format by these (`pairs.rs`).
 //!
 //! Shapes: `M` rows, `N` heads, `K` key-value heads, `H` numbers of a head, `R` rotated ones, `B` slots, `S` columns.
 
 use super::lanes::{LANES, Portable};
-use super::{cells, crew};
+use super::layout::TOGETHER;
+use super::{Many, cells, crew};
 use crate::cpu::{Kind, Tier};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use work::{Number, Scratch, Work};
 
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 #[cfg(test)]
 mod tests;
 mod work;
 
 /// Queries, about, that meet a key while it is in the nearest cache: those of a group, for several rows if need be.
 const QUERIES: usize = 16;
+
+/// The same by pairs of bfloat16: those of two tiles.
+const QUERIES_BY_PAIRS: usize = 32;
 
 /// Numbers of keys, about, that are worth another thread.
 const SHARE: usize = 1 << 17;
@@ -70,11 +77,12 @@ pub struct Tokens<'a> {
 /// One read of the keys and values for each row, or for several of one slot that follow one another; four operations a
 /// number and query head.
 pub fn attend(shape: Shape, tokens: Tokens<'_>, store: Store<'_>, out: &mut [f32], threads: usize) -> Result<()> {
-    attend_with(Tier::best(), shape, tokens, store, out, threads)
+    attend_with(Tier::best(), Many::best(), shape, tokens, store, out, threads)
 }
 
 fn attend_with(
     tier: Tier,
+    many: Many,
     shape: Shape,
     tokens: Tokens<'_>,
     store: Store<'_>,
@@ -82,13 +90,14 @@ fn attend_with(
     threads: usize,
 ) -> Result<()> {
     match store {
-        Store::F32(keys, values) => Pass { tier, shape, tokens }.run(keys, values, out, threads),
-        Store::Bf16(keys, values) => Pass { tier, shape, tokens }.run(keys, values, out, threads),
+        Store::F32(keys, values) => Pass { tier, many, shape, tokens }.run(keys, values, out, threads),
+        Store::Bf16(keys, values) => Pass { tier, many, shape, tokens }.run(keys, values, out, threads),
     }
 }
 
 struct Pass<'a> {
     tier: Tier,
+    many: Many,
     shape: Shape,
     tokens: Tokens<'a>,
 }
@@ -107,7 +116,7 @@ impl Pass<'_> {
             }
         }
         let (keys, values) = (&*keys, &*values);
-        let blocks = self.blocks();
+        let blocks = self.blocks(self.many == Many::Pairs && T::as_bf16(keys).is_some());
         let seen: usize = self.tokens.places.iter().flatten().map(|place| self.seen(place.1).len()).sum();
         let (units, next, out) = (blocks.len() * kv_heads, AtomicUsize::new(0), cells(out));
         crew::run(threads.min(seen * kv_heads * size / SHARE + 1).min(units), &|| {
@@ -124,16 +133,27 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Returns the rows with a place, in runs of neighbours in one slot.
-    fn blocks(&self) -> Vec<Block> {
-        let most = (QUERIES / (self.shape.heads / self.shape.kv_heads)).max(1);
-        let mut blocks: Vec<Block> = Vec::new();
+    /// Returns the rows with a place, in runs of neighbours in one slot; long ones by pairs, if that is possible.
+    fn blocks(&self, pairs: bool) -> Vec<Block> {
+        let mut runs: Vec<Block> = Vec::new();
         for (row, place) in self.tokens.places.iter().enumerate() {
             let Some((slot, column)) = *place else { continue };
-            match blocks.last_mut() {
-                Some(last) if last.rows.len() < most && last.next() == (row, slot, column) => last.rows.end += 1,
-                _ => blocks.push(Block { rows: row..row + 1, slot, column }),
+            match runs.last_mut() {
+                Some(last) if last.next() == (row, slot, column) => last.rows.end += 1,
+                _ => runs.push(Block { rows: row..row + 1, slot, column, by_pairs: false }),
             }
+        }
+        let group = self.shape.heads / self.shape.kv_heads;
+        let mut blocks = Vec::new();
+        for Block { rows, slot, column, .. } in runs {
+            let by_pairs = pairs && rows.len() > TOGETHER && group <= QUERIES_BY_PAIRS;
+            let most = (if by_pairs { QUERIES_BY_PAIRS } else { QUERIES } / group).max(1);
+            blocks.extend(rows.clone().step_by(most).map(|row| Block {
+                rows: row..(row + most).min(rows.end),
+                slot,
+                column: column + row - rows.start,
+                by_pairs,
+            }));
         }
         blocks
     }
@@ -225,6 +245,12 @@ impl Pass<'_> {
         scratch.gathered.resize(scratch.query.len(), 0.0);
         let work = Work { size, width, keys, values };
         match self.tier.kind() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: blocks are by pairs where the instructions are.
+            _ if block.by_pairs
+                && let Some(keys) = T::as_bf16(keys)
+                && let Some(values) = T::as_bf16(values)
+                && unsafe { pairs::gather(size, keys, values, scratch) } => {}
             // SAFETY: the portable lanes need no instructions of their own.
             Kind::Portable => unsafe { work.run::<Portable>(scratch) },
             // SAFETY: a `Tier` is only ever one that this CPU has.
@@ -249,6 +275,7 @@ struct Block {
     slot: usize,
     /// Of the first row.
     column: usize,
+    by_pairs: bool,
 }
 
 impl Block {

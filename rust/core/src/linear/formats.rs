@@ -28,6 +28,9 @@ impl Ahead {
     /// For a pass that reads its weights alone.
     const ALONE: Self = Self { bytes: 8192, far: false, turns: 1, turn: 0 };
 
+    /// For a pass that asks for nothing.
+    pub(super) const NEVER: Self = Self { bytes: 0, far: true, turns: 1, turn: usize::MAX };
+
     /// For one of so many passes over the same bytes of weights.
     pub(super) fn of_turn(turn: usize, turns: usize, bytes: usize) -> Self {
         if turns > 1 { Self::far(turn, turns, bytes) } else { Self::ALONE }

@@ -118,96 +118,118 @@ unsafe fn sweep<const T: usize, const EMULATED: bool>(
 ) {
     let (columns, out) = (task.matrix.columns, task.out);
     let vectors = task.lanes[batch.lanes.clone()].as_chunks::<TILE>().0.as_chunks::<T>().0;
-    let mut sums = [[ZERO; ROWS_OF_PAIRS]; T];
+    let mut sums = [[ZERO; T]; ROWS_OF_PAIRS];
     for first in rows.clone().step_by(ROWS_OF_PAIRS) {
         let count = (rows.end - first).min(ROWS_OF_PAIRS);
-        let mut done = 0;
-        while done < count {
-            // SAFETY: the caller's promise.
-            unsafe {
-                if done + ROWS <= count {
-                    products::<ROWS, T, EMULATED>(weights, first + done, columns, vectors, ahead, &mut sums, done);
-                    done += ROWS;
-                } else {
-                    products::<1, T, EMULATED>(weights, first + done, columns, vectors, ahead, &mut sums, done);
-                    done += 1;
-                }
-            }
-        }
-        for (tile, sums) in sums.iter_mut().enumerate() {
-            let vector = tile * TILE;
-            let place = (batch.first + vector) * out.width + task.offset + first;
-            for (part, sums) in sums.as_chunks_mut().0.iter_mut().enumerate().take(count.div_ceil(TILE)) {
+        let weights = &weights[first * columns..(first + count) * columns];
+        // SAFETY: the caller's promise.
+        unsafe { products::<ROWS, T, EMULATED>(weights, columns, vectors, ahead, &mut sums) };
+        for (part, sums) in sums.as_chunks::<TILE>().0.iter().enumerate().take(count.div_ceil(TILE)) {
+            for tile in 0..T {
+                let mut sums = std::array::from_fn(|row| sums[row][tile]);
+                let vector = tile * TILE;
+                let place = (batch.first + vector) * out.width + task.offset + first + part * TILE;
                 let shape = ((count - part * TILE).min(TILE), (batch.count - vector).min(TILE));
                 // SAFETY: the caller's promise, and these rows are this thread's.
-                unsafe { out.put_tile(place + part * TILE, shape, sums, None) };
+                unsafe { out.put_tile(place, shape, &mut sums, None) };
             }
         }
     }
 }
 
-/// Writes the sums of `R` rows' products with the vectors, from the place `at` on.
+/// Writes the sums of all rows' products with `T` tiles of vectors, `R` rows at a time, and what is left one by one.
 ///
 /// # Safety
 /// As of [`run`].
 #[inline(always)]
-unsafe fn products<const R: usize, const T: usize, const EMULATED: bool>(
+pub(super) unsafe fn products<const R: usize, const T: usize, const EMULATED: bool>(
     weights: &[u16],
-    row: usize,
+    columns: usize,
+    vectors: &[[[Sixteen; TILE]; T]],
+    ahead: Ahead,
+    found: &mut [[Sixteen; T]],
+) {
+    let whole = weights.len() / (R * columns) * R;
+    let (weights, rest) = weights.split_at(whole * columns);
+    let (found, found_of_rest) = found.split_at_mut(whole);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (weights, found) in weights.chunks_exact(R * columns).zip(found.as_chunks_mut::<R>().0) {
+            products_of_rows::<R, T, EMULATED>(weights, columns, vectors, ahead, found);
+        }
+        for (weights, found) in rest.chunks_exact(columns).zip(found_of_rest.as_chunks_mut::<1>().0) {
+            products_of_rows::<1, T, EMULATED>(weights, columns, vectors, ahead, found);
+        }
+    }
+}
+
+/// Writes the sums of `R` rows' products.
+///
+/// # Safety
+/// As of [`run`].
+#[inline(always)]
+unsafe fn products_of_rows<const R: usize, const T: usize, const EMULATED: bool>(
+    weights: &[u16],
     columns: usize,
     vectors: &[[[Sixteen; TILE]; T]],
     mut ahead: Ahead,
-    found: &mut [[Sixteen; ROWS_OF_PAIRS]; T],
-    at: usize,
+    found: &mut [[Sixteen; T]; R],
 ) {
-    let start = row * columns;
-    let first = weights[start..start + R * columns].as_ptr();
+    assert!(weights.len() == R * columns, "rows are whole");
     // SAFETY: the caller's promise; all `columns` weights of the `R` rows are there.
     unsafe {
-        let mut sums = [[_mm512_setzero_ps(); R]; T];
+        let mut sums = [[_mm512_setzero_ps(); T]; R];
         for (step, tiles) in vectors.iter().enumerate() {
-            ahead.ask::<_, R, STEP>(weights, start, step);
+            ahead.ask::<_, R, STEP>(weights, 0, step);
             let place = step * STEP;
             for pair in 0..(columns - place).min(STEP).div_ceil(2) {
                 let mut x = [_mm512_setzero_si512(); T];
                 for tile in 0..T {
-                    x[tile] = _mm512_load_si512(tiles[tile][pair].0.as_ptr().cast());
+                    x[tile] = load_pairs(&tiles[tile][pair]);
                 }
                 let column = place + 2 * pair;
                 for row in 0..R {
-                    let from = first.add(row * columns + column);
+                    let from = weights.as_ptr().add(row * columns + column);
                     // Behind the last of an odd number of columns is another row, or nothing.
                     let both =
                         if column + 1 < columns { from.cast::<u32>().read_unaligned() } else { u32::from(*from) };
-                    let weights = _mm512_set1_epi32(both.cast_signed());
                     for tile in 0..T {
-                        sums[tile][row] = add_products::<EMULATED>(sums[tile][row], weights, x[tile]);
+                        sums[row][tile] = add_products::<EMULATED>(sums[row][tile], both, x[tile]);
                     }
                 }
             }
         }
-        for tile in 0..T {
-            for row in 0..R {
-                _mm512_store_ps(found[tile][at + row].0.as_mut_ptr(), sums[tile][row]);
+        for row in 0..R {
+            for tile in 0..T {
+                _mm512_store_ps(found[row][tile].0.as_mut_ptr(), sums[row][tile]);
             }
         }
     }
 }
 
-/// Adds the products of two pairs, or what comes next to it with AVX-512 alone.
+/// # Safety
+/// The CPU has AVX-512 F.
 #[inline(always)]
-unsafe fn add_products<const EMULATED: bool>(sum: __m512, weights: __m512i, x: __m512i) -> __m512 {
-    // SAFETY: the caller has the instructions; the types hold the same bits.
+pub(super) unsafe fn load_pairs(from: &Sixteen) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_load_si512(from.0.as_ptr().cast()) }
+}
+
+/// Adds the products of a pair with each lane's, or what comes next to it with AVX-512 alone.
+///
+/// # Safety
+/// As of [`run`].
+#[inline(always)]
+pub(super) unsafe fn add_products<const EMULATED: bool>(sum: __m512, pair: u32, x: __m512i) -> __m512 {
+    // SAFETY: the caller's promise; the types hold the same bits.
     unsafe {
+        let pair = _mm512_set1_epi32(pair.cast_signed());
         if EMULATED {
             let odd = |pairs| _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-1 << 16)));
             let even = |pairs| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
-            return _mm512_fmadd_ps(even(weights), even(x), _mm512_fmadd_ps(odd(weights), odd(x), sum));
+            return _mm512_fmadd_ps(even(pair), even(x), _mm512_fmadd_ps(odd(pair), odd(x), sum));
         }
-        _mm512_dpbf16_ps(
-            sum,
-            std::mem::transmute::<__m512i, __m512bh>(weights),
-            std::mem::transmute::<__m512i, __m512bh>(x),
-        )
+        let [pair, x] = [pair, x].map(|pairs| std::mem::transmute::<__m512i, __m512bh>(pairs));
+        _mm512_dpbf16_ps(sum, pair, x)
     }
 }

@@ -94,7 +94,7 @@ pub(super) unsafe fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
 /// # Safety
 /// The CPU has AVX-512 F.
 #[inline(always)]
-unsafe fn turn(tile: &mut [Sixteen; TILE]) {
+pub(super) unsafe fn turn(tile: &mut [Sixteen; TILE]) {
     // SAFETY: rows are aligned, and written to where they were read.
     unsafe {
         let zero = _mm512_setzero_si512();

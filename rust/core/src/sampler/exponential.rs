@@ -8,7 +8,7 @@ use std::f64::consts::LOG2_E;
 pub(super) const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// `(2^r - 1) / r` on [-1/2, 1/2], highest power first: minimax for the relative error of `2^r`, 2e-9.
-pub(super) const POLYNOMIAL: [f32; 6] = [
+pub(crate) const POLYNOMIAL: [f32; 6] = [
     f32::from_bits(0x3920_fdde),
     f32::from_bits(0x3aaf_9f2a),
     f32::from_bits(0x3c1d_96a6),

@@ -97,29 +97,98 @@ proptest! {
         let (exact_keys, exact_values) = exact.split_at_mut(held / 2);
         let expected = naive(shape, tokens, exact_keys, exact_values, bf16);
 
-        let mut first: Option<(Vec<f32>, Vec<f32>)> = None;
-        for tier in Tier::available() {
-            for threads in [1, 3] {
-                let mut out = vec![0.0; rows * heads * size];
-                let (mut narrow, mut wide) = (narrow.clone(), wide.clone());
-                let store = if bf16 {
-                    let (keys, values) = narrow.split_at_mut(held / 2);
-                    Store::Bf16(keys, values)
-                } else {
-                    let (keys, values) = wide.split_at_mut(held / 2);
-                    Store::F32(keys, values)
-                };
-                attend_with(tier, shape, tokens, store, &mut out, threads).unwrap();
-                let found = if bf16 { narrow.iter().map(|bits| from_bf16(*bits)).collect() } else { wide };
-                let near = |found: &[f32], exact: &[f64], tolerance: f64| {
-                    found.iter().zip(exact).all(|(found, exact)| (f64::from(*found) - exact).abs() < tolerance)
-                };
-                let tolerance = if bf16 { 2e-2 } else { 1e-5 };
-                prop_assert!(near(&found, &exact, tolerance));
-                prop_assert!(near(&out, &expected, tolerance));
-                let (held, gathered) = first.get_or_insert((found.clone(), out.clone()));
-                prop_assert_eq!(&*held, &found);
-                prop_assert_eq!(&*gathered, &out);
+        let gather = |tier, many, threads| {
+            let mut out = vec![0.0; rows * heads * size];
+            let (mut narrow, mut wide) = (narrow.clone(), wide.clone());
+            let store = if bf16 {
+                let (keys, values) = narrow.split_at_mut(held / 2);
+                Store::Bf16(keys, values)
+            } else {
+                let (keys, values) = wide.split_at_mut(held / 2);
+                Store::F32(keys, values)
+            };
+            attend_with(tier, many, shape, tokens, store, &mut out, threads).unwrap();
+            (if bf16 { narrow.iter().map(|bits| from_bf16(*bits)).collect() } else { wide }, out)
+        };
+        let near = |found: &[f32], exact: &[f64]| {
+            let tolerance = if bf16 { 2e-2 } else { 1e-5 };
+            found.iter().zip(exact).all(|(found, exact)| (f64::from(*found) - exact).abs() < tolerance)
+        };
+        for many in [Many::Passes, Many::Pairs] {
+            let mut first: Option<(Vec<f32>, Vec<f32>)> = None;
+            for tier in Tier::available().filter(|tier| many == Many::Passes || tier.has_wide_registers()) {
+                for threads in [1, 3] {
+                    let (held, gathered) = gather(tier, many, threads);
+                    prop_assert!(near(&held, &exact));
+                    prop_assert!(near(&gathered, &expected), "{:?}", many);
+                    let (held_first, gathered_first) = first.get_or_insert((held.clone(), gathered.clone()));
+                    prop_assert_eq!(&*held_first, &held);
+                    prop_assert_eq!(&*gathered_first, &gathered);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_prompt_by_pairs_gather_what_each_gathers_alone_but_for_rounding() {
+    let tier = Tier::best();
+    if !tier.has_wide_registers() {
+        return;
+    }
+    let (kv_heads, group, size, rows, before) = (2, 3, 64, 100, 30);
+    for window in [0, 7, 33] {
+        let shape = Shape { heads: kv_heads * group, kv_heads, size, capacity: rows + before, window };
+        let width = (shape.heads + 2 * kv_heads) * size;
+        for broken in [f32::NAN, f32::INFINITY] {
+            let mut qkv = numbers(rows * width, 5);
+            qkv[(rows - 1) * width..].fill(broken); // the last one, which the others do not look at
+            let places: Vec<_> = (0..rows).map(|row| Some((0, before + row))).collect();
+            let tokens = Tokens { qkv: &qkv, cos: &[], sin: &[], places: &places };
+            let gather = |many: Many| {
+                let count = kv_heads * shape.capacity * size;
+                let mut held: Vec<u16> = numbers(2 * count, 6).into_iter().map(u16::of).collect();
+                let (keys, values) = held.split_at_mut(count);
+                let mut out = vec![0.0; rows * shape.heads * size];
+                attend_with(tier, many, shape, tokens, Store::Bf16(keys, values), &mut out, 1).unwrap();
+                let last = out.split_off((rows - 1) * shape.heads * size);
+                assert!(last.iter().all(|x| x.is_nan()), "{many:?}");
+                out
+            };
+            let (alone, by_pairs) = (gather(Many::Passes), gather(Many::Pairs));
+            assert!(alone != by_pairs, "pairs were at work");
+            for (at, (one, other)) in alone.iter().zip(&by_pairs).enumerate() {
+                assert!((one - other).abs() < 1e-2, "{one} {other} at {at}, a window of {window}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_give_all_to_the_highest_score_and_leave_broken_numbers_broken() {
+    let tier = Tier::best();
+    if !tier.has_wide_registers() {
+        return;
+    }
+    let (rows, size) = (70, 2);
+    let shape = Shape { heads: 1, kv_heads: 1, size, capacity: rows, window: 0 };
+    let places: Vec<_> = (0..rows).map(|row| Some((0, row))).collect();
+    // Each key is higher than those before, or is not.
+    for (query, broken) in [(1e10, None), (-1e10, None), (1e10, Some(3)), (1e38, None), (0.0, Some(65))] {
+        let qkv: Vec<f32> = (0..rows)
+            .flat_map(|row| {
+                let key = if broken == Some(row) { f32::NAN } else { row as f32 * 1e20 };
+                [query, 0.0, key, 0.0, row as f32, 1.0]
+            })
+            .collect();
+        let tokens = Tokens { qkv: &qkv, cos: &[], sin: &[], places: &places };
+        let (mut keys, mut values, mut out) = (vec![0; rows * size], vec![0; rows * size], vec![0.0; rows * size]);
+        attend_with(tier, Many::Pairs, shape, tokens, Store::Bf16(&mut keys, &mut values), &mut out, 1).unwrap();
+        for (row, out) in out.chunks(2).enumerate() {
+            if broken.is_some_and(|broken| broken <= row) || (query == 1e38 && row > 0) {
+                assert!(out.iter().all(|x| x.is_nan()), "{query} {row}: {out:?}");
+            } else if query != 0.0 {
+                assert_eq!(out, [if query > 0.0 { row as f32 } else { 0.0 }, 1.0], "{query} {row}");
             }
         }
     }

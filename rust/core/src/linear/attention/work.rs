@@ -6,6 +6,8 @@
 use super::super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::super::avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+use super::super::lanes::Sixteen;
 use super::super::lanes::{LANES, Lanes, Portable, from_bf16};
 use crate::sampler::exponential::Scale;
 use std::ops::Range;
@@ -24,6 +26,9 @@ pub(super) trait Number: Copy + Sync {
 
     /// Returns the numbers themselves, where they are float32.
     fn as_f32(numbers: &[Self]) -> Option<&[f32]>;
+
+    /// Returns the bits, where they are bfloat16.
+    fn as_bf16(numbers: &[Self]) -> Option<&[u16]>;
 }
 
 impl Number for f32 {
@@ -37,6 +42,10 @@ impl Number for f32 {
 
     fn as_f32(numbers: &[Self]) -> Option<&[f32]> {
         Some(numbers)
+    }
+
+    fn as_bf16(_: &[Self]) -> Option<&[u16]> {
+        None
     }
 }
 
@@ -57,6 +66,10 @@ impl Number for u16 {
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
+
+    fn as_bf16(numbers: &[Self]) -> Option<&[u16]> {
+        Some(numbers)
+    }
 }
 
 /// What one thread needs to look at the keys of a block and a group of heads.
@@ -69,6 +82,12 @@ pub(super) struct Scratch {
     scores: Vec<f32>,
     /// Keys or values that are not float32, or not in whole lanes.
     wide: Vec<f32>,
+    /// The queries in tiles.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) lanes: Vec<Sixteen>,
+    /// Values of two keys side by side.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) pairs: Vec<u32>,
     pub(super) gathered: Vec<f32>,
 }
 
@@ -102,7 +121,7 @@ impl<T: Number> Work<'_, T> {
     /// Needs the instructions of the lanes.
     #[inline(always)]
     pub(super) unsafe fn run<L: Lanes>(&self, scratch: &mut Scratch) {
-        let Scratch { query, seen, scores, wide, gathered } = scratch;
+        let Scratch { query, seen, scores, wide, gathered, .. } = scratch;
         let (count, width) = (self.keys.len() / self.size, self.width);
         let most = if L::REGISTERS < 32 { 1 } else { MOST_QUERIES };
         scores.resize(query.len() / width * count, 0.0);
