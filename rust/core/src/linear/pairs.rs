@@ -118,69 +118,73 @@ unsafe fn sweep<const T: usize, const EMULATED: bool>(
 ) {
     let (columns, out) = (task.matrix.columns, task.out);
     let vectors = task.lanes[batch.lanes.clone()].as_chunks::<TILE>().0.as_chunks::<T>().0;
-    let mut sums = [[ZERO; T]; ROWS_OF_PAIRS];
+    let mut sums = [[ZERO; ROWS_OF_PAIRS]; T];
     for first in rows.clone().step_by(ROWS_OF_PAIRS) {
         let count = (rows.end - first).min(ROWS_OF_PAIRS);
         let weights = &weights[first * columns..(first + count) * columns];
         // SAFETY: the caller's promise.
-        unsafe { products::<ROWS, T, EMULATED>(weights, columns, vectors, ahead, &mut sums) };
-        for (part, sums) in sums.as_chunks::<TILE>().0.iter().enumerate().take(count.div_ceil(TILE)) {
-            for tile in 0..T {
-                let mut sums = std::array::from_fn(|row| sums[row][tile]);
-                let vector = tile * TILE;
-                let place = (batch.first + vector) * out.width + task.offset + first + part * TILE;
+        unsafe { products::<ROWS, T, _, EMULATED>(weights, columns, vectors, ahead, &mut sums) };
+        for (tile, sums) in sums.iter_mut().enumerate() {
+            let vector = tile * TILE;
+            let place = (batch.first + vector) * out.width + task.offset + first;
+            for (part, sums) in sums.as_chunks_mut().0.iter_mut().enumerate().take(count.div_ceil(TILE)) {
                 let shape = ((count - part * TILE).min(TILE), (batch.count - vector).min(TILE));
                 // SAFETY: the caller's promise, and these rows are this thread's.
-                unsafe { out.put_tile(place, shape, &mut sums, None) };
+                unsafe { out.put_tile(place + part * TILE, shape, sums, None) };
             }
         }
     }
 }
 
-/// Writes the sums of all rows' products with `T` tiles of vectors, `R` rows at a time, and what is left one by one.
+/// Writes the sums of up to `N` rows' products with `T` tiles of vectors: of `R` rows at a time, and what is left one by one.
 ///
 /// # Safety
 /// As of [`run`].
 #[inline(always)]
-pub(super) unsafe fn products<const R: usize, const T: usize, const EMULATED: bool>(
+pub(super) unsafe fn products<const R: usize, const T: usize, const N: usize, const EMULATED: bool>(
     weights: &[u16],
     columns: usize,
     vectors: &[[[Sixteen; TILE]; T]],
     ahead: Ahead,
-    found: &mut [[Sixteen; T]],
+    found: &mut [[Sixteen; N]; T],
 ) {
-    let whole = weights.len() / (R * columns) * R;
-    let (weights, rest) = weights.split_at(whole * columns);
-    let (found, found_of_rest) = found.split_at_mut(whole);
-    // SAFETY: the caller's promise.
-    unsafe {
-        for (weights, found) in weights.chunks_exact(R * columns).zip(found.as_chunks_mut::<R>().0) {
-            products_of_rows::<R, T, EMULATED>(weights, columns, vectors, ahead, found);
-        }
-        for (weights, found) in rest.chunks_exact(columns).zip(found_of_rest.as_chunks_mut::<1>().0) {
-            products_of_rows::<1, T, EMULATED>(weights, columns, vectors, ahead, found);
+    let count = weights.len() / columns;
+    assert!(count <= N && count * columns == weights.len(), "rows are whole");
+    let mut row = 0;
+    while row < count {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if row + R <= count {
+                products_of_rows::<R, T, N, EMULATED>(weights, row, columns, vectors, ahead, found);
+                row += R;
+            } else {
+                products_of_rows::<1, T, N, EMULATED>(weights, row, columns, vectors, ahead, found);
+                row += 1;
+            }
         }
     }
 }
 
-/// Writes the sums of `R` rows' products.
+/// Writes the sums of `R` rows' products from `row` on.
 ///
 /// # Safety
 /// As of [`run`].
 #[inline(always)]
-unsafe fn products_of_rows<const R: usize, const T: usize, const EMULATED: bool>(
+unsafe fn products_of_rows<const R: usize, const T: usize, const N: usize, const EMULATED: bool>(
     weights: &[u16],
+    row: usize,
     columns: usize,
     vectors: &[[[Sixteen; TILE]; T]],
     mut ahead: Ahead,
-    found: &mut [[Sixteen; T]; R],
+    found: &mut [[Sixteen; N]; T],
 ) {
-    assert!(weights.len() == R * columns, "rows are whole");
+    let start = row * columns;
+    let first = weights[start..start + R * columns].as_ptr();
     // SAFETY: the caller's promise; all `columns` weights of the `R` rows are there.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); T]; R];
         for (step, tiles) in vectors.iter().enumerate() {
-            ahead.ask::<_, R, STEP>(weights, 0, step);
+            ahead.ask::<_, R, STEP>(weights, start, step);
             let place = step * STEP;
             for pair in 0..(columns - place).min(STEP).div_ceil(2) {
                 let mut x = [_mm512_setzero_si512(); T];
@@ -188,20 +192,20 @@ unsafe fn products_of_rows<const R: usize, const T: usize, const EMULATED: bool>
                     x[tile] = load_pairs(&tiles[tile][pair]);
                 }
                 let column = place + 2 * pair;
-                for row in 0..R {
-                    let from = weights.as_ptr().add(row * columns + column);
+                for next in 0..R {
+                    let from = first.add(next * columns + column);
                     // Behind the last of an odd number of columns is another row, or nothing.
                     let both =
                         if column + 1 < columns { from.cast::<u32>().read_unaligned() } else { u32::from(*from) };
                     for tile in 0..T {
-                        sums[row][tile] = add_products::<EMULATED>(sums[row][tile], both, x[tile]);
+                        sums[next][tile] = add_products::<EMULATED>(sums[next][tile], both, x[tile]);
                     }
                 }
             }
         }
-        for row in 0..R {
+        for next in 0..R {
             for tile in 0..T {
-                _mm512_store_ps(found[row][tile].0.as_mut_ptr(), sums[row][tile]);
+                _mm512_store_ps(found[tile][row + next].0.as_mut_ptr(), sums[next][tile]);
             }
         }
     }

@@ -14,6 +14,7 @@ use super::super::tiles::{TILE, ZERO, turn};
 use super::work::Scratch;
 use crate::sampler::exponential::POLYNOMIAL;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Keys whose shares are taken together, even: with their values and the sums they fill the nearest cache.
 const KEYS: usize = 64;
@@ -85,12 +86,12 @@ unsafe fn gather_tiles<const T: usize, const EMULATED: bool>(
     }
     let all_see =
         seen.iter().map(|seen| seen.start).max().unwrap_or(0)..seen.iter().map(|seen| seen.end).min().unwrap_or(0);
-    let is_seen_by_all = |keys: &std::ops::Range<usize>| all_see.start <= keys.start && keys.end <= all_see.end;
+    let is_seen_by_all = |keys: &Range<usize>| all_see.start <= keys.start && keys.end <= all_see.end;
     let parts = (0..keys_seen).step_by(KEYS).map(|start| start..(start + KEYS).min(keys_seen));
     for keys in parts.clone().filter(|keys| !is_seen_by_all(keys)) {
         let values = &values[keys.start * size..keys.end * size];
         // Not by `any`, which looks at one after the other.
-        if values.iter().fold(false, |found, bits| found | (bits & 0x7f80 == 0x7f80)) {
+        if values.iter().map(|bits| u32::from(bits & 0x7f80 == 0x7f80)).sum::<u32>() > 0 {
             return false;
         }
     }
@@ -100,20 +101,19 @@ unsafe fn gather_tiles<const T: usize, const EMULATED: bool>(
     let queries = lanes.as_chunks::<TILE>().0.as_chunks::<T>().0;
     let mut sums = vec![[ZERO; T]; width];
     pairs.resize(KEYS / 2 * width, 0);
-    let mut scores = [[ZERO; T]; KEYS];
+    let mut scores = [[ZERO; KEYS]; T];
     // SAFETY: the caller's promise.
     unsafe {
         let mut soften = Soften::<T>::new(size);
         for part in parts {
-            let scores = &mut scores[..part.len()];
             let keys = &keys[part.start * size..part.end * size];
-            products::<ROWS, T, EMULATED>(keys, size, queries, Ahead::NEVER, scores);
+            products::<ROWS, T, KEYS, EMULATED>(keys, size, queries, Ahead::NEVER, &mut scores);
             if !is_seen_by_all(&part) {
-                hide(scores, part.start as i32, &starts, &ends);
+                hide(&mut scores, part.clone(), &starts, &ends);
             }
-            let lowered = soften.shares(scores);
+            let lowered = soften.shares(&mut scores, part.len());
             interleave(&values[part.start * size..part.end * size], size, width, pairs);
-            add_shares::<T, EMULATED>(&scores[..part.len().div_ceil(2)], pairs, width, lowered, &mut sums);
+            add_shares::<T, EMULATED>(&scores, part.len().div_ceil(2), pairs, width, lowered, &mut sums);
         }
         for tile in 0..T {
             let parts = soften.parts(tile);
@@ -136,16 +136,16 @@ unsafe fn gather_tiles<const T: usize, const EMULATED: bool>(
 /// The CPU has AVX-512 F.
 #[inline(always)]
 unsafe fn hide<const T: usize>(
-    scores: &mut [[Sixteen; T]],
-    first: i32,
+    scores: &mut [[Sixteen; KEYS]; T],
+    keys: Range<usize>,
     starts: &[[i32; LANES]; T],
     ends: &[[i32; LANES]; T],
 ) {
-    for (key, scores) in (first..).zip(scores) {
-        for tile in 0..T {
+    for tile in 0..T {
+        for (key, scores) in (keys.start as i32..keys.end as i32).zip(&mut scores[tile]) {
             for lane in 0..LANES {
                 if key < starts[tile][lane] || ends[tile][lane] <= key {
-                    scores[tile].0[lane] = f32::NEG_INFINITY;
+                    scores.0[lane] = f32::NEG_INFINITY;
                 }
             }
         }
@@ -177,23 +177,25 @@ impl<const T: usize> Soften<T> {
     ///
     /// Returns what lowers everything gathered before.
     #[inline(always)]
-    unsafe fn shares(&mut self, scores: &mut [[Sixteen; T]]) -> [__m512; T] {
+    unsafe fn shares(&mut self, scores: &mut [[Sixteen; KEYS]; T], count: usize) -> [__m512; T] {
         // SAFETY: the caller's promise.
         unsafe {
             let mut lowered = self.highest;
             for tile in 0..T {
                 let mut highest = self.highest[tile];
-                for scores in &*scores {
+                let scores = &mut scores[tile];
+                for scores in &scores[..count] {
                     // Of a score that is none, and a number, the second.
-                    highest = _mm512_max_ps(_mm512_load_ps(scores[tile].0.as_ptr()), highest);
+                    highest = _mm512_max_ps(_mm512_load_ps(scores.0.as_ptr()), highest);
                 }
                 lowered[tile] = self.share(self.highest[tile], highest);
                 let mut sum = _mm512_mul_ps(self.sums[tile], lowered[tile]);
-                for at in 0..scores.len().div_ceil(2) {
-                    let first = self.share(_mm512_load_ps(scores[2 * at][tile].0.as_ptr()), highest);
-                    let second = match scores.get(2 * at + 1) {
-                        Some(scores) => self.share(_mm512_load_ps(scores[tile].0.as_ptr()), highest),
-                        None => _mm512_setzero_ps(),
+                for at in 0..count.div_ceil(2) {
+                    let first = self.share(_mm512_load_ps(scores[2 * at].0.as_ptr()), highest);
+                    let second = if 2 * at + 1 < count {
+                        self.share(_mm512_load_ps(scores[2 * at + 1].0.as_ptr()), highest)
+                    } else {
+                        _mm512_setzero_ps()
                     };
                     sum = _mm512_add_ps(sum, _mm512_add_ps(first, second));
                     // Halves away from zero: shares are not negative, and what is none overflows to none.
@@ -201,7 +203,7 @@ impl<const T: usize> Soften<T> {
                         .map(|share| _mm512_add_epi32(_mm512_castps_si512(share), _mm512_set1_epi32(1 << 15)));
                     let upper = _mm512_and_si512(second, _mm512_set1_epi32(-1 << 16));
                     let pair = _mm512_or_si512(upper, _mm512_srli_epi32::<16>(first));
-                    _mm512_store_si512(scores[at][tile].0.as_mut_ptr().cast(), pair);
+                    _mm512_store_si512(scores[at].0.as_mut_ptr().cast(), pair);
                 }
                 self.sums[tile] = sum;
                 self.highest[tile] = highest;
@@ -259,7 +261,8 @@ fn interleave(values: &[u16], size: usize, width: usize, pairs: &mut [u32]) {
 /// As of [`gather`].
 #[inline(always)]
 unsafe fn add_shares<const T: usize, const EMULATED: bool>(
-    shares: &[[Sixteen; T]],
+    shares: &[[Sixteen; KEYS]; T],
+    count: usize,
     pairs: &[u32],
     width: usize,
     lowered: [__m512; T],
@@ -274,11 +277,11 @@ unsafe fn add_shares<const T: usize, const EMULATED: bool>(
                     sums[row][tile] = _mm512_mul_ps(_mm512_load_ps(found[row][tile].0.as_ptr()), lowered[tile]);
                 }
             }
-            for (shares, pairs) in shares.iter().zip(pairs.chunks_exact(width)) {
+            for (at, pairs) in pairs.chunks_exact(width).enumerate().take(count) {
                 let pairs = &pairs[part * ROWS..][..ROWS];
                 let mut x = [_mm512_setzero_si512(); T];
                 for tile in 0..T {
-                    x[tile] = load_pairs(&shares[tile]);
+                    x[tile] = load_pairs(&shares[tile][at]);
                 }
                 for row in 0..ROWS {
                     for tile in 0..T {
