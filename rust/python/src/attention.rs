@@ -16,6 +16,8 @@ const RELEASE_NUMBERS: usize = 1 << 15;
 ///
 /// Queries and keys are turned by their angles first, and keys and values written to the cache. Arithmetic is float32 in an
 /// order that the sizes fix: a token gathers the same bits on every CPU, for every number of threads, alone or beside others.
+/// But more than eight tokens that follow one another in a slot of a bfloat16 cache have their queries, and their keys'
+/// shares, rounded to bfloat16 where pairs of these are multiplied (`has_bfloat16_pairs`).
 ///
 /// Args:
 ///     qkv: Queries of N heads, then keys and values of K heads of H numbers, float32 (M, (N + 2 * K) * H).
