@@ -17,6 +17,13 @@ use work::{Number, Scratch, Work};
 
 #[cfg(target_arch = "x86_64")]
 mod pairs;
+/// Other processors have no such instructions.
+#[cfg(not(target_arch = "x86_64"))]
+mod pairs {
+    pub(super) unsafe fn gather(_: usize, _: &[u16], _: &[u16], _: &mut super::Scratch) -> bool {
+        unreachable!("they are not there")
+    }
+}
 #[cfg(test)]
 mod tests;
 mod work;
@@ -245,7 +252,6 @@ impl Pass<'_> {
         scratch.gathered.resize(scratch.query.len(), 0.0);
         let work = Work { size, width, keys, values };
         match self.tier.kind() {
-            #[cfg(target_arch = "x86_64")]
             // SAFETY: blocks are by pairs where the instructions are.
             _ if block.by_pairs
                 && let Some(keys) = T::as_bf16(keys)

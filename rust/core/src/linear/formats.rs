@@ -29,6 +29,7 @@ impl Ahead {
     const ALONE: Self = Self { bytes: 8192, far: false, turns: 1, turn: 0 };
 
     /// For a pass that asks for nothing.
+    #[cfg(target_arch = "x86_64")]
     pub(super) const NEVER: Self = Self { bytes: 0, far: true, turns: 1, turn: usize::MAX };
 
     /// For one of so many passes over the same bytes of weights.
