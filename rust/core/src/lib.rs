@@ -21,6 +21,7 @@ mod pairs;
 mod pool;
 pub mod pretokenize;
 pub mod sampler;
+mod search;
 mod special;
 mod token_file;
 mod tokenizer;

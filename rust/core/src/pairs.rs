@@ -1,6 +1,7 @@
 //! A flat hash table from a pair of ids to its rank.
 
 use crate::cpu::prefetch;
+use crate::search::{ENTRIES, Portable, Search};
 
 /// Ids and ranks must be below this: two ids and a rank share an entry of 64 bits.
 pub(crate) const ID_BOUND: u32 = 1 << ID_BITS;
@@ -15,13 +16,10 @@ pub(crate) const NO_RANK: u32 = (1 << RANK_BITS) - 1;
 /// Marks an empty slot: no pair has both ids and the rank at their largest values.
 const EMPTY: u64 = u64::MAX;
 
-/// Entries of a line.
-const WIDTH: usize = 8;
-
 /// One line of the CPU's cache.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-struct Line([u64; WIDTH]);
+struct Line([u64; ENTRIES]);
 
 /// Lines of eight entries of 8 bytes, at most half full.
 ///
@@ -51,15 +49,15 @@ impl Query {
 
 impl PairTable {
     pub(crate) fn with_capacity(pairs: usize) -> Self {
-        let count = (pairs * 2 / WIDTH).next_power_of_two().max(2);
-        let lines = vec![Line([EMPTY; WIDTH]); count];
+        let count = (pairs * 2 / ENTRIES).next_power_of_two().max(2);
+        let lines = vec![Line([EMPTY; ENTRIES]); count];
         Self { lines, is_passed: vec![0; count.div_ceil(64)], shift: 64 - count.trailing_zeros(), len: 0 }
     }
 
     /// Sets the rank of `pair`; a later value replaces an earlier one.
     pub(crate) fn insert(&mut self, pair: (u32, u32), rank: u32) {
         debug_assert!(pair.0.max(pair.1).max(rank) < ID_BOUND);
-        if (self.len + 1) * 2 > self.lines.len() * WIDTH {
+        if (self.len + 1) * 2 > self.lines.len() * ENTRIES {
             let mut larger = Self::with_capacity(self.len * 2 + 1);
             for &entry in self.lines.iter().flat_map(|line| &line.0).filter(|&&entry| entry != EMPTY) {
                 larger.put(entry);
@@ -88,7 +86,7 @@ impl PairTable {
     #[inline(always)]
     pub(crate) fn rank(&self, pair: (u32, u32)) -> u32 {
         let key = key_of(pair);
-        self.look_up(Query { key, line: self.line_of(key) })
+        self.look_up(Portable, Query { key, line: self.line_of(key) })
     }
 
     /// Begins to look up the rank of a pair: the CPU loads what [`PairTable::look_up`] will read.
@@ -102,19 +100,30 @@ impl PairTable {
 
     /// Returns the rank of the pair of `query`, or [`NO_RANK`].
     #[inline(always)]
-    pub(crate) fn look_up(&self, query: Query) -> u32 {
+    pub(crate) fn look_up(&self, search: impl Search, query: Query) -> u32 {
+        let rank = self.rank_in(search, query.line, query.key);
+        if self.is_passed(query.line) { self.look_further(query, rank) } else { rank }
+    }
+
+    /// Looks into the lines behind that of `query`, too. Apart, lest a compiler should test first whether there is a rank.
+    #[cold]
+    fn look_further(&self, query: Query, mut rank: u32) -> u32 {
         let mut at = query.line;
-        loop {
-            let mut found = u64::MAX;
-            for &entry in &self.lines[at].0 {
-                found &= if entry >> RANK_BITS == query.key { entry } else { u64::MAX };
-            }
-            let rank = found as u32 & NO_RANK;
-            if self.is_passed[at / 64] >> (at % 64) & 1 == 0 || rank != NO_RANK {
-                return rank;
-            }
+        while rank == NO_RANK && self.is_passed(at) {
             at = (at + 1) % self.lines.len();
+            rank = self.rank_in(Portable, at, query.key);
         }
+        rank
+    }
+
+    #[inline(always)]
+    fn rank_in(&self, search: impl Search, line: usize, key: u64) -> u32 {
+        search.find::<RANK_BITS>(&self.lines[line].0, key) as u32 & NO_RANK
+    }
+
+    #[inline(always)]
+    fn is_passed(&self, line: usize) -> bool {
+        self.is_passed[line / 64] >> (line % 64) & 1 != 0
     }
 
     #[inline(always)]

@@ -5,16 +5,19 @@
 use super::byte_id;
 use crate::Result;
 use crate::pairs::{ID_BOUND, NO_RANK, Query};
+#[cfg(target_arch = "x86_64")]
+use crate::search::Avx2;
+use crate::search::{KEYS, Portable, Search};
 use crate::vocab::Vocab;
 
 /// How many bytes a window has at most.
-pub(super) const WIDTH: usize = 64;
+pub(super) const WIDTH: usize = KEYS;
 
 /// How many bytes two neighbouring windows share.
 const OVERLAP: usize = 12;
 
 /// How many windows are merged side by side.
-const WINDOWS: usize = 8;
+const WINDOWS: usize = 12;
 
 const STRIDE: usize = WIDTH - OVERLAP;
 
@@ -73,15 +76,11 @@ impl Window {
         Ok(())
     }
 
-    /// Merges the leftmost pair of the best rank and asks for the new ranks; returns whether there was one.
+    /// Merges the pair of the smallest key, the leftmost of the best rank, and asks for the new ranks; returns whether there was one.
     ///
-    /// No place is behind `width`. [`Window::answer`] must follow.
+    /// [`Window::answer`] must follow.
     #[inline(always)]
-    fn merge(&mut self, vocab: &Vocab, width: usize) -> bool {
-        let mut best = NO_PAIR;
-        for &key in &self.keys[..width] {
-            best = best.min(key);
-        }
+    fn merge(&mut self, vocab: &Vocab, best: i32) -> bool {
         if best >= NO_PAIR {
             return false;
         }
@@ -105,9 +104,10 @@ impl Window {
 
     /// Takes the answers to what [`Window::merge`] asked.
     #[inline(always)]
-    fn answer(&mut self, vocab: &Vocab) {
+    fn answer(&mut self, search: impl Search, vocab: &Vocab) {
         for asked in self.asked {
-            self.keys[asked.place % WIDTH] = key(vocab.pairs().look_up(asked.query), asked.place);
+            let rank = vocab.pairs().look_up(search, asked.query);
+            self.keys[asked.place % WIDTH] = key(rank, asked.place);
         }
     }
 
@@ -143,27 +143,26 @@ fn key(rank: u32, place: usize) -> i32 {
 /// piece may begin otherwise.
 pub(super) fn merge_beginning(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     #[cfg(target_arch = "x86_64")]
-    if crate::cpu::has_avx2_and_bits() {
-        /// Comparing keys takes a quarter of the instructions.
+    if let Some(avx2) = Avx2::detect() {
         #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-        fn with_avx2(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
-            merge(vocab, piece, out)
+        fn with_avx2(search: Avx2, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+            merge(search, vocab, piece, out)
         }
         // SAFETY: the CPU has what the function is compiled for.
-        return unsafe { with_avx2(vocab, piece, out) };
+        return unsafe { with_avx2(avx2, vocab, piece, out) };
     }
-    merge(vocab, piece, out)
+    merge(Portable, vocab, piece, out)
 }
 
 #[inline(always)]
-fn merge(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+fn merge(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     if piece.len() > WIDTH {
-        return merge_side_by_side(vocab, piece, out);
+        return merge_side_by_side(search, vocab, piece, out);
     }
     let mut window = Window::EMPTY;
     window.fill(vocab, piece)?;
-    while window.merge(vocab, piece.len()) {
-        window.answer(vocab);
+    while window.merge(vocab, search.smallest(&window.keys)) {
+        window.answer(search, vocab);
     }
     window.push(out);
     Ok(piece.len())
@@ -173,7 +172,7 @@ fn merge(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
 /// are so are an encoding. Two windows are therefore joined at a token that both hold: what stands before it in one, and
 /// behind it in the other, does not merge with it.
 #[inline(always)]
-fn merge_side_by_side(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+fn merge_side_by_side(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     let mut windows = [Window::EMPTY; WINDOWS];
     let length = piece.len().min(SPAN);
     let count = (length - OVERLAP).div_ceil(STRIDE);
@@ -181,14 +180,18 @@ fn merge_side_by_side(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result
     for (i, window) in windows.iter_mut().enumerate() {
         window.fill(vocab, &piece[i * STRIDE..length.min(i * STRIDE + WIDTH)])?;
     }
+    let mut best = [NO_PAIR; WINDOWS];
     let mut is_merging = true;
     while is_merging {
         is_merging = false;
-        for window in windows.iter_mut() {
-            is_merging |= window.merge(vocab, WIDTH);
+        for (best, window) in best.iter_mut().zip(&*windows) {
+            *best = search.smallest(&window.keys);
         }
-        for window in windows.iter_mut() {
-            window.answer(vocab);
+        for (&best, window) in best.iter().zip(&mut *windows) {
+            is_merging |= window.merge(vocab, best);
+        }
+        for window in &mut *windows {
+            window.answer(search, vocab);
         }
     }
     // Drop what the next window says better, and from that what this one does, until two do not agree.
