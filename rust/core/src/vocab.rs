@@ -35,7 +35,7 @@ pub struct Vocab {
     pairs: PairTable,
     /// The ranks of pairs of bytes, by the first times 256 and the second: with them every merging begins.
     byte_pairs: Vec<u32>,
-    /// The id that the pair of a rank merges to.
+    /// The id that the pair of a rank merges to; empty where ranks are ids.
     merged: Vec<u32>,
     /// Pairs in rank order.
     merges: Vec<(u32, u32)>,
@@ -56,7 +56,6 @@ impl Vocab {
         let mut vocab = Self::from_tokens(ranks, |_| false)?;
         vocab.whole_piece_first = true;
         vocab.merges = Vec::with_capacity(vocab.token_count);
-        vocab.merged = (0..vocab.id_bound()).collect();
         let mut merger = Merger::default();
         let mut parts = Vec::new();
         for id in 0..vocab.id_bound() {
@@ -144,7 +143,7 @@ impl Vocab {
         for &(left, right) in &self.merges {
             vocab.insert_pair((left, right), self.rank(left, right));
         }
-        vocab.merged.clone_from(&self.merged);
+        vocab.merged = if self.merged.is_empty() { (0..self.id_bound()).collect() } else { self.merged.clone() };
         vocab.merges.clone_from(&self.merges);
         for (index, &pair) in merges.iter().enumerate() {
             vocab.push_merge(pair, index)?;
@@ -321,7 +320,7 @@ impl Vocab {
     /// Returns the id that the pair of this rank merges to.
     #[inline]
     pub(crate) fn merged(&self, rank: u32) -> u32 {
-        self.merged[rank as usize]
+        self.merged.get(rank as usize).copied().unwrap_or(rank)
     }
 
     /// Returns the ids of all single bytes, [`NO_ID`] where a byte is no token.
