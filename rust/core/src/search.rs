@@ -31,10 +31,10 @@ impl Search for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Avx2;
+pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
+mod x86 {
     #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this module")]
     use std::arch::x86_64::*;
 
@@ -68,7 +68,7 @@ mod avx2 {
 
         #[inline(always)]
         fn find<const SHIFT: u32>(self, entries: &[u64; ENTRIES], key: u64) -> u64 {
-            // SAFETY: as above, two vectors.
+            // SAFETY: as above, of two vectors.
             unsafe {
                 let low = _mm256_loadu_si256(entries.as_ptr().cast());
                 let high = _mm256_loadu_si256(entries[4..].as_ptr().cast());
@@ -83,6 +83,43 @@ mod avx2 {
             }
         }
     }
+
+    /// AVX-512, and all of [`Avx2`].
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Avx512(());
+
+    impl Avx512 {
+        #[inline(always)]
+        pub(crate) fn detect() -> Option<Self> {
+            (crate::cpu::has_avx2_and_bits() && is_x86_feature_detected!("avx512f")).then_some(Self(()))
+        }
+    }
+
+    impl Search for Avx512 {
+        #[inline(always)]
+        fn smallest(self, keys: &[i32; KEYS]) -> i32 {
+            // SAFETY: the four vectors of the array are read, and the CPU has the instructions.
+            unsafe {
+                let mut sixteen = _mm512_set1_epi32(i32::MAX);
+                for keys in keys.as_chunks::<16>().0 {
+                    sixteen = _mm512_min_epi32(sixteen, _mm512_loadu_epi32(keys.as_ptr()));
+                }
+                _mm512_reduce_min_epi32(sixteen)
+            }
+        }
+
+        #[inline(always)]
+        fn find<const SHIFT: u32>(self, entries: &[u64; ENTRIES], key: u64) -> u64 {
+            // SAFETY: as above, of one vector.
+            unsafe {
+                let eight = _mm512_loadu_epi64(entries.as_ptr().cast());
+                let keys = _mm512_srl_epi64(eight, _mm_cvtsi32_si128(SHIFT.cast_signed()));
+                let is_here = _mm512_cmpeq_epi64_mask(keys, _mm512_set1_epi64(key.cast_signed()));
+                let first = _mm512_mask_compress_epi64(_mm512_set1_epi64(-1), is_here, eight);
+                _mm_cvtsi128_si64(_mm512_castsi512_si128(first)).cast_unsigned()
+            }
+        }
+    }
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -90,23 +127,31 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn assert_finds(search: impl Search, keys: &[i32; KEYS], entries: &[u64; ENTRIES], key: u64) {
+        assert_eq!(search.smallest(keys), Portable.smallest(keys));
+        assert_eq!(search.find::<22>(entries, key), Portable.find::<22>(entries, key));
+    }
+
     proptest! {
         #[test]
-        fn avx2_finds_what_the_portable_way_finds(
+        fn all_tiers_find_the_same(
             keys in prop::collection::vec(any::<i32>(), KEYS),
             mut entries in prop::array::uniform8(any::<u64>()),
             at in 0..2 * ENTRIES,
             key in any::<u64>(),
         ) {
-            let Some(avx2) = Avx2::detect() else { return Ok(()) };
             let key = key >> 22;
             if let Some(entry) = entries.get_mut(at) {
                 *entry = key << 22 | *entry & 0x3f_ffff;
             }
             let keys = keys.try_into().expect("as many");
-            prop_assert_eq!(avx2.smallest(&keys), Portable.smallest(&keys));
-            prop_assert_eq!(avx2.find::<22>(&entries, key), entries.get(at).copied().unwrap_or(u64::MAX));
-            prop_assert_eq!(avx2.find::<22>(&entries, key), Portable.find::<22>(&entries, key));
+            prop_assert_eq!(Portable.find::<22>(&entries, key), entries.get(at).copied().unwrap_or(u64::MAX));
+            if let Some(avx2) = Avx2::detect() {
+                assert_finds(avx2, &keys, &entries, key);
+            }
+            if let Some(avx512) = Avx512::detect() {
+                assert_finds(avx512, &keys, &entries, key);
+            }
         }
     }
 }

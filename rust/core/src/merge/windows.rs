@@ -6,7 +6,7 @@ use super::byte_id;
 use crate::Result;
 use crate::pairs::{ID_BOUND, NO_RANK, Query};
 #[cfg(target_arch = "x86_64")]
-use crate::search::Avx2;
+use crate::search::{Avx2, Avx512};
 use crate::search::{KEYS, Portable, Search};
 use crate::vocab::Vocab;
 
@@ -143,13 +143,23 @@ fn key(rank: u32, place: usize) -> i32 {
 /// piece may begin otherwise.
 pub(super) fn merge_beginning(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = Avx2::detect() {
+    {
+        #[target_feature(enable = "avx512f,avx2,bmi1,bmi2,lzcnt,popcnt")]
+        fn with_avx512(search: Avx512, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+            merge(search, vocab, piece, out)
+        }
         #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
         fn with_avx2(search: Avx2, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
             merge(search, vocab, piece, out)
         }
-        // SAFETY: the CPU has what the function is compiled for.
-        return unsafe { with_avx2(avx2, vocab, piece, out) };
+        if let Some(avx512) = Avx512::detect() {
+            // SAFETY: the CPU has what the function is compiled for.
+            return unsafe { with_avx512(avx512, vocab, piece, out) };
+        }
+        if let Some(avx2) = Avx2::detect() {
+            // SAFETY: as above.
+            return unsafe { with_avx2(avx2, vocab, piece, out) };
+        }
     }
     merge(Portable, vocab, piece, out)
 }
