@@ -91,8 +91,8 @@ impl PairTable {
 
     /// Begins to look up the rank of a pair: the CPU loads what [`PairTable::look_up`] will read.
     #[inline(always)]
-    pub(crate) fn ask(&self, pair: Option<(u32, u32)>) -> Query {
-        let key = pair.map_or(Query::NONE.key, key_of);
+    pub(crate) fn ask(&self, pair: (u32, u32)) -> Query {
+        let key = key_of(pair);
         let line = self.line_of(key);
         prefetch(self.lines.as_ptr().wrapping_add(line));
         Query { key, line }
@@ -133,7 +133,9 @@ impl PairTable {
     }
 }
 
+/// Beside [`NO_ID`](crate::vocab::NO_ID), on either side, no entry has the key.
 #[inline(always)]
 fn key_of((left, right): (u32, u32)) -> u64 {
-    u64::from(left) << ID_BITS | u64::from(right)
+    // All ones stay so when the sign is extended; to ids that does nothing.
+    u64::from(left) << ID_BITS | i64::from(right.cast_signed()).cast_unsigned()
 }

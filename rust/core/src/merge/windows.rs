@@ -8,7 +8,7 @@ use crate::pairs::{ID_BOUND, NO_RANK, Query};
 #[cfg(target_arch = "x86_64")]
 use crate::search::{Avx2, Avx512};
 use crate::search::{KEYS, Portable, Search};
-use crate::vocab::Vocab;
+use crate::vocab::{NO_ID, Vocab};
 
 /// How many bytes a window has at most.
 pub(super) const WIDTH: usize = KEYS;
@@ -30,7 +30,8 @@ const PLACE_BITS: u32 = WIDTH.ilog2();
 const NO_PAIR: i32 = (NO_RANK << PLACE_BITS) as i32;
 
 struct Window {
-    ids: [u32; WIDTH],
+    /// At [`WIDTH`] stands for the neighbour that the first and the last symbol do not have.
+    ids: [u32; WIDTH + 1],
     keys: [i32; WIDTH],
     /// A bit for each place that holds a symbol.
     places: u64,
@@ -46,15 +47,18 @@ struct Asked {
 
 impl Asked {
     #[inline(always)]
-    fn new(vocab: &Vocab, place: usize, pair: (u32, u32), is_pair: bool) -> Self {
-        let query = vocab.pairs().ask(is_pair.then_some(pair));
-        Self { place, query }
+    fn new(vocab: &Vocab, place: usize, pair: (u32, u32)) -> Self {
+        Self { place, query: vocab.pairs().ask(pair) }
     }
 }
 
 impl Window {
-    const EMPTY: Self =
-        Self { ids: [0; WIDTH], keys: [NO_PAIR; WIDTH], places: 0, asked: [Asked { place: 0, query: Query::NONE }; 2] };
+    const EMPTY: Self = Self {
+        ids: [NO_ID; WIDTH + 1],
+        keys: [NO_PAIR; WIDTH],
+        places: 0,
+        asked: [Asked { place: 0, query: Query::NONE }; 2],
+    };
 
     /// Takes the bytes of a piece, 1 to [`WIDTH`] of them; the window must be empty.
     #[inline(always)]
@@ -92,12 +96,12 @@ impl Window {
         self.keys[behind.trailing_zeros() as usize % WIDTH] = NO_PAIR;
         let behind = behind & behind.wrapping_sub(1);
         let before = self.places & ((1 << at) - 1);
-        // The place itself stands for a neighbour that is not there.
-        let next = if behind == 0 { at } else { behind.trailing_zeros() as usize };
-        let previous = if before == 0 { at } else { before.ilog2() as usize };
+        // Where no bit is set, [`WIDTH`] zeros trail.
+        let next = behind.trailing_zeros() as usize;
+        let previous = if before == 0 { WIDTH } else { before.ilog2() as usize };
         self.asked = [
-            Asked::new(vocab, previous, (self.ids[previous], merged), before != 0),
-            Asked::new(vocab, at, (merged, self.ids[next]), behind != 0),
+            Asked::new(vocab, previous, (self.ids[previous], merged)),
+            Asked::new(vocab, at, (merged, self.ids[next])),
         ];
         true
     }
@@ -107,7 +111,9 @@ impl Window {
     fn answer(&mut self, search: impl Search, vocab: &Vocab) {
         for asked in self.asked {
             let rank = vocab.pairs().look_up(search, asked.query);
-            self.keys[asked.place % WIDTH] = key(rank, asked.place);
+            if let Some(answer) = self.keys.get_mut(asked.place) {
+                *answer = key(rank, asked.place);
+            }
         }
     }
 
