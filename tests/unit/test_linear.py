@@ -151,6 +151,9 @@ def test_refusals() -> None:
     for x, out in ((floats(4, 2).T, floats(2, 2)), (floats(2, 4), floats(2, 2).T)):
         with pytest.raises(ValueError, match="not contiguous"):
             linear.multiply(x, out)
+    for threads in (0, -1):
+        with pytest.raises(ValueError, match=f"num_threads is {threads}; expected at least 1"):
+            linear.multiply(floats(1, 4), floats(1, 2), num_threads=threads)
     fixed = floats(1, 2)
     fixed.flags.writeable = False
     with pytest.raises(TypeError, match="out: "):

@@ -28,7 +28,11 @@ fn main() -> Result<(), bpe_llama::Error> {
             "float32" => Weights::F32(&floats[start..end]),
             "bfloat16" => Weights::Bf16(&halves[start..end]),
             "int8" => Weights::Int8(&bytes[start..end], &scales[..rows]),
-            _ => Weights::Int4(&codes[start / 2..end / 2], &pairs[start / GROUP..end / GROUP]),
+            "int4" => Weights::Int4(&codes[start / 2..end / 2], &pairs[start / GROUP..end / GROUP]),
+            other => {
+                let message = format!("format {other}; expected float32, bfloat16, int8 or int4");
+                return Err(bpe_llama::Error::InvalidArgument(message));
+            }
         };
         matrices.push(Matrix::new(rows, columns, weights)?);
         start = end;

@@ -188,6 +188,14 @@ pub(crate) fn thread_count(num_threads: Option<Threads>) -> usize {
     threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZero::get)
 }
 
+/// Returns an argument that must be at least this.
+pub(crate) fn at_least(least: usize, name: &str, number: i64) -> PyResult<usize> {
+    usize::try_from(number)
+        .ok()
+        .filter(|number| *number >= least)
+        .ok_or_else(|| PyValueError::new_err(format!("{name} is {number}; expected at least {least}")))
+}
+
 /// Returns an object as an error shows it: its `repr`, the end of a long one left out.
 pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
     const LONGEST: usize = 80;

@@ -1,7 +1,7 @@
 //! `attend` for Python: the attention of new tokens over a cache in a NumPy array.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
-use crate::arguments::shown;
+use crate::arguments::{at_least, shown};
 use crate::error::to_py;
 use crate::linear::check_order;
 use bpe_llama::linear::{Shape, Store, Tokens, attend};
@@ -106,13 +106,6 @@ pub(crate) fn py_attend<'py>(
         let expected = "expected a float32 or uint16 array (2, layers, B, K, S, H)";
         Err(PyTypeError::new_err(format!("the store is {}; {expected}", shown(store))))
     }
-}
-
-fn at_least(least: usize, name: &str, number: i64) -> PyResult<usize> {
-    usize::try_from(number)
-        .ok()
-        .filter(|number| *number >= least)
-        .ok_or_else(|| PyValueError::new_err(format!("{name} is {number}; expected at least {least}")))
 }
 
 fn writable<'py, T: Element>(array: &Bound<'py, PyArray6<T>>) -> PyResult<PyReadwriteArray6<'py, T>> {

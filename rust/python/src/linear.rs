@@ -1,6 +1,7 @@
 //! `Linear` for Python: products with weights in NumPy arrays, where they lie.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
+use crate::arguments::at_least;
 use crate::error::to_py;
 use bpe_llama::linear::{Input, Matrix, Numbers, Weights, has_avx512, has_pairs, has_unit, multiply};
 use numpy::ndarray::Dimension;
@@ -204,7 +205,7 @@ impl PyLinear {
     ///
     /// Raises:
     ///     TypeError: If an array is no float32 of two axes, or `out` may not be written to.
-    ///     ValueError: If shapes do not fit, or an array is not contiguous.
+    ///     ValueError: If shapes do not fit, an array is not contiguous, or `num_threads` is below 1.
     ///
     /// Cost: one read of the weights for up to about 16 vectors, 32 in a unit for matrices or as pairs of bfloat16, then
     /// two operations a weight and vector.
@@ -215,8 +216,9 @@ impl PyLinear {
         x: &Bound<'py, PyArray2<f32>>,
         out: &Bound<'py, PyArray2<f32>>,
         add: bool,
-        num_threads: usize,
+        num_threads: i64,
     ) -> PyResult<()> {
+        let num_threads = at_least(1, "num_threads", num_threads)?;
         let given = x.try_readonly().map_err(|error| PyValueError::new_err(format!("x: {error}")))?;
         let mut written = out.try_readwrite().map_err(|error| PyTypeError::new_err(format!("out: {error}")))?;
         check_order(x)?;
