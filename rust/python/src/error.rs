@@ -11,7 +11,12 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::NotFound(_) => PyKeyError::new_err(message),
         // errno and path first, so that Python picks FileNotFoundError and its siblings.
         Error::Io { path, source } => match source.raw_os_error() {
-            Some(errno) => PyOSError::new_err((errno, source.to_string(), path)),
+            Some(errno) => {
+                // As Python words it: the number stands before, and the path is a str.
+                let words = source.to_string();
+                let words = words.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&words);
+                PyOSError::new_err((errno, words.to_owned(), path.into_os_string()))
+            }
             None => PyOSError::new_err(message),
         },
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
