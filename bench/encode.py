@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("RAYON_NUM_THREADS", "1")  # before any peer starts its pool
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -137,33 +137,69 @@ def loading(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[st
     """
     rows: list[dict[str, Any]] = []
     for name in peers:
-        seen = [_load_in_child(name, options.vocabulary) for _ in range(max(3, options.rounds // 3))]
-        best = min(seconds for seconds, _ in seen)
-        rows.append(
-            {"peer": name, "vocabulary": options.vocabulary, "load_s": best, "rss_mb": min(mb for _, mb in seen)}
-        )
+        seen = [_in_child(name, options.vocabulary) for _ in range(max(3, options.rounds // 3))]
+        best, memory = min(child.load_s for child in seen), min(child.memory_mb for child in seen)
+        rows.append({"peer": name, "vocabulary": options.vocabulary, "load_s": best, "rss_mb": memory})
     table = [[row["peer"], f"{row['load_s'] * 1000:.0f}", f"{row['rss_mb']:.0f}"] for row in rows]
     print(measure.markdown(["", "load, ms", "memory after load, MB more than before"], table))
     return rows
 
 
-def _load_in_child(name: str, vocabulary: str) -> tuple[float, float]:
+def first_pass(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time the first long text of a fresh process into NumPy: without loading the vocabulary, and with it."""
+    rows: list[dict[str, Any]] = []
+    for kind in data.KINDS:
+        text = data.corpus(kind, megabytes=options.megabytes)
+        row: dict[str, Any] = {"text": kind, "vocabulary": options.vocabulary}
+        turns = [name for _ in range(max(3, options.rounds // 3)) for name in peers]
+        seen: dict[str, list[Child]] = {name: [] for name in peers}
+        for name in turns:
+            seen[name].append(_in_child(name, options.vocabulary, str(text)))
+        for name, children in seen.items():
+            row[name] = {
+                "mb_s_best": max(child.text_mb / child.first_s for child in children),
+                "with_load_mb_s_best": max(child.text_mb / (child.load_s + child.first_s) for child in children),
+            }
+        rows.append(row)
+    for figure, label in (("mb_s_best", "first pass"), ("with_load_mb_s_best", "first pass and loading")):
+        table = [[row["text"], *(f"{row[name][figure]:.0f}" for name in peers)] for row in rows]
+        print(measure.markdown([f"MB/s, {label}", *peers], table), end="\n\n")
+    return rows
+
+
+class Child(NamedTuple):
+    """What a fresh process measured: loading, the memory that took, then encoding a text."""
+
+    load_s: float
+    memory_mb: float
+    text_mb: float
+    first_s: float
+
+
+def _in_child(name: str, vocabulary: str, path: str = "") -> Child:
     script = """
 import sys, time
+from pathlib import Path
+from bench.encode import SLOW_SHARE
 from bench.encode_peers import PEERS
 from bench.measure import resident_mb
-peer = PEERS[sys.argv[1]]()
-peer.prepare(sys.argv[2])
+name, vocabulary, path = sys.argv[1:]
+peer = PEERS[name]()
+peer.prepare(vocabulary)
+text = Path(path).read_bytes().decode() if path else ""
+text = text[: len(text) // SLOW_SHARE] if peer.slow else text
 before, started = resident_mb(), time.perf_counter()
-peer.load(sys.argv[2])
-peer.into("list")("a b")
-seconds = time.perf_counter() - started
-print(seconds, resident_mb() - before)
+peer.load(vocabulary)
+run = peer.into("numpy")
+run("a b")
+loaded, after = time.perf_counter(), resident_mb()
+run(text)
+first = time.perf_counter() - loaded
+print(loaded - started, after - before, len(text.encode()) / 1e6, first)
 """
-    command = [sys.executable, "-c", script, name, vocabulary]
+    command = [sys.executable, "-c", script, name, vocabulary, path]
     out = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
-    seconds, megabytes = map(float, out.split())
-    return seconds, megabytes
+    return Child(*map(float, out.split()))
 
 
 def two_threads(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -195,6 +231,7 @@ JOBS: dict[str, Callable[[dict[str, Peer], argparse.Namespace], list[dict[str, A
     "worst_cases": worst_cases,
     "prompts": prompts,
     "loading": loading,
+    "first_pass": first_pass,
     "two_threads": two_threads,
 }
 

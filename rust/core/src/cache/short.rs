@@ -56,9 +56,17 @@ impl ShortTable {
 
     pub(super) fn get(&self, probe: &Probe) -> Option<ShortIds> {
         let at = (probe.hash >> (64 - self.line_bits)) as usize;
-        // The neighbouring line is rarely needed, and rarely there.
-        let mut entries = [at, at ^ 1].into_iter().map(|at| find(&self.lines()[at], probe.key));
-        entries.find(|entry| entry[..2] == probe.key).map(unpack_ids)
+        let line = &self.lines()[at];
+        let entry = find(line, probe.key);
+        if entry[..2] == probe.key {
+            return Some(unpack_ids(entry));
+        }
+        if line[5] == 0 {
+            // Only what a full line had to give away is in the neighbouring one, which is rarely in the CPU's cache.
+            return None;
+        }
+        let entry = find(&self.lines()[at ^ 1], probe.key);
+        (entry[..2] == probe.key).then(|| unpack_ids(entry))
     }
 
     pub(super) fn put(&mut self, probe: &Probe, ids: ShortIds) {
