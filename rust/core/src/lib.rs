@@ -6,6 +6,7 @@
 
 mod batch;
 mod boundaries;
+mod byte_alphabet;
 mod cache;
 mod cpu;
 mod decode;
@@ -13,11 +14,14 @@ pub mod documents;
 mod encode;
 mod error;
 pub mod formats;
+mod grow;
 mod huge_pages;
 pub mod linear;
 mod merge;
 mod normalize;
+mod offsets;
 mod pairs;
+mod pipeline;
 mod pool;
 pub mod pretokenize;
 pub mod sampler;
@@ -29,11 +33,12 @@ pub mod train;
 mod vocab;
 
 pub use batch::{EncodeOptions, Pause};
-pub use decode::Utf8Stream;
+pub use decode::{DecodeStream, Utf8Stream};
 pub use error::{Error, Result};
 pub use normalize::{After, SpacePrefix, Spaces};
+pub use offsets::Offsets;
 pub use pretokenize::Pretokenizer;
 pub use special::{AddedToken, SpecialSet};
 pub use token_file::TokenFile;
-pub use tokenizer::{Offsets, Tokenizer};
+pub use tokenizer::{Ends, Tokenizer};
 pub use vocab::{Pieces, Vocab};

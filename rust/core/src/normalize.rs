@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 
-use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
+use unicode_normalization::{IsNormalized, is_nfc_quick};
+use unicode_normalization_alignments::UnicodeNormalization;
 
+use crate::pipeline::Aligned;
 use crate::{Error, Result};
 
 /// What SentencePiece writes for a space: U+2581.
@@ -83,25 +85,42 @@ impl Normalizer {
     /// Returns the normal form of a stretch of ordinary text.
     pub(crate) fn apply(self, text: &str, after: After) -> Cow<'_, str> {
         match self {
-            Self::Nfc if is_nfc_quick(text.chars()) != IsNormalized::Yes => Cow::Owned(text.nfc().collect()),
+            Self::Nfc if is_nfc_quick(text.chars()) != IsNormalized::Yes => {
+                Cow::Owned(text.nfc().map(|(c, _)| c).collect())
+            }
             Self::None | Self::Nfc => Cow::Borrowed(text),
             Self::Spaces(spaces) => spaces.normalize(text, after),
         }
     }
 
-    /// Returns how many bytes `normal` has before the bytes of `text`.
+    /// Returns the normal form with, for each byte, the range of the original text that it stands for.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if more was changed than that, so that no place in the text can be named.
-    pub(crate) fn prefix_len(self, text: &str, normal: &str) -> Result<usize> {
-        if normal.strip_suffix(text).is_some_and(|prefix| matches!(prefix, "" | " ")) {
-            return Ok(normal.len() - text.len());
+    /// [`Error::InvalidArgument`] if SentencePiece's treatment of spaces changes more than the beginning.
+    pub(crate) fn apply_aligned(self, text: &str, start: u32, after: After) -> Result<Aligned> {
+        let mut aligned = Aligned::new(text, start);
+        match self {
+            Self::None => {}
+            Self::Nfc => {
+                if is_nfc_quick(text.chars()) != IsNormalized::Yes {
+                    aligned.transform(0, text.nfc())?;
+                }
+            }
+            Self::Spaces(spaces) => {
+                let normal = spaces.normalize(text, after);
+                match normal.strip_suffix(text) {
+                    Some("") => {}
+                    Some(prefix @ " ") => aligned.prepend(prefix),
+                    _ => {
+                        return Err(Error::InvalidArgument(
+                            "offsets need text whose spaces are as this tokenizer normalizes them, and without \u{2581}"
+                                .to_owned(),
+                        ));
+                    }
+                }
+            }
         }
-        let what = match self {
-            Self::Spaces(_) => "whose spaces are as this tokenizer normalizes them, and without \u{2581}",
-            _ => "in Unicode's normal form C, which this tokenizer brings text to",
-        };
-        Err(Error::InvalidArgument(format!("offsets need text {what}")))
+        Ok(aligned)
     }
 }
 

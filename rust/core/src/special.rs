@@ -1,9 +1,17 @@
 //! Tokens that stand outside BPE: matched in text as they are, or, if special, only when the caller allows it.
+//!
+//! Text is searched twice: as it stands for the tokens that are not normalized, and what lies between them once more
+//! when it is normalized. A special token that is not allowed is found and passed over.
+//!
+//! Source: `added_vocabulary.rs` of Hugging Face `tokenizers` defines both passes, and what the flags mean.
+
+use std::ops::Range;
+use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use fancy_regex::Regex;
 use hashbrown::HashMap;
 
-use crate::normalize::SPACE;
 use crate::pairs::ID_BOUND;
 use crate::{Error, Result};
 
@@ -23,7 +31,7 @@ pub struct AddedToken {
     pub lstrip: bool,
     /// Whether it swallows white space to its right.
     pub rstrip: bool,
-    /// Whether it is looked for after normalization.
+    /// Whether it is looked for, in its own normal form, once the text is normalized.
     pub normalized: bool,
 }
 
@@ -64,20 +72,26 @@ impl SpecialSet<'_> {
 /// The added tokens of one tokenizer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AddedTokens {
+    /// In id order. Several may share an id; the first of them is what the id is decoded to.
     tokens: Vec<AddedToken>,
     by_id: HashMap<u32, usize>,
     by_content: HashMap<String, usize>,
+    /// Each token's content, in its normal form if it is looked for by that.
+    names: Vec<String>,
     /// What each token is decoded to.
     bytes: Vec<Vec<u8>>,
-    /// Matchers prepared for the two common calls, no special token and all of them; `None` where there is none to find.
-    without_special: Option<Matcher>,
-    with_special: Option<Matcher>,
+    /// Looked for in the text as it stands.
+    raw: Option<Matcher>,
+    /// Looked for in normalized text.
+    normalized: Option<Matcher>,
 }
 
 impl AddedTokens {
+    /// Returns these tokens; `normalize` gives the text by which a token that is normalized is looked for.
+    ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty, two share their text or their id, or an id is out of range.
-    pub(crate) fn new(mut tokens: Vec<AddedToken>) -> Result<Self> {
+    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is out of range; what `normalize` returns.
+    pub(crate) fn new(mut tokens: Vec<AddedToken>, normalize: impl Fn(&str) -> Result<String>) -> Result<Self> {
         tokens.sort_by_key(|token| token.id);
         let mut added = Self::default();
         for (i, token) in tokens.iter().enumerate() {
@@ -93,29 +107,35 @@ impl AddedTokens {
             if added.by_content.insert(content.clone(), i).is_some() {
                 return Err(Error::InvalidArgument(format!("special token {content:?} is given twice")));
             }
-            if let Some(other) = added.by_id.insert(id, i) {
-                let other = &tokens[other].content;
-                return Err(Error::InvalidArgument(format!("special tokens {other:?} and {content:?} share id {id}")));
-            }
+            added.by_id.entry(id).or_insert(i);
         }
-        added.without_special = Matcher::new(tokens.iter().filter(|token| !token.special));
-        added.with_special = Matcher::new(tokens.iter());
+        let mut patterns: [Vec<(String, usize)>; 2] = Default::default();
+        for (i, token) in tokens.iter().enumerate() {
+            let pattern = if token.normalized { normalize(&token.content)? } else { token.content.clone() };
+            added.names.push(pattern.clone());
+            patterns[usize::from(token.normalized)].push((pattern, i));
+        }
+        let [raw, normalized] = patterns;
+        added.raw = Matcher::new(raw, &tokens)?;
+        added.normalized = Matcher::new(normalized, &tokens)?;
         added.bytes = tokens.iter().map(|token| token.content.clone().into_bytes()).collect();
         added.tokens = tokens;
         Ok(added)
     }
 
-    /// Makes `▁` a space in what the tokens are decoded to; they are still looked for in text as they are.
-    ///
-    /// # Source
-    /// The decoders of Hugging Face `tokenizers` take added tokens for tokens like others.
-    pub(crate) fn decode_to_spaces(&mut self) {
-        self.bytes = self.tokens.iter().map(|token| token.content.replace(SPACE, " ").into_bytes()).collect();
+    /// Changes what the tokens are decoded to, given their names; they are still looked for in text as they are.
+    pub(crate) fn decode_by(&mut self, decode: impl Fn(&str) -> Vec<u8>) {
+        self.bytes = self.names.iter().map(|name| decode(name)).collect();
+    }
+
+    /// Returns what the token of an id is called where tokens are decoded: its content, or the normal form of that.
+    pub(crate) fn name_of(&self, id: u32) -> Option<&str> {
+        self.by_id.get(&id).map(|&i| self.names[i].as_str())
     }
 
     /// Returns whether no added token is ever matched when these special ones are allowed.
     pub(crate) fn finds_none(&self, allowed: SpecialSet<'_>) -> bool {
-        if allowed.is_none() { self.without_special.is_none() } else { self.with_special.is_none() }
+        [&self.raw, &self.normalized].into_iter().flatten().all(|matcher| matcher.finds_none(allowed))
     }
 
     /// In id order.
@@ -153,90 +173,136 @@ impl AddedTokens {
         })
     }
 
-    /// Cuts `text` into ordinary parts and added tokens, calling back for each in order.
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `allowed` names what is no added token.
+    pub(crate) fn check(&self, allowed: SpecialSet<'_>) -> Result<()> {
+        let SpecialSet::Only(names) = allowed else { return Ok(()) };
+        match names.iter().find(|name| !self.by_content.contains_key(**name)) {
+            Some(name) => Err(Error::InvalidArgument(format!(
+                "allowed_special names {name:?}, which is no special token of this tokenizer"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Cuts a text that is not yet normalized into ordinary parts and added tokens, calling back for each in order.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `allowed` names what is no special token; and what `ordinary` returns.
-    pub(crate) fn cut<'t>(
+    /// What `each` returns.
+    pub(crate) fn cut_raw(
         &self,
-        text: &'t str,
+        text: &str,
         allowed: SpecialSet<'_>,
-        each: &mut dyn FnMut(Part<'t>) -> Result<()>,
+        each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
-        let chosen;
-        let matcher = match allowed {
-            SpecialSet::All => &self.with_special,
-            _ if allowed.is_none() => &self.without_special,
-            SpecialSet::None => &self.without_special,
-            SpecialSet::Only(names) => {
-                if let Some(name) = names.iter().find(|name| !self.by_content.contains_key(**name)) {
-                    return Err(Error::InvalidArgument(format!(
-                        "allowed_special names {name:?}, which is no special token of this tokenizer"
-                    )));
-                }
-                let tokens = self.tokens.iter().filter(|token| !token.special || allowed.contains(&token.content));
-                chosen = Matcher::new(tokens);
-                &chosen
-            }
-        };
-        match matcher {
-            None => each(Part::Ordinary(text)),
-            Some(matcher) => matcher.cut(text, each),
-        }
+        cut(self.raw.as_ref(), text, &self.tokens, allowed, each)
+    }
+
+    /// The same for an ordinary part that is normalized.
+    pub(crate) fn cut_normalized(
+        &self,
+        text: &str,
+        allowed: SpecialSet<'_>,
+        each: &mut dyn FnMut(Part) -> Result<()>,
+    ) -> Result<()> {
+        cut(self.normalized.as_ref(), text, &self.tokens, allowed, each)
+    }
+}
+
+fn cut(
+    matcher: Option<&Matcher>,
+    text: &str,
+    tokens: &[AddedToken],
+    allowed: SpecialSet<'_>,
+    each: &mut dyn FnMut(Part) -> Result<()>,
+) -> Result<()> {
+    match matcher {
+        Some(matcher) if !matcher.finds_none(allowed) => matcher.cut(text, tokens, allowed, each),
+        _ if text.is_empty() => Ok(()),
+        _ => each(Part { bytes: 0..text.len(), added: None }),
     }
 }
 
 /// A part of a text.
-pub(crate) enum Part<'t> {
-    Ordinary(&'t str),
-    /// An added token's id and the text it was matched on, white space it swallowed included.
-    Added(u32, &'t str),
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// Where it stands. White space that an added token swallowed is included; such tokens may overlap.
+    pub(crate) bytes: Range<usize>,
+    /// The id, if it is an added token.
+    pub(crate) added: Option<u32>,
 }
 
 /// Leftmost, then longest, match of a set of added tokens.
 #[derive(Debug, Clone)]
 struct Matcher {
     automaton: AhoCorasick,
-    tokens: Vec<AddedToken>,
+    /// The place of each pattern's token in the list of all.
+    tokens: Vec<usize>,
+    has_ordinary: bool,
 }
 
 impl Matcher {
-    fn new<'a>(tokens: impl Iterator<Item = &'a AddedToken>) -> Option<Self> {
-        let tokens: Vec<_> = tokens.cloned().collect();
-        if tokens.is_empty() {
-            return None;
+    fn new(mut patterns: Vec<(String, usize)>, tokens: &[AddedToken]) -> Result<Option<Self>> {
+        // What normalization leaves nothing of is never found.
+        patterns.retain(|(pattern, _)| !pattern.is_empty());
+        let mut sorted: Vec<_> = patterns.iter().collect();
+        sorted.sort_unstable();
+        if let Some(same) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let [one, other] = [same[0].1, same[1].1].map(|i| &tokens[i].content);
+            return Err(Error::InvalidArgument(format!("added tokens {one:?} and {other:?} are one when normalized")));
         }
-        let contents = tokens.iter().map(|token| &token.content);
-        let automaton = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(contents).ok()?;
-        Some(Self { automaton, tokens })
+        if patterns.is_empty() {
+            return Ok(None);
+        }
+        let builder =
+            AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns.iter().map(|p| &p.0));
+        let automaton = builder.map_err(|error| Error::InvalidArgument(format!("too many added tokens: {error}")))?;
+        let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
+        Ok(Some(Self { automaton, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
     }
 
-    fn cut<'t>(&self, text: &'t str, each: &mut dyn FnMut(Part<'t>) -> Result<()>) -> Result<()> {
+    fn finds_none(&self, allowed: SpecialSet<'_>) -> bool {
+        allowed.is_none() && !self.has_ordinary
+    }
+
+    fn cut(
+        &self,
+        text: &str,
+        tokens: &[AddedToken],
+        allowed: SpecialSet<'_>,
+        each: &mut dyn FnMut(Part) -> Result<()>,
+    ) -> Result<()> {
         let mut done = 0;
         for found in self.automaton.find_iter(text) {
-            let token = &self.tokens[found.pattern().as_usize()];
+            let token = &tokens[self.tokens[found.pattern().as_usize()]];
             let (mut start, mut end) = (found.start(), found.end());
-            // White space swallowed by the token before may reach into this one.
-            if start < done || (token.single_word && touches_word(text, start, end)) {
+            let is_passed_over = token.special && !allowed.contains(&token.content);
+            if is_passed_over || (token.single_word && touches_word(text, start, end)) {
                 continue;
             }
             if token.lstrip {
-                start = done + text[done..start].trim_end().len();
+                start = done.max(text[..start].trim_end().len());
             }
             if token.rstrip {
                 end = text.len() - text[end..].trim_start().len();
             }
             if start > done {
-                each(Part::Ordinary(&text[done..start]))?;
+                each(Part { bytes: done..start, added: None })?;
             }
-            each(Part::Added(token.id, &text[start..end]))?;
+            each(Part { bytes: start..end, added: Some(token.id) })?;
             done = end;
         }
-        if done < text.len() { each(Part::Ordinary(&text[done..])) } else { Ok(()) }
+        if done == text.len() { Ok(()) } else { each(Part { bytes: done..text.len(), added: None }) }
     }
 }
 
+/// Returns whether a word character (`\w` of Rust's regexes) stands right before or after a range.
 fn touches_word(text: &str, start: usize, end: usize) -> bool {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    text[..start].chars().next_back().is_some_and(is_word) || text[end..].chars().next().is_some_and(is_word)
+    static WORD: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\w").ok());
+    let is_word = |c: Option<char>| {
+        let mut buffer = [0; 4];
+        let text = c.map(|c| &*c.encode_utf8(&mut buffer));
+        text.is_some_and(|text| WORD.as_ref().is_some_and(|word| word.is_match(text).unwrap_or(false)))
+    };
+    is_word(text[..start].chars().next_back()) || is_word(text[end..].chars().next())
 }

@@ -2,25 +2,38 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::batch::{EncodeOptions, Pause, room_for_ids};
 use crate::boundaries::Boundaries;
+use crate::byte_alphabet::to_chars;
 use crate::cache::DEFAULT_LIMIT;
-use crate::decode::Utf8Stream;
 use crate::encode::{Counter, Encoder, Scratch, Sink};
 use crate::normalize::{After, Normalizer, SPACE, Spaces};
+use crate::pipeline::components::{PostProcessor, TemplateText};
+use crate::pipeline::{Components, Item, Pipeline, Template};
 use crate::pool::Pool;
 use crate::pretokenize::Pretokenizer;
-use crate::special::{AddedToken, AddedTokens, Part, SpecialSet};
+use crate::special::{AddedToken, AddedTokens, SpecialSet};
 use crate::vocab::Vocab;
 use crate::{Error, Result};
-
-/// For each token, the characters its bytes fall into: the first, and the one after the last.
-pub type Offsets = Vec<(usize, usize)>;
 
 /// What published vocabularies call the token that begins a text, in the order they are looked for.
 const BOS_NAMES: &[&str] = &["<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>"];
 const EOS_NAMES: &[&str] = &["<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"];
+
+/// The ids with a role of their own, where a tokenizer has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ends {
+    /// Begins a text.
+    pub bos: Option<u32>,
+    /// Ends a text.
+    pub eos: Option<u32>,
+    /// Fills short rows.
+    pub pad: Option<u32>,
+    /// Stands for what no token does.
+    pub unk: Option<u32>,
+}
 
 /// A byte-level BPE tokenizer: a vocabulary, the pattern that splits text, and special tokens.
 ///
@@ -39,12 +52,22 @@ const EOS_NAMES: &[&str] = &["<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"
 /// # Ok::<(), bpe_llama::Error>(())
 /// ```
 pub struct Tokenizer {
-    vocab: Vocab,
+    pub(crate) vocab: Vocab,
     pretokenizer: Pretokenizer,
-    added: AddedTokens,
-    normalizer: Normalizer,
-    bos: Option<u32>,
-    eos: Option<u32>,
+    pub(crate) added: AddedTokens,
+    pub(crate) normalizer: Normalizer,
+    ends: Ends,
+    pub(crate) post_processor: Option<Arc<PostProcessor>>,
+    /// What the post-processor puts around a text.
+    pub(crate) template: Template,
+    /// The parts of the `tokenizer.json` that it was read from.
+    pub(crate) components: Option<Arc<Components>>,
+    /// Gives offsets and decodes where a `tokenizer.json` asks for more than bytes.
+    pub(crate) pipeline: Option<Arc<Pipeline>>,
+    /// What this tokenizer does as a pipeline, once it was asked for.
+    pub(crate) spelt: OnceLock<Arc<Pipeline>>,
+    /// Why the pipeline encodes too, if it does: the part of the file that no faster way is known for.
+    general_because: Option<String>,
     boundaries: Boundaries,
     /// Warm scratch memory, one for each thread that was ever in here at the same time as others.
     idle: Pool<Scratch>,
@@ -60,7 +83,8 @@ impl Tokenizer {
     /// [`Error::InvalidArgument`] if an added token is empty or given twice, or takes the id of an ordinary token that
     /// has other bytes.
     pub fn new(vocab: Vocab, pretokenizer: Pretokenizer, added: Vec<AddedToken>, nfc: bool) -> Result<Self> {
-        let added = AddedTokens::new(added)?;
+        let normalizer = if nfc { Normalizer::Nfc } else { Normalizer::None };
+        let added = AddedTokens::new(added, |text| Ok(normalizer.apply(text, After::Nothing).into_owned()))?;
         for token in added.tokens() {
             if vocab.id_to_bytes(token.id).is_some_and(|bytes| bytes != token.content.as_bytes()) {
                 return Err(Error::InvalidArgument(format!(
@@ -69,19 +93,63 @@ impl Tokenizer {
                 )));
             }
         }
+        Ok(Self::assemble(vocab, pretokenizer, added, normalizer))
+    }
+
+    /// Puts the parts together; the ends are the special tokens of a usual name.
+    pub(crate) fn assemble(
+        vocab: Vocab,
+        pretokenizer: Pretokenizer,
+        added: AddedTokens,
+        normalizer: Normalizer,
+    ) -> Self {
         let named = |names: &[&str]| names.iter().find_map(|name| Some(added.by_content(name)?.id));
-        let (bos, eos) = (named(BOS_NAMES), named(EOS_NAMES));
-        let (boundaries, idle) = (Boundaries::new(&vocab), Pool::new());
-        let cache_limit = AtomicUsize::new(DEFAULT_LIMIT);
-        let normalizer = if nfc { Normalizer::Nfc } else { Normalizer::None };
-        Ok(Self { vocab, pretokenizer, added, normalizer, bos, eos, boundaries, idle, cache_limit })
+        let ends = Ends { bos: named(BOS_NAMES), eos: named(EOS_NAMES), pad: None, unk: None };
+        Self {
+            ends,
+            boundaries: Boundaries::new(&vocab),
+            vocab,
+            pretokenizer,
+            added,
+            normalizer,
+            post_processor: None,
+            template: Template::default(),
+            components: None,
+            pipeline: None,
+            spelt: OnceLock::new(),
+            general_because: None,
+            idle: Pool::new(),
+            cache_limit: AtomicUsize::new(DEFAULT_LIMIT),
+        }
+    }
+
+    /// Returns the tokenizer that encodes by a pipeline; `because` names what no faster way is known for.
+    pub(crate) fn general(vocab: Vocab, added: AddedTokens, pipeline: Pipeline, because: String) -> Result<Self> {
+        let whole = Pretokenizer::new(r"(?s:.+)")?;
+        let mut tokenizer = Self::assemble(vocab, whole, added, Normalizer::None);
+        tokenizer.pipeline = Some(Arc::new(pipeline));
+        tokenizer.general_because = Some(because);
+        Ok(tokenizer)
+    }
+
+    /// Returns the tokenizer whose pipeline encodes from now on.
+    pub(crate) fn made_general(mut self, because: &str) -> Self {
+        self.general_because = Some(because.to_owned());
+        self
+    }
+
+    /// Returns why encoding takes the general way, step by step as a `tokenizer.json` spells it, or `None` if it takes a
+    /// faster one.
+    pub fn general_because(&self) -> Option<&str> {
+        self.general_because.as_deref()
     }
 
     /// Returns the tokenizer that treats the spaces of a text as SentencePiece does, before it is split.
     #[must_use]
     pub fn with_spaces(mut self, spaces: Spaces) -> Self {
         self.normalizer = Normalizer::Spaces(spaces);
-        self.added.decode_to_spaces();
+        // The decoders of Hugging Face `tokenizers` take added tokens for tokens like others.
+        self.added.decode_by(|name| name.replace(SPACE, " ").into_bytes());
         self
     }
 
@@ -91,22 +159,68 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
-    pub fn with_bos_eos(mut self, bos: Option<u32>, eos: Option<u32>) -> Result<Self> {
-        for id in bos.iter().chain(&eos) {
-            self.id_to_bytes(*id)?;
+    pub fn with_bos_eos(self, bos: Option<u32>, eos: Option<u32>) -> Result<Self> {
+        let ends = Ends { bos, eos, ..self.ends };
+        self.with_ends(ends)
+    }
+
+    /// Returns the tokenizer with these ids in their roles.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an id that no token has.
+    pub fn with_ends(mut self, ends: Ends) -> Result<Self> {
+        for id in [ends.bos, ends.eos, ends.pad, ends.unk].into_iter().flatten() {
+            self.id_to_bytes(id)?;
         }
-        (self.bos, self.eos) = (bos, eos);
+        self.ends = ends;
         Ok(self)
+    }
+
+    /// Returns the tokenizer with this post-processor; the tokens it puts around a text begin and end it.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it is not supported, or names an id that no token has.
+    pub(crate) fn with_post_processor(mut self, post_processor: PostProcessor) -> Result<Self> {
+        let template = Template::compile(&post_processor)?;
+        for id in template.special_ids() {
+            self.id_to_bytes(id).map_err(|_| {
+                Error::Format(format!("tokenizer.json: post_processor names id {id}, which no token has"))
+            })?;
+        }
+        if let Some((before, after)) = template.around() {
+            self.ends.bos = before.first().copied().or(self.ends.bos);
+            self.ends.eos = after.last().copied().or(self.ends.eos);
+        }
+        self.template = template;
+        self.post_processor = Some(Arc::new(post_processor));
+        Ok(self)
+    }
+
+    /// Returns what the post-processor makes of one text, or of a pair: special tokens by their ids, texts as `"A"` and
+    /// `"B"`; each with its type id, `None` where texts have 0 and 1.
+    pub fn template_items(&self, pair: bool) -> Vec<(Option<u32>, Option<&'static str>, Option<u32>)> {
+        let items = if pair { &self.template.pair } else { &self.template.single };
+        let item = |item: &Item| match *item {
+            Item::Special(id, type_id) => (Some(id), None, Some(type_id)),
+            Item::Text(TemplateText::A, type_id) => (None, Some("A"), type_id),
+            Item::Text(TemplateText::B, type_id) => (None, Some("B"), type_id),
+        };
+        items.iter().map(item).collect()
+    }
+
+    /// The ids with a role of their own.
+    pub fn ends(&self) -> Ends {
+        self.ends
     }
 
     /// The id that begins a text, if there is one.
     pub fn bos_id(&self) -> Option<u32> {
-        self.bos
+        self.ends.bos
     }
 
     /// The id that ends a text, if there is one.
     pub fn eos_id(&self) -> Option<u32> {
-        self.eos
+        self.ends.eos
     }
 
     /// The ordinary tokens and their merges.
@@ -186,6 +300,76 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// Returns the ids of a text that follows other text, or a special token where that is `None`.
+    ///
+    /// They differ from those of the text alone where a space is put before a text: before one that follows text none is,
+    /// but for the one that was left out at the end of that text where spaces collapse.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_ordinary`].
+    pub fn encode_following(&self, text: &str, before: Option<&str>) -> Result<Vec<u32>> {
+        if self.general_because.is_some()
+            && let Some(before) = before.filter(|before| !before.is_empty())
+        {
+            let whole = [before, text].concat();
+            let tokens = self.encode_with_spans(&whole, SpecialSet::None)?;
+            let is_new = |token: &&crate::pipeline::Token| token.end > before.len();
+            return Ok(tokens.iter().filter(is_new).map(|token| token.id).collect());
+        }
+        let mut ids = Vec::new();
+        let after = before.map_or(After::Special, After::of);
+        self.encode_into(text, EncodeOptions { after, ..EncodeOptions::default() }, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Returns the merges, best first, as pairs of ids.
+    pub fn merges(&self) -> Vec<(u32, u32)> {
+        match (&self.pipeline, &self.general_because) {
+            (Some(pipeline), Some(_)) => pipeline.merges(),
+            _ => self.vocab.merges().to_vec(),
+        }
+    }
+
+    /// Returns all tokens but the added ones with their bytes, in id order.
+    pub fn tokens(&self) -> Vec<(&[u8], u32)> {
+        if self.general_because.is_some() {
+            return self.vocab.silent_tokens().collect();
+        }
+        self.vocab.tokens().collect()
+    }
+
+    /// Returns the name of a token as a `tokenizer.json` spells it: an added token's text, and else the characters of
+    /// GPT-2's byte alphabet, or `\u{2581}` for spaces.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an id that no token has.
+    pub fn id_to_token(&self, id: u32) -> Result<String> {
+        if let Some(token) = self.added.by_id(id) {
+            return Ok(token.content.clone());
+        }
+        if let Some(name) = self.pipeline.as_ref().and_then(|pipeline| pipeline.token(id)) {
+            return Ok(name.to_owned());
+        }
+        let bytes = self.id_to_bytes(id)?;
+        if self.spaces().is_none() {
+            return Ok(to_chars(bytes));
+        }
+        let is_byte = self.vocab.byte_fallback().is_some_and(|ids| ids.contains(&id));
+        Ok(if is_byte {
+            format!("<0x{:02X}>", bytes[0])
+        } else {
+            String::from_utf8_lossy(bytes).replace(' ', "\u{2581}")
+        })
+    }
+
+    /// Returns how many tokens there are, added ones included.
+    pub fn token_count(&self) -> usize {
+        let is_new = |token: &&AddedToken| self.vocab.id_to_bytes(token.id).is_none();
+        let added: std::collections::HashSet<u32> =
+            self.added_tokens().iter().filter(is_new).map(|token| token.id).collect();
+        self.vocab.len() + added.len()
+    }
+
     /// Returns how many ids [`Tokenizer::encode_into`] would append, without making them.
     ///
     /// # Errors
@@ -215,6 +399,12 @@ impl Tokenizer {
                 (std::str::from_utf8(text).unwrap_or_default(), tail)
             }
         };
+        if let Some(because) = &self.general_because {
+            return Err(Error::InvalidArgument(format!(
+                "byte {} is no UTF-8, and this tokenizer encodes only text: its file asks for {because}",
+                text.len()
+            )));
+        }
         if self.spaces().is_some() {
             // The byte that is no text becomes a token of its own, so nothing merges across it.
             let mut ids = self.encode_ordinary(text)?;
@@ -237,106 +427,12 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the ids of `text`, and for each the end of its bytes in `text`: a token starts where the one before ends.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`], and if the text changes when it is normalized, so that no place in it can be named.
-    pub fn encode_with_ends(&self, text: &str, allowed: SpecialSet<'_>) -> Result<(Vec<u32>, Vec<usize>)> {
-        let (mut ids, mut ends, mut end) = (Vec::new(), Vec::new(), 0);
-        self.added.cut(text, allowed, &mut |part| {
-            match part {
-                Part::Ordinary(text) => {
-                    let after = if end == 0 { After::Nothing } else { After::Special };
-                    let normal = self.normalizer.apply(text, after);
-                    let prefix = self.normalizer.prefix_len(text, &normal)?;
-                    let (begin, mut place) = (ids.len(), 0);
-                    self.with_scratch(Pause::default(), |encoder, scratch| encoder.encode(&normal, scratch, &mut ids))?;
-                    for &id in &ids[begin..] {
-                        place += self.vocab.id_to_bytes(id).map_or(0, <[u8]>::len);
-                        ends.push(end + place.saturating_sub(prefix));
-                    }
-                    end += text.len();
-                }
-                Part::Added(id, text) => {
-                    ids.push(id);
-                    end += text.len();
-                    ends.push(end);
-                }
-            }
-            Ok(())
-        })?;
-        Ok((ids, ends))
-    }
-
-    /// Returns the ids of `text`, and for each the range of characters its bytes fall into.
-    ///
-    /// Tokens that share a character both name it.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode_with_ends`].
-    pub fn encode_with_offsets(&self, text: &str, allowed: SpecialSet<'_>) -> Result<(Vec<u32>, Offsets)> {
-        let (ids, ends) = self.encode_with_ends(text, allowed)?;
-        let mut offsets = Vec::with_capacity(ids.len());
-        let (mut begin, mut characters) = (0, 0);
-        for end in ends {
-            let is_first = |at: &usize| text.is_char_boundary(*at);
-            // `characters` counts those that begin before `begin`; a token may start inside the last of them.
-            let start = characters - usize::from(!text.is_char_boundary(begin));
-            characters += (begin..end).filter(is_first).count();
-            offsets.push((start, characters));
-            begin = end;
-        }
-        Ok((ids, offsets))
-    }
-
-    /// Returns the longest start of `text` that ends where a token and a character end and has at most `max_tokens` ids.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode_with_ends`].
-    pub fn truncate<'t>(&self, text: &'t str, max_tokens: usize, allowed: SpecialSet<'_>) -> Result<&'t str> {
-        let (_, ends) = self.encode_with_ends(text, allowed)?;
-        if ends.len() <= max_tokens {
-            return Ok(text);
-        }
-        for &end in ends[..max_tokens].iter().rev() {
-            // A shorter text may split otherwise and so have more ids: then a token less is tried.
-            if text.is_char_boundary(end) && self.encode(&text[..end], allowed)?.len() <= max_tokens {
-                return Ok(&text[..end]);
-            }
-        }
-        Ok("")
-    }
-
     /// Returns nothing if the text holds no special token of `disallowed`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if it holds one, naming it and where it stands.
     pub fn refuse_special(&self, text: &str, disallowed: SpecialSet<'_>) -> Result<()> {
         self.added.refuse(text, disallowed)
-    }
-
-    /// Returns the bytes of all tokens, one after another; without the space that SentencePiece puts first.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
-    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(ids.len() * 4);
-        for &id in ids {
-            bytes.extend_from_slice(self.id_to_bytes(id)?);
-        }
-        if self.drops_space() && bytes.first() == Some(&b' ') {
-            bytes.remove(0);
-        }
-        Ok(bytes)
-    }
-
-    /// Returns what turns the bytes of tokens into text as they come.
-    pub fn decode_stream(&self) -> Utf8Stream {
-        Utf8Stream::new(self.drops_space())
-    }
-
-    fn drops_space(&self) -> bool {
-        self.spaces().is_some_and(|spaces| spaces.drop_first)
     }
 
     /// Returns the bytes of one token, special or not.
@@ -358,6 +454,12 @@ impl Tokenizer {
     pub fn bytes_to_id(&self, bytes: &[u8]) -> Option<u32> {
         let text = std::str::from_utf8(bytes);
         let added = || Some(self.added.by_content(text.ok()?)?.id);
+        if self.general_because.is_some() {
+            let name = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
+            let by_name = |name: String| self.pipeline.as_ref()?.token_to_id(&name);
+            let spelt = || if self.decodes_bytes() { Some(to_chars(bytes)) } else { name(bytes) };
+            return added().or_else(|| by_name(spelt()?)).or_else(|| by_name(name(bytes)?));
+        }
         let spaced = || self.vocab.bytes_to_id(text.ok()?.replace(SPACE, " ").as_bytes());
         let marked = || Some(self.added.by_content(&text.ok()?.replace(' ', &SPACE.to_string()))?.id);
         let found = self.vocab.bytes_to_id(bytes).or_else(added);
@@ -366,7 +468,7 @@ impl Tokenizer {
 
     /// Returns whether a text may be cut at the splitter's safe places and its parts encoded alone.
     pub(crate) fn is_cut_safe(&self, allowed: SpecialSet<'_>) -> bool {
-        self.normalizer == Normalizer::None && self.added.finds_none(allowed)
+        self.normalizer == Normalizer::None && self.general_because.is_none() && self.added.finds_none(allowed)
     }
 
     fn run<S: Sink>(
@@ -377,21 +479,34 @@ impl Tokenizer {
         scratch: &mut Scratch,
         sink: &mut S,
     ) -> Result<()> {
+        if self.is_cut_safe(options.allowed) {
+            return encoder.encode(text, scratch, sink);
+        }
+        if let (Some(pipeline), Some(_)) = (&self.pipeline, &self.general_because) {
+            let added = (&self.added, options.allowed);
+            return pipeline.encode(text, added, options.pause, None, &mut |ids| sink.take(ids));
+        }
+        self.added.check(options.allowed)?;
         let mut after = options.after;
-        self.added.cut(text, options.allowed, &mut |part| {
+        self.added.cut_raw(text, options.allowed, &mut |part| {
             let after = std::mem::replace(&mut after, After::Special);
-            match part {
-                Part::Ordinary(text) => encoder.encode(&self.normalizer.apply(text, after), scratch, sink),
-                Part::Added(id, _) => {
-                    sink.take(&[id]);
-                    Ok(())
-                }
+            if let Some(id) = part.added {
+                sink.take(&[id]);
+                return Ok(());
             }
+            let normal = self.normalizer.apply(&text[part.bytes], after);
+            self.added.cut_normalized(&normal, options.allowed, &mut |part| {
+                if let Some(id) = part.added {
+                    sink.take(&[id]);
+                    return Ok(());
+                }
+                encoder.encode(&normal[part.bytes], scratch, sink)
+            })
         })
     }
 
     /// Runs `work` with scratch memory that no other thread uses, warm if there is any.
-    fn with_scratch<R>(&self, pause: Pause<'_>, work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R) -> R {
+    pub(crate) fn with_scratch<R>(&self, pause: Pause<'_>, work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R) -> R {
         let encoder =
             Encoder { pause, vocab: &self.vocab, pretokenizer: &self.pretokenizer, boundaries: &self.boundaries };
         let limit = self.cache_limit();
@@ -411,8 +526,13 @@ impl Clone for Tokenizer {
             pretokenizer: self.pretokenizer.clone(),
             added: self.added.clone(),
             normalizer: self.normalizer,
-            bos: self.bos,
-            eos: self.eos,
+            ends: self.ends,
+            post_processor: self.post_processor.clone(),
+            template: self.template.clone(),
+            components: self.components.clone(),
+            pipeline: self.pipeline.clone(),
+            spelt: self.spelt.clone(),
+            general_because: self.general_because.clone(),
             boundaries: Boundaries::new(&self.vocab),
             idle: Pool::new(),
             cache_limit: AtomicUsize::new(self.cache_limit()),

@@ -30,6 +30,8 @@ pub struct Vocab {
     bound: u32,
     /// The ids of single bytes where merging begins with characters; see `vocab/characters.rs`.
     byte_fallback: Option<Box<[u32; 256]>>,
+    /// Whether there are tokens that text never becomes.
+    has_silent: bool,
     longest: usize,
     byte_ids: [u32; 256],
     pairs: PairTable,
@@ -94,16 +96,31 @@ impl Vocab {
     /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result is no
     /// token.
     pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
-        let mut vocab = Self::from_tokens(tokens, |_| false)?;
-        vocab.whole_piece_first = whole_piece_first;
+        Self::from_tokens(tokens, |_| false)?.with_merges(merges, whole_piece_first)
+    }
+
+    /// As [`Vocab::from_merges`], with more tokens that text never becomes.
+    pub(crate) fn from_merges_and_silent(
+        tokens: Vec<(Vec<u8>, u32)>,
+        silent: Vec<(Vec<u8>, u32)>,
+        merges: Vec<(u32, u32)>,
+        whole_piece_first: bool,
+    ) -> Result<Self> {
+        let ids: hashbrown::HashSet<u32> = silent.iter().map(|&(_, id)| id).collect();
+        let all = tokens.into_iter().chain(silent).collect();
+        Self::from_tokens(all, |id| ids.contains(&id))?.with_merges(merges, whole_piece_first)
+    }
+
+    fn with_merges(mut self, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
+        self.whole_piece_first = whole_piece_first;
         if merges.len() > ID_BOUND as usize {
             let count = merges.len();
             return Err(Error::InvalidArgument(format!("{count} merges: expected at most {ID_BOUND}")));
         }
         for (index, pair) in merges.into_iter().enumerate() {
-            vocab.push_merge(pair, index)?;
+            self.push_merge(pair, index)?;
         }
-        Ok(vocab)
+        Ok(self)
     }
 
     /// Adds the merge that comes after all others; errors call it by its index in the caller's list.
@@ -137,8 +154,9 @@ impl Vocab {
                 "a SentencePiece vocabulary, whose merging begins with characters, cannot be extended".to_owned(),
             ));
         }
-        let all = self.tokens().chain(tokens.iter().map(Vec::as_slice).zip(first..)).collect();
-        let mut vocab = Self::from_tokens(all, |_| false)?;
+        let silent: hashbrown::HashSet<u32> = self.silent_tokens().map(|(_, id)| id).collect();
+        let all = self.tokens().chain(self.silent_tokens()).chain(tokens.iter().map(Vec::as_slice).zip(first..));
+        let mut vocab = Self::from_tokens(all.collect(), |id| silent.contains(&id))?;
         vocab.whole_piece_first = self.whole_piece_first;
         for &(left, right) in &self.merges {
             vocab.insert_pair((left, right), self.rank(left, right));
@@ -172,6 +190,7 @@ impl Vocab {
             token_count: tokens.len(),
             bound: bound as u32,
             byte_fallback: None,
+            has_silent: tokens.iter().any(|(_, id)| is_silent(*id)),
             longest: tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).max().unwrap_or(0),
             byte_ids: [NO_ID; 256],
             pairs: PairTable::with_capacity(tokens.len()),
@@ -287,9 +306,15 @@ impl Vocab {
         self.whole_piece_first
     }
 
+    /// Returns the tokens that text never becomes with their ids, in id order.
+    pub(crate) fn silent_tokens(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        let is_silent = |bytes, id| self.has_silent && self.bytes_to_id(bytes) != Some(id);
+        (0..self.bound).filter_map(move |id| Some((self.id_to_bytes(id).filter(|bytes| is_silent(bytes, id))?, id)))
+    }
+
     /// Returns every token that text can become with its id, in id order.
     pub fn tokens(&self) -> impl Iterator<Item = (&[u8], u32)> {
-        let found = |bytes, id| self.byte_fallback.is_none() || self.bytes_to_id(bytes) == Some(id);
+        let found = |bytes, id| !self.has_silent || self.bytes_to_id(bytes) == Some(id);
         (0..self.bound).filter_map(move |id| Some((self.id_to_bytes(id).filter(|bytes| found(bytes, id))?, id)))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bpe_llama::formats::{Piece, PieceKind, write_atomically};
 use bpe_llama::train::Trained;
-use bpe_llama::{AddedToken, After, EncodeOptions, Pretokenizer, Tokenizer, Vocab};
+use bpe_llama::{AddedToken, EncodeOptions, Ends, Pretokenizer, Tokenizer, Vocab};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -41,6 +41,9 @@ impl PyTokenizer {
 
 /// Ids of many texts in one run, and where each begins.
 type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
+
+/// An added token's content and its flags: special, `single_word`, `lstrip`, `rstrip`, `normalized`.
+type Added = (String, bool, bool, bool, bool, bool);
 
 /// Runs `work` without the GIL where there is enough of it.
 fn detached<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce() -> R + Send) -> R {
@@ -124,13 +127,7 @@ impl PyTokenizer {
         errors: &str,
         skip: bool,
     ) -> PyResult<Bound<'py, PyString>> {
-        let kept: Vec<u32>;
-        let mut ids = ids;
-        if skip {
-            kept = ids.iter().copied().filter(|&id| !self.inner.is_special(id)).collect();
-            ids = &kept;
-        }
-        let bytes = detached(py, ids.len() * 4, || self.inner.decode_bytes(ids)).map_err(to_py)?;
+        let bytes = detached(py, ids.len() * 4, || self.inner.decode(ids, skip)).map_err(to_py)?;
         if let Ok(text) = std::str::from_utf8(&bytes) {
             return Ok(PyString::new(py, text));
         }
@@ -224,6 +221,42 @@ impl PyTokenizer {
         self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
     }
 
+    fn with_ends(
+        &self,
+        bos_id: Option<u32>,
+        eos_id: Option<u32>,
+        pad_id: Option<u32>,
+        unk_id: Option<u32>,
+    ) -> PyResult<Self> {
+        let ends = Ends { bos: bos_id, eos: eos_id, pad: pad_id, unk: unk_id };
+        self.inner.as_ref().clone().with_ends(ends).map(Self::new).map_err(to_py)
+    }
+
+    fn with_template(&self, before: Option<u32>, after: Option<u32>) -> PyResult<Self> {
+        self.inner.as_ref().clone().with_template(before, after).map(Self::new).map_err(to_py)
+    }
+
+    fn with_added_tokens(&self, tokens: Vec<Added>) -> PyResult<Self> {
+        let token = |(content, special, single_word, lstrip, rstrip, normalized)| AddedToken {
+            content,
+            id: 0,
+            special,
+            single_word,
+            lstrip,
+            rstrip,
+            normalized,
+        };
+        self.inner.with_added_tokens(tokens.into_iter().map(token).collect()).map(Self::new).map_err(to_py)
+    }
+
+    fn template(&self, pair: bool) -> Vec<(Option<u32>, Option<&'static str>, Option<u32>)> {
+        self.inner.template_items(pair)
+    }
+
+    fn to_own_json(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| self.inner.to_own_json()).map_err(to_py)
+    }
+
     fn to_huggingface(&self, py: Python<'_>) -> PyResult<String> {
         py.detach(|| self.inner.to_huggingface()).map_err(to_py)
     }
@@ -234,7 +267,7 @@ impl PyTokenizer {
     }
 
     fn save_tiktoken(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        let save = || write_atomically(&path, self.inner.vocab().to_tiktoken()?.as_bytes());
+        let save = || write_atomically(&path, self.inner.to_tiktoken()?.as_bytes());
         py.detach(save).map_err(to_py)
     }
 
@@ -258,10 +291,26 @@ impl PyTokenizer {
 
     #[pyo3(signature = (text, before))]
     fn encode_following<'py>(&self, py: Python<'py>, text: Text, before: Option<Text>) -> PyResult<Bound<'py, PyList>> {
-        let after = before.map_or(After::Special, |before| After::of(&before));
-        let options = EncodeOptions { after, ..EncodeOptions::default() };
-        let mut ids = Vec::new();
-        detached(py, text.len(), || self.inner.encode_into(&text, options, &mut ids)).map_err(to_py)?;
+        let before = before.as_deref();
+        let ids = detached(py, text.len(), || self.inner.encode_following(&text, before)).map_err(to_py)?;
+        self.list(py, &ids)
+    }
+
+    #[pyo3(signature = (text, dropout=None, seed=0, *, allowed_special=Specials::default()))]
+    fn encode_with_dropout<'py>(
+        &self,
+        py: Python<'py>,
+        text: Text,
+        dropout: Option<f64>,
+        seed: u64,
+        allowed_special: Specials,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let dropout = dropout.or_else(|| self.inner.dropout().map(f64::from)).ok_or_else(|| {
+            PyValueError::new_err("dropout is None, and the tokenizer's file names none; expected a number from 0 to 1")
+        })?;
+        let ids = allowed_special
+            .view(|allowed| detached(py, text.len(), || self.inner.encode_with_dropout(&text, allowed, dropout, seed)))
+            .map_err(to_py)?;
         self.list(py, &ids)
     }
 
@@ -400,8 +449,17 @@ impl PyTokenizer {
         PyList::new(py, texts.collect::<PyResult<Vec<_>>>()?)
     }
 
-    fn decode_stream(&self) -> DecodeStream {
-        DecodeStream::new(Arc::clone(&self.inner))
+    #[pyo3(signature = (*, skip_special_tokens=false))]
+    fn decode_stream(&self, skip_special_tokens: bool) -> DecodeStream {
+        DecodeStream::new(Arc::clone(&self.inner), skip_special_tokens)
+    }
+
+    fn id_to_token(&self, id: &Bound<'_, PyAny>) -> PyResult<String> {
+        self.inner.id_to_token(extract_id(id)?).map_err(to_py)
+    }
+
+    fn __len__(&self) -> usize {
+        self.inner.token_count()
     }
 
     fn id_to_bytes<'py>(&self, py: Python<'py>, id: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -424,7 +482,7 @@ impl PyTokenizer {
     #[getter]
     fn mergeable_ranks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let ranks = PyDict::new(py);
-        for (token, id) in self.inner.vocab().tokens() {
+        for (token, id) in self.inner.tokens() {
             ranks.set_item(PyBytes::new(py, token), id)?;
         }
         Ok(ranks)
@@ -432,9 +490,9 @@ impl PyTokenizer {
 
     #[getter]
     fn merges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let pairs = self.inner.vocab().merges().iter();
+        let pairs = self.inner.merges().into_iter();
         let pairs =
-            pairs.map(|&(left, right)| Ok((self.id_to_bytes_inner(py, left)?, self.id_to_bytes_inner(py, right)?)));
+            pairs.map(|(left, right)| Ok((self.id_to_bytes_inner(py, left)?, self.id_to_bytes_inner(py, right)?)));
         PyList::new(py, pairs.collect::<PyResult<Vec<_>>>()?)
     }
 
@@ -481,6 +539,26 @@ impl PyTokenizer {
     #[getter]
     fn eos_id(&self) -> Option<u32> {
         self.inner.eos_id()
+    }
+
+    #[getter]
+    fn pad_id(&self) -> Option<u32> {
+        self.inner.ends().pad
+    }
+
+    #[getter]
+    fn unk_id(&self) -> Option<u32> {
+        self.inner.ends().unk
+    }
+
+    #[getter]
+    fn pipeline(&self) -> &'static str {
+        if self.inner.general_because().is_some() { "general" } else { "fast" }
+    }
+
+    #[getter]
+    fn general_because(&self) -> Option<&str> {
+        self.inner.general_because()
     }
 }
 

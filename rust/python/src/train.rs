@@ -152,7 +152,7 @@ impl Options {
             min_frequency: options.min_frequency,
             max_token_length: options.max_token_length,
             tie_order: if options.ties_by_byte_value { TieOrder::ByteValues } else { TieOrder::Ids },
-            base: options.base.map(|base| base.get().shared().vocab().clone()),
+            base: options.base.map(|base| base.get().shared().base()).transpose().map_err(to_py)?,
         };
         options.check().map_err(to_py)?;
         Ok(options)

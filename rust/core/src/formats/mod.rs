@@ -1,12 +1,11 @@
 //! Vocabularies in files: reading and writing other people's formats.
 
-mod byte_alphabet;
 mod huggingface;
 mod protobuf;
 mod sentencepiece;
-mod spaces;
 mod tiktoken;
 
+pub(crate) use self::huggingface::pipeline_of;
 pub use self::sentencepiece::{Piece, PieceKind};
 
 use std::fs::File;

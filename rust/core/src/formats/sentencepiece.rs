@@ -1,7 +1,7 @@
 //! SentencePiece's `tokenizer.model`, as Llama 2, TinyLlama and Mistral 7B have it.
 
+use super::huggingface::spaces::{require_space, split_apart, words_or_whole};
 use super::protobuf::{Fields, Value};
-use super::spaces::{require_space, split_apart, words_or_whole};
 use crate::normalize::SPACE;
 use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
 

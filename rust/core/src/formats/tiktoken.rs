@@ -7,7 +7,34 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::{Error, Result, Vocab};
+use crate::{AddedToken, Error, Result, Tokenizer, Vocab};
+
+impl Tokenizer {
+    /// Returns the text of a `.tiktoken` file that holds this tokenizer's vocabulary.
+    ///
+    /// # Errors
+    /// As [`Vocab::to_tiktoken`]; and [`Error::InvalidArgument`] naming what tiktoken has no place for: normalization, a
+    /// post-processor, or added tokens that are more than special.
+    pub fn to_tiktoken(&self) -> Result<String> {
+        let more = |token: &&AddedToken| {
+            !token.special || token.single_word || token.lstrip || token.rstrip || token.normalized
+        };
+        let what = if let Some(because) = self.general_because() {
+            because.to_owned()
+        } else if self.normalizes() {
+            "normalization (NFC)".to_owned()
+        } else if self.post_processor.is_some() {
+            "a post-processor".to_owned()
+        } else if let Some(token) = self.added_tokens().iter().find(more) {
+            format!("the added token {:?}, which is not special or has flags,", token.content)
+        } else {
+            return self.vocab().to_tiktoken();
+        };
+        Err(Error::InvalidArgument(format!(
+            "this tokenizer cannot be saved as .tiktoken, where {what} has no place; save it as tokenizer.json"
+        )))
+    }
+}
 
 impl Vocab {
     /// Returns the vocabulary in the text of a `.tiktoken` file.

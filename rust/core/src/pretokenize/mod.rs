@@ -27,9 +27,11 @@ mod cl100k;
 mod custom;
 mod cut;
 mod deepseek_v3;
+pub(crate) mod dialect;
 mod llama3;
 mod named;
 mod o200k;
+pub(crate) mod oniguruma;
 #[cfg(test)]
 mod oracle;
 mod qwen2;
@@ -46,6 +48,7 @@ pub use self::superwords::PATTERN as SUPERWORD_PATTERN;
 
 use self::custom::Custom;
 use self::named::Named;
+use self::oniguruma::Oniguruma;
 use crate::{Error, Result};
 
 /// The Unicode version of the classes (`\p{L}`, `\s` …) that named patterns and regexes match.
@@ -53,6 +56,9 @@ use crate::{Error, Result};
 /// It is that of `regex-syntax`, the crate that `fancy-regex` and tiktoken match with. Characters assigned or
 /// reclassified later are treated as this version has them.
 pub use self::unicode_tables::UNICODE_VERSION;
+
+/// Begins a regex that is read as Oniguruma reads it.
+const ONIGURUMA_MARK: &str = "(?#oniguruma)";
 
 /// Splits text into the pieces that byte-pair encoding then treats one by one.
 ///
@@ -69,6 +75,7 @@ enum Splitter {
     Words,
     Superwords,
     Custom(Custom),
+    Oniguruma(Oniguruma),
     Sequence(Vec<Pretokenizer>),
 }
 
@@ -98,8 +105,39 @@ impl Pretokenizer {
                 known.join(", ")
             )));
         }
+        if let Some(regex) = name_or_regex.strip_prefix(ONIGURUMA_MARK) {
+            return Self::oniguruma(regex);
+        }
         let splitter = Splitter::Custom(Custom::new(name_or_regex)?);
         Ok(Self { splitter, pattern: name_or_regex.to_owned() })
+    }
+
+    /// Returns the splitter of a regex as Oniguruma reads it, as in a `tokenizer.json`.
+    ///
+    /// Its [`pattern`](Self::pattern) begins with the comment `(?#oniguruma)`, by which [`Pretokenizer::new`] knows it
+    /// again, unless it is the spelling of a named pattern.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if Oniguruma cannot read it.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// let lines = Pretokenizer::oniguruma(r"\s+$|\s|\S+")?;
+    /// assert_eq!(lines.split("a  \nb")?, ["a", "  ", "\n", "b"]); // `$` matches at the end of a line
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn oniguruma(regex: &str) -> Result<Self> {
+        if let Some(named) = Named::find_oniguruma(regex) {
+            return Ok(named.into());
+        }
+        let pattern = format!("{ONIGURUMA_MARK}{regex}");
+        Ok(Self { splitter: Splitter::Oniguruma(Oniguruma::new(regex)?), pattern })
+    }
+
+    /// The regex of [`Pretokenizer::oniguruma`], if this is such a splitter.
+    pub(crate) fn oniguruma_regex(&self) -> Option<&str> {
+        if let Splitter::Oniguruma(regex) = &self.splitter { Some(regex.pattern()) } else { None }
     }
 
     /// Returns a splitter that applies each of `steps` to the pieces of the step before.
@@ -120,7 +158,8 @@ impl Pretokenizer {
     /// ```
     pub fn sequence(mut steps: Vec<Self>) -> Result<Self> {
         let patterns: Vec<&str> = steps.iter().map(Self::pattern).collect();
-        if let Some(named) = Named::find_sequence(&patterns) {
+        let regexes: Vec<&str> = steps.iter().map(|step| step.oniguruma_regex().unwrap_or(step.pattern())).collect();
+        if let Some(named) = Named::find_sequence(&regexes) {
             return Ok(named.into());
         }
         let pattern = patterns.join("\n");
@@ -149,7 +188,7 @@ impl Pretokenizer {
 
     /// Returns whether regexes split, which may take their time.
     pub(crate) fn is_regex(&self) -> bool {
-        matches!(self.splitter, Splitter::Custom(_) | Splitter::Sequence(_))
+        matches!(self.splitter, Splitter::Custom(_) | Splitter::Oniguruma(_) | Splitter::Sequence(_))
     }
 
     /// Returns the splitters that are applied one after another: the steps of a sequence, else this one alone.
@@ -191,6 +230,7 @@ impl Pretokenizer {
             Splitter::Words => words::fill_ends(text.as_bytes(), start, ends),
             Splitter::Superwords => superwords::fill_ends(text.as_bytes(), start, ends),
             Splitter::Custom(custom) => custom.fill_ends(text, start, ends)?,
+            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends)?,
             Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends)?,
         }
         Ok(())

@@ -61,6 +61,17 @@ impl Named {
         })
     }
 
+    /// Finds a pattern by one of its spellings that Oniguruma reads as it is meant.
+    ///
+    /// The spelling of `cl100k` with `{1,3}+` is not one: to Oniguruma that is no possessive quantifier, but repeats again.
+    pub(super) fn find_oniguruma(regex: &str) -> Option<Self> {
+        let is_spelling = |named: &Self| {
+            let (pattern, variants) = named.patterns();
+            (pattern == regex || variants.contains(&regex)) && !regex.contains("}+")
+        };
+        ALL.into_iter().find(is_spelling)
+    }
+
     /// Finds the pattern that a sequence of steps amounts to.
     pub(super) fn find_sequence(steps: &[&str]) -> Option<Self> {
         if steps == deepseek_v3::STEPS {
@@ -79,7 +90,7 @@ impl Named {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Pretokenizer, Splitter, custom::Custom};
+    use super::super::{Pretokenizer, Splitter, custom::Custom, oniguruma::Oniguruma};
     use super::{ALL, Named};
 
     /// Every grammar beside each spelling of its regex.
@@ -94,7 +105,54 @@ mod tests {
         ALL.into_iter().flat_map(spellings).collect()
     }
 
+    /// Every grammar beside each spelling that it is found by in a tokenizer.json, as Oniguruma reads it.
+    fn oniguruma_pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
+        let spellings = |named: Named| {
+            let (pattern, variants) = named.patterns();
+            let known =
+                variants.iter().copied().chain([pattern]).filter(|regex| Named::find_oniguruma(regex).is_some());
+            known.map(move |regex| {
+                let splitter = Splitter::Oniguruma(Oniguruma::new(regex).expect("a valid regex"));
+                (named.into(), Pretokenizer { splitter, pattern: regex.to_owned() })
+            })
+        };
+        let sequence = |name: &str, steps: &[&str]| {
+            let steps = steps.iter().map(|regex| Splitter::Oniguruma(Oniguruma::new(regex).expect("a valid regex")));
+            let steps = steps.map(|splitter| Pretokenizer { splitter, pattern: String::new() }).collect();
+            let splitter = Splitter::Sequence(steps);
+            (Pretokenizer::new(name).expect("a name"), Pretokenizer { splitter, pattern: format!("steps of {name}") })
+        };
+        let sequences = [
+            sequence("deepseek_v3", &super::deepseek_v3::STEPS),
+            sequence("smollm", &[r"\p{N}", super::r50k::PATTERN]),
+        ];
+        ALL.into_iter().flat_map(spellings).chain(sequences).collect()
+    }
+
+    #[test]
+    fn oniguruma_reads_every_character_as_the_grammars_do() {
+        let contexts = ["{}", "a{}a", " {}", "1{}1", "{}{} ", ".{}\n", "A{}'s"];
+        for (grammar, regex) in oniguruma_pairs() {
+            // Long texts of many characters, apart enough that what is split in one place has no bearing on the next.
+            for context in contexts {
+                let mut text = String::new();
+                for c in '\0'..=char::MAX {
+                    text.push_str(&context.replace("{}", c.encode_utf8(&mut [0; 4])));
+                    text.push_str(" x\n");
+                    if text.len() > 1 << 16 || c == char::MAX {
+                        let (ours, theirs) = (grammar.split(&text), regex.split(&text));
+                        let (ours, theirs) = (ours.expect("linear"), theirs.expect("no backtracking"));
+                        let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b);
+                        assert_eq!(differs, None, "{} in {context:?}", regex.pattern());
+                        text.clear();
+                    }
+                }
+            }
+        }
+    }
+
     thread_local! {
+        static ONIGURUMA_PAIRS: Vec<(Pretokenizer, Pretokenizer)> = oniguruma_pairs();
         static PAIRS: Vec<(Pretokenizer, Pretokenizer)> = pairs();
     }
 
@@ -102,6 +160,11 @@ mod tests {
         #[test]
         fn spellings_mean_what_their_name_does(text in "([a-cſs'é中A1²٣!., \t\r\n\u{301}\u{a0}]|'s|'LL|'ve|  |123){0,40}") {
             PAIRS.with(|pairs| {
+                for (grammar, regex) in pairs {
+                    assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
+                }
+            });
+            ONIGURUMA_PAIRS.with(|pairs| {
                 for (grammar, regex) in pairs {
                     assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
                 }

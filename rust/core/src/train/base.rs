@@ -2,7 +2,7 @@
 
 use super::{TieOrder, TrainOptions, Trained, byte_order};
 use crate::special::AddedToken;
-use crate::{Error, Pretokenizer, Result, Tokenizer};
+use crate::{Ends, Error, Pretokenizer, Result, Tokenizer, Vocab};
 
 impl TrainOptions {
     /// Returns the tokens that training begins with, by id: those of the base, or the 256 bytes.
@@ -33,6 +33,19 @@ impl TrainOptions {
 }
 
 impl Tokenizer {
+    /// Returns the vocabulary that training may go on from.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the text would not be cut and merged as this tokenizer does.
+    pub fn base(&self) -> Result<Vocab> {
+        match self.general_because() {
+            Some(because) => Err(Error::InvalidArgument(format!(
+                "the base asks for {because}, which training does not know: it cannot be trained further"
+            ))),
+            None => Ok(self.vocab().clone()),
+        }
+    }
+
     /// Returns this tokenizer with the tokens that further training added, and with more special tokens.
     ///
     /// `trained` began from this tokenizer's vocabulary ([`TrainOptions::base`]). All ids stay what they are; the new tokens come
@@ -52,10 +65,12 @@ impl Tokenizer {
         let mut added = self.added_tokens().to_vec();
         let first_special = first_new + new_tokens.len() as u32;
         added.extend(special_tokens.iter().zip(first_special..).map(|(token, id)| AddedToken::special(token, id)));
-        let extended = Self::new(vocab, pretokenizer, added, self.normalizes())?;
+        let mut extended = Self::new(vocab, pretokenizer, added, self.normalizes())?;
+        extended.post_processor.clone_from(&self.post_processor);
+        extended.template.clone_from(&self.template);
         let is_new = |id: &u32| *id >= first_special;
         let bos = self.bos_id().or(extended.bos_id().filter(is_new));
         let eos = self.eos_id().or(extended.eos_id().filter(is_new));
-        extended.with_bos_eos(bos, eos)
+        extended.with_ends(Ends { bos, eos, ..self.ends() })
     }
 }

@@ -8,7 +8,7 @@ const fn is_printable(byte: u8) -> bool {
 }
 
 /// `CHARS[byte]` is the character of a byte: itself if printable, else the next free one from U+0100 on.
-const CHARS: [char; 256] = {
+pub(crate) const CHARS: [char; 256] = {
     let mut chars = ['\0'; 256];
     let mut byte = 0;
     let mut next = 0x100;
@@ -40,12 +40,12 @@ const BYTES: [Option<u8>; 0x144] = {
 };
 
 /// Returns the token's bytes as characters of the alphabet.
-pub(super) fn to_chars(bytes: &[u8]) -> String {
+pub(crate) fn to_chars(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHARS[byte as usize]).collect()
 }
 
 /// Returns the bytes that `token` stands for, or `None` if a character is not of the alphabet.
-pub(super) fn to_bytes(token: &str) -> Option<Vec<u8>> {
+pub(crate) fn to_bytes(token: &str) -> Option<Vec<u8>> {
     token.chars().map(|c| BYTES.get(c as usize).copied().flatten()).collect()
 }
 

@@ -9,9 +9,12 @@ use std::borrow::Cow;
 use hashbrown::{HashMap, HashSet};
 use serde_json::{Value, json};
 
-use super::huggingface::{Merge, type_of, unsupported};
-use super::sentencepiece::byte_of;
+use super::super::sentencepiece::byte_of;
+use super::Merge;
+use super::read::Parsed;
 use crate::normalize::SPACE;
+use crate::pipeline::Components;
+use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};
 use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 /// The whole text is a piece.
@@ -36,13 +39,13 @@ struct Layout {
 }
 
 /// Returns words as pieces if no token spans two of them, so that no merge does; else the whole text.
-pub(super) fn words_or_whole(merged: &[(Vec<u8>, u32)]) -> Result<Pretokenizer> {
+pub(in crate::formats) fn words_or_whole(merged: &[(Vec<u8>, u32)]) -> Result<Pretokenizer> {
     let spans_words = |(bytes, _): &(Vec<u8>, u32)| bytes.windows(2).any(|pair| pair[0] != b' ' && pair[1] == b' ');
     Pretokenizer::new(if merged.iter().any(spans_words) { WHOLE } else { WORDS })
 }
 
 /// Refuses a vocabulary in which a space is no token: its `▁` would fall back on other bytes than the space has.
-pub(super) fn require_space(pieces: &Pieces) -> Result<()> {
+pub(in crate::formats) fn require_space(pieces: &Pieces) -> Result<()> {
     if pieces.merged.iter().chain(&pieces.whole).any(|(bytes, _)| bytes == b" ") {
         return Ok(());
     }
@@ -50,40 +53,40 @@ pub(super) fn require_space(pieces: &Pieces) -> Result<()> {
 }
 
 /// Returns what splits off these texts, the longest first.
-pub(super) fn split_apart(mut texts: Vec<String>) -> Result<Pretokenizer> {
+pub(in crate::formats) fn split_apart(mut texts: Vec<String>) -> Result<Pretokenizer> {
     texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
     let texts: Vec<_> = texts.iter().map(|text| fancy_regex::escape(text)).collect();
     Pretokenizer::new(&format!("(?:{})", texts.join("|")))
 }
 
-/// Returns the tokenizer of a file whose model is BPE with byte fallback.
-pub(super) fn read(
-    (normalizer, pre_tokenizer, decoder): (Option<&Value>, Option<&Value>, Option<&Value>),
-    entries: &[(Cow<'_, str>, u32)],
-    merges: &[Merge<'_>],
-    mut added: Vec<AddedToken>,
-    ignore_merges: bool,
-) -> Result<Tokenizer> {
-    let layout = Layout::read(normalizer, pre_tokenizer, decoder)?;
-    // Text holds spaces where these have `▁`: they come of merges, as any token does.
-    added.retain(|token| token.special || token.content.chars().count() == 1 || !token.content.contains(SPACE));
-    let (pieces, ids) = pieces_of(entries, &added)?;
-    require_space(&pieces)?;
-    let mut pairs = Vec::with_capacity(merges.len());
-    for (number, Merge(left, right)) in merges.iter().enumerate() {
+/// Returns the tokenizer of a file whose model is BPE with byte fallback, if the file is of a known layout.
+pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
+    let (entries, added, ignore_merges) = (file.entries, &file.added, file.options.ignore_merges);
+    let affixes = [&file.options.continuing_subword_prefix, &file.options.end_of_word_suffix];
+    // Added tokens are looked for in text as it is here, before spaces become `▁`.
+    let is_plain = |token: &AddedToken| !token.normalized && !token.content.contains(SPACE);
+    if !file.options.byte_fallback || affixes.iter().any(|affix| affix.is_some()) || !added.iter().all(is_plain) {
+        return Ok(None);
+    }
+    let Some(layout) = Layout::of(&file.components) else { return Ok(None) };
+    let Some((pieces, ids)) = pieces_of(entries, added) else { return Ok(None) };
+    if require_space(&pieces).is_err() {
+        return Ok(None);
+    }
+    let mut pairs = Vec::with_capacity(file.merges.len());
+    for (number, Merge(left, right)) in file.merges.iter().enumerate() {
         let id_of = |token: &str| {
             ids.get(token).copied().ok_or_else(|| {
                 Error::Format(format!("tokenizer.json: merge {number} names {token:?}, which is not in the vocabulary"))
             })
         };
         if byte_of(left).is_some() || byte_of(right).is_some() {
-            return Err(unsupported("a merge of a byte token", &(left, right), "merges of text"));
+            return Ok(None);
         }
         let (left, right, merged) = (id_of(left)?, id_of(right)?, id_of(&format!("{left}{right}"))?);
-        // Special and byte tokens do not come of text, even where merges spell them.
-        if let (Some(left), Some(right), Some(_)) = (left, right, merged) {
-            pairs.push((left, right));
-        }
+        // A merge of what text never becomes, an added token for one.
+        let (Some(left), Some(right), Some(_)) = (left, right, merged) else { return Ok(None) };
+        pairs.push((left, right));
     }
     let vocab = Vocab::from_piece_merges(&pieces, pairs, ignore_merges)?;
     let is_apart = |bytes: &[u8]| layout.apart.iter().any(|text| text.as_bytes() == bytes);
@@ -101,14 +104,15 @@ pub(super) fn read(
         steps.push(if may_split { words_or_whole(&others)? } else { Pretokenizer::new(WHOLE)? });
     }
     let pretokenizer = Pretokenizer::sequence(steps)?;
-    Ok(Tokenizer::new(vocab, pretokenizer, added, false)?.with_spaces(layout.spaces))
+    Ok(Some(Tokenizer::new(vocab, pretokenizer, added.clone(), false)?.with_spaces(layout.spaces)))
 }
 
-/// Returns the tokens by what they are for, and their ids by name: `None` for what text never becomes.
+/// Returns the tokens by what they are for, if all bytes are there, and their ids by name: `None` for what text never
+/// becomes.
 fn pieces_of<'a>(
     entries: &'a [(Cow<'_, str>, u32)],
     added: &[AddedToken],
-) -> Result<(Pieces, HashMap<&'a str, Option<u32>>)> {
+) -> Option<(Pieces, HashMap<&'a str, Option<u32>>)> {
     let added: HashMap<&str, &AddedToken> = added.iter().map(|token| (token.content.as_str(), token)).collect();
     let (mut pieces, mut bytes) = (Pieces::default(), [None; 256]);
     let mut ids = HashMap::with_capacity(entries.len());
@@ -129,88 +133,56 @@ fn pieces_of<'a>(
         ids.insert(token.as_ref(), is_text.then_some(*id));
     }
     pieces.bytes = bytes.into_iter().flatten().collect();
-    if pieces.bytes.len() < 256 {
-        let count = pieces.bytes.len();
-        return Err(unsupported("the number of byte tokens", &count, "256, from <0x00> to <0xFF>"));
-    }
-    Ok((pieces, ids))
+    (pieces.bytes.len() == 256).then_some((pieces, ids))
 }
 
 impl Layout {
-    fn read(normalizer: Option<&Value>, pre_tokenizer: Option<&Value>, decoder: Option<&Value>) -> Result<Self> {
-        let normalizers = steps_of(normalizer, "normalizers");
-        let collapses = |(step, (regex, content)): (&&Value, (&str, &str))| {
-            type_of(step) == "Replace" && step["pattern"]["Regex"] == regex && step["content"] == content
+    /// Returns how a file treats spaces, if it is in one of the known ways.
+    fn of(components: &Components) -> Option<Self> {
+        let space = SPACE.to_string();
+        let normalizers = components.normalizer.as_ref().map(Normalizer::steps).unwrap_or_default();
+        let collapses = |(step, (regex, new)): (&&Normalizer, (&str, &str))| match step {
+            Normalizer::Replace { pattern: Pattern::Regex(pattern), content } => pattern == regex && content == new,
+            _ => false,
         };
         let collapse = normalizers.len() > COLLAPSE.len() && normalizers.iter().zip(COLLAPSE).all(collapses);
         let (mut prefix, mut replaced) = (SpacePrefix::Never, false);
         for step in &normalizers[if collapse { COLLAPSE.len() } else { 0 }..] {
-            match type_of(step) {
-                "Prepend" if step["prepend"] == SPACE.to_string() => prefix = SpacePrefix::Always,
-                "Replace" if step["pattern"]["String"] == " " && step["content"] == SPACE.to_string() => {
+            match step {
+                Normalizer::Prepend { prepend } if *prepend == space && !replaced => prefix = SpacePrefix::Always,
+                Normalizer::Replace { pattern: Pattern::String(text), content } if text == " " && *content == space => {
                     replaced = true;
                 }
-                _ => return Err(unsupported("normalizer", step, "Prepend and Replace of \u{2581}, or none")),
+                _ => return None,
             }
         }
         let (mut splits, mut apart) = (false, Vec::new());
-        for step in steps_of(pre_tokenizer, "pretokenizers") {
-            match type_of(step) {
-                "Metaspace" if step["replacement"] == SPACE.to_string() => {
-                    let scheme = metaspace_prefix(step)?;
-                    // After `Prepend` no text begins without a space.
-                    prefix = if prefix == SpacePrefix::Always { prefix } else { scheme };
-                    (replaced, splits) = (true, step["split"] != false);
+        for step in components.pre_tokenizer.as_ref().map(PreTokenizer::steps).unwrap_or_default() {
+            match step {
+                PreTokenizer::Metaspace(metaspace) if metaspace.replacement == SPACE && apart.is_empty() => {
+                    prefix = match metaspace.prepend_scheme {
+                        // After `Prepend` no text begins without a space.
+                        _ if prefix == SpacePrefix::Always => prefix,
+                        PrependScheme::Always => SpacePrefix::UnlessSpace,
+                        PrependScheme::First => SpacePrefix::FirstUnlessSpace,
+                        PrependScheme::Never => SpacePrefix::Never,
+                    };
+                    (replaced, splits) = (true, metaspace.split);
                 }
                 // There is no space left to split at.
-                "Split" if replaced && step["pattern"]["String"] == " " => {}
-                "Split" if replaced && step["behavior"] == "Isolated" && apart.is_empty() => {
-                    let pattern = step["pattern"]["Regex"].as_str().unwrap_or_default();
-                    apart = literals(pattern).ok_or_else(|| {
-                        unsupported("pre_tokenizer.pattern", &step["pattern"], "a choice of literal texts")
-                    })?;
+                PreTokenizer::Split { pattern: Pattern::String(text), invert: false, .. }
+                    if replaced && text == " " => {}
+                PreTokenizer::Split { pattern: Pattern::Regex(regex), behavior: Behavior::Isolated, .. }
+                    if replaced && apart.is_empty() =>
+                {
+                    apart = literals(regex)?;
                 }
-                other => return Err(unsupported("pre_tokenizer.type", &other, "Metaspace or none")),
+                _ => return None,
             }
         }
-        if !replaced {
-            return Err(unsupported("normalizer", &normalizer, "Replace of a space by \u{2581}, or Metaspace"));
-        }
-        let drop_first = drops_first(decoder)?;
-        Ok(Self { spaces: Spaces { prefix, collapse, drop_first }, splits, apart })
-    }
-}
-
-fn metaspace_prefix(step: &Value) -> Result<SpacePrefix> {
-    match (step["prepend_scheme"].as_str(), step["add_prefix_space"].as_bool()) {
-        (Some("always"), _) | (None, Some(true) | None) => Ok(SpacePrefix::UnlessSpace),
-        (Some("first"), _) => Ok(SpacePrefix::FirstUnlessSpace),
-        (Some("never"), _) | (None, Some(false)) => Ok(SpacePrefix::Never),
-        (Some(other), _) => Err(unsupported("prepend_scheme", &other, "always, first or never")),
-    }
-}
-
-/// Returns whether decoding leaves out a space that comes first.
-fn drops_first(decoder: Option<&Value>) -> Result<bool> {
-    let (mut drops, mut falls_back) = (false, false);
-    for step in steps_of(decoder, "decoders") {
-        match type_of(step) {
-            "Fuse" => {}
-            "ByteFallback" => falls_back = true,
-            "Replace" if step["pattern"]["String"] == SPACE.to_string() && step["content"] == " " => {}
-            "Strip" if step["content"] == " " && step["start"] == 1 && step["stop"] == 0 => drops = true,
-            "Metaspace" => drops |= metaspace_prefix(step)? != SpacePrefix::Never,
-            _ => return Err(unsupported("decoder", step, "Replace, ByteFallback, Fuse and Strip")),
-        }
-    }
-    if falls_back { Ok(drops) } else { Err(unsupported("decoder", &decoder, "one with ByteFallback")) }
-}
-
-/// Returns the steps of a sequence, or the one step, or none.
-fn steps_of<'a>(value: Option<&'a Value>, key: &str) -> Vec<&'a Value> {
-    match value {
-        Some(value) if type_of(value) == "Sequence" => value[key].as_array().into_iter().flatten().collect(),
-        value => value.into_iter().collect(),
+        // Where spaces were removed first, `Metaspace` no longer sees that a text begins there.
+        let is_clear = replaced && !(collapse && prefix == SpacePrefix::FirstUnlessSpace);
+        is_clear.then_some(Self { spaces: Spaces { prefix, collapse, drop_first: false }, splits, apart })
     }
 }
 

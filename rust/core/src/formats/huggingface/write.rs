@@ -1,0 +1,233 @@
+//! From a tokenizer to a `tokenizer.json` that `tokenizers` loads and that gives the same ids.
+
+use std::collections::HashMap;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::json;
+
+use super::{AddedTokenJson, spaces};
+use crate::byte_alphabet::to_chars;
+use crate::pipeline::components::{
+    Behavior, ByteLevel, Decoder, Normalizer, Padding, Pattern, PostProcessor, PreTokenizer, Truncation,
+};
+use crate::pipeline::{Components, ModelOptions};
+use crate::pretokenize::dialect;
+use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer};
+
+/// Splits nowhere, and so is left out of a file.
+const WHOLE: &str = "(?s:.+)";
+
+impl Tokenizer {
+    /// Returns the text of a `tokenizer.json` that `tokenizers` loads and that gives the same ids.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a special token is spelt as an ordinary token is in the file; if this vocabulary or
+    /// its pattern cannot be said there, naming why.
+    pub fn to_huggingface(&self) -> Result<String> {
+        self.write(false)
+    }
+
+    /// Returns the same text for [`Tokenizer::from_huggingface`] alone: any pattern can be said in it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::to_huggingface`], but for the pattern.
+    pub fn to_own_json(&self) -> Result<String> {
+        self.write(true)
+    }
+
+    fn write(&self, is_own: bool) -> Result<String> {
+        let components = match &self.components {
+            Some(components) => (**components).clone(),
+            None => self.describe(is_own)?,
+        };
+        let options = match (&self.pipeline, self.spaces()) {
+            (Some(pipeline), _) => pipeline.options().clone(),
+            (None, spaces) => ModelOptions {
+                fuse_unk: spaces.is_some(),
+                byte_fallback: spaces.is_some(),
+                ignore_merges: self.vocab.whole_piece_first(),
+                ..ModelOptions::default()
+            },
+        };
+        let (entries, merges) = self.model()?;
+        let merges = merges.iter().map(|[left, right]| [left.as_str(), right.as_str()]).collect();
+        let file = OutFile {
+            version: "1.0",
+            truncation: components.truncation.as_ref(),
+            padding: components.padding.as_ref(),
+            added_tokens: self.added_tokens().iter().cloned().map(Into::into).collect(),
+            normalizer: components.normalizer.as_ref(),
+            pre_tokenizer: components.pre_tokenizer.as_ref(),
+            post_processor: self.post_processor.as_deref(),
+            decoder: components.decoder.as_ref(),
+            model: OutModel {
+                r#type: "BPE",
+                dropout: options.dropout,
+                unk_token: options.unk_token,
+                continuing_subword_prefix: options.continuing_subword_prefix,
+                end_of_word_suffix: options.end_of_word_suffix,
+                fuse_unk: options.fuse_unk,
+                byte_fallback: options.byte_fallback,
+                ignore_merges: options.ignore_merges,
+                vocab: OutEntries(&entries),
+                merges,
+            },
+        };
+        serde_json::to_string(&file).map_err(|error| Error::Format(error.to_string()))
+    }
+
+    /// Returns the components of a tokenizer that was not read from a `tokenizer.json`.
+    fn describe(&self, is_own: bool) -> Result<Components> {
+        if let Some(spaces) = self.spaces() {
+            let [normalizer, pre_tokenizer, decoder] = spaces::to_json(self, spaces);
+            let parsed = |error: serde_json::Error| Error::Format(error.to_string());
+            return Ok(Components {
+                normalizer: serde_json::from_value(normalizer).map_err(parsed)?,
+                pre_tokenizer: serde_json::from_value(pre_tokenizer).map_err(parsed)?,
+                decoder: serde_json::from_value(decoder).map_err(parsed)?,
+                ..Components::default()
+            });
+        }
+        let byte_level = ByteLevel { add_prefix_space: false, trim_offsets: true, use_regex: false };
+        Ok(Components {
+            normalizer: self.normalizes().then_some(Normalizer::NFC {}),
+            pre_tokenizer: Some(describe_splits(self.pretokenizer(), byte_level, is_own)?),
+            decoder: Some(Decoder::ByteLevel(byte_level)),
+            ..Components::default()
+        })
+    }
+
+    /// Returns the tokens of the model by id, and its merges.
+    ///
+    /// Added tokens are among the tokens where `tokenizers` would number them otherwise.
+    fn model(&self) -> Result<(Vec<(String, u32)>, Vec<[String; 2]>)> {
+        if let (Some(pipeline), Some(_)) = (&self.pipeline, self.general_because()) {
+            let mut entries: Vec<_> = pipeline.tokens().map(|(token, id)| (token.to_owned(), id)).collect();
+            let name = |id: u32| pipeline.token(id).unwrap_or_default().to_owned();
+            let merges = pipeline.merges().into_iter().map(|(left, right)| [name(left), name(right)]).collect();
+            let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+            let new = || self.added_tokens().iter().filter(|token| !ids.contains_key(token.content.as_str()));
+            if !new().zip(ids.len() as u32..).all(|(token, id)| token.id == id) {
+                let missing: Vec<_> = new().map(|token| (token.content.clone(), token.id)).collect();
+                drop(ids);
+                entries.extend(missing);
+            }
+            entries.sort_unstable_by_key(|&(_, id)| id);
+            return Ok((entries, merges));
+        }
+        let to_name = if self.spaces().is_some() { spaces::name_of } else { to_chars };
+        let mut entries: Vec<(String, u32)> = match self.spaces() {
+            Some(_) => spaces::names(self.vocab())?,
+            None => self.vocab().tokens().map(|(token, id)| (to_chars(token), id)).collect(),
+        };
+        if self.spaces().is_none() {
+            let silent = self.vocab().silent_tokens();
+            entries.extend(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
+        }
+        let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+        let mut missing = Vec::new();
+        for AddedToken { content, id, .. } in self.added_tokens() {
+            match ids.get(content.as_str()) {
+                None => missing.push((content.clone(), *id)),
+                Some(other) if other != id => {
+                    return Err(Error::InvalidArgument(format!(
+                        "special token {content:?} is spelt as ordinary token {other} in tokenizer.json: it cannot be saved"
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        drop(ids);
+        entries.extend(missing);
+        entries.sort_by_key(|&(_, id)| id);
+        let token_chars = |id: u32| to_name(self.vocab().id_to_bytes(id).unwrap_or_default());
+        let merges = self.vocab().merges().iter().map(|&(left, right)| [token_chars(left), token_chars(right)]);
+        let merges = merges.collect();
+        Ok((entries, merges))
+    }
+
+    /// Returns the tokenizer that puts this token before each text, and that one after, by a template.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for an id that no token has.
+    pub fn with_template(self, before: Option<u32>, after: Option<u32>) -> Result<Self> {
+        let name = |id: u32| Ok::<_, Error>(String::from_utf8_lossy(self.id_to_bytes(id)?).into_owned());
+        let special =
+            |id: u32, type_id: u32| Ok::<_, Error>(json!({"SpecialToken": {"id": name(id)?, "type_id": type_id}}));
+        let (mut single, mut pair, mut tokens) = (Vec::new(), Vec::new(), serde_json::Map::new());
+        for (text, type_id) in [("A", 0), ("B", 1)] {
+            let around = |id: Option<u32>| id.map(|id| special(id, type_id)).transpose();
+            let sequence = json!({"Sequence": {"id": text, "type_id": type_id}});
+            let items = around(before)?.into_iter().chain([sequence]).chain(around(after)?);
+            pair.extend(items);
+            if type_id == 0 {
+                single.clone_from(&pair);
+            }
+        }
+        for id in before.into_iter().chain(after) {
+            let name = name(id)?;
+            tokens.insert(name.clone(), json!({"id": name, "ids": [id], "tokens": [name]}));
+        }
+        let template = json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens});
+        let template: PostProcessor =
+            serde_json::from_value(template).map_err(|error| Error::Format(error.to_string()))?;
+        self.with_post_processor(template)
+    }
+}
+
+fn describe_splits(pretokenizer: &Pretokenizer, byte_level: ByteLevel, is_own: bool) -> Result<PreTokenizer> {
+    let mut steps = Vec::new();
+    for step in pretokenizer.steps() {
+        let pattern = match step.oniguruma_regex() {
+            Some(regex) => Pattern::Regex(regex.to_owned()),
+            None if step.pattern() == WHOLE => continue,
+            None if step.name().is_some() => Pattern::Regex(step.pattern().to_owned()),
+            None if is_own => Pattern::FancyRegex(step.pattern().to_owned()),
+            None => Pattern::Regex(dialect::to_oniguruma(step)?),
+        };
+        steps.push(PreTokenizer::Split { pattern, behavior: Behavior::Isolated, invert: false });
+    }
+    steps.push(PreTokenizer::ByteLevel(byte_level));
+    Ok(PreTokenizer::Sequence { pretokenizers: steps })
+}
+
+/// The file as it is written: the same keys in the same order as `tokenizers` writes them.
+#[derive(Serialize)]
+struct OutFile<'a> {
+    version: &'static str,
+    truncation: Option<&'a Truncation>,
+    padding: Option<&'a Padding>,
+    added_tokens: Vec<AddedTokenJson>,
+    normalizer: Option<&'a Normalizer>,
+    pre_tokenizer: Option<&'a PreTokenizer>,
+    post_processor: Option<&'a PostProcessor>,
+    decoder: Option<&'a Decoder>,
+    model: OutModel<'a>,
+}
+
+#[derive(Serialize)]
+struct OutModel<'a> {
+    r#type: &'static str,
+    dropout: Option<f32>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    vocab: OutEntries<'a>,
+    merges: Vec<[&'a str; 2]>,
+}
+
+struct OutEntries<'a>(&'a [(String, u32)]);
+
+impl Serialize for OutEntries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (token, id) in self.0 {
+            map.serialize_entry(token, id)?;
+        }
+        map.end()
+    }
+}

@@ -1,0 +1,137 @@
+//! Where in a text its tokens stand.
+
+use crate::batch::Pause;
+use crate::normalize::After;
+use crate::pipeline::{Token, spaces_around};
+use crate::special::SpecialSet;
+use crate::{Result, Tokenizer};
+
+/// For each token, the characters its bytes fall into: the first, and the one after the last.
+pub type Offsets = Vec<(usize, usize)>;
+
+impl Tokenizer {
+    /// Returns the tokens of `text` with the bytes they stand for.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; and if SentencePiece's treatment of spaces changes the text, so that no place in it can
+    /// be named.
+    pub(crate) fn encode_with_spans(&self, text: &str, allowed: SpecialSet<'_>) -> Result<Vec<Token>> {
+        if let Some(pipeline) = &self.pipeline {
+            return pipeline.encode_with_offsets(text, &self.added, allowed);
+        }
+        let mut tokens = Vec::new();
+        self.added.check(allowed)?;
+        self.added.cut_raw(text, allowed, &mut |part| {
+            let (start, end) = (part.bytes.start, part.bytes.end);
+            if let Some(id) = part.added {
+                tokens.push(Token { id, start, end, spaces: spaces_around(&text[start..end]) });
+                return Ok(());
+            }
+            let after = if start == 0 { After::Nothing } else { After::Special };
+            let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after)?;
+            self.added.cut_normalized(&normal.text, allowed, &mut |part| {
+                let (stretch, spans) = (&normal.text[part.bytes.clone()], &normal.spans[part.bytes]);
+                let mut push = |id: u32, from: usize, to: usize, spaces| {
+                    let (start, end) = (spans[from].0 as usize, spans[to - 1].1 as usize);
+                    tokens.push(Token { id, start, end, spaces });
+                };
+                if let Some(id) = part.added {
+                    push(id, 0, stretch.len(), spaces_around(stretch));
+                    return Ok(());
+                }
+                let mut ids = Vec::new();
+                self.with_scratch(Pause::default(), |encoder, scratch| encoder.encode(stretch, scratch, &mut ids))?;
+                let mut at = 0;
+                for id in ids {
+                    let bytes = self.vocab.id_to_bytes(id).unwrap_or_default();
+                    let is_space = |byte: &&u8| **byte == b' ';
+                    let spaces =
+                        (bytes.iter().take_while(is_space).count(), bytes.iter().rev().take_while(is_space).count());
+                    let end = at + bytes.len();
+                    push(id, at, end, spaces);
+                    at = end;
+                }
+                Ok(())
+            })
+        })?;
+        Ok(tokens)
+    }
+
+    /// Returns the ids of `text`, and for each the range of characters its bytes fall into.
+    ///
+    /// Tokens that share a character both name it. Where the tokenizer's file says so (`trim_offsets`), white space at
+    /// the ends of a token is left out.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; and if SentencePiece's treatment of spaces changes the text, so that no place in it can
+    /// be named.
+    pub fn encode_with_offsets(&self, text: &str, allowed: SpecialSet<'_>) -> Result<(Vec<u32>, Offsets)> {
+        let tokens = self.encode_with_spans(text, allowed)?;
+        let characters = Characters::of(text);
+        let offsets = tokens.iter().enumerate().map(|(place, token)| {
+            let range = characters.range(token.start, token.end);
+            self.template.trims.iter().fold(range, |range, &may_be_prefixed| {
+                trim(range, token.spaces, may_be_prefixed && (place == 0 || range.0 == 0))
+            })
+        });
+        Ok((tokens.iter().map(|token| token.id).collect(), offsets.collect()))
+    }
+
+    /// Returns the longest start of `text` that ends where a token and a character end and has at most `max_tokens` ids.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_with_offsets`].
+    pub fn truncate<'t>(&self, text: &'t str, max_tokens: usize, allowed: SpecialSet<'_>) -> Result<&'t str> {
+        let tokens = self.encode_with_spans(text, allowed)?;
+        if tokens.len() <= max_tokens {
+            return Ok(text);
+        }
+        for token in tokens[..max_tokens].iter().rev() {
+            // A shorter text may split otherwise and so have more ids: then a token less is tried.
+            let start = text.get(..token.end).unwrap_or_default();
+            if self.encode(start, allowed)?.len() <= max_tokens {
+                return Ok(start);
+            }
+        }
+        Ok("")
+    }
+}
+
+/// The number of the character that each byte of a text belongs to.
+struct Characters(Option<Vec<u32>>);
+
+impl Characters {
+    fn of(text: &str) -> Self {
+        if text.is_ascii() {
+            return Self(None);
+        }
+        let numbers = text.chars().enumerate().flat_map(|(i, c)| std::iter::repeat_n(i as u32, c.len_utf8()));
+        Self(Some(numbers.collect()))
+    }
+
+    /// Returns the characters of a range of bytes.
+    fn range(&self, start: usize, end: usize) -> (usize, usize) {
+        let Some(numbers) = &self.0 else { return (start, end) };
+        let number = |byte: usize| numbers.get(byte).map(|&number| number as usize);
+        let Some(first) = number(start) else { return (start, end) };
+        let last = || number(end.wrapping_sub(1)).unwrap_or(first) + 1;
+        (first, number(end).unwrap_or_else(last))
+    }
+}
+
+/// Leaves out white space at the ends of a token, but for one space that was put before the first token of a text.
+///
+/// Source: `process_offsets` of Hugging Face `tokenizers`.
+fn trim(
+    (mut start, mut end): (usize, usize),
+    (leading, trailing): (usize, usize),
+    is_prefixed: bool,
+) -> (usize, usize) {
+    if !(is_prefixed && leading == 1) {
+        start = (start + leading).min(end);
+    }
+    if end >= trailing {
+        end = (end - trailing).max(start);
+    }
+    (start, end)
+}

@@ -1,0 +1,350 @@
+//! The components of a `tokenizer.json`, as the file spells them. Unknown components and unknown fields are refused.
+//!
+//! Source: the serialization of Hugging Face `tokenizers` 0.23.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// Changes text before anything else; offsets stay those of the original text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+#[allow(clippy::upper_case_acronyms, reason = "the names of Unicode's normal forms")]
+pub(crate) enum Normalizer {
+    NFC {},
+    NFD {},
+    NFKC {},
+    NFKD {},
+    Lowercase {},
+    Nmt {},
+    StripAccents {},
+    ByteLevel {},
+    Strip {
+        strip_left: bool,
+        strip_right: bool,
+    },
+    Replace {
+        pattern: Pattern,
+        content: String,
+    },
+    Prepend {
+        prepend: String,
+    },
+    Precompiled {
+        /// Base64 of SentencePiece's table of replacements.
+        precompiled_charsmap: String,
+    },
+    BertNormalizer {
+        clean_text: bool,
+        handle_chinese_chars: bool,
+        strip_accents: Option<bool>,
+        lowercase: bool,
+    },
+    Sequence {
+        normalizers: Vec<Normalizer>,
+    },
+}
+
+/// What a `Split` or a `Replace` looks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Pattern {
+    /// Text as it stands.
+    String(String),
+    /// A regex as Oniguruma reads it.
+    Regex(String),
+    /// A regex as `fancy-regex` reads it: never in a file of others, only in what a tokenizer is pickled as.
+    FancyRegex(String),
+}
+
+/// What becomes of the matches of a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) enum Behavior {
+    Removed,
+    #[default]
+    Isolated,
+    MergedWithPrevious,
+    MergedWithNext,
+    Contiguous,
+}
+
+/// When `Metaspace` puts its replacement before a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PrependScheme {
+    First,
+    Never,
+    Always,
+}
+
+/// Cuts text into the pre-tokens that byte-pair encoding treats one by one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub(crate) enum PreTokenizer {
+    BertPreTokenizer {},
+    ByteLevel(ByteLevel),
+    CharDelimiterSplit {
+        delimiter: char,
+    },
+    Digits {
+        individual_digits: bool,
+    },
+    FixedLength {
+        #[serde(default = "five")]
+        length: usize,
+    },
+    Metaspace(Metaspace),
+    Punctuation {
+        #[serde(default)]
+        behavior: Behavior,
+    },
+    Split {
+        pattern: Pattern,
+        behavior: Behavior,
+        invert: bool,
+    },
+    UnicodeScripts {},
+    Whitespace {},
+    WhitespaceSplit {},
+    Sequence {
+        pretokenizers: Vec<PreTokenizer>,
+    },
+}
+
+fn five() -> usize {
+    5
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The component `ByteLevel`: as a pre-tokenizer, a post-processor and a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ByteLevel {
+    pub(crate) add_prefix_space: bool,
+    pub(crate) trim_offsets: bool,
+    #[serde(default = "yes")]
+    pub(crate) use_regex: bool,
+}
+
+/// The component `Metaspace`: as a pre-tokenizer and a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "MetaspaceFields")]
+pub(crate) struct Metaspace {
+    pub(crate) replacement: char,
+    pub(crate) prepend_scheme: PrependScheme,
+    pub(crate) split: bool,
+}
+
+/// The fields of `Metaspace` in older and newer files.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MetaspaceFields {
+    replacement: char,
+    add_prefix_space: Option<bool>,
+    prepend_scheme: Option<PrependScheme>,
+    split: Option<bool>,
+    /// The replacement once more, in older files.
+    #[serde(rename = "str_rep")]
+    _str_rep: Option<String>,
+}
+
+impl TryFrom<MetaspaceFields> for Metaspace {
+    type Error = String;
+
+    fn try_from(fields: MetaspaceFields) -> std::result::Result<Self, String> {
+        let scheme = fields.prepend_scheme.unwrap_or(PrependScheme::Always);
+        if fields.add_prefix_space == Some(false) && scheme != PrependScheme::Never {
+            return Err(format!("add_prefix_space is false, but prepend_scheme is {scheme:?}; expected Never"));
+        }
+        Ok(Self { replacement: fields.replacement, prepend_scheme: scheme, split: fields.split.unwrap_or(true) })
+    }
+}
+
+/// Puts special tokens around one text or two.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub(crate) enum PostProcessor {
+    BertProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+    },
+    RobertaProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+        trim_offsets: bool,
+        add_prefix_space: bool,
+    },
+    ByteLevel(ByteLevel),
+    TemplateProcessing {
+        single: Vec<TemplateItem>,
+        pair: Vec<TemplateItem>,
+        special_tokens: std::collections::BTreeMap<String, TemplateToken>,
+    },
+    Sequence {
+        processors: Vec<PostProcessor>,
+    },
+}
+
+/// A place in a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum TemplateItem {
+    #[serde(rename = "Sequence")]
+    Text {
+        id: TemplateText,
+        type_id: u32,
+    },
+    SpecialToken {
+        id: String,
+        type_id: u32,
+    },
+}
+
+/// The first text of a pair, or the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum TemplateText {
+    A,
+    B,
+}
+
+/// What a name in a template stands for: usually one token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TemplateToken {
+    pub(crate) id: String,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) tokens: Vec<String>,
+}
+
+/// Makes text of tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub(crate) enum Decoder {
+    BPEDecoder { suffix: String },
+    ByteFallback {},
+    ByteLevel(ByteLevel),
+    Fuse {},
+    Metaspace(Metaspace),
+    Replace { pattern: Pattern, content: String },
+    Strip { content: char, start: usize, stop: usize },
+    WordPiece { prefix: String, cleanup: bool },
+    Sequence { decoders: Vec<Decoder> },
+}
+
+/// How texts are cut to a length.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Truncation {
+    #[serde(default)]
+    pub(crate) direction: Direction,
+    pub(crate) max_length: usize,
+    pub(crate) strategy: TruncationStrategy,
+    pub(crate) stride: usize,
+}
+
+/// At which side something is cut or filled up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) enum Direction {
+    Left,
+    #[default]
+    Right,
+}
+
+/// Which text of a pair is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum TruncationStrategy {
+    LongestFirst,
+    OnlyFirst,
+    OnlySecond,
+}
+
+/// How texts are filled up to a length.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Padding {
+    pub(crate) strategy: PaddingStrategy,
+    pub(crate) direction: Direction,
+    pub(crate) pad_to_multiple_of: Option<usize>,
+    pub(crate) pad_id: u32,
+    pub(crate) pad_type_id: u32,
+    pub(crate) pad_token: String,
+}
+
+/// To which length texts are filled up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PaddingStrategy {
+    BatchLongest,
+    Fixed(usize),
+}
+
+/// The parts of a `tokenizer.json` that say how text becomes tokens, and tokens text.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Components {
+    pub(crate) normalizer: Option<Normalizer>,
+    pub(crate) pre_tokenizer: Option<PreTokenizer>,
+    pub(crate) decoder: Option<Decoder>,
+    pub(crate) truncation: Option<Truncation>,
+    pub(crate) padding: Option<Padding>,
+}
+
+/// Returns the component in a field of the file, or `None` for null.
+///
+/// # Errors
+/// [`Error::Format`] naming the field if it holds an unknown component or an unknown field.
+pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> Result<Option<T>> {
+    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+    let shown = shortened(&value.to_string());
+    serde_json::from_value(value)
+        .map(Some)
+        .map_err(|error| Error::Format(format!("tokenizer.json: {field} is {shown}: {error}; this is not supported")))
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(160) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+impl PreTokenizer {
+    /// The steps, nested sequences laid flat: each is applied to what the one before left.
+    pub(crate) fn steps(&self) -> Vec<&Self> {
+        match self {
+            Self::Sequence { pretokenizers } => pretokenizers.iter().flat_map(Self::steps).collect(),
+            step => vec![step],
+        }
+    }
+}
+
+impl Normalizer {
+    /// The steps, nested sequences laid flat.
+    pub(crate) fn steps(&self) -> Vec<&Self> {
+        match self {
+            Self::Sequence { normalizers } => normalizers.iter().flat_map(Self::steps).collect(),
+            step => vec![step],
+        }
+    }
+}
+
+impl Decoder {
+    /// The steps, nested sequences laid flat.
+    pub(crate) fn steps(&self) -> Vec<&Self> {
+        match self {
+            Self::Sequence { decoders } => decoders.iter().flat_map(Self::steps).collect(),
+            step => vec![step],
+        }
+    }
+}
+
+impl PostProcessor {
+    /// The steps, nested sequences laid flat.
+    pub(crate) fn steps(&self) -> Vec<&Self> {
+        match self {
+            Self::Sequence { processors } => processors.iter().flat_map(Self::steps).collect(),
+            step => vec![step],
+        }
+    }
+}

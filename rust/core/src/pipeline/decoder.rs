@@ -1,0 +1,177 @@
+//! Decoders, compiled and applied: tokens to text.
+
+use super::components::{Decoder, Metaspace, Pattern, PrependScheme};
+use super::search::Search;
+use crate::Result;
+use crate::byte_alphabet::to_bytes;
+
+/// The steps of a decoder, ready to run; without one, tokens are joined by spaces.
+#[derive(Debug)]
+pub(super) struct Decoders(Option<Vec<Step>>);
+
+#[derive(Debug)]
+enum Step {
+    Bpe { suffix: String },
+    ByteFallback,
+    ByteLevel,
+    Fuse,
+    Metaspace(Metaspace),
+    Replace(Search, String),
+    Strip { content: char, start: usize, stop: usize },
+    WordPiece { prefix: String, cleanup: bool },
+}
+
+impl Decoders {
+    /// # Errors
+    /// [`crate::Error::Format`] for a broken regex.
+    pub(super) fn compile(decoder: Option<&Decoder>) -> Result<Self> {
+        let compile = |decoder: &Decoder| decoder.steps().into_iter().map(Step::compile).collect::<Result<_>>();
+        decoder.map(compile).transpose().map(Self)
+    }
+
+    /// Returns whether all it does is to put the bytes of the byte alphabet together.
+    pub(super) fn is_byte_level(&self) -> bool {
+        matches!(self.0.as_deref(), Some([Step::ByteLevel]))
+    }
+
+    /// Returns the text of tokens.
+    pub(super) fn decode(&self, mut tokens: Vec<String>) -> Result<String> {
+        let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };
+        for step in steps {
+            tokens = step.apply(tokens)?;
+        }
+        Ok(tokens.concat())
+    }
+}
+
+impl Step {
+    fn compile(step: &Decoder) -> Result<Self> {
+        Ok(match step {
+            Decoder::BPEDecoder { suffix } => Self::Bpe { suffix: suffix.clone() },
+            Decoder::ByteFallback {} => Self::ByteFallback,
+            Decoder::ByteLevel(_) => Self::ByteLevel,
+            Decoder::Fuse {} => Self::Fuse,
+            Decoder::Metaspace(metaspace) => Self::Metaspace(*metaspace),
+            Decoder::Replace { pattern, content } => {
+                let search = match pattern {
+                    Pattern::String(text) => Search::literal(text)?,
+                    Pattern::Regex(regex) | Pattern::FancyRegex(regex) => Search::regex(regex)?,
+                };
+                Self::Replace(search, content.clone())
+            }
+            &Decoder::Strip { content, start, stop } => Self::Strip { content, start, stop },
+            Decoder::WordPiece { prefix, cleanup } => Self::WordPiece { prefix: prefix.clone(), cleanup: *cleanup },
+            Decoder::Sequence { .. } => unreachable!("steps lays sequences flat"),
+        })
+    }
+
+    fn apply(&self, mut tokens: Vec<String>) -> Result<Vec<String>> {
+        match self {
+            Self::Bpe { suffix } => {
+                let last = tokens.len().saturating_sub(1);
+                for (i, token) in tokens.iter_mut().enumerate() {
+                    *token = token.replace(suffix, if i == last { "" } else { " " });
+                }
+            }
+            Self::ByteFallback => return Ok(join_bytes(tokens)),
+            Self::ByteLevel => {
+                let bytes: Vec<u8> =
+                    tokens.into_iter().flat_map(|token| to_bytes(&token).unwrap_or(token.into_bytes())).collect();
+                return Ok(vec![String::from_utf8_lossy(&bytes).into_owned()]);
+            }
+            Self::Fuse => return Ok(vec![tokens.concat()]),
+            Self::Metaspace(metaspace) => {
+                for (i, token) in tokens.iter_mut().enumerate() {
+                    let is_dropped = i == 0 && metaspace.prepend_scheme != PrependScheme::Never;
+                    *token = token.replace(metaspace.replacement, if is_dropped { "" } else { " " });
+                }
+            }
+            Self::Replace(search, content) => {
+                for token in &mut tokens {
+                    let (mut new, mut done) = (String::new(), 0);
+                    search.find_all(token, |start, end| {
+                        new.push_str(&token[done..start]);
+                        new.push_str(content);
+                        done = end;
+                    })?;
+                    new.push_str(&token[done..]);
+                    *token = new;
+                }
+            }
+            &Self::Strip { content, start, stop } => {
+                tokens.iter_mut().for_each(|token| *token = strip(token, content, start, stop));
+            }
+            Self::WordPiece { prefix, cleanup } => {
+                for (i, token) in tokens.iter_mut().enumerate() {
+                    if i > 0 {
+                        *token = token.strip_prefix(prefix.as_str()).map_or_else(|| format!(" {token}"), str::to_owned);
+                    }
+                    if *cleanup {
+                        *token = clean_up(token);
+                    }
+                }
+            }
+        }
+        Ok(tokens)
+    }
+}
+
+/// Makes text of runs of tokens such as `<0xE4>`; each byte of a run that is no UTF-8 becomes U+FFFD.
+fn join_bytes(tokens: Vec<String>) -> Vec<String> {
+    let byte_of = |token: &str| {
+        let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+        if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+    };
+    let mut joined = Vec::with_capacity(tokens.len());
+    let mut run = Vec::new();
+    let settle = |run: &mut Vec<u8>, joined: &mut Vec<String>| {
+        let count = run.len();
+        match String::from_utf8(std::mem::take(run)) {
+            Ok(text) if text.is_empty() => {}
+            Ok(text) => joined.push(text),
+            Err(_) => joined.extend(std::iter::repeat_n("\u{fffd}".to_owned(), count)),
+        }
+    };
+    for token in tokens {
+        if let Some(byte) = byte_of(&token) {
+            run.push(byte);
+            continue;
+        }
+        settle(&mut run, &mut joined);
+        joined.push(token);
+    }
+    settle(&mut run, &mut joined);
+    joined
+}
+
+/// Takes up to `start` times `content` from the front, and up to `stop` times from the end.
+fn strip(token: &str, content: char, start: usize, stop: usize) -> String {
+    let mut kept = token;
+    for _ in 0..start {
+        kept = kept.strip_prefix(content).unwrap_or(kept);
+    }
+    for _ in 0..stop {
+        kept = kept.strip_suffix(content).unwrap_or(kept);
+    }
+    kept.to_owned()
+}
+
+/// Takes out the spaces that English writes no longer.
+///
+/// Source: `clean_up_tokenization` of transformers, in the order in which `tokenizers` has it.
+fn clean_up(token: &str) -> String {
+    const RULES: [(&str, &str); 11] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" do not", " don't"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    RULES.iter().fold(token.to_owned(), |text, (from, to)| text.replace(from, to))
+}

@@ -1,0 +1,281 @@
+//! Byte-pair encoding over the characters of a piece, with everything that a `tokenizer.json` can ask of it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::{Error, Result};
+
+/// Pieces longer than this are not remembered.
+const LONGEST_REMEMBERED: usize = 256;
+/// So many pieces are remembered before all are forgotten.
+const MOST_REMEMBERED: usize = 1 << 16;
+
+type Map<K, V> = HashMap<K, V, FixedState>;
+
+/// How a model treats characters that are no tokens, and what it appends to them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct ModelOptions {
+    pub(crate) dropout: Option<f32>,
+    pub(crate) unk_token: Option<String>,
+    pub(crate) continuing_subword_prefix: Option<String>,
+    pub(crate) end_of_word_suffix: Option<String>,
+    pub(crate) fuse_unk: bool,
+    pub(crate) byte_fallback: bool,
+    pub(crate) ignore_merges: bool,
+}
+
+/// A vocabulary of strings and its merges.
+#[derive(Debug)]
+pub(crate) struct Model {
+    ids: Map<Box<str>, u32>,
+    tokens: Map<u32, Box<str>>,
+    /// The rank of a pair and the token it merges to.
+    merges: Map<(u32, u32), (u32, u32)>,
+    /// The tokens `<0x00>` to `<0xFF>`.
+    bytes: [Option<u32>; 256],
+    unk: Option<u32>,
+    pub(super) options: ModelOptions,
+}
+
+/// A token of a piece, and how many bytes of the piece it takes.
+pub(super) type Part = (u32, u32);
+
+/// What a thread remembers of the pieces it has seen.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    pieces: Map<Box<str>, Box<[Part]>>,
+}
+
+/// A token on its way through merging; its neighbours are places in the list.
+#[derive(Clone, Copy)]
+struct Symbol {
+    id: u32,
+    length: u32,
+    previous: u32,
+    next: u32,
+}
+
+const NONE: u32 = u32::MAX;
+
+/// Decides by chance which merges are left out.
+pub(super) type Dropout<'a> = Option<&'a mut dyn FnMut() -> bool>;
+
+impl Model {
+    /// # Errors
+    /// [`Error::Format`] if a merge names or makes a token that is not there, or the unknown token is none.
+    pub(super) fn new<'a>(
+        entries: impl Iterator<Item = (&'a str, u32)>,
+        merges: impl Iterator<Item = (&'a str, &'a str)>,
+        options: ModelOptions,
+    ) -> Result<Self> {
+        let mut model = Self {
+            ids: Map::default(),
+            tokens: Map::default(),
+            merges: Map::default(),
+            bytes: [None; 256],
+            unk: None,
+            options,
+        };
+        for (token, id) in entries {
+            if let Some(&other) = model.ids.get(token)
+                && other != id
+            {
+                return Err(Error::Format(format!("tokenizer.json: token {token:?} has two ids, {other} and {id}")));
+            }
+            if let Some(other) = model.tokens.get(&id)
+                && **other != *token
+            {
+                return Err(Error::Format(format!(
+                    "tokenizer.json: id {id} is given to two tokens, {other:?} and {token:?}"
+                )));
+            }
+            model.ids.insert(token.into(), id);
+            model.tokens.insert(id, token.into());
+        }
+        let prefix_length = model.options.continuing_subword_prefix.as_ref().map_or(0, String::len);
+        for (rank, (left, right)) in merges.enumerate() {
+            let id = |token: &str| {
+                model.ids.get(token).copied().ok_or_else(|| {
+                    Error::Format(format!(
+                        "tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary"
+                    ))
+                })
+            };
+            let (left_id, right_id) = (id(left)?, id(right)?);
+            let rest = right.get(prefix_length..).ok_or_else(|| {
+                let prefix = model.options.continuing_subword_prefix.as_deref().unwrap_or_default();
+                Error::Format(format!(
+                    "tokenizer.json: merge {rank} names {right:?}, which does not begin with {prefix:?}"
+                ))
+            })?;
+            let merged = [left, rest].concat();
+            let merged_id = model.ids.get(merged.as_str()).copied().ok_or_else(|| {
+                Error::Format(format!("tokenizer.json: merge {rank} gives {merged:?}, which is not in the vocabulary"))
+            })?;
+            model.merges.insert((left_id, right_id), (rank as u32, merged_id));
+        }
+        for byte in 0..=255u8 {
+            model.bytes[usize::from(byte)] = model.ids.get(format!("<0x{byte:02X}>").as_str()).copied();
+        }
+        model.unk = model.options.unk_token.as_deref().and_then(|unk| model.ids.get(unk)).copied();
+        Ok(model)
+    }
+
+    pub(super) fn id_of(&self, token: &str) -> Option<u32> {
+        self.ids.get(token).copied()
+    }
+
+    pub(super) fn token(&self, id: u32) -> Option<&str> {
+        self.tokens.get(&id).map(AsRef::as_ref)
+    }
+
+    /// All tokens, in no order.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.tokens.iter().map(|(&id, token)| (token.as_ref(), id))
+    }
+
+    /// The merges, best first.
+    pub(super) fn merges(&self) -> Vec<(u32, u32)> {
+        let mut merges: Vec<_> = self.merges.iter().map(|(&pair, &(rank, _))| (rank, pair)).collect();
+        merges.sort_unstable();
+        merges.into_iter().map(|(_, pair)| pair).collect()
+    }
+
+    /// Appends the tokens of a piece.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a character is unknown and the unknown token is not in the vocabulary.
+    pub(super) fn encode(
+        &self,
+        piece: &str,
+        memory: &mut Memory,
+        dropout: Dropout<'_>,
+        parts: &mut Vec<Part>,
+    ) -> Result<()> {
+        if dropout.is_some() {
+            return self.merge(piece, dropout, parts);
+        }
+        if let Some(known) = memory.pieces.get(piece) {
+            parts.extend_from_slice(known);
+            return Ok(());
+        }
+        if self.options.ignore_merges
+            && let Some(&id) = self.ids.get(piece)
+        {
+            parts.push((id, piece.len() as u32));
+            return Ok(());
+        }
+        let start = parts.len();
+        self.merge(piece, None, parts)?;
+        if piece.len() <= LONGEST_REMEMBERED {
+            if memory.pieces.len() >= MOST_REMEMBERED {
+                memory.pieces.clear();
+            }
+            memory.pieces.insert(piece.into(), parts[start..].into());
+        }
+        Ok(())
+    }
+
+    /// Appends the characters of a piece as tokens, and what merging leaves of them.
+    ///
+    /// # Cost
+    /// `O(n log n)` in the length of the piece.
+    ///
+    /// # Source
+    /// Sennrich et al. 2016, arXiv:1508.07909; `models/bpe` of Hugging Face `tokenizers` for the rest.
+    fn merge(&self, piece: &str, dropout: Dropout<'_>, parts: &mut Vec<Part>) -> Result<()> {
+        let mut symbols: Vec<Symbol> = Vec::with_capacity(piece.len());
+        let mut push = |id, length: usize| {
+            let place = symbols.len() as u32;
+            symbols.push(Symbol { id, length: length as u32, previous: place.wrapping_sub(1), next: place + 1 });
+        };
+        // An unknown token that is not yet put down, since more may fuse with it.
+        let mut unknown: Option<(u32, usize)> = None;
+        let mut name = String::new();
+        for (at, character) in piece.char_indices() {
+            let length = character.len_utf8();
+            name.clear();
+            if at > 0 {
+                name.push_str(self.options.continuing_subword_prefix.as_deref().unwrap_or_default());
+            }
+            name.push(character);
+            if at + length == piece.len() {
+                name.push_str(self.options.end_of_word_suffix.as_deref().unwrap_or_default());
+            }
+            if let Some(&id) = self.ids.get(name.as_str()) {
+                if let Some((id, length)) = unknown.take() {
+                    push(id, length);
+                }
+                push(id, length);
+                continue;
+            }
+            let bytes = name.bytes().map(|byte| self.bytes[usize::from(byte)]);
+            if self.options.byte_fallback && bytes.clone().all(|id| id.is_some()) {
+                bytes.flatten().for_each(|id| push(id, 1));
+                continue;
+            }
+            let Some(unk) = &self.options.unk_token else { continue };
+            let id = self.unk.ok_or_else(|| {
+                Error::InvalidArgument(format!(
+                    "character {character:?} is unknown, and model.unk_token {unk:?} is not in the vocabulary"
+                ))
+            })?;
+            unknown = match unknown {
+                Some((id, before)) if self.options.fuse_unk => Some((id, before + length)),
+                Some((before, before_length)) => {
+                    push(before, before_length);
+                    Some((id, length))
+                }
+                None => Some((id, length)),
+            };
+        }
+        if let Some((id, length)) = unknown {
+            push(id, length);
+        }
+        if let Some(last) = symbols.last_mut() {
+            last.next = NONE;
+        }
+        self.merge_symbols(&mut symbols, dropout);
+        parts.extend(symbols.iter().filter(|symbol| symbol.length > 0).map(|symbol| (symbol.id, symbol.length)));
+        Ok(())
+    }
+
+    /// Merges the pair of the lowest rank, the leftmost of equals, until none is left. Merged symbols get length 0.
+    fn merge_symbols(&self, symbols: &mut [Symbol], mut dropout: Dropout<'_>) {
+        // By rank, then place; with the token that the pair makes.
+        let mut queue = BinaryHeap::with_capacity(symbols.len());
+        let candidate = |symbols: &[Symbol], place: u32| {
+            let symbol = symbols.get(place as usize)?;
+            let right = symbols.get(symbol.next as usize)?;
+            let &(rank, merged) = self.merges.get(&(symbol.id, right.id))?;
+            Some(Reverse((rank, place, merged)))
+        };
+        queue.extend((0..symbols.len() as u32).filter_map(|place| candidate(symbols, place)));
+        let mut skipped = Vec::new();
+        while let Some(Reverse((rank, place, merged))) = queue.pop() {
+            if dropout.as_mut().is_some_and(|drops| drops()) {
+                skipped.push(Reverse((rank, place, merged)));
+                continue;
+            }
+            queue.extend(skipped.drain(..));
+            let left = symbols[place as usize];
+            let Some(&right) = symbols.get(left.next as usize) else { continue };
+            // An entry is out of date where its pair no longer makes its token.
+            let now = self.merges.get(&(left.id, right.id));
+            if left.length == 0 || now.is_none_or(|&(_, id)| id != merged) {
+                continue;
+            }
+            symbols[left.next as usize].length = 0;
+            if let Some(after) = symbols.get_mut(right.next as usize) {
+                after.previous = place;
+            }
+            symbols[place as usize] =
+                Symbol { id: merged, length: left.length + right.length, next: right.next, ..left };
+            queue.extend(candidate(symbols, left.previous));
+            queue.extend(candidate(symbols, place));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Pre-tokenizers, compiled and applied.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use fancy_regex::Regex;
+use unicode_categories::UnicodeCategories;
+
+use super::aligned::Span;
+use super::components::{Behavior, Pattern, PreTokenizer, PrependScheme};
+use super::scripts;
+use super::search::Search;
+use crate::byte_alphabet::CHARS;
+use crate::pretokenize::Pretokenizer;
+use crate::{Error, Result};
+
+/// A whole text on its way through the pipeline: what normalization left of it, in pieces.
+#[derive(Debug, Default)]
+pub(super) struct PreTokenized {
+    pub(super) text: String,
+    /// For each byte of `text` the range of the original that it stands for.
+    pub(super) spans: Vec<Span>,
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// A part of [`PreTokenized::text`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) start: usize,
+    pub(super) end: usize,
+    /// The id of an added token, which no pre-tokenizer touches.
+    pub(super) added: Option<u32>,
+}
+
+/// The steps of a pre-tokenizer, ready to run.
+#[derive(Debug)]
+pub(super) struct PreTokenizers(Vec<Step>);
+
+#[derive(Debug)]
+enum Step {
+    Split(Search, Behavior, bool),
+    /// A regex of a hand-written splitter.
+    Named(Pretokenizer),
+    PrefixSpace,
+    ByteAlphabet,
+    /// Spaces become this character, and it is put first as the scheme says.
+    Metaspace(char, PrependScheme),
+    FixedLength(usize),
+    UnicodeScripts,
+    Words,
+}
+
+impl PreTokenizers {
+    /// # Errors
+    /// [`Error::Format`] naming what is broken.
+    pub(super) fn compile(pre_tokenizer: Option<&PreTokenizer>) -> Result<Self> {
+        let mut steps = Vec::new();
+        for step in pre_tokenizer.map(PreTokenizer::steps).unwrap_or_default() {
+            compile(step, &mut steps)?;
+        }
+        Ok(Self(steps))
+    }
+
+    pub(super) fn apply(&self, text: &mut PreTokenized) -> Result<()> {
+        self.0.iter().try_for_each(|step| step.apply(text))
+    }
+}
+
+fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
+    let split = |search, behavior| Step::Split(search, behavior, false);
+    match step {
+        PreTokenizer::BertPreTokenizer {} => {
+            steps.push(split(Search::Characters(char::is_whitespace), Behavior::Removed));
+            steps.push(split(Search::Characters(is_punctuation), Behavior::Isolated));
+        }
+        PreTokenizer::ByteLevel(byte_level) => {
+            if byte_level.add_prefix_space {
+                steps.push(Step::PrefixSpace);
+            }
+            if byte_level.use_regex {
+                steps.push(Step::Named(Pretokenizer::new("r50k")?));
+            }
+            steps.push(Step::ByteAlphabet);
+        }
+        PreTokenizer::CharDelimiterSplit { delimiter } => {
+            steps.push(split(Search::Character(*delimiter), Behavior::Removed));
+        }
+        PreTokenizer::Digits { individual_digits } => {
+            let behavior = if *individual_digits { Behavior::Isolated } else { Behavior::Contiguous };
+            steps.push(split(Search::Characters(char::is_numeric), behavior));
+        }
+        PreTokenizer::FixedLength { length: 0 } => {
+            return Err(Error::Format(
+                "tokenizer.json: pre_tokenizer.length is 0; a FixedLength expects at least 1".to_owned(),
+            ));
+        }
+        PreTokenizer::FixedLength { length } => steps.push(Step::FixedLength(*length)),
+        PreTokenizer::Metaspace(metaspace) => {
+            steps.push(Step::Metaspace(metaspace.replacement, metaspace.prepend_scheme));
+            if metaspace.split {
+                steps.push(split(Search::Character(metaspace.replacement), Behavior::MergedWithNext));
+            }
+        }
+        PreTokenizer::Punctuation { behavior } => steps.push(split(Search::Characters(is_punctuation), *behavior)),
+        PreTokenizer::Split { pattern, behavior, invert } => {
+            let search = match pattern {
+                Pattern::String(text) => Search::literal(text)?,
+                Pattern::Regex(regex) => {
+                    let named = Pretokenizer::oniguruma(regex).map_err(in_file)?;
+                    // What a hand-written splitter gives is matched everywhere: nothing lies between its pieces.
+                    if named.name().is_some() && *behavior == Behavior::Isolated {
+                        steps.push(Step::Named(named));
+                        return Ok(());
+                    }
+                    Search::regex(regex)?
+                }
+                Pattern::FancyRegex(regex) => {
+                    steps.push(Step::Named(Pretokenizer::new(regex)?));
+                    return Ok(());
+                }
+            };
+            steps.push(Step::Split(search, *behavior, *invert));
+        }
+        PreTokenizer::UnicodeScripts {} => steps.push(Step::UnicodeScripts),
+        PreTokenizer::Whitespace {} => steps.push(Step::Words),
+        PreTokenizer::WhitespaceSplit {} => {
+            steps.push(split(Search::Characters(char::is_whitespace), Behavior::Removed));
+        }
+        PreTokenizer::Sequence { .. } => unreachable!("steps lays sequences flat"),
+    }
+    Ok(())
+}
+
+fn in_file(error: Error) -> Error {
+    Error::Format(format!("tokenizer.json: {error}"))
+}
+
+impl Step {
+    fn apply(&self, text: &mut PreTokenized) -> Result<()> {
+        match self {
+            Self::Split(search, behavior, invert) => {
+                text.cut(|piece, base, pieces| search.split(piece, base, (*behavior, *invert), pieces))
+            }
+            Self::Named(pretokenizer) => text.cut(|piece, base, pieces| {
+                let mut start = base;
+                for part in pretokenizer.split(piece)? {
+                    pieces.push(start..start + part.len());
+                    start += part.len();
+                }
+                Ok(())
+            }),
+            Self::Words => text.cut(|piece, base, pieces| {
+                static WORDS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\w+|[^\w\s]+").ok());
+                let Some(words) = &*WORDS else { return Ok(()) };
+                for found in words.find_iter(piece) {
+                    let found = found.map_err(|error| Error::InvalidArgument(error.to_string()))?;
+                    pieces.push(base + found.start()..base + found.end());
+                }
+                Ok(())
+            }),
+            Self::FixedLength(length) => text.cut(|piece, base, pieces| {
+                let mut starts: Vec<usize> = piece.char_indices().step_by(*length).map(|(at, _)| base + at).collect();
+                starts.push(base + piece.len());
+                pieces.extend(starts.windows(2).map(|pair| pair[0]..pair[1]));
+                Ok(())
+            }),
+            Self::UnicodeScripts => text.cut(|piece, base, pieces| {
+                let starts = scripts::starts(piece);
+                pieces.extend(starts.windows(2).map(|pair| base + pair[0]..base + pair[1]));
+                Ok(())
+            }),
+            Self::PrefixSpace => {
+                text.rewrite(|piece, spans, new| {
+                    if !piece.starts_with(' ') {
+                        new.push(' ', spans[0]);
+                    }
+                    new.extend(piece, spans);
+                });
+                Ok(())
+            }
+            Self::ByteAlphabet => {
+                text.rewrite(|piece, spans, new| {
+                    piece.bytes().zip(spans).for_each(|(byte, &span)| new.push(CHARS[usize::from(byte)], span));
+                });
+                Ok(())
+            }
+            &Self::Metaspace(replacement, scheme) => {
+                text.rewrite(|piece, spans, new| {
+                    let begins = piece.starts_with([' ', replacement]);
+                    let is_wanted = match scheme {
+                        PrependScheme::Always => true,
+                        PrependScheme::First => spans[0].0 == 0,
+                        PrependScheme::Never => false,
+                    };
+                    if is_wanted && !begins {
+                        new.push(replacement, spans[0]);
+                    }
+                    for (at, c) in piece.char_indices() {
+                        new.push(if c == ' ' { replacement } else { c }, spans[at]);
+                    }
+                });
+                Ok(())
+            }
+        }
+    }
+}
+
+impl PreTokenized {
+    /// Cuts each piece into those that `cut` appends, given its text and where it begins.
+    fn cut(&mut self, mut cut: impl FnMut(&str, usize, &mut Vec<Range<usize>>) -> Result<()>) -> Result<()> {
+        let mut pieces = Vec::with_capacity(self.pieces.len() * 2);
+        let mut parts = Vec::new();
+        for piece in &self.pieces {
+            if piece.added.is_some() {
+                pieces.push(*piece);
+                continue;
+            }
+            parts.clear();
+            cut(&self.text[piece.start..piece.end], piece.start, &mut parts)?;
+            pieces.extend(parts.iter().map(|part| Piece { start: part.start, end: part.end, added: None }));
+        }
+        self.pieces = pieces;
+        Ok(())
+    }
+
+    /// Writes every piece anew, as `write` does given its text and spans.
+    fn rewrite(&mut self, write: impl Fn(&str, &[Span], &mut PreTokenized)) {
+        let mut new = Self {
+            text: String::with_capacity(self.text.len() * 2),
+            spans: Vec::with_capacity(self.text.len() * 2),
+            pieces: Vec::with_capacity(self.pieces.len()),
+        };
+        for piece in &self.pieces {
+            let start = new.text.len();
+            let (text, spans) = (&self.text[piece.start..piece.end], &self.spans[piece.start..piece.end]);
+            if piece.added.is_some() {
+                new.extend(text, spans);
+            } else {
+                write(text, spans, &mut new);
+            }
+            new.pieces.push(Piece { start, end: new.text.len(), added: piece.added });
+        }
+        *self = new;
+    }
+
+    fn push(&mut self, character: char, span: Span) {
+        self.text.push(character);
+        self.spans.resize(self.text.len(), span);
+    }
+
+    pub(super) fn extend(&mut self, text: &str, spans: &[Span]) {
+        self.text.push_str(text);
+        self.spans.extend_from_slice(spans);
+    }
+}
+
+fn is_punctuation(c: char) -> bool {
+    c.is_ascii_punctuation() || UnicodeCategories::is_punctuation(c)
+}
