@@ -175,10 +175,22 @@ mod tests {
     }
 
     #[test]
+    fn a_long_run_of_bad_lines_is_read_past_in_blocks() {
+        let (_folder, path) = write("a.jsonl", &b"null\n".repeat(200_000));
+        let (kept, chunks) = read(&path, &skipping(None), super::super::BLOCK_BYTES).expect("left out");
+        assert!(kept.is_empty() && chunks >= 3, "{chunks}");
+        assert_eq!(skipped(&path, skipping(None), 2).0.rows, 200_000);
+    }
+
+    #[test]
     fn damage_to_a_file_is_no_bad_row() {
         let (_folder, path) = write("a.txt.gz", b"plain");
         assert!(matches!(read(&path, &skipping(None), 10), Err(Error::Format(_))));
         assert!(matches!(read(Path::new("none.txt"), &skipping(None), 10), Err(Error::Io { .. })));
+        if cfg!(unix) {
+            let error = read(Path::new("/dev/null"), &skipping(None), 10).expect_err("cannot be read twice");
+            assert!(error.to_string().starts_with("/dev/null: no regular file"), "{error}");
+        }
     }
 
     proptest! {
