@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import find_files
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama._progress import reporting
@@ -167,6 +168,9 @@ def finetune(
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end.")] = 0,
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the adapter and the order of the text.")] = 0,
+    on_error: Annotated[
+        str, typer.Option(metavar="raise|skip", help="At a row without text: stop, or skip it and say how many.")
+    ] = "raise",
     less_memory: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Compute activations twice rather than keep them.")
     ] = False,
@@ -183,7 +187,9 @@ def finetune(
     check_quantized(quantized)
     if quantized is not None and merge:
         raise ValueError("--merge needs whole weights; give it or --quantize, not both")
-    find_files(texts)  # complain of a missing file before a large model is loaded
+    # Complain of these before a large model is loaded.
+    BadRows(on_error)
+    find_files(texts)
     vocabulary = Tokenizer.from_file(tokenizer or model)
     settings = training.TrainConfig(
         max_steps=1 if steps is None else steps,
@@ -222,7 +228,14 @@ def finetune(
     trained = sum(weight.numel() for weight in loaded.parameters() if weight.requires_grad)
     typer.echo(f"{trained:,} parameters are trained", err=True)
     result = training.finetune(
-        loaded, vocabulary, texts, settings, out, epochs=epochs if steps is None else None, resume=resume
+        loaded,
+        vocabulary,
+        texts,
+        settings,
+        out,
+        epochs=epochs if steps is None else None,
+        resume=resume,
+        on_error=on_error,
     )
     typer.echo(describe(result))
     if result.interrupted:

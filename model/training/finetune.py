@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import PathLike, find_files
 from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig
@@ -30,6 +31,7 @@ def finetune(
     *,
     epochs: float | None = None,
     resume: bool = False,
+    on_error: str = "raise",
     progress: bool | None = None,
 ) -> TrainResult:
     """Train a model further on text files and return how it went; the model is trained in place.
@@ -47,11 +49,17 @@ def finetune(
         out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, of plain text, `tokens.npy`.
         epochs: Passes over the text, in place of `config.max_steps`.
         resume: Go on from the checkpoint in `out`, where there is one.
+        on_error: "raise" an error at the first row that holds no text or no conversation, or "skip" them and warn of
+            their number; see `Tokenizer.encode_files` and `read_conversations`.
         progress: Show a bar on stderr; None: where that is a terminal.
+
+    Warns:
+        UserWarning: How many rows were skipped, and where the first stands.
 
     Raises:
         FileNotFoundError: If a path matches nothing.
-        ValueError: If the tokenizer does not fit the model, a file is damaged, the text is too short, or as `train`.
+        ValueError: If the tokenizer does not fit the model, a row or a file is damaged, the text is too short,
+            or as `train`.
 
     Example:
         >>> finetune(model, tokenizer, "notes/*.txt", TrainConfig(learning_rate=2e-4), "run")  # doctest: +SKIP
@@ -62,16 +70,18 @@ def finetune(
         )
     if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
         raise ValueError(f"epochs is {epochs}, expected a positive number")
+    BadRows(on_error)
     files, out = find_files(texts), Path(out)
     checkpoint_to_resume(out, resume)  # complain before another run's tokens are replaced
-    if not are_conversations(files):
+    if not are_conversations(files, on_error):
         out.mkdir(parents=True, exist_ok=True)
         token_file = out / "tokens.npy"
-        tokenizer.encode_files(files, token_file, eos=tokenizer.eos_id is not None, progress=progress)
+        eos = tokenizer.eos_id is not None
+        tokenizer.encode_files(files, token_file, eos=eos, on_error=on_error, progress=progress)
         tokens, _ = split_tail(open_tokens(token_file), config.eval_fraction, config.sequence_length)
         config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
         return train(model, token_file, config, out, resume=resume, progress=progress)
-    found = read_conversations(files, tokenizer, config.sequence_length)
+    found = read_conversations(files, tokenizer, config.sequence_length, on_error=on_error)
     if found.cut or found.left_out:
         print(
             f"{found.cut} conversations cut to {config.sequence_length} tokens, {found.left_out} left out, "

@@ -266,6 +266,8 @@ class FileLines:
 
 _OnProgress: TypeAlias = Callable[[str, int, int | None], object]
 _Vocabulary: TypeAlias = tuple[list[bytes], list[tuple[int, int]]]
+# How many rows were left out, and what is wrong with the first.
+_SkippedRows: TypeAlias = tuple[int, str | None]
 
 @final
 class WordCounts:
@@ -273,10 +275,9 @@ class WordCounts:
     def from_files(
         paths: Sequence[_PathLike],
         splitting: Mapping[str, object],
-        separator: str | None,
-        field: str,
+        reading: Mapping[str, object],
         on_progress: _OnProgress | None,
-    ) -> WordCounts: ...
+    ) -> tuple[WordCounts, _SkippedRows]: ...
     @staticmethod
     def from_iterator(
         texts: Iterable[str], splitting: Mapping[str, object], on_progress: _OnProgress | None
@@ -305,11 +306,10 @@ def train_merges(counts: WordCounts, options: Mapping[str, object], on_progress:
 def train_from_files(
     paths: Sequence[_PathLike],
     splitting: Mapping[str, object],
-    separator: str | None,
-    field: str,
+    reading: Mapping[str, object],
     options: Mapping[str, object],
     on_progress: _OnProgress | None,
-) -> _Vocabulary: ...
+) -> tuple[_Vocabulary, _SkippedRows]: ...
 def train_from_iterator(
     texts: Iterable[str],
     splitting: Mapping[str, object],
@@ -440,10 +440,9 @@ class TokenFile:
     def add_files(
         self,
         paths: Sequence[_PathLike],
-        separator: str | None,
-        field: str,
+        reading: Mapping[str, object],
         on_progress: Callable[[str, int, int | None], object] | None,
-    ) -> None: ...
+    ) -> _SkippedRows: ...
     def add_texts(self, texts: Iterable[str]) -> None: ...
     def finish(self) -> int:
         """Return the number of ids, now that the file stands at its path."""

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from bpe_llama import _core
+from bpe_llama._bad_rows import BadRows
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -66,39 +67,59 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def read_parquet(paths: Iterable[Path], field: str = "text") -> Iterator[str]:
-    """Yield the texts of one column of Parquet files, in bounded memory. Missing values are left out.
+def reading_of(separator: str | None, field: str, bad_rows: BadRows) -> dict[str, object]:
+    """Return how files are read, as the core takes it."""
+    return {"separator": separator, "field": field, "skips_bad_rows": bad_rows.skips}
+
+
+def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterator[str]:
+    """Yield the texts of one column of Parquet files, in bounded memory.
+
+    Rows that hold something else, or nothing, go to ``bad_rows``.
 
     Raises:
         ImportError: If ``pyarrow`` is not installed.
-        ValueError: If a file has no such column, holds something else than text there, or is no Parquet file or a
-            damaged one; it names the file, and the row where it can.
+        ValueError: If a file has no such column, or is no Parquet file or a damaged one; if ``bad_rows`` skips none and
+            a row is missing or no text. It names the file, and the row where it can, the first being row 0.
     """
+    for path in paths:
+        for row, value in enumerate(_parquet_column(path, field)):
+            where = f"{path}, row {row}: column {field!r}"
+            try:
+                text = value.as_py()
+            except UnicodeDecodeError as error:
+                bad_rows.skip_or_raise(f"{where}: {error}", error)
+                continue
+            if isinstance(text, str):
+                yield text
+            elif text is None:
+                bad_rows.skip_or_raise(f"{where} is null, where text was expected")
+            else:
+                bad_rows.skip_or_raise(f"{where} holds {type(text).__name__} {text!r:.40}, not text")
+
+
+def _parquet_column(path: Path, field: str) -> Iterator[Any]:
+    """Yield the values of a column, as ``pyarrow`` holds them."""
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError("reading .parquet files needs pyarrow: pip install pyarrow") from error
-    for path in paths:
-        row = 0
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                if field not in names:
-                    raise ValueError(f"no column {field!r}; it has {names}")
-                # A copy in memory of a batch, not of the file's row groups, which may hold gigabytes.
-                for batch in file.iter_batches(batch_size=256, columns=[field]):
-                    for value in batch.column(0):
-                        text = value.as_py()
-                        if isinstance(text, str):
-                            yield text
-                        elif text is not None:
-                            raise ValueError(f"column {field!r} holds {type(text).__name__} {text!r:.40}, not text")
-                        row += 1
-        except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            where = f", row {row}" if row else ""
-            raise ValueError(f"{path}{where}: {error}") from error
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if field not in names:
+                raise ValueError(f"no column {field!r}; it has {names}")
+            # A copy in memory of a batch, not of the file's row groups, which may hold gigabytes.
+            for batch in file.iter_batches(batch_size=256, columns=[field]):
+                for value in batch.column(0):
+                    yield value
+                    row += 1
+    except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        where = f", row {row}" if row else ""
+        raise ValueError(f"{path}{where}: {error}") from error
 
 
 def in_batches(texts: Iterable[str], characters: int = 1 << 22) -> Iterator[list[str]]:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bpe_llama import _core
-from bpe_llama._files import PathLike, find_files, in_batches, is_parquet, read_parquet
+from bpe_llama._bad_rows import BadRows
+from bpe_llama._files import PathLike, find_files, in_batches, is_parquet, read_parquet, reading_of
 from bpe_llama._progress import ProgressOption, reporting
 
 
@@ -20,6 +21,7 @@ def encode_files(
     end: int | None,
     separator: str | None,
     field: str,
+    bad_rows: BadRows,
     num_threads: int | None,
     progress: ProgressOption,
 ) -> int:
@@ -29,6 +31,7 @@ def encode_files(
     files = find_files(paths)
     sizes = {path: path.stat().st_size for path in files}
     done, total = 0, sum(sizes.values())
+    reading = reading_of(separator, field, bad_rows)
     target = _core.TokenFile(tokenizer, out, end, num_threads)
     try:
         with reporting(progress) as report:
@@ -41,10 +44,10 @@ def encode_files(
                 # A Parquet file's own reader does not say how far it is, so each is a step.
                 for group in [[path] for path in alike] if is_rows else [list(alike)]:
                     if is_rows:
-                        for texts in in_batches(read_parquet(group, field)):
+                        for texts in in_batches(read_parquet(group, field, bad_rows)):
                             target.add_texts(texts)
                     else:
-                        target.add_files(group, separator, field, report_more if report else None)
+                        bad_rows.add(*target.add_files(group, reading, report_more if report else None))
                     done += sum(sizes[path] for path in group)
                     report_more("encode", 0, total)
         return target.finish()

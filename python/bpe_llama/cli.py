@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -86,6 +87,9 @@ def train_tokenizer(
     ] = None,
     min_frequency: Annotated[int, typer.Option(help="Merge no pair that occurs less often.")] = 0,
     max_token_length: Annotated[int | None, typer.Option(help="Make no token of more bytes.")] = None,
+    on_error: Annotated[
+        str, typer.Option(metavar="raise|skip", help="At a row without text: stop, or skip it and say how many.")
+    ] = "raise",
     threads: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")
@@ -116,7 +120,9 @@ def train_tokenizer(
         from bpe_llama import scale
 
         with scale.cluster(ray):
-            counts = scale.count_files(corpus, pattern=pattern or "cl100k", special_tokens=special or [])
+            counts = scale.count_files(
+                corpus, pattern=pattern or "cl100k", special_tokens=special or [], on_error=on_error
+            )
         tokenizer = Tokenizer.train_from_counts(
             counts, vocab_size=vocab_size, min_frequency=min_frequency, max_token_length=max_token_length
         )
@@ -130,6 +136,7 @@ def train_tokenizer(
             superword_from=superword_from,
             min_frequency=min_frequency,
             max_token_length=max_token_length,
+            on_error=on_error,
             num_threads=threads,
         )
     tokenizer.save(out)
@@ -137,7 +144,9 @@ def train_tokenizer(
     memory = f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""
     typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}")
     if report or (report is None and ray is None):
-        found = reporting.report(tokenizer, corpus, num_threads=threads)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of skipped rows, which training warned of already
+            found = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
         Console(soft_wrap=True, highlight=False).print(reporting.report_tables(found))
 
 

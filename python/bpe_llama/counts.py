@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpe_llama import _core
-from bpe_llama._files import PathLike, find_files, is_parquet, read_parquet
+from bpe_llama._bad_rows import BadRows
+from bpe_llama._files import PathLike, find_files, is_parquet, read_parquet, reading_of
 from bpe_llama._progress import ProgressOption, reporting
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class WordCounts:
         special_tokens: Sequence[str] = (),
         separator: str | None = None,
         field: str = "text",
+        on_error: str = "raise",
         num_threads: int | None = None,
         progress: ProgressOption = None,
     ) -> Self:
@@ -56,34 +59,37 @@ class WordCounts:
 
         Args:
             paths: A file, a folder, a glob pattern, or several of these. ``.gz`` and ``.zst`` are decompressed; a line
-                of ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one.
+                of ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one. A UTF-8 byte-order mark at
+                the start of a file is no part of its text.
             pattern: A known pattern's name or a regex.
             special_tokens: Where one stands in the text, words end; it is not counted itself.
             separator: Text that ends a document within a file.
             field: The field or column of ``.jsonl`` and ``.parquet`` files that holds the text.
+            on_error: What is done with a row that holds no text: a line that is not UTF-8, no JSON, without the field,
+                with null or another value there, or with half of a surrogate pair in its text; a row of ``.parquet``
+                likewise; a document of another file that is not UTF-8. ``"raise"`` names the first; ``"skip"`` leaves
+                them out and counts them, and reads text files twice. A missing column or a damaged file is always an
+                error.
             num_threads: ``None`` for all processors.
             progress: See ``bpe_llama.training.Progress``; ``None`` shows a bar on a terminal.
 
+        Warns:
+            UserWarning: How many rows were skipped, and where the first stands.
+
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
-            ValueError: If a file is not UTF-8 or not of its format, naming file and place; if the pattern is unknown,
-                or special tokens repeat.
+            ValueError: If a row holds no text or a file is not of its format, naming file and place; if the pattern is
+                unknown, special tokens repeat, or ``on_error`` is neither.
 
         Examples:
             >>> WordCounts.from_files(__file__, progress=False).pattern == WordCounts.from_iterator([]).pattern
             True
         """
-        files = find_files(paths)
+        bad_rows = BadRows(on_error)
         splitting = splitting_of(pattern, special_tokens, num_threads)
-        parts = []
-        with reporting(progress) as report:
-            texts = [file for file in files if not is_parquet(file)]
-            if texts or not files:
-                parts.append(_core.WordCounts.from_files(texts, splitting, separator, field, report))
-            if len(texts) < len(files):
-                rows = read_parquet(filter(is_parquet, files), field)
-                parts.append(_core.WordCounts.from_iterator(rows, splitting, report))
-        return cls(reduce(add, parts))
+        counts = count_files(find_files(paths), splitting, separator, field, bad_rows, progress)
+        bad_rows.warn(stacklevel=2)
+        return cls(counts)
 
     @classmethod
     def from_iterator(
@@ -222,6 +228,29 @@ class WordCounts:
 
 def _unpickle(cls: type[WordCounts], data: bytes) -> WordCounts:
     return cls(_core.WordCounts.from_bytes(data))
+
+
+def count_files(
+    files: Sequence[Path],
+    splitting: dict[str, object],
+    separator: str | None,
+    field: str,
+    bad_rows: BadRows,
+    progress: ProgressOption,
+) -> _core.WordCounts:
+    """Return the counts of the words in files; see :meth:`WordCounts.from_files`."""
+    parts = []
+    with reporting(progress) as report:
+        texts = [file for file in files if not is_parquet(file)]
+        if texts or not files:
+            reading = reading_of(separator, field, bad_rows)
+            counts, skipped = _core.WordCounts.from_files(texts, splitting, reading, report)
+            bad_rows.add(*skipped)
+            parts.append(counts)
+        if len(texts) < len(files):
+            rows = read_parquet(filter(is_parquet, files), field, bad_rows)
+            parts.append(_core.WordCounts.from_iterator(rows, splitting, report))
+    return reduce(add, parts)
 
 
 def splitting_of(pattern: str, special_tokens: Sequence[str], num_threads: int | None) -> dict[str, object]:

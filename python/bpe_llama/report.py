@@ -15,8 +15,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import PathLike, find_files
 from bpe_llama._progress import Progress, ProgressOption, reporting
+from bpe_llama._token_files import encode_files
 from bpe_llama.display import visible
 from bpe_llama.tokenizer import Tokenizer
 
@@ -68,6 +70,7 @@ def report(
     *,
     separator: str | None = None,
     field: str = "text",
+    on_error: str = "raise",
     num_threads: int | None = None,
     progress: ProgressOption = None,
     examples: int = 10,
@@ -79,13 +82,17 @@ def report(
         paths: As for :meth:`Tokenizer.encode_files`, like all arguments but the last.
         separator: Likewise.
         field: Likewise.
+        on_error: Likewise.
         num_threads: Likewise.
         progress: Likewise.
         examples: How many of the longest and the rarest tokens.
 
+    Warns:
+        UserWarning: How many rows were skipped, and where the first of the largest file that has one stands.
+
     Raises:
         FileNotFoundError: If nothing matches one of the paths.
-        ValueError: If a file is not UTF-8 or not of its format.
+        ValueError: If a row holds no text or a file is not of its format.
 
     Cost:
         All text is encoded, in bounded memory. The ids lie in the folder for temporary files meanwhile: of one file at
@@ -96,6 +103,7 @@ def report(
         >>> report(tok, __file__, progress=False).rows[-1].num_bytes == Path(__file__).stat().st_size
         True
     """
+    bad_rows = BadRows(on_error)
     sizes = {path: path.stat().st_size for path in find_files(paths)}
     files = sorted(sizes, key=lambda path: -sizes[path])
     groups = [(name, [path]) for name, path in zip(_names(files), files[:_FILES_SHOWN], strict=False)]
@@ -112,8 +120,16 @@ def report(
 
         for name, group in groups:
             out = Path(folder) / "ids.npy"
-            tokenizer.encode_files(
-                group, out, separator, eos=False, field=field, num_threads=num_threads, progress=show_more
+            encode_files(
+                tokenizer,
+                group,
+                out,
+                end=None,
+                separator=separator,
+                field=field,
+                bad_rows=bad_rows,
+                num_threads=num_threads,
+                progress=show_more,
             )
             counts = _occurrences(out, tokenizer.vocab_size)
             num_bytes = sum(int(counts[i]) * len(tokenizer.id_to_bytes(int(i))) for i in np.flatnonzero(counts))
@@ -121,6 +137,8 @@ def report(
             total += counts
             done += sum(sizes[path] for path in group)
     rows.append(FileRow("total", sum(row.num_bytes for row in rows), sum(row.num_tokens for row in rows)))
+
+    bad_rows.warn(stacklevel=2)
 
     ranks = tokenizer.mergeable_ranks
     cut = {token: token_id for token, token_id in ranks.items() if _cuts_a_character(token)}

@@ -6,17 +6,21 @@ shard; only the distinct words ever travel. A task that is lost is run again by 
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import PathLike, find_files
 from bpe_llama._worker_errors import raised_by_workers, raised_for_driver
-from bpe_llama.counts import DEFAULT_PATTERN, WordCounts
+from bpe_llama.counts import DEFAULT_PATTERN, WordCounts, splitting_of
+from bpe_llama.counts import count_files as count_files_here
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
 __all__ = ["cluster", "count_files", "count_words", "encode_dataset"]
+
+# The shard that holds not counts, but which rows were skipped.
+_SKIPPED = -1
 
 
 @contextmanager
@@ -81,6 +88,7 @@ def count_files(
     special_tokens: Sequence[str] = (),
     separator: str | None = None,
     field: str = "text",
+    on_error: str = "raise",
     shards: int = 8,
 ) -> WordCounts:
     """Return the counts of the words in files, counted where Ray runs: equal to :meth:`WordCounts.from_files`.
@@ -94,15 +102,21 @@ def count_files(
         special_tokens: Likewise.
         separator: Likewise.
         field: Likewise.
+        on_error: Likewise. The row that the warning names is the first of one worker's.
         shards: In how many parts, at most 16, counts are added at the same time.
+
+    Warns:
+        UserWarning: How many rows were skipped, and where one of them stands.
 
     Raises:
         FileNotFoundError: If nothing matches one of the paths, or a worker does not find a file.
         OSError: If a worker cannot read a file.
-        ValueError: If the pattern is unknown, special tokens repeat, or a file is not UTF-8 or not of its format.
+        ValueError: If the pattern is unknown, special tokens repeat, a row holds no text, or a file is not of its
+            format.
     """
     import ray.data
 
+    all_bad_rows = BadRows(on_error)
     special_tokens = list(special_tokens)
     total = WordCounts.from_iterator([], pattern=pattern, special_tokens=special_tokens, progress=False)
     # Dealt out from the largest to the smallest, a few shares a processor: all end at about the same time.
@@ -113,20 +127,18 @@ def count_files(
 
     def count_share(block: pa.Table) -> pa.Table:
         share = [path for row in block.column("paths").to_pylist() for path in row]
+        bad_rows = BadRows(on_error)
         with raised_for_driver():
-            counts = WordCounts.from_files(
-                share,
-                pattern=pattern,
-                special_tokens=special_tokens,
-                separator=separator,
-                field=field,
-                num_threads=1,
-                progress=False,
-            )
-        return _shard_table(counts, shards)
+            splitting = splitting_of(pattern, special_tokens, num_threads=1)
+            files = list(map(Path, share))
+            counts = count_files_here(files, splitting, separator, field, bad_rows, progress=False)
+        return _shard_table(WordCounts(counts), bad_rows, shards)
 
     dataset = ray.data.from_items(shares, override_num_blocks=num_shares)
-    return _sum_of(dataset.map_batches(count_share, batch_format="pyarrow", batch_size=None), total)
+    counted = dataset.map_batches(count_share, batch_format="pyarrow", batch_size=None)
+    total = _sum_of(counted, total, all_bad_rows)
+    all_bad_rows.warn(stacklevel=2)
+    return total
 
 
 def count_words(
@@ -135,24 +147,30 @@ def count_words(
     *,
     pattern: str = DEFAULT_PATTERN,
     special_tokens: Sequence[str] = (),
+    on_error: str = "raise",
     shards: int = 8,
 ) -> WordCounts:
     """Return the counts of the words in a dataset's texts: equal to counting them on one machine.
 
     Args:
         dataset: Any Ray dataset; each row is one document.
-        column: The column that holds the text. Missing values are left out.
+        column: The column that holds the text.
         pattern: See :meth:`WordCounts.from_files`.
         special_tokens: Likewise.
+        on_error: ``"raise"`` an error at a row that is null or no text, or ``"skip"`` them and warn of their number.
         shards: In how many parts, at most 16, counts are added at the same time.
 
+    Warns:
+        UserWarning: How many rows were skipped.
+
     Raises:
-        TypeError: If the column holds something else than text.
-        ValueError: If there is no such column, the pattern is unknown, or special tokens repeat.
+        ValueError: If there is no such column, it holds something else than text, the pattern is unknown, or special
+            tokens repeat.
 
     Cost:
         Each block is read once. What travels is the distinct words of each block with their counts.
     """
+    all_bad_rows = BadRows(on_error)
     special_tokens = list(special_tokens)
     # What is wrong with the options is said here, not by a worker; it is also the count of no text.
     total = WordCounts.from_iterator([], pattern=pattern, special_tokens=special_tokens, progress=False)
@@ -160,63 +178,102 @@ def count_words(
         raise ValueError(f"the dataset has no column {column!r}; it has {names}")
 
     def count_block(block: pa.Table) -> pa.Table:
-        texts = (text for text in block.column(column).to_pylist() if text is not None)
+        bad_rows = BadRows(on_error)
         # Ray runs one task a processor already.
         with raised_for_driver():
+            texts = [text for _, text in _texts_of(block, column, bad_rows)]
             counts = WordCounts.from_iterator(
                 texts, pattern=pattern, special_tokens=special_tokens, num_threads=1, progress=False
             )
-        return _shard_table(counts, shards)
+        return _shard_table(counts, bad_rows, shards)
 
     texts_only = dataset.select_columns([column])
-    return _sum_of(texts_only.map_batches(count_block, batch_format="pyarrow", batch_size=None), total)
+    counted = texts_only.map_batches(count_block, batch_format="pyarrow", batch_size=None)
+    total = _sum_of(counted, total, all_bad_rows)
+    all_bad_rows.warn(stacklevel=2)
+    return total
 
 
-def _shard_table(counts: WordCounts, shards: int) -> pa.Table:
-    """Return one row a shard of the counts."""
+def _texts_of(block: pa.Table, column: str, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
+    """Yield the rows of a block that hold text, each with its number there; the others go to ``bad_rows``."""
+    for row, text in enumerate(block.column(column).to_pylist()):
+        if isinstance(text, str):
+            yield row, text
+        else:
+            what = "is null" if text is None else f"holds {type(text).__name__} {text!r:.40}"
+            bad_rows.skip_or_raise(f"row {row} of a block: column {column!r} {what}, where text was expected")
+
+
+def _shard_table(counts: WordCounts, bad_rows: BadRows, shards: int) -> pa.Table:
+    """Return one row a shard of the counts, and one for the rows that were skipped."""
     import pyarrow as pa
 
     parts = [part.to_bytes() for part in counts.split(shards)]
-    return pa.table({"shard": list(range(len(parts))), "counts": pa.array(parts, pa.large_binary())})
+    skipped = json.dumps([bad_rows.count, bad_rows.first]).encode()
+    data = pa.array([skipped, *parts], pa.large_binary())
+    return pa.table({"shard": [_SKIPPED, *range(len(parts))], "counts": data})
 
 
-def _sum_of(counted: ray.data.Dataset, total: WordCounts) -> WordCounts:
+def _sum_of(counted: ray.data.Dataset, total: WordCounts, bad_rows: BadRows) -> WordCounts:
     """Return ``total`` and all counts together, each shard having been added by itself."""
     added = counted.groupby("shard").map_groups(_add_counts, batch_format="pyarrow")
     with raised_by_workers():
-        return reduce(add, (WordCounts.from_bytes(row["counts"]) for row in added.iter_rows()), total)
+        for row in added.iter_rows():
+            if row["shard"] == _SKIPPED:
+                bad_rows.add(*json.loads(row["counts"]))
+            else:
+                total += WordCounts.from_bytes(row["counts"])
+    return total
 
 
 def _add_counts(group: pa.Table) -> pa.Table:
-    """Return one row: the sum of a shard's counts."""
+    """Return one row: the sum of a shard's counts, or of the rows that were skipped."""
     import pyarrow as pa
 
-    total = reduce(add, (WordCounts.from_bytes(counts.as_py()) for counts in group.column("counts")))
-    return pa.table({"shard": group.column("shard")[:1], "counts": pa.array([total.to_bytes()], pa.large_binary())})
+    shard, parts = group.column("shard")[:1], group.column("counts").to_pylist()
+    if shard[0].as_py() == _SKIPPED:
+        skipped = [json.loads(part) for part in parts]
+        first = min((first for _, first in skipped if first is not None), default=None)  # whichever came first
+        total = json.dumps([sum(count for count, _ in skipped), first]).encode()
+    else:
+        total = reduce(add, map(WordCounts.from_bytes, parts)).to_bytes()
+    return pa.table({"shard": shard, "counts": pa.array([total], pa.large_binary())})
 
 
 def encode_dataset(
-    dataset: ray.data.Dataset, tokenizer: Tokenizer, column: str = "text", *, output: str = "input_ids"
+    dataset: ray.data.Dataset,
+    tokenizer: Tokenizer,
+    column: str = "text",
+    *,
+    output: str = "input_ids",
+    on_error: str = "raise",
 ) -> ray.data.Dataset:
     """Return the dataset with a column of ids, a list of ``uint32`` a row. It is computed when it is read.
 
     Args:
         dataset: Any Ray dataset.
         tokenizer: Sent to the workers.
-        column: The column that holds the text; a missing value becomes no ids.
+        column: The column that holds the text.
         output: The name of the new column.
+        on_error: ``"raise"`` an error at a row that is null or no text, when the dataset is read, or ``"skip"``: leave
+            such rows out. As nothing is read here, the warning of their number comes from each worker, for a block.
 
     Raises:
-        ValueError: If there is no such column.
+        ValueError: If there is no such column, or ``on_error`` is neither.
     """
+    BadRows(on_error)
     if column not in (names := dataset.columns() or []):
         raise ValueError(f"the dataset has no column {column!r}; it has {names}")
 
     def encode_block(block: pa.Table) -> pa.Table:
         import pyarrow as pa
 
-        texts = [text or "" for text in block.column(column).to_pylist()]
-        ids, offsets = tokenizer.encode_batch_to_numpy(texts, num_threads=1)
+        bad_rows = BadRows(on_error)
+        kept = list(_texts_of(block, column, bad_rows))
+        bad_rows.warn(stacklevel=1)
+        if bad_rows.count:
+            block = block.take([row for row, _ in kept])
+        ids, offsets = tokenizer.encode_batch_to_numpy([text for _, text in kept], num_threads=1)
         rows: Any = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(ids, pa.uint32()))
         return block.append_column(output, rows)
 

@@ -59,6 +59,7 @@ class Tokenizer(_core.Tokenizer):
         tie_order: str = "ids",
         separator: str | None = None,
         field: str = "text",
+        on_error: str = "raise",
         num_threads: int | None = None,
         progress: ProgressOption = None,
     ) -> Self:
@@ -84,6 +85,7 @@ class Tokenizer(_core.Tokenizer):
             tie_order=tie_order,
             separator=separator,
             field=field,
+            on_error=on_error,
             num_threads=num_threads,
             progress=progress,
         )
@@ -325,6 +327,7 @@ class Tokenizer(_core.Tokenizer):
         eos: bool = True,
         *,
         field: str = "text",
+        on_error: str = "raise",
         num_threads: int | None = None,
         progress: ProgressOption = None,
     ) -> int:
@@ -337,18 +340,24 @@ class Tokenizer(_core.Tokenizer):
 
         Args:
             paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of
-                `.jsonl` and a row of `.parquet` is a document; any other file is one.
+                `.jsonl` and a row of `.parquet` is a document; any other file is one. A UTF-8 byte-order mark at the
+                start of a file is no part of its text.
             out: Where the ids go: uint16 if `vocab_size` is at most 65,536, else uint32, one dimension.
             separator: Text that ends a document within a file.
             eos: Put `eos_id` after each document, if this tokenizer has one.
             field: The field or column of `.jsonl` and `.parquet` files that holds the text.
+            on_error: `"raise"` an error at the first row that holds no text, or `"skip"` them and warn of their number;
+                `WordCounts.from_files` says what such a row is.
             num_threads: `None` for all processors. It never changes an id.
             progress: `None` shows a bar on a terminal, `False` none; a callable gets what is done.
 
+        Warns:
+            UserWarning: How many rows were skipped, and where the first stands.
+
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
-            ValueError: If a file is not UTF-8 or not of its format, naming file and place; if `out` does not end in
-                `.npy`. `out` is then as it was.
+            ValueError: If a row holds no text or a file is not of its format, naming file and place; if `out` does not
+                end in `.npy` or `on_error` is neither. `out` is then as it was.
 
         Examples:
             >>> import tempfile, pathlib
@@ -359,18 +368,23 @@ class Tokenizer(_core.Tokenizer):
             >>> tok.encode_files(folder / "a.txt", folder / "ids.npy", progress=False), np.load(folder / "ids.npy")
             (2, array([256, 256], dtype=uint16))
         """
+        from bpe_llama._bad_rows import BadRows
         from bpe_llama._token_files import encode_files
 
-        return encode_files(
+        bad_rows = BadRows(on_error)
+        count = encode_files(
             self,
             paths,
             out,
             end=self.eos_id if eos else None,
             separator=separator,
             field=field,
+            bad_rows=bad_rows,
             num_threads=num_threads,
             progress=progress,
         )
+        bad_rows.warn(stacklevel=2)
+        return count
 
     # -- chat ----------------------------------------------------------------------------------------------------------
 

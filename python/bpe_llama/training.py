@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bpe_llama import _core
-from bpe_llama._files import PathLike, find_files, is_parquet
+from bpe_llama._bad_rows import BadRows
+from bpe_llama._files import PathLike, find_files, is_parquet, reading_of
 from bpe_llama._progress import Progress, ProgressOption, reporting
-from bpe_llama.counts import DEFAULT_PATTERN, WordCounts, check_special_tokens, check_texts, splitting_of
+from bpe_llama.counts import (
+    DEFAULT_PATTERN,
+    WordCounts,
+    check_special_tokens,
+    check_texts,
+    count_files,
+    splitting_of,
+)
 
 __all__ = [
     "DEFAULT_PATTERN",
@@ -103,6 +111,7 @@ def train(
     tie_order: str = "ids",
     separator: str | None = None,
     field: str = "text",
+    on_error: str = "raise",
     num_threads: int | None = None,
     progress: ProgressOption = None,
 ) -> _core.Tokenizer:
@@ -129,45 +138,45 @@ def train(
             ``tokenizers``, or with single bytes compared as ``"bytes"``, as in ``rustbpe``.
         separator: Text that ends a document within a file.
         field: The field or column of ``.jsonl`` and ``.parquet`` files that holds the text.
+        on_error: ``"raise"`` an error at the first row that holds no text, or ``"skip"`` them and warn of their number;
+            see :meth:`WordCounts.from_files`.
         num_threads: ``None`` for all processors. The result does not depend on it.
         progress: ``None`` shows a bar on a terminal, ``False`` nothing; a function gets :class:`Progress`.
 
     Warns:
-        UserWarning: If the text has too few pairs; the vocabulary is smaller then.
+        UserWarning: If the text has too few pairs; the vocabulary is smaller then. If rows were skipped, how many.
 
     Raises:
         FileNotFoundError: If nothing matches one of the paths.
         ValueError: If there is no text; if ``vocab_size`` has no room for the base or the bytes and for the special
             tokens; if special tokens repeat; if the pattern is unknown or not that of the base; if some byte of the
-            text has no id in the base; if ``superword_from`` is not within the new ids; if a file is not UTF-8 or not
-            of its format.
+            text has no id in the base; if ``superword_from`` is not within the new ids; if a row holds no text or a
+            file is not of its format, naming file and place; if ``on_error`` is neither.
         OSError: If a file cannot be read, or shrinks while it is read.
 
     Source: Sennrich et al. 2016, arXiv:1508.07909; the order of merges is that of ``tokenizers``' ``BpeTrainer``.
         Superwords: Liu et al. 2025, arXiv:2503.13423, section 2.
     """
+    bad_rows = BadRows(on_error)
     options = _options(vocab_size, special_tokens, min_frequency, max_token_length, tie_order, base)
     files = find_files(paths)
 
     def learn(pattern: str, options: _Options) -> _core.Tokenizer:
+        bad_rows.forget()
         splitting = splitting_of(pattern, bounds, num_threads)
         if any(map(is_parquet, files)):
-            counts = WordCounts.from_files(
-                files,
-                pattern=pattern,
-                special_tokens=bounds,
-                separator=separator,
-                field=field,
-                num_threads=num_threads,
-                progress=progress,
-            )
+            counts = WordCounts(count_files(files, splitting, separator, field, bad_rows, progress))
             return options.tokenizer(_merge(counts, options, progress), pattern)
+        reading = reading_of(separator, field, bad_rows)
         with reporting(progress) as report:
-            vocabulary = _core.train_from_files(files, splitting, separator, field, options.for_core(), report)
+            vocabulary, skipped = _core.train_from_files(files, splitting, reading, options.for_core(), report)
+        bad_rows.add(*skipped)
         return options.tokenizer(vocabulary, pattern)
 
     bounds = options.all_special_tokens()
-    return _in_stages(learn, options, pattern, superword_from)
+    tokenizer = _in_stages(learn, options, pattern, superword_from)
+    bad_rows.warn(stacklevel=3)
+    return tokenizer
 
 
 def train_from_iterator(

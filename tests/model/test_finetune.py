@@ -215,14 +215,51 @@ def test_epochs_become_steps(tokenizer: Tokenizer, talks: Path, tmp_path: Path) 
         ('{"messages": [{"content": "x"}]}', r"line 3: message 0 is .*; expected a mapping with a 'role'"),
         ('{"messages": [{"role": "user", "content": "x"}]}', r"line 3: no message has the role 'assistant'"),
         ("\udcff", r"talks\.jsonl, line 3: not UTF-8"),
+        ("null", r"talks\.jsonl, line 3: expected an object"),
+        ('{"messages": null}', r"talks\.jsonl, line 3: expected an object with a list of 'messages'"),
+        (
+            r'{"messages": [{"role": "user", "content": "is"}, {"role": "assistant", "content": "up \ud83d"}]}',
+            r"talks\.jsonl, line 3: lone surrogate \\ud83d in 'messages'",
+        ),
+        ("\ufeff" + '{"messages": []}', r"talks\.jsonl, line 3: not valid JSON \(Unexpected UTF-8 BOM"),
     ],
 )
-def test_bad_lines_are_named(tokenizer: Tokenizer, tmp_path: Path, line: str, message: str) -> None:
-    path = write_talks(tmp_path / "talks.jsonl", [[("user", "is"), ("assistant", "up")]])
+def test_bad_lines_are_named_or_skipped(tokenizer: Tokenizer, tmp_path: Path, line: str, message: str) -> None:
+    talk = [("user", "is"), ("assistant", "up")]
+    path = write_talks(tmp_path / "talks.jsonl", [talk])
     with path.open("ab") as file:
         file.write(line.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         read_conversations([path], tokenizer, 24)
+    good = write_talks(tmp_path / "good.jsonl", [talk] * 2)
+    path.write_bytes(path.read_bytes() + b"\n" + write_talks(tmp_path / "more.jsonl", [talk]).read_bytes())
+    with pytest.warns(UserWarning, match=f"skipped 1 row without text; the first: .*{message}"):
+        found = read_conversations([path], tokenizer, 24, on_error="skip")
+    expected = read_conversations([good], tokenizer, 24)
+    assert [example.ids.tolist() for example in found.examples] == [
+        example.ids.tolist() for example in expected.examples
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_conversation(tokenizer: Tokenizer, talks: Path) -> None:
+    plain = read_conversations([talks], tokenizer, 24)
+    talks.write_bytes(b"\xef\xbb\xbf" + talks.read_bytes().replace(b"what", rb"what \ud83d\ude00 \\ud83d"))
+    assert are_conversations([talks])
+    assert len(read_conversations([talks], tokenizer, 24).examples) == len(plain.examples)
+
+
+def test_finetuning_skips_rows_of_either_kind(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(**SETTINGS)
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("null\n" + '{"text": "up is up"}\n' * 30)
+    talks.write_bytes(b"{\n[]\n" + talks.read_bytes())
+    for path, count in ((plain, 1), (talks, 2)):
+        with pytest.raises(ValueError, match=f"{path.name}, line 1: "):
+            training.finetune(fresh(), tokenizer, path, config, tmp_path / "raised", progress=False)
+        with pytest.warns(UserWarning, match=rf"skipped {count} rows? .*{path.name}, line 1: "):
+            training.finetune(fresh(), tokenizer, path, config, tmp_path / path.stem, on_error="skip", progress=False)
+    with pytest.raises(ValueError, match="on_error is 'no'"):
+        training.finetune(fresh(), tokenizer, plain, config, tmp_path / "run", on_error="no", progress=False)
 
 
 def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:

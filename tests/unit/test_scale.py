@@ -140,3 +140,40 @@ def test_ids_equal_one_machine(dataset):
     tok = Tokenizer.train_from_iterator(TEXTS, 300, progress=False)
     rows = scale.encode_dataset(dataset, tok).sort("n").take_all()
     assert [list(row["input_ids"]) for row in rows] == tok.encode_batch(TEXTS)
+
+
+def test_rows_without_text_are_named_or_skipped(dataset, tmp_path):
+    """The same counts and the same number of skipped rows as on one machine; a dataset's rows have no file."""
+    import ray.data
+
+    from bpe_llama import scale
+
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "low lower"}\nnull\n{"text": "\\ud800"}\n')
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"[abc]\.(jsonl, line 2|txt: invalid UTF-8)"):
+        scale.count_files(tmp_path)
+    with pytest.warns(UserWarning, match=r"skipped 5 rows without text; the first: .*a\.jsonl, line 2: "):
+        counts = scale.count_files(tmp_path, on_error="skip")
+    assert counts == WordCounts.from_iterator(["low lower"] * 2, progress=False)
+
+    tok = Tokenizer.train_from_iterator(TEXTS, 300, progress=False)
+    rows = [{"text": None if n % 3 == 1 else f"row {n}", "n": n} for n in range(30)]
+    holes = ray.data.from_items(rows, override_num_blocks=4)
+    kept = [row for row in rows if row["text"] is not None]
+    with pytest.raises(ValueError, match="row 1 of a block: column 'text' is null, where text was expected"):
+        scale.count_words(holes)
+    with pytest.warns(UserWarning, match="skipped 10 rows without text"):
+        assert scale.count_words(holes, on_error="skip") == WordCounts.from_iterator(row["text"] for row in kept)
+    with pytest.raises(Exception, match="row 1 of a block: column 'text' is null"):
+        scale.encode_dataset(holes, tok).take_all()
+    found = scale.encode_dataset(holes, tok, on_error="skip").sort("n").take_all()
+    assert [(row["n"], list(row["input_ids"])) for row in found] == [
+        (row["n"], tok.encode(row["text"])) for row in kept
+    ]
+    for call in (
+        lambda: scale.count_words(holes, on_error="no"),
+        lambda: scale.encode_dataset(holes, tok, on_error=""),
+    ):
+        with pytest.raises(ValueError, match="on_error is"):
+            call()

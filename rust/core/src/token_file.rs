@@ -111,7 +111,7 @@ impl Drop for TokenFile {
 }
 
 impl Tokenizer {
-    /// Appends the ids of the next documents, some megabytes of them, and returns whether there were any.
+    /// Appends the ids of the next documents, some megabytes of them, and returns whether to go on.
     ///
     /// They are the ids of encoding each document alone. `options.eos` is put after each document; special tokens are
     /// ordinary text, and there is no `bos`.
@@ -129,7 +129,11 @@ impl Tokenizer {
         while bytes < BATCH_BYTES {
             let Some(chunk) = documents.next_chunk()? else { break };
             bytes += chunk.text.len() + 64;
+            let is_pause = chunk.is_pause();
             chunks.push(chunk);
+            if is_pause {
+                break;
+            }
         }
         self.encode_chunks(&chunks, options, threads, out)?;
         Ok(!chunks.is_empty())

@@ -88,9 +88,10 @@ fn bytes_and_spaces() -> Tokenizer {
     Tokenizer::new(vocab, Pretokenizer::new("cl100k").expect("a name"), vec![], false).expect("no clash")
 }
 
-/// The text between separators; nothing behind the last is no document.
+/// The text between separators, but for a byte-order mark at the start; nothing behind the last is no document.
 fn split(content: &[u8], separator: Option<&str>) -> Option<Vec<String>> {
     let text = std::str::from_utf8(content).ok()?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let Some(separator) = separator else { return Some(vec![text.to_owned()]) };
     let mut parts: Vec<String> = text.split(separator).map(str::to_owned).collect();
     if parts.len() > 1 && parts.last().is_some_and(String::is_empty) {

@@ -13,6 +13,7 @@ mod ids;
 mod linear;
 mod logits;
 mod pretokenize;
+mod reading;
 mod sampler;
 mod sampler_arguments;
 mod signals;

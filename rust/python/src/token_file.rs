@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bpe_llama::documents::{Chunk, DocumentOptions, Documents};
+use bpe_llama::documents::{Chunk, Documents};
 use bpe_llama::{EncodeOptions, TokenFile, Tokenizer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arguments::{Texts, Threads, thread_count};
 use crate::error::to_py;
+use crate::reading::{Reading, SkippedRows};
 use crate::signals::interruptible;
 use crate::tokenizer::PyTokenizer;
 
@@ -62,13 +63,12 @@ impl PyTokenFile {
         &self,
         py: Python<'_>,
         paths: Vec<PathBuf>,
-        separator: Option<String>,
-        field: String,
+        reading: Reading,
         on_progress: Option<Py<PyAny>>,
-    ) -> PyResult<()> {
+    ) -> PyResult<SkippedRows> {
         let tokens = self.tokenizer.added_tokens();
         let special_tokens = tokens.iter().map(|token| token.content.clone()).collect();
-        let options = DocumentOptions { separator, field, special_tokens };
+        let options = reading.into_core(special_tokens);
         let mut documents = Documents::new(paths, self.tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
         let total = documents.total_bytes();
         while self.with_file(py, |file, options| {
@@ -79,7 +79,8 @@ impl PyTokenFile {
                 on_progress.call1(py, ("encode", documents.bytes_read(), total))?;
             }
         }
-        Ok(())
+        let skipped = documents.skipped();
+        Ok((skipped.rows, skipped.first.clone()))
     }
 
     fn add_texts(&self, py: Python<'_>, texts: Texts) -> PyResult<()> {

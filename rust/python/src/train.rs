@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bpe_llama::documents::{DocumentOptions, Documents, expand_paths as expand};
+use bpe_llama::documents::{Documents, Skipped, expand_paths as expand};
 use bpe_llama::pretokenize::Pretokenizer;
 use bpe_llama::train::{Batch, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
 use bpe_llama::train::{count_batches, count_files, train, train_owned};
@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
 use crate::error::to_py;
+use crate::reading::{Reading, SkippedRows};
 use crate::signals::interruptible;
 use crate::tokenizer::PyTokenizer;
 
@@ -74,15 +75,15 @@ fn from_files(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     splitting: Splitting,
-    separator: Option<String>,
-    field: String,
+    reading: Reading,
     on_progress: Option<&Py<PyAny>>,
-) -> PyResult<Counts> {
+) -> PyResult<(Counts, Skipped)> {
     run(py, on_progress, |on_progress| {
         let splitter = Pretokenizer::new(&splitting.pattern)?;
         let num_threads = splitting.threads();
-        let options = DocumentOptions { separator, field, special_tokens: splitting.special_tokens };
-        count_files(&mut Documents::new(paths, splitter, options)?, num_threads, on_progress)
+        let mut documents = Documents::new(paths, splitter, reading.into_core(splitting.special_tokens))?;
+        let counts = count_files(&mut documents, num_threads, on_progress)?;
+        Ok((counts, documents.skipped().clone()))
     })
 }
 
@@ -178,11 +179,11 @@ impl WordCounts {
         py: Python<'_>,
         paths: Vec<PathBuf>,
         splitting: Splitting,
-        separator: Option<String>,
-        field: String,
+        reading: Reading,
         on_progress: Option<Py<PyAny>>,
-    ) -> PyResult<Self> {
-        from_files(py, paths, splitting, separator, field, on_progress.as_ref()).map(Self)
+    ) -> PyResult<(Self, SkippedRows)> {
+        let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
+        Ok((Self(counts), (skipped.rows, skipped.first)))
     }
 
     #[staticmethod]
@@ -271,15 +272,14 @@ fn train_from_files(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     splitting: Splitting,
-    separator: Option<String>,
-    field: String,
+    reading: Reading,
     options: Options,
     on_progress: Option<Py<PyAny>>,
-) -> PyResult<Vocabulary<'_>> {
+) -> PyResult<(Vocabulary<'_>, SkippedRows)> {
     let options = options.into_core()?;
-    let counts = from_files(py, paths, splitting, separator, field, on_progress.as_ref())?;
+    let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
     let trained = run(py, on_progress.as_ref(), |on_progress| train_owned(counts, &options, on_progress))?;
-    vocabulary(py, trained)
+    Ok((vocabulary(py, trained)?, (skipped.rows, skipped.first)))
 }
 
 /// As [`train_from_files`], from an iterator of texts.

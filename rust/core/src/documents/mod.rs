@@ -3,8 +3,7 @@
 //! Long documents come in several chunks, cut where pieces end, so that tokenizing the chunks one by one gives what tokenizing the
 //! whole would give.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,19 +14,28 @@ use crate::pretokenize::Pretokenizer;
 use crate::train::special_matcher;
 use crate::{Error, Result};
 
+mod bad_rows;
 mod file_lines;
 mod lines;
 mod paths;
+mod reader;
 mod text;
+mod utf8_scan;
 
+pub use bad_rows::{OnError, Skipped};
 pub use file_lines::FileLines;
 pub use paths::expand_paths;
 
 use lines::LineSource;
+use reader::{decompressed, extension, io_error};
 use text::TextSource;
+use utf8_scan::Utf8Scan;
 
 /// Bytes read at a time: what a thread's cache holds.
 const BLOCK_BYTES: usize = 1 << 18;
+
+/// At the start of a file it says that the file is UTF-8, and is no part of the text.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// How files are read as documents.
 #[derive(Debug, Clone)]
@@ -38,11 +46,13 @@ pub struct DocumentOptions {
     pub field: String,
     /// Chunks are never cut inside one of these.
     pub special_tokens: Vec<String>,
+    /// What is done with a line of JSON lines that holds no text, and with a document of other files that is not UTF-8.
+    pub on_error: OnError,
 }
 
 impl Default for DocumentOptions {
     fn default() -> Self {
-        Self { separator: None, field: "text".to_owned(), special_tokens: Vec::new() }
+        Self { separator: None, field: "text".to_owned(), special_tokens: Vec::new(), on_error: OnError::Raise }
     }
 }
 
@@ -51,10 +61,17 @@ impl Default for DocumentOptions {
 pub struct Chunk {
     /// The document's number, from 0, over all files.
     pub document: u64,
-    /// The text; empty only where the document is.
+    /// The text; empty where the document is, and where [`Chunk::is_pause`].
     pub text: String,
     /// Whether the document ends here.
     pub is_last: bool,
+}
+
+impl Chunk {
+    /// Whether it is no part of a document, but a moment to stop in: a stretch of a file was checked or left out.
+    pub fn is_pause(&self) -> bool {
+        self.text.is_empty() && !self.is_last
+    }
 }
 
 /// Reads documents from files, one after the other.
@@ -79,6 +96,7 @@ pub struct Documents {
     rules: Rules,
     source: Option<Source>,
     document: u64,
+    skipped: Skipped,
     total_bytes: u64,
     bytes_read: Arc<AtomicU64>,
 }
@@ -96,6 +114,8 @@ struct Rules {
 
 #[derive(Debug)]
 enum Source {
+    /// A file whose documents are checked before they are read.
+    Scan(Utf8Scan),
     Text(TextSource),
     Lines(LineSource),
 }
@@ -104,7 +124,7 @@ impl Documents {
     /// Prepares to read `paths` in the order given. Nothing is opened yet, but every file must exist.
     ///
     /// Files ending in `.gz` or `.zst` are decompressed, `.jsonl` and `.ndjson` (compressed or not) read as JSON lines, all others
-    /// as text.
+    /// as text. A byte-order mark at the start of a file is left out. With [`OnError::Skip`], text files are read twice.
     ///
     /// # Errors
     /// [`Error::Io`] if a file does not exist; [`Error::InvalidArgument`] if the separator is empty, or a special token is empty or
@@ -124,6 +144,7 @@ impl Documents {
             rules: Rules { options, splitter, special_tokens, longest_special, block_bytes: BLOCK_BYTES },
             source: None,
             document: 0,
+            skipped: Skipped::default(),
             total_bytes,
             bytes_read: Arc::new(AtomicU64::new(0)),
         })
@@ -133,12 +154,21 @@ impl Documents {
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be read, or shrinks meanwhile; [`Error::Format`], naming file and byte or line, if it is not UTF-8, not the JSON
-    /// expected, or damaged compressed data.
+    /// expected, or damaged compressed data. With [`OnError::Skip`] the last is an error still, the others are counted.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         loop {
             let part = match &mut self.source {
+                Some(Source::Scan(scan)) => {
+                    if let Some(bad) = scan.step()? {
+                        let path = scan.path().to_owned();
+                        self.skipped.add(&path, &bad);
+                        let reader = decompressed(&path, &self.bytes_read)?.0;
+                        self.source = Some(Source::Text(TextSource::new(&path, reader, bad.ranges)));
+                    }
+                    Some((String::new(), false))
+                }
                 Some(Source::Text(text)) => text.next_part(&self.rules)?,
-                Some(Source::Lines(lines)) => lines.next_line(&self.rules.options.field)?.map(|text| (text, true)),
+                Some(Source::Lines(lines)) => lines.next_line(&self.rules, &mut self.skipped)?,
                 None => None,
             };
             if let Some((text, is_last)) = part {
@@ -147,8 +177,13 @@ impl Documents {
                 return Ok(Some(Chunk { document, text, is_last }));
             }
             let Some(path) = self.paths.next() else { return Ok(None) };
-            self.source = Some(open(&path, &self.bytes_read)?);
+            self.source = Some(open(&path, &self.rules, &self.bytes_read)?);
         }
+    }
+
+    /// What was left out so far.
+    pub fn skipped(&self) -> &Skipped {
+        &self.skipped
     }
 
     /// The size of all files together, compressed ones as they are.
@@ -209,70 +244,26 @@ fn ceil_char(text: &str, at: usize) -> usize {
     (at..text.len()).find(|&index| text.is_char_boundary(index)).unwrap_or(text.len())
 }
 
-fn open(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<Source> {
+fn open(path: &Path, rules: &Rules, bytes_read: &Arc<AtomicU64>) -> Result<Source> {
     let (reader, inner) = decompressed(path, bytes_read)?;
-    Ok(match extension(&inner).as_deref() {
-        Some("jsonl" | "ndjson") => Source::Lines(LineSource::new(path, reader)),
-        _ => Source::Text(TextSource::new(path, reader)),
-    })
-}
-
-/// Returns what reads a file, decompressing it if its name says so, and the name without that ending.
-fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(Box<dyn Read + Send + Sync>, PathBuf)> {
-    let file = File::open(path).map_err(|source| io_error(path, source))?;
-    let size = file.metadata().map_err(|source| io_error(path, source))?.len();
-    let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
-    Ok(match extension(path).as_deref() {
-        Some("gz") => (Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))), path.with_extension("")),
-        Some("zst") => {
-            let decoder = zstd::Decoder::new(file).map_err(|source| io_error(path, source))?;
-            (Box::new(decoder), path.with_extension(""))
-        }
-        _ => (Box::new(file), path.to_owned()),
-    })
-}
-
-fn extension(path: &Path) -> Option<String> {
-    Some(path.extension()?.to_str()?.to_ascii_lowercase())
-}
-
-/// An error of reading `path`: the system's own, or the decompressor's that the data is damaged.
-fn io_error(path: &Path, source: io::Error) -> Error {
-    if source.raw_os_error().is_none()
-        && extension(path).is_some_and(|extension| extension == "gz" || extension == "zst")
-    {
-        return Error::Format(format!("{}: damaged compressed data: {source}", path.display()));
+    if matches!(extension(&inner).as_deref(), Some("jsonl" | "ndjson")) {
+        return Ok(Source::Lines(LineSource::new(path, reader)));
     }
-    Error::Io { path: path.to_owned(), source }
-}
-
-/// A file that adds to a shared count what is read from it, and refuses to end before the size that it had when it was opened.
-#[derive(Debug)]
-struct CountingReader {
-    file: File,
-    size: u64,
-    read: u64,
-    bytes_read: Arc<AtomicU64>,
-}
-
-impl Read for CountingReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read(buffer)?;
-        self.read += read as u64;
-        self.bytes_read.fetch_add(read as u64, Ordering::Relaxed);
-        // Text that somebody cut off while it was read would be missed in silence.
-        if read == 0 && !buffer.is_empty() && self.read < self.size {
-            let (read, size) = (self.read, self.size);
-            return Err(io::Error::other(format!(
-                "the file shrank while it was read: {read} of {size} bytes were there"
-            )));
-        }
-        Ok(read)
+    if rules.options.on_error == OnError::Raise {
+        return Ok(Source::Text(TextSource::new(path, reader, VecDeque::new())));
     }
+    if !std::fs::metadata(path).map_err(|source| io_error(path, source))?.is_file() {
+        let what = "no regular file, and text is read twice to skip what is not UTF-8";
+        return Err(Error::InvalidArgument(format!("{}: {what}", path.display())));
+    }
+    // What is read here is read again, and counts then.
+    let (reader, _) = decompressed(path, &Arc::default())?;
+    Ok(Source::Scan(Utf8Scan::new(path, reader, rules.options.separator.as_deref(), rules.block_bytes)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
     use proptest::prelude::*;
@@ -280,7 +271,7 @@ mod tests {
     use super::*;
     use crate::pretokenize::SUPERWORD_PATTERN;
 
-    fn read(path: &Path, options: &DocumentOptions, block_bytes: usize) -> Result<(Vec<String>, usize)> {
+    pub(super) fn read(path: &Path, options: &DocumentOptions, block_bytes: usize) -> Result<(Vec<String>, usize)> {
         let mut documents = Documents::new(vec![path.to_owned()], Pretokenizer::new("cl100k")?, options.clone())?;
         documents.rules.block_bytes = block_bytes;
         let (mut texts, mut chunks) = (vec![String::new()], 0);
@@ -296,7 +287,7 @@ mod tests {
         Ok((texts, chunks))
     }
 
-    fn write(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    pub(super) fn write(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).expect("a file");

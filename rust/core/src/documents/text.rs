@@ -1,11 +1,15 @@
 //! One file of text, read in blocks.
 
-use std::io::{ErrorKind, Read};
+use std::collections::VecDeque;
+use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memchr::memmem;
 
-use super::{Rules, ceil_char, io_error};
+use super::bad_rows::invalid_utf8;
+use super::utf8_scan::read_some;
+use super::{BYTE_ORDER_MARK, Rules, ceil_char, io_error};
 use crate::{Error, Result};
 
 /// How far from the end of what was read a cut is looked for first: little is carried over.
@@ -23,6 +27,8 @@ pub(super) struct TextSource {
     block: Vec<u8>,
     /// Where in the file `partial` begins.
     offset: u64,
+    /// What of the file is left out, in order: documents with their separators.
+    left_out: VecDeque<Range<u64>>,
     /// `text` up to here holds no separator and no place to cut.
     searched: usize,
     is_read: bool,
@@ -38,7 +44,8 @@ impl std::fmt::Debug for TextSource {
 }
 
 impl TextSource {
-    pub(super) fn new(path: &Path, reader: Box<dyn Read + Send + Sync>) -> Self {
+    /// Reads what a file holds outside `left_out`.
+    pub(super) fn new(path: &Path, reader: Box<dyn Read + Send + Sync>, left_out: VecDeque<Range<u64>>) -> Self {
         Self {
             path: path.to_owned(),
             reader,
@@ -49,11 +56,15 @@ impl TextSource {
             searched: 0,
             is_read: false,
             is_done: false,
-            after_separator: false,
+            // Where all documents are left out, there is no empty one.
+            after_separator: !left_out.is_empty(),
+            left_out,
         }
     }
 
     /// The next part of the current document, and whether it is the last; `None` at the end of the file.
+    ///
+    /// A part is empty, and not the last, after a block of what is left out, so that the caller can be stopped.
     pub(super) fn next_part(&mut self, rules: &Rules) -> Result<Option<(String, bool)>> {
         while !self.is_done {
             if let Some(separator) = &rules.options.separator
@@ -84,9 +95,27 @@ impl TextSource {
             // A separator or a place to cut may lie across the end of what was read.
             let margin = rules.options.separator.as_ref().map_or(0, String::len) + rules.longest_special + 256;
             self.searched = self.searched.max(ceil_char(&self.text, self.text.len().saturating_sub(margin)));
+            if self.leave_out_block(rules.block_bytes)? {
+                return Ok(Some((String::new(), false)));
+            }
             self.read_block(rules.block_bytes)?;
         }
         Ok(None)
+    }
+
+    /// Reads past one block of what is left out here, if anything is.
+    fn leave_out_block(&mut self, block_bytes: usize) -> Result<bool> {
+        let Some(range) = self.left_out.front() else { return Ok(false) };
+        if self.offset < range.start {
+            return Ok(false);
+        }
+        self.block.resize(up_to(range.end - self.offset, block_bytes), 0);
+        let read = read_some(&mut self.reader, &mut self.block).map_err(|error| io_error(&self.path, error))?;
+        self.offset += read as u64;
+        if read == 0 || self.offset == range.end {
+            self.left_out.pop_front();
+        }
+        Ok(true)
     }
 
     /// Appends one block of the file to `text`.
@@ -94,14 +123,15 @@ impl TextSource {
         self.block.clear();
         self.block.append(&mut self.partial);
         let carried = self.block.len();
-        self.block.resize(carried + block_bytes, 0);
-        let read = loop {
-            match self.reader.read(&mut self.block[carried..]) {
-                Ok(read) => break read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(io_error(&self.path, error)),
-            }
-        };
+        let position = self.offset + carried as u64;
+        // What is left out begins after a separator, where no character is cut, unless the file was changed meanwhile.
+        let most = self
+            .left_out
+            .front()
+            .map_or(block_bytes, |range| up_to(range.start.saturating_sub(position), block_bytes).max(1));
+        self.block.resize(carried + most, 0);
+        let read =
+            read_some(&mut self.reader, &mut self.block[carried..]).map_err(|error| io_error(&self.path, error))?;
         self.is_read = read == 0;
         self.block.truncate(carried + read);
         let valid = match std::str::from_utf8(&self.block) {
@@ -110,14 +140,20 @@ impl TextSource {
                 let (valid, rest) = self.block.split_at(error.valid_up_to());
                 if error.error_len().is_some() || self.is_read {
                     let at = self.offset + error.valid_up_to() as u64;
-                    return Err(Error::Format(format!("{}: invalid UTF-8 at byte {at}", self.path.display())));
+                    return Err(Error::Format(invalid_utf8(&self.path, at)));
                 }
                 self.partial.extend_from_slice(rest);
                 std::str::from_utf8(valid).unwrap_or_default()
             }
         };
+        let is_start = self.offset == 0;
         self.offset += valid.len() as u64;
-        self.text.push_str(valid);
+        self.text.push_str(if is_start { valid.strip_prefix(BYTE_ORDER_MARK).unwrap_or(valid) } else { valid });
         Ok(())
     }
+}
+
+/// `bytes`, but at most `limit`.
+fn up_to(bytes: u64, limit: usize) -> usize {
+    usize::try_from(bytes).map_or(limit, |bytes| bytes.min(limit))
 }

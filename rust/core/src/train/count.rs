@@ -324,6 +324,9 @@ pub fn count_files(documents: &mut Documents, num_threads: usize, on_progress: O
         while !batch.is_full() {
             let Some(chunk) = documents.next_chunk()? else { break };
             batch.push(&chunk.text);
+            if chunk.is_pause() {
+                break;
+            }
         }
         read.set(documents.bytes_read());
         Ok((!batch.is_empty()).then_some(batch))
