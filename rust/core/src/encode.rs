@@ -172,7 +172,13 @@ impl Encoder<'_> {
     #[inline]
     fn merge(&self, piece: &[u8], scratch: &mut Scratch) -> Result<()> {
         let begin = scratch.ids.len();
-        scratch.merger.merge(self.vocab, piece, &mut scratch.ids)?;
+        let merged = scratch.merger.merge(self.vocab, piece, &mut scratch.ids);
+        if merged.is_err() && self.vocab.drops_unknown() {
+            scratch.ids.truncate(begin);
+            let known: Vec<u8> = piece.iter().copied().filter(|&byte| self.vocab.byte_id(byte).is_some()).collect();
+            return if known.is_empty() { Ok(()) } else { scratch.merger.merge(self.vocab, &known, &mut scratch.ids) };
+        }
+        merged?;
         self.vocab.fall_back(&mut scratch.ids, begin);
         Ok(())
     }

@@ -50,7 +50,9 @@ impl Tokenizer {
         };
         if self.spaces().is_some() {
             grown.added.decode_by(|name| name.replace(SPACE, " ").into_bytes());
-        } else if self.components.is_some() && self.decodes_bytes() {
+        } else if let Some(pipeline) = &self.pipeline {
+            grown.added.decode_by(|name| pipeline.token_bytes(name));
+        } else if self.components.is_some() {
             grown.added.decode_by(|name| to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()));
         }
         Ok(grown)

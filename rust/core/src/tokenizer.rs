@@ -455,10 +455,10 @@ impl Tokenizer {
         let text = std::str::from_utf8(bytes);
         let added = || Some(self.added.by_content(text.ok()?)?.id);
         if self.general_because.is_some() {
-            let name = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
-            let by_name = |name: String| self.pipeline.as_ref()?.token_to_id(&name);
-            let spelt = || if self.decodes_bytes() { Some(to_chars(bytes)) } else { name(bytes) };
-            return added().or_else(|| by_name(spelt()?)).or_else(|| by_name(name(bytes)?));
+            let by_name = |name: &str| self.pipeline.as_ref()?.token_to_id(name);
+            let spelt = || if self.decodes_bytes() { by_name(&to_chars(bytes)) } else { by_name(text.ok()?) };
+            let marked = || by_name(&text.ok()?.replace(' ', &SPACE.to_string()));
+            return added().or_else(spelt).or_else(|| by_name(text.ok()?)).or_else(marked);
         }
         let spaced = || self.vocab.bytes_to_id(text.ok()?.replace(SPACE, " ").as_bytes());
         let marked = || Some(self.added.by_content(&text.ok()?.replace(' ', &SPACE.to_string()))?.id);

@@ -42,6 +42,8 @@ pub struct Vocab {
     /// Pairs in rank order.
     merges: Vec<(u32, u32)>,
     whole_piece_first: bool,
+    /// Whether a byte that is no token is left out of a piece, instead of being an error.
+    drops_unknown: bool,
 }
 
 impl Vocab {
@@ -97,6 +99,16 @@ impl Vocab {
     /// token.
     pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
         Self::from_tokens(tokens, |_| false)?.with_merges(merges, whole_piece_first)
+    }
+
+    /// Returns the vocabulary that leaves out bytes which are no token, as `tokenizers` does without an unknown token.
+    pub(crate) fn dropping_unknown(mut self) -> Self {
+        self.drops_unknown = true;
+        self
+    }
+
+    pub(crate) fn drops_unknown(&self) -> bool {
+        self.drops_unknown
     }
 
     /// As [`Vocab::from_merges`], with more tokens that text never becomes.
@@ -198,6 +210,7 @@ impl Vocab {
             merged: Vec::new(),
             merges: Vec::new(),
             whole_piece_first: false,
+            drops_unknown: false,
         };
         for (bytes, id) in &tokens {
             let bytes = bytes.as_ref();

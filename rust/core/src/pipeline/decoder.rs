@@ -34,6 +34,12 @@ impl Decoders {
         matches!(self.0.as_deref(), Some([Step::ByteLevel]))
     }
 
+    /// Returns the bytes that a token stands for within a text.
+    pub(super) fn token_bytes(&self, name: &str) -> Vec<u8> {
+        let steps = self.0.iter().flatten();
+        steps.fold(name.as_bytes().to_vec(), |token, step| step.apply_inside(token))
+    }
+
     /// Returns the text of tokens.
     pub(super) fn decode(&self, mut tokens: Vec<String>) -> Result<String> {
         let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };
@@ -63,6 +69,19 @@ impl Step {
             Decoder::WordPiece { prefix, cleanup } => Self::WordPiece { prefix: prefix.clone(), cleanup: *cleanup },
             Decoder::Sequence { .. } => unreachable!("steps lays sequences flat"),
         })
+    }
+
+    /// Changes the bytes of a token that others stand around.
+    fn apply_inside(&self, token: Vec<u8>) -> Vec<u8> {
+        let Ok(text) = std::str::from_utf8(&token) else { return token };
+        match self {
+            Self::ByteLevel => to_bytes(text).unwrap_or(token),
+            Self::ByteFallback => byte_of(text).map_or(token, |byte| vec![byte]),
+            Self::Metaspace(metaspace) => text.replace(metaspace.replacement, " ").into_bytes(),
+            Self::Bpe { suffix } => text.replace(suffix, " ").into_bytes(),
+            Self::Replace(..) => self.apply(vec![text.to_owned()]).map_or(token, |tokens| tokens.concat().into_bytes()),
+            Self::Fuse | Self::Strip { .. } | Self::WordPiece { .. } => token,
+        }
     }
 
     fn apply(&self, mut tokens: Vec<String>) -> Result<Vec<String>> {
@@ -116,12 +135,14 @@ impl Step {
     }
 }
 
+/// Returns the byte that a token such as `<0xE4>` stands for.
+fn byte_of(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
 /// Makes text of runs of tokens such as `<0xE4>`; each byte of a run that is no UTF-8 becomes U+FFFD.
 fn join_bytes(tokens: Vec<String>) -> Vec<String> {
-    let byte_of = |token: &str| {
-        let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-        if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-    };
     let mut joined = Vec::with_capacity(tokens.len());
     let mut run = Vec::new();
     let settle = |run: &mut Vec<u8>, joined: &mut Vec<String>| {

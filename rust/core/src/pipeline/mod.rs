@@ -182,6 +182,11 @@ impl Pipeline {
         self.decoders.decode(tokens)
     }
 
+    /// Returns the bytes that a token stands for within a text.
+    pub(crate) fn token_bytes(&self, name: &str) -> Vec<u8> {
+        self.decoders.token_bytes(name)
+    }
+
     /// Returns whether decoding is no more than putting the bytes of tokens together.
     pub(crate) fn decodes_bytes(&self) -> bool {
         self.decoders.is_byte_level()

@@ -131,6 +131,9 @@ impl Pretokenizer {
         if let Some(named) = Named::find_oniguruma(regex) {
             return Ok(named.into());
         }
+        if regex == superwords::PATTERN {
+            return Self::new(regex);
+        }
         let pattern = format!("{ONIGURUMA_MARK}{regex}");
         Ok(Self { splitter: Splitter::Oniguruma(Oniguruma::new(regex)?), pattern })
     }

@@ -67,7 +67,7 @@ impl Named {
     pub(super) fn find_oniguruma(regex: &str) -> Option<Self> {
         let is_spelling = |named: &Self| {
             let (pattern, variants) = named.patterns();
-            (pattern == regex || variants.contains(&regex)) && !regex.contains("}+")
+            (pattern == regex || variants.contains(&regex)) && !regex.contains("{1,3}+")
         };
         ALL.into_iter().find(is_spelling)
     }
@@ -90,7 +90,7 @@ impl Named {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Pretokenizer, Splitter, custom::Custom, oniguruma::Oniguruma};
+    use super::super::{Pretokenizer, SUPERWORD_PATTERN, Splitter, custom::Custom, oniguruma::Oniguruma};
     use super::{ALL, Named};
 
     /// Every grammar beside each spelling of its regex.
@@ -126,7 +126,10 @@ mod tests {
             sequence("deepseek_v3", &super::deepseek_v3::STEPS),
             sequence("smollm", &[r"\p{N}", super::r50k::PATTERN]),
         ];
-        ALL.into_iter().flat_map(spellings).chain(sequences).collect()
+        let superwords = Pretokenizer::new(SUPERWORD_PATTERN).expect("a pattern");
+        let splitter = Splitter::Oniguruma(Oniguruma::new(SUPERWORD_PATTERN).expect("a valid regex"));
+        let superwords = (superwords, Pretokenizer { splitter, pattern: SUPERWORD_PATTERN.to_owned() });
+        ALL.into_iter().flat_map(spellings).chain(sequences).chain([superwords]).collect()
     }
 
     #[test]

@@ -128,6 +128,12 @@ fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<
                 )));
             }
             None => {
+                if let Some((taken, _)) = ids.iter().find(|&(_, &id)| id == stated && id != next) {
+                    return Err(Error::Format(format!(
+                        "tokenizer.json: added_tokens gives {:?} the id {stated}, which is that of {taken:?} in model.vocab",
+                        token.content
+                    )));
+                }
                 next += 1;
                 next - 1
             }
@@ -150,14 +156,11 @@ impl Parsed<'_> {
         }
         let pipeline = self.pipeline()?;
         let mut added = AddedTokens::new(self.added.clone(), |text| pipeline.normalize(text))?;
-        let spell = |token: &str| match to_bytes(token) {
-            Some(bytes) if pipeline.decodes_bytes() => bytes,
-            _ => token.as_bytes().to_vec(),
-        };
-        added.decode_by(spell);
+        added.decode_by(|name| pipeline.token_bytes(name));
         self.refuse_taken_ids(&added)?;
         let tokens = self.ids.iter().filter(|(token, _)| !token.is_empty());
-        let tokens = tokens.map(|(token, &id)| (spell(token), id)).collect();
+        let tokens = tokens.map(|(token, &id)| (pipeline.token_bytes(token), id));
+        let tokens = tokens.filter(|(bytes, _)| !bytes.is_empty()).collect();
         let vocab = Vocab::from_merges_and_silent(Vec::new(), tokens, Vec::new(), false)?;
         let tokenizer = Tokenizer::general(vocab, added, pipeline, because)?;
         self.finish(tokenizer)
@@ -227,10 +230,14 @@ impl Parsed<'_> {
                 return Ok(Err(name.to_owned()));
             }
         }
-        if let Some(missing) = CHARS.iter().find(|c| !self.ids.contains_key(c.encode_utf8(&mut [0; 4]) as &str)) {
-            return Ok(Err(format!("a vocabulary without all bytes ({missing:?} is missing)")));
+        let has_all = CHARS.iter().all(|c| self.ids.contains_key(c.encode_utf8(&mut [0; 4]) as &str));
+        if !has_all && options.unk_token.is_some() {
+            return Ok(Err("model.unk_token, with bytes that are no tokens".to_owned()));
         }
-        self.as_bytes(normalizer, pretokenizer)
+        if !has_all && options.byte_fallback {
+            return Ok(Err("model.byte_fallback, with bytes that are no tokens".to_owned()));
+        }
+        self.as_bytes(normalizer, pretokenizer, has_all)
     }
 
     /// Returns the tokenizer over bytes that this byte-level file amounts to; else why it has none.
@@ -238,6 +245,7 @@ impl Parsed<'_> {
         &self,
         normalizer: Normalizer,
         pretokenizer: Pretokenizer,
+        has_all_bytes: bool,
     ) -> Result<std::result::Result<Tokenizer, String>> {
         // Added tokens stand outside the merges, unless these make them too.
         let added: HashMap<&str, &AddedToken> =
@@ -290,12 +298,15 @@ impl Parsed<'_> {
         let mut added = AddedTokens::new(self.added.clone(), normalize)?;
         added.decode_by(|name| to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()));
         self.refuse_taken_ids(&added)?;
-        let vocab = Vocab::from_merges_and_silent(tokens, silent, pairs, self.options.ignore_merges)?;
+        let mut vocab = Vocab::from_merges_and_silent(tokens, silent, pairs, self.options.ignore_merges)?;
+        if !has_all_bytes {
+            vocab = vocab.dropping_unknown();
+        }
         let mut tokenizer = Tokenizer::assemble(vocab, pretokenizer, added, normalizer);
         let decoder = self.components.decoder.as_ref();
         let is_bytes =
             decoder.is_some_and(|decoder| matches!(decoder.steps()[..], [components::Decoder::ByteLevel(_)]));
-        if !is_bytes {
+        if !is_bytes || !has_all_bytes {
             tokenizer.pipeline = Some(Arc::new(self.pipeline()?));
         }
         Ok(Ok(tokenizer))
