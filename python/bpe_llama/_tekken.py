@@ -6,9 +6,10 @@ import base64
 import binascii
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bpe_llama import _core
+from bpe_llama._ends import Ends
 
 _VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
 _FIELDS = {
@@ -26,15 +27,6 @@ _DEFAULT_SPECIAL = [
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]"),
     *("[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
 ]
-
-
-class Ends(NamedTuple):
-    """The ids that a file gives a role; ``None`` where it names no such token."""
-
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
-    unk_id: int | None
 
 
 def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Ends]:

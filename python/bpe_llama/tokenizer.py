@@ -13,7 +13,7 @@ from bpe_llama._progress import ProgressOption
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from bpe_llama._tekken import Ends
+    from bpe_llama._ends import Ends
     from bpe_llama.counts import WordCounts
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
