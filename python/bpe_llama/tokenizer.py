@@ -170,7 +170,7 @@ class Tokenizer(_core.Tokenizer):
 
         Args:
             path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` (Llama 2, Mistral 7B); a ``.tiktoken`` file
-                or Llama 3's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`;
+                or Llama 3's or 4's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`;
                 Mistral's ``tekken.json``; a ``vocab.json`` or ``merges.txt`` with the other beside it; a ``.gguf``
                 file; or a folder that holds one of them. Content decides, not the name.
 
@@ -245,7 +245,7 @@ class Tokenizer(_core.Tokenizer):
         """Return the tokenizer whose ranks are in a ``.tiktoken`` file.
 
         Args:
-            path: The file. Llama 3's ``tokenizer.model`` is one.
+            path: The file. Llama 3's and Llama 4's ``tokenizer.model`` are such files.
             pattern: A named pattern or a regex. ``None`` takes what :meth:`save` left in ``<path>.json``, or what the
                 publisher of a well-known vocabulary states.
             special_tokens: Their ids; ``None`` as for ``pattern``.
