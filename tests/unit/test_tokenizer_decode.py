@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -153,3 +154,18 @@ def test_decoding_ends_at_the_first_unknown_id(bytes_only: Tokenizer) -> None:
     with_a_gap = Tokenizer.from_ranks({bytes([b]): b for b in range(256)}, special_tokens={"<|end|>": 300})
     with pytest.raises(KeyError, match="id 256 is not in this vocabulary of 301 ids"):
         with_a_gap.decode(range(10**12))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no timer signal")
+def test_an_iterable_without_end_can_be_interrupted(bytes_only: Tokenizer) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            bytes_only.decode(itertools.repeat(72, 10**9))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

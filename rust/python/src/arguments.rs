@@ -9,7 +9,7 @@ use numpy::{Element, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyIterator, PyString};
+use pyo3::types::{PyIterator, PyList, PyString};
 
 use crate::error::to_py;
 
@@ -112,16 +112,14 @@ impl Specials {
     }
 }
 
-/// So many ids have room made for them before they are seen: an object may say any length of itself.
-const MOST_ROOM: usize = 1 << 16;
-
-/// So many ids are read between two looks at whether Ctrl-C was pressed.
-const SIGNAL_EVERY: usize = 1 << 16;
+/// So many ids are read between two looks at how the reading goes. Room is made for no more before they are seen: an
+/// object may say any length of itself.
+const BLOCK: usize = 1 << 16;
 
 /// Returns the ids of any iterable of integers, `NumPy` arrays and tensors among them.
 ///
-/// Reading ends after the first id that is not below `bound`, the size of the vocabulary: decoding fails there, and an
-/// iterable that never ends need not be held.
+/// Of any iterable but a list, which is in memory already, reading ends with the block that holds an id not below `bound`,
+/// the size of the vocabulary: decoding fails there, and an iterable that never ends need not be held.
 pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u32>> {
     let list = match value.getattr_opt("tolist")? {
         Some(tolist) => {
@@ -137,19 +135,27 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
         }
         None => value.clone(),
     };
-    let items = list.try_iter().map_err(|_| type_error("an iterable of ids", value))?;
-    let mut ids = Vec::with_capacity(list.len().unwrap_or(0).min(MOST_ROOM));
-    for item in items {
-        let id = extract_id(&item?)?;
-        ids.push(id);
-        if id as usize >= bound {
-            break;
+    let mut items = list.try_iter().map_err(|_| type_error("an iterable of ids", value))?;
+    let mut ids = Vec::new();
+    if let Ok(list) = list.cast_exact::<PyList>() {
+        ids.reserve_exact(list.len());
+        for item in items {
+            ids.push(extract_id(&item?)?);
         }
-        if ids.len().is_multiple_of(SIGNAL_EVERY) {
-            value.py().check_signals()?;
-        }
+        return Ok(ids);
     }
-    Ok(ids)
+    ids.reserve(list.len().unwrap_or(0).min(BLOCK));
+    loop {
+        let start = ids.len();
+        for item in items.by_ref().take(BLOCK) {
+            ids.push(extract_id(&item?)?);
+        }
+        let block = &ids[start..];
+        if block.len() < BLOCK || block.iter().any(|&id| id as usize >= bound) {
+            return Ok(ids);
+        }
+        value.py().check_signals()?;
+    }
 }
 
 /// Rows of ids: any iterable of what [`read_ids`] takes, such as a 2-D array or tensor, or a generator.
