@@ -25,6 +25,7 @@ __all__ = [
     "adversarial",
     "corpus",
     "llama_cpp",
+    "llama_models",
     "smollm2_gguf",
     "stdlib_corpus",
     "tiktoken_cache",
@@ -118,6 +119,11 @@ _LLAMA_CPP = {
     ),
 }
 
+_LLAMA_MODELS = {
+    "tokenizer_utils.py": "562f69d8b94eea8c8d75fcd258602d130c712d51d65f76914933065032827c08",
+    "llama4/tokenizer.py": "606f0473436ebd847589149d7bb1b6761a85269c4b846767b813183ed5cd5795",
+}
+
 
 def vocabulary(name: str) -> Path:
     """Return the path of a published vocabulary's file.
@@ -175,6 +181,22 @@ def llama_cpp() -> Path:
 
         path = cached(f"llama.cpp/{package}/{name}", make)
     return path.parents[len(Path(name).parts)]
+
+
+def llama_models() -> Path:
+    """Return a folder for ``sys.path``: ``llama_models.llama4.tokenizer`` there is Meta's own tokenizer of Llama 4.
+
+    Raises:
+        DataUnavailable: If it cannot be fetched.
+    """
+    for name, sha256 in _LLAMA_MODELS.items():
+
+        def make(target: Path, name: str = name, sha256: str = sha256) -> None:
+            from_pypi(_LLAMA[0], _LLAMA[1] + name, target)
+            check_sha256(target, sha256)
+
+        path = cached(f"llama_models/{_LLAMA[1]}{name}", make)
+    return path.parents[len(Path(name).parents)]
 
 
 def corpus(kind: str, megabytes: int) -> Path:

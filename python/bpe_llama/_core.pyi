@@ -185,7 +185,10 @@ class Tokenizer:
     def decode_batch(
         self, batch: Iterable[Iterable[int]], errors: str = "replace", *, skip_special_tokens: bool = False
     ) -> list[str]:
-        """Return the text of each row of ids, as `decode` does."""
+        """Return the text of each row of ids, as `decode` does.
+
+        Rows come from any iterable, a 2-D array, a tensor or a generator among them. An error names the row.
+        """
 
     def decode_stream(self) -> DecodeStream:
         """Return a decoder that takes ids one at a time and holds back characters not yet complete."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from bpe_llama import _core
 from bpe_llama._files import PathLike
@@ -16,7 +17,7 @@ def file_in(path: PathLike) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for name in ("tokenizer.json", "tokenizer.model"):
+    for name in ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"):
         if (path / name).is_file():
             return path / name
     for suffix in ("*.tiktoken", "*.gguf"):
@@ -25,26 +26,45 @@ def file_in(path: PathLike) -> Path:
             return found[0]
         if found:
             raise ValueError(f"{path} holds several {suffix} files: {[file.name for file in found]}; name one")
-    raise FileNotFoundError(f"{path} holds no tokenizer.json, tokenizer.model, *.tiktoken or *.gguf")
+    raise FileNotFoundError(
+        f"{path} holds no tokenizer.json, tokenizer.model, tekken.json, vocab.json, *.tiktoken or *.gguf"
+    )
 
 
-def format_of(path: Path) -> Literal["gguf", "huggingface", "sentencepiece", "tiktoken"]:
+Format: TypeAlias = Literal["gguf", "huggingface", "sentencepiece", "tekken", "tiktoken", "vocab_and_merges"]
+
+# The first key of a JSON object, and the first character of its value.
+_FIRST_KEY = re.compile(rb'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(.)')
+_TEKKEN_KEYS = {b"config", b"vocab", b"special_tokens", b"type", b"image", b"multimodal", b"audio"}
+
+
+def format_of(path: Path) -> Format:
     """Return the format of a file by its first bytes."""
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(4096)
     if head[:4] == b"GGUF":
         return "gguf"
+    if path.name in ("vocab.json", "merges.txt") or head.startswith(b"#version"):
+        return "vocab_and_merges"
     if head.lstrip()[:1] == b"{":
-        return "huggingface"
+        return _format_of_json(head)
     # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
     if head[:1] == b"\n" and head[2:3] == b"\n":
         return "sentencepiece"
     if b" " in head.split(b"\n")[0]:
         return "tiktoken"
     raise ValueError(
-        f"{path}: expected a tokenizer.json, a tokenizer.model, a .tiktoken or a .gguf file, "
-        f"but it begins with {head[:16]!r}"
+        f"{path}: expected a tokenizer.json, a tokenizer.model, a tekken.json, a vocab.json, a .tiktoken or a .gguf "
+        f"file, but it begins with {head[:16]!r}"
     )
+
+
+def _format_of_json(head: bytes) -> Format:
+    """Return which of the three JSON files this begins: a vocab.json is a flat object of tokens and ids."""
+    first = _FIRST_KEY.match(head)
+    if first is not None and first[2].isdigit():
+        return "vocab_and_merges"
+    return "tekken" if first is not None and first[1] in _TEKKEN_KEYS else "huggingface"
 
 
 def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[_core.Tokenizer, str | None]:

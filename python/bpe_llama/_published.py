@@ -31,8 +31,25 @@ _LLAMA3 = [
     *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>"),
 ]
 
-# Sources: tiktoken_ext/openai_public.py of tiktoken 0.14, llama_models/llama3/tokenizer.py of llama-models 0.3.0,
-# dashscope/tokenizers/qwen_tokenizer.py of dashscope 2.0.2.
+
+def _reserved(kind: str, first: int, last: int) -> list[str]:
+    return [f"<|{kind}reserved_special_token_{i}|>" for i in range(first, last + 1)]
+
+
+_LLAMA4 = [
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>"),
+    *_reserved("text_post_train_", 0, 5),
+    *("<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>"),
+    *_reserved("text_post_train_", 8, 68),
+    *("<|image_start|>", "<|image_end|>", *_reserved("vision_", 0, 1), "<|tile_x_separator|>", "<|tile_y_separator|>"),
+    *(*_reserved("vision_", 2, 5), "<|image|>", *_reserved("vision_", 6, 6), "<|patch|>"),
+    *_reserved("vision_", 7, 1047),
+    *(*_reserved("reasoning_", 0, 7), "<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"),
+]
+
+# Sources: tiktoken_ext/openai_public.py of tiktoken 0.14, llama_models/llama3/tokenizer.py and llama4/tokenizer.py of
+# llama-models 0.3.0, dashscope/tokenizers/qwen_tokenizer.py of dashscope 2.0.2.
 _PUBLISHED = {
     "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": Attributes("r50k", {"<|endoftext|>": 50256}),
     "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": Attributes("r50k", {"<|endoftext|>": 50256}),
@@ -47,6 +64,9 @@ _PUBLISHED = {
     "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": Attributes(
         "llama3",
         _numbered(128000, [*_LLAMA3, *(f"<|reserved_special_token_{i}|>" for i in range(2, 258 - len(_LLAMA3)))]),
+    ),
+    "d0bdbaf59b0762c8c807617e2d8ea51420eb1b1de266df2495be755c8e0ed6ed": Attributes(
+        "o200k", _numbered(200000, [*_LLAMA4, *_reserved("", 0, 2047 - len(_LLAMA4))])
     ),
     "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": Attributes(
         "qwen2",

@@ -13,6 +13,7 @@ from bpe_llama._progress import ProgressOption
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from bpe_llama._ends import Ends
     from bpe_llama.counts import WordCounts
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -171,8 +172,9 @@ class Tokenizer(_core.Tokenizer):
 
         Args:
             path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` (Llama 2, Mistral 7B); a ``.tiktoken`` file
-                or Llama 3's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`; a
-                ``.gguf`` file; or a folder that holds one of them. Content decides, not the name.
+                or Llama 3's or 4's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`;
+                Mistral's ``tekken.json``; a ``vocab.json`` or ``merges.txt`` with the other beside it; a ``.gguf``
+                file; or a folder that holds one of them. Content decides, not the name.
 
         Raises:
             FileNotFoundError: If there is no such file, or none of these in the folder.
@@ -197,6 +199,14 @@ class Tokenizer(_core.Tokenizer):
                 return cls.from_tiktoken(path)
             case "sentencepiece":
                 return cls._with_config(path, _core.Tokenizer.build_from_sentencepiece)
+            case "tekken":
+                from bpe_llama import _tekken
+
+                return cls._with_ends(path, *_tekken.read_tokenizer(path))
+            case "vocab_and_merges":
+                from bpe_llama import _vocab_and_merges
+
+                return cls._with_ends(path, *_vocab_and_merges.read_tokenizer(path))
 
     @classmethod
     def from_huggingface(cls, path: PathLike) -> Self:
@@ -223,13 +233,21 @@ class Tokenizer(_core.Tokenizer):
         return cls(core, chat_template=chat_template)
 
     @classmethod
+    def _with_ends(cls, path: Path, core: _core.Tokenizer, ends: Ends) -> Self:
+        """Return a tokenizer whose ends are known, with the chat template that files beside it hold."""
+        from bpe_llama import _loading
+
+        _, chat_template = _loading.with_config(path, lambda _: core)
+        return cls(core.with_bos_eos(ends.bos_id, ends.eos_id), chat_template=chat_template)
+
+    @classmethod
     def from_tiktoken(
         cls, path: PathLike, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
     ) -> Self:
         """Return the tokenizer whose ranks are in a ``.tiktoken`` file.
 
         Args:
-            path: The file. Llama 3's ``tokenizer.model`` is one.
+            path: The file. Llama 3's and Llama 4's ``tokenizer.model`` are such files.
             pattern: A named pattern or a regex. ``None`` takes what :meth:`save` left in ``<path>.json``, or what the
                 publisher of a well-known vocabulary states.
             special_tokens: Their ids; ``None`` as for ``pattern``.

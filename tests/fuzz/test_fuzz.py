@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import random
 import tempfile
@@ -62,6 +63,25 @@ def _sidecar(block: bytes, folder: Path) -> None:
     _use(folder, {"vocab.tiktoken": _LINES, "vocab.tiktoken.json": block})
 
 
+def _tekken(block: bytes, folder: Path) -> None:
+    _use(folder, {"tekken.json": block})
+
+
+def _vocab(block: bytes, folder: Path) -> None:
+    _use(folder, {"vocab.json": block, "merges.txt": b""})
+
+
+def _merges(block: bytes, folder: Path) -> None:
+    _use(folder, {"merges.txt": block, "vocab.json": _VOCAB})
+
+
+def _token_files(block: bytes, folder: Path) -> None:
+    """The three files that name tokens, with a line of hyphens between."""
+    parts = [*block.split(b"\n---\n"), b"{}", b"{}"][:3]
+    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    _use(folder, {"vocab.json": _VOCAB, "merges.txt": b"a b\n", **dict(zip(names, parts, strict=True))})
+
+
 def _use(folder: Path, files: dict[str, bytes]) -> None:
     """Load the first of the files, which gives any text back."""
     for name, content in files.items():
@@ -71,12 +91,31 @@ def _use(folder: Path, files: dict[str, bytes]) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_CHARACTERS = _PRINTABLE + [256 + i for i in range(256 - len(_PRINTABLE))]
 _LINES = b"".join(base64.b64encode(bytes([b])) + b" %d\n" % b for b in range(256))
 with tempfile.TemporaryDirectory() as _folder:
     _TOKENIZER.save(Path(_folder) / "tokenizer.json")
     _JSON = (Path(_folder) / "tokenizer.json").read_bytes()
     _TOKENIZER.save(Path(_folder) / "vocab.tiktoken")
     _SIDECAR = (Path(_folder) / "vocab.tiktoken.json").read_bytes()
+_VOCAB = json.dumps({chr(c): i for i, c in enumerate(_BYTE_CHARACTERS)} | {"ab": 256}).encode()
+_TEKKEN_CONFIG = {"pattern": r"\w+|\W", "num_vocab_tokens": 256, "default_vocab_size": 278, "version": "v3"}
+_TEKKEN = json.dumps(
+    {
+        "config": _TEKKEN_CONFIG | {"default_num_special_tokens": 22},
+        "vocab": [
+            {"rank": b, "token_bytes": base64.b64encode(bytes([b])).decode(), "token_str": None} for b in range(256)
+        ],
+        "special_tokens": [{"rank": 0, "token_str": "<s>", "is_control": True}],
+    }
+).encode()
+_TOKEN_FILES = b"""{"tokenizer_class": "Qwen2Tokenizer", "bos_token": {"__type": "AddedToken", "content": "<s>"},
+"extra_special_tokens": ["x"]}
+---
+{"eos_token": {"content": "<e>", "lstrip": true}, "additional_special_tokens": ["<a>"]}
+---
+{"<a>": 300, "the": 301}"""
 _GGUF = b"".join(
     [
         b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little"),
@@ -100,6 +139,10 @@ TARGETS: dict[str, tuple[Callable[[bytes, Path], None], list[bytes]]] = {
         [b'{"bos_token": {"content": "<|end|>"}, "eos_token": "x", "chat_template": "{{ 1 }}"}'],
     ),
     "python_sidecar": (_sidecar, [_SIDECAR]),
+    "python_tekken": (_tekken, [_TEKKEN]),
+    "python_vocab": (_vocab, [_VOCAB]),
+    "python_merges": (_merges, [b"#version: 0.2\na b\n"]),
+    "python_token_files": (_token_files, [_TOKEN_FILES]),
 }
 _NUMBERS = [
     b"\x00",

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,3 +82,90 @@ def test_streams_do_not_share_state(bytes_only: Tokenizer) -> None:
     assert one.push(bytes_only.token_to_id(b"\xc3")) == ""
     assert two.push(bytes_only.token_to_id(b"a")) == "a"
     assert one.push(bytes_only.token_to_id(b"\xa9")) == "é"
+
+
+class LiesAboutItsLength(list[int]):
+    """A list that claims more than any memory holds: a length is only a hint."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+
+def test_decode_batch_takes_arrays_tensors_and_generators_of_rows(bytes_only: Tokenizer) -> None:
+    rows = [[72, 73], [74, 75]]
+    expected = bytes_only.decode_batch(rows)
+    assert expected == [bytes_only.decode(row) for row in rows]
+    for dtype in ("uint16", "uint32", "int32", "int64", "uint64"):
+        assert bytes_only.decode_batch(np.array(rows, dtype)) == expected, dtype
+    torch = pytest.importorskip("torch")
+    assert bytes_only.decode_batch(torch.tensor(rows)) == expected
+    assert bytes_only.decode_batch([torch.tensor(row) for row in rows]) == expected
+    assert bytes_only.decode_batch(row for row in rows) == expected
+    assert bytes_only.decode_batch((id_ for id_ in row) for row in rows) == expected
+    assert bytes_only.decode_batch(np.array(rows)[:, ::-1]) == [text[::-1] for text in expected]
+    assert bytes_only.decode_batch(()) == bytes_only.decode_batch(np.zeros((0, 3), "int64")) == []
+    assert bytes_only.decode_batch(np.zeros((2, 0), "int64")) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        (np.array([72, 73], "uint32"), TypeError, "row 0: expected an iterable of ids, got uint32"),
+        (np.array(72), TypeError, "expected an iterable of rows of ids, got ndarray"),
+        (72, TypeError, "expected an iterable of rows of ids, got int"),
+        ("72", TypeError, "expected an iterable of rows of ids, got str"),
+        ([[72], 73], TypeError, "row 1: expected an iterable of ids, got int"),
+        ([[72], None], TypeError, "row 1: expected an iterable of ids, got NoneType"),
+        ([[72], [72.0]], TypeError, r"row 1: expected an id \(int\), got float"),
+        (np.zeros((1, 1, 1), "int64"), TypeError, r"row 0: expected an id \(int\), got list"),
+        ([[72], [72], [300]], KeyError, "row 2: id 300 is not in this vocabulary of 256 ids"),
+        (np.array([[72], [-1]]), KeyError, "row 1: id -1 is not in this vocabulary"),
+    ],
+)
+def test_decode_batch_names_the_row_that_is_wrong(
+    bytes_only: Tokenizer, batch: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        bytes_only.decode_batch(batch)
+
+
+def test_what_a_generator_of_rows_raises_comes_through(bytes_only: Tokenizer) -> None:
+    def rows() -> Iterator[list[int]]:
+        yield [72]
+        raise ZeroDivisionError("in the generator")
+
+    with pytest.raises(ZeroDivisionError, match=r"^in the generator$"):
+        bytes_only.decode_batch(rows())
+
+
+def test_a_length_is_only_a_hint(bytes_only: Tokenizer) -> None:
+    assert bytes_only.decode(LiesAboutItsLength([72, 73])) == bytes_only.decode([72, 73])
+    assert bytes_only.decode_batch([LiesAboutItsLength([72, 73])]) == [bytes_only.decode([72, 73])]
+
+
+def test_decoding_ends_at_the_first_unknown_id(bytes_only: Tokenizer) -> None:
+    message = "id 256 is not in this vocabulary of 256 ids"
+    with pytest.raises(KeyError, match=message):
+        bytes_only.decode(range(10**12))
+    with pytest.raises(KeyError, match=message):
+        bytes_only.decode_bytes(itertools.count())
+    with pytest.raises(KeyError, match=f"row 1: {message}"):
+        bytes_only.decode_batch([[72], range(10**12)])
+    with_a_gap = Tokenizer.from_ranks({bytes([b]): b for b in range(256)}, special_tokens={"<|end|>": 300})
+    with pytest.raises(KeyError, match="id 256 is not in this vocabulary of 301 ids"):
+        with_a_gap.decode(range(10**12))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no timer signal")
+def test_an_iterable_without_end_can_be_interrupted(bytes_only: Tokenizer) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            bytes_only.decode(itertools.repeat(72, 10**9))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -6,10 +6,10 @@ use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
 use numpy::{Element, PyReadonlyArray1};
-use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::PyString;
+use pyo3::types::{PyIterator, PyList, PyString};
 
 use crate::error::to_py;
 
@@ -112,38 +112,91 @@ impl Specials {
     }
 }
 
-/// Ids from any iterable of integers, `NumPy` arrays and tensors among them.
-pub(crate) struct Ids(pub(crate) Vec<u32>);
+/// So many ids are read between two looks at how the reading goes. Room is made for no more before they are seen: an
+/// object may say any length of itself.
+const BLOCK: usize = 1 << 16;
 
-impl<'py> FromPyObject<'_, 'py> for Ids {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let list = match value.getattr_opt("tolist")? {
-            Some(tolist) => {
-                // The arrays that ids come in: as they are, since a list of them takes ten times the memory.
-                let array = array_ids::<u32>(value)
-                    .or_else(|| array_ids::<u16>(value))
-                    .or_else(|| array_ids::<i64>(value))
-                    .or_else(|| array_ids::<i32>(value));
-                if let Some(ids) = array {
-                    return ids.map(Self);
-                }
-                tolist.call0()?
+/// Returns the ids of any iterable of integers, `NumPy` arrays and tensors among them.
+///
+/// Of any iterable but a list, which is in memory already, reading ends with the block that holds an id not below `bound`,
+/// the size of the vocabulary: decoding fails there, and an iterable that never ends need not be held.
+pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u32>> {
+    let list = match value.getattr_opt("tolist")? {
+        Some(tolist) => {
+            // The arrays that ids come in: as they are, since a list of them takes ten times the memory.
+            let array = array_ids::<u32>(value)
+                .or_else(|| array_ids::<u16>(value))
+                .or_else(|| array_ids::<i64>(value))
+                .or_else(|| array_ids::<i32>(value));
+            if let Some(ids) = array {
+                return ids;
             }
-            None => value.to_owned(),
-        };
-        let items = list.try_iter().map_err(|_| type_error("an iterable of ids", &value))?;
-        let mut ids = Vec::with_capacity(list.len().unwrap_or(0));
+            tolist.call0()?
+        }
+        None => value.clone(),
+    };
+    let mut items = list.try_iter().map_err(|_| type_error("an iterable of ids", value))?;
+    let mut ids = Vec::new();
+    if let Ok(list) = list.cast_exact::<PyList>() {
+        ids.reserve_exact(list.len());
         for item in items {
             ids.push(extract_id(&item?)?);
         }
-        Ok(Self(ids))
+        return Ok(ids);
+    }
+    ids.reserve(list.len().unwrap_or(0).min(BLOCK));
+    loop {
+        let start = ids.len();
+        for item in items.by_ref().take(BLOCK) {
+            ids.push(extract_id(&item?)?);
+        }
+        let block = &ids[start..];
+        if block.len() < BLOCK || block.iter().any(|&id| id as usize >= bound) {
+            return Ok(ids);
+        }
+        value.py().check_signals()?;
     }
 }
 
+/// Rows of ids: any iterable of what [`read_ids`] takes, such as a 2-D array or tensor, or a generator.
+pub(crate) struct IdRows<'py>(Bound<'py, PyIterator>);
+
+impl<'py> FromPyObject<'_, 'py> for IdRows<'py> {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let expected = "an iterable of rows of ids";
+        if value.is_instance_of::<PyString>() {
+            return Err(type_error(expected, &value));
+        }
+        value.try_iter().map(Self).map_err(|_| type_error(expected, &value))
+    }
+}
+
+impl<'py> IdRows<'py> {
+    /// Returns what `work` makes of each row; a `TypeError` or `KeyError` of a row says which row it is.
+    pub(crate) fn map<R>(self, mut work: impl FnMut(&Bound<'py, PyAny>) -> PyResult<R>) -> PyResult<Vec<R>> {
+        let numbered = self.0.enumerate();
+        numbered.map(|(i, row)| row.and_then(|row| work(&row).map_err(|error| in_row(row.py(), i, error)))).collect()
+    }
+}
+
+fn in_row(py: Python<'_>, row: usize, error: PyErr) -> PyErr {
+    let message = error.value(py).getattr("args").and_then(|args| args.get_item(0)).map(|message| message.to_string());
+    let Ok(message) = message else { return error };
+    let named = if error.get_type(py).is(py.get_type::<PyTypeError>()) {
+        PyTypeError::new_err(format!("row {row}: {message}"))
+    } else if error.get_type(py).is(py.get_type::<PyKeyError>()) {
+        PyKeyError::new_err(format!("row {row}: {message}"))
+    } else {
+        return error;
+    };
+    named.set_cause(py, Some(error));
+    named
+}
+
 /// The ids of a one-dimensional `NumPy` array of this type; `None` for anything else.
-fn array_ids<T: Element + Copy + Display + TryInto<u32>>(value: Borrowed<'_, '_, PyAny>) -> Option<PyResult<Vec<u32>>> {
+fn array_ids<T: Element + Copy + Display + TryInto<u32>>(value: &Bound<'_, PyAny>) -> Option<PyResult<Vec<u32>>> {
     let array = value.extract::<PyReadonlyArray1<'_, T>>().ok()?;
     let id = |&id: &T| id.try_into().map_err(|_| unknown_id(id));
     Some(array.as_array().iter().map(id).collect())

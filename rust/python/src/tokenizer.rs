@@ -11,7 +11,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
-use crate::arguments::{Ids, Specials, Text, Texts, Threads, extract_id, thread_count, type_error};
+use crate::arguments::{IdRows, Specials, Text, Texts, Threads, extract_id, read_ids, thread_count, type_error};
 use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
 use crate::ids::IdInts;
@@ -118,6 +118,11 @@ impl PyTokenizer {
 
     fn list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
         self.ints.list(py, ids)
+    }
+
+    /// Returns the ids of an argument, as far as the first that is beyond this vocabulary.
+    fn ids(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        read_ids(value, self.inner.vocab_size())
     }
 
     fn decode_text<'py>(
@@ -425,15 +430,16 @@ impl PyTokenizer {
     fn decode<'py>(
         &self,
         py: Python<'py>,
-        ids: Ids,
+        ids: &Bound<'py, PyAny>,
         errors: &str,
         skip_special_tokens: bool,
     ) -> PyResult<Bound<'py, PyString>> {
-        self.decode_text(py, &ids.0, errors, skip_special_tokens)
+        self.decode_text(py, &self.ids(ids)?, errors, skip_special_tokens)
     }
 
-    fn decode_bytes<'py>(&self, py: Python<'py>, ids: Ids) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = detached(py, ids.0.len() * 4, || self.inner.decode_bytes(&ids.0)).map_err(to_py)?;
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = self.ids(ids)?;
+        let bytes = detached(py, ids.len() * 4, || self.inner.decode_bytes(&ids)).map_err(to_py)?;
         Ok(PyBytes::new(py, &bytes))
     }
 
@@ -441,12 +447,11 @@ impl PyTokenizer {
     fn decode_batch<'py>(
         &self,
         py: Python<'py>,
-        batch: Vec<Ids>,
+        batch: IdRows<'py>,
         errors: &str,
         skip_special_tokens: bool,
     ) -> PyResult<Bound<'py, PyList>> {
-        let texts = batch.iter().map(|ids| self.decode_text(py, &ids.0, errors, skip_special_tokens));
-        PyList::new(py, texts.collect::<PyResult<Vec<_>>>()?)
+        PyList::new(py, batch.map(|row| self.decode_text(py, &self.ids(row)?, errors, skip_special_tokens))?)
     }
 
     #[pyo3(signature = (*, skip_special_tokens=false))]

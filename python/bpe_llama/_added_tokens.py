@@ -1,0 +1,293 @@
+"""Which tokens a folder's Hugging Face files add to a vocabulary, and the ids they get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token and the flags of tokenizer.json; ``normalized`` is the opposite of ``special`` where not stated."""
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool | None = None
+    special: bool = False
+
+    @classmethod
+    def read(cls, where: str, value: object) -> AddedToken:
+        """Return the token that an object of a file describes.
+
+        Raises:
+            ValueError: If it is no such object, naming the field.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {value!r}; expected an object with the token's content and flags")
+        fields = {key: item for key, item in value.items() if key != "__type"}
+        if unknown := sorted(fields.keys() - {"content", *_FLAGS}):
+            raise ValueError(f"{where} has the unknown field {unknown[0]!r}; expected content, {', '.join(_FLAGS)}")
+        if not isinstance(fields.get("content"), str):
+            raise ValueError(f"{where}.content is {fields.get('content')!r}; expected a str")
+        for flag in _FLAGS:
+            if not isinstance(fields.get(flag, False), bool):
+                raise ValueError(f"{where}.{flag} is {fields[flag]!r}; expected true or false")
+        return cls(**fields)
+
+    def as_json(self, token_id: int) -> dict[str, Any]:
+        """Return it as tokenizer.json writes it."""
+        normalized = not self.special if self.normalized is None else self.normalized
+        flags = {flag: getattr(self, flag) for flag in _FLAGS} | {"normalized": normalized}
+        return {"id": token_id, "content": self.content, **flags}
+
+
+class AddedTokens:
+    """The tokens added to a vocabulary so far: a known text keeps its id, a new one gets the next.
+
+    Source: ``AddedVocabulary::add_tokens`` of Hugging Face `tokenizers` 0.23.
+    """
+
+    def __init__(self, vocab: Mapping[str, int]) -> None:
+        """Begin with none."""
+        self._vocab = vocab
+        self._taken = set(vocab.values())
+        self._next = len(vocab)
+        self._tokens: dict[str, tuple[int, AddedToken]] = {}
+
+    def add(self, tokens: Iterable[AddedToken]) -> None:
+        """Add tokens in their order; the flags of one that is there already are replaced.
+
+        Raises:
+            ValueError: If the next id is another token's, since the vocabulary has holes.
+        """
+        for token in tokens:
+            if not token.content:
+                continue
+            token_id = self.id_of(token.content)
+            if token_id is None:
+                token_id = self._next
+                if token_id in self._taken:
+                    raise ValueError(
+                        f"added token {token.content!r} gets id {token_id}, the number of tokens before it, but a "
+                        f"token of vocab.json has that id: its ids have a hole"
+                    )
+            self._next = max(self._next, token_id + 1)
+            self._tokens[token.content] = (token_id, token)
+
+    def id_of(self, content: str) -> int | None:
+        """Return the id of a token, added or not."""
+        added = self._tokens.get(content)
+        return self._vocab.get(content) if added is None else added[0]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return them as tokenizer.json lists them."""
+        return [token.as_json(token_id) for token_id, token in sorted(self._tokens.values(), key=lambda item: item[0])]
+
+
+@dataclass(frozen=True)
+class StatedTokens:
+    """What the files of a folder say of tokens.
+
+    Attributes:
+        listed: Added tokens in the order of the ids that the files give them.
+        named: The token of each role, in the order in which they are added; those of a model's own roles last.
+        extra: Special tokens without a role.
+    """
+
+    listed: list[AddedToken]
+    named: dict[str, str | AddedToken | None]
+    extra: list[str | AddedToken]
+
+    def to_add(self) -> list[AddedToken]:
+        """Return all tokens in the order in which transformers adds them."""
+        contents = {token.content for token in self.listed}
+        names = {_content(token) for token in self.named.values() if token is not None}
+        tokens: list[str | AddedToken] = list(self.listed)
+        for token in (*self.named.values(), *self.extra):
+            # One that is there already as it is counts once, at its first place; one with other flags comes again.
+            if token is not None and _content(token) not in contents and token not in tokens:
+                tokens.append(token)
+        return [
+            AddedToken(token, special=True)
+            if isinstance(token, str)
+            else replace(token, special=token.special or token.content in names)
+            for token in tokens
+        ]
+
+    def all_special(self) -> list[str]:
+        """Return the text of every token that has a role or is an extra special token, once."""
+        rest = (*self.named.values(), *self.extra)
+        return list(dict.fromkeys(_content(token) for token in rest if token is not None))
+
+
+def read_stated_tokens(
+    defaults: Mapping[str, str], config: Mapping[str, Any], special_map: Mapping[str, Any], added: Mapping[str, Any]
+) -> StatedTokens:
+    """Return what ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` say of tokens.
+
+    The second and the third count only where the first has no ``added_tokens_decoder``.
+
+    Args:
+        defaults: The tokens of roles that no file names.
+        config: The content of tokenizer_config.json.
+        special_map: That of special_tokens_map.json.
+        added: That of added_tokens.json.
+
+    Raises:
+        ValueError: If a token is no str and no object, naming file and field.
+
+    Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``__init__`` in transformers 5.23.
+    """
+    stated = _of_config(config)
+    late = config.get("additional_special_tokens") if stated.extra is None else None
+    if "added_tokens_decoder" in config:
+        listed = _decoder(config["added_tokens_decoder"])
+    else:
+        _take_special_map(stated, special_map)
+        listed = _added_file(added, stated.special())
+        late = special_map.get("additional_special_tokens", late)
+    by_content = {token.content: token for token in listed}
+    named: dict[str, str | AddedToken | None] = {role: defaults.get(role) for role in ROLES}
+    for role, token in stated.roles.items():
+        named[role] = by_content.get(_content(token), token) if token is not None else None
+    named.update(stated.found | stated.own)
+    extra = _token_list("additional_special_tokens", late) if stated.extra is None else stated.extra
+    return StatedTokens(listed, named, extra)
+
+
+@dataclass
+class _Stated:
+    """What the files say so far.
+
+    Attributes:
+        roles: The token of each role that is named, or ``None``.
+        found: Those of a model's own roles, which come before ...
+        own: ... those of its own roles in a tokenizer_config.json.
+        extra: Special tokens without a role; ``None`` where no file has the field.
+        objects: What the config describes by an object: transformers does not see that added_tokens.json's tokens are
+            the same.
+    """
+
+    roles: dict[str, str | AddedToken | None]
+    found: dict[str, str | AddedToken]
+    own: dict[str, str | AddedToken]
+    extra: list[str | AddedToken] | None
+    objects: list[str | AddedToken]
+
+    def special(self) -> set[str]:
+        """Return the texts that make a token of added_tokens.json a special one."""
+        tokens = (*self.roles.values(), *(self.extra or []))
+        is_object = {id(token) for token in self.objects}
+        return {_content(token) for token in tokens if token is not None and id(token) not in is_object}
+
+
+def _of_config(config: Mapping[str, Any]) -> _Stated:
+    where = "tokenizer_config.json: "
+    stated = _Stated({}, {}, {}, None, [])
+    for role, value in config.items():
+        if role in ROLES:
+            stated.roles[role] = None if value is None else _token(where + role, value)
+        elif role.endswith("_token") and isinstance(value, str):
+            stated.own[role] = value
+        elif role.endswith("_token") and isinstance(value, dict):
+            stated.found[role] = _token(where + role, value)
+    key = "extra_special_tokens"
+    extra = config.get(key)
+    if not extra and "additional_special_tokens" in config:
+        key = "additional_special_tokens"
+        extra = config[key]
+    if isinstance(extra, dict):
+        stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in extra.items()}
+    elif key in config:
+        stated.extra = _token_list(where + key, extra)
+    if not stated.own and (own := config.get("model_specific_special_tokens")):
+        if not isinstance(own, dict):
+            raise ValueError(f"{where}model_specific_special_tokens is {own!r}; expected an object of names and tokens")
+        stated.own = {
+            role: _token(f"{where}model_specific_special_tokens.{role}", token) for role, token in own.items()
+        }
+    tokens = (*stated.roles.values(), *(stated.extra or []))
+    stated.objects = [token for token in tokens if isinstance(token, AddedToken)]
+    return stated
+
+
+def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
+    """Add what special_tokens_map.json says, which goes before the config."""
+    where = "special_tokens_map.json: "
+    for key, value in special_map.items():
+        if key == "extra_special_tokens" and isinstance(value, dict):
+            stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in value.items()}
+        elif key == "extra_special_tokens":
+            tokens = [
+                replace(AddedToken.read(where + key, token), special=True) if isinstance(token, dict) else token
+                for token in value or []
+            ]
+            known = stated.extra or []
+            stated.extra = known + [token for token in _token_list(where + key, tokens) if token not in known]
+        elif key.endswith("_token"):
+            _take_special(stated, where + key, key, value)
+        elif key != "additional_special_tokens":
+            raise ValueError(f"{where}{key} is {value!r}; expected only names that end in _token or _special_tokens")
+
+
+def _take_special(stated: _Stated, where: str, role: str, value: object) -> None:
+    token: str | AddedToken | None
+    if isinstance(value, dict):
+        token = replace(AddedToken.read(where, value), special=True)
+    elif value is None or isinstance(value, str):
+        token = value
+    else:
+        raise ValueError(f"{where} is {value!r}; expected a token")
+    if role in ROLES:
+        stated.roles[role] = token
+    elif token is not None:
+        stated.found[role] = token
+
+
+def _decoder(value: object) -> list[AddedToken]:
+    where = "tokenizer_config.json: added_tokens_decoder"
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r}; expected an object of ids and tokens")
+    by_id: dict[int, AddedToken] = {}
+    for key, token in value.items():
+        if not key.isdecimal():
+            raise ValueError(f"{where} has the key {key!r}; expected an id")
+        by_id[int(key)] = AddedToken.read(f"{where}.{key}", token)
+    return [by_id[token_id] for token_id in sorted(by_id)]
+
+
+def _added_file(added: Mapping[str, Any], special: set[str]) -> list[AddedToken]:
+    by_id: dict[int, AddedToken] = {}
+    for content, token_id in added.items():
+        if type(token_id) is not int:
+            raise ValueError(f"added_tokens.json: token {content!r} has id {token_id!r}; expected a number")
+        is_special = content in special
+        by_id[token_id] = AddedToken(content, normalized=not is_special, special=is_special)
+    return [by_id[token_id] for token_id in sorted(by_id)]
+
+
+def _token_list(where: str, value: object) -> list[str | AddedToken]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"{where} is {value!r}; expected a list of tokens")
+    return [token if isinstance(token, AddedToken) else _token(where, token) for token in value]
+
+
+def _token(where: str, value: object) -> str | AddedToken:
+    """Return a token as the config has it: a str, or an object that says it is an ``AddedToken``."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value.get("__type") == "AddedToken":
+        return AddedToken.read(where, value)
+    raise ValueError(f'{where} is {value!r}; expected a str or an object with "__type": "AddedToken"')
+
+
+def _content(token: str | AddedToken) -> str:
+    return token if isinstance(token, str) else token.content
