@@ -40,6 +40,11 @@ class AddedToken:
                 raise ValueError(f"{where}.{flag} is {fields[flag]!r}; expected true or false")
         return cls(**fields)
 
+    def for_core(self) -> tuple[str, bool, bool, bool, bool, bool]:
+        """Return content and flags as the core takes them: special, single_word, lstrip, rstrip, normalized."""
+        normalized = not self.special if self.normalized is None else self.normalized
+        return self.content, self.special, self.single_word, self.lstrip, self.rstrip, normalized
+
     def as_json(self, token_id: int) -> dict[str, Any]:
         """Return it as tokenizer.json writes it."""
         normalized = not self.special if self.normalized is None else self.normalized
@@ -117,6 +122,19 @@ class StatedTokens:
             AddedToken(token, special=True)
             if isinstance(token, str)
             else replace(token, special=token.special or token.content in names)
+            for token in tokens
+        ]
+
+    def to_mark_special(self) -> list[AddedToken]:
+        """Return the tokens with a role and the extra special ones, as transformers adds them once more at the end.
+
+        Source: ``TokenizersBackend._post_init`` in transformers 5.23.
+        """
+        tokens = [token for token in (*self.named.values(), *self.extra) if token is not None]
+        return [
+            AddedToken(token, normalized=False, special=True)
+            if isinstance(token, str)
+            else replace(token, special=True, normalized=False if token.normalized is None else token.normalized)
             for token in tokens
         ]
 
@@ -281,12 +299,12 @@ def _token_list(where: str, value: object) -> list[str | AddedToken]:
 
 
 def _token(where: str, value: object) -> str | AddedToken:
-    """Return a token as the config has it: a str, or an object that says it is an ``AddedToken``."""
+    """Return a token as the config has it: a str, or an object with its content and flags."""
     if isinstance(value, str):
         return value
-    if isinstance(value, dict) and value.get("__type") == "AddedToken":
+    if isinstance(value, dict) and "content" in value:
         return AddedToken.read(where, value)
-    raise ValueError(f'{where} is {value!r}; expected a str or an object with "__type": "AddedToken"')
+    raise ValueError(f"{where} is {value!r}; expected a str or an object with the token's content and flags")
 
 
 def _content(token: str | AddedToken) -> str:

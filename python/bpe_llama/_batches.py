@@ -1,11 +1,37 @@
-"""Rows of ids as models take them: cut, padded, in tensors."""
+"""Rows of ids as models take them: special tokens around them, cut, padded, in tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from bpe_llama import _core
+
+# Truncation strategies by the names of transformers; True is the first.
+_STRATEGIES = ("longest_first", "only_first", "only_second")
+Span = tuple[int, int]
+
+
+class Item(NamedTuple):
+    """A place in a template: a special token's id, or ``"A"`` or ``"B"`` for a text; and a type id."""
+
+    special: int | None
+    text: str | None
+    type_id: int | None
+
+
+@dataclass
+class Row:
+    """What becomes of one text or pair: ids, and of each the type id, the mask of special tokens and the offsets."""
+
+    input_ids: list[int] = field(default_factory=list)
+    token_type_ids: list[int] = field(default_factory=list)
+    special_tokens_mask: list[int] = field(default_factory=list)
+    offset_mapping: list[Span] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -13,46 +39,163 @@ class Batches:
     """How rows become a batch, checked; see :meth:`bpe_llama.Tokenizer.__call__`."""
 
     padding: bool | str
-    truncation: bool
+    truncation: bool | str
     max_length: int | None
     return_tensors: str | None
     padding_side: str
+    truncation_side: str = "right"
+    pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        if self.padding not in (True, False, "longest", "max_length"):
+        if self.padding not in (True, False, "longest", "max_length", "do_not_pad"):
             raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {self.padding!r}")
-        if self.padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}")
+        if self.truncation not in (True, False, "do_not_truncate", *_STRATEGIES):
+            raise ValueError(f"truncation must be True, False or one of {_STRATEGIES}, got {self.truncation!r}")
+        for name in ("padding_side", "truncation_side"):
+            if getattr(self, name) not in ("left", "right"):
+                raise ValueError(f"{name} must be 'left' or 'right', got {getattr(self, name)!r}")
         if self.return_tensors not in (None, "np", "pt"):
             raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {self.return_tensors!r}")
-        if (self.truncation or self.padding == "max_length") and self.max_length is None:
+        if (self.strategy or self.padding == "max_length") and self.max_length is None:
             raise ValueError("truncation=True and padding='max_length' need max_length")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of must be at least 1, got {self.pad_to_multiple_of}")
 
-    def of(self, rows: list[list[int]], fill: int, *, is_single: bool) -> dict[str, Any]:
-        """Return ``input_ids`` and ``attention_mask`` of the rows; of the only row, if ``is_single`` and no tensors."""
-        if self.truncation:
-            rows = [row[: self.max_length] for row in rows]
-        masks = [[1] * len(row) for row in rows]
-        if self.padding:
-            width = max(map(len, rows), default=0)
-            if self.padding == "max_length" and self.max_length is not None:
-                width = self.max_length
-            for row, mask in zip(rows, masks, strict=True):
-                missing = max(0, width - len(row))
-                at = len(row) if self.padding_side == "right" else 0
-                row[at:at] = [fill] * missing
-                mask[at:at] = [0] * missing
+    @property
+    def strategy(self) -> str | None:
+        """Which text of a pair is cut, or ``None``."""
+        if self.truncation in (False, "do_not_truncate"):
+            return None
+        return _STRATEGIES[0] if self.truncation is True else str(self.truncation)
+
+    def rows(
+        self, firsts: list[list[int]], seconds: list[list[int]] | None, template: Sequence[Item], spans: list[Any]
+    ) -> list[Row]:
+        """Return the rows of texts or pairs, cut so that the special tokens of the template find room.
+
+        Args:
+            firsts: The ids of each text.
+            seconds: Those of each second text, or ``None``.
+            template: What is put around them.
+            spans: The offsets of the first texts and of the second, or empty lists.
+        """
+        rows = []
+        for place, first in enumerate(firsts):
+            second = None if seconds is None else seconds[place]
+            ranges = self._kept(len(first), None if second is None else len(second), template)
+            row = Row()
+            for item in template:
+                if item.special is not None:
+                    _extend(row, [item.special], item.type_id or 0, 1, [(0, 0)])
+                    continue
+                which = 0 if item.text == "A" else 1
+                ids = first if which == 0 else (second or [])
+                kept = slice(*ranges[which])
+                offsets = spans[which][place][kept] if spans else [(0, 0)] * len(ids[kept])
+                _extend(row, ids[kept], which if item.type_id is None else item.type_id, 0, offsets)
+            rows.append(row)
+        return rows
+
+    def _kept(self, first: int, second: int | None, template: Sequence[Item]) -> tuple[Span, Span]:
+        """Return the ranges of two texts of these lengths that are kept."""
+        lengths = [first, second or 0]
+        if self.strategy is not None and self.max_length is not None:
+            added = sum(item.special is not None for item in template)
+            room = self.max_length - added
+            if room < 0:
+                raise ValueError(f"max_length is {self.max_length}; the special tokens alone are {added}")
+            lengths = self._shared(first, second, room)
+        if self.truncation_side == "left":
+            return (first - lengths[0], first), ((second or 0) - lengths[1], second or 0)
+        return (0, lengths[0]), (0, lengths[1])
+
+    def _shared(self, first: int, second: int | None, room: int) -> list[int]:
+        """Return the lengths to which two texts are cut.
+
+        Source: ``truncate_encodings`` of Hugging Face `tokenizers`.
+        """
+        excess = first + (second or 0) - room
+        if excess <= 0:
+            return [first, second or 0]
+        if second is None and self.strategy != "only_second":
+            return [room, 0]
+        if self.strategy == "longest_first":
+            short, long = sorted((first, second or 0))
+            long = short if short > room else max(short, room - short)
+            if short + long > room:
+                short, long = room // 2, room // 2 + room % 2
+            return [long, short] if first > (second or 0) else [short, long]
+        lengths = [first, second or 0]
+        place = 0 if self.strategy == "only_first" else 1
+        if second is None or lengths[place] <= excess:
+            raise ValueError(f"truncation is {self.strategy!r}, but that text is too short to be cut by {excess} ids")
+        lengths[place] -= excess
+        return lengths
+
+    def of(self, rows: list[Row], fill: int, keys: Iterable[str], *, is_single: bool) -> dict[str, Any]:
+        """Return these keys and ``attention_mask`` of the rows; of the only row, if ``is_single`` and no tensors."""
+        fills: dict[str, Any] = {"input_ids": fill, "token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+        columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
+        columns["attention_mask"] = [[1] * len(row.input_ids) for row in rows]
+        if self.padding not in (False, "do_not_pad"):
+            width = self._width(rows)
+            for key, column in columns.items():
+                for values in column:
+                    missing = max(0, width - len(values))
+                    at = len(values) if self.padding_side == "right" else 0
+                    values[at:at] = [fills.get(key, 0)] * missing
         if self.return_tensors is None:
-            if is_single:
-                return {"input_ids": rows[0], "attention_mask": masks[0]}
-            return {"input_ids": rows, "attention_mask": masks}
-        if len({len(row) for row in rows}) > 1:
+            return {key: column[0] if is_single else column for key, column in columns.items()}
+        if len({len(row.input_ids) for row in rows}) > 1:
             raise ValueError("rows differ in length: pass padding=True to make tensors of them")
-        arrays = {"input_ids": np.array(rows, np.int64), "attention_mask": np.array(masks, np.int64)}
+        arrays = {key: np.array(column, np.int64) for key, column in columns.items()}
         if self.return_tensors == "np":
             return arrays
         import torch
 
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _width(self, rows: list[Row]) -> int:
+        width = max((len(row.input_ids) for row in rows), default=0)
+        if self.padding == "max_length" and self.max_length is not None:
+            width = self.max_length
+        multiple = self.pad_to_multiple_of or 1
+        return -(-width // multiple) * multiple
+
+
+def template_of(tokenizer: _core.Tokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
+    """Return what is put around a text or a pair.
+
+    Args:
+        tokenizer: Has a post-processor, or none.
+        pair: Whether there are two texts.
+        special: Whether the post-processor's special tokens are wanted.
+        bos: Begin with the begin token, once.
+        eos: End with the end token, once.
+
+    Raises:
+        ValueError: If ``bos`` or ``eos`` is asked for where there is none.
+    """
+    items = [Item(*item) for item in tokenizer.template(pair)]
+    if not special:
+        items = [item for item in items if item.special is None]
+    for wanted, name, token_id, place in ((bos, "bos", tokenizer.bos_id, 0), (eos, "eos", tokenizer.eos_id, -1)):
+        if not wanted:
+            continue
+        if token_id is None:
+            raise ValueError(
+                f"{name}=True, but this tokenizer has no {name} token; its special tokens are "
+                f"{list(tokenizer.special_tokens)}"
+            )
+        if items[place].special != token_id:
+            items.insert(0 if place == 0 else len(items), Item(token_id, None, 0))
+    return items
+
+
+def _extend(row: Row, ids: list[int], type_id: int, mask: int, offsets: list[Span]) -> None:
+    row.input_ids += ids
+    row.token_type_ids += [type_id] * len(ids)
+    row.special_tokens_mask += [mask] * len(ids)
+    row.offset_mapping += offsets

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from bpe_llama import _core
-from bpe_llama._files import PathLike
+from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
+from bpe_llama._files import PathLike, written_whole
 
 
 def file_in(path: PathLike) -> Path:
@@ -67,33 +69,136 @@ def _format_of_json(head: bytes) -> Format:
     return "tekken" if first is not None and first[1] in _TEKKEN_KEYS else "huggingface"
 
 
-def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[_core.Tokenizer, str | None]:
-    """Return the tokenizer in a file with the end tokens that files beside it name, and their chat template.
+@dataclass
+class Beside:
+    """What the files beside a tokenizer's say, and the core does not hold.
 
-    These files are Hugging Face's ``tokenizer_config.json`` and ``chat_template.jinja``.
+    Attributes:
+        chat_template: A template, several by name, or none.
+        roles: Special tokens by the name of their role, but for bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
+        settings: Of ``tokenizer_config.json``, what :meth:`bpe_llama.Tokenizer.__call__` takes its defaults from.
+    """
+
+    chat_template: str | dict[str, str] | None = None
+    roles: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+# What is kept of a tokenizer_config.json as it stands.
+_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_input_names")
+_ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[_core.Tokenizer, Beside]:
+    """Return the tokenizer in a file with what the files beside it say, as transformers reads them.
+
+    These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and those of chat
+    templates. Tokens that stand only there are added; ``add_bos_token`` and ``add_eos_token`` replace the post-processor.
+
+    Raises:
+        ValueError: If one of them is damaged, naming file and field.
+
+    Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend`` in transformers 5.23.
     """
     try:
         core = build(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    config_path = path.with_name("tokenizer_config.json")
-    if not config_path.is_file():
-        return core, None
+    folder = path.parent
+    config, special_map, added = (
+        read_object(folder / name)
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    )
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        core, roles = _with_stated_tokens(core, config, special_map, added)
+        core = _with_ends_around(core, config)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: {error}") from None
+    settings = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
+    return core, Beside(_chat_template(path, config), roles, settings)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or an empty one where there is no file.
+
+    Raises:
+        ValueError: If it is no JSON object, naming the file.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{config_path}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{config_path}: expected a JSON object, got a {type(config).__name__}")
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+    return value
 
-    def configured(key: str, default: int | None) -> int | None:
-        token = config.get(key)
-        content = token.get("content") if isinstance(token, dict) else token
-        return core.token_to_id(content) if isinstance(content, str) else default
 
-    core = core.with_bos_eos(configured("bos_token", core.bos_id), configured("eos_token", core.eos_id))
+def _with_stated_tokens(
+    core: _core.Tokenizer, config: Mapping[str, Any], special_map: Mapping[str, Any], added: Mapping[str, Any]
+) -> tuple[_core.Tokenizer, dict[str, str]]:
+    """Return the tokenizer with the tokens that the files name, and those of roles that it does not know."""
+    if not (config or special_map or added):
+        return core, {}
+    stated = read_stated_tokens({}, config, special_map, added)
+    before = dict(core.added_tokens)
+    new = [token for token in stated.to_add() if token.content not in before]
+    marked = [*new, *(token for token in stated.to_mark_special() if token.content)]
+    if marked:
+        core = core.with_added_tokens([token.for_core() for token in marked])
+    names = {role: token.content if isinstance(token, AddedToken) else token for role, token in stated.named.items()}
+    ends = {}
+    for role in _ENDS:
+        is_stated = role in config or role in special_map
+        known: int | None = getattr(core, f"{role[:3]}_id")
+        name = names.get(role)
+        ends[role] = (None if name is None else core.token_to_id(name)) if is_stated else known
+    core = core.with_ends(*(ends[role] for role in _ENDS))
+    return core, {role: name for role, name in names.items() if name is not None and role not in _ENDS}
+
+
+def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:
+    """Return the tokenizer with what ``add_bos_token`` and ``add_eos_token`` say, where one of them stands."""
+    wanted = {}
+    for key in ("add_bos_token", "add_eos_token"):
+        value = config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"tokenizer_config.json: {key} is {value!r}; expected true or false")
+        wanted[key] = bool(value)
+    if not ("add_bos_token" in config or "add_eos_token" in config):
+        return core
+    before = core.bos_id if wanted["add_bos_token"] else None
+    after = core.eos_id if wanted["add_eos_token"] else None
+    return core.with_template(before, after)
+
+
+def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
     template = config.get("chat_template")
     template_path = path.with_name("chat_template.jinja")
-    if template is None and template_path.is_file():
+    if template_path.is_file():
         template = template_path.read_text(encoding="utf-8")
-    return core, template if isinstance(template, str) else None
+    return template if isinstance(template, str) else None
+
+
+def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> None:
+    """Write the ``tokenizer_config.json`` from which transformers and we read the same ends and added tokens."""
+    names = {role: tokenizer.id_to_token(token_id) for role, token_id in zip(_ENDS, ends_of(tokenizer), strict=True) if token_id is not None}
+    config: dict[str, Any] = {
+        "added_tokens_decoder": {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in json.loads(tokenizer.added_tokens_json())},
+        **{role: names.get(role) for role in _ENDS},
+        **{role: name for role, name in beside.roles.items() if role in ROLES},
+        "clean_up_tokenization_spaces": False,
+        **beside.settings,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    own = {role: name for role, name in beside.roles.items() if role not in ROLES}
+    if own:
+        config["extra_special_tokens"] = own
+    with written_whole(folder / "tokenizer_config.json") as temporary:
+        temporary.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def ends_of(tokenizer: _core.Tokenizer) -> tuple[int | None, int | None, int | None, int | None]:
+    """Return the ids that begin and end a text, fill rows and stand for the unknown."""
+    return tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id

@@ -254,6 +254,10 @@ impl PyTokenizer {
         self.inner.with_added_tokens(tokens.into_iter().map(token).collect()).map(Self::new).map_err(to_py)
     }
 
+    fn added_tokens_json(&self) -> PyResult<String> {
+        self.inner.added_tokens_json().map_err(to_py)
+    }
+
     fn template(&self, pair: bool) -> Vec<(Option<u32>, Option<&'static str>, Option<u32>)> {
         self.inner.template_items(pair)
     }

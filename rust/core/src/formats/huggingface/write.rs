@@ -36,6 +36,15 @@ impl Tokenizer {
         self.write(true)
     }
 
+    /// Returns the added tokens as a `tokenizer.json` lists them.
+    ///
+    /// # Errors
+    /// [`Error::Format`] in no known case.
+    pub fn added_tokens_json(&self) -> Result<String> {
+        let tokens: Vec<AddedTokenJson> = self.added_tokens().iter().cloned().map(Into::into).collect();
+        serde_json::to_string(&tokens).map_err(|error| Error::Format(error.to_string()))
+    }
+
     fn write(&self, is_own: bool) -> Result<String> {
         let components = match &self.components {
             Some(components) => (**components).clone(),
