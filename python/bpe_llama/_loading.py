@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bpe_llama import _core
+from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._files import PathLike
 
 
@@ -47,7 +48,7 @@ def format_of(path: Path) -> Literal["gguf", "huggingface", "sentencepiece", "ti
     )
 
 
-def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[_core.Tokenizer, str | None]:
+def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[_core.Tokenizer, ChatTemplate | None]:
     """Return the tokenizer in a file with the end tokens that files beside it name, and their chat template.
 
     These files are Hugging Face's ``tokenizer_config.json`` and ``chat_template.jinja``.
@@ -58,7 +59,7 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
         raise ValueError(f"{path}: {error}") from None
     config_path = path.with_name("tokenizer_config.json")
     if not config_path.is_file():
-        return core, None
+        return core, read_chat_templates(path.parent, {})
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -72,8 +73,4 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
         return core.token_to_id(content) if isinstance(content, str) else default
 
     core = core.with_bos_eos(configured("bos_token", core.bos_id), configured("eos_token", core.eos_id))
-    template = config.get("chat_template")
-    template_path = path.with_name("chat_template.jinja")
-    if template is None and template_path.is_file():
-        template = template_path.read_text(encoding="utf-8")
-    return core, template if isinstance(template, str) else None
+    return core, read_chat_templates(path.parent, config)
