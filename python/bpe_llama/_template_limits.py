@@ -53,7 +53,7 @@ class Limits:
             self.steps + 100 * size + messages * messages,
             self.text + 8 * size,
             self.memory + 40 * size,
-            self.seconds,
+            self.seconds + messages * messages / 1e6,
         )
 
 

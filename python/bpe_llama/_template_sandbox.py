@@ -39,10 +39,14 @@ class _CheckedCode(CodeGenerator):
         count = nodes.EnvironmentAttribute("count_step()", lineno=node.lineno)
         node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
         if node.test is not None:
-            node.test = nodes.And(count, node.test, lineno=node.lineno)
+            node.test = nodes.Or(count, node.test, lineno=node.lineno)  # charge returns None
         super().visit_For(node, frame)
 
     def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        first, last = node.expr, node.ops[-1]
+        if len(node.ops) == 1 and (_is_short(last.expr) or (_is_short(first) and last.op not in ("in", "notin"))):
+            super().visit_Compare(node, frame)
+            return
         # `a < b < c` is `a < b and b < c` with b evaluated once.
         self.write("(")
         left: nodes.Expr | str = node.expr
@@ -101,6 +105,11 @@ class _CheckedCode(CodeGenerator):
             self.visit(item.value, frame)
             self.write(", ")
         self.write("})")
+
+
+def _is_short(node: nodes.Expr) -> bool:
+    """Return whether an expression is a constant that compares with anything in no time."""
+    return isinstance(node, nodes.Const) and (not isinstance(node.value, str) or len(node.value) < 1000)
 
 
 class Generation(Extension):
@@ -200,14 +209,14 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.meter = meter
         self.now = now
         self.keep = meter.keep
-        self.count_step = self._count_step
+        self.count_step = meter.charge
         self.written = 0
         self.spans: list[tuple[int, str]] = []
         self.finalize = self._print
         self.concat = self._join_output  # type: ignore[method-assign]
         for name, function in self.filters.items():
             self.filters[name] = self._checked_filter(name, function)
-        tests: dict[str, Callable[..., Any]] = self.tests
+        tests: dict[str, Any] = self.tests
         for name, test in tests.items():
             tests[name] = self._checked_test(name, test)
 
@@ -224,10 +233,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             namespace=_ChatNamespace,
             dict=_ChatDict(),
         )
-
-    def _count_step(self) -> bool:
-        self.meter.charge()
-        return True
 
     def check_key(self, key: Any) -> Any:
         """Return the key of a mapping, once it is known to be hashed in bounded time."""
