@@ -47,14 +47,14 @@ class ChatRequest:
     marks_answers: bool
     now: datetime
 
-    def render(self, unescaped: str = "") -> Rendered:
+    def render(self, marker: str = "") -> Rendered:
         """Return the text, up to the end of the last message if that is to be continued."""
         from bpe_llama._template_renderer import render_template
 
         if self.continued is None:
-            return render_template(self.source, self.messages, self.variables, self.now, unescaped)
+            return render_template(self.source, self.messages, self.variables, self.now, marker)
         messages, said = _tag_last_message(self.messages, self.continued, self.source)
-        rendered = render_template(self.source, messages, self.variables, self.now, unescaped)
+        rendered = render_template(self.source, messages, self.variables, self.now, marker)
         place = rendered.text.rfind(_CONTINUED.strip())
         if place < 0 or said.strip() not in rendered.text:
             raise ValueError("continue_final_message: the chat template does not write the last message as it stands")

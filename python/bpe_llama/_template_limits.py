@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 _SCALARS = frozenset({int, float, bool, complex, type(None)})
 _SEQUENCES = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
-_MOST_BITS = 1 << 16  # of an integer
+_MOST_BITS = 1 << 13  # of an integer
 _DEEPEST = 500  # containers within containers; hashing deeper tuples would overflow the C stack
 _NUMBER = re.compile(r"\d{1,12}")
 
@@ -41,7 +41,7 @@ class Limits:
 
     steps: int = 2_000_000
     text: int = 4_000_000
-    memory: int = 100_000_000
+    memory: int = 60_000_000
     seconds: float = 60.0
 
     def scaled(self, messages: int, size: int) -> Limits:
@@ -112,6 +112,8 @@ class Meter:
                 raise LimitError(f"it nests lists or mappings more than {_DEEPEST} deep")
             below: list[Any] = []
             for item in level:
+                if type(item) in _SCALARS:
+                    continue
                 if isinstance(item, (str, bytes)):
                     size += len(item)
                     continue
@@ -129,10 +131,11 @@ class Meter:
             self.check_length(size)
             self.depth += 1
             level = below
-        self.charge(size >> 6)
+        self.charge(self.items >> 3)
         return size
 
-    def keep(self, value: Value) -> Value:
+    # Sizes below count what this meter itself takes to remember a value, too.
+    def keep(self, value: Value, item_size: int = 8) -> Value:
         """Return a value that the template made, and count the memory it takes while something refers to it."""
         kind = type(value)
         if kind in _SCALARS:
@@ -143,18 +146,18 @@ class Meter:
             length = len(value)
             if length < 2:
                 return value
-            size = 56 + length
+            size = 200 + sys.getsizeof(value)
             self.charge(length >> 10)
         elif isinstance(value, dict):
             length = len(value)
-            size = 64 + 100 * length
+            size = 264 + 100 * length
             self.charge(length >> 6)
         elif isinstance(value, (list, tuple, set, frozenset)):
             length = len(value)
-            size = 64 + 8 * length
+            size = 264 + item_size * length
             self.charge(length >> 6)
         else:
-            length, size = 0, 200
+            length, size = 0, 400
         self.check_length(length)
         if id(value) not in self._kept:
             self._kept[id(value)] = value, size

@@ -39,6 +39,7 @@ _SHALLOW = _CONSTANT_TIME | frozenset(
     {"abs", "batch", "filesizeformat", "float", "int", "list", "map", "reject", "rejectattr", "reverse", "round"}
     | {"select", "selectattr", "slice"}
 )
+_SLOW = frozenset({"striptags", "title", "truncate", "urlize", "wordcount", "wordwrap"})
 # Filters that compare or add items: a generator is read first, since these read all of it anyway.
 _WHOLE = frozenset({"groupby", "join", "max", "min", "sort", "sum", "unique"})
 
@@ -56,14 +57,14 @@ def compare(meter: Meter, name: str, left: Any, right: Any) -> Any:
 def _check_comparison(meter: Meter, left: Any, right: Any) -> None:
     if isinstance(right, str):
         meter.charge(len(right) >> 10)
-    elif isinstance(right, (list, tuple, dict)):
+    elif hasattr(right, "__len__"):
         length = len(right)
         if isinstance(left, str):
-            meter.charge(length * (64 + len(left)) >> 14)
-        elif isinstance(left, (list, tuple, dict)):
-            meter.charge(meter.measure(left) + meter.measure(right) >> 6)
+            meter.charge(length * (64 + len(left)) >> 12)
+        elif hasattr(left, "__len__"):
+            meter.charge(meter.measure(left) + meter.measure(right) >> 10)
         else:
-            meter.charge(length >> 8)
+            meter.charge(length >> 4)
 
 
 def check_operator(meter: Meter, symbol: str, left: Any, right: Any) -> None:
@@ -181,7 +182,7 @@ def check_filter(meter: Meter, name: str, args: tuple[Any, ...], options: dict[s
     size = 0
     if name not in _SHALLOW:
         size = sum(map(meter.measure, (*args, *options.values())))
-        meter.charge(size >> 5)
+        meter.charge(size >> (2 if name in _SLOW else 5))
     if name in _WHOLE:
         meter.charge(length)
     elif name not in _CONSTANT_TIME:
@@ -230,14 +231,24 @@ def _check_format(meter: Meter, value: Any, given: _Given, size: int) -> None:
 
 
 def _check_wordwrap(meter: Meter, value: Any, given: _Given, size: int) -> None:
-    meter.charge(size >> 2)
+    meter.charge(size * _longest_word(value) >> 8)
     meter.check_length(size * _length(given.get(2, "wrapstring") or "\n"))
 
 
 def _check_urlize(meter: Meter, value: Any, given: _Given, size: int) -> None:
     added = _length(given.get(2, "target") or "") + _length(given.get(3, "rel") or "")
-    meter.charge(size)
+    meter.charge(size * _longest_word(value) >> 8)
     meter.check_length(size * (1 + added // 2))
+
+
+def _longest_word(value: Any) -> int:
+    """Return the length of the longest word, in which regexes of `wordwrap` and `urlize` go back and forth."""
+    return max(map(len, str(value).split()), default=0) + 16
+
+
+def _check_list(meter: Meter, value: Any, given: _Given, size: int) -> None:
+    if isinstance(value, (str, bytes)):
+        meter.check_length(8 * len(value))
 
 
 def _check_batch(meter: Meter, value: Any, given: _Given, size: int) -> None:
@@ -272,6 +283,7 @@ _FILTER_CHECKS: dict[str, Callable[[Meter, Any, _Given, int], None]] = {
     "format": _check_format,
     "indent": _check_indent,
     "join": _check_join,
+    "list": _check_list,
     "pprint": _check_pprint,
     "replace": _check_replace_filter,
     "round": _check_round,
@@ -298,15 +310,7 @@ def check_test(meter: Meter, name: str, args: tuple[Any, ...]) -> None:
         check_operator(meter, "%", args[0], args[1] if len(args) > 1 else 2)
 
 
-def write_json(
-    meter: Meter,
-    value: Any,
-    ensure_ascii: bool,
-    indent: Any,
-    separators: Any,
-    sort_keys: bool,
-    unescaped: str,
-) -> str:
+def write_json(meter: Meter, value: Any, ensure_ascii: bool, indent: Any, separators: Any, sort_keys: bool) -> str:
     """Return a value as JSON, as transformers' ``tojson`` filter writes it: without escapes for HTML.
 
     Args:
@@ -316,7 +320,6 @@ def write_json(
         indent: A number or a text.
         separators: Two texts.
         sort_keys: By name.
-        unescaped: Characters outside ASCII that stay in any case.
 
     Raises:
         LimitError: If the text would be too long.
@@ -329,7 +332,4 @@ def write_json(
         meter.check_length(size + meter.items * (max(width, 0) * meter.depth + sum(map(_length, separators or ()))))
     meter.charge(size >> 6)
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    if ensure_ascii:
-        for character in unescaped:
-            text = text.replace(f"\\u{ord(character):04x}", character)
     return meter.keep(text)

@@ -19,7 +19,7 @@ from jinja2 import meta, nodes
 from bpe_llama._template_limits import LimitError, Limits, Meter
 from bpe_llama._template_sandbox import ChatEnvironment
 
-LONGEST_TEMPLATE = 500_000  # characters; those that models are published with have some ten thousand at most
+LONGEST_TEMPLATE = 100_000  # characters; those that models are published with have some ten thousand at most
 
 
 class Template(NamedTuple):
@@ -41,14 +41,28 @@ class Rendered(NamedTuple):
 
     Attributes:
         text: All of it.
-        answers: Where its ``{% generation %}`` blocks begin and end, in characters.
+        blocks: Where each ``{% generation %}`` block was written, in characters, and its text.
     """
 
     text: str
-    answers: list[tuple[int, int]]
+    blocks: list[tuple[int, str]]
+
+    def find_answers(self) -> list[tuple[int, int]]:
+        """Return where the ``{% generation %}`` blocks begin and end, in characters.
+
+        Raises:
+            ValueError: If that cannot be told of one.
+        """
+        for begin, block in self.blocks:
+            if not self.text.startswith(block, begin):
+                raise ValueError(
+                    "the chat template has a {% generation %} block within a macro, a call or a set block, "
+                    "where it cannot be told which part of the text it is"
+                )
+        return [(begin, begin + len(block)) for begin, block in self.blocks]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def compile_template(source: str) -> Template:
     """Return a chat template, ready to render.
 
@@ -68,7 +82,7 @@ def compile_template(source: str) -> Template:
 
 
 def render_template(
-    source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: datetime, unescaped: str = ""
+    source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: datetime, marker: str = ""
 ) -> Rendered:
     """Return what a chat template makes of messages that `plain` gave.
 
@@ -77,7 +91,7 @@ def render_template(
         messages: What it reads as ``messages``.
         variables: All else that it can read.
         now: What `strftime_now` tells.
-        unescaped: Characters that ``tojson(ensure_ascii=True)`` does not escape.
+        marker: A character in the messages that is not to be escaped in the text.
 
     Raises:
         ValueError: If the template is broken, refuses the messages, asks for something forbidden, or costs more than
@@ -88,26 +102,16 @@ def render_template(
     try:
         size = unbounded.measure([messages, dict(variables)])
         meter = Meter(Limits().scaled(len(messages), size))
-        environment = ChatEnvironment(meter, now, unescaped)
+        environment = ChatEnvironment(meter, now, marker)
         program = environment.template_class.from_code(environment, template.code, environment.make_globals(None))
         pieces = []
         for piece in program.generate(messages=messages, **variables):
-            pieces.append(piece)
-            environment.written += len(piece)
+            pieces.append(environment.restore_marker(piece))
+            environment.written += len(pieces[-1])
             meter.check_length(environment.written)
     except Exception as error:
         raise failure(error) from error
-    text = "".join(pieces)
-    answers = []
-    for begin, answer in environment.spans:
-        end = begin + len(answer)
-        if text[begin:end] != answer:
-            raise ValueError(
-                "the chat template has a {% generation %} block within a macro, a call or a set block, "
-                "where it cannot be told which part of the text it is"
-            )
-        answers.append((begin, end))
-    return Rendered(text, answers)
+    return Rendered("".join(pieces), environment.blocks)
 
 
 def failure(error: Exception) -> ValueError:

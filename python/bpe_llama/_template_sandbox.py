@@ -21,7 +21,7 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup
@@ -29,6 +29,8 @@ from markupsafe import Markup
 from bpe_llama import _template_operations as operations
 from bpe_llama._template_limits import LimitError, Meter
 from bpe_llama._template_operations import write_json
+
+_MOST_ARGUMENTS = 1000  # of a call, which may keep them all
 
 
 class _CheckedCode(CodeGenerator):
@@ -129,7 +131,7 @@ class Generation(Extension):
         text = caller()
         environment = self.environment
         assert isinstance(environment, ChatEnvironment)
-        environment.spans.append((environment.written, text))
+        environment.blocks.append((environment.written, environment.restore_marker(text)))
         return text
 
 
@@ -193,13 +195,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     Args:
         meter: Counts the cost.
         now: What ``strftime_now`` tells.
-        unescaped: Characters that ``tojson(ensure_ascii=True)`` leaves as they are.
+        marker: A character in the messages whose escapes, by ``tojson`` or where a list is printed, are undone.
     """
 
     code_generator_class = _CheckedCode
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
-    def __init__(self, meter: Meter, now: datetime, unescaped: str = "") -> None:
+    def __init__(self, meter: Meter, now: datetime, marker: str = "") -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -208,10 +210,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         )
         self.meter = meter
         self.now = now
+        self.marker = marker
         self.keep = meter.keep
         self.count_step = meter.charge
         self.written = 0
-        self.spans: list[tuple[int, str]] = []
+        self.blocks: list[tuple[int, str]] = []
         self.finalize = self._print
         self.concat = self._join_output  # type: ignore[method-assign]
         for name, function in self.filters.items():
@@ -223,7 +226,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         def to_json(
             value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
         ) -> str:
-            return write_json(meter, value, ensure_ascii, indent, separators, sort_keys, unescaped)
+            return write_json(meter, value, ensure_ascii, indent, separators, sort_keys)
 
         self.filters["tojson"] = to_json
         self.globals.update(
@@ -233,6 +236,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             namespace=_ChatNamespace,
             dict=_ChatDict(),
         )
+
+    def restore_marker(self, text: str) -> str:
+        """Return rendered text in which the marker stands for its escape."""
+        return text.replace(f"\\u{ord(self.marker):04x}", self.marker) if self.marker else text
 
     def check_key(self, key: Any) -> Any:
         """Return the key of a mapping, once it is known to be hashed in bounded time."""
@@ -263,7 +270,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __function: Any, *args: Any, **options: Any) -> Any:
         """Return what a call from the template gives, checked before it is made."""
         meter = __self.meter
-        meter.charge()
+        meter.charge(8 if isinstance(__function, Macro) else 2)
+        if len(args) + len(options) > _MOST_ARGUMENTS:
+            raise LimitError(f"it calls a function with more than {_MOST_ARGUMENTS:,} arguments")
         if isinstance(__function, (types.BuiltinMethodType, types.MethodType)):
             owner = __function.__self__
             if isinstance(owner, (str, bytes, int, list, tuple, dict)):
@@ -271,7 +280,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             elif isinstance(owner, LoopContext):
                 for value in args:
                     meter.measure(value)
-        return meter.keep(super().call(__context, __function, *args, **options))
+        result = super().call(__context, __function, *args, **options)
+        if type(result) is list:  # of texts, as a rule: what was split
+            meter.check_length(8 * len(result))
+            return meter.keep(result, item_size=64)
+        return meter.keep(result)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return ``str.format`` or ``format_map`` with the sandbox's and the meter's checks; None for anything else."""
@@ -318,12 +331,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         @wraps(function)
         def filter_checked(*args: Any, **options: Any) -> Any:
             given = args[skipped:]
-            depth = given[0].depth + 1 if given and isinstance(given[0], _Lazy) else 0
+            depth = given[0]._depth + 1 if given and isinstance(given[0], _Lazy) else 0
             given = operations.check_filter(self.meter, name, given, options)
             result = function(*args[:skipped], *given, **options)
             if isinstance(result, types.GeneratorType):
                 return _Lazy(self.meter, result, depth)
-            return self.keep(result)
+            return self.keep(result, item_size=80 if name == "list" else 8)
 
         return filter_checked
 
@@ -346,25 +359,25 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return self.now.strftime(form)
 
     def _write_lipsum(self, n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
-        self.meter.charge(n * max)
+        self.meter.charge(abs(n * max))
         return generate_lorem_ipsum(n, html, min, max)
 
 
 class _Lazy:
     """The items of a filter that makes them as they are asked for, each counted as a step."""
 
-    __slots__ = ("depth", "items", "meter")
+    __slots__ = ("_depth", "_items", "_meter")  # underscores, which templates cannot read
 
     def __init__(self, meter: Meter, items: Iterable[Any], depth: int) -> None:
         if depth > 50:
             raise LimitError("it applies more than 50 filters to one sequence, one after another")
-        self.meter = meter
-        self.items = iter(items)
-        self.depth = depth
+        self._meter = meter
+        self._items = iter(items)
+        self._depth = depth
 
     def __iter__(self) -> _Lazy:
         return self
 
     def __next__(self) -> Any:
-        self.meter.charge()
-        return next(self.items)
+        self._meter.charge()
+        return next(self._items)

@@ -131,7 +131,7 @@ def encode_conversation(
     rendered = marked.render()
     whole = rendered.text
     if request.marks_answers:
-        cuts = [0, *(place for span in rendered.answers for place in span)]
+        cuts = [0, *(place for span in rendered.find_answers() for place in span)]
         if cuts != sorted(cuts):
             raise ValueError("the chat template has a {% generation %} block within another")
     else:
@@ -233,7 +233,7 @@ class _Marked:
         """Return the ids of rendered text, and which of them its answers hold."""
         text = self._without_marker(rendered.text)
         is_answer = bytearray(len(text) + 1)
-        for span in rendered.answers:
+        for span in rendered.find_answers():
             begin, end = (len(self._without_marker(rendered.text[:place])) for place in span)
             is_answer[begin:end] = b"\1" * (end - begin)
         if self.marker:
@@ -255,8 +255,7 @@ class _Marked:
             # How many characters begin before each byte.
             begun = [0, *accumulate(byte & 0xC0 != 0x80 for byte in data)]
             ends = list(accumulate(map(len, pieces)))
-            begins = [0, *ends[:-1]]
-            offsets += [(place + begun[a + 1] - 1, place + begun[b]) for a, b in zip(begins, ends, strict=True)]
+            offsets += [(place + begun[a + 1] - 1, place + begun[b]) for a, b in zip([0, *ends], ends, strict=False)]
             ids += part_ids
             place += len(part)
         return ids, offsets
