@@ -9,6 +9,7 @@ Source of the conventions: https://huggingface.co/docs/transformers/chat_templat
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -205,12 +206,13 @@ class _Marked:
     def render_start(self, count: int, add_generation_prompt: bool) -> str:
         """Return what the template makes of the first messages."""
         variables = self.request.variables | {"add_generation_prompt": add_generation_prompt}
-        return (
-            replace(self.request, messages=self.request.messages[:count], variables=variables).render(self.marker).text
-        )
+        start = replace(self.request, messages=self.request.messages[:count], variables=variables)
+        return start.render(self.marker).text
 
     def encode(self, text: str, before: str = "") -> list[int]:
         """Return the ids of rendered text, or of a part of it and what came before."""
+        if not self.marker and not before:
+            return self.tokenizer.encode(text, allowed_special="all")
         return [token_id for part in self._encode_parts(text, before) for token_id in part[1]]
 
     def _encode_parts(self, text: str, before: str) -> Iterable[tuple[str, list[int]]]:
@@ -232,9 +234,10 @@ class _Marked:
     def encode_answers(self, rendered: Rendered) -> EncodedChat:
         """Return the ids of rendered text, and which of them its answers hold."""
         text = self._without_marker(rendered.text)
+        marks = [place for place, character in enumerate(rendered.text) if character == self.marker]
         is_answer = bytearray(len(text) + 1)
         for span in rendered.find_answers():
-            begin, end = (len(self._without_marker(rendered.text[:place])) for place in span)
+            begin, end = (place - bisect_left(marks, place) for place in span)
             is_answer[begin:end] = b"\1" * (end - begin)
         if self.marker:
             ids, offsets = self._encode_with_offsets(rendered.text)
@@ -278,4 +281,6 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
-    return [_map_strings(item, change) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_strings(item, change) for item in value)
+    return value
