@@ -13,105 +13,26 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from functools import update_wrapper, wraps
-from typing import Any
+from functools import update_wrapper
+from typing import Any, cast
 
 from jinja2 import TemplateError, nodes, pass_context, pass_eval_context
-from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
+from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.tests import TESTS
 from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup
 
 from bpe_llama import _template_operations as operations
+from bpe_llama._template_compiler import CheckedCode
 from bpe_llama._template_limits import LimitError, Meter
 from bpe_llama._template_operations import write_json
 
 _MOST_ARGUMENTS = 1000  # of a call, which may keep them all
-
-
-class _CheckedCode(CodeGenerator):
-    """Compiles a template to Python that calls the environment where jinja2's own code would act directly."""
-
-    def visit_For(self, node: nodes.For, frame: Frame) -> None:
-        # An EnvironmentAttribute is written out as it stands, so this is a call without jinja2's checks around it.
-        count = nodes.EnvironmentAttribute("count_step()", lineno=node.lineno)
-        node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
-        if node.test is not None:
-            node.test = nodes.Or(count, node.test, lineno=node.lineno)  # charge returns None
-        super().visit_For(node, frame)
-
-    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
-        first, last = node.expr, node.ops[-1]
-        if len(node.ops) == 1 and (_is_short(last.expr) or (_is_short(first) and last.op not in ("in", "notin"))):
-            super().visit_Compare(node, frame)
-            return
-        # `a < b < c` is `a < b and b < c` with b evaluated once.
-        self.write("(")
-        left: nodes.Expr | str = node.expr
-        for place, operand in enumerate(node.ops):
-            self.write(f"{' and ' if place else ''}environment.compare({operand.op!r}, ")
-            if isinstance(left, str):
-                self.write(left)
-            else:
-                self.visit(left, frame)
-            self.write(", ")
-            if place + 1 < len(node.ops):
-                left = self.temporary_identifier()
-                self.write(f"({left} := ")
-                self.visit(operand.expr, frame)
-                self.write(")")
-            else:
-                self.visit(operand.expr, frame)
-            self.write(")")
-        self.write(")")
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        escapes = "context.eval_ctx.autoescape" if frame.eval_ctx.volatile else str(frame.eval_ctx.autoescape)
-        self.write(f"environment.concatenate(markup_join if {escapes} else str_join, (")
-        for item in node.nodes:
-            self.visit(item, frame)
-            self.write(", ")
-        self.write("))")
-
-    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
-        if not isinstance(node.arg, nodes.Slice):
-            super().visit_Getitem(node, frame)
-            return
-        self.write("environment.keep(")
-        super().visit_Getitem(node, frame)
-        self.write(")")
-
-    def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        self.write("environment.keep(")
-        super().visit_List(node, frame)
-        self.write(")")
-
-    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
-        if node.ctx != "load":
-            super().visit_Tuple(node, frame)
-            return
-        self.write("environment.keep(")
-        super().visit_Tuple(node, frame)
-        self.write(")")
-
-    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self.write("environment.keep({")
-        for item in node.items:
-            self.write("environment.check_key(")
-            self.visit(item.key, frame)
-            self.write("): ")
-            self.visit(item.value, frame)
-            self.write(", ")
-        self.write("})")
-
-
-def _is_short(node: nodes.Expr) -> bool:
-    """Return whether an expression is a constant that compares with anything in no time."""
-    return isinstance(node, nodes.Const) and (not isinstance(node.value, str) or len(node.value) < 1000)
 
 
 class Generation(Extension):
@@ -198,7 +119,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         marker: A character in the messages whose escapes, by ``tojson`` or where a list is printed, are undone.
     """
 
-    code_generator_class = _CheckedCode
+    code_generator_class = CheckedCode
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self, meter: Meter, now: datetime, marker: str = "") -> None:
@@ -217,18 +138,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.blocks: list[tuple[int, str]] = []
         self.finalize = self._print
         self.concat = self._join_output  # type: ignore[method-assign]
-        for name, function in self.filters.items():
-            self.filters[name] = self._checked_filter(name, function)
-        tests: dict[str, Any] = self.tests
-        for name, test in tests.items():
-            tests[name] = self._checked_test(name, test)
-
-        def to_json(
-            value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-        ) -> str:
-            return write_json(meter, value, ensure_ascii, indent, separators, sort_keys)
-
-        self.filters["tojson"] = to_json
+        self.filters = dict(_FILTERS)
+        self.tests = dict(_TESTS)
         self.globals.update(
             raise_exception=self._refuse,
             strftime_now=self._write_time,
@@ -325,31 +236,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             parts.append(piece)
         return self.keep("".join(parts))
 
-    def _checked_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        skipped = getattr(function, "jinja_pass_arg", None) is not None
-
-        @wraps(function)
-        def filter_checked(*args: Any, **options: Any) -> Any:
-            given = args[skipped:]
-            depth = given[0]._depth + 1 if given and isinstance(given[0], _Lazy) else 0
-            given = operations.check_filter(self.meter, name, given, options)
-            result = function(*args[:skipped], *given, **options)
-            if isinstance(result, types.GeneratorType):
-                return _Lazy(self.meter, result, depth)
-            return self.keep(result, item_size=80 if name == "list" else 8)
-
-        return filter_checked
-
-    def _checked_test(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        skipped = getattr(function, "jinja_pass_arg", None) is not None
-
-        @wraps(function)
-        def test_checked(*args: Any, **options: Any) -> Any:
-            operations.check_test(self.meter, name, args[skipped:])
-            return function(*args, **options)
-
-        return test_checked
-
     def _refuse(self, message: Any) -> None:
         raise TemplateError(self._print(None, message))
 
@@ -381,3 +267,60 @@ class _Lazy:
     def __next__(self) -> Any:
         self._meter.charge()
         return next(self._items)
+
+
+def _pass_first(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
+    """Return what jinja2 passes to a filter or test before its input."""
+    kind = getattr(function, "jinja_pass_arg", None)
+    name = None if kind is None else kind.name
+    if name == "context":
+        return lambda context: (context,)
+    if name == "eval_context":
+        return lambda context: (context.eval_ctx,)
+    return (lambda context: (context.environment,)) if name == "environment" else lambda context: ()
+
+
+def _check_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that is checked before it is applied."""
+    pass_first = _pass_first(function)
+    item_size = 80 if name == "list" else 8  # the characters of a text are texts themselves
+
+    @pass_context
+    def filter_checked(context: Context, *args: Any, **options: Any) -> Any:
+        meter = cast(ChatEnvironment, context.environment).meter
+        depth = args[0]._depth + 1 if args and isinstance(args[0], _Lazy) else 0
+        args = operations.check_filter(meter, name, args, options)
+        result = function(*pass_first(context), *args, **options)
+        return _Lazy(meter, result, depth) if isinstance(result, types.GeneratorType) else meter.keep(result, item_size)
+
+    return filter_checked
+
+
+def _check_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a test (``is ...``) that is checked before it is applied."""
+    pass_first = _pass_first(function)
+
+    @pass_context
+    def test_checked(context: Context, *args: Any, **options: Any) -> Any:
+        operations.check_test(cast(ChatEnvironment, context.environment).meter, name, args)
+        return function(*pass_first(context), *args, **options)
+
+    return test_checked
+
+
+@pass_context
+def _to_json(
+    context: Context,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    meter = cast(ChatEnvironment, context.environment).meter
+    return write_json(meter, value, ensure_ascii, indent, separators, sort_keys)
+
+
+_FILTERS: dict[str, Any] = {name: _check_filter(name, function) for name, function in FILTERS.items()}
+_FILTERS["tojson"] = _to_json
+_TESTS: dict[str, Any] = {name: _check_test(name, cast(Any, function)) for name, function in TESTS.items()}

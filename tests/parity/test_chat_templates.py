@@ -15,8 +15,10 @@ from typing import Any, Literal, Optional, Union
 import numpy as np
 import pytest
 
+from bench import data
 from bpe_llama import Tokenizer, chat
 from bpe_llama._chat_templates import read_chat_templates, write_chat_templates
+from bpe_llama._gguf import read_gguf_header
 from bpe_llama._tool_schema import function_schema, parse_docstring, type_schema
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference")
@@ -380,6 +382,16 @@ def test_these_conversations_are_rendered_by_most_families(ours: Tokenizer) -> N
             for m in TALKS.values()
         ]
         assert sum(rendered) >= 3, family
+
+
+def test_a_published_template(real: Callable[..., Any]) -> None:
+    template = read_gguf_header(real(data.vocabulary, "smollm2")).metadata["tokenizer.chat_template"]
+    for talk in ("plain", "answered", "reasoned"):
+        for prompted in (True, False):
+            expected, _ = utilities.render_jinja_template(
+                conversations=[TALKS[talk]], chat_template=template, add_generation_prompt=prompted
+            )
+            assert [chat.render(template, TALKS[talk], add_generation_prompt=prompted)] == expected
 
 
 @pytest.mark.parametrize(
