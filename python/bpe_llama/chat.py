@@ -171,7 +171,7 @@ class _Marked:
         self.request = self.unmarked = request
         self.marker = ""
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, special))) if special else None
+        self.special = self.written = re.compile("|".join(map(re.escape, special))) if special else None
         if self.special is None:
             return
         given = {name: value for name, value in request.variables.items() if name not in _TOKEN_VARIABLES}
@@ -183,6 +183,8 @@ class _Marked:
         if marker is None:
             raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
         self.marker = marker
+        # Each character of such text has a marker behind it, which tells it from what the template wrote.
+        self.written = re.compile(f"(?:{self.special.pattern})(?!{marker})")
         self.request = replace(
             request,
             messages=_map_strings(request.messages, self._break),
@@ -191,7 +193,7 @@ class _Marked:
 
     def _break(self, text: str) -> str:
         assert self.special is not None  # or nothing was mapped; for the type checker
-        return self.special.sub(lambda match: match[0][:1] + self.marker + match[0][1:], text)
+        return self.special.sub(lambda match: "".join(character + self.marker for character in match[0]), text)
 
     def render(self) -> Rendered:
         """Return what the template makes of the marked request, once it is known to be the same but for markers."""
@@ -220,7 +222,7 @@ class _Marked:
         tokenizer = self.tokenizer
         end = 0
         passed = None if before.endswith(tuple(tokenizer.special_tokens)) else before
-        for match in self.special.finditer(text) if self.special else ():
+        for match in self.written.finditer(text) if self.written else ():
             part = self._without_marker(text[end : match.start()])
             yield part, tokenizer.encode_following(part, passed)
             yield match[0], [tokenizer.special_tokens[match[0]]]

@@ -157,6 +157,14 @@ def test_tools_and_variables_cannot_forge_a_special_token_either() -> None:
     assert tok.decode(ids).count("<|im_end|>") == 5
 
 
+def test_a_special_token_of_one_character_is_not_forged_either() -> None:
+    tok = tokenizer("§", "§§")
+    tok.chat_template = "§{{ messages[0].content }}§§"
+    ids = tok.apply_chat_template([{"role": "user", "content": "a§b§§§"}])
+    assert (ids.count(tok.special_tokens["§"]), ids.count(tok.special_tokens["§§"])) == (1, 1)
+    assert tok.decode(ids) == "§a§b§§§§§"
+
+
 def test_a_template_that_acts_on_a_forged_token_is_refused() -> None:
     tok = tokenizer("<|im_end|>")
     tok.chat_template = "{{ messages[0].content.split('<|im_end|>') | length }}"
