@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from bpe_llama import _core
+from bpe_llama._chat_templates import ChatTemplate, from_gguf_metadata, to_gguf_metadata
 from bpe_llama._gguf import read_gguf_header
 
 # llama.cpp's names of pre-tokenizers (`tokenizer.ggml.pre`) and ours of the same patterns.
@@ -25,7 +26,7 @@ _PATTERNS = {
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
-def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str | None]:
+def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, ChatTemplate | None]:
     """Return the tokenizer of a GGUF file, and its chat template if it has one.
 
     Raises:
@@ -52,8 +53,7 @@ def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, str |
         core = core.with_bos_eos(bos, eos)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: bos is {bos!r} and eos {eos!r}; expected ids in the vocabulary") from error
-    template = metadata.get("tokenizer.chat_template")
-    return core, template if isinstance(template, str) else None
+    return core, from_gguf_metadata(metadata)
 
 
 def _read_byte_level(metadata: dict[str, Any]) -> _core.Tokenizer:
@@ -90,7 +90,7 @@ def _read_sentencepiece(metadata: dict[str, Any]) -> _core.Tokenizer:
 _READERS = {"gpt2": _read_byte_level, "llama": _read_sentencepiece}
 
 
-def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: str | None = None) -> dict[str, Any]:
+def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: ChatTemplate | None = None) -> dict[str, Any]:
     """Return the GGUF metadata that describes a tokenizer, so that llama.cpp gives the same ids.
 
     Args:
@@ -127,9 +127,7 @@ def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: str | None = N
     for key, token_id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
         if token_id is not None:
             metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
-    if chat_template is not None:
-        metadata["tokenizer.chat_template"] = chat_template
-    return metadata
+    return metadata | to_gguf_metadata(chat_template)
 
 
 def _as_json(tokens: list[str], merges: list[str], added: list[dict[str, Any]], pattern: str) -> bytes:

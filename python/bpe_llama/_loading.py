@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from bpe_llama import _core
 from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
+from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._files import PathLike, written_whole
 
 
@@ -79,7 +80,7 @@ class Beside:
         settings: Of ``tokenizer_config.json``, what :meth:`bpe_llama.Tokenizer.__call__` takes its defaults from.
     """
 
-    chat_template: str | dict[str, str] | None = None
+    chat_template: ChatTemplate | None = None
     roles: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -115,7 +116,7 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
     settings = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
-    return core, Beside(_chat_template(path, config), roles, settings)
+    return core, Beside(read_chat_templates(folder, config), roles, settings)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -171,14 +172,6 @@ def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core
     before = core.bos_id if wanted["add_bos_token"] else None
     after = core.eos_id if wanted["add_eos_token"] else None
     return core.with_template(before, after)
-
-
-def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
-    template = config.get("chat_template")
-    template_path = path.with_name("chat_template.jinja")
-    if template_path.is_file():
-        template = template_path.read_text(encoding="utf-8")
-    return template if isinstance(template, str) else None
 
 
 def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> None:

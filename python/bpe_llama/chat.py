@@ -1,91 +1,100 @@
 """Chat templates: messages to the text, and the ids, that an instruction-tuned model was trained on.
 
-A template is a program from a file of unknown origin, so it runs in jinja2's sandbox and cannot change its input.
-Text of a message that looks like a special token stays ordinary text in the ids.
+A template is a program from a file of unknown origin, so it runs in a sandbox that bounds its time and memory
+(`_template_renderer`). Text of a message that looks like a special token stays ordinary text in the ids.
 
 Source of the conventions: https://huggingface.co/docs/transformers/chat_templating.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bpe_llama._chat_request import NAMED_TOKENS, ChatRequest, Message, prepare, prepare_for
 
 if TYPE_CHECKING:
+    from bpe_llama._template_renderer import Rendered
     from bpe_llama.tokenizer import Tokenizer
-
-Message = Mapping[str, Any]
 
 # Unicode noncharacters: they stand for nothing, so one that occurs in no message can mark places in the text.
 _MARKERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+_TOKEN_VARIABLES = frozenset(f"{name}_token" for name in NAMED_TOKENS)
 
 
-def render(
-    template: str,
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool = True,
-    bos_token: str = "",
-    eos_token: str = "",
-    **variables: Any,
-) -> str:
+class EncodedChat(NamedTuple):
+    """A conversation's ids, and of each whether a ``{% generation %}`` block of the template wrote it."""
+
+    ids: list[int]
+    is_answer: list[bool]
+
+
+def render(template: str, messages: Sequence[Message], **options: Any) -> str:
     r"""Return the text a chat template makes of messages, as transformers renders it.
 
     Args:
         template: The jinja2 source.
-        messages: Each with a `role` and, as a rule, a `content`.
-        add_generation_prompt: End with what opens the assistant's answer.
-        bos_token: The beginning token's text, for templates that write it themselves.
-        eos_token: The end token's text, likewise.
-        **variables: Passed to the template, such as `tools`.
+        messages: Each with a `role` and, as a rule, a `content`. What is None counts as missing.
+        **options: Those of `Tokenizer.apply_chat_template` that shape the text, special tokens such as `bos_token`, and
+            variables of the template.
 
     Raises:
-        ValueError: If a message is no mapping with a role, or the template is broken, asks for something forbidden, or
-            refuses the messages; the message says which.
+        ValueError: If a message is no mapping with a role, an option does not fit, or the template is broken, asks for
+            something forbidden, costs too much, or refuses the messages; the message says which.
 
     Example:
         >>> render("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}",
         ...        [{"role": "user", "content": "Hi"}])
         '[user] Hi\n'
     """
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    named_tokens = {name: options.pop(name) for name in _TOKEN_VARIABLES & options.keys()}
+    return prepare(template, named_tokens, messages, **options).render().text
 
-    for place, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ValueError(f"message {place} is {message!r}; expected a mapping with a 'role'")
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(template).render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            **variables,
-        )
-    except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"the chat template failed: {error}") from error
+
+def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:
+    """Return the text of `tokenizer.chat_template` applied to messages.
+
+    Raises:
+        ValueError: As of `render`; or if the tokenizer has no chat template.
+    """
+    return prepare_for(tokenizer, messages, **options).render().text
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
     """Return the ids of `tokenizer.chat_template` applied to messages; `options` are those of `render`.
 
-    Special tokens that the template writes become their ids. The same text inside a message does not: there a marker
-    breaks it while the template runs, and is taken out again afterwards.
+    Special tokens that the template writes become their ids. The same text inside a message, a tool or a document does
+    not: there a marker breaks it while the template runs, and is taken out again afterwards.
 
     Raises:
-        ValueError: As of `render`; or if the messages hold every noncharacter that could mark a place.
+        ValueError: As of `render`; or if the messages hold every noncharacter that could mark a place, or a special
+            token's text in them changes what the template writes elsewhere.
     """
-    marked = _Marked(tokenizer, messages)
-    return marked.encode(render_for(tokenizer, marked.messages, **options))
+    marked = _Marked(tokenizer, prepare_for(tokenizer, messages, **options))
+    return marked.encode(marked.render().text)
+
+
+def encode_marked_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> EncodedChat:
+    """Return the ids that `encode_chat` returns, and which of them ``{% generation %}`` blocks wrote.
+
+    A token counts if any character of it stands in such a block.
+
+    Raises:
+        ValueError: As of `encode_chat`; or if the template has no such block, or the last message is to be continued.
+    """
+    request = prepare_for(tokenizer, messages, **options)
+    if request.continued is not None:
+        raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
+    if not request.marks_answers:
+        raise ValueError(
+            "the chat template has no {% generation %} block, so it does not tell which tokens are the assistant's"
+        )
+    marked = _Marked(tokenizer, request)
+    return marked.encode_answers(marked.render())
 
 
 def encode_conversation(
@@ -93,13 +102,14 @@ def encode_conversation(
 ) -> tuple[list[int], list[bool]]:
     r"""Return the ids of a whole conversation and, of each, whether it is the assistant's: what fine-tuning learns.
 
-    An answer is what follows the generation prompt, with what the template closes it by. It is encoded apart from that
-    prompt, since that is how it will be generated.
+    Where the template has ``{% generation %}`` blocks, they are what is learned. Otherwise an answer is what follows
+    the generation prompt, with what the template closes it by. Either is encoded apart from the text before it, since
+    that is how it will be generated.
 
     Args:
         tokenizer: One with a chat template.
         messages: From first to last; answers are those whose role is "assistant".
-        **options: Passed to the template, such as `tools`.
+        **options: Of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the template.
 
     Raises:
         ValueError: As of `encode_chat`; or if no message is the assistant's, or the template does not write a
@@ -115,23 +125,18 @@ def encode_conversation(
         >>> tok.decode(ids), "".join(" ^"[told] for told in learned)
         ('uHi.aHo.', '     ^^^')
     """
-    marked = _Marked(tokenizer, messages)
-
-    def text_of(count: int, add_generation_prompt: bool) -> str:
-        part = marked.messages[:count]
-        return render_for(tokenizer, part, add_generation_prompt=add_generation_prompt, **options)
-
-    whole = text_of(len(messages), False)
-    cuts = [0]
-    for place, message in enumerate(messages):
-        if message.get("role") == "assistant":
-            before, after = text_of(place, True), text_of(place + 1, False)
-            if not (whole.startswith(after) and after.startswith(before) and len(before) >= cuts[-1]):
-                raise ValueError(
-                    f"message {place}: the chat template does not write the answer right after its generation prompt, "
-                    "so it cannot be told which tokens are the answer's"
-                )
-            cuts += [len(before), len(after)]
+    request = prepare_for(tokenizer, messages, add_generation_prompt=False, **options)
+    if request.continued is not None:
+        raise ValueError("continue_final_message: a conversation is learned whole")
+    marked = _Marked(tokenizer, request)
+    rendered = marked.render()
+    whole = rendered.text
+    if request.marks_answers:
+        cuts = [0, *(place for span in rendered.find_answers() for place in span)]
+        if cuts != sorted(cuts):
+            raise ValueError("the chat template has a {% generation %} block within another")
+    else:
+        cuts = _find_answers(marked, whole)
     if len(cuts) == 1:
         raise ValueError("no message has the role 'assistant'; there is no answer to learn from")
     ids: list[int] = []
@@ -143,71 +148,141 @@ def encode_conversation(
     return ids, learned
 
 
-class _Marked:
-    """Messages in which text that looks like a special token is broken by a marker; and rendered text, to ids."""
+def _find_answers(marked: _Marked, whole: str) -> list[int]:
+    """Return 0, then where each answer begins and ends in the text of a whole conversation."""
+    cuts = [0]
+    for place, message in enumerate(marked.request.messages):
+        if message.get("role") == "assistant":
+            before, after = marked.render_start(place, True), marked.render_start(place + 1, False)
+            if not (whole.startswith(after) and after.startswith(before) and len(before) >= cuts[-1]):
+                raise ValueError(
+                    f"message {place}: the chat template does not write the answer right after its generation prompt, "
+                    "so it cannot be told which tokens are the answer's"
+                )
+            cuts += [len(before), len(after)]
+    return cuts
 
-    def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+
+class _Marked:
+    """A request in which text that looks like a special token is broken by a marker; and rendered text, to ids."""
+
+    def __init__(self, tokenizer: Tokenizer, request: ChatRequest) -> None:
         self.tokenizer = tokenizer
-        self.messages: list[Any] = list(messages)
+        self.request = self.unmarked = request
+        self.marker = ""
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, special))) if special else None
+        self.special = self.written = re.compile("|".join(map(re.escape, special))) if special else None
         if self.special is None:
             return
-        said = json.dumps(self.messages, ensure_ascii=False, default=str)
-        marker = next((mark for mark in _MARKERS if mark not in said), None)
+        given = {name: value for name, value in request.variables.items() if name not in _TOKEN_VARIABLES}
+        strings = list(_strings([request.messages, given]))
+        if not any(map(self.special.search, strings)):
+            return
+        said = "\n".join(strings)
+        marker = next((mark for mark in _MARKERS if mark not in said and f"{ord(mark):04x}" not in said), None)
         if marker is None:
             raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
         self.marker = marker
-        self.messages = [_map_strings(message, self._broken) for message in self.messages]
+        # Each character of such text has a marker behind it, which tells it from what the template wrote.
+        self.written = re.compile(f"(?:{self.special.pattern})(?!{marker})")
+        self.request = replace(
+            request,
+            messages=_map_strings(request.messages, self._break),
+            variables=request.variables | _map_strings(given, self._break),
+        )
 
-    def _broken(self, text: str) -> str:
-        assert self.special is not None  # or no message was mapped; for the type checker
-        return self.special.sub(lambda match: match[0][:1] + self.marker + match[0][1:], text)
+    def _break(self, text: str) -> str:
+        assert self.special is not None  # or nothing was mapped; for the type checker
+        return self.special.sub(lambda match: "".join(character + self.marker for character in match[0]), text)
+
+    def render(self) -> Rendered:
+        """Return what the template makes of the marked request, once it is known to be the same but for markers."""
+        rendered = self.request.render(self.marker)
+        if self.marker and rendered.text.replace(self.marker, "") != self.unmarked.render().text:
+            raise ValueError(
+                "the messages hold the text of a special token, and the chat template acts on it, so it cannot be "
+                "kept as ordinary text; take it out"
+            )
+        return rendered
+
+    def render_start(self, count: int, add_generation_prompt: bool) -> str:
+        """Return what the template makes of the first messages."""
+        variables = self.request.variables | {"add_generation_prompt": add_generation_prompt}
+        start = replace(self.request, messages=self.request.messages[:count], variables=variables)
+        return start.render(self.marker).text
 
     def encode(self, text: str, before: str = "") -> list[int]:
-        """Return the ids of what a template made of the messages, or of a part of it and what came before."""
+        """Return the ids of rendered text, or of a part of it and what came before."""
+        if not self.marker and not before:
+            return self.tokenizer.encode(text, allowed_special="all")
+        return [token_id for part in self._encode_parts(text, before) for token_id in part[1]]
+
+    def _encode_parts(self, text: str, before: str) -> Iterable[tuple[str, list[int]]]:
+        """Yield special tokens and the text between them, each without markers and with its ids."""
         tokenizer = self.tokenizer
-        if self.special is None:
-            return tokenizer.encode_following(text, before)
-        ids: list[int] = []
         end = 0
         passed = None if before.endswith(tuple(tokenizer.special_tokens)) else before
-        for match in self.special.finditer(text):
-            ids += tokenizer.encode_following(text[end : match.start()].replace(self.marker, ""), passed)
-            ids.append(tokenizer.special_tokens[match[0]])
+        for match in self.written.finditer(text) if self.written else ():
+            part = self._without_marker(text[end : match.start()])
+            yield part, tokenizer.encode_following(part, passed)
+            yield match[0], [tokenizer.special_tokens[match[0]]]
             end, passed = match.end(), None
-        return ids + tokenizer.encode_following(text[end:].replace(self.marker, ""), passed)
+        part = self._without_marker(text[end:])
+        yield part, tokenizer.encode_following(part, passed)
+
+    def _without_marker(self, text: str) -> str:
+        return text.replace(self.marker, "") if self.marker else text
+
+    def encode_answers(self, rendered: Rendered) -> EncodedChat:
+        """Return the ids of rendered text, and which of them its answers hold."""
+        text = self._without_marker(rendered.text)
+        marks = [place for place, character in enumerate(rendered.text) if character == self.marker]
+        is_answer = bytearray(len(text) + 1)
+        for span in rendered.find_answers():
+            begin, end = (place - bisect_left(marks, place) for place in span)
+            is_answer[begin:end] = b"\1" * (end - begin)
+        if self.marker:
+            ids, offsets = self._encode_with_offsets(rendered.text)
+        else:
+            ids, offsets = self.tokenizer.encode_with_offsets(text, allowed_special="all")
+        return EncodedChat(ids, [is_answer.find(1, start, max(end, start + 1)) >= 0 for start, end in offsets])
+
+    def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of marked text and the characters of each, in the text without markers."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        place = 0
+        for part, part_ids in self._encode_parts(text, ""):
+            pieces = [self.tokenizer.id_to_bytes(token_id) for token_id in part_ids]
+            data = part.encode()
+            if b"".join(pieces) != data:
+                raise ValueError("the messages hold the text of a special token, and this tokenizer rewrites text")
+            # How many characters begin before each byte.
+            begun = [0, *accumulate(byte & 0xC0 != 0x80 for byte in data)]
+            ends = list(accumulate(map(len, pieces)))
+            offsets += [(place + begun[a + 1] - 1, place + begun[b]) for a, b in zip([0, *ends], ends, strict=False)]
+            ids += part_ids
+            place += len(part)
+        return ids, offsets
 
 
-def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:
-    """Return the text of `tokenizer.chat_template` applied to messages.
-
-    Raises:
-        ValueError: As of `render`; or if the tokenizer has no chat template.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError("this tokenizer has no chat template; set tokenizer.chat_template, or encode text instead")
-    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
-    for key, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
-        if token_id is not None:
-            options.setdefault(key, names.get(token_id, ""))
-    return render(tokenizer.chat_template, messages, **options)
+def _strings(value: Any) -> Iterable[str]:
+    """Yield every string in a plain value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.items():
+            yield from _strings(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, Mapping):
-        return {key: _map_strings(item, change) for key, item in value.items()}
-    return [_map_strings(item, change) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    # Not jinja2's own filter, which escapes for HTML.
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-
-def _refuse(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+    if isinstance(value, dict):
+        return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_strings(item, change) for item in value)
+    return value

@@ -36,9 +36,9 @@ class Tokenizer(_core.Tokenizer):
         'lower'
     """
 
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
 
-    def __init__(self, core: _core.Tokenizer, *, chat_template: str | None = None) -> None:
+    def __init__(self, core: _core.Tokenizer, *, chat_template: str | dict[str, str] | None = None) -> None:
         """Wrap a compiled tokenizer; users call the class methods instead."""
         super().__init__()
         self.chat_template = chat_template
@@ -409,34 +409,76 @@ class Tokenizer(_core.Tokenizer):
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         *,
         tokenize: bool = True,
+        tools: Iterable[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        documents: Iterable[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
+        return_dict: bool = False,
         **variables: Any,
     ) -> Any:
         """Return the ids of a conversation, as the model's own chat template spells it.
 
-        Text inside a message that looks like a special token is ordinary text in the ids.
+        The text is that of transformers' `apply_chat_template`. Text inside a message that looks like a special token
+        is ordinary text in the ids. Rendering is sandboxed, and bounded in time and memory.
 
         Args:
-            messages: Mappings with a `role` ("system", "user", "assistant") and a `content`.
-            add_generation_prompt: End with what opens the assistant's answer.
+            messages: Mappings with a `role` ("system", "user", "assistant") and a `content`: a text, None, or a list of
+                parts.
+            add_generation_prompt: End with what opens the assistant's answer; None means True unless
+                `continue_final_message` is given.
             tokenize: `False` returns the text instead, a `str`.
-            **variables: Passed to the template, such as `tools`.
+            tools: What the model may call: JSON schemas, or functions with type hints and a docstring in Google's
+                style, which become such schemas.
+            documents: What the model may read, each a mapping, as a rule with `title` and `text`.
+            chat_template: A template's text instead of the tokenizer's own, or the name of one of
+                `tokenizer.chat_template`. By default "tool_use" if there is one and tools are given, else "default".
+            continue_final_message: End where the last message does, so that the model continues it; a name stands for a
+                field other than `content`.
+            return_assistant_tokens_mask: Return a dict with `input_ids`, `attention_mask` and `assistant_masks`, which
+                is 1 for each token that a `{% generation %}` block of the template wrote.
+            return_dict: Return a dict with `input_ids` and `attention_mask`.
+            **variables: Read by the template, such as `enable_thinking`.
 
         Raises:
-            ValueError: If there is no template, it fails, or it refuses the messages.
+            ValueError: If there is no template, it fails, costs too much or refuses the messages; if options exclude
+                each other; or if a keyword is neither an option nor a variable that the template reads.
 
         Examples:
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
             >>> tok.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
-            >>> tok.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+            >>> talk = [{"role": "user", "content": "Hi"}]
+            >>> tok.apply_chat_template(talk, tokenize=False)
             'user: Hi;'
+            >>> tok.apply_chat_template(talk, tokenize=False, continue_final_message=True)
+            'user: Hi'
         """
         from bpe_llama import chat
 
-        make = chat.encode_chat if tokenize else chat.render_for
-        return make(self, messages, add_generation_prompt=add_generation_prompt, **variables)
+        options = {
+            "add_generation_prompt": add_generation_prompt,
+            "tools": tools,
+            "documents": documents,
+            "chat_template": chat_template,
+            "continue_final_message": continue_final_message,
+            **variables,
+        }
+        if not tokenize:
+            if return_assistant_tokens_mask or return_dict:
+                raise ValueError("return_assistant_tokens_mask and return_dict need tokenize=True")
+            return chat.render_for(self, messages, **options)
+        if return_assistant_tokens_mask:
+            ids, is_answer = chat.encode_marked_chat(self, messages, **options)
+            return {
+                "input_ids": ids,
+                "attention_mask": [1] * len(ids),
+                "assistant_masks": [int(told) for told in is_answer],
+            }
+        ids = chat.encode_chat(self, messages, **options)
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
 
     # -- batches for a model -------------------------------------------------------------------------------------------
 
@@ -493,7 +535,7 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
 
 
 def _unpickle(
-    cls: type[Tokenizer], text: str, bos_id: int | None, eos_id: int | None, chat_template: str | None
+    cls: type[Tokenizer], text: str, bos_id: int | None, eos_id: int | None, chat_template: str | dict[str, str] | None
 ) -> Tokenizer:
     core = _core.Tokenizer.build_from_huggingface(text.encode()).with_bos_eos(bos_id, eos_id)
     return cls(core, chat_template=chat_template)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bpe_llama import Tokenizer, chat
+from bpe_llama._chat_templates import from_gguf_metadata, read_chat_templates, to_gguf_metadata, write_chat_templates
+from bpe_llama._template_limits import Limits, Meter
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -120,3 +126,263 @@ def test_answers_that_cannot_be_told_apart_are_refused() -> None:
         chat.encode_conversation(tok, TALK)
     with pytest.raises(ValueError, match="no message has the role 'assistant'"):
         chat.encode_conversation(tok, TALK[:2])
+
+
+# -- special tokens within messages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "escape", ["tojson", "tojson(ensure_ascii=true)", "tojson(indent=1)", "string", "upper | lower"]
+)
+def test_filters_carry_the_mark_of_a_forged_token(escape: str) -> None:
+    tok = tokenizer("<|im_start|>", "<|im_end|>")
+    tok.chat_template = "{% for m in messages %}{{ m.content | " + escape + " }}<|im_end|>{% endfor %}"
+    messages = [{"role": "user", "content": "é <|im_end|> \\ufdd0 ufdd1"}]
+    ids = tok.apply_chat_template(messages)
+    assert ids.count(tok.special_tokens["<|im_end|>"]) == 1
+    assert tok.decode(ids) == tok.apply_chat_template(messages, tokenize=False)
+
+
+def test_tools_and_variables_cannot_forge_a_special_token_either() -> None:
+    tok = tokenizer("<|im_end|>")
+    tok.chat_template = "{{ tools | tojson }}{{ documents }}{{ note }}{{ eos_token }}"
+    given: dict[str, Any] = {
+        "tools": [{"<|im_end|>": "<|im_end|>"}],
+        "documents": [{"text": "<|im_end|>"}],
+        "note": "<|im_end|>",
+        "eos_token": "<|im_end|>",
+    }
+    ids = tok.apply_chat_template([{"role": "user", "content": ""}], **given)
+    assert ids.count(tok.special_tokens["<|im_end|>"]) == 1  # the caller's own eos_token
+    assert tok.decode(ids).count("<|im_end|>") == 5
+
+
+def test_a_special_token_of_one_character_is_not_forged_either() -> None:
+    tok = tokenizer("§", "§§")
+    tok.chat_template = "§{{ messages[0].content }}§§"
+    ids = tok.apply_chat_template([{"role": "user", "content": "a§b§§§"}])
+    assert (ids.count(tok.special_tokens["§"]), ids.count(tok.special_tokens["§§"])) == (1, 1)
+    assert tok.decode(ids) == "§a§b§§§§§"
+
+
+def test_a_template_that_acts_on_a_forged_token_is_refused() -> None:
+    tok = tokenizer("<|im_end|>")
+    tok.chat_template = "{{ messages[0].content.split('<|im_end|>') | length }}"
+    assert tok.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "1"
+    with pytest.raises(ValueError, match="the chat template acts on it"):
+        tok.apply_chat_template([{"role": "user", "content": "a<|im_end|>b"}])
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"no_such": 1}, "'no_such' is no option of apply_chat_template and no variable that the chat template reads"),
+        ({"return_tensors": "pt"}, "'return_tensors' is no option"),
+        ({"raise_exception": 1}, "'raise_exception' is no option"),
+        ({"add_generation_prompt": True, "continue_final_message": True}, "exclude each other"),
+        ({"continue_final_message": True, "return_assistant_tokens_mask": True}, "exclude each other"),
+        ({"continue_final_message": "reasoning_content"}, "the last message has no 'reasoning_content'"),
+        ({"continue_final_message": "role"}, None),
+        ({"return_assistant_tokens_mask": True}, "has no {% generation %} block"),
+        ({"return_assistant_tokens_mask": True, "tokenize": False}, "need tokenize=True"),
+        ({"return_dict": True, "tokenize": False}, "need tokenize=True"),
+        ({"tools": {"name": "x"}}, "tools is {'name': 'x'}; expected a list"),
+        ({"tools": ["x"]}, "tool 0 is 'x'; expected a JSON schema"),
+        ({"documents": ["x"]}, "document 0 is 'x'; expected a mapping"),
+        ({"chat_template": 3}, "chat_template is 3; expected a template's text or name"),
+        ({"chat_template": "{% nonsense %}"}, "unknown tag 'nonsense'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str | None) -> None:
+    tok = tokenizer("<|im_end|>")
+    if message is None:
+        assert tok.apply_chat_template(TALK, **options)
+        return
+    with pytest.raises(ValueError) as refused:
+        tok.apply_chat_template(TALK, **options)
+    assert message in str(refused.value)
+
+
+def test_an_empty_conversation_is_refused() -> None:
+    with pytest.raises(ValueError, match="there are no messages"):
+        tokenizer().apply_chat_template([])
+
+
+def test_a_mask_comes_with_ids_and_attention() -> None:
+    tok = tokenizer("<|im_end|>")
+    tok.chat_template = (
+        "{% for m in messages %}{{ m.role }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    made = tok.apply_chat_template(TALK[2:], return_assistant_tokens_mask=True)
+    assert list(made) == ["input_ids", "attention_mask", "assistant_masks"]
+    said = [token for token, mine in zip(made["input_ids"], made["assistant_masks"], strict=True) if mine]
+    assert tok.decode(said) == "True.Why?"
+    assert tok.apply_chat_template(TALK[2:], return_dict=True) == {
+        "input_ids": made["input_ids"],
+        "attention_mask": made["attention_mask"],
+    }
+
+
+# -- where templates come from -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (3, "chat_template is 3; expected a text or a list of named templates"),
+        ([{"name": "default"}], r"chat_template\[0\] is .* expected an object with a 'name' and a 'template'"),
+        (["x"], r"chat_template\[0\] is 'x'"),
+        ({"default": None}, r"chat_template\['default'\] is None; expected a text"),
+    ],
+)
+def test_templates_of_a_wrong_type_are_refused_by_file_and_key(config: Any, message: str, tmp_path: Path) -> None:
+    tokenizer().save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": config}))
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: {message}"):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "legacy"}')
+    assert read_chat_templates(tmp_path, {}) == "legacy"
+    assert read_chat_templates(tmp_path, {"chat_template": "config"}) == "config"
+    for text, message in (
+        ("[", "not JSON"),
+        ('{"chat_template": 1}', "expected an object whose 'chat_template' is a text"),
+    ):
+        (tmp_path / "chat_template.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"chat_template\.json: {message}"):
+            read_chat_templates(tmp_path, {})
+    (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: not UTF-8"):
+        read_chat_templates(tmp_path, {})
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "", "\0", "."])
+def test_a_template_is_not_written_outside_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be the name of a file"):
+        write_chat_templates(tmp_path, {"default": "D", name: "x"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_named_templates_are_chosen_pickled_and_stored_in_gguf() -> None:
+    tok = tokenizer()
+    tok.chat_template = {"default": "D{{ x }}", "tool_use": "U", "rag": "R"}
+    for again in (tok, pickle.loads(pickle.dumps(tok))):
+        assert again.apply_chat_template(TALK, tokenize=False, x=1) == "D1"
+        assert again.apply_chat_template(TALK, tokenize=False, tools=[]) == "U"
+        assert again.apply_chat_template(TALK, tokenize=False, chat_template="rag") == "R"
+    assert from_gguf_metadata(to_gguf_metadata(tok.chat_template)) == tok.chat_template
+    for template in ("one", None, {"rag": "R"}):
+        assert from_gguf_metadata(to_gguf_metadata(template)) == template
+    tok.chat_template = {"rag": "R"}
+    with pytest.raises(ValueError, match=r"none of the chat templates \['rag'\] is the default"):
+        tok.apply_chat_template(TALK)
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+STEPS, LENGTH, MEMORY, DEPTH = "more than .* steps", "longer than .* characters", "more than .* bytes", "too deeply"
+GROW = "{% set ns = namespace(x=START) %}{% for i in range(99999) %}{% set ns.x = NEXT %}{% endfor %}"
+
+
+def grow(start: str, following: str, end: str = "") -> str:
+    return GROW.replace("START", start).replace("NEXT", following) + end
+
+
+@pytest.mark.parametrize(
+    ("template", "limit"),
+    [
+        ("{{ 'a' * 10**10 }}", LENGTH),
+        ("{{ [0] * 10**9 }}", LENGTH),
+        (grow("'ab'", "ns.x + ns.x"), LENGTH),
+        (grow("'ab'", "ns.x ~ ns.x"), LENGTH),
+        (grow("[1]", "ns.x + ns.x"), LENGTH),
+        (grow("'ab'", "'%s%s' % (ns.x, ns.x)"), LENGTH),
+        (grow("'ab'", "'{0}{0}'.format(ns.x)"), LENGTH),
+        (grow("'ab'", "[ns.x, ns.x] | join"), LENGTH),
+        (grow("'ab'", "ns.x | replace('a', 'aa')"), LENGTH),
+        (grow("[]", "[ns.x, ns.x]", "{{ ns.x }}"), LENGTH),
+        (grow("[]", "[ns.x, ns.x]", "{{ ns.x | tojson }}"), LENGTH),
+        (grow("[]", "[ns.x, ns.x]", "{{ ns.x == [ns.x] }}"), LENGTH),
+        (grow("(1,)", "(ns.x, ns.x)", "{{ {ns.x: 1} }}"), LENGTH),
+        (grow("(1,)", "(ns.x,)", "{{ {ns.x: 1} }}"), "500 deep"),
+        (grow("[1]", "ns.x | map('upper')"), "more than 50 filters"),
+        (grow("[]", "ns.x + ['a' * 1000000 ~ i]"), MEMORY),
+        (grow("[]", "[ns.x, ('a ' * 9999).split()]"), MEMORY),
+        (grow("'a' * 3000000", "ns.x[1:] + 'b'"), STEPS),
+        ("{% macro m() %}{% for i in range(9999) %}{{ 'a' * 3000000 ~ i }}{% endfor %}{% endmacro %}{{ m() }}", MEMORY),
+        ("{{ 'a'.center(10**10) }}", LENGTH),
+        ("{{ 'a' | center(10**10) }}", LENGTH),
+        ("{{ 'a'.ljust(10**10) }}", LENGTH),
+        ("{{ ['a'] | map('center', 10**10) | list }}", LENGTH),
+        ("{{ (['a'] | map(attribute='ljust') | first)(10**10) }}", LENGTH),
+        ("{{ 'a' | indent(10**10, true) }}", LENGTH),
+        ("{{ '{:>10000000000}'.format(1) }}", LENGTH),
+        ("{{ '{:>{w}}'.format(1, w=10**10) }}", LENGTH),
+        ("{{ ('{:>{w}}' | safe).format(1, w=10**10) }}", LENGTH),
+        ("{{ '%10000000000d' % 1 }}", LENGTH),
+        ("{{ '%*d' % (10**9, 1) }}", LENGTH),
+        ("{{ '%10000000000d' | format(1) }}", LENGTH),
+        ("{{ '%10000000000d' is odd }}", LENGTH),
+        ("{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}", LENGTH),
+        ("{{ ('a' * 1000000).join('b' * 1000000) }}", LENGTH),
+        ("{{ ('a' * 1000000).translate({97: 'b' * 1000000}) }}", LENGTH),
+        ("{{ 'a\t'.expandtabs(10**10) }}", LENGTH),
+        ("{{ ('a' * 1000000) | wordwrap(1, wrapstring='b' * 1000000) }}", STEPS),
+        ("{{ ('<a>' * 1000000) | striptags }}", STEPS),
+        ("{{ [1] | batch(10**10, 0) | list }}", LENGTH),
+        ("{{ [1] | slice(10**10) | list }}", LENGTH),
+        ("{{ (1).to_bytes(10**10, 'big') }}", LENGTH),
+        ("{{ range(10**9) }}", "Range too big"),
+        ("{{ (10**1000)**1000 }}", "integer of more than"),
+        ("{{ 5 | round(10**9) }}", "rounds to 1000000000 digits"),
+        ("{{ lipsum(-10**9) }}", STEPS),
+        ("{{ cycler(*range(9999)) }}", "more than 1,000 arguments"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", STEPS),
+        ("{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}", STEPS),
+        ("{% for a in range(99999) %}{{ 'b' if 0.5 in range(99999) }}{% endfor %}", STEPS),
+        ("{% for a in range(99999) %}{% set b = range(99999) | sort %}{% endfor %}", STEPS),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", DEPTH),
+        ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(60) }}", STEPS),
+        ("{% for x in [1] recursive %}{{ loop([x]) }}{% endfor %}", DEPTH),
+        ("{% block a %}{{ self.a() }}{% endblock %}", DEPTH),
+        ("{{ " + "(" * 40000 + " }}", DEPTH),
+        ("{{ 1" + "+1" * 40000 + " }}", DEPTH),
+        ("{% if 1 %}" * 150 + "{% endif %}" * 150, "too many levels of indentation"),
+        ("{% autoescape 'a' | center(10**10) %}{% endautoescape %}", LENGTH),
+        ("a" * 100_001, "at most 100,000"),
+        ("{{ 'a'.encode('punycode') }}", "encoding 'punycode'"),
+        ("{% include 'x' %}", "no loader"),
+        ("{{ (messages | map('upper')).meter.charge(-1) }}", "has no attribute 'meter'"),
+        ("{{ (messages | map('upper'))._meter.charge(-1) }}", "unsafe"),
+        ("{% set n = namespace(_x=1) %}", "begins with an underscore"),
+        ("{{ '{0.__class__.__mro__}'.format(1) }}", "unsafe"),
+    ],
+)
+def test_a_costly_or_hostile_template_is_one_error(template: str, limit: str) -> None:
+    with pytest.raises(ValueError, match=f"^the chat template (?s:.*){limit}"):
+        chat.render(template, TALK)
+
+
+def test_limits_grow_with_the_conversation() -> None:
+    talk = [{"role": "user", "content": "What? " * 100}, {"role": "assistant", "content": "This. " * 100}] * 5000
+    text = chat.render(CHATML, talk)
+    assert len(text) > 6_000_000 > Limits().text
+    assert text.count("<|im_start|>") == len(talk) + 2
+
+
+def test_memory_that_is_no_longer_used_does_not_count() -> None:
+    text = chat.render(grow("''", "'b' * 10000 ~ i", "{{ ns.x | length }}"), TALK)
+    assert text == "10005"
+
+
+def test_time_is_the_last_resort() -> None:
+    meter = Meter(Limits(seconds=0.01))
+    time.sleep(0.02)
+    with pytest.raises(Exception, match=r"takes more than 0\.01 seconds"):
+        for _ in range(2000):
+            meter.charge()

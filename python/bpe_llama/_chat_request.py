@@ -1,0 +1,200 @@
+"""What one rendering of a chat template reads: the options of `Tokenizer.apply_chat_template`, checked and made plain.
+
+Source of the conventions: ``apply_chat_template`` and ``render_jinja_template`` of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from bpe_llama._chat_templates import ChatTemplate, choose_template
+
+if TYPE_CHECKING:
+    from bpe_llama._template_renderer import Rendered
+    from bpe_llama.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+# The special tokens that templates read by name, as ``bos_token``.
+NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# What transformers puts behind a message that is to be continued, whose end it then finds in the text. The space at its
+# end tells whether the template trims messages.
+_CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
+# The names under which a message may give its reasoning; templates read the first, those of gpt-oss the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """All that one rendering reads, checked and made plain.
+
+    Attributes:
+        source: The template.
+        messages: What it reads as `messages`.
+        variables: All else that it can read.
+        continued: The field of the last message at whose end the text ends, if any.
+        marks_answers: Whether the template has a ``{% generation %}`` block.
+        now: What `strftime_now` tells.
+    """
+
+    source: str
+    messages: list[dict[str, Any]]
+    variables: dict[str, Any]
+    continued: str | None
+    marks_answers: bool
+    now: datetime
+
+    def render(self, marker: str = "") -> Rendered:
+        """Return the text, up to the end of the last message if that is to be continued."""
+        from bpe_llama._template_renderer import render_template
+
+        if self.continued is None:
+            return render_template(self.source, self.messages, self.variables, self.now, marker)
+        messages, said = _tag_last_message(self.messages, self.continued, self.source)
+        rendered = render_template(self.source, messages, self.variables, self.now, marker)
+        place = rendered.text.rfind(_CONTINUED.strip())
+        if place < 0 or said.strip() not in rendered.text:
+            raise ValueError("continue_final_message: the chat template does not write the last message as it stands")
+        text = rendered.text[:place]
+        return rendered._replace(text=text if rendered.text.startswith(_CONTINUED, place) else text.rstrip())
+
+
+def _tag_last_message(messages: list[dict[str, Any]], field: str, source: str) -> tuple[list[dict[str, Any]], str]:
+    """Return the messages with a tag behind the text that is to be continued, and that text."""
+    last = dict(messages[-1])
+    said = last.get(field)
+    if said is None:
+        raise ValueError(f"continue_final_message: the last message has no {field!r} to continue")
+    fields = [name for name in _REASONING if last.get(name) == said] if field in _REASONING else [field]
+    if not any(name in source for name in fields):
+        raise ValueError(f"continue_final_message: the chat template does not read {field!r}")
+    if isinstance(said, (list, tuple)):
+        parts = list(said)
+        place = next((i for i in reversed(range(len(parts))) if _has_text(parts[i])), None)
+        if place is None:
+            raise ValueError(f"continue_final_message: no part of the last message's {field!r} is a text")
+        said = parts[place]["text"]
+        parts[place] = parts[place] | {"text": said + _CONTINUED}
+        last[field] = parts
+    elif isinstance(said, str):
+        last |= dict.fromkeys(fields, said + _CONTINUED)
+    else:
+        raise ValueError(f"continue_final_message: the last message's {field!r} is {said!r:.100}; expected a text")
+    return [*messages[:-1], last], said
+
+
+def _has_text(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
+
+
+def prepare_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> ChatRequest:
+    """Return what the tokenizer's own template is to render.
+
+    Raises:
+        ValueError: As of `prepare`; or if the tokenizer has no chat template.
+    """
+    return prepare(tokenizer.chat_template, _tokens_by_name(tokenizer), messages, **options)
+
+
+def prepare(
+    templates: ChatTemplate | None,
+    named_tokens: Mapping[str, str],
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool | None = None,
+    tools: Iterable[Any] | None = None,
+    documents: Iterable[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    continue_final_message: bool | str = False,
+    **variables: Any,
+) -> ChatRequest:
+    """Return what is to be rendered: options checked, values made plain, defaults filled in.
+
+    Args:
+        templates: Those to choose from.
+        named_tokens: Special tokens by the names that templates read them under.
+        messages: Each a mapping with a role.
+        add_generation_prompt: And all that follow: as of `Tokenizer.apply_chat_template`.
+        tools: JSON schemas or functions.
+        documents: Mappings.
+        chat_template: The name or the text of a template.
+        continue_final_message: Whether, or at the end of which field, the text ends.
+        **variables: Of the template.
+
+    Raises:
+        ValueError: If an option does not fit; the message names it.
+    """
+    from bpe_llama._template_renderer import compile_template
+    from bpe_llama._tool_schema import tool_schemas
+
+    if continue_final_message and add_generation_prompt:
+        raise ValueError(
+            "continue_final_message and add_generation_prompt exclude each other: the one continues the last message, "
+            "the other opens a new one"
+        )
+    source = choose_template(templates, chat_template, tools is not None)
+    template = compile_template(source)
+    for name in variables:
+        if name not in template.variables:
+            raise ValueError(
+                f"{name!r} is no option of apply_chat_template and no variable that the chat template reads; "
+                f"it reads {sorted(template.variables)}"
+            )
+    if documents is not None:
+        documents = [documents] if isinstance(documents, Mapping) else list(documents)
+        for place, document in enumerate(documents):
+            if not isinstance(document, Mapping):
+                raise ValueError(f"document {place} is {document!r:.100}; expected a mapping")
+    given = {
+        "tools": None if tools is None else tool_schemas(tools),
+        "documents": documents,
+        "add_generation_prompt": not continue_final_message if add_generation_prompt is None else add_generation_prompt,
+    }
+    return ChatRequest(
+        source,
+        _plain_messages(messages),
+        _plain({**named_tokens, **variables, **given}, "a variable of the chat template"),
+        "content" if continue_final_message is True else continue_final_message or None,
+        template.marks_answers,
+        datetime.now(),
+    )
+
+
+def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as a template reads them: what is None left out, the reasoning under each of its names."""
+    made = []
+    for place, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"message {place} is {message!r:.200}; expected a mapping with a 'role'")
+        fields = _plain({key: value for key, value in message.items() if value is not None}, f"message {place}")
+        reasoning = next((fields[name] for name in _REASONING if fields.get(name) is not None), None)
+        if reasoning is not None:
+            fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+        made.append(fields)
+    if not made:
+        raise ValueError("there are no messages; a chat template needs at least one")
+    return made
+
+
+def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
+    from bpe_llama._template_renderer import plain
+
+    try:
+        return {key: plain(item) for key, item in value.items()}
+    except RecursionError:
+        raise ValueError(f"{where} nests too deeply") from None
+
+
+def _tokens_by_name(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the special tokens that a tokenizer has a role for, such as `bos_token`, as templates read them."""
+    texts = {token_id: text for text, token_id in (tokenizer.added_tokens | tokenizer.special_tokens).items()}
+    named = {}
+    for name in NAMED_TOKENS:
+        token_id = getattr(tokenizer, f"{name}_id", None)
+        if token_id is not None:
+            text = texts.get(token_id)
+            named[f"{name}_token"] = tokenizer.id_to_bytes(token_id).decode(errors="replace") if text is None else text
+    return named

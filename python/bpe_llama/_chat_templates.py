@@ -1,0 +1,191 @@
+"""Where chat templates are kept: files beside a tokenizer, its configuration, a GGUF file's metadata.
+
+A tokenizer has one template, a `str`, or several by name, a `dict`; transformers calls the one for tools ``tool_use``.
+
+Source: ``transformers.tokenization_utils_base`` 5.23 (``from_pretrained``, ``get_chat_template``,
+``save_chat_templates``) and ``GGUFWriter.add_chat_template`` of gguf 0.19.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bpe_llama._files import written_whole
+
+ChatTemplate: TypeAlias = "str | dict[str, str]"
+
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+NAMED_FOLDER = "additional_chat_templates"
+LEGACY_FILE = "chat_template.json"  # of transformers' processors
+_GGUF = "tokenizer.chat_template"
+
+
+def read_chat_templates(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    """Return the chat template of a tokenizer's folder, or its named templates, or None.
+
+    Templates in files of their own come before the configuration's, even if none of them is the default.
+
+    Args:
+        folder: Holds ``chat_template.jinja``, ``additional_chat_templates/NAME.jinja`` or ``chat_template.json``, if
+            any.
+        config: The object in its ``tokenizer_config.json``.
+
+    Raises:
+        ValueError: If one is of another type than text or is not UTF-8; the message names the file and the key.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> read_chat_templates(folder, {"chat_template": "from the config"})
+        'from the config'
+        >>> _ = (folder / "chat_template.jinja").write_text("from the file")
+        >>> read_chat_templates(folder, {"chat_template": "from the config"})
+        'from the file'
+    """
+    files = {"default": folder / TEMPLATE_FILE} if (folder / TEMPLATE_FILE).is_file() else {}
+    files |= {file.name.removesuffix(".jinja"): file for file in sorted((folder / NAMED_FOLDER).glob("*.jinja"))}
+    if list(files) == ["default"]:
+        return _read_text(files["default"])
+    if files:
+        return {name: _read_text(file) for name, file in files.items()}
+    given = config.get("chat_template")
+    if given is not None:
+        return _checked_templates(given, folder / CONFIG_FILE)
+    legacy = folder / LEGACY_FILE
+    if legacy.is_file():
+        try:
+            value = json.loads(_read_text(legacy))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{legacy}: not JSON: {error}") from None
+        if not isinstance(value, dict) or not isinstance(value.get("chat_template"), str):
+            raise ValueError(f"{legacy}: expected an object whose 'chat_template' is a text")
+        return str(value["chat_template"])
+    return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _checked_templates(value: Any, path: Path) -> ChatTemplate:
+    """Return the templates that a configuration gives as a text, a list of names and texts, or a mapping."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        for place, entry in enumerate(value):
+            for key in ("name", "template"):
+                if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+                    raise ValueError(
+                        f"{path}: chat_template[{place}] is {entry!r:.100}; expected an object with a 'name' and a "
+                        f"'template', both text"
+                    )
+        value = {entry["name"]: entry["template"] for entry in value}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: chat_template is {value!r:.100}; expected a text or a list of named templates")
+    for name, template in value.items():
+        if not isinstance(template, str):
+            raise ValueError(f"{path}: chat_template[{name!r}] is {template!r:.100}; expected a text")
+    return value
+
+
+def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> None:
+    """Write a tokenizer's chat templates into its folder, from which transformers and `read_chat_templates` read them.
+
+    The default goes to ``chat_template.jinja``, others to ``additional_chat_templates/NAME.jinja``. Such files that
+    stand for no template of this tokenizer are removed, since they would be read as its own.
+
+    Args:
+        folder: An existing folder.
+        chat_template: A text, named texts or None.
+
+    Raises:
+        ValueError: If a name cannot be a file's, or a template is no text; nothing is written then.
+        OSError: If a file cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_chat_templates(folder, {"default": "D", "tool_use": "U"})
+        >>> read_chat_templates(folder, {})
+        {'default': 'D', 'tool_use': 'U'}
+    """
+    named = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+    files: dict[Path, str] = {}
+    for name, template in named.items():
+        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
+            raise ValueError(f"the chat template's name {name!r} cannot be the name of a file")
+        if not isinstance(template, str):
+            raise ValueError(f"the chat template {name!r} is {template!r:.100}; expected a text")
+        files[folder / TEMPLATE_FILE if name == "default" else folder / NAMED_FOLDER / f"{name}.jinja"] = template
+    for file, template in files.items():
+        file.parent.mkdir(exist_ok=True)
+        with written_whole(file) as temporary:
+            temporary.write_text(template, encoding="utf-8", newline="")
+    for file in [folder / TEMPLATE_FILE, *(folder / NAMED_FOLDER).glob("*.jinja")]:
+        if file not in files:
+            file.unlink(missing_ok=True)
+
+
+def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tools: bool) -> str:
+    """Return the template to render.
+
+    Args:
+        templates: Those of the tokenizer.
+        chosen: The name of one of them, or the text of another; None for the one named ``tool_use`` if there are
+            tools, else ``default``.
+        has_tools: Whether tools are given, even none of them.
+
+    Raises:
+        ValueError: If there is no template, or several of which none is the default.
+    """
+    if chosen is not None and not isinstance(chosen, str):
+        raise ValueError(f"chat_template is {chosen!r:.100}; expected a template's text or name")
+    if isinstance(templates, Mapping):
+        if chosen is not None:
+            return templates.get(chosen, chosen)
+        for name in ("tool_use", "default") if has_tools else ("default",):
+            if name in templates:
+                return templates[name]
+        raise ValueError(f"none of the chat templates {sorted(templates)} is the default; name one as chat_template")
+    if chosen is not None:
+        return chosen
+    if templates is None:
+        raise ValueError("this tokenizer has no chat template; set tokenizer.chat_template, or encode text instead")
+    if not isinstance(templates, str):
+        raise ValueError(f"tokenizer.chat_template is {templates!r:.100}; expected a text, named texts or None")
+    return templates
+
+
+def from_gguf_metadata(metadata: Mapping[str, Any]) -> ChatTemplate | None:
+    """Return the chat templates in a GGUF file's metadata, or None."""
+    named = {}
+    others = metadata.get(f"{_GGUF}s")
+    for name in ("default", *(others if isinstance(others, list) else ())):
+        template = metadata.get(_GGUF if name == "default" else f"{_GGUF}.{name}")
+        if isinstance(template, str):
+            named[name] = template
+    return named.get("default") if set(named) <= {"default"} else named
+
+
+def to_gguf_metadata(chat_template: ChatTemplate | None) -> dict[str, Any]:
+    """Return what a GGUF file's metadata says of chat templates.
+
+    Examples:
+        >>> to_gguf_metadata({"default": "D", "rag": "R"})
+        {'tokenizer.chat_template': 'D', 'tokenizer.chat_template.rag': 'R', 'tokenizer.chat_templates': ['rag']}
+    """
+    if chat_template is None:
+        return {}
+    named = {"default": chat_template} if isinstance(chat_template, str) else chat_template
+    metadata: dict[str, Any] = {
+        _GGUF if name == "default" else f"{_GGUF}.{name}": template for name, template in named.items()
+    }
+    others = [name for name in named if name != "default"]
+    return metadata | ({f"{_GGUF}s": others} if others else {})

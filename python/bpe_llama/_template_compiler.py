@@ -1,0 +1,98 @@
+"""How a chat template becomes Python: jinja2's code generator, with calls where its own code would act directly.
+
+`_template_sandbox.ChatEnvironment` has the methods that are called.
+"""
+
+from __future__ import annotations
+
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+
+
+class CheckedCode(CodeGenerator):
+    """Compiles a template to Python that calls the environment where jinja2's own code would act directly."""
+
+    # jinja2 calls these by the name of the syntax node.
+    def visit_For(self, node: nodes.For, frame: Frame) -> None:
+        """Write a loop that counts its iterations, those that its condition leaves out too."""
+        # An EnvironmentAttribute is written out as it stands, so this is a call without jinja2's checks around it.
+        count = nodes.EnvironmentAttribute("count_step()", lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
+        if node.test is not None:
+            node.test = nodes.Or(count, node.test, lineno=node.lineno)  # charge returns None
+        super().visit_For(node, frame)
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        """Write a comparison as a call, unless a constant makes it quick."""
+        first, last = node.expr, node.ops[-1]
+        if len(node.ops) == 1 and (_is_short(last.expr) or (_is_short(first) and last.op not in ("in", "notin"))):
+            super().visit_Compare(node, frame)
+            return
+        # `a < b < c` is `a < b and b < c` with b evaluated once.
+        self.write("(")
+        left: nodes.Expr | str = node.expr
+        for place, operand in enumerate(node.ops):
+            self.write(f"{' and ' if place else ''}environment.compare({operand.op!r}, ")
+            if isinstance(left, str):
+                self.write(left)
+            else:
+                self.visit(left, frame)
+            self.write(", ")
+            if place + 1 < len(node.ops):
+                left = self.temporary_identifier()
+                self.write(f"({left} := ")
+                self.visit(operand.expr, frame)
+                self.write(")")
+            else:
+                self.visit(operand.expr, frame)
+            self.write(")")
+        self.write(")")
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        """Write ``a ~ b`` as a call."""
+        escapes = "context.eval_ctx.autoescape" if frame.eval_ctx.volatile else str(frame.eval_ctx.autoescape)
+        self.write(f"environment.concatenate(markup_join if {escapes} else str_join, (")
+        for item in node.nodes:
+            self.visit(item, frame)
+            self.write(", ")
+        self.write("))")
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        """Write a slice so that its size is counted."""
+        if not isinstance(node.arg, nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.keep(")
+        super().visit_Getitem(node, frame)
+        self.write(")")
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        """Write a list so that its size is counted."""
+        self.write("environment.keep(")
+        super().visit_List(node, frame)
+        self.write(")")
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        """Write a tuple so that its size is counted."""
+        if node.ctx != "load":
+            super().visit_Tuple(node, frame)
+            return
+        self.write("environment.keep(")
+        super().visit_Tuple(node, frame)
+        self.write(")")
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        """Write a mapping so that its size is counted, and its keys are checked."""
+        self.write("environment.keep({")
+        for item in node.items:
+            self.write("environment.check_key(")
+            self.visit(item.key, frame)
+            self.write("): ")
+            self.visit(item.value, frame)
+            self.write(", ")
+        self.write("})")
+
+
+def _is_short(node: nodes.Expr) -> bool:
+    """Return whether an expression is a constant that compares with anything in no time."""
+    return isinstance(node, nodes.Const) and (not isinstance(node.value, str) or len(node.value) < 1000)
