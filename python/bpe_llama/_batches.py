@@ -136,7 +136,12 @@ class Batches:
 
     def of(self, rows: list[Row], fill: int, keys: Iterable[str], *, is_single: bool) -> dict[str, Any]:
         """Return these keys and ``attention_mask`` of the rows; of the only row, if ``is_single`` and no tensors."""
-        fills: dict[str, Any] = {"input_ids": fill, "token_type_ids": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+        fills: dict[str, Any] = {
+            "input_ids": fill,
+            "token_type_ids": 0,
+            "special_tokens_mask": 1,
+            "offset_mapping": (0, 0),
+        }
         columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
         columns["attention_mask"] = [[1] * len(row.input_ids) for row in rows]
         if self.padding not in (False, "do_not_pad"):

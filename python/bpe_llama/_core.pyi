@@ -58,7 +58,24 @@ class Tokenizer:
     @staticmethod
     def build_from_pieces(pieces: Sequence[tuple[str, float, int]], prefix: bool, collapse: bool) -> Tokenizer: ...
     def with_bos_eos(self, bos_id: int | None, eos_id: int | None) -> Tokenizer: ...
+    def with_ends(
+        self, bos_id: int | None, eos_id: int | None, pad_id: int | None, unk_id: int | None
+    ) -> Tokenizer: ...
+    def with_template(self, before: int | None, after: int | None) -> Tokenizer:
+        """Return the tokenizer with a post-processor that puts these tokens around each text."""
+    def with_added_tokens(self, tokens: list[tuple[str, bool, bool, bool, bool, bool]]) -> Tokenizer:
+        """Return the tokenizer with more added tokens: content, special, single_word, lstrip, rstrip, normalized."""
+    def template(self, pair: bool) -> list[tuple[int | None, str | None, int | None]]:
+        """Return what the post-processor makes of a text or a pair, in order.
+
+        Each place is a special token's id, or ``"A"`` or ``"B"`` for a text; and its type id, ``None`` where the texts
+        have 0 and 1.
+        """
+    def added_tokens_json(self) -> str:
+        """Return the added tokens as a ``tokenizer.json`` lists them."""
     def to_huggingface(self) -> str: ...
+    def to_own_json(self) -> str:
+        """Return a ``tokenizer.json`` for `build_from_huggingface` alone, in which any pattern can be said."""
     def save_huggingface(self, path: _PathLike) -> None: ...
     def save_tiktoken(self, path: _PathLike) -> None: ...
     def encode(
@@ -97,6 +114,23 @@ class Tokenizer:
 
         They differ where SentencePiece puts a space before a text: before one that follows text it puts none, but for
         the one that was left out at the end of that text where spaces collapse.
+        """
+
+    def encode_with_dropout(
+        self, text: str, dropout: float | None = None, seed: int = 0, *, allowed_special: Iterable[str] = ...
+    ) -> list[int]:
+        """Return the ids of a text where each merge is left out with a probability: BPE-dropout, for training.
+
+        Args:
+            text: Any `str`.
+            dropout: From 0 to 1; by default what the tokenizer's file says, which `encode` never applies.
+            seed: The same seed gives the same ids.
+            allowed_special: Special tokens that stand for themselves.
+
+        Raises:
+            ValueError: If `dropout` is out of range, or None where the file names none.
+
+        Source: Provilkov et al. 2020, arXiv:1910.13267.
         """
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -150,7 +184,8 @@ class Tokenizer:
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids, and for each the range of characters its bytes fall into: `text[start:end]`.
 
-        Tokens that share a character both name it.
+        Tokens that share a character both name it. They are ranges of `text` as it stands, also where the tokenizer
+        normalizes it. Where a tokenizer's file says `trim_offsets`, white space at the ends of a token is left out.
         """
 
     def count(self, text: str, *, allowed_special: Iterable[str] = ...) -> int:
@@ -190,11 +225,20 @@ class Tokenizer:
         Rows come from any iterable, a 2-D array, a tensor or a generator among them. An error names the row.
         """
 
-    def decode_stream(self) -> DecodeStream:
+    def decode_stream(self, *, skip_special_tokens: bool = False) -> DecodeStream:
         """Return a decoder that takes ids one at a time and holds back characters not yet complete."""
 
     def id_to_bytes(self, id: int) -> bytes:
         """Return the bytes of one token, special or not; `KeyError` for an id that no token has."""
+
+    def id_to_token(self, id: int) -> str:
+        """Return the name of a token as a ``tokenizer.json`` spells it; `KeyError` for an id that no token has.
+
+        An added token is its text; others are spelled in GPT-2's byte alphabet, or with ``▁`` for a space.
+        """
+
+    def __len__(self) -> int:
+        """Return the number of tokens, added ones included."""
 
     def token_to_id(self, token: bytes | str) -> int | None:
         """Return the id of the token with these bytes, special or not, or `None`."""
@@ -246,6 +290,29 @@ class Tokenizer:
     @property
     def eos_id(self) -> int | None:
         """The id that ends a text."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills short rows, where the tokenizer's files name one."""
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id that stands for what no token does, where the tokenizer's files name one."""
+
+    @property
+    def pipeline(self) -> str:
+        """How text is encoded: ``"fast"``, or ``"general"``, step by step as a ``tokenizer.json`` spells it.
+
+        Both give the same ids; `general_because` says which part of the file no faster way is known for.
+        """
+
+    @property
+    def general_because(self) -> str | None:
+        """The part of the tokenizer's file for which `pipeline` is ``"general"``, or `None`."""
+
+    @property
+    def normalizes_added_tokens(self) -> bool:
+        """Whether added tokens may be looked for in normalized text."""
 
 @final
 class DecodeStream:

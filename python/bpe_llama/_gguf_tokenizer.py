@@ -132,7 +132,12 @@ def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: ChatTemplate |
 
 def _as_json(tokens: list[str], merges: list[str], added: list[dict[str, Any]], pattern: str) -> bytes:
     """Return the same tokenizer as a tokenizer.json, the one format that is read."""
-    split = {"type": "Split", "pattern": {"Regex": _core.pattern_regex(pattern)}, "behavior": "Isolated", "invert": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": _core.pattern_regex(pattern)},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     model = {
         "type": "BPE",

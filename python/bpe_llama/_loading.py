@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from bpe_llama import _core
 from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
+from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, written_whole
 
 
@@ -94,7 +95,8 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
     """Return the tokenizer in a file with what the files beside it say, as transformers reads them.
 
     These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and those of chat
-    templates. Tokens that stand only there are added; ``add_bos_token`` and ``add_eos_token`` replace the post-processor.
+    templates. Tokens that stand only there are added; ``add_bos_token`` and ``add_eos_token`` replace the
+    post-processor.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
@@ -107,16 +109,21 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
         raise ValueError(f"{path}: {error}") from None
     folder = path.parent
     config, special_map, added = (
-        read_object(folder / name)
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
     try:
         core, roles = _with_stated_tokens(core, config, special_map, added)
         core = _with_ends_around(core, config)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
+    return core, beside(folder, roles)
+
+
+def beside(folder: Path, roles: Mapping[str, str]) -> Beside:
+    """Return what the files of a folder say that the core does not hold, given the tokens of roles of their own."""
+    config = read_object(folder / "tokenizer_config.json")
     settings = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
-    return core, Beside(read_chat_templates(folder, config), roles, settings)
+    return Beside(read_chat_templates(folder, config), dict(roles), settings)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -149,13 +156,13 @@ def _with_stated_tokens(
     if marked:
         core = core.with_added_tokens([token.for_core() for token in marked])
     names = {role: token.content if isinstance(token, AddedToken) else token for role, token in stated.named.items()}
-    ends = {}
+    ends = []
     for role in _ENDS:
         is_stated = role in config or role in special_map
         known: int | None = getattr(core, f"{role[:3]}_id")
         name = names.get(role)
-        ends[role] = (None if name is None else core.token_to_id(name)) if is_stated else known
-    core = core.with_ends(*(ends[role] for role in _ENDS))
+        ends.append((None if name is None else core.token_to_id(name)) if is_stated else known)
+    core = core.with_ends(*ends)
     return core, {role: name for role, name in names.items() if name is not None and role not in _ENDS}
 
 
@@ -176,10 +183,11 @@ def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core
 
 def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> None:
     """Write the ``tokenizer_config.json`` from which transformers and we read the same ends and added tokens."""
-    names = {role: tokenizer.id_to_token(token_id) for role, token_id in zip(_ENDS, ends_of(tokenizer), strict=True) if token_id is not None}
+    ends = zip(_ENDS, ends_of(tokenizer), strict=True)
+    added = {str(token.pop("id")): token for token in json.loads(tokenizer.added_tokens_json())}
     config: dict[str, Any] = {
-        "added_tokens_decoder": {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in json.loads(tokenizer.added_tokens_json())},
-        **{role: names.get(role) for role in _ENDS},
+        "added_tokens_decoder": added,
+        **{role: None if token_id is None else tokenizer.id_to_token(token_id) for role, token_id in ends},
         **{role: name for role, name in beside.roles.items() if role in ROLES},
         "clean_up_tokenization_spaces": False,
         **beside.settings,
@@ -192,6 +200,6 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
         temporary.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def ends_of(tokenizer: _core.Tokenizer) -> tuple[int | None, int | None, int | None, int | None]:
+def ends_of(tokenizer: _core.Tokenizer) -> Ends:
     """Return the ids that begin and end a text, fill rows and stand for the unknown."""
-    return tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id
+    return Ends(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)

@@ -29,8 +29,8 @@ _DEFAULT_SPECIAL = [
 ]
 
 
-def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Ends]:
-    """Return the tokenizer of a ``tekken.json``, and the ids of its bos, eos, pad and unk tokens.
+def read_tokenizer(path: Path) -> _core.Tokenizer:
+    """Return the tokenizer of a ``tekken.json``; a text called for begins with its bos token.
 
     Special tokens take the first ids, ordinary tokens those after them in the order of their ranks. Ordinary tokens
     beyond ``default_vocab_size`` are left out. What the file says of images, audio and model settings has no part in
@@ -55,7 +55,7 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Ends]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _build(stated: object) -> tuple[_core.Tokenizer, Ends]:
+def _build(stated: object) -> _core.Tokenizer:
     file = _object("the file", stated, _FIELDS)
     config = _object("config", file.get("config"), _CONFIG_FIELDS)
     pattern = config.get("pattern")
@@ -83,7 +83,8 @@ def _build(stated: object) -> tuple[_core.Tokenizer, Ends]:
         ranks, pattern if "|" in pattern else f"(?:{pattern})", list(special.items())
     )
     ends = Ends(*(special.get(name) for name in ("<s>", "</s>", "<pad>", "<unk>")))
-    return core.with_bos_eos(ends.bos_id, ends.eos_id), ends
+    # The post-processor: what transformers' `MistralCommonBackend` puts around a text.
+    return core.with_ends(*ends).with_template(ends.bos_id, None)
 
 
 def _check_version(file: dict[str, Any], config: dict[str, Any]) -> None:

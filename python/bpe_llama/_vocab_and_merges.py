@@ -11,6 +11,7 @@ from typing import Any
 from bpe_llama import _core
 from bpe_llama._added_tokens import AddedToken, AddedTokens, read_stated_tokens
 from bpe_llama._ends import Ends
+from bpe_llama._loading import Beside, beside
 from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
 # What a tokenizer_config.json may hold, but what changes ids or text in a way that is not followed here.
@@ -21,8 +22,8 @@ _REFUSED = {
 }
 
 
-def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Ends]:
-    """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and the ids of its bos, eos, pad and unk tokens.
+def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
+    """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and what the files beside them say.
 
     Args:
         path: One of the two; the other stands beside it.
@@ -33,9 +34,10 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Ends]:
     """
     text, ends = describe(path.parent)
     try:
-        return _core.Tokenizer.build_from_huggingface(text.encode()), ends
+        core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
+    return core, beside(path.parent, {})
 
 
 def describe(folder: Path) -> tuple[str, Ends]:

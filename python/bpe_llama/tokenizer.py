@@ -13,7 +13,6 @@ from bpe_llama._progress import ProgressOption
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from bpe_llama._ends import Ends
     from bpe_llama.counts import WordCounts
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -38,10 +37,23 @@ class Tokenizer(_core.Tokenizer):
 
     chat_template: str | dict[str, str] | None
 
-    def __init__(self, core: _core.Tokenizer, *, chat_template: str | dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        core: _core.Tokenizer,
+        *,
+        chat_template: str | dict[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Wrap a compiled tokenizer; users call the class methods instead."""
         super().__init__()
         self.chat_template = chat_template
+        self._roles = dict(roles or {})
+        self._settings = dict(settings or {})
+
+    def _like(self, core: _core.Tokenizer) -> Self:
+        """Return another compiled tokenizer with what stands beside this one."""
+        return type(self)(core, chat_template=self.chat_template, roles=self._roles, settings=self._settings)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -202,11 +214,12 @@ class Tokenizer(_core.Tokenizer):
             case "tekken":
                 from bpe_llama import _tekken
 
-                return cls._with_ends(path, *_tekken.read_tokenizer(path))
+                return cls._with_config(path, lambda _: _tekken.read_tokenizer(path))
             case "vocab_and_merges":
                 from bpe_llama import _vocab_and_merges
 
-                return cls._with_ends(path, *_vocab_and_merges.read_tokenizer(path))
+                core, beside = _vocab_and_merges.read_tokenizer(path)
+                return cls(core, **vars(beside))
 
     @classmethod
     def from_huggingface(cls, path: PathLike) -> Self:
@@ -229,16 +242,8 @@ class Tokenizer(_core.Tokenizer):
         """Return the tokenizer in a file, with what a ``tokenizer_config.json`` beside it says."""
         from bpe_llama import _loading
 
-        core, chat_template = _loading.with_config(path, build)
-        return cls(core, chat_template=chat_template)
-
-    @classmethod
-    def _with_ends(cls, path: Path, core: _core.Tokenizer, ends: Ends) -> Self:
-        """Return a tokenizer whose ends are known, with the chat template that files beside it hold."""
-        from bpe_llama import _loading
-
-        _, chat_template = _loading.with_config(path, lambda _: core)
-        return cls(core.with_bos_eos(ends.bos_id, ends.eos_id), chat_template=chat_template)
+        core, beside = _loading.with_config(path, build)
+        return cls(core, **vars(beside))
 
     @classmethod
     def from_tiktoken(
@@ -306,8 +311,10 @@ class Tokenizer(_core.Tokenizer):
         """Write the tokenizer to a file, in the format its suffix names.
 
         ``.json`` is Hugging Face's ``tokenizer.json``: ``tokenizers`` and ``transformers`` load it and give the same
-        ids. ``.tiktoken`` is tiktoken's list of ranks; since it has no place for the pattern and the special tokens,
-        they go into ``<path>.json`` beside it. The file appears whole or not at all.
+        ids. Under that very name, or where ``path`` is a folder, a ``tokenizer_config.json`` and the chat templates are
+        written beside it, from which ``transformers`` and :meth:`from_file` read the same ends and special tokens;
+        another name holds the tokenizer alone. ``.tiktoken`` is tiktoken's list of ranks; since it has no place for the
+        pattern and the special tokens, they go into ``<path>.json`` beside it. Each file appears whole or not at all.
 
         Raises:
             ValueError: If the suffix is another, or the format cannot hold this vocabulary.
@@ -316,17 +323,31 @@ class Tokenizer(_core.Tokenizer):
         path = Path(path)
         if path.suffix == ".json":
             self.save_huggingface(path)
+            if path.name == "tokenizer.json":
+                from bpe_llama import _chat_templates, _loading
+
+                beside = _loading.Beside(self.chat_template, self._roles, self._settings)
+                _loading.write_config(path.parent, self, beside)
+                _chat_templates.write_chat_templates(path.parent, self.chat_template)
         elif path.suffix == ".tiktoken":
             from bpe_llama import _published
 
             self.save_tiktoken(path)
             _published.write_attributes(path, self.pattern, self.special_tokens)
+        elif not path.suffix or path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            self.save(path / "tokenizer.json")
         else:
-            raise ValueError(f"cannot tell the format from {path.name!r}: expected a name ending in .json or .tiktoken")
+            raise ValueError(
+                f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json or .tiktoken"
+            )
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the text of a tokenizer.json."""
-        return _unpickle, (type(self), self.to_huggingface(), self.bos_id, self.eos_id, self.chat_template)
+        from bpe_llama import _loading
+
+        beside = {"chat_template": self.chat_template, "roles": self._roles, "settings": self._settings}
+        return _unpickle, (type(self), self.to_own_json(), _loading.ends_of(self), beside)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -485,29 +506,48 @@ class Tokenizer(_core.Tokenizer):
     def __call__(
         self,
         texts: str | Sequence[str],
+        text_pairs: str | Sequence[str] | None = None,
         *,
+        add_special_tokens: bool = True,
         padding: bool | str = False,
-        truncation: bool = False,
+        truncation: bool | str = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
-        padding_side: str = "right",
+        padding_side: str | None = None,
+        truncation_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
         pad_id: int | None = None,
         bos: bool = False,
         eos: bool = False,
+        return_token_type_ids: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
         allowed_special: Iterable[str] | str = (),
     ) -> dict[str, Any]:
         """Return ``input_ids`` and ``attention_mask`` of one text or many, as transformers' tokenizers do.
 
+        The tokens that the tokenizer's file puts around a text (its post-processor, ``add_bos_token``) are included.
+        Other than in transformers, text that looks like a special token stays text unless ``allowed_special`` names it.
+
         Args:
             texts: One text, or a sequence of ``B`` texts.
+            text_pairs: As many second texts, for models that read pairs.
+            add_special_tokens: Whether the post-processor's tokens are wanted.
             padding: ``True`` or ``"longest"`` pads to the longest row, ``"max_length"`` to ``max_length``.
-            truncation: Cut each row to ``max_length`` ids.
-            max_length: The most ids of a row.
+            truncation: Cut each row to ``max_length`` ids, those of special tokens included: ``True`` or
+                ``"longest_first"`` cuts the longer text of a pair first, ``"only_first"`` and ``"only_second"`` one.
+            max_length: The most ids of a row; by default what the tokenizer's files say.
             return_tensors: ``"np"`` or ``"pt"`` for int64 arrays of shape (B, T); ``None`` for lists.
-            padding_side: ``"right"``, or ``"left"`` for generation.
-            pad_id: The id that fills short rows; by default ``eos_id``, else 0. The mask is 0 there.
-            bos: Put ``bos_id`` before each text.
-            eos: Put ``eos_id`` after each text.
+            padding_side: ``"right"``, or ``"left"`` for generation; by default what the tokenizer's files say.
+            truncation_side: The side that is cut off, likewise.
+            pad_to_multiple_of: Pad to a multiple of this length.
+            pad_id: The id that fills short rows; by default ``pad_id`` of the tokenizer, else ``eos_id``, else 0. The
+                mask is 0 there.
+            bos: Begin with ``bos_id``, once.
+            eos: End with ``eos_id``, once.
+            return_token_type_ids: Also return ``token_type_ids``: which text of a pair a token is of.
+            return_special_tokens_mask: Also return ``special_tokens_mask``: 1 for tokens put around the texts.
+            return_offsets_mapping: Also return ``offset_mapping``: the range of characters of each token.
             allowed_special: Special tokens that stand for themselves, or ``"all"``.
 
         Raises:
@@ -518,12 +558,126 @@ class Tokenizer(_core.Tokenizer):
             >>> tok(["ab", "abab"], padding=True, pad_id=0)
             {'input_ids': [[256, 0], [256, 256]], 'attention_mask': [[1, 0], [1, 1]]}
         """
-        batch = _batches.Batches(padding, truncation, max_length, return_tensors, padding_side)
-        fill = pad_id if pad_id is not None else self.eos_id or 0
-        rows = self.encode_batch(
-            [texts] if isinstance(texts, str) else texts, bos=bos, eos=eos, allowed_special=allowed_special
+        is_single = isinstance(texts, str)
+        firsts = [texts] if isinstance(texts, str) else list(texts)
+        seconds = [text_pairs] if isinstance(text_pairs, str) else None if text_pairs is None else list(text_pairs)
+        if seconds is not None and len(seconds) != len(firsts):
+            raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
+        if max_length is None and (truncation not in (False, "do_not_truncate") or padding == "max_length"):
+            max_length = self._default_length()
+        batch = _batches.Batches(
+            padding,
+            truncation,
+            max_length,
+            return_tensors,
+            padding_side or self._settings.get("padding_side", "right"),
+            truncation_side or self._settings.get("truncation_side", "right"),
+            pad_to_multiple_of,
         )
-        return batch.of(rows, fill, is_single=isinstance(texts, str))
+        template = _batches.template_of(self, pair=seconds is not None, special=add_special_tokens, bos=bos, eos=eos)
+        columns: list[list[list[int]]] = []
+        spans: list[Any] = []
+        for column in (firsts, seconds):
+            if column is None:
+                continue
+            if return_offsets_mapping:
+                found = [self.encode_with_offsets(text, allowed_special=allowed_special) for text in column]
+                columns.append([ids for ids, _ in found])
+                spans.append([offsets for _, offsets in found])
+            else:
+                columns.append(self.encode_batch(column, allowed_special=allowed_special))
+        rows = batch.rows(columns[0], columns[1] if len(columns) > 1 else None, template, spans)
+        fill = next((token_id for token_id in (pad_id, self.pad_id, self.eos_id) if token_id is not None), 0)
+        wanted = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        return batch.of(rows, fill, [key for key, is_wanted in wanted.items() if is_wanted], is_single=is_single)
+
+    def _default_length(self) -> int | None:
+        """Return the most ids of a row that the tokenizer's files name."""
+        length = self._settings.get("model_max_length")
+        return int(length) if isinstance(length, int | float) and length < 1e15 else None
+
+    # -- special tokens ------------------------------------------------------------------------------------------------
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Special tokens by the name of their role, as in transformers: ``{"eos_token": "</s>", ...}``."""
+        from bpe_llama import _loading
+
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        ends = {name: token_id for name, token_id in zip(names, _loading.ends_of(self), strict=True)}
+        return {
+            name: self.id_to_token(token_id) for name, token_id in ends.items() if token_id is not None
+        } | self._roles
+
+    @property
+    def cls_id(self) -> int | None:
+        """The id that begins a text for a classifier."""
+        return self._role_id("cls_token")
+
+    @property
+    def sep_id(self) -> int | None:
+        """The id between two texts."""
+        return self._role_id("sep_token")
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of a token to be guessed."""
+        return self._role_id("mask_token")
+
+    def _role_id(self, role: str) -> int | None:
+        name = self._roles.get(role)
+        return None if name is None else self.token_to_id(name)
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> Self:
+        """Return this tokenizer with more special tokens, which text gives only where it is allowed to.
+
+        Their ids follow the last one, in this order; a token that is there already keeps its id and becomes special.
+
+        Raises:
+            ValueError: If a token is empty.
+
+        Examples:
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> grown = tok.with_special_tokens(["<|user|>"])
+            >>> grown.encode("<|user|>ab", allowed_special="all"), len(tok), len(grown)
+            ([257, 256], 257, 258)
+        """
+        return self._grown(tokens, special=True)
+
+    def with_tokens(self, tokens: Sequence[str]) -> Self:
+        """Return this tokenizer with more tokens that are found wherever their text occurs, before anything else.
+
+        Their ids follow the last one, in this order; a token that is there already keeps its id. As in ``tokenizers``,
+        they are looked for once the text is normalized, where the tokenizer does that.
+
+        Raises:
+            ValueError: If a token is empty.
+
+        Examples:
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok.with_tokens(["bab"]).encode("abab")
+            [64, 257]
+        """
+        return self._grown(tokens, special=False)
+
+    def _grown(self, tokens: Sequence[str], *, special: bool) -> Self:
+        if isinstance(tokens, str):
+            raise TypeError(f"expected a sequence of tokens, got the str {tokens!r}: put it in a list")
+        for token in tokens:
+            if not isinstance(token, str):
+                raise TypeError(f"expected tokens of type str, got {token!r}")
+            if not token:
+                raise ValueError("a token is the empty string; expected text")
+        # Only what a tokenizer.json describes is normalized before such tokens are looked for.
+        normalized = not special and self.normalizes_added_tokens
+        return self._like(
+            self.with_added_tokens([(token, special, False, False, False, normalized) for token in tokens])
+        )
 
 
 def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
@@ -535,7 +689,7 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
 
 
 def _unpickle(
-    cls: type[Tokenizer], text: str, bos_id: int | None, eos_id: int | None, chat_template: str | dict[str, str] | None
+    cls: type[Tokenizer], text: str, ends: tuple[int | None, int | None, int | None, int | None], beside: dict[str, Any]
 ) -> Tokenizer:
-    core = _core.Tokenizer.build_from_huggingface(text.encode()).with_bos_eos(bos_id, eos_id)
-    return cls(core, chat_template=chat_template)
+    core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
+    return cls(core, **beside)

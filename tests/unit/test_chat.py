@@ -240,6 +240,7 @@ def test_a_mask_comes_with_ids_and_attention() -> None:
 )
 def test_templates_of_a_wrong_type_are_refused_by_file_and_key(config: Any, message: str, tmp_path: Path) -> None:
     tokenizer().save(tmp_path / "tokenizer.json")
+    (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": config}))
     with pytest.raises(ValueError, match=f"tokenizer_config.json: {message}"):
         Tokenizer.from_file(tmp_path)

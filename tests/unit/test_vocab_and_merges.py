@@ -146,8 +146,8 @@ CONFIG = "tokenizer_config.json: "
         ("tokenizer_config", {"add_prefix_space": "yes"}, CONFIG + "add_prefix_space is 'yes'; expected true or false"),
         (
             "tokenizer_config",
-            {"bos_token": {"content": "<s>"}},
-            CONFIG + "bos_token is {'content': '<s>'}; expected a str",
+            {"bos_token": {"text": "<s>"}},
+            CONFIG + "bos_token is {'text': '<s>'}; expected a str",
         ),
         ("tokenizer_config", {"bos_token": 3}, CONFIG + "bos_token is 3; expected a str or an object"),
         (

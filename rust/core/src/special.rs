@@ -289,7 +289,10 @@ impl Matcher {
             if start > done {
                 each(Part { bytes: done..start, added: None })?;
             }
-            each(Part { bytes: start..end, added: Some(token.id) })?;
+            // Nothing is left where the token before swallowed this one, which is white space then.
+            if start < end {
+                each(Part { bytes: start..end, added: Some(token.id) })?;
+            }
             done = end;
         }
         if done == text.len() { Ok(()) } else { each(Part { bytes: done..text.len(), added: None }) }

@@ -132,6 +132,11 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Returns whether added tokens may be looked for in normalized text: not where SentencePiece normalizes.
+    pub fn normalizes_added_tokens(&self) -> bool {
+        self.spaces().is_none() || self.pipeline.is_some()
+    }
+
     /// Returns the tokenizer whose pipeline encodes from now on.
     pub(crate) fn made_general(mut self, because: &str) -> Self {
         self.general_because = Some(because.to_owned());

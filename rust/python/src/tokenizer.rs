@@ -566,6 +566,11 @@ impl PyTokenizer {
     }
 
     #[getter]
+    fn normalizes_added_tokens(&self) -> bool {
+        self.inner.normalizes_added_tokens()
+    }
+
+    #[getter]
     fn general_because(&self) -> Option<&str> {
         self.inner.general_because()
     }

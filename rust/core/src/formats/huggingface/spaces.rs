@@ -64,7 +64,8 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
     let (entries, added, ignore_merges) = (file.entries, &file.added, file.options.ignore_merges);
     let affixes = [&file.options.continuing_subword_prefix, &file.options.end_of_word_suffix];
     // Added tokens are looked for in text as it is here, before spaces become `▁`.
-    let is_plain = |token: &AddedToken| !token.normalized && !token.content.contains(SPACE);
+    let is_plain =
+        |token: &AddedToken| !token.normalized && !token.content.contains(SPACE) && byte_of(&token.content).is_none();
     if !file.options.byte_fallback || affixes.iter().any(|affix| affix.is_some()) || !added.iter().all(is_plain) {
         return Ok(None);
     }
