@@ -1,5 +1,103 @@
 //! Ids to bytes, and bytes to text as they come.
 
+use crate::sentencepiece::Decoding;
+use crate::{Result, Tokenizer};
+
+impl Tokenizer {
+    /// Returns the bytes of all tokens, one after another; without the space that SentencePiece puts first.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFound`] for an id that no token has.
+    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
+        if let Some(model) = self.sentencepiece() {
+            return model.decode(ids, false);
+        }
+        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        let mut at_start = self.drops_space();
+        for &id in ids {
+            let token = self.id_to_bytes(id)?;
+            bytes.extend_from_slice(if at_start { self.without_first_space(id, token, &mut at_start) } else { token });
+        }
+        Ok(bytes)
+    }
+
+    /// Returns the text of all tokens, in which bytes that are no UTF-8 are U+FFFD: SentencePiece's vocabularies put one
+    /// for each byte, others one for each start of a character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode_bytes`].
+    pub fn decode_lossy(&self, ids: &[u32]) -> Result<String> {
+        let bytes = match self.sentencepiece() {
+            Some(model) => model.decode(ids, true)?,
+            None => self.decode_bytes(ids)?,
+        };
+        let mut stream = Utf8Stream::new(self.decodes_as_sentencepiece());
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(text),
+            Err(error) => Ok(stream.push(error.as_bytes()) + &stream.flush()),
+        }
+    }
+
+    /// Returns what [`Tokenizer::decode_next`] keeps from one id to the next.
+    pub fn decode_stream(&self) -> DecodeStream {
+        let model = self.sentencepiece().map(|_| Decoding::new(true));
+        DecodeStream { utf8: Utf8Stream::new(self.decodes_as_sentencepiece()), at_start: self.drops_space(), model }
+    }
+
+    /// Returns the text that is complete now that one more id has come.
+    ///
+    /// The parts put together are [`Tokenizer::decode_lossy`] of all ids.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode_bytes`].
+    pub fn decode_next(&self, stream: &mut DecodeStream, id: u32) -> Result<String> {
+        if let (Some(model), Some(decoding)) = (self.sentencepiece(), &mut stream.model) {
+            return Ok(stream.utf8.push(&model.decode_next(decoding, id)?));
+        }
+        let token = self.id_to_bytes(id)?;
+        let at_start = &mut stream.at_start;
+        Ok(stream.utf8.push(if *at_start { self.without_first_space(id, token, at_start) } else { token }))
+    }
+
+    /// Returns the text that is left when no more ids come: U+FFFD for a character that never ended, or nothing.
+    pub fn decode_end(&self, stream: &mut DecodeStream) -> String {
+        let mut text = String::new();
+        if let (Some(model), Some(decoding)) = (self.sentencepiece(), &mut stream.model) {
+            text = stream.utf8.push(&model.decode_end(decoding));
+        }
+        text + &stream.utf8.flush()
+    }
+
+    /// Returns a token that begins a text as it is decoded, and whether the next one still does.
+    ///
+    /// # Source
+    /// `SentencePieceProcessor::DecodeOptimized` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3: where
+    /// spaces collapse each token loses one until there is text; a byte's piece is no space.
+    fn without_first_space<'t>(&self, id: u32, token: &'t [u8], at_start: &mut bool) -> &'t [u8] {
+        let is_byte = || self.vocab().byte_fallback().is_some_and(|bytes| bytes.contains(&id));
+        let token = match token {
+            [b' ', rest @ ..] if !(self.decodes_as_sentencepiece() && is_byte()) => rest,
+            _ => token,
+        };
+        let collapses = self.spaces().is_some_and(|spaces| spaces.collapse);
+        *at_start = self.decodes_as_sentencepiece() && collapses && token.is_empty();
+        token
+    }
+
+    fn drops_space(&self) -> bool {
+        self.spaces().is_some_and(|spaces| spaces.drop_first)
+    }
+}
+
+/// How far the decoding of ids that come one at a time is: see [`Tokenizer::decode_next`].
+#[derive(Debug, Clone)]
+pub struct DecodeStream {
+    utf8: Utf8Stream,
+    /// Whether a space that begins the next token is left out.
+    at_start: bool,
+    model: Option<Decoding>,
+}
+
 /// Turns token bytes into text piece by piece, holding back what is not yet a whole character.
 ///
 /// The pieces put together equal the lossy decoding of all the bytes: every byte sequence that is no UTF-8 becomes
@@ -15,33 +113,38 @@
 #[derive(Debug, Default, Clone)]
 pub struct Utf8Stream {
     pending: Vec<u8>,
-    /// Whether a space that comes first is left out.
-    drops_space: bool,
+    /// Whether each byte that is no UTF-8 becomes U+FFFD, as in SentencePiece, and not each start of a character.
+    replaces_each: bool,
 }
 
 impl Utf8Stream {
-    /// Returns a stream that leaves out a space that comes first, if `drops_space`.
-    pub(crate) fn new(drops_space: bool) -> Self {
-        Self { pending: Vec::new(), drops_space }
+    /// Returns a stream in which each byte that is no UTF-8 becomes U+FFFD, if `replaces_each`.
+    pub(crate) fn new(replaces_each: bool) -> Self {
+        Self { pending: Vec::new(), replaces_each }
     }
 
     /// Returns the text that is complete now that `bytes` have come.
     pub fn push(&mut self, bytes: &[u8]) -> String {
-        let is_dropped = self.drops_space && bytes.first() == Some(&b' ');
-        self.drops_space &= bytes.is_empty();
-        let bytes = if is_dropped { &bytes[1..] } else { bytes };
         self.pending.extend_from_slice(bytes);
         let keep = incomplete_tail(&self.pending);
-        let done = self.pending.len() - keep;
-        let text = String::from_utf8_lossy(&self.pending[..done]).into_owned();
-        self.pending.drain(..done);
-        text
+        self.take(self.pending.len() - keep)
     }
 
     /// Returns what is left: U+FFFD for the start of a character that never ended, or nothing.
     pub fn flush(&mut self) -> String {
-        let text = String::from_utf8_lossy(&self.pending).into_owned();
-        self.pending.clear();
+        self.take(self.pending.len())
+    }
+
+    fn take(&mut self, count: usize) -> String {
+        let bytes = &self.pending[..count];
+        let text = if self.replaces_each {
+            let chunk =
+                |chunk: std::str::Utf8Chunk<'_>| chunk.valid().to_owned() + &"\u{FFFD}".repeat(chunk.invalid().len());
+            bytes.utf8_chunks().map(chunk).collect()
+        } else {
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        self.pending.drain(..count);
         text
     }
 }

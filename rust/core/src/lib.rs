@@ -22,6 +22,7 @@ mod pool;
 pub mod pretokenize;
 pub mod sampler;
 mod search;
+mod sentencepiece;
 mod special;
 mod token_file;
 mod tokenizer;
@@ -29,7 +30,7 @@ pub mod train;
 mod vocab;
 
 pub use batch::{EncodeOptions, Pause};
-pub use decode::Utf8Stream;
+pub use decode::{DecodeStream, Utf8Stream};
 pub use error::{Error, Result};
 pub use normalize::{After, SpacePrefix, Spaces};
 pub use pretokenize::Pretokenizer;

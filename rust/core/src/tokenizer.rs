@@ -1,16 +1,18 @@
 //! The facade: text to ids and back.
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::batch::{EncodeOptions, Pause, room_for_ids};
 use crate::boundaries::Boundaries;
 use crate::cache::DEFAULT_LIMIT;
-use crate::decode::Utf8Stream;
 use crate::encode::{Counter, Encoder, Scratch, Sink};
 use crate::normalize::{After, Normalizer, SPACE, Spaces};
 use crate::pool::Pool;
 use crate::pretokenize::Pretokenizer;
+use crate::sentencepiece::SentencePieceModel;
 use crate::special::{AddedToken, AddedTokens, Part, SpecialSet};
 use crate::vocab::Vocab;
 use crate::{Error, Result};
@@ -49,6 +51,10 @@ pub struct Tokenizer {
     /// Warm scratch memory, one for each thread that was ever in here at the same time as others.
     idle: Pool<Scratch>,
     cache_limit: AtomicUsize,
+    /// What encodes and decodes instead of the vocabulary, where byte-level merging cannot.
+    sentencepiece: Option<Arc<SentencePieceModel>>,
+    /// Whether bytes that are no UTF-8, and spaces that come first, are decoded as SentencePiece does.
+    decodes_as_sentencepiece: bool,
 }
 
 impl Tokenizer {
@@ -74,7 +80,39 @@ impl Tokenizer {
         let (boundaries, idle) = (Boundaries::new(&vocab), Pool::new());
         let cache_limit = AtomicUsize::new(DEFAULT_LIMIT);
         let normalizer = if nfc { Normalizer::Nfc } else { Normalizer::None };
-        Ok(Self { vocab, pretokenizer, added, normalizer, bos, eos, boundaries, idle, cache_limit })
+        Ok(Self {
+            vocab,
+            pretokenizer,
+            added,
+            normalizer,
+            bos,
+            eos,
+            boundaries,
+            idle,
+            cache_limit,
+            sentencepiece: None,
+            decodes_as_sentencepiece: false,
+        })
+    }
+
+    /// Returns the tokenizer that encodes and decodes by this model. It keeps vocabulary and added tokens for look-ups.
+    #[must_use]
+    pub(crate) fn with_sentencepiece(mut self, model: SentencePieceModel) -> Self {
+        self.sentencepiece = Some(Arc::new(model));
+        self.decoding_as_sentencepiece()
+    }
+
+    /// Returns the tokenizer that decodes what is no UTF-8, and spaces that come first, as SentencePiece does.
+    #[must_use]
+    pub(crate) fn decoding_as_sentencepiece(mut self) -> Self {
+        self.decodes_as_sentencepiece = true;
+        self
+    }
+
+    /// Returns the model that this tokenizer encodes by, if byte-level merging cannot express it:
+    /// [`Tokenizer::from_sentencepiece`] makes the same tokenizer of it.
+    pub fn sentencepiece_model(&self) -> Option<&[u8]> {
+        self.sentencepiece.as_deref().map(SentencePieceModel::source)
     }
 
     /// Returns the tokenizer that treats the spaces of a text as SentencePiece does, before it is split.
@@ -215,6 +253,11 @@ impl Tokenizer {
                 (std::str::from_utf8(text).unwrap_or_default(), tail)
             }
         };
+        if let Some(model) = &self.sentencepiece {
+            let mut ids = Vec::new();
+            model.encode(bytes, After::Nothing, Pause::default(), &mut ids)?;
+            return Ok(ids);
+        }
         if self.spaces().is_some() {
             // The byte that is no text becomes a token of its own, so nothing merges across it.
             let mut ids = self.encode_ordinary(text)?;
@@ -242,6 +285,10 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`], and if the text changes when it is normalized, so that no place in it can be named.
     pub fn encode_with_ends(&self, text: &str, allowed: SpecialSet<'_>) -> Result<(Vec<u32>, Vec<usize>)> {
+        if let Some(model) = &self.sentencepiece {
+            let found = self.encode_with_ranges(model, text, allowed)?;
+            return Ok(found.into_iter().map(|(id, range)| (id, range.end)).unzip());
+        }
         let (mut ids, mut ends, mut end) = (Vec::new(), Vec::new(), 0);
         self.added.cut(text, allowed, &mut |part| {
             match part {
@@ -275,6 +322,12 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_with_ends`].
     pub fn encode_with_offsets(&self, text: &str, allowed: SpecialSet<'_>) -> Result<(Vec<u32>, Offsets)> {
+        if let Some(model) = &self.sentencepiece {
+            let found = self.encode_with_ranges(model, text, allowed)?;
+            let characters = character_numbers(text);
+            let number = |(id, range): (u32, Range<usize>)| (id, (characters[range.start], characters[range.end]));
+            return Ok(found.into_iter().map(number).unzip());
+        }
         let (ids, ends) = self.encode_with_ends(text, allowed)?;
         let mut offsets = Vec::with_capacity(ids.len());
         let (mut begin, mut characters) = (0, 0);
@@ -287,6 +340,33 @@ impl Tokenizer {
             begin = end;
         }
         Ok((ids, offsets))
+    }
+
+    /// Returns the ids of `text`, and for each the bytes of `text` that it stands for.
+    fn encode_with_ranges(
+        &self,
+        model: &SentencePieceModel,
+        text: &str,
+        allowed: SpecialSet<'_>,
+    ) -> Result<Vec<(u32, Range<usize>)>> {
+        let (mut found, mut end) = (Vec::new(), 0);
+        self.added.cut(text, allowed, &mut |part| {
+            let begin = end;
+            match part {
+                Part::Ordinary(text) => {
+                    end += text.len();
+                    let after = if begin == 0 { After::Nothing } else { After::Special };
+                    let ranges = model.encode_with_ranges(text.as_bytes(), after)?.into_iter();
+                    found.extend(ranges.map(|(id, range)| (id, begin + range.start..begin + range.end)));
+                }
+                Part::Added(id, text) => {
+                    end += text.len();
+                    found.push((id, begin..end));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// Returns the longest start of `text` that ends where a token and a character end and has at most `max_tokens` ids.
@@ -315,28 +395,14 @@ impl Tokenizer {
         self.added.refuse(text, disallowed)
     }
 
-    /// Returns the bytes of all tokens, one after another; without the space that SentencePiece puts first.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
-    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(ids.len() * 4);
-        for &id in ids {
-            bytes.extend_from_slice(self.id_to_bytes(id)?);
-        }
-        if self.drops_space() && bytes.first() == Some(&b' ') {
-            bytes.remove(0);
-        }
-        Ok(bytes)
+    /// What encodes and decodes instead of the vocabulary, if anything does.
+    pub(crate) fn sentencepiece(&self) -> Option<&SentencePieceModel> {
+        self.sentencepiece.as_deref()
     }
 
-    /// Returns what turns the bytes of tokens into text as they come.
-    pub fn decode_stream(&self) -> Utf8Stream {
-        Utf8Stream::new(self.drops_space())
-    }
-
-    fn drops_space(&self) -> bool {
-        self.spaces().is_some_and(|spaces| spaces.drop_first)
+    /// Whether bytes that are no UTF-8, and spaces that come first, are decoded as SentencePiece does.
+    pub(crate) fn decodes_as_sentencepiece(&self) -> bool {
+        self.decodes_as_sentencepiece
     }
 
     /// Returns the bytes of one token, special or not.
@@ -381,7 +447,10 @@ impl Tokenizer {
         self.added.cut(text, options.allowed, &mut |part| {
             let after = std::mem::replace(&mut after, After::Special);
             match part {
-                Part::Ordinary(text) => encoder.encode(&self.normalizer.apply(text, after), scratch, sink),
+                Part::Ordinary(text) => match &self.sentencepiece {
+                    Some(model) => model.encode(text.as_bytes(), after, options.pause, sink),
+                    None => encoder.encode(&self.normalizer.apply(text, after), scratch, sink),
+                },
                 Part::Added(id, _) => {
                     sink.take(&[id]);
                     Ok(())
@@ -416,8 +485,20 @@ impl Clone for Tokenizer {
             boundaries: Boundaries::new(&self.vocab),
             idle: Pool::new(),
             cache_limit: AtomicUsize::new(self.cache_limit()),
+            sentencepiece: self.sentencepiece.clone(),
+            decodes_as_sentencepiece: self.decodes_as_sentencepiece,
         }
     }
+}
+
+/// Returns for each byte of a text the number of the character that it is part of, and the number of all.
+fn character_numbers(text: &str) -> Vec<usize> {
+    let mut numbers = Vec::with_capacity(text.len() + 1);
+    for (number, character) in text.chars().enumerate() {
+        numbers.resize(numbers.len() + character.len_utf8(), number);
+    }
+    numbers.push(numbers.last().map_or(0, |last| last + 1));
+    numbers
 }
 
 impl fmt::Debug for Tokenizer {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bpe_llama::{Tokenizer, Utf8Stream};
+use bpe_llama::Tokenizer;
 use pyo3::prelude::*;
 
 use crate::arguments::extract_id;
@@ -11,7 +11,7 @@ use crate::error::to_py;
 #[pyclass(frozen, module = "bpe_llama._core")]
 pub(crate) struct DecodeStream {
     tokenizer: Arc<Tokenizer>,
-    state: Mutex<Utf8Stream>,
+    state: Mutex<bpe_llama::DecodeStream>,
 }
 
 impl DecodeStream {
@@ -24,11 +24,11 @@ impl DecodeStream {
 #[pymethods]
 impl DecodeStream {
     fn push(&self, id: &Bound<'_, PyAny>) -> PyResult<String> {
-        let bytes = self.tokenizer.id_to_bytes(extract_id(id)?).map_err(to_py)?;
-        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner).push(bytes))
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tokenizer.decode_next(&mut state, extract_id(id)?).map_err(to_py)
     }
 
     fn flush(&self) -> String {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).flush()
+        self.tokenizer.decode_end(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -180,6 +180,13 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::InvalidArgument`] if a special token is spelt as an ordinary token is in the file.
     pub fn to_huggingface(&self) -> Result<String> {
+        if self.sentencepiece_model().is_some() {
+            return Err(Error::InvalidArgument(
+                "this SentencePiece model cannot be saved as tokenizer.json, which cannot say all it asks for: rules for \
+                 characters, pieces of equal scores, unused pieces, or unknown text without byte fallback; save it as .model"
+                    .to_owned(),
+            ));
+        }
         let to_name = if self.spaces().is_some() { spaces::name_of } else { to_chars };
         let mut entries: Vec<(String, u32)> = match self.spaces() {
             Some(_) => spaces::names(self.vocab())?,

@@ -7,6 +7,7 @@ mod sentencepiece;
 mod spaces;
 mod tiktoken;
 
+pub(crate) use self::sentencepiece::byte_of;
 pub use self::sentencepiece::{Piece, PieceKind};
 
 use std::fs::File;
