@@ -22,8 +22,8 @@ class Tokenizer(_core.Tokenizer):
     """A byte-level BPE tokenizer: a vocabulary, the pattern that splits text, and special tokens.
 
     One loaded from SentencePiece's files encodes as SentencePiece does: merging begins with characters, and unknown
-    ones become bytes. Its tokens hold spaces where SentencePiece writes ``▁``, and decoding leaves out the space that
-    encoding puts first.
+    ones become bytes or the unknown token. Its tokens hold spaces where SentencePiece writes ``▁``, and decoding leaves
+    out the space that encoding puts first.
 
     It is made by one of its class methods, never changes, and can be used from many threads at once. The methods that
     encode and decode are compiled; see their documentation in ``bpe_llama._core``.
@@ -168,7 +168,7 @@ class Tokenizer(_core.Tokenizer):
         """Return the tokenizer in a file or folder, whatever its format.
 
         Args:
-            path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` (Llama 2, Mistral 7B); a ``.tiktoken`` file
+            path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` of the type BPE; a ``.tiktoken`` file
                 or Llama 3's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`; a
                 ``.gguf`` file; or a folder that holds one of them. Content decides, not the name.
 
@@ -287,7 +287,8 @@ class Tokenizer(_core.Tokenizer):
 
         ``.json`` is Hugging Face's ``tokenizer.json``: ``tokenizers`` and ``transformers`` load it and give the same
         ids. ``.tiktoken`` is tiktoken's list of ranks; since it has no place for the pattern and the special tokens,
-        they go into ``<path>.json`` beside it. The file appears whole or not at all.
+        they go into ``<path>.json`` beside it. ``.model`` is SentencePiece's, for a vocabulary that was read from such
+        a file and that ``tokenizer.json`` cannot hold. The file appears whole or not at all.
 
         Raises:
             ValueError: If the suffix is another, or the format cannot hold this vocabulary.
@@ -301,11 +302,18 @@ class Tokenizer(_core.Tokenizer):
 
             self.save_tiktoken(path)
             _published.write_attributes(path, self.pattern, self.special_tokens)
+        elif path.suffix == ".model":
+            self.save_sentencepiece(path)
         else:
-            raise ValueError(f"cannot tell the format from {path.name!r}: expected a name ending in .json or .tiktoken")
+            raise ValueError(
+                f"cannot tell the format from {path.name!r}: expected a name ending in .json, .tiktoken or .model"
+            )
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
-        """Pickle as the text of a tokenizer.json."""
+        """Pickle as the text of a tokenizer.json, or as the SentencePiece model that it cannot hold."""
+        model = self.sentencepiece_model()
+        if model is not None:
+            return _unpickle_model, (type(self), model, self.bos_id, self.eos_id, self.chat_template)
         return _unpickle, (type(self), self.to_huggingface(), self.bos_id, self.eos_id, self.chat_template)
 
     def __repr__(self) -> str:
@@ -458,6 +466,13 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
         if not 0 <= token_id < 2**21:
             raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**21 - 1}")
     return list((special_tokens or {}).items())
+
+
+def _unpickle_model(
+    cls: type[Tokenizer], model: bytes, bos_id: int | None, eos_id: int | None, chat_template: str | None
+) -> Tokenizer:
+    core = _core.Tokenizer.build_from_sentencepiece(model).with_bos_eos(bos_id, eos_id)
+    return cls(core, chat_template=chat_template)
 
 
 def _unpickle(
