@@ -182,9 +182,9 @@ impl SentencePieceModel {
         self.pieces.kind(id)
     }
 
-    /// Returns the id of the control piece with this text.
-    pub(crate) fn control_id(&self, text: &str) -> Option<u32> {
-        self.pieces.id_of(text.as_bytes()).filter(|&id| self.kind(id) == Some(PieceKind::Control))
+    /// Returns the id of the piece with this text, if it is of this kind.
+    pub(crate) fn id_of(&self, text: &str, kind: PieceKind) -> Option<u32> {
+        self.pieces.id_of(text.as_bytes()).filter(|&id| self.kind(id) == Some(kind))
     }
 
     /// Returns all pieces: id, text and kind.

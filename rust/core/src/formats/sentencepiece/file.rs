@@ -30,8 +30,8 @@ struct Trainer {
     whitespace_as_suffix: bool,
     byte_fallback: Option<bool>,
     unknown_surface: Option<String>,
-    /// The names of the pieces that begin and end a text.
-    ends: [Option<String>; 2],
+    /// The names of the pieces that begin a text, end it, fill short rows and stand for unknown text.
+    special_names: [Option<String>; 4],
 }
 
 /// `normalizer_spec`.
@@ -87,12 +87,12 @@ impl<'a> ModelFile<'a> {
         })
     }
 
-    /// Returns the texts of the pieces that begin and end a text.
-    pub(super) fn end_names(&self) -> [String; 2] {
-        let ends = self.trainer.as_ref().map(|trainer| &trainer.ends);
-        std::array::from_fn(|end| {
-            let name = ends.and_then(|ends| ends[end].clone()).filter(|name| !name.is_empty());
-            name.unwrap_or_else(|| ["<s>", "</s>"][end].to_owned())
+    /// Returns the texts of the pieces that begin a text, end it, fill short rows and stand for unknown text.
+    pub(super) fn special_names(&self) -> [String; 4] {
+        let names = self.trainer.as_ref().map(|trainer| &trainer.special_names);
+        std::array::from_fn(|which| {
+            let name = names.and_then(|names| names[which].clone()).filter(|name| !name.is_empty());
+            name.unwrap_or_else(|| ["<s>", "</s>", "<pad>", "<unk>"][which].to_owned())
         })
     }
 
@@ -126,8 +126,10 @@ impl Trainer {
                 (24, Value::Varint(is_set)) => self.whitespace_as_suffix = is_set != 0,
                 (35, Value::Varint(is_set)) => self.byte_fallback = Some(is_set != 0),
                 (44, Value::Bytes(text)) => self.unknown_surface = Some(read_text("trainer_spec.unk_surface", text)?),
-                (46, Value::Bytes(name)) => self.ends[0] = Some(read_text("trainer_spec.bos_piece", name)?),
-                (47, Value::Bytes(name)) => self.ends[1] = Some(read_text("trainer_spec.eos_piece", name)?),
+                (45, Value::Bytes(name)) => self.special_names[3] = Some(read_text("trainer_spec.unk_piece", name)?),
+                (46, Value::Bytes(name)) => self.special_names[0] = Some(read_text("trainer_spec.bos_piece", name)?),
+                (47, Value::Bytes(name)) => self.special_names[1] = Some(read_text("trainer_spec.eos_piece", name)?),
+                (48, Value::Bytes(name)) => self.special_names[2] = Some(read_text("trainer_spec.pad_piece", name)?),
                 _ => {}
             }
             Ok(())

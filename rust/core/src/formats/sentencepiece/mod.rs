@@ -79,9 +79,12 @@ impl Tokenizer {
         if file.is_of_gguf {
             return Self::from_pieces(file.pieces, prefix, collapse);
         }
-        let (is_plain, names) = (file.is_plain(&options), file.end_names());
+        let (is_plain, names) = (file.is_plain(&options), file.special_names());
         let model = SentencePieceModel::new(&file.pieces, options, model.to_vec())?;
-        let [bos, eos] = names.map(|name| model.control_id(&name));
+        let [bos, eos, pad, unknown] = &names;
+        let [bos, eos, _pad] = [bos, eos, pad].map(|name| model.id_of(name, PieceKind::Control));
+        // What fills short rows and what stands for unknown text: no tokenizer keeps these yet.
+        let _unknown = model.id_of(unknown, PieceKind::Unknown);
         let merged = if is_plain { Self::from_merged_pieces(file.pieces, prefix, collapse).ok() } else { None };
         let tokenizer = match merged {
             Some(tokenizer) => tokenizer.decoding_as_sentencepiece(),
