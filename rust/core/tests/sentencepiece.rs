@@ -139,7 +139,8 @@ proptest! {
 
     #[test]
     fn any_bytes_come_back(pieces in vocabulary(), start in text(), tail in prop::collection::vec(any::<u8>(), 0..20)) {
-        prop_assume!(pieces.iter().all(|piece| !matches!(piece.kind, PieceKind::Unused | PieceKind::UserDefined)));
+        let pieces: Vec<Piece> =
+            pieces.into_iter().filter(|piece| !matches!(piece.kind, PieceKind::Unused | PieceKind::UserDefined)).collect();
         let tokenizer = Tokenizer::from_pieces(pieces, true, false).expect("sound");
         let bytes = [start.replace(SPACE, "").as_bytes(), &[0xE2, 0xFF], &tail].concat();
         prop_assume!(!bytes.windows(3).any(|three| three == SPACE.as_bytes()));

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use hashbrown::HashMap;
 
-use super::normalizer::too_long;
+use super::normalizer::{character_len, too_long};
 use super::pieces::{Hashes, Pieces};
 use super::prefix_trie::PrefixTrie;
 use crate::Result;
@@ -37,6 +37,8 @@ pub(super) struct Merges<'a> {
     pub(super) cuts: Cuts,
     /// Whether unused pieces are taken apart again.
     pub(super) splits_unused: bool,
+    /// Whether a byte that is no UTF-8 stands alone, so that it comes back.
+    pub(super) keeps_bytes: bool,
     pub(super) pause: Pause<'a>,
 }
 
@@ -135,7 +137,11 @@ impl Merges<'_> {
         scratch.symbols.clear();
         while at < text.len() {
             let found = self.user_defined.map_or(0, |trie| trie.longest_match(&text[at..]));
-            let length = if found > 0 { found } else { step_len(text[at]).min(text.len() - at) };
+            let length = match found {
+                0 if self.keeps_bytes => character_len(&text[at..]).unwrap_or(1),
+                0 => step_len(text[at]).min(text.len() - at),
+                _ => found,
+            };
             let is_space = found == 0 && text[at..].starts_with(self.space);
             let may_cut = match after_space {
                 Some(false) => is_space && self.cuts.before_spaces,

@@ -69,7 +69,8 @@ pub(crate) enum Rules {
     /// - Unused pieces are like normal ones, but decoded to nothing; so is the unknown piece.
     /// - Zero and minus zero are one score.
     ///
-    /// In llama.cpp merging may even make control pieces; here text never becomes them.
+    /// In llama.cpp merging may even make control pieces; here text never becomes them. Bytes that are no UTF-8 are kept one
+    /// by one here, so that they come back; there such a byte takes in as many as it announces.
     LlamaCpp,
 }
 
@@ -319,6 +320,7 @@ impl SentencePieceModel {
             space: self.normalizer.space(),
             cuts: self.cuts,
             splits_unused: self.has_unused,
+            keeps_bytes: self.normalizer.keeps_bytes,
             pause,
         };
         let mut scratch = self.idle.take().unwrap_or_default();

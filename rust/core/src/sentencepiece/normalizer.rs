@@ -28,7 +28,7 @@ pub(crate) struct Normalizer {
     pub(crate) escape_whitespaces: bool,
     /// The dummy space comes after the text.
     pub(crate) whitespace_as_suffix: bool,
-    /// A byte that is no UTF-8 stays, as in llama.cpp.
+    /// A byte that is no UTF-8 stays.
     pub(crate) keeps_bytes: bool,
 }
 
@@ -156,7 +156,7 @@ impl Normalized {
 
 /// Returns the length of the character that begins `text`, if that is UTF-8.
 #[inline]
-fn character_len(text: &[u8]) -> Option<usize> {
+pub(super) fn character_len(text: &[u8]) -> Option<usize> {
     let length = match text.first()? {
         ..0x80 => return Some(1),
         0xC2..=0xDF => 2,
