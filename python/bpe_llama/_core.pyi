@@ -78,6 +78,9 @@ class Tokenizer:
         """Return a ``tokenizer.json`` for `build_from_huggingface` alone, in which any pattern can be said."""
     def save_huggingface(self, path: _PathLike) -> None: ...
     def save_tiktoken(self, path: _PathLike) -> None: ...
+    def save_sentencepiece(self, path: _PathLike) -> None: ...
+    def sentencepiece_model(self) -> bytes | None:
+        """Return the SentencePiece model that encodes, where byte-level merging cannot express it."""
     def encode(
         self,
         text: str,

@@ -22,8 +22,8 @@ class Tokenizer(_core.Tokenizer):
     """A byte-level BPE tokenizer: a vocabulary, the pattern that splits text, and special tokens.
 
     One loaded from SentencePiece's files encodes as SentencePiece does: merging begins with characters, and unknown
-    ones become bytes. Its tokens hold spaces where SentencePiece writes ``▁``, and decoding leaves out the space that
-    encoding puts first.
+    ones become bytes or the unknown token. Its tokens hold spaces where SentencePiece writes ``▁``, and decoding leaves
+    out the space that encoding puts first.
 
     It is made by one of its class methods, never changes, and can be used from many threads at once. The methods that
     encode and decode are compiled; see their documentation in ``bpe_llama._core``.
@@ -183,7 +183,7 @@ class Tokenizer(_core.Tokenizer):
         """Return the tokenizer in a file or folder, whatever its format.
 
         Args:
-            path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` (Llama 2, Mistral 7B); a ``.tiktoken`` file
+            path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` of the type BPE; a ``.tiktoken`` file
                 or Llama 3's or 4's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`;
                 Mistral's ``tekken.json``; a ``vocab.json`` or ``merges.txt`` with the other beside it; a ``.gguf``
                 file; or a folder that holds one of them. Content decides, not the name.
@@ -314,7 +314,9 @@ class Tokenizer(_core.Tokenizer):
         ids. Under that very name, or where ``path`` is a folder, a ``tokenizer_config.json`` and the chat templates are
         written beside it, from which ``transformers`` and :meth:`from_file` read the same ends and special tokens;
         another name holds the tokenizer alone. ``.tiktoken`` is tiktoken's list of ranks; since it has no place for the
-        pattern and the special tokens, they go into ``<path>.json`` beside it. Each file appears whole or not at all.
+        pattern and the special tokens, they go into ``<path>.json`` beside it. ``.model`` is SentencePiece's, for a
+        vocabulary that was read from such a file and that ``tokenizer.json`` cannot hold. Each file appears whole or
+        not at all.
 
         Raises:
             ValueError: If the suffix is another, or the format cannot hold this vocabulary.
@@ -334,20 +336,22 @@ class Tokenizer(_core.Tokenizer):
 
             self.save_tiktoken(path)
             _published.write_attributes(path, self.pattern, self.special_tokens)
+        elif path.suffix == ".model":
+            self.save_sentencepiece(path)
         elif not path.suffix or path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
             self.save(path / "tokenizer.json")
         else:
             raise ValueError(
-                f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json or .tiktoken"
+                f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json, .tiktoken or .model"
             )
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
-        """Pickle as the text of a tokenizer.json."""
+        """Pickle as the text of a tokenizer.json, or as the SentencePiece model that it cannot hold."""
         from bpe_llama import _loading
 
         beside = {"chat_template": self.chat_template, "roles": self._roles, "settings": self._settings}
-        return _unpickle, (type(self), self.to_own_json(), _loading.ends_of(self), beside)
+        return _unpickle, (type(self), self.sentencepiece_model() or self.to_own_json().encode(), _loading.ends_of(self), beside)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -689,7 +693,8 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
 
 
 def _unpickle(
-    cls: type[Tokenizer], text: str, ends: tuple[int | None, int | None, int | None, int | None], beside: dict[str, Any]
+    cls: type[Tokenizer], file: bytes, ends: tuple[int | None, int | None, int | None, int | None], beside: dict[str, Any]
 ) -> Tokenizer:
-    core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
-    return cls(core, **beside)
+    is_json = file.startswith(b"{")
+    build = _core.Tokenizer.build_from_huggingface if is_json else _core.Tokenizer.build_from_sentencepiece
+    return cls(build(file).with_ends(*ends), **beside)

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,10 +135,7 @@ def test_ids_equal_sentencepieces(
 def test_texts_equal_sentencepieces(
     ours: Tokenizer, theirs: sentencepiece.SentencePieceProcessor, texts: dict[str, str]
 ) -> None:
-    collapses = theirs.encode("a  b") == theirs.encode("a b")
     for text in samples(texts):
-        if collapses and "▁" in text:
-            continue  # one space of a literal ▁ at the start is dropped here, all of them there
         ids = theirs.encode(text)
         decoded = theirs.decode(ids)
         assert ours.decode(ids) == decoded
@@ -197,8 +195,17 @@ def test_gguf_gives_the_same_ids(
     writer.close()
     loaded = Tokenizer.from_file(tmp_path / "m.gguf")
     assert (loaded.bos_id, loaded.eos_id, loaded.vocab_size) == (ours.bos_id, ours.eos_id, ours.vocab_size)
+    # llama.cpp takes user-defined symbols out of the text first, and what follows one is a text of its own.
+    symbols = sorted((piece.piece for piece in model.pieces if piece.type == 4), key=len, reverse=True)
+    found = re.compile("|".join(map(re.escape, symbols)) or r"(?!)")
     for text in samples(texts):
-        assert loaded.encode(text) == ours.encode(text)
+        expected, done = [], 0
+        for match in [*found.finditer(text), None]:
+            expected += theirs.encode(text[done : match.start() if match else len(text)])
+            if match:
+                expected.append(theirs.piece_to_id(match.group()))
+                done = match.end()
+        assert loaded.encode(text) == expected, repr(text[:80])
 
 
 def _old_layout(folder: Path) -> None:

@@ -109,8 +109,11 @@ def test_special_tokens_come_of_text_only_where_allowed(tok: Tokenizer) -> None:
 
 @pytest.mark.parametrize("collapse", [0, 1])
 @pytest.mark.parametrize("gaps", [" |", "| ", " | ", "  |", "|"])
-def test_parts_of_a_conversation_are_encoded_as_the_whole(tmp_path: Path, collapse: int, gaps: str) -> None:
-    tok = Tokenizer.from_file(save(tmp_path, model(PIECES, normalizer=field(4, collapse))))
+@pytest.mark.parametrize("more", [[], [("yz", -1.0, NORMAL)]], ids=["merged", "by the model"])
+def test_parts_of_a_conversation_are_encoded_as_the_whole(
+    tmp_path: Path, collapse: int, gaps: str, more: list[Piece]
+) -> None:
+    tok = Tokenizer.from_file(save(tmp_path, model(PIECES + more, normalizer=field(4, collapse))))
     before, after = gaps.split("|")
     tok.chat_template = (
         f"{{% for m in messages %}}{{% if m.role == 'user' %}}He {{{{ m.content }}}} ll{before}"
@@ -265,14 +268,13 @@ def test_added_tokens_of_spaces_come_of_merges(tok: Tokenizer, tmp_path: Path) -
     ("content", "message"),
     [
         (model(PIECES, kind=1), r"model of type 1 \(Unigram\)"),
-        (model(PIECES, trainer=field(24, 1)), "spaces at the end of words"),
-        (model(PIECES, normalizer=field(2, b"\1\0\0\0")), "normalizer with character rules"),
-        (model(PIECES, normalizer=field(5, 0)), "leaves spaces as they are"),
-        (model(PIECES) + field(5, field(2, b"x")), "a denormalizer"),
-        (model(piece for piece in PIECES if piece[2] != BYTE), "has 0 of 256 bytes"),
-        (model([*PIECES, ("y", 0.0, UNUSED)]), "unused piece 'y'|unused piece \"y\""),
+        (model(PIECES, normalizer=field(2, b"\1\0\0\0")), "normalizer_spec: precompiled_charsmap is damaged"),
+        (model(PIECES) + field(5, field(2, b"x")), "denormalizer_spec: precompiled_charsmap is damaged"),
+        (model(PIECES, normalizer=field(2, b"\0\4\0\0" + bytes(1025))), "unit 0 of its trie leads nowhere"),
+        (model(PIECES, trainer=field(35, 0)), r"byte_fallback is not set"),
+        (model(PIECES[:100], trainer=field(35, 1)), r"byte_fallback.* has 97 of 256 bytes"),
+        (model(piece for piece in PIECES if piece[2] not in (BYTE, UNKNOWN)), "no piece is of the type unknown"),
         (model([*PIECES, ("y", 0.0, 9)]), "type 9"),
-        (model([*PIECES, ("yz", -1.0, NORMAL)]), "share the score -1"),
         (model([*PIECES, ("the", -999.0, NORMAL), ("the", -998.0, NORMAL)]), "two ids"),
         (field(1, field(1, b"\xff\xfe")) + model(PIECES), "piece 0 is no UTF-8"),
         (model(PIECES)[:-3], "announced"),
@@ -287,6 +289,25 @@ def test_what_cannot_be_read_is_refused(content: bytes, message: str, tmp_path: 
     with pytest.raises(ValueError, match=message) as error:
         Tokenizer.from_file(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "tokens"),
+    [
+        (model(PIECES, trainer=field(24, 1)), "the", [b"t", b"he", b" "]),
+        (model(PIECES, normalizer=field(5, 0)), "a he", [b" ", b"a", b" ", b"he"]),
+        (model(p for p in PIECES if p[2] != BYTE), "the里里 é", [b" the", b"<unk>", b" ", "é".encode()]),
+        (model([*PIECES, ("▁the!", 0.0, UNUSED)]), "the!", [b" the", b"!"]),
+        (model([*PIECES, ("yz", -1.0, NORMAL)]), "yzhe", [b" ", b"yz", b"he"]),
+    ],
+    ids=["suffix", "plain spaces", "no bytes", "unused", "equal scores"],
+)
+def test_what_byte_level_merging_cannot_express(content: bytes, text: str, tokens: list[bytes], tmp_path: Path) -> None:
+    tok = Tokenizer.from_file(save(tmp_path, content))
+    assert tok.tokenize(text) == tokens
+    assert tok.sentencepiece_model() == content
+    assert (tok.bos_id, tok.eos_id) == (tok.special_tokens["<s>"], tok.special_tokens["</s>"])
+    assert pickle.loads(pickle.dumps(tok)).tokenize(text) == tokens
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 //! Ids to bytes, and ids to text as they come.
 
+use std::borrow::Cow;
+
+use crate::sentencepiece::Decoding;
 use crate::{Error, Result, Tokenizer};
 
 impl Tokenizer {
@@ -21,17 +24,44 @@ impl Tokenizer {
         if let Some(pipeline) = self.pipeline.as_ref().filter(|pipeline| !pipeline.decodes_bytes()) {
             return Ok(pipeline.decode(ids, &self.added, skip_special)?.into_bytes());
         }
+        if let Some(model) = self.sentencepiece() {
+            return model.decode(&self.kept(ids, skip_special), false);
+        }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
+        let mut at_start = self.drops_space();
         for &id in ids {
             let token = self.id_to_bytes(id)?;
             if !(skip_special && self.is_special(id)) {
-                bytes.extend_from_slice(token);
+                bytes.extend_from_slice(if at_start {
+                    self.without_first_space(id, token, &mut at_start)
+                } else {
+                    token
+                });
             }
         }
-        if self.drops_space() && bytes.first() == Some(&b' ') {
-            bytes.remove(0);
-        }
         Ok(bytes)
+    }
+
+    /// Returns the text of tokens, in which bytes that are no UTF-8 are U+FFFD: SentencePiece's vocabularies put one for
+    /// each byte, others one for each start of a character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_lossy(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let bytes = match self.sentencepiece() {
+            Some(model) => model.decode(&self.kept(ids, skip_special), true)?,
+            None => self.decode(ids, skip_special)?,
+        };
+        let mut stream = Utf8Stream::new(self.decodes_as_sentencepiece());
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(text),
+            Err(error) => Ok(stream.push(error.as_bytes()) + &stream.flush()),
+        }
+    }
+
+    /// Returns the ids without those of special tokens, if they are to be left out.
+    fn kept<'i>(&self, ids: &'i [u32], skip_special: bool) -> Cow<'i, [u32]> {
+        if skip_special { ids.iter().copied().filter(|&id| !self.is_special(id)).collect() } else { Cow::Borrowed(ids) }
     }
 
     /// Returns whether decoding is no more than putting the bytes of tokens together.
@@ -41,12 +71,31 @@ impl Tokenizer {
 
     /// Returns what turns ids into text as they come, special tokens left out if `skip_special`.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream {
-        let way = if self.decodes_bytes() {
-            Way::Bytes(Utf8Stream::new(self.drops_space()))
-        } else {
+        let utf8 = Utf8Stream::new(self.decodes_as_sentencepiece());
+        let way = if !self.decodes_bytes() {
             Way::Window(Window::default())
+        } else if self.sentencepiece().is_some() {
+            Way::Model(utf8, Decoding::new(true))
+        } else {
+            Way::Bytes { utf8, at_start: self.drops_space() }
         };
         DecodeStream { way, skip_special }
+    }
+
+    /// Returns a token that begins a text as it is decoded, and whether the next one still does.
+    ///
+    /// # Source
+    /// `SentencePieceProcessor::DecodeOptimized` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3: where
+    /// spaces collapse each token loses one until there is text; a byte's piece is no space.
+    fn without_first_space<'t>(&self, id: u32, token: &'t [u8], at_start: &mut bool) -> &'t [u8] {
+        let is_byte = || self.vocab().byte_fallback().is_some_and(|bytes| bytes.contains(&id));
+        let token = match token {
+            [b' ', rest @ ..] if !(self.decodes_as_sentencepiece() && is_byte()) => rest,
+            _ => token,
+        };
+        let collapses = self.spaces().is_some_and(|spaces| spaces.collapse);
+        *at_start = self.decodes_as_sentencepiece() && collapses && token.is_empty();
+        token
     }
 
     fn drops_space(&self) -> bool {
@@ -55,6 +104,8 @@ impl Tokenizer {
 }
 
 /// Turns ids into text one at a time, holding back what is not yet a whole character.
+///
+/// The parts put together are [`Tokenizer::decode_lossy`] of all ids.
 #[derive(Debug, Clone)]
 pub struct DecodeStream {
     way: Way,
@@ -63,7 +114,14 @@ pub struct DecodeStream {
 
 #[derive(Debug, Clone)]
 enum Way {
-    Bytes(Utf8Stream),
+    Bytes {
+        utf8: Utf8Stream,
+        /// Whether a space that begins the next token is left out.
+        at_start: bool,
+    },
+    /// A SentencePiece model decodes itself.
+    Model(Utf8Stream, Decoding),
+    /// The decoder of a `tokenizer.json` looks at neighbours.
     Window(Window),
 }
 
@@ -82,19 +140,29 @@ impl DecodeStream {
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
+        let is_left_out = self.skip_special && tokenizer.is_special(id);
         match &mut self.way {
-            Way::Bytes(stream) => {
-                let bytes = tokenizer.id_to_bytes(id)?;
-                Ok(if self.skip_special && tokenizer.is_special(id) { String::new() } else { stream.push(bytes) })
-            }
             Way::Window(window) => window.push(tokenizer, id, self.skip_special),
+            _ if is_left_out => Ok(String::new()),
+            Way::Bytes { utf8, at_start } => {
+                let token = tokenizer.id_to_bytes(id)?;
+                Ok(utf8.push(if *at_start { tokenizer.without_first_space(id, token, at_start) } else { token }))
+            }
+            Way::Model(utf8, decoding) => match tokenizer.sentencepiece() {
+                Some(model) => Ok(utf8.push(&model.decode_next(decoding, id)?)),
+                None => Ok(String::new()),
+            },
         }
     }
 
-    /// Returns what was held back.
+    /// Returns the text that is left when no more ids come: U+FFFD for a character that never ended, or nothing.
     pub fn flush(&mut self, tokenizer: &Tokenizer) -> String {
         match &mut self.way {
-            Way::Bytes(stream) => stream.flush(),
+            Way::Bytes { utf8, .. } => utf8.flush(),
+            Way::Model(utf8, decoding) => {
+                let rest = tokenizer.sentencepiece().map(|model| model.decode_end(decoding)).unwrap_or_default();
+                utf8.push(&rest) + &utf8.flush()
+            }
             Way::Window(window) => {
                 let window = std::mem::take(window);
                 let text = tokenizer.decode_text(&window.ids, self.skip_special).unwrap_or_default();
@@ -142,33 +210,38 @@ impl Tokenizer {
 #[derive(Debug, Default, Clone)]
 pub struct Utf8Stream {
     pending: Vec<u8>,
-    /// Whether a space that comes first is left out.
-    drops_space: bool,
+    /// Whether each byte that is no UTF-8 becomes U+FFFD, as in SentencePiece, and not each start of a character.
+    replaces_each: bool,
 }
 
 impl Utf8Stream {
-    /// Returns a stream that leaves out a space that comes first, if `drops_space`.
-    pub(crate) fn new(drops_space: bool) -> Self {
-        Self { pending: Vec::new(), drops_space }
+    /// Returns a stream in which each byte that is no UTF-8 becomes U+FFFD, if `replaces_each`.
+    pub(crate) fn new(replaces_each: bool) -> Self {
+        Self { pending: Vec::new(), replaces_each }
     }
 
     /// Returns the text that is complete now that `bytes` have come.
     pub fn push(&mut self, bytes: &[u8]) -> String {
-        let is_dropped = self.drops_space && bytes.first() == Some(&b' ');
-        self.drops_space &= bytes.is_empty();
-        let bytes = if is_dropped { &bytes[1..] } else { bytes };
         self.pending.extend_from_slice(bytes);
         let keep = incomplete_tail(&self.pending);
-        let done = self.pending.len() - keep;
-        let text = String::from_utf8_lossy(&self.pending[..done]).into_owned();
-        self.pending.drain(..done);
-        text
+        self.take(self.pending.len() - keep)
     }
 
     /// Returns what is left: U+FFFD for the start of a character that never ended, or nothing.
     pub fn flush(&mut self) -> String {
-        let text = String::from_utf8_lossy(&self.pending).into_owned();
-        self.pending.clear();
+        self.take(self.pending.len())
+    }
+
+    fn take(&mut self, count: usize) -> String {
+        let bytes = &self.pending[..count];
+        let text = if self.replaces_each {
+            let chunk =
+                |chunk: std::str::Utf8Chunk<'_>| chunk.valid().to_owned() + &"\u{FFFD}".repeat(chunk.invalid().len());
+            bytes.utf8_chunks().map(chunk).collect()
+        } else {
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        self.pending.drain(..count);
         text
     }
 }

@@ -26,6 +26,7 @@ mod pool;
 pub mod pretokenize;
 pub mod sampler;
 mod search;
+mod sentencepiece;
 mod special;
 mod token_file;
 mod tokenizer;

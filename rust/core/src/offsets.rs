@@ -28,6 +28,17 @@ impl Tokenizer {
                 return Ok(());
             }
             let after = if start == 0 { After::Nothing } else { After::Special };
+            if let Some(model) = self.sentencepiece() {
+                let ranges = model.encode_with_ranges(text[start..end].as_bytes(), after)?.into_iter();
+                let token = |(id, range): (u32, std::ops::Range<usize>)| Token {
+                    id,
+                    start: start + range.start,
+                    end: start + range.end,
+                    spaces: (0, 0),
+                };
+                tokens.extend(ranges.map(token));
+                return Ok(());
+            }
             let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after)?;
             self.added.cut_normalized(&normal.text, allowed, &mut |part| {
                 let (stretch, spans) = (&normal.text[part.bytes.clone()], &normal.spans[part.bytes]);

@@ -14,6 +14,7 @@ use crate::pipeline::components::{PostProcessor, TemplateText};
 use crate::pipeline::{Components, Item, Pipeline, Template};
 use crate::pool::Pool;
 use crate::pretokenize::Pretokenizer;
+use crate::sentencepiece::SentencePieceModel;
 use crate::special::{AddedToken, AddedTokens, SpecialSet};
 use crate::vocab::Vocab;
 use crate::{Error, Result};
@@ -68,6 +69,10 @@ pub struct Tokenizer {
     pub(crate) spelt: OnceLock<Arc<Pipeline>>,
     /// Why the pipeline encodes too, if it does: the part of the file that no faster way is known for.
     general_because: Option<String>,
+    /// What encodes and decodes instead of the vocabulary, where byte-level merging cannot say a SentencePiece model.
+    sentencepiece: Option<Arc<SentencePieceModel>>,
+    /// Whether bytes that are no UTF-8, and spaces that come first, are decoded as SentencePiece does.
+    decodes_as_sentencepiece: bool,
     boundaries: Boundaries,
     /// Warm scratch memory, one for each thread that was ever in here at the same time as others.
     idle: Pool<Scratch>,
@@ -118,6 +123,8 @@ impl Tokenizer {
             pipeline: None,
             spelt: OnceLock::new(),
             general_because: None,
+            sentencepiece: None,
+            decodes_as_sentencepiece: false,
             idle: Pool::new(),
             cache_limit: AtomicUsize::new(DEFAULT_LIMIT),
         }
@@ -130,6 +137,36 @@ impl Tokenizer {
         tokenizer.pipeline = Some(Arc::new(pipeline));
         tokenizer.general_because = Some(because);
         Ok(tokenizer)
+    }
+
+    /// Returns the tokenizer that encodes and decodes by this model. It keeps vocabulary and added tokens for look-ups.
+    #[must_use]
+    pub(crate) fn with_sentencepiece(mut self, model: SentencePieceModel) -> Self {
+        self.sentencepiece = Some(Arc::new(model));
+        self.decoding_as_sentencepiece()
+    }
+
+    /// Returns the tokenizer that decodes what is no UTF-8, and spaces that come first, as SentencePiece does.
+    #[must_use]
+    pub(crate) fn decoding_as_sentencepiece(mut self) -> Self {
+        self.decodes_as_sentencepiece = true;
+        self
+    }
+
+    /// Returns the model that this tokenizer encodes by, if byte-level merging cannot express it:
+    /// [`Tokenizer::from_sentencepiece`] makes the same tokenizer of it.
+    pub fn sentencepiece_model(&self) -> Option<&[u8]> {
+        self.sentencepiece.as_deref().map(SentencePieceModel::source)
+    }
+
+    /// What encodes and decodes instead of the vocabulary, if anything does.
+    pub(crate) fn sentencepiece(&self) -> Option<&SentencePieceModel> {
+        self.sentencepiece.as_deref()
+    }
+
+    /// Whether bytes that are no UTF-8, and spaces that come first, are decoded as SentencePiece does.
+    pub(crate) fn decodes_as_sentencepiece(&self) -> bool {
+        self.decodes_as_sentencepiece
     }
 
     /// Returns whether added tokens may be looked for in normalized text: not where SentencePiece normalizes.
@@ -410,6 +447,11 @@ impl Tokenizer {
                 text.len()
             )));
         }
+        if let Some(model) = &self.sentencepiece {
+            let mut ids = Vec::new();
+            model.encode(bytes, After::Nothing, Pause::default(), &mut ids)?;
+            return Ok(ids);
+        }
         if self.spaces().is_some() {
             // The byte that is no text becomes a token of its own, so nothing merges across it.
             let mut ids = self.encode_ordinary(text)?;
@@ -473,7 +515,8 @@ impl Tokenizer {
 
     /// Returns whether a text may be cut at the splitter's safe places and its parts encoded alone.
     pub(crate) fn is_cut_safe(&self, allowed: SpecialSet<'_>) -> bool {
-        self.normalizer == Normalizer::None && self.general_because.is_none() && self.added.finds_none(allowed)
+        let is_plain = self.normalizer == Normalizer::None && self.general_because.is_none();
+        is_plain && self.sentencepiece.is_none() && self.added.finds_none(allowed)
     }
 
     fn run<S: Sink>(
@@ -498,6 +541,9 @@ impl Tokenizer {
             if let Some(id) = part.added {
                 sink.take(&[id]);
                 return Ok(());
+            }
+            if let Some(model) = &self.sentencepiece {
+                return model.encode(text[part.bytes].as_bytes(), after, options.pause, sink);
             }
             let normal = self.normalizer.apply(&text[part.bytes], after);
             self.added.cut_normalized(&normal, options.allowed, &mut |part| {
@@ -538,6 +584,8 @@ impl Clone for Tokenizer {
             pipeline: self.pipeline.clone(),
             spelt: self.spelt.clone(),
             general_because: self.general_because.clone(),
+            sentencepiece: self.sentencepiece.clone(),
+            decodes_as_sentencepiece: self.decodes_as_sentencepiece,
             boundaries: Boundaries::new(&self.vocab),
             idle: Pool::new(),
             cache_limit: AtomicUsize::new(self.cache_limit()),

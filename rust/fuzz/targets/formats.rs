@@ -40,10 +40,27 @@ pub(crate) fn tokenizer_json(input: &[u8]) {
     }
 }
 
-/// A `tokenizer.model`: as a `tokenizer.json`.
+/// A `tokenizer.model`: as a `tokenizer.json`; one that encodes by its own steps is the same when loaded again, and its
+/// places lie in the text.
 pub(crate) fn sentencepiece_model(input: &[u8]) {
-    if let Ok(tokenizer) = Tokenizer::from_sentencepiece(input) {
-        check_tokenizer(&tokenizer);
+    let Ok(tokenizer) = Tokenizer::from_sentencepiece(input) else { return };
+    let Some(model) = tokenizer.sentencepiece_model() else { return check_tokenizer(&tokenizer) };
+    let again = Tokenizer::from_sentencepiece(model).expect("what was loaded");
+    for text in TEXTS {
+        for allowed in [SpecialSet::None, SpecialSet::All] {
+            let ids = tokenizer.encode(text, allowed).expect("any text");
+            assert_eq!(again.encode(text, allowed).expect("as before"), ids);
+            let (same, offsets) = tokenizer.encode_with_offsets(text, allowed).expect("any text");
+            assert_eq!(same, ids);
+            assert!(offsets.iter().all(|&(begin, end)| begin <= end && end <= text.chars().count()));
+            let mut stream = tokenizer.decode_stream();
+            let mut decoded = String::new();
+            for &id in &ids {
+                decoded += &tokenizer.decode_next(&mut stream, id).expect("known ids");
+            }
+            decoded += &tokenizer.decode_end(&mut stream);
+            assert_eq!(decoded, tokenizer.decode_lossy(&ids).expect("known ids"));
+        }
     }
 }
 

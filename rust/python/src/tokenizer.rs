@@ -132,6 +132,10 @@ impl PyTokenizer {
         errors: &str,
         skip: bool,
     ) -> PyResult<Bound<'py, PyString>> {
+        if errors == "replace" {
+            let text = detached(py, ids.len() * 4, || self.inner.decode_lossy(ids, skip)).map_err(to_py)?;
+            return Ok(PyString::new(py, &text));
+        }
         let bytes = detached(py, ids.len() * 4, || self.inner.decode(ids, skip)).map_err(to_py)?;
         if let Ok(text) = std::str::from_utf8(&bytes) {
             return Ok(PyString::new(py, text));
@@ -213,6 +217,15 @@ impl PyTokenizer {
     #[staticmethod]
     fn build_from_sentencepiece(py: Python<'_>, model: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_sentencepiece(model)).map(Self::new).map_err(to_py)
+    }
+
+    fn save_sentencepiece(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        let save = || write_atomically(&path, self.inner.to_sentencepiece()?);
+        py.detach(save).map_err(to_py)
+    }
+
+    fn sentencepiece_model<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        self.inner.sentencepiece_model().map(|model| PyBytes::new(py, model))
     }
 
     #[staticmethod]

@@ -6,6 +6,7 @@ mod sentencepiece;
 mod tiktoken;
 
 pub(crate) use self::huggingface::pipeline_of;
+pub(crate) use self::sentencepiece::byte_of;
 pub use self::sentencepiece::{Piece, PieceKind};
 
 use std::fs::File;

@@ -39,6 +39,9 @@ impl<'a> Fields<'a> {
         }
         let begin = self.at;
         let tag = self.varint()?;
+        if !(1..1 << 29).contains(&(tag >> 3)) {
+            return Err(Error::Format(format!("byte {begin}: a field of number {}; expected 1 to 2^29 - 1", tag >> 3)));
+        }
         let value = match tag & 7 {
             0 => Value::Varint(self.varint()?),
             1 => Value::Fixed64(u64::from_le_bytes(self.array()?)),
@@ -85,9 +88,43 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A message that is being written.
+#[derive(Debug, Default)]
+pub(super) struct Message(Vec<u8>);
+
+impl Message {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn varint(&mut self, field: u64, value: u64) {
+        self.number(field << 3);
+        self.number(value);
+    }
+
+    pub(super) fn fixed32(&mut self, field: u64, value: u32) {
+        self.number(field << 3 | 5);
+        self.0.extend(value.to_le_bytes());
+    }
+
+    pub(super) fn bytes(&mut self, field: u64, value: &[u8]) {
+        self.number(field << 3 | 2);
+        self.number(value.len() as u64);
+        self.0.extend_from_slice(value);
+    }
+
+    fn number(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Fields, Value};
+    use super::{Fields, Message, Value};
     use proptest::prelude::*;
 
     #[test]
@@ -120,6 +157,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_written_is_read(number in 1u64..1 << 29, value: u64, bits: u32, text in ".*") {
+            let mut message = Message::default();
+            message.varint(number, value);
+            message.fixed32(number, bits);
+            message.bytes(number, text.as_bytes());
+            let mut fields = Fields::new(message.as_bytes());
+            for value in [Value::Varint(value), Value::Fixed32(bits), Value::Bytes(text.as_bytes())] {
+                prop_assert_eq!(fields.next_field().expect("whole"), Some((number, value)));
+            }
+            prop_assert_eq!(fields.next_field().expect("the end"), None);
+        }
+
         #[test]
         fn any_bytes_end_in_fields_or_an_error(message in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut fields = Fields::new(&message);

@@ -9,7 +9,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::Vocab;
+use super::{NO_ID, Vocab};
 use crate::merge::Merger;
 use crate::pairs::ID_BOUND;
 use crate::{Error, Result};
@@ -91,6 +91,16 @@ impl Vocab {
         for (index, pair) in merges.into_iter().enumerate() {
             vocab.push_merge(pair, index)?;
         }
+        Ok(vocab)
+    }
+
+    /// Returns the vocabulary of a SentencePiece model that encodes by itself: ids and bytes, without merges.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] as [`Vocab::from_ranks`].
+    pub(crate) fn of_model_pieces(tokens: Vec<(Vec<u8>, u32)>, is_silent: impl Fn(u32) -> bool) -> Result<Self> {
+        let mut vocab = Self::from_tokens(tokens, is_silent)?;
+        vocab.byte_fallback = Some(Box::new([NO_ID; 256]));
         Ok(vocab)
     }
 

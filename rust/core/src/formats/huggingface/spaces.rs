@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use hashbrown::{HashMap, HashSet};
 use serde_json::{Value, json};
 
-use super::super::sentencepiece::byte_of;
 use super::Merge;
 use super::read::Parsed;
+use crate::formats::byte_of;
 use crate::normalize::SPACE;
 use crate::pipeline::Components;
 use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};

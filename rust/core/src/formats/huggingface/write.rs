@@ -46,6 +46,13 @@ impl Tokenizer {
     }
 
     fn write(&self, is_own: bool) -> Result<String> {
+        if self.sentencepiece_model().is_some() {
+            return Err(Error::InvalidArgument(
+                "this SentencePiece model cannot be saved as tokenizer.json, which cannot say all it asks for: rules for \
+                 characters, pieces of equal scores, unused pieces, or unknown text without byte fallback; save it as .model"
+                    .to_owned(),
+            ));
+        }
         let components = match &self.components {
             Some(components) => (**components).clone(),
             None => self.describe(is_own)?,

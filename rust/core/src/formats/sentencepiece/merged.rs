@@ -1,0 +1,115 @@
+//! SentencePiece pieces as a vocabulary for byte-level merging.
+
+use super::{Piece, PieceKind, byte_of};
+use crate::formats::huggingface::spaces::{require_space, split_apart, words_or_whole};
+use crate::normalize::SPACE;
+use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
+
+impl Tokenizer {
+    /// Returns the tokenizer of a SentencePiece vocabulary as byte-level merging expresses it.
+    ///
+    /// Control and unknown pieces are special tokens. `prefix` puts a space before a text, `collapse` removes spaces at
+    /// both ends and makes several in a row one.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if one of the 256 bytes has no piece, or two pieces are merged at the same score, so that the
+    /// order of the text would decide. Runs of one character may share a score: there the longer comes first, which
+    /// gives the same ids.
+    pub(super) fn from_merged_pieces(pieces: Vec<Piece>, prefix: bool, collapse: bool) -> Result<Self> {
+        let mut normal = Vec::new();
+        let (mut sorted, mut added, mut bytes) = (Pieces::default(), Vec::new(), [None; 256]);
+        for (piece, id) in pieces.into_iter().zip(0u32..) {
+            let Piece { text, score, kind } = piece;
+            if text.is_empty() {
+                return Err(Error::Format(format!("piece {id} is empty")));
+            }
+            let spaced = text.replace(SPACE, " ").into_bytes();
+            match kind {
+                // A space is written `▁` before pieces are looked for: what holds a plain one cannot be found.
+                PieceKind::Normal | PieceKind::UserDefined if text.contains(' ') => sorted.silent.push((spaced, id)),
+                PieceKind::Normal => normal.push((spaced, id, score)),
+                PieceKind::UserDefined => sorted.whole.push((spaced, id)),
+                PieceKind::Unused => sorted.silent.push((spaced, id)),
+                PieceKind::Unknown | PieceKind::Control => added.push(AddedToken::special(text, id)),
+                PieceKind::Byte => {
+                    let byte = byte_of(&text).ok_or_else(|| {
+                        Error::Format(format!(
+                            "piece {id} stands for a byte, but is {text:?}; expected such as \"<0x0A>\""
+                        ))
+                    })?;
+                    if bytes[usize::from(byte)].replace(id).is_some() {
+                        return Err(Error::Format(format!("two pieces are {text:?}")));
+                    }
+                }
+            }
+        }
+        sorted.bytes = bytes.into_iter().flatten().collect();
+        if sorted.bytes.len() < 256 {
+            return Err(unsupported(&format!(
+                "a vocabulary without byte fallback (it has {} of 256 bytes), in which unknown characters would be lost,",
+                sorted.bytes.len()
+            )));
+        }
+        sorted.merged = in_order(normal)?;
+        require_space(&sorted)?;
+        let pretokenizer = pretokenizer_of(&sorted)?;
+        let vocab = Vocab::from_pieces(&sorted)?;
+        let prefix_kind = if prefix { SpacePrefix::Always } else { SpacePrefix::Never };
+        let spaces = Spaces { prefix: prefix_kind, collapse, drop_first: prefix || collapse };
+        Ok(Self::new(vocab, pretokenizer, added, false)?.with_spaces(spaces))
+    }
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::Format(format!("{what} is not supported in a SentencePiece vocabulary"))
+}
+
+/// Returns the pieces by falling score.
+fn in_order(mut pieces: Vec<(Vec<u8>, u32, f32)>) -> Result<Vec<(Vec<u8>, u32)>> {
+    if let Some((_, id, score)) = pieces.iter().find(|(.., score)| score.is_nan()) {
+        return Err(Error::Format(format!("piece {id} has the score {score}")));
+    }
+    pieces.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.0.len().cmp(&a.0.len())));
+    let several: Vec<_> = pieces.iter().filter(|(bytes, ..)| char_count(bytes) > 1).collect();
+    let mut known = None;
+    for pair in several.windows(2) {
+        let [(a, _, score), (b, _, other)] = pair else { continue };
+        let run = run_of(a);
+        if score.total_cmp(other).is_ne() || (run.is_some() && run == known && run == run_of(b)) {
+            continue;
+        }
+        // From left to right, runs of one character grow alike whether of equal scores the leftmost comes first or the
+        // longest: all pairs further right are of single characters. But for that no run may have another score.
+        let is_alone =
+            |(bytes, _, score): &&(Vec<u8>, u32, f32)| run_of(bytes) != run || score.total_cmp(other).is_eq();
+        if run.is_none() || run != run_of(b) || !several.iter().all(is_alone) {
+            let [a, b] = [a, b].map(|bytes| String::from_utf8_lossy(bytes));
+            return Err(unsupported(&format!("that the pieces {a:?} and {b:?} share the score {score}")));
+        }
+        known = run;
+    }
+    Ok(pieces.into_iter().map(|(bytes, id, _)| (bytes, id)).collect())
+}
+
+/// Returns the character that a text repeats, if it is of one.
+fn run_of(bytes: &[u8]) -> Option<char> {
+    let mut characters = std::str::from_utf8(bytes).ok()?.chars();
+    let first = characters.next()?;
+    characters.all(|character| character == first).then_some(first)
+}
+
+fn char_count(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count()
+}
+
+/// Returns what splits off user-defined pieces, the longest first, and the rest into words where that changes nothing.
+fn pretokenizer_of(pieces: &Pieces) -> Result<Pretokenizer> {
+    let rest = words_or_whole(&pieces.merged)?;
+    if pieces.whole.is_empty() {
+        return Ok(rest);
+    }
+    let apart =
+        split_apart(pieces.whole.iter().map(|(bytes, _)| String::from_utf8_lossy(bytes).into_owned()).collect())?;
+    let holds_space = pieces.whole.iter().any(|(bytes, _)| bytes.contains(&b' '));
+    Pretokenizer::sequence(if holds_space { vec![apart] } else { vec![apart, rest] })
+}

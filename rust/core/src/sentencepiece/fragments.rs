@@ -1,0 +1,76 @@
+//! User-defined symbols as llama.cpp takes them out of a text: before anything else, and the longest first.
+
+use std::ops::Range;
+
+use memchr::memmem::Finder;
+
+/// The user-defined symbols of a vocabulary in a GGUF file.
+#[derive(Debug, Clone)]
+pub(super) struct Fragments {
+    /// Symbols and their ids, the longest first.
+    symbols: Vec<(Finder<'static>, u32)>,
+}
+
+impl Fragments {
+    /// Returns what takes these symbols out; `None` if there are none.
+    pub(super) fn new<'a>(symbols: impl Iterator<Item = (&'a str, u32)>) -> Option<Self> {
+        let mut symbols: Vec<_> = symbols.map(|(text, id)| (Finder::new(text.as_bytes()).into_owned(), id)).collect();
+        symbols.sort_by_key(|(finder, id)| (std::cmp::Reverse(finder.needle().len()), *id));
+        (!symbols.is_empty()).then_some(Self { symbols })
+    }
+
+    /// Returns the parts of a text in order; those that are symbols with their ids.
+    ///
+    /// # Source
+    /// `tokenizer_st_partition` in `src/llama-vocab.cpp` of llama.cpp. Which of two symbols of one length comes first is
+    /// not defined there; here it is the one with the smaller id.
+    pub(super) fn cut(&self, text: &[u8]) -> Vec<(Option<u32>, Range<usize>)> {
+        let mut found: Vec<(u32, Range<usize>)> = Vec::new();
+        let mut is_taken = Vec::new();
+        for (finder, id) in &self.symbols {
+            let length = finder.needle().len();
+            let mut at = 0;
+            while let Some(begin) = text.get(at..).and_then(|rest| finder.find(rest)).map(|begin| at + begin) {
+                let end = begin + length;
+                is_taken.resize(text.len(), false);
+                // What is taken already is not shorter, so it would cover an end of this one.
+                if is_taken[begin] || is_taken[end - 1] {
+                    at = begin + 1;
+                    continue;
+                }
+                is_taken[begin..end].fill(true);
+                found.push((*id, begin..end));
+                at = end;
+            }
+        }
+        found.sort_by_key(|(_, range)| range.start);
+        let (mut parts, mut done) = (Vec::with_capacity(found.len() * 2 + 1), 0);
+        for (id, range) in found {
+            if range.start > done {
+                parts.push((None, done..range.start));
+            }
+            done = range.end;
+            parts.push((Some(id), range));
+        }
+        if done < text.len() {
+            parts.push((None, done..text.len()));
+        }
+        parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Fragments;
+
+    #[test]
+    fn the_longest_comes_first() {
+        let fragments = Fragments::new([("ab", 1), ("bcd", 2), ("\n", 3), ("\n\n", 4)].into_iter()).expect("symbols");
+        let cut = |text: &str| fragments.cut(text.as_bytes());
+        assert_eq!(cut("xabcdab"), [(None, 0..2), (Some(2), 2..5), (Some(1), 5..7)]);
+        assert_eq!(cut("\n\n\n"), [(Some(4), 0..2), (Some(3), 2..3)]);
+        assert_eq!(cut("x"), [(None, 0..1)]);
+        assert_eq!(cut(""), []);
+        assert!(Fragments::new(std::iter::empty()).is_none());
+    }
+}

@@ -1,0 +1,418 @@
+"""Ids, offsets and texts equal sentencepiece's for BPE models of any options, trained here by its own trainer."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+import random
+import re
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
+
+from bpe_llama import Tokenizer, _core
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+Model = sentencepiece_model_pb2.ModelProto
+
+# Words of every kind that a rule, a space or a piece may treat in a way of its own.
+WORDS = [
+    *("the", "quick", "of the", "aaaa", "abab", "12345", "Straße", "naïve", "日本語", "テスト", "ｶﾞ", "ａｂｃ", "１２"),
+    *("ﬁne", "é", "e\u0301", "½", "①", "Ⅷ", "😀", "👩‍👩‍👧", "a\u00a0b", "\u3000", "\u200b", "\u00ad", "\ufeff", "ﷺ"),
+    *("▁", "▁▁", "▁x", "<s>", "</s>", "<unk>", "<0x41>", "<mask>", " ⁇ ", "\n", "\t", "\r\n"),
+    *("\0", "\x7f\x80", "\u2028", " ", "  ", "   "),
+]
+CORPUS = [" ".join(random.Random(seed).choices(WORDS, k=12)).replace("\0", "") for seed in range(120)]
+SYMBOLS = ["<mask>", "of the", "▁▁", "▁▁▁", "ab", "aba", "the", "é", " a", "▁x", "\n", "ﬁ", "日本"]
+RULES = ["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
+
+
+def train(**options: Any) -> Model:
+    """Return a model that sentencepiece's own trainer makes of a few lines."""
+    written = io.BytesIO()
+    defaults: dict[str, Any] = {"model_type": "bpe", "vocab_size": 700, "character_coverage": 1.0}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=written,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=3,
+        **(defaults | options),
+    )
+    return Model.FromString(written.getvalue())
+
+
+def sides(model: Model) -> tuple[_core.Tokenizer, sentencepiece.SentencePieceProcessor]:
+    data = model.SerializeToString()
+    return _core.Tokenizer.build_from_sentencepiece(data), sentencepiece.SentencePieceProcessor(model_proto=data)
+
+
+def encodes_itself(tokenizer: _core.Tokenizer) -> bool:
+    """Return whether the model encodes step by step, and not as a byte-level vocabulary."""
+    return tokenizer.sentencepiece_model() is not None
+
+
+texts = st.lists(
+    st.one_of(
+        st.sampled_from(WORDS),
+        st.text("ab cde▁éﬁＡ１ 里😀\u0301\u0300", max_size=8),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
+    ),
+    max_size=12,
+).map("".join)
+
+
+@st.composite
+def models(draw: st.DrawFn, *, plain: bool = False) -> Model:
+    """Return a model of random options; a plain one has byte fallback and no rules."""
+    flags = st.booleans()
+    options: dict[str, Any] = {
+        "vocab_size": draw(st.sampled_from([400, 700])),
+        "character_coverage": draw(st.sampled_from([0.98, 1.0])),
+        "byte_fallback": plain or draw(flags),
+        "normalization_rule_name": "identity" if plain else draw(st.sampled_from(RULES)),
+        "add_dummy_prefix": draw(flags),
+        "remove_extra_whitespaces": draw(flags),
+        "treat_whitespace_as_suffix": not plain and draw(flags),
+        "split_by_whitespace": draw(flags),
+        "allow_whitespace_only_pieces": draw(flags),
+        "control_symbols": draw(st.sampled_from([[], ["<c1>", "xyz"]])),
+        "pad_id": draw(st.sampled_from([-1, 3])),
+        "bos_id": draw(st.sampled_from([-1, 1])),
+        "unk_surface": draw(st.sampled_from([" ⁇ ", "", "?", "▁", " "])),
+        "unk_piece": draw(st.sampled_from(["<unk>", "[UNK]"])),
+    }
+    if symbols := draw(st.lists(st.sampled_from(SYMBOLS), unique=True, max_size=4)):
+        options["user_defined_symbols"] = symbols
+    model = train(**options)
+    if plain:
+        return model
+    if draw(flags):
+        every = draw(st.integers(2, 9))
+        for piece in [piece for piece in model.pieces if piece.type == NORMAL][::every]:
+            piece.type = UNUSED
+    if draw(flags):
+        step = draw(st.sampled_from([10.0, 50.0, 1e9]))
+        for piece in (piece for piece in model.pieces if piece.type == NORMAL):
+            piece.score = float(round(piece.score / step))
+    model.normalizer_spec.escape_whitespaces = draw(st.integers(0, 4)) > 0
+    if draw(st.integers(0, 4)) == 0:
+        spec = model.denormalizer_spec
+        spec.precompiled_charsmap = train(normalization_rule_name="nfkc").normalizer_spec.precompiled_charsmap
+        spec.add_dummy_prefix, spec.remove_extra_whitespaces, spec.escape_whitespaces = draw(flags), draw(flags), False
+    return model
+
+
+def streamed(tokenizer: _core.Tokenizer, ids: list[int]) -> str:
+    stream = tokenizer.decode_stream()
+    return "".join([stream.push(token) for token in ids]) + stream.flush()
+
+
+def id_lists(theirs: sentencepiece.SentencePieceProcessor) -> st.SearchStrategy[list[int]]:
+    """Return lists of any ids, among them many that begin with a space or are a byte."""
+    every = range(theirs.vocab_size())
+    spaced = [token for token in every if theirs.id_to_piece(token).startswith("▁")]
+    special = [token for token in every if theirs.is_control(token) or theirs.is_byte(token)]
+    return st.lists(st.one_of(*(st.sampled_from(ids) for ids in (list(every), spaced, special) if ids)), max_size=9)
+
+
+SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SLOW
+@given(model=models(), data=st.data())
+def test_ids_offsets_and_texts_equal_sentencepieces(model: Model, data: st.DataObject) -> None:
+    ours, theirs = sides(model)
+    ends = [None if end < 0 else end for end in (theirs.bos_id(), theirs.eos_id())]
+    assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (theirs.vocab_size(), *ends)
+    for text in data.draw(st.lists(texts, min_size=20, max_size=20)):
+        ids = theirs.encode(text)
+        assert ours.encode(text) == ids
+        assert ours.count(text) == len(ids)
+        assert ours.decode(ids) == streamed(ours, ids) == theirs.decode(ids)
+        if encodes_itself(ours):
+            expected = theirs.encode(text, return_type="offset_mapping")["offsets"]
+            assert ours.encode_with_offsets(text) == (ids, expected)
+    for ids in data.draw(st.lists(id_lists(theirs), max_size=9)):
+        if not encodes_itself(ours):  # tokenizer.json decodes these to their names
+            ids = [token for token in ids if not theirs.is_control(token) and not theirs.is_unknown(token)]
+        assert ours.decode(ids) == streamed(ours, ids) == theirs.decode(ids)
+
+
+@SLOW
+@given(model=models(plain=True), data=st.data())
+def test_byte_level_merging_decodes_as_sentencepiece_too(model: Model, data: st.DataObject) -> None:
+    ours, theirs = sides(model)
+    for ids in data.draw(st.lists(id_lists(theirs), min_size=20, max_size=20)):
+        if not encodes_itself(ours):
+            ids = [token for token in ids if not theirs.is_control(token) and not theirs.is_unknown(token)]
+        assert ours.decode(ids) == streamed(ours, ids) == theirs.decode(ids)
+    for text in data.draw(st.lists(texts, min_size=5, max_size=5)):
+        assert ours.encode(text) == theirs.encode(text)
+
+
+@pytest.mark.parametrize("byte_fallback", [False, True])
+def test_bytes_that_are_no_text(byte_fallback: bool) -> None:
+    ours, theirs = sides(train(byte_fallback=byte_fallback, user_defined_symbols=["<mask>", "é"]))
+    draw = random.Random(0)
+    parts = [b"a", b"the", b" ", b"\xe2", b"\x81", "▁".encode(), b"\xff", b"<mask>", "é".encode(), b"\xef\xac", b"\xc3"]
+    for _ in range(3000):
+        raw = b"".join(draw.choices([*parts, bytes([draw.randrange(256)])], k=draw.randrange(10)))
+        assert ours.encode_bytes(raw) == theirs.encode(raw)
+
+
+def test_what_lies_between_special_tokens_is_a_text_of_its_own() -> None:
+    ours, theirs = sides(train(control_symbols=["<c1>"], add_dummy_prefix=True))
+    mark, end = theirs.piece_to_id("<c1>"), theirs.eos_id()
+    text = "the  ﬁne<c1> the</s>quick"
+    parts = [theirs.encode(part) for part in ("the  ﬁne", " the", "quick")]
+    ids = [*parts[0], mark, *parts[1], end, *parts[2]]
+    assert ours.encode(text, allowed_special="all") == ids
+    with_offsets, offsets = ours.encode_with_offsets(text, allowed_special="all")
+    assert with_offsets == ids
+    assert offsets[ids.index(mark)] == (8, 12)
+    assert offsets[-len(parts[2])][0] == text.index("quick")
+    assert not {mark, end} & set(ours.encode(text))
+    assert ours.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2, "<c1>": mark}
+    assert ours.encode_batch([text, "", "the"], num_threads=2, bos=True, eos=True) == [
+        theirs.encode(part, add_bos=True, add_eos=True) for part in (text, "", "the")
+    ]
+
+
+def piece(text: str, score: float, kind: int) -> Model.SentencePiece:
+    return Model.SentencePiece(piece=text, score=score, type=kind)
+
+
+def built(pieces: list[tuple[str, float, int]], **normalizer: Any) -> Model:
+    """Return a model of these pieces, behind the unknown one."""
+    model = Model(pieces=[piece("<unk>", 0, UNKNOWN), *itertools.starmap(piece, pieces)])
+    model.trainer_spec.model_type = 2
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    for key, value in normalizer.items():
+        setattr(model.normalizer_spec, key, value)
+    return model
+
+
+@pytest.mark.parametrize("letters", [50, 99, 100, 101, 102, 130])
+def test_unused_pieces_are_taken_apart_to_a_depth(letters: int) -> None:
+    pieces = [("a" * n, -float(n), UNUSED if n > 1 else NORMAL) for n in range(1, 141)]
+    ours, theirs = sides(built(pieces))
+    for text in ("a" * letters, "b" + "a" * letters + "ba"):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.encode_with_offsets(text)[1] == theirs.encode(text, return_type="offset_mapping")["offsets"]
+
+
+def test_an_unused_piece_is_taken_apart_as_it_was_last_made() -> None:
+    pieces = [("abc", -1, UNUSED), ("ab", -3, NORMAL), ("bc", -2, NORMAL), ("xab", -1, NORMAL), ("bcy", -1, NORMAL)]
+    ours, theirs = sides(built([*pieces, *((letter, -9, NORMAL) for letter in "abcxy")]))
+    for letters in itertools.product("abcxy", repeat=6):
+        assert ours.encode("".join(letters)) == theirs.encode("".join(letters))
+
+
+def test_of_many_nested_symbols_the_first_64_are_looked_at() -> None:
+    pieces = [("a" * n, 0, USER_DEFINED) for n in range(1, 100)]
+    ours, theirs = sides(built(pieces))
+    for text in ("a" * n + end for n in (63, 64, 65, 99, 100, 300) for end in ("", "b")):
+        assert ours.encode(text) == theirs.encode(text)
+
+
+@pytest.mark.parametrize("scores", [(0.0, -0.0), (float("inf"), float("-inf")), (float("nan"), 1.0), (1.0, 2.0)])
+def test_scores_of_any_kind_are_ordered_alike(scores: tuple[float, float]) -> None:
+    pieces = [("ab", scores[0], NORMAL), ("ba", scores[1], NORMAL), ("aba", 0.5, NORMAL), ("b", 0, NORMAL)]
+    ours, theirs = sides(built(pieces))
+    for letters in itertools.product("abc", repeat=7):
+        assert ours.encode("".join(letters)) == theirs.encode("".join(letters))
+
+
+@pytest.mark.parametrize("kind", ["unigram", "word", "char"])
+def test_other_models_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(train(model_type=kind, vocab_size=100).SerializeToString())
+    with pytest.raises(ValueError, match=rf"\({kind.title()}\).*model_type.*sentencepiece package") as error:
+        Tokenizer.from_file(path)
+    assert str(path) in str(error.value)
+
+
+BROKEN = {
+    "piece is too long": [("a" * 8000, 0.0, NORMAL)],
+    "two ids": [("ab", 0.0, NORMAL), ("ab", 0.0, NORMAL)],
+    "is empty": [("", 0.0, NORMAL)],
+    "zero byte": [("a\0", 0.0, NORMAL)],
+    "both of the type unknown": [("[UNK]", 0.0, UNKNOWN)],
+    "byte_fallback": [("<0x41>", 0.0, BYTE)],
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_what_sentencepiece_refuses_is_refused(message: str) -> None:
+    data = built(BROKEN[message]).SerializeToString()
+    with pytest.raises(RuntimeError):
+        sentencepiece.SentencePieceProcessor(model_proto=data)
+    with pytest.raises(ValueError, match=message.replace("piece is", "is")):
+        # Without the field, a file of 256 bytes falls back on them.
+        _core.Tokenizer.build_from_sentencepiece(data)
+
+
+def test_changed_files_are_refused_or_read_as_sentencepiece_reads_them() -> None:
+    draw = random.Random(0)
+    files = [
+        train(vocab_size=90, normalization_rule_name="nmt_nfkc").SerializeToString(),
+        train(vocab_size=420, byte_fallback=True, user_defined_symbols=["<mask>"]).SerializeToString(),
+    ]
+    read = 0
+    for _ in range(1500):
+        data = bytearray(draw.choice(files))
+        for _ in range(draw.randrange(1, 4)):
+            # Pieces stand first, options last, the rules for characters between them.
+            at = draw.choice([draw.randrange(len(data)), draw.randrange(2000), len(data) - 1 - draw.randrange(300)])
+            match draw.randrange(3):
+                case 0:
+                    data[at] = draw.randrange(256)
+                case 1:
+                    del data[at : at + draw.randrange(1, 5)]
+                case _:
+                    data[at:at] = draw.randbytes(draw.randrange(1, 4))
+        try:
+            ours = _core.Tokenizer.build_from_sentencepiece(bytes(data))
+        except ValueError:
+            continue
+        ids = [ours.encode(text) for text in WORDS]
+        decoded = [ours.decode(row) for row in ids]
+        try:
+            theirs = sentencepiece.SentencePieceProcessor(model_proto=bytes(data))
+            assert ids == theirs.encode(WORDS)
+            assert decoded == theirs.decode(ids)
+            read += 1
+        except (RuntimeError, UnicodeDecodeError):
+            continue
+    assert read > 100
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", " ", "▁", "里", "x", "e\u0301", "ﷺ", "the quick "])
+@pytest.mark.parametrize("kind", ["rules", "unused", "across words"])
+def test_a_megabyte_of_one_unit_takes_well_under_a_second(unit: str, kind: str) -> None:
+    model = train(byte_fallback=True, split_by_whitespace=kind != "across words")
+    if kind == "unused":
+        model.pieces[-5].type = UNUSED
+    for n in range(2, 400):  # long pieces of one letter
+        model.pieces.append(piece("a" * (5 * n), -float(n), NORMAL))
+    ours, theirs = sides(model)
+    # Of text as the model sees it: one of these characters becomes eighteen.
+    text = unit * (1_000_000 // len(unicodedata.normalize("NFKC", unit).encode()))
+    start = time.process_time()
+    ids = ours.encode(text)
+    assert time.process_time() - start < 1.0
+    assert ids == theirs.encode(text)
+
+
+@pytest.mark.parametrize("rules", [{"normalization_rule_name": "nmt_nfkc"}, {"byte_fallback": True}])
+def test_it_is_kept_as_a_model(rules: dict[str, Any], tmp_path: Path) -> None:
+    model = train(**rules)
+    data = model.SerializeToString()
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    tok = Tokenizer.from_file(tmp_path)
+    tok.save(tmp_path / "saved.model")
+    assert (tmp_path / "saved.model").read_bytes() == data
+    again = pickle.loads(pickle.dumps(tok))
+    for text in WORDS:
+        assert again.encode(text) == tok.encode(text)
+        assert again.decode(again.encode(text)) == tok.decode(tok.encode(text))
+    assert (again.bos_id, again.eos_id, again.vocab_size) == (tok.bos_id, tok.eos_id, tok.vocab_size)
+    with pytest.raises(ValueError, match=r"cannot be saved as tokenizer\.json.*save it as \.model"):
+        tok.save(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"cannot be saved as \.tiktoken"):
+        tok.save(tmp_path / "vocab.tiktoken")
+    plain = Tokenizer(_core.Tokenizer.build_from_pieces([("▁", -1.0, NORMAL), *bytes_and_unknown()], True, False))
+    with pytest.raises(ValueError, match=r"cannot be saved as \.model: it keeps no SentencePiece model"):
+        plain.save(tmp_path / "plain.model")
+
+
+def test_tokens_are_found_by_their_text() -> None:
+    ours, theirs = sides(train(byte_fallback=True))
+    for token in range(theirs.vocab_size()):
+        text = theirs.id_to_piece(token)
+        spaced = text.replace("▁", " ").encode()
+        if theirs.is_byte(token):
+            assert ours.id_to_bytes(token) == bytes([int(text[3:5], 16)])
+        else:
+            assert (ours.id_to_bytes(token), ours.token_to_id(text)) == (spaced, token)
+    with pytest.raises(KeyError, match="not in this vocabulary"):
+        ours.decode([theirs.vocab_size()])
+
+
+# -- GGUF, which llama.cpp defines -------------------------------------------------------------------------------------
+
+
+def bytes_and_unknown() -> list[tuple[str, float, int]]:
+    return [("<unk>", 0.0, UNKNOWN), *((f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256))]
+
+
+def in_gguf(model: Model, path: Path) -> Tokenizer:
+    """Return the tokenizer of a GGUF file that holds the pieces of a model."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([piece.piece for piece in model.pieces])
+    writer.add_token_scores([piece.score for piece in model.pieces])
+    writer.add_token_types([piece.type for piece in model.pieces])
+    writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return Tokenizer.from_file(path)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("kind", ["equal scores", "unused", "symbols"])
+def test_gguf_pieces_are_encoded_as_llama_cpp_does(kind: str, prefix: bool, tmp_path: Path) -> None:
+    symbols = ["<mask>", "of the", "▁▁", "ab", "\n"] if kind == "symbols" else []
+    options: dict[str, Any] = {"user_defined_symbols": symbols} if symbols else {}
+    model = train(
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=prefix,
+        **options,
+    )
+    for number, each in enumerate(piece for piece in model.pieces if piece.type == NORMAL):
+        if kind == "equal scores":
+            each.score = float(round(each.score / 40))
+        if kind == "unused" and number % 7 == 0:
+            each.type = UNUSED
+    ours = in_gguf(model, tmp_path / "m.gguf")
+    # Merging is sentencepiece's of the same pieces, were they all normal, without minus zero.
+    for each in model.pieces:
+        each.type = NORMAL if each.type in (UNUSED, USER_DEFINED) else each.type
+        each.score += 0.0
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    found = re.compile("|".join(map(re.escape, sorted(symbols, key=len, reverse=True))) or r"(?!)")
+    draw = random.Random(0)
+    for _ in range(400):
+        text = "".join(draw.choices([*WORDS, " ", "ab", "cab"], k=draw.randrange(9)))
+        expected, done = [], 0
+        for match in [*found.finditer(text), None]:
+            between = text[done : match.start() if match else len(text)]
+            expected += theirs.encode(between)  # with a space of its own before it
+            if match:
+                expected.append(theirs.piece_to_id(match.group()))
+                done = match.end()
+        assert ours.encode(text) == expected, text
+        again = pickle.loads(pickle.dumps(ours))
+        assert again.encode(text) == expected
+    with pytest.raises(ValueError, match=r"cannot be saved as \.model.*llama\.cpp"):
+        ours.save(tmp_path / "m.model")
+
+
+def test_gguf_pieces_without_all_bytes_are_refused(tmp_path: Path) -> None:
+    model = train(byte_fallback=False)
+    with pytest.raises(ValueError, match=r"m\.gguf: .*it has 0 of 256 bytes"):
+        in_gguf(model, tmp_path / "m.gguf")
