@@ -94,7 +94,20 @@ impl Vocab {
     /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result is no
     /// token.
     pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
-        let mut vocab = Self::from_tokens(tokens, |_| false)?;
+        Self::from_merges_and_silent(tokens, Vec::new(), merges, whole_piece_first)
+    }
+
+    /// Returns the vocabulary of [`Vocab::from_merges`] with `silent` tokens: they are decoded, but text never becomes
+    /// them.
+    pub(crate) fn from_merges_and_silent(
+        mut tokens: Vec<(Vec<u8>, u32)>,
+        silent: Vec<(Vec<u8>, u32)>,
+        merges: Vec<(u32, u32)>,
+        whole_piece_first: bool,
+    ) -> Result<Self> {
+        let silent_ids: hashbrown::HashSet<u32> = silent.iter().map(|&(_, id)| id).collect();
+        tokens.extend(silent);
+        let mut vocab = Self::from_tokens(tokens, |id| silent_ids.contains(&id))?;
         vocab.whole_piece_first = whole_piece_first;
         if merges.len() > ID_BOUND as usize {
             let count = merges.len();
@@ -289,8 +302,14 @@ impl Vocab {
 
     /// Returns every token that text can become with its id, in id order.
     pub fn tokens(&self) -> impl Iterator<Item = (&[u8], u32)> {
-        let found = |bytes, id| self.byte_fallback.is_none() || self.bytes_to_id(bytes) == Some(id);
+        let found = |bytes: &[u8], id| self.bytes_to_id(bytes) == Some(id);
         (0..self.bound).filter_map(move |id| Some((self.id_to_bytes(id).filter(|bytes| found(bytes, id))?, id)))
+    }
+
+    /// Returns every token that text never becomes with its id, in id order.
+    pub(crate) fn silent_tokens(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        let silent = |bytes: &[u8], id| self.bytes_to_id(bytes) != Some(id);
+        (0..self.bound).filter_map(move |id| Some((self.id_to_bytes(id).filter(|bytes| silent(bytes, id))?, id)))
     }
 
     /// Returns the bytes of what merging makes: a token's, or a stand-in's.

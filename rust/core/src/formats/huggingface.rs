@@ -183,7 +183,11 @@ impl Tokenizer {
         let to_name = if self.spaces().is_some() { spaces::name_of } else { to_chars };
         let mut entries: Vec<(String, u32)> = match self.spaces() {
             Some(_) => spaces::names(self.vocab())?,
-            None => self.vocab().tokens().map(|(token, id)| (to_chars(token), id)).collect(),
+            None => {
+                let spelt = self.vocab().tokens().map(|(token, id)| (to_chars(token), id));
+                let silent = self.vocab().silent_tokens();
+                spelt.chain(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id))).collect()
+            }
         };
         let ids: hashbrown::HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
         let mut missing = Vec::new();
@@ -305,14 +309,17 @@ fn vocab_of(
 ) -> Result<Vocab> {
     let added: hashbrown::HashMap<&str, u32> = added.iter().map(|token| (token.content.as_str(), token.id)).collect();
     let mut ids = hashbrown::HashMap::with_capacity(entries.len());
-    let mut tokens = Vec::with_capacity(entries.len());
+    let (mut tokens, mut silent) = (Vec::with_capacity(entries.len()), Vec::new());
     for (token, id) in entries {
         if added.get(token.as_ref()) == Some(id) && token.chars().count() > 1 {
             continue;
         }
         ids.insert(token.as_ref(), *id);
         // A token outside the byte alphabet cannot come from text; `tokenizers` decodes it to its own characters.
-        tokens.push((to_bytes(token).unwrap_or_else(|| token.as_bytes().to_vec()), *id));
+        match to_bytes(token) {
+            Some(bytes) => tokens.push((bytes, *id)),
+            None => silent.push((token.as_bytes().to_vec(), *id)),
+        }
     }
     let mut pairs = Vec::with_capacity(merges.len());
     for (rank, Merge(left, right)) in merges.iter().enumerate() {
@@ -323,7 +330,7 @@ fn vocab_of(
         };
         pairs.push((id_of(left)?, id_of(right)?));
     }
-    Vocab::from_merges(tokens, pairs, ignore_merges)
+    Vocab::from_merges_and_silent(tokens, silent, pairs, ignore_merges)
 }
 
 /// Returns whether text is brought to normal form C.

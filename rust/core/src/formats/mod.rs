@@ -1,6 +1,7 @@
 //! Vocabularies in files: reading and writing other people's formats.
 
 mod byte_alphabet;
+mod gguf;
 mod huggingface;
 mod protobuf;
 mod sentencepiece;
