@@ -269,7 +269,9 @@ class Tokenizer(_core.Tokenizer):
 
     @classmethod
     def from_gguf(cls, path: PathLike) -> Self:
-        """Return the tokenizer in the metadata of a GGUF file.
+        """Return the tokenizer in the metadata of a GGUF file, which gives llama.cpp's ids.
+
+        A file without ``tokenizer.ggml.pre`` is split by llama.cpp's default pattern, with a warning.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -277,8 +279,9 @@ class Tokenizer(_core.Tokenizer):
         """
         from bpe_llama import _gguf_tokenizer
 
-        core, chat_template = _gguf_tokenizer.read_tokenizer(path)
-        return cls(core, chat_template=chat_template)
+        read = _gguf_tokenizer.read_tokenizer(path)
+        template = read.chat_template
+        return cls(read.core, chat_template=template.get("default") if isinstance(template, dict) else template)
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
