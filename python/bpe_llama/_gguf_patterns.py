@@ -206,13 +206,8 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 }
 """Every name of a byte-level pre-tokenizer of llama.cpp. Of several that mean the same the first is written."""
 
-OTHER_NAMES = {
-    "gemma4": "SentencePiece-like BPE over characters, with merges",
-    "granite-embed-multi-311m": "SentencePiece-like BPE over characters, with merges",
-    "sarvam-moe": "SentencePiece-like BPE over characters, with merges",
-    "whitespace": "words that are not byte-level",
-}
-"""Names that llama.cpp knows and that are no byte-level BPE: refused, with what they are."""
+CHARACTER_NAMES = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")
+"""Names of pre-tokenizers for vocabularies over characters, with `▁` for a space and bytes for unknown characters."""
 
 NEAREST = {
     "o200k": ("gpt-4o", "a capital letter beyond ASCII does not begin a new piece"),

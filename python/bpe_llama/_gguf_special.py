@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -49,6 +49,9 @@ _OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
 _FILL_IN_ENDS = ("fim_pad", "fim_rep", "fim_sep")
 # Tokens of gpt-oss that are shown like text.
 _SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+AddedToken: TypeAlias = "tuple[str, int, bool, bool, bool]"
+"""A token that is matched as a whole: text, id, special, and whether it swallows white space to its left, its right."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,11 @@ def find_special_tokens(
     return SpecialTokens(corrected, eot_id, eom_id, frozenset(ends))
 
 
-def added_tokens(
-    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
-) -> list[tuple[str, int, bool, bool, bool]]:
-    """Return the tokens that are matched as a whole: text, id, special, and whether they swallow white space at a side.
+def added_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
+    """Return the tokens that are matched as a whole.
 
-    No file says the last two; llama.cpp knows them by the names of models. What it swallows is white space of ASCII;
-    `bpe_llama` swallows any, as `tokenizers` does.
+    No file says which ones swallow white space; llama.cpp knows them by the names of models. What it swallows is white
+    space of ASCII; `bpe_llama` swallows any, as `tokenizers` does.
     """
     name = str(metadata.get("general.name", "")).lower()
     pre, architecture = str(metadata.get("tokenizer.ggml.pre", "")), str(metadata.get("general.architecture", ""))

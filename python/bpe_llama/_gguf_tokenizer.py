@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpe_llama import _core
 from bpe_llama._gguf import read_gguf_header
-from bpe_llama._gguf_patterns import OTHER_NAMES, PRE_TOKENIZERS
+from bpe_llama._gguf_patterns import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf_special import (
     BYTE,
     CONTROL,
     NORMAL,
     UNKNOWN,
+    AddedToken,
     added_tokens,
     find_special_tokens,
     overlapping,
@@ -30,7 +31,6 @@ _OTHER_MODELS = {
     "t5": "Unigram",
     "rwkv": "RWKV's longest match",
     "plamo2": "PLaMo's Unigram",
-    "gemma4": "BPE over characters, with merges",
     "hybriddna": "BPE with DNA k-mers",
     "whitespace": "words",
     "none": "no tokenizer",
@@ -82,6 +82,8 @@ def read_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
     metadata = read_gguf_header(path).metadata
     model = metadata.get("tokenizer.ggml.model")
     try:
+        if model == "gemma4" or (model == "gpt2" and metadata.get("tokenizer.ggml.pre") in CHARACTER_NAMES):
+            return _read_characters(metadata)
         if model == "gpt2":
             return _read_byte_level(metadata, path)
         if model == "llama":
@@ -90,7 +92,8 @@ def read_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
         raise ValueError(f"{path}: {error}") from None
     what = f" ({_OTHER_MODELS[model]})" if isinstance(model, str) and model in _OTHER_MODELS else ""
     raise ValueError(
-        f"{path}: tokenizer.ggml.model is {model!r}{what}; expected 'gpt2', byte-level BPE, or 'llama', SentencePiece's"
+        f"{path}: tokenizer.ggml.model is {model!r}{what}; expected 'gpt2', byte-level BPE, 'gemma4', BPE over "
+        "characters, or 'llama', SentencePiece's"
     )
 
 
@@ -98,6 +101,15 @@ def _read_byte_level(metadata: dict[str, Any], path: str | os.PathLike[str]) -> 
     pre = _pre_tokenizer(metadata, path)
     known = PRE_TOKENIZERS[pre]
     tokens, types = _tokens(metadata)
+    merges = _merges(metadata, tokens)
+
+    def build(added: list[AddedToken]) -> _core.Tokenizer:
+        return _core.Tokenizer.build_from_gguf(tokens, merges, known.patterns, known.ignore_merges, added)
+
+    return _finish(metadata, tokens, types, build, (11, 11), add_bos=known.add_bos, pre=pre)
+
+
+def _merges(metadata: dict[str, Any], tokens: Sequence[str]) -> list[tuple[int, int]]:
     ids = {token: i for i, token in enumerate(tokens)}
     pairs: dict[tuple[int, int], None] = {}  # of a merge that is given twice the first counts
     for number, merge in enumerate(_strings(metadata, "merges")):
@@ -109,11 +121,36 @@ def _read_byte_level(metadata: dict[str, Any], path: str | os.PathLike[str]) -> 
                     f"tokenizer.ggml.merges[{number}] is {merge!r}, but {name!r} is not in tokenizer.ggml.tokens"
                 )
         pairs.setdefault((ids[left], ids[right]))
+    return list(pairs)
 
-    def build(added: list[tuple[str, int, bool, bool, bool]]) -> _core.Tokenizer:
-        return _core.Tokenizer.build_from_gguf(tokens, list(pairs), known.patterns, known.ignore_merges, added)
 
-    return _finish(metadata, tokens, types, build, (11, 11), add_bos=known.add_bos, pre=pre)
+def _read_characters(metadata: dict[str, Any]) -> GgufTokenizer:
+    """Return Gemma 4's kind: over characters, with merges, bytes for unknown characters and no space put first."""
+    tokens, types = _tokens(metadata)
+    merges = _merges(metadata, tokens)
+    pre = "gemma4" if metadata["tokenizer.ggml.model"] == "gemma4" else metadata["tokenizer.ggml.pre"]
+
+    def build(added: list[AddedToken]) -> _core.Tokenizer:
+        apart = _apart(added)
+        pieces = list(zip(tokens, _kinds(types, apart), strict=True))
+        return _core.Tokenizer.build_from_gguf_characters(pieces, merges, apart)
+
+    found = _finish(metadata, tokens, types, build, None, add_bos=False, pre=pre)
+    # llama.cpp overrides what the file says.
+    return replace(found, add_bos=found.core.bos_id is not None) if pre != "sarvam-moe" else found
+
+
+def _apart(added: list[AddedToken]) -> list[AddedToken]:
+    """Return the added tokens that a text can hold: it has spaces where tokens have `▁`, so others are merged."""
+    return [token for token in added if token[2] or "▁" not in token[0]]
+
+
+def _kinds(types: Sequence[int], apart: list[AddedToken]) -> list[int]:
+    """Return the types that the core takes: those of `apart` take no part in merging, all others but bytes do."""
+    kinds = [BYTE if kind == BYTE else NORMAL for kind in types]
+    for _, i, *_flags in apart:
+        kinds[i] = CONTROL
+    return kinds
 
 
 def _pre_tokenizer(metadata: dict[str, Any], path: str | os.PathLike[str]) -> str:
@@ -128,9 +165,9 @@ def _pre_tokenizer(metadata: dict[str, Any], path: str | os.PathLike[str]) -> st
         return "default"
     if isinstance(name, str) and name in PRE_TOKENIZERS:
         return name
-    if isinstance(name, str) and name in OTHER_NAMES:
-        raise ValueError(f"tokenizer.ggml.pre is {name!r}, {OTHER_NAMES[name]}, which is not supported")
-    raise ValueError(f"tokenizer.ggml.pre is {name!r}; expected one of {', '.join(PRE_TOKENIZERS)}")
+    raise ValueError(
+        f"tokenizer.ggml.pre is {name!r}; expected one of {', '.join((*PRE_TOKENIZERS, *CHARACTER_NAMES))}"
+    )
 
 
 def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
@@ -143,13 +180,9 @@ def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
     prefix = _flag(metadata, "add_space_prefix", True)
     # Not a mistake: llama.cpp reads tokenizer.ggml.remove_extra_whitespaces and heeds it for Unigram models only.
 
-    def build(added: list[tuple[str, int, bool, bool, bool]]) -> _core.Tokenizer:
-        # A text has spaces where tokens have ▁, so a user-defined token with one is not found in it, but merged.
-        apart = [token for token in added if token[2] or "▁" not in token[0]]
-        kinds = [BYTE if kind == BYTE else NORMAL for kind in types]
-        for _, i, *_flags in apart:
-            kinds[i] = CONTROL
-        pieces = list(zip(tokens, map(float, scores), kinds, strict=True))
+    def build(added: list[AddedToken]) -> _core.Tokenizer:
+        apart = _apart(added)
+        pieces = list(zip(tokens, map(float, scores), _kinds(types, apart), strict=True))
         return _core.Tokenizer.build_from_gguf_pieces(pieces, prefix, apart)
 
     return _finish(metadata, tokens, types, build, (1, 2), add_bos=True, pre=None)
@@ -159,19 +192,19 @@ def _finish(
     metadata: dict[str, Any],
     tokens: Sequence[str],
     types: Sequence[int],
-    build: Callable[[list[tuple[str, int, bool, bool, bool]]], _core.Tokenizer],
-    defaults: tuple[int, int],
+    build: Callable[[list[AddedToken]], _core.Tokenizer],
+    defaults: tuple[int, int] | None,
     *,
     add_bos: bool,
     pre: str | None,
 ) -> GgufTokenizer:
     """Return the tokenizer that `build` makes with the added tokens, and what the file says of its special ones.
 
-    `defaults` are the beginning and the end that llama.cpp takes where the file names none. Here they count only if
-    they are control tokens; otherwise a token of a usual name does.
+    `defaults` are the beginning and the end that llama.cpp takes where the file names none, if any. Here they
+    count only if they are control tokens; otherwise a token of a usual name does.
     """
     ends = []
-    for name, default in zip(("bos", "eos"), defaults, strict=True):
+    for name, default in zip(("bos", "eos"), defaults or (len(tokens),) * 2, strict=True):
         stated = token_id(metadata, name, len(tokens))
         is_control = default < len(tokens) and types[default] == CONTROL
         ends.append(default if stated is None and is_control else stated)
@@ -197,7 +230,7 @@ def _finish(
     )
 
 
-def _check_overlaps(added: list[tuple[str, int, bool, bool, bool]]) -> None:
+def _check_overlaps(added: list[AddedToken]) -> None:
     always = overlapping([text for text, _, special, *_ in added if not special])
     if always is not None:
         raise ValueError(

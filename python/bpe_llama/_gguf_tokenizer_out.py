@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._gguf_patterns import NEAREST, PRE_TOKENIZERS, PreTokenizer
+from bpe_llama._gguf_patterns import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
 from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 _SPACE = "▁"
@@ -39,7 +39,8 @@ def tokenizer_metadata(
         add_eos: Whether `eos_id` comes after a text; None means no.
         pad_id: Fills short rows, if the tokenizer has such an id.
         unk_id: Stands for what no token does, if there is one.
-        pre: llama.cpp's name of the pattern, where several names mean the same; None takes the first of them.
+        pre: llama.cpp's name of the pattern, where several names mean the same; None takes the first of them. Or a name
+            of a vocabulary over characters with merges, such as `"gemma4"`.
 
     Raises:
         ValueError: If the pattern has no name in llama.cpp; or if a SentencePiece tokenizer collapses spaces, takes
@@ -52,7 +53,12 @@ def tokenizer_metadata(
         tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in described["model"]["merges"]
     ]
     whole = described["model"]["byte_fallback"]
-    metadata = _sentencepiece(tokenizer, described) if whole else _byte_level(tokenizer, described, pre)
+    if not whole:
+        metadata = _byte_level(tokenizer, described, pre)
+    elif pre in CHARACTER_NAMES:
+        metadata = _characters(tokenizer, described, pre)
+    else:
+        metadata = _sentencepiece(tokenizer, described)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": pad_id, "unknown": unk_id}
     for key, token_id in ids.items():
         if token_id is not None:
@@ -191,13 +197,7 @@ def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dic
     prefix = _space_prefix(described)
     if described["model"]["ignore_merges"]:
         raise ValueError("a SentencePiece tokenizer that takes whole tokens before merging is not written to GGUF")
-    tokens, types = _listed(tokenizer, described)
-    for token, token_id in described["model"]["vocab"].items():
-        if types[token_id] == NORMAL and _BYTE.fullmatch(token):
-            types[token_id] = BYTE
-    for token_id, token in enumerate(tokens):
-        if types[token_id] == CONTROL and token == "<unk>":
-            types[token_id] = UNKNOWN
+    tokens, types = _listed_pieces(tokenizer, described)
     merges: list[tuple[str, ...]] = described["model"]["merges"]
     order = list(dict.fromkeys("".join(pair) for pair in merges))
     places = {token: place for place, token in enumerate(order)}
@@ -214,6 +214,32 @@ def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dic
         "tokenizer.ggml.add_space_prefix": prefix,
         "tokenizer.ggml.remove_extra_whitespaces": False,
     }
+
+
+def _characters(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
+    """Return the metadata of a vocabulary over characters with its merges, as Gemma 4 has it."""
+    if _space_prefix(described) or described["model"]["ignore_merges"]:
+        raise ValueError(f"pre is {pre!r}, for which llama.cpp puts no space before a text and merges every piece")
+    tokens, types = _listed_pieces(tokenizer, described)
+    model = {"tokenizer.ggml.model": "gemma4"} if pre == "gemma4" else {"tokenizer.ggml.model": "gpt2"}
+    return {
+        **model,
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in described["model"]["merges"]],
+    }
+
+
+def _listed_pieces(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Return what `_listed` does, with the types of bytes and of what is unknown."""
+    tokens, types = _listed(tokenizer, described)
+    for token_id, token in enumerate(tokens):
+        if types[token_id] == NORMAL and _BYTE.fullmatch(token):
+            types[token_id] = BYTE
+        elif types[token_id] == CONTROL and token == "<unk>":
+            types[token_id] = UNKNOWN
+    return tokens, types
 
 
 def _space_prefix(described: dict[str, Any]) -> bool:

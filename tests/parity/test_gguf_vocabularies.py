@@ -15,8 +15,8 @@ from bpe_llama._gguf import read_gguf_header
 from bpe_llama._gguf_tokenizer import GgufTokenizer, read_tokenizer, tokenizer_metadata
 
 NAMES = (
-    *("command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "mpt", "phi-3"),
-    *("qwen2", "qwen35", "refact", "starcoder"),
+    *("command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe", "llama-spm", "mpt"),
+    *("phi-3", "qwen2", "qwen35", "refact", "starcoder"),
 )
 # What `llama_vocab` of llama-cpp-python 0.3.36 says of each: bos, eos, add_bos, add_eos, pad, and every end.
 SPECIAL = {
@@ -24,6 +24,7 @@ SPECIAL = {
     "deepseek-coder": (32013, 32014, True, False, 32014, [32014]),
     "deepseek-llm": (100000, 100001, True, False, 100001, [100001]),
     "falcon": (11, 11, False, False, None, [11]),
+    "gemma-4": (2, 1, True, False, 0, [1, 50, 106]),
     "gpt-2": (50256, 50256, False, False, None, [50256]),
     "llama-bpe": (128000, 128001, True, False, None, [128001, 128009]),
     "llama-spm": (1, 2, True, False, None, [2]),
@@ -92,7 +93,8 @@ def test_what_we_write_gives_the_same_ids(real: Callable[..., Any], tmp_path: Pa
         *(first.pre, first.add_bos, first.add_eos, first.pad_id, first.end_ids),
     )
     stated = read_gguf_header(path).metadata
-    assert metadata["tokenizer.ggml.pre"] == stated["tokenizer.ggml.pre"]
+    assert metadata["tokenizer.ggml.model"] == stated["tokenizer.ggml.model"]
+    assert metadata["tokenizer.ggml.pre"] == stated.get("tokenizer.ggml.pre", "gemma4")
     assert metadata["tokenizer.ggml.tokens"] == stated["tokenizer.ggml.tokens"]
 
 

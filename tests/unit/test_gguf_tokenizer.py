@@ -59,6 +59,12 @@ def sentencepiece(extra: dict[str, tuple[float, int]] | None = None, **changes: 
     return {f"tokenizer.ggml.{key}": value for key, value in (metadata | changes).items() if value is not None}
 
 
+def characters(extra: dict[str, tuple[float, int]] | None = None, **changes: Any) -> dict[str, Any]:
+    """Return the metadata of a small tokenizer of Gemma 4's kind."""
+    extra = {"\n": (0.0, NORMAL)} | (extra or {})
+    return sentencepiece(extra, **({"model": "gemma4", "scores": None, "merges": ["▁ a", "a b", "▁a b"]} | changes))
+
+
 def write(folder: Path, metadata: dict[str, Any]) -> Path:
     path = folder / "t.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -109,7 +115,7 @@ def test_every_name_is_read_and_written_back(tmp_path: Path, name: str) -> None:
     assert again["tokenizer.ggml.pre"] == name
     second = read(tmp_path, again)
     assert (second.add_bos, second.add_eos, second.pre) == (PRE_TOKENIZERS[name].add_bos, True, name)
-    assert (second.core.bos_id, second.core.eos_id, second.end_ids) == (260, 260, {260})
+    assert (second.core.bos_id, second.core.eos_id, second.end_ids) == (260, 260, frozenset({260}))
     for text in TEXTS:
         assert second.core.encode(text) == first.core.encode(text)
     # Without a name, one that means the same is taken.
@@ -265,6 +271,31 @@ def test_sentencepiece_tokenizers_that_gguf_cannot_hold(tmp_path: Path) -> None:
         tokenizer_metadata(_core.Tokenizer.build_from_huggingface(json.dumps(fewer).encode()))
 
 
+def test_a_vocabulary_over_characters_has_its_own_merges(tmp_path: Path) -> None:
+    metadata = characters({"\n\n": (0.0, NORMAL), "<u>": (0.0, USER_DEFINED)}, pre=None)
+    metadata["tokenizer.ggml.merges"] += ["\n \n"]
+    tokens = metadata["tokenizer.ggml.tokens"]
+    first = read(tmp_path, metadata)
+    core = first.core
+
+    def spelt(text: str) -> list[str]:
+        return [tokens[i] for i in core.encode(text)]
+
+    assert spelt("ab ab") == ["ab", "▁ab"]
+    assert spelt("x\n\n\nb<u>b") == ["x", "\n\n", "\n", "b", "<u>", "b"]
+    assert spelt("é") == ["<0xC3>", "<0xA9>"]
+    assert core.decode(core.encode(" ab  é\n")) == " ab  é\n"
+    assert (first.pre, first.add_bos, core.bos_id) == ("gemma4", True, 1)
+    second = read(tmp_path, tokenizer_metadata(core, pre=first.pre))
+    assert second.core.merges == core.merges
+    assert second.core.encode("ab ab\n\n<u>é") == core.encode("ab ab\n\n<u>é")
+    other = read(tmp_path, metadata | {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "sarvam-moe"})
+    assert (other.pre, other.add_bos, other.core.encode("ab ab")) == ("sarvam-moe", False, core.encode("ab ab"))
+    prefixed = read(tmp_path, sentencepiece()).core
+    with pytest.raises(ValueError, match=r"pre is 'gemma4', for which llama\.cpp puts no space before a text"):
+        tokenizer_metadata(prefixed, pre="gemma4")
+
+
 # ---- what is written only nearly, or not at all ----
 
 
@@ -302,10 +333,11 @@ def test_a_token_that_merges_do_not_make_decides_the_name() -> None:
     ("metadata", "message"),
     [
         (byte_level(pre="gpt-9"), r"tokenizer\.ggml\.pre is 'gpt-9'; expected one of default, llama-bpe"),
-        (
-            byte_level(pre="sarvam-moe"),
-            r"tokenizer\.ggml\.pre is 'sarvam-moe', SentencePiece-like BPE .* not supported",
-        ),
+        (byte_level(pre="whitespace"), r"tokenizer\.ggml\.pre is 'whitespace'; expected one of"),
+        (byte_level(pre="sarvam-moe"), 'no token is "▁", which stands for a space'),
+        (characters(merges=["b b"]), r"tokenizer\.ggml\.merges\[0\] is 'b b', but 'bb' is not in"),
+        (characters({"\n\n": (0.0, NORMAL)}), "several line breaks are a token that merges do not make"),
+        (characters(token_type=[NORMAL] * 267), "0 tokens stand for single bytes: expected 256"),
         (byte_level(pre=7), r"tokenizer\.ggml\.pre is 7; expected one of"),
         (byte_level(model="t5"), r"tokenizer\.ggml\.model is 't5' \(Unigram\); expected 'gpt2'"),
         (byte_level(model="new"), r"tokenizer\.ggml\.model is 'new'; expected 'gpt2'"),

@@ -253,6 +253,19 @@ impl PyTokenizer {
         py.detach(|| Tokenizer::from_gguf_pieces(pieces, prefix, added)).map(Self::new).map_err(to_py)
     }
 
+    #[staticmethod]
+    fn build_from_gguf_characters(
+        py: Python<'_>,
+        pieces: Vec<(String, u64)>,
+        merges: Vec<(u32, u32)>,
+        added: Vec<(String, u32, bool, bool, bool)>,
+    ) -> PyResult<Self> {
+        let piece = |(text, kind)| Ok(Piece { text, score: 0.0, kind: PieceKind::from_number(kind)? });
+        let pieces = pieces.into_iter().map(piece).collect::<bpe_llama::Result<_>>().map_err(to_py)?;
+        let added = added.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf_characters(pieces, merges, added)).map(Self::new).map_err(to_py)
+    }
+
     fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {
         self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
     }

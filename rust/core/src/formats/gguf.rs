@@ -3,8 +3,13 @@
 use hashbrown::HashSet;
 
 use super::byte_alphabet::to_bytes;
-use super::sentencepiece::Piece;
-use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer, Vocab};
+use super::sentencepiece::{Piece, PieceKind, byte_of};
+use super::spaces::{require_space, words_or_whole};
+use crate::normalize::SPACE;
+use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
+
+/// Lines, and the line breaks between them.
+const LINES: &str = r"[^\n]+|\n+";
 
 impl Tokenizer {
     /// Returns the byte-level tokenizer of a GGUF file.
@@ -80,6 +85,42 @@ impl Tokenizer {
             Some(spaces) => whole.with_spaces(spaces),
             None => whole,
         })
+    }
+
+    /// Returns the tokenizer of a GGUF file that holds a vocabulary over characters and the list of its merges.
+    ///
+    /// Bytes stand in for unknown characters. `pieces` have their place as id, and their scores mean nothing; those of
+    /// the kind `Control` take no part in merging. Lines and the line breaks between them are merged apart.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if several line breaks are a token that merges do not make: it is one of the few that llama.cpp
+    /// looks up whole. As [`Vocab::from_piece_merges`] and [`Tokenizer::new`].
+    ///
+    /// # Source
+    /// `LLAMA_VOCAB_PRE_TYPE_GEMMA4` in `src/llama-vocab.cpp` of llama.cpp.
+    pub fn from_gguf_characters(pieces: Vec<Piece>, merges: Vec<(u32, u32)>, added: Vec<AddedToken>) -> Result<Self> {
+        let (mut sorted, mut bytes) = (Pieces::default(), [None; 256]);
+        for (Piece { text, kind, .. }, id) in pieces.into_iter().zip(0u32..) {
+            let spaced = text.replace(SPACE, " ").into_bytes();
+            match (kind, byte_of(&text)) {
+                (PieceKind::Control, _) => {}
+                (PieceKind::Byte, Some(byte)) => bytes[usize::from(byte)] = Some(id),
+                // Spaces are `▁` before tokens are looked for.
+                _ if text.contains(' ') => sorted.silent.push((spaced, id)),
+                _ => sorted.merged.push((spaced, id)),
+            }
+        }
+        sorted.bytes = bytes.into_iter().flatten().collect();
+        require_space(&sorted)?;
+        let is_breaks = |bytes: &[u8]| bytes.iter().all(|&byte| byte == b'\n');
+        let mixes = sorted.merged.iter().any(|(bytes, _)| bytes.contains(&b'\n') && !is_breaks(bytes));
+        let pretokenizer = if mixes { Pretokenizer::new(LINES)? } else { words_or_whole(&sorted.merged)? };
+        let vocab = Vocab::from_piece_merges(&sorted, merges, false)?;
+        if !vocab.merges_reach_all(is_breaks)? {
+            return Err(Error::Format("several line breaks are a token that merges do not make".to_owned()));
+        }
+        let spaces = Spaces { prefix: SpacePrefix::Never, collapse: false, drop_first: false };
+        Ok(Self::new(vocab, pretokenizer, added, false)?.with_spaces(spaces))
     }
 }
 

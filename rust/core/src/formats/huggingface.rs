@@ -181,13 +181,12 @@ impl Tokenizer {
     /// [`Error::InvalidArgument`] if a special token is spelt as an ordinary token is in the file.
     pub fn to_huggingface(&self) -> Result<String> {
         let to_name = if self.spaces().is_some() { spaces::name_of } else { to_chars };
-        let mut entries: Vec<(String, u32)> = match self.spaces() {
-            Some(_) => spaces::names(self.vocab())?,
-            None => {
-                let spelt = self.vocab().tokens().map(|(token, id)| (to_chars(token), id));
-                let silent = self.vocab().silent_tokens();
-                spelt.chain(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id))).collect()
-            }
+        let mut entries: Vec<(String, u32)> = if self.spaces().is_some() {
+            spaces::names(self.vocab())?
+        } else {
+            let spelt = self.vocab().tokens().map(|(token, id)| (to_chars(token), id));
+            let silent = self.vocab().silent_tokens();
+            spelt.chain(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id))).collect()
         };
         let ids: hashbrown::HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
         let mut missing = Vec::new();
