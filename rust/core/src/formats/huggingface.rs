@@ -309,8 +309,14 @@ fn vocab_of(
     let added: hashbrown::HashMap<&str, u32> = added.iter().map(|token| (token.content.as_str(), token.id)).collect();
     let mut ids = hashbrown::HashMap::with_capacity(entries.len());
     let (mut tokens, mut silent) = (Vec::with_capacity(entries.len()), Vec::new());
+    let is_added = |token: &str| added.contains_key(token);
+    let made = merges.iter().map(|Merge(left, right)| format!("{left}{right}"));
+    let merged: hashbrown::HashSet<String> = made.filter(|token| is_added(token)).collect();
+    // Bytes that no text holds: where such a token is an added one, its character is meant.
+    let is_no_text = |token: &str| matches!(to_bytes(token).as_deref(), Some([0xC0 | 0xC1 | 0xF5..]));
     for (token, id) in entries {
-        if added.get(token.as_ref()) == Some(id) && token.chars().count() > 1 {
+        let is_apart = (token.chars().count() > 1 && !merged.contains(token.as_ref())) || is_no_text(token);
+        if added.get(token.as_ref()) == Some(id) && is_apart {
             continue;
         }
         ids.insert(token.as_ref(), *id);
