@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_what_is_saved_gives_the_same_ids_here_and_in_tokenizers(
             assert ours.decode(ids) == again.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
 
 
-def test_gguf_gives_the_same_ids(
+def test_gguf_gives_llama_cpps_ids(
     model_path: Path,
     ours: Tokenizer,
     theirs: sentencepiece.SentencePieceProcessor,
@@ -195,10 +196,24 @@ def test_gguf_gives_the_same_ids(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
+    # llama.cpp differs from SentencePiece where a text holds user-defined pieces, or spaces that are to be collapsed.
+    whole = [piece.piece for piece in model.pieces if piece.type == piece.USER_DEFINED]
+    if "▁▁" in whole:  # merged by its score, 0, which another piece has, too
+        with pytest.raises(ValueError, match="share the score"):
+            Tokenizer.from_file(tmp_path / "m.gguf")
+        return
     loaded = Tokenizer.from_file(tmp_path / "m.gguf")
     assert (loaded.bos_id, loaded.eos_id, loaded.vocab_size) == (ours.bos_id, ours.eos_id, ours.vocab_size)
+    compared = 0
     for text in samples(texts):
-        assert loaded.encode(text) == ours.encode(text)
+        if not any(piece in text for piece in whole) and not (
+            model.normalizer_spec.remove_extra_whitespaces and (re.search("^ | $|  |▁", text))
+        ):
+            compared += 1
+            assert loaded.encode(text) == ours.encode(text)
+    assert compared > 100
+    if model.normalizer_spec.remove_extra_whitespaces:
+        assert loaded.encode("a  b ") != ours.encode("a  b ") == ours.encode("a b")
 
 
 def _old_layout(folder: Path) -> None:
