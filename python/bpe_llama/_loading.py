@@ -190,7 +190,7 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
         **{role: None if token_id is None else tokenizer.id_to_token(token_id) for role, token_id in ends},
         **{role: name for role, name in beside.roles.items() if role in ROLES},
         "clean_up_tokenization_spaces": False,
-        **beside.settings,
+        **{key: value for key, value in beside.settings.items() if key in _SETTINGS},
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     own = {role: name for role, name in beside.roles.items() if role not in ROLES}

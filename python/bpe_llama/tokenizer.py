@@ -294,7 +294,9 @@ class Tokenizer(_core.Tokenizer):
 
     @classmethod
     def from_gguf(cls, path: PathLike) -> Self:
-        """Return the tokenizer in the metadata of a GGUF file.
+        """Return the tokenizer in the metadata of a GGUF file, which gives llama.cpp's ids.
+
+        A file without ``tokenizer.ggml.pre`` is split by llama.cpp's default pattern, with a warning.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -302,8 +304,11 @@ class Tokenizer(_core.Tokenizer):
         """
         from bpe_llama import _gguf_tokenizer
 
-        core, chat_template = _gguf_tokenizer.read_tokenizer(path)
-        return cls(core, chat_template=chat_template)
+        read = _gguf_tokenizer.read_tokenizer(path)
+        core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
+        core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
+        settings = {"end_ids": sorted(read.end_ids), "gguf_pre": read.pre}
+        return cls(core, chat_template=read.chat_template, settings=settings)
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -351,7 +356,12 @@ class Tokenizer(_core.Tokenizer):
         from bpe_llama import _loading
 
         beside = {"chat_template": self.chat_template, "roles": self._roles, "settings": self._settings}
-        return _unpickle, (type(self), self.sentencepiece_model() or self.to_own_json().encode(), _loading.ends_of(self), beside)
+        return _unpickle, (
+            type(self),
+            self.sentencepiece_model() or self.to_own_json().encode(),
+            _loading.ends_of(self),
+            beside,
+        )
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -619,6 +629,12 @@ class Tokenizer(_core.Tokenizer):
         } | self._roles
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids at which generation ends: ``eos_id``, and what else a GGUF file names as an end."""
+        eos = () if self.eos_id is None else (self.eos_id,)
+        return frozenset((*eos, *self._settings.get("end_ids", ())))
+
+    @property
     def cls_id(self) -> int | None:
         """The id that begins a text for a classifier."""
         return self._role_id("cls_token")
@@ -693,7 +709,10 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
 
 
 def _unpickle(
-    cls: type[Tokenizer], file: bytes, ends: tuple[int | None, int | None, int | None, int | None], beside: dict[str, Any]
+    cls: type[Tokenizer],
+    file: bytes,
+    ends: tuple[int | None, int | None, int | None, int | None],
+    beside: dict[str, Any],
 ) -> Tokenizer:
     is_json = file.startswith(b"{")
     build = _core.Tokenizer.build_from_huggingface if is_json else _core.Tokenizer.build_from_sentencepiece

@@ -173,7 +173,7 @@ def test_what_is_saved_gives_the_same_ids_here_and_in_tokenizers(
             assert ours.decode(ids) == again.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
 
 
-def test_gguf_gives_the_same_ids(
+def test_gguf_gives_llama_cpps_ids(
     model_path: Path,
     ours: Tokenizer,
     theirs: sentencepiece.SentencePieceProcessor,
@@ -198,7 +198,11 @@ def test_gguf_gives_the_same_ids(
     # llama.cpp takes user-defined symbols out of the text first, and what follows one is a text of its own.
     symbols = sorted((piece.piece for piece in model.pieces if piece.type == 4), key=len, reverse=True)
     found = re.compile("|".join(map(re.escape, symbols)) or r"(?!)")
+    # It heeds remove_extra_whitespaces for Unigram models only.
+    collapses = model.normalizer_spec.remove_extra_whitespaces
     for text in samples(texts):
+        if collapses and re.search("^ | $|  |▁", text):
+            continue
         expected, done = [], 0
         for match in [*found.finditer(text), None]:
             expected += theirs.encode(text[done : match.start() if match else len(text)])

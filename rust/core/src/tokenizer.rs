@@ -146,6 +146,14 @@ impl Tokenizer {
         self.decoding_as_sentencepiece()
     }
 
+    /// Returns the tokenizer that encodes and decodes by the SentencePiece model of another, if that has one.
+    #[must_use]
+    pub(crate) fn encoding_as(mut self, other: &Self) -> Self {
+        self.sentencepiece.clone_from(&other.sentencepiece);
+        self.decodes_as_sentencepiece = other.decodes_as_sentencepiece;
+        self
+    }
+
     /// Returns the tokenizer that decodes what is no UTF-8, and spaces that come first, as SentencePiece does.
     #[must_use]
     pub(crate) fn decoding_as_sentencepiece(mut self) -> Self {

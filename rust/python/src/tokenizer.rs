@@ -54,6 +54,11 @@ fn special_tokens(tokens: Option<Vec<(String, u32)>>) -> Vec<AddedToken> {
     tokens.unwrap_or_default().into_iter().map(|(content, id)| AddedToken::special(content, id)).collect()
 }
 
+/// Returns the added token of its text, id, and whether it is special, swallows white space to its left, to its right.
+fn added_token((content, id, special, lstrip, rstrip): (String, u32, bool, bool, bool)) -> AddedToken {
+    AddedToken { special, lstrip, rstrip, ..AddedToken::special(content, id) }
+}
+
 impl PyTokenizer {
     /// Checks the special-token arguments and calls `work` with the options they amount to.
     fn with_options<R>(
@@ -233,6 +238,47 @@ impl PyTokenizer {
         let piece = |(text, score, kind)| Ok(Piece { text, score, kind: PieceKind::from_number(kind)? });
         let pieces = pieces.into_iter().map(piece).collect::<bpe_llama::Result<_>>();
         pieces.and_then(|pieces| Tokenizer::from_pieces(pieces, prefix, collapse)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_gguf(
+        py: Python<'_>,
+        tokens: Vec<String>,
+        merges: Vec<(u32, u32)>,
+        patterns: Vec<String>,
+        ignore_merges: bool,
+        added: Vec<(String, u32, bool, bool, bool)>,
+    ) -> PyResult<Self> {
+        let added = added.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf(&tokens, merges, &patterns, ignore_merges, added))
+            .map(Self::new)
+            .map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_gguf_pieces(
+        py: Python<'_>,
+        pieces: Vec<(String, f32, u64)>,
+        prefix: bool,
+        added: Vec<(String, u32, bool, bool, bool)>,
+    ) -> PyResult<Self> {
+        let piece = |(text, score, kind)| Ok(Piece { text, score, kind: PieceKind::from_number(kind)? });
+        let pieces = pieces.into_iter().map(piece).collect::<bpe_llama::Result<_>>().map_err(to_py)?;
+        let added = added.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf_pieces(pieces, prefix, added)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_gguf_characters(
+        py: Python<'_>,
+        pieces: Vec<(String, u64)>,
+        merges: Vec<(u32, u32)>,
+        added: Vec<(String, u32, bool, bool, bool)>,
+    ) -> PyResult<Self> {
+        let piece = |(text, kind)| Ok(Piece { text, score: 0.0, kind: PieceKind::from_number(kind)? });
+        let pieces = pieces.into_iter().map(piece).collect::<bpe_llama::Result<_>>().map_err(to_py)?;
+        let added = added.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf_characters(pieces, merges, added)).map(Self::new).map_err(to_py)
     }
 
     fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {

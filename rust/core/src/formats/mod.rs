@@ -1,5 +1,6 @@
 //! Vocabularies in files: reading and writing other people's formats.
 
+mod gguf;
 mod huggingface;
 mod protobuf;
 mod sentencepiece;

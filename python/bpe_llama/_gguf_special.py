@@ -1,0 +1,173 @@
+# ruff: noqa: RUF001 -- characters of other scripts are what is matched
+"""Which tokens of a GGUF vocabulary are special, end a text, or swallow white space: as llama.cpp decides it.
+
+A GGUF file gives each token a type and names some by id. llama.cpp adds what it knows of token texts: `<|eot_id|>`
+ends a turn whatever the file says, for instance.
+
+Source: `llama_vocab::impl::load` and `tokenizer_st_partition` in `src/llama-vocab.cpp` of
+https://github.com/ggml-org/llama.cpp, as llama-cpp-python 0.3.36 carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+_EOT = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>"),
+    *("[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>"),
+)
+_EOM = ("<|eom_id|>",)
+_ENDS = (
+    *_EOT,
+    *_EOM,
+    *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "[EOS]", "<eos>", "<turn|>", "<|tool_response>"),
+    "[e~[",
+)
+# Tokens that fill in the middle of code, by the key of their id: the first found is a control token.
+_FILL_IN = {
+    "fim_pre": (
+        *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
+        "<|prefix|>",
+    ),
+    "fim_suf": (
+        *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"),
+        "<|suffix|>",
+    ),
+    "fim_mid": (
+        *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>"),
+        "<|middle|>",
+    ),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+_OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
+_FILL_IN_ENDS = ("fim_pad", "fim_rep", "fim_sep")
+# Tokens of gpt-oss that are shown like text.
+_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+AddedToken: TypeAlias = "tuple[str, int, bool, bool, bool]"
+"""A token that is matched as a whole: text, id, special, and whether it swallows white space to its left, its right."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What `find_special_tokens` returns: the types that hold, and the ids that mean something."""
+
+    types: list[int]
+    eot_id: int | None
+    eom_id: int | None
+    end_ids: frozenset[int]
+
+
+def token_id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
+    """Return the id under `tokenizer.ggml.NAME_token_id`, or None if there is none.
+
+    Raises:
+        ValueError: If it is no id of a vocabulary of `count` tokens.
+    """
+    key = f"tokenizer.ggml.{name}_token_id"
+    value = metadata.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise ValueError(f"{key} is {value!r}; expected an id from 0 to {count - 1}")
+    return value
+
+
+def find_special_tokens(
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], eos_id: int | None
+) -> SpecialTokens:
+    """Return the tokens' types as llama.cpp corrects them, and which ids end a turn, a message or a text.
+
+    Args:
+        metadata: The file's, of which the ids are read.
+        tokens: Their texts, in id order, each once.
+        types: Their types in the file.
+        eos_id: The end of a text, which is always among `end_ids`.
+
+    Raises:
+        ValueError: If an id is out of range.
+    """
+    ids = {token: i for i, token in enumerate(tokens)}
+    corrected = list(types)
+    count = len(tokens)
+
+    def found(name: str, texts: Iterable[str]) -> int | None:
+        stated = token_id(metadata, name, count)
+        if stated is None and name in _OLD_KEYS:
+            stated = token_id(metadata, _OLD_KEYS[name], count)
+        if stated is not None:
+            return stated
+        for text in texts:
+            if text in ids:
+                corrected[ids[text]] = CONTROL
+                return ids[text]
+        return None
+
+    eot_id, eom_id = found("eot", _EOT), found("eom", _EOM)
+    fill_in = {name: found(name, texts) for name, texts in _FILL_IN.items()}
+    ends = {ids[text] for text in _ENDS if text in ids}
+    for i in ends:
+        corrected[i] = CONTROL
+    for text in _SHOWN:
+        if text in ids:
+            corrected[ids[text]] = USER_DEFINED
+    ends.update(i for i in (eos_id, eot_id, eom_id, *map(fill_in.get, _FILL_IN_ENDS)) if i is not None)
+
+    ends_with = {tokens[i] for i in ends}
+    calls = ends_with & {"<|call|>", "<|calls|>"} and ends_with & {"<|return|>", "<|flush|>"}
+    if "<|end|>" in ends_with and calls:  # gpt-oss and Solar: it ends a message, and more follow
+        ends.discard(ids["<|end|>"])
+        corrected[ids["<|end|>"]] = USER_DEFINED
+    if "</s>" in ends_with and ends_with & {"<|tool_response>", "<|plamo:eos|>"}:  # Gemma 4: text like other
+        ends.discard(ids["</s>"])
+        corrected[ids["</s>"]] = NORMAL
+    return SpecialTokens(corrected, eot_id, eom_id, frozenset(ends))
+
+
+def added_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
+    """Return the tokens that are matched as a whole.
+
+    No file says which ones swallow white space; llama.cpp knows them by the names of models. What it swallows is white
+    space of ASCII; `bpe_llama` swallows any, as `tokenizers` does.
+    """
+    name = str(metadata.get("general.name", "")).lower()
+    pre, architecture = str(metadata.get("tokenizer.ggml.pre", "")), str(metadata.get("general.architecture", ""))
+    left, right, keep = set[str](), False, {"<unk>", "<s>", "<|endoftext|>"}
+    if any(part in pre for part in ("jina-v2-de", "jina-v2-es", "jina-v2-code")) or any(
+        part in architecture for part in ("nomic-bert-moe", "jina-bert-v3")
+    ):
+        left = {"<mask>"}
+    elif "phi-3" in name or "phi3" in name:
+        right = True
+    elif "modern-bert" in name:
+        left = {"[MASK]"}
+    return [
+        (token, i, kind != USER_DEFINED, token in left, right and token not in keep)
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (CONTROL, USER_DEFINED, UNKNOWN)
+    ]
+
+
+def overlapping(texts: Sequence[str]) -> tuple[str, str] | None:
+    """Return two of the texts that may overlap so that it matters which is looked for first, or None.
+
+    llama.cpp looks for the longest text first, everywhere; `bpe_llama` goes from left to right and takes the longest of
+    those that begin at a place. A text whose end is the beginning of one at least as long tells them apart.
+    """
+    beginnings: dict[str, list[str]] = {}
+    for text in texts:
+        for length in range(1, len(text)):
+            beginnings.setdefault(text[:length], []).append(text)
+    for first in texts:
+        for length in range(1, len(first)):
+            for second in beginnings.get(first[-length:], ()):
+                longer = len(second.encode()) >= len(first.encode())
+                if longer and second != first and not (first + second[length:]).startswith(second):
+                    return first, second
+    return None

@@ -1,0 +1,164 @@
+//! The tokenizers in the metadata of GGUF files, which encode as llama.cpp does.
+
+use hashbrown::HashSet;
+
+use super::huggingface::spaces::{require_space, words_or_whole};
+use super::sentencepiece::{Piece, PieceKind, byte_of};
+use crate::byte_alphabet::to_bytes;
+use crate::normalize::SPACE;
+use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
+
+/// Lines, and the line breaks between them.
+const LINES: &str = r"[^\n]+|\n+";
+
+impl Tokenizer {
+    /// Returns the byte-level tokenizer of a GGUF file.
+    ///
+    /// `tokens` are written in GPT-2's byte alphabet and have their place as id; what is written in other characters
+    /// never comes of text. `merges` are pairs of ids, best first. `patterns` split one after another. `added` tokens
+    /// are matched before the text is split; they are ordinary tokens, too, only where a merge names them.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if a merge names an added token that stands for other bytes than its text has, or if merges make
+    /// a special token of its own text; as [`Vocab::from_merges`], [`Pretokenizer::new`] and [`Tokenizer::new`].
+    ///
+    /// # Source
+    /// `src/llama-vocab.cpp` of llama.cpp.
+    pub fn from_gguf(
+        tokens: &[String],
+        merges: Vec<(u32, u32)>,
+        patterns: &[String],
+        ignore_merges: bool,
+        added: Vec<AddedToken>,
+    ) -> Result<Self> {
+        let text_of = |id: u32| tokens.get(id as usize).map_or("", String::as_str);
+        let joined: Vec<String> =
+            merges.iter().map(|&(left, right)| format!("{}{}", text_of(left), text_of(right))).collect();
+        let parts = merges.iter().flat_map(|&(left, right)| [text_of(left), text_of(right)]);
+        let named: HashSet<&str> = parts.chain(joined.iter().map(String::as_str)).collect();
+        let (mut apart, mut merged) = (HashSet::new(), Vec::new());
+        for AddedToken { content, id, special, .. } in &added {
+            let is_text = to_bytes(content).is_some_and(|bytes| bytes == content.as_bytes());
+            if !named.contains(content.as_str()) {
+                apart.insert(*id);
+            } else if !is_text {
+                return Err(Error::Format(format!(
+                    "a merge names token {id}, {content:?}, which is matched as a whole"
+                )));
+            } else if *special {
+                merged.push((content.clone(), *id));
+            }
+        }
+        let (mut ordinary, mut silent) = (Vec::with_capacity(tokens.len()), Vec::new());
+        for (token, id) in tokens.iter().zip(0u32..).filter(|(_, id)| !apart.contains(id)) {
+            match to_bytes(token) {
+                Some(bytes) => ordinary.push((bytes, id)),
+                None => silent.push((token.as_bytes().to_vec(), id)),
+            }
+        }
+        let vocab = Vocab::from_merges_and_silent(ordinary, silent, merges, ignore_merges)?;
+        let steps = patterns.iter().map(|pattern| Pretokenizer::new(pattern)).collect::<Result<_>>()?;
+        let tokenizer = Self::new(vocab, Pretokenizer::sequence(steps)?, added, false)?;
+        for (content, id) in merged {
+            if tokenizer.encode_ordinary(&content)?.contains(&id) {
+                return Err(Error::Format(format!("merges make the special token {id} of its text, {content:?}")));
+            }
+        }
+        Ok(tokenizer)
+    }
+
+    /// Returns the tokenizer of a GGUF file that holds a SentencePiece vocabulary.
+    ///
+    /// It is that of [`Tokenizer::from_pieces`], but for the `added` tokens: they are matched before everything else,
+    /// and where `prefix` is set, a space is put before the text that follows one. Pieces of the kind `Control` take no
+    /// part in merging.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_pieces`] and [`Tokenizer::new`].
+    ///
+    /// # Source
+    /// `llama_vocab::impl::tokenize` in `src/llama-vocab.cpp` of llama.cpp.
+    pub fn from_gguf_pieces(pieces: Vec<Piece>, prefix: bool, added: Vec<AddedToken>) -> Result<Self> {
+        let merging = Self::from_pieces(pieces, prefix, false)?;
+        let whole = Self::new(merging.vocab().clone(), merging.pretokenizer().clone(), added, false)?;
+        let whole = match merging.spaces() {
+            Some(spaces) => whole.with_spaces(spaces),
+            None => whole,
+        };
+        Ok(whole.encoding_as(&merging))
+    }
+
+    /// Returns the tokenizer of a GGUF file that holds a vocabulary over characters and the list of its merges.
+    ///
+    /// Bytes stand in for unknown characters. `pieces` have their place as id, and their scores mean nothing; those of
+    /// the kind `Control` take no part in merging. Lines and the line breaks between them are merged apart.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if several line breaks are a token that merges do not make: it is one of the few that llama.cpp
+    /// looks up whole. As [`Vocab::from_piece_merges`] and [`Tokenizer::new`].
+    ///
+    /// # Source
+    /// `LLAMA_VOCAB_PRE_TYPE_GEMMA4` in `src/llama-vocab.cpp` of llama.cpp.
+    pub fn from_gguf_characters(pieces: Vec<Piece>, merges: Vec<(u32, u32)>, added: Vec<AddedToken>) -> Result<Self> {
+        let (mut sorted, mut bytes) = (Pieces::default(), [None; 256]);
+        for (Piece { text, kind, .. }, id) in pieces.into_iter().zip(0u32..) {
+            let spaced = text.replace(SPACE, " ").into_bytes();
+            match (kind, byte_of(&text)) {
+                (PieceKind::Control, _) => {}
+                (PieceKind::Byte, Some(byte)) => bytes[usize::from(byte)] = Some(id),
+                // Spaces are `▁` before tokens are looked for.
+                _ if text.contains(' ') => sorted.silent.push((spaced, id)),
+                _ => sorted.merged.push((spaced, id)),
+            }
+        }
+        sorted.bytes = bytes.into_iter().flatten().collect();
+        require_space(&sorted)?;
+        let is_breaks = |bytes: &[u8]| bytes.iter().all(|&byte| byte == b'\n');
+        let mixes = sorted.merged.iter().any(|(bytes, _)| bytes.contains(&b'\n') && !is_breaks(bytes));
+        let pretokenizer = if mixes { Pretokenizer::new(LINES)? } else { words_or_whole(&sorted.merged)? };
+        let vocab = Vocab::from_piece_merges(&sorted, merges, false)?;
+        if !vocab.merges_reach_all(is_breaks)? {
+            return Err(Error::Format("several line breaks are a token that merges do not make".to_owned()));
+        }
+        let spaces = Spaces { prefix: SpacePrefix::Never, collapse: false, drop_first: false };
+        Ok(Self::new(vocab, pretokenizer, added, false)?.with_spaces(spaces))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{AddedToken, SpecialSet, Tokenizer};
+
+    fn tokens() -> Vec<String> {
+        ["a", "b", "ab", "<end>", "語"].map(str::to_owned).to_vec()
+    }
+
+    fn build(added: Vec<AddedToken>) -> crate::Result<Tokenizer> {
+        Tokenizer::from_gguf(&tokens(), vec![(0, 1)], &["r50k".to_owned()], false, added)
+    }
+
+    #[test]
+    fn text_never_becomes_a_token_outside_the_alphabet() {
+        let tokenizer = build(vec![AddedToken::special("<end>", 3)]).expect("a tokenizer");
+        assert_eq!(tokenizer.encode("abb<end>", SpecialSet::All).ok(), Some(vec![2, 1, 3]));
+        assert!(tokenizer.encode_ordinary("語").is_err());
+        assert_eq!(tokenizer.decode_bytes(&[4]).ok(), Some("語".as_bytes().to_vec()));
+        let saved = tokenizer.to_huggingface().expect("JSON");
+        let read = Tokenizer::from_huggingface(saved.as_bytes()).expect("a tokenizer");
+        assert!(read.encode_ordinary("語").is_err());
+        assert_eq!(read.decode_bytes(&[4, 2]).ok(), Some("語ab".as_bytes().to_vec()));
+    }
+
+    #[test]
+    fn merges_do_not_make_special_tokens() {
+        let error = build(vec![AddedToken::special("ab", 2)]).expect_err("a merge makes it");
+        assert!(error.to_string().contains("merges make the special token 2"), "{error}");
+        let apart = ["a(?=b)".to_owned()];
+        let split = Tokenizer::from_gguf(&tokens(), vec![(0, 1)], &apart, false, vec![AddedToken::special("ab", 2)]);
+        let split = split.expect("a tokenizer");
+        assert_eq!(split.encode_ordinary("ab").ok(), Some(vec![0, 1]));
+        assert_eq!(split.encode("ab", SpecialSet::All).ok(), Some(vec![2]));
+        let whole = AddedToken { special: false, ..AddedToken::special("ab", 2) };
+        assert_eq!(build(vec![whole]).expect("a tokenizer").encode_ordinary("aab").ok(), Some(vec![0, 2]));
+    }
+}
