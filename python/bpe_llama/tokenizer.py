@@ -348,7 +348,8 @@ class Tokenizer(_core.Tokenizer):
             self.save(path / "tokenizer.json")
         else:
             raise ValueError(
-                f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json, .tiktoken or .model"
+                f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json, .tiktoken "
+                "or .model"
             )
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import struct
 from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -17,7 +18,10 @@ from bpe_llama import _core
 
 # Text dense in what components tell apart: white space of all kinds, marks, scripts, digits, ligatures, the byte
 # alphabet's own characters, and what added tokens and byte tokens are spelled with.
-LETTERS = "aAbBcé\u0301ßſİﬁ中日かナنи1²Ⅷ٣ \t\n\r\u00a0\u2003\u200b\u200c\u200d\u2581\u0120._-!?'#<>|0x😀\ufeff\x00\x07\u00ad\uac00\u1100\u1161"
+LETTERS = (
+    "aAbBcé\u0301ßſİﬁ中日かナни1²Ⅷ٣ \t\n\r\u00a0\u2003\u200b\u200c\u200d\u2581\u0120._-!?'#<>|0x😀"
+    "\ufeff\x00\x07\u00ad\uac00\u1100\u1161"
+)
 TEXTS = st.one_of(
     st.text(LETTERS, max_size=30),
     st.lists(
@@ -48,6 +52,7 @@ CORPUS = [
     "中日 かナ ab ab  cab\n\tthe the",
     "ſİﬁß 😀😀 a-b_c <s> [M] ##",
 ] * 3
+EXAMPLES = 3000 if os.environ.get("BPE_LLAMA_FULL") == "1" else 100
 REGEXES = [
     r"\s+",
     r"\w+|[^\w\s]",
@@ -195,7 +200,7 @@ def pipeline(draw: st.DrawFn) -> tokenizers.Tokenizer:
         show_progress=False,
         **{k: v for k, v in affixes.items() if v},
     )
-    made.train_from_iterator(CORPUS, trainer)
+    assume(trained(made, trainer))
     for content in draw(
         st.lists(
             st.sampled_from(["<s>", "[M]", "ab", " ", "  ", "É", "é", "\u0120", "th", "##", "b <s>"]),
@@ -217,6 +222,14 @@ def pipeline(draw: st.DrawFn) -> tokenizers.Tokenizer:
     return made
 
 
+def summary(file: str) -> dict[str, Any]:
+    """Return a tokenizer.json without its vocabulary, for messages."""
+    described = json.loads(file.replace(CHARSMAP, "..."))
+    described["model"] = {key: value for key, value in described["model"].items() if key not in ("vocab", "merges")}
+    described["added_tokens"] = [token for token in described["added_tokens"] if not token["content"].startswith("<0x")]
+    return {key: value for key, value in described.items() if value and key != "version"}
+
+
 def outcome(call: Any) -> Any:
     """Return what a call returns, or ``None`` if it fails: `tokenizers` panics in a few places."""
     try:
@@ -227,18 +240,23 @@ def outcome(call: Any) -> Any:
         return None
 
 
-@settings(max_examples=400, deadline=None)
+def trained(theirs: tokenizers.Tokenizer, trainer: Any) -> bool:
+    """Train, and return whether `tokenizers` could: some pipelines make it panic on the corpus."""
+    return outcome(lambda: (theirs.train_from_iterator(CORPUS, trainer), True)) is not None
+
+
+@settings(max_examples=EXAMPLES * 4, deadline=None)
 @given(theirs=pipeline(), texts=st.lists(TEXTS, min_size=1, max_size=6))
 def test_random_pipelines(theirs: tokenizers.Tokenizer, texts: list[str]) -> None:
     file = theirs.to_str()
     try:
         ours = _core.Tokenizer.build_from_huggingface(file.encode())
     except ValueError as error:
-        assert "tokenizer.json" in str(error) or "added tokens" in str(error)
+        assert "tokenizer.json" in str(error)
         # Only what tokenizers itself cannot read, or what we say we refuse.
         is_theirs = outcome(lambda: tokenizers.Tokenizer.from_str(file)) is None
         assert is_theirs or any(
-            why in str(error) for why in ("several templates", "one when normalized", "added token")
+            why in str(error) for why in ("several templates", "one when normalized", "empty text when normalized")
         )
         return
     theirs = tokenizers.Tokenizer.from_str(file)
@@ -247,23 +265,23 @@ def test_random_pipelines(theirs: tokenizers.Tokenizer, texts: list[str]) -> Non
         if expected is None:
             continue
         ids = ours.encode(text, allowed_special="all")
-        assert ids == expected.ids, (text, ours.general_because)
+        assert ids == expected.ids, (text, ours.general_because, summary(file))
         with_offsets, offsets = ours.encode_with_offsets(text, allowed_special="all")
         assert with_offsets == expected.ids
-        assert offsets == expected.offsets, (text, ours.general_because)
+        assert offsets == expected.offsets, (text, ours.general_because, summary(file))
         added = set(ours.added_tokens.values())
         names = [(ours.id_to_token(i), name) for i, name in zip(ids, expected.tokens, strict=True) if i not in added]
         assert all(name == other for name, other in names)
         for skip in (False, True):
             decoded = outcome(lambda ids=ids, skip=skip: theirs.decode(ids, skip_special_tokens=skip))
             if decoded is not None:
-                assert ours.decode(ids, skip_special_tokens=skip) == decoded
+                assert ours.decode(ids, skip_special_tokens=skip) == decoded, (ids, summary(file))
         theirs.encode_special_tokens = True
-        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, (text, summary(file))
         theirs.encode_special_tokens = False
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(theirs=pipeline(), first=TEXTS, second=TEXTS)
 def test_what_is_put_around_texts(theirs: tokenizers.Tokenizer, first: str, second: str) -> None:
     from bpe_llama import Tokenizer
@@ -284,7 +302,7 @@ def test_what_is_put_around_texts(theirs: tokenizers.Tokenizer, first: str, seco
         assert got["special_tokens_mask"] == expected.special_tokens_mask
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(theirs=pipeline(), text=TEXTS)
 def test_what_we_save_is_read_to_the_same_thing(theirs: tokenizers.Tokenizer, text: str) -> None:
     try:
@@ -298,9 +316,13 @@ def test_what_we_save_is_read_to_the_same_thing(theirs: tokenizers.Tokenizer, te
         lambda: tokenizers.Tokenizer.from_str(theirs.to_str()).encode(text, add_special_tokens=False).ids
     )
     if expected is not None:
-        assert ours.encode(text, allowed_special="all") == expected
-        assert again.encode(text, allowed_special="all") == expected
-        assert read.encode(text, add_special_tokens=False).ids == expected
+        assert ours.encode(text, allowed_special="all") == expected, (text, summary(saved))
+        assert again.encode(text, allowed_special="all") == expected, (text, summary(theirs.to_str()), summary(saved))
+        assert read.encode(text, add_special_tokens=False).ids == expected, (
+            text,
+            summary(theirs.to_str()),
+            summary(saved),
+        )
     assert json.loads(again.to_huggingface()) == json.loads(saved)
 
 

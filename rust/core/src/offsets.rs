@@ -125,7 +125,7 @@ impl Characters {
         let Some(numbers) = &self.0 else { return (start, end) };
         let number = |byte: usize| numbers.get(byte).map(|&number| number as usize);
         let Some(first) = number(start) else { return (start, end) };
-        let last = || number(end.wrapping_sub(1)).unwrap_or(first) + 1;
+        let last = || number(end.wrapping_sub(1)).unwrap_or(first + 1) + 1;
         (first, number(end).unwrap_or_else(last))
     }
 }

@@ -242,9 +242,11 @@ struct Matcher {
 }
 
 impl Matcher {
-    fn new(mut patterns: Vec<(String, usize)>, tokens: &[AddedToken]) -> Result<Option<Self>> {
-        // What normalization leaves nothing of is never found.
-        patterns.retain(|(pattern, _)| !pattern.is_empty());
+    fn new(patterns: Vec<(String, usize)>, tokens: &[AddedToken]) -> Result<Option<Self>> {
+        if let Some((_, i)) = patterns.iter().find(|(pattern, _)| pattern.is_empty()) {
+            let content = &tokens[*i].content;
+            return Err(Error::InvalidArgument(format!("added token {content:?} is the empty text when normalized")));
+        }
         let mut sorted: Vec<_> = patterns.iter().collect();
         sorted.sort_unstable();
         if let Some(same) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {

@@ -34,8 +34,11 @@ impl Search {
         Ok(Self::Literal(Arc::new(memmem::Finder::new(text).into_owned())))
     }
 
-    /// Calls back with every match, from left to right.
+    /// Calls back with every match, from left to right. There is none in the empty text.
     pub(super) fn find_all(&self, text: &str, mut each: impl FnMut(usize, usize)) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
         match self {
             Self::Literal(finder) => {
                 let length = finder.needle().len();

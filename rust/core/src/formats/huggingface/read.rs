@@ -155,7 +155,7 @@ impl Parsed<'_> {
             return self.finish(tokenizer);
         }
         let pipeline = self.pipeline()?;
-        let mut added = AddedTokens::new(self.added.clone(), |text| pipeline.normalize(text))?;
+        let mut added = self.added_tokens(|text| pipeline.normalize(text))?;
         added.decode_by(|name| pipeline.token_bytes(name));
         self.refuse_taken_ids(&added)?;
         let tokens = self.ids.iter().filter(|(token, _)| !token.is_empty());
@@ -187,6 +187,11 @@ impl Parsed<'_> {
         let unk = self.options.unk_token.as_ref().and_then(named);
         let ends = Ends { pad, unk, ..tokenizer.ends() };
         tokenizer.with_ends(ends)
+    }
+
+    fn added_tokens(&self, normalize: impl Fn(&str) -> Result<String>) -> Result<AddedTokens> {
+        AddedTokens::new(self.added.clone(), normalize)
+            .map_err(|error| Error::Format(format!("tokenizer.json: added_tokens: {error}")))
     }
 
     fn refuse_taken_ids(&self, added: &AddedTokens) -> Result<()> {
@@ -295,7 +300,7 @@ impl Parsed<'_> {
             }
         }
         let normalize = |text: &str| Ok(normalizer.apply(text, After::Nothing).into_owned());
-        let mut added = AddedTokens::new(self.added.clone(), normalize)?;
+        let mut added = self.added_tokens(normalize)?;
         added.decode_by(|name| to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()));
         self.refuse_taken_ids(&added)?;
         let mut vocab = Vocab::from_merges_and_silent(tokens, silent, pairs, self.options.ignore_merges)?;
