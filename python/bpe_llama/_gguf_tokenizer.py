@@ -16,6 +16,7 @@ from bpe_llama._gguf_special import (
     CONTROL,
     NORMAL,
     UNKNOWN,
+    USER_DEFINED,
     AddedToken,
     added_tokens,
     find_special_tokens,
@@ -146,8 +147,11 @@ def _apart(added: list[AddedToken]) -> list[AddedToken]:
 
 
 def _kinds(types: Sequence[int], apart: list[AddedToken]) -> list[int]:
-    """Return the types that the core takes: those of `apart` take no part in merging, all others but bytes do."""
-    kinds = [BYTE if kind == BYTE else NORMAL for kind in types]
+    """Return the types that the core takes: those of `apart` take no part in merging, all others but bytes do.
+
+    The core itself finds the other user-defined ones in a text that spells their `▁`.
+    """
+    kinds = [kind if kind in (BYTE, USER_DEFINED) else NORMAL for kind in types]
     for _, i, *_flags in apart:
         kinds[i] = CONTROL
     return kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -214,7 +215,7 @@ class Tokenizer(_core.Tokenizer):
             case "tekken":
                 from bpe_llama import _tekken
 
-                return cls._with_config(path, lambda _: _tekken.read_tokenizer(path))
+                return cls(_tekken.read_tokenizer(path), **vars(_loading.beside(path.parent, {})))
             case "vocab_and_merges":
                 from bpe_llama import _vocab_and_merges
 
@@ -357,12 +358,9 @@ class Tokenizer(_core.Tokenizer):
         from bpe_llama import _loading
 
         beside = {"chat_template": self.chat_template, "roles": self._roles, "settings": self._settings}
-        return _unpickle, (
-            type(self),
-            self.sentencepiece_model() or self.to_own_json().encode(),
-            _loading.ends_of(self),
-            beside,
-        )
+        file = self.sentencepiece_model() or self.to_own_json().encode()
+        added = [tuple(token[key] for key in _FLAGS) for token in json.loads(self.added_tokens_json())]
+        return _unpickle, (type(self), file, added, _loading.ends_of(self), beside)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -709,12 +707,19 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
     return list((special_tokens or {}).items())
 
 
+# What `with_added_tokens` takes of a token, in its order.
+_FLAGS = ("content", "special", "single_word", "lstrip", "rstrip", "normalized")
+
+
 def _unpickle(
     cls: type[Tokenizer],
     file: bytes,
-    ends: tuple[int | None, int | None, int | None, int | None],
+    added: list[tuple[Any, ...]],
+    ends: tuple[int | None, ...],
     beside: dict[str, Any],
 ) -> Tokenizer:
-    is_json = file.startswith(b"{")
-    build = _core.Tokenizer.build_from_huggingface if is_json else _core.Tokenizer.build_from_sentencepiece
-    return cls(build(file).with_ends(*ends), **beside)
+    if file.startswith(b"{"):
+        core = _core.Tokenizer.build_from_huggingface(file)
+    else:
+        core = _core.Tokenizer.build_from_sentencepiece(file).with_added_tokens(added)
+    return cls(core.with_ends(*ends), **beside)

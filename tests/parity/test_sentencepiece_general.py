@@ -117,24 +117,31 @@ def streamed(tokenizer: _core.Tokenizer, ids: list[int]) -> str:
     return "".join([stream.push(token) for token in ids]) + stream.flush()
 
 
-def id_lists(theirs: sentencepiece.SentencePieceProcessor) -> st.SearchStrategy[list[int]]:
-    """Return lists of any ids, among them many that begin with a space or are a byte."""
-    every = range(theirs.vocab_size())
+# Lists of ids, drawn before the model is known: the kind of an id and its place among those of its kind.
+PICKS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 10**6)), max_size=9)
+
+
+def picked(theirs: sentencepiece.SentencePieceProcessor, picks: list[tuple[int, int]]) -> list[int]:
+    """Return ids of any kind, of tokens that begin with a space, and of control tokens and bytes."""
+    every = list(range(theirs.vocab_size()))
     spaced = [token for token in every if theirs.id_to_piece(token).startswith("▁")]
     special = [token for token in every if theirs.is_control(token) or theirs.is_byte(token)]
-    return st.lists(st.one_of(*(st.sampled_from(ids) for ids in (list(every), spaced, special) if ids)), max_size=9)
+    kinds = [ids or every for ids in (every, spaced, special)]
+    return [kinds[kind][place % len(kinds[kind])] for kind, place in picks]
 
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SLOW
-@given(model=models(), data=st.data())
-def test_ids_offsets_and_texts_equal_sentencepieces(model: Model, data: st.DataObject) -> None:
+@given(model=models(), samples=st.lists(texts, min_size=20, max_size=20), lists=st.lists(PICKS, max_size=9))
+def test_ids_offsets_and_texts_equal_sentencepieces(
+    model: Model, samples: list[str], lists: list[list[tuple[int, int]]]
+) -> None:
     ours, theirs = sides(model)
     ends = [None if end < 0 else end for end in (theirs.bos_id(), theirs.eos_id())]
     assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (theirs.vocab_size(), *ends)
-    for text in data.draw(st.lists(texts, min_size=20, max_size=20)):
+    for text in samples:
         ids = theirs.encode(text)
         assert ours.encode(text) == ids
         assert ours.count(text) == len(ids)
@@ -142,21 +149,29 @@ def test_ids_offsets_and_texts_equal_sentencepieces(model: Model, data: st.DataO
         if encodes_itself(ours):
             expected = theirs.encode(text, return_type="offset_mapping")["offsets"]
             assert ours.encode_with_offsets(text) == (ids, expected)
-    for ids in data.draw(st.lists(id_lists(theirs), max_size=9)):
+    for picks in lists:
+        ids = picked(theirs, picks)
         if not encodes_itself(ours):  # tokenizer.json decodes these to their names
             ids = [token for token in ids if not theirs.is_control(token) and not theirs.is_unknown(token)]
         assert ours.decode(ids) == streamed(ours, ids) == theirs.decode(ids)
 
 
 @SLOW
-@given(model=models(plain=True), data=st.data())
-def test_byte_level_merging_decodes_as_sentencepiece_too(model: Model, data: st.DataObject) -> None:
+@given(
+    model=models(plain=True),
+    samples=st.lists(texts, min_size=5, max_size=5),
+    lists=st.lists(PICKS, min_size=20, max_size=20),
+)
+def test_byte_level_merging_decodes_as_sentencepiece_too(
+    model: Model, samples: list[str], lists: list[list[tuple[int, int]]]
+) -> None:
     ours, theirs = sides(model)
-    for ids in data.draw(st.lists(id_lists(theirs), min_size=20, max_size=20)):
+    for picks in lists:
+        ids = picked(theirs, picks)
         if not encodes_itself(ours):
             ids = [token for token in ids if not theirs.is_control(token) and not theirs.is_unknown(token)]
         assert ours.decode(ids) == streamed(ours, ids) == theirs.decode(ids)
-    for text in data.draw(st.lists(texts, min_size=5, max_size=5)):
+    for text in samples:
         assert ours.encode(text) == theirs.encode(text)
 
 
@@ -408,7 +423,7 @@ def test_gguf_pieces_are_encoded_as_llama_cpp_does(kind: str, prefix: bool, tmp_
         assert ours.encode(text) == expected, text
         again = pickle.loads(pickle.dumps(ours))
         assert again.encode(text) == expected
-    with pytest.raises(ValueError, match=r"cannot be saved as \.model.*llama\.cpp"):
+    with pytest.raises(ValueError, match=r"cannot be saved as \.model"):
         ours.save(tmp_path / "m.model")
 
 

@@ -230,10 +230,6 @@ def test_llama4_is_metas_own(llama4: tuple[Tokenizer, Any], texts: dict[str, str
     assert ours.encode(text) == theirs.encode(text, bos=False, eos=False)
 
 
-two_names = pytest.mark.xfail(strict=True, reason="the core takes one text an id", raises=ValueError)
-
-
-@two_names
 def test_two_names_for_one_id(tmp_path: Path) -> None:
     """Both stand for it in text; it is decoded to one of them, to us the first."""
     ranks = {bytes([byte]): byte for byte in range(256)}
@@ -262,7 +258,6 @@ def test_two_names_for_one_id(tmp_path: Path) -> None:
     )
 
 
-@two_names
 def test_harmony_has_two_names_for_one_id(
     real: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,20 +299,8 @@ def test_without_other_files_it_is_gpt2s(tmp_path: Path) -> None:
 READ = ["plain", "prefix space", "other tokens", "listed", "roles of its own"]
 
 
-def reads() -> Iterator[Any]:
-    """Yield each class and variant; those that the core cannot read yet are marked, and fail once it can."""
-    for name, described in CLASSES.items():
-        for variant in READ:
-            prefix = {"add_prefix_space": described.add_prefix_space, **VARIANTS[variant]}["add_prefix_space"]
-            is_normalized = described.normalizer is not None and variant == "listed"
-            marks = []
-            if described.suffix or prefix or is_normalized:
-                reason = "a suffix, a prefix space, or an added token that is looked for after normalization"
-                marks = [pytest.mark.xfail(strict=True, reason=reason)]
-            yield pytest.param(name, variant, marks=marks, id=f"{name}-{variant}")
-
-
-@pytest.mark.parametrize(("name", "variant"), list(reads()))
+@pytest.mark.parametrize("variant", READ)
+@pytest.mark.parametrize("name", CLASSES)
 def test_ids_and_texts_equal_transformers(tmp_path: Path, name: str, variant: str) -> None:
     folder = write(tmp_path, name, VARIANTS[variant])
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")

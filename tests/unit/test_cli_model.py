@@ -255,7 +255,7 @@ def test_the_demo_goes_the_whole_road(
     for _ in range(2):  # a second run replaces the first
         assert main(["demo", "--seconds", "0.5", "--out", str(out), "--device", "cpu"]) == 0
         said = capsys.readouterr().out
-    expected = {"tokenizer.json", "tokens.npy", "run", "model", "loss.png", "sample.py.txt"}
+    expected = {"tokenizer.json", "tokenizer_config.json", "tokens.npy", "run", "model", "loss.png", "sample.py.txt"}
     assert {path.name for path in out.iterdir()} == expected
     assert "bytes a token" in said and "def " in said
     tokenizer = Tokenizer.from_file(out / "model")

@@ -195,7 +195,7 @@ def test_named_chat_templates(tmp_path: Path) -> None:
     metadata = tokenizer_metadata(read(tmp_path, byte_level()).core, templates)
     assert metadata["tokenizer.chat_templates"] == ["tool_use"]
     assert read(tmp_path, metadata).chat_template == templates
-    assert Tokenizer.from_gguf(tmp_path / "t.gguf").chat_template == "{{ a }}"
+    assert Tokenizer.from_gguf(tmp_path / "t.gguf").chat_template == templates
     assert read(tmp_path, byte_level() | {"tokenizer.chat_template": "x"}).chat_template == "x"
     assert read(tmp_path, byte_level()).chat_template is None
 
@@ -370,7 +370,7 @@ def test_a_token_that_merges_do_not_make_decides_the_name() -> None:
         (sentencepiece(scores=None), r"tokenizer\.ggml\.scores is missing; expected a list of numbers"),
         (sentencepiece(scores=["x"]), r"tokenizer\.ggml\.scores is \['x'\]; expected a list of numbers"),
         (sentencepiece(scores=[1.0]), r"tokenizer\.ggml\.scores has 1 entries for 266 tokens"),
-        (sentencepiece(token_type=[1] * 266), "byte fallback"),
+        (sentencepiece(token_type=[1] * 266), "0 of 256 bytes"),
         (sentencepiece(add_space_prefix=1), r"tokenizer\.ggml\.add_space_prefix is 1; expected true or false"),
     ],
 )

@@ -197,7 +197,8 @@ impl Parsed<'_> {
     fn refuse_taken_ids(&self, added: &AddedTokens) -> Result<()> {
         let names: HashMap<u32, &str> = self.ids.iter().map(|(token, &id)| (id, *token)).collect();
         for token in added.tokens() {
-            if let Some(&other) = names.get(&token.id).filter(|other| **other != token.content) {
+            let is_other = |other: &&&str| **other != token.content && added.by_content(other).is_none();
+            if let Some(&other) = names.get(&token.id).filter(is_other) {
                 return Err(Error::Format(format!(
                     "tokenizer.json: added token {:?} gets id {}, as `tokenizers` counts, which is that of {other:?}",
                     token.content, token.id
@@ -280,7 +281,9 @@ impl Parsed<'_> {
         let (mut tokens, mut silent) = (Vec::with_capacity(self.entries.len()), Vec::new());
         let mut used = HashSet::with_capacity(self.entries.len());
         for (token, id) in self.entries {
-            if !used.insert(*id) {
+            // Two names for one special token, as o200k_harmony has, are saved so.
+            let is_added = added.get(token.as_ref()).is_some_and(|known| known.id == *id);
+            if !used.insert(*id) && !is_added {
                 return Err(Error::Format(format!("tokenizer.json: id {id} is given to two tokens, {token:?} is one")));
             }
             if token.is_empty() {

@@ -53,6 +53,14 @@ impl Tokenizer {
                     .to_owned(),
             ));
         }
+        let shared = self.added_tokens().windows(2).find(|pair| pair[0].id == pair[1].id);
+        if let Some([one, other]) = shared.filter(|_| !is_own) {
+            return Err(Error::InvalidArgument(format!(
+                "special tokens {:?} and {:?} share id {}: tokenizers would find only one of them, so this cannot be saved as \
+                 tokenizer.json",
+                one.content, other.content, one.id
+            )));
+        }
         let components = match &self.components {
             Some(components) => (**components).clone(),
             None => self.describe(is_own)?,
