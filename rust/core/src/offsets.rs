@@ -80,7 +80,10 @@ impl Tokenizer {
         let tokens = self.encode_with_spans(text, allowed)?;
         let characters = Characters::of(text);
         let offsets = tokens.iter().enumerate().map(|(place, token)| {
-            let range = characters.range(token.start, token.end);
+            let range = match self.sentencepiece() {
+                Some(_) => (characters.before(token.start), characters.before(token.end)),
+                None => characters.range(token.start, token.end),
+            };
             self.template.trims.iter().fold(range, |range, &may_be_prefixed| {
                 trim(range, token.spaces, may_be_prefixed && (place == 0 || range.0 == 0))
             })
@@ -120,7 +123,14 @@ impl Characters {
         Self(Some(numbers.collect()))
     }
 
-    /// Returns the characters of a range of bytes.
+    /// Returns how many characters begin before a byte that begins one, or before the end.
+    fn before(&self, byte: usize) -> usize {
+        let Some(numbers) = &self.0 else { return byte };
+        let all = || numbers.last().map_or(0, |&last| last as usize + 1);
+        numbers.get(byte).map_or_else(all, |&number| number as usize)
+    }
+
+    /// Returns the characters of a range of bytes, as `tokenizers` counts them: what lies beyond the text stays bytes.
     fn range(&self, start: usize, end: usize) -> (usize, usize) {
         let Some(numbers) = &self.0 else { return (start, end) };
         let number = |byte: usize| numbers.get(byte).map(|&number| number as usize);
