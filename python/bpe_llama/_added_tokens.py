@@ -125,19 +125,6 @@ class StatedTokens:
             for token in tokens
         ]
 
-    def to_mark_special(self) -> list[AddedToken]:
-        """Return the tokens with a role and the extra special ones, as transformers adds them once more at the end.
-
-        Source: ``TokenizersBackend._post_init`` in transformers 5.23.
-        """
-        tokens = [token for token in (*self.named.values(), *self.extra) if token is not None]
-        return [
-            AddedToken(token, normalized=False, special=True)
-            if isinstance(token, str)
-            else replace(token, special=True, normalized=False if token.normalized is None else token.normalized)
-            for token in tokens
-        ]
-
     def all_special(self) -> list[str]:
         """Return the text of every token that has a role or is an extra special token, once."""
         rest = (*self.named.values(), *self.extra)

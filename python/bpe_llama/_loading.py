@@ -88,6 +88,8 @@ class Beside:
 
 # What is kept of a tokenizer_config.json as it stands.
 _SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_input_names")
+# Classes of transformers that begin a text with its bos token unless told otherwise.
+_ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
 _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -95,8 +97,8 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
     """Return the tokenizer in a file with what the files beside it say, as transformers reads them.
 
     These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and those of chat
-    templates. Tokens that stand only there are added; ``add_bos_token`` and ``add_eos_token`` replace the
-    post-processor.
+    templates. Tokens that stand only there are added. ``add_bos_token`` and ``add_eos_token`` count for a SentencePiece
+    model alone, since the post-processor of a ``tokenizer.json`` goes before them.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
@@ -113,7 +115,8 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
     )
     try:
         core, roles = _with_stated_tokens(core, config, special_map, added)
-        core = _with_ends_around(core, config)
+        if config and path.suffix == ".model":
+            core = _with_ends_around(core, config)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
     return core, beside(folder, roles)
@@ -150,11 +153,9 @@ def _with_stated_tokens(
     if not (config or special_map or added):
         return core, {}
     stated = read_stated_tokens({}, config, special_map, added)
-    before = dict(core.added_tokens)
-    new = [token for token in stated.to_add() if token.content not in before]
-    marked = [*new, *(token for token in stated.to_mark_special() if token.content)]
-    if marked:
-        core = core.with_added_tokens([token.for_core() for token in marked])
+    new = [token for token in stated.to_add() if token.content not in core.added_tokens]
+    if new:
+        core = core.with_added_tokens([token.for_core() for token in new])
     names = {role: token.content if isinstance(token, AddedToken) else token for role, token in stated.named.items()}
     ends = []
     for role in _ENDS:
@@ -167,15 +168,13 @@ def _with_stated_tokens(
 
 
 def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:
-    """Return the tokenizer with what ``add_bos_token`` and ``add_eos_token`` say, where one of them stands."""
+    """Return a SentencePiece model's tokenizer with the tokens that the class in a config puts around a text."""
     wanted = {}
-    for key in ("add_bos_token", "add_eos_token"):
-        value = config.get(key)
+    for key, default in (("add_bos_token", config.get("tokenizer_class") in _ADD_BOS), ("add_eos_token", False)):
+        value = config.get(key, default)
         if value is not None and not isinstance(value, bool):
             raise ValueError(f"tokenizer_config.json: {key} is {value!r}; expected true or false")
         wanted[key] = bool(value)
-    if not ("add_bos_token" in config or "add_eos_token" in config):
-        return core
     before = core.bos_id if wanted["add_bos_token"] else None
     after = core.eos_id if wanted["add_eos_token"] else None
     return core.with_template(before, after)
