@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -166,9 +167,10 @@ def _names(files: list[Path]) -> list[str]:
 def _occurrences(path: Path, vocab_size: int) -> npt.NDArray[np.int64]:
     """Return how often each id stands in a file of ids."""
     counts = np.zeros(vocab_size, np.int64)
+    file_format: Any = np.lib.format  # typed in some versions of NumPy only
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        _, _, dtype = np.lib.format.read_array_header_1_0(file)
+        file_format.read_magic(file)
+        _, _, dtype = file_format.read_array_header_1_0(file)
         while len(ids := np.fromfile(file, dtype, 1 << 20)):
             counts += np.bincount(ids, minlength=vocab_size)
     return counts

@@ -28,6 +28,12 @@ impl Tokenizer {
             return model.decode(&self.kept(ids, skip_special), false);
         }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
+        if !skip_special && !self.drops_space() {
+            for &id in ids {
+                bytes.extend_from_slice(self.id_to_bytes(id)?);
+            }
+            return Ok(bytes);
+        }
         let mut at_start = self.drops_space();
         for &id in ids {
             let token = self.id_to_bytes(id)?;

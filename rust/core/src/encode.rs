@@ -1,12 +1,12 @@
 //! Ordinary text to ids: pieces from the splitter, ids from the cache or from BPE.
 
-use crate::Result;
 use crate::batch::Pause;
 use crate::boundaries::Boundaries;
 use crate::cache::{IDS_A_PIECE, LONGEST, PieceCache, Probe, SHORT_BYTES};
 use crate::merge::{FEW, Merger};
 use crate::pretokenize::Pretokenizer;
 use crate::vocab::Vocab;
+use crate::{Error, Result};
 
 /// How many pieces the splitter hands over at a time.
 const BATCH: usize = 1024;
@@ -172,15 +172,23 @@ impl Encoder<'_> {
     #[inline]
     fn merge(&self, piece: &[u8], scratch: &mut Scratch) -> Result<()> {
         let begin = scratch.ids.len();
-        let merged = scratch.merger.merge(self.vocab, piece, &mut scratch.ids);
-        if merged.is_err() && self.vocab.drops_unknown() {
-            scratch.ids.truncate(begin);
-            let known: Vec<u8> = piece.iter().copied().filter(|&byte| self.vocab.byte_id(byte).is_some()).collect();
-            return if known.is_empty() { Ok(()) } else { scratch.merger.merge(self.vocab, &known, &mut scratch.ids) };
+        if let Err(error) = scratch.merger.merge(self.vocab, piece, &mut scratch.ids) {
+            return self.merge_known(piece, begin, error, scratch);
         }
-        merged?;
         self.vocab.fall_back(&mut scratch.ids, begin);
         Ok(())
+    }
+
+    /// Merges a piece without the bytes that are no tokens, where the vocabulary drops these; else it is an error.
+    #[cold]
+    #[inline(never)]
+    fn merge_known(&self, piece: &[u8], begin: usize, error: Error, scratch: &mut Scratch) -> Result<()> {
+        if !self.vocab.drops_unknown() {
+            return Err(error);
+        }
+        scratch.ids.truncate(begin);
+        let known: Vec<u8> = piece.iter().copied().filter(|&byte| self.vocab.byte_id(byte).is_some()).collect();
+        if known.is_empty() { Ok(()) } else { scratch.merger.merge(self.vocab, &known, &mut scratch.ids) }
     }
 
     /// Hands over the ids of bytes that need not be UTF-8, taken as one piece.

@@ -111,7 +111,7 @@ impl Tokenizer {
 
 /// Returns a number in [0, 1), the next of the sequence that a state begins.
 ///
-/// Source: SplitMix64 (Steele, Lea, Flood 2014).
+/// Source: `SplitMix64` (Steele, Lea, Flood 2014).
 fn uniform(state: &mut u64) -> f64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut mixed = *state;

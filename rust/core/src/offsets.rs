@@ -29,7 +29,7 @@ impl Tokenizer {
             }
             let after = if start == 0 { After::Nothing } else { After::Special };
             if let Some(model) = self.sentencepiece() {
-                let ranges = model.encode_with_ranges(text[start..end].as_bytes(), after)?.into_iter();
+                let ranges = model.encode_with_ranges(&text.as_bytes()[start..end], after)?.into_iter();
                 let token = |(id, range): (u32, std::ops::Range<usize>)| Token {
                     id,
                     start: start + range.start,

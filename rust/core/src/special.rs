@@ -84,6 +84,8 @@ pub(crate) struct AddedTokens {
     raw: Option<Matcher>,
     /// Looked for in normalized text.
     normalized: Option<Matcher>,
+    /// Whether one of them is found without being allowed.
+    has_ordinary: bool,
 }
 
 impl AddedTokens {
@@ -116,6 +118,7 @@ impl AddedTokens {
             patterns[usize::from(token.normalized)].push((pattern, i));
         }
         let [raw, normalized] = patterns;
+        added.has_ordinary = tokens.iter().any(|token| !token.special);
         added.raw = Matcher::new(raw, &tokens)?;
         added.normalized = Matcher::new(normalized, &tokens)?;
         added.bytes = tokens.iter().map(|token| token.content.clone().into_bytes()).collect();
@@ -135,7 +138,7 @@ impl AddedTokens {
 
     /// Returns whether no added token is ever matched when these special ones are allowed.
     pub(crate) fn finds_none(&self, allowed: SpecialSet<'_>) -> bool {
-        [&self.raw, &self.normalized].into_iter().flatten().all(|matcher| matcher.finds_none(allowed))
+        (allowed.is_none() && !self.has_ordinary) || self.tokens.is_empty()
     }
 
     /// In id order.

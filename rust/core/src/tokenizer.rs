@@ -527,6 +527,7 @@ impl Tokenizer {
         is_plain && self.sentencepiece.is_none() && self.added.finds_none(allowed)
     }
 
+    #[inline]
     fn run<S: Sink>(
         &self,
         text: &str,
@@ -536,8 +537,22 @@ impl Tokenizer {
         sink: &mut S,
     ) -> Result<()> {
         if self.is_cut_safe(options.allowed) {
-            return encoder.encode(text, scratch, sink);
+            encoder.encode(text, scratch, sink)
+        } else {
+            self.run_parts(text, options, encoder, scratch, sink)
         }
+    }
+
+    /// Encodes a text that is normalized, or in which added tokens are looked for.
+    #[inline(never)]
+    fn run_parts<S: Sink>(
+        &self,
+        text: &str,
+        options: EncodeOptions<'_>,
+        encoder: Encoder<'_>,
+        scratch: &mut Scratch,
+        sink: &mut S,
+    ) -> Result<()> {
         if let (Some(pipeline), Some(_)) = (&self.pipeline, &self.general_because) {
             let added = (&self.added, options.allowed);
             return pipeline.encode(text, added, options.pause, None, &mut |ids| sink.take(ids));
@@ -565,6 +580,7 @@ impl Tokenizer {
     }
 
     /// Runs `work` with scratch memory that no other thread uses, warm if there is any.
+    #[inline]
     pub(crate) fn with_scratch<R>(&self, pause: Pause<'_>, work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R) -> R {
         let encoder =
             Encoder { pause, vocab: &self.vocab, pretokenizer: &self.pretokenizer, boundaries: &self.boundaries };

@@ -145,7 +145,8 @@ mod tests {
         assert_eq!(tokenizer.decode_bytes(&[4]).ok(), Some("語".as_bytes().to_vec()));
         let saved = tokenizer.to_huggingface().expect("JSON");
         let read = Tokenizer::from_huggingface(saved.as_bytes()).expect("a tokenizer");
-        assert!(read.encode_ordinary("語").is_err());
+        // `tokenizers` leaves out what no token stands for.
+        assert_eq!(read.encode_ordinary("語").ok(), Some(Vec::new()));
         assert_eq!(read.decode_bytes(&[4, 2]).ok(), Some("語ab".as_bytes().to_vec()));
     }
 

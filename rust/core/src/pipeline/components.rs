@@ -36,7 +36,8 @@ pub(crate) enum Normalizer {
         /// Base64 of SentencePiece's table of replacements.
         precompiled_charsmap: String,
     },
-    BertNormalizer {
+    #[serde(rename = "BertNormalizer")]
+    Bert {
         clean_text: bool,
         handle_chinese_chars: bool,
         strip_accents: Option<bool>,
@@ -82,7 +83,8 @@ pub(crate) enum PrependScheme {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 pub(crate) enum PreTokenizer {
-    BertPreTokenizer {},
+    #[serde(rename = "BertPreTokenizer")]
+    Bert {},
     ByteLevel(ByteLevel),
     CharDelimiterSplit {
         delimiter: char,
@@ -223,15 +225,30 @@ pub(crate) struct TemplateToken {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 pub(crate) enum Decoder {
-    BPEDecoder { suffix: String },
+    #[serde(rename = "BPEDecoder")]
+    Bpe {
+        suffix: String,
+    },
     ByteFallback {},
     ByteLevel(ByteLevel),
     Fuse {},
     Metaspace(Metaspace),
-    Replace { pattern: Pattern, content: String },
-    Strip { content: char, start: usize, stop: usize },
-    WordPiece { prefix: String, cleanup: bool },
-    Sequence { decoders: Vec<Decoder> },
+    Replace {
+        pattern: Pattern,
+        content: String,
+    },
+    Strip {
+        content: char,
+        start: usize,
+        stop: usize,
+    },
+    WordPiece {
+        prefix: String,
+        cleanup: bool,
+    },
+    Sequence {
+        decoders: Vec<Decoder>,
+    },
 }
 
 /// How texts are cut to a length.

@@ -53,7 +53,7 @@ impl Decoders {
 impl Step {
     fn compile(step: &Decoder) -> Result<Self> {
         Ok(match step {
-            Decoder::BPEDecoder { suffix } => Self::Bpe { suffix: suffix.clone() },
+            Decoder::Bpe { suffix } => Self::Bpe { suffix: suffix.clone() },
             Decoder::ByteFallback {} => Self::ByteFallback,
             Decoder::ByteLevel(_) => Self::ByteLevel,
             Decoder::Fuse {} => Self::Fuse,
@@ -118,7 +118,9 @@ impl Step {
                 }
             }
             &Self::Strip { content, start, stop } => {
-                tokens.iter_mut().for_each(|token| *token = strip(token, content, start, stop));
+                for token in &mut tokens {
+                    *token = strip(token, content, start, stop);
+                }
             }
             Self::WordPiece { prefix, cleanup } => {
                 for (i, token) in tokens.iter_mut().enumerate() {

@@ -78,7 +78,7 @@ impl Step {
             Normalizer::Precompiled { precompiled_charsmap } => {
                 Self::Precompiled(Charsmap::from_base64(precompiled_charsmap)?)
             }
-            &Normalizer::BertNormalizer { clean_text, handle_chinese_chars, strip_accents, lowercase } => Self::Bert {
+            &Normalizer::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase } => Self::Bert {
                 clean_text,
                 handle_chinese_chars,
                 strip_accents: strip_accents.unwrap_or(lowercase),

@@ -69,7 +69,7 @@ impl PreTokenizers {
 fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
     let split = |search, behavior| Step::Split(search, behavior, false);
     match step {
-        PreTokenizer::BertPreTokenizer {} => {
+        PreTokenizer::Bert {} => {
             steps.push(split(Search::Characters(char::is_whitespace), Behavior::Removed));
             steps.push(split(Search::Characters(is_punctuation), Behavior::Isolated));
         }
@@ -106,7 +106,7 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
             let search = match pattern {
                 Pattern::String(text) => Search::literal(text)?,
                 Pattern::Regex(regex) => {
-                    let named = Pretokenizer::oniguruma(regex).map_err(in_file)?;
+                    let named = Pretokenizer::oniguruma(regex).map_err(|error| in_file(&error))?;
                     // What a hand-written splitter gives is matched everywhere: nothing lies between its pieces.
                     if named.name().is_some() && *behavior == Behavior::Isolated {
                         steps.push(Step::Named(named));
@@ -131,7 +131,7 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
     Ok(())
 }
 
-fn in_file(error: Error) -> Error {
+fn in_file(error: &Error) -> Error {
     Error::Format(format!("tokenizer.json: {error}"))
 }
 

@@ -92,7 +92,7 @@ impl Search {
             // Neighbours of one kind become one piece.
             Behavior::Contiguous => merge(parts, |is_match, before| is_match == before).into_iter().for_each(push),
             Behavior::MergedWithPrevious => {
-                merge(parts, |is_match, before| is_match && !before).into_iter().for_each(push)
+                merge(parts, |is_match, before| is_match && !before).into_iter().for_each(push);
             }
             Behavior::MergedWithNext => {
                 parts.reverse();

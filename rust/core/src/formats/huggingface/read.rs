@@ -35,8 +35,12 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Format`] if it is not JSON, lacks a part, or asks for what is not supported, naming it.
     pub fn from_huggingface(json: &[u8]) -> Result<Self> {
-        parse(json, |parsed| parsed.build())
+        parse(json, build)
     }
+}
+
+fn build(parsed: Parsed<'_>) -> Result<Tokenizer> {
+    parsed.build()
 }
 
 /// Returns the pipeline that spells out a `tokenizer.json`.

@@ -15,6 +15,9 @@ use crate::pipeline::{Components, ModelOptions};
 use crate::pretokenize::dialect;
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer};
 
+/// Tokens and merges as a file spells them.
+type Spelt = (Vec<(String, u32)>, Vec<[String; 2]>);
+
 /// Splits nowhere, and so is left out of a file.
 const WHOLE: &str = "(?s:.+)";
 
@@ -125,7 +128,7 @@ impl Tokenizer {
     /// Returns the tokens of the model by id, and its merges.
     ///
     /// Added tokens are among the tokens where `tokenizers` would number them otherwise.
-    fn model(&self) -> Result<(Vec<(String, u32)>, Vec<[String; 2]>)> {
+    fn model(&self) -> Result<Spelt> {
         if let (Some(pipeline), Some(_)) = (&self.pipeline, self.general_because()) {
             let mut entries: Vec<_> = pipeline.tokens().map(|(token, id)| (token.to_owned(), id)).collect();
             let name = |id: u32| pipeline.token(id).unwrap_or_default().to_owned();
