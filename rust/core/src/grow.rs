@@ -55,6 +55,9 @@ impl Tokenizer {
         } else if self.components.is_some() {
             grown.added.decode_by(|name| to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()));
         }
+        if self.components.is_some() {
+            grown.put_added_first();
+        }
         Ok(grown)
     }
 
@@ -96,7 +99,7 @@ impl Tokenizer {
 
     /// The probability with which the file wants merges left out in training.
     pub fn dropout(&self) -> Option<f32> {
-        self.pipeline.as_ref().and_then(|pipeline| pipeline.options().dropout)
+        self.components.as_ref().and_then(|components| components.model.dropout)
     }
 
     /// Returns the pipeline that spells out what this tokenizer does.

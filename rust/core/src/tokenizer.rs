@@ -73,6 +73,8 @@ pub struct Tokenizer {
     sentencepiece: Option<Arc<SentencePieceModel>>,
     /// Whether bytes that are no UTF-8, and spaces that come first, are decoded as SentencePiece does.
     decodes_as_sentencepiece: bool,
+    /// Whether an added token is decoded to other bytes than the ordinary token of its id.
+    added_go_first: bool,
     boundaries: Boundaries,
     /// Warm scratch memory, one for each thread that was ever in here at the same time as others.
     idle: Pool<Scratch>,
@@ -125,6 +127,7 @@ impl Tokenizer {
             general_because: None,
             sentencepiece: None,
             decodes_as_sentencepiece: false,
+            added_go_first: false,
             idle: Pool::new(),
             cache_limit: AtomicUsize::new(DEFAULT_LIMIT),
         }
@@ -175,6 +178,14 @@ impl Tokenizer {
     /// Whether bytes that are no UTF-8, and spaces that come first, are decoded as SentencePiece does.
     pub(crate) fn decodes_as_sentencepiece(&self) -> bool {
         self.decodes_as_sentencepiece
+    }
+
+    /// Decodes the ids of added tokens as these, where ordinary tokens of the same ids have other bytes.
+    pub(crate) fn put_added_first(&mut self) {
+        let differs = |token: &AddedToken| {
+            self.vocab.id_to_bytes(token.id).is_some_and(|bytes| self.added.bytes_of(token.id) != Some(bytes))
+        };
+        self.added_go_first = self.added.tokens().iter().any(differs);
     }
 
     /// Returns whether added tokens may be looked for in normalized text: not where SentencePiece normalizes.
@@ -495,6 +506,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
     pub fn id_to_bytes(&self, id: u32) -> Result<&[u8]> {
+        if self.added_go_first
+            && let Some(bytes) = self.added.bytes_of(id)
+        {
+            return Ok(bytes);
+        }
         let ordinary = self.vocab.id_to_bytes(id);
         let bytes = ordinary.or_else(|| self.added.bytes_of(id));
         bytes.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary of {} ids", self.vocab_size())))
@@ -610,6 +626,7 @@ impl Clone for Tokenizer {
             general_because: self.general_because.clone(),
             sentencepiece: self.sentencepiece.clone(),
             decodes_as_sentencepiece: self.decodes_as_sentencepiece,
+            added_go_first: self.added_go_first,
             boundaries: Boundaries::new(&self.vocab),
             idle: Pool::new(),
             cache_limit: AtomicUsize::new(self.cache_limit()),

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::model::ModelOptions;
 use crate::{Error, Result};
 
 /// Changes text before anything else; offsets stay those of the original text.
@@ -305,6 +306,7 @@ pub(crate) struct Components {
     pub(crate) decoder: Option<Decoder>,
     pub(crate) truncation: Option<Truncation>,
     pub(crate) padding: Option<Padding>,
+    pub(crate) model: ModelOptions,
 }
 
 /// Returns the component in a field of the file, or `None` for null.

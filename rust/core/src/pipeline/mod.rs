@@ -80,10 +80,6 @@ impl Pipeline {
         self.normalizers.normalize(text)
     }
 
-    pub(crate) fn options(&self) -> &ModelOptions {
-        &self.model.options
-    }
-
     pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
         self.model.id_of(token)
     }

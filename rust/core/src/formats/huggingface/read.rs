@@ -70,6 +70,7 @@ fn parse<R>(json: &[u8], work: impl FnOnce(Parsed<'_>) -> Result<R>) -> Result<R
         decoder: components::parse("decoder", file.decoder)?,
         truncation: components::parse("truncation", file.truncation)?,
         padding: components::parse("padding", file.padding)?,
+        model: ModelOptions::default(),
     };
     let post_processor = components::parse("post_processor", file.post_processor)?;
     let affix = |affix: Option<String>| affix.filter(|affix| !affix.is_empty());
@@ -178,7 +179,9 @@ impl Parsed<'_> {
 
     /// Adds what all ways have in common.
     fn finish(self, mut tokenizer: Tokenizer) -> Result<Tokenizer> {
-        tokenizer.components = Some(Arc::new(self.components));
+        tokenizer.put_added_first();
+        let components = Components { model: self.options.clone(), ..self.components };
+        tokenizer.components = Some(Arc::new(components));
         if let Some(post_processor) = self.post_processor {
             tokenizer = tokenizer.with_post_processor(post_processor)?;
         }

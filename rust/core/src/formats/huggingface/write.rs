@@ -68,15 +68,7 @@ impl Tokenizer {
             Some(components) => (**components).clone(),
             None => self.describe(is_own)?,
         };
-        let options = match (&self.pipeline, self.spaces()) {
-            (Some(pipeline), _) => pipeline.options().clone(),
-            (None, spaces) => ModelOptions {
-                fuse_unk: spaces.is_some(),
-                byte_fallback: spaces.is_some(),
-                ignore_merges: self.vocab.whole_piece_first(),
-                ..ModelOptions::default()
-            },
-        };
+        let options = components.model.clone();
         let (entries, merges) = self.model()?;
         let merges = merges.iter().map(|[left, right]| [left.as_str(), right.as_str()]).collect();
         let file = OutFile {
@@ -106,6 +98,7 @@ impl Tokenizer {
 
     /// Returns the components of a tokenizer that was not read from a `tokenizer.json`.
     fn describe(&self, is_own: bool) -> Result<Components> {
+        let model = ModelOptions { ignore_merges: self.vocab.whole_piece_first(), ..ModelOptions::default() };
         if let Some(spaces) = self.spaces() {
             let [normalizer, pre_tokenizer, decoder] = spaces::to_json(self, spaces);
             let parsed = |error: serde_json::Error| Error::Format(error.to_string());
@@ -113,6 +106,7 @@ impl Tokenizer {
                 normalizer: serde_json::from_value(normalizer).map_err(parsed)?,
                 pre_tokenizer: serde_json::from_value(pre_tokenizer).map_err(parsed)?,
                 decoder: serde_json::from_value(decoder).map_err(parsed)?,
+                model: ModelOptions { fuse_unk: true, byte_fallback: true, ..model },
                 ..Components::default()
             });
         }
@@ -121,6 +115,7 @@ impl Tokenizer {
             normalizer: self.normalizes().then_some(Normalizer::NFC {}),
             pre_tokenizer: Some(describe_splits(self.pretokenizer(), byte_level, is_own)?),
             decoder: Some(Decoder::ByteLevel(byte_level)),
+            model,
             ..Components::default()
         })
     }

@@ -1,0 +1,269 @@
+"""Files that once gave other ids without a word: each kind with its right value."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as Theirs
+from tokenizers import models, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoTokenizer
+
+from bpe_llama import Tokenizer
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def described(split: Any, merge: list[str], added: tuple[dict[str, Any], ...] = (), **parts: Any) -> dict[str, Any]:
+    """Return a tokenizer.json of 256 bytes, one merge and one Split."""
+    vocab = {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))} | {"".join(merge): 256}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    step = {"type": "Split", "pattern": split, "behavior": "Isolated", "invert": False}
+    return {
+        "added_tokens": [{"id": 257 + i, **flags, **token} for i, token in enumerate(added)],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [step, BYTE_LEVEL]},
+        "decoder": BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": vocab, "merges": [merge]},
+        **parts,
+    }
+
+
+def both(file: dict[str, Any], text: str, tmp_path: Path) -> tuple[list[int], list[int]]:
+    path = tmp_path / "t.json"
+    path.write_text(
+        json.dumps(
+            {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None} | file
+        )
+    )
+    return Tokenizer.from_file(path).encode(text, allowed_special="all"), Theirs.from_file(str(path)).encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("regex", "merge", "text", "ids"),
+    [
+        (r"\s+$|\s|\S+", ["Ġ", "Ġ"], "a  \nb", [64, 256, 198, 65]),  # `$` at the end of a line
+        (r"^\s+|\s|\S+", ["Ġ", "Ġ"], "a\n  b", [64, 198, 256, 65]),
+        (r"\w+|\W", ["b", "â"], "b\u200cc", [65, 158, 222, 234, 66]),  # `\w` without the characters that join
+        (r"[[:alpha:]]+|.", ["a", "Ã"], "aé", [256, 102]),
+        (r"\d{3}+|.", ["3", "4"], "123456", [16, 17, 256, 20, 21]),  # repeats again, and is not possessive
+    ],
+)
+def test_a_regex_means_what_oniguruma_makes_of_it(
+    regex: str, merge: list[str], text: str, ids: list[int], tmp_path: Path
+) -> None:
+    assert both(described({"Regex": regex}, merge), text, tmp_path) == (ids, ids)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "merge", "text", "ids"),
+    [
+        ({"String": "_"}, ["a", "b"], "ab_ab", [256, 62, 256]),
+        ({"Regex": "SEP"}, ["a", "b"], "abSEPab", [256, 50, 36, 47, 256]),
+        ({"String": "llama3"}, ["1", "2"], "1234", [256, 18, 19]),  # not the pattern of that name
+        ({"String": "cl100k"}, ["3", "4"], "1234", [16, 17, 256]),
+    ],
+)
+def test_a_literal_is_no_name_and_no_regex(
+    pattern: dict[str, str], merge: list[str], text: str, ids: list[int], tmp_path: Path
+) -> None:
+    assert both(described(pattern, merge), text, tmp_path) == (ids, ids)
+
+
+def test_an_added_token_that_merges_make_too(tmp_path: Path) -> None:
+    file = described({"Regex": r"\s|\S+"}, ["#", "#"], ({"content": "##", "id": 256},))
+    assert both(file, "## x", tmp_path) == ([256, 220, 87], [256, 220, 87])
+
+
+@pytest.mark.parametrize(
+    ("added", "normalizer", "text", "ids"),
+    [
+        (
+            ({"content": "  ", "normalized": True, "special": False}, {"content": "[MASK]", "lstrip": True}),
+            None,
+            "is  [MASK].",
+            [72, 82, 258, 13],
+        ),
+        (({"content": "ab<", "normalized": True, "special": False}, {"content": "<x>"}), None, "ab<x>", [256, 258]),
+        (({"content": "café", "normalized": True, "special": False},), {"type": "NFC"}, "cafe\u0301", [257]),
+    ],
+)
+def test_added_tokens_are_found_in_two_passes(
+    added: tuple[dict[str, Any], ...], normalizer: Any, text: str, ids: list[int], tmp_path: Path
+) -> None:
+    file = described({"Regex": r"\s+|\S+"}, ["a", "b"], added, normalizer=normalizer)
+    assert both(file, text, tmp_path) == (ids, ids)
+
+
+def chat_tokenizer() -> Tokenizer:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return Tokenizer.train_from_iterator(["hi there"] * 9, 262, special_tokens=special, progress=False)
+
+
+def test_saving_keeps_ends_and_template(tmp_path: Path) -> None:
+    chat_tokenizer().save(tmp_path / "a" / "tokenizer.json") if (tmp_path / "a").mkdir() is None else None
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": "T"}
+    (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps(config))
+    first = Tokenizer.from_file(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    first.save(tmp_path / "b" / "tokenizer.json")
+    first.save(tmp_path / "c")
+    for again in (
+        Tokenizer.from_file(tmp_path / "b"),
+        Tokenizer.from_file(tmp_path / "c"),
+        pickle.loads(pickle.dumps(first)),
+    ):
+        assert (again.bos_id, again.eos_id, again.pad_id, again.unk_id) == (260, 261, None, None)
+        assert again.chat_template == "T"
+        assert again.special_tokens_map == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "c")
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.chat_template) == (260, 261, "T")
+
+
+def test_a_token_that_only_the_config_names(tmp_path: Path) -> None:
+    Tokenizer.train_from_iterator(["hi"], 257, special_tokens=["<e>"], progress=False).save(tmp_path / "tokenizer.json")
+    token = {
+        "content": "<audio>",
+        "special": True,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "single_word": False,
+    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {"257": token}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = Tokenizer.from_file(tmp_path)
+    assert ours.encode("a<audio>", allowed_special="all") == AutoTokenizer.from_pretrained(tmp_path).encode("a<audio>")
+    assert len(ours) == 258
+
+
+def test_truncation_keeps_room_for_the_ends() -> None:
+    tok = Tokenizer.train_from_iterator(["a b c"], 258, special_tokens=["<s>", "</s>"], progress=False)
+    row = tok("abcdefgh", bos=True, eos=True, truncation=True, max_length=4)["input_ids"]
+    assert (row[0], row[-1], len(row)) == (tok.bos_id, tok.eos_id, 4)
+    assert tok.decode(row[1:-1]) == "ab"
+    left = tok("abcdefgh", eos=True, truncation=True, max_length=3, truncation_side="left")["input_ids"]
+    assert tok.decode(left, skip_special_tokens=True) == "gh"
+    with pytest.raises(ValueError, match="max_length is 1; the special tokens alone are 2"):
+        tok("abc", bos=True, eos=True, truncation=True, max_length=1)
+
+
+def test_characters_without_the_byte_alphabet(tmp_path: Path) -> None:
+    theirs = Theirs(models.BPE(unk_token="<unk>"))
+    theirs.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
+    theirs.train_from_iterator(["l'été à la forêt"] * 5, trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_file(tmp_path)
+    assert (ours.pipeline, ours.unk_id) == ("general", 0)
+    assert ours.general_because == "a pre-tokenizer that does not end in ByteLevel"
+    for text in ("été", "la forêt", "xyz été", ""):
+        assert ours.encode(text) == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text).ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(?s:.+)", r"\w+|[^\w\s]+|\s+", r"\d{3}+|\s+$|\S+|\s", r"[[:alpha:]]+|(?i:'ll|'ve)|[^a-z]"]
+)
+def test_a_pattern_means_the_same_in_the_file_it_is_saved_to(pattern: str, tmp_path: Path) -> None:
+    text = "می\u200cروم  12345 It'LL été\n\n  x_y "
+    tok = Tokenizer.train_from_iterator([text * 20], 264, pattern=pattern, progress=False)
+    tok.save(tmp_path / "tokenizer.json")
+    assert Theirs.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids == tok.encode(text)
+    assert Tokenizer.from_file(tmp_path).encode(text) == tok.encode(text)
+
+
+def test_a_pattern_that_means_something_else_there_is_refused(tmp_path: Path) -> None:
+    tok = Tokenizer.train_from_iterator(["strasse"], 258, pattern=r"(?i:straSSe)|.", progress=False)
+    with pytest.raises(ValueError, match=r"cannot be saved.*Oniguruma.*ss"):
+        tok.save(tmp_path / "tokenizer.json")
+    assert not (tmp_path / "tokenizer.json").exists()
+    assert pickle.loads(pickle.dumps(tok)).encode("STRASSE") == tok.encode("STRASSE")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram, SentencePiece's"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece, BERT's"),
+        ({"model": {"type": "WordLevel", "vocab": {}}}, "WordLevel"),
+        ({"decoder": {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True}}, "decoder.*CTC"),
+        ({"normalizer": {"type": "NFC", "form": "C"}}, "normalizer.*form"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "pre_tokenizer.*trim_offsets"),
+        ({"post_processor": {"type": "Unknown"}}, "post_processor.*Unknown"),
+        ({"truncation": {"max_length": 3}}, "truncation.*strategy"),
+        ({"version": "2.0"}, 'version is "2.0"'),
+        ({"extra": 1}, "extra"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}},
+            "not a regex that Oniguruma can read",
+        ),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}],
+                    "pair": [],
+                    "special_tokens": {},
+                }
+            },
+            'post_processor.single names "<x>"',
+        ),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_name(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(described({"Regex": r"\s|\S+"}, ["a", "b"]) | change))
+    with pytest.raises(ValueError, match=named) as caught:
+        Tokenizer.from_file(path)
+    assert str(path) in str(caught.value)
+
+
+def test_growing_keeps_everything_else(tmp_path: Path) -> None:
+    tok = chat_tokenizer()
+    tok.chat_template = "T"
+    grown = tok.with_special_tokens(["<a>", "<|im_end|>"]).with_tokens(["hi the"])
+    assert (len(tok), len(grown), grown.chat_template, grown.eos_id) == (262, 264, "T", tok.eos_id)
+    assert grown.encode("<a>hi there<|im_end|>") == [*tok.encode("<a>"), 263, *tok.encode("re<|im_end|>")]
+    assert grown.encode("<a>hi there<|im_end|>", allowed_special="all")[:2] == [262, 263]
+    grown.save(tmp_path / "grown")
+    text = "<a>hi there"
+    for again in (Tokenizer.from_file(tmp_path / "grown"), pickle.loads(pickle.dumps(grown))):
+        assert again.encode(text, allowed_special="all") == grown.encode(text, allowed_special="all")
+    assert AutoTokenizer.from_pretrained(tmp_path / "grown").encode(text) == grown.encode(text, allowed_special="all")
+    for bad in ("", 3):
+        with pytest.raises((ValueError, TypeError), match="token"):
+            tok.with_tokens([bad])  # type: ignore[list-item]
+
+
+def test_dropout_is_applied_only_when_asked_for(tmp_path: Path) -> None:
+    file = described({"Regex": r"\s|\S+"}, ["a", "b"])
+    file["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    tok = Tokenizer.from_file(tmp_path)
+    text = "ab " * 200
+    assert tok.encode(text) == [256, 220] * 200
+    dropped = tok.encode_with_dropout(text, seed=1)
+    assert dropped == tok.encode_with_dropout(text, seed=1) != tok.encode_with_dropout(text, seed=2)
+    assert 200 * 2 + 60 < len(dropped) < 200 * 2 + 140  # about half of the merges
+    assert tok.encode_with_dropout(text, 0.0) == tok.encode(text)
+    assert 256 not in tok.encode_with_dropout(text, 1.0)
+    assert tok.decode(dropped) == text
+    with pytest.raises(ValueError, match=r"dropout is 1\.5"):
+        tok.encode_with_dropout(text, 1.5)
+    with pytest.raises(ValueError, match="names none"):
+        chat_tokenizer().encode_with_dropout(text)
+
+
+def test_the_general_way_is_linear_in_the_text(tmp_path: Path) -> None:
+    file = described({"String": "_"}, ["a", "b"], normalizer={"type": "Lowercase"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    tok = Tokenizer.from_file(tmp_path)
+    assert tok.pipeline == "general"
+    start = time.monotonic()
+    assert tok.count("AB" * 500_000) == 500_000
+    assert time.monotonic() - start < 60  # a quadratic one would take hours
