@@ -56,8 +56,8 @@ class Batches:
                 raise ValueError(f"{name} must be 'left' or 'right', got {getattr(self, name)!r}")
         if self.return_tensors not in (None, "np", "pt"):
             raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {self.return_tensors!r}")
-        if (self.strategy or self.padding == "max_length") and self.max_length is None:
-            raise ValueError("truncation=True and padding='max_length' need max_length")
+        if self.padding == "max_length" and self.max_length is None:
+            raise ValueError("padding='max_length' needs max_length")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {self.max_length}")
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:

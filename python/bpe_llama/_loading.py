@@ -14,6 +14,7 @@ from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, written_whole
+from bpe_llama._tokenizer_classes import CLASSES, class_name_for
 
 
 def file_in(path: PathLike) -> Path:
@@ -66,7 +67,7 @@ def format_of(path: Path) -> Format:
 def _format_of_json(head: bytes) -> Format:
     """Return which of the three JSON files this begins: a vocab.json is a flat object of tokens and ids."""
     first = _FIRST_KEY.match(head)
-    if first is not None and first[2].isdigit():
+    if first is not None and first[2].isdigit() and first[1] != b"version":
         return "vocab_and_merges"
     return "tekken" if first is not None and first[1] in _TEKKEN_KEYS else "huggingface"
 
@@ -93,12 +94,15 @@ _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "Gemma
 _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[_core.Tokenizer, Beside]:
+def with_config(
+    path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool
+) -> tuple[_core.Tokenizer, Beside]:
     """Return the tokenizer in a file with what the files beside it say, as transformers reads them.
 
     These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and those of chat
     templates. Tokens that stand only there are added. ``add_bos_token`` and ``add_eos_token`` count for a SentencePiece
-    model alone, since the post-processor of a ``tokenizer.json`` goes before them.
+    model alone, since the post-processor of a ``tokenizer.json`` goes before them. A ``tokenizer.json`` is taken as it
+    stands: some classes of transformers build another pipeline in its place.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
@@ -114,8 +118,9 @@ def with_config(path: Path, build: Callable[[bytes], _core.Tokenizer]) -> tuple[
         read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
     try:
-        core, roles = _with_stated_tokens(core, config, special_map, added)
-        if config and path.suffix == ".model":
+        defaults = None if is_sentencepiece else _class_tokens(folder, config)
+        core, roles = _with_stated_tokens(core, defaults, config, special_map, added)
+        if config and is_sentencepiece:
             core = _with_ends_around(core, config)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -147,24 +152,70 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _with_stated_tokens(
-    core: _core.Tokenizer, config: Mapping[str, Any], special_map: Mapping[str, Any], added: Mapping[str, Any]
+    core: _core.Tokenizer,
+    defaults: Mapping[str, str] | None,
+    config: Mapping[str, Any],
+    special_map: Mapping[str, Any],
+    added: Mapping[str, Any],
 ) -> tuple[_core.Tokenizer, dict[str, str]]:
-    """Return the tokenizer with the tokens that the files name, and those of roles that it does not know."""
-    if not (config or special_map or added):
+    """Return the tokenizer with the tokens that the files name, and those of roles that it does not know.
+
+    Args:
+        core: The tokenizer.
+        defaults: The tokens of roles that the class has where no file names one; ``None`` for a class not known here,
+            whose begin and end the tokenizer's own names tell.
+        config: The content of tokenizer_config.json.
+        special_map: That of special_tokens_map.json.
+        added: That of added_tokens.json.
+    """
+    if not (config or special_map or added or defaults):
         return core, {}
-    stated = read_stated_tokens({}, config, special_map, added)
-    new = [token for token in stated.to_add() if token.content not in core.added_tokens]
+    stated = read_stated_tokens(defaults or {}, config, special_map, added)
+    known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
+    listed = {token.content for token in stated.listed}
+    # Flags in added_tokens_decoder replace those of the tokenizer's file; a role alone makes a token special.
+    new = []
+    for token in stated.to_add():
+        flags = known.get(token.content)
+        if flags is None or token.content in listed:
+            new.append(token.for_core())
+        elif token.special and not flags["special"]:
+            new.append(
+                AddedToken(
+                    token.content, **{key: flags[key] for key in flags if key != "id"} | {"special": True}
+                ).for_core()
+            )
     if new:
-        core = core.with_added_tokens([token.for_core() for token in new])
+        core = core.with_added_tokens(new)
+    added_ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
     names = {role: token.content if isinstance(token, AddedToken) else token for role, token in stated.named.items()}
     ends = []
     for role in _ENDS:
-        is_stated = role in config or role in special_map
-        known: int | None = getattr(core, f"{role[:3]}_id")
         name = names.get(role)
-        ends.append((None if name is None else core.token_to_id(name)) if is_stated else known)
+        if role in config or role in special_map or name is not None:
+            ends.append(None if name is None else added_ids.get(name, core.token_to_id(name)))
+        elif defaults is not None and role in ("bos_token", "eos_token"):
+            ends.append(None)
+        else:
+            ends.append(getattr(core, f"{role[:3]}_id"))
     core = core.with_ends(*ends)
     return core, {role: name for role, name in names.items() if name is not None and role not in _ENDS}
+
+
+def _class_tokens(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """Return the tokens of roles that the class of a folder's tokenizer has by default, or ``None`` if not known."""
+    name = config.get("tokenizer_class")
+    model_type = None if name is not None else read_object(folder / "config.json").get("model_type")
+    if isinstance(model_type, str):
+        name = class_name_for(model_type) or model_type
+    if name is None:
+        return {} if config else None
+    if not isinstance(name, str):
+        raise ValueError(f"tokenizer_config.json: tokenizer_class is {name!r}; expected a str")
+    name = name.removesuffix("Fast")
+    if name in ("PreTrainedTokenizer", "TokenizersBackend"):
+        return {}
+    return CLASSES[name].tokens if name in CLASSES else None
 
 
 def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:

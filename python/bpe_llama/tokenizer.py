@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -243,7 +244,9 @@ class Tokenizer(_core.Tokenizer):
         """Return the tokenizer in a file, with what a ``tokenizer_config.json`` beside it says."""
         from bpe_llama import _loading
 
-        core, beside = _loading.with_config(path, build)
+        core, beside = _loading.with_config(
+            path, build, is_sentencepiece=build == _core.Tokenizer.build_from_sentencepiece
+        )
         return cls(core, **vars(beside))
 
     @classmethod
@@ -523,7 +526,7 @@ class Tokenizer(_core.Tokenizer):
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
-        truncation: bool | str = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
         return_tensors: str | None = None,
         padding_side: str | None = None,
@@ -548,8 +551,10 @@ class Tokenizer(_core.Tokenizer):
             add_special_tokens: Whether the post-processor's tokens are wanted.
             padding: ``True`` or ``"longest"`` pads to the longest row, ``"max_length"`` to ``max_length``.
             truncation: Cut each row to ``max_length`` ids, those of special tokens included: ``True`` or
-                ``"longest_first"`` cuts the longer text of a pair first, ``"only_first"`` and ``"only_second"`` one.
-            max_length: The most ids of a row; by default what the tokenizer's files say.
+                ``"longest_first"`` cuts the longer text of a pair first, ``"only_first"`` and ``"only_second"`` one. By
+                default rows are cut if ``max_length`` is given and no row is padded to it.
+            max_length: The most ids of a row; by default ``model_max_length`` of the tokenizer's files. Where they name
+                none, ``truncation=True`` cuts nothing, with a warning.
             return_tensors: ``"np"`` or ``"pt"`` for int64 arrays of shape (B, T); ``None`` for lists.
             padding_side: ``"right"``, or ``"left"`` for generation; by default what the tokenizer's files say.
             truncation_side: The side that is cut off, likewise.
@@ -576,8 +581,12 @@ class Tokenizer(_core.Tokenizer):
         seconds = [text_pairs] if isinstance(text_pairs, str) else None if text_pairs is None else list(text_pairs)
         if seconds is not None and len(seconds) != len(firsts):
             raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
+        if truncation is None:
+            truncation = max_length is not None and padding is False
         if max_length is None and (truncation not in (False, "do_not_truncate") or padding == "max_length"):
             max_length = self._default_length()
+            if max_length is None and truncation:
+                warnings.warn("truncation without max_length cuts nothing: no file names a limit", stacklevel=2)
         batch = _batches.Batches(
             padding,
             truncation,

@@ -144,7 +144,8 @@ impl DecodeStream {
     /// Returns the text that is complete now that this id of the tokenizer has come.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`Error::NotFound`] for an id that no token has; [`Error::InvalidArgument`] if the decoder of a `tokenizer.json`
+    /// changes, now that this id has come, text that was given out before.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         let is_left_out = self.skip_special && tokenizer.is_special(id);
         match &mut self.way {
@@ -162,8 +163,11 @@ impl DecodeStream {
     }
 
     /// Returns the text that is left when no more ids come: U+FFFD for a character that never ended, or nothing.
-    pub fn flush(&mut self, tokenizer: &Tokenizer) -> String {
-        match &mut self.way {
+    ///
+    /// # Errors
+    /// As [`DecodeStream::push`].
+    pub fn flush(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        Ok(match &mut self.way {
             Way::Bytes { utf8, .. } => utf8.flush(),
             Way::Model(utf8, decoding) => {
                 let rest = tokenizer.sentencepiece().map(|model| model.decode_end(decoding)).unwrap_or_default();
@@ -171,10 +175,10 @@ impl DecodeStream {
             }
             Way::Window(window) => {
                 let window = std::mem::take(window);
-                let text = tokenizer.decode_text(&window.ids, self.skip_special).unwrap_or_default();
-                text.strip_prefix(&window.shown).unwrap_or_default().to_owned()
+                let text = tokenizer.decode_text(&window.ids, self.skip_special)?;
+                window.new_part(&text)?.to_owned()
             }
-        }
+        })
     }
 }
 
@@ -183,15 +187,26 @@ impl Window {
     ///
     /// Source: `DecodeStream` of Hugging Face `tokenizers`.
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, skip_special: bool) -> Result<String> {
-        tokenizer.id_to_bytes(id)?;
         self.ids.push(id);
         let text = tokenizer.decode_text(&self.ids, skip_special)?;
-        let new = text.strip_prefix(&self.shown).filter(|new| !new.is_empty() && !new.ends_with('\u{fffd}'));
-        let Some(new) = new.map(str::to_owned) else { return Ok(String::new()) };
+        let new = self.new_part(&text)?.to_owned();
+        if new.is_empty() || new.ends_with('\u{fffd}') {
+            return Ok(String::new());
+        }
         self.ids.drain(..self.shown_ids);
         self.shown = tokenizer.decode_text(&self.ids, skip_special)?;
         self.shown_ids = self.ids.len();
         Ok(new)
+    }
+
+    /// Returns what comes behind the text that was given out.
+    fn new_part<'t>(&self, text: &'t str) -> Result<&'t str> {
+        text.strip_prefix(self.shown.as_str()).ok_or_else(|| {
+            Error::InvalidArgument(format!(
+                "the decoder of this tokenizer changed text that was given out, {:?}, to {text:?}: it cannot be streamed",
+                self.shown
+            ))
+        })
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashMap;
+
 use crate::byte_alphabet::to_bytes;
 use crate::formats::pipeline_of;
 use crate::normalize::{After, SPACE};
@@ -12,24 +14,28 @@ use crate::{Error, Pause, Result, Tokenizer};
 impl Tokenizer {
     /// Returns this tokenizer with more added tokens; the ids of `tokens` are not looked at.
     ///
-    /// A token that is there already, added or not, keeps its id; the others follow the last id in the order given. What
-    /// an added token says of itself replaces what it said before.
+    /// A token that is there already, added or not, keeps its id; the others follow the last id in the order given. Flags
+    /// given again replace the earlier ones, but that a special token stays one.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a token is empty, or two are one when normalized.
     pub fn with_added_tokens(&self, tokens: Vec<AddedToken>) -> Result<Self> {
         let mut all = self.added_tokens().to_vec();
+        let mut places: HashMap<String, usize> =
+            all.iter().enumerate().map(|(place, token)| (token.content.clone(), place)).collect();
         let mut next = self.vocab_size() as u32;
         for mut token in tokens {
-            if let Some(known) = all.iter_mut().find(|known| known.content == token.content) {
-                token.id = known.id;
-                *known = token;
+            if let Some(&place) = places.get(&token.content) {
+                token.id = all[place].id;
+                token.special |= all[place].special;
+                all[place] = token;
                 continue;
             }
             token.id = self.id_of_name(&token.content).unwrap_or_else(|| {
                 next += 1;
                 next - 1
             });
+            places.insert(token.content.clone(), all.len());
             all.push(token);
         }
         let mut grown = self.clone();

@@ -15,9 +15,14 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`]; and if SentencePiece's treatment of spaces changes the text, so that no place in it can
     /// be named.
-    pub(crate) fn encode_with_spans(&self, text: &str, allowed: SpecialSet<'_>) -> Result<Vec<Token>> {
+    pub(crate) fn encode_with_spans(
+        &self,
+        text: &str,
+        allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
+    ) -> Result<Vec<Token>> {
         if let Some(pipeline) = &self.pipeline {
-            return pipeline.encode_with_offsets(text, &self.added, allowed);
+            return pipeline.encode_with_offsets(text, (&self.added, allowed), pause);
         }
         let mut tokens = Vec::new();
         self.added.check(allowed)?;
@@ -51,7 +56,7 @@ impl Tokenizer {
                     return Ok(());
                 }
                 let mut ids = Vec::new();
-                self.with_scratch(Pause::default(), |encoder, scratch| encoder.encode(stretch, scratch, &mut ids))?;
+                self.with_scratch(pause, |encoder, scratch| encoder.encode(stretch, scratch, &mut ids))?;
                 let mut at = 0;
                 for id in ids {
                     let bytes = self.vocab.id_to_bytes(id).unwrap_or_default();
@@ -76,8 +81,13 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`]; and if SentencePiece's treatment of spaces changes the text, so that no place in it can
     /// be named.
-    pub fn encode_with_offsets(&self, text: &str, allowed: SpecialSet<'_>) -> Result<(Vec<u32>, Offsets)> {
-        let tokens = self.encode_with_spans(text, allowed)?;
+    pub fn encode_with_offsets(
+        &self,
+        text: &str,
+        allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
+    ) -> Result<(Vec<u32>, Offsets)> {
+        let tokens = self.encode_with_spans(text, allowed, pause)?;
         let characters = Characters::of(text);
         let offsets = tokens.iter().enumerate().map(|(place, token)| {
             let range = match self.sentencepiece() {
@@ -96,7 +106,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_with_offsets`].
     pub fn truncate<'t>(&self, text: &'t str, max_tokens: usize, allowed: SpecialSet<'_>) -> Result<&'t str> {
-        let tokens = self.encode_with_spans(text, allowed)?;
+        let tokens = self.encode_with_spans(text, allowed, Pause::default())?;
         if tokens.len() <= max_tokens {
             return Ok(text);
         }

@@ -373,7 +373,7 @@ impl Tokenizer {
             && let Some(before) = before.filter(|before| !before.is_empty())
         {
             let whole = [before, text].concat();
-            let tokens = self.encode_with_spans(&whole, SpecialSet::None)?;
+            let tokens = self.encode_with_spans(&whole, SpecialSet::None, Pause::default())?;
             let is_new = |token: &&crate::pipeline::Token| token.end > before.len();
             return Ok(tokens.iter().filter(is_new).map(|token| token.id).collect());
         }
@@ -425,6 +425,10 @@ impl Tokenizer {
 
     /// Returns how many tokens there are, added ones included.
     pub fn token_count(&self) -> usize {
+        if let (Some(pipeline), Some(_)) = (&self.pipeline, &self.general_because) {
+            let is_new = |token: &&AddedToken| pipeline.token(token.id).is_none();
+            return pipeline.tokens().count() + self.added_tokens().iter().filter(is_new).count();
+        }
         let is_new = |token: &&AddedToken| self.vocab.id_to_bytes(token.id).is_none();
         let added: std::collections::HashSet<u32> =
             self.added_tokens().iter().filter(is_new).map(|token| token.id).collect();
@@ -512,7 +516,9 @@ impl Tokenizer {
             return Ok(bytes);
         }
         let ordinary = self.vocab.id_to_bytes(id);
-        let bytes = ordinary.or_else(|| self.added.bytes_of(id));
+        // A decoder may leave nothing of a token.
+        let nothing = || self.pipeline.as_ref()?.token(id).map(|_| &[][..]);
+        let bytes = ordinary.or_else(|| self.added.bytes_of(id)).or_else(nothing);
         bytes.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary of {} ids", self.vocab_size())))
     }
 

@@ -107,7 +107,8 @@ impl Vocab {
         self
     }
 
-    pub(crate) fn drops_unknown(&self) -> bool {
+    /// Returns whether bytes that are no token are left out of an encoding, instead of an error.
+    pub fn drops_unknown(&self) -> bool {
         self.drops_unknown
     }
 

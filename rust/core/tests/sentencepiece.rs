@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bpe_llama::formats::{Piece, PieceKind};
 use bpe_llama::train::Trained;
-use bpe_llama::{After, Pretokenizer, SpacePrefix, Spaces, SpecialSet, Tokenizer};
+use bpe_llama::{After, Pause, Pretokenizer, SpacePrefix, Spaces, SpecialSet, Tokenizer};
 use proptest::prelude::*;
 
 const SPACE: &str = "\u{2581}";
@@ -126,7 +126,7 @@ proptest! {
             for &id in &ids {
                 streamed += &stream.push(&tokenizer, id).expect("known");
             }
-            streamed += &stream.flush(&tokenizer);
+            streamed += &stream.flush(&tokenizer).expect("a decoder of bytes");
             prop_assert_eq!(streamed.as_bytes(), decoded);
             if let Some(again) = &again {
                 prop_assert_eq!(&again.encode_ordinary(&text).expect("as before"), &ids);
@@ -153,7 +153,7 @@ proptest! {
         let has_symbols = pieces.iter().any(|piece| piece.kind == PieceKind::UserDefined);
         let tokenizer = Tokenizer::from_pieces(pieces, true, false).expect("sound");
         let text = text.replace(SPACE, "");
-        let (ids, offsets) = tokenizer.encode_with_offsets(&text, SpecialSet::None).expect("nothing replaced");
+        let (ids, offsets) = tokenizer.encode_with_offsets(&text, SpecialSet::None, Pause::default()).expect("nothing replaced");
         prop_assert_eq!(&ids, &tokenizer.encode_ordinary(&text).expect("bytes to fall back on"));
         let characters: Vec<char> = text.chars().collect();
         prop_assert_eq!(offsets.last().map_or(0, |&(_, end)| end), characters.len());

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bpe_llama::{AddedToken, EncodeOptions, Pretokenizer, SpecialSet, Tokenizer, Utf8Stream, Vocab};
+use bpe_llama::{AddedToken, EncodeOptions, Pause, Pretokenizer, SpecialSet, Tokenizer, Utf8Stream, Vocab};
 
 use super::input::{self, Input};
 use super::naive;
@@ -37,7 +37,7 @@ pub(crate) fn encode(input: &[u8]) {
     let options = EncodeOptions::default();
     assert_eq!(tokenizer.count(text, options).expect("as above"), expected.len());
     assert_eq!(tokenizer.encode_batch(&[text, text], options, 1).expect("as above").0, expected.repeat(2));
-    assert_eq!(tokenizer.encode_with_offsets(text, SpecialSet::None).expect("as above").0, expected);
+    assert_eq!(tokenizer.encode_with_offsets(text, SpecialSet::None, Pause::default()).expect("as above").0, expected);
     assert_eq!(tokenizer.decode_bytes(&expected).expect("known ids"), text.as_bytes());
     let part = tokenizer.truncate(text, expected.len() / 2, SpecialSet::None).expect("as above");
     assert!(text.starts_with(part));

@@ -28,7 +28,7 @@ impl DecodeStream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).push(&self.tokenizer, id).map_err(to_py)
     }
 
-    fn flush(&self) -> String {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).flush(&self.tokenizer)
+    fn flush(&self) -> PyResult<String> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).flush(&self.tokenizer).map_err(to_py)
     }
 }

@@ -450,8 +450,7 @@ impl PyTokenizer {
         allowed_special: Specials,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
         let (ids, offsets) = allowed_special
-            .view(|allowed| detached(py, text.len(), || self.inner.encode_with_offsets(&text, allowed)))
-            .map_err(to_py)?;
+            .view(|allowed| interruptible(py, |pause| self.inner.encode_with_offsets(&text, allowed, pause)))?;
         Ok((self.list(py, &ids)?, PyList::new(py, offsets)?))
     }
 

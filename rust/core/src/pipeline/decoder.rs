@@ -171,10 +171,12 @@ fn join_bytes(tokens: Vec<String>) -> Vec<String> {
 fn strip(token: &str, content: char, start: usize, stop: usize) -> String {
     let mut kept = token;
     for _ in 0..start {
-        kept = kept.strip_prefix(content).unwrap_or(kept);
+        let Some(rest) = kept.strip_prefix(content) else { break };
+        kept = rest;
     }
     for _ in 0..stop {
-        kept = kept.strip_suffix(content).unwrap_or(kept);
+        let Some(rest) = kept.strip_suffix(content) else { break };
+        kept = rest;
     }
     kept.to_owned()
 }

@@ -107,7 +107,7 @@ impl Pipeline {
         mut dropout: Dropout<'_>,
         sink: &mut dyn FnMut(&[u32]),
     ) -> Result<()> {
-        let cut = self.pre_tokenize(text, added, allowed)?;
+        let cut = self.pre_tokenize(text, added, allowed, pause)?;
         let (mut parts, mut ids) = (Vec::new(), Vec::new());
         self.with_memory(|memory| {
             for (number, piece) in cut.pieces.iter().enumerate() {
@@ -133,13 +133,16 @@ impl Pipeline {
     pub(crate) fn encode_with_offsets(
         &self,
         text: &str,
-        added: &AddedTokens,
-        allowed: SpecialSet<'_>,
+        (added, allowed): (&AddedTokens, SpecialSet<'_>),
+        pause: Pause<'_>,
     ) -> Result<Vec<Token>> {
-        let cut = self.pre_tokenize(text, added, allowed)?;
+        let cut = self.pre_tokenize(text, added, allowed, pause)?;
         let (mut tokens, mut parts) = (Vec::new(), Vec::new());
         self.with_memory(|memory| {
-            for piece in &cut.pieces {
+            for (number, piece) in cut.pieces.iter().enumerate() {
+                if number % PAUSE_EVERY == PAUSE_EVERY - 1 {
+                    pause.ask()?;
+                }
                 let (text, spans) = (&cut.text[piece.start..piece.end], &cut.spans[piece.start..piece.end]);
                 parts.clear();
                 match piece.added {
@@ -188,7 +191,13 @@ impl Pipeline {
         self.decoders.is_byte_level()
     }
 
-    fn pre_tokenize(&self, text: &str, added: &AddedTokens, allowed: SpecialSet<'_>) -> Result<PreTokenized> {
+    fn pre_tokenize(
+        &self,
+        text: &str,
+        added: &AddedTokens,
+        allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
+    ) -> Result<PreTokenized> {
         if u32::try_from(text.len()).is_err() {
             return Err(Error::InvalidArgument(format!("the text has {} bytes; expected less than 4 GiB", text.len())));
         }
@@ -203,6 +212,7 @@ impl Pipeline {
                 whole.pieces.push(Piece { start: begin, end: whole.text.len(), added: part.added });
                 return Ok(());
             }
+            pause.ask()?;
             let mut aligned = Aligned::new(stretch, start);
             self.normalizers.apply(&mut aligned)?;
             added.cut_normalized(&aligned.text, allowed, &mut |part| {
@@ -212,7 +222,7 @@ impl Pipeline {
                 Ok(())
             })
         })?;
-        self.pre_tokenizers.apply(&mut whole)?;
+        self.pre_tokenizers.apply(&mut whole, pause)?;
         Ok(whole)
     }
 

@@ -6,10 +6,12 @@ use std::sync::LazyLock;
 use fancy_regex::Regex;
 use unicode_categories::UnicodeCategories;
 
+use super::PAUSE_EVERY;
 use super::aligned::Span;
 use super::components::{Behavior, Pattern, PreTokenizer, PrependScheme};
 use super::scripts;
 use super::search::Search;
+use crate::batch::Pause;
 use crate::byte_alphabet::CHARS;
 use crate::pretokenize::Pretokenizer;
 use crate::{Error, Result};
@@ -61,8 +63,11 @@ impl PreTokenizers {
         Ok(Self(steps))
     }
 
-    pub(super) fn apply(&self, text: &mut PreTokenized) -> Result<()> {
-        self.0.iter().try_for_each(|step| step.apply(text))
+    pub(super) fn apply(&self, text: &mut PreTokenized, pause: Pause<'_>) -> Result<()> {
+        self.0.iter().try_for_each(|step| {
+            pause.ask()?;
+            step.apply(text, pause)
+        })
     }
 }
 
@@ -136,12 +141,12 @@ fn in_file(error: &Error) -> Error {
 }
 
 impl Step {
-    fn apply(&self, text: &mut PreTokenized) -> Result<()> {
+    fn apply(&self, text: &mut PreTokenized, pause: Pause<'_>) -> Result<()> {
         match self {
             Self::Split(search, behavior, invert) => {
-                text.cut(|piece, base, pieces| search.split(piece, base, (*behavior, *invert), pieces))
+                text.cut(pause, |piece, base, pieces| search.split(piece, base, (*behavior, *invert), pieces))
             }
-            Self::Named(pretokenizer) => text.cut(|piece, base, pieces| {
+            Self::Named(pretokenizer) => text.cut(pause, |piece, base, pieces| {
                 let mut start = base;
                 for part in pretokenizer.split(piece)? {
                     pieces.push(start..start + part.len());
@@ -149,22 +154,23 @@ impl Step {
                 }
                 Ok(())
             }),
-            Self::Words => text.cut(|piece, base, pieces| {
-                static WORDS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\w+|[^\w\s]+").ok());
-                let Some(words) = &*WORDS else { return Ok(()) };
+            Self::Words => text.cut(pause, |piece, base, pieces| {
+                static WORDS: LazyLock<std::result::Result<Regex, fancy_regex::Error>> =
+                    LazyLock::new(|| Regex::new(r"\w+|[^\w\s]+"));
+                let words = WORDS.as_ref().map_err(|error| Error::InvalidArgument(error.to_string()))?;
                 for found in words.find_iter(piece) {
                     let found = found.map_err(|error| Error::InvalidArgument(error.to_string()))?;
                     pieces.push(base + found.start()..base + found.end());
                 }
                 Ok(())
             }),
-            Self::FixedLength(length) => text.cut(|piece, base, pieces| {
+            Self::FixedLength(length) => text.cut(pause, |piece, base, pieces| {
                 let mut starts: Vec<usize> = piece.char_indices().step_by(*length).map(|(at, _)| base + at).collect();
                 starts.push(base + piece.len());
                 pieces.extend(starts.windows(2).map(|pair| pair[0]..pair[1]));
                 Ok(())
             }),
-            Self::UnicodeScripts => text.cut(|piece, base, pieces| {
+            Self::UnicodeScripts => text.cut(pause, |piece, base, pieces| {
                 let starts = scripts::starts(piece);
                 pieces.extend(starts.windows(2).map(|pair| base + pair[0]..base + pair[1]));
                 Ok(())
@@ -207,10 +213,17 @@ impl Step {
 
 impl PreTokenized {
     /// Cuts each piece into those that `cut` appends, given its text and where it begins.
-    fn cut(&mut self, mut cut: impl FnMut(&str, usize, &mut Vec<Range<usize>>) -> Result<()>) -> Result<()> {
+    fn cut(
+        &mut self,
+        pause: Pause<'_>,
+        mut cut: impl FnMut(&str, usize, &mut Vec<Range<usize>>) -> Result<()>,
+    ) -> Result<()> {
         let mut pieces = Vec::with_capacity(self.pieces.len() * 2);
         let mut parts = Vec::new();
-        for piece in &self.pieces {
+        for (number, piece) in self.pieces.iter().enumerate() {
+            if number % PAUSE_EVERY == PAUSE_EVERY - 1 {
+                pause.ask()?;
+            }
             if piece.added.is_some() {
                 pieces.push(*piece);
                 continue;

@@ -142,7 +142,8 @@ mod tests {
                 // Of the long runs of characters alike, ideographs, Hangul and private use, every 97th will do.
                 let is_alike =
                     |c: char| matches!(c, '㐀'..='鿿' | '가'..='힣' | '\u{e000}'..='\u{f8ff}' | '\u{20000}'..);
-                for c in ('\0'..=char::MAX).filter(|&c| !is_alike(c) || c as u32 % 97 == 0 || c == char::MAX) {
+                for c in ('\0'..=char::MAX).filter(|&c| !is_alike(c) || (c as u32).is_multiple_of(97) || c == char::MAX)
+                {
                     text.push_str(&context.replace("{}", c.encode_utf8(&mut [0; 4])));
                     text.push_str(" x\n");
                     if text.len() > 1 << 16 || c == char::MAX {

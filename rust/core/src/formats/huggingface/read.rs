@@ -113,6 +113,7 @@ fn require_bpe(model: &str) -> Result<()> {
 /// numbered on from the number of tokens.
 fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<AddedToken>> {
     let mut next = ids.len() as u32;
+    let names: HashMap<u32, &str> = ids.iter().map(|(token, &id)| (id, *token)).collect();
     let mut tokens: Vec<AddedToken> = Vec::with_capacity(added.len());
     let mut places: HashMap<String, usize> = HashMap::new();
     for token in added.into_iter().filter(|token| !token.content.is_empty()) {
@@ -133,7 +134,7 @@ fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<
                 )));
             }
             None => {
-                if let Some((taken, _)) = ids.iter().find(|&(_, &id)| id == stated && id != next) {
+                if let Some(taken) = names.get(&stated).filter(|_| stated != next) {
                     return Err(Error::Format(format!(
                         "tokenizer.json: added_tokens gives {:?} the id {stated}, which is that of {taken:?} in model.vocab",
                         token.content

@@ -150,7 +150,10 @@ impl Layout {
         let (mut prefix, mut replaced) = (SpacePrefix::Never, false);
         for step in &normalizers[if collapse { COLLAPSE.len() } else { 0 }..] {
             match step {
-                Normalizer::Prepend { prepend } if *prepend == space && !replaced => prefix = SpacePrefix::Always,
+                // One alone: two of them put two before the text.
+                Normalizer::Prepend { prepend } if *prepend == space && !replaced && prefix == SpacePrefix::Never => {
+                    prefix = SpacePrefix::Always;
+                }
                 Normalizer::Replace { pattern: Pattern::String(text), content } if text == " " && *content == space => {
                     replaced = true;
                 }
