@@ -267,3 +267,93 @@ def test_the_general_way_is_linear_in_the_text(tmp_path: Path) -> None:
     start = time.monotonic()
     assert tok.count("AB" * 500_000) == 500_000
     assert time.monotonic() - start < 60  # a quadratic one would take hours
+
+
+@pytest.mark.parametrize("pattern", [r"(?<=x*+)", r"(?<!(?:x|y)++)a", r"(?<=x{2}+)", r"(?:k){2}+a{2,1}?"])
+def test_a_pattern_that_no_sample_tells_apart_is_refused(pattern: str, tmp_path: Path) -> None:
+    tok = Tokenizer.train_from_iterator(["axxb"], vocab_size=256, pattern=pattern, progress=False)
+    with pytest.raises(ValueError, match=r"cannot be saved.*Oniguruma"):
+        tok.save(tmp_path / "tokenizer.json")
+
+
+def folder_with(tmp_path: Path, config: dict[str, Any], added: tuple[dict[str, Any], ...] = ()) -> Path:
+    """Return a folder with a tokenizer.json, a tokenizer_config.json and the config.json of a LLaMA."""
+    parts = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None}
+    file = parts | described({"Regex": r"\s+|\S+"}, ["a", "b"], added)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    return tmp_path
+
+
+def test_flags_of_added_tokens_decoder_replace_those_of_the_file(tmp_path: Path) -> None:
+    stated = {"content": "</s>", "lstrip": True, "rstrip": True, "normalized": False, "single_word": False}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": {"257": stated | {"special": True}},
+    }
+    folder = folder_with(tmp_path, config, ({"content": "</s>"},))
+    ours, theirs = Tokenizer.from_file(folder), AutoTokenizer.from_pretrained(folder)
+    text = "ab  </s> ab"
+    assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"] == [256, 257, 256]
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "RobertaTokenizerFast", "GPTNeoXTokenizerFast", "Qwen2Tokenizer"])
+def test_tokens_of_a_class_count_where_no_file_names_them(name: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, {"tokenizer_class": name, "model_max_length": 512})
+    ours, theirs = Tokenizer.from_file(folder), AutoTokenizer.from_pretrained(folder)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+    assert len(ours) == len(theirs)
+    assert ours.special_tokens_map == dict(theirs.special_tokens_map)
+
+
+def test_a_named_class_without_tokens_has_none(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast"}, ({"content": "</s>"},))
+    assert Tokenizer.from_file(folder).eos_id is AutoTokenizer.from_pretrained(folder).eos_token_id is None
+
+
+def test_max_length_alone_cuts_and_a_missing_limit_warns(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1e30})
+    ours, theirs = Tokenizer.from_file(folder), AutoTokenizer.from_pretrained(folder)
+    for options in ({"max_length": 2}, {"max_length": 2, "truncation": False}, {"max_length": 2, "truncation": True}):
+        assert ours("ab ab ab", **options)["input_ids"] == theirs("ab ab ab", **options)["input_ids"]
+    with pytest.warns(UserWarning, match="max_length"):
+        assert ours("ab ab", truncation=True)["input_ids"] == theirs("ab ab", truncation=True)["input_ids"]
+
+
+def test_a_special_token_stays_one(tmp_path: Path) -> None:
+    tok = Tokenizer.from_file(folder_with(tmp_path, {}, ({"content": "</s>"},))).with_tokens(["</s>"])
+    assert 257 not in tok.encode("ab</s>", disallowed_special=())
+    assert tok.decode([256, 257], skip_special_tokens=True) == "ab"
+
+
+def test_two_prepends_put_two_before_the_text(tmp_path: Path) -> None:
+    byte_tokens = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    file = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [prepend, prepend, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {"type": "BPE", "vocab": byte_tokens | {"▁": 256, "a": 257}, "merges": [], "byte_fallback": True},
+    }
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(file), encoding="utf-8")
+    ours, theirs = Tokenizer.from_file(path), Theirs.from_file(str(path))
+    for text in ("a", " a", "a a"):
+        assert ours.encode(text) == theirs.encode(text).ids
+    assert ours.encode("a") == [256, 256, 257]

@@ -42,6 +42,7 @@ pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
         atom: 0,
         groups: Vec::new(),
         multi_line: false,
+        look_behind: false,
     };
     translation.run().map_err(|part| refused(format!("{part} means something else, or nothing")))?;
     let regex = translation.out;
@@ -64,9 +65,11 @@ struct Translation<'a> {
     out: String,
     /// Where in `out` the last thing begins that a quantifier would repeat.
     atom: usize,
-    /// For each open group, where it begins, and whether `^` and `$` meant lines before it.
-    groups: Vec<(usize, bool)>,
+    /// For each open group, where it begins, and the two below as they were before it.
+    groups: Vec<(usize, bool, bool)>,
+    /// Whether `^` and `$` mean lines.
     multi_line: bool,
+    look_behind: bool,
 }
 
 /// What cannot be translated.
@@ -80,13 +83,16 @@ impl Translation<'_> {
                 '[' => self.class()?,
                 '(' => self.open()?,
                 ')' => {
-                    let (start, multi_line) = self.groups.pop().ok_or("a bracket that was not opened")?;
+                    let group = self.groups.pop().ok_or("a bracket that was not opened")?;
                     self.out.push(')');
-                    (self.atom, self.multi_line) = (start, multi_line);
+                    (self.atom, self.multi_line, self.look_behind) = group;
                 }
                 '^' => self.atom(if self.multi_line { "^" } else { r"\A" }),
                 '$' => self.atom(if self.multi_line { "$" } else { r"\z" }),
                 '{' => self.repeat()?,
+                '*' | '+' | '?' if self.look_behind && self.rest.peek() == Some(&'+') => {
+                    return Err(format!("{c}+ in a look-behind"));
+                }
                 '*' | '+' | '?' | '|' => self.out.push(c),
                 other => self.atom(other.encode_utf8(&mut [0; 4])),
             }
@@ -102,7 +108,7 @@ impl Translation<'_> {
     /// Reads what follows an opening bracket.
     fn open(&mut self) -> std::result::Result<(), Refused> {
         let start = self.out.len();
-        let outer = self.multi_line;
+        let outer = (self.multi_line, self.look_behind);
         self.out.push('(');
         if self.rest.next_if_eq(&'?').is_some() {
             let mut head: String = String::new();
@@ -114,6 +120,7 @@ impl Translation<'_> {
             match (head.as_str(), sign) {
                 ("", ':' | '=' | '!' | '>') => write!(self.out, "?{sign}"),
                 ("" | "P", '<') => {
+                    self.look_behind |= matches!(self.rest.peek(), Some('=' | '!'));
                     self.out.push_str("?<");
                     Ok(())
                 }
@@ -141,7 +148,7 @@ impl Translation<'_> {
             }
             .map_err(|error| error.to_string())?;
         }
-        self.groups.push((start, outer));
+        self.groups.push((start, outer.0, outer.1));
         Ok(())
     }
 
@@ -164,7 +171,9 @@ impl Translation<'_> {
                 _ => return Err(format!("{{{bounds}")),
             }
         }
-        if bounds.is_empty() || bounds.starts_with(',') {
+        let (least, most) = bounds.split_once(',').unwrap_or((&bounds, ""));
+        let is_reversed = least.parse::<u32>().is_ok_and(|least| most.parse().is_ok_and(|most: u32| most < least));
+        if least.is_empty() || is_reversed || (self.look_behind && self.rest.peek() == Some(&'+')) {
             return Err(format!("{{{bounds}}}"));
         }
         if self.rest.next_if_eq(&'+').is_some() {
