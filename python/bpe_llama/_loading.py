@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -178,7 +178,7 @@ def _with_stated_tokens(
     for token in stated.to_add():
         flags = known.get(token.content)
         if flags is None or token.content in listed:
-            new.append(token.for_core())
+            new.append(replace(token, special=token.special or bool(flags and flags["special"])).for_core())
         elif token.special and not flags["special"]:
             new.append(
                 AddedToken(

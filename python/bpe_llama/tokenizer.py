@@ -680,8 +680,9 @@ class Tokenizer(_core.Tokenizer):
     def with_tokens(self, tokens: Sequence[str]) -> Self:
         """Return this tokenizer with more tokens that are found wherever their text occurs, before anything else.
 
-        Their ids follow the last one, in this order; a token that is there already keeps its id. As in ``tokenizers``,
-        they are looked for once the text is normalized, where the tokenizer does that.
+        Their ids follow the last one, in this order; a token that is there already keeps its id, and a special one
+        stays special. As in ``tokenizers``, they are looked for once the text is normalized, where the tokenizer does
+        that.
 
         Raises:
             ValueError: If a token is empty.
@@ -703,9 +704,9 @@ class Tokenizer(_core.Tokenizer):
                 raise ValueError("a token is the empty string; expected text")
         # Only what a tokenizer.json describes is normalized before such tokens are looked for.
         normalized = not special and self.normalizes_added_tokens
-        return self._like(
-            self.with_added_tokens([(token, special, False, False, False, normalized) for token in tokens])
-        )
+        known = () if special else self.special_tokens
+        new = [(token, special, False, False, False, normalized) for token in tokens if token not in known]
+        return self._like(self.with_added_tokens(new))
 
 
 def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:

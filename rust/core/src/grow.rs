@@ -15,7 +15,7 @@ impl Tokenizer {
     /// Returns this tokenizer with more added tokens; the ids of `tokens` are not looked at.
     ///
     /// A token that is there already, added or not, keeps its id; the others follow the last id in the order given. Flags
-    /// given again replace the earlier ones, but that a special token stays one.
+    /// given again replace the earlier ones.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a token is empty, or two are one when normalized.
@@ -27,7 +27,6 @@ impl Tokenizer {
         for mut token in tokens {
             if let Some(&place) = places.get(&token.content) {
                 token.id = all[place].id;
-                token.special |= all[place].special;
                 all[place] = token;
                 continue;
             }

@@ -105,8 +105,10 @@ impl<'a> ModelFile<'a> {
         let Options { normalizer, denormalizer, byte_fallback, .. } = options;
         let is_odd = |piece: &Piece| match piece.kind {
             PieceKind::Unused => true,
-            // Spaces within a user-defined symbol are not extra ones.
-            PieceKind::UserDefined => normalizer.remove_extra_whitespaces && piece.text.contains(' '),
+            // A space within a piece is neither an extra one nor the one put before the text, which decoding drops.
+            PieceKind::UserDefined | PieceKind::Normal if piece.text.contains(' ') => {
+                normalizer.remove_extra_whitespaces || normalizer.add_dummy_prefix
+            }
             _ => piece.text == "\0",
         };
         *byte_fallback
