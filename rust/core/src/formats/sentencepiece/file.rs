@@ -105,9 +105,9 @@ impl<'a> ModelFile<'a> {
         let Options { normalizer, denormalizer, byte_fallback, .. } = options;
         let is_odd = |piece: &Piece| match piece.kind {
             PieceKind::Unused => true,
-            // A space within a piece is neither an extra one nor the one put before the text, which decoding drops.
+            // A space of a piece's own is neither an extra one nor the one before a text, which decoding drops.
             PieceKind::UserDefined | PieceKind::Normal if piece.text.contains(' ') => {
-                normalizer.remove_extra_whitespaces || normalizer.add_dummy_prefix
+                normalizer.remove_extra_whitespaces || (normalizer.add_dummy_prefix && piece.text.starts_with(' '))
             }
             _ => piece.text == "\0",
         };
