@@ -230,6 +230,11 @@ def summary(file: str) -> dict[str, Any]:
     return {key: value for key, value in described.items() if value and key != "version"}
 
 
+# Text that a normalizer puts before the first character is lost or doubled by the next one in `tokenizers`, where it does
+# not panic: " " with "▁" put before it is "▁▁" after Strip on the right. We refuse such a text.
+ROOTLESS = "a normalizer put text before the first character, and the next normalizer cannot follow it there"
+
+
 def outcome(call: Any) -> Any:
     """Return what a call returns, or ``None`` if it fails: `tokenizers` panics in a few places."""
     try:
@@ -264,7 +269,11 @@ def test_random_pipelines(theirs: tokenizers.Tokenizer, texts: list[str]) -> Non
         expected = outcome(lambda text=text: theirs.encode(text, add_special_tokens=False))
         if expected is None:
             continue
-        ids = ours.encode(text, allowed_special="all")
+        try:
+            ids = ours.encode(text, allowed_special="all")
+        except ValueError as error:
+            assert ROOTLESS in str(error)
+            continue
         assert ids == expected.ids, (text, ours.general_because, summary(file))
         with_offsets, offsets = ours.encode_with_offsets(text, allowed_special="all")
         assert with_offsets == expected.ids
@@ -296,7 +305,12 @@ def test_what_is_put_around_texts(theirs: tokenizers.Tokenizer, first: str, seco
         expected = outcome(lambda pair=pair: theirs.encode(first, pair))
         if expected is None:
             continue
-        got = ours(first, pair, allowed_special="all", return_token_type_ids=True, return_special_tokens_mask=True)
+        options = {"allowed_special": "all", "return_token_type_ids": True, "return_special_tokens_mask": True}
+        try:
+            got = ours(first, pair, **options)
+        except ValueError as error:
+            assert ROOTLESS in str(error)
+            continue
         assert got["input_ids"] == expected.ids
         assert got["token_type_ids"] == expected.type_ids
         assert got["special_tokens_mask"] == expected.special_tokens_mask
