@@ -230,8 +230,8 @@ def summary(file: str) -> dict[str, Any]:
     return {key: value for key, value in described.items() if value and key != "version"}
 
 
-# Text that a normalizer puts before the first character is lost or doubled by the next one in `tokenizers`, where it does
-# not panic: " " with "▁" put before it is "▁▁" after Strip on the right. We refuse such a text.
+# In `tokenizers` the next normalizer loses or doubles text that one puts before the first character, or panics:
+# " " with "▁" put before it is "▁▁" after Strip on the right. We refuse such a text.
 ROOTLESS = "a normalizer put text before the first character, and the next normalizer cannot follow it there"
 
 
