@@ -95,7 +95,7 @@ def test_a_wheel_holds_the_package_and_the_model(distributions: dict[str, set[st
 def test_the_sdist_holds_what_a_wheel_is_built_from(distributions: dict[str, set[str]]) -> None:
     names = distributions["sdist"]
     assert {f"python/bpe_llama/model/{name}" for name in MODEL_FILES} <= names
-    assert {"Cargo.lock", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert {"Cargo.lock", ".cargo/config.toml", "pyproject.toml", "README.md", "LICENSE"} <= names
     assert any(name.startswith("rust/core/src/") for name in names)
     _assert_no_litter(names)
 
