@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, written_whole
-from bpe_llama._tokenizer_classes import CLASSES, class_name_for
+from bpe_llama._tokenizer_classes import CLASSES, class_of, splitting
 
 
 def file_in(path: PathLike) -> Path:
@@ -102,7 +103,7 @@ def with_config(
     These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and those of chat
     templates. Tokens that stand only there are added. ``add_bos_token`` and ``add_eos_token`` count for a SentencePiece
     model alone, since the post-processor of a ``tokenizer.json`` goes before them. A ``tokenizer.json`` is taken as it
-    stands: some classes of transformers build another pipeline in its place.
+    stands; a ``UserWarning`` says where the class that the folder names builds another pipeline in its place.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
@@ -124,6 +125,7 @@ def with_config(
             core = _with_ends_around(core, config)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
+    _warn_of_rebuilding(path, core, config)
     return core, beside(folder, roles)
 
 
@@ -204,18 +206,50 @@ def _with_stated_tokens(
 
 def _class_tokens(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str] | None:
     """Return the tokens of roles that the class of a folder's tokenizer has by default, or ``None`` if not known."""
-    name = config.get("tokenizer_class")
-    model_type = None if name is not None else read_object(folder / "config.json").get("model_type")
-    if isinstance(model_type, str):
-        name = class_name_for(model_type) or model_type
-    if name is None:
-        return {} if config else None
-    if not isinstance(name, str):
-        raise ValueError(f"tokenizer_config.json: tokenizer_class is {name!r}; expected a str")
-    name = name.removesuffix("Fast")
-    if name in ("PreTrainedTokenizer", "TokenizersBackend"):
+    model_config = read_object(folder / "config.json")
+    if not config and "model_type" not in model_config:
+        return None
+    name = class_of(config, model_config)
+    if name == "TokenizersBackend":
         return {}
     return CLASSES[name].tokens if name in CLASSES else None
+
+
+def _warn_of_rebuilding(path: Path, core: _core.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Warn if transformers' class for a folder splits text otherwise than the folder's tokenizer.json says."""
+    written = core.splitting_json()
+    name = class_of(config, read_object(path.parent / "config.json"))
+    built = None if written is None or name is None else splitting(name, config)
+    if built is None:
+        return
+    parts = json.loads(written or "{}")
+    if name == "LlamaTokenizer" and any(step["type"] == "ByteLevel" for step in _steps(parts["pre_tokenizer"])):
+        return  # transformers sees that this class cannot be meant
+    for key in built:
+        is_same = _steps(parts[key]) == _steps(built[key]) if key != "ignore_merges" else parts[key] == built[key]
+        if not is_same:
+            here, there = _shown(parts[key]), _shown(built[key])
+            warnings.warn(
+                f"{path}: {key} is {here}; transformers 5 builds {there} in its place, as for a "
+                f"{name}, and so can give other ids. This tokenizer is as the file says",
+                UserWarning,
+                stacklevel=6,
+            )
+            return
+
+
+def _steps(component: Any) -> list[Any]:
+    """Return the steps of a component, without the option that changes no ids."""
+    if not isinstance(component, dict):
+        return []
+    if component["type"] == "Sequence":
+        return [step for part in component.get("pretokenizers") or component["normalizers"] for step in _steps(part)]
+    return [{key: value for key, value in component.items() if key != "trim_offsets"}]
+
+
+def _shown(component: Any) -> str:
+    text = json.dumps(component, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:

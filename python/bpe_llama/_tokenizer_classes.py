@@ -6,7 +6,8 @@ Source: ``models/*/tokenization_*.py`` of transformers 5.23; for the names in ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Json = dict[str, Any]
@@ -41,6 +42,29 @@ class TokenizerClass:
     has_unk: bool = False
     suffix: str = ""
 
+    def prefix_space(self, config: Mapping[str, Any]) -> bool:
+        """Return whether a space comes before a text, given a tokenizer_config.json."""
+        return self.add_prefix_space is not None and bool(config.get("add_prefix_space", self.add_prefix_space))
+
+    def pre_tokenizer(self, config: Mapping[str, Any]) -> Json:
+        """Return the pre-tokenizer, given a tokenizer_config.json."""
+        last: Json = {"type": "BertPreTokenizer"}
+        if self.byte_level:
+            trim = trim_offsets(config) if self.takes_trim_offsets else True
+            last = byte_level(self.prefix_space(config), trim, self.use_regex)
+        return {"type": "Sequence", "pretokenizers": [*self.steps, last]} if self.steps else last
+
+
+def byte_level(add_prefix_space: bool = True, trim_offsets: bool = True, use_regex: bool = True) -> Json:
+    """Return the component of this name: a pre-tokenizer, post-processor or decoder."""
+    options = {"add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets, "use_regex": use_regex}
+    return {"type": "ByteLevel", **options}
+
+
+def trim_offsets(config: Mapping[str, Any]) -> bool:
+    """Return the option of this name in a tokenizer_config.json."""
+    return bool(config.get("trim_offsets", True))
+
 
 def _split(regex: str, behavior: str = "Isolated", invert: bool = False) -> Json:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
@@ -50,6 +74,7 @@ _QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN3_5_PATTERN = _QWEN2_PATTERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
 _CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _NFC = {"type": "NFC"}
 _END = "<|endoftext|>"
@@ -156,22 +181,93 @@ CLASSES = {
     ),
 }
 
-# The class of a folder whose tokenizer_config.json names none.
+# The class of a folder whose files name none, by the model_type of its config.json.
 _BY_MODEL_TYPE = {
-    "GPT2Tokenizer": "codegen gpt2 gpt_neo gptj opt phi starcoder2",
-    "GPTNeoXTokenizer": "gpt_neox mamba mamba2 mpt olmo olmoe rwkv",
-    "RobertaTokenizer": "bart led longformer mvp roberta roberta-prelayernorm",
-    "Qwen2Tokenizer": "qwen2 qwen2_5_vl qwen2_audio qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next qwen3_vl",
-    "CLIPTokenizer": "clip clipseg groupvit owlv2 owlvit",
+    "BartTokenizer": "florence2",
     "BlenderbotTokenizer": "blenderbot",
-    "CohereTokenizer": "cohere cohere2",
+    "CLIPTokenizer": "aimv2 clip clipseg groupvit omdet-turbo oneformer owlv2 owlvit sam3 sam3_video xclip",
+    "CodeLlamaTokenizer": "code_llama",
+    "CohereTokenizer": "aya_vision cohere cohere2",
     "DebertaTokenizer": "deberta",
+    "GPT2Tokenizer": """blip-2 codegen dbrx emu3 gpt2 gpt_neo gptj hyperclovax_vision_v2 instructblip instructblipvideo
+        jais2 opt phi starcoder2""",
+    "GPTNeoXTokenizer": "falcon_mamba gpt_neox mamba mamba2 mpt olmo olmoe rwkv xlstm",
+    "GemmaTokenizer": """diffusion_gemma gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma
+        shieldgemma2 t5gemma zaya""",
     "HerbertTokenizer": "herbert",
+    "LEDTokenizer": "led",
+    "LlamaTokenizer": "idefics idefics2",
+    "MvpTokenizer": "mvp",
     "OpenAIGPTTokenizer": "openai-gpt",
+    "Qwen2Tokenizer": """audioflamingo3 colqwen2 cosmos3_omni dots3_note fun_asr_nano hunyuan_vl internvl lighton_ocr
+        moss_transcribe_diarize ovis2 qianfan_ocr qwen2 qwen2_5_omni qwen2_5_vl qwen2_audio qwen2_moe qwen2_vl qwen3
+        qwen3_asr qwen3_moe qwen3_next qwen3_omni_moe qwen3_vl qwen3_vl_moe vibevoice""",
+    "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen4_exp",
+    "RobertaTokenizer": """bart bridgetower clap data2vec-text ibert lilt longformer mega mra roberta
+        roberta-prelayernorm""",
     "WhisperTokenizer": "whisper",
 }
+# Models with folders that often name a wrong class: that of the model counts.
+_NOT_BELIEVED = ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"]
+# Models with a tokenizer.json that is taken as it stands, whatever class their folders name.
+_TAKEN_AS_WRITTEN = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5
+    ernie4_5_moe flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode
+    gradium_phonon_tts granite granitemoe granitemoehybrid granitemoeshared h2ovl_chat hyperclovax hyperclovax_vlm
+    internlm2 internlm3 iquestcoder jamba kimi_k25 kimi_linear kosmos-2 llava llava_next mimo_v2_flash minicpm3
+    minicpm_ocr minicpmv minicpmv4_6 minicpmv4_7 minimax_m2 ministral ministral3 mistral mistral3 mistral_large4 mixtral
+    modernbert modernbert-decoder molmo molmo2 nemo_speechlm nemotron nvfp4 nystromformer olmo2 olmo3 olmo_hybrid
+    opencua openvla paddleocr_vl pegasus_x persimmon phi3 phi3_v phimoe pix2struct pixtral pocket_tts smolvlm stablelm
+    step3_vl umt5 vipllava voxtral voxtral_realtime xlm-roberta-xl"""
 
 
 def class_name_for(model_type: str) -> str | None:
     """Return the name of the class that transformers takes for a model, or ``None`` where it is not known here."""
     return next((name for name, types in _BY_MODEL_TYPE.items() if model_type in types.split()), None)
+
+
+def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str | None:
+    """Return the class that transformers reads the tokenizer.json of a folder with, without "Fast" at its end.
+
+    ``"TokenizersBackend"`` takes it as it stands; ``None`` is a class not known here.
+
+    Args:
+        config: The content of tokenizer_config.json.
+        model_config: That of config.json.
+
+    Raises:
+        ValueError: If one of them names a class by something other than a str.
+    """
+    named = config.get("tokenizer_class") or model_config.get("tokenizer_class")
+    if not isinstance(named, str | None):
+        raise ValueError(f"tokenizer_class is {named!r}; expected a str")
+    model_type = model_config.get("model_type")
+    if "auto_map" in config:
+        return None
+    if model_type in _TAKEN_AS_WRITTEN.split():
+        return "TokenizersBackend"
+    if isinstance(model_type, str) and (named is None or model_type in _NOT_BELIEVED):
+        return class_name_for(model_type)
+    name = "TokenizersBackend" if named is None else named.removesuffix("Fast")
+    return "TokenizersBackend" if name == "PreTrainedTokenizer" else name
+
+
+def splitting(name: str, config: Mapping[str, Any]) -> Json | None:
+    """Return ``normalizer``, ``pre_tokenizer`` and ``ignore_merges`` as a class builds them, ``None`` if not known."""
+    normalizer: Json | None
+    if name in CLASSES:
+        normalizer, pre_tokenizer = CLASSES[name].normalizer, CLASSES[name].pre_tokenizer(config)
+    elif name == "Qwen3_5Tokenizer":
+        qwen = replace(CLASSES["Qwen2Tokenizer"], steps=[_split(_QWEN3_5_PATTERN)])
+        normalizer, pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer(config)
+    elif name in ("LlamaTokenizer", "CodeLlamaTokenizer"):
+        is_legacy = name == "LlamaTokenizer" and config.get("legacy", False)
+        scheme = "never" if config.get("add_prefix_space") is False else "always" if is_legacy else "first"
+        normalizer = None
+        pre_tokenizer = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
+    elif name == "GemmaTokenizer":
+        normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+        pattern = {"pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+        pre_tokenizer = {"type": "Split", **pattern}
+    else:
+        return None
+    return {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "ignore_merges": False}

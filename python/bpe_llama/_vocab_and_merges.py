@@ -12,7 +12,7 @@ from bpe_llama import _core
 from bpe_llama._added_tokens import AddedToken, AddedTokens, read_stated_tokens
 from bpe_llama._ends import Ends
 from bpe_llama._loading import Beside, beside
-from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
+from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, byte_level, class_name_for, trim_offsets
 
 # What a tokenizer_config.json may hold, but what changes ids or text in a way that is not followed here.
 _REFUSED = {
@@ -194,22 +194,6 @@ def _check_options(config: Mapping[str, Any]) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _byte_level(add_prefix_space: bool = True, trim_offsets: bool = True, use_regex: bool = True) -> Json:
-    options = {"add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets, "use_regex": use_regex}
-    return {"type": "ByteLevel", **options}
-
-
-def _prefix_space(described: TokenizerClass, config: Mapping[str, Any]) -> bool:
-    if described.add_prefix_space is None:
-        return False
-    stated = config.get("add_prefix_space", described.add_prefix_space)
-    return bool(stated)
-
-
-def _trim_offsets(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("trim_offsets", True))
-
-
 def _suffix_to_spaces(suffix: str) -> list[Json]:
     """Return the steps that make spaces of word ends, and take white space off both ends as ``str.strip`` does."""
     ends = {"Regex": r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z"}
@@ -228,15 +212,9 @@ def _tokenizer_json(
     vocab: Mapping[str, int],
     merges: list[tuple[str, str]],
 ) -> str:
-    if described.byte_level:
-        trim = _trim_offsets(config) if described.takes_trim_offsets else True
-        last = _byte_level(_prefix_space(described, config), trim, described.use_regex)
-        decoder = _byte_level()
-        if described.suffix:
-            decoder = {"type": "Sequence", "decoders": [decoder, *_suffix_to_spaces(described.suffix)]}
-    else:
-        last, decoder = {"type": "BertPreTokenizer"}, {"type": "BPEDecoder", "suffix": described.suffix}
-    steps = [*described.steps, last]
+    decoder = byte_level() if described.byte_level else {"type": "BPEDecoder", "suffix": described.suffix}
+    if described.byte_level and described.suffix:
+        decoder = {"type": "Sequence", "decoders": [decoder, *_suffix_to_spaces(described.suffix)]}
     unk = roles["unk_token"] if described.has_unk else None
     model = {
         "type": "BPE",
@@ -256,7 +234,7 @@ def _tokenizer_json(
         "padding": None,
         "added_tokens": added.as_json(),
         "normalizer": described.normalizer,
-        "pre_tokenizer": last if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
+        "pre_tokenizer": described.pre_tokenizer(config),
         "post_processor": post_processor,
         "decoder": decoder,
         "model": model,
@@ -280,8 +258,8 @@ def _post_processor(
                 "type": "RobertaProcessing",
                 "sep": token("sep_token"),
                 "cls": token("cls_token"),
-                "trim_offsets": _trim_offsets(config),
-                "add_prefix_space": _prefix_space(described, config),
+                "trim_offsets": trim_offsets(config),
+                "add_prefix_space": described.prefix_space(config),
             }
         case "clip":
             ends = {"sep": token("eos_token"), "cls": token("bos_token")}
@@ -295,7 +273,7 @@ def _post_processor(
             prefix, end = _whisper_prefix(config, roles, added), token("eos_token")
             return _template([*prefix, "A", end], [*prefix, "A", "B:1", (*end, 1)])
         case "byte_level" if not {"add_bos_token", "add_eos_token"} & config.keys():
-            return _byte_level(add_prefix_space=True, trim_offsets=False)
+            return byte_level(add_prefix_space=True, trim_offsets=False)
     bos = [token("bos_token")] if config.get("add_bos_token") and roles["bos_token"] is not None else []
     eos = [token("eos_token")] if config.get("add_eos_token") and roles["eos_token"] is not None else []
     second: list[Any] = [(*end, 1) for end in bos] + ["B:1"] + [(*end, 1) for end in eos]

@@ -298,6 +298,7 @@ def test_flags_of_added_tokens_decoder_replace_those_of_the_file(tmp_path: Path)
     assert ours.encode(text, allowed_special="all") == theirs(text)["input_ids"] == [256, 257, 256]
 
 
+@pytest.mark.filterwarnings("ignore:.*in its place")
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "RobertaTokenizerFast", "GPTNeoXTokenizerFast", "Qwen2Tokenizer"])
 def test_tokens_of_a_class_count_where_no_file_names_them(name: str, tmp_path: Path) -> None:
     folder = folder_with(tmp_path, {"tokenizer_class": name, "model_max_length": 512})

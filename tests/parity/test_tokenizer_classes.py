@@ -1,0 +1,111 @@
+"""Where a class of transformers splits text otherwise than the folder's tokenizer.json, we follow the file and warn."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as HF
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer
+
+from bpe_llama import Tokenizer
+from bpe_llama._tokenizer_classes import CLASSES
+
+SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
+DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), SPLIT])
+LLAMA_2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+GEMMA = (normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"))
+# Normalizer and pre-tokenizer of a file.
+FILES: dict[str, tuple[Any, Any]] = {
+    "gpt2": (None, SPLIT),
+    "prefix space": (None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "smollm": (None, DIGITS),
+    "gpt-neox": (normalizers.NFC(), SPLIT),
+    "cohere": (normalizers.NFC(), DIGITS),
+    "llama 2": (LLAMA_2, None),
+    "llama": (None, pre_tokenizers.Metaspace("▁", "first", split=False)),
+    "llama, legacy": (None, pre_tokenizers.Metaspace("▁", "always", split=False)),
+    "gemma": GEMMA,
+}
+NAMES = ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "Qwen3_5Tokenizer"]
+NAMES += ["PreTrainedTokenizerFast", "GPT2TokenizerFast", *CLASSES]
+
+
+def write(folder: Path, file: str, config: dict[str, Any], model_type: str | None) -> None:
+    normalizer, pre_tokenizer = FILES[file]
+    is_byte_level = file in ("gpt2", "prefix space", "smollm", "gpt-neox", "cohere")
+    letters = (
+        pre_tokenizers.ByteLevel.alphabet() if is_byte_level else [*"▁ab1é", *(f"<0x{i:02X}>" for i in range(256))]
+    )
+    roles = ["<unk>", "<s>", "</s>", "<pad>", "<mask>", "[CLS]", "[SEP]", "<|endoftext|>", "<|startoftext|>"]
+    roles += ["<|startoftranscript|>", "<|notimestamps|>"]
+    vocab = {token: i for i, token in enumerate([*roles, *sorted(letters)])}
+    backend = HF(models.BPE(vocab, [], unk_token=None if is_byte_level else "<unk>", byte_fallback=not is_byte_level))
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    backend.decoder = decoders.ByteLevel() if is_byte_level else decoders.Fuse()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    if model_type is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+
+
+def splitting(text: str) -> list[Any]:
+    file = json.loads(text)
+
+    def steps(part: Any) -> list[Any]:
+        if part is None:
+            return []
+        if part["type"] == "Sequence":
+            return [step for each in part.get("pretokenizers") or part["normalizers"] for step in steps(each)]
+        return [{key: value for key, value in part.items() if key != "trim_offsets"}]
+
+    return [steps(file["normalizer"]), steps(file["pre_tokenizer"])]
+
+
+def check(folder: Path) -> None:
+    theirs = splitting(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = Tokenizer.from_file(folder)
+    differs = theirs != splitting((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert ["in its place" in str(warning.message) for warning in caught] == [True] * differs
+    backend = HF.from_file(str(folder / "tokenizer.json"))
+    for text in ("ab 11", " a", "a\n b  1", "é"):
+        assert ours.encode(text) == backend.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("file", FILES)
+def test_a_class_that_splits_otherwise_is_warned_of(name: str, file: str, tmp_path: Path) -> None:
+    write(tmp_path, file, {"tokenizer_class": name}, None)
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", None])
+@pytest.mark.parametrize("file", ["smollm", "llama 2", "gemma"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen2", "phi3", "gpt2", "gemma2", "mistral", "gpt_bigcode", "unknown"]
+)
+def test_the_model_has_a_say_in_which_class_counts(
+    name: str | None, file: str, model_type: str, tmp_path: Path
+) -> None:
+    write(tmp_path, file, {} if name is None else {"tokenizer_class": name}, model_type)
+    check(tmp_path)
+
+
+OPTIONS: list[dict[str, Any]] = [{"add_prefix_space": True}, {"add_prefix_space": False}, {"legacy": True}]
+
+
+@pytest.mark.parametrize("config", OPTIONS)
+@pytest.mark.parametrize("file", ["gpt2", "prefix space", "llama", "llama, legacy"])
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizer"])
+def test_options_of_the_class_count(name: str, file: str, config: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, file, {"tokenizer_class": name, **config}, None)
+    check(tmp_path)
