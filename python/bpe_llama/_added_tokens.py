@@ -116,7 +116,7 @@ class StatedTokens:
         tokens: list[str | AddedToken] = list(self.listed)
         for token in (*self.named.values(), *self.extra):
             # One that is there already as it is counts once, at its first place; one with other flags comes again.
-            if token is not None and _content(token) not in contents and token not in tokens:
+            if token is not None and _content(token) not in {*contents, ""} and token not in tokens:
                 tokens.append(token)
         return [
             AddedToken(token, special=True)
@@ -125,14 +125,25 @@ class StatedTokens:
             for token in tokens
         ]
 
+    def names(self) -> dict[str, str]:
+        """Return the text of the token of each role that has one; an empty text stands for none."""
+        contents = {role: _content(token) for role, token in self.named.items() if token is not None}
+        return {role: content for role, content in contents.items() if content}
+
+    def extra_names(self) -> list[str]:
+        """Return the text of each special token without a role, once."""
+        return list(dict.fromkeys(filter(None, map(_content, self.extra))))
+
     def all_special(self) -> list[str]:
         """Return the text of every token that has a role or is an extra special token, once."""
-        rest = (*self.named.values(), *self.extra)
-        return list(dict.fromkeys(_content(token) for token in rest if token is not None))
+        return list(dict.fromkeys((*self.names().values(), *self.extra_names())))
 
 
 def read_stated_tokens(
-    defaults: Mapping[str, str], config: Mapping[str, Any], special_map: Mapping[str, Any], added: Mapping[str, Any]
+    defaults: Mapping[str, str | None],
+    config: Mapping[str, Any],
+    special_map: Mapping[str, Any],
+    added: Mapping[str, Any],
 ) -> StatedTokens:
     """Return what ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` say of tokens.
 
@@ -210,6 +221,8 @@ def _of_config(config: Mapping[str, Any]) -> _Stated:
     if isinstance(extra, dict):
         stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in extra.items()}
     elif key in config:
+        if extra is not None and not isinstance(extra, list):
+            raise ValueError(f"{where}{key} is {extra!r}; expected a list of tokens or an object of names and tokens")
         stated.extra = _token_list(where + key, extra)
     if not stated.own and (own := config.get("model_specific_special_tokens")):
         if not isinstance(own, dict):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,6 +35,11 @@ class Row:
     special_tokens_mask: list[int] = field(default_factory=list)
     offset_mapping: list[Span] = field(default_factory=list)
 
+    @property
+    def attention_mask(self) -> list[int]:
+        """1 for each id."""
+        return [1] * len(self.input_ids)
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -47,21 +54,49 @@ class Batches:
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        if self.padding not in (True, False, "longest", "max_length", "do_not_pad"):
-            raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {self.padding!r}")
-        if self.truncation not in (True, False, "do_not_truncate", *_STRATEGIES):
-            raise ValueError(f"truncation must be True, False or one of {_STRATEGIES}, got {self.truncation!r}")
-        for name in ("padding_side", "truncation_side"):
-            if getattr(self, name) not in ("left", "right"):
-                raise ValueError(f"{name} must be 'left' or 'right', got {getattr(self, name)!r}")
-        if self.return_tensors not in (None, "np", "pt"):
-            raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {self.return_tensors!r}")
-        if self.padding == "max_length" and self.max_length is None:
-            raise ValueError("padding='max_length' needs max_length")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
-        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise ValueError(f"pad_to_multiple_of must be at least 1, got {self.pad_to_multiple_of}")
+        for name, known in (
+            ("padding", (True, False, "longest", "max_length", "do_not_pad")),
+            ("truncation", (True, False, "do_not_truncate", *_STRATEGIES)),
+            ("padding_side", ("left", "right")),
+            ("truncation_side", ("left", "right")),
+            ("return_tensors", (None, "np", "pt")),
+        ):
+            value = getattr(self, name)
+            if not any(value is one or (isinstance(value, str) and value == one) for one in known):
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        for name in ("max_length", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            if value is not None and integer(name, value) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        multiple = self.pad_to_multiple_of or 1
+        if self.is_padded and self.strategy is not None and (self.max_length or 0) % multiple:
+            raise ValueError(
+                f"max_length is {self.max_length}, to which rows are cut and padded; expected a multiple of "
+                f"pad_to_multiple_of, {multiple}"
+            )
+
+    def limited(self, longest: int | None) -> Batches:
+        """Return these options with ``max_length``, which is by default the most ids that the tokenizer's files name.
+
+        Warns:
+            UserWarning: If rows are to be cut, and nothing says how long they may be.
+
+        Raises:
+            ValueError: If rows are to be padded to ``max_length``, and nothing says what it is.
+        """
+        if self.max_length is not None or (self.strategy is None and self.padding != "max_length"):
+            return self
+        if longest is not None:
+            return replace(self, max_length=longest)
+        if self.padding == "max_length":
+            raise ValueError("padding is 'max_length', but there is no max_length, and no file names one")
+        warnings.warn("truncation without max_length cuts nothing: no file names a limit", stacklevel=3)
+        return self
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether short rows are filled up."""
+        return self.padding not in (False, "do_not_pad")
 
     @property
     def strategy(self) -> str | None:
@@ -135,16 +170,10 @@ class Batches:
         return lengths
 
     def of(self, rows: list[Row], fill: int, keys: Iterable[str], *, is_single: bool) -> dict[str, Any]:
-        """Return these keys and ``attention_mask`` of the rows; of the only row, if ``is_single`` and no tensors."""
-        fills: dict[str, Any] = {
-            "input_ids": fill,
-            "token_type_ids": 0,
-            "special_tokens_mask": 1,
-            "offset_mapping": (0, 0),
-        }
+        """Return these keys of the rows; of the only row, if ``is_single`` and no tensors are asked for."""
+        fills: dict[str, Any] = {"input_ids": fill, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
         columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
-        columns["attention_mask"] = [[1] * len(row.input_ids) for row in rows]
-        if self.padding not in (False, "do_not_pad"):
+        if self.is_padded:
             width = self._width(rows)
             for key, column in columns.items():
                 for values in column:
@@ -168,6 +197,17 @@ class Batches:
             width = self.max_length
         multiple = self.pad_to_multiple_of or 1
         return -(-width // multiple) * multiple
+
+
+def integer(name: str, value: object) -> int:
+    """Return an argument that must be an integer, numpy's included.
+
+    Raises:
+        TypeError: If it is of another type, naming the argument.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    return operator.index(value)
 
 
 def template_of(tokenizer: _core.Tokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
@@ -194,7 +234,7 @@ def template_of(tokenizer: _core.Tokenizer, *, pair: bool, special: bool, bos: b
                 f"{name}=True, but this tokenizer has no {name} token; its special tokens are "
                 f"{list(tokenizer.special_tokens)}"
             )
-        if items[place].special != token_id:
+        if not items or items[place].special != token_id:
             items.insert(0 if place == 0 else len(items), Item(token_id, None, 0))
     return items
 

@@ -91,6 +91,8 @@ class Tokenizer:
         """
     def added_tokens_json(self) -> str:
         """Return the added tokens as a ``tokenizer.json`` lists them."""
+    def truncation_and_padding_json(self) -> str:
+        """Return the sections ``truncation`` and ``padding`` of the ``tokenizer.json`` that was read."""
     def to_huggingface(self) -> str: ...
     def to_own_json(self) -> str:
         """Return a ``tokenizer.json`` for `build_from_huggingface` alone, in which any pattern can be said."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,6 +14,7 @@ from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, written_whole
+from bpe_llama._settings import Settings, read_settings
 from bpe_llama._tokenizer_classes import CLASSES, class_name_for
 
 
@@ -44,15 +45,20 @@ _TEKKEN_KEYS = {b"config", b"vocab", b"special_tokens", b"type", b"image", b"mul
 
 
 def format_of(path: Path) -> Format:
-    """Return the format of a file by its first bytes."""
+    """Return the format of a file by its first bytes; ``vocab.json`` and ``merges.txt`` are known by their names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none of the formats.
+    """
     with path.open("rb") as file:
         head = file.read(4096)
     if head[:4] == b"GGUF":
         return "gguf"
-    if path.name in ("vocab.json", "merges.txt") or head.startswith(b"#version"):
+    if path.name in ("vocab.json", "merges.txt"):
         return "vocab_and_merges"
     if head.lstrip()[:1] == b"{":
-        return _format_of_json(head)
+        return _format_of_json(path, head)
     # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
     if head[:1] == b"\n" and head[2:3] == b"\n":
         return "sentencepiece"
@@ -64,12 +70,19 @@ def format_of(path: Path) -> Format:
     )
 
 
-def _format_of_json(head: bytes) -> Format:
-    """Return which of the three JSON files this begins: a vocab.json is a flat object of tokens and ids."""
+def _format_of_json(path: Path, head: bytes) -> Format:
+    """Return whether a JSON file is a tokenizer.json or a tekken.json, by its name or its first key."""
     first = _FIRST_KEY.match(head)
-    if first is not None and first[2].isdigit() and first[1] != b"version":
-        return "vocab_and_merges"
-    return "tekken" if first is not None and first[1] in _TEKKEN_KEYS else "huggingface"
+    if path.name == "tokenizer.json" or first is None:
+        return "huggingface"
+    if first[1] in _TEKKEN_KEYS:
+        return "tekken"
+    if first[2].isdigit() and first[1] != b"version":
+        raise ValueError(
+            f"{path}: begins with {first[1].decode(errors='replace')!r} and a number, as a vocab.json does, which is "
+            "read under that name, with merges.txt beside it"
+        )
+    return "huggingface"
 
 
 @dataclass
@@ -79,16 +92,16 @@ class Beside:
     Attributes:
         chat_template: A template, several by name, or none.
         roles: Special tokens by the name of their role, but for bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
-        settings: Of ``tokenizer_config.json``, what :meth:`bpe_llama.Tokenizer.__call__` takes its defaults from.
+        extra: Special tokens without a role, transformers' ``extra_special_tokens``.
+        settings: The defaults of :meth:`bpe_llama.Tokenizer.__call__`.
     """
 
     chat_template: ChatTemplate | None = None
     roles: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    settings: Settings = field(default_factory=Settings)
 
 
-# What is kept of a tokenizer_config.json as it stands.
-_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_input_names")
 # Classes of transformers that begin a text with its bos token unless told otherwise.
 _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
 _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -117,21 +130,46 @@ def with_config(
     config, special_map, added = (
         read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
+    sections = {} if is_sentencepiece else json.loads(core.truncation_and_padding_json())
     try:
-        defaults = None if is_sentencepiece else _class_tokens(folder, config)
-        core, roles = _with_stated_tokens(core, defaults, config, special_map, added)
+        name = _class_name(folder, config)
+        defaults = None if is_sentencepiece else _class_tokens(name, has_config=bool(config))
+        core, roles, extra = _with_stated_tokens(core, defaults, sections.get("padding"), config, special_map, added)
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
-    return core, beside(folder, roles)
+    if name == "LlamaTokenizer" and "tokenizer_class" in config and _is_byte_level(core):
+        name = None  # transformers takes another class, which knows bytes
+    return core, beside(folder, roles, extra, class_name=name, sections=sections)
 
 
-def beside(folder: Path, roles: Mapping[str, str]) -> Beside:
-    """Return what the files of a folder say that the core does not hold, given the tokens of roles of their own."""
+def beside(
+    folder: Path,
+    roles: Mapping[str, str],
+    extra: Iterable[str] = (),
+    *,
+    class_name: str | None = None,
+    sections: Mapping[str, Any] | None = None,
+) -> Beside:
+    """Return what the files of a folder say that the core does not hold.
+
+    Args:
+        folder: Holds ``tokenizer_config.json`` and chat templates, or none of them.
+        roles: Special tokens by the name of their role.
+        extra: Special tokens without a role.
+        class_name: As for :func:`bpe_llama._settings.read_settings`.
+        sections: Likewise.
+
+    Raises:
+        ValueError: If a file is damaged or a field is wrong, naming both.
+    """
     config = read_object(folder / "tokenizer_config.json")
-    settings = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
-    return Beside(read_chat_templates(folder, config), dict(roles), settings)
+    try:
+        settings = read_settings(config, class_name, sections)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return Beside(read_chat_templates(folder, config), dict(roles), list(extra), settings)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -153,24 +191,27 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _with_stated_tokens(
     core: _core.Tokenizer,
-    defaults: Mapping[str, str] | None,
+    defaults: Mapping[str, str | None] | None,
+    padding: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     special_map: Mapping[str, Any],
     added: Mapping[str, Any],
-) -> tuple[_core.Tokenizer, dict[str, str]]:
-    """Return the tokenizer with the tokens that the files name, and those of roles that it does not know.
+) -> tuple[_core.Tokenizer, dict[str, str], list[str]]:
+    """Return the tokenizer with the tokens that the files name, those of other roles, and those without a role.
 
     Args:
         core: The tokenizer.
-        defaults: The tokens of roles that the class has where no file names one; ``None`` for a class not known here,
-            whose begin and end the tokenizer's own names tell.
+        defaults: The tokens of roles that the class has where no file names one; ``None`` for a class not known here:
+            the tokenizer's own names then say what begins and ends a text.
+        padding: The section ``padding`` of the tokenizer.json, whose ``pad_token`` counts where nothing else names one.
         config: The content of tokenizer_config.json.
         special_map: That of special_tokens_map.json.
         added: That of added_tokens.json.
     """
     if not (config or special_map or added or defaults):
-        return core, {}
-    stated = read_stated_tokens(defaults or {}, config, special_map, added)
+        return core, {}, []
+    pad_token = {} if padding is None else {"pad_token": padding["pad_token"]}
+    stated = read_stated_tokens(pad_token | dict(defaults or {}), config, special_map, added)
     known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
     listed = {token.content for token in stated.listed}
     # Flags in added_tokens_decoder replace those of the tokenizer's file; a role alone makes a token special.
@@ -188,34 +229,44 @@ def _with_stated_tokens(
     if new:
         core = core.with_added_tokens(new)
     added_ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    names = {role: token.content if isinstance(token, AddedToken) else token for role, token in stated.named.items()}
+    names = stated.names()
     ends = []
     for role in _ENDS:
         name = names.get(role)
         if role in config or role in special_map or name is not None:
             ends.append(None if name is None else added_ids.get(name, core.token_to_id(name)))
-        elif defaults is not None and role in ("bos_token", "eos_token"):
+        elif defaults is not None and role != "unk_token":
             ends.append(None)
         else:
             ends.append(getattr(core, f"{role[:3]}_id"))
     core = core.with_ends(*ends)
-    return core, {role: name for role, name in names.items() if name is not None and role not in _ENDS}
+    return core, {role: name for role, name in names.items() if role not in _ENDS}, stated.extra_names()
 
 
-def _class_tokens(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """Return the tokens of roles that the class of a folder's tokenizer has by default, or ``None`` if not known."""
+def _class_name(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Return the class of a folder's tokenizer, or the type of its model if that has no class known here, or none."""
     name = config.get("tokenizer_class")
     model_type = None if name is not None else read_object(folder / "config.json").get("model_type")
     if isinstance(model_type, str):
         name = class_name_for(model_type) or model_type
-    if name is None:
-        return {} if config else None
-    if not isinstance(name, str):
+    if name is not None and not isinstance(name, str):
         raise ValueError(f"tokenizer_config.json: tokenizer_class is {name!r}; expected a str")
-    name = name.removesuffix("Fast")
+    return None if name is None else name.removesuffix("Fast")
+
+
+def _class_tokens(name: str | None, *, has_config: bool) -> Mapping[str, str | None] | None:
+    """Return the tokens of roles that a class has by default, or ``None`` if that is not known."""
+    if name is None:
+        return {} if has_config else None
     if name in ("PreTrainedTokenizer", "TokenizersBackend"):
         return {}
     return CLASSES[name].tokens if name in CLASSES else None
+
+
+def _is_byte_level(core: _core.Tokenizer) -> bool:
+    """Return whether the vocabulary spells bytes: its space is ``Ġ``, where others have ``▁``."""
+    space = core.token_to_id(b" ")
+    return space is not None and core.id_to_token(space) == "Ġ"
 
 
 def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:
@@ -239,13 +290,17 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
         "added_tokens_decoder": added,
         **{role: None if token_id is None else tokenizer.id_to_token(token_id) for role, token_id in ends},
         **{role: name for role, name in beside.roles.items() if role in ROLES},
-        "clean_up_tokenization_spaces": False,
-        **{key: value for key, value in beside.settings.items() if key in _SETTINGS},
+        **beside.settings.as_config(),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    if beside.extra:
+        config["extra_special_tokens"] = beside.extra
     own = {role: name for role, name in beside.roles.items() if role not in ROLES}
     if own:
-        config["extra_special_tokens"] = own
+        config["model_specific_special_tokens"] = own
+    if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead
+        around = [item[0] for item in tokenizer.template(False)]
+        config |= {"add_bos_token": around[0] is not None, "add_eos_token": around[-1] is not None}
     with written_whole(folder / "tokenizer_config.json") as temporary:
         temporary.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

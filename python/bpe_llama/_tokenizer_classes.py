@@ -17,7 +17,8 @@ class TokenizerClass:
     """The parts that one class builds.
 
     Attributes:
-        tokens: The token of each role where the folder's files name none.
+        tokens: The token of each role where the folder's files name none. A pad token of ``None`` is the class's own
+            choice; where the role is missing, the section ``padding`` of a tokenizer.json may name one.
         post_processor: Which tokens it puts around a text; ``"ends"`` for those that ``add_bos_token`` and
             ``add_eos_token`` ask for.
         normalizer: Of tokenizer.json.
@@ -30,7 +31,7 @@ class TokenizerClass:
         suffix: What the last token of a word ends with.
     """
 
-    tokens: dict[str, str]
+    tokens: dict[str, str | None]
     post_processor: Literal["ends", "byte_level", "roberta", "clip", "deberta", "bert", "whisper"] = "ends"
     normalizer: Json | None = None
     steps: list[Json] = field(default_factory=list)
@@ -53,8 +54,8 @@ _QWEN2_PATTERN = (
 _CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _NFC = {"type": "NFC"}
 _END = "<|endoftext|>"
-_GPT2_TOKENS = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
-_BART_TOKENS = {
+_GPT2_TOKENS: dict[str, str | None] = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
+_BART_TOKENS: dict[str, str | None] = {
     "bos_token": "<s>",
     "eos_token": "</s>",
     "unk_token": "<unk>",
@@ -72,8 +73,8 @@ def _bert_normalizer(lowercase: bool, strip_accents: bool | None) -> Json:
 
 
 CLASSES = {
-    "GPT2Tokenizer": TokenizerClass(_GPT2_TOKENS),
-    "CodeGenTokenizer": TokenizerClass(_GPT2_TOKENS, "byte_level"),
+    "GPT2Tokenizer": TokenizerClass(_GPT2_TOKENS | {"pad_token": None}),
+    "CodeGenTokenizer": TokenizerClass(_GPT2_TOKENS | {"pad_token": None}, "byte_level"),
     "GPTNeoXTokenizer": TokenizerClass(
         _GPT2_TOKENS | {"pad_token": "<|padding|>"}, normalizer=_NFC, takes_trim_offsets=True
     ),
@@ -164,7 +165,10 @@ _BY_MODEL_TYPE = {
     "Qwen2Tokenizer": "qwen2 qwen2_5_vl qwen2_audio qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next qwen3_vl",
     "CLIPTokenizer": "clip clipseg groupvit owlv2 owlvit",
     "BlenderbotTokenizer": "blenderbot",
-    "CohereTokenizer": "cohere cohere2",
+    "CohereTokenizer": "aya_vision cohere cohere2",
+    "GemmaTokenizer": "diffusion_gemma gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma "
+    "shieldgemma2 t5gemma zaya",
+    "LlamaTokenizer": "idefics idefics2",
     "DebertaTokenizer": "deberta",
     "HerbertTokenizer": "herbert",
     "OpenAIGPTTokenizer": "openai-gpt",

@@ -14,12 +14,8 @@ from bpe_llama._ends import Ends
 from bpe_llama._loading import Beside, beside
 from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
-# What a tokenizer_config.json may hold, but what changes ids or text in a way that is not followed here.
-_REFUSED = {
-    *("vocab", "merges", "tokenizer_object", "post_processor", "tokenizer_padding", "tokenizer_truncation"),
-    *("_json_padding", "_json_truncation", "gguf_file", "dropout", "split_special_tokens", "init_inputs", "language"),
-    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
-}
+# Fields of a tokenizer_config.json that change ids here and are not supported, beyond those that no tokenizer may have.
+_REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
 def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
@@ -32,16 +28,16 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
         FileNotFoundError: If one of them is missing.
         ValueError: If a file is damaged, or asks for a class or an option that is not known, naming it.
     """
-    text, ends = describe(path.parent)
+    text, ends, read = describe(path.parent)
     try:
         core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
-    return core, beside(path.parent, {})
+    return core, read
 
 
-def describe(folder: Path) -> tuple[str, Ends]:
-    """Return the text of the tokenizer.json that transformers would make of a folder, and the ids of its ends.
+def describe(folder: Path) -> tuple[str, Ends, Beside]:
+    """Return the text of the tokenizer.json that transformers would make of a folder, its ends, and all else it says.
 
     The class that ``tokenizer_config.json`` names, or else ``config.json``, says what stands around the vocabulary;
     without these files it is GPT-2's.
@@ -80,8 +76,10 @@ def describe(folder: Path) -> tuple[str, Ends]:
         text = _tokenizer_json(described, config, roles, added, processor, vocab, merges)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    ids = (added.id_of(roles[role] or "") for role in ("bos_token", "eos_token", "pad_token", "unk_token"))
-    return text, Ends(*ids)
+    ends = ("bos_token", "eos_token", "pad_token", "unk_token")
+    others = {role: content for role, content in stated.names().items() if role not in ends}
+    read = beside(folder, others, stated.extra_names(), class_name=name)
+    return text, Ends(*(added.id_of(roles[role] or "") for role in ends)), read
 
 
 def _text_of(token: str | AddedToken | None) -> str | None:
@@ -183,8 +181,8 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
 
 
 def _check_options(config: Mapping[str, Any]) -> None:
-    for key in sorted(_REFUSED & config.keys()):
-        if config[key]:
+    for key in _REFUSED:
+        if config.get(key):
             raise ValueError(f"tokenizer_config.json: {key} is {config[key]!r}, which is not supported")
     for key in ("add_prefix_space", "trim_offsets", "add_bos_token", "add_eos_token", "predict_timestamps"):
         if not isinstance(config.get(key, False), bool | None):

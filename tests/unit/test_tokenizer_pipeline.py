@@ -193,6 +193,7 @@ def test_a_pattern_that_means_something_else_there_is_refused(tmp_path: Path) ->
         ({"model": {"type": "WordLevel", "vocab": {}}}, "WordLevel"),
         ({"decoder": {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True}}, "decoder.*CTC"),
         ({"normalizer": {"type": "NFC", "form": "C"}}, "normalizer.*form"),
+        ({"normalizer": {"type": "Prepend", "prepend": ""}}, "normalizer.*prepend is empty"),  # tokenizers panics
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "pre_tokenizer.*trim_offsets"),
         ({"post_processor": {"type": "Unknown"}}, "post_processor.*Unknown"),
         ({"truncation": {"max_length": 3}}, "truncation.*strategy"),

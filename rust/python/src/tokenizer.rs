@@ -317,6 +317,10 @@ impl PyTokenizer {
         self.inner.added_tokens_json().map_err(to_py)
     }
 
+    fn truncation_and_padding_json(&self) -> PyResult<String> {
+        self.inner.truncation_and_padding_json().map_err(to_py)
+    }
+
     fn template(&self, pair: bool) -> Vec<(Option<u32>, Option<&'static str>, Option<u32>)> {
         self.inner.template_items(pair)
     }

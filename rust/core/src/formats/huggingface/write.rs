@@ -48,6 +48,18 @@ impl Tokenizer {
         serde_json::to_string(&tokens).map_err(|error| Error::Format(error.to_string()))
     }
 
+    /// Returns the sections `truncation` and `padding` of the `tokenizer.json` that this tokenizer was read from.
+    ///
+    /// # Errors
+    /// [`Error::Format`] in no known case.
+    pub fn truncation_and_padding_json(&self) -> Result<String> {
+        let components = self.components.as_ref();
+        let truncation = components.and_then(|components| components.truncation.as_ref());
+        let padding = components.and_then(|components| components.padding.as_ref());
+        let sections = json!({"truncation": truncation, "padding": padding});
+        serde_json::to_string(&sections).map_err(|error| Error::Format(error.to_string()))
+    }
+
     fn write(&self, is_own: bool) -> Result<String> {
         if self.sentencepiece_model().is_some() {
             return Err(Error::InvalidArgument(
