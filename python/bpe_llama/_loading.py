@@ -57,6 +57,10 @@ def format_of(path: Path) -> Format:
         return "gguf"
     if path.name in ("vocab.json", "merges.txt"):
         return "vocab_and_merges"
+    if head.startswith(b"#version"):
+        raise ValueError(
+            f"{path}: begins as a merges.txt does, which is read under that name, with vocab.json beside it"
+        )
     if head.lstrip()[:1] == b"{":
         return _format_of_json(path, head)
     # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
@@ -299,8 +303,8 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
     if own:
         config["model_specific_special_tokens"] = own
     if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead
-        around = [item[0] for item in tokenizer.template(False)]
-        config |= {"add_bos_token": around[0] is not None, "add_eos_token": around[-1] is not None}
+        before, after = around(tokenizer)
+        config |= {"add_bos_token": before is not None, "add_eos_token": after is not None}
     with written_whole(folder / "tokenizer_config.json") as temporary:
         temporary.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -308,3 +312,9 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
 def ends_of(tokenizer: _core.Tokenizer) -> Ends:
     """Return the ids that begin and end a text, fill rows and stand for the unknown."""
     return Ends(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)
+
+
+def around(tokenizer: _core.Tokenizer) -> tuple[int | None, int | None]:
+    """Return the ids that a SentencePiece model's tokenizer puts before and after a text."""
+    items = tokenizer.template(False)
+    return items[0][0], items[-1][0]

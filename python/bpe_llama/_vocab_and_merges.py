@@ -48,6 +48,9 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
 
     Source: ``AutoTokenizer`` of transformers 5.23 and the classes in ``models/*/tokenization_*.py``.
     """
+    for name, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file, without which {other} is no tokenizer")
     vocab = _read_vocab(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocab)
     config, special_map, added_file = (

@@ -370,9 +370,12 @@ class Tokenizer(_core.Tokenizer):
         """Pickle as the text of a tokenizer.json, or as the SentencePiece model that it cannot hold."""
         from bpe_llama import _loading
 
-        file = self.sentencepiece_model() or self.to_own_json().encode()
+        ends, beside = _loading.ends_of(self), vars(self._beside)
+        model = self.sentencepiece_model()
+        if model is None:
+            return _unpickle, (type(self), self.to_own_json().encode(), ends, beside)
         added = [tuple(token[key] for key in _FLAGS) for token in json.loads(self.added_tokens_json())]
-        return _unpickle, (type(self), file, added, _loading.ends_of(self), vars(self._beside))
+        return _unpickle_sentencepiece, (type(self), model, added, _loading.around(self), ends, beside)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -735,15 +738,17 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
 _FLAGS = ("content", "special", "single_word", "lstrip", "rstrip", "normalized")
 
 
-def _unpickle(
+def _unpickle(cls: type[Tokenizer], file: bytes, ends: tuple[int | None, ...], beside: dict[str, Any]) -> Tokenizer:
+    return cls(_core.Tokenizer.build_from_huggingface(file).with_ends(*ends), **beside)
+
+
+def _unpickle_sentencepiece(
     cls: type[Tokenizer],
-    file: bytes,
+    model: bytes,
     added: list[tuple[Any, ...]],
+    around: tuple[int | None, int | None],
     ends: tuple[int | None, ...],
     beside: dict[str, Any],
 ) -> Tokenizer:
-    if file.startswith(b"{"):
-        core = _core.Tokenizer.build_from_huggingface(file)
-    else:
-        core = _core.Tokenizer.build_from_sentencepiece(file).with_added_tokens(added)
-    return cls(core.with_ends(*ends), **beside)
+    core = _core.Tokenizer.build_from_sentencepiece(model).with_added_tokens(added)
+    return cls(core.with_ends(*ends).with_template(*around), **beside)

@@ -205,3 +205,18 @@ def test_a_clean_up_that_spoils_text_is_refused(tmp_path: Path) -> None:
     assert ours.decode(ids) == theirs.decode(ids) == "ab . ab"
     with pytest.raises(ValueError, match=f"{forced} is True, which is not supported"):
         Tokenizer.from_file(folder_of(tmp_path, config | {forced: True}))
+
+
+@pytest.mark.parametrize("single", [[], ["</s>"], ["A", "A"]], ids=str)
+def test_a_template_of_any_form(single: list[str], tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, BASE)
+    file = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    end, a = {"SpecialToken": {"id": "</s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    file["post_processor"]["single"] = [a if name == "A" else end for name in single]
+    (folder / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.from_file(folder)
+    for texts in (("ab",), ("ab", "ba"), ("",)):
+        for options in ({}, {"return_offsets_mapping": True}, {"truncation": True, "max_length": 2}):
+            assert ours(*texts, **options) == dict(theirs(*texts, **options))
+    expected = theirs("ab")["input_ids"]
+    assert ours("ab", eos=True)["input_ids"] == (expected if single == ["</s>"] else [*expected, 257])

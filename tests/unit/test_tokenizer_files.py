@@ -79,3 +79,22 @@ def test_half_written_files_in_a_folder_are_not_read(tok: Tokenizer, tmp_path: P
 def test_saving_into_a_folder_that_is_not_there_raises(tok: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(OSError):
         tok.save(tmp_path / "missing" / "tokenizer.json")
+
+
+@pytest.mark.parametrize("first", ["100", "version1", "a"])
+def test_a_tokenizer_json_is_never_a_vocabulary(first: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({first: 1, "model": {}}), encoding="utf-8")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(ValueError, match=rf"tokenizer\.json: not a tokenizer\.json: unknown field `{first}`"):
+            Tokenizer.from_file(path)
+
+
+def test_a_vocabulary_of_another_name_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    # What lies beside it is another tokenizer's.
+    for name, text in (("vocab.json", '{"a": 0}'), ("merges.txt", ""), ("encoder.json", '{"b": 0}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"encoder\.json: begins with 'b' and a number, as a vocab\.json does"):
+        Tokenizer.from_file(tmp_path / "encoder.json")
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.bpe: begins as a merges\.txt does"):
+        Tokenizer.from_file(tmp_path / "vocab.bpe")

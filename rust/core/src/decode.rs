@@ -25,7 +25,7 @@ impl Tokenizer {
             return Ok(pipeline.decode(ids, &self.added, skip_special)?.into_bytes());
         }
         if let Some(model) = self.sentencepiece() {
-            return model.decode(&self.kept(ids, skip_special), false);
+            return model.decode(&self.kept(ids, skip_special), false, &self.added);
         }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         if !skip_special && !self.drops_space() {
@@ -55,7 +55,7 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`].
     pub fn decode_lossy(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let bytes = match self.sentencepiece() {
-            Some(model) => model.decode(&self.kept(ids, skip_special), true)?,
+            Some(model) => model.decode(&self.kept(ids, skip_special), true, &self.added)?,
             None => self.decode(ids, skip_special)?,
         };
         let mut stream = Utf8Stream::new(self.decodes_as_sentencepiece());
@@ -156,7 +156,7 @@ impl DecodeStream {
                 Ok(utf8.push(if *at_start { tokenizer.without_first_space(id, token, at_start) } else { token }))
             }
             Way::Model(utf8, decoding) => match tokenizer.sentencepiece() {
-                Some(model) => Ok(utf8.push(&model.decode_next(decoding, id)?)),
+                Some(model) => Ok(utf8.push(&model.decode_next(decoding, id, &tokenizer.added)?)),
                 None => Ok(String::new()),
             },
         }
