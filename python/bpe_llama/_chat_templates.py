@@ -164,13 +164,17 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
 
 
 def from_gguf_metadata(metadata: Mapping[str, Any]) -> ChatTemplate | None:
-    """Return the chat templates in a GGUF file's metadata, or None."""
+    """Return the chat templates in a GGUF file's metadata, or None.
+
+    Raises:
+        ValueError: If one is no text, naming its key.
+    """
     named = {}
-    others = metadata.get(f"{_GGUF}s")
-    for name in ("default", *(others if isinstance(others, list) else ())):
-        template = metadata.get(_GGUF if name == "default" else f"{_GGUF}.{name}")
-        if isinstance(template, str):
-            named[name] = template
+    for key, template in metadata.items():
+        if key == _GGUF or key.startswith(f"{_GGUF}."):
+            if not isinstance(template, str):
+                raise ValueError(f"{key} is {template!r:.80}; expected a text")
+            named[key[len(_GGUF) + 1 :] or "default"] = template
     return named.get("default") if set(named) <= {"default"} else named
 
 

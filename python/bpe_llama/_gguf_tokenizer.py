@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bpe_llama import _core
+from bpe_llama._chat_templates import ChatTemplate, from_gguf_metadata
 from bpe_llama._gguf import read_gguf_header
 from bpe_llama._gguf_patterns import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf_special import (
@@ -57,7 +58,7 @@ class GgufTokenizer:
     """
 
     core: _core.Tokenizer
-    chat_template: str | dict[str, str] | None
+    chat_template: ChatTemplate | None
     add_bos: bool
     add_eos: bool
     pad_id: int | None
@@ -222,7 +223,7 @@ def _finish(
     )
     return GgufTokenizer(
         core=core.with_bos_eos(bos, eos),
-        chat_template=_chat_template(metadata),
+        chat_template=from_gguf_metadata(metadata),
         add_bos=_flag(metadata, "add_bos_token", add_bos) and bos is not None,
         add_eos=_flag(metadata, "add_eos_token", False) and eos is not None,
         pad_id=token_id(metadata, "padding", len(tokens)),
@@ -285,19 +286,6 @@ def _flag(metadata: dict[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"tokenizer.ggml.{name} is {_shown(value)}; expected true or false")
     return value
-
-
-def _chat_template(metadata: dict[str, Any]) -> str | dict[str, str] | None:
-    prefix = "tokenizer.chat_template"
-    templates = {}
-    for key, value in metadata.items():
-        if key == prefix or key.startswith(prefix + "."):
-            if not isinstance(value, str):
-                raise ValueError(f"{key} is {_shown(value)}; expected a text")
-            templates[key[len(prefix) + 1 :] or "default"] = value
-    if set(templates) <= {"default"}:
-        return templates.get("default")
-    return templates
 
 
 def _shown(value: object) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from bpe_llama import _core
+from bpe_llama._chat_templates import ChatTemplate, to_gguf_metadata
 from bpe_llama._gguf_patterns import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
 from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -18,7 +19,7 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 def tokenizer_metadata(
     tokenizer: _core.Tokenizer,
-    chat_template: str | Mapping[str, str] | None = None,
+    chat_template: ChatTemplate | None = None,
     *,
     add_bos: bool | None = None,
     add_eos: bool | None = None,
@@ -78,35 +79,20 @@ def tokenizer_metadata(
             raise ValueError(f"add_{key} is True, but this tokenizer has no {key}_id")
         if value is not None:
             metadata[f"tokenizer.ggml.add_{key}_token"] = value
-    return metadata | _templates(chat_template)
+    return metadata | to_gguf_metadata(chat_template)
 
 
 def _ends_around(tokenizer: _core.Tokenizer) -> tuple[bool, bool]:
     """Return whether the post-processor puts the tokenizer's bos token before a text, and its eos token after it."""
-    items = tokenizer.template(False)
-    ids = [special for special, *_ in items]
-    place = ids.index(None)
+    ids = [special for special, *_ in tokenizer.template(False)]
+    place = ids.index(None) if None in ids else len(ids)
     before, after = ids[:place], ids[place + 1 :]
-    if before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
+    if place == len(ids) or before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
         raise ValueError(
             f"a GGUF file can put bos_id, {tokenizer.bos_id}, and eos_id, {tokenizer.eos_id}, around a text, but this "
-            f"tokenizer's post-processor puts {before} and {after}"
+            f"tokenizer's post-processor makes {ids} of a text, None"
         )
     return bool(before), bool(after)
-
-
-def _templates(chat_template: str | Mapping[str, str] | None) -> dict[str, Any]:
-    if chat_template is None:
-        return {}
-    if isinstance(chat_template, str):
-        return {"tokenizer.chat_template": chat_template}
-    named = {name: text for name, text in chat_template.items() if name != "default"}
-    keys: dict[str, Any] = {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
-    if named:
-        keys["tokenizer.chat_templates"] = sorted(named)
-    if "default" in chat_template:
-        keys["tokenizer.chat_template"] = chat_template["default"]
-    return keys
 
 
 def _byte_level(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
