@@ -111,7 +111,8 @@ impl Tokenizer {
 
 /// Turns ids into text one at a time, holding back what is not yet a whole character.
 ///
-/// The parts put together are [`Tokenizer::decode_lossy`] of all ids.
+/// The parts put together are [`Tokenizer::decode_lossy`] of all ids. Where a `tokenizer.json` spells unknown characters as
+/// tokens of bytes, a run of them is held back until it ends, since one byte too many makes U+FFFD of the whole run.
 #[derive(Debug, Clone)]
 pub struct DecodeStream {
     way: Way,
@@ -149,8 +150,8 @@ impl DecodeStream {
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         let is_left_out = self.skip_special && tokenizer.is_special(id);
         match &mut self.way {
-            Way::Window(window) => window.push(tokenizer, id, self.skip_special),
             _ if is_left_out => Ok(String::new()),
+            Way::Window(window) => window.push(tokenizer, id, self.skip_special),
             Way::Bytes { utf8, at_start } => {
                 let token = tokenizer.id_to_bytes(id)?;
                 Ok(utf8.push(if *at_start { tokenizer.without_first_space(id, token, at_start) } else { token }))
@@ -188,6 +189,9 @@ impl Window {
     /// Source: `DecodeStream` of Hugging Face `tokenizers`.
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, skip_special: bool) -> Result<String> {
         self.ids.push(id);
+        if tokenizer.pipeline.as_ref().is_some_and(|pipeline| pipeline.is_byte_of_run(id, &tokenizer.added)) {
+            return Ok(String::new());
+        }
         let text = tokenizer.decode_text(&self.ids, skip_special)?;
         let new = self.new_part(&text)?.to_owned();
         if new.is_empty() || new.ends_with('\u{fffd}') {
