@@ -1,4 +1,4 @@
-"""Rows of ids as models take them: special tokens around them, cut, padded, in tensors."""
+"""Batches for a model: special tokens put around ids, rows truncated and padded, tensors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 if TYPE_CHECKING:
     from bpe_llama import _core
 
-# Truncation strategies by the names of transformers; True is the first.
+# The truncation strategies of transformers; True means the first.
 _STRATEGIES = ("longest_first", "only_first", "only_second")
 Span = tuple[int, int]
 
 
 class Item(NamedTuple):
-    """A place in a template: a special token's id, or ``"A"`` or ``"B"`` for a text; and a type id."""
+    """One item of a template: the id of a special token, or ``"A"`` or ``"B"`` for a text; and its type id."""
 
     special: int | None
     text: str | None
@@ -28,7 +28,7 @@ class Item(NamedTuple):
 
 @dataclass
 class Row:
-    """What becomes of one text or pair: ids, and of each the type id, the mask of special tokens and the offsets."""
+    """The encoding of one text or pair: of each token the id, the type id, whether it is special, and the offsets."""
 
     input_ids: list[int] = field(default_factory=list)
     token_type_ids: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batches:
-    """How rows become a batch, checked; see :meth:`bpe_llama.Tokenizer.__call__`."""
+    """The checked options of a batch; :meth:`bpe_llama.Tokenizer.__call__` says what they mean."""
 
     padding: bool | str
     truncation: bool | str
@@ -76,13 +76,13 @@ class Batches:
             )
 
     def limited(self, longest: int | None) -> Batches:
-        """Return these options with ``max_length``, which is by default the most ids that the tokenizer's files name.
+        """Return these options with ``max_length`` set to ``longest`` where it is needed and not given.
 
         Warns:
-            UserWarning: If rows are to be cut, and nothing says how long they may be.
+            UserWarning: If rows are to be truncated without a limit.
 
         Raises:
-            ValueError: If rows are to be padded to ``max_length``, and nothing says what it is.
+            ValueError: If rows are to be padded to ``max_length`` and there is none.
         """
         if self.max_length is not None or (self.strategy is None and self.padding != "max_length"):
             return self
@@ -95,12 +95,12 @@ class Batches:
 
     @property
     def is_padded(self) -> bool:
-        """Whether short rows are filled up."""
+        """Whether short rows are padded."""
         return self.padding not in (False, "do_not_pad")
 
     @property
     def strategy(self) -> str | None:
-        """Which text of a pair is cut, or ``None``."""
+        """The truncation strategy, or ``None`` where nothing is truncated."""
         if self.truncation in (False, "do_not_truncate"):
             return None
         return _STRATEGIES[0] if self.truncation is True else str(self.truncation)
@@ -108,13 +108,13 @@ class Batches:
     def rows(
         self, firsts: list[list[int]], seconds: list[list[int]] | None, template: Sequence[Item], spans: list[Any]
     ) -> list[Row]:
-        """Return the rows of texts or pairs, cut so that the special tokens of the template find room.
+        """Return the rows of texts or pairs, truncated so that the special tokens fit into ``max_length``.
 
         Args:
             firsts: The ids of each text.
-            seconds: Those of each second text, or ``None``.
-            template: What is put around them.
-            spans: The offsets of the first texts and of the second, or empty lists.
+            seconds: The ids of each second text, or ``None``.
+            template: The order of texts and special tokens.
+            spans: The offsets of the first texts, then of the second texts; empty if they are not asked for.
         """
         rows = []
         for place, first in enumerate(firsts):
@@ -134,7 +134,7 @@ class Batches:
         return rows
 
     def _kept(self, first: int, second: int | None, template: Sequence[Item]) -> tuple[Span, Span]:
-        """Return the ranges of two texts of these lengths that are kept."""
+        """Return which range of each text is kept, given the number of its ids."""
         lengths = [first, second or 0]
         if self.strategy is not None and self.max_length is not None:
             added = sum(item.special is not None for item in template)
@@ -147,7 +147,7 @@ class Batches:
         return (0, lengths[0]), (0, lengths[1])
 
     def _shared(self, first: int, second: int | None, room: int) -> list[int]:
-        """Return the lengths to which two texts are cut.
+        """Return the numbers of ids to which two texts are truncated.
 
         Source: ``truncate_encodings`` of Hugging Face `tokenizers`.
         """
@@ -170,7 +170,7 @@ class Batches:
         return lengths
 
     def of(self, rows: list[Row], fill: int, keys: Iterable[str], *, is_single: bool) -> dict[str, Any]:
-        """Return these keys of the rows; of the only row, if ``is_single`` and no tensors are asked for."""
+        """Return these columns, padded. With ``is_single`` and without tensors, each is the list of the only row."""
         fills: dict[str, Any] = {"input_ids": fill, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
         columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
         if self.is_padded:
@@ -200,10 +200,10 @@ class Batches:
 
 
 def integer(name: str, value: object) -> int:
-    """Return an argument that must be an integer, numpy's included.
+    """Return an argument as an int; NumPy's integers are accepted.
 
     Raises:
-        TypeError: If it is of another type, naming the argument.
+        TypeError: If it is not an integer; the message names the argument.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {value!r}")
@@ -211,12 +211,12 @@ def integer(name: str, value: object) -> int:
 
 
 def template_of(tokenizer: _core.Tokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
-    """Return what is put around a text or a pair.
+    """Return the template of a text or a pair: the order of texts and special tokens.
 
     Args:
-        tokenizer: Has a post-processor, or none.
+        tokenizer: Its post-processor makes the template.
         pair: Whether there are two texts.
-        special: Whether the post-processor's special tokens are wanted.
+        special: Whether to keep the special tokens of the post-processor.
         bos: Begin with the begin token, once.
         eos: End with the end token, once.
 

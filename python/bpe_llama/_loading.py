@@ -91,11 +91,11 @@ def _format_of_json(path: Path, head: bytes) -> Format:
 
 @dataclass
 class Beside:
-    """What the files beside a tokenizer's say, and the core does not hold.
+    """What the files beside a tokenizer say and the compiled tokenizer does not hold.
 
     Attributes:
         chat_template: A template, several by name, or none.
-        roles: Special tokens by the name of their role, but for bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
+        roles: Special tokens by role, without bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
         extra: Special tokens without a role, transformers' ``extra_special_tokens``.
         settings: The defaults of :meth:`bpe_llama.Tokenizer.__call__`.
     """
@@ -114,12 +114,12 @@ _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
 def with_config(
     path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool
 ) -> tuple[_core.Tokenizer, Beside]:
-    """Return the tokenizer in a file with what the files beside it say, as transformers reads them.
+    """Return the tokenizer in a file, and what the files beside it say, as transformers reads them.
 
-    These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and those of chat
-    templates. Tokens that stand only there are added. ``add_bos_token`` and ``add_eos_token`` count for a SentencePiece
-    model alone, since the post-processor of a ``tokenizer.json`` goes before them. A ``tokenizer.json`` is taken as it
-    stands: some classes of transformers build another pipeline in its place.
+    The files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat templates.
+    Tokens that only they name are added. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece model alone:
+    the post-processor of a ``tokenizer.json`` overrides them. The pipeline of a ``tokenizer.json`` is the tokenizer's,
+    although some classes of transformers build another one.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
@@ -144,7 +144,7 @@ def with_config(
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
     if name == "LlamaTokenizer" and "tokenizer_class" in config and _is_byte_level(core):
-        name = None  # transformers takes another class, which knows bytes
+        name = None  # transformers loads TokenizersBackend instead
     return core, beside(folder, roles, extra, class_name=name, sections=sections)
 
 
@@ -156,14 +156,14 @@ def beside(
     class_name: str | None = None,
     sections: Mapping[str, Any] | None = None,
 ) -> Beside:
-    """Return what the files of a folder say that the core does not hold.
+    """Return what the files of a folder say and the compiled tokenizer does not hold.
 
     Args:
-        folder: Holds ``tokenizer_config.json`` and chat templates, or none of them.
-        roles: Special tokens by the name of their role.
+        folder: May hold a ``tokenizer_config.json`` and chat templates.
+        roles: Special tokens by role.
         extra: Special tokens without a role.
-        class_name: As for :func:`bpe_llama._settings.read_settings`.
-        sections: Likewise.
+        class_name: The class of the tokenizer, for :func:`bpe_llama._settings.read_settings`.
+        sections: Sections of a tokenizer.json, for the same.
 
     Raises:
         ValueError: If a file is damaged or a field is wrong, naming both.
@@ -201,16 +201,16 @@ def _with_stated_tokens(
     special_map: Mapping[str, Any],
     added: Mapping[str, Any],
 ) -> tuple[_core.Tokenizer, dict[str, str], list[str]]:
-    """Return the tokenizer with the tokens that the files name, those of other roles, and those without a role.
+    """Return the tokenizer with the tokens that the files name; the tokens of other roles; the tokens without a role.
 
     Args:
         core: The tokenizer.
-        defaults: The tokens of roles that the class has where no file names one; ``None`` for a class not known here:
-            the tokenizer's own names then say what begins and ends a text.
-        padding: The section ``padding`` of the tokenizer.json, whose ``pad_token`` counts where nothing else names one.
+        defaults: The tokens of the class where no file names one. ``None`` for an unknown class: ``bos_id`` and
+            ``eos_id`` then stay what the names of the tokens suggest.
+        padding: The section ``padding`` of the tokenizer.json; its ``pad_token`` is the last default.
         config: The content of tokenizer_config.json.
-        special_map: That of special_tokens_map.json.
-        added: That of added_tokens.json.
+        special_map: The content of special_tokens_map.json.
+        added: The content of added_tokens.json.
     """
     if not (config or special_map or added or defaults):
         return core, {}, []
@@ -218,7 +218,7 @@ def _with_stated_tokens(
     stated = read_stated_tokens(pad_token | dict(defaults or {}), config, special_map, added)
     known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
     listed = {token.content for token in stated.listed}
-    # Flags in added_tokens_decoder replace those of the tokenizer's file; a role alone makes a token special.
+    # added_tokens_decoder overrides the flags in the tokenizer's file; a role alone only makes a token special.
     new = []
     for token in stated.to_add():
         flags = known.get(token.content)
@@ -248,7 +248,7 @@ def _with_stated_tokens(
 
 
 def _class_name(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Return the class of a folder's tokenizer, or the type of its model if that has no class known here, or none."""
+    """Return the class that tokenizer_config.json names, else the class for the model's type, else that type."""
     name = config.get("tokenizer_class")
     model_type = None if name is not None else read_object(folder / "config.json").get("model_type")
     if isinstance(model_type, str):
@@ -259,7 +259,7 @@ def _class_name(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _class_tokens(name: str | None, *, has_config: bool) -> Mapping[str, str | None] | None:
-    """Return the tokens of roles that a class has by default, or ``None`` if that is not known."""
+    """Return the default tokens of a class, or ``None`` if the class is unknown."""
     if name is None:
         return {} if has_config else None
     if name in ("PreTrainedTokenizer", "TokenizersBackend"):
@@ -268,13 +268,13 @@ def _class_tokens(name: str | None, *, has_config: bool) -> Mapping[str, str | N
 
 
 def _is_byte_level(core: _core.Tokenizer) -> bool:
-    """Return whether the vocabulary spells bytes: its space is ``Ġ``, where others have ``▁``."""
+    """Return whether the vocabulary is byte-level: it spells a space ``Ġ``, not ``▁``."""
     space = core.token_to_id(b" ")
     return space is not None and core.id_to_token(space) == "Ġ"
 
 
 def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:
-    """Return a SentencePiece model's tokenizer with the tokens that the class in a config puts around a text."""
+    """Return a SentencePiece model's tokenizer with the begin and end tokens that the config puts around a text."""
     wanted = {}
     for key, default in (("add_bos_token", config.get("tokenizer_class") in _ADD_BOS), ("add_eos_token", False)):
         value = config.get(key, default)
@@ -310,7 +310,7 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
 
 
 def ends_of(tokenizer: _core.Tokenizer) -> Ends:
-    """Return the ids that begin and end a text, fill rows and stand for the unknown."""
+    """Return the ids of the bos, eos, pad and unk tokens."""
     return Ends(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)
 
 

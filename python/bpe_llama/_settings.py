@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say of batches: the longest row, the sides that are padded and cut, the columns."""
+"""The defaults of ``tok(...)`` that a tokenizer's files name: the length limit, the sides, the columns."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# transformers takes a larger length for no limit.
+# transformers reads a larger model_max_length as no limit.
 _NO_LIMIT = 10**20
 _INPUTS = ("input_ids", "attention_mask")
-# Classes of transformers 5.23 whose defaults differ from those of `Settings`.
+# Classes of transformers 5.23 with other defaults than `Settings`.
 _PADDED_LEFT = {"CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"}
 _WITH_TYPE_IDS = {"DebertaTokenizer"}
-# Fields of a tokenizer_config.json that change ids or text in a way that is not supported.
+# Fields of a tokenizer_config.json that would change ids or text, and are not supported.
 _REFUSED = (
     *("tokenizer_object", "post_processor", "tokenizer_padding", "tokenizer_truncation"),
     *("_json_padding", "_json_truncation", "gguf_file", "split_special_tokens"),
@@ -24,11 +24,11 @@ class Settings:
     """The defaults of :meth:`bpe_llama.Tokenizer.__call__`, and where generation ends.
 
     Attributes:
-        model_max_length: The most ids of a row; ``None`` for no limit.
+        model_max_length: The default of ``max_length``; ``None`` for no limit.
         padding_side: ``"left"`` or ``"right"``.
-        truncation_side: The side that is cut off, likewise.
-        model_input_names: The columns of a batch, ``input_ids`` in any case.
-        clean_up_tokenization_spaces: Kept for :meth:`bpe_llama.Tokenizer.save`; decoding BPE never depends on it.
+        truncation_side: ``"left"`` or ``"right"``: the side that is cut off.
+        model_input_names: The columns of a batch; ``input_ids`` is always one.
+        clean_up_tokenization_spaces: Written back by :meth:`bpe_llama.Tokenizer.save`; it never changes decoded text.
         end_ids: Ids other than ``eos_id`` at which generation ends.
     """
 
@@ -56,16 +56,16 @@ class Settings:
 def read_settings(
     config: Mapping[str, Any], class_name: str | None = None, sections: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Return what a ``tokenizer_config.json`` says, completed as transformers completes it.
+    """Return the settings in a ``tokenizer_config.json``, with the defaults of transformers.
 
     Args:
-        config: The object in the file.
-        class_name: The tokenizer's class, without ``Fast``. Its defaults count where nothing else is said.
-        sections: The sections ``padding`` and ``truncation`` of a tokenizer.json. Their ``direction`` counts where the
-            config names no side; transformers takes nothing else from them.
+        config: The content of the file.
+        class_name: The class of the tokenizer, without ``Fast``.
+        sections: The sections ``padding`` and ``truncation`` of a tokenizer.json. Each ``direction`` is the default of
+            a side, before the default of the class; transformers reads no other setting from them.
 
     Raises:
-        ValueError: If a value is of another type or out of range, or the field is not supported, naming it.
+        ValueError: If a value has the wrong type or is out of range, or a field is not supported; the message names it.
 
     Source: ``PreTrainedTokenizerBase.__init__`` and ``TokenizersBackend.__init__`` of transformers 5.23.
     """

@@ -1,4 +1,4 @@
-"""What transformers' tokenizer classes build around a byte-pair vocabulary: the parts of a tokenizer.json.
+"""The pipelines that transformers' tokenizer classes build around a ``vocab.json`` and a ``merges.txt``.
 
 Source: ``models/*/tokenization_*.py`` of transformers 5.23; for the names in ``_BY_MODEL_TYPE``,
 ``models/auto/tokenization_auto.py``.
@@ -14,21 +14,20 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """The parts that one class builds.
+    """The pipeline that one class builds.
 
     Attributes:
-        tokens: The token of each role where the folder's files name none. A pad token of ``None`` is the class's own
-            choice; where the role is missing, the section ``padding`` of a tokenizer.json may name one.
-        post_processor: Which tokens it puts around a text; ``"ends"`` for those that ``add_bos_token`` and
-            ``add_eos_token`` ask for.
-        normalizer: Of tokenizer.json.
-        steps: The pre-tokenizers before the last.
-        byte_level: Whether text becomes bytes, else words as BERT's.
-        use_regex: Whether the byte-level step splits by GPT-2's pattern.
-        add_prefix_space: What the option is by default; ``None`` where the class has no such option.
-        takes_trim_offsets: Whether the option ``trim_offsets`` goes to the byte-level step.
-        has_unk: Whether the model gives the unknown token for what it cannot spell.
-        suffix: What the last token of a word ends with.
+        tokens: The default token of each role. Where ``pad_token`` is missing, the section ``padding`` of a
+            tokenizer.json may name it; where it is ``None``, not.
+        post_processor: The kind of post-processor; ``"ends"`` obeys ``add_bos_token`` and ``add_eos_token``.
+        normalizer: As tokenizer.json spells it.
+        steps: The pre-tokenizers before the last one.
+        byte_level: Whether the last pre-tokenizer is ByteLevel; else it is BertPreTokenizer.
+        use_regex: The ``use_regex`` of ByteLevel.
+        add_prefix_space: The default of the option; ``None`` where the class does not have it.
+        takes_trim_offsets: Whether the option ``trim_offsets`` is passed to ByteLevel.
+        has_unk: Whether the model has an ``unk_token``.
+        suffix: The ``end_of_word_suffix`` of the model.
     """
 
     tokens: dict[str, str | None]
@@ -157,7 +156,7 @@ CLASSES = {
     ),
 }
 
-# The class of a folder whose tokenizer_config.json names none.
+# The class for each type of model, where tokenizer_config.json names none.
 _BY_MODEL_TYPE = {
     "GPT2Tokenizer": "codegen gpt2 gpt_neo gptj opt phi starcoder2",
     "GPTNeoXTokenizer": "gpt_neox mamba mamba2 mpt olmo olmoe rwkv",

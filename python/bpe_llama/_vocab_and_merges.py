@@ -1,4 +1,4 @@
-"""A ``vocab.json`` and a ``merges.txt``, as the tokenizer that transformers makes of them and the files beside them."""
+"""Read a ``vocab.json`` and a ``merges.txt`` into the tokenizer that transformers makes of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bpe_llama._ends import Ends
 from bpe_llama._loading import Beside, beside
 from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
-# Fields of a tokenizer_config.json that change ids here and are not supported, beyond those that no tokenizer may have.
+# Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
@@ -22,11 +22,11 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
     """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and what the files beside them say.
 
     Args:
-        path: One of the two; the other stands beside it.
+        path: Either file; the other one is in the same folder.
 
     Raises:
-        FileNotFoundError: If one of them is missing.
-        ValueError: If a file is damaged, or asks for a class or an option that is not known, naming it.
+        FileNotFoundError: If one of the two is missing.
+        ValueError: If a file is damaged, or a class or an option is unknown; the message names it.
     """
     text, ends, read = describe(path.parent)
     try:
@@ -37,10 +37,9 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
 
 
 def describe(folder: Path) -> tuple[str, Ends, Beside]:
-    """Return the text of the tokenizer.json that transformers would make of a folder, its ends, and all else it says.
+    """Return the tokenizer.json that transformers would make of a folder, the ids of its ends, and its settings.
 
-    The class that ``tokenizer_config.json`` names, or else ``config.json``, says what stands around the vocabulary;
-    without these files it is GPT-2's.
+    ``tokenizer_config.json`` names the class that builds the pipeline, or else ``config.json``. The default is GPT-2's.
 
     Raises:
         FileNotFoundError: If the folder lacks ``vocab.json`` or ``merges.txt``.
@@ -114,7 +113,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the merges of a file, first ones first; of one that is given twice, the last place counts.
+    """Return the merges of a file in order; a merge that is listed twice counts at its last place.
 
     Source: ``BPE::read_file`` and ``BpeBuilder::build`` of Hugging Face `tokenizers` 0.23.
     """

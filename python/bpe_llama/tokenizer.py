@@ -58,7 +58,7 @@ class Tokenizer(_core.Tokenizer):
 
     @property
     def _beside(self) -> Beside:
-        """What this tokenizer knows that the compiled one does not."""
+        """What this class holds beside the compiled tokenizer."""
         from bpe_llama._loading import Beside
 
         return Beside(self.chat_template, self._roles, self._extra, self._settings)
@@ -642,7 +642,7 @@ class Tokenizer(_core.Tokenizer):
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Special tokens by the name of their role, as in transformers: ``{"eos_token": "</s>", ...}``."""
+        """Special tokens by role, as in transformers: ``{"eos_token": "</s>", ...}``."""
         from bpe_llama import _loading
 
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -653,23 +653,23 @@ class Tokenizer(_core.Tokenizer):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids at which generation ends: ``eos_id``, and what else a GGUF file names as an end."""
+        """The ids at which generation ends: ``eos_id``, and the other ends that a GGUF file names."""
         eos = () if self.eos_id is None else (self.eos_id,)
         return frozenset((*eos, *self._settings.end_ids))
 
     @property
     def cls_id(self) -> int | None:
-        """The id that begins a text for a classifier."""
+        """The id of the classification token."""
         return self._role_id("cls_token")
 
     @property
     def sep_id(self) -> int | None:
-        """The id between two texts."""
+        """The id of the separator token."""
         return self._role_id("sep_token")
 
     @property
     def mask_id(self) -> int | None:
-        """The id of a token to be guessed."""
+        """The id of the mask token."""
         return self._role_id("mask_token")
 
     def _role_id(self, role: str) -> int | None:

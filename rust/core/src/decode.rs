@@ -150,8 +150,8 @@ impl DecodeStream {
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         let is_left_out = self.skip_special && tokenizer.is_special(id);
         match &mut self.way {
-            _ if is_left_out => Ok(String::new()),
             Way::Window(window) => window.push(tokenizer, id, self.skip_special),
+            _ if is_left_out => Ok(String::new()),
             Way::Bytes { utf8, at_start } => {
                 let token = tokenizer.id_to_bytes(id)?;
                 Ok(utf8.push(if *at_start { tokenizer.without_first_space(id, token, at_start) } else { token }))
@@ -188,10 +188,16 @@ impl Window {
     ///
     /// Source: `DecodeStream` of Hugging Face `tokenizers`.
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, skip_special: bool) -> Result<String> {
-        self.ids.push(id);
-        if tokenizer.pipeline.as_ref().is_some_and(|pipeline| pipeline.is_byte_of_run(id, &tokenizer.added)) {
-            return Ok(String::new());
+        if let Some(pipeline) = &tokenizer.pipeline {
+            if skip_special && pipeline.is_special(id, &tokenizer.added) {
+                return Ok(String::new());
+            }
+            if pipeline.is_byte_of_run(id, &tokenizer.added) {
+                self.ids.push(id);
+                return Ok(String::new());
+            }
         }
+        self.ids.push(id);
         let text = tokenizer.decode_text(&self.ids, skip_special)?;
         let new = self.new_part(&text)?.to_owned();
         if new.is_empty() || new.ends_with('\u{fffd}') {

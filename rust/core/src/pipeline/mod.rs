@@ -181,6 +181,12 @@ impl Pipeline {
         self.decoders.decode(tokens)
     }
 
+    /// Returns whether decoding leaves a token out where special tokens are not wanted.
+    pub(crate) fn is_special(&self, id: u32, added: &AddedTokens) -> bool {
+        let name = added.name_of(id).or_else(|| self.model.token(id));
+        name.and_then(|name| added.by_content(name)).is_some_and(|token| token.special)
+    }
+
     /// Returns whether the text of a token is not known before the run of bytes ends that it is of.
     pub(crate) fn is_byte_of_run(&self, id: u32, added: &AddedTokens) -> bool {
         let name = added.name_of(id).or_else(|| self.model.token(id));
