@@ -151,6 +151,8 @@ class Batches:
 
         Source: ``truncate_encodings`` of Hugging Face `tokenizers`.
         """
+        if room == 0:
+            return [0, 0]
         excess = first + (second or 0) - room
         if excess <= 0:
             return [first, second or 0]

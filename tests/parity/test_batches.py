@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,44 @@ def test_a_template_of_any_form(single: list[str], tmp_path: Path) -> None:
             assert ours(*texts, **options) == dict(theirs(*texts, **options))
     expected = theirs("ab")["input_ids"]
     assert ours("ab", eos=True)["input_ids"] == (expected if single == ["</s>"] else [*expected, 257])
+
+
+@pytest.mark.filterwarnings("ignore:`max_length` is ignored", "ignore:truncation without max_length")
+@pytest.mark.parametrize(
+    ("single", "pair"), [("EAE", "EAEEBE"), ("A", "AB"), ("EA", "EAEB"), ("AE", "BEA")], ids=lambda items: items
+)
+def test_random_options_give_the_same_batches(single: str, pair: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, BASE)
+    file = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    items = {name: {"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")}
+    items["E"] = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    file["post_processor"] |= {"single": [items[name] for name in single], "pair": [items[name] for name in pair]}
+    (folder / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.from_file(folder)
+    draw = random.Random(single)
+    masks = dict.fromkeys(("offsets_mapping", "special_tokens_mask", "token_type_ids"), True)
+    compared = 0
+    for _ in range(400):
+        first, second = ("".join(draw.choices("ab é\n", k=draw.randrange(9))) for _ in "AB")
+        texts: list[Any] = draw.choice([[first], [first, second], [[first, "ab"]], [[first, "ab"], [second, ""]]])
+        options = {
+            "truncation": draw.choice([True, False, None, "only_first", "only_second"]),
+            "max_length": draw.choice([None, 1, 2, 3, 4, 5, 6, 8]),
+            "padding": draw.choice([False, True, "max_length"]),
+            "padding_side": draw.choice([None, "left", "right"]),
+            "pad_to_multiple_of": draw.choice([None, None, 2, 4]),
+            "add_special_tokens": draw.choice([True, True, False]),
+            **{f"return_{name}": value for name, value in masks.items()},
+        }
+        theirs.truncation_side = draw.choice(["left", "right"])
+        try:
+            got = ours(*texts, **options, truncation_side=theirs.truncation_side)
+        except ValueError as error:
+            if "special tokens alone" in str(error) or "there is no max_length" in str(error):
+                continue  # transformers does not truncate or pad then
+            with pytest.raises(Exception):  # noqa: B017 -- tokenizers raises plain ones
+                theirs(*texts, **options)
+            continue
+        assert got == dict(theirs(*texts, **options)), (texts, options)
+        compared += 1
+    assert compared > 200
