@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import pytest
+import tokenizers
 
 from bpe_llama import Tokenizer, _core
 from bpe_llama._gguf_patterns import NEAREST, PRE_TOKENIZERS
@@ -104,6 +105,10 @@ def test_every_name_is_read_and_written_back(tmp_path: Path, name: str) -> None:
     assert (second.core.bos_id, second.core.eos_id, second.end_ids) == (260, 260, frozenset({260}))
     for text in TEXTS:
         assert second.core.encode(text) == first.core.encode(text)
+    Tokenizer(first.core).save(tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in [*TEXTS, "HeLLo wORLD ÉCOLE, 中文abc カナ. x1y22z333 it's I'LL", "日本語テスト한국어 ไทย\r\n٣٤"]:
+        assert theirs.encode(text, add_special_tokens=False).ids == first.core.encode(text), text
     # Without a name, one that means the same is taken.
     alike = PRE_TOKENIZERS[tokenizer_metadata(first.core)["tokenizer.ggml.pre"]]
     assert alike.patterns == PRE_TOKENIZERS[name].patterns
