@@ -560,7 +560,7 @@ class Tokenizer(_core.Tokenizer):
 
         Args:
             texts: One text, or a sequence of ``B`` texts.
-            text_pairs: As many second texts, for models that read pairs. Beside a single text, ``""`` is no pair.
+            text_pairs: The second text of each pair. Beside a single text, ``""`` means that there is none.
             add_special_tokens: Whether the post-processor's tokens are wanted.
             padding: ``True`` or ``"longest"`` pads to the longest row, ``"max_length"`` to ``max_length``.
             truncation: Cut each row to ``max_length`` ids, those of special tokens included: ``True`` or
@@ -571,20 +571,20 @@ class Tokenizer(_core.Tokenizer):
             return_tensors: ``"np"`` or ``"pt"`` for int64 arrays of shape (B, T); ``None`` for lists.
             padding_side: ``"right"``, or ``"left"`` for generation; by default what the tokenizer's files say.
             truncation_side: The side that is cut off, likewise.
-            pad_to_multiple_of: Pad to a multiple of this length, of which ``max_length`` must be one if it cuts.
+            pad_to_multiple_of: Pad to a multiple of this length. If rows are truncated, ``max_length`` must be one.
             pad_id: The id that fills short rows; by default ``pad_id`` of the tokenizer, else ``eos_id``, else 0. The
                 mask is 0 there.
             bos: Begin with ``bos_id``, once.
             eos: End with ``eos_id``, once.
-            return_token_type_ids: Also return ``token_type_ids``: which text of a pair a token is of. By default if the
-                ``model_input_names`` of the tokenizer's files list them, or else its class does.
-            return_attention_mask: Likewise for ``attention_mask``.
+            return_token_type_ids: Also return ``token_type_ids``: which text of a pair each token is of. By default,
+                ``model_input_names`` of the tokenizer's files decides, or its class.
+            return_attention_mask: Also return ``attention_mask``, by default likewise.
             return_special_tokens_mask: Also return ``special_tokens_mask``: 1 for tokens put around the texts.
             return_offsets_mapping: Also return ``offset_mapping``: the range of characters of each token.
             allowed_special: Special tokens that stand for themselves, or ``"all"``.
 
         Raises:
-            TypeError: If a length or ``pad_id`` is no int.
+            TypeError: If a length or ``pad_id`` is no int, or only one of ``texts`` and ``text_pairs`` is a str.
             ValueError: If rows differ in length and tensors are asked for without padding, or an option is unknown or
                 out of range.
 
@@ -596,6 +596,10 @@ class Tokenizer(_core.Tokenizer):
         is_single = isinstance(texts, str)
         if is_single and text_pairs == "":
             text_pairs = None  # as in transformers
+        if text_pairs is not None and is_single != isinstance(text_pairs, str):
+            raise TypeError(
+                f"texts is {texts!r:.80} and text_pairs {text_pairs!r:.80}; expected two str or two sequences"
+            )
         firsts = [texts] if isinstance(texts, str) else list(texts)
         seconds = [text_pairs] if isinstance(text_pairs, str) else None if text_pairs is None else list(text_pairs)
         if seconds is not None and len(seconds) != len(firsts):

@@ -115,6 +115,10 @@ def test_an_empty_text_is_no_second_one_beside_a_single_text(tmp_path: Path) -> 
     theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer.from_file(folder)
     for texts in (("ab", ""), ("ab", None), ("", "ab"), ("", ""), (["ab"], [""]), (["", "a"], ["", ""])):
         assert ours(*texts, return_token_type_ids=True) == dict(theirs(*texts, return_token_type_ids=True))
+    for wrong in (("ab", ["ab"]), (["ab"], "ab"), (["ab"], "")):
+        for load in (ours, theirs):
+            with pytest.raises(TypeError):
+                load(*wrong)
 
 
 OPTIONS: list[Json] = [
