@@ -11,7 +11,7 @@ from typing import Any
 from bpe_llama import _core
 from bpe_llama._added_tokens import AddedToken, AddedTokens, read_stated_tokens
 from bpe_llama._ends import Ends
-from bpe_llama._loading import Beside, beside
+from bpe_llama._loading import Beside, beside, read_object
 from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
 # Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
@@ -53,11 +53,10 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
     vocab = _read_vocab(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocab)
     config, special_map, added_file = (
-        _read_object(folder / name)
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
     try:
-        name = _class_name(config, _read_object(folder / "config.json"))
+        name = _class_name(config, read_object(folder / "config.json"))
         described = CLASSES[name]
         _check_options(config)
         stated = read_stated_tokens(described.tokens, config, special_map, added_file)
@@ -106,7 +105,12 @@ def _read_vocab(path: Path) -> dict[str, int]:
             vocab[token], by_id[token_id] = token_id, token
         return vocab
 
-    vocab = _parse(path, pairs)
+    try:
+        vocab = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(vocab, dict):
         raise ValueError(f"{path}: expected an object of tokens and ids, got a {type(vocab).__name__}")
     return vocab
@@ -138,26 +142,6 @@ def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
         merges.pop((left, right), None)
         merges[left, right] = None
     return list(merges)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    value = _parse(path, None)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
-    return value
-
-
-def _parse(path: Path, object_pairs_hook: Any) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=object_pairs_hook)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 # -- what the files ask for --------------------------------------------------------------------------------------------
