@@ -111,13 +111,11 @@ class StatedTokens:
 
     def to_add(self) -> list[AddedToken]:
         """Return all tokens in the order in which transformers adds them."""
-        contents = {token.content for token in self.listed}
+        contents = {token.content for token in self.listed} | {""}
         names = {_content(token) for token in self.named.values() if token is not None}
-        tokens: list[str | AddedToken] = list(self.listed)
-        for token in (*self.named.values(), *self.extra):
-            # A token with the same flags is listed once, at its first place; with other flags it is listed again.
-            if token is not None and _content(token) not in {*contents, ""} and token not in tokens:
-                tokens.append(token)
+        # A token with the same flags is listed once, at its first place; with other flags it is listed again.
+        rest = [token for token in (*self.named.values(), *self.extra) if token is not None]
+        tokens = dict.fromkeys((*self.listed, *(token for token in rest if _content(token) not in contents)))
         return [
             AddedToken(token, special=True)
             if isinstance(token, str)
@@ -246,8 +244,7 @@ def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
                 replace(AddedToken.read(where + key, token), special=True) if isinstance(token, dict) else token
                 for token in value or []
             ]
-            known = stated.extra or []
-            stated.extra = known + [token for token in _token_list(where + key, tokens) if token not in known]
+            stated.extra = list(dict.fromkeys((*(stated.extra or []), *_token_list(where + key, tokens))))
         elif key.endswith("_token"):
             _take_special(stated, where + key, key, value)
         elif key != "additional_special_tokens":

@@ -695,7 +695,8 @@ class Tokenizer(_core.Tokenizer):
             ([257, 256], 257, 258)
         """
         grown = self._grown(tokens, special=True)
-        grown._extra += [token for token in tokens if token not in {*self.special_tokens_map.values(), *grown._extra}]
+        named = set(self.special_tokens_map.values())
+        grown._extra = list(dict.fromkeys((*self._extra, *(token for token in tokens if token not in named))))
         return grown
 
     def with_tokens(self, tokens: Sequence[str]) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,14 @@ def test_a_vocabulary_of_another_name_is_refused_with_what_to_do(tmp_path: Path)
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"vocab\.bpe: begins as a merges\.txt does"):
         Tokenizer.from_file(tmp_path / "vocab.bpe")
+
+
+def test_many_special_tokens_cost_linear_time(tok: Tokenizer, tmp_path: Path) -> None:
+    names = [f"<|{i}|>" for i in range(20_000)]
+    start = time.process_time()
+    tok.with_special_tokens([*names, names[0]]).save(tmp_path / "many")
+    again = Tokenizer.from_file(tmp_path / "many")
+    assert time.process_time() - start < 20  # a minute where each token is looked for in a list
+    assert len(again) == len(tok) + len(names)
+    config = json.loads((tmp_path / "many" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["extra_special_tokens"] == names
