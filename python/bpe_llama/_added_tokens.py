@@ -1,4 +1,4 @@
-"""Which tokens a folder's Hugging Face files add to a vocabulary, and the ids they get."""
+"""The added tokens that a folder's Hugging Face files name, and their ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token and the flags of tokenizer.json; ``normalized`` is the opposite of ``special`` where not stated."""
+    """An added token with the flags of tokenizer.json; ``normalized`` defaults to the opposite of ``special``."""
 
     content: str
     single_word: bool = False
@@ -23,10 +23,10 @@ class AddedToken:
 
     @classmethod
     def read(cls, where: str, value: object) -> AddedToken:
-        """Return the token that an object of a file describes.
+        """Return the token that a JSON object describes.
 
         Raises:
-            ValueError: If it is no such object, naming the field.
+            ValueError: If it is not an object of the content and these flags; the message names the field.
         """
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {value!r}; expected an object with the token's content and flags")
@@ -53,23 +53,23 @@ class AddedToken:
 
 
 class AddedTokens:
-    """The tokens added to a vocabulary so far: a known text keeps its id, a new one gets the next.
+    """Tokens added to a vocabulary: one that the vocabulary holds keeps its id, a new one gets the next id.
 
     Source: ``AddedVocabulary::add_tokens`` of Hugging Face `tokenizers` 0.23.
     """
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
-        """Begin with none."""
+        """Start without added tokens."""
         self._vocab = vocab
         self._taken = set(vocab.values())
         self._next = len(vocab)
         self._tokens: dict[str, tuple[int, AddedToken]] = {}
 
     def add(self, tokens: Iterable[AddedToken]) -> None:
-        """Add tokens in their order; the flags of one that is there already are replaced.
+        """Add tokens in this order; a token that was added before gets the new flags.
 
         Raises:
-            ValueError: If the next id is another token's, since the vocabulary has holes.
+            ValueError: If the next id is taken, since the ids of the vocabulary have a hole.
         """
         for token in tokens:
             if not token.content:
@@ -97,11 +97,11 @@ class AddedTokens:
 
 @dataclass(frozen=True)
 class StatedTokens:
-    """What the files of a folder say of tokens.
+    """The tokens that the files of a folder name.
 
     Attributes:
         listed: Added tokens in the order of the ids that the files give them.
-        named: The token of each role, in the order in which they are added; those of a model's own roles last.
+        named: The token of each role, in the order of adding; roles of the model's own come last.
         extra: Special tokens without a role.
     """
 
@@ -111,13 +111,11 @@ class StatedTokens:
 
     def to_add(self) -> list[AddedToken]:
         """Return all tokens in the order in which transformers adds them."""
-        contents = {token.content for token in self.listed}
+        contents = {token.content for token in self.listed} | {""}
         names = {_content(token) for token in self.named.values() if token is not None}
-        tokens: list[str | AddedToken] = list(self.listed)
-        for token in (*self.named.values(), *self.extra):
-            # One that is there already as it is counts once, at its first place; one with other flags comes again.
-            if token is not None and _content(token) not in contents and token not in tokens:
-                tokens.append(token)
+        # A token with the same flags is listed once, at its first place; with other flags it is listed again.
+        rest = [token for token in (*self.named.values(), *self.extra) if token is not None]
+        tokens = dict.fromkeys((*self.listed, *(token for token in rest if _content(token) not in contents)))
         return [
             AddedToken(token, special=True)
             if isinstance(token, str)
@@ -125,27 +123,38 @@ class StatedTokens:
             for token in tokens
         ]
 
+    def names(self) -> dict[str, str]:
+        """Return the text of the token of each role that has one; an empty text stands for none."""
+        contents = {role: _content(token) for role, token in self.named.items() if token is not None}
+        return {role: content for role, content in contents.items() if content}
+
+    def extra_names(self) -> list[str]:
+        """Return the text of each special token without a role, once."""
+        return list(dict.fromkeys(filter(None, map(_content, self.extra))))
+
     def all_special(self) -> list[str]:
         """Return the text of every token that has a role or is an extra special token, once."""
-        rest = (*self.named.values(), *self.extra)
-        return list(dict.fromkeys(_content(token) for token in rest if token is not None))
+        return list(dict.fromkeys((*self.names().values(), *self.extra_names())))
 
 
 def read_stated_tokens(
-    defaults: Mapping[str, str], config: Mapping[str, Any], special_map: Mapping[str, Any], added: Mapping[str, Any]
+    defaults: Mapping[str, str | None],
+    config: Mapping[str, Any],
+    special_map: Mapping[str, Any],
+    added: Mapping[str, Any],
 ) -> StatedTokens:
-    """Return what ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` say of tokens.
+    """Return the tokens that ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` name.
 
-    The second and the third count only where the first has no ``added_tokens_decoder``.
+    Only ``tokenizer_config.json`` counts if it has an ``added_tokens_decoder``.
 
     Args:
         defaults: The tokens of roles that no file names.
         config: The content of tokenizer_config.json.
-        special_map: That of special_tokens_map.json.
-        added: That of added_tokens.json.
+        special_map: The content of special_tokens_map.json.
+        added: The content of added_tokens.json.
 
     Raises:
-        ValueError: If a token is no str and no object, naming file and field.
+        ValueError: If a token is neither a str nor an object; the message names file and field.
 
     Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``__init__`` in transformers 5.23.
     """
@@ -168,12 +177,12 @@ def read_stated_tokens(
 
 @dataclass
 class _Stated:
-    """What the files say so far.
+    """What was read so far.
 
     Attributes:
         roles: The token of each role that is named, or ``None``.
-        found: Those of a model's own roles, which come before ...
-        own: ... those of its own roles in a tokenizer_config.json.
+        found: The tokens of the model's own roles that special_tokens_map.json or an object of the config names.
+        own: The tokens of the model's own roles that the config names as a str. They are added after ``found``.
         extra: Special tokens without a role; ``None`` where no file has the field.
         objects: What the config describes by an object: transformers does not see that added_tokens.json's tokens are
             the same.
@@ -186,7 +195,7 @@ class _Stated:
     objects: list[str | AddedToken]
 
     def special(self) -> set[str]:
-        """Return the texts that make a token of added_tokens.json a special one."""
+        """Return the texts by which a token of added_tokens.json is a special one."""
         tokens = (*self.roles.values(), *(self.extra or []))
         is_object = {id(token) for token in self.objects}
         return {_content(token) for token in tokens if token is not None and id(token) not in is_object}
@@ -210,6 +219,8 @@ def _of_config(config: Mapping[str, Any]) -> _Stated:
     if isinstance(extra, dict):
         stated.own |= {role: _token(f"{where}{key}.{role}", token) for role, token in extra.items()}
     elif key in config:
+        if extra is not None and not isinstance(extra, list):
+            raise ValueError(f"{where}{key} is {extra!r}; expected a list of tokens or an object of names and tokens")
         stated.extra = _token_list(where + key, extra)
     if not stated.own and (own := config.get("model_specific_special_tokens")):
         if not isinstance(own, dict):
@@ -223,7 +234,7 @@ def _of_config(config: Mapping[str, Any]) -> _Stated:
 
 
 def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
-    """Add what special_tokens_map.json says, which goes before the config."""
+    """Add what special_tokens_map.json says; it overrides the config."""
     where = "special_tokens_map.json: "
     for key, value in special_map.items():
         if key == "extra_special_tokens" and isinstance(value, dict):
@@ -233,8 +244,7 @@ def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
                 replace(AddedToken.read(where + key, token), special=True) if isinstance(token, dict) else token
                 for token in value or []
             ]
-            known = stated.extra or []
-            stated.extra = known + [token for token in _token_list(where + key, tokens) if token not in known]
+            stated.extra = list(dict.fromkeys((*(stated.extra or []), *_token_list(where + key, tokens))))
         elif key.endswith("_token"):
             _take_special(stated, where + key, key, value)
         elif key != "additional_special_tokens":
@@ -286,7 +296,7 @@ def _token_list(where: str, value: object) -> list[str | AddedToken]:
 
 
 def _token(where: str, value: object) -> str | AddedToken:
-    """Return a token as the config has it: a str, or an object with its content and flags."""
+    """Return a token of the config: a str, or an object of content and flags."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict) and "content" in value:

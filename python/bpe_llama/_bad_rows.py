@@ -1,4 +1,4 @@
-"""What is done with the rows of a corpus that hold no text."""
+"""Raise at, or skip and count, the rows of a corpus that hold no text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class BadRows:
     Attributes:
         skips: Whether they are skipped.
         count: How many were.
-        first: Where the first one stands and what is wrong with it; ``None`` while there is none.
+        first: The place of the first one and what is wrong with it; ``None`` if there is none.
 
     Examples:
         >>> bad_rows = BadRows("skip")

@@ -1,9 +1,11 @@
-"""Rows of ids as models take them: special tokens around them, cut, padded, in tensors."""
+"""Batches for a model: special tokens put around ids, rows truncated and padded, tensors."""
 
 from __future__ import annotations
 
+import operator
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,13 +13,13 @@ import numpy as np
 if TYPE_CHECKING:
     from bpe_llama import _core
 
-# Truncation strategies by the names of transformers; True is the first.
+# The truncation strategies of transformers; True means the first.
 _STRATEGIES = ("longest_first", "only_first", "only_second")
 Span = tuple[int, int]
 
 
 class Item(NamedTuple):
-    """A place in a template: a special token's id, or ``"A"`` or ``"B"`` for a text; and a type id."""
+    """One item of a template: the id of a special token, or ``"A"`` or ``"B"`` for a text; and its type id."""
 
     special: int | None
     text: str | None
@@ -26,17 +28,22 @@ class Item(NamedTuple):
 
 @dataclass
 class Row:
-    """What becomes of one text or pair: ids, and of each the type id, the mask of special tokens and the offsets."""
+    """The encoding of one text or pair: of each token the id, the type id, whether it is special, and the offsets."""
 
     input_ids: list[int] = field(default_factory=list)
     token_type_ids: list[int] = field(default_factory=list)
     special_tokens_mask: list[int] = field(default_factory=list)
     offset_mapping: list[Span] = field(default_factory=list)
 
+    @property
+    def attention_mask(self) -> list[int]:
+        """1 for each id."""
+        return [1] * len(self.input_ids)
+
 
 @dataclass(frozen=True)
 class Batches:
-    """How rows become a batch, checked; see :meth:`bpe_llama.Tokenizer.__call__`."""
+    """The checked options of a batch; :meth:`bpe_llama.Tokenizer.__call__` says what they mean."""
 
     padding: bool | str
     truncation: bool | str
@@ -47,25 +54,53 @@ class Batches:
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
-        if self.padding not in (True, False, "longest", "max_length", "do_not_pad"):
-            raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {self.padding!r}")
-        if self.truncation not in (True, False, "do_not_truncate", *_STRATEGIES):
-            raise ValueError(f"truncation must be True, False or one of {_STRATEGIES}, got {self.truncation!r}")
-        for name in ("padding_side", "truncation_side"):
-            if getattr(self, name) not in ("left", "right"):
-                raise ValueError(f"{name} must be 'left' or 'right', got {getattr(self, name)!r}")
-        if self.return_tensors not in (None, "np", "pt"):
-            raise ValueError(f"return_tensors must be None, 'np' or 'pt', got {self.return_tensors!r}")
-        if self.padding == "max_length" and self.max_length is None:
-            raise ValueError("padding='max_length' needs max_length")
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
-        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise ValueError(f"pad_to_multiple_of must be at least 1, got {self.pad_to_multiple_of}")
+        for name, known in (
+            ("padding", (True, False, "longest", "max_length", "do_not_pad")),
+            ("truncation", (True, False, "do_not_truncate", *_STRATEGIES)),
+            ("padding_side", ("left", "right")),
+            ("truncation_side", ("left", "right")),
+            ("return_tensors", (None, "np", "pt")),
+        ):
+            value = getattr(self, name)
+            if not any(value is one or (isinstance(value, str) and value == one) for one in known):
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        for name in ("max_length", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            if value is not None and integer(name, value) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        multiple = self.pad_to_multiple_of or 1
+        if self.is_padded and self.strategy is not None and (self.max_length or 0) % multiple:
+            raise ValueError(
+                f"max_length is {self.max_length}, to which rows are cut and padded; expected a multiple of "
+                f"pad_to_multiple_of, {multiple}"
+            )
+
+    def limited(self, longest: int | None) -> Batches:
+        """Return these options with ``max_length`` set to ``longest`` where it is needed and not given.
+
+        Warns:
+            UserWarning: If rows are to be truncated without a limit.
+
+        Raises:
+            ValueError: If rows are to be padded to ``max_length`` and there is none.
+        """
+        if self.max_length is not None or (self.strategy is None and self.padding != "max_length"):
+            return self
+        if longest is not None:
+            return replace(self, max_length=longest)
+        if self.padding == "max_length":
+            raise ValueError("padding is 'max_length', but there is no max_length, and no file names one")
+        warnings.warn("truncation without max_length cuts nothing: no file names a limit", stacklevel=3)
+        return self
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether short rows are padded."""
+        return self.padding not in (False, "do_not_pad")
 
     @property
     def strategy(self) -> str | None:
-        """Which text of a pair is cut, or ``None``."""
+        """The truncation strategy, or ``None`` where nothing is truncated."""
         if self.truncation in (False, "do_not_truncate"):
             return None
         return _STRATEGIES[0] if self.truncation is True else str(self.truncation)
@@ -73,13 +108,13 @@ class Batches:
     def rows(
         self, firsts: list[list[int]], seconds: list[list[int]] | None, template: Sequence[Item], spans: list[Any]
     ) -> list[Row]:
-        """Return the rows of texts or pairs, cut so that the special tokens of the template find room.
+        """Return the rows of texts or pairs, truncated so that the special tokens fit into ``max_length``.
 
         Args:
             firsts: The ids of each text.
-            seconds: Those of each second text, or ``None``.
-            template: What is put around them.
-            spans: The offsets of the first texts and of the second, or empty lists.
+            seconds: The ids of each second text, or ``None``.
+            template: The order of texts and special tokens.
+            spans: The offsets of the first texts, then of the second texts; empty if they are not asked for.
         """
         rows = []
         for place, first in enumerate(firsts):
@@ -99,7 +134,7 @@ class Batches:
         return rows
 
     def _kept(self, first: int, second: int | None, template: Sequence[Item]) -> tuple[Span, Span]:
-        """Return the ranges of two texts of these lengths that are kept."""
+        """Return which range of each text is kept, given the number of its ids."""
         lengths = [first, second or 0]
         if self.strategy is not None and self.max_length is not None:
             added = sum(item.special is not None for item in template)
@@ -112,10 +147,12 @@ class Batches:
         return (0, lengths[0]), (0, lengths[1])
 
     def _shared(self, first: int, second: int | None, room: int) -> list[int]:
-        """Return the lengths to which two texts are cut.
+        """Return the numbers of ids to which two texts are truncated.
 
         Source: ``truncate_encodings`` of Hugging Face `tokenizers`.
         """
+        if room == 0:
+            return [0, 0]
         excess = first + (second or 0) - room
         if excess <= 0:
             return [first, second or 0]
@@ -135,16 +172,10 @@ class Batches:
         return lengths
 
     def of(self, rows: list[Row], fill: int, keys: Iterable[str], *, is_single: bool) -> dict[str, Any]:
-        """Return these keys and ``attention_mask`` of the rows; of the only row, if ``is_single`` and no tensors."""
-        fills: dict[str, Any] = {
-            "input_ids": fill,
-            "token_type_ids": 0,
-            "special_tokens_mask": 1,
-            "offset_mapping": (0, 0),
-        }
+        """Return these columns, padded. With ``is_single`` and without tensors, each is the list of the only row."""
+        fills: dict[str, Any] = {"input_ids": fill, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
         columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
-        columns["attention_mask"] = [[1] * len(row.input_ids) for row in rows]
-        if self.padding not in (False, "do_not_pad"):
+        if self.is_padded:
             width = self._width(rows)
             for key, column in columns.items():
                 for values in column:
@@ -170,13 +201,24 @@ class Batches:
         return -(-width // multiple) * multiple
 
 
+def integer(name: str, value: object) -> int:
+    """Return an argument as an int; NumPy's integers are accepted.
+
+    Raises:
+        TypeError: If it is not an integer; the message names the argument.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    return operator.index(value)
+
+
 def template_of(tokenizer: _core.Tokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
-    """Return what is put around a text or a pair.
+    """Return the template of a text or a pair: the order of texts and special tokens.
 
     Args:
-        tokenizer: Has a post-processor, or none.
+        tokenizer: Its post-processor makes the template.
         pair: Whether there are two texts.
-        special: Whether the post-processor's special tokens are wanted.
+        special: Whether to keep the special tokens of the post-processor.
         bos: Begin with the begin token, once.
         eos: End with the end token, once.
 
@@ -194,7 +236,7 @@ def template_of(tokenizer: _core.Tokenizer, *, pair: bool, special: bool, bos: b
                 f"{name}=True, but this tokenizer has no {name} token; its special tokens are "
                 f"{list(tokenizer.special_tokens)}"
             )
-        if items[place].special != token_id:
+        if not items or items[place].special != token_id:
             items.insert(0 if place == 0 else len(items), Item(token_id, None, 0))
     return items
 

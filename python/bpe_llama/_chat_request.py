@@ -1,4 +1,4 @@
-"""What one rendering of a chat template reads: the options of `Tokenizer.apply_chat_template`, checked and made plain.
+"""The options of `Tokenizer.apply_chat_template`, checked and copied for one rendering of a chat template.
 
 Source of the conventions: ``apply_chat_template`` and ``render_jinja_template`` of transformers 5.23.
 """
@@ -20,24 +20,24 @@ Message = Mapping[str, Any]
 
 # The special tokens that templates read by name, as ``bos_token``.
 NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# What transformers puts behind a message that is to be continued, whose end it then finds in the text. The space at its
-# end tells whether the template trims messages.
+# transformers appends this tag to the message to continue, and cuts the text there. The space at its end shows whether
+# the template trims messages.
 _CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
-# The names under which a message may give its reasoning; templates read the first, those of gpt-oss the second.
+# The fields of a message for its reasoning: gpt-oss's template reads the second, other templates the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """All that one rendering reads, checked and made plain.
+    """The input of one rendering.
 
     Attributes:
         source: The template.
         messages: What it reads as `messages`.
         variables: All else that it can read.
-        continued: The field of the last message at whose end the text ends, if any.
+        continued: The field of the last message to continue: the text ends where this field ends. Or none.
         marks_answers: Whether the template has a ``{% generation %}`` block.
-        now: What `strftime_now` tells.
+        now: The time for `strftime_now`.
     """
 
     source: str
@@ -48,7 +48,7 @@ class ChatRequest:
     now: datetime
 
     def render(self, marker: str = "") -> Rendered:
-        """Return the text, up to the end of the last message if that is to be continued."""
+        """Return the text; if the last message is to be continued, up to its end."""
         from bpe_llama._template_renderer import render_template
 
         if self.continued is None:
@@ -63,7 +63,7 @@ class ChatRequest:
 
 
 def _tag_last_message(messages: list[dict[str, Any]], field: str, source: str) -> tuple[list[dict[str, Any]], str]:
-    """Return the messages with a tag behind the text that is to be continued, and that text."""
+    """Return the messages with a tag appended to the text to continue, and this text."""
     last = dict(messages[-1])
     said = last.get(field)
     if said is None:
@@ -91,7 +91,7 @@ def _has_text(part: Any) -> bool:
 
 
 def prepare_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> ChatRequest:
-    """Return what the tokenizer's own template is to render.
+    """Return the request for the tokenizer's own template.
 
     Raises:
         ValueError: As of `prepare`; or if the tokenizer has no chat template.
@@ -111,13 +111,13 @@ def prepare(
     continue_final_message: bool | str = False,
     **variables: Any,
 ) -> ChatRequest:
-    """Return what is to be rendered: options checked, values made plain, defaults filled in.
+    """Return the request: options checked, values copied, defaults filled in.
 
     Args:
-        templates: Those to choose from.
+        templates: The templates to choose from.
         named_tokens: Special tokens by the names that templates read them under.
         messages: Each a mapping with a role.
-        add_generation_prompt: And all that follow: as of `Tokenizer.apply_chat_template`.
+        add_generation_prompt: As in `Tokenizer.apply_chat_template`, like the arguments below.
         tools: JSON schemas or functions.
         documents: Mappings.
         chat_template: The name or the text of a template.

@@ -1,4 +1,4 @@
-"""Where chat templates are kept: files beside a tokenizer, its configuration, a GGUF file's metadata.
+"""Read, write and choose chat templates: files beside a tokenizer, its configuration, a GGUF file's metadata.
 
 A tokenizer has one template, a `str`, or several by name, a `dict`; transformers calls the one for tools ``tool_use``.
 
@@ -137,10 +137,10 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
     """Return the template to render.
 
     Args:
-        templates: Those of the tokenizer.
+        templates: The templates of the tokenizer.
         chosen: The name of one of them, or the text of another; None for the one named ``tool_use`` if there are
             tools, else ``default``.
-        has_tools: Whether tools are given, even none of them.
+        has_tools: Whether tools are given, even an empty list.
 
     Raises:
         ValueError: If there is no template, or several of which none is the default.
@@ -164,18 +164,22 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
 
 
 def from_gguf_metadata(metadata: Mapping[str, Any]) -> ChatTemplate | None:
-    """Return the chat templates in a GGUF file's metadata, or None."""
+    """Return the chat templates in a GGUF file's metadata, or None.
+
+    Raises:
+        ValueError: If one is no text, naming its key.
+    """
     named = {}
-    others = metadata.get(f"{_GGUF}s")
-    for name in ("default", *(others if isinstance(others, list) else ())):
-        template = metadata.get(_GGUF if name == "default" else f"{_GGUF}.{name}")
-        if isinstance(template, str):
-            named[name] = template
+    for key, template in metadata.items():
+        if key == _GGUF or key.startswith(f"{_GGUF}."):
+            if not isinstance(template, str):
+                raise ValueError(f"{key} is {template!r:.80}; expected a text")
+            named[key[len(_GGUF) + 1 :] or "default"] = template
     return named.get("default") if set(named) <= {"default"} else named
 
 
 def to_gguf_metadata(chat_template: ChatTemplate | None) -> dict[str, Any]:
-    """Return what a GGUF file's metadata says of chat templates.
+    """Return the chat templates as metadata of a GGUF file.
 
     Examples:
         >>> to_gguf_metadata({"default": "D", "rag": "R"})

@@ -91,8 +91,11 @@ class Tokenizer:
         """
     def added_tokens_json(self) -> str:
         """Return the added tokens as a ``tokenizer.json`` lists them."""
-    def splitting_json(self) -> str | None:
-        """Return ``normalizer``, ``pre_tokenizer`` and ``ignore_merges`` of the ``tokenizer.json`` it was read from."""
+    def components_json(self) -> str | None:
+        """Return what a ``tokenizer.json`` said beyond tokens and merges, or ``None`` if it was read from none.
+
+        As JSON: ``truncation``, ``padding``, ``normalizer``, ``pre_tokenizer`` and ``ignore_merges``.
+        """
     def to_huggingface(self) -> str: ...
     def to_own_json(self) -> str:
         """Return a ``tokenizer.json`` for `build_from_huggingface` alone, in which any pattern can be said."""

@@ -1,4 +1,4 @@
-"""The ids that a tokenizer's files give a role."""
+"""The ids of the tokens with a role."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Ends(NamedTuple):
-    """The ids that begin and end a text, fill a short row and stand for the unknown; ``None`` where there is none."""
+    """The ids of the bos, eos, pad and unk tokens; ``None`` where there is no such token."""
 
     bos_id: int | None
     eos_id: int | None

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, RUF002 -- characters of other scripts are what is matched
-r"""How llama.cpp splits text, by the name that a GGUF file gives in `tokenizer.ggml.pre`.
+r"""How llama.cpp splits text, by the value of `tokenizer.ggml.pre`.
 
 A pre-tokenizer of llama.cpp is a list of regexes. Each one splits the pieces that the one before left; its matches and
 what lies between them are pieces. llama.cpp runs some of these regexes by hand-written functions, the others by
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """What one name of `tokenizer.ggml.pre` stands for.
+    """The meaning of one value of `tokenizer.ggml.pre`.
 
     `patterns` are applied one after another. With `ignore_merges` a piece that is a token becomes that token. `add_bos`
     is what holds where the file has no `tokenizer.ggml.add_bos_token`.
@@ -46,7 +46,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _HAN_KANA = "[一-龥぀-ゟ゠-ヿ]+"
 _ASCII_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
 _LINES = r"[^\n]+|\n+"
-# What no sentence mark is: the class that Bloom, Poro and Viking share.
+# All but sentence marks: the class that Bloom, Poro and Viking share.
 _NO_MARKS = r" ?[^(\s|.,!?…。，、।۔،)]+"
 # Runs of numbers are cut into threes from the right; what stands before a run stays with its first part.
 _THREES = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\P{N}+"
@@ -107,7 +107,7 @@ _AFMOE = (
 )
 
 DEFAULT = PreTokenizer((r"[\p{P}$+<=>^~|]+", "r50k", r"\p{N}+", "[0-9][0-9][0-9]"))
-"""What llama.cpp takes where a file has no `tokenizer.ggml.pre`."""
+"""llama.cpp's default where a file has no `tokenizer.ggml.pre`."""
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "default": DEFAULT,
@@ -204,7 +204,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         (r"\p{N}{1,3}", rf"{_CONTRACTION}|{_WORD}|\p{{N}}+|{_OTHERS}|{_SPACES}"), ignore_merges=True
     ),
 }
-"""Every name of a byte-level pre-tokenizer of llama.cpp. Of several that mean the same the first is written."""
+"""Every name of a byte-level pre-tokenizer of llama.cpp. Among synonyms, the first one is written."""
 
 CHARACTER_NAMES = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")
 """Names of pre-tokenizers for vocabularies over characters, with `▁` for a space and bytes for unknown characters."""
@@ -218,4 +218,4 @@ NEAREST = {
         r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ): ("tekken", "a capital letter beyond ASCII does not begin a new piece"),
 }
-"""Published patterns that llama.cpp runs only nearly: its name, and what it does otherwise."""
+"""Published patterns that llama.cpp only approximates: its name of the pattern, and the difference."""

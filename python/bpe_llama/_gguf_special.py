@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 -- characters of other scripts are what is matched
-"""Which tokens of a GGUF vocabulary are special, end a text, or swallow white space: as llama.cpp decides it.
+"""Find the tokens of a GGUF vocabulary that are special, end generation or strip white space, as llama.cpp does.
 
 A GGUF file gives each token a type and names some by id. llama.cpp adds what it knows of token texts: `<|eot_id|>`
 ends a turn whatever the file says, for instance.
@@ -56,7 +56,7 @@ AddedToken: TypeAlias = "tuple[str, int, bool, bool, bool]"
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What `find_special_tokens` returns: the types that hold, and the ids that mean something."""
+    """The result of `find_special_tokens`: the corrected types, and the ids with a meaning."""
 
     types: list[int]
     eot_id: int | None
@@ -85,9 +85,9 @@ def find_special_tokens(
     """Return the tokens' types as llama.cpp corrects them, and which ids end a turn, a message or a text.
 
     Args:
-        metadata: The file's, of which the ids are read.
-        tokens: Their texts, in id order, each once.
-        types: Their types in the file.
+        metadata: The metadata of the file; it names ids.
+        tokens: The text of each token, by id, all different.
+        types: The type of each token in the file.
         eos_id: The end of a text, which is always among `end_ids`.
 
     Raises:
@@ -155,7 +155,7 @@ def added_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequ
 
 
 def overlapping(texts: Sequence[str]) -> tuple[str, str] | None:
-    """Return two of the texts that may overlap so that it matters which is looked for first, or None.
+    """Return two texts that may overlap so that the order of searching matters, or None.
 
     llama.cpp looks for the longest text first, everywhere; `bpe_llama` goes from left to right and takes the longest of
     those that begin at a place. A text whose end is the beginning of one at least as long tells them apart.

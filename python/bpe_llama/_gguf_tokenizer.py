@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata: read, so that it encodes as llama.cpp does."""
+"""Read the tokenizer in a GGUF file's metadata, so that it gives llama.cpp's ids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bpe_llama import _core
+from bpe_llama._chat_templates import ChatTemplate, from_gguf_metadata
 from bpe_llama._gguf import read_gguf_header
 from bpe_llama._gguf_patterns import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf_special import (
@@ -48,16 +49,16 @@ class GgufTokenizer:
         chat_template: A template, or several by name (`"default"` is the unnamed one); None if there is none.
         add_bos: Whether llama.cpp puts `bos_id` before a text.
         add_eos: Whether it puts `eos_id` after one.
-        pad_id: Fills short rows.
-        unk_id: Stands for what no token does.
-        eot_id: Ends a turn of a conversation.
-        eom_id: Ends a message that waits for a tool.
-        end_ids: Every id at which llama.cpp ends a text, `eos_id`, `eot_id` and `eom_id` among them.
+        pad_id: The padding id.
+        unk_id: The id of the unknown token.
+        eot_id: The id that ends a turn of a conversation.
+        eom_id: The id that ends a message to a tool.
+        end_ids: Every id at which llama.cpp ends generation, `eos_id`, `eot_id` and `eom_id` included.
         pre: The file's `tokenizer.ggml.pre`, by which the pattern is written back; None for a SentencePiece vocabulary.
     """
 
     core: _core.Tokenizer
-    chat_template: str | dict[str, str] | None
+    chat_template: ChatTemplate | None
     add_bos: bool
     add_eos: bool
     pad_id: int | None
@@ -112,7 +113,7 @@ def _read_byte_level(metadata: dict[str, Any], path: str | os.PathLike[str]) -> 
 
 def _merges(metadata: dict[str, Any], tokens: Sequence[str]) -> list[tuple[int, int]]:
     ids = {token: i for i, token in enumerate(tokens)}
-    pairs: dict[tuple[int, int], None] = {}  # of a merge that is given twice the first counts
+    pairs: dict[tuple[int, int], None] = {}  # a merge that is listed twice counts at its first place
     for number, merge in enumerate(_strings(metadata, "merges")):
         at = merge.find(" ", 1)
         left, right = (merge[:at], merge[at + 1 :]) if at > 0 else (merge, "")
@@ -126,7 +127,7 @@ def _merges(metadata: dict[str, Any], tokens: Sequence[str]) -> list[tuple[int, 
 
 
 def _read_characters(metadata: dict[str, Any]) -> GgufTokenizer:
-    """Return Gemma 4's kind: over characters, with merges, bytes for unknown characters and no space put first."""
+    """Return a tokenizer of Gemma 4's kind: merges over characters, byte fallback, no space put first."""
     tokens, types = _tokens(metadata)
     merges = _merges(metadata, tokens)
     pre = "gemma4" if metadata["tokenizer.ggml.model"] == "gemma4" else metadata["tokenizer.ggml.pre"]
@@ -142,14 +143,14 @@ def _read_characters(metadata: dict[str, Any]) -> GgufTokenizer:
 
 
 def _apart(added: list[AddedToken]) -> list[AddedToken]:
-    """Return the added tokens that a text can hold: it has spaces where tokens have `▁`, so others are merged."""
+    """Return the added tokens to search text for: all but user-defined ones with `▁`, which merging makes."""
     return [token for token in added if token[2] or "▁" not in token[0]]
 
 
 def _kinds(types: Sequence[int], apart: list[AddedToken]) -> list[int]:
-    """Return the types that the core takes: those of `apart` take no part in merging, all others but bytes do.
+    """Return the types for the core: the tokens of `apart` take no part in merging, all others except bytes do.
 
-    The core itself finds the other user-defined ones in a text that spells their `▁`.
+    The core itself finds user-defined tokens with `▁` in text that holds this character.
     """
     kinds = [kind if kind in (BYTE, USER_DEFINED) else NORMAL for kind in types]
     for _, i, *_flags in apart:
@@ -182,7 +183,7 @@ def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
     if len(scores) != len(tokens):
         raise ValueError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
     prefix = _flag(metadata, "add_space_prefix", True)
-    # Not a mistake: llama.cpp reads tokenizer.ggml.remove_extra_whitespaces and heeds it for Unigram models only.
+    # llama.cpp reads tokenizer.ggml.remove_extra_whitespaces, but obeys it for Unigram models only.
 
     def build(added: list[AddedToken]) -> _core.Tokenizer:
         apart = _apart(added)
@@ -202,7 +203,7 @@ def _finish(
     add_bos: bool,
     pre: str | None,
 ) -> GgufTokenizer:
-    """Return the tokenizer that `build` makes with the added tokens, and what the file says of its special ones.
+    """Return the tokenizer that `build` makes with the added tokens, and the special ids that the file names.
 
     `defaults` are the beginning and the end that llama.cpp takes where the file names none, if any. Here they
     count only if they are control tokens; otherwise a token of a usual name does.
@@ -222,7 +223,7 @@ def _finish(
     )
     return GgufTokenizer(
         core=core.with_bos_eos(bos, eos),
-        chat_template=_chat_template(metadata),
+        chat_template=from_gguf_metadata(metadata),
         add_bos=_flag(metadata, "add_bos_token", add_bos) and bos is not None,
         add_eos=_flag(metadata, "add_eos_token", False) and eos is not None,
         pad_id=token_id(metadata, "padding", len(tokens)),
@@ -285,19 +286,6 @@ def _flag(metadata: dict[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"tokenizer.ggml.{name} is {_shown(value)}; expected true or false")
     return value
-
-
-def _chat_template(metadata: dict[str, Any]) -> str | dict[str, str] | None:
-    prefix = "tokenizer.chat_template"
-    templates = {}
-    for key, value in metadata.items():
-        if key == prefix or key.startswith(prefix + "."):
-            if not isinstance(value, str):
-                raise ValueError(f"{key} is {_shown(value)}; expected a text")
-            templates[key[len(prefix) + 1 :] or "default"] = value
-    if set(templates) <= {"default"}:
-        return templates.get("default")
-    return templates
 
 
 def _shown(value: object) -> str:

@@ -1,14 +1,15 @@
-"""Describe a tokenizer as the metadata of a GGUF file, so that llama.cpp gives the same ids."""
+"""Write a tokenizer as the metadata of a GGUF file, so that llama.cpp gives the same ids."""
 
 from __future__ import annotations
 
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from bpe_llama import _core
+from bpe_llama._chat_templates import ChatTemplate, to_gguf_metadata
 from bpe_llama._gguf_patterns import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
 from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -18,7 +19,7 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 def tokenizer_metadata(
     tokenizer: _core.Tokenizer,
-    chat_template: str | Mapping[str, str] | None = None,
+    chat_template: ChatTemplate | None = None,
     *,
     add_bos: bool | None = None,
     add_eos: bool | None = None,
@@ -28,19 +29,19 @@ def tokenizer_metadata(
 ) -> dict[str, Any]:
     """Return the GGUF metadata that describes a tokenizer, so that llama.cpp gives the same ids.
 
-    What llama.cpp does otherwise for this kind of tokenizer, whatever the file says, is named in a `UserWarning`: it
-    never brings text to normal form C, for instance.
+    A `UserWarning` names each step in which llama.cpp differs, whatever the file says: for instance, it never
+    normalizes text to NFC.
 
     Args:
         tokenizer: Byte-level, with a pattern that llama.cpp knows; or SentencePiece's.
-        chat_template: Stored beside it; several by name, `"default"` the unnamed one.
-        add_bos: Whether `bos_id` comes before a text. None means what the tokenizer's post-processor says; without one
-            it leaves it to llama.cpp for a SentencePiece tokenizer, and means no for a byte-level one.
-        add_eos: Whether `eos_id` comes after a text, likewise.
-        pad_id: Fills short rows; None means the tokenizer's own.
-        unk_id: Stands for what no token does, likewise.
-        pre: llama.cpp's name of the pattern, where several names mean the same; None takes the first of them. Or a name
-            of a vocabulary over characters with merges, such as `"gemma4"`.
+        chat_template: One template, or several by name, of which `"default"` is the unnamed one.
+        add_bos: Whether `bos_id` comes before a text. By default as the post-processor says. Without a post-processor,
+            a SentencePiece tokenizer leaves it to llama.cpp, and a byte-level one says no.
+        add_eos: The same for `eos_id` after a text.
+        pad_id: The padding id; by default the tokenizer's.
+        unk_id: The id of the unknown token; by default the tokenizer's.
+        pre: llama.cpp's name of the pattern, by default the first name that means it. For a vocabulary over characters
+            with merges, a name such as `"gemma4"`.
 
     Raises:
         ValueError: If the pattern has no name in llama.cpp; or if a SentencePiece tokenizer collapses spaces, takes
@@ -78,35 +79,20 @@ def tokenizer_metadata(
             raise ValueError(f"add_{key} is True, but this tokenizer has no {key}_id")
         if value is not None:
             metadata[f"tokenizer.ggml.add_{key}_token"] = value
-    return metadata | _templates(chat_template)
+    return metadata | to_gguf_metadata(chat_template)
 
 
 def _ends_around(tokenizer: _core.Tokenizer) -> tuple[bool, bool]:
     """Return whether the post-processor puts the tokenizer's bos token before a text, and its eos token after it."""
-    items = tokenizer.template(False)
-    ids = [special for special, *_ in items]
-    place = ids.index(None)
+    ids = [special for special, *_ in tokenizer.template(False)]
+    place = ids.index(None) if None in ids else len(ids)
     before, after = ids[:place], ids[place + 1 :]
-    if before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
+    if place == len(ids) or before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
         raise ValueError(
             f"a GGUF file can put bos_id, {tokenizer.bos_id}, and eos_id, {tokenizer.eos_id}, around a text, but this "
-            f"tokenizer's post-processor puts {before} and {after}"
+            f"tokenizer's post-processor makes {ids} of a text, None"
         )
     return bool(before), bool(after)
-
-
-def _templates(chat_template: str | Mapping[str, str] | None) -> dict[str, Any]:
-    if chat_template is None:
-        return {}
-    if isinstance(chat_template, str):
-        return {"tokenizer.chat_template": chat_template}
-    named = {name: text for name, text in chat_template.items() if name != "default"}
-    keys: dict[str, Any] = {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
-    if named:
-        keys["tokenizer.chat_templates"] = sorted(named)
-    if "default" in chat_template:
-        keys["tokenizer.chat_template"] = chat_template["default"]
-    return keys
 
 
 def _byte_level(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
@@ -126,7 +112,7 @@ def _byte_level(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str 
 
 
 def _warn(described: dict[str, Any], differences: list[str]) -> None:
-    """Warn of what llama.cpp does otherwise whatever the file says."""
+    """Warn of the steps in which llama.cpp differs whatever the file says."""
     for added in described["added_tokens"]:
         if added["lstrip"] or added["rstrip"] or added["single_word"]:
             differences.append(f"it looks for {added['content']!r} whatever white space or letters stand beside it")
@@ -140,7 +126,7 @@ def _warn(described: dict[str, Any], differences: list[str]) -> None:
 
 
 def _listed(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Return the names of all ids and their types; ids without a token are unused."""
+    """Return the name and the type of each id; ids without a token are of the type unused."""
     vocab: dict[str, int] = described["model"]["vocab"]
     tokens = [""] * tokenizer.vocab_size
     types = [UNUSED] * tokenizer.vocab_size
@@ -161,7 +147,7 @@ def _listed(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list
 
 
 def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> tuple[str, list[str]]:
-    """Return llama.cpp's name of the pattern, and what it does otherwise."""
+    """Return llama.cpp's name of the pattern, and the differences to warn of."""
     pattern, differences = tokenizer.pattern, []
     ignore_merges: bool = described["model"]["ignore_merges"]
     if pattern in _nearest():
@@ -191,7 +177,7 @@ def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | N
 
 
 def _pattern_of(pre: PreTokenizer) -> str:
-    """Return what `Tokenizer.pattern` is for these steps."""
+    """Return the `Tokenizer.pattern` of a tokenizer with these steps."""
     return "\n".join(_core.pattern_regex(step) if step.isidentifier() else step for step in pre.patterns)
 
 
@@ -200,14 +186,14 @@ def _nearest() -> dict[str, tuple[str, str]]:
 
 
 def _unreached(tokenizer: _core.Tokenizer) -> bytes | None:
-    """Return a token that merging its own bytes does not make, or None."""
+    """Return a token that merging its bytes does not give, or None."""
     ranks = tokenizer.mergeable_ranks
     size = max(ranks.values(), default=-1) + 1
     tokens: list[bytes] = [b""] * size
     for token, token_id in ranks.items():
         tokens[token_id] = token
     holes = [token_id for token_id, token in enumerate(tokens) if not token]
-    if holes:  # ids must be dense here, and their order means nothing
+    if holes:  # build_from_merges wants dense ids; their order is free
         tokens = list(ranks)
     ids = {token: i for i, token in enumerate(tokens)}
     merges = [(ids[left], ids[right]) for left, right in tokenizer.merges]
@@ -223,7 +209,7 @@ def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dic
     merges: list[tuple[str, ...]] = described["model"]["merges"]
     order = list(dict.fromkeys("".join(pair) for pair in merges))
     places = {token: place for place, token in enumerate(order)}
-    # Of two tokens the one that merges make first has the higher score; what no merge makes comes last.
+    # An earlier merge gives its token a higher score; tokens that no merge makes come last.
     scores = [-float(places.get(token, len(order) + i)) for i, token in enumerate(tokens)]
     _check_scores(tokens, scores, types, prefix, merges)
     _warn(described, [])
@@ -239,7 +225,7 @@ def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dic
 
 
 def _characters(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
-    """Return the metadata of a vocabulary over characters with its merges, as Gemma 4 has it."""
+    """Return the metadata of a vocabulary over characters with merges, such as Gemma 4's."""
     if _space_prefix(described) or described["model"]["ignore_merges"]:
         raise ValueError(f"pre is {pre!r}, for which llama.cpp puts no space before a text and merges every piece")
     tokens, types = _listed_pieces(tokenizer, described)
@@ -254,7 +240,7 @@ def _characters(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str 
 
 
 def _listed_pieces(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Return what `_listed` does, with the types of bytes and of what is unknown."""
+    """Return the names and types of `_listed`, with the types of byte tokens and of the unknown token."""
     tokens, types = _listed(tokenizer, described)
     for token_id, token in enumerate(tokens):
         if types[token_id] == NORMAL and _BYTE.fullmatch(token):
@@ -265,7 +251,7 @@ def _listed_pieces(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tup
 
 
 def _space_prefix(described: dict[str, Any]) -> bool:
-    """Return whether a space is put before each stretch of text; refuse what llama.cpp does not do."""
+    """Return whether the normalizer puts a space first; refuse any step that llama.cpp does not have."""
     normalizer = described["normalizer"] or {"normalizers": []}
     steps = normalizer.get("normalizers", [normalizer])
     prepend = {"type": "Prepend", "prepend": _SPACE}
@@ -283,11 +269,11 @@ def _space_prefix(described: dict[str, Any]) -> bool:
 def _check_scores(
     tokens: list[str], scores: list[float], types: list[int], prefix: bool, merges: list[tuple[str, ...]]
 ) -> None:
-    """Refuse merges that differ from those that the scores give.
+    """Refuse merges that llama.cpp would not derive from the scores.
 
-    Scores let every pair merge that makes a token. Only one pair of each token is ever met (the others are taken by
-    better merges), so the lists agree if the pairs that scores give stand in the list in the same order, and all pairs
-    of a token together.
+    With scores, every pair that makes a token may merge. Only one pair of each token ever occurs, since better merges
+    use up the others. So the ids agree if the derived pairs are in the list of merges in the same order, and all pairs
+    of one token are next to each other.
     """
     kinds = [kind if kind in (BYTE, NORMAL) else CONTROL for kind in types]
     pieces = list(zip(tokens, scores, kinds, strict=True))

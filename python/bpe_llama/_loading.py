@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,6 +15,7 @@ from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, written_whole
+from bpe_llama._settings import Settings, read_settings
 from bpe_llama._tokenizer_classes import CLASSES, class_of, splitting
 
 
@@ -45,15 +46,24 @@ _TEKKEN_KEYS = {b"config", b"vocab", b"special_tokens", b"type", b"image", b"mul
 
 
 def format_of(path: Path) -> Format:
-    """Return the format of a file by its first bytes."""
+    """Return the format of a file by its first bytes; ``vocab.json`` and ``merges.txt`` are known by their names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none of the formats.
+    """
     with path.open("rb") as file:
         head = file.read(4096)
     if head[:4] == b"GGUF":
         return "gguf"
-    if path.name in ("vocab.json", "merges.txt") or head.startswith(b"#version"):
+    if path.name in ("vocab.json", "merges.txt"):
         return "vocab_and_merges"
+    if head.startswith(b"#version"):
+        raise ValueError(
+            f"{path}: begins as a merges.txt does, which is read under that name, with vocab.json beside it"
+        )
     if head.lstrip()[:1] == b"{":
-        return _format_of_json(head)
+        return _format_of_json(path, head)
     # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
     if head[:1] == b"\n" and head[2:3] == b"\n":
         return "sentencepiece"
@@ -65,31 +75,38 @@ def format_of(path: Path) -> Format:
     )
 
 
-def _format_of_json(head: bytes) -> Format:
-    """Return which of the three JSON files this begins: a vocab.json is a flat object of tokens and ids."""
+def _format_of_json(path: Path, head: bytes) -> Format:
+    """Return whether a JSON file is a tokenizer.json or a tekken.json, by its name or its first key."""
     first = _FIRST_KEY.match(head)
-    if first is not None and first[2].isdigit() and first[1] != b"version":
-        return "vocab_and_merges"
-    return "tekken" if first is not None and first[1] in _TEKKEN_KEYS else "huggingface"
+    if path.name == "tokenizer.json" or first is None:
+        return "huggingface"
+    if first[1] in _TEKKEN_KEYS:
+        return "tekken"
+    if first[2].isdigit() and first[1] != b"version":
+        raise ValueError(
+            f"{path}: begins with {first[1].decode(errors='replace')!r} and a number, as a vocab.json does, which is "
+            "read under that name, with merges.txt beside it"
+        )
+    return "huggingface"
 
 
 @dataclass
 class Beside:
-    """What the files beside a tokenizer's say, and the core does not hold.
+    """What the files beside a tokenizer say and the compiled tokenizer does not hold.
 
     Attributes:
         chat_template: A template, several by name, or none.
-        roles: Special tokens by the name of their role, but for bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
-        settings: Of ``tokenizer_config.json``, what :meth:`bpe_llama.Tokenizer.__call__` takes its defaults from.
+        roles: Special tokens by role, without bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
+        extra: Special tokens without a role, transformers' ``extra_special_tokens``.
+        settings: The defaults of :meth:`bpe_llama.Tokenizer.__call__`.
     """
 
     chat_template: ChatTemplate | None = None
     roles: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    settings: Settings = field(default_factory=Settings)
 
 
-# What is kept of a tokenizer_config.json as it stands.
-_SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_input_names")
 # Classes of transformers that begin a text with its bos token unless told otherwise.
 _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
 _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -98,12 +115,12 @@ _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
 def with_config(
     path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool
 ) -> tuple[_core.Tokenizer, Beside]:
-    """Return the tokenizer in a file with what the files beside it say, as transformers reads them.
+    """Return the tokenizer in a file, and what the files beside it say, as transformers reads them.
 
-    These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and those of chat
-    templates. Tokens that stand only there are added. ``add_bos_token`` and ``add_eos_token`` count for a SentencePiece
-    model alone, since the post-processor of a ``tokenizer.json`` goes before them. A ``tokenizer.json`` is taken as it
-    stands; a ``UserWarning`` says where the class that the folder names builds another pipeline in its place.
+    The files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat templates.
+    Tokens that only they name are added. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece model alone:
+    the post-processor of a ``tokenizer.json`` overrides them. The pipeline of a ``tokenizer.json`` is the tokenizer's;
+    a ``UserWarning`` says where the class that transformers 5 takes builds another one.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
@@ -118,22 +135,49 @@ def with_config(
     config, special_map, added = (
         read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
+    model_config = read_object(folder / "config.json")
+    parts = json.loads(core.components_json() or "{}")
     try:
-        defaults = None if is_sentencepiece else _class_tokens(folder, config)
-        core, roles = _with_stated_tokens(core, defaults, config, special_map, added)
+        name = class_of(config, model_config)
+        if name == "LlamaTokenizer" and _is_byte_level(core):
+            name = "TokenizersBackend"  # transformers sees that this class cannot be meant
+        is_named = bool(config) or "model_type" in model_config
+        defaults = _class_tokens(name) if is_named and not is_sentencepiece else None
+        core, roles, extra = _with_stated_tokens(core, defaults, parts.get("padding"), config, special_map, added)
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
-    _warn_of_rebuilding(path, core, config)
-    return core, beside(folder, roles)
+    _warn_of_rebuilding(path, name, config, parts)
+    return core, beside(folder, roles, extra, class_name=name, sections=parts)
 
 
-def beside(folder: Path, roles: Mapping[str, str]) -> Beside:
-    """Return what the files of a folder say that the core does not hold, given the tokens of roles of their own."""
+def beside(
+    folder: Path,
+    roles: Mapping[str, str],
+    extra: Iterable[str] = (),
+    *,
+    class_name: str | None = None,
+    sections: Mapping[str, Any] | None = None,
+) -> Beside:
+    """Return what the files of a folder say and the compiled tokenizer does not hold.
+
+    Args:
+        folder: May hold a ``tokenizer_config.json`` and chat templates.
+        roles: Special tokens by role.
+        extra: Special tokens without a role.
+        class_name: The class of the tokenizer, for :func:`bpe_llama._settings.read_settings`.
+        sections: Sections of a tokenizer.json, for the same.
+
+    Raises:
+        ValueError: If a file is damaged or a field is wrong, naming both.
+    """
     config = read_object(folder / "tokenizer_config.json")
-    settings = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
-    return Beside(read_chat_templates(folder, config), dict(roles), settings)
+    try:
+        settings = read_settings(config, class_name, sections)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return Beside(read_chat_templates(folder, config), dict(roles), list(extra), settings)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -155,27 +199,30 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _with_stated_tokens(
     core: _core.Tokenizer,
-    defaults: Mapping[str, str] | None,
+    defaults: Mapping[str, str | None] | None,
+    padding: Mapping[str, Any] | None,
     config: Mapping[str, Any],
     special_map: Mapping[str, Any],
     added: Mapping[str, Any],
-) -> tuple[_core.Tokenizer, dict[str, str]]:
-    """Return the tokenizer with the tokens that the files name, and those of roles that it does not know.
+) -> tuple[_core.Tokenizer, dict[str, str], list[str]]:
+    """Return the tokenizer with the tokens that the files name; the tokens of other roles; the tokens without a role.
 
     Args:
         core: The tokenizer.
-        defaults: The tokens of roles that the class has where no file names one; ``None`` for a class not known here,
-            whose begin and end the tokenizer's own names tell.
+        defaults: The tokens of the class where no file names one. ``None`` for an unknown class: ``bos_id`` and
+            ``eos_id`` then stay what the names of the tokens suggest.
+        padding: The section ``padding`` of the tokenizer.json; its ``pad_token`` is the last default.
         config: The content of tokenizer_config.json.
-        special_map: That of special_tokens_map.json.
-        added: That of added_tokens.json.
+        special_map: The content of special_tokens_map.json.
+        added: The content of added_tokens.json.
     """
     if not (config or special_map or added or defaults):
-        return core, {}
-    stated = read_stated_tokens(defaults or {}, config, special_map, added)
+        return core, {}, []
+    pad_token = {} if padding is None else {"pad_token": padding["pad_token"]}
+    stated = read_stated_tokens(pad_token | dict(defaults or {}), config, special_map, added)
     known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
     listed = {token.content for token in stated.listed}
-    # Flags in added_tokens_decoder replace those of the tokenizer's file; a role alone makes a token special.
+    # added_tokens_decoder overrides the flags in the tokenizer's file; a role alone only makes a token special.
     new = []
     for token in stated.to_add():
         flags = known.get(token.content)
@@ -190,45 +237,34 @@ def _with_stated_tokens(
     if new:
         core = core.with_added_tokens(new)
     added_ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    names = {role: token.content if isinstance(token, AddedToken) else token for role, token in stated.named.items()}
+    names = stated.names()
     ends = []
     for role in _ENDS:
         name = names.get(role)
         if role in config or role in special_map or name is not None:
             ends.append(None if name is None else added_ids.get(name, core.token_to_id(name)))
-        elif defaults is not None and role in ("bos_token", "eos_token"):
+        elif defaults is not None and role != "unk_token":
             ends.append(None)
         else:
             ends.append(getattr(core, f"{role[:3]}_id"))
     core = core.with_ends(*ends)
-    return core, {role: name for role, name in names.items() if name is not None and role not in _ENDS}
+    return core, {role: name for role, name in names.items() if role not in _ENDS}, stated.extra_names()
 
 
-def _class_tokens(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """Return the tokens of roles that the class of a folder's tokenizer has by default, or ``None`` if not known."""
-    model_config = read_object(folder / "config.json")
-    if not config and "model_type" not in model_config:
-        return None
-    name = class_of(config, model_config)
+def _class_tokens(name: str | None) -> Mapping[str, str | None] | None:
+    """Return the default tokens of a class, or ``None`` if the class is unknown."""
     if name == "TokenizersBackend":
         return {}
     return CLASSES[name].tokens if name in CLASSES else None
 
 
-def _warn_of_rebuilding(path: Path, core: _core.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Warn if transformers' class for a folder splits text otherwise than the folder's tokenizer.json says."""
-    written = core.splitting_json()
-    name = class_of(config, read_object(path.parent / "config.json"))
-    built = None if written is None or name is None else splitting(name, config)
-    if built is None:
-        return
-    parts = json.loads(written or "{}")
-    if name == "LlamaTokenizer" and any(step["type"] == "ByteLevel" for step in _steps(parts["pre_tokenizer"])):
-        return  # transformers sees that this class cannot be meant
-    for key in built:
-        is_same = _steps(parts[key]) == _steps(built[key]) if key != "ignore_merges" else parts[key] == built[key]
+def _warn_of_rebuilding(path: Path, name: str | None, config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Warn if the class that transformers takes for a folder splits text otherwise than its tokenizer.json says."""
+    built = splitting(name, config) if parts and name is not None else None
+    for key, part in (built or {}).items():
+        is_same = parts[key] == part if key == "ignore_merges" else _steps(parts[key]) == _steps(part)
         if not is_same:
-            here, there = _shown(parts[key]), _shown(built[key])
+            here, there = _shown(parts[key]), _shown(part)
             warnings.warn(
                 f"{path}: {key} is {here}; transformers 5 builds {there} in its place, as for a "
                 f"{name}, and so can give other ids. This tokenizer is as the file says",
@@ -252,8 +288,14 @@ def _shown(component: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
+def _is_byte_level(core: _core.Tokenizer) -> bool:
+    """Return whether the vocabulary is byte-level: it spells a space ``Ġ``, not ``▁``."""
+    space = core.token_to_id(b" ")
+    return space is not None and core.id_to_token(space) == "Ġ"
+
+
 def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:
-    """Return a SentencePiece model's tokenizer with the tokens that the class in a config puts around a text."""
+    """Return a SentencePiece model's tokenizer with the begin and end tokens that the config puts around a text."""
     wanted = {}
     for key, default in (("add_bos_token", config.get("tokenizer_class") in _ADD_BOS), ("add_eos_token", False)):
         value = config.get(key, default)
@@ -273,17 +315,27 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
         "added_tokens_decoder": added,
         **{role: None if token_id is None else tokenizer.id_to_token(token_id) for role, token_id in ends},
         **{role: name for role, name in beside.roles.items() if role in ROLES},
-        "clean_up_tokenization_spaces": False,
-        **{key: value for key, value in beside.settings.items() if key in _SETTINGS},
+        **beside.settings.as_config(),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    if beside.extra:
+        config["extra_special_tokens"] = beside.extra
     own = {role: name for role, name in beside.roles.items() if role not in ROLES}
     if own:
-        config["extra_special_tokens"] = own
+        config["model_specific_special_tokens"] = own
+    if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead
+        before, after = around(tokenizer)
+        config |= {"add_bos_token": before is not None, "add_eos_token": after is not None}
     with written_whole(folder / "tokenizer_config.json") as temporary:
         temporary.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def ends_of(tokenizer: _core.Tokenizer) -> Ends:
-    """Return the ids that begin and end a text, fill rows and stand for the unknown."""
+    """Return the ids of the bos, eos, pad and unk tokens."""
     return Ends(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)
+
+
+def around(tokenizer: _core.Tokenizer) -> tuple[int | None, int | None]:
+    """Return the ids that a SentencePiece model's tokenizer puts before and after a text."""
+    items = tokenizer.template(False)
+    return items[0][0], items[-1][0]

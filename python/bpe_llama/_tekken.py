@@ -1,4 +1,4 @@
-"""The tokenizer in a ``tekken.json``, Mistral's format: tiktoken's ranks, a pattern, and special tokens before them."""
+"""Read a ``tekken.json``, Mistral's format: a pattern, special tokens, and ranks as tiktoken has them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENTRY_FIELDS = {"rank", "token_bytes", "token_str"}
 _SPECIAL_FIELDS = {"rank", "token_str", "is_control"}
 _MOST_IDS = 2**21
 
-# The special tokens of files that list none, which are of version 7 at most.
+# The special tokens of a file that lists none; only versions up to 7 may omit the list.
 _DEFAULT_SPECIAL = [
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]"),
@@ -30,7 +30,7 @@ _DEFAULT_SPECIAL = [
 
 
 def read_tokenizer(path: Path) -> _core.Tokenizer:
-    """Return the tokenizer of a ``tekken.json``; a text called for begins with its bos token.
+    """Return the tokenizer of a ``tekken.json``; ``tok(...)`` begins a text with its bos token.
 
     Special tokens take the first ids, ordinary tokens those after them in the order of their ranks. Ordinary tokens
     beyond ``default_vocab_size`` are left out. What the file says of images, audio and model settings has no part in

@@ -1,4 +1,4 @@
-"""How a chat template becomes Python: jinja2's code generator, with calls where its own code would act directly.
+"""Compile a chat template to Python: jinja2's code generator, with a call to the environment for each operation.
 
 `_template_sandbox.ChatEnvironment` has the methods that are called.
 """
@@ -10,11 +10,11 @@ from jinja2.compiler import CodeGenerator, Frame
 
 
 class CheckedCode(CodeGenerator):
-    """Compiles a template to Python that calls the environment where jinja2's own code would act directly."""
+    """Compiles a template to Python that calls the environment for each operation."""
 
     # jinja2 calls these by the name of the syntax node.
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
-        """Write a loop that counts its iterations, those that its condition leaves out too."""
+        """Write a loop that counts its iterations, also the ones that its condition skips."""
         # An EnvironmentAttribute is written out as it stands, so this is a call without jinja2's checks around it.
         count = nodes.EnvironmentAttribute("count_step()", lineno=node.lineno)
         node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
@@ -94,5 +94,5 @@ class CheckedCode(CodeGenerator):
 
 
 def _is_short(node: nodes.Expr) -> bool:
-    """Return whether an expression is a constant that compares with anything in no time."""
+    """Return whether an expression is a constant that is compared in constant time."""
     return isinstance(node, nodes.Const) and (not isinstance(node.value, str) or len(node.value) < 1000)

@@ -1,4 +1,4 @@
-"""What a chat template may cost: steps, text, memory and time, counted while it renders.
+"""Limits on the steps, text, memory and time of a chat template, counted while it renders.
 
 A template is a program from a file of unknown origin. Each operation that could take long or build something large
 asks a :class:`Meter` first, so a hostile template ends with one error that names the limit.
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"\d{1,12}")
 
 
 class LimitError(Exception):
-    """A template costs too much. No ValueError, since filters catch these."""
+    """A template costs too much. It is no ValueError, because filters catch ValueErrors."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Limits:
     """How much one rendering may cost.
 
     Args:
-        steps: Iterations of loops, calls and filters; handling of long text counts too.
+        steps: Iterations of loops, calls and filters; work on long text counts as several.
         text: Characters of one text, and items of one list.
         memory: Bytes, about, of all that the template holds at once.
-        seconds: The last resort, for what the others do not foresee.
+        seconds: The time; the last resort where the other limits do not apply.
     """
 
     steps: int = 2_000_000
@@ -45,7 +45,7 @@ class Limits:
     seconds: float = 60.0
 
     def scaled(self, messages: int, size: int) -> Limits:
-        """Return limits for an input of so many messages and of this size, as `Meter.measure` tells it.
+        """Return the limits for this many messages of this size, as `Meter.measure` counts it.
 
         Steps grow with the square of the messages: some published templates search the conversation at each message.
         """
@@ -96,7 +96,7 @@ class Meter:
         return widest
 
     def measure(self, value: Any) -> int:
-        """Return the characters and items in a value, those of shared parts as often as they occur.
+        """Return the number of characters and items in a value; a shared part counts each time it occurs.
 
         So much is read where it is printed, compared, hashed or written as JSON, which a few lists within lists can
         make exponential.
@@ -134,9 +134,9 @@ class Meter:
         self.charge(self.items >> 3)
         return size
 
-    # Sizes below count what this meter itself takes to remember a value, too.
+    # The sizes below include the memory of this meter's own entry for a value.
     def keep(self, value: Value, item_size: int = 8) -> Value:
-        """Return a value that the template made, and count the memory it takes while something refers to it."""
+        """Return a value that the template made, and count its memory as long as something refers to it."""
         kind = type(value)
         if kind in _SCALARS:
             if isinstance(value, int):
@@ -167,11 +167,11 @@ class Meter:
         return value
 
     def _forget_unused(self) -> None:
-        """Forget what only this meter still refers to; refuse what is left if it is too much."""
+        """Forget values that only this meter refers to; raise if the rest exceeds the limit."""
         fresh = (object(), 0)
         unused = sys.getrefcount(fresh[0])
         self.charge(len(self._kept) >> 4)
-        # From the newest on: a container is newer than what it holds, so that is free by the time it is looked at.
+        # Newest first: a container is newer than its items, so it is forgotten before they are checked.
         for key in reversed(list(self._kept)):
             entry = self._kept[key]
             if sys.getrefcount(entry[0]) <= unused:

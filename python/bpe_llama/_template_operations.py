@@ -1,4 +1,4 @@
-"""The checks that a chat template's operators, methods, filters and tests pass before they are carried out.
+"""Checks of a chat template's operators, methods, filters and tests before they run.
 
 Each looks up what an operation would build or how long it would take, and counts it on the `Meter`.
 """
@@ -28,24 +28,24 @@ _COMPARING_TESTS = frozenset({"in", "==", "!=", "<", "<=", ">", ">="}) | frozens
     {"eq", "equalto", "ne", "gt", "greaterthan", "ge", "lt", "lessthan", "le"}
 )
 _PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill"})
-# Their cost can be the product of the lengths of both texts.
+# Methods with a cost up to the product of the two lengths.
 _SEARCHES = frozenset({"count", "endswith", "find", "index", "lstrip", "partition", "rfind", "rindex"}) | frozenset(
     {"rpartition", "rsplit", "rstrip", "split", "startswith", "strip"}
 )
 _ENCODINGS = frozenset({"utf8", "ascii", "latin1", "iso88591", "utf16", "utf16le", "utf16be", "utf32"})
-# Filters that look at their input's items only, if at all, not at what these hold.
+# Filters that do not read inside the items of their input.
 _CONSTANT_TIME = frozenset({"attr", "count", "d", "default", "first", "items", "last", "length", "random"})
 _SHALLOW = _CONSTANT_TIME | frozenset(
     {"abs", "batch", "filesizeformat", "float", "int", "list", "map", "reject", "rejectattr", "reverse", "round"}
     | {"select", "selectattr", "slice"}
 )
 _SLOW = frozenset({"striptags", "title", "truncate", "urlize", "wordcount", "wordwrap"})
-# Filters that compare or add items: a generator is read first, since these read all of it anyway.
+# Filters that compare or add items. A generator is turned into a list first: they read all of it anyway.
 _WHOLE = frozenset({"groupby", "join", "max", "min", "sort", "sum", "unique"})
 
 
 def compare(meter: Meter, name: str, left: Any, right: Any) -> Any:
-    """Return what the comparison operator of jinja2's name gives, in bounded time.
+    """Return the result of a comparison, in bounded time; the operator has jinja2's name.
 
     Raises:
         LimitError: If the values are too large to compare.
@@ -71,7 +71,7 @@ def check_operator(meter: Meter, symbol: str, left: Any, right: Any) -> None:
     """Refuse a binary operator whose result would be too large.
 
     Raises:
-        LimitError: It would.
+        LimitError: If it would.
     """
     if symbol == "*":
         if isinstance(left, int) and isinstance(right, int):
@@ -242,7 +242,7 @@ def _check_urlize(meter: Meter, value: Any, given: _Given, size: int) -> None:
 
 
 def _longest_word(value: Any) -> int:
-    """Return the length of the longest word, in which regexes of `wordwrap` and `urlize` go back and forth."""
+    """Return the length of the longest word: the regexes of `wordwrap` and `urlize` backtrack within it."""
     return max(map(len, str(value).split()), default=0) + 16
 
 
@@ -316,7 +316,7 @@ def write_json(meter: Meter, value: Any, ensure_ascii: bool, indent: Any, separa
     Args:
         meter: Bounds the length.
         value: What JSON can say.
-        ensure_ascii: As of `json.dumps`, like all that follow.
+        ensure_ascii: As in `json.dumps`, like the arguments below.
         indent: A number or a text.
         separators: Two texts.
         sort_keys: By name.

@@ -1,4 +1,4 @@
-"""One rendering of a chat template: its variables made plain, its text and the spans of ``{% generation %}``.
+"""Render a chat template: copy its variables, return its text and the spans of ``{% generation %}`` blocks.
 
 Source of the conventions: ``transformers.utils.chat_template_utils`` 5.23 and
 https://huggingface.co/docs/transformers/chat_templating.
@@ -27,7 +27,7 @@ class Template(NamedTuple):
 
     Attributes:
         code: What `ChatEnvironment` runs.
-        variables: The names that it reads and does not set, without what the environment gives it.
+        variables: The names that it reads and does not set, without those of the environment.
         marks_answers: Whether it holds a ``{% generation %}`` block.
     """
 
@@ -37,10 +37,10 @@ class Template(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """What a template made.
+    """A rendered template.
 
     Attributes:
-        text: All of it.
+        text: The whole text.
         blocks: Where each ``{% generation %}`` block was written, in characters, and its text.
     """
 
@@ -90,7 +90,7 @@ def render_template(
         source: The jinja2 text.
         messages: What it reads as ``messages``.
         variables: All else that it can read.
-        now: What `strftime_now` tells.
+        now: The time for `strftime_now`.
         marker: A character in the messages that is not to be escaped in the text.
 
     Raises:
@@ -115,7 +115,7 @@ def render_template(
 
 
 def failure(error: Exception) -> ValueError:
-    """Return the one error that says why a chat template did not render."""
+    """Return the error to raise for a chat template that did not render."""
     if isinstance(error, RecursionError):
         reason = "it nests or recurses too deeply"
     elif isinstance(error, MemoryError):
@@ -128,7 +128,7 @@ def failure(error: Exception) -> ValueError:
 
 
 def plain(value: Any) -> Any:
-    """Return a value rebuilt from what JSON can say, so that a template reaches no other object's methods.
+    """Return a copy of a value made of JSON's types alone, so that a template reaches no other object's methods.
 
     Mappings, dataclasses and pydantic models become dicts, NumPy's scalars numbers, and anything else, such as an
     image, the name of its type in angle brackets: what transformers does.

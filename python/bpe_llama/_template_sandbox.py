@@ -36,7 +36,7 @@ _MOST_ARGUMENTS = 1000  # of a call, which may keep them all
 
 
 class Generation(Extension):
-    """``{% generation %}...{% endgeneration %}``: marks what the assistant wrote, and is otherwise transparent."""
+    """``{% generation %}...{% endgeneration %}``: records the span of the assistant's text and renders it unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
@@ -48,7 +48,7 @@ class Generation(Extension):
 
     @pass_eval_context
     def note_span(self, _context: Any, caller: Callable[[], str]) -> str:
-        """Return what the block wrote, and note where it stands in the whole text."""
+        """Return the text of the block, and record its place in the whole text."""
         text = caller()
         environment = self.environment
         assert isinstance(environment, ChatEnvironment)
@@ -76,7 +76,7 @@ def _check_name(name: object) -> None:
 
 
 class _ChatDict:
-    """What templates see as ``dict``: it makes mappings, and leads nowhere else."""
+    """The ``dict`` of templates: it makes mappings and has no other attribute."""
 
     def __call__(self, *args: Any, **items: Any) -> dict[Any, Any]:
         return dict(*args, **items)
@@ -107,7 +107,7 @@ class _CheckedFormatter(SandboxedFormatter):
 
 
 class _CheckedEscapeFormatter(_CheckedFormatter, SandboxedEscapeFormatter):
-    """The same for `Markup`."""
+    """`Markup.format` in the sandbox, likewise."""
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -115,8 +115,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     Args:
         meter: Counts the cost.
-        now: What ``strftime_now`` tells.
-        marker: A character in the messages whose escapes, by ``tojson`` or where a list is printed, are undone.
+        now: The time for ``strftime_now``.
+        marker: A character in the messages. Where ``tojson`` or a printed list escapes it, it is put back.
     """
 
     code_generator_class = CheckedCode
@@ -149,17 +149,17 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         )
 
     def restore_marker(self, text: str) -> str:
-        """Return rendered text in which the marker stands for its escape."""
+        """Return rendered text with the marker put back in place of its escape."""
         return text.replace(f"\\u{ord(self.marker):04x}", self.marker) if self.marker else text
 
     def check_key(self, key: Any) -> Any:
-        """Return the key of a mapping, once it is known to be hashed in bounded time."""
+        """Return the key of a mapping after a check that hashing it takes bounded time."""
         if type(key) is not str:
             self.meter.measure(key)
         return key
 
     def compare(self, name: str, left: Any, right: Any) -> Any:
-        """Return what a comparison operator of this name gives."""
+        """Return the result of the comparison operator of this name."""
         return operations.compare(self.meter, name, left, right)
 
     def concatenate(self, join: Callable[[Iterable[Any]], str], items: tuple[Any, ...]) -> str:
@@ -174,12 +174,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Return what a binary operator gives, checked before it is computed."""
+        """Return the result of a binary operator, after a check of its size."""
         operations.check_operator(self.meter, operator, left, right)
         return self.keep(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __function: Any, *args: Any, **options: Any) -> Any:
-        """Return what a call from the template gives, checked before it is made."""
+        """Return the result of a call from the template, after a check of its cost."""
         meter = __self.meter
         meter.charge(8 if isinstance(__function, Macro) else 2)
         if len(args) + len(options) > _MOST_ARGUMENTS:
@@ -270,7 +270,7 @@ class _Lazy:
 
 
 def _pass_first(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, ...]]:
-    """Return what jinja2 passes to a filter or test before its input."""
+    """Return the arguments that jinja2 passes to a filter or test before its input."""
     kind = getattr(function, "jinja_pass_arg", None)
     name = None if kind is None else kind.name
     if name == "context":

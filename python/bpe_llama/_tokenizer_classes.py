@@ -1,4 +1,4 @@
-"""What transformers' tokenizer classes build around a byte-pair vocabulary: the parts of a tokenizer.json.
+"""The pipelines that transformers' tokenizer classes build around a ``vocab.json`` and a ``merges.txt``.
 
 Source: ``models/*/tokenization_*.py`` of transformers 5.23; for the names in ``_BY_MODEL_TYPE``,
 ``models/auto/tokenization_auto.py``.
@@ -15,23 +15,23 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """The parts that one class builds.
+    """The pipeline that one class builds.
 
     Attributes:
-        tokens: The token of each role where the folder's files name none.
-        post_processor: Which tokens it puts around a text; ``"ends"`` for those that ``add_bos_token`` and
-            ``add_eos_token`` ask for.
-        normalizer: Of tokenizer.json.
-        steps: The pre-tokenizers before the last.
-        byte_level: Whether text becomes bytes, else words as BERT's.
-        use_regex: Whether the byte-level step splits by GPT-2's pattern.
-        add_prefix_space: What the option is by default; ``None`` where the class has no such option.
-        takes_trim_offsets: Whether the option ``trim_offsets`` goes to the byte-level step.
-        has_unk: Whether the model gives the unknown token for what it cannot spell.
-        suffix: What the last token of a word ends with.
+        tokens: The default token of each role. Where ``pad_token`` is missing, the section ``padding`` of a
+            tokenizer.json may name it; where it is ``None``, not.
+        post_processor: The kind of post-processor; ``"ends"`` obeys ``add_bos_token`` and ``add_eos_token``.
+        normalizer: As tokenizer.json spells it.
+        steps: The pre-tokenizers before the last one.
+        byte_level: Whether the last pre-tokenizer is ByteLevel; else it is BertPreTokenizer.
+        use_regex: The ``use_regex`` of ByteLevel.
+        add_prefix_space: The default of the option; ``None`` where the class does not have it.
+        takes_trim_offsets: Whether the option ``trim_offsets`` is passed to ByteLevel.
+        has_unk: Whether the model has an ``unk_token``.
+        suffix: The ``end_of_word_suffix`` of the model.
     """
 
-    tokens: dict[str, str]
+    tokens: dict[str, str | None]
     post_processor: Literal["ends", "byte_level", "roberta", "clip", "deberta", "bert", "whisper"] = "ends"
     normalizer: Json | None = None
     steps: list[Json] = field(default_factory=list)
@@ -78,8 +78,8 @@ _QWEN3_5_PATTERN = _QWEN2_PATTERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r
 _CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _NFC = {"type": "NFC"}
 _END = "<|endoftext|>"
-_GPT2_TOKENS = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
-_BART_TOKENS = {
+_GPT2_TOKENS: dict[str, str | None] = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
+_BART_TOKENS: dict[str, str | None] = {
     "bos_token": "<s>",
     "eos_token": "</s>",
     "unk_token": "<unk>",
@@ -97,8 +97,8 @@ def _bert_normalizer(lowercase: bool, strip_accents: bool | None) -> Json:
 
 
 CLASSES = {
-    "GPT2Tokenizer": TokenizerClass(_GPT2_TOKENS),
-    "CodeGenTokenizer": TokenizerClass(_GPT2_TOKENS, "byte_level"),
+    "GPT2Tokenizer": TokenizerClass(_GPT2_TOKENS | {"pad_token": None}),
+    "CodeGenTokenizer": TokenizerClass(_GPT2_TOKENS | {"pad_token": None}, "byte_level"),
     "GPTNeoXTokenizer": TokenizerClass(
         _GPT2_TOKENS | {"pad_token": "<|padding|>"}, normalizer=_NFC, takes_trim_offsets=True
     ),

@@ -118,7 +118,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _described(text: str, where: str) -> dict[str, Any]:
-    """Return what a description adds to a schema: itself, and the values that it lists at its end."""
+    """Return the fields of a schema that a description gives: itself, and the values that it lists at its end."""
     found = re.search(r"\(choices:\s*(.*?)\)\s*$", text, re.IGNORECASE)
     if found is None:
         return {"description": text}
@@ -223,7 +223,7 @@ def _parse_arguments(block: str) -> dict[str, str]:
             continue
         begun = re.match(r"([ \t]*)(\w+):", line)
         deeper = line.startswith((indent + " ", indent + "\t"))
-        # A name with nothing after it is described by the next line, wherever that stands.
+        # The description of a name may begin in the next line, at any indentation.
         is_named = begun is not None and (lines is None or (lines != [""] and not deeper))
         if begun is not None and is_named:
             indent = begun[1]

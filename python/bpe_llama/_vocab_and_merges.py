@@ -1,4 +1,4 @@
-"""A ``vocab.json`` and a ``merges.txt``, as the tokenizer that transformers makes of them and the files beside them."""
+"""Read a ``vocab.json`` and a ``merges.txt`` into the tokenizer that transformers makes of them."""
 
 from __future__ import annotations
 
@@ -11,40 +11,35 @@ from typing import Any
 from bpe_llama import _core
 from bpe_llama._added_tokens import AddedToken, AddedTokens, read_stated_tokens
 from bpe_llama._ends import Ends
-from bpe_llama._loading import Beside, beside
+from bpe_llama._loading import Beside, beside, read_object
 from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, byte_level, class_name_for, trim_offsets
 
-# What a tokenizer_config.json may hold, but what changes ids or text in a way that is not followed here.
-_REFUSED = {
-    *("vocab", "merges", "tokenizer_object", "post_processor", "tokenizer_padding", "tokenizer_truncation"),
-    *("_json_padding", "_json_truncation", "gguf_file", "dropout", "split_special_tokens", "init_inputs", "language"),
-    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
-}
+# Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
+_REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
 def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
     """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and what the files beside them say.
 
     Args:
-        path: One of the two; the other stands beside it.
+        path: Either file; the other one is in the same folder.
 
     Raises:
-        FileNotFoundError: If one of them is missing.
-        ValueError: If a file is damaged, or asks for a class or an option that is not known, naming it.
+        FileNotFoundError: If one of the two is missing.
+        ValueError: If a file is damaged, or a class or an option is unknown; the message names it.
     """
-    text, ends = describe(path.parent)
+    text, ends, read = describe(path.parent)
     try:
         core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
-    return core, beside(path.parent, {})
+    return core, read
 
 
-def describe(folder: Path) -> tuple[str, Ends]:
-    """Return the text of the tokenizer.json that transformers would make of a folder, and the ids of its ends.
+def describe(folder: Path) -> tuple[str, Ends, Beside]:
+    """Return the tokenizer.json that transformers would make of a folder, the ids of its ends, and its settings.
 
-    The class that ``tokenizer_config.json`` names, or else ``config.json``, says what stands around the vocabulary;
-    without these files it is GPT-2's.
+    ``tokenizer_config.json`` names the class that builds the pipeline, or else ``config.json``. The default is GPT-2's.
 
     Raises:
         FileNotFoundError: If the folder lacks ``vocab.json`` or ``merges.txt``.
@@ -52,14 +47,16 @@ def describe(folder: Path) -> tuple[str, Ends]:
 
     Source: ``AutoTokenizer`` of transformers 5.23 and the classes in ``models/*/tokenization_*.py``.
     """
+    for name, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file, without which {other} is no tokenizer")
     vocab = _read_vocab(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocab)
     config, special_map, added_file = (
-        _read_object(folder / name)
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
     try:
-        name = _class_name(config, _read_object(folder / "config.json"))
+        name = _class_name(config, read_object(folder / "config.json"))
         described = CLASSES[name]
         _check_options(config)
         stated = read_stated_tokens(described.tokens, config, special_map, added_file)
@@ -80,8 +77,10 @@ def describe(folder: Path) -> tuple[str, Ends]:
         text = _tokenizer_json(described, config, roles, added, processor, vocab, merges)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    ids = (added.id_of(roles[role] or "") for role in ("bos_token", "eos_token", "pad_token", "unk_token"))
-    return text, Ends(*ids)
+    ends = ("bos_token", "eos_token", "pad_token", "unk_token")
+    others = {role: content for role, content in stated.names().items() if role not in ends}
+    read = beside(folder, others, stated.extra_names(), class_name=name)
+    return text, Ends(*(added.id_of(roles[role] or "") for role in ends)), read
 
 
 def _text_of(token: str | AddedToken | None) -> str | None:
@@ -106,14 +105,19 @@ def _read_vocab(path: Path) -> dict[str, int]:
             vocab[token], by_id[token_id] = token_id, token
         return vocab
 
-    vocab = _parse(path, pairs)
+    try:
+        vocab = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(vocab, dict):
         raise ValueError(f"{path}: expected an object of tokens and ids, got a {type(vocab).__name__}")
     return vocab
 
 
 def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the merges of a file, first ones first; of one that is given twice, the last place counts.
+    """Return the merges of a file in order; a merge that is listed twice counts at its last place.
 
     Source: ``BPE::read_file`` and ``BpeBuilder::build`` of Hugging Face `tokenizers` 0.23.
     """
@@ -140,26 +144,6 @@ def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     return list(merges)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    value = _parse(path, None)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
-    return value
-
-
-def _parse(path: Path, object_pairs_hook: Any) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=object_pairs_hook)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 # -- what the files ask for --------------------------------------------------------------------------------------------
 
 
@@ -183,8 +167,8 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
 
 
 def _check_options(config: Mapping[str, Any]) -> None:
-    for key in sorted(_REFUSED & config.keys()):
-        if config[key]:
+    for key in _REFUSED:
+        if config.get(key):
             raise ValueError(f"tokenizer_config.json: {key} is {config[key]!r}, which is not supported")
     for key in ("add_prefix_space", "trim_offsets", "add_bos_token", "add_eos_token", "predict_timestamps"):
         if not isinstance(config.get(key, False), bool | None):

@@ -27,7 +27,7 @@ _TOKEN_VARIABLES = frozenset(f"{name}_token" for name in NAMED_TOKENS)
 
 
 class EncodedChat(NamedTuple):
-    """A conversation's ids, and of each whether a ``{% generation %}`` block of the template wrote it."""
+    """The ids of a conversation, and for each whether a ``{% generation %}`` block wrote it."""
 
     ids: list[int]
     is_answer: list[bool]
@@ -183,7 +183,7 @@ class _Marked:
         if marker is None:
             raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
         self.marker = marker
-        # Each character of such text has a marker behind it, which tells it from what the template wrote.
+        # A marker after each character of such text tells it from the text of the template.
         self.written = re.compile(f"(?:{self.special.pattern})(?!{marker})")
         self.request = replace(
             request,

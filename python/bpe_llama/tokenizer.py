@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bpe_llama import _batches, _core
 from bpe_llama._progress import ProgressOption
+from bpe_llama._settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from bpe_llama._loading import Beside
     from bpe_llama.counts import WordCounts
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -45,17 +46,22 @@ class Tokenizer(_core.Tokenizer):
         *,
         chat_template: str | dict[str, str] | None = None,
         roles: Mapping[str, str] | None = None,
-        settings: Mapping[str, Any] | None = None,
+        extra: Iterable[str] = (),
+        settings: Settings | None = None,
     ) -> None:
         """Wrap a compiled tokenizer; users call the class methods instead."""
         super().__init__()
         self.chat_template = chat_template
         self._roles = dict(roles or {})
-        self._settings = dict(settings or {})
+        self._extra = list(extra)
+        self._settings = settings or Settings()
 
-    def _like(self, core: _core.Tokenizer) -> Self:
-        """Return another compiled tokenizer with what stands beside this one."""
-        return type(self)(core, chat_template=self.chat_template, roles=self._roles, settings=self._settings)
+    @property
+    def _beside(self) -> Beside:
+        """What this class holds beside the compiled tokenizer."""
+        from bpe_llama._loading import Beside
+
+        return Beside(self.chat_template, self._roles, self._extra, self._settings)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -311,8 +317,7 @@ class Tokenizer(_core.Tokenizer):
         read = _gguf_tokenizer.read_tokenizer(path)
         core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
         core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
-        settings = {"end_ids": sorted(read.end_ids), "gguf_pre": read.pre}
-        return cls(core, chat_template=read.chat_template, settings=settings)
+        return cls(core, chat_template=read.chat_template, settings=Settings(end_ids=tuple(sorted(read.end_ids))))
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -320,12 +325,12 @@ class Tokenizer(_core.Tokenizer):
         """Write the tokenizer to a file, in the format its suffix names.
 
         ``.json`` is Hugging Face's ``tokenizer.json``: ``tokenizers`` and ``transformers`` load it and give the same
-        ids. Under that very name, or where ``path`` is a folder, a ``tokenizer_config.json`` and the chat templates are
-        written beside it, from which ``transformers`` and :meth:`from_file` read the same ends and special tokens;
-        another name holds the tokenizer alone. ``.tiktoken`` is tiktoken's list of ranks; since it has no place for the
-        pattern and the special tokens, they go into ``<path>.json`` beside it. ``.model`` is SentencePiece's, for a
-        vocabulary that was read from such a file and that ``tokenizer.json`` cannot hold. Each file appears whole or
-        not at all.
+        ids. ``.model`` is SentencePiece's, for a vocabulary that was read from such a file and that ``tokenizer.json``
+        cannot hold. A folder gets a ``tokenizer.json``, or else a ``tokenizer.model``. Beside a file of one of these
+        names a ``tokenizer_config.json`` and the chat templates are written, from which ``transformers`` and
+        :meth:`from_file` read the same ends and special tokens; a file of another name holds the tokenizer alone.
+        ``.tiktoken`` is tiktoken's list of ranks, which has no place for the pattern and the special tokens: they go
+        into ``<path>.json``. Each file appears whole or not at all.
 
         Raises:
             ValueError: If the suffix is another, or the format cannot hold this vocabulary.
@@ -334,12 +339,6 @@ class Tokenizer(_core.Tokenizer):
         path = Path(path)
         if path.suffix == ".json":
             self.save_huggingface(path)
-            if path.name == "tokenizer.json":
-                from bpe_llama import _chat_templates, _loading
-
-                beside = _loading.Beside(self.chat_template, self._roles, self._settings)
-                _loading.write_config(path.parent, self, beside)
-                _chat_templates.write_chat_templates(path.parent, self.chat_template)
         elif path.suffix == ".tiktoken":
             from bpe_llama import _published
 
@@ -349,21 +348,34 @@ class Tokenizer(_core.Tokenizer):
             self.save_sentencepiece(path)
         elif not path.suffix or path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
-            self.save(path / "tokenizer.json")
+            is_model = self.sentencepiece_model() is not None
+            if is_model and (path / "tokenizer.json").exists():
+                raise ValueError(
+                    f"{path} holds a tokenizer.json, which would be read in place of the tokenizer.model that this "
+                    "tokenizer is saved as; remove it first"
+                )
+            self.save(path / ("tokenizer.model" if is_model else "tokenizer.json"))
         else:
             raise ValueError(
                 f"cannot tell the format from {path.name!r}: expected a folder, or a name ending in .json, .tiktoken "
                 "or .model"
             )
+        if path.name in ("tokenizer.json", "tokenizer.model"):
+            from bpe_llama import _chat_templates, _loading
+
+            _loading.write_config(path.parent, self, self._beside)
+            _chat_templates.write_chat_templates(path.parent, self.chat_template)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the text of a tokenizer.json, or as the SentencePiece model that it cannot hold."""
         from bpe_llama import _loading
 
-        beside = {"chat_template": self.chat_template, "roles": self._roles, "settings": self._settings}
-        file = self.sentencepiece_model() or self.to_own_json().encode()
+        ends, beside = _loading.ends_of(self), vars(self._beside)
+        model = self.sentencepiece_model()
+        if model is None:
+            return _unpickle, (type(self), self.to_own_json().encode(), ends, beside)
         added = [tuple(token[key] for key in _FLAGS) for token in json.loads(self.added_tokens_json())]
-        return _unpickle, (type(self), file, added, _loading.ends_of(self), beside)
+        return _unpickle_sentencepiece, (type(self), model, added, _loading.around(self), ends, beside)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -535,7 +547,8 @@ class Tokenizer(_core.Tokenizer):
         pad_id: int | None = None,
         bos: bool = False,
         eos: bool = False,
-        return_token_type_ids: bool = False,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         allowed_special: Iterable[str] | str = (),
@@ -547,7 +560,7 @@ class Tokenizer(_core.Tokenizer):
 
         Args:
             texts: One text, or a sequence of ``B`` texts.
-            text_pairs: As many second texts, for models that read pairs.
+            text_pairs: The second text of each pair. Beside a single text, ``""`` means that there is none.
             add_special_tokens: Whether the post-processor's tokens are wanted.
             padding: ``True`` or ``"longest"`` pads to the longest row, ``"max_length"`` to ``max_length``.
             truncation: Cut each row to ``max_length`` ids, those of special tokens included: ``True`` or
@@ -558,18 +571,22 @@ class Tokenizer(_core.Tokenizer):
             return_tensors: ``"np"`` or ``"pt"`` for int64 arrays of shape (B, T); ``None`` for lists.
             padding_side: ``"right"``, or ``"left"`` for generation; by default what the tokenizer's files say.
             truncation_side: The side that is cut off, likewise.
-            pad_to_multiple_of: Pad to a multiple of this length.
+            pad_to_multiple_of: Pad to a multiple of this length. If rows are truncated, ``max_length`` must be one.
             pad_id: The id that fills short rows; by default ``pad_id`` of the tokenizer, else ``eos_id``, else 0. The
                 mask is 0 there.
             bos: Begin with ``bos_id``, once.
             eos: End with ``eos_id``, once.
-            return_token_type_ids: Also return ``token_type_ids``: which text of a pair a token is of.
+            return_token_type_ids: Also return ``token_type_ids``: which text of a pair each token is of. By default,
+                ``model_input_names`` of the tokenizer's files decides, or its class.
+            return_attention_mask: Also return ``attention_mask``, by default likewise.
             return_special_tokens_mask: Also return ``special_tokens_mask``: 1 for tokens put around the texts.
             return_offsets_mapping: Also return ``offset_mapping``: the range of characters of each token.
             allowed_special: Special tokens that stand for themselves, or ``"all"``.
 
         Raises:
-            ValueError: If rows differ in length and tensors are asked for without padding, or an option is unknown.
+            TypeError: If a length or ``pad_id`` is no int, or only one of ``texts`` and ``text_pairs`` is a str.
+            ValueError: If rows differ in length and tensors are asked for without padding, or an option is unknown or
+                out of range.
 
         Examples:
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
@@ -577,25 +594,30 @@ class Tokenizer(_core.Tokenizer):
             {'input_ids': [[256, 0], [256, 256]], 'attention_mask': [[1, 0], [1, 1]]}
         """
         is_single = isinstance(texts, str)
+        if is_single and text_pairs == "":
+            text_pairs = None  # as in transformers
+        if text_pairs is not None and is_single != isinstance(text_pairs, str):
+            raise TypeError(
+                f"texts is {texts!r:.80} and text_pairs {text_pairs!r:.80}; expected two str or two sequences"
+            )
         firsts = [texts] if isinstance(texts, str) else list(texts)
         seconds = [text_pairs] if isinstance(text_pairs, str) else None if text_pairs is None else list(text_pairs)
         if seconds is not None and len(seconds) != len(firsts):
             raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
+        if pad_id is not None and not 0 <= _batches.integer("pad_id", pad_id) < 2**32:
+            raise ValueError(f"pad_id is {pad_id}; expected an id from 0 to 2**32 - 1")
+        settings = self._settings
         if truncation is None:
             truncation = max_length is not None and padding is False
-        if max_length is None and (truncation not in (False, "do_not_truncate") or padding == "max_length"):
-            max_length = self._default_length()
-            if max_length is None and truncation:
-                warnings.warn("truncation without max_length cuts nothing: no file names a limit", stacklevel=2)
         batch = _batches.Batches(
             padding,
             truncation,
             max_length,
             return_tensors,
-            padding_side or self._settings.get("padding_side", "right"),
-            truncation_side or self._settings.get("truncation_side", "right"),
+            settings.padding_side if padding_side is None else padding_side,
+            settings.truncation_side if truncation_side is None else truncation_side,
             pad_to_multiple_of,
-        )
+        ).limited(settings.model_max_length)
         template = _batches.template_of(self, pair=seconds is not None, special=add_special_tokens, bos=bos, eos=eos)
         columns: list[list[list[int]]] = []
         spans: list[Any] = []
@@ -610,24 +632,21 @@ class Tokenizer(_core.Tokenizer):
                 columns.append(self.encode_batch(column, allowed_special=allowed_special))
         rows = batch.rows(columns[0], columns[1] if len(columns) > 1 else None, template, spans)
         fill = next((token_id for token_id in (pad_id, self.pad_id, self.eos_id) if token_id is not None), 0)
+        inputs = settings.model_input_names
         wanted = {
             "input_ids": True,
-            "token_type_ids": return_token_type_ids,
+            "token_type_ids": "token_type_ids" in inputs if return_token_type_ids is None else return_token_type_ids,
+            "attention_mask": "attention_mask" in inputs if return_attention_mask is None else return_attention_mask,
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
         }
         return batch.of(rows, fill, [key for key, is_wanted in wanted.items() if is_wanted], is_single=is_single)
 
-    def _default_length(self) -> int | None:
-        """Return the most ids of a row that the tokenizer's files name."""
-        length = self._settings.get("model_max_length")
-        return int(length) if isinstance(length, int | float) and length < 1e15 else None
-
     # -- special tokens ------------------------------------------------------------------------------------------------
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Special tokens by the name of their role, as in transformers: ``{"eos_token": "</s>", ...}``."""
+        """Special tokens by role, as in transformers: ``{"eos_token": "</s>", ...}``."""
         from bpe_llama import _loading
 
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -638,23 +657,23 @@ class Tokenizer(_core.Tokenizer):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids at which generation ends: ``eos_id``, and what else a GGUF file names as an end."""
+        """The ids at which generation ends: ``eos_id``, and the other ends that a GGUF file names."""
         eos = () if self.eos_id is None else (self.eos_id,)
-        return frozenset((*eos, *self._settings.get("end_ids", ())))
+        return frozenset((*eos, *self._settings.end_ids))
 
     @property
     def cls_id(self) -> int | None:
-        """The id that begins a text for a classifier."""
+        """The id of the classification token."""
         return self._role_id("cls_token")
 
     @property
     def sep_id(self) -> int | None:
-        """The id between two texts."""
+        """The id of the separator token."""
         return self._role_id("sep_token")
 
     @property
     def mask_id(self) -> int | None:
-        """The id of a token to be guessed."""
+        """The id of the mask token."""
         return self._role_id("mask_token")
 
     def _role_id(self, role: str) -> int | None:
@@ -675,7 +694,10 @@ class Tokenizer(_core.Tokenizer):
             >>> grown.encode("<|user|>ab", allowed_special="all"), len(tok), len(grown)
             ([257, 256], 257, 258)
         """
-        return self._grown(tokens, special=True)
+        grown = self._grown(tokens, special=True)
+        named = set(self.special_tokens_map.values())
+        grown._extra = list(dict.fromkeys((*self._extra, *(token for token in tokens if token not in named))))
+        return grown
 
     def with_tokens(self, tokens: Sequence[str]) -> Self:
         """Return this tokenizer with more tokens that are found wherever their text occurs, before anything else.
@@ -706,7 +728,7 @@ class Tokenizer(_core.Tokenizer):
         normalized = not special and self.normalizes_added_tokens
         known = () if special else self.special_tokens
         new = [(token, special, False, False, False, normalized) for token in tokens if token not in known]
-        return self._like(self.with_added_tokens(new))
+        return type(self)(self.with_added_tokens(new), **vars(self._beside))
 
 
 def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
@@ -721,15 +743,17 @@ def _with_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]
 _FLAGS = ("content", "special", "single_word", "lstrip", "rstrip", "normalized")
 
 
-def _unpickle(
+def _unpickle(cls: type[Tokenizer], file: bytes, ends: tuple[int | None, ...], beside: dict[str, Any]) -> Tokenizer:
+    return cls(_core.Tokenizer.build_from_huggingface(file).with_ends(*ends), **beside)
+
+
+def _unpickle_sentencepiece(
     cls: type[Tokenizer],
-    file: bytes,
+    model: bytes,
     added: list[tuple[Any, ...]],
+    around: tuple[int | None, int | None],
     ends: tuple[int | None, ...],
     beside: dict[str, Any],
 ) -> Tokenizer:
-    if file.startswith(b"{"):
-        core = _core.Tokenizer.build_from_huggingface(file)
-    else:
-        core = _core.Tokenizer.build_from_sentencepiece(file).with_added_tokens(added)
-    return cls(core.with_ends(*ends), **beside)
+    core = _core.Tokenizer.build_from_sentencepiece(model).with_added_tokens(added)
+    return cls(core.with_ends(*ends).with_template(*around), **beside)

@@ -476,3 +476,17 @@ def test_a_family_saved_by_us(folder: Path, tmp_path: Path) -> None:
 def test_most_families_take_the_fast_way(name: str, tmp_path: Path) -> None:
     loaded = Ours.from_file(build(FAMILIES[name], tmp_path))
     assert (loaded.pipeline == "fast") is (name in FAST), loaded.general_because
+
+
+@pytest.mark.parametrize("name", ["llama 2", "mistral, metaspace", "gemma"])
+def test_bytes_of_unknown_characters_are_streamed(name: str, tmp_path: Path) -> None:
+    ours, theirs = Ours.from_file(build(FAMILIES[name], tmp_path)), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    word = theirs.encode("the", add_special_tokens=False)
+    end = theirs.eos_token_id
+    for spelt in ("हिन्दी".encode(), "ह".encode() + b"\xe0", b"\xe0" + "ह".encode(), b"\xff\n", b"\n\n"):
+        run = theirs.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in spelt])
+        for ids in (run, [*run, *word], [*word, *run, end, *run], [end, *run[:2], end, *run[2:], *word]):
+            for skip in (False, True):
+                stream = ours.decode_stream(skip_special_tokens=skip)
+                parts = [stream.push(i) for i in ids]
+                assert "".join(parts) + stream.flush() == theirs.decode(ids, skip_special_tokens=skip)

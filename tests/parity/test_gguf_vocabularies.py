@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import sentencepiece
 
@@ -15,6 +14,7 @@ from bench import data
 from bpe_llama import Tokenizer
 from bpe_llama._gguf import read_gguf_header
 from bpe_llama._gguf_tokenizer import GgufTokenizer, read_tokenizer, tokenizer_metadata
+from tests.gguf_files import write_gguf
 
 NAMES = (
     *("command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe", "llama-spm", "mpt"),
@@ -52,17 +52,6 @@ def cases(path: Path) -> list[tuple[str, list[int]]]:
     return [(text, [int(number) for number in line.split()]) for text, line in zip(texts, lines, strict=False)]
 
 
-def write(path: Path, metadata: dict[str, Any]) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in metadata.items():
-        kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
-        writer.add_key_value(key, value, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_are_llama_cpps(real: Callable[..., Any], name: str) -> None:
     path = real(data.llama_cpp_vocabulary, name)
@@ -90,7 +79,7 @@ def test_what_we_write_gives_the_same_ids(real: Callable[..., Any], tmp_path: Pa
         metadata = tokenizer_metadata(
             first.core, add_bos=first.add_bos, add_eos=first.add_eos, pad_id=first.pad_id, pre=first.pre
         )
-    write(tmp_path / "t.gguf", metadata)
+    write_gguf(tmp_path / "t.gguf", metadata)
     second = load(tmp_path / "t.gguf")
     for text, ids in cases(path):
         assert second.core.encode(text) == ids, text
@@ -108,7 +97,7 @@ def test_a_sentencepiece_model_goes_through_gguf(real: Callable[..., Any], tmp_p
     path = real(data.vocabulary, "mistral")
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     core = Tokenizer.from_file(path)
-    write(tmp_path / "t.gguf", tokenizer_metadata(core, add_bos=True, unk_id=0))
+    write_gguf(tmp_path / "t.gguf", tokenizer_metadata(core, add_bos=True, unk_id=0))
     found = read_tokenizer(tmp_path / "t.gguf")
     assert (found.core.bos_id, found.core.eos_id, found.unk_id, found.add_bos) == (1, 2, 0, True)
     assert found.core.merges == core.merges

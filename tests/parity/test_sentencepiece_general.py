@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import pickle
 import random
 import re
@@ -431,3 +432,42 @@ def test_gguf_pieces_without_all_bytes_are_refused(tmp_path: Path) -> None:
     model = train(byte_fallback=False)
     with pytest.raises(ValueError, match=r"m\.gguf: .*it has 0 of 256 bytes"):
         in_gguf(model, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        {},
+        {"tokenizer_class": "LlamaTokenizer", "add_eos_token": True},
+        {"tokenizer_class": "GemmaTokenizer", "bos_token": "<s>", "pad_token": "<pad>", "model_max_length": 7},
+        {"add_bos_token": True, "extra_special_tokens": ["<call>"], "chat_template": "T"},
+        {
+            "tokenizer_class": "LlamaTokenizer",
+            "added_tokens_decoder": {"900": {"content": "<tool>", "normalized": False}},
+        },
+    ],
+)
+def test_a_folder_keeps_a_model_and_what_stands_beside_it(config: dict[str, Any] | None, tmp_path: Path) -> None:
+    data = train(normalization_rule_name="nfkc", user_defined_symbols=["<mask>"]).SerializeToString()
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tok = Tokenizer.from_file(tmp_path)
+    grown = tok.with_special_tokens(["<new>"]).with_tokens(["quick"])
+    for first in (tok, grown):
+        first.save(tmp_path / "saved")
+        assert (tmp_path / "saved" / "tokenizer.model").read_bytes() == data
+        assert not (tmp_path / "saved" / "tokenizer.json").exists()
+        for again in (Tokenizer.from_file(tmp_path / "saved"), pickle.loads(pickle.dumps(first))):
+            assert again.added_tokens_json() == first.added_tokens_json()
+            assert vars(again._beside) == vars(first._beside)
+            assert again.special_tokens_map == first.special_tokens_map
+            for text in ("the <mask> ﬁne<new>", "", " quick<tool>  ab<call>", "<s>日本</s>"):
+                options = {"allowed_special": "all", "return_offsets_mapping": True}
+                assert again(text, text, **options) == first(text, text, **options)
+                ids = first.encode(text)
+                assert again.decode(ids, skip_special_tokens=True) == first.decode(ids, skip_special_tokens=True)
+    (tmp_path / "saved" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a tokenizer\.json, which would be read in place"):
+        tok.save(tmp_path / "saved")

@@ -307,13 +307,13 @@ def test_what_is_put_around_texts(theirs: tokenizers.Tokenizer, first: str, seco
             continue
         options = {"allowed_special": "all", "return_token_type_ids": True, "return_special_tokens_mask": True}
         try:
-            got = ours(first, pair, **options)
+            got = ours([first], None if pair is None else [pair], **options)
         except ValueError as error:
             assert ROOTLESS in str(error)
             continue
-        assert got["input_ids"] == expected.ids
-        assert got["token_type_ids"] == expected.type_ids
-        assert got["special_tokens_mask"] == expected.special_tokens_mask
+        assert got["input_ids"] == [expected.ids]
+        assert got["token_type_ids"] == [expected.type_ids]
+        assert got["special_tokens_mask"] == [expected.special_tokens_mask]
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

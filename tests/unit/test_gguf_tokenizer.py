@@ -10,11 +10,13 @@ from typing import Any
 
 import gguf
 import pytest
+import tokenizers
 
 from bpe_llama import Tokenizer, _core
 from bpe_llama._gguf_patterns import NEAREST, PRE_TOKENIZERS
 from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, overlapping
 from bpe_llama._gguf_tokenizer import GgufTokenizer, read_tokenizer, tokenizer_metadata
+from tests.gguf_files import write_gguf
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/llama_cpp_pieces.json").read_text(encoding="utf-8"))
 TEXTS = ["Some words, some more words; 12345 of another 678.\n\tAnd   spaces — naïve 語, she'll say.", "", "  x\n\n "]
@@ -65,23 +67,8 @@ def characters(extra: dict[str, tuple[float, int]] | None = None, **changes: Any
     return sentencepiece(extra, **({"model": "gemma4", "scores": None, "merges": ["▁ a", "a b", "▁a b"]} | changes))
 
 
-def write(folder: Path, metadata: dict[str, Any]) -> Path:
-    path = folder / "t.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in metadata.items():
-        if isinstance(value, list) and not value:
-            continue  # the package refuses to write one
-        kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
-        writer.add_key_value(key, value, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def read(folder: Path, metadata: dict[str, Any]) -> GgufTokenizer:
-    return read_tokenizer(write(folder, metadata))
+    return read_tokenizer(write_gguf(folder / "t.gguf", metadata))
 
 
 # ---- patterns ----
@@ -118,6 +105,10 @@ def test_every_name_is_read_and_written_back(tmp_path: Path, name: str) -> None:
     assert (second.core.bos_id, second.core.eos_id, second.end_ids) == (260, 260, frozenset({260}))
     for text in TEXTS:
         assert second.core.encode(text) == first.core.encode(text)
+    Tokenizer(first.core).save(tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in [*TEXTS, "HeLLo wORLD ÉCOLE, 中文abc カナ. x1y22z333 it's I'LL", "日本語テスト한국어 ไทย\r\n٣٤"]:
+        assert theirs.encode(text, add_special_tokens=False).ids == first.core.encode(text), text
     # Without a name, one that means the same is taken.
     alike = PRE_TOKENIZERS[tokenizer_metadata(first.core)["tokenizer.ggml.pre"]]
     assert alike.patterns == PRE_TOKENIZERS[name].patterns
@@ -125,7 +116,7 @@ def test_every_name_is_read_and_written_back(tmp_path: Path, name: str) -> None:
 
 def test_a_missing_pre_is_llama_cpps_default_with_a_warning(tmp_path: Path) -> None:
     stated = read(tmp_path, byte_level(pre="default"))
-    path = write(tmp_path, byte_level(pre=None))
+    path = write_gguf(tmp_path / "t.gguf", byte_level(pre=None))
     with pytest.warns(UserWarning, match=rf"{re.escape(str(path))}: tokenizer\.ggml\.pre is missing"):
         loaded = Tokenizer.from_file(path)
     assert loaded.pattern == stated.core.pattern
@@ -243,7 +234,7 @@ def test_text_after_a_user_defined_token_begins_with_a_space(tmp_path: Path) -> 
 def test_a_sentencepiece_tokenizer_goes_out_and_in(tmp_path: Path) -> None:
     first = read(tmp_path, sentencepiece({"<u>": (0.0, USER_DEFINED)}, add_eos_token=True))
     metadata = tokenizer_metadata(first.core, add_bos=first.add_bos, add_eos=first.add_eos, unk_id=first.unk_id)
-    written = write(tmp_path, metadata)
+    written = write_gguf(tmp_path / "t.gguf", metadata)
     reader = gguf.GGUFReader(written)
     assert reader.fields["tokenizer.ggml.scores"].types[1] == gguf.GGUFValueType.FLOAT32
     assert reader.fields["tokenizer.ggml.token_type"].types[1] == gguf.GGUFValueType.INT32
@@ -375,10 +366,26 @@ def test_a_token_that_merges_do_not_make_decides_the_name() -> None:
     ],
 )
 def test_bad_metadata_is_refused_by_name(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
-    path = write(tmp_path, metadata)
+    path = write_gguf(tmp_path / "t.gguf", metadata)
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.from_gguf(path)
     assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "single", [[], ["</s>"], ["A", "A"], ["A", "</s>", "</s>"]], ids=lambda single: "+".join(single)
+)
+def test_a_template_that_gguf_cannot_hold_is_refused(single: list[str], tmp_path: Path) -> None:
+    described = json.loads(read(tmp_path, byte_level()).core.to_huggingface())
+    text = {name: {"Sequence": {"id": name, "type_id": 0}} for name in "AB"}
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    described["post_processor"] = {
+        **{"type": "TemplateProcessing", "single": [text.get(name, end) for name in single]},
+        **{"pair": list(text.values()), "special_tokens": {"</s>": {"id": "</s>", "ids": [260], "tokens": ["</s>"]}}},
+    }
+    core = _core.Tokenizer.build_from_huggingface(json.dumps(described).encode())
+    with pytest.raises(ValueError, match=r"a GGUF file can put bos_id, .*post-processor makes \["):
+        tokenizer_metadata(core)
 
 
 def test_ends_that_a_tokenizer_lacks_are_not_written(tmp_path: Path) -> None:

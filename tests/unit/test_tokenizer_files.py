@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,33 @@ def test_half_written_files_in_a_folder_are_not_read(tok: Tokenizer, tmp_path: P
 def test_saving_into_a_folder_that_is_not_there_raises(tok: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(OSError):
         tok.save(tmp_path / "missing" / "tokenizer.json")
+
+
+@pytest.mark.parametrize("first", ["100", "version1", "a"])
+def test_a_tokenizer_json_is_never_a_vocabulary(first: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({first: 1, "model": {}}), encoding="utf-8")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(ValueError, match=rf"tokenizer\.json: not a tokenizer\.json: unknown field `{first}`"):
+            Tokenizer.from_file(path)
+
+
+def test_a_vocabulary_of_another_name_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    # What lies beside it is another tokenizer's.
+    for name, text in (("vocab.json", '{"a": 0}'), ("merges.txt", ""), ("encoder.json", '{"b": 0}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"encoder\.json: begins with 'b' and a number, as a vocab\.json does"):
+        Tokenizer.from_file(tmp_path / "encoder.json")
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.bpe: begins as a merges\.txt does"):
+        Tokenizer.from_file(tmp_path / "vocab.bpe")
+
+
+def test_many_special_tokens_cost_linear_time(tok: Tokenizer, tmp_path: Path) -> None:
+    names = [f"<|{i}|>" for i in range(20_000)]
+    start = time.process_time()
+    tok.with_special_tokens([*names, names[0]]).save(tmp_path / "many")
+    again = Tokenizer.from_file(tmp_path / "many")
+    assert time.process_time() - start < 20  # a minute where each token is looked for in a list
+    assert len(again) == len(tok) + len(names)
+    config = json.loads((tmp_path / "many" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["extra_special_tokens"] == names

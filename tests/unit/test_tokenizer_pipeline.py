@@ -193,6 +193,7 @@ def test_a_pattern_that_means_something_else_there_is_refused(tmp_path: Path) ->
         ({"model": {"type": "WordLevel", "vocab": {}}}, "WordLevel"),
         ({"decoder": {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True}}, "decoder.*CTC"),
         ({"normalizer": {"type": "NFC", "form": "C"}}, "normalizer.*form"),
+        ({"normalizer": {"type": "Prepend", "prepend": ""}}, "normalizer.*prepend is empty"),  # tokenizers panics
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "pre_tokenizer.*trim_offsets"),
         ({"post_processor": {"type": "Unknown"}}, "post_processor.*Unknown"),
         ({"truncation": {"max_length": 3}}, "truncation.*strategy"),
@@ -358,3 +359,34 @@ def test_two_prepends_put_two_before_the_text(tmp_path: Path) -> None:
     for text in ("a", " a", "a a"):
         assert ours.encode(text) == theirs.encode(text).ids
     assert ours.encode("a") == [256, 256, 257]
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"extra_special_tokens": ["<a>", "<b>"]},
+        {"additional_special_tokens": ["<a>", "</s>"]},
+        {"extra_special_tokens": {"image": "<i>", "boi_token": "<b>"}},
+        {"image_token": "<i>", "extra_special_tokens": ["<a>"]},
+        {"model_specific_special_tokens": {"image": "<i>"}, "extra_special_tokens": ["<a>"]},
+        {"extra_special_tokens": [{"__type": "AddedToken", "content": "<a>", "lstrip": True, "normalized": False}]},
+    ],
+)
+def test_special_tokens_without_a_role_survive(stated: dict[str, Any], tmp_path: Path) -> None:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", **stated}
+    folder = folder_with(tmp_path, config, ({"content": "</s>"},))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = Tokenizer.from_file(folder)
+    assert ours.special_tokens_map == dict(theirs.special_tokens_map)
+    grown = ours.with_special_tokens(["<new>", "</s>"])
+    theirs_grown = AutoTokenizer.from_pretrained(folder)
+    theirs_grown.add_special_tokens({"extra_special_tokens": ["<new>"]}, replace_extra_special_tokens=False)
+    for tok, expected in ((ours, theirs), (pickle.loads(pickle.dumps(ours)), theirs), (grown, theirs_grown)):
+        tok.save(tmp_path / "saved")
+        again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+        assert again.all_special_tokens == expected.all_special_tokens
+        assert dict(again.special_tokens_map) == dict(expected.special_tokens_map)
+        text = "ab <a>ab<b>  <i><new></s>"
+        assert again(text)["input_ids"] == expected(text)["input_ids"]
+        read = Tokenizer.from_file(tmp_path / "saved")
+        assert read(text, allowed_special="all")["input_ids"] == expected(text)["input_ids"]

@@ -25,7 +25,7 @@ impl Tokenizer {
             return Ok(pipeline.decode(ids, &self.added, skip_special)?.into_bytes());
         }
         if let Some(model) = self.sentencepiece() {
-            return model.decode(&self.kept(ids, skip_special), false);
+            return model.decode(&self.kept(ids, skip_special), false, &self.added);
         }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         if !skip_special && !self.drops_space() {
@@ -55,7 +55,7 @@ impl Tokenizer {
     /// As [`Tokenizer::decode`].
     pub fn decode_lossy(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let bytes = match self.sentencepiece() {
-            Some(model) => model.decode(&self.kept(ids, skip_special), true)?,
+            Some(model) => model.decode(&self.kept(ids, skip_special), true, &self.added)?,
             None => self.decode(ids, skip_special)?,
         };
         let mut stream = Utf8Stream::new(self.decodes_as_sentencepiece());
@@ -111,7 +111,8 @@ impl Tokenizer {
 
 /// Turns ids into text one at a time, holding back what is not yet a whole character.
 ///
-/// The parts put together are [`Tokenizer::decode_lossy`] of all ids.
+/// The parts put together are [`Tokenizer::decode_lossy`] of all ids. Where a `tokenizer.json` spells unknown characters as
+/// tokens of bytes, a run of them is held back until it ends, since one byte too many makes U+FFFD of the whole run.
 #[derive(Debug, Clone)]
 pub struct DecodeStream {
     way: Way,
@@ -156,7 +157,7 @@ impl DecodeStream {
                 Ok(utf8.push(if *at_start { tokenizer.without_first_space(id, token, at_start) } else { token }))
             }
             Way::Model(utf8, decoding) => match tokenizer.sentencepiece() {
-                Some(model) => Ok(utf8.push(&model.decode_next(decoding, id)?)),
+                Some(model) => Ok(utf8.push(&model.decode_next(decoding, id, &tokenizer.added)?)),
                 None => Ok(String::new()),
             },
         }
@@ -187,6 +188,15 @@ impl Window {
     ///
     /// Source: `DecodeStream` of Hugging Face `tokenizers`.
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, skip_special: bool) -> Result<String> {
+        if let Some(pipeline) = &tokenizer.pipeline {
+            if skip_special && pipeline.is_special(id, &tokenizer.added) {
+                return Ok(String::new());
+            }
+            if pipeline.is_byte_of_run(id, &tokenizer.added) {
+                self.ids.push(id);
+                return Ok(String::new());
+            }
+        }
         self.ids.push(id);
         let text = tokenizer.decode_text(&self.ids, skip_special)?;
         let new = self.new_part(&text)?.to_owned();

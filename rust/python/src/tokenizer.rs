@@ -317,8 +317,8 @@ impl PyTokenizer {
         self.inner.added_tokens_json().map_err(to_py)
     }
 
-    fn splitting_json(&self) -> Option<String> {
-        self.inner.splitting_json()
+    fn components_json(&self) -> Option<String> {
+        self.inner.components_json()
     }
 
     fn template(&self, pair: bool) -> Vec<(Option<u32>, Option<&'static str>, Option<u32>)> {

@@ -2,8 +2,8 @@
 //!
 //! Source: the serialization of Hugging Face `tokenizers` 0.23.
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::model::ModelOptions;
@@ -31,6 +31,7 @@ pub(crate) enum Normalizer {
         content: String,
     },
     Prepend {
+        #[serde(deserialize_with = "not_empty")]
         prepend: String,
     },
     Precompiled {
@@ -319,6 +320,12 @@ pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> R
     serde_json::from_value(value)
         .map(Some)
         .map_err(|error| Error::Format(format!("tokenizer.json: {field} is {shown}: {error}; this is not supported")))
+}
+
+/// Refuses an empty text to prepend: `tokenizers` 0.23 panics on it, or drops a part of what it encodes.
+fn not_empty<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<String, D::Error> {
+    let text = String::deserialize(value)?;
+    if text.is_empty() { Err(D::Error::custom("prepend is empty; expected text")) } else { Ok(text) }
 }
 
 fn shortened(text: &str) -> String {

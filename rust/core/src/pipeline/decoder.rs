@@ -40,6 +40,20 @@ impl Decoders {
         steps.fold(name.as_bytes().to_vec(), |token, step| step.apply_inside(token))
     }
 
+    /// Returns whether a token is one byte of a run whose text is not known before the run ends.
+    ///
+    /// Where a run is no UTF-8, each of its bytes becomes U+FFFD, also those that were characters before more came.
+    pub(super) fn is_byte_of_run(&self, name: &str) -> bool {
+        let mut token = name.as_bytes().to_vec();
+        for step in self.0.iter().flatten() {
+            if matches!(step, Step::ByteFallback) {
+                return std::str::from_utf8(&token).is_ok_and(|text| byte_of(text).is_some());
+            }
+            token = step.apply_inside(token);
+        }
+        false
+    }
+
     /// Returns the text of tokens.
     pub(super) fn decode(&self, mut tokens: Vec<String>) -> Result<String> {
         let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };

@@ -181,6 +181,18 @@ impl Pipeline {
         self.decoders.decode(tokens)
     }
 
+    /// Returns whether decoding leaves a token out where special tokens are not wanted.
+    pub(crate) fn is_special(&self, id: u32, added: &AddedTokens) -> bool {
+        let name = added.name_of(id).or_else(|| self.model.token(id));
+        name.and_then(|name| added.by_content(name)).is_some_and(|token| token.special)
+    }
+
+    /// Returns whether the text of a token is not known before the run of bytes ends that it is of.
+    pub(crate) fn is_byte_of_run(&self, id: u32, added: &AddedTokens) -> bool {
+        let name = added.name_of(id).or_else(|| self.model.token(id));
+        name.is_some_and(|name| self.decoders.is_byte_of_run(name))
+    }
+
     /// Returns the bytes that a token stands for within a text.
     pub(crate) fn token_bytes(&self, name: &str) -> Vec<u8> {
         self.decoders.token_bytes(name)

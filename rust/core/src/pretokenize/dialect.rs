@@ -269,7 +269,16 @@ impl Translation<'_> {
                     self.rest.next();
                     self.out.push_str(&escaped);
                 }
-                c @ ('&' | '-' | '~') if self.rest.peek() == Some(&c) => return Err(format!("{c}{c}")),
+                '&' if self.rest.next_if_eq(&'&').is_some() => {
+                    // An intersection of two sides is read alike; one with an empty side is not.
+                    let is_empty = self.out.ends_with(['[', '^', '-', '&'])
+                        || matches!(self.rest.peek(), None | Some(']' | '^' | '-' | '&'));
+                    if is_empty {
+                        return Err("&&".to_owned());
+                    }
+                    self.out.push_str("&&");
+                }
+                c @ ('-' | '~') if self.rest.peek() == Some(&c) => return Err(format!("{c}{c}")),
                 c => self.out.push(c),
             }
         }
@@ -354,7 +363,7 @@ mod tests {
 
     use super::*;
 
-    const PATTERNS: [&str; 12] = [
+    const PATTERNS: [&str; 15] = [
         r"(?s:.+)",
         r"\w+|[^\w\s]+|\s+",
         r"\d{3}+|.",
@@ -367,6 +376,9 @@ mod tests {
         r"(?:ab){2}+|[a-c&~-]",
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s",
         r"(?=[A-Z])",
+        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}&&[^a-z]]*[\p{L}&&[^A-Z]]+(?:'[sS]|'[lL][lL])?|\p{N}| ?[^\s\p{L}\p{N}]+|\s+",
+        r"[[a-zé一-龥가-\u{d7ff}]&&\S&&[^b\d]]+|[^\w&&[^.,]]|.",
+        r"[^a-c&&[b-dA]s]+|(?s:.)",
     ];
 
     proptest! {
@@ -384,7 +396,9 @@ mod tests {
     #[test]
     fn what_has_no_counterpart_is_named() {
         for (pattern, part) in [
-            (r"[a-z&&[^b]]+", "&&"),
+            (r"[a-z&&]+", "&&"),
+            (r"[&&a]+", "&&"),
+            (r"[a-z--b]+", "--"),
             (r"(?i:straSSe)", "ss"),
             (r"a\Kb", r"\K"),
             (r"(?x) a b", "(?x"),

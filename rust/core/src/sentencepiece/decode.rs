@@ -4,6 +4,7 @@ use super::normalizer::{Call, ESCAPED_SPACE, REPLACEMENT};
 use super::{Rules, SentencePieceModel};
 use crate::batch::Pause;
 use crate::formats::PieceKind;
+use crate::special::AddedTokens;
 use crate::{Error, Result};
 
 /// How far decoding has come.
@@ -63,20 +64,20 @@ impl Decoding {
 }
 
 impl SentencePieceModel {
-    /// Returns the text of these ids. Control pieces have none.
+    /// Returns the text of these ids. Control pieces have none; tokens that were added to the model are text as it stands.
     ///
     /// With `replaces`, a byte that is no UTF-8 becomes U+FFFD, as in SentencePiece.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no piece has.
+    /// [`Error::NotFound`] for an id that neither a piece nor an added token has.
     ///
     /// # Source
     /// `SentencePieceProcessor::DecodeOptimized` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
-    pub(crate) fn decode(&self, ids: &[u32], replaces: bool) -> Result<Vec<u8>> {
+    pub(crate) fn decode(&self, ids: &[u32], replaces: bool, added: &AddedTokens) -> Result<Vec<u8>> {
         let mut decoding = Decoding::new(replaces);
         decoding.text.reserve(ids.len() * 4);
         for &id in ids {
-            self.decode_id(&mut decoding, id)?;
+            self.decode_id(&mut decoding, id, added)?;
         }
         Ok(self.decode_end(&mut decoding))
     }
@@ -84,9 +85,9 @@ impl SentencePieceModel {
     /// Returns the text that is complete now that one more id has come.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if no piece has it.
-    pub(crate) fn decode_next(&self, decoding: &mut Decoding, id: u32) -> Result<Vec<u8>> {
-        self.decode_id(decoding, id)?;
+    /// As [`SentencePieceModel::decode`].
+    pub(crate) fn decode_next(&self, decoding: &mut Decoding, id: u32, added: &AddedTokens) -> Result<Vec<u8>> {
+        self.decode_id(decoding, id, added)?;
         decoding.settle(false);
         // What the rules of a denormalizer make of the end of a text may depend on what follows.
         Ok(if self.denormalizer.is_some() { Vec::new() } else { std::mem::take(&mut decoding.text) })
@@ -102,10 +103,13 @@ impl SentencePieceModel {
         denormalizer.apply(&text, call).map(|normal| normal.bytes).unwrap_or_default()
     }
 
-    fn decode_id(&self, decoding: &mut Decoding, id: u32) -> Result<()> {
+    fn decode_id(&self, decoding: &mut Decoding, id: u32, added: &AddedTokens) -> Result<()> {
         let (Some(piece), Some(kind)) = (self.piece(id), self.kind(id)) else {
-            let count = self.pieces.len();
-            return Err(Error::NotFound(format!("id {id} is not in this vocabulary of {count} ids")));
+            let text =
+                added.bytes_of(id).ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
+            decoding.settle(true);
+            decoding.push(text);
+            return Ok(());
         };
         if kind == PieceKind::Byte {
             decoding.bytes.extend(self.byte_of(id));

@@ -48,12 +48,17 @@ impl Tokenizer {
         serde_json::to_string(&tokens).map_err(|error| Error::Format(error.to_string()))
     }
 
-    /// Returns how the `tokenizer.json` that this tokenizer was read from makes pre-tokens of a text, or `None` if it was
-    /// read from no such file: the fields `normalizer`, `pre_tokenizer` and `ignore_merges`.
-    pub fn splitting_json(&self) -> Option<String> {
-        let Components { normalizer, pre_tokenizer, model, .. } = &**self.components.as_ref()?;
-        let parts =
-            json!({ "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "ignore_merges": model.ignore_merges });
+    /// Returns what a `tokenizer.json` said beyond tokens and merges, as JSON: `truncation`, `padding`, `normalizer`,
+    /// `pre_tokenizer` and `ignore_merges`; or `None` if this tokenizer was read from no such file.
+    pub fn components_json(&self) -> Option<String> {
+        let Components { normalizer, pre_tokenizer, truncation, padding, model, .. } = &**self.components.as_ref()?;
+        let parts = json!({
+            "truncation": truncation,
+            "padding": padding,
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "ignore_merges": model.ignore_merges,
+        });
         Some(parts.to_string())
     }
 
