@@ -151,9 +151,13 @@ def test_a_bad_adapter_is_refused_and_nothing_added(tiny_model: Make, tmp_path: 
     save_file({key.replace("layers.0", "layers.9"): tensor for key, tensor in tensors.items()}, weights)
     refused(r"layers\.9\.self_attn\.\w_proj, which the model does not have")
     weights.write_bytes(good_weights)
-    for change in ({"use_dora": True}, {"peft_type": "IA3"}, {"bias": "all"}):
+    for change, message in (
+        ({"use_dora": True}, "lacks .*q_proj.lora_magnitude_vector"),
+        ({"peft_type": "IA3"}, "only plain LoRA is known"),
+        ({"use_qalora": True}, "adapter_config.json: use_qalora is True, which is not supported"),
+    ):
         config.write_text(json.dumps(good_config | change))
-        refused("only plain LoRA is known")
+        refused(message)
     config.write_text("{}")
     refused("does not describe a LoRA adapter")
 
