@@ -93,12 +93,14 @@ def add(
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not 0 <= dropout < 1:
         raise ValueError(f"rank is {rank} and dropout {dropout}; expected at least 1, and a number in [0, 1)")
-    targets = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    _check_name(model, name)
+    bases = dict(base_modules(model))
+    targets: str | list[str] = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    if isinstance(targets, list):  # the file names those that are there
+        targets = [last for last in targets if any(f".{path}".endswith(f".{last}") for path in bases)] or targets
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
     described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
     config = AdapterConfig.of({**described, **fields}, "adapter")
-    _check_name(model, name)
-    bases = dict(base_modules(model))
     if not files.targeted(config, bases):
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
     if config.ensure_weight_tying:
@@ -262,7 +264,7 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", base: str 
 def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel:
     """Put the adapter that peft or `save` wrote into a folder beside the model's modules, and make it the active one.
 
-    It takes over the train or eval mode of the modules that it stands beside. Weights are float32 at least, as in peft.
+    It takes over the model's train or eval mode. Its weights are float32 at least, as in peft.
 
     Raises:
         FileNotFoundError: If the folder holds no adapter.

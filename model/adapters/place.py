@@ -49,18 +49,25 @@ def prepare(
         placed[path] = update, replacement
         if isinstance(update, TrainedRows):
             for head in tied_to_embedding(bases):
-                if bases[head].weight is bases[path].weight and head not in parts:
+                if bases[head].weight is not bases[path].weight:
+                    continue
+                if head in parts and parts[head].update and not parts[head].rows:
+                    raise ValueError(
+                        f"{source}: trainable_token_indices changes rows of {path}, to which {head} is tied, "
+                        f"and {head} has another update, too; expected one of them"
+                    )
+                if head not in parts:
                     placed[head] = update, None
     return placed
 
 
 def put(model: nn.Module, name: str, placed: Mapping[str, tuple[Update | None, Replacement | None]]) -> None:
-    """Put an adapter's parts beside the modules of a model; in the train or eval mode that each of them has."""
+    """Put an adapter's parts beside the modules of a model, in its train or eval mode."""
     for path, (update, replacement) in placed.items():
         layer = _layer(model, path)
         for part, among in ((update, layer.adapters), (replacement, layer.replacements)):
             if part is not None:
-                among[name] = part.train(layer.base_layer.training)
+                among[name] = part.train(model.training)
 
 
 def begun(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> dict[str, Part]:
@@ -156,7 +163,8 @@ def _update(
     bases: Mapping[str, nn.Module],
 ) -> Update:
     device, dtype = _device_of(base), _dtype_of(base, bases)
-    given = {name: tensor.detach().to(device, dtype, copy=True) for name, tensor in part.update.items()}
+    # Copied row by row: the fused AdamW pairs numbers with its moments by their places in memory.
+    given = {name: tensor.detach().to(device, dtype).contiguous().clone() for name, tensor in part.update.items()}
     if part.rows:
         rows = part.update["token_adapter.trainable_tokens_delta"].detach()
         own = weight_of(base)
@@ -197,10 +205,9 @@ def _layer(model: nn.Module, path: str) -> AdaptedLayer:
     layer = getattr(parent, last)
     if not isinstance(layer, AdaptedLayer):
         kind = LoraLinear if is_linear(layer) else AdaptedLayer
-        training = layer.training
         layer = kind(layer)
         for part in (layer, layer.adapters, layer.replacements):
-            part.training = training
+            part.training = model.training
         setattr(parent, last, layer)
     return layer
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaForCausalLM, lora, quantize
+from bpe_llama.model.engine import Engine
+from bpe_llama.model.options import GenerationOptions
+from bpe_llama.model.speed import bytes_per_token
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -195,3 +200,140 @@ def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) ->
     assert torch.equal(model(ids).logits, adapted)
     assert torch.equal(model.model.embed_tokens.weight, embedding)
     assert lora.shared_layers(lora.add(tiny_model(), target_modules=("lm_head",))) == []
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ("q_proj", "down_proj")},
+    "dora": {"target_modules": "all-linear", "use_dora": True, "dropout": 0.3},
+    "ends": {"target_modules": ("embed_tokens", "lm_head"), "use_rslora": True},
+    "saved": {"modules_to_save": ["embed_tokens", "norm", "layers.1.mlp"], "dropout": 0.3},
+    "rows": {"trainable_token_indices": {"embed_tokens": [5, 9], "lm_head": [7]}},
+    "pissa": {"init_lora_weights": "pissa"},
+    "biases": {"bias": "all", "lora_bias": True},
+}
+
+
+def learned(model: LlamaForCausalLM, kind: str, name: str = "default", seed: int = 0) -> LlamaForCausalLM:
+    """Return the model with an adapter as training would leave it."""
+    lora.add(model, rank=3, name=name, **KINDS[kind])
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.15)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_to_generate_computes_the_adapter(tiny_model: Make, ids: Tensor, kind: str) -> None:
+    biases = {"attention_bias": True, "mlp_bias": True}
+    model, bare = learned(tiny_model(**biases), kind), tiny_model(**biases)
+    merged = copy.deepcopy(model)
+    lora.merge(merged)
+    lora.remove(merged)
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    prompts = [row[: 5 + 3 * n].tolist() for n, row in enumerate(ids)]
+    told = []
+    for each in (model, merged, bare):
+        ways: list[object] = [
+            each.generate(ids, max_new_tokens=8, temperature=0.0, **options).tolist()
+            for options in ({}, {"capture": True}, {"num_beams": 3}, {"num_return_sequences": 2})
+        ]
+        engine = Engine(each, slots=3, prefill_chunk=4)
+        samples = engine.enter(prompts, [GenerationOptions(max_new_tokens=6, temperature=0.0)] * 3)
+        while engine.live:
+            engine.step()
+        told.append([*ways, [sample.new_ids for sample in samples]])
+    assert told[0] == told[1] != told[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_adapter_takes_over_the_mode(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str, training: bool
+) -> None:
+    lora.save(learned(tiny_model(), kind), tmp_path)
+    model = lora.load(tiny_model().train(training), tmp_path)
+    assert {module.training for module in model.modules()} == {training}
+    first, second = model(ids).logits, model(ids).logits
+    assert torch.equal(first, second) != (training and "dropout" in KINDS[kind])
+    with pytest.raises(ValueError, match="is there already"):
+        lora.load(model, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantising_around_an_adapter_leaves_it_whole(tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str) -> None:
+    model = quantize.quantize(learned(tiny_model(), kind), "int8")
+    layer = model.model.layers[0].self_attn.q_proj
+    assert type(getattr(layer, "base_layer", layer)) is quantize.Int8Linear
+    whole = quantize.dequantize(copy.deepcopy(model))
+    assert_close(model(ids).logits, whole(ids).logits, atol=1e-4, rtol=1e-4)
+    assert type(getattr(model.lm_head, "base_layer", model.lm_head)) is torch.nn.Linear
+    assert bytes_per_token(model) < bytes_per_token(whole)
+    lora.save(model, tmp_path)
+    if kind not in ("pissa", "saved"):  # these need whole weights to begin with
+        again = lora.load(quantize.quantize(tiny_model(), "int8"), tmp_path)
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_weights_of_active_adapters(tiny_model: Make, ids: Tensor) -> None:
+    model = learned(learned(tiny_model(), "plain", "a"), "ends", "b", seed=1)
+    lora.activate(model, "a", "b", weights=[0.0, 0.0])
+    assert_close(model(ids).logits, tiny_model()(ids).logits, atol=1e-5, rtol=1e-5)
+    engine = Engine(model, slots=1)
+
+    def said() -> list[int]:
+        prompt = ids[0].tolist()
+        engine.join([prompt], [GenerationOptions(max_new_tokens=8, temperature=0.0)])
+        sample = engine.live[0]
+        while engine.live:
+            engine.step()
+        return sample.new_ids
+
+    bare = said()
+    lora.activate(model, "a", "b", weights=[2.0, -1.0])
+    assert said() == model.generate(ids[:1], max_new_tokens=8, temperature=0.0)[0, 20:].tolist() != bare
+    for names, weights, message in (
+        (("a", "b"), [1.0], "expected a finite number for each of 2"),
+        (("a",), [float("nan")], "expected a finite number"),
+        (("a", "a"), None, "expected each once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lora.activate(model, *names, weights=weights)
+    learned(model, "rows", "c", seed=2)
+    lora.add(model, rank=1, name="d", modules_to_save=["embed_tokens"])
+    with pytest.raises(ValueError, match=r"adapters c and d both replace model\.embed_tokens"):
+        lora.activate(model, "c", "d")
+
+
+def test_sums_that_cannot_be_are_refused(tiny_model: Make) -> None:
+    model = learned(learned(tiny_model(), "plain", "a"), "dora", "b")
+    lora.add(model, rank=2, name="c", target_modules="all-linear")
+    for arguments, message in (
+        ((["a", "b"], [1, 1], "d"), "adapter 'b' has use_dora True"),
+        ((["a", "e"], [1, 1], "d"), "no adapter is named 'e'"),
+        ((["a", "c"], [1, 1], "a"), "named 'a' is there already"),
+        ((["a", "c"], [1], "d"), "expected a finite number for each"),
+        ((["a", "c"], [1, 1], "d", "ties"), "combination_type is 'ties'; expected one of svd, linear, cat"),
+        ((["a", "c"], [1, 1], "d", "linear"), "the ranks are 3, 2; a 'linear' sum"),
+        ((["a", "c"], [1, 1], "d"), "target_modules is a pattern in one adapter and a list in another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lora.add_weighted_adapter(model, *arguments)
+    assert lora.names(model) == ["a", "b", "c"]
+
+
+def test_a_refused_new_adapter_changes_nothing(tiny_model: Make) -> None:
+    for options, message in (
+        ({"use_qalora": True}, "adapter: use_qalora is True, which is not supported"),
+        ({"init_lora_weights": "eva"}, "a new adapter begins with true"),
+        ({"modules_to_save": ["layers"], "target_modules": "lm_head"}, "modules_to_save names model.layers"),
+        ({"trainable_token_indices": [97]}, "trainable_token_indices holds 97; expected 0 to 96"),
+        ({"trainable_token_indices": {"norm": [1]}}, "names 'norm', no embedding"),
+        ({"name": "keys"}, "cannot be named 'keys'"),
+        ({"target_modules": "("}, "target_modules is"),
+        ({"target_modules": "lm_head", "init_lora_weights": "pissa"}, "expected it not tied"),
+    ):
+        model = tiny_model(tie_word_embeddings=True)
+        with pytest.raises(ValueError, match=message):
+            lora.add(model, **options)  # type: ignore[arg-type]
+        assert lora.names(model) == [] and all(weight.requires_grad for weight in model.parameters())
