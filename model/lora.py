@@ -34,8 +34,8 @@ from bpe_llama.model.adapters.layers import (
     TrainedRows,
     adapted_layers,
     base_modules,
-    sharing,
 )
+from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
 
 __all__ = [
     "CONFIG",
@@ -101,6 +101,11 @@ def add(
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
     described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
     config = AdapterConfig.of({**described, **fields}, "adapter")
+    for last in config.modules_to_save:
+        if not any(path.endswith(last) for path in bases):
+            raise ValueError(f"adapter: modules_to_save names {last!r}, no module of the model")
+    for path in files.saved_whole(config, bases):
+        files.check_savable(path, bases[path], "adapter")
     if not files.targeted(config, bases):
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
     if config.ensure_weight_tying:
@@ -151,77 +156,6 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
             if _configs(model)[name].init_lora_weights == "mica" and name in layer.adapters:  # which trains A alone
                 for key, weight in layer.adapters[name].named_parameters():
                     weight.requires_grad_(not key.endswith("_B"))
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Write the active adapters into the weights, so that they cost no time; the old weights are kept for `unmerge`.
-
-    Raises:
-        ValueError: If a weight is quantised, for it could not hold the sum, or is another module's too, as a tied
-            head's is, for that would change with it. Nothing is merged then.
-    """
-    reason = why_not_merge(model)
-    if reason is not None:
-        raise ValueError(reason)
-    for _, layer in adapted_layers(model):
-        if layer.active and layer.unmerged is None:
-            layer.merge()
-
-
-@torch.no_grad()
-def unmerge(model: nn.Module) -> None:
-    """Give the weights back exactly the values they had before `merge`."""
-    for _, layer in reversed(list(adapted_layers(model))):  # a tied head's weight was merged into after its embedding's
-        if layer.unmerged is not None:
-            layer.unmerge()
-
-
-def why_not_merge(model: nn.Module) -> str | None:
-    """Return what keeps the active adapters from being merged into the weights; None where nothing does."""
-    for path, layer in adapted_layers(model):
-        if not layer.active or layer.unmerged is not None:
-            continue
-        base = layer.base_layer
-        if any(name in layer.adapters for name, _ in layer.active) and not isinstance(base, (nn.Linear, nn.Embedding)):
-            return f"a {type(base).__name__} cannot hold what an adapter adds; dequantize it first"
-        if "bias" in layer.changed() and getattr(base, "bias", None) is None:
-            return f"the adapter's lora_bias has no place in {path}, which has no bias"
-    if shared := shared_layers(model):
-        return f"the weight of {', '.join(shared)} is another module's too, which must not change"
-    return None
-
-
-def shared_layers(model: nn.Module) -> list[str]:
-    """Return the paths of the layers under active adapters whose weight another module holds as well: a tied head.
-
-    Rows that an adapter replaces in a tied head and its embedding alike are no matter.
-
-    Example:
-        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        ...                      num_attention_heads=2, tie_word_embeddings=True)
-        >>> shared_layers(add(LlamaForCausalLM(config), target_modules=("q_proj", "lm_head")))
-        ['lm_head']
-    """
-    holders, layers = sharing(model), dict(adapted_layers(model))
-    found = []
-    for path, layer in layers.items():
-        parameters = dict(layer.base_layer.named_parameters())
-        for together in (holders[id(parameters[name])] for name in layer.changed() & parameters.keys()):
-            alike = {_only_rows(layers.get(other)) for other in together}
-            if len(together) > 1 and (None in alike or len(alike) > 1):
-                found.append(path)
-                break
-    return found
-
-
-def _only_rows(layer: AdaptedLayer | None) -> int | None:
-    """Return which rows are all that the active adapters change of a module; None where it is more, or none."""
-    if layer is None or layer.replacement() is not None:
-        return None
-    updates = [layer.adapters[name] for name, _ in layer.active if name in layer.adapters]
-    return id(updates[0]) if len(updates) == 1 and isinstance(updates[0], TrainedRows) else None
 
 
 def remove(model: AnyModel) -> AnyModel:

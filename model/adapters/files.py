@@ -203,6 +203,8 @@ def _sort_whole(
     saved, biased = saved_whole(config, bases), learned_biases(config, bases)
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in whole.items():
+        if config.bias == "all" and (".modules_to_save." in key or ".original_module." in key):
+            continue  # peft writes the biases of saved modules a second time, and does not read them
         outer = next((path for path in saved if key.startswith(f"{path}.")), None)
         path, _, name = key.replace(".base_layer.", ".").rpartition(".")
         if outer is not None:

@@ -7,7 +7,7 @@ hidden_size, ``K`` rows of an embedding that are trained.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -371,13 +371,3 @@ def adapted_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, Ad
             yield prefix + name, child
         base = child.base_layer if isinstance(child, AdaptedLayer) else child
         yield from adapted_layers(base, f"{prefix}{name}.")
-
-
-def sharing(model: nn.Module, names: Collection[str] | None = None) -> dict[int, list[str]]:
-    """Return, for each parameter's id, the paths of the modules of the bare model that hold it."""
-    holders: dict[int, list[str]] = {}
-    for path, module in base_modules(model):
-        for name, weight in module.named_parameters(recurse=False):
-            if names is None or name in names:
-                holders.setdefault(id(weight), []).append(path)
-    return holders

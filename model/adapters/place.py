@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bpe_llama.model.adapters.config import OFFSET_STARTS, AdapterConfig
 from bpe_llama.model.adapters.files import (
     Part,
-    check_savable,
     expected_shapes,
     learned_biases,
     rows_of,
@@ -91,7 +90,6 @@ def begun(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> di
         parts.setdefault(path, Part()).update["token_adapter.trainable_tokens_delta"] = rows
         parts[path].rows = index
     for path in saved_whole(config, bases):
-        check_savable(path, bases[path], source)
         parts.setdefault(path, Part()).own.update(dict(bases[path].named_parameters()))
         parts[path].trained = True
     for path in learned_biases(config, bases):

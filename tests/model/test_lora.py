@@ -327,6 +327,7 @@ def test_a_refused_new_adapter_changes_nothing(tiny_model: Make) -> None:
         ({"use_qalora": True}, "adapter: use_qalora is True, which is not supported"),
         ({"init_lora_weights": "eva"}, "a new adapter begins with true"),
         ({"modules_to_save": ["layers"], "target_modules": "lm_head"}, "modules_to_save names model.layers"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save names 'lm_haed', no module"),
         ({"trainable_token_indices": [97]}, "trainable_token_indices holds 97; expected 0 to 96"),
         ({"trainable_token_indices": {"norm": [1]}}, "names 'norm', no embedding"),
         ({"name": "keys"}, "cannot be named 'keys'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,9 @@ def saved_by_peft(theirs: Any, folder: Path, **options: Any) -> None:
     made.save_pretrained(folder)
 
 
-def greedy(theirs: Any, ids: Tensor) -> list[list[int]]:
-    made: list[list[int]] = theirs.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
-    return made
+def greedy(theirs: Any, ids: Tensor, count: int = 8) -> list[list[int]]:
+    made = theirs.generate(input_ids=ids, max_new_tokens=count, do_sample=False, pad_token_id=0)
+    return [list(map(int, row)) for row in made]
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
@@ -464,3 +465,38 @@ def test_bases_that_cannot_be_had_are_refused(bases: Callable[..., Pair], ids: T
     _refused(ours, tmp_path / "olora", "'olora', whose base is computed from whole weights, but .* Int8Linear", ids)
     saved_by_peft(fresh(), tmp_path / "mlp", target_modules=["q_proj"], modules_to_save=["mlp"])
     _refused(ours, tmp_path / "mlp", "modules_to_save names .*mlp, whose weights are quantised", ids)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@torch.no_grad()
+def test_fields_drawn_at_random(seed: int, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    names = ["q_proj", "o_proj", "up_proj", "down_proj", "lm_head", "embed_tokens", "layers.1.mlp.gate_proj"]
+    options: dict[str, Any] = {
+        "r": draw.choice([1, 2, 4]),
+        "target_modules": draw.choice(
+            ["all-linear", r".*layers\.1.*proj", draw.sample(names, 3), draw.sample(names, 2)]
+        ),
+        "use_rslora": draw.random() < 0.3,
+        "use_dora": draw.random() < 0.4,
+        "bias": draw.choice(["none", "none", "all", "lora_only"]),
+        "rank_pattern": {draw.choice(names): 3} if draw.random() < 0.5 else {},
+        "alpha_pattern": {draw.choice(names): 5} if draw.random() < 0.5 else {},
+        "modules_to_save": [draw.choice(["norm", "k_proj", "layernorm"])] if draw.random() < 0.4 else None,
+        "exclude_modules": draw.choice([None, ["q_proj"], r".*layers\.0.*"]),
+        "init_lora_weights": draw.choice([True, False, "gaussian", "pissa", "olora"]),
+    }
+    if isinstance(options["target_modules"], list) and draw.random() < 0.3:
+        options["layers_to_transform"] = [draw.randint(0, 1)]
+    ours, fresh = bases(biased=draw.random() < 0.5)
+    saved_by_peft(fresh(), tmp_path / "adapter", **options)
+    theirs = peft.PeftModel.from_pretrained(fresh(), tmp_path / "adapter").eval()
+    expected = theirs(ids).logits
+    lora.load(ours, tmp_path / "adapter")
+    assert_close(ours(ids).logits, expected, atol=2e-4, rtol=0)
+    assert ours.generate(ids, max_new_tokens=5, temperature=0.0).tolist() == greedy(theirs, ids, 5)
+    lora.save(ours, tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(fresh(), tmp_path / "again").eval()
+    assert_close(again(ids).logits, expected, atol=2e-4, rtol=0)
+    lora.merge(ours)
+    assert_close(ours(ids).logits, expected, atol=5e-4, rtol=0)
