@@ -416,9 +416,12 @@ def load_generator(
         quantize.quantize(loaded, quantized)
     if adapter is not None:
         lora.load(loaded, adapter)
-        if quantized is None and lora.why_not_merge(loaded) is None:
+        reason = lora.why_not_merge(loaded)
+        if reason is None:
             lora.merge(loaded)
             lora.remove(loaded)
+        elif quantized is None:
+            typer.echo(f"the adapter stays beside the weights, which is slower: {reason}", err=True)
     return TextGenerator(loaded, vocabulary)
 
 

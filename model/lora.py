@@ -233,7 +233,13 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
     wrong += [path for path, key in found.keys() & own.keys() if found[path, key].shape != own[path, key].shape]
     if wrong:
         raise ValueError(f"{folder}: the adapter is of other layers or of another rank: {', '.join(wrong[:8])} differ")
+    ours = _configs(model)[name]
+    if config.init_lora_weights != ours.init_lora_weights:
+        began, expected_start = config.init_lora_weights, ours.init_lora_weights
+        raise ValueError(f"{folder}: init_lora_weights is {began!r}; expected {expected_start!r}, as of the adapter")
     for path, part in parts.items():
+        if part.rows and part.rows != (trained := _rows(model, path, name)):
+            raise ValueError(f"{folder}: trainable_token_indices are {part.rows} of {path}; expected {trained}")
         if not part.update or part.rows:
             continue
         scale, expected = config.scale(path), float(scales[path])
@@ -345,6 +351,12 @@ def _stored(model: nn.Module, name: str) -> dict[tuple[str, str], Tensor]:
             own = replacement.parameters_of_its_own()
             tensors.update({(path, f"own.{key}"): tensor for key, tensor in own.items()})
     return tensors
+
+
+def _rows(model: nn.Module, path: str, name: str) -> tuple[int, ...]:
+    """Return the ids whose rows an adapter trains in an embedding or head."""
+    update = dict(adapted_layers(model))[path].adapter(name)
+    return tuple(update.index_K.tolist()) if isinstance(update, TrainedRows) else ()
 
 
 def _has_rows(layer: AdaptedLayer, name: str) -> bool:

@@ -180,6 +180,7 @@ def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp
         ({"rank": 3}, "another rank"),
         ({"rank": 2, "target_modules": ["q_proj"]}, "other layers"),
         ({"rank": 2, "alpha": 3.0}, "scale"),
+        ({"rank": 2, "init_lora_weights": "olora"}, "init_lora_weights is True; expected 'olora'"),
     ):
         unlike = lora.add(tiny_model(), **other)
         before = {name: weight.clone() for name, weight in unlike.state_dict().items()}
@@ -188,6 +189,11 @@ def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp
         assert all(torch.equal(weight, before[name]) for name, weight in unlike.state_dict().items())
     with pytest.raises(ValueError, match="no adapter is named 'default'"):
         lora.restore(tiny_model(), tmp_path)
+    lora.save(lora.add(tiny_model(), trainable_token_indices=[3, 4]), tmp_path / "rows")
+    with pytest.raises(
+        ValueError, match=r"trainable_token_indices are \(3, 4\) of model.embed_tokens; expected \(3, 5\)"
+    ):
+        lora.restore(lora.add(tiny_model(), trainable_token_indices=[3, 5]), tmp_path / "rows")
 
 
 def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) -> None:

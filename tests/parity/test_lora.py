@@ -500,3 +500,29 @@ def test_fields_drawn_at_random(seed: int, bases: Callable[..., Pair], ids: Tens
     assert_close(again(ids).logits, expected, atol=2e-4, rtol=0)
     lora.merge(ours)
     assert_close(ours(ids).logits, expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ("q_proj", "w1", "w2", "w3")},
+        {"target_modules": ("q_proj", "gate"), "modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_experts_are_adapted_as_peft_reads_them(options: dict[str, Any], ids: Tensor, tmp_path: Path) -> None:
+    shape = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    experts = {"num_attention_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.1}
+    ours = LlamaForCausalLM(LlamaConfig(**shape, **experts), seed=1).eval()
+    ours.save_pretrained(tmp_path / "base")
+    shake(lora.add(ours, rank=4, **options))
+    lora.save(ours, tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(
+        transformers.MixtralForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+    )
+    assert_close(ours(ids).logits, theirs.eval()(ids).logits, atol=1e-4, rtol=0)
+    again = lora.load(LlamaForCausalLM.from_pretrained(tmp_path / "base", dtype="float32"), tmp_path / "adapter")
+    assert torch.equal(again(ids).logits, ours(ids).logits)
+    lora.merge(again)
+    assert_close(again(ids).logits, ours(ids).logits, atol=1e-4, rtol=0)
