@@ -104,7 +104,7 @@ class AdapterConfig:
                 raise ValueError(f"{source}: {name} is {_shown(value)}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
         for name, (reads, expected) in _READERS.items():
-            if described.get(name) is None:
+            if described.get(name) is None or (name == "layers_pattern" and not described[name]):
                 if name == "task_type" and "task_type" in described:
                     values[name] = None
                 continue
@@ -112,6 +112,9 @@ class AdapterConfig:
                 values[name] = reads(described[name])
             except (ValueError, TypeError, AttributeError, re.error) as error:
                 raise ValueError(f"{source}: {name} is {_shown(described[name])}; expected {expected}") from error
+        if values.get("task_type") == "SEQ_CLS":  # peft adds the scores to what is saved
+            saved = values.get("modules_to_save", ())
+            values["modules_to_save"] = saved if "score" in saved else (*saved, "score")
         config = cls(**values, described=dict(described))
         config._check(source)
         return config

@@ -294,6 +294,19 @@ def test_a_classifier_has_the_adapters_score(bases: Callable[..., Pair], ids: Te
     assert_close(again(input_ids=ids).logits, ours(ids).logits, atol=1e-4, rtol=0)
     lora.merge(ours)
     assert_close(ours(ids).logits, made(input_ids=ids).logits, atol=1e-4, rtol=0)
+
+    new = LlamaForSequenceClassification.from_pretrained(folder, num_labels=3)
+    shake(lora.add(new, rank=2, target_modules="all-linear"))
+    assert new.score.replacements["default"].module.weight.requires_grad  # as in peft
+    lora.save(new, tmp_path / "new")
+    base = transformers.LlamaForSequenceClassification.from_pretrained(folder, num_labels=3)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "new").eval()
+    assert_close(theirs(input_ids=ids).logits, new(ids).logits, atol=1e-4, rtol=0)
+    weights = load_file(tmp_path / "new" / "adapter_model.safetensors")
+    del weights["base_model.model.score.weight"]
+    save_file(weights, tmp_path / "new" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"has no base_model\.model\.score\.weight, of \[3, 64\]"):
+        lora.load(LlamaForSequenceClassification.from_pretrained(folder, num_labels=3), tmp_path / "new")
     with pytest.raises(
         ValueError, match=r"adapter_model\.safetensors: .*score\.weight is \[3, 64\]; expected \[2, 64\]"
     ):
