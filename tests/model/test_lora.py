@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model.captured import CapturedDecoder
 from bpe_llama.model.engine import Engine
 from bpe_llama.model.options import GenerationOptions
 from bpe_llama.model.speed import bytes_per_token
@@ -309,6 +310,26 @@ def test_weights_of_active_adapters(tiny_model: Make, ids: Tensor) -> None:
     lora.add(model, rank=1, name="d", modules_to_save=["embed_tokens"])
     with pytest.raises(ValueError, match=r"adapters c and d both replace model\.embed_tokens"):
         lora.activate(model, "c", "d")
+
+
+def test_captured_steps_are_let_go_of_when_other_adapters_take_part(tiny_model: Make) -> None:
+    model = learned(tiny_model(), "plain")
+    decoder = CapturedDecoder(model, KVCache(model.config, 1, 16))
+
+    def is_forgotten() -> bool:
+        decoder._steps["a step"] = lambda: None
+        decoder._look_at_the_weights()
+        return not decoder._steps
+
+    assert not is_forgotten()
+    for change in (
+        lambda: lora.activate(model, "default", weights=[0.5]),
+        lambda: lora.merge(model),
+        lambda: lora.unmerge(model),
+        lambda: lora.activate(model),
+    ):
+        change()
+        assert is_forgotten() and not is_forgotten()
 
 
 def test_sums_that_cannot_be_are_refused(tiny_model: Make) -> None:
