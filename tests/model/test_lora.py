@@ -164,8 +164,19 @@ def test_a_bad_adapter_is_refused_and_nothing_added(tiny_model: Make, tmp_path: 
     ):
         config.write_text(json.dumps(good_config | change))
         refused(message)
-    config.write_text("{}")
-    refused("does not describe a LoRA adapter")
+    for text in ("{}", "[]", "{", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), '{"a":' * 100_000):
+        config.write_text(text)
+        refused("adapter_config.json: does not describe a LoRA adapter")
+    config.write_text(json.dumps(good_config))
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds neither adapter_model\.safetensors nor"):
+        lora.load(model, tmp_path)
+    pickled = tmp_path / "adapter_model.bin"
+    for held, message in (({name: [1]}, "lora_A.weight is of list"), ([1, 2], "holds more than"), (Path, "holds more")):
+        torch.save(held, pickled)
+        refused(message)
+    pickled.write_bytes(b"junk")
+    refused("adapter_model.bin: damaged, or holds more than tensors")
 
 
 def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
