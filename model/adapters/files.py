@@ -87,8 +87,8 @@ def fit(config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path, mode
         ValueError: If a tensor is missing, unknown or misshapen, or the adapter is for another model; it names the
             file, the tensor, what was found and what was expected.
     """
-    bases = dict(base_modules(model))
-    check_task(config, bases, source)
+    bases, said_in = dict(base_modules(model)), source.parent / CONFIG
+    check_task(config, bases, said_in)
     parts: dict[str, Part] = {}
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -98,7 +98,7 @@ def fit(config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path, mode
         else:
             parts.setdefault(found[1], Part()).update[found[2]] = tensor
     for path in saved_whole(config, bases):
-        check_savable(path, bases[path], source)
+        check_savable(path, bases[path], said_in)
     _check_updates(config, parts, source, bases)
     for path, own in _sort_whole(config, whole, source, bases).items():
         parts.setdefault(path, Part()).own.update(own)
@@ -227,7 +227,7 @@ def _sort_whole(
                 held = type(bases[path]).__name__
                 raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which the model's {held} does not have")
             _check_shape(source, f"{path}.{name}", tensor, list(parameters[name].shape))
-    return {path: own for path, own in found.items() if not _says_the_same(config, path, own, source, bases)}
+    return _without_the_same(config, found, bases)
 
 
 def _paths_of_embeddings(bases: Mapping[str, nn.Module]) -> list[str]:
@@ -239,22 +239,19 @@ def _is_stored_base(config: AdapterConfig, path: str) -> bool:
     return not config.saves(path) and path.rpartition(".")[2] in _STORED_BASES
 
 
-def _says_the_same(
-    config: AdapterConfig, path: str, own: Mapping[str, Tensor], source: Path, bases: Mapping[str, nn.Module]
-) -> bool:
-    """Return whether a stored embedding is the model's own, and so not needed."""
-    if not _is_stored_base(config, path):
-        return False
-    weight = dict(bases[path].named_parameters())["weight"]
-    if torch.equal(own["weight"].to(weight.device, weight.dtype), weight):
-        return True
-    tied = [other for other in _paths_of_embeddings(bases) if dict(bases[other].named_parameters())["weight"] is weight]
-    if len(tied) > 1:
-        raise ValueError(
-            f"{source}: holds another {PREFIX}{path}.base_layer.weight than the model's, "
-            f"to which {', '.join(other for other in tied if other != path)} is tied; expected the model's own"
-        )
-    return False
+def _without_the_same(
+    config: AdapterConfig, found: dict[str, dict[str, Tensor]], bases: Mapping[str, nn.Module]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the parameters without stored embeddings that are the model's own; another one also is a tied layer's."""
+    weights = {path: dict(bases[path].named_parameters()).get("weight") for path in _paths_of_embeddings(bases)}
+    for path in [path for path in found if _is_stored_base(config, path)]:
+        weight, stored = weights[path], found[path]["weight"]
+        if weight is None or torch.equal(stored.to(weight.device, weight.dtype), weight):
+            del found[path]
+            continue
+        for tied in (other for other in weights if weights[other] is weight and not config.saves(other)):
+            found[tied] = {"weight": stored}
+    return found
 
 
 def check_savable(path: str, base: nn.Module, source: object) -> None:
@@ -270,7 +267,7 @@ def check_savable(path: str, base: nn.Module, source: object) -> None:
 def _check_rows(config: AdapterConfig, parts: dict[str, Part], source: Path, bases: Mapping[str, nn.Module]) -> None:
     """Give each embedding with trained rows their ids, and hold the rows to them."""
     name = "token_adapter.trainable_tokens_delta"
-    wanted = rows_of(config, bases, source)
+    wanted = rows_of(config, bases, source.parent / CONFIG)
     for path, part in parts.items():
         if name in part.update and path not in wanted:
             raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not speak of")

@@ -21,6 +21,7 @@ peft = pytest.importorskip("peft", reason="parity with peft needs peft installed
 # peft asks transformers by a name that transformers has since changed, and warns of what it does on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+OF_THE_MODEL, STORED_HEAD = "base_model.model.", "lm_head.base_layer.weight"
 Q_V = ["q_proj", "v_proj"]
 EVERY_KIND: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": ["v_proj", "up_proj"], "lora_alpha": 7},
@@ -62,6 +63,7 @@ EVERY_KIND: dict[str, dict[str, Any]] = {
     "pissa": {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"},
     "pissa, dora": {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa", "use_dora": True},
     "pissa, rslora": {"target_modules": ["k_proj", "lm_head"], "init_lora_weights": "pissa", "use_rslora": True},
+    "pissa, tied": {"target_modules": ["lm_head", "q_proj"], "init_lora_weights": "pissa", "tied": True},
     "olora": {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}},
     "eva": {"target_modules": Q_V, "init_lora_weights": "eva", "rank_pattern": {"v_proj": 6}},
     "gaussian": {"target_modules": Q_V, "init_lora_weights": "gaussian"},
@@ -150,6 +152,8 @@ def test_we_compute_what_peft_does(kind: str, bases: Callable[..., Pair], ids: T
     again = peft.PeftModel.from_pretrained(fresh(), tmp_path / "again").eval()
     assert_close(again(ids).logits, expected, atol=1e-4, rtol=0)
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "again"))
+    if kind == "pissa, tied":  # the stored head is the embedding's matrix, too
+        assert torch.equal(second.pop(OF_THE_MODEL + "model.embed_tokens.weight"), first[OF_THE_MODEL + STORED_HEAD])
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     assert all("base_layer.weight" in name for name in first.keys() - second.keys())  # the base's own, not ours to keep
     given, kept = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("adapter", "again"))
@@ -433,7 +437,6 @@ def _refused(ours: LlamaForCausalLM, folder: Path, message: str, ids: Tensor) ->
 
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-OF_THE_MODEL = "base_model.model."
 BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "missing": (lambda t: {k: v for k, v in t.items() if k != KEY}, r"q_proj but lacks .*q_proj\.lora_A\.weight"),
     "missing layer": (lambda t: {k: v for k, v in t.items() if "s.0." not in k}, r"no update of model\.layers\.0"),
@@ -470,7 +473,9 @@ def test_bad_tensors_are_named_and_nothing_loaded(
 def test_bases_that_cannot_be_had_are_refused(bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
     ours, fresh = bases(tied=True)
     saved_by_peft(fresh(), tmp_path / "pissa", target_modules=["lm_head"], init_lora_weights="pissa")
-    _refused(ours, tmp_path / "pissa", "lm_head.* is tied; expected the model's own", ids)
+    file = tmp_path / "pissa" / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "base_layer" not in name}, file)
+    _refused(ours, tmp_path / "pissa", "'pissa', which changes the base of lm_head; expected it not tied", ids)
     saved_by_peft(fresh(), tmp_path / "tying", target_modules=["embed_tokens"], ensure_weight_tying=True)
     _refused(ours, tmp_path / "tying", "ensure_weight_tying is true, and model.embed_tokens is tied", ids)
     saved_by_peft(fresh(), tmp_path / "olora", target_modules=["q_proj"], init_lora_weights="olora")
