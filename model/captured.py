@@ -142,7 +142,7 @@ class CapturedDecoder:
             self._program = torch.compile(self._step, backend=backend, fullgraph=True, dynamic=False)
         self._steps: dict[object, Callable[[], None]] = {}
         self._sampling: dict[object, dict[str, Any]] = {}
-        self._known: list[int] = []
+        self._known: list[object] = []
         self._look_at_the_weights()
 
     def _look_at_the_weights(self) -> None:
@@ -159,10 +159,17 @@ class CapturedDecoder:
             self._kernels = TritonStep(self.model, self.cache)
         self._known = self._places_of_weights()
 
-    def _places_of_weights(self) -> list[int]:
-        """Return where weights are, and how often buffers have changed: some scales of few bits are kept as copies."""
-        places = [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
-        return places + [0 if buffer.is_inference() else buffer._version for buffer in self.model.buffers()]
+    def _places_of_weights(self) -> list[object]:
+        """Return where weights are, how often buffers have changed, and which adapters take part.
+
+        Some scales of few bits are kept as copies of buffers, and a graph keeps to the branches it was captured with.
+        """
+        places: list[object] = [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
+        places += [0 if buffer.is_inference() else buffer._version for buffer in self.model.buffers()]
+        for module in self.model.modules():
+            if hasattr(module, "active"):
+                places.append((module.active, getattr(module, "unmerged", None) is None))
+        return places
 
     @torch.no_grad()
     def run(self, samples: Sequence[Sample], check_every: int = 16) -> None:

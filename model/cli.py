@@ -145,7 +145,13 @@ def finetune(
     alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
     dropout: Annotated[float | None, typer.Option(help="Of the adapter's inputs.  [default: 0]")] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="A layer to adapt, such as q_proj; by default every one of the blocks.")
+        list[str] | None,
+        typer.Option(help="A layer to adapt, such as q_proj, or all-linear; by default every one of the blocks."),
+    ] = None,
+    dora: Annotated[bool, typer.Option("--dora", help="Learn the weights' magnitudes, too (DoRA).")] = False,
+    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank) (rsLoRA).")] = False,
+    save_module: Annotated[
+        list[str] | None, typer.Option(help="A module to train and store whole, such as lm_head or embed_tokens.")
     ] = None,
     quantized: Annotated[
         str | None, typer.Option("--quantize", help="Hold the frozen weights as int8 or int4 (QLoRA): less memory.")
@@ -180,6 +186,7 @@ def finetune(
 ) -> int:
     """Train a model further on your own text, through a LoRA adapter unless --full. Ctrl-C saves a checkpoint."""
     lora_only = {"--rank": rank, "--alpha": alpha, "--dropout": dropout, "--target": target, "--quantize": quantized}
+    lora_only |= {"--dora": dora or None, "--rslora": rslora or None, "--save-module": save_module}
     lora_only["--merge"] = merge or None
     given = [name for name, value in lora_only.items() if value is not None]
     if full and given:
@@ -218,9 +225,12 @@ def finetune(
             loaded,
             rank=8 if rank is None else rank,
             alpha=16.0 if alpha is None else alpha,
-            target_modules=target or ADAPTED_LAYERS,
+            target_modules="all-linear" if target == ["all-linear"] else target or ADAPTED_LAYERS,
             dropout=dropout or 0.0,
             seed=seed,
+            use_dora=dora,
+            use_rslora=rslora,
+            modules_to_save=save_module,
         )
         if merge and (shared := lora.shared_layers(loaded)):
             raise ValueError(f"--merge would change the embedding, to which {shared[0]} is tied; leave it out")
@@ -396,8 +406,8 @@ def load_generator(
 ) -> TextGenerator:
     """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another.
 
-    An adapter is merged into the weights, so that it costs no time, unless the embedding would change with them. It
-    stays beside weights that are held as int8 or int4, as `finetune --quantize` trained it.
+    An adapter is merged into the weights, so that it costs no time, unless they cannot hold it (a tied head's would
+    change the embedding). It stays beside weights that are held as int8 or int4, as `finetune --quantize` trained it.
     """
     check_quantized(quantized)
     vocabulary = Tokenizer.from_file(tokenizer or model)
@@ -406,9 +416,12 @@ def load_generator(
         quantize.quantize(loaded, quantized)
     if adapter is not None:
         lora.load(loaded, adapter)
-        if quantized is None and not lora.shared_layers(loaded):
+        reason = lora.why_not_merge(loaded)
+        if reason is None:
             lora.merge(loaded)
             lora.remove(loaded)
+        elif quantized is None:
+            typer.echo(f"the adapter stays beside the weights, which is slower: {reason}", err=True)
     return TextGenerator(loaded, vocabulary)
 
 

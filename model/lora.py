@@ -1,6 +1,7 @@
-"""LoRA: small trainable matrices beside frozen weights, in the format of the peft library.
+"""LoRA: small trainable matrices beside frozen weights, in the files of the peft library.
 
-Shapes: ``B`` batch, ``T`` length, ``I`` in_features, ``O`` out_features, ``R`` rank.
+What an adapter computes is in `bpe_llama.model.adapters`; here are the functions to put it beside a model, train it,
+merge it and store it. peft's names are used for everything that a file holds.
 
 Example:
     >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora
@@ -13,89 +14,64 @@ Example:
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from bpe_llama._files import written_whole
+from bpe_llama.model.adapters import files, place, weighted
+from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
+from bpe_llama.model.adapters.files import WEIGHTS, Part
+from bpe_llama.model.adapters.layers import (
+    AdaptedLayer,
+    Adapter,
+    EmbeddingAdapter,
+    LoraLinear,
+    Replacement,
+    TrainedRows,
+    adapted_layers,
+    base_modules,
+)
+from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
-_UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias")
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "AdaptedLayer",
+    "Adapter",
+    "AdapterConfig",
+    "LoraLinear",
+    "activate",
+    "add",
+    "add_weighted_adapter",
+    "load",
+    "merge",
+    "names",
+    "remove",
+    "restore",
+    "save",
+    "shared_layers",
+    "unmerge",
+    "why_not_merge",
+]
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
-
-
-class Adapter(nn.Module):
-    """One low-rank update: ``scale * B @ A``.
-
-    Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
-    """
-
-    def __init__(self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, like: Tensor) -> None:
-        super().__init__()
-        self.lora_A = nn.Parameter(torch.zeros(rank, inputs, dtype=like.dtype, device=like.device))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, rank, dtype=like.dtype, device=like.device))
-        self.scale = scale
-        self.dropout = dropout
-
-    def forward(self, x_BTI: Tensor) -> Tensor:
-        """Return what this adapter adds to the layer's output, (B, T, O)."""
-        x_BTI = functional.dropout(x_BTI, self.dropout, self.training)
-        return functional.linear(functional.linear(x_BTI, self.lora_A), self.lora_B) * self.scale
-
-    def update(self) -> Tensor:
-        """Return what this adapter adds to the layer's weight, float32 (O, I)."""
-        return self.scale * (self.lora_B.float() @ self.lora_A.float())
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer, of any number format, and its adapters; those in ``active`` take part."""
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.adapters = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
-        self.unmerged: Tensor | None = None
-        """The weight as it was before adapters were merged into it; None while they are not."""
-
-    def forward(self, x_BTI: Tensor) -> Tensor:
-        """Return the layer's output with the active adapters' added, (B, T, O)."""
-        out: Tensor = self.base_layer(x_BTI)
-        if self.unmerged is None:
-            for name in self.active:
-                adapter = self.adapter(name)
-                out = out + adapter(x_BTI.to(adapter.lora_A.dtype)).to(out.dtype)
-        return out
-
-    def adapter(self, name: str) -> Adapter:
-        """Return the adapter of that name."""
-        adapter = self.adapters[name]
-        assert isinstance(adapter, Adapter)  # nothing else is put there; for the type checker
-        return adapter
 
 
 def add(
     model: AnyModel,
     rank: int = 8,
     alpha: float = 16.0,
-    target_modules: Collection[str] = ("q_proj", "v_proj"),
+    target_modules: Collection[str] | str = ("q_proj", "v_proj"),
     name: str = "default",
     dropout: float = 0.0,
     seed: int = 0,
+    **fields: Any,
 ) -> AnyModel:
-    """Put an adapter beside every linear layer so named, make it the active one, and freeze all else; return the model.
+    """Put a new adapter beside the modules so named, make it the active one, and freeze all else; return the model.
 
     A new adapter adds nothing until it is trained: its second matrix is zero.
 
@@ -103,117 +79,104 @@ def add(
         model: Any model of this package; its layers may be quantised.
         rank: Of the update.
         alpha: The update is scaled by ``alpha / rank``.
-        target_modules: Last parts of module names.
+        target_modules: Last parts of module names (``"embed_tokens"`` and ``"lm_head"`` too), a regex for whole
+            names, or ``"all-linear"``.
         name: Of the adapter; several may sit side by side.
         dropout: Share of inputs the adapter does not see while training.
         seed: Of the first matrix.
+        **fields: More fields of peft's ``LoraConfig`` that `AdapterConfig` honours, such as ``use_dora=True``,
+            ``use_rslora=True``, ``modules_to_save=["lm_head"]``, ``bias="all"``, ``init_lora_weights="pissa"``.
 
     Raises:
-        ValueError: If a number is out of range, the name is taken or holds a dot, or no layer is so named.
+        ValueError: If a field is unknown, not honoured or out of range, the name is taken or holds a dot, or no layer
+            is so named. The model is then unchanged.
     """
-    if rank < 1 or not 0 <= dropout < 1:
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not 0 <= dropout < 1:
         raise ValueError(f"rank is {rank} and dropout {dropout}; expected at least 1, and a number in [0, 1)")
-    wanted = [path for path in _linear_paths(model) if path.rpartition(".")[2] in target_modules]
-    if not wanted:
-        raise ValueError(f"no linear layer is named {', '.join(sorted(target_modules))}")
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    for path in wanted:
-        adapter = _insert(model, path, name, rank, alpha / rank, dropout)
-        bound = 1 / math.sqrt(adapter.lora_A.shape[1])
-        drawn = torch.empty(adapter.lora_A.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
-        with torch.no_grad():
-            adapter.lora_A.copy_(drawn)
-    activate(model, name)
+    _check_name(model, name)
+    bases = dict(base_modules(model))
+    targets: str | list[str] = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    if isinstance(targets, list):  # the file names those that are there
+        targets = [last for last in targets if any(f".{path}".endswith(f".{last}") for path in bases)] or targets
+    task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
+    described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
+    config = AdapterConfig.of({**described, **fields}, "adapter")
+    for last in config.modules_to_save:
+        if not any(path.endswith(last) for path in bases):
+            raise ValueError(f"adapter: modules_to_save names {last!r}, no module of the model")
+    for path in files.saved_whole(config, bases):
+        files.check_savable(path, bases[path], "adapter")
+    if not files.targeted(config, bases):
+        raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
+    if config.ensure_weight_tying:
+        _check_tying(config, bases, "adapter")
+    parts = place.begun(config, model, seed, "adapter")
+    _put(model, name, config, place.prepare(config, parts, model, "adapter"))
     return model
 
 
-def activate(model: nn.Module, *names: str) -> None:
-    """Let these adapters take part (their updates add up), and no others; none leaves the bare model.
+def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None) -> None:
+    """Let these adapters take part (their updates add up, in this order), and no others; none leaves the bare model.
 
     Only active adapters are trained.
 
+    Args:
+        model: With the adapters.
+        names: Of adapters.
+        weights: What each one's low-rank update is multiplied by, 1 by default; peft's ``set_scale``.
+
     Raises:
-        ValueError: If there is no such adapter, or adapters are merged.
+        ValueError: If there is no such adapter, adapters are merged, two of them replace the same module, or there is
+            not one weight for each.
     """
-    known = sorted({name for layer in _layers(model) for name in layer.adapters})
+    known = _names(model)
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"no adapter is named {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
-    for layer in _layers(model):
+    if len(set(names)) < len(names):
+        raise ValueError(f"adapters {', '.join(names)} are given; expected each once")
+    if weights is not None and (len(weights) != len(names) or not all(map(math.isfinite, weights))):
+        raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {len(names)} adapters")
+    layers = dict(adapted_layers(model))
+    for path, layer in layers.items():
         if layer.unmerged is not None:
             raise ValueError("adapters are merged into the weights; unmerge them first")
-        layer.active = tuple(name for name in names if name in layer.adapters)
-        for name, adapter in layer.adapters.items():
-            adapter.requires_grad_(name in names)
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Add the active adapters to the weights, so that they cost no time; the old weights are kept for `unmerge`.
-
-    Raises:
-        ValueError: If a weight is quantised, for it could not hold the sum, or is another module's too, as a tied
-            head's is, for that would change with it.
-    """
-    layers = [layer for layer in _layers(model) if layer.active and layer.unmerged is None]
-    for layer in layers:
-        if not isinstance(layer.base_layer, nn.Linear):
-            raise ValueError(
-                f"a {type(layer.base_layer).__name__} cannot hold what an adapter adds; dequantize it first"
-            )
-    if shared := shared_layers(model):
-        raise ValueError(f"the weight of {', '.join(shared)} is another module's too, which must not change")
-    for layer in layers:
-        weight = layer.base_layer.weight
-        assert isinstance(weight, Tensor)  # what an nn.Linear holds; for the type checker
-        layer.unmerged = weight.clone()
-        total = weight.float()
-        for name in layer.active:
-            total = total + layer.adapter(name).update()
-        weight.copy_(total)
-
-
-@torch.no_grad()
-def unmerge(model: nn.Module) -> None:
-    """Give the weights back exactly the values they had before `merge`."""
-    for layer in _layers(model):
-        if layer.unmerged is not None:
-            weight = layer.base_layer.weight
-            assert isinstance(weight, Tensor)
-            weight.copy_(layer.unmerged)
-            layer.unmerged = None
-
-
-def shared_layers(model: nn.Module) -> list[str]:
-    """Return the paths of the layers under active adapters whose weight another module holds as well: a tied head.
-
-    Example:
-        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        ...                      num_attention_heads=2, tie_word_embeddings=True)
-        >>> shared_layers(add(LlamaForCausalLM(config), target_modules=("q_proj", "lm_head")))
-        ['lm_head']
-    """
-    holders = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
-    return [
-        path
-        for path, layer in _named_layers(model)
-        if layer.active and any(holders[id(weight)] > 1 for weight in layer.base_layer.parameters(recurse=False))
-    ]
+        replacing = [name for name in names if name in layer.replacements or _has_rows(layer, name)]
+        if len(replacing) > 1:
+            raise ValueError(f"adapters {' and '.join(replacing)} both replace {path}; expected one of them")
+    strengths = dict(zip(names, weights or [1.0] * len(names), strict=True))
+    for layer in layers.values():
+        layer.active = tuple((name, float(strengths[name])) for name in names if name in layer.names())
+        for name in layer.names() - set(names):
+            for weight in layer.learned(name):
+                weight.requires_grad_(False)
+        for name, _ in layer.active:
+            for weight in layer.learned(name):
+                weight.requires_grad_(True)
+            if _configs(model)[name].init_lora_weights == "mica" and name in layer.adapters:  # which trains A alone
+                for key, weight in layer.adapters[name].named_parameters():
+                    weight.requires_grad_(not key.endswith("_B"))
 
 
 def remove(model: AnyModel) -> AnyModel:
     """Take all adapters away and return the model; what was merged stays in the weights."""
-    for path, layer in [(path, m) for path, m in model.named_modules() if isinstance(m, LoraLinear)]:
-        _replace(model, path, layer.base_layer)
+    for path, layer in reversed(list(adapted_layers(model))):
+        parent: nn.Module = model
+        *above, last = path.split(".")
+        for name in above:
+            parent = getattr(parent, name)
+            parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+        setattr(parent, last, layer.base_layer)
+    _configs(model).clear()
     return model
 
 
 def names(model: nn.Module) -> list[str]:
     """Return the names of the adapters that sit in the model, sorted; none if it is bare."""
-    return sorted({name for layer in _layers(model) for name in layer.adapters})
+    return sorted({name for _, layer in adapted_layers(model) for name in layer.names()})
+
+
+_names = names  # also the name of an argument
 
 
 def save(model: nn.Module, folder: str | Path, name: str = "default", base: str | None = None) -> None:
@@ -228,60 +191,24 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", base: str 
     Raises:
         ValueError: If there is no such adapter.
     """
-    found = _adapters(model, name)
-    tensors = {}
-    for path, adapter in found.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = adapter.lora_A.detach().contiguous()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = adapter.lora_B.detach().contiguous()
-    first = next(iter(found.values()))
-    rank = first.lora_A.shape[0]
-    described = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": first.scale * rank,
-        "lora_dropout": first.dropout,
-        "target_modules": sorted({path.rpartition(".")[2] for path in found}),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "base_model_name_or_path": base,
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    with written_whole(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    _check_known(model, name)
+    files.write(model, Path(folder), name, _configs(model)[name], base)
 
 
 def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel:
-    """Put the adapter that peft or `save` wrote into a folder beside the model's layers, and make it the active one.
+    """Put the adapter that peft or `save` wrote into a folder beside the model's modules, and make it the active one.
+
+    It takes over the model's train or eval mode. Its weights are float32 at least, as in peft.
 
     Raises:
         FileNotFoundError: If the folder holds no adapter.
-        ValueError: If a file is damaged, the adapter is not plain LoRA, or it does not fit the model.
+        ValueError: If a file is damaged, a field of the config is not honoured, or the adapter does not fit the model;
+            the message names the file, the field or tensor, and what was expected. The model is then unchanged.
     """
-    source = Path(folder) / WEIGHTS
-    pairs, rank, scale, dropout = _read(Path(folder))
-    sizes = _linear_paths(model)
-    for path, (down_RI, up_OR) in pairs.items():
-        if path not in sizes:
-            raise ValueError(f"{source}: adapts {path}, which the model does not have")
-        inputs, outputs = sizes[path]
-        if down_RI.shape != (rank, inputs) or up_OR.shape != (outputs, rank):
-            raise ValueError(
-                f"{source}: the update of {path} is {list(up_OR.shape)} by {list(down_RI.shape)}; "
-                f"expected {[outputs, rank]} by {[rank, inputs]}"
-            )
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    for path, (down_RI, up_OR) in pairs.items():
-        adapter = _insert(model, path, name, rank, scale, dropout)
-        with torch.no_grad():
-            adapter.lora_A.copy_(down_RI)
-            adapter.lora_B.copy_(up_OR)
-    activate(model, name)
+    folder = Path(folder)
+    config, parts = _read(model, folder)
+    _check_name(model, name)
+    _put(model, name, config, place.prepare(config, parts, model, folder / CONFIG))
     return model
 
 
@@ -293,100 +220,156 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
         FileNotFoundError: If the folder holds no adapter.
         ValueError: If a file is damaged, or its adapter is not of the same layers, sizes and scale.
     """
-    adapters = _adapters(model, name)
-    pairs, _, scale, _ = _read(Path(folder))
-    wrong = sorted(pairs.keys() ^ adapters.keys())
-    for path in pairs.keys() & adapters.keys():
-        ours = adapters[path]
-        if (ours.lora_A.shape, ours.lora_B.shape) != (pairs[path][0].shape, pairs[path][1].shape):
-            wrong.append(path)
+    _check_known(model, name)
+    own = _stored(model, name)
+    config, parts = _read(model, Path(folder))
+    scales = {path: layer.adapter(name).scale for path, layer in adapted_layers(model) if name in layer.adapters}
+    found = {
+        (path, key): tensor
+        for path, part in parts.items()
+        for key, tensor in {**part.update, **{f"own.{key}": value for key, value in part.own.items()}}.items()
+    }
+    wrong = sorted({path for path, _ in found.keys() ^ own.keys()})
+    wrong += [path for path, key in found.keys() & own.keys() if found[path, key].shape != own[path, key].shape]
     if wrong:
         raise ValueError(f"{folder}: the adapter is of other layers or of another rank: {', '.join(wrong[:8])} differ")
-    scales = {adapter.scale for adapter in adapters.values()}
-    if any(not math.isclose(ours, scale) for ours in scales):
-        raise ValueError(f"{folder}: the adapter's scale, alpha / rank, is {scale}; expected {scales.pop()}")
-    for path, (down_RI, up_OR) in pairs.items():
-        adapters[path].lora_A.copy_(down_RI)
-        adapters[path].lora_B.copy_(up_OR)
+    ours = _configs(model)[name]
+    if config.init_lora_weights != ours.init_lora_weights:
+        began, expected_start = config.init_lora_weights, ours.init_lora_weights
+        raise ValueError(f"{folder}: init_lora_weights is {began!r}; expected {expected_start!r}, as of the adapter")
+    for path, part in parts.items():
+        if part.rows and part.rows != (trained := _rows(model, path, name)):
+            raise ValueError(f"{folder}: trainable_token_indices are {part.rows} of {path}; expected {trained}")
+        if not part.update or part.rows:
+            continue
+        scale, expected = config.scale(path), float(scales[path])
+        if not math.isclose(scale, expected):
+            raise ValueError(f"{folder}: the adapter's scale, alpha / rank, of {path} is {scale}; expected {expected}")
+    for place_of, tensor in found.items():
+        own[place_of].copy_(tensor)
 
 
-def _adapters(model: nn.Module, name: str) -> dict[str, Adapter]:
-    found = {path: layer.adapter(name) for path, layer in _named_layers(model) if name in layer.adapters}
-    if not found:
-        raise ValueError(f"no adapter is named {name!r}")
-    return found
+@torch.no_grad()
+def add_weighted_adapter(
+    model: AnyModel,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str = "svd",
+    svd_rank: int | None = None,
+) -> AnyModel:
+    """Put the weighted sum of adapters beside the model as one more, make it the active one, and return the model.
+
+    Arguments and results are those of the method of this name in peft; ``merge`` then writes the sum into the weights.
+
+    Args:
+        model: With the adapters.
+        adapters: Their names.
+        weights: Of each; may be negative.
+        adapter_name: Of the sum.
+        combination_type: ``"cat"`` is the sum exactly, its rank the sum of the ranks; ``"svd"`` the nearest of the
+            largest rank, or of ``svd_rank``; ``"linear"`` the product of the summed matrices, which is not the sum of
+            the products.
+        svd_rank: For ``"svd"``.
+
+    Raises:
+        ValueError: If an adapter is unknown or not plain LoRA, the name is taken, or the combination is another.
+    """
+    for name in adapters:
+        _check_known(model, name)
+    _check_name(model, adapter_name)
+    if combination_type not in weighted.KINDS:
+        raise ValueError(f"combination_type is {combination_type!r}; expected one of {', '.join(weighted.KINDS)}")
+    if not adapters or len(weights) != len(adapters) or not all(map(math.isfinite, weights)):
+        raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {list(adapters)}")
+    if svd_rank is not None and svd_rank < 1:
+        raise ValueError(f"svd_rank is {svd_rank}; expected at least 1")
+    kind = "linear" if len(adapters) == 1 else combination_type
+    config = weighted.weighted_config([_configs(model)[name] for name in adapters], adapters, kind, svd_rank)
+    parts: dict[str, Part] = {}
+    for path, layer in adapted_layers(model):
+        updates = []
+        for name, weight in zip(adapters, weights, strict=True):
+            update = layer.adapter(name) if name in layer.adapters else None
+            if isinstance(update, (Adapter, EmbeddingAdapter)):
+                updates.append((update, weight))
+        if updates:
+            parts[path] = weighted.weighted_part(updates, kind, config.r)
+    _put(model, adapter_name, config, place.prepare(config, parts, model, "adapter"))
+    return model
 
 
-def _read(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], int, float, float]:
-    """Return a stored adapter: the two matrices of each layer, their rank and scale, and the dropout."""
-    try:
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind, rank, alpha = described["peft_type"], int(described["r"]), float(described["lora_alpha"])
-        scale = alpha / math.sqrt(rank) if described.get("use_rslora") else alpha / rank
-        dropout = float(described.get("lora_dropout", 0.0))
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{folder / CONFIG}: does not describe a LoRA adapter ({error!r})") from error
-    unsupported = [key for key in _UNSUPPORTED if described.get(key)]
-    if kind != "LORA" or unsupported or described.get("bias", "none") != "none":
-        raise ValueError(f"{folder / CONFIG}: {kind} with {', '.join(unsupported) or 'bias'}; only plain LoRA is known")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS}: damaged or not a safetensors file ({error})") from error
-    return _pairs(tensors, folder / WEIGHTS), rank, scale, dropout
+def _read(model: nn.Module, folder: Path) -> tuple[AdapterConfig, dict[str, Part]]:
+    config = AdapterConfig.read(folder)
+    tensors, source = files.read_tensors(folder)
+    bases = dict(base_modules(model))
+    if config.ensure_weight_tying:
+        _check_tying(config, bases, str(folder / CONFIG))
+    parts = files.fit(config, tensors, source, model)
+    if not parts:
+        raise ValueError(f"{source}: holds no tensor of an adapter")
+    return config, parts
 
 
-def _pairs(tensors: Mapping[str, Tensor], source: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    pairs = {}
-    for key, down in tensors.items():
-        path, found, _ = key.removeprefix(_PREFIX).partition(".lora_A.weight")
-        if found:
-            up = tensors.get(key.replace(".lora_A.", ".lora_B."))
-            if up is None:
-                raise ValueError(f"{source}: holds {key} but not its lora_B")
-            pairs[path] = (down, up)
-    if 2 * len(pairs) != len(tensors):
-        extra = [key for key in tensors if ".lora_A.weight" not in key and ".lora_B.weight" not in key]
-        raise ValueError(f"{source}: holds other tensors than pairs of lora_A and lora_B: {', '.join(extra)}")
-    return pairs
+def _check_tying(config: AdapterConfig, bases: dict[str, nn.Module], source: str) -> None:
+    ends = [path for path, base in bases.items() if isinstance(base, nn.Embedding)] + files.tied_to_embedding(bases)
+    touched = [path for path in ends if config.targets(path) or config.saves(path)]
+    if len(ends) > 1 and touched:
+        raise ValueError(
+            f"{source}: ensure_weight_tying is true, and {touched[0]} is tied; expected it false, or an untied model"
+        )
 
 
-def _linear_paths(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return the path of every linear layer, without ``.base_layer``, and its (in, out) sizes."""
-    return {
-        path.removesuffix(".base_layer"): (int(module.in_features), int(module.out_features))
-        for path, module in model.named_modules()
-        if hasattr(module, "in_features") and hasattr(module, "out_features")
-    }
+def _put(model: nn.Module, name: str, config: AdapterConfig, placed: dict[str, Any]) -> None:
+    """Put a checked adapter in and make it the active one. Nothing before this changes the model."""
+    if any(layer.unmerged is not None for _, layer in adapted_layers(model)):
+        raise ValueError("adapters are merged into the weights; unmerge them first")
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    place.put(model, name, placed)
+    _configs(model)[name] = config
+    activate(model, name)
 
 
-def _insert(model: nn.Module, path: str, name: str, rank: int, scale: float, dropout: float) -> Adapter:
-    if not name or "." in name:
-        raise ValueError(f"an adapter cannot be named {name!r}")
-    inputs, outputs = _linear_paths(model)[path]
-    layer = model.get_submodule(path)
-    if not isinstance(layer, LoraLinear):
-        layer = LoraLinear(layer)
-        _replace(model, path, layer)
-    if name in layer.adapters:
+def _configs(model: nn.Module) -> dict[str, AdapterConfig]:
+    """Return the configs of the model's adapters by name, where they are kept."""
+    configs: dict[str, AdapterConfig] = model.__dict__.setdefault("adapter_configs", {})
+    return configs
+
+
+def _stored(model: nn.Module, name: str) -> dict[tuple[str, str], Tensor]:
+    """Return the tensors of an adapter by path and name, those of `Replacement` behind ``own.``."""
+    tensors: dict[tuple[str, str], Tensor] = {}
+    written = set()
+    for path, layer in adapted_layers(model):
+        if name in layer.adapters and id(layer.adapters[name]) not in written:
+            written.add(id(layer.adapters[name]))
+            tensors.update({(path, key): tensor for key, tensor in layer.adapter(name).stored().items()})
+        if name in layer.replacements:
+            replacement = layer.replacements[name]
+            assert isinstance(replacement, Replacement)
+            own = replacement.parameters_of_its_own()
+            tensors.update({(path, f"own.{key}"): tensor for key, tensor in own.items()})
+    return tensors
+
+
+def _rows(model: nn.Module, path: str, name: str) -> tuple[int, ...]:
+    """Return the ids whose rows an adapter trains in an embedding or head."""
+    update = dict(adapted_layers(model))[path].adapter(name)
+    return tuple(update.index_K.tolist()) if isinstance(update, TrainedRows) else ()
+
+
+def _has_rows(layer: AdaptedLayer, name: str) -> bool:
+    return name in layer.adapters and isinstance(layer.adapters[name], TrainedRows)
+
+
+def _check_known(model: nn.Module, name: str) -> None:
+    if name not in names(model):
+        raise ValueError(f"no adapter is named {name!r}; there are {', '.join(names(model)) or 'none'}")
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"an adapter cannot be named {name!r}; expected a name without a dot, unlike {'keys'!r}")
+    if name in names(model):
         raise ValueError(f"an adapter named {name!r} is there already")
-    like = next((t for t in layer.base_layer.parameters() if t.is_floating_point()), None)
-    if like is None or like.element_size() == 1:  # beside a quantised weight, in the number format of the rest
-        like = next(t for t in model.parameters() if t.is_floating_point() and t.element_size() > 1)
-    adapter = Adapter(inputs, outputs, rank, scale, dropout, like)
-    adapter.train(layer.training)
-    layer.adapters[name] = adapter
-    return adapter
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, last = path.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-
-
-def _named_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    return ((path, module) for path, module in model.named_modules() if isinstance(module, LoraLinear))
-
-
-def _layers(model: nn.Module) -> list[LoraLinear]:
-    return [layer for _, layer in _named_layers(model)]

@@ -277,7 +277,7 @@ def quantize(
     layers = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] not in skip
+        if isinstance(module, nn.Linear) and not _skipped(path, skip)
     }
     if kind == "int4":
         for path, layer in layers.items():
@@ -293,6 +293,11 @@ def quantize(
         if weight.untyped_storage().nbytes() > weight.nbytes:
             weight.data = weight.data.clone()
     return model
+
+
+def _skipped(path: str, skip: Collection[str]) -> bool:
+    """Return whether a layer is left alone: by its name, adapters beside it or not, or as an adapter's trained copy."""
+    return ".replacements." in path or path.removesuffix(".base_layer").rpartition(".")[2] in skip
 
 
 def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> QuantizedLinear:

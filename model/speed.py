@@ -53,9 +53,8 @@ def bytes_per_token(model: nn.Module) -> int:
             experts = _bytes_of(module.experts)
             read -= experts - experts * module.per_token // len(module.experts)
     if isinstance(model, LlamaForCausalLM):
-        table = model.model.embed_tokens.weight
-        if all(weight is not table for weight in model.lm_head.parameters()):
-            read -= table.nbytes
+        not_the_head = set(model.model.embed_tokens.parameters()) - set(model.lm_head.parameters())
+        read -= sum(weight.nbytes for weight in not_the_head)
     return read
 
 

@@ -164,13 +164,32 @@ def test_the_adapter_learns_and_nothing_else(tokenizer: Tokenizer, talks: Path, 
         assert torch.equal(lora.load(fresh(), result.checkpoint).eval()(ids).logits, model.eval()(ids).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dora": True, "use_rslora": True, "target_modules": "all-linear"},
+        {"modules_to_save": ["lm_head", "norm"], "target_modules": ["embed_tokens", "q_proj"]},
+        {"trainable_token_indices": [3, 70], "init_lora_weights": "pissa"},
+        {"bias": "all", "lora_bias": True, "biased": True},
+    ],
+    ids=str,
+)
 def test_stopping_and_going_on_changes_no_loss(
-    tokenizer: Tokenizer, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer,
+    talks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    dtype: torch.dtype,
 ) -> None:
     config = training.TrainConfig(**(SETTINGS | {"max_steps": 8, "gradient_accumulation": 2}))
+    fields = {name: value for name, value in options.items() if name != "biased"}
+    biases = dict.fromkeys(("attention_bias", "mlp_bias"), "biased" in options)
 
     def run(out: str, resume: bool = False) -> None:
-        model = lora.add(fresh(), rank=2)
+        model = lora.add(fresh(**biases).to(dtype), rank=2, **fields)
         training.finetune(model, tokenizer, talks, config, tmp_path / out, resume=resume, progress=False)
 
     run("whole")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model.captured import CapturedDecoder
+from bpe_llama.model.engine import Engine
+from bpe_llama.model.options import GenerationOptions
+from bpe_llama.model.speed import bytes_per_token
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -151,11 +157,26 @@ def test_a_bad_adapter_is_refused_and_nothing_added(tiny_model: Make, tmp_path: 
     save_file({key.replace("layers.0", "layers.9"): tensor for key, tensor in tensors.items()}, weights)
     refused(r"layers\.9\.self_attn\.\w_proj, which the model does not have")
     weights.write_bytes(good_weights)
-    for change in ({"use_dora": True}, {"peft_type": "IA3"}, {"bias": "all"}):
+    for change, message in (
+        ({"use_dora": True}, "lacks .*q_proj.lora_magnitude_vector"),
+        ({"peft_type": "IA3"}, "only plain LoRA is known"),
+        ({"use_qalora": True}, "adapter_config.json: use_qalora is True, which is not supported"),
+    ):
         config.write_text(json.dumps(good_config | change))
-        refused("only plain LoRA is known")
-    config.write_text("{}")
-    refused("does not describe a LoRA adapter")
+        refused(message)
+    for text in ("{}", "[]", "{", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), '{"a":' * 100_000):
+        config.write_text(text)
+        refused("adapter_config.json: does not describe a LoRA adapter")
+    config.write_text(json.dumps(good_config))
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds neither adapter_model\.safetensors nor"):
+        lora.load(model, tmp_path)
+    pickled = tmp_path / "adapter_model.bin"
+    for held, message in (({name: [1]}, "lora_A.weight is of list"), ([1, 2], "holds more than"), (Path, "holds more")):
+        torch.save(held, pickled)
+        refused(message)
+    pickled.write_bytes(b"junk")
+    refused("adapter_model.bin: damaged, or holds more than tensors")
 
 
 def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
@@ -171,6 +192,7 @@ def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp
         ({"rank": 3}, "another rank"),
         ({"rank": 2, "target_modules": ["q_proj"]}, "other layers"),
         ({"rank": 2, "alpha": 3.0}, "scale"),
+        ({"rank": 2, "init_lora_weights": "olora"}, "init_lora_weights is True; expected 'olora'"),
     ):
         unlike = lora.add(tiny_model(), **other)
         before = {name: weight.clone() for name, weight in unlike.state_dict().items()}
@@ -179,6 +201,11 @@ def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp
         assert all(torch.equal(weight, before[name]) for name, weight in unlike.state_dict().items())
     with pytest.raises(ValueError, match="no adapter is named 'default'"):
         lora.restore(tiny_model(), tmp_path)
+    lora.save(lora.add(tiny_model(), trainable_token_indices=[3, 4]), tmp_path / "rows")
+    with pytest.raises(
+        ValueError, match=r"trainable_token_indices are \(3, 4\) of model.embed_tokens; expected \(3, 5\)"
+    ):
+        lora.restore(lora.add(tiny_model(), trainable_token_indices=[3, 5]), tmp_path / "rows")
 
 
 def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) -> None:
@@ -191,3 +218,161 @@ def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) ->
     assert torch.equal(model(ids).logits, adapted)
     assert torch.equal(model.model.embed_tokens.weight, embedding)
     assert lora.shared_layers(lora.add(tiny_model(), target_modules=("lm_head",))) == []
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ("q_proj", "down_proj")},
+    "dora": {"target_modules": "all-linear", "use_dora": True, "dropout": 0.3},
+    "ends": {"target_modules": ("embed_tokens", "lm_head"), "use_rslora": True},
+    "saved": {"modules_to_save": ["embed_tokens", "norm", "layers.1.mlp"], "dropout": 0.3},
+    "rows": {"trainable_token_indices": {"embed_tokens": [5, 9], "lm_head": [7]}},
+    "pissa": {"init_lora_weights": "pissa"},
+    "biases": {"bias": "all", "lora_bias": True},
+}
+
+
+def learned(model: LlamaForCausalLM, kind: str, name: str = "default", seed: int = 0) -> LlamaForCausalLM:
+    """Return the model with an adapter as training would leave it."""
+    lora.add(model, rank=3, name=name, **KINDS[kind])
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.15)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_to_generate_computes_the_adapter(tiny_model: Make, ids: Tensor, kind: str) -> None:
+    biases = {"attention_bias": True, "mlp_bias": True}
+    model, bare = learned(tiny_model(**biases), kind), tiny_model(**biases)
+    merged = copy.deepcopy(model)
+    lora.merge(merged)
+    lora.remove(merged)
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    prompts = [row[: 5 + 3 * n].tolist() for n, row in enumerate(ids)]
+    told = []
+    for each in (model, merged, bare):
+        ways: list[object] = [
+            each.generate(ids, max_new_tokens=8, temperature=0.0, **options).tolist()
+            for options in ({}, {"capture": True}, {"num_beams": 3}, {"num_return_sequences": 2})
+        ]
+        engine = Engine(each, slots=3, prefill_chunk=4)
+        samples = engine.enter(prompts, [GenerationOptions(max_new_tokens=6, temperature=0.0)] * 3)
+        while engine.live:
+            engine.step()
+        told.append([*ways, [sample.new_ids for sample in samples]])
+    assert told[0] == told[1] != told[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_adapter_takes_over_the_mode(
+    tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str, training: bool
+) -> None:
+    lora.save(learned(tiny_model(), kind), tmp_path)
+    model = lora.load(tiny_model().train(training), tmp_path)
+    assert {module.training for module in model.modules()} == {training}
+    first, second = model(ids).logits, model(ids).logits
+    assert torch.equal(first, second) != (training and "dropout" in KINDS[kind])
+    with pytest.raises(ValueError, match="is there already"):
+        lora.load(model, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantising_around_an_adapter_leaves_it_whole(tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str) -> None:
+    model = quantize.quantize(learned(tiny_model(), kind), "int8")
+    layer = model.model.layers[0].self_attn.q_proj
+    assert type(getattr(layer, "base_layer", layer)) is quantize.Int8Linear
+    whole = quantize.dequantize(copy.deepcopy(model))
+    assert_close(model(ids).logits, whole(ids).logits, atol=1e-4, rtol=1e-4)
+    assert type(getattr(model.lm_head, "base_layer", model.lm_head)) is torch.nn.Linear
+    assert bytes_per_token(model) < bytes_per_token(whole)
+    lora.save(model, tmp_path)
+    if kind not in ("pissa", "saved"):  # these need whole weights to begin with
+        again = lora.load(quantize.quantize(tiny_model(), "int8"), tmp_path)
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_weights_of_active_adapters(tiny_model: Make, ids: Tensor) -> None:
+    model = learned(learned(tiny_model(), "plain", "a"), "ends", "b", seed=1)
+    lora.activate(model, "a", "b", weights=[0.0, 0.0])
+    assert_close(model(ids).logits, tiny_model()(ids).logits, atol=1e-5, rtol=1e-5)
+    engine = Engine(model, slots=1)
+
+    def said() -> list[int]:
+        prompt = ids[0].tolist()
+        engine.join([prompt], [GenerationOptions(max_new_tokens=8, temperature=0.0)])
+        sample = engine.live[0]
+        while engine.live:
+            engine.step()
+        return sample.new_ids
+
+    bare = said()
+    lora.activate(model, "a", "b", weights=[2.0, -1.0])
+    assert said() == model.generate(ids[:1], max_new_tokens=8, temperature=0.0)[0, 20:].tolist() != bare
+    for names, weights, message in (
+        (("a", "b"), [1.0], "expected a finite number for each of 2"),
+        (("a",), [float("nan")], "expected a finite number"),
+        (("a", "a"), None, "expected each once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lora.activate(model, *names, weights=weights)
+    learned(model, "rows", "c", seed=2)
+    lora.add(model, rank=1, name="d", modules_to_save=["embed_tokens"])
+    with pytest.raises(ValueError, match=r"adapters c and d both replace model\.embed_tokens"):
+        lora.activate(model, "c", "d")
+
+
+def test_captured_steps_are_let_go_of_when_other_adapters_take_part(tiny_model: Make) -> None:
+    model = learned(tiny_model(), "plain")
+    decoder = CapturedDecoder(model, KVCache(model.config, 1, 16))
+
+    def is_forgotten() -> bool:
+        decoder._steps["a step"] = lambda: None
+        decoder._look_at_the_weights()
+        return not decoder._steps
+
+    assert not is_forgotten()
+    for change in (
+        lambda: lora.activate(model, "default", weights=[0.5]),
+        lambda: lora.merge(model),
+        lambda: lora.unmerge(model),
+        lambda: lora.activate(model),
+    ):
+        change()
+        assert is_forgotten() and not is_forgotten()
+
+
+def test_sums_that_cannot_be_are_refused(tiny_model: Make) -> None:
+    model = learned(learned(tiny_model(), "plain", "a"), "dora", "b")
+    lora.add(model, rank=2, name="c", target_modules="all-linear")
+    for arguments, message in (
+        ((["a", "b"], [1, 1], "d"), "adapter 'b' has use_dora True"),
+        ((["a", "e"], [1, 1], "d"), "no adapter is named 'e'"),
+        ((["a", "c"], [1, 1], "a"), "named 'a' is there already"),
+        ((["a", "c"], [1], "d"), "expected a finite number for each"),
+        ((["a", "c"], [1, 1], "d", "ties"), "combination_type is 'ties'; expected one of svd, linear, cat"),
+        ((["a", "c"], [1, 1], "d", "linear"), "the ranks are 3, 2; a 'linear' sum"),
+        ((["a", "c"], [1, 1], "d"), "target_modules is a pattern in one adapter and a list in another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lora.add_weighted_adapter(model, *arguments)
+    assert lora.names(model) == ["a", "b", "c"]
+
+
+def test_a_refused_new_adapter_changes_nothing(tiny_model: Make) -> None:
+    for options, message in (
+        ({"use_qalora": True}, "adapter: use_qalora is True, which is not supported"),
+        ({"init_lora_weights": "eva"}, "a new adapter begins with true"),
+        ({"modules_to_save": ["layers"], "target_modules": "lm_head"}, "modules_to_save names model.layers"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save names 'lm_haed', no module"),
+        ({"trainable_token_indices": [97]}, "trainable_token_indices holds 97; expected 0 to 96"),
+        ({"trainable_token_indices": {"norm": [1]}}, "names 'norm', no embedding"),
+        ({"name": "keys"}, "cannot be named 'keys'"),
+        ({"target_modules": "("}, "target_modules is"),
+        ({"target_modules": "lm_head", "init_lora_weights": "pissa"}, "expected it not tied"),
+    ):
+        model = tiny_model(tie_word_embeddings=True)
+        with pytest.raises(ValueError, match=message):
+            lora.add(model, **options)  # type: ignore[arg-type]
+        assert lora.names(model) == [] and all(weight.requires_grad for weight in model.parameters())

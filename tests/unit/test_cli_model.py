@@ -127,6 +127,30 @@ def test_finetune_leaves_an_adapter_that_generate_and_peft_take(
         torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_finetune_knows_more_kinds_of_adapters(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, base = tmp_path / "tuned", made / "run" / "model"
+    kinds = ["--dora", "--rslora", "--target", "all-linear", "--save-module", "norm", "--dropout", "0.1"]
+    assert main(finetune(made, out, *kinds)) == 0
+    assert main(finetune(made, out, *kinds, "--resume", "--steps", "7")) == 0
+    assert "step 7:" in capsys.readouterr().out
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["use_dora"] and config["use_rslora"] and config["modules_to_save"] == ["norm"]
+    peft = pytest.importorskip("peft", reason="whether peft loads the adapter needs peft installed")
+    transformers = pytest.importorskip("transformers", reason="whether peft loads the adapter needs transformers")
+    transformers.utils.logging.disable_progress_bar()
+    theirs = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM.from_pretrained(base), out / "adapter").eval()
+    generator = load_generator(base, None, "float32", "cpu", out / "adapter")
+    assert lora.names(generator.model) == []  # merged
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(generator.model(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0)
+    file = out / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(config | {"alora_invocation_tokens": [1]}))
+    assert main(["generate", "x", "--model", str(base), "--adapter", str(out / "adapter"), "--device", "cpu"]) == 2
+    assert f"{file}: alora_invocation_tokens is [1], which is not supported" in capsys.readouterr().err
+
+
 def test_finetune_resumes_and_refuses_to_overwrite(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,7 +202,9 @@ def test_an_adapter_of_a_tied_head_leaves_the_embedding_alone(
     assert main([*arguments, "--merge"]) == 2
     assert "--merge would change the embedding, to which lm_head is tied" in capsys.readouterr().err
     assert main(arguments) == 0
+    capsys.readouterr()
     generator = load_generator(tmp_path / "tied", None, "float32", "cpu", tmp_path / "tuned" / "adapter")
+    assert "stays beside the weights, which is slower: the weight of lm_head is another" in capsys.readouterr().err
     assert torch.equal(generator.model.model.embed_tokens.weight, tied.model.embed_tokens.weight)
     ids = torch.arange(3, 15)[None]
     adapted = lora.load(tied, tmp_path / "tuned" / "adapter").eval()
@@ -216,6 +242,8 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["finetune", "{tok}", "--model", "absent", "--out", "o"], "absent"),
         (["finetune", "{tok}", "--model", "{run}"], "--out"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--full", "--rank", "4"], "--rank is for an adapter"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--full", "--dora"], "--dora is for an adapter"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--save-module", "layers"], "names model.layers"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--rank", "0"], "rank is 0"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--target", "nothing"], "no linear layer is named"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--steps", "0"], "max_steps is 0"),

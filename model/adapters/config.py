@@ -1,0 +1,377 @@
+"""``adapter_config.json``: what it says of an adapter's layers, ranks and scales, and what of it is refused by name.
+
+peft reads a file without a word on what it does not know; here every field is honoured, listed in `HARMLESS` because it
+changes no output, or refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG = "adapter_config.json"
+DEFAULT_TARGETS = ("q_proj", "v_proj")
+"""What peft adapts of every family that this package knows, where ``target_modules`` is null."""
+ALL_LINEAR = "all-linear"
+HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",  # how matrices begin, as the next ones: the file holds how they ended
+        "eva_config",
+        "loftq_config",
+        "lora_ga_config",
+        "fan_in_fan_out",  # peft resets it for torch.nn.Linear, the only layers here
+        "inference_mode",
+        "megatron_core",  # a module's name, without effect unless megatron_config is given
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",  # without effect unless use_qalora is given
+        "revision",
+        "runtime_config",
+    }
+)
+"""Fields of peft's that change no output, whatever they hold."""
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+"""Values of ``init_lora_weights`` that say how the matrices began and leave the base as it is."""
+OFFSET_STARTS = ("pissa", "olora")
+"""Values after which the base is the model's weight less the product of the first matrices, computed from it."""
+_REFUSED_STARTS = {
+    "loftq": "its base is the model's weight as LoftQ quantises it",
+    "corda": "its base depends on data that the folder does not hold",
+    "lora_ga": "its base depends on gradients that the folder does not hold",
+    "pissa_niter": "its base is drawn by a random decomposition",
+}
+_ADVICE = (
+    "save it with peft's path_initial_model_for_weight_conversion, or beside its own base with init_lora_weights true"
+)
+_UNSET: tuple[object, ...] = (None, False, "", [], {})
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter is, in the words of peft's ``LoraConfig``.
+
+    Example:
+        >>> config = AdapterConfig.of({"r": 8, "lora_alpha": 16, "rank_pattern": {"layers.0.self_attn.q_proj": 4}})
+        >>> config.rank("model.layers.0.self_attn.q_proj"), config.scale("model.layers.0.self_attn.q_proj")
+        (4, 4.0)
+        >>> config.targets("model.layers.0.self_attn.v_proj"), config.targets("model.layers.0.self_attn.k_proj")
+        (True, False)
+    """
+
+    r: int = 8
+    lora_alpha: float = 8.0
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    init_lora_weights: bool | str = True
+    target_modules: tuple[str, ...] | str = DEFAULT_TARGETS
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    ensure_weight_tying: bool = False
+    task_type: str | None = "CAUSAL_LM"
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """The fields as they were given, to be written again."""
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any], source: str = CONFIG) -> AdapterConfig:
+        """Return what the fields say.
+
+        Args:
+            described: Fields of ``adapter_config.json``; those absent have peft's defaults.
+            source: Named in errors.
+
+        Raises:
+            ValueError: If a field is unknown and set, not honoured, or of a wrong value; it names the source, the
+                field, the value and what was expected.
+        """
+        known = {name for name in cls.__dataclass_fields__ if name != "described"}
+        for name, value in described.items():
+            if name not in known | HARMLESS and value not in _UNSET:
+                raise ValueError(f"{source}: {name} is {_shown(value)}, which is not supported; expected it left out")
+        values: dict[str, Any] = {}
+        for name, (reads, expected) in _READERS.items():
+            if described.get(name) is None or (name == "layers_pattern" and not described[name]):
+                if name == "task_type" and "task_type" in described:
+                    values[name] = None
+                continue
+            try:
+                values[name] = reads(described[name])
+            except (ValueError, TypeError, AttributeError, re.error) as error:
+                raise ValueError(f"{source}: {name} is {_shown(described[name])}; expected {expected}") from error
+        if values.get("task_type") == "SEQ_CLS":  # peft adds the scores to what is saved
+            saved = values.get("modules_to_save", ())
+            values["modules_to_save"] = saved if "score" in saved else (*saved, "score")
+        config = cls(**values, described=dict(described))
+        config._check(source)
+        return config
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterConfig:
+        """Return what a folder's ``adapter_config.json`` says.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: As `of` does, or if the file is no JSON or describes something else than LoRA.
+        """
+        source = folder / CONFIG
+        try:
+            described = json.loads(source.read_text(encoding="utf-8"))
+            kind = described["peft_type"]
+            missing = [name for name in ("r", "lora_alpha") if described[name] is None]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{source}: does not describe a LoRA adapter ({error!r})") from error
+        if kind != "LORA":
+            raise ValueError(f"{source}: peft_type is {_shown(kind)}; only plain LoRA is known, and its kinds: 'LORA'")
+        if missing:
+            raise ValueError(f"{source}: {missing[0]} is null; expected a number")
+        return cls.of(described, str(source))
+
+    def _check(self, source: str) -> None:
+        start = self.init_lora_weights
+        for refused, reason in _REFUSED_STARTS.items():
+            if isinstance(start, str) and start.startswith(refused):
+                raise ValueError(f"{source}: init_lora_weights is {start!r}: {reason}; {_ADVICE}")
+        if isinstance(start, str) and start not in PLAIN_STARTS + OFFSET_STARTS:
+            expected = ", ".join(map(repr, PLAIN_STARTS + OFFSET_STARTS))
+            raise ValueError(f"{source}: init_lora_weights is {start!r}; expected true, false, {expected}")
+        if self.use_dora and (self.lora_bias or start == "mica"):
+            other = "lora_bias" if self.lora_bias else "init_lora_weights 'mica'"
+            raise ValueError(f"{source}: use_dora is true together with {other}; peft has no such adapter")
+        if isinstance(self.target_modules, str) and (self.layers_to_transform is not None or self.layers_pattern):
+            raise ValueError(f"{source}: layers_to_transform is given, but target_modules is a pattern, not a list")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(f"{source}: layers_pattern is given without layers_to_transform")
+
+    def rank(self, path: str) -> int:
+        """Return the rank of the update of a layer."""
+        return int(_of_pattern(self.rank_pattern, path, self.r))
+
+    def alpha(self, path: str) -> float:
+        """Return what the update of a layer is scaled by, times its rank or, with ``use_rslora``, the root of it."""
+        return float(_of_pattern(self.alpha_pattern, path, self.lora_alpha))
+
+    def scale(self, path: str) -> float:
+        """Return what the update of a layer is multiplied by.
+
+        Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732, for ``use_rslora``.
+        """
+        rank = self.rank(path)
+        return self.alpha(path) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, path: str, in_head: bool = False) -> bool:
+        """Return whether a linear layer or an embedding has low-rank matrices.
+
+        Args:
+            path: Of the module.
+            in_head: Whether it is the model's output layer, which "all-linear" leaves out.
+        """
+        if self.exclude_modules and _named(self.exclude_modules, path):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in self.modules_to_save):
+            return False
+        if isinstance(self.target_modules, str):
+            if self.target_modules.lower() == ALL_LINEAR:
+                return not in_head and not self.is_embedding(path)
+            return re.fullmatch(self.target_modules, path) is not None
+        if path in self.target_modules:
+            return True
+        return _named(self.target_modules, path) and self._transforms(path)
+
+    @staticmethod
+    def is_embedding(path: str) -> bool:
+        """Return whether this is the path of the input embedding."""
+        return path.rpartition(".")[2] == "embed_tokens"
+
+    def _transforms(self, path: str) -> bool:
+        """Return whether a layer's number is among those to transform: the first number in the path."""
+        if not self.layers_to_transform:
+            return True
+        if self.layers_pattern:
+            patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern]
+        else:
+            patterns = [r".*?\.[^.]*\.(\d+)\."]
+        found = next(filter(None, (re.match(pattern, path) for pattern in patterns)), None)
+        return found is not None and int(found[1]) in self.layers_to_transform
+
+    def saves(self, path: str) -> bool:
+        """Return whether a module is trained and stored whole: peft asks how its path ends, not for a whole name."""
+        return path.endswith(self.modules_to_save) if self.modules_to_save else False
+
+    def rows(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the ids whose rows are trained, by the name of their embedding."""
+        if self.trainable_token_indices is None:
+            return {}
+        if isinstance(self.trainable_token_indices, tuple):
+            return {"embed_tokens": self.trainable_token_indices}
+        return self.trainable_token_indices
+
+    def to_json(self, base: str | None = None) -> str:
+        """Return the text of ``adapter_config.json``, with everything that was read or asked for."""
+        own = {
+            name: _plain(value)
+            for name, (value, default) in self._values().items()
+            if (name not in self.described and (value != default or name in _SHOWN)) or self._was(name) != value
+        }
+        fixed = {"peft_type": "LORA", "fan_in_fan_out": False, "inference_mode": True}
+        described = {**fixed, **self.described, **own}
+        if base is not None or "base_model_name_or_path" not in described:
+            described["base_model_name_or_path"] = base
+        return json.dumps(described, indent=2, sort_keys=True) + "\n"
+
+    def _values(self) -> dict[str, tuple[Any, Any]]:
+        """Return the fields' values and peft's defaults."""
+        fields = {name: spec for name, spec in self.__dataclass_fields__.items() if name != "described"}
+        return {name: (getattr(self, name), _default(spec)) for name, spec in fields.items()}
+
+    def _was(self, name: str) -> Any:
+        """Return the value that was given for a field, as it is read; its value now where none was."""
+        given = self.described.get(name)
+        return getattr(self, name) if given is None else _READERS[name][0](given)
+
+
+_SHOWN = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type")
+
+
+def _default(spec: Any) -> Any:
+    return spec.default_factory() if callable(spec.default_factory) else spec.default
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; numbers without a fraction as integers, as peft writes them."""
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _named(names: tuple[str, ...] | str, path: str) -> bool:
+    """Return whether a path is named: by a pattern for all of it, in full, or by its last parts."""
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return path in names or any(path.endswith(f".{name}") for name in names)
+
+
+def _of_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
+    """Return the value of the first pattern that the path's last parts match."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _number(low: float, high: float = math.inf, whole: bool = False, open_end: bool = False) -> Callable[[Any], Any]:
+    def reads(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise TypeError
+        if not (low <= value < high if open_end else low <= value <= high) or not math.isfinite(value):
+            raise ValueError
+        return value if whole else float(value)
+
+    return reads
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, (str, Mapping)) or not all(isinstance(text, str) and text for text in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _expressions(value: Any) -> tuple[str, ...]:
+    texts = _texts([value] if isinstance(value, str) else value)
+    for text in texts:
+        re.compile(text)
+    return texts
+
+
+def _texts_or_pattern(value: Any) -> tuple[str, ...] | str:
+    if isinstance(value, str):
+        if value.lower() != ALL_LINEAR:
+            re.compile(value)
+        return value
+    return _texts(value)
+
+
+def _patterns(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def reads(value: Any) -> dict[str, Any]:
+        for key in value.keys():  # noqa: SIM118 - a list, which has no keys, is refused
+            re.compile(key)
+        return {key: of(inner) for key, inner in value.items()}
+
+    return reads
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    whole = _number(0, whole=True)
+    return tuple(map(whole, value)) if isinstance(value, Sequence) and not isinstance(value, str) else (whole(value),)
+
+
+def _indices(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _indices(inner) for name, inner in value.items()}
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(set(value)) < len(value):
+        raise TypeError
+    return _numbers(value)
+
+
+def _one_of(*texts: str) -> Callable[[Any], str]:
+    def reads(value: Any) -> str:
+        if value not in texts:
+            raise ValueError
+        return str(value)
+
+    return reads
+
+
+def _start(value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    return value.lower()  # type: ignore[no-any-return]
+
+
+_READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "r": (_number(1, whole=True), "an integer of at least 1"),
+    "lora_alpha": (_number(-math.inf), "a number"),
+    "lora_dropout": (_number(0, 1, open_end=True), "a number in [0, 1)"),
+    "use_rslora": (_flag, "true or false"),
+    "use_dora": (_flag, "true or false"),
+    "lora_bias": (_flag, "true or false"),
+    "bias": (_one_of("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
+    "init_lora_weights": (_start, "true, false or a name"),
+    "target_modules": (_texts_or_pattern, "a list of names, a pattern or 'all-linear'"),
+    "exclude_modules": (_texts_or_pattern, "a list of names or a pattern"),
+    "layers_to_transform": (_numbers, "a list of layer numbers"),
+    "layers_pattern": (_expressions, "a list of names"),
+    "rank_pattern": (_patterns(_number(1, whole=True)), "patterns and ranks of at least 1"),
+    "alpha_pattern": (_patterns(_number(-math.inf)), "patterns and numbers"),
+    "modules_to_save": (_expressions, "a list of names"),
+    "trainable_token_indices": (_indices, "a list of different ids, or such lists by the name of an embedding"),
+    "ensure_weight_tying": (_flag, "true or false"),
+    "task_type": (
+        _one_of("CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"),
+        "'CAUSAL_LM', 'SEQ_CLS' or 'FEATURE_EXTRACTION'",
+    ),
+}
+"""Each field that is honoured: how its value is read, and what it may be."""

@@ -1,0 +1,343 @@
+"""An adapter's tensors: read from a folder, held to its config and to a model, and written.
+
+Nothing here changes a model: `fit` raises before anything is put in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bpe_llama._files import written_whole
+from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
+from bpe_llama.model.adapters.layers import AdaptedLayer, adapted_layers, base_modules, is_linear
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+PREFIX = "base_model.model."
+_LOW_RANK = re.compile(
+    r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)"
+)
+_STORED_BASES = ("embed_tokens", "lm_head")
+"""peft writes these beside their adapters, in case they were resized."""
+
+
+@dataclass
+class Part:
+    """What an adapter does to one module: tensors by peft's names for them.
+
+    Attributes:
+        update: Low-rank matrices and what belongs to them, or rows of an embedding.
+        own: Parameters in place of the module's own.
+        trained: Whether these are trained along.
+        rows: The ids that the rows are of.
+    """
+
+    update: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+    trained: bool = False
+    rows: tuple[int, ...] = ()
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """Return an adapter's tensors without the prefix that peft puts before their names, and the file they are from.
+
+    Raises:
+        FileNotFoundError: If the folder holds none.
+        ValueError: If the file is damaged, or holds something else than an adapter's tensors of floats.
+    """
+    source = folder / WEIGHTS
+    if not source.is_file() and (folder / PICKLED).is_file():
+        source = folder / PICKLED
+    if not source.is_file():
+        raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {PICKLED}")
+    try:
+        if source.name == WEIGHTS:
+            tensors = load_file(source)
+        else:
+            tensors = dict(torch.load(source, map_location="cpu", weights_only=True))
+    except SafetensorError as error:
+        raise ValueError(f"{source}: damaged or not a safetensors file ({error})") from error
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"{source}: damaged, or holds more than tensors ({error!r:.200})") from error
+    for key, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{source}: {key} is of {found}; expected a tensor of floats")
+    stray = [key for key in tensors if not key.startswith(PREFIX)]
+    if stray:
+        raise ValueError(f"{source}: holds other tensors than pairs of lora_A and lora_B: {_few(stray)}")
+    return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}, source
+
+
+def fit(config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path, model: nn.Module) -> dict[str, Part]:
+    """Return what an adapter does to each module of a model, by path.
+
+    Raises:
+        ValueError: If a tensor is missing, unknown or misshapen, or the adapter is for another model; it names the
+            file, the tensor, what was found and what was expected.
+    """
+    bases, said_in = dict(base_modules(model)), source.parent / CONFIG
+    check_task(config, bases, said_in)
+    parts: dict[str, Part] = {}
+    whole: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        found = _LOW_RANK.fullmatch(key.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"))
+        if found is None:
+            whole[key] = tensor
+        else:
+            parts.setdefault(found[1], Part()).update[found[2]] = tensor
+    for path in saved_whole(config, bases):
+        check_savable(path, bases[path], said_in)
+    _check_updates(config, parts, source, bases)
+    for path, own in _sort_whole(config, whole, source, bases).items():
+        parts.setdefault(path, Part()).own.update(own)
+        parts[path].trained = not _is_stored_base(config, path)
+    _check_rows(config, parts, source, bases)
+    return parts
+
+
+def check_task(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
+    """Raise a ValueError if an adapter is for another kind of model."""
+    if config.task_type == "SEQ_CLS" and "score" not in bases:
+        raise ValueError(f"{source}: task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
+
+
+def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the linear layers and embeddings that have low-rank matrices."""
+    return [
+        path
+        for path, base in bases.items()
+        if (is_linear(base) or isinstance(base, nn.Embedding)) and config.targets(path, path in ("lm_head", "score"))
+    ]
+
+
+def saved_whole(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the modules that are stored whole, the outermost ones."""
+    chosen: list[str] = []
+    for path in bases:
+        if config.saves(path) and not any(path.startswith(f"{outer}.") for outer in chosen):
+            chosen.append(path)
+    return chosen
+
+
+def learned_biases(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the modules whose biases an adapter has values of its own for."""
+    if config.bias == "none":
+        return []
+    among = targeted(config, bases) if config.bias == "lora_only" else list(bases)
+    outer = saved_whole(config, bases)
+    return [
+        path
+        for path in among
+        if isinstance(getattr(bases[path], "bias", None), Tensor)
+        and not any(path == saved or path.startswith(f"{saved}.") for saved in outer)
+    ]
+
+
+def expected_shapes(config: AdapterConfig, path: str, base: nn.Module) -> dict[str, list[int]]:
+    """Return the shapes of the low-rank tensors beside a layer."""
+    rank = config.rank(path)
+    if isinstance(base, nn.Embedding):
+        count, size = base.num_embeddings, base.embedding_dim
+        shapes = {"lora_embedding_A": [rank, count], "lora_embedding_B": [size, rank]}
+    else:
+        inputs, size = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        shapes = {"lora_A.weight": [rank, inputs], "lora_B.weight": [size, rank]}
+        if config.lora_bias:
+            shapes["lora_B.bias"] = [size]
+    if config.use_dora:
+        shapes["lora_magnitude_vector"] = [size]
+    return shapes
+
+
+def _check_updates(
+    config: AdapterConfig, parts: Mapping[str, Part], source: Path, bases: Mapping[str, nn.Module]
+) -> None:
+    wanted = targeted(config, bases)
+    with_matrices = [path for path, part in parts.items() if any("lora_" in name for name in part.update)]
+    for path in with_matrices:
+        if path not in bases:
+            raise ValueError(f"{source}: adapts {path}, which the model does not have")
+        if path not in wanted:
+            raise ValueError(f"{source}: adapts {path}, which target_modules in {CONFIG} does not name")
+    for path in wanted:
+        if path not in with_matrices:
+            raise ValueError(f"{source}: has no update of {path}, which target_modules in {CONFIG} names")
+        if isinstance(bases[path], nn.Embedding) and config.lora_bias:
+            raise ValueError(f"{source}: lora_bias is true, but {path} is an embedding; expected linear layers alone")
+        shapes, found = expected_shapes(config, path, bases[path]), parts[path].update
+        for name in sorted(shapes.keys() - found.keys()):
+            lacks = "but not its lora_B:" if "_B" in name else "but lacks"
+            raise ValueError(f"{source}: holds an update of {path} {lacks} {PREFIX}{path}.{name}, of {shapes[name]}")
+        for name in sorted(found.keys() - shapes.keys()):
+            raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not speak of")
+        first, second = list(shapes)[:2]
+        given = [list(found[name].shape) for name in (second, first)]
+        if given != [shapes[second], shapes[first]]:
+            raise ValueError(
+                f"{source}: the update of {path} is {given[0]} by {given[1]}; "
+                f"expected {shapes[second]} by {shapes[first]}, of rank {config.rank(path)}"
+            )
+        for name, shape in shapes.items():
+            _check_shape(source, f"{path}.{name}", found[name], shape)
+
+
+def _sort_whole(
+    config: AdapterConfig,
+    whole: Mapping[str, Tensor],
+    source: Path,
+    bases: Mapping[str, nn.Module],
+) -> dict[str, dict[str, Tensor]]:
+    """Return the parameters that take the place of the base's, by module: saved modules, biases, other embeddings."""
+    saved, biased = saved_whole(config, bases), learned_biases(config, bases)
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in whole.items():
+        if config.bias == "all" and (".modules_to_save." in key or ".original_module." in key):
+            continue  # peft writes the biases of saved modules a second time, and does not read them
+        outer = next((path for path in saved if key.startswith(f"{path}.")), None)
+        path, _, name = key.replace(".base_layer.", ".").rpartition(".")
+        if outer is not None:
+            path, name = outer, key.removeprefix(f"{outer}.")
+        elif not (name == "bias" and path in biased) and not (name == "weight" and path in _paths_of_embeddings(bases)):
+            what = "which the model does not have" if path not in bases else f"which {CONFIG} does not speak of"
+            raise ValueError(f"{source}: holds other tensors than pairs of lora_A and lora_B: {PREFIX}{key}, {what}")
+        found.setdefault(path, {})[name] = tensor
+    for path in {**found, **dict.fromkeys([*saved, *biased])}:
+        parameters = dict(bases[path].named_parameters())
+        names = list(parameters) if path in saved else ["bias"] if path in biased else []
+        own = found.get(path, {})
+        if absent := [name for name in names if name not in own]:
+            raise ValueError(
+                f"{source}: has no {PREFIX}{path}.{absent[0]}, of {list(parameters[absent[0]].shape)}, "
+                f"which {'modules_to_save' if path in saved else 'bias'} in {CONFIG} asks for"
+            )
+        for name, tensor in own.items():
+            if name not in parameters:
+                held = type(bases[path]).__name__
+                raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which the model's {held} does not have")
+            _check_shape(source, f"{path}.{name}", tensor, list(parameters[name].shape))
+    return _without_the_same(config, found, bases)
+
+
+def _paths_of_embeddings(bases: Mapping[str, nn.Module]) -> list[str]:
+    return [path for path in bases if path.rpartition(".")[2] in _STORED_BASES]
+
+
+def _is_stored_base(config: AdapterConfig, path: str) -> bool:
+    """Return whether parameters are the base's as they were, and not trained."""
+    return not config.saves(path) and path.rpartition(".")[2] in _STORED_BASES
+
+
+def _without_the_same(
+    config: AdapterConfig, found: dict[str, dict[str, Tensor]], bases: Mapping[str, nn.Module]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the parameters without stored embeddings that are the model's own; another one also is a tied layer's."""
+    weights = {path: dict(bases[path].named_parameters()).get("weight") for path in _paths_of_embeddings(bases)}
+    for path in [path for path in found if _is_stored_base(config, path)]:
+        weight, stored = weights[path], found[path]["weight"]
+        if weight is None or torch.equal(stored.to(weight.device, weight.dtype), weight):
+            del found[path]
+            continue
+        for tied in (other for other in weights if weights[other] is weight and not config.saves(other)):
+            found[tied] = {"weight": stored}
+    return found
+
+
+def check_savable(path: str, base: nn.Module, source: object) -> None:
+    """Raise a ValueError if a module cannot be replaced by an adapter's own copy of it."""
+    if isinstance(base, nn.ModuleList) or any(isinstance(part, nn.ModuleList) for part in base.children()):
+        raise ValueError(f"{source}: modules_to_save names {path}; expected single layers, not all of them")
+    if any(isinstance(part, AdaptedLayer) for part in base.modules()):
+        raise ValueError(f"{source}: modules_to_save names {path}, in which another adapter's layers are")
+    if any(hasattr(part, "dequantized") for part in base.modules()):
+        raise ValueError(f"{source}: modules_to_save names {path}, whose weights are quantised; dequantize them first")
+
+
+def _check_rows(config: AdapterConfig, parts: dict[str, Part], source: Path, bases: Mapping[str, nn.Module]) -> None:
+    """Give each embedding with trained rows their ids, and hold the rows to them."""
+    name = "token_adapter.trainable_tokens_delta"
+    wanted = rows_of(config, bases, source.parent / CONFIG)
+    for path, part in parts.items():
+        if name in part.update and path not in wanted:
+            raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not speak of")
+    for path, index in wanted.items():
+        part = parts.get(path, Part())
+        if name not in part.update:
+            raise ValueError(f"{source}: has no {PREFIX}{path}.{name}, which trainable_token_indices asks for")
+        if len(part.update) > 1 or part.own:
+            raise ValueError(f"{source}: {path} has trained rows and another kind of update, too; expected one of them")
+        weight = dict(bases[path].named_parameters())["weight"]
+        _check_shape(source, f"{path}.{name}", part.update[name], [len(index), weight.shape[1]])
+        part.rows = index
+
+
+def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> dict[str, tuple[int, ...]]:
+    """Return the ids whose rows an adapter trains, by the path of the embedding or head.
+
+    A head that is tied to an embedding with the same rows goes with it and is left out.
+
+    Raises:
+        ValueError: If there is no such module, or an id is outside the vocabulary.
+    """
+    rows: dict[str, tuple[int, ...]] = {}
+    for name, index in config.rows().items():
+        path = next((path for path in bases if path.endswith(name)), None)
+        weight = None if path is None else dict(bases[path].named_parameters(recurse=False)).get("weight")
+        if path is None or weight is None or weight.ndim != 2:
+            raise ValueError(f"{source}: trainable_token_indices names {name!r}, no embedding of the model")
+        if outside := [row for row in index if row >= weight.shape[0]]:
+            raise ValueError(
+                f"{source}: trainable_token_indices holds {outside[0]}; expected 0 to {weight.shape[0] - 1}"
+            )
+        rows[path] = index
+    for head in [path for path in rows if path in tied_to_embedding(bases)]:
+        if rows[head] in [rows[path] for path in rows if path != head]:
+            del rows[head]
+    return rows
+
+
+def tied_to_embedding(bases: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the layers that share the embedding's matrix."""
+    tables = [id(base.weight) for base in bases.values() if isinstance(base, nn.Embedding)]
+    return [path for path, base in bases.items() if is_linear(base) and id(getattr(base, "weight", None)) in tables]
+
+
+def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base: str | None) -> None:
+    """Write one adapter's files into a folder; each appears whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    written = set()
+    for path, layer in adapted_layers(model):
+        if name in layer.adapters and id(layer.adapters[name]) not in written:
+            written.add(id(layer.adapters[name]))
+            for key, tensor in layer.adapter(name).stored().items():
+                tensors[f"{PREFIX}{path}.{key}"] = tensor
+        if name in layer.replacements:
+            low_rank = name in layer.adapters
+            for key, tensor in layer.replacements[name].parameters_of_its_own().items():  # type: ignore[operator]
+                tensors[f"{PREFIX}{path}.{'base_layer.' * low_rank}{key}"] = tensor
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with written_whole(folder / WEIGHTS) as temporary:
+        save_file(kept, temporary, metadata={"format": "pt"})
+    with written_whole(folder / CONFIG) as temporary:
+        temporary.write_text(config.to_json(base), encoding="utf-8")
+
+
+def _check_shape(source: Path, name: str, tensor: Tensor, shape: Iterable[int]) -> None:
+    if list(tensor.shape) != list(shape):
+        raise ValueError(f"{source}: {PREFIX}{name} is {list(tensor.shape)}; expected {list(shape)}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:8]) + (" ..." if len(names) > 8 else "")

@@ -1,0 +1,227 @@
+"""Adapters put beside a model's modules: those read from files, and new ones as they begin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bpe_llama.model.adapters.config import OFFSET_STARTS, AdapterConfig
+from bpe_llama.model.adapters.files import (
+    Part,
+    expected_shapes,
+    learned_biases,
+    rows_of,
+    saved_whole,
+    targeted,
+    tied_to_embedding,
+)
+from bpe_llama.model.adapters.layers import (
+    AdaptedLayer,
+    Adapter,
+    EmbeddingAdapter,
+    LoraLinear,
+    Replacement,
+    TrainedRows,
+    Update,
+    base_modules,
+    is_linear,
+    weight_of,
+)
+
+
+def prepare(
+    config: AdapterConfig, parts: Mapping[str, Part], model: nn.Module, source: object
+) -> dict[str, tuple[Update | None, Replacement | None]]:
+    """Return what an adapter puts beside each module, by path; the model is not changed.
+
+    Raises:
+        ValueError: If a base that the adapter implies cannot be had; it names the source and the layer.
+    """
+    bases = dict(base_modules(model))
+    placed: dict[str, tuple[Update | None, Replacement | None]] = {}
+    for path, part in parts.items():
+        replacement = Replacement(bases[path], part.own, part.trained) if part.own else None
+        update = _update(config, path, part, bases[path], source, bases) if part.update else None
+        placed[path] = update, replacement
+        if isinstance(update, TrainedRows):
+            for head in tied_to_embedding(bases):
+                if bases[head].weight is not bases[path].weight:
+                    continue
+                if head in parts and parts[head].update and not parts[head].rows:
+                    raise ValueError(
+                        f"{source}: trainable_token_indices changes rows of {path}, to which {head} is tied, "
+                        f"and {head} has another update, too; expected one of them"
+                    )
+                if head not in parts:
+                    placed[head] = update, None
+    return placed
+
+
+def put(model: nn.Module, name: str, placed: Mapping[str, tuple[Update | None, Replacement | None]]) -> None:
+    """Put an adapter's parts beside the modules of a model, in its train or eval mode."""
+    for path, (update, replacement) in placed.items():
+        layer = _layer(model, path)
+        for part, among in ((update, layer.adapters), (replacement, layer.replacements)):
+            if part is not None:
+                among[name] = part.train(model.training)
+
+
+def begun(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> dict[str, Part]:
+    """Return a new adapter's parts, which change nothing about the model's output until they are trained.
+
+    Raises:
+        ValueError: If nothing is named, or the way to begin is not known.
+    """
+    bases = dict(base_modules(model))
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, Part] = {}
+    if config.init_lora_weights not in (True, False, "gaussian", *OFFSET_STARTS):
+        raise ValueError(
+            f"{source}: init_lora_weights is {config.init_lora_weights!r}; a new adapter begins with true, false, "
+            f"'gaussian', {', '.join(map(repr, OFFSET_STARTS))}"
+        )
+    for path in targeted(config, bases):
+        parts[path] = Part(update=_first_matrices(config, path, bases[path], generator, source))
+    for path, index in rows_of(config, bases, source).items():
+        rows = weight_of(bases[path])[torch.tensor(index, device=weight_of(bases[path]).device)]
+        parts.setdefault(path, Part()).update["token_adapter.trainable_tokens_delta"] = rows
+        parts[path].rows = index
+    for path in saved_whole(config, bases):
+        parts.setdefault(path, Part()).own.update(dict(bases[path].named_parameters()))
+        parts[path].trained = True
+    for path in learned_biases(config, bases):
+        parts.setdefault(path, Part()).own["bias"] = bases[path].bias  # type: ignore[assignment]
+        parts[path].trained = True
+    return parts
+
+
+def _first_matrices(
+    config: AdapterConfig, path: str, base: nn.Module, generator: torch.Generator, source: object
+) -> dict[str, Tensor]:
+    shapes = expected_shapes(config, path, base)
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    first, second = list(shapes)[:2]
+    start, rank = config.init_lora_weights, config.rank(path)
+    if isinstance(base, nn.Embedding):
+        if start is False:
+            tensors[first].normal_(generator=generator)
+        tensors[second].normal_(generator=generator)
+    elif start in OFFSET_STARTS:
+        tensors[first], tensors[second] = initial_matrices(config, path, base, source)
+    elif start == "gaussian":
+        tensors[first].normal_(0, 1 / rank, generator=generator)
+    else:
+        bound = 1 / math.sqrt(shapes[first][1])
+        tensors[first].uniform_(-bound, bound, generator=generator)
+        if start is False:
+            tensors[second].uniform_(-1 / math.sqrt(rank), 1 / math.sqrt(rank), generator=generator)
+    if config.use_dora:
+        weight = weight_of(base).float().cpu()
+        update = config.scale(path) * (tensors[second].cpu() @ tensors[first].cpu())
+        if isinstance(base, nn.Embedding):
+            tensors["lora_magnitude_vector"] = torch.linalg.norm(weight + update.T, dim=0)
+        else:
+            removed = update if start in OFFSET_STARTS else torch.zeros(())
+            tensors["lora_magnitude_vector"] = torch.linalg.norm(weight - removed + update, dim=1)
+    return tensors
+
+
+def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: object) -> tuple[Tensor, Tensor]:
+    """Return the matrices that PiSSA and OLoRA begin with, (R, I) and (O, R), from the layer's own weight.
+
+    Source: Meng et al. 2024, arXiv:2404.02948, eq. 2 and 3; Büyükakyüz 2024, arXiv:2406.01775, algorithm 1.
+    """
+    start, rank, scale = config.init_lora_weights, config.rank(path), config.scale(path)
+    if not isinstance(base, nn.Linear):
+        held = type(base).__name__
+        raise ValueError(
+            f"{source}: init_lora_weights is {start!r}, whose base is computed from whole weights, but {path} is held "
+            f"as {held}; load the adapter before quantizing"
+        )
+    weight_OI = base.weight.detach().float()
+    if start == "olora":
+        turned_OO, scaled_OI = torch.linalg.qr(weight_OI)
+        return scaled_OI[:rank].contiguous(), turned_OO[:, :rank].contiguous()
+    if not scale > 0:
+        raise ValueError(f"{source}: init_lora_weights is {start!r}, but {path} is scaled by {scale}; expected above 0")
+    left_OQ, size_Q, right_QI = torch.linalg.svd(weight_OI, full_matrices=False)
+    root_R = (size_Q[:rank] / scale).sqrt()
+    return root_R[:, None] * right_QI[:rank], left_OQ[:, :rank] * root_R
+
+
+def _update(
+    config: AdapterConfig,
+    path: str,
+    part: Part,
+    base: nn.Module,
+    source: object,
+    bases: Mapping[str, nn.Module],
+) -> Update:
+    device, dtype = _device_of(base), _dtype_of(base, bases)
+    # Copied row by row: the fused AdamW pairs numbers with its moments by their places in memory.
+    given = {name: tensor.detach().to(device, dtype).contiguous().clone() for name, tensor in part.update.items()}
+    if part.rows:
+        rows = part.update["token_adapter.trainable_tokens_delta"].detach()
+        own = weight_of(base)
+        return TrainedRows(torch.tensor(part.rows, device=device), rows.to(device, own.dtype, copy=True))
+    scale = config.scale(path)
+    magnitude = given.get("lora_magnitude_vector")
+    if isinstance(base, nn.Embedding):
+        return EmbeddingAdapter(given["lora_embedding_A"], given["lora_embedding_B"], scale, magnitude)
+    initial = None
+    # peft stores a head that it adapts; the base is then that one, from which the first matrices are gone already.
+    if config.init_lora_weights in OFFSET_STARTS and "weight" not in part.own:
+        if path in tied_to_embedding(bases):
+            start = config.init_lora_weights
+            raise ValueError(
+                f"{source}: init_lora_weights is {start!r}, which changes the base of {path}; "
+                "expected it not tied to the embedding"
+            )
+        down_RI, up_OR = initial_matrices(config, path, base, source)
+        initial = down_RI.to(dtype), up_OR.to(dtype)
+    return Adapter(
+        given["lora_A.weight"],
+        given["lora_B.weight"],
+        scale,
+        config.lora_dropout,
+        given.get("lora_B.bias"),
+        magnitude,
+        initial,
+    )
+
+
+def _layer(model: nn.Module, path: str) -> AdaptedLayer:
+    """Return what holds the adapters of a module, put in its place if need be."""
+    parent: nn.Module = model
+    above, _, last = path.rpartition(".")
+    for name in above.split(".") if above else ():
+        parent = getattr(parent, name)
+        parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+    layer = getattr(parent, last)
+    if not isinstance(layer, AdaptedLayer):
+        kind = LoraLinear if is_linear(layer) else AdaptedLayer
+        layer = kind(layer)
+        for part in (layer, layer.adapters, layer.replacements):
+            part.training = model.training
+        setattr(parent, last, layer)
+    return layer
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _device_of(base: nn.Module) -> torch.device:
+    return _tensors(base)[0].device
+
+
+def _dtype_of(base: nn.Module, bases: Mapping[str, nn.Module]) -> torch.dtype:
+    """Return the number format of an adapter: float32 at least, as in peft, whatever the layer is held in."""
+    like = next((t for t in base.parameters() if t.is_floating_point() and t.element_size() > 1), None)
+    if like is None:
+        every = (t for module in bases.values() for t in module.parameters(recurse=False))
+        like = next(t for t in every if t.is_floating_point() and t.element_size() > 1)
+    return torch.promote_types(like.dtype, torch.float32)
