@@ -74,7 +74,7 @@ def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.O
         for adapter, place in _adapter_folders(model, folder).items():
             lora.save(model, place, adapter)
         if not lora.names(model):
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, portable=False)  # a run may study what transformers does not compute
         tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(model, optimizer).items()}
         save_file(tensors, folder / "optimizer.safetensors")
         values = {"step": state.step, "elapsed": state.elapsed, "settings": state.settings}
