@@ -83,14 +83,18 @@ class KVCache:
         what = f"a cache of {batch_size} slots of {max_length:,} tokens"
         check_memory(size, device, what, "take fewer slots, a shorter max_length, or another form")
         # Zeros, not garbage: a masked column still enters a product with weight 0, and 0 * nan is nan.
-        self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size)
+        self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size, [0] * batch_size)
         self.dtype = self.store.dtype
 
-    def _share(self, stores: list[Tensor], lengths: list[int]) -> None:
+    def _share(self, stores: list[Tensor], lengths: list[int], prompt_lengths: list[int]) -> None:
         self.stores = stores
         """All that is kept of keys, then values, of every layer: (2, layers, B, K, S, H), and what forms add to it."""
         self.keys, self.values = (part.unbind(0) for part in stores[0].unbind(0))
         self.lengths = lengths
+        self.prompt_lengths = prompt_lengths
+        """Of each slot, how many of its first tokens are one prompt, whatever parts it is read in; 0 if not known.
+
+        Rotations that depend on the length look at it."""
         self.whole, self.first_slot = stores[0], 0
         """The store of all slots, of which this cache may have a few, and the first of these."""
 
@@ -183,7 +187,7 @@ class KVCache:
         for store in self.stores:
             stores.append(store.new_zeros(*store.shape[:4], max_length, store.shape[5]))
             stores[-1][..., : self.capacity, :] = store
-        wider._share(stores, list(self.lengths))
+        wider._share(stores, list(self.lengths), list(self.prompt_lengths))
         return wider
 
     def rows(self, start: int, end: int) -> KVCache:
@@ -195,7 +199,8 @@ class KVCache:
         if not 0 <= start < end <= self.batch_size:
             raise ValueError(f"slots {start} to {end} are not among the cache's {self.batch_size}")
         view = copy.copy(self)
-        view._share([store[:, :, start:end] for store in self.stores], self.lengths[start:end])
+        stores = [store[:, :, start:end] for store in self.stores]
+        view._share(stores, self.lengths[start:end], self.prompt_lengths[start:end])
         view.whole, view.first_slot = self.whole, self.first_slot + start
         return view
 
@@ -212,14 +217,21 @@ class KVCache:
         end = max(self.lengths)
         for layers in (part for store in self.stores for part in store.unbind(0)):  # what moves is copied first
             layers[..., start:end, :] = layers[..., start:end, :].index_select(1, index)
+        self._reorder_lengths(sources)
+
+    def _reorder_lengths(self, sources: Sequence[int]) -> None:
         self.lengths[:] = [self.lengths[source] for source in sources]
+        self.prompt_lengths[:] = [self.prompt_lengths[source] for source in sources]
 
     def copy(self, source: int, target: int) -> None:
         """Make one slot hold what another does (samples of one prompt)."""
         length = self.lengths[source]
         for store in self.stores:
             store[:, :, target, :, :length] = store[:, :, source, :, :length]
-        self.lengths[target] = self.lengths[source]
+        self._copy_lengths(source, target)
+
+    def _copy_lengths(self, source: int, target: int) -> None:
+        self.lengths[target], self.prompt_lengths[target] = self.lengths[source], self.prompt_lengths[source]
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot onto another and empty the first (a request left; the last one takes its place)."""
