@@ -14,7 +14,7 @@ from torch import Tensor
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 _SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-_REOPENINGS = 32
+REOPENINGS = 32
 """PyTorch's files are mapped anew after each such share: a mapping holds every page it has touched in memory."""
 
 
@@ -61,7 +61,7 @@ def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
             with safe_open(path, framework="pt") as file:
                 yield name, file.get_tensor(name)
         return
-    tensors, done, limit = open_pickled(path), 0, path.stat().st_size // _REOPENINGS
+    tensors, done, limit = open_pickled(path), 0, path.stat().st_size // REOPENINGS
     for name in names:
         if done > limit:
             tensors, done = open_pickled(path), 0
