@@ -9,12 +9,28 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import check_memory
+
+
+class _Unreachable(torch.autograd.Function):
+    """Passes a tensor on, and refuses a gradient for it."""
+
+    @staticmethod
+    def forward(ctx: Any, held: Tensor) -> Tensor:
+        return held.view_as(held)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError(
+            "a KVCache keeps no gradients: the loss depends on keys and values that an earlier pass stored while "
+            "gradients were recorded; compute the text in one pass, or the earlier part under torch.no_grad()"
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,9 @@ class KVCache:
         """Return how many tokens a slot can hold."""
         return self.store.shape[4]
 
+    _records, _recorded = False, False
+    """Whether the pass at hand, and one before it, recorded gradients."""
+
     wraps = False
     """Whether a slot forgets its first tokens as later ones come, so that it cannot go back to where it was."""
 
@@ -148,6 +167,34 @@ class KVCache:
         self._put(self.values[layer], values_BKTH, places)
         return self.keys[layer][:, :, : places.end], self.values[layer][:, :, : places.end]
 
+    def extend(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Do what `write` does; where gradients are recorded, let them reach the new keys and values.
+
+        What earlier passes stored is a constant to this one if they recorded no gradients. If they did, their share
+        would be lost, and a backward pass that reaches for it raises a RuntimeError.
+        """
+        if not (torch.is_grad_enabled() and (keys_BKTH.requires_grad or values_BKTH.requires_grad)):
+            return self.write(layer, keys_BKTH, values_BKTH, places)
+        columns_BT = places.columns_BT
+        if columns_BT is None:
+            columns_BT = torch.arange(places.start, places.end, device=keys_BKTH.device)[None]
+        rows = torch.arange(self.batch_size, device=keys_BKTH.device)[:, None]
+        self._recorded &= max(self.lengths) > 0
+        with torch.no_grad():
+            stored = self.write(layer, keys_BKTH, values_BKTH, places)
+        whole = []
+        for part_BKSH, new_BKTH in zip(stored, (keys_BKTH, values_BKTH), strict=True):
+            # A copy: the store is written again before the backward pass. New columns are as stored, rounded ones too.
+            copy_BKSH = part_BKSH.clone()
+            if self._recorded:
+                copy_BKSH = _Unreachable.apply(copy_BKSH.requires_grad_())
+                copy_BKSH = copy_BKSH.clone()
+            new_BTKH = (new_BKTH - new_BKTH.detach()).transpose(1, 2).to(copy_BKSH.dtype)
+            copy_BKSH[rows, :, columns_BT] = part_BKSH[rows, :, columns_BT] + new_BTKH
+            whole.append(copy_BKSH)
+        self._records = True
+        return whole[0], whole[1]
+
     @staticmethod
     def _put(store_BKSH: Tensor, new_BKTH: Tensor, places: Places) -> None:
         if places.columns_BT is None:
@@ -158,6 +205,7 @@ class KVCache:
 
     def advance(self, new: int) -> None:
         """Count ``new`` more tokens in every slot."""
+        self._recorded |= self._records
         self.lengths[:] = [length + new for length in self.lengths]
 
     def truncate(self, lengths: Sequence[int]) -> None:
