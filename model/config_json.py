@@ -228,6 +228,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
         for name in ("attention_bias", "mlp_bias"):
             if picked.get(name):
                 raise ValueError(f"{name} is true, but transformers' {family} has no biases; expected false")
+    _leave_out_ids(picked)
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
             f"position_encoding is {picked['position_encoding']!r}, which transformers' {family} does not read; "
@@ -264,6 +265,19 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
             f"sliding_window ({window}) tokens, and so they do here; set sliding_window to null for none",
             stacklevel=5,
         )
+
+
+def _leave_out_ids(picked: dict[str, Any]) -> None:
+    """Leave out ends that the vocabulary does not hold: such an id never comes, as in transformers."""
+    size = picked.get("vocab_size", 32_000)
+    for name in ("bos_token_id", "eos_token_id"):
+        stated = picked.get(name)
+        ids = stated if isinstance(stated, list) else [stated]
+        beyond = [one for one in ids if isinstance(one, int) and isinstance(size, int) and one >= size]
+        if beyond:
+            kept = [one for one in ids if one not in beyond]
+            picked[name] = kept if isinstance(stated, list) else None
+            warnings.warn(f"{name} is {stated!r}, outside the vocabulary of {size}; {beyond} is left out", stacklevel=6)
 
 
 def merge_rope(

@@ -50,8 +50,8 @@ def load(
         num_labels: Of a classifier, in place of the config's.
 
     Warns:
-        UserWarning: If a classifier is made of a causal LM, whose folder holds no scores: they are drawn afresh. If a
-            head is kept that the config calls tied.
+        UserWarning: If the folder also holds an adapter. If a classifier is made of a causal LM, whose folder holds no
+            scores: they are drawn afresh. If a head is kept that the config calls tied.
 
     Raises:
         FileNotFoundError: If the config, the weights or a shard is absent.
@@ -60,9 +60,17 @@ def load(
     """
     folder = Path(folder)
     config = LlamaConfig.from_json(folder)
+    if (folder / "adapter_config.json").is_file():
+        warnings.warn(
+            f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
+            UserWarning,
+            stacklevel=4,
+        )
     if num_labels is not None:
         config = config.replace(num_labels=num_labels)
     found = _named_for(stored_together(_files_of(folder)), config, model_class, folder)
+    if HEAD in found and HEAD not in _shapes_untied(config, model_class) and not model_class.NEW_HEAD:
+        del found[HEAD]  # of a model without one
     embedding = next((found[name] for name in (EMBEDDING, "embed_tokens.weight") if name in found), None)
     chosen_dtype = resolve_dtype(dtype, auto=config.dtype or (embedding[1].dtype if embedding else None))
     if config.tie_word_embeddings and HEAD in found:
@@ -183,7 +191,7 @@ def _named_for(
     stored: dict[str, Stored], config: LlamaConfig, model_class: type[Pretrained], folder: Path
 ) -> dict[str, tuple[str, Stored]]:
     """Return each tensor under the model's name of it, with the file's; names that the model lacks stay as they are."""
-    expected = {*expected_shapes(config, model_class), HEAD}
+    expected = {*_shapes_untied(config, model_class), HEAD}
     found: dict[str, tuple[str, Stored]] = {}
     for theirs, place in stored.items():
         if theirs.endswith(_OLD_BUFFERS):
@@ -194,6 +202,10 @@ def _named_for(
             raise ValueError(f"{folder}: holds both {found[name][0]} and {theirs}, which name the same tensor")
         found[name] = theirs, place
     return found
+
+
+def _shapes_untied(config: LlamaConfig, model_class: type[Pretrained]) -> dict[str, tuple[int, ...]]:
+    return expected_shapes(config.replace(tie_word_embeddings=False), model_class)
 
 
 def _are_tied(embedding: tuple[str, Stored], head: tuple[str, Stored], dtype: torch.dtype) -> bool:

@@ -24,10 +24,10 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
 from bpe_llama.model.weights.tensor_files import (
     FLOATS,
-    REOPENINGS,
     Stored,
     open_pickled,
     read,
+    reopening_after,
     stored_in,
     stored_together,
 )
@@ -143,7 +143,7 @@ def _parts(shards: list[dict[str, Stored]], names: list[str]) -> Iterator[tuple[
             yield from ((name, [tensor]) for name, tensor in read(path, held))
         return
     mapped, done = [open_pickled(path) for path in paths], 0
-    limit = sum(path.stat().st_size for path in paths) // REOPENINGS
+    limit = reopening_after(paths)
     for name in names:
         if done > limit:
             mapped, done = [open_pickled(path) for path in paths], 0

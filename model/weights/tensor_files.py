@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,12 +62,18 @@ def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
             with safe_open(path, framework="pt") as file:
                 yield name, file.get_tensor(name)
         return
-    tensors, done, limit = open_pickled(path), 0, path.stat().st_size // REOPENINGS
+    tensors, done, limit = open_pickled(path), 0, reopening_after([path])
     for name in names:
         if done > limit:
             tensors, done = open_pickled(path), 0
         yield name, tensors[name]
         done += tensors[name].nbytes
+
+
+def reopening_after(paths: Sequence[Path]) -> float:
+    """Return after how many bytes PyTorch's files had better be mapped anew; never if they are read, not mapped."""
+    mapped = all(is_zipfile(path) for path in paths)
+    return sum(path.stat().st_size for path in paths) // REOPENINGS if mapped else math.inf
 
 
 def open_pickled(path: Path) -> dict[str, Tensor]:

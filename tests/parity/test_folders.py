@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.llama import LlamaModel
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 
@@ -207,6 +208,21 @@ def test_a_head_that_is_not_the_embedding_is_kept_and_said(family: str, ids: Ten
     assert_close(ours(ids).logits, again(ids).logits, atol=1e-4, rtol=0)
 
 
+def test_an_adapter_beside_the_weights_is_said(tmp_path: Path) -> None:
+    make(tmp_path, "llama")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"adapter_config\.json; the adapter is not applied"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_stack_without_a_head(tied: bool, ids: Tensor, tmp_path: Path) -> None:
+    make(tmp_path, "llama", tie_word_embeddings=tied)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    ours = LlamaModel.from_pretrained(tmp_path, device="cpu")
+    assert_close(ours(ids), theirs(ids).last_hidden_state, atol=1e-4, rtol=0)
+
+
 LONG = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [4.0, 5.0, 7.0, 9.0]}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPES: dict[str, dict[str, Any]] = {
@@ -284,6 +300,12 @@ PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
         "sliding_window is 7, but",
     ),
     "dropout": ("llama", {"attention_dropout": 0.1}, "attention_dropout is 0.1; it is not applied in training here"),
+    "an end beyond": (
+        "llama",
+        {"eos_token_id": [2, 500]},
+        r"eos_token_id is \[2, 500\], outside the vocabulary of 101",
+    ),
+    "a beginning beyond": ("mistral", {"bos_token_id": 101}, "bos_token_id is 101, outside the vocabulary of 101"),
     "unread": ("llama", {"rope_parameters": {"rope_type": "default", "factor": 8.0}}, "'default' does not read factor"),
 }
 
@@ -370,6 +392,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "rope_scaling has 'mrope_section'",
     ),
     "kind": ("llama", {"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral'; expected one of default"),
+    "padding beyond": ("llama", {"pad_token_id": 101}, "pad_token_id is 101, outside the vocabulary of 101"),
     "activation": ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "other architecture": ("llama", {"model_type": "qwen2"}, "model_type is 'qwen2'; expected one of llama, mistral"),
 }
