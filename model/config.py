@@ -97,7 +97,7 @@ class LlamaConfig:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
             self._check_id(name, getattr(self, name))
-        if isinstance(self.eos_token_id, str):
+        if not isinstance(self.eos_token_id, int | list | tuple | None):
             raise TypeError(f"eos_token_id is {self.eos_token_id!r}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
             self._check_id("eos_token_id", eos)

@@ -43,14 +43,16 @@ ABOUT_THE_FILE = _words(
     tokenizer_class tokenizer_name model_name model_max_length max_sequence_length max_seq_len max_length seq_length
     bos_token eos_token pad_token unk_token unk_token_id sep_token_id cls_token_id mask_token_id image_token_id
     decoder_start_token_id task_specific_params finetuning_task license language datasets base_model training_args
-    label2id keys_to_ignore_at_inference _from_model_config"""
+    label2id keys_to_ignore_at_inference _from_model_config is_llama_config transformers.js_config
+    base_model_name_or_path additional_special_tokens sep_token cls_token mask_token padding_side truncation_side
+    chat_template tags pipeline_tag library_name model_version revision"""
 )
 ABOUT_THE_RUN = _words(
     """use_cache cache_implementation return_dict use_return_dict output_hidden_states output_attentions torchscript
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal attn_implementation
     _experts_implementation _experts_implementation_internal _flash_attn_2_enabled use_flash_attn use_flash_attention
     use_flash_attention_2 gradient_checkpointing use_gradient_checkpointing chunk_size_feed_forward
-    tie_last_hidden_states"""
+    tie_last_hidden_states output_past trust_remote_code device_map low_cpu_mem_usage use_safetensors max_batch_size"""
 )
 ABOUT_TRAINING = _words("output_router_logits neftune_noise_alpha classifier_dropout")
 ABOUT_GENERATION = _words(
@@ -116,7 +118,7 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     family = values.get("model_type")
     if family == OUR_TYPE:
         values, family = {key: value for key, value in values.items() if key != "model_type"}, None
-    if family is not None and family not in FAMILY_DEFAULTS:
+    if family is not None and not (isinstance(family, str) and family in FAMILY_DEFAULTS):
         raise ValueError(f"model_type is {family!r}; expected one of {', '.join(FAMILY_DEFAULTS)}")
     picked = {name: value for name, value in values.items() if name in known}
     for key, value in values.items():
@@ -127,7 +129,9 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         picked["dtype"] = values["torch_dtype"]
     if isinstance(picked.get("dtype"), str):
         picked["dtype"] = picked["dtype"].removeprefix("torch.")
-    if values.get("id2label") is not None:
+    if not isinstance(values.get("id2label") or {}, Mapping):
+        raise ValueError(f"id2label is {_short(values['id2label'])}; expected an object of numbers and names")
+    if values.get("id2label"):
         picked["num_labels"] = len(values["id2label"])
     if family == "mixtral" and values.get("num_experts") is not None:
         picked.setdefault("num_local_experts", values["num_experts"])
@@ -146,11 +150,16 @@ def _check_other(key: str, value: Any) -> None:
     if key in DROPOUTS:
         if value:
             warnings.warn(f"{key} is {value!r}; it is not applied in training here", stacklevel=5)
-    elif key not in CHANGES_NOTHING and not (value is None or (value is False and key not in FALSE_CHANGES)):
+    elif key not in CHANGES_NOTHING and not _is_off(key, value):
         raise ValueError(
             f"{key} is {value!r}, a key that is not known here and may change what is computed; "
             "if it does not, take it out of the config"
         )
+
+
+def _is_off(key: str, value: Any) -> bool:
+    """Return whether a value says that there is nothing of the kind: null, false, an empty text or collection."""
+    return value is None or value in ("", [], {}) or (value is False and key not in FALSE_CHANGES)
 
 
 def _check_refused(values: Mapping[str, Any]) -> None:
@@ -192,6 +201,8 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: str | 
     if share is not None:
         rope = {"partial_rotary_factor": share} | rope
     kind = rope["rope_type"]
+    if not isinstance(kind, str):
+        raise ValueError(f"rope_type is {kind!r}; expected the name of a kind")
     if values.get("original_max_position_embeddings") is not None and kind in STATES_ITS_LENGTH:
         rope["original_max_position_embeddings"] = values["original_max_position_embeddings"]
     if family is not None and rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -236,8 +247,10 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
         )
     window, kinds = picked.get("sliding_window"), values.get("layer_types")
     if family == "llama":
+        if kinds is not None and not isinstance(kinds, list):
+            raise ValueError(f"layer_types is {_short(kinds)}; expected a list of one kind for each layer")
         asked = window is not None and values.get("use_sliding_window") is not False
-        if asked or (kinds and set(kinds) != {"full_attention"}):
+        if asked or any(kind != "full_attention" for kind in kinds or ()):
             warnings.warn(
                 f"sliding_window is {window!r}, but transformers' llama looks at all tokens, and so does this model; "
                 "a window needs model_type 'mistral'",

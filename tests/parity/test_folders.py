@@ -147,6 +147,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Callable[[Path], object]]] = {
     ".bin shards": ({}, lambda folder: shards(folder, "bin")),
     "bfloat16": ({"dtype": torch.bfloat16}, lambda folder: None),
     "float16": ({"dtype": torch.float16}, lambda folder: shards(folder, "bin")),
+    "float16, and no word of it": ({"dtype": torch.float16}, lambda folder: edit(folder, dtype=...)),
     "tied": ({"tie_word_embeddings": True}, lambda folder: None),
     "tied, .bin": ({"tie_word_embeddings": True}, one_bin),
     "tied, equal head stored": ({"tie_word_embeddings": True}, lambda folder: rewrite(folder, with_equal_head)),
