@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -68,10 +68,11 @@ def load(
         )
     if num_labels is not None:
         config = config.replace(num_labels=num_labels)
-    found = _named_for(stored_together(_files_of(folder)), config, model_class, folder)
-    if HEAD in found and HEAD not in _shapes_untied(config, model_class) and not model_class.NEW_HEAD:
+    expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
+    found = _named_for(stored_together(_files_of(folder)), expected, folder)
+    if HEAD in found and HEAD not in expected and not model_class.NEW_HEAD:
         del found[HEAD]  # of a model without one
-    embedding = next((found[name] for name in (EMBEDDING, "embed_tokens.weight") if name in found), None)
+    embedding = next((found[name] for name in (EMBEDDING, "embed_tokens.weight", HEAD) if name in found), None)
     chosen_dtype = resolve_dtype(dtype, auto=config.dtype or (embedding[1].dtype if embedding else None))
     if config.tie_word_embeddings and HEAD in found:
         if EMBEDDING not in found:
@@ -86,7 +87,8 @@ def load(
                 UserWarning,
                 stacklevel=4,
             )
-    expected = expected_shapes(config, model_class)
+    if config.tie_word_embeddings:
+        expected.pop(HEAD, None)
     fresh = [name for name in model_class.NEW_HEAD if name not in found]
     if fresh:
         found.pop(HEAD, None)
@@ -188,24 +190,19 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _named_for(
-    stored: dict[str, Stored], config: LlamaConfig, model_class: type[Pretrained], folder: Path
+    stored: dict[str, Stored], expected: Mapping[str, tuple[int, ...]], folder: Path
 ) -> dict[str, tuple[str, Stored]]:
     """Return each tensor under the model's name of it, with the file's; names that the model lacks stay as they are."""
-    expected = {*_shapes_untied(config, model_class), HEAD}
     found: dict[str, tuple[str, Stored]] = {}
     for theirs, place in stored.items():
         if theirs.endswith(_OLD_BUFFERS):
             continue
         names = (theirs, f"model.{theirs}", theirs.removeprefix("model."))
-        name = next((name for name in names if name in expected), theirs)
+        name = next((name for name in names if name in expected or name == HEAD), theirs)
         if name in found:
             raise ValueError(f"{folder}: holds both {found[name][0]} and {theirs}, which name the same tensor")
         found[name] = theirs, place
     return found
-
-
-def _shapes_untied(config: LlamaConfig, model_class: type[Pretrained]) -> dict[str, tuple[int, ...]]:
-    return expected_shapes(config.replace(tie_word_embeddings=False), model_class)
 
 
 def _are_tied(embedding: tuple[str, Stored], head: tuple[str, Stored], dtype: torch.dtype) -> bool:
