@@ -115,7 +115,7 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         >>> fields_of({"model_type": "mistral", "hidden_size": 64}, {"hidden_size", "model_type"})["sliding_window"]
         4096
     """
-    family = values.get("model_type")
+    family = stated_type = values.get("model_type")
     if family == OUR_TYPE:
         values, family = {key: value for key, value in values.items() if key != "model_type"}, None
     if family is not None and not (isinstance(family, str) and family in FAMILY_DEFAULTS):
@@ -137,6 +137,8 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         picked.setdefault("num_local_experts", values["num_experts"])
     elif values.get("num_experts"):
         raise ValueError(f"num_experts is {values['num_experts']!r}, but model_type is {family!r}; expected 'mixtral'")
+    if stated_type:
+        _leave_out_ids(picked)
     _read_rope(picked, values, family)
     if family is not None:
         _read_family(picked, values, family)
@@ -239,7 +241,6 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
         for name in ("attention_bias", "mlp_bias"):
             if picked.get(name):
                 raise ValueError(f"{name} is true, but transformers' {family} has no biases; expected false")
-    _leave_out_ids(picked)
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
             f"position_encoding is {picked['position_encoding']!r}, which transformers' {family} does not read; "

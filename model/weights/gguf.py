@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bpe_llama._gguf import GGUFHeader, TensorInfo, read_gguf_model_header
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_json import OUR_TYPE
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
@@ -172,7 +173,7 @@ def _places(header: GGUFHeader) -> Iterator[tuple[str, TensorInfo]]:
 
 
 def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
-    """Return the model's `config.json` as a dictionary, made from the `llama.*` metadata.
+    """Return what `LlamaConfig.from_dict` makes the model's config of, made from the `llama.*` metadata.
 
     Raises:
         ValueError: If the architecture is not llama, a key is missing, or the file asks for what is not supported.
@@ -202,8 +203,7 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
             f"{header.path}: rotates {rotary} of {head_dim} dimensions a head, only all of them is supported"
         )
     config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+        "model_type": OUR_TYPE,  # what llama.cpp computes, biases beside experts among it
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden_size,
         "intermediate_size": required("feed_forward_length"),
@@ -222,8 +222,6 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
     }
     if experts := metadata.get("llama.expert_count", 0):
         config |= {
-            "model_type": "mixtral",
-            "architectures": ["MixtralForCausalLM"],
             "num_local_experts": experts,
             "num_experts_per_tok": required("expert_used_count"),
         }

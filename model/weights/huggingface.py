@@ -165,7 +165,9 @@ def _files_of(folder: Path) -> list[Path]:
     """Return the files to read; those of an index hold all that it promises."""
     name = next((name for name in IN_THIS_ORDER if (folder / name).is_file()), None)
     if name is None:
-        raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {', '.join(IN_THIS_ORDER[1:])}")
+        shards = sorted(path.name for path in folder.glob("*model-*-of-*.*"))
+        alone = f"; {shards[0]} is a shard, whose index is absent" if shards else ""
+        raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {', '.join(IN_THIS_ORDER[1:])}{alone}")
     if not name.endswith(".json"):
         return [folder / name]
     files: dict[Path, list[str]] = {}

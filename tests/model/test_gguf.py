@@ -396,9 +396,11 @@ def test_what_we_write_the_package_reads_and_so_do_we(tmp_path: Path, name: str,
         torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=worst, rtol=0)
 
 
+@pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("name", ["float32", "q8_0"])
-def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, name: str) -> None:
-    model = LlamaForCausalLM(CONFIG.replace(num_local_experts=3, num_experts_per_tok=2), seed=5).eval()
+def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, name: str, biases: bool) -> None:
+    config = CONFIG.replace(num_local_experts=3, num_experts_per_tok=2, attention_bias=biases)
+    model = LlamaForCausalLM(config, seed=5).eval()
     path = tmp_path / "out.gguf"
     save_gguf(model, path, dtype=name)
     reader = gguf.GGUFReader(path)

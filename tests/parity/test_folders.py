@@ -420,6 +420,11 @@ def lose_shard(folder: Path) -> None:
     (folder / "model-00002-of-00003.safetensors").unlink()
 
 
+def lose_index(folder: Path) -> None:
+    shards(folder, "bin")
+    (folder / "pytorch_model.bin.index.json").unlink()
+
+
 def double(folder: Path) -> None:
     shards(folder, "safetensors")
     path = folder / "model-00002-of-00003.safetensors"
@@ -429,6 +434,7 @@ def double(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "truncated shard": (break_shard, ValueError, r"pytorch_model-00002-of-00003\.bin: damaged"),
     "absent shard": (lose_shard, FileNotFoundError, r"shards that are absent: model-00002-of-00003\.safetensors"),
+    "absent index": (lose_index, FileNotFoundError, r"pytorch_model-00001-of-00003\.bin is a shard, whose index is"),
     "twice": (double, ValueError, r"holds lm_head\.weight, and so does model-0000\d-of-00003\.safetensors with other"),
     "both names": (
         lambda f: rewrite(f, lambda tensors: tensors | {"norm.weight": torch.ones(64)}),
