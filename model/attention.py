@@ -100,7 +100,7 @@ class Attention(nn.Module):
         key_BKSH = apply_rope(self.k_proj(x_BTD).view(heads).transpose(1, 2), rotation)
         value_BKSH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
         if cache is not None and places is not None:
-            key_BKSH, value_BKSH = cache.write(self.layer, key_BKSH, value_BKSH, places)
+            key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, places)
         gathered_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible)
         out: Tensor = self.o_proj(gathered_BNTH.transpose(1, 2).flatten(2))
         return out

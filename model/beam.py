@@ -129,6 +129,7 @@ def beam_search(
 
 def _read_prompt(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chunk: int) -> Tensor:
     """Read the prompt into every slot; return the logits after it, (1, V)."""
+    cache.prompt_lengths[:] = [len(prompt)] * cache.batch_size
     first = cache.rows(0, 1)
     ids_1T = torch.tensor([list(prompt)], device=model.device)
     for start in range(0, len(prompt), chunk):

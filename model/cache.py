@@ -9,12 +9,28 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import check_memory
+
+
+class _Unreachable(torch.autograd.Function):
+    """Passes a tensor on, and refuses a gradient for it."""
+
+    @staticmethod
+    def forward(ctx: Any, held: Tensor) -> Tensor:
+        return held.view_as(held)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError(
+            "a KVCache keeps no gradients: the loss depends on keys and values that an earlier pass stored while "
+            "gradients were recorded; compute the text in one pass, or the earlier part under torch.no_grad()"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,14 +99,18 @@ class KVCache:
         what = f"a cache of {batch_size} slots of {max_length:,} tokens"
         check_memory(size, device, what, "take fewer slots, a shorter max_length, or another form")
         # Zeros, not garbage: a masked column still enters a product with weight 0, and 0 * nan is nan.
-        self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size)
+        self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size, [0] * batch_size)
         self.dtype = self.store.dtype
 
-    def _share(self, stores: list[Tensor], lengths: list[int]) -> None:
+    def _share(self, stores: list[Tensor], lengths: list[int], prompt_lengths: list[int]) -> None:
         self.stores = stores
         """All that is kept of keys, then values, of every layer: (2, layers, B, K, S, H), and what forms add to it."""
         self.keys, self.values = (part.unbind(0) for part in stores[0].unbind(0))
         self.lengths = lengths
+        self.prompt_lengths = prompt_lengths
+        """Of each slot, how many of its first tokens are one prompt, whatever parts it is read in; 0 if not known.
+
+        Rotations that depend on the length look at it."""
         self.whole, self.first_slot = stores[0], 0
         """The store of all slots, of which this cache may have a few, and the first of these."""
 
@@ -103,6 +123,9 @@ class KVCache:
     def capacity(self) -> int:
         """Return how many tokens a slot can hold."""
         return self.store.shape[4]
+
+    _records, _recorded = False, False
+    """Whether the pass at hand, and one before it, recorded gradients."""
 
     wraps = False
     """Whether a slot forgets its first tokens as later ones come, so that it cannot go back to where it was."""
@@ -144,6 +167,34 @@ class KVCache:
         self._put(self.values[layer], values_BKTH, places)
         return self.keys[layer][:, :, : places.end], self.values[layer][:, :, : places.end]
 
+    def extend(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Do what `write` does; where gradients are recorded, let them reach the new keys and values.
+
+        What earlier passes stored is a constant to this one if they recorded no gradients. If they did, their share
+        would be lost, and a backward pass that reaches for it raises a RuntimeError.
+        """
+        if not (torch.is_grad_enabled() and (keys_BKTH.requires_grad or values_BKTH.requires_grad)):
+            return self.write(layer, keys_BKTH, values_BKTH, places)
+        columns_BT = places.columns_BT
+        if columns_BT is None:
+            columns_BT = torch.arange(places.start, places.end, device=keys_BKTH.device)[None]
+        rows = torch.arange(self.batch_size, device=keys_BKTH.device)[:, None]
+        self._recorded &= max(self.lengths) > 0
+        with torch.no_grad():
+            stored = self.write(layer, keys_BKTH, values_BKTH, places)
+        whole = []
+        for part_BKSH, new_BKTH in zip(stored, (keys_BKTH, values_BKTH), strict=True):
+            # A copy: the store is written again before the backward pass. New columns are as stored, rounded ones too.
+            copy_BKSH = part_BKSH.clone()
+            if self._recorded:
+                copy_BKSH = _Unreachable.apply(copy_BKSH.requires_grad_())
+                copy_BKSH = copy_BKSH.clone()
+            new_BTKH = (new_BKTH - new_BKTH.detach()).transpose(1, 2).to(copy_BKSH.dtype)
+            copy_BKSH[rows, :, columns_BT] = part_BKSH[rows, :, columns_BT] + new_BTKH
+            whole.append(copy_BKSH)
+        self._records = True
+        return whole[0], whole[1]
+
     @staticmethod
     def _put(store_BKSH: Tensor, new_BKTH: Tensor, places: Places) -> None:
         if places.columns_BT is None:
@@ -154,6 +205,7 @@ class KVCache:
 
     def advance(self, new: int) -> None:
         """Count ``new`` more tokens in every slot."""
+        self._recorded |= self._records
         self.lengths[:] = [length + new for length in self.lengths]
 
     def truncate(self, lengths: Sequence[int]) -> None:
@@ -183,7 +235,7 @@ class KVCache:
         for store in self.stores:
             stores.append(store.new_zeros(*store.shape[:4], max_length, store.shape[5]))
             stores[-1][..., : self.capacity, :] = store
-        wider._share(stores, list(self.lengths))
+        wider._share(stores, list(self.lengths), list(self.prompt_lengths))
         return wider
 
     def rows(self, start: int, end: int) -> KVCache:
@@ -195,7 +247,8 @@ class KVCache:
         if not 0 <= start < end <= self.batch_size:
             raise ValueError(f"slots {start} to {end} are not among the cache's {self.batch_size}")
         view = copy.copy(self)
-        view._share([store[:, :, start:end] for store in self.stores], self.lengths[start:end])
+        stores = [store[:, :, start:end] for store in self.stores]
+        view._share(stores, self.lengths[start:end], self.prompt_lengths[start:end])
         view.whole, view.first_slot = self.whole, self.first_slot + start
         return view
 
@@ -212,14 +265,21 @@ class KVCache:
         end = max(self.lengths)
         for layers in (part for store in self.stores for part in store.unbind(0)):  # what moves is copied first
             layers[..., start:end, :] = layers[..., start:end, :].index_select(1, index)
+        self._reorder_lengths(sources)
+
+    def _reorder_lengths(self, sources: Sequence[int]) -> None:
         self.lengths[:] = [self.lengths[source] for source in sources]
+        self.prompt_lengths[:] = [self.prompt_lengths[source] for source in sources]
 
     def copy(self, source: int, target: int) -> None:
         """Make one slot hold what another does (samples of one prompt)."""
         length = self.lengths[source]
         for store in self.stores:
             store[:, :, target, :, :length] = store[:, :, source, :, :length]
-        self.lengths[target] = self.lengths[source]
+        self._copy_lengths(source, target)
+
+    def _copy_lengths(self, source: int, target: int) -> None:
+        self.lengths[target], self.prompt_lengths[target] = self.lengths[source], self.prompt_lengths[source]
 
     def move(self, source: int, target: int) -> None:
         """Copy one slot onto another and empty the first (a request left; the last one takes its place)."""

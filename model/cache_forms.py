@@ -42,7 +42,7 @@ class Int8Cache(KVCache):
         super().__init__(config, batch_size, max_length, dtype=torch.int8, device=device)
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
         scales = torch.zeros(*self.store.shape[:5], 1, dtype=torch.float32, device=self.store.device)
-        self._share([self.store, scales], self.lengths)
+        self._share([self.store, scales], self.lengths, self.prompt_lengths)
 
     def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values; return all columns up to the longest slot's end, made anew."""
@@ -123,12 +123,12 @@ class RingCache(KVCache):
     def copy(self, source: int, target: int) -> None:
         """Make one slot hold what another does (samples of one prompt)."""
         self.store[:, :, target] = self.store[:, :, source]
-        self.lengths[target] = self.lengths[source]
+        self._copy_lengths(source, target)
 
     def reorder(self, sources: Sequence[int], start: int = 0) -> None:
         """Make each slot hold what slot ``sources[slot]`` held before (beam search); all columns move."""
         self.store.copy_(self.store.index_select(2, torch.tensor(sources, device=self.store.device)))
-        self.lengths[:] = [self.lengths[source] for source in sources]
+        self._reorder_lengths(sources)
 
     def widened(self, max_length: int) -> KVCache:
         """Return the same cache, made to count up to ``max_length``."""

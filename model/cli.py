@@ -25,6 +25,7 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.demo import run_demo, save_with_tokenizer
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.prompts import check_vocabulary
 from bpe_llama.model.speed import describe_speed
 from bpe_llama.model.text import TextGenerator
 from bpe_llama.model.weights.gguf_out import save_gguf
@@ -117,10 +118,7 @@ def pretrain(
             )
         )
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=seed))
-    if vocabulary.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"{tokenizer} has {vocabulary.vocab_size:,} ids, more than the model's {model.config.vocab_size:,}"
-        )
+    check_vocabulary(vocabulary, model.config.vocab_size)
     typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
     result = training.train(model, tokens, settings, out, eval_file=eval_file, resume=resume)
     typer.echo(describe(result))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpe_llama.model.config_json import FAMILY_DEFAULTS, OUR_TYPE, STATES_ITS_LENGTH, fields_of, merge_rope
 from bpe_llama.model.rope_kinds import check_rope_parameters
 
-MODEL_TYPES = ("llama", "mistral", "mixtral")
+MODEL_TYPES = tuple(FAMILY_DEFAULTS)
 POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -88,6 +89,7 @@ class LlamaConfig:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; a LLaMA's is 'silu'")
         for name in ("rms_norm_eps", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef"):
             _check_number(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))  # transformers takes no 0 for 0.0
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
@@ -95,7 +97,7 @@ class LlamaConfig:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("bos_token_id", "pad_token_id"):
             self._check_id(name, getattr(self, name))
-        if isinstance(self.eos_token_id, str):
+        if not isinstance(self.eos_token_id, int | list | tuple | None):
             raise TypeError(f"eos_token_id is {self.eos_token_id!r}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
             self._check_id("eos_token_id", eos)
@@ -120,7 +122,7 @@ class LlamaConfig:
 
     def _fill_rope(self) -> None:
         rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling)
-        if rope["rope_type"] in ("llama3", "yarn", "longrope"):
+        if rope["rope_type"] in STATES_ITS_LENGTH:
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         check_rope_parameters(rope, self.head_size)
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
@@ -150,12 +152,17 @@ class LlamaConfig:
                 raise ValueError(
                     f"{name} ({getattr(self, name)}) is not a multiple of pretraining_tp ({self.pretraining_tp})"
                 )
-        # The type under which transformers computes the same thing: its plain llama knows no window and no experts.
+        if self.num_local_experts is not None and self.mlp_bias:
+            raise ValueError("mlp_bias is true, but experts (num_local_experts) have no biases; expected false")
+        # The type under which transformers computes the same thing: its llama knows no window and no experts, and takes
+        # no width that its heads do not divide.
         if self.num_local_experts is not None:
             object.__setattr__(self, "model_type", "mixtral")
         elif self.model_type == "mixtral":
             raise ValueError("model_type is 'mixtral', but num_local_experts is not given")
-        elif self.sliding_window is not None:
+        elif (
+            self.sliding_window is not None or self.hidden_size % self.num_attention_heads or self.initializer_range > 1
+        ):
             object.__setattr__(self, "model_type", "mistral")
 
     def _check_id(self, name: str, value: int | None) -> None:
@@ -178,6 +185,23 @@ class LlamaConfig:
     def rope(self) -> dict[str, Any]:
         """Return ``rope_parameters``, which is never None once the config is built."""
         return self.rope_parameters or {}
+
+    @property
+    def unknown_to_transformers(self) -> dict[str, Any]:
+        """Return the options that transformers' class of this ``model_type`` would not compute, and their values.
+
+        Example:
+            >>> LlamaConfig(sliding_window=8, attention_bias=True).unknown_to_transformers
+            {'attention_bias': True}
+        """
+        share = self.rope.get("partial_rotary_factor", 1.0)
+        options = {
+            "position_encoding": (self.position_encoding, self.position_encoding != "rotary"),
+            "partial_rotary_factor": (share, share != 1.0),
+            "attention_bias": (self.attention_bias, self.attention_bias and self.model_type != "llama"),
+            "mlp_bias": (self.mlp_bias, self.mlp_bias and self.model_type != "llama"),
+        }
+        return {name: value for name, (value, unknown) in options.items() if unknown}
 
     @property
     def context_length(self) -> int:
@@ -214,25 +238,27 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LlamaConfig:
-        """Return the config a parsed ``config.json`` describes; keys that do not shape a LLaMA are passed over.
+        """Return the config that a parsed ``config.json`` describes, with the defaults of its ``model_type``.
+
+        Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`.
 
         Raises:
-            ValueError: If the file is of another architecture or its values do not fit together.
+            ValueError: If the file is of another architecture, states what is not computed, or its values do not fit
+                together.
 
         Example:
             >>> LlamaConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "use_cache": True}).head_dim
             16
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        picked = {name: value for name, value in values.items() if name in known}
-        if picked.get("dtype") is None and values.get("torch_dtype") is not None:
-            picked["dtype"] = values["torch_dtype"]
-        if "id2label" in values:
-            picked["num_labels"] = len(values["id2label"])
-        if values.get("partial_rotary_factor") is not None:
-            rope = merge_rope(*(picked.pop(key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling")))
-            picked["rope_parameters"] = {"partial_rotary_factor": values["partial_rotary_factor"]} | rope
-        return cls(**picked)
+        picked = fields_of(values, {field.name for field in dataclasses.fields(cls)})
+        slices = picked.get("pretraining_tp")
+        try:
+            return cls(**picked)
+        except ValueError:
+            if not isinstance(slices, int) or slices < 2:
+                raise
+            # transformers does not slice, and slices give the same numbers: those that do not fit are let go.
+            return cls(**(picked | {"pretraining_tp": 1}))
 
     @classmethod
     def from_json(cls, path: str | Path) -> LlamaConfig:
@@ -265,42 +291,13 @@ class LlamaConfig:
         """
         values = dataclasses.asdict(self)
         values["torch_dtype"] = self.dtype
+        if self.unknown_to_transformers:
+            values["model_type"] = OUR_TYPE
         values["id2label"] = {str(label): f"LABEL_{label}" for label in range(self.num_labels)}
         values["label2id"] = {f"LABEL_{label}": label for label in range(self.num_labels)}
         if "partial_rotary_factor" in self.rope:
             values["partial_rotary_factor"] = self.rope["partial_rotary_factor"]
         return values
-
-
-def merge_rope(
-    parameters: Mapping[str, Any] | None, theta: float | None, scaling: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the rotary parameters that the old and the new spelling together state.
-
-    Raises:
-        ValueError: If the two spellings disagree, or one is no mapping.
-
-    Example:
-        >>> merge_rope(None, 500_000.0, {"type": "linear", "factor": 2.0})
-        {'rope_theta': 500000.0, 'rope_type': 'linear', 'factor': 2.0}
-    """
-    merged: dict[str, Any] = {}
-    for name, source in (
-        ("rope_parameters", parameters),
-        ("rope_theta", None if theta is None else {"rope_theta": theta}),
-        ("rope_scaling", scaling),
-    ):
-        if source is not None and not isinstance(source, Mapping):
-            raise ValueError(f"{name} is {source!r}; expected an object of names and values")
-        for key, value in (source or {}).items():
-            key = "rope_type" if key == "type" else key
-            if key in merged and merged[key] != value:
-                raise ValueError(
-                    f"{name} says {key} = {value!r}, but it was already given as {merged[key]!r}; "
-                    "give it once, or change it with config.replace(...)"
-                )
-            merged[key] = value
-    return {"rope_theta": 10_000.0, "rope_type": "default"} | merged
 
 
 def _check_size(name: str, value: Any) -> None:

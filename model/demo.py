@@ -6,6 +6,7 @@ import json
 import sys
 import sysconfig
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -68,7 +69,10 @@ def run_demo(out: Path, *, seconds: float = 120.0, device: str = "auto", seed: i
 
 def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights, config and tokenizer.json into one folder that `generate` and transformers load."""
-    model.save_pretrained(folder)
+    unknown = model.config.unknown_to_transformers
+    if unknown:
+        warnings.warn(f"{folder}: transformers does not load it, as it does not compute {unknown}", stacklevel=2)
+    model.save_pretrained(folder, portable=not unknown)
     tokenizer.save(folder / "tokenizer.json")
     names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
     known = {

@@ -25,6 +25,7 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
 from bpe_llama.model.packed import PackedDecoder
 from bpe_llama.model.prompts import whole_ids
+from bpe_llama.model.rope_kinds import same_rotation
 
 FUSED_ROWS = 8
 """Up to so many rows, of sequences that bring as many new ids each, one pass costs less if it keeps its memory."""
@@ -126,6 +127,7 @@ class Engine:
             return entering
         self._look_at_the_model()
         for slot, sample in enumerate(entering, start=len(self.live)):
+            self.cache.prompt_lengths[slot] = len(sample.prompt)
             sample.unread, self.cache.lengths[slot], self._left_behind[slot] = len(sample.prompt), 0, []
         self.live += entering
         return entering
@@ -303,14 +305,17 @@ class Engine:
         Rows are aligned at the left, so causality alone keeps every token from the padding behind its row's end;
         what the padding left in the cache is forgotten afterwards.
         """
+        lengths = [len(sample.prompt) for sample in joined]
+        before, self.cache.prompt_lengths[first : first + len(joined)] = self.cache.prompt_lengths[first], lengths
         cache = self._slots(first, first + len(joined))
-        known = 0
-        if len(joined) == 1 and not cache.wraps:
+        known, config = 0, self.model.config
+        texts = (before, len(held)), (lengths[0], lengths[0])
+        alike = same_rotation(config.rope, config.max_position_embeddings, *texts)
+        if len(joined) == 1 and not cache.wraps and alike:
             known = joined[0].reused = _common(held, joined[0].prompt[:-1])
         self.cache.lengths[first : first + len(joined)] = cache.lengths[:] = [known] * len(joined)
         if self._packed is not None:
             return self._prefill_packed(joined, first)
-        lengths = [len(sample.prompt) for sample in joined]
         width = max(lengths)
         ids_BT = torch.tensor([sample.prompt + [0] * (width - len(sample.prompt)) for sample in joined])
         ids_BT = ids_BT.to(self.model.device)

@@ -181,7 +181,7 @@ class FusedDecoder:
         positions_BT = places.positions
         if positions_BT is None:
             positions_BT = torch.arange(places.end - length, places.end, device="cpu")[None]
-        rotation = self.model.model.rotary_emb(positions_BT)
+        rotation = self.model.model.rotary_emb(positions_BT, cache.prompt_lengths)
         cos_MR, sin_MR = (part.expand(batch, -1, -1).reshape(rows, -1) for part in rotation)
         if rows not in self._workspaces:
             if len(self._workspaces) == WORKSPACES:

@@ -114,7 +114,7 @@ class LlamaModel(Pretrained):
         x_BTD = self.embed_tokens(input_ids)
         if self.position_emb is not None:
             x_BTD = x_BTD + self.position_emb(position_ids).to(x_BTD.dtype)
-        rotation = self.rotary_emb(position_ids)
+        rotation = self.rotary_emb(position_ids, past_key_values.prompt_lengths if past_key_values else ())
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
                 if past_key_values is not None:

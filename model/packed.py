@@ -98,7 +98,7 @@ class _Rows:
         self.slots_M = torch.arange(len(ids), device="cpu").repeat_interleave(counts_B)
         shift_B = torch.tensor(self.ends, device="cpu") - self.last_B - 1
         self.positions_M = torch.arange(len(flat), device="cpu") + shift_B[self.slots_M]
-        cos_MR, sin_MR = self._rotation(stack, counts)
+        cos_MR, sin_MR = self._rotation(stack, counts, cache.prompt_lengths)
         self._window = config.sliding_window
         counts_M = counts_B.repeat_interleave(counts_B)
         all_alone = fused.compiles(len(flat)) or reads_prompts()
@@ -130,15 +130,13 @@ class _Rows:
         mask_BTS = key_S <= query_BT1
         return mask_BTS if self._window is None else mask_BTS & (key_S > query_BT1 - self._window)
 
-    def _rotation(self, stack: LlamaModel, counts: list[int]) -> Rotation:
+    def _rotation(self, stack: LlamaModel, counts: list[int], prompt_lengths: list[int]) -> Rotation:
         """Return cosines and sines, (M, R / 2)."""
-        parts = [self.positions_M]
+        parts, lengths = [self.positions_M], [0]
         if stack.config.rope["rope_type"] in LENGTH_DEPENDENT:  # on that of each sequence
-            parts = list(torch.split(self.positions_M, counts))
-        cos_MR, sin_MR = (
-            torch.cat(angles, dim=1)[0]
-            for angles in zip(*(stack.rotary_emb(part[None]) for part in parts), strict=True)
-        )
+            parts, lengths = list(torch.split(self.positions_M, counts)), prompt_lengths
+        rotations = [stack.rotary_emb(part[None], [length]) for part, length in zip(parts, lengths, strict=True)]
+        cos_MR, sin_MR = (torch.cat(angles, dim=1)[0] for angles in zip(*rotations, strict=True))
         return cos_MR, sin_MR
 
     def attend(self, layer: int, space: Workspace, cache: KVCache) -> None:

@@ -154,7 +154,7 @@ class Pretrained(nn.Module):
         """Return the model stored in a folder or file, in evaluation mode; see `bpe_llama.model.weights.load`.
 
         Args:
-            path: A Hugging Face folder, a Meta folder, or a ``.gguf`` file.
+            path: A Hugging Face folder, a Meta or Mistral folder, or a ``.gguf`` file.
             dtype: ``"auto"`` keeps what the checkpoint says.
             device: ``"auto"`` is CUDA where there is one, else the CPU.
             **options: Passed on to the loader.
@@ -163,11 +163,19 @@ class Pretrained(nn.Module):
 
         return load(path, cls, dtype=dtype, device=device, **options)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``; see `bpe_llama.model.weights.huggingface.save`."""
+    def save_pretrained(self, folder: str | Path, portable: bool = True) -> None:
+        """Write ``config.json`` and ``model.safetensors``; see `bpe_llama.model.weights.huggingface.save`.
+
+        Args:
+            folder: Made if need be.
+            portable: Refuse a model that no class of transformers computes; False writes it for this package alone.
+
+        Raises:
+            ValueError: If the model is no plain checkpoint, or transformers would compute something else.
+        """
         from bpe_llama.model.weights.huggingface import save
 
-        save(self, folder)
+        save(self, folder, portable)
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:

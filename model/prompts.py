@@ -1,14 +1,53 @@
-"""Batches of prompts as tensors: what is padding, and what fills the rows that end early."""
+"""Prompts before they are read: whether their ids fit the model, what is padding, what fills rows that end early."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from operator import index
+from typing import Protocol
 
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.options import GenerationOptions
+
+
+class Vocabulary(Protocol):
+    """What `check_vocabulary` asks of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Return one more than the highest id."""
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Return the tokens that were added to the vocabulary, and their ids."""
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Return the special ones."""
+
+
+def check_vocabulary(tokenizer: Vocabulary, vocab_size: int) -> None:
+    """Check that a model has an embedding for all that a tokenizer makes of plain text.
+
+    Warns:
+        UserWarning: If only added tokens, such as padding, lie beyond the model's ids. They are refused where they are
+            used.
+
+    Raises:
+        ValueError: If tokens of the vocabulary itself lie beyond.
+    """
+    if tokenizer.vocab_size <= vocab_size:
+        return
+    said = f"the tokenizer has {tokenizer.vocab_size:,} ids, more than the model's {vocab_size:,}"
+    names = {token_id: token for token, token_id in {**tokenizer.added_tokens, **tokenizer.special_tokens}.items()}
+    beyond = [names[token_id] for token_id in range(vocab_size, tokenizer.vocab_size) if token_id in names]
+    if len(beyond) < tokenizer.vocab_size - vocab_size:
+        raise ValueError(f"{said}, and not all of those beyond are added tokens")
+    shown = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+    warnings.warn(f"{said}; added tokens lie beyond ({shown}), and are refused where they are used", stacklevel=3)
 
 
 def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[int]]:

@@ -5,7 +5,7 @@ Shapes: ``B`` batch, ``T`` length, ``N`` heads, ``H`` head_dim, ``R`` rotated fe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -45,22 +45,29 @@ class RotaryEmbedding(nn.Module):
         self.reset_frequencies()
         return self
 
-    def forward(self, positions_BT: Tensor) -> Rotation:
+    def forward(self, positions_BT: Tensor, prompt_lengths: Sequence[int] = ()) -> Rotation:
         """Return the rotation of each position.
 
-        Kinds that depend on the length take each row's own: its highest position and one. Keys cached while the
-        row was shorter keep the rotation they had, as in transformers.
+        Kinds that depend on the length take each row's own: its highest position and one. Where the length of its
+        prompt is known, a token of the prompt takes that one, whatever part of it is read, and each later token its own
+        position and one, as if prompts were read at once and later tokens one by one. Keys cached while the row was
+        shorter keep the rotation they had, as in transformers.
 
         Args:
             positions_BT: int64; B may be 1 where all rows share positions.
+            prompt_lengths: Of each row, 0 where it is not known; none where no row's is.
 
         Returns:
             Cosines and sines, float32 (B, T, R / 2).
         """
         frequencies = self.inv_freq
         if self.config.rope["rope_type"] in LENGTH_DEPENDENT:
-            lengths = (positions_BT.amax(-1) + 1).tolist()
-            frequencies = torch.stack([self._frequencies(length)[0] for length in lengths])[:, None]
+            lengths_BT = positions_BT.amax(-1, keepdim=True) + 1
+            if any(prompt_lengths):
+                prompts_B1 = torch.tensor(prompt_lengths, device=positions_BT.device)[:, None]
+                lengths_BT = torch.where(prompts_B1 > 0, (positions_BT + 1).maximum(prompts_B1), lengths_BT)
+            lengths, place_BT = torch.unique(lengths_BT, return_inverse=True)
+            frequencies = torch.stack([self._frequencies(length)[0] for length in lengths.tolist()])[place_BT]
         angles = positions_BT[..., None].float() * frequencies
         return angles.cos() * self.scale, angles.sin() * self.scale
 
@@ -111,7 +118,7 @@ def positions_of(attention_mask: Tensor) -> Tensor:
 class NoRotation(nn.Module):
     """Stands where `RotaryEmbedding` does in a model whose positions are told otherwise, or not at all."""
 
-    def forward(self, positions_BT: Tensor) -> Rotation:
+    def forward(self, positions_BT: Tensor, prompt_lengths: Sequence[int] = ()) -> Rotation:
         """Return cosines and sines of no features at all."""
         nothing = torch.zeros(*positions_BT.shape, 0, device=positions_BT.device)
         return nothing, nothing

@@ -162,6 +162,31 @@ KINDS: dict[str, Callable[[Mapping[str, Any], int, int, int], Frequencies]] = {
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Kinds whose frequencies depend on how long the sequence is."""
 
+
+def same_rotation(rope: Mapping[str, Any], max_positions: int, one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two texts are rotated alike as far as they hold the same tokens.
+
+    Args:
+        rope: ``config.rope``.
+        max_positions: ``config.max_position_embeddings``.
+        one: Length of its prompt, and of the whole.
+        other: Likewise.
+
+    Example:
+        >>> same_rotation({"rope_type": "dynamic"}, 100, (20, 40), (60, 60))
+        True
+        >>> same_rotation({"rope_type": "dynamic"}, 100, (20, 40), (120, 120))
+        False
+    """
+    kind = rope["rope_type"]
+    if kind not in LENGTH_DEPENDENT:
+        return True
+    switch = rope["original_max_position_embeddings"] if kind == "longrope" else max_positions
+    if max(one[1], other[1]) <= switch:
+        return True
+    return kind == "longrope" and min(one[0], other[0]) > switch
+
+
 REQUIRED = {
     "dynamic": ("factor",),
     "yarn": ("factor",),

@@ -11,7 +11,7 @@ import torch
 from bpe_llama.model.beam import beam_search
 from bpe_llama.model.generation import Engine, GenerationOptions, Sample, search_options
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.prompts import whole_ids
+from bpe_llama.model.prompts import check_vocabulary, whole_ids
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
@@ -34,17 +34,18 @@ class TextGenerator:
 
     Args:
         model: Weights.
-        tokenizer: Its vocabulary; must not have more ids than the model, whose other ids stand for no text.
+        tokenizer: Its vocabulary. A model may have more ids, which stand for no text; added tokens, such as padding,
+            may lie beyond the model's ids, and are refused where a prompt holds one.
+
+    Warns:
+        UserWarning: If added tokens lie beyond the model's ids.
 
     Raises:
-        ValueError: If the tokenizer's vocabulary is larger than the model's.
+        ValueError: If other tokens do.
     """
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's {model.config.vocab_size}"
-            )
+        check_vocabulary(tokenizer, model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.last: Sample | None = None
@@ -170,6 +171,11 @@ class TextGenerator:
         ids = whole_ids(ids)
         if not ids:
             raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
+        vocab_size = self.model.config.vocab_size
+        beyond = next((new_id for new_id in ids if vocab_size <= new_id < self.tokenizer.vocab_size), None)
+        if beyond is not None:
+            token = self.tokenizer.id_to_token(beyond)
+            raise ValueError(f"the prompt holds {token!r}, whose id {beyond} is beyond the model's {vocab_size:,}")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stops:
             raise ValueError("a stop string is empty; it would end every text before it begins")

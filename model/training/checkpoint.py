@@ -74,7 +74,9 @@ def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.O
         for adapter, place in _adapter_folders(model, folder).items():
             lora.save(model, place, adapter)
         if not lora.names(model):
-            model.save_pretrained(folder)
+            # A run may study what transformers does not compute.
+            options = {"portable": False} if model.config.unknown_to_transformers else {}
+            model.save_pretrained(folder, **options)
         tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(model, optimizer).items()}
         save_file(tensors, folder / "optimizer.safetensors")
         values = {"step": state.step, "elapsed": state.elapsed, "settings": state.settings}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import PathLike, find_files
+from bpe_llama.model.prompts import check_vocabulary
 from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.conversations import are_conversations, read_conversations
@@ -64,10 +65,7 @@ def finetune(
     Example:
         >>> finetune(model, tokenizer, "notes/*.txt", TrainConfig(learning_rate=2e-4), "run")  # doctest: +SKIP
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size:,} ids, more than the model's {model.config.vocab_size:,}"
-        )
+    check_vocabulary(tokenizer, model.config.vocab_size)
     if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
         raise ValueError(f"epochs is {epochs}, expected a positive number")
     BadRows(on_error)

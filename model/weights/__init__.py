@@ -21,8 +21,8 @@ def load(
     """Return the model stored at ``path``, in evaluation mode.
 
     Args:
-        path: A Hugging Face folder (``config.json`` and ``*.safetensors``), a Meta folder (``params.json`` and
-            ``consolidated.*.pth``), or a ``.gguf`` file.
+        path: A Hugging Face folder (``config.json`` beside safetensors or ``.bin`` files), a folder of Meta's or
+            Mistral's (``params.json`` and ``consolidated*``), or a ``.gguf`` file, of which there may be several parts.
         model_class: What to make; GGUF and Meta files hold causal LMs only.
         dtype: ``"auto"`` keeps what the checkpoint says.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
@@ -39,7 +39,9 @@ def load(
     if path.is_dir():
         from bpe_llama.model.weights import huggingface, meta
 
-        if (path / "params.json").is_file() and not (path / "config.json").is_file():
+        # Mistral's folders may hold both layouts, or a config.json beside the weights of the other.
+        has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
+        if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):
             _check_causal(model_class, path)
             return cast(Model, meta.load(path, dtype=dtype, device=device, **options))
         return huggingface.load(path, model_class, dtype=dtype, device=device, **options)

@@ -14,14 +14,16 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bpe_llama._gguf import GGUFHeader, TensorInfo, read_gguf_header
+from bpe_llama._gguf import GGUFHeader, TensorInfo, read_gguf_model_header
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_json import OUR_TYPE
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
@@ -48,6 +50,13 @@ EXPERT_NAMES = {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3
 """A tensor of these holds the matrices of all experts of a layer, one after another."""
 ROUTER_NAMES = {"ffn_gate_inp": "block_sparse_moe.gate"}
 ROPE_FACTORS = "rope_freqs.weight"
+_HONOURED = """
+    block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv
+    attention.key_length attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base rope.scaling.type
+    rope.scaling.factor rope.scaling.original_context_length rope.scaling.finetuned expert_count expert_used_count
+    tensor_data_layout
+"""
+"""Keys of the metadata, after `llama.`, that are read, or say nothing about what is computed."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
@@ -63,7 +72,8 @@ def load_gguf(
     Quantised weights are dequantised as they are read, so memory peaks at the weights in `dtype` and one tensor more.
 
     Args:
-        path: A `.gguf` file of a LLaMA or Mixtral: F32, F16, BF16, or any quantised format the `gguf` package knows.
+        path: A `.gguf` file of a LLaMA or Mixtral, or any of the files that it is split over: F32, F16, BF16, or any
+            quantised format that the `gguf` package dequantises.
         dtype: `"auto"` is the format of the file's matrices, float32 where they are quantised.
         device: `"auto"` is CUDA where there is one, else the CPU.
         progress: Called with tensors read and tensors in all, after each.
@@ -72,7 +82,7 @@ def load_gguf(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another architecture, or its tensors do not fit its metadata.
     """
-    header = read_gguf_header(path)
+    header = read_gguf_model_header(path)
     try:
         config = LlamaConfig.from_dict(config_from_gguf(header))
     except TypeError as error:
@@ -107,9 +117,12 @@ def _check_counts(header: GGUFHeader, config: LlamaConfig) -> None:
 
     Every tensor has bytes of its own in the file, so that what is made is no larger than the file allows.
     """
-    unknown = sorted({info.type_name for info in header.tensors.values() if info.nbytes is None})
-    if unknown:
-        raise ValueError(f"{header.path}: tensors in number formats that are not known: {', '.join(unknown)}")
+    for name, info in header.tensors.items():
+        if info.nbytes is None or not _can_dequantize(info.type_id):
+            raise ValueError(
+                f"{info.path}: tensor {name!r} has number format {info.type_name}, which the gguf package does not "
+                "dequantise"
+            )
     layers, experts = set(), set()
     for name, info in header.tensors.items():
         if 0 in info.shape:
@@ -130,6 +143,20 @@ def _check_counts(header: GGUFHeader, config: LlamaConfig) -> None:
         )
 
 
+@cache
+def _can_dequantize(type_id: int) -> bool:
+    """Return whether the installed `gguf` package dequantises a number format, tried on one block of zeros."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    try:
+        kind = GGMLQuantizationType(type_id)
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except (ValueError, KeyError, NotImplementedError):
+        return False
+    return True
+
+
 def _places(header: GGUFHeader) -> Iterator[tuple[str, TensorInfo]]:
     """Yield the model's name of every weight in the file, GGUF's own where it has none, and where the weight lies."""
     for name, info in header.tensors.items():
@@ -146,7 +173,7 @@ def _places(header: GGUFHeader) -> Iterator[tuple[str, TensorInfo]]:
 
 
 def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
-    """Return the model's `config.json` as a dictionary, made from the `llama.*` metadata.
+    """Return what `LlamaConfig.from_dict` makes the model's config of, made from the `llama.*` metadata.
 
     Raises:
         ValueError: If the architecture is not llama, a key is missing, or the file asks for what is not supported.
@@ -169,14 +196,14 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
             f"{header.path}: metadata 'llama.attention.head_count' is {heads!r}, expected a positive integer"
         )
     head_dim = metadata.get("llama.attention.key_length", hidden_size // heads)
+    _check_keys(header, head_dim)
     rotary = metadata.get("llama.rope.dimension_count", head_dim)
     if rotary != head_dim:
         raise ValueError(
             f"{header.path}: rotates {rotary} of {head_dim} dimensions a head, only all of them is supported"
         )
     config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+        "model_type": OUR_TYPE,  # what llama.cpp computes, biases beside experts among it
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden_size,
         "intermediate_size": required("feed_forward_length"),
@@ -195,8 +222,6 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
     }
     if experts := metadata.get("llama.expert_count", 0):
         config |= {
-            "model_type": "mixtral",
-            "architectures": ["MixtralForCausalLM"],
             "num_local_experts": experts,
             "num_experts_per_tok": required("expert_used_count"),
         }
@@ -204,6 +229,38 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
         if (token_id := metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
             config[f"{key}_token_id"] = token_id
     return config
+
+
+def _check_keys(header: GGUFHeader, head_dim: Any) -> None:
+    """Refuse a key of the architecture that is not honoured, unless it says that something is off.
+
+    Raises:
+        ValueError: Naming the key, its value and what is expected.
+    """
+    same = {
+        "attention.value_length": head_dim,
+        "expert_feed_forward_length": header.metadata.get("llama.feed_forward_length"),
+        "attention.causal": True,
+        "rope.scaling.attn_factor": 1.0,
+        "rope.scaling.yarn_ext_factor": 1.0,
+        "rope.scaling.yarn_attn_factor": 1.0,
+        "rope.scaling.yarn_beta_fast": 32.0,
+        "rope.scaling.yarn_beta_slow": 1.0,
+        "rope.scale_linear": 1.0,
+        "logit_scale": 1.0,
+        "embedding_scale": 1.0,
+        "residual_scale": 1.0,
+        "vocab_size": header.tensors["token_embd.weight"].shape[0],
+    }
+    for key, value in header.metadata.items():
+        start, _, name = key.partition(".")
+        if start != "llama" or name in _HONOURED.split():
+            continue
+        if name in same:
+            if value != same[name]:
+                raise ValueError(f"{header.path}: metadata {key!r} is {value!r}; only {same[name]!r} is supported")
+        elif value:  # 0, false and an empty text say that it is off
+            raise ValueError(f"{header.path}: metadata {key!r} is {value!r}, a key that is not known")
 
 
 def _decimal(value: float) -> float:
@@ -260,12 +317,12 @@ def read_tensor(header: GGUFHeader, info: TensorInfo, dtype: torch.dtype) -> Ten
     from gguf.quants import dequantize
 
     if info.nbytes is None:
-        raise ValueError(f"{header.path}: tensor {info.name!r} has number format {info.type_id}, which is not known")
+        raise ValueError(f"{info.path}: tensor {info.name!r} has number format {info.type_id}, which is not known")
     rows = info.shape[0] if len(info.shape) > 1 else 1
     out = torch.empty(info.shape, dtype=dtype)
     if out.numel() == 0:
         return out
-    raw = np.memmap(header.path, np.uint8, "c", info.start, (rows, info.nbytes // rows))
+    raw = np.memmap(info.path, np.uint8, "c", info.start, (rows, info.nbytes // rows))
     step = max(1, _CHUNK_ELEMENTS * rows // out.numel())
     flat = out.view(rows, -1)
     for begin in range(0, rows, step):

@@ -104,6 +104,7 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
         "sliding_window": config.sliding_window is not None,
         "position_encoding": config.position_encoding != "rotary",
         "partial_rotary_factor": config.rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "rope_parameters": config.rope["rope_type"] == "yarn" and not _plain_yarn(config.rope),
         "rope_type": config.rope["rope_type"] not in ("default", "linear", "yarn", "llama3"),
     }
     if any(unlike.values()):
@@ -135,6 +136,13 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
         if "original_max_position_embeddings" in config.rope:
             metadata["llama.rope.scaling.original_context_length"] = config.rope["original_max_position_embeddings"]
     return metadata
+
+
+def _plain_yarn(rope: Mapping[str, Any]) -> bool:
+    """Return whether YaRN's options are those that llama.cpp takes where the file names none."""
+    usual = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None}
+    usual["truncate"] = True
+    return all(rope.get(name, value) in (None, value) for name, value in usual.items())
 
 
 def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:

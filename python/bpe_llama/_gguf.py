@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from typing import Any
 _MAGIC = b"GGUF"
 _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
+_SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 # Metadata value types: their number in the file -> struct letter.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
-# Tensor types: their number in the file -> (name, elements a block, bytes a block).
+# Tensor types: their number in the file -> (name, elements a block, bytes a block). Those of ggml, whether they can be
+# dequantized or not, so that a refusal names them.
 TENSOR_TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -35,12 +38,33 @@ TENSOR_TYPES = {
     6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
     10: ("Q2_K", 256, 84),
     11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
 }
 
 
@@ -49,7 +73,7 @@ class TensorInfo:
     """Where one tensor lies in the file.
 
     `shape` is in NumPy's order (rows first; GGUF stores it reversed), `start` is the absolute byte offset, `type_id`
-    indexes `TENSOR_TYPES`, and `nbytes` is None where the type is not in that table.
+    indexes `TENSOR_TYPES`, and `nbytes` is None where the type is not in that table. `path` is the file that holds it.
     """
 
     name: str
@@ -57,6 +81,7 @@ class TensorInfo:
     type_id: int
     start: int
     nbytes: int | None
+    path: Path
 
     @property
     def type_name(self) -> str:
@@ -98,6 +123,52 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
             raise ValueError(f"{path}: not a GGUF file: it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Parser(path, data).header()
+
+
+def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
+    """Return the header of a model, which may be split over several files: `name-00001-of-00003.gguf` and on.
+
+    Args:
+        path: The file, or any of them. Metadata is that of the first; tensors know the file they lie in.
+
+    Raises:
+        FileNotFoundError: If one of the files is absent.
+        ValueError: As `read_gguf_header`; or if the files do not belong together.
+
+    Source: `llama-gguf-split` of llama.cpp.
+    """
+    header = read_gguf_header(path)
+    count = header.metadata.get("split.count", 0)
+    if count in (0, 1):
+        return header
+    if not isinstance(count, int) or not 0 < count < 100_000:
+        raise ValueError(f"{header.path}: metadata 'split.count' is {count!r}, expected a number of files")
+    name = _SPLIT_NAME.fullmatch(header.path.name)
+    if name is None or int(name[3]) != count:
+        raise ValueError(
+            f"{header.path}: metadata 'split.count' is {count}: one of several files, expected a name that ends with "
+            f"-00001-of-{count:05}.gguf"
+        )
+    paths = [header.path.with_name(f"{name[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    absent = [other.name for other in paths if not other.is_file()]
+    if absent:
+        raise FileNotFoundError(f"{header.path}: files of the same model are absent: {', '.join(absent)}")
+    headers = [read_gguf_header(other) for other in paths]
+    tensors: dict[str, TensorInfo] = {}
+    for number, part in enumerate(headers):
+        for key, expected in (("split.no", number), ("split.count", count)):
+            if part.metadata.get(key) != expected:
+                raise ValueError(f"{part.path}: metadata {key!r} is {part.metadata.get(key)!r}, expected {expected}")
+        for tensor, info in part.tensors.items():
+            if tensor in tensors:
+                raise ValueError(f"{part.path}: tensor {tensor!r} is also in {tensors[tensor].path.name}")
+            tensors[tensor] = info
+    total = headers[0].metadata.get("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        raise ValueError(
+            f"{paths[0]}: metadata 'split.tensors.count' is {total!r}, but the {count} files hold {len(tensors)}"
+        )
+    return GGUFHeader(paths[0], headers[0].version, headers[0].metadata, tensors)
 
 
 class _Parser:
@@ -202,7 +273,7 @@ class _Parser:
     def tensor_info(self, name: str, shape: tuple[int, ...], type_id: int, start: int) -> TensorInfo:
         known = TENSOR_TYPES.get(type_id)
         if known is None:
-            return TensorInfo(name, shape, type_id, start, None)
+            return TensorInfo(name, shape, type_id, start, None, self.path)
         type_name, block, block_bytes = known
         row = shape[-1] if shape else 1
         if row % block:
@@ -212,4 +283,4 @@ class _Parser:
             raise self.fail(
                 f"truncated GGUF file: tensor {name!r} ends at byte {start + nbytes:,}, the file at {self.size:,}"
             )
-        return TensorInfo(name, shape, type_id, start, nbytes)
+        return TensorInfo(name, shape, type_id, start, nbytes, self.path)

@@ -127,3 +127,58 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         LlamaConfig.from_json(tmp_path)
+
+
+SMOLLM2 = """{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+"bos_token_id": 1,
+"eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+"intermediate_size": 1536, "is_llama_config": true, "max_position_embeddings": 8192, "mlp_bias": false,
+"model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pad_token_id": 2,
+"pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000,
+"tie_word_embeddings": true, "torch_dtype": "bfloat16",
+"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+"transformers_version": "4.42.3", "use_cache": true, "vocab_size": 49152}"""
+LLAMA_3_2 = """{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
+"hidden_size": 2048,
+"initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": false,
+"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+"pretraining_tp": 1,
+"rms_norm_eps": 1e-05, "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+"original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0, "tie_word_embeddings": true,
+"torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0", "use_cache": true, "vocab_size": 128256}"""
+MISTRAL_V1 = """{"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+"hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+"model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+"rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": false,
+"torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0", "use_cache": true, "vocab_size": 32000}"""
+MIXTRAL = """{"architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+"hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+"max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
+"num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": false,
+"rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": null,
+"tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0", "use_cache": true,
+"vocab_size": 32000}"""
+YARN = """{"_name_or_path": "llama", "architectures": ["LlamaForCausalLM"], "auto_map": {"AutoModelForCausalLM":
+"modeling_llama_together_yarn.LlamaForCausalLM"}, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+"hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 65536,
+"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 0,
+"pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 16.0, "finetuned": true,
+"original_max_position_embeddings": 4096, "type": "yarn"}, "rope_theta": 10000.0, "tie_word_embeddings": false,
+"torch_dtype": "bfloat16", "transformers_version": "4.33.0.dev0", "use_cache": true, "vocab_size": 32000,
+"max_sequence_length": 2048, "torchscript": false, "pruned_heads": {}, "mlp_only_layers": [], "num_beams": 1,
+"task_specific_params": null, "is_decoder": false, "use_bfloat16": false, "tie_encoder_decoder": false}"""
+
+
+@pytest.mark.parametrize("text", [SMOLLM2, LLAMA_3_2, MISTRAL_V1, MIXTRAL, YARN])
+def test_published_configs_are_read_without_a_word(text: str, tmp_path: Path) -> None:
+    stated = json.loads(text)
+    (tmp_path / "config.json").write_text(text)
+    config = LlamaConfig.from_json(tmp_path)
+    for name, value in config.to_dict().items():
+        if name in stated and name != "rope_scaling":
+            assert value == stated[name], name
+    for name, value in (stated.get("rope_scaling") or {}).items():
+        assert name == "finetuned" or config.rope["rope_type" if name == "type" else name] == value
+    again = LlamaConfig.from_dict(config.to_dict())
+    assert again == config

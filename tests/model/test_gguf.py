@@ -114,11 +114,111 @@ def test_formats_that_the_package_writes_come_back_as_it_reads_them(tmp_path: Pa
     check_format(tmp_path / "t.gguf", name, gguf.quants.quantize(values, gguf.GGMLQuantizationType[name]))
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
-def test_k_quants_of_random_blocks_come_back_as_the_package_reads_them(tmp_path: Path, name: str) -> None:
-    _, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
-    stored = np.random.default_rng(1).integers(0, 120, size=(48, nbytes), dtype=np.uint8)  # no byte makes a scale inf
+DEQUANTIZED = sorted(kind.name for kind in gguf.quants._type_traits)
+"""All that the package dequantises; a newer one that knows more makes this test fail."""
+
+
+@pytest.mark.parametrize("name", DEQUANTIZED)
+def test_random_blocks_of_every_format_come_back_as_the_package_reads_them(tmp_path: Path, name: str) -> None:
+    numbers, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    shape = (48, nbytes * 256 // numbers)
+    stored = np.random.default_rng(1).integers(0, 120, size=shape, dtype=np.uint8)  # no byte makes a scale inf
     check_format(tmp_path / "t.gguf", name, stored)
+
+
+@pytest.mark.parametrize("name", ["IQ2_XXS", "TQ1_0", "MXFP4", "IQ4_NL", "Q1_0", "I8", "F64"])
+def test_a_model_of_any_format_is_loaded_or_the_format_named(tmp_path: Path, name: str) -> None:
+    config = CONFIG.replace(hidden_size=256, intermediate_size=256, num_hidden_layers=1, head_dim=64)
+    save_gguf(LlamaForCausalLM(config, seed=1), tmp_path / "plain.gguf", dtype="float32")
+    kind = gguf.GGMLQuantizationType[name]
+    numbers, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    draw = np.random.default_rng(0)
+    writer = copied(tmp_path / "plain.gguf", tmp_path / "m.gguf")
+    stored = {}
+    for tensor in gguf.GGUFReader(tmp_path / "plain.gguf").tensors:
+        if len(tensor.shape) == 1:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        else:
+            rows, width = tensor.data.shape
+            values = draw.integers(0, 60, size=(rows, width * nbytes // numbers), dtype=np.uint8)
+            stored[tensor.name] = values
+            writer.add_tensor(tensor.name, values, raw_dtype=kind)
+    finish(writer)
+    if name not in DEQUANTIZED:
+        with pytest.raises(ValueError, match=rf"m\.gguf: tensor '.*' has number format {name}, which the gguf package"):
+            load_gguf(tmp_path / "m.gguf")
+        return
+    loaded = load_gguf(tmp_path / "m.gguf", device="cpu", dtype="float32").state_dict()
+    for theirs, ours in (("token_embd", "model.embed_tokens"), ("blk.0.ffn_up", "model.layers.0.mlp.up_proj")):
+        expected = gguf.quants.dequantize(stored[f"{theirs}.weight"], kind)
+        np.testing.assert_array_equal(loaded[f"{ours}.weight"].numpy(), expected)
+
+
+def copied(source: Path, target: Path, **changes: Any) -> Any:
+    """Return a writer that has the metadata of a file, changed."""
+    writer = gguf.GGUFWriter(target, "llama")
+    for key, value in (read_gguf_header(source).metadata | changes).items():
+        if key != "general.architecture" and value is not None:
+            kind = gguf.GGUFValueType.UINT16 if key.startswith("split.") else gguf.GGUFValueType.get_type(value)
+            writer.add_key_value(key, value, kind)
+    return writer
+
+
+def finish(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def split(source: Path, parts: int = 3, **changes: Any) -> list[Path]:
+    """Cut a file as `llama-gguf-split` does: all metadata in the first part, tensors in their order."""
+    tensors = gguf.GGUFReader(source).tensors
+    paths = [source.with_name(f"part-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
+    each = -(-len(tensors) // parts)
+    for number, path in enumerate(paths):
+        keys = {"split.no": number, "split.count": parts, "split.tensors.count": len(tensors)} | changes
+        writer = copied(source, path, **keys) if number == 0 else gguf.GGUFWriter(path, "llama")
+        for key, value in keys.items() if number else ():
+            writer.add_key_value(key, value, gguf.GGUFValueType.UINT16)
+        for tensor in tensors[number * each : (number + 1) * each]:
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+        finish(writer)
+    return paths
+
+
+@pytest.mark.parametrize("experts", [None, 3])
+def test_a_model_split_over_files(tmp_path: Path, experts: int | None) -> None:
+    save_gguf(LlamaForCausalLM(CONFIG.replace(num_local_experts=experts), seed=1), tmp_path / "m.gguf", dtype="q8_0")
+    whole = load_gguf(tmp_path / "m.gguf", device="cpu")
+    paths = split(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").unlink()
+    for path in paths:
+        loaded = LlamaForCausalLM.from_pretrained(path, device="cpu")
+        assert loaded.config == whole.config
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, whole.state_dict()[name]), name
+
+
+def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    save_gguf(LlamaForCausalLM(CONFIG), tmp_path / "m.gguf")
+    first, second, third = split(tmp_path / "m.gguf")
+    (tmp_path / "renamed.gguf").write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"renamed\.gguf: metadata 'split\.count' is 3: .* ends with -00001-of-00003"):
+        load_gguf(tmp_path / "renamed.gguf")
+    good, other = second.read_bytes(), third.read_bytes()
+    second.write_bytes(other)
+    with pytest.raises(ValueError, match=r"00002-of-00003\.gguf: metadata 'split\.no' is 2, expected 1"):
+        load_gguf(first)
+    second.write_bytes(good[:-500])
+    with pytest.raises(ValueError, match=r"00002-of-00003\.gguf: truncated GGUF file: tensor"):
+        load_gguf(first)
+    second.unlink()
+    with pytest.raises(FileNotFoundError, match=r"absent: part-00002-of-00003\.gguf"):
+        load_gguf(first)
+    first, *_ = split(tmp_path / "m.gguf", **{"split.tensors.count": 99})
+    with pytest.raises(ValueError, match=r"'split\.tensors\.count' is 99, but the 3 files hold 21"):
+        load_gguf(first)
 
 
 def check_format(path: Path, name: str, stored: np.ndarray[Any, Any]) -> None:
@@ -193,6 +293,10 @@ def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
         ({"llama.expert_count": 1 << 30, "llama.expert_used_count": 2}, r"1,073,741,824, but .* of no experts"),
         ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
         ({"llama.rope.scaling.type": "novel"}, "rope scaling 'novel'"),
+        ({"llama.logit_scale": 0.5}, r"'llama\.logit_scale' is 0\.5; only 1\.0 is supported"),
+        ({"llama.attention.sliding_window": 7}, r"'llama\.attention\.sliding_window' is 7, a key that is not known"),
+        ({"llama.attention.causal": False}, r"'llama\.attention\.causal' is False; only True is supported"),
+        ({"llama.attention.value_length": 8}, r"'llama\.attention\.value_length' is 8; only 16 is supported"),
     ],
 )
 def test_files_that_are_no_such_model_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -292,9 +396,11 @@ def test_what_we_write_the_package_reads_and_so_do_we(tmp_path: Path, name: str,
         torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=worst, rtol=0)
 
 
+@pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("name", ["float32", "q8_0"])
-def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, name: str) -> None:
-    model = LlamaForCausalLM(CONFIG.replace(num_local_experts=3, num_experts_per_tok=2), seed=5).eval()
+def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, name: str, biases: bool) -> None:
+    config = CONFIG.replace(num_local_experts=3, num_experts_per_tok=2, attention_bias=biases)
+    model = LlamaForCausalLM(config, seed=5).eval()
     path = tmp_path / "out.gguf"
     save_gguf(model, path, dtype=name)
     reader = gguf.GGUFReader(path)

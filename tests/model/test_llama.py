@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.cache_forms import make_cache
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -301,3 +303,48 @@ def test_every_weight_learns(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     model(ids, labels=ids).loss.backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize("form", ["full", "int8", "ring"])
+@torch.enable_grad()
+def test_gradients_through_a_cache(tiny_model: Make, ids: Tensor, form: str) -> None:
+    model = tiny_model(sliding_window=64 if form == "ring" else None)
+
+    def cache() -> KVCache:
+        return make_cache(form, model.config, 3, 20, 20, torch.float32, torch.device("cpu"))
+
+    def gradients(*parts: slice, frozen: int = 0, **options: Any) -> dict[str, Tensor]:
+        model.zero_grad()
+        for number, part in enumerate(parts):
+            with torch.set_grad_enabled(number >= frozen):
+                logits = model(ids[:, part], **options).logits
+        logits[:, -5:].square().sum().backward()
+        return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+    whole = slice(0, 20)
+    expected, found = gradients(whole), gradients(whole, past_key_values=cache())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() < (0.1 if form == "int8" else 1e-5) * gradient.norm(), name
+    # The last part alone, after one that is a constant: compare with a step along the gradient.
+    store = cache()
+    found = gradients(slice(0, 15), slice(15, 20), frozen=1, past_key_values=store)
+    if form == "full":
+        direction = {name: gradient / 3e5 for name, gradient in found.items()}
+        steps = []
+        for sign in (1, -1):
+            other = copy.deepcopy(model)
+            with torch.no_grad():
+                for name, weight in other.named_parameters():
+                    weight += sign * direction[name]
+                store.truncate([15] * 3)
+                steps.append(float(other(ids[:, 15:], past_key_values=store).logits[:, -5:].square().sum()))
+        slope = sum(float((gradient * direction[name]).sum()) for name, gradient in found.items())
+        assert (steps[0] - steps[1]) / 2 == pytest.approx(slope, rel=0.02)
+    # After one that recorded gradients of its own, what is lost is said; a cache that is emptied begins anew.
+    store = cache()
+    with pytest.raises(RuntimeError, match="a KVCache keeps no gradients: the loss depends on keys and values"):
+        gradients(slice(0, 15), slice(15, 20), past_key_values=store)
+    store.truncate([0] * 3)
+    again = gradients(whole, past_key_values=store)
+    for name, gradient in gradients(whole, past_key_values=cache()).items():
+        assert torch.equal(again[name], gradient), name

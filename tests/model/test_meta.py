@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
@@ -22,6 +23,28 @@ def interleaved(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axis: int) -> None:
+    config, whole = model.config, in_metas_names(model, embedding_axis)
+    for shard in range(shards):
+        part = {
+            name: tensor.clone() if axis is None else tensor.chunk(shards, dim=axis)[shard].clone()
+            for name, (tensor, axis) in whole.items()
+        }
+        torch.save(part, folder / f"consolidated.{shard:02}.pth")
+    params = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.kv_heads,
+        "norm_eps": config.rms_norm_eps,
+        "vocab_size": config.vocab_size if embedding_axis == 0 else -1,
+        "multiple_of": 16,
+        "rope_theta": config.rope_theta,
+    }
+    (folder / "params.json").write_text(json.dumps(params))
+
+
+def in_metas_names(model: LlamaForCausalLM, embedding_axis: int = 0) -> dict[str, tuple[Tensor, int | None]]:
+    """Return each tensor as Meta and Mistral name and order it, and the axis along which it is cut."""
     config, state = model.config, model.state_dict()
     whole: dict[str, tuple[Tensor, int | None]] = {
         "tok_embeddings.weight": (state["model.embed_tokens.weight"], embedding_axis),
@@ -41,27 +64,103 @@ def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axi
             weight = state[f"{ours}{target}.weight"]
             weight = interleaved(weight, config.head_size) if name in ("wq", "wk") else weight
             whole[f"{theirs}attention.{name}.weight"] = (weight, axis)
+        experts = range(config.num_local_experts or 0)
         for name, target, axis in [("w1", "gate_proj", 0), ("w2", "down_proj", 1), ("w3", "up_proj", 0)]:
-            whole[f"{theirs}feed_forward.{name}.weight"] = (state[f"{ours}mlp.{target}.weight"], axis)
+            if not experts:
+                whole[f"{theirs}feed_forward.{name}.weight"] = (state[f"{ours}mlp.{target}.weight"], axis)
+            for expert in experts:
+                weight = state[f"{ours}block_sparse_moe.experts.{expert}.{name}.weight"]
+                whole[f"{theirs}feed_forward.experts.{expert}.{name}.weight"] = (weight, axis)
+        if experts:
+            whole[f"{theirs}feed_forward.gate.weight"] = (state[f"{ours}block_sparse_moe.gate.weight"], None)
         whole[f"{theirs}attention_norm.weight"] = (state[f"{ours}input_layernorm.weight"], None)
         whole[f"{theirs}ffn_norm.weight"] = (state[f"{ours}post_attention_layernorm.weight"], None)
-    for shard in range(shards):
-        part = {
-            name: tensor.clone() if axis is None else tensor.chunk(shards, dim=axis)[shard].clone()
-            for name, (tensor, axis) in whole.items()
-        }
-        torch.save(part, folder / f"consolidated.{shard:02}.pth")
-    params = {
+    return whole
+
+
+def write_mistral(model: LlamaForCausalLM, folder: Path, pieces: int = 1, **changes: object) -> None:
+    """Write what mistral-inference reads: ``consolidated.safetensors``, or pieces that hold some tensors each."""
+    config = model.config
+    tensors = {name: tensor.contiguous() for name, (tensor, _) in in_metas_names(model).items() if "rope" not in name}
+    names = sorted(tensors)
+    for piece in range(pieces):
+        file = "consolidated" + (f"-{piece + 1:05}-of-{pieces:05}" if pieces > 1 else "") + ".safetensors"
+        save_file({name: tensors[name].clone() for name in names[piece::pieces]}, folder / file)
+    params: dict[str, object] = {
         "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers,
+        "head_dim": config.head_size,
+        "hidden_dim": config.intermediate_size,
         "n_heads": config.num_attention_heads,
         "n_kv_heads": config.kv_heads,
         "norm_eps": config.rms_norm_eps,
-        "vocab_size": config.vocab_size if embedding_axis == 0 else -1,
-        "multiple_of": 16,
+        "vocab_size": config.vocab_size,
         "rope_theta": config.rope_theta,
     }
-    (folder / "params.json").write_text(json.dumps(params))
+    if config.sliding_window:
+        params["sliding_window"] = config.sliding_window
+    if config.num_local_experts:
+        params["moe"] = {"num_experts": config.num_local_experts, "num_experts_per_tok": config.num_experts_per_tok}
+    (folder / "params.json").write_text(json.dumps(params | changes))
+
+
+MISTRALS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "window": {"sliding_window": 5},
+    "wide heads": {"head_dim": 16},
+    "tied": {"tie_word_embeddings": True},
+    "experts": {"num_local_experts": 3},
+}
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("case", MISTRALS)
+def test_mistrals_layout(tiny_model: Make, ids: Tensor, tmp_path: Path, case: str, pieces: int) -> None:
+    model = tiny_model(rope_theta=1e6, **MISTRALS[case])
+    write_mistral(model, tmp_path, pieces)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert loaded.config.sliding_window == model.config.sliding_window
+    assert (loaded.config.bos_token_id, loaded.config.eos_token_id) == (1, 2)
+
+
+def test_a_folder_of_both_layouts(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+    model, other = tiny_model(), tiny_model(seed=1)
+    write_mistral(model, tmp_path)
+    other.save_pretrained(tmp_path)
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits, other(ids).logits)
+    (tmp_path / "model.safetensors").unlink()  # what is left of the other layout is a config
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"yarn": {"factor": 4}}, r"params\.json: .*yarn is \{'factor': 4\}, a key that is not known"),
+        ({"_sliding_window": [9, 5]}, r"_sliding_window is \[9, 5\], a key that is not known"),
+        ({"quantization": {"qformat_weight": "fp8_e4m3"}}, "quantization is"),
+        ({"hidden_dim": 81}, r"hidden_dim is 81, but feed_forward\.w1\.weight has 80 rows"),
+        (
+            {"n_kv_heads": 3},
+            r"misshapen: model\.layers\.0\.self_attn\.k_proj\.weight is \[16, 48\], expected \[24, 48\]",
+        ),
+        ({"moe": {"num_experts": 2, "first_k_dense": 1}}, "moe is .*; expected num_experts and"),
+        ({"norm_eps": None}, r"params\.json: does not describe a LLaMA"),
+    ],
+)
+def test_parameters_that_are_not_honoured(
+    tiny_model: Make, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    write_mistral(tiny_model(), tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_pieces_that_are_absent_are_named(tiny_model: Make, tmp_path: Path) -> None:
+    write_mistral(tiny_model(), tmp_path, 3)
+    (tmp_path / "consolidated-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"absent.*: consolidated-00002-of-00003\.safetensors"):
+        LlamaForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("shards", "axis", "tied"), [(1, 1, False), (2, 1, False), (2, 0, False), (1, 0, True)])

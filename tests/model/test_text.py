@@ -150,6 +150,25 @@ def test_a_vocabulary_larger_than_the_model_is_refused(generator: TextGenerator)
         TextGenerator(LlamaForCausalLM(config), generator.tokenizer)
 
 
+def test_added_tokens_beyond_the_model_are_refused_where_they_are_used() -> None:
+    ranks = {bytes([i]): i for i in range(256)}
+    padded = Tokenizer.from_ranks(ranks, special_tokens={"[PAD]": 256, "<|user|>": 257})
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).eval()
+    with pytest.warns(UserWarning, match=r"258 ids, more than the model's 256; .* \('\[PAD\]', '<\|user\|>'\)") as said:
+        writing = TextGenerator(model, padded)
+    assert said[0].filename == __file__
+    plain = TextGenerator(model, Tokenizer.from_ranks(ranks))
+    assert writing.generate("[PAD] is text", temperature=0.0) == plain.generate("[PAD] is text", temperature=0.0)
+    for prompt in ("go <|user|>", [5, 257]):
+        with pytest.raises(ValueError, match=r"the prompt holds '<\|user\|>', whose id 257 is beyond the model's 256"):
+            writing.generate(prompt, allowed_special={"<|user|>"})
+    with pytest.raises(ValueError, match=r"257 ids, more than the model's 256, and not all of those beyond are added"):
+        TextGenerator(model, Tokenizer.from_ranks(ranks | {b"ab": 256}))
+
+
 def test_an_id_that_is_no_token_stands_for_no_text(generator: TextGenerator) -> None:
     config = generator.model.config.replace(vocab_size=300, eos_token_id=None)
     writing = TextGenerator(LlamaForCausalLM(config, seed=0).eval(), generator.tokenizer)

@@ -216,6 +216,14 @@ def test_settings_survive_json() -> None:
         training.TrainConfig.from_dict({"stpes": 3})
 
 
+def test_a_model_for_study_is_saved_though_transformers_does_not_compute_it(token_file: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(CONFIG.replace(position_encoding="sinusoidal"), seed=0)
+    result = training.train(model, token_file, training.TrainConfig(max_steps=2, **SETTINGS), tmp_path / "run")
+    loaded = LlamaForCausalLM.from_pretrained(result.checkpoint, device="cpu")
+    assert loaded.config.position_encoding == "sinusoidal"
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
 def test_a_run_is_not_overwritten_nor_resumed_with_other_data(token_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     training.train(fresh(), token_file, training.TrainConfig(max_steps=2, **SETTINGS), out)

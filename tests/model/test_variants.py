@@ -211,7 +211,10 @@ def test_other_positions_for_study(tiny_model: Make, ids: Tensor, kind: str, tmp
     swapped[:, [3, 8]] = ids[:, [8, 3]]  # without positions the last token cannot tell; in one layer, that is
     single = tiny_model(position_encoding=kind, num_hidden_layers=1)
     assert torch.allclose(single(swapped).logits[:, -1], single(ids).logits[:, -1], atol=2e-5) == (kind == "none")
-    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"position_encoding is '{kind}', which transformers' llama does not compute"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    model.save_pretrained(tmp_path, portable=False)
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, logits)
 
 

@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.beam import beam_search
+from bpe_llama.model.generation import Engine, GenerationOptions, Sample
 from bpe_llama.model.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
+from bpe_llama.model.speculative import generate_speculative
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 
@@ -226,3 +229,81 @@ def test_partial_rotation() -> None:
     for whole, part in zip((query, key), turned, strict=True):
         expected = torch.cat([part, whole[..., 4:]], -1)
         assert_close(apply_rope(whole, ours(positions)), expected, atol=1e-5, rtol=0)
+
+
+SWITCHING = {
+    "longrope": LONGROPE | {"original_max_position_embeddings": 40},
+    "dynamic": {"rope_type": "dynamic", "factor": 3.0},
+}
+
+
+@pytest.mark.parametrize("kind", SWITCHING)
+@pytest.mark.parametrize("path", ["packed", "modules", "int8", "experts", "window", "ring"])
+def test_prompts_read_in_parts_are_rotated_as_whole_ones(kind: str, path: str, tmp_path: Path) -> None:
+    """Prompts below and above the switch, and one whose continuation crosses it; alone, together and beside others."""
+    context = {"longrope": 128, "dynamic": 40}[kind]
+    changes: dict[str, Any] = {"rope_scaling": SWITCHING[kind], "max_position_embeddings": context}
+    if path == "experts":
+        changes["num_local_experts"] = 4
+    if path in ("window", "ring"):
+        changes["sliding_window"] = 50
+    ours = LlamaForCausalLM(config_of("grouped-query").replace(**changes), seed=3).eval()
+    ours.save_pretrained(tmp_path)
+    if path == "modules":
+        ours.set_attn_implementation("eager")
+    prompts = [torch.arange(3, 3 + length).tolist() for length in (60, 20, 33, 75, 41)]
+    expected = []
+    for prompt in prompts:  # a model of their own: transformers' keeps the last rotation for the next text
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        found = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None)
+        expected.append(found[0, len(prompt) :].tolist())
+    cache = path if path in ("int8", "ring") else "full"
+    options = GenerationOptions(temperature=0.0, max_new_tokens=20, eos_id=())
+    made = []
+    for joining in (Engine.join, Engine.enter):
+        for chunk in (16, 4096):
+            engine = Engine(ours, 8, prefill_chunk=chunk, cache=cache)
+            samples = joining(engine, prompts[:3], [options] * 3)
+            for _ in range(4):
+                engine.step()
+            samples += joining(engine, prompts[3:], [options] * 2)
+            while engine.live:
+                engine.step()
+            made.append([sample.new_ids for sample in samples])
+    if cache == "int8":  # rounded, so not transformers' ids; but the same ones however prompts are read
+        assert made == made[:1] * 4
+    else:
+        assert made == [expected] * 4
+
+
+@pytest.mark.parametrize("kind", SWITCHING)
+def test_a_switch_in_other_ways_to_generate(kind: str, tmp_path: Path) -> None:
+    context = {"longrope": 128, "dynamic": 40}[kind]
+    changes: dict[str, Any] = {"rope_scaling": SWITCHING[kind], "max_position_embeddings": context}
+    ours = LlamaForCausalLM(config_of("grouped-query").replace(**changes), seed=3).eval()
+    ours.save_pretrained(tmp_path)
+    begin = torch.arange(3, 36).tolist()
+    options = GenerationOptions(temperature=0.0, max_new_tokens=20, eos_id=())
+
+    def theirs(prompt: list[int], **options: Any) -> list[int]:
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        ids = torch.tensor([prompt])  # with a mask of its own: new ids may be the padding's
+        found = model.generate(ids, attention_mask=ids * 0 + 1, do_sample=False, eos_token_id=None, **options)
+        return found[0, len(prompt) :].tolist()
+
+    plain = theirs(begin, max_new_tokens=20)
+
+    def draft(sample: Sample, count: int) -> list[int]:
+        return plain[len(sample.new_ids) :][:count]
+
+    guessed = generate_speculative(ours, begin, draft, temperature=0.0, max_new_tokens=20, eos_id=())
+    assert guessed.new_ids == plain and guessed.accepted > 10
+    found = beam_search(ours, [*begin, *begin], options, num_beams=3, prefill_chunk=16)[0].new_ids
+    assert found == theirs([*begin, *begin], max_new_tokens=20, num_beams=3)
+    # What an earlier text left is begun from only where it was rotated as the new one is.
+    engine = Engine(ours, 1, prefill_chunk=16)
+    for prompt in (begin[:10], begin[:20], begin, begin + plain[:12], begin + plain + begin[:9], begin[:12]):
+        (sample,) = engine.join([prompt], [options])
+        while engine.live:
+            engine.step()
+        assert sample.new_ids == theirs(prompt, max_new_tokens=20), len(prompt)
