@@ -80,7 +80,7 @@ def beam_search(
     if len(prompt) >= context:
         raise ValueError(f"the prompt has {len(prompt)} ids, which leaves no room in a context of {context}")
     limit = min(options.max_new_tokens, context - len(prompt))
-    ends = options.ending_ids(model.config)
+    ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
     cache = KVCache(model.config, num_beams, len(prompt) + limit, dtype=model.dtype, device=model.device)
     logits_NV = _read_prompt(model, prompt, cache, prefill_chunk)
     fused = FusedDecoder(model) if can_fuse(model) else None

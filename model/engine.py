@@ -146,8 +146,8 @@ class Engine:
                 raise ValueError(
                     f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
                 )
-        config = self.model.config
-        return [Sample(p, chosen, chosen.ending_ids(config)) for p, chosen in zip(checked, options, strict=True)]
+        ends = self.model.config, self.model.generation_config.eos_token_ids
+        return [Sample(p, chosen, chosen.ending_ids(*ends)) for p, chosen in zip(checked, options, strict=True)]
 
     def _take_in(self, read: list[Sample], first: int, copies: int) -> list[Sample]:
         start = time.perf_counter()

@@ -91,7 +91,7 @@ def generate(
             if len(found) < num_return_sequences:
                 raise ValueError(f"num_return_sequences is {num_return_sequences}, but there are only {len(found)}")
             rows += [continuation.new_ids for continuation in found[:num_return_sequences]]
-        width, padding = max(map(len, rows)), padding_id(model.config, chosen)
+        width, padding = max(map(len, rows)), padding_id(model, chosen)
         new_BT = torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=model.device)
     prompts_BT = input_ids.to(model.device, torch.long).repeat_interleave(num_return_sequences, dim=0)
     return torch.cat([prompts_BT, new_BT], dim=1)
@@ -147,12 +147,12 @@ def _joined(
     options: dict[str, Any],
 ) -> tuple[Engine, list[Sample], int]:
     """Return an engine that has read the prompts, their sequences, and the padding id."""
-    chosen = GenerationOptions(**options)
+    chosen = GenerationOptions.for_model(model, **options)
     prompts = unpad(input_ids, attention_mask)
     room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
     engine = Engine(model, len(prompts) * max(copies, 1), room, cache=cache)
     samples = engine.join(prompts, [chosen] * len(prompts), copies=copies)
-    return engine, samples, padding_id(model.config, chosen)
+    return engine, samples, padding_id(model, chosen)
 
 
 def _generate_captured(

@@ -9,6 +9,7 @@ from operator import index
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.sampling import Sampler
 
 
@@ -33,7 +34,8 @@ class GenerationOptions:
         allowed_ids: If given, only these are drawn; a sequence ends early only if an id that ends it is among them.
         preset: Whose boundaries and order of filters: "exact", "meta", "transformers" or "llama_cpp", as of
             `bpe_llama.Sampler`.
-        eos_id: The id or ids that end a sequence; None takes the config's, an empty tuple none.
+        eos_id: The id or ids that end a sequence; None takes the model's (those of its config and generation config),
+            an empty tuple none.
         seed: The same seed gives the same ids, whatever else is in the batch.
         logprobs: Whether to keep the log-probability of every new id, before any of the above acts on it.
 
@@ -97,14 +99,46 @@ class GenerationOptions:
         """Return a name shared by all options whose logits become the same distribution."""
         return repr(self.sampler)
 
-    def ending_ids(self, config: LlamaConfig) -> tuple[int, ...]:
-        """Return the ids that end a sequence, those asked for or else the model's, without any that it cannot write."""
-        asked = config.eos_token_ids if self.eos_id is None else self.eos_id
+    @classmethod
+    def for_model(cls, model: LlamaForCausalLM, **options: Any) -> GenerationOptions:
+        """Return these options, with the model's own defaults (``generation_config.json``) for those not given.
+
+        Raises:
+            ValueError: As of the class; where a default is at fault, naming its file.
+
+        Example:
+            >>> from bpe_llama.model.config import LlamaConfig
+            >>> from bpe_llama.model.generation_config import GenerationConfig
+            >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+            ...                      num_attention_heads=2)
+            >>> model = LlamaForCausalLM(config)
+            >>> model.generation_config = GenerationConfig({"do_sample": False})
+            >>> GenerationOptions.for_model(model).temperature, GenerationOptions.for_model(model, temperature=0.5).temperature
+            (0.0, 0.5)
+        """
+        defaults = {name: o for name, o in model.generation_config.sampling_defaults.items() if name not in options}
+        if "min_new_tokens" in defaults:  # the caller's limit goes before the file's least
+            limit = options.get("max_new_tokens", defaults.get("max_new_tokens", cls.max_new_tokens))
+            defaults["min_new_tokens"] = min(defaults["min_new_tokens"], limit)
+        try:
+            return cls(**{**defaults, **options})
+        except (ValueError, TypeError) as error:
+            if defaults:
+                cls(**options)  # raises if what the caller gave is at fault
+                raise ValueError(f"a default of the model's generation_config.json: {error}") from None
+            raise
+
+    def ending_ids(self, config: LlamaConfig, more: Sequence[int] = ()) -> tuple[int, ...]:
+        """Return the ids that end a sequence, without any that the model cannot write.
+
+        They are those asked for, or else the config's and ``more``, the generation config's.
+        """
+        asked = (*config.eos_token_ids, *more) if self.eos_id is None else self.eos_id
         try:
             ids = [index(asked)]  # type: ignore[arg-type]  # NumPy's and torch's integers too
         except TypeError:
             ids = [index(i) for i in asked]  # type: ignore[union-attr]
-        return tuple(i for i in ids if 0 <= i < config.vocab_size)
+        return tuple(dict.fromkeys(i for i in ids if 0 <= i < config.vocab_size))
 
     @property
     def looks_back(self) -> bool:

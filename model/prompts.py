@@ -7,7 +7,7 @@ from operator import index
 
 from torch import Tensor
 
-from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions
 
 
@@ -62,9 +62,17 @@ def whole_ids(prompt: Sequence[int], row: int = 0) -> list[int]:
     return ids
 
 
-def padding_id(config: LlamaConfig, options: GenerationOptions) -> int:
+def padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int:
     """Return the id that fills rows which have ended."""
-    padding = config.pad_token_id
-    if padding is not None and padding >= 0:
-        return padding
-    return next(iter(options.ending_ids(config)), 0)
+    padding = _padding_of(model)
+    return (
+        next(iter(options.ending_ids(model.config, model.generation_config.eos_token_ids)), 0)
+        if padding is None
+        else padding
+    )
+
+
+def _padding_of(model: LlamaForCausalLM) -> int | None:
+    """Return the id that the model's files name as padding: the generation config goes before the config."""
+    stated = (model.generation_config.pad_token_id, model.config.pad_token_id)
+    return next((token_id for token_id in stated if token_id is not None and token_id >= 0), None)

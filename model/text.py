@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,36 @@ class TextGenerator:
         """The sequence that `stream` began last, its ids and timings included."""
         self._idle: list[Engine] = []
         """The engine that served last, or none while it serves."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text: the model's, and those that the tokenizer's files name."""
+        return tuple(dict.fromkeys((*self.model.end_ids, *sorted(self.tokenizer.end_ids))))
+
+    def encode(self, text: str, bos: bool | None = None, allowed_special: Iterable[str] | str = ()) -> list[int]:
+        """Return the ids of a prompt: those of ``tokenizer(text)``, what its files put around a text included.
+
+        Args:
+            text: The prompt.
+            bos: True begins with the beginning-of-text id and adds nothing else, False adds nothing. None adds what
+                the tokenizer's files say, and the beginning-of-text id to an empty prompt; a prompt that spells it
+                itself, as text by a chat template may, gets no second one.
+            allowed_special: As of ``Tokenizer.encode``.
+
+        Example:
+            >>> generator.encode("Once upon a time")  # doctest: +SKIP
+        """
+        begin = self.tokenizer.bos_id
+        if bos is not None:
+            return whole_ids(self.tokenizer.encode(text, bos=bos, allowed_special=allowed_special))
+        ids = whole_ids(self.tokenizer(text, allowed_special=allowed_special)["input_ids"])
+        if begin is not None and ids[:2] == [begin, begin]:
+            spelled = self.tokenizer.encode(text, allowed_special=allowed_special)
+            return ids[1:] if spelled[:1] == [begin] else ids
+        if not ids:
+            begin = self.model.generation_config.bos_token_id if begin is None else begin
+            return [] if begin is None else [begin]
+        return ids
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """Return the continuation of one prompt; arguments and errors are those of `stream`.
@@ -112,8 +142,8 @@ class TextGenerator:
                 are, and what follows them is a text of its own, as an answer is: where the tokenizer puts a space
                 before a text, its first one is dropped.
             **options: Those of `GenerationOptions`, and: ``stop``, a string or several that end the text and are not
-                part of it; ``bos``, whether to begin with the tokenizer's beginning-of-text id (by default where the
-                prompt is empty, or the tokenizer says so); ``allowed_special``, as of ``Tokenizer.encode``; ``reuse``,
+                part of it; ``bos``, whether to begin with the tokenizer's beginning-of-text id (by default as `encode`
+                says); ``allowed_special``, as of ``Tokenizer.encode``; ``reuse``,
                 whether to begin from what is cached of an earlier prompt that began alike: by default where weights
                 are float32. In fewer bits what is cached differs by rounding with the way the text was cut, so the
                 same seed need not give the same text.
@@ -161,13 +191,9 @@ class TextGenerator:
         stop = options.pop("stop", ())
         bos = options.pop("bos", None)
         allowed = options.pop("allowed_special", ())
-        if bos is None:
-            begins = len(prompt) == 0 or bool(getattr(self.tokenizer, "add_bos", False))
-            bos = begins and self.tokenizer.bos_id is not None
-        if options.get("eos_id") is None and not self.model.config.eos_token_ids:
-            options["eos_id"] = () if self.tokenizer.eos_id is None else self.tokenizer.eos_id
-        ids = self.tokenizer.encode(prompt, bos=bos, allowed_special=allowed) if isinstance(prompt, str) else prompt
-        ids = whole_ids(ids)
+        if options.get("eos_id") is None:
+            options["eos_id"] = self.end_ids
+        ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt)
         if not ids:
             raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -177,7 +203,7 @@ class TextGenerator:
         if isinstance(prompt, str) and prompt:  # its continuation is no beginning, whose space would be dropped
             for known in ids:
                 decoder.push(known)
-        return _Writer(ids, GenerationOptions(**options), stops, decoder)
+        return _Writer(ids, GenerationOptions.for_model(self.model, **options), stops, decoder)
 
 
 class _Writer:

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from torch import Tensor
 from bpe_llama._files import written_whole
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.generation_config import FILE, GenerationConfig
 from bpe_llama.model.pretrained import Model, Pretrained
 from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
 
@@ -44,7 +46,8 @@ def load(
         num_labels: Of a classifier, in place of the config's.
 
     Warns:
-        UserWarning: If a classifier is made of a causal LM, whose folder holds no scores: they are drawn afresh.
+        UserWarning: If a classifier is made of a causal LM, whose folder holds no scores: they are drawn afresh. If
+            ``generation_config.json`` asks for what generation here does not do.
 
     Raises:
         FileNotFoundError: If the config, the weights or a shard is absent.
@@ -52,6 +55,9 @@ def load(
     """
     folder = Path(folder)
     config = LlamaConfig.from_json(folder)
+    generation_config = GenerationConfig.from_folder(folder)
+    if generation_config.eos_token_ids and not _names_an_end(folder):
+        config = config.replace(eos_token_id=None)  # not LLaMA's 2, which no file here says
     if num_labels is not None:
         config = config.replace(num_labels=num_labels)
     files = _files_of(folder)
@@ -65,6 +71,7 @@ def load(
     check_shapes(found, expected, folder)
     chosen_dtype = resolve_dtype(dtype, auto=config.dtype or embedding_dtype)
     model = empty_model(config, chosen_dtype, resolve_device(device), model_class)
+    model.generation_config = generation_config
     fill(model, _stream(files, expected, progress))
     if fresh:
         model.reset_parameters(only=fresh)
@@ -77,9 +84,9 @@ def load(
 
 
 def save(model: Pretrained, folder: str | Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into a folder, making it if need be; transformers loads both.
+    """Write config, generation config and weights into a folder, making it if need be; transformers loads them.
 
-    Each file is written under a temporary name and renamed, so a killed process leaves the old file or the new one.
+    A model that came without a generation config leaves none in the folder. Each file is written under a temporary name and renamed, so a killed process leaves the old file or the new one.
 
     Raises:
         ValueError: If layers were replaced by adapted or quantised ones.
@@ -102,6 +109,31 @@ def save(model: Pretrained, folder: str | Path) -> None:
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
     with written_whole(folder / "config.json") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    if not model.generation_config.values:
+        (folder / FILE).unlink(missing_ok=True)  # another model's
+        return
+    text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
+    with written_whole(folder / FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _generation_values(model: Pretrained) -> dict[str, Any]:
+    """Return what ``generation_config.json`` holds: what was read, with every id that the model ends at."""
+    config, values = model.config, dict(model.generation_config.values)
+    ends = [token_id for token_id in model.end_ids if token_id >= 0]
+    for name, value in (
+        ("bos_token_id", config.bos_token_id),
+        ("pad_token_id", config.pad_token_id),
+        ("eos_token_id", ends if len(ends) != 1 else ends[0]),
+    ):
+        if value not in (None, -1, []) and (name == "eos_token_id" or values.get(name) is None):
+            values[name] = value
+    return values
+
+
+def _names_an_end(folder: Path) -> bool:
+    """Return whether a folder's ``config.json``, which is known to be an object, names an ending id."""
+    return "eos_token_id" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def _architecture(model: Pretrained) -> str:

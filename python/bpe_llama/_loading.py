@@ -89,6 +89,8 @@ class Beside:
 
 # What is kept of a tokenizer_config.json as it stands.
 _SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_input_names")
+# Ours alone: the ids beside eos_token at which generation ends, as a GGUF file names them. transformers passes it over.
+_END_IDS = "end_ids"
 # Classes of transformers that begin a text with its bos token unless told otherwise.
 _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
 _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -131,6 +133,10 @@ def beside(folder: Path, roles: Mapping[str, str]) -> Beside:
     """Return what the files of a folder say that the core does not hold, given the tokens of roles of their own."""
     config = read_object(folder / "tokenizer_config.json")
     settings = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
+    if (ends := config.get(_END_IDS)) is not None:
+        if not isinstance(ends, list) or not all(type(token_id) is int and token_id >= 0 for token_id in ends):
+            raise ValueError(f"{folder / 'tokenizer_config.json'}: {_END_IDS} is {ends!r}; expected a list of ids")
+        settings[_END_IDS] = ends
     return Beside(read_chat_templates(folder, config), dict(roles), settings)
 
 
@@ -243,6 +249,8 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
         **{key: value for key, value in beside.settings.items() if key in _SETTINGS},
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    if set(beside.settings.get(_END_IDS, ())) - {tokenizer.eos_id}:
+        config[_END_IDS] = beside.settings[_END_IDS]
     own = {role: name for role, name in beside.roles.items() if role not in ROLES}
     if own:
         config["extra_special_tokens"] = own
