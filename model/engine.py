@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.cache_forms import make_cache
-from bpe_llama.model.choosing import choose
+from bpe_llama.model.choosing import choose, keep_logprobs, keep_prompt_logprobs
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
@@ -160,7 +160,7 @@ class Engine:
         joined = read
         if copies > 1:
             joined = [
-                Sample(s.prompt, replace(s.options, seed=s.options.seed + copy), s.eos_ids, reused=s.reused)
+                Sample(s.prompt, replace(s.options, seed=(s.options.seed or 0) + copy), s.eos_ids, reused=s.reused)
                 for s in read
                 for copy in range(copies)
             ]
@@ -347,12 +347,11 @@ class Engine:
         return torch.cat(read)
 
     def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
+        for sample in samples:
+            if sample.options.prompt_logprobs and not sample.prompt_logprobs:
+                keep_prompt_logprobs(self.model, sample)
         chosen = choose(samples, logits_BV)
-        if any(sample.options.logprobs for sample in samples):
-            picked_B1 = torch.tensor(chosen, device=logits_BV.device)[:, None]
-            logprobs = logits_BV.float().log_softmax(-1).gather(1, picked_B1).flatten().tolist()
-            for sample, logprob in zip(samples, logprobs, strict=True):
-                sample.logprobs += [logprob] if sample.options.logprobs else []
+        keep_logprobs(samples, chosen, logits_BV)
         for sample, new_id in zip(samples, chosen, strict=True):
             sample.new_ids.append(new_id)
             if new_id in sample.eos_ids:
@@ -366,14 +365,14 @@ class Engine:
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Leave live sequences as they were where what grows them fails or is interrupted: it can be done again."""
         lengths = list(self.cache.lengths)
-        before = [(s, s.unread, len(s.new_ids), len(s.logprobs)) for s in self.live]
+        before = [(s, s.unread, len(s.new_ids), len(s.logprobs), len(s.top_logprobs)) for s in self.live]
         try:
             yield
         except BaseException:  # Ctrl-C too
             self.cache.lengths[:] = lengths
-            for sample, unread, new_ids, logprobs in before:
+            for sample, unread, new_ids, logprobs, top_logprobs in before:
                 sample.unread, sample.finish = unread, None
-                del sample.new_ids[new_ids:], sample.logprobs[logprobs:]
+                del sample.new_ids[new_ids:], sample.logprobs[logprobs:], sample.top_logprobs[top_logprobs:]
             raise
 
     def _let_go(self) -> None:

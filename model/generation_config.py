@@ -95,8 +95,8 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
             given = self.values.get(name)
-            several = name == "eos_token_id" and isinstance(given, list)
-            for token_id in given if several else () if given is None else (given,):
+            several = given if name == "eos_token_id" and isinstance(given, list) else [given]
+            for token_id in () if given is None else several:
                 if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < -1:
                     expected = "an id or a list of ids" if name == "eos_token_id" else "an id"
                     raise ValueError(f"{name} is {given!r}; expected {expected}")

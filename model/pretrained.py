@@ -171,7 +171,7 @@ class Pretrained(nn.Module):
         return load(path, cls, dtype=dtype, device=device, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``; see `bpe_llama.model.weights.huggingface.save`."""
+        """Write config, generation config and weights into a folder; see `bpe_llama.model.weights.huggingface.save`."""
         from bpe_llama.model.weights.huggingface import save
 
         save(self, folder)

@@ -86,7 +86,8 @@ def load(
 def save(model: Pretrained, folder: str | Path) -> None:
     """Write config, generation config and weights into a folder, making it if need be; transformers loads them.
 
-    A model that came without a generation config leaves none in the folder. Each file is written under a temporary name and renamed, so a killed process leaves the old file or the new one.
+    A model that came without a generation config leaves none in the folder. Each file is written under a temporary name
+    and renamed, so a killed process leaves the old file or the new one.
 
     Raises:
         ValueError: If layers were replaced by adapted or quantised ones.
