@@ -7,6 +7,7 @@ Source: when a search ends, and how scores are penalised, follows transformers 5
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -114,6 +115,8 @@ def beam_search(
         for rank, (score, place) in enumerate(zip(scores, places, strict=True)):
             source, new_id = divmod(place, logprobs_NV.shape[1])
             candidate = Continuation([*running[source].new_ids, new_id], score)
+            if score == -math.inf:  # what no option lets be
+                continue
             if new_id not in ends and length < limit:
                 unended.append((candidate, source))
             elif rank < num_beams:

@@ -83,10 +83,13 @@ def changed_scores(
     scores_V = scores_V.float().clone()
     banned = repeated_ngram_ids(ids, options.no_repeat_ngram_size) if options.no_repeat_ngram_size else set[int]()
     if options.bad_words:
+        outside = [token_id for word in options.bad_words for token_id in word if not 0 <= token_id < len(scores_V)]
+        if outside:
+            raise ValueError(f"bad_words holds id {outside[0]}, outside the vocabulary of {len(scores_V)}")
         ends = {(token_id,) for token_id in eos_ids}
         banned |= bad_word_ids(ids, [word for word in options.bad_words if tuple(word) not in ends])
     if banned:
-        scores_V[sorted(token_id for token_id in banned if token_id < len(scores_V))] = -torch.inf
+        scores_V[sorted(banned)] = -torch.inf
     if options.dry_multiplier:
         penalties = dry_penalties(
             ids,

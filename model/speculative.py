@@ -83,6 +83,7 @@ class ModelDraft:
     def __call__(self, sample: Sample, count: int) -> list[int]:
         """Return the draft model's own continuation, drawn with the sequence's options and random numbers."""
         guess = Sample(sample.prompt, sample.options, sample.eos_ids, list(sample.new_ids))
+        guess.mirostat_bounds = list(sample.mirostat_bounds)
         count = min(count, self.cache.capacity - len(guess.ids))
         for _ in range(count):
             ids = guess.ids

@@ -233,6 +233,14 @@ class TextGenerator:
                 engine.leave(writer.sample)
             self._idle[:] = [engine]
 
+    def options(self, **options: Any) -> GenerationOptions:
+        """Return the options that a call with these would generate by: the model's own for those not given.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        return GenerationOptions.for_model(self.model, **self._of_ids(options)[0])
+
     def _of_ids(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return options as `GenerationOptions` takes them, ids for words and ends; and those that are ours."""
         ours = {name: value for name, value in options.items() if name in _OURS}

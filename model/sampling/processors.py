@@ -45,7 +45,7 @@ def bad_word_ids(ids: Sequence[int], words: Sequence[Sequence[int]]) -> set[int]
     return {
         word[-1]
         for word in words
-        if len(word) == 1 or (len(word) <= len(ids) and list(ids[len(ids) - len(word) + 1 :]) == list(word[:-1]))
+        if len(word) == 1 or (len(word) <= len(ids) + 1 and list(ids[len(ids) - len(word) + 1 :]) == list(word[:-1]))
     }
 
 

@@ -120,15 +120,10 @@ def save(model: Pretrained, folder: str | Path) -> None:
 
 def _generation_values(model: Pretrained) -> dict[str, Any]:
     """Return what ``generation_config.json`` holds: what was read, with every id that the model ends at."""
-    config, values = model.config, dict(model.generation_config.values)
+    values = dict(model.generation_config.values)
     ends = [token_id for token_id in model.end_ids if token_id >= 0]
-    for name, value in (
-        ("bos_token_id", config.bos_token_id),
-        ("pad_token_id", config.pad_token_id),
-        ("eos_token_id", ends if len(ends) != 1 else ends[0]),
-    ):
-        if value not in (None, -1, []) and (name == "eos_token_id" or values.get(name) is None):
-            values[name] = value
+    if set(ends) - set(model.generation_config.eos_token_ids):
+        values["eos_token_id"] = ends
     return values
 
 
