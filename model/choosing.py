@@ -155,13 +155,15 @@ def keep_prompt_logprobs(model: LlamaForCausalLM, sample: Sample) -> None:
     """Note the log-probabilities of a prompt's ids, and of the likeliest in their place: one more pass over it."""
     ids_T = torch.tensor(sample.prompt, device=model.device)
     hidden_TD = model.model(ids_T[None])[0]
-    sample.prompt_logprobs, sample.prompt_top_logprobs = [None], [[]]
+    count = sample.options.top_logprobs
+    own: list[float | None] = [None]
+    likeliest: list[list[tuple[int, float]]] = [[]]
     for begin in range(0, len(sample.prompt) - 1, _CHUNK):
         next_T = ids_T[begin + 1 : begin + 1 + _CHUNK]
         logprobs_TV = model.lm_head(hidden_TD[begin : begin + len(next_T)]).float().log_softmax(-1)
-        sample.prompt_logprobs += logprobs_TV.gather(1, next_T[:, None]).flatten().tolist()
-        count = sample.options.top_logprobs
-        sample.prompt_top_logprobs += [_likeliest(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
+        own += logprobs_TV.gather(1, next_T[:, None]).flatten().tolist()
+        likeliest += [_likeliest(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
+    sample.prompt_logprobs, sample.prompt_top_logprobs = own, likeliest
 
 
 def _likeliest(logprobs_V: Tensor, count: int) -> list[tuple[int, float]]:

@@ -158,12 +158,9 @@ class Engine:
         else:
             logits_BV = self._prefill(read, first, held)
         joined = read
+        self._keep_prompt_logprobs(read)
         if copies > 1:
-            joined = [
-                Sample(s.prompt, replace(s.options, seed=(s.options.seed or 0) + copy), s.eos_ids, reused=s.reused)
-                for s in read
-                for copy in range(copies)
-            ]
+            joined = [_copy_of(sample, copy) for sample in read for copy in range(copies)]
             for place in reversed(range(1, len(joined))):  # from the end, so that no source is overwritten too soon
                 self.cache.copy(first + place // copies, first + place)
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
@@ -346,10 +343,13 @@ class Engine:
             done = last + whole
         return torch.cat(read)
 
-    def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
+    def _keep_prompt_logprobs(self, samples: list[Sample]) -> None:
         for sample in samples:
             if sample.options.prompt_logprobs and not sample.prompt_logprobs:
                 keep_prompt_logprobs(self.model, sample)
+
+    def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
+        self._keep_prompt_logprobs(samples)
         chosen = choose(samples, logits_BV)
         keep_logprobs(samples, chosen, logits_BV)
         for sample, new_id in zip(samples, chosen, strict=True):
@@ -387,6 +387,19 @@ class Engine:
                     self.cache.copy(place, slot)
                 self.live[:] = kept
                 self.cache.lengths[place] = 0
+
+
+def _copy_of(sample: Sample, number: int) -> Sample:
+    """Return a sequence of the same prompt, just read, with a seed of its own."""
+    options = replace(sample.options, seed=(sample.options.seed or 0) + number)
+    return Sample(
+        sample.prompt,
+        options,
+        sample.eos_ids,
+        reused=sample.reused,
+        prompt_logprobs=sample.prompt_logprobs,
+        prompt_top_logprobs=sample.prompt_top_logprobs,
+    )
 
 
 def _mark_of(model: LlamaForCausalLM) -> list[object]:

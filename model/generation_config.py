@@ -54,6 +54,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "constraints": ([],),
     "force_words_ids": ([],),
     "remove_invalid_values": (False,),
+    "renormalize_logits": (False,),
     "low_memory": (False,),
 }
 """Fields that change what is generated and are not obeyed, with the values (beside null) that change nothing."""
@@ -62,7 +63,7 @@ _PASSED_OVER = {
     *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "do_sample"),
     "decoder_start_token_id",  # of encoder-decoders
     "max_length",  # ours is max_new_tokens, which counts from the prompt's end
-    *("length_penalty", "early_stopping", "renormalize_logits"),  # of beams, for which the caller asks
+    *("length_penalty", "early_stopping"),  # of beams, where they are read
     "num_return_sequences",  # how many answers, which the caller says
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "compile_config"),
     *("disable_compile", "continuous_batching_config", "return_legacy_cache", "use_mtp"),  # speed and memory alone

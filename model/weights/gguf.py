@@ -215,8 +215,11 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
             "num_local_experts": experts,
             "num_experts_per_tok": required("expert_used_count"),
         }
-    for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):  # not LLaMA's 1 and 2 where there is none
-        config[f"{key}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    for key in ("bos", "eos"):  # not LLaMA's 1 and 2 where there is none
+        config[f"{key}_token_id"] = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    padding = metadata.get("tokenizer.ggml.padding_token_id")
+    if isinstance(padding, int) and padding < config["vocab_size"]:  # a tokenizer may have added it to a smaller model
+        config["pad_token_id"] = padding
     return config
 
 

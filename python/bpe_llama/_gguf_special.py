@@ -136,8 +136,9 @@ def end_ids(metadata: Mapping[str, Any], vocab_size: int) -> list[int]:
     Raises:
         ValueError: If an id is out of range.
     """
-    stated = [token_id(metadata, name, vocab_size) for name in ("eos", "eot", "eom")]
     tokens, types = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    count = max(vocab_size, len(tokens)) if isinstance(tokens, list) else vocab_size
+    stated = [token_id(metadata, name, count) for name in ("eos", "eot", "eom")]
     if not isinstance(tokens, list) or not isinstance(types, list) or len(types) != len(tokens):
         return sorted({i for i in stated if i is not None})
     eos_id = stated[0]
