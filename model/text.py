@@ -151,12 +151,21 @@ class TextGenerator:
         self.last = self.samples[0]
         return answers[0] if n is None else answers
 
-    def generate_batch(self, prompts: Sequence[str], *, slots: int = 16, **options: Any) -> list[str]:
+    @overload
+    def generate_batch(
+        self, prompts: Sequence[str], *, slots: int = 16, n: None = None, **options: Any
+    ) -> list[str]: ...
+    @overload
+    def generate_batch(self, prompts: Sequence[str], *, slots: int = 16, n: int, **options: Any) -> list[list[str]]: ...
+    def generate_batch(
+        self, prompts: Sequence[str], *, slots: int = 16, n: int | None = None, **options: Any
+    ) -> list[str] | list[list[str]]:
         """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
 
         Args:
             prompts: Of any lengths; as many as there are slots run at once, the next joining as one ends.
             slots: Sequences that run at once.
+            n: How many answers of each: a list of as many, as `generate` gives.
             **options: As of `stream`; ``seed`` may be a list with one for each prompt. With None each draws its own.
         """
         if slots < 1:
@@ -168,6 +177,15 @@ class TextGenerator:
             each = [options | {"seed": seed} for seed in seeds]
         else:
             each = [options] * len(prompts)
+        if n is not None:
+            if n < 1:
+                raise ValueError(f"n is {n}; expected at least 1")
+            first = [self.options(**chosen).seed or 0 for chosen in each]
+            seeds = [seed + copy for seed in first for copy in range(n)]
+            found = self.generate_batch(
+                [p for p in prompts for _ in range(n)], slots=slots, **options | {"seed": seeds}
+            )
+            return [found[start : start + n] for start in range(0, len(found), n)]
         writers = [self._writer(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
         self.samples = []
         if not writers:
@@ -245,6 +263,8 @@ class TextGenerator:
         """Return options as `GenerationOptions` takes them, ids for words and ends; and those that are ours."""
         ours = {name: value for name, value in options.items() if name in _OURS}
         options = {name: value for name, value in options.items() if name not in _OURS}
+        if "n" in options:
+            raise ValueError(f"n is {options['n']!r}, but a stream is one answer; generate and generate_batch take it")
         if options.get("eos_id") is None:
             options["eos_id"] = self.end_ids
         if options.get("bad_words") is not None:

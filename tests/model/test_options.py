@@ -380,6 +380,14 @@ def test_n_answers_have_a_seed_each(writer: TextGenerator) -> None:
     assert len(set(answers)) == 4
     assert writer.generate_batch(["x"] * 4, seed=[7, 8, 9, 10], **options) == answers
     assert [sample.options.seed for sample in writer.samples] == [7, 8, 9, 10]
+    both = writer.generate_batch(["x", "yz"], n=4, seed=7, **options)
+    assert both == [answers, writer.generate("yz", n=4, seed=7, **options)]
+    assert (
+        len({answer for several in writer.generate_batch(["x"] * 2, n=3, seed=None, **options) for answer in several})
+        == 6
+    )
+    with pytest.raises(ValueError, match="n is 2, but a stream is one answer"):
+        list(writer.stream("x", n=2))
     fresh = writer.generate("x", seed=None, **options)
     assert writer.last is not None
     assert writer.generate("x", seed=writer.last.options.seed, **options) == fresh
