@@ -7,6 +7,7 @@ Source: when a search ends, and how scores are penalised, follows transformers 5
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.cache import KVCache
+from bpe_llama.model.choosing import SEED_BITS, changed_scores
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions
+from bpe_llama.model.sampling.ordered import FILTERS, filtered_in_order, xtc_chance
+from bpe_llama.model.sampling.uniform import uniform
 
 EarlyStopping = bool | Literal["never"]
 LARGEST_PENALTY = 10
@@ -41,18 +45,22 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: EarlyStopping = False,
     prefill_chunk: int = 512,
+    do_sample: bool = False,
 ) -> list[Continuation]:
     """Return up to ``num_beams`` continuations of a prompt, the best first.
 
     Args:
         model: Weights to generate with.
         prompt: Ids.
-        options: How many new ids, and which of them end a text; how to sample plays no role.
+        options: How many new ids, which of them end a text, and all that changes scores before a filter: biases,
+            penalties, n-grams ... They act on log-probabilities. Filters and the seed count with ``do_sample`` alone.
         num_beams: Continuations followed at a time.
         length_penalty: Above 0 favours long ones, below 0 short ones.
         early_stopping: True ends with the first ``num_beams`` finished continuations; False once the best running one
             would score no better if it ended now; ``"never"`` only when none can become better.
         prefill_chunk: Prompt tokens per forward pass.
+        do_sample: Draw the candidates of a step, without putting back, by their running scores, in place of taking
+            the best.
 
     Raises:
         ValueError: If a number is out of range, the prompt is empty or leaves no room in the context, or the logits
@@ -80,7 +88,7 @@ def beam_search(
     if len(prompt) >= context:
         raise ValueError(f"the prompt has {len(prompt)} ids, which leaves no room in a context of {context}")
     limit = min(options.max_new_tokens, context - len(prompt))
-    ends = options.ending_ids(model.config)
+    ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
     cache = KVCache(model.config, num_beams, len(prompt) + limit, dtype=model.dtype, device=model.device)
     logits_NV = _read_prompt(model, prompt, cache, prefill_chunk)
     fused = FusedDecoder(model) if can_fuse(model) else None
@@ -89,25 +97,33 @@ def beam_search(
     finished: list[Continuation] = []
     for length in range(1, limit + 1):
         logprobs_NV = logits_NV.float().log_softmax(-1)
+        if options.changes_scores or options.adjusts or do_sample:
+            rows = [
+                _processed(options, prompt, beam.new_ids, ends, row, do_sample)
+                for beam, row in zip(running, logprobs_NV, strict=True)
+            ]
+            logprobs_NV = torch.stack(rows)
         if length <= options.min_new_tokens:
             logprobs_NV[:, list(ends)] = -torch.inf
         logprobs_NV += logprobs_NV.new_tensor([beam.score for beam in running])[:, None]
         # Enough candidates for num_beams to run on, should every one of them also propose every ending.
         enough = min(max(2, 1 + len(ends)) * num_beams, logprobs_NV.numel())
-        best = logprobs_NV.flatten().topk(enough)
-        if not best.values[0].isfinite():  # NaN counts as the largest
-            raise ValueError("a row of the logits holds NaN, +inf or nothing finite")
+        scores, places = _drawn(logprobs_NV, enough, options, length) if do_sample else _best(logprobs_NV, enough)
         ongoing: list[Continuation] = []
         sources: list[int] = []
-        for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+        unended: list[tuple[Continuation, int]] = []
+        for rank, (score, place) in enumerate(zip(scores, places, strict=True)):
             source, new_id = divmod(place, logprobs_NV.shape[1])
             candidate = Continuation([*running[source].new_ids, new_id], score)
-            if new_id in ends or length == limit:
-                if rank < num_beams:
-                    finished.append(Continuation(candidate.new_ids, score / length**length_penalty))
-            elif len(ongoing) < num_beams:
-                ongoing.append(candidate)
-                sources.append(source)
+            if score == -math.inf:  # what no option lets be
+                continue
+            if new_id not in ends and length < limit:
+                unended.append((candidate, source))
+            elif rank < num_beams:
+                finished.append(Continuation(candidate.new_ids, score / length**length_penalty))
+        for candidate, source in sorted(unended, key=lambda pair: -pair[0].score)[:num_beams]:
+            ongoing.append(candidate)
+            sources.append(source)
         finished = sorted(finished, key=lambda beam: -beam.score)[:num_beams]
         if not ongoing:
             break
@@ -125,6 +141,55 @@ def beam_search(
             logits_BTV = fused(ids_N1, cache)
         logits_NV = logits_BTV[: len(running), 0]
     return finished
+
+
+def _processed(
+    options: GenerationOptions,
+    prompt: Sequence[int],
+    new_ids: Sequence[int],
+    ends: Sequence[int],
+    logprobs_V: Tensor,
+    do_sample: bool,
+) -> Tensor:
+    """Return the scores of what follows one beam, processors and, where candidates are drawn, filters applied, (V,)."""
+    history = [*prompt, *new_ids] if options.penalty_scope == "context" else new_ids
+    scores_V = changed_scores(options, [*prompt, *new_ids], history, ends, logprobs_V)
+    if not do_sample:
+        return scores_V
+    chance = xtc_chance((options.seed or 0) & SEED_BITS, len(new_ids)) if options.xtc_probability else 1.0
+    kept_V = filtered_in_order(scores_V, options.filters or FILTERS, options.filter_values, chance)
+    # So many stay whatever the filters say, so that beams go on beside those that end; as in transformers.
+    least = scores_V.topk(min(max(2, 1 + len(ends)), len(scores_V))).indices
+    if options.temperature > 0:
+        kept_V[least] = scores_V[least] / options.temperature
+    return kept_V
+
+
+def _best(logprobs_NV: Tensor, count: int) -> tuple[list[float], list[int]]:
+    """Return the highest scores, falling, and their places in the flattened rows."""
+    best = logprobs_NV.flatten().topk(count)
+    _check_finite(best.values[0])
+    return best.values.tolist(), best.indices.tolist()
+
+
+def _drawn(logprobs_NV: Tensor, count: int, options: GenerationOptions, length: int) -> tuple[list[float], list[int]]:
+    """Return scores and places drawn without putting back, as far as there are any whose score is finite."""
+    flat = logprobs_NV.flatten()
+    _check_finite(flat.max())
+    weights = flat.double().softmax(-1)
+    places: list[int] = []
+    for draw in range(min(count, int((weights > 0).sum()))):
+        chance = float(uniform((options.seed or 0) & SEED_BITS, length * count + draw))
+        mass = weights.cumsum(-1)
+        place = int(torch.searchsorted(mass, mass[-1:] * chance, right=True).clamp(max=len(flat) - 1))
+        places.append(place)
+        weights[place] = 0.0
+    return flat[places].tolist(), places
+
+
+def _check_finite(highest: Tensor) -> None:
+    if not highest.isfinite():  # NaN counts as the largest
+        raise ValueError("a row of the logits holds NaN, +inf or nothing finite")
 
 
 def _read_prompt(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chunk: int) -> Tensor:

@@ -68,6 +68,22 @@ def why_not_captured(model: LlamaForCausalLM, cache: str = "full") -> str | None
     return None
 
 
+def why_options_not_captured(options: GenerationOptions) -> str | None:
+    """Return what keeps these options from being part of a captured step; None where nothing does.
+
+    Example:
+        >>> why_options_not_captured(GenerationOptions(no_repeat_ngram_size=3))
+        'scores are changed by more than the sampler does, row by row on the host'
+    """
+    if options.prepares_scores:
+        return "scores are changed by more than the sampler does, row by row on the host"
+    if options.penalises and options.penalty_scope != "context":
+        return f"penalty_scope is {options.penalty_scope!r}"
+    if options.logprobs or options.top_logprobs:
+        return "log-probabilities are kept"
+    return None
+
+
 def why_not_triton(model: LlamaForCausalLM) -> str | None:
     """Return what keeps a model, which can be captured, from running through `decode_on_cuda`; None where nothing does.
 
@@ -211,6 +227,9 @@ class CapturedDecoder:
             raise ValueError("the sequences have unlike options; only seeds may differ in a captured step")
         if any(sample.options.logprobs for sample in samples):
             raise ValueError("logprobs is True, but a captured step keeps none")
+        reasons = [reason for s in samples if (reason := why_options_not_captured(s.options)) is not None]
+        if reasons:
+            raise ValueError(f"the step cannot be captured: {reasons[0]}")
         self._look_at_the_weights()
         self.options = samples[0].options
         self._kind = kinds.pop()
@@ -223,7 +242,7 @@ class CapturedDecoder:
             self.ids_BS[slot, : len(sample.ids)] = torch.tensor(sample.ids)
         self.place_B.copy_(torch.tensor([len(sample.ids) - 1 for sample in samples]))
         self.drawn_B.copy_(torch.tensor([len(sample.new_ids) for sample in samples]))
-        self.seed_B.copy_(torch.stack([as_word(sample.options.seed & SEED_BITS, "cpu") for sample in samples]))
+        self.seed_B.copy_(torch.stack([as_word((sample.options.seed or 0) & SEED_BITS, "cpu") for sample in samples]))
         self.ended_B.zero_()
 
     def _step(self, end: int) -> None:

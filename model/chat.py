@@ -68,7 +68,8 @@ class Conversation:
             raise ValueError("nothing was said yet")
         last = self.messages[-2]["content"]
         self.messages = self.messages[:-2]
-        self.options["seed"] = int(self.options.get("seed", 0)) + 1
+        seed = self.options.get("seed", 0)
+        self.options["seed"] = None if seed is None else int(seed) + 1
         yield from self.answer(last)
 
 

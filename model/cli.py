@@ -19,12 +19,13 @@ from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import find_files
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama._progress import reporting
-from bpe_llama.model import lora, quantize, training
+from bpe_llama.model import cli_options, lora, quantize, training
 from bpe_llama.model.chat import Conversation, talk
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.demo import run_demo, save_with_tokenizer
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.options import GenerationOptions
 from bpe_llama.model.prompts import check_vocabulary
 from bpe_llama.model.speed import describe_speed
 from bpe_llama.model.text import TextGenerator
@@ -268,15 +269,39 @@ def generate(
     model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="At most this many.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest whose mass reaches this.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Draw from those this likely, relative to the likeliest.")] = 0.0,
-    typical_p: Annotated[float, typer.Option(help="Draw from the most typical whose mass reaches this.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats.")] = 1.0,
-    presence_penalty: Annotated[float, typer.Option(help="Taken from the score of what is there already.")] = 0.0,
-    frequency_penalty: Annotated[float, typer.Option(help="The same, for each time it is there.")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", help="At most this many.  [default: the model's own, else 200]"),
+    ] = None,
+    min_new_tokens: cli_options.MinNewTokens = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token each time.  [default: the model's own, else 0.8]")
+    ] = None,
+    top_k: cli_options.TopK = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the likeliest whose mass reaches this.  [default: the model's own, else 0.95]"),
+    ] = None,
+    min_p: cli_options.MinP = None,
+    typical_p: cli_options.TypicalP = None,
+    repetition_penalty: cli_options.RepetitionPenalty = None,
+    presence_penalty: cli_options.PresencePenalty = None,
+    frequency_penalty: cli_options.FrequencyPenalty = None,
+    penalty_scope: cli_options.PenaltyScope = None,
+    no_repeat_ngram_size: cli_options.NoRepeatNgramSize = None,
+    bad_words: cli_options.BadWords = None,
+    dry_multiplier: cli_options.DryMultiplier = None,
+    dry_base: cli_options.DryBase = None,
+    dry_allowed_length: cli_options.DryAllowedLength = None,
+    dry_penalty_last_n: cli_options.DryPenaltyLastN = None,
+    dry_sequence_breakers: cli_options.DryBreaker = None,
+    top_n_sigma: cli_options.TopNSigma = None,
+    xtc_probability: cli_options.XtcProbability = None,
+    xtc_threshold: cli_options.XtcThreshold = None,
+    mirostat: cli_options.Mirostat = None,
+    mirostat_tau: cli_options.MirostatTau = None,
+    mirostat_eta: cli_options.MirostatEta = None,
+    filter_order: cli_options.FilterOrder = None,
     logit_bias: Annotated[
         list[str] | None, typer.Option(help="ID=NUMBER, added to an id's score; may be given many times.")
     ] = None,
@@ -284,38 +309,48 @@ def generate(
     preset: Annotated[
         str, typer.Option(help="Filters as exact, meta, transformers or llama_cpp apply them.")
     ] = "exact",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    num_beams: Annotated[int, typer.Option(help="Above 1 searches for the likeliest in place of drawing.")] = 1,
+    answers: Annotated[int | None, typer.Option("--n", help="How many continuations, each with its own seed.")] = None,
+    seed: cli_options.Seed = "0",
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given many times.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
     speed: Annotated[bool, typer.Option("--speed", help="Say how fast, against what memory allows.")] = False,
+    verbose: cli_options.Verbose = False,
 ) -> None:
     """Print a prompt and its continuation, piece by piece as it is found."""
+    given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
+    given |= {"seed": cli_options.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
+    given["preset"] = None if preset == "exact" else preset
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
-    sys.stdout.write(text)
-    for piece in generator.stream(
-        text,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        logit_bias=read_biases(logit_bias or ()),
-        banned_ids=ban,
-        preset=preset,
-        seed=seed,
-        stop=stop or (),
-    ):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    options = cli_options.with_usual(generator, given, {"max_new_tokens": 200})
+    if num_beams != 1:
+        options = {name: value for name, value in options.items() if (name, value) != ("seed", 0)}
+    if verbose:
+        for line in cli_options.describe_options(generator, generator.encode(text), options):
+            typer.echo(line, err=True)
+    if answers is not None or num_beams != 1:
+        found = generator.generate(
+            text, n=1 if answers is None else answers, num_beams=num_beams, stop=stop or (), **options
+        )
+        for number, (answer, sample) in enumerate(zip(found, generator.samples, strict=True), start=1):
+            if answers is not None:
+                seeded = "" if num_beams != 1 else f", seed {sample.options.seed}"
+                sys.stdout.write(f"[{number} of {answers}{seeded}]\n")
+            sys.stdout.write(f"{text}{answer}\n")
+    else:
+        sys.stdout.write(text)
+        for piece in generator.stream(text, stop=stop or (), **options):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
     sys.stdout.flush()
+    if seed == "random":
+        typer.echo(f"seed: {options['seed']}", err=True)
+    if generator.last is not None and verbose:
+        typer.echo(f"finish: {generator.last.finish} after {len(generator.last.new_ids)} ids", err=True)
     if speed and generator.last is not None:
         typer.echo(describe_speed(generator.model, generator.last), err=True)
 
@@ -326,29 +361,51 @@ def chat(
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
     adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Draw from this many of the likeliest; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest whose mass reaches this.")] = 0.9,
-    min_p: Annotated[float, typer.Option(help="Draw from those this likely, relative to the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeats.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", help="Longest answer.  [default: the model's own, else 512]"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token each time.  [default: the model's own, else 0.7]")
+    ] = None,
+    top_k: cli_options.TopK = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the likeliest whose mass reaches this.  [default: the model's own, else 0.9]"),
+    ] = None,
+    min_p: cli_options.MinP = None,
+    repetition_penalty: cli_options.RepetitionPenalty = None,
+    presence_penalty: cli_options.PresencePenalty = None,
+    frequency_penalty: cli_options.FrequencyPenalty = None,
+    penalty_scope: cli_options.PenaltyScope = None,
+    no_repeat_ngram_size: cli_options.NoRepeatNgramSize = None,
+    bad_words: cli_options.BadWords = None,
+    dry_multiplier: cli_options.DryMultiplier = None,
+    xtc_probability: cli_options.XtcProbability = None,
+    xtc_threshold: cli_options.XtcThreshold = None,
+    top_n_sigma: cli_options.TopNSigma = None,
+    mirostat: cli_options.Mirostat = None,
+    seed: cli_options.Seed = "0",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
+    verbose: cli_options.Verbose = False,
 ) -> None:
     """Talk to an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
+    given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
+    given["seed"] = cli_options.read_seed(seed)
+    if seed == "random":
+        typer.echo(f"seed: {given['seed']}", err=True)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
-    options = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    talk(Conversation(generator, system, options))
+    usual = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
+    options = cli_options.with_usual(generator, given, usual)
+    generator.options(**options)  # complain before the first question
+    conversation = Conversation(generator, system, options)
+    if verbose:
+        opening = generator.tokenizer.apply_chat_template([*conversation.messages, {"role": "user", "content": ""}])
+        for line in cli_options.describe_options(generator, opening, conversation.options):
+            typer.echo(line, err=True)
+    talk(conversation)
 
 
 @app.command(epilog="Example: bpe-llama convert run/model model.gguf --dtype q8_0")

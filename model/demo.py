@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import sysconfig
 import time
@@ -68,21 +67,12 @@ def run_demo(out: Path, *, seconds: float = 120.0, device: str = "auto", seed: i
 
 
 def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights, config and tokenizer.json into one folder that `generate` and transformers load."""
+    """Write weights, configs and tokenizer into one folder that `generate` and transformers load."""
     unknown = model.config.unknown_to_transformers
     if unknown:
         warnings.warn(f"{folder}: transformers does not load it, as it does not compute {unknown}", stacklevel=2)
     model.save_pretrained(folder, portable=not unknown)
     tokenizer.save(folder / "tokenizer.json")
-    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
-    known = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": names.get(-1 if tokenizer.bos_id is None else tokenizer.bos_id),
-        "eos_token": names.get(-1 if tokenizer.eos_id is None else tokenizer.eos_id),
-        "chat_template": tokenizer.chat_template,
-    }
-    text = json.dumps({key: value for key, value in known.items() if value is not None}, indent=2)
-    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _make_tokenizer(files: list[Path], path: Path) -> Tokenizer:

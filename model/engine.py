@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.cache_forms import make_cache
-from bpe_llama.model.choosing import choose
+from bpe_llama.model.choosing import choose, keep_logprobs, keep_prompt_logprobs
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
@@ -148,8 +148,8 @@ class Engine:
                 raise ValueError(
                     f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
                 )
-        config = self.model.config
-        return [Sample(p, chosen, chosen.ending_ids(config)) for p, chosen in zip(checked, options, strict=True)]
+        ends = self.model.config, self.model.generation_config.eos_token_ids
+        return [Sample(p, chosen, chosen.ending_ids(*ends)) for p, chosen in zip(checked, options, strict=True)]
 
     def _take_in(self, read: list[Sample], first: int, copies: int) -> list[Sample]:
         start = time.perf_counter()
@@ -160,12 +160,9 @@ class Engine:
         else:
             logits_BV = self._prefill(read, first, held)
         joined = read
+        self._keep_prompt_logprobs(read)
         if copies > 1:
-            joined = [
-                Sample(s.prompt, replace(s.options, seed=s.options.seed + copy), s.eos_ids, reused=s.reused)
-                for s in read
-                for copy in range(copies)
-            ]
+            joined = [_copy_of(sample, copy) for sample in read for copy in range(copies)]
             for place in reversed(range(1, len(joined))):  # from the end, so that no source is overwritten too soon
                 self.cache.copy(first + place // copies, first + place)
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
@@ -351,13 +348,15 @@ class Engine:
             done = last + whole
         return torch.cat(read)
 
+    def _keep_prompt_logprobs(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            if sample.options.prompt_logprobs and not sample.prompt_logprobs:
+                keep_prompt_logprobs(self.model, sample)
+
     def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
+        self._keep_prompt_logprobs(samples)
         chosen = choose(samples, logits_BV)
-        if any(sample.options.logprobs for sample in samples):
-            picked_B1 = torch.tensor(chosen, device=logits_BV.device)[:, None]
-            logprobs = logits_BV.float().log_softmax(-1).gather(1, picked_B1).flatten().tolist()
-            for sample, logprob in zip(samples, logprobs, strict=True):
-                sample.logprobs += [logprob] if sample.options.logprobs else []
+        keep_logprobs(samples, chosen, logits_BV)
         for sample, new_id in zip(samples, chosen, strict=True):
             sample.new_ids.append(new_id)
             if new_id in sample.eos_ids:
@@ -371,14 +370,14 @@ class Engine:
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Leave live sequences as they were where what grows them fails or is interrupted: it can be done again."""
         lengths = list(self.cache.lengths)
-        before = [(s, s.unread, len(s.new_ids), len(s.logprobs)) for s in self.live]
+        before = [(s, s.unread, len(s.new_ids), len(s.logprobs), len(s.top_logprobs)) for s in self.live]
         try:
             yield
         except BaseException:  # Ctrl-C too
             self.cache.lengths[:] = lengths
-            for sample, unread, new_ids, logprobs in before:
+            for sample, unread, new_ids, logprobs, top_logprobs in before:
                 sample.unread, sample.finish = unread, None
-                del sample.new_ids[new_ids:], sample.logprobs[logprobs:]
+                del sample.new_ids[new_ids:], sample.logprobs[logprobs:], sample.top_logprobs[top_logprobs:]
             raise
 
     def _let_go(self) -> None:
@@ -393,6 +392,19 @@ class Engine:
                     self.cache.copy(place, slot)
                 self.live[:] = kept
                 self.cache.lengths[place] = 0
+
+
+def _copy_of(sample: Sample, number: int) -> Sample:
+    """Return a sequence of the same prompt, just read, with a seed of its own."""
+    options = replace(sample.options, seed=(sample.options.seed or 0) + number)
+    return Sample(
+        sample.prompt,
+        options,
+        sample.eos_ids,
+        reused=sample.reused,
+        prompt_logprobs=sample.prompt_logprobs,
+        prompt_top_logprobs=sample.prompt_top_logprobs,
+    )
 
 
 def _mark_of(model: LlamaForCausalLM) -> list[object]:

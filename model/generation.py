@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.beam import EarlyStopping, beam_search
-from bpe_llama.model.captured import CapturedDecoder, why_not_captured, why_not_triton
+from bpe_llama.model.captured import (
+    CapturedDecoder,
+    why_not_captured,
+    why_not_triton,
+    why_options_not_captured,
+)
 from bpe_llama.model.choosing import choose
 from bpe_llama.model.engine import Engine
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions, Sample
-from bpe_llama.model.prompts import padding_id, unpad
+from bpe_llama.model.prompts import inferred_padding_id, padding_id, unpad
 
 __all__ = ["Engine", "GenerationOptions", "Sample", "choose", "generate", "stream_ids", "unpad"]
 
@@ -31,10 +37,11 @@ def generate(
     attention_mask: Tensor | None = None,
     num_return_sequences: int = 1,
     num_beams: int = 1,
-    length_penalty: float = 1.0,
-    early_stopping: EarlyStopping = False,
+    length_penalty: float | None = None,
+    early_stopping: EarlyStopping | None = None,
     cache: str = "full",
     capture: bool = False,
+    do_sample: bool | None = None,
     **options: Any,
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
@@ -45,16 +52,20 @@ def generate(
     Args:
         model: Weights to generate with.
         input_ids: int64 (B, T), rows padded on the left.
-        attention_mask: (B, T), zero where a row is padded.
+        attention_mask: (B, T), zero where a row is padded. Without it ids equal to the model's padding id are padding,
+            unless that id also ends a text; padding elsewhere than on the left is refused.
         num_return_sequences: Continuations of each row, side by side, with the seeds ``seed``, ``seed + 1`` …; of a
             beam search the best ones.
         num_beams: More than 1 searches (see `bpe_llama.model.beam.beam_search`) instead of drawing.
-        length_penalty: Of the search.
-        early_stopping: Of the search.
+        length_penalty: Of the search; by default the generation config's, or 1.
+        early_stopping: Of the search; by default the generation config's, or False.
         cache: The form of the cache: see `Engine`. A search keeps a full one.
         capture: Run each step as one CUDA graph, sampler included (`bpe_llama.model.captured`); warns and generates
             plainly where that cannot be.
-        **options: Of `GenerationOptions`; a search takes ``max_new_tokens``, ``min_new_tokens`` and ``eos_id``.
+        do_sample: Whether the search draws its candidates; by default as the generation config says. Without a search
+            it plays no role but for False, which is temperature 0.
+        **options: Of `GenerationOptions`; a search that draws nothing takes none that say how to draw. With a ``seed``
+            of None each row draws its own.
 
     Raises:
         ValueError: If an option is out of range or a search is told how to draw; if a prompt is empty, padded on the
@@ -69,7 +80,11 @@ def generate(
     """
     if capture and num_beams != 1:
         raise ValueError(f"capture is True and num_beams {num_beams}, but a search is not captured")
+    if num_beams == 1 and do_sample is False:
+        options.setdefault("temperature", 0.0)
     why_not = why_not_captured(model, cache) if capture else None
+    if capture and why_not is None:
+        why_not = why_options_not_captured(GenerationOptions.for_model(model, **options))
     if why_not is not None:
         warnings.warn(f"generating without capture: {why_not}", stacklevel=2)
     if capture and why_not is None:
@@ -78,7 +93,11 @@ def generate(
         columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **options))
         new_BT = torch.stack(columns, dim=1)
     else:
-        chosen = search_options(options)
+        said = model.generation_config.values
+        draws = bool(said.get("do_sample") if do_sample is None else do_sample)
+        penalty = said.get("length_penalty") if length_penalty is None else length_penalty
+        early = said.get("early_stopping") if early_stopping is None else early_stopping
+        chosen = search_options(model, options, draws)
         if cache != "full":
             raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
         if num_beams < 1:
@@ -86,32 +105,47 @@ def generate(
         if not 1 <= num_return_sequences <= num_beams:
             raise ValueError(f"num_return_sequences is {num_return_sequences}; expected 1 to num_beams ({num_beams})")
         rows: list[list[int]] = []
-        for prompt in unpad(input_ids, attention_mask):
-            found = beam_search(model, prompt, chosen, num_beams, length_penalty, early_stopping)
+        for prompt in unpad(input_ids, attention_mask, inferred_padding_id(model, chosen)):
+            found = beam_search(
+                model,
+                prompt,
+                chosen,
+                num_beams,
+                1.0 if penalty is None else penalty,
+                False if early is None else early,
+                do_sample=draws,
+            )
             if len(found) < num_return_sequences:
                 raise ValueError(f"num_return_sequences is {num_return_sequences}, but there are only {len(found)}")
             rows += [continuation.new_ids for continuation in found[:num_return_sequences]]
-        width, padding = max(map(len, rows)), padding_id(model.config, chosen)
+        width, padding = max(map(len, rows)), padding_id(model, chosen)
         new_BT = torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=model.device)
     prompts_BT = input_ids.to(model.device, torch.long).repeat_interleave(num_return_sequences, dim=0)
     return torch.cat([prompts_BT, new_BT], dim=1)
 
 
-def search_options(options: dict[str, Any]) -> GenerationOptions:
-    """Return the options of a beam search.
+_OF_DRAWS = {
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "preset", "seed", "filter_order"),
+    *("top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
+}
+_OF_SAMPLES = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
+"""Options that a search has no use for, even one that draws."""
+
+
+def search_options(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool = False) -> GenerationOptions:
+    """Return the options of a beam search, with the model's own defaults for those not given.
 
     Raises:
-        ValueError: If one of them says how to draw, which a search does not do.
-
-    Example:
-        >>> search_options({"max_new_tokens": 5}).max_new_tokens
-        5
+        ValueError: If one of them says how to draw and the search draws nothing, or asks for what no search keeps.
     """
-    chosen = GenerationOptions(**options)
+    chosen = GenerationOptions.for_model(model, **options)
     for name in options:
-        drawing = name not in ("max_new_tokens", "min_new_tokens", "eos_id")
-        if drawing and not (name == "temperature" and chosen.temperature == 0):
-            raise ValueError(f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out")
+        if name in _OF_DRAWS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
+            raise ValueError(
+                f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out, or ask for do_sample=True"
+            )
+        if name in _OF_SAMPLES and options[name] != getattr(GenerationOptions, name):
+            raise ValueError(f"{name} is {options[name]!r}, but a beam search has no place for it; leave it out")
     return chosen
 
 
@@ -147,12 +181,15 @@ def _joined(
     options: dict[str, Any],
 ) -> tuple[Engine, list[Sample], int]:
     """Return an engine that has read the prompts, their sequences, and the padding id."""
-    chosen = GenerationOptions(**options)
-    prompts = unpad(input_ids, attention_mask)
+    chosen = GenerationOptions.for_model(model, **options)
+    prompts = unpad(input_ids, attention_mask, inferred_padding_id(model, chosen))
     room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
     engine = Engine(model, len(prompts) * max(copies, 1), room, cache=cache)
-    samples = engine.join(prompts, [chosen] * len(prompts), copies=copies)
-    return engine, samples, padding_id(model.config, chosen)
+    each = [chosen] * len(prompts)
+    if options.get("seed", 0) is None:
+        each = [replace(chosen, seed=None) for _ in prompts]
+    samples = engine.join(prompts, each, copies=copies)
+    return engine, samples, padding_id(model, chosen)
 
 
 def _generate_captured(

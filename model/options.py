@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
-from typing import Any
+from typing import Any, TypeAlias
+
+from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.ordered import FILTERS, LLAMA_CPP_FILTERS
 from bpe_llama.sampling import Sampler
+
+LogitsProcessor: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""Takes ids so far, int64 (1, T), and logits, float32 (1, V); returns logits of that shape, as transformers' do."""
+
+PENALTY_SCOPES = ("context", "output")
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
     """How to continue a prompt.
 
+    Biases, bans, penalties, n-grams, bad words, DRY and logits processors act in that order, then the filters.
+
     Args:
         max_new_tokens: At most this many; fewer if the sequence ends or the context is full.
-        min_new_tokens: No ending before this many.
+        min_new_tokens: No ending before this many, by an id or by a stop string.
         temperature: 0 takes the likeliest id each time.
         top_k: Draw from this many of the likeliest; 0 is all.
         top_p: Draw from the likeliest whose mass reaches this.
@@ -33,12 +46,39 @@ class GenerationOptions:
         allowed_ids: If given, only these are drawn; a sequence ends early only if an id that ends it is among them.
         preset: Whose boundaries and order of filters: "exact", "meta", "transformers" or "llama_cpp", as of
             `bpe_llama.Sampler`.
-        eos_id: The id or ids that end a sequence; None takes the config's, an empty tuple none.
-        seed: The same seed gives the same ids, whatever else is in the batch.
+        eos_id: The id or ids that end a sequence; None takes the model's (those of its config and generation config),
+            an empty tuple none.
+        seed: The same seed gives the same ids, whatever else is in the batch. None draws a fresh one; the field then
+            holds it.
         logprobs: Whether to keep the log-probability of every new id, before any of the above acts on it.
+        top_logprobs: How many of the likeliest ids to keep at each place, with their log-probabilities. Above 0 keeps
+            those of new ids too.
+        prompt_logprobs: Whether to keep the log-probabilities of the prompt's ids, and of the likeliest in their
+            place; costs a pass over the prompt.
+        penalty_scope: What the three penalties look at: "context" is prompt and continuation, "output" the
+            continuation alone, as OpenAI's and vLLM's presence and frequency penalties do.
+        no_repeat_ngram_size: No n-gram of so many ids occurs twice; 0 lets all. As transformers'.
+        bad_words: Sequences of ids that are never completed, as transformers' ``bad_words_ids``. `TextGenerator` takes
+            strings too.
+        dry_multiplier: Of DRY's penalty for lengthening a repetition (`bpe_llama.model.sampling.processors`); 0: none.
+        dry_base: What each further id multiplies that penalty by.
+        dry_allowed_length: The longest repetition that costs nothing, in ids.
+        dry_penalty_last_n: How many of the last ids DRY looks at; -1 for all.
+        dry_sequence_breakers: Sequences of ids across which nothing is a repetition. `TextGenerator` takes strings too,
+            and without any llama.cpp's: line feed, colon, quotation mark, asterisk.
+        logits_processor: One or several callables that change the logits: see `LogitsProcessor`.
+        top_n_sigma: Draw from the ids whose score is at most so many standard deviations below the highest; 0 is all.
+        xtc_probability: How often XTC leaves out the likeliest ids: all whose probability reaches ``xtc_threshold``,
+            but for the least likely of them.
+        xtc_threshold: See there; above 0.5 it never acts.
+        mirostat: 1 or 2 draws by mirostat of that version, in place of all filters but the temperature; 0 is off.
+        mirostat_tau: The surprise it aims at, in bits.
+        mirostat_eta: How fast it gets there.
+        filter_order: Names of filters in the order in which they act: "top_n_sigma", "temperature", "top_k", "top_p",
+            "min_p", "typical_p", "xtc". Those left out do not act. None is that order, or the preset's.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, naming option, value and range.
         TypeError: If one is of another type.
     """
 
@@ -57,8 +97,26 @@ class GenerationOptions:
     allowed_ids: Sequence[int] | None = None
     preset: str = "exact"
     eos_id: int | Sequence[int] | None = None
-    seed: int = 0
+    seed: int | None = 0
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
+    penalty_scope: str = "context"
+    no_repeat_ngram_size: int = 0
+    bad_words: Sequence[Sequence[int]] | None = None
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Sequence[Sequence[int]] | None = None
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    filter_order: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -67,7 +125,50 @@ class GenerationOptions:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
             )
-        _ = self.sampler  # refuses what is out of range, before any work is done
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(32))
+        elif isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
+            raise TypeError(f"seed is {self.seed!r}; expected an integer, or None for a fresh one")
+        for name in ("top_logprobs", "no_repeat_ngram_size", "dry_allowed_length"):
+            _check_count(name, getattr(self, name), 0)
+        _check_count("dry_penalty_last_n", self.dry_penalty_last_n, -1)
+        for name in ("dry_multiplier", "top_n_sigma", "mirostat_tau", "mirostat_eta"):
+            _check_number(name, getattr(self, name), 0, math.inf)
+        _check_number("dry_base", self.dry_base, 1, math.inf)
+        for name in ("xtc_probability", "xtc_threshold"):
+            _check_number(name, getattr(self, name), 0, 1)
+        if self.penalty_scope not in PENALTY_SCOPES:
+            raise ValueError(f"penalty_scope is {self.penalty_scope!r}; expected one of {', '.join(PENALTY_SCOPES)}")
+        for name in ("bad_words", "dry_sequence_breakers"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _sequences(name, getattr(self, name)))
+        self._check_filters()
+        _ = self.sampler, self.processors  # refuse what is out of range, before any work is done
+
+    def _check_filters(self) -> None:
+        if self.mirostat not in (0, 1, 2):
+            raise ValueError(f"mirostat is {self.mirostat!r}; expected 0 (off), 1 or 2")
+        others = {name: getattr(self, name) for name in ("top_k", "min_p", "typical_p", "top_n_sigma", "filter_order")}
+        others["xtc_probability"] = self.xtc_probability
+        if self.mirostat:
+            self._refuse_changed(others, f"mirostat {self.mirostat} takes the place of all filters but the temperature")
+        if self.filter_order is None:
+            return
+        if isinstance(self.filter_order, str):
+            raise TypeError(f"filter_order is {self.filter_order!r}; expected a sequence of names")
+        unknown = [name for name in self.filter_order if name not in FILTERS]
+        if unknown or len(set(self.filter_order)) < len(self.filter_order):
+            what = f"names {unknown[0]!r}" if unknown else "names a filter twice"
+            raise ValueError(f"filter_order {what}; expected some of {', '.join(FILTERS)}, each once")
+        options = {"xtc": "xtc_probability"}
+        left_out = {options.get(name, name) for name in FILTERS if name not in self.filter_order}
+        self._refuse_changed({name: getattr(self, name) for name in sorted(left_out)}, "filter_order leaves it out")
+
+    def _refuse_changed(self, values: dict[str, Any], why: str) -> None:
+        """Refuse options that are not what they are by default, as they would do nothing."""
+        for name, value in values.items():
+            if value != getattr(type(self), name):
+                raise ValueError(f"{name} is {value!r}, but {why}")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -93,23 +194,145 @@ class GenerationOptions:
         return Sampler(**self.sampling)
 
     @cached_property
-    def draws_as(self) -> str:
-        """Return a name shared by all options whose logits become the same distribution."""
-        return repr(self.sampler)
+    def processors(self) -> tuple[LogitsProcessor, ...]:
+        """Return the callables of ``logits_processor``."""
+        given = self.logits_processor
+        several = () if given is None else (given,) if callable(given) else tuple(given)
+        for processor in several:
+            if not callable(processor):
+                raise TypeError(f"logits_processor holds {processor!r}; expected callables of ids and logits")
+        return several
 
-    def ending_ids(self, config: LlamaConfig) -> tuple[int, ...]:
-        """Return the ids that end a sequence, those asked for or else the model's, without any that it cannot write."""
-        asked = config.eos_token_ids if self.eos_id is None else self.eos_id
+    @cached_property
+    def changes_scores(self) -> bool:
+        """Return whether something beyond the sampler's own options changes the scores."""
+        return bool(self.no_repeat_ngram_size or self.bad_words or self.dry_multiplier or self.processors)
+
+    @cached_property
+    def adjusts(self) -> bool:
+        """Return whether biases, bans or penalties change the scores."""
+        return bool(self.penalises or self.logit_bias or self.banned_ids or self.allowed_ids is not None)
+
+    @property
+    def filter_values(self) -> dict[str, Any]:
+        """Return the options of the filters, as `bpe_llama.model.sampling.ordered` takes them."""
+        names = (*FILTERS[:-1], "xtc_probability", "xtc_threshold", "preset")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def filters(self) -> tuple[str, ...] | None:
+        """Return the filters in their order, where the sampler's own is not enough."""
+        if self.filter_order is not None:
+            return tuple(self.filter_order)
+        if not (self.top_n_sigma or self.xtc_probability):
+            return None
+        return LLAMA_CPP_FILTERS if self.preset == "llama_cpp" else FILTERS
+
+    @cached_property
+    def prepares_scores(self) -> bool:
+        """Return whether scores are changed, row by row, before the sampler draws from them."""
+        return self.changes_scores or self.filters is not None or bool(self.mirostat)
+
+    @cached_property
+    def draws_with(self) -> dict[str, Any]:
+        """Return the sampling options for scores that are prepared: what has acted already is left out."""
+        if not self.prepares_scores:
+            return self.sampling
+        if self.filters is not None or self.mirostat:
+            return {"temperature": 1.0, "top_p": 1.0}
+        names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "preset")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def draws_by(self) -> Sampler:
+        """Return the sampler of ``draws_with``."""
+        return Sampler(**self.draws_with) if self.prepares_scores else self.sampler
+
+    @cached_property
+    def draws_as(self) -> str:
+        """Return a name shared by all options whose scores become the same distribution."""
+        return repr(self.draws_by)
+
+    @classmethod
+    def for_model(cls, model: LlamaForCausalLM, **options: Any) -> GenerationOptions:
+        """Return these options, with the model's own defaults (``generation_config.json``) for those not given.
+
+        Raises:
+            ValueError: As of the class; where a default is at fault, naming its file.
+
+        Example:
+            >>> from bpe_llama.model.config import LlamaConfig
+            >>> from bpe_llama.model.generation_config import GenerationConfig
+            >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+            ...                      num_attention_heads=2)
+            >>> model = LlamaForCausalLM(config)
+            >>> model.generation_config = GenerationConfig({"do_sample": False})
+            >>> GenerationOptions.for_model(model).temperature
+            0.0
+        """
+        defaults = {name: o for name, o in model.generation_config.sampling_defaults.items() if name not in options}
+        order = () if options.get("mirostat") else options.get("filter_order")
+        if order is not None:  # the caller says which filters act
+            acting = (*order, "temperature")
+            defaults = {name: value for name, value in defaults.items() if name not in FILTERS or name in acting}
+        if "min_new_tokens" in defaults:  # the caller's limit goes before the file's least
+            limit = options.get("max_new_tokens", defaults.get("max_new_tokens", cls.max_new_tokens))
+            defaults["min_new_tokens"] = min(defaults["min_new_tokens"], limit)
+        try:
+            return cls(**{**defaults, **options})
+        except (ValueError, TypeError) as error:
+            if defaults:
+                cls(**options)  # raises if what the caller gave is at fault
+                raise ValueError(f"a default of the model's generation_config.json: {error}") from None
+            raise
+
+    def ending_ids(self, config: LlamaConfig, more: Sequence[int] = ()) -> tuple[int, ...]:
+        """Return the ids that end a sequence, without any that the model cannot write.
+
+        They are those asked for, or else the config's and ``more``, the generation config's.
+        """
+        asked = (*config.eos_token_ids, *more) if self.eos_id is None else self.eos_id
         try:
             ids = [index(asked)]  # type: ignore[arg-type]  # NumPy's and torch's integers too
         except TypeError:
             ids = [index(i) for i in asked]  # type: ignore[union-attr]
-        return tuple(i for i in ids if 0 <= i < config.vocab_size)
+        return tuple(dict.fromkeys(i for i in ids if 0 <= i < config.vocab_size))
 
     @property
     def looks_back(self) -> bool:
-        """Return whether a choice depends on the ids before it by more than the logits."""
+        """Return whether the sampler needs the ids before a choice, beside the scores."""
+        return not self.prepares_scores and self.penalises
+
+    @property
+    def penalises(self) -> bool:
+        """Return whether ids already present are penalised."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    if not least <= value <= most or math.isinf(value):
+        expected = f"a finite number of at least {least}" if math.isinf(most) else f"{least} to {most}"
+        raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+def _sequences(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return sequences of ids as tuples of ints."""
+    try:
+        several = tuple(tuple(index(token_id) for token_id in one) for one in given)
+    except TypeError:
+        raise TypeError(f"{name} is {given!r}; expected sequences of ids, such as [[5], [6, 7]]") from None
+    if () in several:
+        raise ValueError(f"{name} holds an empty sequence; expected one id at least in each")
+    return several
 
 
 @dataclass(eq=False)
@@ -131,8 +354,21 @@ class Sample:
     """Spent in steps since, those of its neighbours included."""
     finish: str | None = None
     """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each new id the likeliest ids in its place and their log-probabilities, likeliest first."""
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    """For each of the prompt's ids its log-probability, None for the first."""
+    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each of the prompt's ids the likeliest in its place, none for the first."""
+    mirostat_bounds: list[float] = field(default_factory=list)
+    """Mirostat's bound after each new id."""
 
     @property
     def ids(self) -> list[int]:
         """Return prompt and continuation."""
         return self.prompt + self.new_ids
+
+    @property
+    def penalised_ids(self) -> list[int]:
+        """Return the ids that penalties look at."""
+        return self.ids if self.options.penalty_scope == "context" else list(self.new_ids)

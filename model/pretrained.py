@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bpe_llama.model.attention import Attention
 from bpe_llama.model.attention_backends import backend_named, recording
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.rope import RotaryEmbedding
 
 Model = TypeVar("Model", bound="Pretrained")
@@ -45,6 +46,7 @@ class Pretrained(nn.Module):
         with torch.device("meta"):  # torch's own initialisation would draw from the global generator
             self.build(config)
         self.config = config
+        self.generation_config = GenerationConfig()
         self.to(dtype or torch.get_default_dtype())
         self.tie_weights()
         if device.type != "meta":
@@ -83,6 +85,11 @@ class Pretrained(nn.Module):
             else:
                 drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
                 weight.copy_(drawn.normal_(0.0, self.config.initializer_range, generator=generator))
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text: those of ``config`` and of ``generation_config``."""
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, *self.generation_config.eos_token_ids)))
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +171,7 @@ class Pretrained(nn.Module):
         return load(path, cls, dtype=dtype, device=device, **options)
 
     def save_pretrained(self, folder: str | Path, portable: bool = True) -> None:
-        """Write ``config.json`` and ``model.safetensors``; see `bpe_llama.model.weights.huggingface.save`.
+        """Write config, generation config and weights into a folder; see `bpe_llama.model.weights.huggingface.save`.
 
         Args:
             folder: Made if need be.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions
 
 
@@ -50,8 +50,13 @@ def check_vocabulary(tokenizer: Vocabulary, vocab_size: int) -> None:
     warnings.warn(f"{said}; added tokens lie beyond ({shown}), and are refused where they are used", stacklevel=3)
 
 
-def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[int]]:
+def unpad(input_ids: Tensor, attention_mask: Tensor | None = None, padding: int | None = None) -> list[list[int]]:
     """Return each row's ids without the padding on its left.
+
+    Args:
+        input_ids: int64 (B, T).
+        attention_mask: (B, T), zero where a row is padded.
+        padding: The id that is padding where there is no mask; None where no id is.
 
     Raises:
         ValueError: If shapes do not fit, ids are no integers, or a row is empty or padded elsewhere.
@@ -65,17 +70,23 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None) -> list[list[
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")
     if input_ids.is_floating_point() or input_ids.is_complex():
         raise ValueError(f"input_ids has dtype {input_ids.dtype}; expected integers")
-    if attention_mask is None:
+    if attention_mask is None and (padding is None or not bool((input_ids == padding).any())):
         return [[int(i) for i in row] for row in input_ids.tolist()]
+    inferred = ""
+    if attention_mask is None:
+        attention_mask = input_ids.ne(-1 if padding is None else padding)
+        inferred = f": id {padding}, the model's padding, is taken for it; give an attention_mask to keep it"
     if attention_mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(input_ids.shape)}")
     rows = []
     for number, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True)):
         length = sum(mask)
         if length == 0:
-            raise ValueError(f"row {number} is all padding; expected at least one id")
+            raise ValueError(f"row {number} is all padding; expected at least one id{inferred}")
         if not all(mask[len(ids) - length :]):
-            raise ValueError(f"row {number} is not padded on the left, where a prompt to be continued must be padded")
+            raise ValueError(
+                f"row {number} is not padded on the left, where a prompt to be continued must be padded{inferred}"
+            )
         rows.append(ids[len(ids) - length :])
     return rows
 
@@ -101,9 +112,24 @@ def whole_ids(prompt: Sequence[int], row: int = 0) -> list[int]:
     return ids
 
 
-def padding_id(config: LlamaConfig, options: GenerationOptions) -> int:
+def padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int:
     """Return the id that fills rows which have ended."""
-    padding = config.pad_token_id
-    if padding is not None and padding >= 0:
-        return padding
-    return next(iter(options.ending_ids(config)), 0)
+    padding = _padding_of(model)
+    return (
+        next(iter(options.ending_ids(model.config, model.generation_config.eos_token_ids)), 0)
+        if padding is None
+        else padding
+    )
+
+
+def inferred_padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int | None:
+    """Return the id that is padding in prompts without a mask: the model's padding id, unless it also ends a text."""
+    padding = _padding_of(model)
+    ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
+    return None if padding in ends else padding
+
+
+def _padding_of(model: LlamaForCausalLM) -> int | None:
+    """Return the id that the model's files name as padding: the generation config goes before the config."""
+    stated = (model.generation_config.pad_token_id, model.config.pad_token_id)
+    return next((token_id for token_id in stated if token_id is not None and token_id >= 0), None)

@@ -83,6 +83,7 @@ class ModelDraft:
     def __call__(self, sample: Sample, count: int) -> list[int]:
         """Return the draft model's own continuation, drawn with the sequence's options and random numbers."""
         guess = Sample(sample.prompt, sample.options, sample.eos_ids, list(sample.new_ids))
+        guess.mirostat_bounds = list(sample.mirostat_bounds)
         count = min(count, self.cache.capacity - len(guess.ids))
         for _ in range(count):
             ids = guess.ids
@@ -131,7 +132,7 @@ def generate_speculative(
     if lookahead < 1:
         raise ValueError(f"lookahead is {lookahead}; expected at least 1")
     ids = prompt.flatten().tolist() if isinstance(prompt, Tensor) else list(prompt)
-    chosen = GenerationOptions(**options)
+    chosen = GenerationOptions.for_model(model, **options)
     guess = draft or LookupDraft()
     room = min(model.config.context_length, len(ids) + chosen.max_new_tokens)
     engine = Engine(model, 1, room)

@@ -60,7 +60,7 @@ class Filters:
 
     @property
     def keeps_ties(self) -> bool:
-        """Whether all ids that tie at top-k's and typical-p's boundary stay."""
+        """Whether all ids that tie at top-k's and typical-p's boundary stay, and at top-p's the highest."""
         return self.preset == "transformers"
 
     @property
@@ -93,6 +93,9 @@ def kept_weights(scores_BV: Tensor, filters: Filters) -> Tensor:
     if top_k or filters.top_p < 1:
         # A stable sort leaves equal scores in id order.
         by_rank = torch.sort(scores_BV.float(), dim=-1, descending=True, stable=True)
+        order_BV = by_rank.indices
+        if filters.keeps_ties:  # transformers sorts by rising score and drops from the front: of equals the highest ids
+            order_BV = torch.sort(scores_BV.float(), dim=-1, stable=True).indices.flip(-1)  # stay
         if top_k and filters.keeps_ties:
             keep_BV = keep_BV & (scores_BV >= by_rank.values[:, filters.top_k - 1 : filters.top_k])
         elif top_k:
@@ -101,7 +104,7 @@ def kept_weights(scores_BV: Tensor, filters: Filters) -> Tensor:
     if filters.preset == "llama_cpp":
         keep_BV = _typical(weights_BV, gap_BV / filters.judged_at, keep_BV, filters)
     if filters.top_p < 1:
-        keep_BV = _fewest(weights_BV, keep_BV, by_rank.indices, filters.top_p_share)
+        keep_BV = _fewest(weights_BV, keep_BV, order_BV, filters.top_p_share)
     if filters.min_p > 0:
         highest_B1 = wide_BV.where(keep_BV, -math.inf).amax(-1, keepdim=True)
         keep_BV = keep_BV & (wide_BV >= highest_B1 + filters.judged_at * math.log(filters.min_p))

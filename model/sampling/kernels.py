@@ -195,7 +195,10 @@ def _settle(
     KEEP_TIES: tl.constexpr,
     KEY_BITS: tl.constexpr,
 ):
-    """Write each row's cut: its key, how many of the ids that tie there stay, and the mass kept."""
+    """Write each row's cut: its key, how many of the ids that tie there stay, and the mass kept.
+
+    The lowest ids stay; the number is negative where the highest do.
+    """
     row = tl.program_id(0)
     key, above_count, above_mass, goal, count = _narrow(sums, state, base, goal, SPLITS, COUNTING, OF_BASE, 2)
     weight = _weight(_score(key, KEY_BITS), _highest(extents, SPLITS), inverse)
@@ -207,7 +210,10 @@ def _settle(
         wanted = tl.ceil((goal - above_mass) / tl.where(weight > 0.0, weight, 1.0))
         ties = tl.minimum(ties, tl.maximum(wanted, 1.0))
     tl.store(cut + row * 3, key.to(tl.float64))
-    tl.store(cut + row * 3 + 1, ties)
+    if KEEP_TIES and not COUNTING:
+        tl.store(cut + row * 3 + 1, -ties)
+    else:
+        tl.store(cut + row * 3 + 1, ties)
     tl.store(cut + row * 3 + 2, above_mass + ties * weight)
 
 
@@ -295,13 +301,17 @@ def _draw(
     parts = tl.arange(0, SPLITS)
     masses = tl.load(tallies + row * 2 * SPLITS + parts)
     room = tl.zeros((), tl.float64)
+    skipped = tl.zeros((), tl.float64)
     weight = tl.zeros((), tl.float64)
     if CUT:
         ties = tl.load(tallies + row * 2 * SPLITS + SPLITS + parts)
         before = tl.cumsum(ties, 0) - ties
         room = tl.load(cut + row * 3 + 1)
+        all_ties = tl.sum(ties, 0)
+        skipped = tl.where(room < 0.0, tl.maximum(all_ties + room, 0.0), 0.0)
+        room = tl.where(room < 0.0, all_ties, room)
         weight = _weight(_score(tl.load(cut + row * 3).to(tl.int64), KEY_BITS), highest, inverse)
-        masses += weight * tl.maximum(tl.minimum(ties, room - before), 0.0)
+        masses += weight * tl.maximum(tl.minimum(before + ties, room) - tl.maximum(before, skipped), 0.0)
     passed = tl.cumsum(masses, 0)
     whole = tl.max(passed, 0)
     share = _uniform(tl.load(seeds + row * seed_stride), tl.load(steps + row * step_stride))
@@ -311,7 +321,9 @@ def _draw(
     part = tl.minimum(tl.min(tl.where((passed > target) & (masses > 0.0), parts, SPLITS), 0), last)
     target -= tl.sum(tl.where(parts == part, passed - masses, 0.0), 0)
     if CUT:
-        room -= tl.sum(tl.where(parts == part, before, 0.0), 0)
+        passed_ties = tl.sum(tl.where(parts == part, before, 0.0), 0)
+        room -= passed_ties
+        skipped -= passed_ties
     chosen = vocab_size + 0 * part
     latest = -1 + 0 * part
     for start in range(part * chunk, min((part + 1) * chunk, vocab_size), DRAW_BLOCK):
@@ -320,14 +332,16 @@ def _draw(
         score = _load(scores, row_stride, ids, inside)
         kept, tied = _judge(score, inside, cut, highest, gap, CUT, KEY_BITS)
         rank = tl.cumsum(tied.to(tl.int32), 0).to(tl.float64)
-        kept = kept | (tied & (rank <= room))
+        kept = kept | (tied & (rank <= room) & (rank > skipped))
         weights = tl.where(kept, _weight(score, highest, inverse), 0.0)
         mass = tl.cumsum(weights, 0)
         kept = weights > 0.0
         chosen = tl.minimum(chosen, tl.min(tl.where(kept & (mass > target), ids, vocab_size), 0))
         latest = tl.maximum(latest, tl.max(tl.where(kept, ids, -1), 0))
         target -= tl.sum(weights, 0)
-        room -= tl.sum(tied.to(tl.int32), 0).to(tl.float64)
+        seen = tl.sum(tied.to(tl.int32), 0).to(tl.float64)
+        room -= seen
+        skipped -= seen
     # Where rounding left the target beyond the last one kept, that one it is.
     chosen = tl.where(chosen < vocab_size, chosen, latest)
     drawable = (highest == highest) & (highest > -float("inf"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor
 
 from bpe_llama._gguf import GGUFHeader, TensorInfo, read_gguf_model_header
+from bpe_llama._gguf_special import end_ids
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_json import OUR_TYPE
 from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
 
@@ -57,6 +60,14 @@ _HONOURED = """
     tensor_data_layout
 """
 """Keys of the metadata, after `llama.`, that are read, or say nothing about what is computed."""
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+"""Where llama.cpp keeps what `generation_config.json` says of sampling."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
@@ -94,6 +105,10 @@ def load_gguf(
     model = empty_model(
         config, resolve_dtype(dtype, auto=_DTYPES.get(stored)), resolve_device(device), LlamaForCausalLM
     )
+    try:
+        model.generation_config = GenerationConfig(generation_values(header, config))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{header.path}: {error}") from None
     return fill(model, _stream(header, places, config, model.dtype, progress))
 
 
@@ -225,9 +240,11 @@ def config_from_gguf(header: GGUFHeader) -> dict[str, Any]:
             "num_local_experts": experts,
             "num_experts_per_tok": required("expert_used_count"),
         }
-    for key in ("bos", "eos"):
-        if (token_id := metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
-            config[f"{key}_token_id"] = token_id
+    for key in ("bos", "eos"):  # not LLaMA's 1 and 2 where there is none
+        config[f"{key}_token_id"] = metadata.get(f"tokenizer.ggml.{key}_token_id")
+    padding = metadata.get("tokenizer.ggml.padding_token_id")
+    if isinstance(padding, int) and padding < config["vocab_size"]:  # a tokenizer may have added it to a smaller model
+        config["pad_token_id"] = padding
     return config
 
 
@@ -261,6 +278,27 @@ def _check_keys(header: GGUFHeader, head_dim: Any) -> None:
                 raise ValueError(f"{header.path}: metadata {key!r} is {value!r}; only {same[name]!r} is supported")
         elif value:  # 0, false and an empty text say that it is off
             raise ValueError(f"{header.path}: metadata {key!r} is {value!r}, a key that is not known")
+
+
+def generation_values(header: GGUFHeader, config: LlamaConfig) -> dict[str, Any]:
+    """Return what a `generation_config.json` would hold: the ids that end a text, and how to sample by default.
+
+    Raises:
+        ValueError: If an id or a number is none.
+    """
+    metadata = header.metadata
+    ends = end_ids(metadata, config.vocab_size)
+    values: dict[str, Any] = {} if ends == list(config.eos_token_ids) else {"eos_token_id": ends}
+    for field, key in SAMPLING_KEYS.items():
+        if (value := metadata.get(key)) is not None:
+            values[field] = _decimal(value) if isinstance(value, float) else value
+    if "temperature" in values:
+        values["do_sample"] = values["temperature"] > 0
+    unknown = [key for key in metadata if key.startswith("general.sampling.") and key not in SAMPLING_KEYS.values()]
+    if unknown:
+        asked = ", ".join(f"{key} = {metadata[key]!r}" for key in unknown)
+        warnings.warn(f"{header.path}: not taken as defaults of sampling: {asked}", UserWarning, stacklevel=5)
+    return values
 
 
 def _decimal(value: float) -> float:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from bpe_llama._files import written_whole
+from bpe_llama._gguf_special import end_ids
+from bpe_llama._gguf_tokenizer_out import with_end_ids
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.weights.assemble import expected_shapes
@@ -27,6 +29,7 @@ from bpe_llama.model.weights.gguf import (
     OUTER_NAMES,
     ROPE_FACTORS,
     ROUTER_NAMES,
+    SAMPLING_KEYS,
     interleaved_rows,
 )
 
@@ -54,6 +57,9 @@ def save_gguf(
         tokenizer: Metadata that describes the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
         progress: Called with tensors written and tensors in all, after each.
 
+    Warns:
+        UserWarning: If more ids end a text than the file has keys for.
+
     Raises:
         ValueError: If the format is unknown or GGUF's llama architecture cannot express the config.
         OSError: If the file cannot be written.
@@ -66,7 +72,10 @@ def save_gguf(
     stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
     if stored is None:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
-    metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **(tokenizer or {})}
+    tokenizer = dict(tokenizer or {})
+    ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
+    metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **tokenizer}
+    metadata = with_end_ids(metadata, ends, model.config.vocab_size) | _sampling(model)
     tensors = _tensors(model)
     kinds = {name: _format_of(name, parts[0], stored) for name, parts in tensors.items()}
     with written_whole(path) as temporary:
@@ -91,6 +100,16 @@ def save_gguf(
                     progress(done, len(tensors))
         finally:
             writer.close()
+
+
+def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
+    """Return the model's defaults of sampling, as far as GGUF has keys for them."""
+    defaults = model.generation_config.sampling_defaults
+    return {
+        key: defaults[field] if field == "top_k" else float(defaults[field])
+        for field, key in SAMPLING_KEYS.items()
+        if field in defaults
+    }
 
 
 def metadata_of(config: LlamaConfig) -> dict[str, Any]:
@@ -127,9 +146,10 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
     if config.num_local_experts is not None:
         metadata["llama.expert_count"] = config.num_local_experts
         metadata["llama.expert_used_count"] = config.num_experts_per_tok
-    for key, token_ids in (("bos", (config.bos_token_id,)), ("eos", config.eos_token_ids)):
-        if token_ids and token_ids[0] is not None:
-            metadata[f"tokenizer.ggml.{key}_token_id"] = token_ids[0]
+    ends = (("bos", config.bos_token_id), ("eos", next(iter(config.eos_token_ids), None)))
+    for key, token_id in (*ends, ("padding", config.pad_token_id)):
+        if token_id is not None and token_id >= 0:
+            metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
     if config.rope["rope_type"] in ("linear", "yarn"):
         metadata["llama.rope.scaling.type"] = config.rope["rope_type"]
         metadata["llama.rope.scaling.factor"] = float(config.rope["factor"])

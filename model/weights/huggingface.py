@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,6 +15,7 @@ from torch import Tensor
 from bpe_llama._files import written_whole
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.generation_config import FILE, GenerationConfig
 from bpe_llama.model.pretrained import Model, Pretrained
 from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
 from bpe_llama.model.weights.tensor_files import FLOATS, Stored, read, stored_in, stored_together
@@ -51,7 +53,8 @@ def load(
 
     Warns:
         UserWarning: If the folder also holds an adapter. If a classifier is made of a causal LM, whose folder holds no
-            scores: they are drawn afresh. If a head is kept that the config calls tied.
+            scores: they are drawn afresh. If a head is kept that the config calls tied. If ``generation_config.json``
+            asks for what generation here does not do.
 
     Raises:
         FileNotFoundError: If the config, the weights or a shard is absent.
@@ -60,6 +63,9 @@ def load(
     """
     folder = Path(folder)
     config = LlamaConfig.from_json(folder)
+    generation_config = GenerationConfig.from_folder(folder)
+    if generation_config.eos_token_ids and not _names_an_end(folder):
+        config = config.replace(eos_token_id=None)  # not LLaMA's 2, which no file here says
     if (folder / "adapter_config.json").is_file():
         warnings.warn(
             f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
@@ -100,6 +106,7 @@ def load(
                 f"{stored.path}: {theirs} is stored as {stored.dtype}; {name} is read of {', '.join(FLOATS)}"
             )
     model = empty_model(config, chosen_dtype, resolve_device(device), model_class)
+    model.generation_config = generation_config
     fill(model, _stream(found, progress))
     if fresh:
         model.reset_parameters(only=fresh)
@@ -112,9 +119,10 @@ def load(
 
 
 def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into a folder, making it if need be; transformers loads both.
+    """Write config, generation config and weights into a folder, making it if need be; transformers loads them.
 
-    Each file is written under a temporary name and renamed, so a killed process leaves the old file or the new one.
+    A model that came without a generation config leaves none in the folder. Each file is written under a temporary name
+    and renamed, so a killed process leaves the old file or the new one.
 
     Args:
         model: Whose weights are written.
@@ -149,6 +157,26 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
     with written_whole(folder / "config.json") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    if not model.generation_config.values:
+        (folder / FILE).unlink(missing_ok=True)  # another model's
+        return
+    text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
+    with written_whole(folder / FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _generation_values(model: Pretrained) -> dict[str, Any]:
+    """Return what ``generation_config.json`` holds: what was read, with every id that the model ends at."""
+    values = dict(model.generation_config.values)
+    ends = [token_id for token_id in model.end_ids if token_id >= 0]
+    if set(ends) - set(model.generation_config.eos_token_ids):
+        values["eos_token_id"] = ends
+    return values
+
+
+def _names_an_end(folder: Path) -> bool:
+    """Return whether a folder's ``config.json``, which is known to be an object, names an ending id."""
+    return "eos_token_id" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def _architecture(model: Pretrained) -> str:

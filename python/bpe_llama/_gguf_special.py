@@ -130,6 +130,24 @@ def find_special_tokens(
     return SpecialTokens(corrected, eot_id, eom_id, frozenset(ends))
 
 
+def end_ids(metadata: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """Return every id at which llama.cpp ends a text, in order, given a file's metadata and the model's vocabulary.
+
+    Raises:
+        ValueError: If an id is out of range.
+    """
+    tokens, types = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    count = max(vocab_size, len(tokens)) if isinstance(tokens, list) else vocab_size
+    stated = [token_id(metadata, name, count) for name in ("eos", "eot", "eom")]
+    if not isinstance(tokens, list) or not isinstance(types, list) or len(types) != len(tokens):
+        return sorted({i for i in stated if i is not None})
+    eos_id = stated[0]
+    usual = {"gpt2": 11, "llama": 2}.get(str(metadata.get("tokenizer.ggml.model")), len(tokens))
+    if eos_id is None and usual < len(tokens) and types[usual] == CONTROL:
+        eos_id = usual
+    return sorted(find_special_tokens(metadata, tokens, types, eos_id).end_ids)
+
+
 def added_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
     """Return the tokens that are matched as a whole.
 

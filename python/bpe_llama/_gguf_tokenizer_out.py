@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bpe_llama import _core
 from bpe_llama._chat_templates import ChatTemplate, to_gguf_metadata
 from bpe_llama._gguf_patterns import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
-from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, end_ids
 
 _SPACE = "▁"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -79,7 +79,35 @@ def tokenizer_metadata(
             raise ValueError(f"add_{key} is True, but this tokenizer has no {key}_id")
         if value is not None:
             metadata[f"tokenizer.ggml.add_{key}_token"] = value
-    return metadata | to_gguf_metadata(chat_template)
+    ends = getattr(tokenizer, "end_ids", ())  # which the compiled class does not know
+    return with_end_ids(metadata, sorted(ends), tokenizer.vocab_size) | to_gguf_metadata(chat_template)
+
+
+def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size: int) -> dict[str, Any]:
+    """Return a file's metadata with ids at which generation ends, as llama.cpp's end of text, of turn and of message.
+
+    Many ends need no key: llama.cpp knows them by their text.
+
+    Warns:
+        UserWarning: If there are more than it has keys for; the rest is named.
+
+    Example:
+        >>> with_end_ids({"tokenizer.ggml.eos_token_id": 2}, [2, 7], 32)
+        {'tokenizer.ggml.eos_token_id': 2, 'tokenizer.ggml.eot_token_id': 7}
+    """
+    metadata, wanted = dict(metadata), list(wanted)
+    for name in ("eos", "eot", "eom"):
+        left = [i for i in wanted if 0 <= i < vocab_size and i not in end_ids(metadata, vocab_size)]
+        if left:
+            metadata.setdefault(f"tokenizer.ggml.{name}_token_id", left[0])
+    left = [i for i in wanted if 0 <= i < vocab_size and i not in end_ids(metadata, vocab_size)]
+    if left:
+        warnings.warn(
+            f"a GGUF file has keys for three ids that end a text; these have no place in it: {left}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return metadata
 
 
 def _ends_around(tokenizer: _core.Tokenizer) -> tuple[bool, bool]:

@@ -50,6 +50,8 @@ class Settings:
             config["model_max_length"] = self.model_max_length
         if self.model_input_names != _INPUTS:
             config["model_input_names"] = list(self.model_input_names)
+        if self.end_ids:
+            config["end_ids"] = list(self.end_ids)  # ours alone: transformers passes it over
         return config
 
 
@@ -90,7 +92,15 @@ def read_settings(
         model_max_length=_max_length(config),
         model_input_names=_input_names(config, class_name),
         clean_up_tokenization_spaces=bool(clean_up),
+        end_ids=_end_ids(config),
     )
+
+
+def _end_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+    ids = config.get("end_ids") or []
+    if not isinstance(ids, list) or not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise _wrong("end_ids", ids, "a list of ids")
+    return tuple(ids)
 
 
 def _max_length(config: Mapping[str, Any]) -> int | None:

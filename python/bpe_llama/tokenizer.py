@@ -317,7 +317,11 @@ class Tokenizer(_core.Tokenizer):
         read = _gguf_tokenizer.read_tokenizer(path)
         core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
         core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
-        return cls(core, chat_template=read.chat_template, settings=Settings(end_ids=tuple(sorted(read.end_ids))))
+        return cls(
+            core,
+            chat_template=read.chat_template,
+            settings=Settings(end_ids=tuple(sorted(read.end_ids - {core.eos_id}))),
+        )
 
     # -- saving --------------------------------------------------------------------------------------------------------
 

@@ -74,7 +74,8 @@ def test_text_is_searched_for_too(tiny_model: Make) -> None:
         ({"num_beams": 2, "eos_id": range(97), "min_new_tokens": 2}, "nothing finite"),
         ({"num_beams": 99, "num_return_sequences": 99, "max_new_tokens": 1}, "is 99, but there are only 97"),
         ({"num_beams": 2, "temperature": 0.8}, "temperature is 0.8, but a beam search draws nothing"),
-        ({"num_beams": 2, "repetition_penalty": 1.1}, "repetition_penalty is 1.1, but"),
+        ({"num_beams": 2, "top_p": 0.9}, "top_p is 0.9, but a beam search draws nothing"),
+        ({"num_beams": 2, "logprobs": True}, "logprobs is True, but a beam search has no place for it"),
         ({"num_beams": 2, "max_new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )

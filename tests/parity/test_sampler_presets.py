@@ -73,6 +73,29 @@ def test_transformers(row, temperature):
             assert_same(row, kept(row, top_p=p, min_p=q, **common), warped(row, heat, top_p, min_p))
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_of_ids_that_tie_at_top_p_transformers_keeps_the_highest(seed):
+    """torch's sort is stable up to 16 ids, and leaves longer rows in no order that it promises."""
+    process = pytest.importorskip("transformers.generation.logits_process", reason="needs transformers")
+    from bpe_llama.model.sampling import filtered_probs
+
+    random = np.random.default_rng(seed)
+    row = np.round(random.normal(size=random.integers(2, 17)) * 3).astype(np.float32) / 2
+    for p in (*SHARES, 0.25, 0.75):
+        top_p, top_k = process.TopPLogitsWarper(p), process.TopKLogitsWarper(3)
+        for warpers, options in (((top_p,), {}), ((top_k, top_p), {"top_k": 3})):
+            expected = warped(row, *warpers)
+            options = {"preset": "transformers", "temperature": 1.0, "top_p": p, **options}
+            assert kept(row, **options) == expected
+            assert np.flatnonzero(filtered_probs(torch.from_numpy(row), **options)).tolist() == expected
+    chain = (process.TopPLogitsWarper(0.8), process.MinPLogitsWarper(0.1), process.TypicalLogitsWarper(0.7))
+    options = {"preset": "transformers", "top_p": 0.8, "min_p": 0.1, "typical_p": 0.7}
+    assert kept(row, **options) == warped(row, *chain)
+    sampler = Sampler(temperature=1.0, **options)
+    drawn = {sampler.sample(row, step=step) for step in range(200)}
+    assert drawn <= set(warped(row, *chain))
+
+
 def test_transformers_repetition_penalty():
     process = pytest.importorskip("transformers.generation.logits_process", reason="needs transformers")
     row = ROWS["flat"].astype(np.float32)

@@ -256,6 +256,16 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
             "a divisor of model.layers.0.self_attn.q_proj's 32",
         ),
         (["chat", "--model", "{run}", "--quantize", "int2"], "expected int8 or int4"),
+        (["generate", "x", "--model", "{run}", "--seed", "often"], "--seed is 'often'; expected a number, or random"),
+        (["generate", "x", "--model", "{run}", "--xtc-probability", "2"], "xtc_probability is 2.0; expected 0 to 1"),
+        (["generate", "x", "--model", "{run}", "--mirostat", "3"], "mirostat is 3; expected 0 (off), 1 or 2"),
+        (["generate", "x", "--model", "{run}", "--filter-order", "top_k,heat"], "filter_order names 'heat'"),
+        (["generate", "x", "--model", "{run}", "--n", "0"], "n is 0; expected at least 1"),
+        (
+            ["generate", "x", "--model", "{run}", "--num-beams", "2", "--top-p", "0.5"],
+            "top_p is 0.5, but a beam search",
+        ),
+        (["chat", "--model", "{run}", "--penalty-scope", "all"], "penalty_scope"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(
@@ -400,3 +410,70 @@ def test_a_terminal_shows_how_far_a_model_is_read(
     shown = capsys.readouterr().err
     tensors = len(loaded.state_dict()) - int(loaded.config.tie_word_embeddings)
     assert "loading weights" in shown and f"{tensors}/{tensors}" in shown
+
+
+@pytest.fixture(scope="module")
+def opinionated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model with sampling defaults of its own."""
+    folder = tmp_path_factory.mktemp("opinionated") / "model"
+    model = LlamaForCausalLM.from_pretrained(made / "run" / "model", device="cpu")
+    demo.save_with_tokenizer(model, Tokenizer.from_file(made / "tokenizer.json"), folder)
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.8, "max_new_tokens": 5, "eos_token_id": 7}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_generate_takes_the_models_own_defaults_and_says_so(
+    opinionated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["generate", "The quick", "--model", str(opinionated), "--device", "cpu"]
+    assert main([*call, "--verbose"]) == 0
+    out, err = capsys.readouterr()
+    for line in (
+        "temperature: 0.6 (generation_config.json)",
+        "top_p: 0.8 (generation_config.json)",
+        "max_new_tokens: 5 (generation_config.json)",
+        "seed: 0",
+        "finish: length after 5 ids",
+    ):
+        assert line in err.splitlines()
+    assert "ends: 279 '<|endoftext|>', 7" in err
+    assert main([*call, "--temperature", "0.6", "--top-p", "0.8", "-n", "5"]) == 0
+    assert capsys.readouterr().out == out
+    assert main([*call, "--temperature", "0", "--verbose"]) == 0
+    assert "temperature: 0.0" in capsys.readouterr().err.splitlines()
+
+
+def test_convert_keeps_the_models_own_defaults(opinionated: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(opinionated), str(tmp_path / "a.gguf")]) == 0
+    assert main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "b")]) == 0
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "b")
+    assert set(loaded.end_ids) == {7, 279}
+    assert loaded.generation_config.sampling_defaults == {"temperature": 0.6, "top_p": 0.8}
+    before, after = (Tokenizer.from_file(path) for path in (opinionated, tmp_path / "b"))
+    assert before("The quick") == after("The quick")
+
+
+def test_generate_has_answers_beams_and_fresh_seeds(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["generate", "The quick", "--model", str(made / "run" / "model"), "-n", "6", "--temperature", "2"]
+    singles = []
+    for seed in ("3", "4"):
+        assert main([*call, "--seed", seed]) == 0
+        singles.append(capsys.readouterr().out)
+    assert main([*call, "--seed", "3", "--n", "2"]) == 0
+    assert capsys.readouterr().out == f"[1 of 2, seed 3]\n{singles[0]}[2 of 2, seed 4]\n{singles[1]}"
+    assert main([*call, "--seed", "random"]) == 0
+    out, err = capsys.readouterr()
+    assert main([*call, "--seed", err.split("seed: ")[1].split()[0]]) == 0
+    assert capsys.readouterr().out == out
+    generator = load_generator(made / "run" / "model", None, "auto", "cpu")
+    assert main([*call[:-2], "--num-beams", "3", "--repetition-penalty", "1.3"]) == 0
+    expected = generator.generate("The quick", num_beams=3, max_new_tokens=6, repetition_penalty=1.3)
+    assert capsys.readouterr().out == f"The quick{expected}\n"
+    words = {"bad_words": ["fox", "dog"], "no_repeat_ngram_size": 3, "dry_multiplier": 0.5, "top_n_sigma": 1.0}
+    words |= {"filter_order": ["top_n_sigma", "temperature"], "dry_sequence_breakers": ["."]}
+    flags = ["--bad-words", "fox", "--bad-words", "dog", "--no-repeat-ngram-size", "3", "--dry-multiplier", "0.5"]
+    flags += ["--top-n-sigma", "1", "--filter-order", "top_n_sigma, temperature", "--dry-sequence-breaker", "."]
+    assert main([*call, *flags]) == 0
+    expected = generator.generate("The quick", max_new_tokens=6, temperature=2.0, **words)
+    assert capsys.readouterr().out == f"The quick{expected}\n"

@@ -34,8 +34,9 @@ const RELEASE_LOGITS: usize = 1 << 15;
 ///     banned_ids: Never drawn.
 ///     allowed_ids: If given, only these are drawn; one alone is forced.
 ///     preset: Whose boundaries and order of filters: "exact" is what is said above; "meta" lets one more id in where
-///         the mass hits top_p exactly; "transformers" keeps all ids that tie with the k-th or at typical-p's boundary;
-///         "llama_cpp" applies top-k, typical-p, top-p, min-p at temperature 1 and the temperature last.
+///         the mass hits top_p exactly; "transformers" keeps all ids that tie with the k-th or at typical-p's
+///         boundary, and of those that tie at top-p's the highest; "llama_cpp" applies top-k, typical-p, top-p, min-p at
+///         temperature 1 and the temperature last.
 ///
 /// Raises:
 ///     ValueError: If a parameter is out of range.

@@ -100,6 +100,31 @@ impl Judge<'_> {
             self.cut = self.exact_top_p(found.cut, scratch);
             self.weigh_kept(scratch);
         }
+        if self.options.preset == Preset::Transformers {
+            self.keep_last_ties(scratch);
+        }
+    }
+
+    /// Keeps as many of the ids that tie at the cut as it does, but the highest ones.
+    ///
+    /// transformers sorts by rising score and drops from the front, where equals stand by rising id.
+    fn keep_last_ties(&mut self, scratch: &mut Scratch) {
+        let Cut { value, last } = self.cut;
+        if value == f32::NEG_INFINITY {
+            return;
+        }
+        let tied = self.row.iter().enumerate().filter(|(_, logit)| **logit == value);
+        scratch.dropped.extend(tied.map(|(id, _)| id as u32));
+        let kept = scratch.dropped.partition_point(|&id| id <= last);
+        scratch.dropped.truncate(scratch.dropped.len() - kept);
+        if scratch.dropped.is_empty() {
+            return;
+        }
+        for &id in &scratch.dropped {
+            scratch.weights[id as usize] = 0.0;
+        }
+        self.cut = Cut::at_least(value);
+        self.weigh_kept(scratch);
     }
 
     /// Returns a bracket that likely holds the cut.
@@ -164,10 +189,11 @@ impl Judge<'_> {
         }
         let highest = f64::from(self.extent.highest);
         let mut kept: Vec<(f64, u32, f64)> = Vec::new();
+        let dropped_before = scratch.dropped.len(); // by rising id
         for (id, &logit) in self.row.iter().enumerate() {
             let z = (f64::from(logit) - highest) / self.temperature;
             let weight = exp64(z);
-            if !self.cut.keeps(logit, id) {
+            if !self.cut.keeps(logit, id) || scratch.dropped[..dropped_before].binary_search(&(id as u32)).is_ok() {
                 continue;
             }
             if weight > 0.0 {

@@ -43,8 +43,9 @@ pub enum Preset {
     /// Meta's reference `sample_top_p`: an id is dropped where the mass before it *exceeds* p, so a mass that hits p
     /// exactly lets one more id in.
     Meta,
-    /// Hugging Face transformers' warpers: all ids that tie with the k-th stay, and all that tie at typical-p's boundary.
-    /// Which of the ids that tie at top-p's stay depends on torch's sort there; here the lower, as many as there.
+    /// Hugging Face transformers' warpers: all ids that tie with the k-th stay, and all that tie at typical-p's boundary;
+    /// of those that tie at top-p's the highest ids do, as there for up to 16 ids. Beyond, torch's sort leaves equals in no
+    /// order that it promises.
     Transformers,
     /// llama.cpp's default chain: top-k, typical-p, top-p, min-p judge the distribution at temperature 1, and the
     /// temperature comes last.

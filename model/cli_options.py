@@ -1,0 +1,119 @@
+"""The sampling options of `generate` and `chat`: what each flag is called, and what it says in --help.
+
+A flag that is not given leaves its option out, so that the model's own default (``generation_config.json``) holds, and
+where there is none that of `GenerationOptions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from bpe_llama.model.options import GenerationOptions
+
+if TYPE_CHECKING:
+    from bpe_llama.model.text import TextGenerator
+
+_USUALLY = "  [default: the model's own, else {}]"
+
+
+def _flag(help_: str, usual: object = None, *names: str) -> Any:
+    return typer.Option(*names, help=help_ if usual is None else help_ + _USUALLY.format(usual))
+
+
+MinNewTokens: TypeAlias = Annotated[
+    int | None, _flag("No ending, by an id or by --stop, before this many.", None, "--min-new-tokens")
+]
+TopK: TypeAlias = Annotated[int | None, _flag("Draw from this many of the likeliest; 0 is all.", 0)]
+MinP: TypeAlias = Annotated[float | None, _flag("Draw from those this likely, relative to the likeliest.", 0)]
+TypicalP: TypeAlias = Annotated[float | None, _flag("Draw from the most typical whose mass reaches this.", 1)]
+RepetitionPenalty: TypeAlias = Annotated[float | None, _flag("Above 1 discourages repeats.", 1)]
+PresencePenalty: TypeAlias = Annotated[float | None, _flag("Taken from the score of what is there already.")]
+FrequencyPenalty: TypeAlias = Annotated[float | None, _flag("The same, for each time it is there.")]
+PenaltyScope: TypeAlias = Annotated[
+    str | None, _flag("What penalties look at: context, or output alone as OpenAI's API does.")
+]
+NoRepeatNgramSize: TypeAlias = Annotated[int | None, _flag("No sequence of so many tokens twice; 0 lets all.", 0)]
+BadWords: TypeAlias = Annotated[list[str] | None, _flag("Text never to write; may be given many times.")]
+DryMultiplier: TypeAlias = Annotated[float | None, _flag("Penalty for going on with a repetition (DRY); 0 is none.")]
+DryBase: TypeAlias = Annotated[float | None, _flag("What each further token multiplies it by; 1.75.")]
+DryAllowedLength: TypeAlias = Annotated[int | None, _flag("Longest repetition that costs nothing; 2 tokens.")]
+DryPenaltyLastN: TypeAlias = Annotated[
+    int | None, _flag("Tokens that DRY looks at; -1, which is usual, for all.", None, "--dry-penalty-last-n")
+]
+DryBreaker: TypeAlias = Annotated[
+    list[str] | None,
+    _flag("Text that ends a repetition, in place of llama.cpp's four; many times.", None, "--dry-sequence-breaker"),
+]
+TopNSigma: TypeAlias = Annotated[
+    float | None,
+    _flag("Draw from scores so many deviations below the highest; 0 is all.", None, "--top-n-sigma"),
+]
+XtcProbability: TypeAlias = Annotated[float | None, _flag("How often the likeliest tokens are left out (XTC).")]
+XtcThreshold: TypeAlias = Annotated[float | None, _flag("Those this likely, but for the least of them; 0.1.")]
+Mirostat: TypeAlias = Annotated[int | None, _flag("1 or 2: draw by mirostat in place of other filters.")]
+MirostatTau: TypeAlias = Annotated[float | None, _flag("The surprise it aims at, in bits; 5.")]
+MirostatEta: TypeAlias = Annotated[float | None, _flag("How fast it gets there; 0.1.")]
+FilterOrder: TypeAlias = Annotated[
+    str | None, _flag("Filters in the order in which they act, such as top_k,top_p,temperature.")
+]
+Seed: TypeAlias = Annotated[
+    str, typer.Option(metavar="NUMBER|random", help="The same gives the same text; random is a fresh one, and shown.")
+]
+Verbose: TypeAlias = Annotated[
+    bool, typer.Option("--verbose", help="Say on stderr how the prompt begins, what ends the text and all options.")
+]
+
+
+def read_seed(text: str) -> int:
+    """Return the number; for "random" a fresh one.
+
+    Example:
+        >>> read_seed("7")
+        7
+    """
+    if text == "random":
+        return GenerationOptions(seed=None).seed or 0
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--seed is {text!r}; expected a number, or random") from None
+
+
+def with_usual(generator: TextGenerator, given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, and the command's own default where the model has none either.
+
+    None and empty lists count as not given, but for the seed.
+    """
+    options = {name: o for name, o in given.items() if name == "seed" or (o is not None and o != [] and o != {})}
+    if isinstance(options.get("filter_order"), str):
+        options["filter_order"] = [name.strip() for name in options["filter_order"].split(",")]
+    stated = generator.model.generation_config.sampling_defaults
+    return {name: value for name, value in usual.items() if name not in stated} | options
+
+
+def describe_options(generator: TextGenerator, prompt: list[int], options: Mapping[str, Any]) -> Iterable[str]:
+    """Yield lines on how a prompt begins, what ends its continuation, and the options with where they come from."""
+    yield f"prompt: {len(prompt)} ids, beginning with {_named(generator, prompt[:3])}"
+    yield f"ends: {_named(generator, generator.end_ids) or 'none'}"
+    chosen = generator.options(**options)
+    stated = generator.model.generation_config.sampling_defaults
+    for name, field in GenerationOptions.__dataclass_fields__.items():
+        value = getattr(chosen, name)
+        if name in options:
+            yield f"{name}: {value!r}"
+        elif name in stated:
+            yield f"{name}: {value!r} (generation_config.json)"
+        elif name in ("temperature", "top_k", "top_p", "max_new_tokens"):
+            yield f"{name}: {field.default!r} (default)"
+
+
+def _named(generator: TextGenerator, ids: Iterable[int]) -> str:
+    """Return ids with their tokens."""
+    tokenizer = generator.tokenizer
+    names = [
+        (token_id, tokenizer.id_to_token(token_id) if token_id < tokenizer.vocab_size else None) for token_id in ids
+    ]
+    return ", ".join(f"{token_id}" if name is None else f"{token_id} {name!r}" for token_id, name in names)

@@ -1,0 +1,191 @@
+"""What a ``generation_config.json`` says: where a text begins and ends, what fills rows, and how to sample by default.
+
+Source: ``GenerationConfig`` of transformers 5.23, whose file it is.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = "generation_config.json"
+
+_OPTIONS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "bad_words_ids": "bad_words",
+    "suppress_tokens": "banned_ids",
+    "max_new_tokens": "max_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+}
+"""Fields that are obeyed, and our options of the same meaning."""
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "penalty_alpha": (0,),
+    "min_length": (0,),
+    "max_time": (),
+    "stop_strings": ([],),
+    "top_h": (),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ({}, []),
+    "token_healing": (False,),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+    "dola_layers": (),
+    "constraints": ([],),
+    "force_words_ids": ([],),
+    "remove_invalid_values": (False,),
+    "renormalize_logits": (False,),
+    "low_memory": (False,),
+}
+"""Fields that change what is generated and are not obeyed, with the values (beside null) that change nothing."""
+
+_PASSED_OVER = {
+    *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "do_sample"),
+    "decoder_start_token_id",  # of encoder-decoders
+    "max_length",  # ours is max_new_tokens, which counts from the prompt's end
+    *("length_penalty", "early_stopping"),  # of beams, where they are read
+    "num_return_sequences",  # how many answers, which the caller says
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "compile_config"),
+    *("disable_compile", "continuous_batching_config", "return_legacy_cache", "use_mtp"),  # speed and memory alone
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+    *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+    *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
+    *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "generation_kwargs", "chat_format"),
+}
+"""Fields that do not change which ids a prompt is continued by, or whose part the caller's own arguments play."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """A model's own defaults for generation.
+
+    Args:
+        values: The file's fields, kept as they are and written again by ``save_pretrained``.
+
+    Raises:
+        ValueError: If a field's value is none that it can have, naming field and value.
+
+    Example:
+        >>> config = GenerationConfig({"eos_token_id": [1, 9], "do_sample": True, "temperature": 0.6})
+        >>> config.eos_token_ids, config.sampling_defaults
+        ((1, 9), {'temperature': 0.6, 'top_p': 1.0})
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+            given = self.values.get(name)
+            several = given if name == "eos_token_id" and isinstance(given, list) else [given]
+            for token_id in () if given is None else several:
+                if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < -1:
+                    expected = "an id or a list of ids" if name == "eos_token_id" else "an id"
+                    raise ValueError(f"{name} is {given!r}; expected {expected}")
+        do_sample = self.values.get("do_sample")
+        if do_sample is not None and not isinstance(do_sample, bool):
+            raise ValueError(f"do_sample is {do_sample!r}; expected true or false")
+        for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"):
+            number = self.values.get(name)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+                raise ValueError(f"{name} is {number!r}; expected a number")
+        for name in ("top_k", "no_repeat_ngram_size", "max_new_tokens", "min_new_tokens"):
+            count = self.values.get(name)
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+                raise ValueError(f"{name} is {count!r}; expected an integer")
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text: none, one or several."""
+        given = self.values.get("eos_token_id")
+        if given is None:
+            return ()
+        return tuple(given) if isinstance(given, list) else (given,)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Return the id that begins a text, if the file names one."""
+        return self.values.get("bos_token_id")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Return the id that fills rows, if the file names one."""
+        return self.values.get("pad_token_id")
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Return the options of `GenerationOptions` that the file gives a default.
+
+        ``do_sample: false`` is temperature 0. Where it is true, a temperature and a top-p that the file does not name
+        are 1, as for transformers and vLLM; without it only the fields that are there count.
+        """
+        do_sample = self.values.get("do_sample")
+        defaults: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0} if do_sample else {}
+        for name, option in _OPTIONS.items():
+            value = self.values.get(name)
+            if value is not None and value != []:
+                defaults[option] = value
+        if do_sample is False:
+            defaults["temperature"] = 0.0
+        return defaults
+
+    @property
+    def not_obeyed(self) -> dict[str, Any]:
+        """Return the fields that ask for what is not done here, or that nobody knows, with their values."""
+        return {
+            name: value
+            for name, value in self.values.items()
+            if value is not None
+            and name not in _OPTIONS
+            and name not in _PASSED_OVER
+            and value not in _NEUTRAL.get(name, ())
+        }
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> GenerationConfig:
+        """Return what the file in a folder says, nothing where there is none.
+
+        Warns:
+            UserWarning: If it asks for what is not done here, naming fields and values.
+
+        Raises:
+            ValueError: If it is no JSON object or a field has a value that it cannot have, naming file and field.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return cls()
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not valid JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        try:
+            config = cls(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if config.not_obeyed:
+            asked = ", ".join(f"{name} = {json.dumps(value)}" for name, value in config.not_obeyed.items())
+            warnings.warn(
+                f"{path}: generation here does not do what these fields ask for: {asked}", UserWarning, stacklevel=5
+            )
+        return config

@@ -1,0 +1,449 @@
+"""Options of generation on every road, and filters and penalties held to their published algorithms in NumPy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bpe_llama import Tokenizer
+from bpe_llama.model import LlamaForCausalLM, TextGenerator
+from bpe_llama.model import choosing as choosing_module
+from bpe_llama.model.choosing import choose
+from bpe_llama.model.generation import Engine, GenerationOptions, Sample, generate
+from bpe_llama.model.generation_config import GenerationConfig
+from bpe_llama.model.sampling.ordered import (
+    FILTERS,
+    LLAMA_CPP_FILTERS,
+    exclude_top_choices,
+    filtered_in_order,
+    mirostat_bound,
+    mirostat_kept,
+    top_n_sigma,
+    xtc_chance,
+)
+from bpe_llama.model.sampling.processors import dry_penalties
+from bpe_llama.model.speculative import ModelDraft, generate_speculative
+
+Make = Callable[..., LlamaForCausalLM]
+V = 97
+
+
+def halved(ids: Tensor, logits: Tensor) -> Tensor:
+    """Halve what is even, and ban the last id."""
+    logits = logits.clone()
+    logits[:, ::2] *= 0.5
+    logits[:, int(ids[0, -1])] = -torch.inf
+    return logits
+
+
+EVERY: list[dict[str, Any]] = [
+    {"no_repeat_ngram_size": 1, "temperature": 0.0},
+    {"bad_words": [[5], [60, 61]], "temperature": 1.5},
+    {"dry_multiplier": 2.0, "dry_allowed_length": 1, "repetition_penalty": 1.2, "temperature": 0.3},
+    {"xtc_probability": 0.5, "xtc_threshold": 0.05, "temperature": 0.7},
+    {"top_n_sigma": 1.0, "temperature": 1.5},
+    {"mirostat": 2, "mirostat_tau": 3.0, "temperature": 1.2},
+    {"mirostat": 1, "mirostat_tau": 3.0, "presence_penalty": 0.5},
+    {"filter_order": ["top_k", "temperature", "min_p"], "top_k": 20, "min_p": 0.05, "temperature": 2.0},
+    {"logits_processor": halved, "top_k": 9},
+    {"logits_processor": [halved, halved], "preset": "llama_cpp", "min_p": 0.1},
+    {"penalty_scope": "output", "frequency_penalty": 1.5, "temperature": 1.2},
+    {"penalty_scope": "output", "repetition_penalty": 1.5, "xtc_probability": 1.0, "temperature": 1.2},
+]
+
+
+@pytest.mark.parametrize("options", EVERY, ids=lambda options: next(iter(options)))
+def test_every_road_gives_the_same_ids(
+    tiny_model: Make, ids: Tensor, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(eos_token_id=None)
+    plain = {name: value for name, value in options.items() if name in ("temperature", "top_k", "min_p")}
+    common = {"max_new_tokens": 12, "seed": 4}
+    expected = generate(model, ids, **options, **common)
+    assert expected.tolist() != generate(model, ids, **plain, **common).tolist()
+    rows = expected[:, 20:].tolist()
+    chosen = GenerationOptions(**options, **common)
+
+    engine = Engine(model, 3)
+    neighbour = GenerationOptions(temperature=0.9, max_new_tokens=4)
+    others = engine.enter([[7, 8]], [neighbour])
+    entered = engine.enter([ids[0].tolist(), ids[1].tolist()], [chosen] * 2)
+    while engine.live:
+        engine.step()
+    assert [sample.new_ids for sample in entered] == rows[:2]
+    assert (
+        others[0].new_ids == generate(model, torch.tensor([[7, 8]]), temperature=0.9, max_new_tokens=4)[0, 2:].tolist()
+    )
+
+    found = generate_speculative(model, ids[0], **options, **common)
+    assert found.new_ids == rows[0]
+    found = generate_speculative(
+        model, ids[0], ModelDraft(tiny_model(seed=0, eos_token_id=None), model), **options, **common
+    )
+    assert found.new_ids == rows[0]
+    assert found.accepted > 5
+
+    copies = generate(model, ids[:1], num_return_sequences=2, **options, **common)
+    assert copies[0, 20:].tolist() == rows[0]
+    second = generate(model, ids[:1], **options, **(common | {"seed": 5}))
+    assert copies[1].tolist() == second[0].tolist()
+
+    with pytest.warns(UserWarning, match="generating without capture"):
+        assert torch.equal(generate(model, ids, capture=True, **options, **common), expected)
+
+    model.set_attn_implementation("eager")  # the PyTorch layers in place of the compiled core
+    assert torch.equal(generate(model, ids, **options, **common), expected)
+    monkeypatch.setattr(choosing_module, "_choose_compiled", choosing_module._choose_on_device)
+    assert torch.equal(generate(model, ids, **options, **common), expected)
+
+
+def numpy_probs(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_dry_is_the_published_algorithm(seed: int) -> None:
+    """As in text-generation-webui: for each place of the last id, how far what is before it equals the end."""
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, 4, 60).tolist()
+    breakers = [[3]] if seed % 2 else []
+    for base, allowed, last_n in ((1.75, 2, -1), (1.0, 1, -1), (2.0, 3, 25), (1.3, 0, 40)):
+        seen = ids if last_n < 0 else ids[-last_n:]
+        expected: dict[int, float] = {}
+        for place in range(len(seen) - 1):
+            length = 0
+            while place - length >= 0 and seen[place - length] == seen[len(seen) - 1 - length]:
+                if [seen[place - length]] in breakers:
+                    break
+                length += 1
+            if length >= allowed:
+                follower = seen[place + 1]
+                penalty = 0.7 * base ** (length - allowed)
+                expected[follower] = max(expected.get(follower, 0.0), penalty)
+        since = next((n for n, token in enumerate(reversed(seen)) if [token] in breakers), len(seen))
+        expected = {} if since < allowed else expected
+        got = dry_penalties(ids, multiplier=0.7, base=base, allowed_length=allowed, last_n=last_n, breakers=breakers)
+        assert got == pytest.approx(expected)
+
+
+def test_dry_stops_at_breakers_of_several_ids_and_grows_no_further_than_a_float() -> None:
+    ids = [1, 2, 3, 9, 8, 4, 5, 6, 1, 2, 3, 9, 8, 4, 5, 6]
+    assert dry_penalties(ids, multiplier=1.0, base=2.0) == {1: 2.0**6}
+    assert dry_penalties(ids, multiplier=1.0, base=2.0, breakers=[[9, 8], [7, 7]]) == {1: 2.0**1}
+    assert dry_penalties(ids, multiplier=1.0, base=2.0, breakers=[[9, 8, 4, 5], [6, 1]]) == {}
+    (penalty,) = dry_penalties([5] * 3000, multiplier=1.0, base=1.75).values()
+    assert penalty == pytest.approx(3.4028235e38, rel=1e-5)
+    assert dry_penalties([5, 6], multiplier=1.0) == {}
+    assert dry_penalties([], multiplier=1.0) == {}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_xtc_and_top_n_sigma_are_llama_cpps(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    row = (random.normal(size=50) * 2).astype(np.float32)
+    row[::7] = -np.inf
+    scores = torch.from_numpy(row)
+    for threshold in (0.0, 0.02, 0.1, 0.3, 0.5, 0.51):
+        probs, order = numpy_probs(row.astype(np.float64)), np.argsort(-row, kind="stable")
+        last = -1
+        for rank, token in enumerate(order):
+            if probs[token] < threshold:
+                break
+            last = rank
+        expected = row.copy()
+        if threshold <= 0.5 and last > 0:
+            expected[order[:last]] = -np.inf
+        assert exclude_top_choices(scores, threshold).numpy().tolist() == expected.tolist()
+    for sigmas in (0.0, 0.5, 1.0, 3.0):
+        finite = row[np.isfinite(row)].astype(np.float64)
+        kept = row >= finite.max() - sigmas * finite.std() if sigmas else np.ones(50, dtype=bool)
+        assert top_n_sigma(scores, sigmas).numpy().tolist() == np.where(kept, row, -np.inf).tolist()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_is_the_published_algorithm(version: int) -> None:
+    random, mu, tau, eta = np.random.default_rng(version), 8.0, 4.0, 0.1
+    for _ in range(40):
+        row = (random.normal(size=300) * 3).astype(np.float32)
+        order = np.argsort(-row, kind="stable")
+        probs = numpy_probs(row.astype(np.float64))[order]
+        if version == 2:
+            count = 1
+            while count < 300 and -np.log2(probs[count]) <= mu:
+                count += 1
+        else:
+            upper = lower = 0.0
+            for i in range(99):
+                t, b = math.log((i + 2) / (i + 1)), math.log(probs[i] / probs[i + 1])
+                upper, lower = upper + t * b, lower + t * t
+            s = upper / lower
+            k = ((s - 1) * 2**mu / (1 - 300 ** -(s - 1))) ** (1 / s)
+            count = min(max(int(k), 1), 300)
+        kept = mirostat_kept(torch.from_numpy(row), version, mu)
+        assert sorted(torch.nonzero(kept > -torch.inf).flatten().tolist()) == sorted(order[:count].tolist())
+        left = probs[:count] / probs[:count].sum()
+        rank = int(random.choice(count, p=left))
+        following = mu - eta * (-math.log2(left[rank]) - tau)
+        assert mirostat_bound(kept, int(order[rank]), mu, tau, eta) == pytest.approx(following, abs=1e-5)
+        mu = following
+
+
+def test_mirostat_comes_near_the_surprise_it_aims_at(tiny_model: Make) -> None:
+    model = tiny_model(eos_token_id=None, initializer_range=0.05, max_position_embeddings=512)
+    engine = Engine(model, 1)
+    for tau in (1.5, 3.0):
+        options = GenerationOptions(max_new_tokens=400, mirostat=2, mirostat_tau=tau, temperature=1.0, mirostat_eta=0.2)
+        (sample,) = engine.join([[5]], [options])
+        while engine.live:
+            engine.step()
+        bounds = [2 * tau, *sample.mirostat_bounds]
+        seen = [tau - (after - before) / 0.2 for before, after in itertools.pairwise(bounds)]
+        assert np.mean(seen[50:]) == pytest.approx(tau, abs=0.1)
+
+
+def test_the_order_of_filters_counts_and_the_usual_one_is_the_samplers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, V, generator=generator) * 3
+    values = {"temperature": 1.7, "top_k": 30, "top_p": 0.8, "min_p": 0.05, "typical_p": 0.9}
+    for preset, order in (("exact", FILTERS), ("llama_cpp", LLAMA_CPP_FILTERS)):
+        options = GenerationOptions(preset=preset, **values)
+        for row in logits:
+            left = filtered_in_order(row, order, options.filter_values, 0.0)
+            expected = options.sampler.probs(row)
+            assert np.allclose(left.double().softmax(-1), expected, atol=1e-6)
+            assert ((left > -torch.inf).numpy() == (expected > 0)).all()
+    first = filtered_in_order(logits[0], ["top_p", "temperature"], options.filter_values, 0.0)
+    second = filtered_in_order(logits[0], ["temperature", "top_p"], options.filter_values, 0.0)
+    assert int((first > -torch.inf).sum()) < int((second > -torch.inf).sum())
+
+
+def test_xtc_acts_as_often_as_it_is_told() -> None:
+    acted = np.mean([xtc_chance(seed, step) <= 0.3 for seed in range(50) for step in range(50)])
+    assert acted == pytest.approx(0.3, abs=0.03)
+
+
+def drawn(options: GenerationOptions, logits: Tensor, prompt: list[int], new_ids: list[int]) -> int:
+    return choose([Sample(prompt, options, (), list(new_ids))], logits[None])[0]
+
+
+def test_penalties_over_the_output_leave_the_prompt_alone() -> None:
+    logits = torch.tensor([3.0, 2.5, 0.0])
+    for name in ("presence_penalty", "frequency_penalty"):
+        context = GenerationOptions(temperature=0.0, **{name: 1.0})
+        output = GenerationOptions(temperature=0.0, penalty_scope="output", **{name: 1.0})
+        assert drawn(context, logits, [0], []) == 1
+        assert drawn(output, logits, [0], []) == 0
+        assert drawn(output, logits, [0], [0]) == 1
+    assert drawn(GenerationOptions(temperature=0.0, repetition_penalty=2.0), logits, [0], []) == 1
+    scoped = GenerationOptions(temperature=0.0, repetition_penalty=2.0, penalty_scope="output")
+    assert drawn(scoped, logits, [0], []) == 0
+
+
+def test_log_probabilities_of_prompt_and_likeliest(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = GenerationOptions(max_new_tokens=5, top_logprobs=4, prompt_logprobs=True, temperature=1.3, top_p=0.5)
+    engine = Engine(model, 2)
+    joined = engine.join([ids[0].tolist()], [options])
+    entered = engine.enter([ids[1, :9].tolist()], [options])
+    while engine.live:
+        engine.step()
+    for sample in (*joined, *entered):
+        logprobs = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
+        length = len(sample.prompt)
+        places = range(len(sample.ids) - 1)
+        own = [float(logprobs[place, sample.ids[place + 1]]) for place in places]
+        tops = [logprobs[place].topk(4) for place in places]
+        assert sample.prompt_logprobs[0] is None
+        assert sample.prompt_logprobs[1:] == pytest.approx(own[: length - 1], abs=1e-4)
+        assert sample.logprobs == pytest.approx(own[length - 1 :], abs=1e-4)
+        assert (sample.prompt_top_logprobs[0], len(sample.prompt_top_logprobs)) == ([], length)
+        found = [*sample.prompt_top_logprobs[1:], *sample.top_logprobs]
+        assert [[token for token, _ in row] for row in found] == [top.indices.tolist() for top in tops]
+        assert [p for row in found for _, p in row] == pytest.approx(
+            [p for t in tops for p in t.values.tolist()], abs=1e-4
+        )
+
+
+def test_a_fresh_seed_is_drawn_and_told(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    seeds = {GenerationOptions(seed=None).seed for _ in range(8)}
+    assert len(seeds) == 8
+    options = {"max_new_tokens": 16, "temperature": 2.0}
+    rows = generate(model, ids[:1].repeat(4, 1), seed=None, **options).tolist()
+    assert len(set(map(tuple, rows))) == 4
+    assert (
+        generate(model, ids[:1], seed=None, **options).tolist()
+        != generate(model, ids[:1], seed=None, **options).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty_scope": "prompt"}, "penalty_scope is 'prompt'; expected one of context, output"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1; expected at least 0"),
+        ({"dry_multiplier": -0.5}, r"dry_multiplier is -0\.5; expected a finite number of at least 0"),
+        ({"dry_base": 0.5}, r"dry_base is 0\.5; expected a finite number of at least 1"),
+        ({"dry_penalty_last_n": -2}, "dry_penalty_last_n is -2; expected at least -1"),
+        ({"xtc_probability": 1.5}, r"xtc_probability is 1\.5; expected 0 to 1"),
+        ({"xtc_threshold": math.nan}, "xtc_threshold is nan; expected 0 to 1"),
+        ({"top_n_sigma": math.inf}, "top_n_sigma is inf; expected a finite number of at least 0"),
+        ({"mirostat": 3}, r"mirostat is 3; expected 0 \(off\), 1 or 2"),
+        ({"mirostat": 2, "top_k": 40}, "top_k is 40, but mirostat 2 takes the place of all filters but"),
+        ({"mirostat": 2, "xtc_probability": 0.5}, r"xtc_probability is 0\.5, but mirostat 2"),
+        ({"filter_order": ["top_k", "top_a"]}, "filter_order names 'top_a'; expected some of top_n_sigma, temperature"),
+        ({"filter_order": ["top_k", "top_k"]}, "filter_order names a filter twice"),
+        ({"filter_order": ["top_p"], "top_k": 5}, "top_k is 5, but filter_order leaves it out"),
+        ({"bad_words": [[5], []]}, "bad_words holds an empty sequence"),
+        ({"top_logprobs": -1}, "top_logprobs is -1; expected at least 0"),
+    ],
+)
+def test_values_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenerationOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 0.5}, r"seed is 0\.5; expected an integer, or None"),
+        ({"no_repeat_ngram_size": 2.0}, r"no_repeat_ngram_size is 2\.0; expected an integer"),
+        ({"xtc_probability": "often"}, "xtc_probability is 'often'; expected a number"),
+        ({"filter_order": "top_k"}, "filter_order is 'top_k'; expected a sequence"),
+        ({"bad_words": ["no"]}, r"bad_words is \['no'\]; expected sequences of ids"),
+        ({"bad_words": [5]}, r"bad_words is \[5\]; expected sequences of ids"),
+        ({"logits_processor": [5]}, "logits_processor holds 5; expected callables"),
+    ],
+)
+def test_values_of_another_type_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        GenerationOptions(**options)
+
+
+def test_what_a_processor_returns_is_checked(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"returned shape \(97,\); expected shape \(1, 97\)"):
+        generate(model, ids, logits_processor=lambda ids, logits: logits[0])
+    with pytest.raises(ValueError, match="returned None; expected shape"):
+        generate(model, ids, logits_processor=lambda ids, logits: None)
+    with pytest.raises(ValueError, match="row 0 of the logits holds NaN, \\+inf or nothing finite, once processors"):
+        generate(model, ids, logits_processor=lambda ids, logits: logits * torch.nan)
+    with pytest.raises(ValueError, match="bad_words holds id 97, outside the vocabulary of 97"):
+        generate(model, ids, bad_words=[[97]])
+
+
+def test_a_processor_sees_prompt_and_continuation(tiny_model: Make, ids: Tensor) -> None:
+    model, seen = tiny_model(eos_token_id=None), list[list[list[int]]]()
+
+    def watch(ids: Tensor, logits: Tensor) -> Tensor:
+        assert (logits.dtype, logits.shape, ids.dtype) == (torch.float32, (1, V), torch.int64)
+        seen.append(ids.tolist())
+        return logits
+
+    out = generate(model, ids[:1], max_new_tokens=4, logits_processor=watch)
+    assert seen == [out[:, : 20 + step].tolist() for step in range(4)]
+    assert torch.equal(out, generate(model, ids[:1], max_new_tokens=4))
+
+
+@pytest.fixture
+def writer(tiny_model: Make) -> TextGenerator:
+    """Return a random model over bytes and a few words."""
+    ranks = {bytes([i]): i for i in range(256)} | {b" a": 256, b" no": 257, b"no": 258, b"b\nc": 259}
+    tokenizer = Tokenizer.from_ranks(ranks, pattern="cl100k")
+    return TextGenerator(tiny_model(vocab_size=260, eos_token_id=None, max_position_embeddings=256), tokenizer)
+
+
+def test_stop_strings_wait_for_the_least_number_of_tokens(writer: TextGenerator) -> None:
+    options: dict[str, Any] = {"allowed_ids": [ord("a")], "max_new_tokens": 9}
+    assert writer.generate("x", stop="a", min_new_tokens=6, **options) == "aaaaaa"
+    assert writer.last is not None
+    assert (len(writer.last.new_ids), writer.last.finish) == (7, "stop")
+    assert writer.generate("x", stop="aaa", min_new_tokens=6, **options) == "aaaa"
+    assert writer.generate("x", stop="aaa", min_new_tokens=9, **options) == "a" * 9
+    assert writer.generate_batch(["x", "y"], stop=["aa"], min_new_tokens=3, **options) == ["aa", "aa"]
+    assert "".join(writer.stream("x", stop="aa", min_new_tokens=3, **options)) == "aa"
+    assert writer.generate("x", stop="aa", **options) == ""
+
+
+def test_n_answers_have_a_seed_each(writer: TextGenerator) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 2.0}
+    answers = writer.generate("x", n=4, seed=7, **options)
+    assert answers == [writer.generate("x", seed=7 + copy, **options) for copy in range(4)]
+    assert len(set(answers)) == 4
+    assert writer.generate_batch(["x"] * 4, seed=[7, 8, 9, 10], **options) == answers
+    assert [sample.options.seed for sample in writer.samples] == [7, 8, 9, 10]
+    both = writer.generate_batch(["x", "yz"], n=4, seed=7, **options)
+    assert both == [answers, writer.generate("yz", n=4, seed=7, **options)]
+    assert (
+        len({answer for several in writer.generate_batch(["x"] * 2, n=3, seed=None, **options) for answer in several})
+        == 6
+    )
+    with pytest.raises(ValueError, match="n is 2, but a stream is one answer"):
+        list(writer.stream("x", n=2))
+    fresh = writer.generate("x", seed=None, **options)
+    assert writer.last is not None
+    assert writer.generate("x", seed=writer.last.options.seed, **options) == fresh
+    assert len(set(writer.generate_batch(["x"] * 4, seed=None, **options))) == 4
+    best = writer.generate("x", n=2, num_beams=3, max_new_tokens=6)
+    assert best[0] == writer.generate("x", num_beams=3, max_new_tokens=6) != best[1]
+    for wrong, message in (
+        ({"n": 0}, "n is 0; expected at least 1"),
+        ({"n": 3, "num_beams": 2}, "n is 3; expected 1 to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            writer.generate("x", **wrong)
+    with pytest.raises(ValueError, match="seed holds 1 numbers for 2 prompts"):
+        writer.generate_batch(["x", "y"], seed=[1])
+
+
+def test_bad_words_may_be_text(writer: TextGenerator) -> None:
+    options: dict[str, Any] = {"allowed_ids": [257, 258, ord("z")], "max_new_tokens": 60, "temperature": 1.0}
+    assert "no" in writer.generate("x", **options)
+    assert set(writer.generate("x", bad_words=["no"], **options)) == {"z"}
+    assert set(writer.generate("x", bad_words=[[257], [258]], **options)) == {"z"}
+    assert "no" in writer.generate("x", bad_words=[[257]], **options)
+    with pytest.raises(TypeError, match="bad_words is 'no'; expected a list"):
+        writer.generate("x", bad_words="no")
+    with pytest.raises(ValueError, match="bad_words holds ' '; expected words"):
+        writer.generate("x", bad_words=[" "])
+
+
+def test_dry_breakers_are_all_ids_that_hold_them(writer: TextGenerator) -> None:
+    options, _ = writer._of_ids({"dry_multiplier": 0.8})
+    assert {(ord(part),) for part in '\n:"*'} | {(259,)} == set(map(tuple, options["dry_sequence_breakers"]))
+    options, _ = writer._of_ids({"dry_multiplier": 0.8, "dry_sequence_breakers": ["ab"]})
+    assert options["dry_sequence_breakers"] == [[97, 98]]
+    prompt = "abcdef:abcdef"
+    free = writer.generate(prompt, temperature=0.0, max_new_tokens=1, allowed_ids=[*b":q"], logit_bias={58: 9.0})
+    kept = writer.generate(
+        prompt, temperature=0.0, max_new_tokens=1, allowed_ids=[*b":q"], logit_bias={58: 9.0}, dry_multiplier=5.0
+    )
+    assert (free, kept) == (":", "q")
+
+
+def test_defaults_of_the_model_hold_where_the_caller_gives_none(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    greedy = generate(model, ids, max_new_tokens=8, temperature=0.0)
+    model.generation_config = GenerationConfig({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20})
+    same = {"max_new_tokens": 8, "seed": 3}
+    stated = generate(model, ids, **same)
+    assert torch.equal(stated, generate(model, ids, temperature=0.6, top_p=0.9, top_k=20, **same))
+    assert torch.equal(greedy, generate(model, ids, temperature=0.0, **same))
+    assert torch.equal(greedy, generate(model, ids, do_sample=False, **same))
+    model.generation_config = GenerationConfig({"do_sample": True})
+    defaults = GenerationOptions.for_model(model)
+    assert (defaults.temperature, defaults.top_p, defaults.top_k) == (1.0, 1.0, 0)
+    model.generation_config = GenerationConfig({"top_p": 3.0})
+    with pytest.raises(ValueError, match=r"a default of the model's generation_config\.json: top_p"):
+        generate(model, ids)
+    assert generate(model, ids, top_p=0.5, max_new_tokens=1).shape == (3, 21)
+    model.generation_config = GenerationConfig({"top_k": 20, "min_p": 0.1, "temperature": 0.5})
+    assert GenerationOptions.for_model(model, mirostat=2).top_k == 0
