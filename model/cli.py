@@ -333,7 +333,7 @@ def generate(
             typer.echo(line, err=True)
     if answers is not None or num_beams != 1:
         found = generator.generate(
-            text, n=1 if answers is None else answers, num_beams=num_beams, stop=stop or (), **options
+            text, n=1 if answers is None else answers, num_beams=num_beams, stop=stop or None, **options
         )
         for number, (answer, sample) in enumerate(zip(found, generator.samples, strict=True), start=1):
             if answers is not None:
@@ -342,7 +342,7 @@ def generate(
             sys.stdout.write(f"{text}{answer}\n")
     else:
         sys.stdout.write(text)
-        for piece in generator.stream(text, stop=stop or (), **options):
+        for piece in generator.stream(text, stop=stop or None, **options):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")

@@ -97,6 +97,7 @@ def generate(
         draws = bool(said.get("do_sample") if do_sample is None else do_sample)
         penalty = said.get("length_penalty") if length_penalty is None else length_penalty
         early = said.get("early_stopping") if early_stopping is None else early_stopping
+        _warn_of_stop_strings(model)
         chosen = search_options(model, options, draws)
         if cache != "full":
             raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
@@ -172,6 +173,16 @@ def stream_ids(
         engine.step()
 
 
+def _warn_of_stop_strings(model: LlamaForCausalLM) -> None:
+    if model.generation_config.stop_strings:
+        warnings.warn(
+            f"the model's generation_config.json names stop_strings = {list(model.generation_config.stop_strings)}, at "
+            "which only TextGenerator stops: here are ids alone",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _joined(
     model: LlamaForCausalLM,
     input_ids: Tensor,
@@ -181,6 +192,7 @@ def _joined(
     options: dict[str, Any],
 ) -> tuple[Engine, list[Sample], int]:
     """Return an engine that has read the prompts, their sequences, and the padding id."""
+    _warn_of_stop_strings(model)
     chosen = GenerationOptions.for_model(model, **options)
     prompts = unpad(input_ids, attention_mask, inferred_padding_id(model, chosen))
     room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)

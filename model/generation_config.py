@@ -36,7 +36,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0,),
     "min_length": (0,),
     "max_time": (),
-    "stop_strings": ([],),
     "top_h": (),
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
@@ -64,6 +63,7 @@ _PASSED_OVER = {
     "decoder_start_token_id",  # of encoder-decoders
     "max_length",  # ours is max_new_tokens, which counts from the prompt's end
     *("length_penalty", "early_stopping"),  # of beams, where they are read
+    "stop_strings",  # which TextGenerator reads, and `generate` warns of
     "num_return_sequences",  # how many answers, which the caller says
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "compile_config"),
     *("disable_compile", "continuous_batching_config", "return_legacy_cache", "use_mtp"),  # speed and memory alone
@@ -101,6 +101,9 @@ class GenerationConfig:
                 if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < -1:
                     expected = "an id or a list of ids" if name == "eos_token_id" else "an id"
                     raise ValueError(f"{name} is {given!r}; expected {expected}")
+        stops = self.values.get("stop_strings") or []
+        if not isinstance(stops, str | list) or not all(isinstance(stop, str) for stop in stops):
+            raise ValueError(f"stop_strings is {stops!r}; expected a string or a list of them")
         do_sample = self.values.get("do_sample")
         if do_sample is not None and not isinstance(do_sample, bool):
             raise ValueError(f"do_sample is {do_sample!r}; expected true or false")
@@ -130,6 +133,12 @@ class GenerationConfig:
     def pad_token_id(self) -> int | None:
         """Return the id that fills rows, if the file names one."""
         return self.values.get("pad_token_id")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Return the texts that end a text, for those who know text."""
+        given = self.values.get("stop_strings")
+        return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:

@@ -221,12 +221,12 @@ class TextGenerator:
                 are, and what follows them is a text of its own, as an answer is: where the tokenizer puts a space
                 before a text, its first one is dropped.
             **options: Those of `GenerationOptions`, of which ``bad_words`` and ``dry_sequence_breakers`` may hold
-                strings; and: ``stop``, a string or several that end the text and are not part of it, nor looked for in
-                what the first ``min_new_tokens`` wrote; ``bos``, whether to begin with the tokenizer's
-                beginning-of-text id (by default as `encode` says); ``allowed_special``, as of ``Tokenizer.encode``;
-                ``reuse``, whether to begin from what is cached of an earlier prompt that began alike: by default where
-                weights are float32. In fewer bits what is cached differs by rounding with the way the text was cut, so
-                the same seed need not give the same text.
+                strings; and: ``stop``, a string or several, by default the generation config's, that end the text and
+                are not part of it, nor looked for in what the first ``min_new_tokens`` wrote; ``bos``, whether to begin
+                with the tokenizer's beginning-of-text id (by default as `encode` says); ``allowed_special``, as of
+                ``Tokenizer.encode``; ``reuse``, whether to begin from what is cached of an earlier prompt that began
+                alike: by default where weights are float32. In fewer bits what is cached differs by rounding with the
+                way the text was cut, so the same seed need not give the same text.
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
@@ -324,7 +324,8 @@ class TextGenerator:
 
     def _writer(self, prompt: str | Sequence[int], options: dict[str, Any]) -> _Writer:
         options, ours = self._of_ids(options)
-        stop, bos, allowed = ours.get("stop", ()), ours.get("bos"), ours.get("allowed_special", ())
+        stop, bos, allowed = ours.get("stop"), ours.get("bos"), ours.get("allowed_special", ())
+        stop = self.model.generation_config.stop_strings if stop is None else stop
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt)
         if not ids:
             raise ValueError("the prompt is empty, and the tokenizer has no beginning-of-text id to start from")

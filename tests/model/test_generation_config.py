@@ -227,3 +227,17 @@ def test_a_tokenizer_keeps_its_ends_when_saved(tmp_path: Path) -> None:
     assert end_ids({"tokenizer.ggml.eot_token_id": 7}, 32) == [7]
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.eot_token_id is 40; expected an id from 0 to 31"):
         end_ids({"tokenizer.ggml.eot_token_id": 40}, 32)
+
+
+def test_stop_strings_of_the_file_end_a_text_unless_others_are_given() -> None:
+    model = model_with(stop_strings=["zz", "b"])
+    generator = TextGenerator(model, tokenizer_with())
+    options: dict[str, Any] = {"allowed_ids": [98], "max_new_tokens": 3}
+    assert generator.generate("a", **options) == ""
+    assert generator.generate_batch(["a"], **options) == [""]
+    assert generator.generate("a", stop=(), **options) == "bbb"
+    assert generator.generate("a", stop="bb", **options) == ""
+    with pytest.warns(UserWarning, match=r"names stop_strings = \['zz', 'b'\], at which only TextGenerator stops"):
+        assert model.generate(torch.tensor([[97]]), **options).tolist() == [[97, 98, 98, 98]]
+    with pytest.raises(ValueError, match=r"stop_strings is \[5\]; expected a string or a list"):
+        GenerationConfig({"stop_strings": [5]})
