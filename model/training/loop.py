@@ -41,7 +41,7 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        step: Optimizer steps taken.
+        step: Steps behind it, those skipped included.
         tokens: Tokens trained on, repeats counted.
         seconds: Time trained, resumed parts included.
         loss: Training loss (nats a token), mean of the last logged steps, those skipped left out.
