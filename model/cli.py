@@ -42,6 +42,13 @@ AdapterOption = Annotated[Path | None, typer.Option(help="A LoRA adapter's folde
 QuantizeOption = Annotated[
     str | None, typer.Option("--quantize", help="Hold the weights as int8 or int4: less memory, and read sooner.")
 ]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="float32|bfloat16",
+        help="Weights, gradients and moments in float32, or, stochastically rounded, in bfloat16: half the memory.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")]
 
 
@@ -75,11 +82,12 @@ def pretrain(
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
     seed: Annotated[int, typer.Option(help="Of weights and the order of windows.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16.")] = "auto",
+    weights_dtype: WeightsOption = "float32",
     device: DeviceOption = "auto",
     compile_model: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> int:
-    """Train a LLaMA on a file of ids. Ctrl-C saves a checkpoint; --resume goes on from it."""
+    """Train a LLaMA on a file of ids. Ctrl-C and SIGTERM save a checkpoint; --resume goes on from it."""
     training.open_tokens(tokens)  # complain of a missing file before a large model is built
     vocabulary = Tokenizer.from_file(tokenizer)
     settings = training.TrainConfig(
@@ -96,11 +104,12 @@ def pretrain(
         log_every=log_every,
         seed=seed,
         dtype=dtype,
+        weights_dtype=weights_dtype,
         device=device,
         compile=compile_model,
     )
     if start_from is not None:
-        model = load_model(start_from, "float32", device)
+        model = load_model(start_from, weights_dtype, device)
     else:
         shape = (
             LlamaConfig.from_json(config)
@@ -134,7 +143,8 @@ def pretrain(
 @app.command(epilog="Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned")
 def finetune(
     texts: Annotated[
-        list[str], typer.Argument(help="Files, folders or globs: plain text, or .jsonl with a `text` or `messages`.")
+        list[str],
+        typer.Argument(help="Files, folders or globs: plain text, or .json, .jsonl, .parquet of a --format."),
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="What to begin with: a folder or .gguf.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
@@ -176,20 +186,45 @@ def finetune(
     on_error: Annotated[
         str, typer.Option(metavar="raise|skip", help="At a row without text: stop, or skip it and say how many.")
     ] = "raise",
+    rows_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="auto|" + "|".join(training.FORMATS),
+            help="What the rows of the files are; auto tells by their fields.",
+        ),
+    ] = "auto",
+    train_on: Annotated[
+        str,
+        typer.Option(metavar="assistant|last|all", help="Learn all answers, the last one alone, or every token."),
+    ] = "assistant",
+    parse_special: Annotated[
+        bool,
+        typer.Option("--parse-special", help="The text of special tokens stands for them, as in rendered chats."),
+    ] = False,
+    show_example: Annotated[
+        bool, typer.Option("--show-example", help="Print the first example, what is learned of it coloured.")
+    ] = False,
     less_memory: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Compute activations twice rather than keep them.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16.")] = "auto",
+    weights_dtype: WeightsOption = "float32",
     device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> int:
-    """Train a model further on your own text, through a LoRA adapter unless --full. Ctrl-C saves a checkpoint."""
+    """Train a model further on your own text, through a LoRA adapter unless --full.
+
+    Ctrl-C and SIGTERM save a checkpoint.
+    """
     lora_only = {"--rank": rank, "--alpha": alpha, "--dropout": dropout, "--target": target, "--quantize": quantized}
     lora_only |= {"--dora": dora or None, "--rslora": rslora or None, "--save-module": save_module}
     lora_only["--merge"] = merge or None
     given = [name for name, value in lora_only.items() if value is not None]
     if full and given:
         raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
+    if not full and weights_dtype != "float32":
+        raise ValueError(f"--weights-dtype is {weights_dtype!r}; it is for --full, and an adapter is held in float32")
     check_quantized(quantized)
     if quantized is not None and merge:
         raise ValueError("--merge needs whole weights; give it or --quantize, not both")
@@ -211,10 +246,11 @@ def finetune(
         log_every=log_every,
         seed=seed,
         dtype=dtype,
+        weights_dtype=weights_dtype,
         device=device,
     )
     half = dtype == "bfloat16" or (dtype == "auto" and resolve_device(device).type == "cuda")
-    loaded = load_model(model, "bfloat16" if half and not full else "float32", device)
+    loaded = load_model(model, weights_dtype if full else "bfloat16" if half else "float32", device)
     if sequence_length is None:
         settings = dataclasses.replace(settings, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
@@ -244,6 +280,10 @@ def finetune(
         out,
         epochs=epochs if steps is None else None,
         resume=resume,
+        format=rows_format,
+        train_on=train_on,
+        parse_special=parse_special,
+        show_example=show_example,
         on_error=on_error,
     )
     typer.echo(describe(result))
@@ -507,7 +547,8 @@ def read_biases(texts: Sequence[str]) -> dict[int, float]:
 def describe(result: training.TrainResult) -> str:
     """Return one line on how a run went."""
     held_out = "" if result.eval_loss is None else f", {result.eval_loss:.3f} on held-out text"
+    skipped = f", {result.skipped:,} steps skipped, not being finite" if result.skipped else ""
     return (
         f"step {result.step:,}: {result.tokens:,} tokens in {result.seconds:.0f} s, "
-        f"loss {result.loss:.3f} nats a token{held_out}"
+        f"loss {result.loss:.3f} nats a token{held_out}{skipped}"
     )

@@ -18,7 +18,7 @@ from bpe_llama.model.attention import Attention, visible_keys
 from bpe_llama.model.attention_backends import Visible
 from bpe_llama.model.cache import KVCache, Places
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.loss import chunked_next_token_loss, next_token_loss
+from bpe_llama.model.loss import IGNORED, chunked_next_token_loss, next_token_loss
 from bpe_llama.model.mlp import MLP
 from bpe_llama.model.moe import MixtureOfExperts, routing_loss
 from bpe_llama.model.norm import RMSNorm
@@ -176,6 +176,7 @@ class LlamaForCausalLM(Pretrained):
         past_key_values: KVCache | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
+        num_items_in_batch: int | None = None,
     ) -> CausalLMOutput:
         """Return the logits of the token after each position and, given labels, the loss.
 
@@ -186,6 +187,8 @@ class LlamaForCausalLM(Pretrained):
             past_key_values: A `KVCache`, read and extended by T tokens.
             labels: int64 (B, T), usually ``input_ids`` themselves: the shift happens here. -100 is ignored.
             logits_to_keep: Score only this many last positions; 0 scores all.
+            num_items_in_batch: Divide the summed loss by this instead of by the number of labels here: the learned
+                tokens of all the batches whose gradients are added up.
 
         Raises:
             ValueError: If shapes do not fit, an id or label is outside the vocabulary, or the cache is full.
@@ -196,23 +199,35 @@ class LlamaForCausalLM(Pretrained):
         if labels is not None:
             if logits_to_keep:
                 raise ValueError("labels score every position; leave logits_to_keep at 0")
-            loss = self._with_routing(next_token_loss(logits_BTV, labels), attention_mask)
+            loss = next_token_loss(logits_BTV, labels, num_items_in_batch)
+            loss = self._with_routing(loss, labels, attention_mask, num_items_in_batch)
         return CausalLMOutput(logits_BTV, loss, past_key_values)
 
     def loss(
-        self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None, chunk_size: int = 1024
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        chunk_size: int = 1024,
+        num_items_in_batch: int | None = None,
     ) -> Tensor:
         """Return the loss alone, float32, never holding the logits of more than ``chunk_size`` positions.
 
-        Equal to ``model(input_ids, labels=labels).loss``; with a vocabulary of 128,000 the memory saved is most of
+        Equal to ``model(input_ids, labels=labels, ...).loss``; with a vocabulary of 128,000 the memory saved is most of
         what a training step takes. The head is computed a second time in the backward pass.
         """
         hidden_BTD = self.model(input_ids, attention_mask)
-        return self._with_routing(chunked_next_token_loss(hidden_BTD, self.lm_head, labels, chunk_size), attention_mask)
+        loss = chunked_next_token_loss(hidden_BTD, self.lm_head, labels, chunk_size, num_items_in_batch)
+        return self._with_routing(loss, labels, attention_mask, num_items_in_batch)
 
-    def _with_routing(self, loss: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _with_routing(
+        self, loss: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items_in_batch: int | None
+    ) -> Tensor:
         if self.training and self.config.num_local_experts:
-            return loss + routing_loss(self, self.config, attention_mask)
+            routing = routing_loss(self, self.config, attention_mask)
+            if num_items_in_batch is not None:  # of several batches, each counts by what is learned of it
+                routing = routing * ((labels[:, 1:] != IGNORED).sum() / num_items_in_batch)
+            return loss + routing
         return loss
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:

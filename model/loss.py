@@ -14,11 +14,17 @@ IGNORED = -100
 """The label that counts for nothing (padding, a prompt that is not trained on)."""
 
 
-def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: int | None = None) -> Tensor:
     """Return the mean cross-entropy of each next token, float32.
 
     Position ``t`` is scored against the label at ``t + 1``; the last position has nothing to predict. If every label
     is ignored the mean is over nothing: not a number, as in transformers.
+
+    Args:
+        logits_BTV: Scores.
+        labels_BT: int64; -100 is ignored.
+        num_items_in_batch: Divide the sum by this, the learned tokens of several batches, instead of by those of this
+            one: the losses of the batches then add up to the mean over all their tokens.
 
     Raises:
         ValueError: If shapes differ, or a label is neither -100 nor inside the vocabulary (checked on the CPU).
@@ -31,12 +37,15 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     if labels_BT.shape != logits_BTV.shape[:-1]:
         raise ValueError(f"labels have shape {tuple(labels_BT.shape)}; expected {tuple(logits_BTV.shape[:-1])}")
     check_labels(labels_BT, logits_BTV.shape[-1])
-    return functional.cross_entropy(
-        logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten().to(logits_BTV.device), ignore_index=IGNORED
-    )
+    scores_MV, labels_M = logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten().to(logits_BTV.device)
+    if num_items_in_batch is None:
+        return functional.cross_entropy(scores_MV, labels_M, ignore_index=IGNORED)
+    return functional.cross_entropy(scores_MV, labels_M, ignore_index=IGNORED, reduction="sum") / num_items_in_batch
 
 
-def chunked_next_token_loss(hidden_BTD: Tensor, head: nn.Module, labels_BT: Tensor, chunk_size: int) -> Tensor:
+def chunked_next_token_loss(
+    hidden_BTD: Tensor, head: nn.Module, labels_BT: Tensor, chunk_size: int, num_items_in_batch: int | None = None
+) -> Tensor:
     """Return `next_token_loss` of ``head(hidden)``, computed for ``chunk_size`` positions at a time.
 
     Each chunk's logits are freed at once and computed again for its gradient, so memory holds one chunk of them.
@@ -58,7 +67,7 @@ def chunked_next_token_loss(hidden_BTD: Tensor, head: nn.Module, labels_BT: Tens
     total = hidden_BTD.new_zeros((), dtype=torch.float32)
     for hidden, labels in zip(torch.split(hidden_MD, chunk_size), torch.split(labels_M, chunk_size), strict=True):
         total = total + checkpoint(summed, hidden, labels, use_reentrant=False)
-    return total / (labels_M != IGNORED).sum()
+    return total / ((labels_M != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:

@@ -6,9 +6,12 @@
     training.train(LlamaForCausalLM(LlamaConfig(...)), "tokens.npy", config, "run")
 
 In the order to read: `config` (what a run is told, the learning rate over time), `data` (token file to batches),
-`examples` (texts of which only parts are learned), `evaluate` (the loss on held-out text), `start` (initial weights),
-`optimizer` (AdamW), `checkpoint` (folders that appear whole), `report` (metrics, curve, progress bar), `loop`,
-`conversations` (chats as examples), `finetune` (one's own text to a trained model).
+`examples` (texts of which only parts are learned), `step` (the loss of a step, its gradient), `evaluate` (the loss on
+held-out text), `start` (initial weights), `optimizer` (AdamW), `rounding` (AdamW in bfloat16), `checkpoint` (folders
+that appear whole), `lock` (one run a folder), `interrupts` (Ctrl-C, SIGTERM), `report` (metrics, curve, progress bar),
+`loop`. Then what people have: `rows` (of JSON and Parquet files), `formats` (what their fields say), `conversations`
+(chats as examples), `plain_text` (texts to a token file), `show` (an example, coloured), `finetune` (all of it, to a
+trained model).
 """
 
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
@@ -16,11 +19,13 @@ from bpe_llama.model.training.data import TokenBatches, open_tokens
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.examples import Example, ExampleBatches
 from bpe_llama.model.training.finetune import finetune
+from bpe_llama.model.training.formats import FORMATS
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
 from bpe_llama.model.training.report import plot_loss, read_metrics
 from bpe_llama.model.training.start import start_as_identity
 
 __all__ = [
+    "FORMATS",
     "Example",
     "ExampleBatches",
     "TokenBatches",

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder that appears whole or not at all, of safetensors and JSON files.
+"""Checkpoints: a folder that appears whole or not at all, of safetensors and JSON files, and of finite numbers.
 
 A checkpoint `step-00001000/` (`step-00001000.1/` where that step was saved before) holds `config.json` and
 `model.safetensors` (so it loads like any model), `optimizer.safetensors`, and `training.json` with the step, the time
@@ -9,10 +9,11 @@ them) instead of the model.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,21 @@ _UNFINISHED = ".saving-"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands: steps taken, seconds trained, and the settings it was given."""
+    """Where a run stands.
+
+    Attributes:
+        step: Steps behind it.
+        elapsed: Seconds trained.
+        settings: Those that it was given.
+        skipped: How many of the steps were skipped.
+        recent: The losses since the last line of metrics: their sum, and of how many steps.
+    """
 
     step: int
     elapsed: float
     settings: dict[str, Any]
+    skipped: int = 0
+    recent: tuple[float, int] = (0.0, 0)
 
 
 def find_checkpoint(out: Path) -> Path | None:
@@ -61,8 +72,30 @@ def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.O
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
     A process killed at any moment leaves the previous checkpoint or the new one, whole: the new one comes under a name
-    of its own, by one rename, and only then the others go.
+    of its own, by one rename, once the disk has it, and only then the others go.
+
+    Raises:
+        ValueError: If a weight or a moment of the optimizer is not finite. The older checkpoint stays.
+        OSError: If it cannot be written, such as on a full disk. The older checkpoint stays.
     """
+    tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(model, optimizer).items()}
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for key, tensor in [*trained.items(), *tensors.items()]:
+        if not tensor.isfinite().all():
+            raise ValueError(f"{out}: step {state.step} is not saved, for {key} is not finite; {_kept(out)}")
+    try:
+        return _write(out, model, tensors, state)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(f"{out}: the checkpoint of step {state.step} cannot be written: {reason}; {_kept(out)}") from None
+
+
+def _kept(out: Path) -> str:
+    kept = find_checkpoint(out)
+    return "there is no earlier one" if kept is None else f"{kept.name} stays"
+
+
+def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state: TrainState) -> Path:
     for unfinished in out.glob(f"{_UNFINISHED}*"):  # by a process that was killed
         shutil.rmtree(unfinished)
     older = _checkpoints(out)
@@ -77,14 +110,26 @@ def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.O
             # A run may study what transformers does not compute.
             options = {"portable": False} if model.config.unknown_to_transformers else {}
             model.save_pretrained(folder, **options)
-        tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(model, optimizer).items()}
         save_file(tensors, folder / "optimizer.safetensors")
-        values = {"step": state.step, "elapsed": state.elapsed, "settings": state.settings}
-        (folder / "training.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / "training.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        for path in [*folder.rglob("*"), folder]:
+            _to_disk(path)
         final = folder.rename(out / name)
+        _to_disk(out)
     for other in older:
         shutil.rmtree(other)
     return final
+
+
+def _to_disk(path: Path) -> None:
+    """Return once the disk has a file or a folder, so that a machine that loses power does as well."""
+    if path.is_dir() and os.name == "nt":  # which cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _checkpoints(out: Path) -> list[Path]:
@@ -105,7 +150,14 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
     """
     try:
         values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        state = TrainState(int(values["step"]), float(values["elapsed"]), dict(values["settings"]))
+        total, count = values.get("recent", (0.0, 0))
+        state = TrainState(
+            step=int(values["step"]),
+            elapsed=float(values["elapsed"]),
+            settings=dict(values["settings"]),
+            skipped=int(values.get("skipped", 0)),
+            recent=(float(total), int(count)),
+        )
         weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:

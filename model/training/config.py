@@ -27,13 +27,18 @@ class TrainConfig:
         weight_decay: Applied to matrices and embeddings, not to norms and biases.
         betas: AdamW's.
         gradient_clip: Largest norm of the whole gradient; 0 turns clipping off.
+        max_skipped_steps: Steps in a row that may be skipped because their loss or gradient is not finite; one more
+            ends the run.
         eval_fraction: Share of the token file, its end, kept for evaluation where no other file is given.
         eval_every: Steps between evaluations, 0 for one at the end only.
         eval_windows: Windows an evaluation looks at, at most.
-        save_every: Steps between checkpoints, 0 for one at the end only.
+        save_every: Steps between checkpoints, 0 for one at the end only; none is written of a step that was skipped.
         log_every: Steps between lines of `metrics.jsonl`.
         seed: Orders the windows. The model's own seed is the model's business.
-        dtype: `"float32"`, `"bfloat16"` (autocast; the weights stay float32) or `"auto"`: bfloat16 on CUDA.
+        dtype: Of the arithmetic: `"float32"`, `"bfloat16"` (autocast) or `"auto"`: bfloat16 on CUDA and where the
+            weights are.
+        weights_dtype: Of the weights that are trained and of the optimizer's moments: `"float32"` (master weights), or
+            `"bfloat16"`, rounded stochastically: half the memory.
         device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"`, ...
         compile: Run the model through `torch.compile`.
     """
@@ -49,6 +54,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clip: float = 1.0
+    max_skipped_steps: int = 5
     eval_fraction: float = 0.01
     eval_every: int = 0
     eval_windows: int = 64
@@ -56,6 +62,7 @@ class TrainConfig:
     log_every: int = 10
     seed: int = 0
     dtype: str = "auto"
+    weights_dtype: str = "float32"
     device: str = "auto"
     compile: bool = False
 
@@ -69,6 +76,7 @@ class TrainConfig:
             ("warmup_steps", 0),
             ("weight_decay", 0),
             ("gradient_clip", 0),
+            ("max_skipped_steps", 0),
             ("eval_every", 0),
             ("eval_windows", 1),
             ("save_every", 0),
@@ -89,6 +97,10 @@ class TrainConfig:
             raise ValueError(f"betas are {self.betas!r}, expected two numbers from 0 up to 1")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}, expected auto, float32 or bfloat16")
+        if self.weights_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"weights_dtype is {self.weights_dtype!r}, expected float32 or bfloat16")
+        if self.weights_dtype == "bfloat16" and self.dtype == "float32":
+            raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
 
     @property
     def tokens_per_step(self) -> int:

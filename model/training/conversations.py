@@ -1,29 +1,28 @@
-"""Chats as training examples: JSON lines, compressed or not, a line a conversation.
-
-Such a line is `{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}`.
-"""
+"""Rows of fine-tuning data as examples: chats spelled by the chat template, and prompts with their completions."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bpe_llama._bad_rows import BadRows
-from bpe_llama._core import FileLines
-from bpe_llama.chat import encode_conversation
+from bpe_llama.chat import encode_conversation, render_for
 from bpe_llama.model.loss import IGNORED
 from bpe_llama.model.training.examples import Example
+from bpe_llama.model.training.formats import FORMATS, Chat, Completion, describe_fields, detect_format, read_row
+from bpe_llama.model.training.plain_text import SpecialLookalikes, encode_parsed
+from bpe_llama.model.training.rows import check_text, has_rows, read_rows
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
-
-_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
+TRAIN_ON = ("assistant", "last", "all")
+_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class Conversations(NamedTuple):
@@ -32,7 +31,7 @@ class Conversations(NamedTuple):
     Attributes:
         examples: Those that hold something to learn.
         cut: How many of them were longer than allowed and lost their end.
-        left_out: How many conversations lost all their answers by that, and are not among the examples.
+        left_out: How many have nothing to learn, as their answers were cut off or have a weight of 0.
     """
 
     examples: list[Example]
@@ -40,102 +39,194 @@ class Conversations(NamedTuple):
     left_out: int
 
 
-def are_conversations(paths: Sequence[Path], on_error: str = "raise") -> bool:
-    """Return whether files hold conversations, not plain text: by the first line of each file of JSON lines.
+def find_formats(paths: Sequence[Path], kind: str = "auto", on_error: str = "raise") -> dict[Path, str]:
+    """Return the format of each file, one of `FORMATS`: by the fields of its first row.
 
     Args:
-        paths: The files.
-        on_error: "raise" an error where that line is no JSON, or "skip" to the first that is an object.
+        paths: The files; one whose suffix is not that of JSON or Parquet is text.
+        kind: "auto", or the format that all files are said to have.
+        on_error: "raise" an error where the first row cannot be read, or "skip" to the first that is an object.
 
     Raises:
-        ValueError: If some do and some do not; if a line is no JSON.
+        ValueError: If `kind` is neither, a file is of no format, or some files are text and some are not.
     """
-    kinds = {path: bool(_JSON_LINES.search(path.name)) and _begins_with_messages(path, on_error) for path in paths}
-    if len(set(kinds.values())) > 1:
-        chat, plain = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (True, False))
-        raise ValueError(f"{chat} holds conversations and {plain} plain text; train on one kind at a time")
-    return any(kinds.values())
+    if kind not in ("auto", *FORMATS):
+        raise ValueError(f"format is {kind!r}; expected auto, {', '.join(FORMATS)}")
+    kinds = {path: _format_of(path, kind, on_error) for path in paths}
+    chats, plain = ([path for path in paths if (kinds[path] == "text") is text] for text in (False, True))
+    if chats and plain:
+        raise ValueError(f"{chats[0]} holds conversations and {plain[0]} plain text; train on one kind at a time")
+    return kinds
+
+
+def are_conversations(paths: Sequence[Path], on_error: str = "raise") -> bool:
+    """Return whether files hold conversations or completions, not plain text; errors are those of `find_formats`."""
+    return "text" not in find_formats(paths, on_error=on_error).values()
+
+
+def _format_of(path: Path, kind: str, on_error: str) -> str:
+    if not has_rows(path):
+        if kind not in ("auto", "text"):
+            raise ValueError(f"{path}: format is {kind!r}; expected a .json, .jsonl or .parquet file for it")
+        return "text"
+    if kind != "auto":
+        return kind
+    bad_rows = BadRows(on_error)
+    for place, row in read_rows(path, bad_rows):
+        found = detect_format(row)
+        if found is not None:
+            return found
+        if isinstance(row, dict) or not bad_rows.skips:
+            raise ValueError(f"{place}: {describe_fields(row)}")
+    raise ValueError(f"{path}: holds no row that is an object")
 
 
 def read_conversations(
-    paths: Sequence[Path], tokenizer: Tokenizer, max_length: int, *, on_error: str = "raise"
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    format: str = "auto",
+    train_on: str = "assistant",
+    parse_special: bool = False,
+    on_error: str = "raise",
 ) -> Conversations:
-    """Return conversations as examples in which the assistant's tokens are learned and all others only read.
+    """Return chats and completions as examples in which what is to be learned is labelled and the rest only read.
+
+    A completion is learned with the end that the tokenizer's files put behind a text, or else its end-of-text id;
+    its prompt begins as they say. Prompt and completion are encoded apart, since that is how it will be generated.
 
     Args:
-        paths: Files of JSON lines; those ending in `.gz` or `.zst` are decompressed.
+        paths: `.json`, `.jsonl`, `.ndjson` and `.parquet` files; those ending in `.gz` or `.zst` are decompressed.
         tokenizer: With the chat template that spells a conversation.
         max_length: Tokens of an example at most; what comes after is cut off.
-        on_error: What is done with a line that is not UTF-8, no JSON or no conversation, whose messages hold half of a
-            surrogate pair or do not suit the template: "raise" an error, or "skip" it.
+        format: "auto", or one of `bpe_llama.model.training.formats.FORMATS`.
+        train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token. A message with
+            a `weight` of 0 is never learned.
+        parse_special: Whether the text of special tokens within prompts and completions stands for them; within
+            messages it never does.
+        on_error: What is done with a row that cannot be read, is not of the format of its file, holds half of a
+            surrogate pair or does not suit the template: "raise" an error, or "skip" it.
 
     Warns:
-        UserWarning: How many lines were skipped, and where the first stands.
+        UserWarning: How many rows were skipped, and where the first stands; how often reasoning is left out by the
+            template; how much text of a prompt or completion looks like special tokens.
 
     Raises:
-        ValueError: If there is such a line, naming file and line, and it is not to be skipped; if nothing is left to
+        ImportError: If a Parquet file is to be read and `pyarrow` is not installed.
+        ValueError: If there is such a row, naming file and place, and it is not to be skipped; if nothing is left to
             learn.
     """
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
     bad_rows = BadRows(on_error)
-    if tokenizer.chat_template is None:
+    kinds = find_formats(paths, format, on_error)
+    if tokenizer.chat_template is None and not {"prompt-completion", "text"}.issuperset(kinds.values()):
         raise ValueError("conversations need a tokenizer with a chat template, and this one has none")
+    lookalikes = SpecialLookalikes(tokenizer)
+    spelling = _Spelling(tokenizer, train_on, parse_special)
     examples: list[Example] = []
     cut = left_out = 0
-    for place, value in _lines(paths, bad_rows):
-        messages = value.get("messages") if isinstance(value, dict) else None
-        if not isinstance(messages, list):
-            bad_rows.skip_or_raise(f"{place}: expected an object with a list of 'messages'")
-            continue
-        try:
-            _check_surrogates(messages)
-            ids, learned = encode_conversation(tokenizer, messages)
-        except ValueError as error:
-            bad_rows.skip_or_raise(f"{place}: {error}", error)
-            continue
-        kept = np.array(ids[:max_length], dtype=np.int64)
-        example = Example(kept, np.where(np.array(learned[:max_length], dtype=bool), kept, IGNORED))
-        if example.learned:
-            examples.append(example)
-            cut += len(ids) > max_length
-        else:
-            left_out += 1
+    for path, kind in kinds.items():
+        for place, row in read_rows(path, bad_rows):
+            try:
+                found = read_row(row, kind)
+                if isinstance(found, str):
+                    raise ValueError("a text; expected conversations or completions")
+                fields = {"messages": found.messages, **found.options} if isinstance(found, Chat) else found._asdict()
+                for field, value in fields.items():
+                    check_text(value, field)
+                ids, learned = spelling.encode(found)
+            except ValueError as error:
+                bad_rows.skip_or_raise(f"{place}: {error}", error)
+                continue
+            if isinstance(found, Completion) and not parse_special:
+                lookalikes.count(found.prompt + found.completion)
+            kept = np.array(ids[:max_length], dtype=np.int64)
+            example = Example(kept, np.where(np.array(learned[:max_length], dtype=bool), kept, IGNORED))
+            if example.learned:
+                examples.append(example)
+                cut += len(ids) > max_length
+            else:
+                left_out += 1
     bad_rows.warn(stacklevel=2)
+    lookalikes.warn(stacklevel=2)
+    if spelling.unspoken:
+        message = (
+            f"the chat template leaves out the reasoning of {spelling.unspoken:,} conversations; it is not learned"
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
     if not examples:
         raise ValueError(f"no conversation has an answer within its first {max_length:,} tokens")
     return Conversations(examples, cut, left_out)
 
 
-def _begins_with_messages(path: Path, on_error: str) -> bool:
-    bad_rows = BadRows(on_error)
-    for _, value in _lines([path], bad_rows):
-        if isinstance(value, dict) or not bad_rows.skips:
-            return isinstance(value, dict) and "messages" in value
-    return False
+class _Spelling:
+    """How chats and completions become ids."""
+
+    def __init__(self, tokenizer: Tokenizer, train_on: str, parse_special: bool) -> None:
+        self.tokenizer, self.train_on, self.parse_special = tokenizer, train_on, parse_special
+        self.unspoken = 0
+        """Conversations whose reasoning the template left out."""
+        self._reads_parts: bool | None = None
+
+    def encode(self, found: Chat | Completion) -> tuple[list[int], list[bool]]:
+        """Return ids, and of each whether it is learned."""
+        return self._chat(found) if isinstance(found, Chat) else self._completion(found)
+
+    def _chat(self, chat: Chat) -> tuple[list[int], list[bool]]:
+        messages = chat.messages
+        if any(isinstance(message, dict) and isinstance(message.get("content"), list) for message in messages):
+            if self._reads_parts is None:
+                self._reads_parts = _reads_parts(self.tokenizer)
+            if not self._reads_parts:
+                messages = [_with_one_text(message) for message in messages]
+        ids, learned = encode_conversation(self.tokenizer, messages, train_on=self.train_on, **chat.options)
+        thoughts = [thought for message in messages for thought in _thoughts(message)]
+        if thoughts:
+            said = self.tokenizer.decode(ids)
+            self.unspoken += any(thought not in said for thought in thoughts)
+        return ids, learned
+
+    def _completion(self, found: Completion) -> tuple[list[int], list[bool]]:
+        tokenizer = self.tokenizer
+        around = tokenizer.template(False)
+        place = next(number for number, (_, text, _) in enumerate(around) if text is not None)
+        before, after = (
+            [token for token, _, _ in part if token is not None] for part in (around[:place], around[place + 1 :])
+        )
+        prompt = encode_parsed(tokenizer, found.prompt, None, self.parse_special)
+        answer = encode_parsed(tokenizer, found.completion, found.prompt or None, self.parse_special)
+        if not after and tokenizer.eos_id is not None:
+            after = [tokenizer.eos_id]
+        if answer[-len(after) :] != after:
+            answer += after
+        ids = before + prompt + answer
+        return ids, [self.train_on == "all"] * (len(ids) - len(answer)) + [True] * len(answer)
 
 
-def _check_surrogates(messages: list[Any]) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell: it is no character, and would be learned as U+FFFD."""
+def _reads_parts(tokenizer: Tokenizer) -> bool:
+    """Return whether a chat template reads content in parts; others write the list itself, or fail."""
     try:
-        json.dumps(messages, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise ValueError(f"lone surrogate \\u{ord(half):04x} in 'messages'") from None
+        text = render_for(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "\N{SNOWMAN}"}]}])
+    except ValueError:
+        return False
+    return "\N{SNOWMAN}" in text and "'type'" not in text and '"type"' not in text
 
 
-def _lines(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
-    """Yield each line that is not blank as where it is and what it holds; those that are no JSON go to ``bad_rows``."""
-    for path in paths:
-        for number, line in enumerate(FileLines(path), start=1):
-            place = f"{path}, line {number}"
-            try:
-                # A byte-order mark at the start of a file is no part of its text.
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.strip():
-                    continue
-                value = json.loads(text)
-            except UnicodeDecodeError as error:
-                bad_rows.skip_or_raise(f"{place}: not UTF-8 ({error.reason})", error)
-            except (json.JSONDecodeError, RecursionError) as error:
-                bad_rows.skip_or_raise(f"{place}: not valid JSON ({error})", error)
-            else:
-                yield place, value
+def _with_one_text(message: Any) -> Any:
+    """Return a message with its parts as one text, a line each, as vLLM and llama.cpp put them together."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    return message | {"content": "\n".join(part["text"] for part in message["content"])}
+
+
+def _thoughts(message: dict[str, Any]) -> list[str]:
+    """Return the reasoning that an answer gives, in a field of its own or within its text."""
+    if message.get("role") != "assistant":
+        return []
+    fields = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
+    content = message.get("content")
+    found = [text for text in fields if isinstance(text, str)]
+    found += _THOUGHT.findall(content) if isinstance(content, str) else []
+    return [text.strip() for text in found if text.strip()]

@@ -21,6 +21,9 @@ class Batches(Protocol):
     def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return ids and labels of batch `index`, both `(B, T)`; -100 labels what is not learned."""
 
+    def attention_mask(self, index: int) -> npt.NDArray[np.int64] | None:
+        """Return the mask of batch `index`, `(B, T)`, 0 where there is padding; None where there is none."""
+
     def tokens_before(self, index: int) -> int:
         """Return how many tokens the batches before `index` hold, padding left out."""
 
@@ -103,6 +106,9 @@ class TokenBatches:
         """Return batch `index` twice: every token is learned."""
         ids = self.batch(index)
         return ids, ids
+
+    def attention_mask(self, index: int) -> None:
+        """Return None: there is no padding."""
 
     def tokens_before(self, index: int) -> int:
         """Return how many tokens the batches before `index` hold."""

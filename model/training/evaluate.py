@@ -9,6 +9,7 @@ import torch
 
 from bpe_llama.model.training.data import TokenArray, checked_window
 from bpe_llama.model.training.examples import Example, padded
+from bpe_llama.model.training.step import batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -46,7 +47,7 @@ def evaluate(
                 for row in range(first, min(first + batch_size, count))
             ]
             ids = torch.stack(rows).to(device)
-            total += model(ids, labels=ids).loss.item() * len(rows)
+            total += batch_loss(model, ids, ids).item() * len(rows)
     finally:
         model.train(was_training)
     return total / count
@@ -71,7 +72,7 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
             part = examples[first : first + batch_size]
             ids, labels = map(torch.from_numpy, padded(part))
             learned = sum(example.learned for example in part)
-            total += model(ids.to(device), labels=labels.to(device)).loss.item() * learned
+            total += batch_loss(model, ids.to(device), labels.to(device)).item() * learned
             count += learned
     finally:
         model.train(was_training)

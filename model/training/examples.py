@@ -74,8 +74,16 @@ class ExampleBatches:
 
     def inputs_and_labels(self, index: int) -> tuple[Ids, Ids]:
         """Return ids and labels of batch `index` (from 0), int64 `(B, T)`, T that of its longest example."""
+        return padded(self._batch(index))
+
+    def attention_mask(self, index: int) -> Ids:
+        """Return the mask of batch `index`, int64 `(B, T)`: 1 where there is text and 0 where there is padding."""
+        lengths = np.array([len(example.ids) for example in self._batch(index)])
+        return (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+
+    def _batch(self, index: int) -> list[Example]:
         first = index * self.batch_size
-        return padded([self.examples[self._place(row)] for row in range(first, first + self.batch_size)])
+        return [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
 
     def tokens_before(self, index: int) -> int:
         """Return how many tokens the batches before `index` hold, padding left out."""

@@ -9,14 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import PathLike, find_files
 from bpe_llama.model.prompts import check_vocabulary
 from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.conversations import are_conversations, read_conversations
+from bpe_llama.model.training.conversations import find_formats, read_conversations
 from bpe_llama.model.training.data import open_tokens, split_tail
+from bpe_llama.model.training.lock import locked
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
+from bpe_llama.model.training.plain_text import write_tokens
+from bpe_llama.model.training.show import print_example
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -32,15 +37,20 @@ def finetune(
     *,
     epochs: float | None = None,
     resume: bool = False,
+    format: str = "auto",
+    train_on: str = "assistant",
+    parse_special: bool = False,
+    show_example: bool = False,
     on_error: str = "raise",
     progress: bool | None = None,
 ) -> TrainResult:
     """Train a model further on text files and return how it went; the model is trained in place.
 
     What is trained is what the model says: all of its weights, or, after `lora.add`, its adapter alone. Plain text
-    (`.txt`, `.gz`, `.parquet` ..., or `.jsonl` with a `text`) is cut into windows of `config.sequence_length` tokens,
-    documents ended by the tokenizer's end-of-text id. Of conversations (`.jsonl` with `messages`) each is a row of its
-    own, cut at that length, and only the assistant's tokens are learned. `config.eval_fraction` of either is held out.
+    (`.txt`, `.gz` ..., or rows with a `text`) is cut into windows of `config.sequence_length` tokens, documents ended
+    by the tokenizer's end-of-text id. Of conversations and completions (rows with `messages`, `conversations`,
+    `instruction` or `prompt`) each is a row of its own, cut at that length, and only the assistant's tokens are
+    learned. `config.eval_fraction` of either is held out.
 
     Args:
         model: The model.
@@ -50,15 +60,24 @@ def finetune(
         out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, of plain text, `tokens.npy`.
         epochs: Passes over the text, in place of `config.max_steps`.
         resume: Go on from the checkpoint in `out`, where there is one.
+        format: What the rows of `.json`, `.jsonl` and `.parquet` files are, where their fields are not to tell: one of
+            `bpe_llama.model.training.formats.FORMATS`.
+        train_on: "assistant", "last" (its last answer alone) or "all"; see `read_conversations`. Of plain text
+            everything is learned.
+        parse_special: Whether the text of special tokens stands for them in plain text, prompts and completions, such
+            as in chats that are rendered already.
+        show_example: Print the first example on stderr, what is learned of it coloured.
         on_error: "raise" an error at the first row that holds no text or no conversation, or "skip" them and warn of
             their number; see `Tokenizer.encode_files` and `read_conversations`.
         progress: Show a bar on stderr; None: where that is a terminal.
 
     Warns:
-        UserWarning: How many rows were skipped, and where the first stands.
+        UserWarning: How many rows were skipped, and where the first stands; how much text looks like special tokens
+            and is not parsed.
 
     Raises:
         FileNotFoundError: If a path matches nothing.
+        ImportError: If a Parquet file is to be read and `pyarrow` is not installed.
         ValueError: If the tokenizer does not fit the model, a row or a file is damaged, the text is too short,
             or as `train`.
 
@@ -71,22 +90,38 @@ def finetune(
     BadRows(on_error)
     files, out = find_files(texts), Path(out)
     checkpoint_to_resume(out, resume)  # complain before another run's tokens are replaced
-    if not are_conversations(files, on_error):
-        out.mkdir(parents=True, exist_ok=True)
+    is_text = "text" in find_formats(files, format, on_error).values()
+    if is_text and train_on != "assistant":
+        raise ValueError(f"train_on is {train_on!r}, and all of plain text is learned; leave it out")
+    if is_text:
         token_file = out / "tokens.npy"
-        eos = tokenizer.eos_id is not None
-        tokenizer.encode_files(files, token_file, eos=eos, on_error=on_error, progress=progress)
+        with locked(out):
+            write_tokens(
+                files, tokenizer, token_file, parse_special=parse_special, on_error=on_error, progress=progress
+            )
         tokens, _ = split_tail(open_tokens(token_file), config.eval_fraction, config.sequence_length)
+        if show_example:
+            print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
         config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
         return train(model, token_file, config, out, resume=resume, progress=progress)
-    found = read_conversations(files, tokenizer, config.sequence_length, on_error=on_error)
+    found = read_conversations(
+        files,
+        tokenizer,
+        config.sequence_length,
+        format=format,
+        train_on=train_on,
+        parse_special=parse_special,
+        on_error=on_error,
+    )
     if found.cut or found.left_out:
         print(
             f"{found.cut} conversations cut to {config.sequence_length} tokens, {found.left_out} left out, "
-            "their answers being further on",
+            "with nothing to learn up to there",
             file=sys.stderr,
         )
     examples = found.examples
+    if show_example:
+        print_example(tokenizer, examples[0].ids, examples[0].labels)
     tail = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
     learned, held_out = examples[: len(examples) - tail], examples[len(examples) - tail :]
     config = _for_epochs(config, epochs, len(learned))

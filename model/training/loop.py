@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,14 +23,17 @@ from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data import Batches, TokenBatches, open_tokens, split_tail
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.examples import Example, ExampleBatches
+from bpe_llama.model.training.interrupts import interrupts
+from bpe_llama.model.training.lock import locked
 from bpe_llama.model.training.optimizer import adamw
 from bpe_llama.model.training.report import MetricsFile, ProgressBar, plot_loss, read_metrics
+from bpe_llama.model.training.step import Step, batch_loss, gradient_norm, learned_tokens, seeded
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
-# Settings that decide which tokens a step sees: a resumed run must keep them.
-_FIXED = ("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed")
+# Settings that decide which tokens a step sees, and of what the weights are: a resumed run must keep them.
+_FIXED = ("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed", "weights_dtype")
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,15 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        step: Optimizer steps taken.
+        step: Steps behind it, those skipped included.
         tokens: Tokens trained on, repeats counted.
         seconds: Time trained, resumed parts included.
-        loss: Training loss (nats a token), mean of the last logged steps; NaN where no step was left to take.
+        loss: Training loss (nats a token), mean of the last logged steps, those skipped left out.
         eval_loss: Loss on the held-out tokens, None where there are none or the run was interrupted.
-        interrupted: Whether Ctrl-C ended it.
+        interrupted: Whether Ctrl-C or SIGTERM ended it.
         checkpoint: Folder of the last checkpoint.
+        grad_norm: Norm of the last step's gradient, before clipping.
+        skipped: Steps that were not taken, their loss or gradient not being finite.
     """
 
     step: int
@@ -54,6 +59,8 @@ class TrainResult:
     eval_loss: float | None
     interrupted: bool
     checkpoint: Path
+    grad_norm: float = math.nan
+    skipped: int = 0
 
 
 def train(
@@ -69,10 +76,11 @@ def train(
     """Train `model` on a token file and return how it went; the model is trained in place.
 
     `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
-    Ctrl-C ends the run after a checkpoint; a second one at once.
+    Ctrl-C and SIGTERM end the run after a checkpoint; a second one at once. A step's loss is the mean over all of its
+    learned tokens, however they are split into micro-batches. A step whose loss or gradient is not finite is skipped.
 
     Args:
-        model: The model; moved to the device, and what is trained held in float32.
+        model: The model; moved to the device, and what is trained held in `config.weights_dtype`.
         token_file: `.npy` of uint16 or uint32 tokens, as `Tokenizer.encode_files` writes.
         config: The run's settings.
         out: Folder of the run, made where absent.
@@ -83,8 +91,9 @@ def train(
 
     Raises:
         FileNotFoundError: If a token file is missing.
-        ValueError: If the data does not fit the model, `out` holds a run that is not to be resumed or was made with
-            other settings, or the loss is no longer finite; the last checkpoint stays.
+        ValueError: If the data does not fit the model, `out` holds a run that is not to be resumed, was made with other
+            settings or is going on, or too many steps in a row were skipped; the last checkpoint stays.
+        OSError: If a checkpoint cannot be written, such as on a full disk; the last one stays.
 
     Example:
         >>> result = train(model, "tokens.npy", TrainConfig(max_steps=100), "run")  # doctest: +SKIP
@@ -116,7 +125,8 @@ def train(
             max_windows=config.eval_windows,
         )
 
-    return _start(model, batches, measure if len(held_out) else None, config, Path(out), resume, progress)
+    with locked(Path(out)):
+        return _start(model, batches, measure if len(held_out) else None, config, Path(out), resume, progress)
 
 
 def train_on_examples(
@@ -135,7 +145,7 @@ def train_on_examples(
     `config.sequence_length`, `config.eval_fraction` and `config.eval_windows` go unused.
 
     Args:
-        model: The model; moved to the device, and what is trained held in float32.
+        model: The model; moved to the device, and what is trained held in `config.weights_dtype`.
         examples: The texts.
         config: The run's settings.
         out: Folder of the run, made where absent.
@@ -153,7 +163,8 @@ def train_on_examples(
     def measure() -> float:
         return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
 
-    return _start(model, batches, measure if eval_examples else None, config, Path(out), resume, progress)
+    with locked(Path(out)):
+        return _start(model, batches, measure if eval_examples else None, config, Path(out), resume, progress)
 
 
 def _start(
@@ -166,27 +177,35 @@ def _start(
     progress: bool | None,
 ) -> TrainResult:
     device = resolve_device(config.device)
-    _place(model, device)
-    optimizer = adamw(model, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    _place(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+    optimizer = adamw(
+        model,
+        learning_rate=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+    )
     checkpoint = checkpoint_to_resume(out, resume)
     state = TrainState(0, 0.0, {})
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, model, optimizer)
         _check_same_run(checkpoint, config, state)
-    out.mkdir(parents=True, exist_ok=True)
     run = _Run(model, optimizer, config, batches, measure, device, out)
-    return run.go(state, progress)
+    return run.go(state, checkpoint, progress)
 
 
-def _place(model: LlamaForCausalLM, device: torch.device) -> None:
-    """Move the model; hold in float32 what is trained, since small steps vanish in fewer bits, and that alone."""
+def _place(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model; hold what is trained, and that alone, in `dtype`.
+
+    That is float32 unless asked otherwise, since small steps vanish in fewer bits.
+    """
     if all(parameter.requires_grad for parameter in model.parameters()):
-        model.to(device=device, dtype=torch.float32)
+        model.to(device=device, dtype=dtype)
         return
     model.to(device=device)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
 
 
 class _Run:
@@ -195,7 +214,7 @@ class _Run:
     def __init__(
         self,
         model: LlamaForCausalLM,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         batches: Batches,
         measure: Callable[[], float] | None,
@@ -204,21 +223,26 @@ class _Run:
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.batches, self.measure, self.device, self.out = batches, measure, device, out
-        self.forward = torch.compile(model) if config.compile else model
+        self.batch_loss = torch.compile(batch_loss) if config.compile else batch_loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        half = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+        half = config.dtype == "bfloat16" or (
+            config.dtype == "auto" and (device.type == "cuda" or config.weights_dtype == "bfloat16")
+        )
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
 
-    def go(self, state: TrainState, progress: bool | None) -> TrainResult:
+    def go(self, state: TrainState, resumed: Path | None, progress: bool | None) -> TrainResult:
         config = self.config
-        step, resumed_at = state.step, state.elapsed
-        loss, saved_step, eval_loss = math.nan, -1, None
-        log_from, since, recent = step, resumed_at, torch.zeros((), device=self.device)
+        step, resumed_at, skipped = state.step, state.elapsed, state.skipped
+        (recent_loss, recent_steps), skipped_in_a_row = state.recent, 0
+        checkpoint, saved_step = resumed, step if resumed else -1
+        log_from, since = step, resumed_at
         metrics = MetricsFile(self.out / "metrics.jsonl", step)
+        loss, grad_norm = metrics.last("loss"), metrics.last("grad_norm")
+        eval_loss = metrics.last("eval_loss", step)
         self.model.train()
         with (
             contextlib.closing(metrics),
-            _interrupts() as stop,
+            interrupts() as stop,
             ProgressBar(progress) as bar,
             torch.enable_grad(),
         ):
@@ -227,42 +251,65 @@ class _Run:
             def elapsed() -> float:
                 return resumed_at + time.perf_counter() - began
 
+            def save() -> Path:
+                recent = (recent_loss, recent_steps)
+                state = TrainState(step, elapsed(), config.to_dict(), skipped, recent)
+                return save_checkpoint(self.out, self.model, self.optimizer, state)
+
             while self.left(step, elapsed()) and not stop.is_set():
                 rate = learning_rate_at(config, step, elapsed())
-                step_loss = self.step(step, rate, stop)
-                if step_loss is None:
+                taken = self.step(step, rate, stop)
+                if taken is None:
                     break
-                step, recent = step + 1, recent + step_loss
+                step += 1
+                if taken.finite:
+                    recent_loss, recent_steps, skipped_in_a_row = recent_loss + taken.loss, recent_steps + 1, 0
+                    grad_norm = taken.grad_norm
+                else:
+                    skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
                 now, last = elapsed(), not self.left(step, elapsed())
+                if skipped_in_a_row > config.max_skipped_steps or (last and skipped_in_a_row == step):
+                    raise ValueError(
+                        f"the loss is {taken.loss} and its gradient's norm {taken.grad_norm} at step {step}, learning "
+                        f"rate {rate:.3g}, as at the {skipped_in_a_row - 1} steps before: none of them was taken; try "
+                        "a lower rate. The last checkpoint stays"
+                    )
                 if step % config.log_every == 0 or last:
-                    loss = recent.item() / (step - log_from)
-                    if not math.isfinite(loss):
-                        raise ValueError(
-                            f"the loss is {loss} after step {step} at learning rate {rate:.3g}; try a lower one"
-                        )
+                    loss = recent_loss / recent_steps if recent_steps else math.nan
                     speed = (self.tokens(step) - self.tokens(log_from)) / max(elapsed() - since, 1e-9)
                     metrics.write(
                         step=step,
                         tokens=self.tokens(step),
-                        loss=loss,
+                        **({"loss": loss, "grad_norm": grad_norm} if recent_steps else {}),
+                        **({"skipped": skipped} if skipped else {}),
                         learning_rate=rate,
                         seconds=round(now, 3),
                         tokens_per_second=round(speed, 1),
                     )
                     bar.update(self.done(step, now), step=step, loss=loss, rate=speed)
-                    log_from, since, recent = step, elapsed(), torch.zeros((), device=self.device)
+                    log_from, since, recent_loss, recent_steps = step, elapsed(), 0.0, 0
                 if self.measure is not None and (last or (config.eval_every and step % config.eval_every == 0)):
                     with self.autocast:
                         eval_loss = self.measure()
                     metrics.write(step=step, tokens=self.tokens(step), eval_loss=eval_loss)
-                if config.save_every and step % config.save_every == 0:
-                    checkpoint, saved_step = self.save(step, elapsed()), step
-            if saved_step != step:
-                checkpoint = self.save(step, elapsed())
+                if config.save_every and step % config.save_every == 0 and not skipped_in_a_row:
+                    checkpoint, saved_step = save(), step
+            if checkpoint is None or saved_step != step:
+                checkpoint = save()
             seconds, stopped = elapsed(), stop.is_set()
         plot_loss(read_metrics(self.out / "metrics.jsonl"), self.out / "loss.png")
         self.model.eval()
-        return TrainResult(step, self.tokens(step), seconds, loss, None if stopped else eval_loss, stopped, checkpoint)
+        return TrainResult(
+            step=step,
+            tokens=self.tokens(step),
+            seconds=seconds,
+            loss=loss,
+            eval_loss=None if stopped or math.isnan(eval_loss) else eval_loss,
+            interrupted=stopped,
+            checkpoint=checkpoint,
+            grad_norm=grad_norm,
+            skipped=skipped,
+        )
 
     def tokens(self, step: int) -> int:
         return self.batches.tokens_before(step * self.config.gradient_accumulation)
@@ -274,63 +321,55 @@ class _Run:
         by_time = elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
         return max(step / self.config.max_steps, by_time)
 
-    def step(self, step: int, rate: float, interrupted: threading.Event) -> Tensor | None:
-        """Take one optimizer step and return its mean loss, or None, with nothing changed, where Ctrl-C came first."""
-        config = self.config
-        total = torch.zeros((), device=self.device)
-        for part in range(config.gradient_accumulation):
-            if interrupted.is_set():
-                self.optimizer.zero_grad(set_to_none=True)
-                return None
-            arrays = self.batches.inputs_and_labels(step * config.gradient_accumulation + part)
-            ids, labels = (self.on_device(torch.from_numpy(array)) for array in arrays)
-            with self.autocast:
-                loss = self.forward(ids, labels=labels).loss / config.gradient_accumulation
-            loss.backward()
-            total += loss.detach()
-        if config.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
+    def step(self, step: int, rate: float, interrupted: threading.Event) -> Step | None:
+        """Take one optimizer step unless it is not finite, and return how it went.
 
-    def on_device(self, tensor: Tensor) -> Tensor:
+        None, with nothing changed, where the run was interrupted before all of its micro-batches were computed.
+        """
+        config = self.config
+        parts = range(step * config.gradient_accumulation, (step + 1) * config.gradient_accumulation)
+        arrays = [self.batches.inputs_and_labels(part) for part in parts]
+        learned = learned_tokens([labels for _, labels in arrays])
+        total = torch.zeros((), device=self.device)
+        with seeded(config.seed, step, self.device):
+            for part, (ids, labels) in zip(parts, arrays, strict=True):
+                if interrupted.is_set():
+                    self.optimizer.zero_grad(set_to_none=True)
+                    return None
+                # A causal model's tokens never see the padding on their right; only routers count it.
+                mask = self.batches.attention_mask(part) if self.model.config.num_local_experts else None
+                with self.autocast:
+                    loss = self.batch_loss(
+                        self.model,
+                        self.on_device(ids),
+                        self.on_device(labels),
+                        None if mask is None else self.on_device(mask),
+                        learned,
+                    )
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+        norm = gradient_norm(self.parameters)
+        taken = Step(*torch.stack([total, norm]).tolist())
+        if taken.finite:
+            if config.gradient_clip:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, config.gradient_clip, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return taken
+
+    def on_device(self, array: npt.NDArray[np.int64]) -> Tensor:
+        tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def save(self, step: int, elapsed: float) -> Path:
-        return save_checkpoint(self.out, self.model, self.optimizer, TrainState(step, elapsed, self.config.to_dict()))
-
 
 def _check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState) -> None:
-    now = config.to_dict()
+    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
     changed = [
-        f"{field} was {state.settings.get(field)!r} and is {now[field]!r}"
-        for field in _FIXED
-        if state.settings.get(field) != now[field]
+        f"{field} was {before[field]!r} and is {now[field]!r}" for field in _FIXED if before[field] != now[field]
     ]
     if changed:
         raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets; a second Ctrl-C raises KeyboardInterrupt as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    usual = signal.getsignal(signal.SIGINT)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, usual)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bpe_llama.model.training.rounding import StochasticAdamW
+
 
 def adamw(
-    model: nn.Module, *, learning_rate: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
-) -> torch.optim.AdamW:
-    """Return an AdamW over the trainable parameters of `model`.
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.1,
+    seed: int = 0,
+) -> torch.optim.Optimizer:
+    """Return an AdamW over the trainable parameters of `model`: torch's, or one that rounds where they are bfloat16.
 
-    Parameters with two dimensions or more decay; norms' gains and biases do not.
+    Parameters with two dimensions or more decay; norms' gains and biases do not. `seed` is that of the rounding.
 
     Raises:
         ValueError: If nothing in the model is trainable.
@@ -30,8 +37,11 @@ def adamw(
         {"params": [parameter for parameter in trainable if parameter.dim() >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.dim() < 2], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if any(parameter.dtype == torch.bfloat16 for parameter in trainable):
+        return StochasticAdamW(groups, lr=learning_rate, betas=betas, seed=seed)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -58,6 +68,7 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
         if parameter is None or (key != "step" and tensor.shape != parameter.shape):
             wrong.append(full_name)
         else:
+            # Only AdamW itself, where it is fused, wants the number of steps on the parameter's device.
             state[parameter][key] = tensor.to(parameter.device)
     wrong += [f"{name} (absent)" for name, parameter in trainable.items() if len(state[parameter]) != 3]
     if wrong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -36,13 +37,28 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         """Keep the lines up to `step` and open the file for more."""
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        self._kept = kept
         with written_whole(path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, closed by close()
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
+
+    def last(self, key: str, step: int | None = None) -> float:
+        """Return the last value of that name among the lines kept, or that of `step`; NaN where there is none."""
+        found = [line[key] for line in self._kept if key in line and step in (None, line["step"])]
+        return found[-1] if found else math.nan
 
     def write(self, **values: float) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(values) + "\n")
+        """Append one line.
+
+        Raises:
+            OSError: If the file cannot take it, such as on a full disk.
+        """
+        left = (json.dumps(values) + "\n").encode()
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
 
     def close(self) -> None:
         """Close the file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Yield a name to write to in the file's place; once all is well it takes the file's name, else it is removed.
 
     So a process killed at any moment leaves the old file or the new one. The name is hidden, this
-    thread's own, and keeps the suffix.
+    thread's own, and keeps the suffix. An OSError that names no file, such as that of a full disk, names this one.
 
     Examples:
         >>> import tempfile
@@ -34,6 +34,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,10 +87,10 @@ def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterat
             a row is missing or no text. It names the file, and the row where it can, the first being row 0.
     """
     for path in paths:
-        for row, value in enumerate(_parquet_column(path, field)):
+        for row, values in enumerate(parquet_rows(path, [field])):
             where = f"{path}, row {row}: column {field!r}"
             try:
-                text = value.as_py()
+                text = values[field].as_py()
             except UnicodeDecodeError as error:
                 bad_rows.skip_or_raise(f"{where}: {error}", error)
                 continue
@@ -98,22 +102,28 @@ def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterat
                 bad_rows.skip_or_raise(f"{where} holds {type(text).__name__} {text!r:.40}, not text")
 
 
-def _parquet_column(path: Path, field: str) -> Iterator[Any]:
-    """Yield the values of a column, as ``pyarrow`` holds them."""
+def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file, in bounded memory: the values of these columns, or all, as ``pyarrow``'s.
+
+    Raises:
+        ImportError: If ``pyarrow`` is not installed.
+        ValueError: If a column is missing, or it is no Parquet file or a damaged one.
+    """
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("reading .parquet files needs pyarrow: pip install pyarrow") from error
+        raise ImportError("reading .parquet files needs pyarrow: pip install 'bpe-llama[parquet]'") from error
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if field not in names:
-                raise ValueError(f"no column {field!r}; it has {names}")
+            for field in fields or ():
+                if field not in names:
+                    raise ValueError(f"no column {field!r}; it has {names}")
             # A copy in memory of a batch, not of the file's row groups, which may hold gigabytes.
-            for batch in file.iter_batches(batch_size=256, columns=[field]):
-                for value in batch.column(0):
-                    yield value
+            for batch in file.iter_batches(batch_size=256, columns=fields):
+                for values in zip(*batch.columns, strict=True):
+                    yield dict(zip(batch.schema.names, values, strict=True))
                     row += 1
     except (ValueError, OSError) as error:  # pyarrow's own errors are one or the other
         if isinstance(error, OSError) and error.errno is not None:

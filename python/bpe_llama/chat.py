@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bpe_llama._chat_answers import AnswerFinder
 from bpe_llama._chat_request import NAMED_TOKENS, ChatRequest, Message, prepare, prepare_for
 
 if TYPE_CHECKING:
@@ -98,22 +99,26 @@ def encode_marked_chat(tokenizer: Tokenizer, messages: Sequence[Message], **opti
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], **options: Any
+    tokenizer: Tokenizer, messages: Sequence[Message], *, train_on: str = "assistant", **options: Any
 ) -> tuple[list[int], list[bool]]:
-    r"""Return the ids of a whole conversation and, of each, whether it is the assistant's: what fine-tuning learns.
+    r"""Return the ids of a whole conversation and, of each, whether it is learned in fine-tuning.
 
-    Where the template has ``{% generation %}`` blocks, they are what is learned. Otherwise an answer is what follows
-    the generation prompt, with what the template closes it by. Either is encoded apart from the text before it, since
-    that is how it will be generated.
+    What is learned of an answer is what ``{% generation %}`` blocks hold, where the template has them. Otherwise it is
+    what follows the generation prompt, with what the template closes it by; or, where a template takes reasoning out of
+    answers or opens a ``<think>`` block that it does not write again, what another answer in its place would change,
+    from the end of the assistant's header on. Answers are encoded apart from the text before them, since that is how
+    they will be generated.
 
     Args:
         tokenizer: One with a chat template.
-        messages: From first to last; answers are those whose role is "assistant".
+        messages: From first to last; answers are those whose role is "assistant". One with a `weight` of 0 is only
+            read, as in OpenAI's files; the template does not see the weight.
+        train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token.
         **options: Of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the template.
 
     Raises:
-        ValueError: As of `encode_chat`; or if no message is the assistant's, or the template does not write a
-            conversation as a continuation of its beginning, so that answers cannot be told apart.
+        ValueError: As of `encode_chat`; or if `train_on` or a weight is none of these, no message is the assistant's
+            though one is to be learned, or answers cannot be told apart.
 
     Example:
         >>> from bpe_llama import Tokenizer
@@ -125,42 +130,65 @@ def encode_conversation(
         >>> tok.decode(ids), "".join(" ^"[told] for told in learned)
         ('uHi.aHo.', '     ^^^')
     """
-    request = prepare_for(tokenizer, messages, add_generation_prompt=False, **options)
+    if train_on not in ("assistant", "last", "all"):
+        raise ValueError(f"train_on is {train_on!r}; expected 'assistant', 'last' or 'all'")
+    unweighted = [
+        {key: value for key, value in message.items() if key != "weight"} if isinstance(message, Mapping) else message
+        for message in messages
+    ]
+    request = prepare_for(tokenizer, unweighted, add_generation_prompt=False, **options)
     if request.continued is not None:
         raise ValueError("continue_final_message: a conversation is learned whole")
     marked = _Marked(tokenizer, request)
     rendered = marked.render()
     whole = rendered.text
-    if request.marks_answers:
-        cuts = [0, *(place for span in rendered.find_answers() for place in span)]
-        if cuts != sorted(cuts):
-            raise ValueError("the chat template has a {% generation %} block within another")
-    else:
-        cuts = _find_answers(marked, whole)
-    if len(cuts) == 1:
+    wanted = _learned_answers(messages, train_on)
+    if train_on == "all" and all(wanted):
+        ids = marked.encode(whole)
+        return ids, [True] * len(ids)
+    if not wanted:
         raise ValueError("no message has the role 'assistant'; there is no answer to learn from")
-    ids: list[int] = []
-    learned: list[bool] = []
-    for number, (begin, end) in enumerate(zip(cuts, [*cuts[1:], len(whole)], strict=True)):
-        part = marked.encode(whole[begin:end], whole[:begin])
-        ids += part
-        learned += [number % 2 == 1] * len(part)
+    if request.marks_answers:
+        spans = rendered.find_answers()
+        if not spans:
+            raise ValueError("the chat template wrote no {% generation %} block for these messages")
+        if [place for span in spans for place in span] != sorted(place for span in spans for place in span):
+            raise ValueError("the chat template has a {% generation %} block within another")
+        if all(wanted):
+            wanted = [True] * len(spans)
+        elif len(spans) != len(wanted):
+            raise ValueError(
+                f"the chat template writes {len(spans)} {{% generation %}} blocks for {len(wanted)} answers, so it "
+                "cannot be told which are those to learn"
+            )
+    else:
+        spans = marked.find_answers(whole)
+    ids, learned = [], []
+    other = train_on == "all"
+    end = 0
+    for (begin, after), want in [*zip(spans, wanted, strict=True), ((len(whole), len(whole)), False)]:
+        for start, stop, told in ((end, begin, other), (begin, after, want)):
+            part = marked.encode(whole[start:stop], whole[:start])
+            ids += part
+            learned += [told] * len(part)
+        end = after
     return ids, learned
 
 
-def _find_answers(marked: _Marked, whole: str) -> list[int]:
-    """Return 0, then where each answer begins and ends in the text of a whole conversation."""
-    cuts = [0]
-    for place, message in enumerate(marked.request.messages):
+def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
+    """Return of each answer whether it is learned."""
+    wanted = []
+    for place, message in enumerate(messages):
+        weight = message.get("weight")
+        if weight is not None and (isinstance(weight, str) or weight not in (0, 1)):
+            raise ValueError(f"message {place}: weight is {weight!r}; expected 0 or 1")
         if message.get("role") == "assistant":
-            before, after = marked.render_start(place, True), marked.render_start(place + 1, False)
-            if not (whole.startswith(after) and after.startswith(before) and len(before) >= cuts[-1]):
-                raise ValueError(
-                    f"message {place}: the chat template does not write the answer right after its generation prompt, "
-                    "so it cannot be told which tokens are the answer's"
-                )
-            cuts += [len(before), len(after)]
-    return cuts
+            wanted.append(weight != 0)
+        elif weight == 0 and train_on == "all":
+            raise ValueError(f"message {place}: weight 0 is for answers; this one's role is {message.get('role')!r}")
+    if train_on == "last":
+        wanted = [False] * (len(wanted) - 1) + wanted[-1:]
+    return wanted
 
 
 class _Marked:
@@ -205,11 +233,21 @@ class _Marked:
             )
         return rendered
 
-    def render_start(self, count: int, add_generation_prompt: bool) -> str:
-        """Return what the template makes of the first messages."""
-        variables = self.request.variables | {"add_generation_prompt": add_generation_prompt}
-        start = replace(self.request, messages=self.request.messages[:count], variables=variables)
-        return start.render(self.marker).text
+    def find_answers(self, whole: str) -> list[tuple[int, int]]:
+        """Return where each answer begins and ends in the text of the whole conversation."""
+
+        def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+            variables = self.request.variables | {"add_generation_prompt": add_generation_prompt}
+            changed = replace(self.request, messages=[dict(message) for message in messages], variables=variables)
+            return changed.render(self.marker).text
+
+        said = whole + "".join(_strings(self.request.messages))
+        stand_in = next((mark for mark in _MARKERS if mark not in said and mark != self.marker), None)
+        if stand_in is None:
+            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
+        tokens = "|".join(map(re.escape, sorted(self.tokenizer.added_tokens | self.tokenizer.special_tokens)[::-1]))
+        pattern = re.compile(f"(?:{tokens})" + (f"(?!{self.marker})" if self.marker else "")) if tokens else None
+        return AnswerFinder(self.request.messages, render, whole, stand_in, pattern).find()
 
     def encode(self, text: str, before: str = "") -> list[int]:
         """Return the ids of rendered text, or of a part of it and what came before."""

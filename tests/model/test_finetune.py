@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, quantize, training
 from bpe_llama.model.training import Example, ExampleBatches
 from bpe_llama.model.training.conversations import are_conversations, read_conversations
+from bpe_llama.model.training.lock import locked
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -325,3 +329,334 @@ def test_bad_examples_are_named() -> None:
         training.train_on_examples(fresh(), [], training.TrainConfig(**SETTINGS), "unused")
     with pytest.raises(ValueError, match="no examples"):
         training.evaluate_examples(fresh(), [])
+
+
+# ---- the formats of data files ----
+
+TALK = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "up"}]
+SPELT = "<|user|>what<|end|><|assistant|>up<|end|>"
+SHAREGPT = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "up"}]
+SAME = {
+    "messages": {"id": 7, "messages": TALK},
+    "text parts": {"messages": [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in TALK]},
+    "sharegpt": {"conversations": SHAREGPT, "source": "x"},
+    "sharegpt with roles": {"conversations": TALK},
+    "alpaca": {"instruction": "what", "input": "", "output": "up"},
+    "prompt-completion": {"prompt": TALK[:1], "completion": TALK[1:]},
+}
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    """Write rows in the form that a name asks for."""
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    else:
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def learned_text(tokenizer: Tokenizer, example: Example) -> str:
+    return tokenizer.decode(example.labels[example.labels >= 0])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.ndjson.gz", "a.json.gz"])
+@pytest.mark.parametrize("kind", SAME)
+def test_every_format_in_every_file_is_the_same_conversation(
+    tokenizer: Tokenizer, tmp_path: Path, kind: str, name: str
+) -> None:
+    rows = [SAME[kind]] * 3
+    path = tmp_path / name
+    if name == "a.json.gz":
+        path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps(rows).encode()))
+    else:
+        write_rows(path, rows)
+    found = read_conversations([path], tokenizer, 100)
+    assert [tokenizer.decode(example.ids) for example in found.examples] == [SPELT] * 3
+    assert {learned_text(tokenizer, example) for example in found.examples} == {"up<|end|>"}
+    forced = read_conversations(
+        [path], tokenizer, 100, format=kind.split(" ")[0] if kind != "text parts" else "messages"
+    )
+    assert [example.ids.tolist() for example in forced.examples] == [example.ids.tolist() for example in found.examples]
+
+
+def test_a_json_file_may_hold_lines_or_one_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for count in (1, 3):
+        path.write_text(f"{json.dumps(SAME['messages'])}\n" * count)
+        assert len(read_conversations([path], tokenizer, 100).examples) == count
+    for text, message in (
+        ("[1, 2", r"a\.json: not valid JSON"),
+        ("[]", r"a\.json: holds no row that is an object"),
+        ('[{"a": 1}]', r"a\.json, row 0: an object with the fields \['a'\]; expected the fields of one of: messages"),
+        ("[3]", r"a\.json, row 0: int; expected"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_conversations([path], tokenizer, 100)
+    path.write_bytes(b"[\xff]")
+    with pytest.raises(ValueError, match=r"a\.json: not UTF-8 \(invalid start byte at byte 1\)"):
+        read_conversations([path], tokenizer, 100)
+
+
+TOOLS = [{"type": "function", "function": {"name": "sky", "parameters": {"type": "object", "properties": {}}}}]
+CALL = {"type": "function", "function": {"name": "sky", "arguments": {"at": "noon"}}}
+TOOL_TEMPLATE = (
+    "{{ tone }}{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_and_calls_reach_the_template_as_transformers_gives_them(
+    tokenizer: Tokenizer, tmp_path: Path, name: str, as_text: bool
+) -> None:
+    transformers_utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    messages = [
+        {"role": "user", "content": "what"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "up"},
+        {"role": "assistant", "content": "is up", "weight": 0},
+    ]
+    row = {
+        "messages": messages,
+        "tools": json.dumps(TOOLS) if as_text else TOOLS,
+        "chat_template_kwargs": {"tone": "!"},
+    }
+    tok = Tokenizer.train_from_iterator(
+        ["up"], vocab_size=261, special_tokens=list(tokenizer.special_tokens)[:4], progress=False
+    )
+    tok.chat_template = TOOL_TEMPLATE
+    if name == "a.parquet" and not as_text:  # Parquet has no objects without fields
+        row["tools"] = json.loads(
+            json.dumps(TOOLS).replace('"properties": {}', '"properties": {"at": {"type": "string"}}')
+        )
+    (example,) = read_conversations([write_rows(tmp_path / name, [row])], tok, 1000).examples
+    tools = json.loads(row["tools"]) if as_text else row["tools"]
+    said = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    expected, _ = transformers_utils.render_jinja_template(
+        conversations=[said], tools=tools, chat_template=TOOL_TEMPLATE, tone="!"
+    )
+    assert tok.decode(example.ids) == expected[0]
+    assert learned_text(tok, example) == '{"name": "sky", "arguments": {"at": "noon"}}<|end|>'
+
+
+def test_sharegpt_and_alpaca_keep_all_that_they_say(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    sharegpt = {
+        "system": "is",
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": '{"name": "sky", "arguments": {}}'},
+            {"from": "observation", "value": "b"},
+            {"from": "gpt", "value": "c", "weight": 0},
+        ],
+    }
+    alpaca = {"instruction": "a", "input": "b", "output": "c", "system": "is", "history": [["d", "e"]]}
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    (first,) = read_conversations([write_rows(tmp_path / "a.jsonl", [sharegpt])], tokenizer, 200).examples
+    assert tokenizer.decode(first.ids) == (
+        '<|system|>is<|end|><|user|>a<|end|><|assistant|>{"name": "sky", "arguments": {}}<|end|><|tool|>b<|end|>'
+        "<|assistant|>c<|end|>"
+    )
+    assert learned_text(tokenizer, first) == '{"name": "sky", "arguments": {}}<|end|>'
+    (second,) = read_conversations([write_rows(tmp_path / "b.jsonl", [alpaca])], tokenizer, 200).examples
+    assert tokenizer.decode(second.ids) == (
+        "<|system|>is<|end|><|user|>d<|end|><|assistant|>e<|end|><|user|>a\nb<|end|><|assistant|>c<|end|>"
+    )
+    assert learned_text(tokenizer, second) == "e<|end|>c<|end|>"
+    (last,) = read_conversations([tmp_path / "b.jsonl"], tokenizer, 200, train_on="last").examples
+    assert learned_text(tokenizer, last) == "c<|end|>"
+    (whole,) = read_conversations([tmp_path / "b.jsonl"], tokenizer, 200, train_on="all").examples
+    assert np.array_equal(whole.labels, whole.ids)
+
+
+def test_templates_that_read_parts_get_parts(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}, TALK[1]]}
+    path = write_rows(tmp_path / "a.jsonl", [row])
+    (joined,) = read_conversations([path], tokenizer, 100).examples
+    assert tokenizer.decode(joined.ids) == "<|user|>a\nb<|end|><|assistant|>up<|end|>"
+    reader = copy.copy(tokenizer)
+    reader.chat_template = TEMPLATE.replace(
+        "{{ m.content }}",
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}({{ part.text }}){% endfor %}{% endif %}",
+    )
+    (parts,) = read_conversations([path], reader, 100).examples
+    assert tokenizer.decode(parts.ids) == "<|user|>(a)(b)<|end|><|assistant|>up<|end|>"
+
+
+def test_a_completion_is_learned_after_its_prompt_as_trl_does(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """TRL: the ids of prompt and completion, ended by one end-of-text id; those of the prompt are not learned."""
+    bare = Tokenizer.from_file(_saved(tokenizer, tmp_path))
+    bare.chat_template = None
+    rows = [{"prompt": "what is", "completion": " up"}, {"prompt": "what", "completion": " is<|endoftext|>"}]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.warns(UserWarning, match=r"looks like special tokens .*'<\|endoftext\|>' 1 times"):
+        first, second = read_conversations([path], bare, 100).examples
+    assert bare.decode(first.ids) == "what is up<|endoftext|>" and learned_text(bare, first) == " up<|endoftext|>"
+    assert bare.decode(second.ids) == "what is<|endoftext|><|endoftext|>"
+    assert (first.ids == bare.eos_id).sum() == (second.ids == bare.eos_id).sum() == 1
+    first, second = read_conversations([path], bare, 100, parse_special=True).examples
+    for example, row in zip((first, second), rows, strict=True):
+        ended = (
+            row["completion"] if row["completion"].endswith("<|endoftext|>") else row["completion"] + "<|endoftext|>"
+        )
+        together, prompt = (bare.encode(text, allowed_special="all") for text in (row["prompt"] + ended, row["prompt"]))
+        assert example.ids.tolist() == together
+        assert (example.labels >= 0).tolist() == [n >= len(prompt) for n in range(len(together))]
+    everything = read_conversations([path], bare, 100, parse_special=True, train_on="all").examples
+    assert all(np.array_equal(example.ids, example.labels) for example in everything)
+    framed = bare.with_special_tokens(["<s>", "</s>"])
+    ends = {"single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}
+    file = json.loads(_saved(framed, tmp_path).read_text())
+    file["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [*ends["single"], {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            name: {"id": name, "ids": [framed.special_tokens[name]], "tokens": [name]} for name in ("<s>", "</s>")
+        },
+    }
+    (tmp_path / "framed.json").write_text(json.dumps(file))
+    framed = Tokenizer.from_file(tmp_path / "framed.json")
+    (example, _) = read_conversations([path], framed, 100, parse_special=True).examples
+    assert framed.decode(example.ids) == "<s>what is up</s>" and learned_text(framed, example) == " up</s>"
+
+
+def _saved(tokenizer: Tokenizer, folder: Path) -> Path:
+    tokenizer.save(folder / "tokenizer.json")
+    return folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
+def test_text_that_holds_rendered_chats_is_parsed_or_warned_of(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
+    config = training.TrainConfig(**SETTINGS)
+    texts = [SPELT * 6 + "<|endoftext|>", SPELT * 8]
+    path = tmp_path / name
+    if name == "a.txt":
+        path.write_text("".join(texts))
+    else:
+        write_rows(path, [{"text": text} for text in texts])
+
+    def tokens(out: str, **options: Any) -> list[int]:
+        training.finetune(fresh(), tokenizer, path, config, tmp_path / out, progress=False, **options)
+        return np.load(tmp_path / out / "tokens.npy").tolist()
+
+    with pytest.warns(UserWarning, match=r"looks like special tokens .*\('<\|end\|>' 28 times, .*--parse-special"):
+        plain = tokens("plain")
+    end = [tokenizer.eos_id]
+    documents = ["".join(texts)] if name == "a.txt" else texts
+    assert plain == [token for text in documents for token in tokenizer.encode(text) + end]
+    parsed = tokens("parsed", parse_special=True)
+    assert parsed == tokenizer.encode(texts[0] + texts[1] + "<|endoftext|>", allowed_special="all")
+    assert np.load(tmp_path / "parsed" / "tokens.npy").dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": TALK, "functions": [{"name": "f"}]}, "'functions' is .*; expected 'tools'"),
+        ({"messages": TALK, "images": ["a.png"]}, r"'images' is \['a.png'\]; only text can be learned"),
+        ({"prompt": "a", "completion": "b", "label": False}, "'label' is False; preferences cannot be learned"),
+        ({"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1]}, "'chosen' is .*; preferences cannot be learned"),
+        ({"messages": [TALK[0], {"role": "assistant", "function_call": {"name": "f"}}]}, "message 1: 'function_call'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, TALK[1]]}, "message 0: part 0 is .*'image'"),
+        ({"messages": [TALK[0], TALK[1] | {"weight": 2}]}, "message 1: weight is 2; expected 0 or 1"),
+        ({"messages": TALK, "tools": {"a": 1}}, "'tools' is .*; expected a list of schemas"),
+        ({"messages": TALK, "tools": "[{"}, "'tools' is .*, not valid JSON"),
+        ({"messages": TALK, "tools": ["\ud800"]}, r"lone surrogate \\ud800 in 'tools'"),
+        ({"messages": TALK, "chat_template_kwargs": {"no": 1}}, "'no' is no option"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, "message 0: 'from' is 'robot'; expected one of"),
+        ({"conversations": [{"value": "a"}]}, "message 0 is .*; expected an object with 'from' and 'value'"),
+        ({"conversations": [{"from": "gpt", "value": None}]}, "message 0: 'value' is None; expected a text"),
+        ({"conversations": [{"from": "function_call", "value": "f"}]}, "message 0: the call 'f' is not valid JSON"),
+        ({"instruction": "a", "output": 3}, "3.*; expected a text|'output' is 3"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "'history' is 'c'; expected a list of pairs"),
+        ({"prompt": "a", "completion": ["b"]}, "'prompt' is 'a'; expected a list of messages"),
+        ({"prompt": "a", "completion": 3}, "'completion' is 3; expected a text"),
+    ],
+)
+def test_rows_that_are_not_of_their_format_are_named_or_skipped(
+    tokenizer: Tokenizer, tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    good = next(kind for kind in SAME.values() if kind.keys() & row.keys())
+    path = write_rows(tmp_path / "a.jsonl", [good, row, good])
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2: .*({message})"):
+        read_conversations([path], tokenizer, 100)
+    with pytest.warns(UserWarning, match=rf"skipped 1 row .*a\.jsonl, line 2: .*({message})"):
+        assert len(read_conversations([path], tokenizer, 100, on_error="skip").examples) == 2
+
+
+def test_files_of_no_format_and_wrong_options_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = training.TrainConfig(**SETTINGS)
+    rows = write_rows(tmp_path / "a.jsonl", [{"question": "what", "answer": "up"}])
+    talks = write_rows(tmp_path / "b.jsonl", [SAME["messages"]] * 4)
+    plain = tmp_path / "c.txt"
+    plain.write_text("up is up " * 40)
+
+    def refused(message: str, path: Path, **options: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            training.finetune(fresh(), tokenizer, path, config, tmp_path / "run", progress=False, **options)
+
+    refused(
+        r"a\.jsonl, line 1: an object with the fields \['answer', 'question'\]; expected the fields of one of: "
+        r"messages \(messages\); sharegpt \(conversations\); alpaca \(instruction, output\); "
+        r"prompt-completion \(prompt, completion\); text \(text\)",
+        rows,
+    )
+    refused(r"a\.jsonl, line 1: expected an object with a list of 'messages'; its fields are", rows, format="messages")
+    refused("format is 'chatml'; expected auto, messages, sharegpt", talks, format="chatml")
+    refused("train_on is 'user'; expected assistant, last, all", talks, train_on="user")
+    refused("train_on is 'last', and all of plain text is learned", plain, train_on="last")
+    refused(r"c\.txt: format is 'alpaca'; expected a \.json, \.jsonl or \.parquet file", plain, format="alpaca")
+    refused(r'b\.jsonl, line 1: no field "text"', talks, format="text")
+
+
+def test_reasoning_that_the_template_leaves_out_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [SAME["messages"], {"messages": [TALK[0], TALK[1] | {"reasoning_content": "since"}]}]
+    with pytest.warns(UserWarning, match="leaves out the reasoning of 1 conversations"):
+        read_conversations([write_rows(tmp_path / "a.jsonl", rows)], tokenizer, 100)
+
+
+def test_the_first_example_is_shown(
+    tokenizer: Tokenizer,
+    talks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = training.TrainConfig(**SETTINGS | {"max_steps": 1})
+    training.finetune(fresh(), tokenizer, talks, config, tmp_path / "run", show_example=True, progress=False)
+    shown = capsys.readouterr().err
+    assert (
+        "18 tokens, 5 of them learned (in brackets)" in shown and "<|assistant|>⟦up<|end|>⟧<|user|>is<|end|>" in shown
+    )
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    (tmp_path / "a.txt").write_text("what is up " * 50)
+    training.finetune(fresh(), tokenizer, tmp_path / "a.txt", config, tmp_path / "b", show_example=True, progress=False)
+    shown = capsys.readouterr().err
+    assert "23 of them learned (coloured)" in shown and "\x1b[30;48;5;" in shown and "⟦" not in shown
+
+
+def test_a_run_in_progress_is_refused_before_its_tokens_are_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("what is up " * 50)
+    config = training.TrainConfig(**SETTINGS)
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="another run is going on in this folder"):
+        training.finetune(fresh(), tokenizer, tmp_path / "a.txt", config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "tokens.npy").exists()
+
+
+def test_parquet_without_pyarrow_names_the_extra(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "a.parquet", [SAME["messages"]])
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r"pip install 'bpe-llama\[parquet\]'"):
+        read_conversations([path], tokenizer, 100)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +24,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, training
 from bpe_llama.model.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
 from bpe_llama.model.training.data import split_tail
+from bpe_llama.model.training.examples import ExampleBatches
 from bpe_llama.model.training.optimizer import adamw, load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.rounding import StochasticAdamW, round_stochastically
+from bpe_llama.model.training.step import batch_loss
 
 CONFIG = LlamaConfig(
     vocab_size=64,
@@ -146,7 +154,213 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(token_file: Path, t
     )
 
 
-def test_ctrl_c_saves_a_checkpoint_that_resumes(token_file: Path, tmp_path: Path) -> None:
+def learned_from(ids: Any, learned: int) -> training.Example:
+    return training.Example(ids, np.where(np.arange(len(ids)) >= len(ids) - learned, ids, -100))
+
+
+@pytest.fixture(scope="module")
+def uneven() -> list[training.Example]:
+    """Texts of different lengths, of which very different numbers of tokens are learned."""
+    random = np.random.default_rng(0)
+    sizes = ((40, 1), (12, 3), (60, 50), (33, 30), (5, 4), (40, 2), (21, 20), (60, 1))
+    return [learned_from(random.integers(3, 60, length), learned) for length, learned in sizes]
+
+
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+@pytest.mark.parametrize("shape", [{}, {"num_local_experts": 4, "router_aux_loss_coef": 0.0}], ids=["dense", "experts"])
+def test_a_step_is_the_mean_over_its_tokens_whatever_the_micro_batches(
+    rows: str, shape: dict[str, Any], uneven: list[training.Example], token_file: Path, tmp_path: Path
+) -> None:
+    def run(batch_size: int, accumulation: int) -> tuple[LlamaForCausalLM, training.TrainResult, dict[float, float]]:
+        model = LlamaForCausalLM(CONFIG.replace(**shape), seed=0)
+        split = {"batch_size": batch_size, "gradient_accumulation": accumulation, "gradient_clip": 0.5}
+        config = training.TrainConfig(**(SETTINGS | split), max_steps=2, eval_fraction=0.0)
+        out = tmp_path / f"{batch_size}x{accumulation}"
+        if rows == "padded":
+            return model, training.train_on_examples(model, uneven, config, out, progress=False), losses(out)
+        return model, training.train(model, token_file, config, out, progress=False), losses(out)
+
+    whole, result, curve = run(4, 1)
+    if rows == "padded":  # by the definition, one text at a time
+        batches = ExampleBatches(uneven, batch_size=4)
+        total, count = 0.0, 0
+        for ids, labels in zip(*batches.inputs_and_labels(0), strict=True):
+            logits = LlamaForCausalLM(CONFIG.replace(**shape), seed=0)(torch.from_numpy(ids)[None]).logits[0]
+            for place in np.flatnonzero(labels[1:] >= 0):
+                total -= logits[place].log_softmax(-1)[labels[place + 1]].item()
+                count += 1
+        assert curve[1] == pytest.approx(total / count, rel=1e-6)
+    for split in ((2, 2), (1, 4)):
+        parts, same, again = run(*split)
+        assert again == pytest.approx(curve, rel=1e-6)
+        assert (same.loss, same.grad_norm) == pytest.approx((result.loss, result.grad_norm), rel=1e-5)
+        for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0.0)  # the learning rate is 1e-2
+
+
+def test_routers_count_no_padding(uneven: list[training.Example]) -> None:
+    batches = ExampleBatches(uneven, batch_size=3)
+    (ids, labels), mask = batches.inputs_and_labels(1), batches.attention_mask(1)
+    assert mask.shape == ids.shape and (labels[mask == 0] == -100).all()
+    assert sorted(mask.sum(1)) == sorted((np.trim_zeros(row, "b") != -1).sum() for row in ids)
+    model = LlamaForCausalLM(CONFIG.replace(num_local_experts=4, router_aux_loss_coef=1.0), seed=0).train()
+    tensors = [torch.from_numpy(array) for array in (ids, labels, mask)]
+    wider = [functional.pad(array, (0, 9), value=fill) for array, fill in zip(tensors, (0, -100, 0), strict=True)]
+    assert batch_loss(model, *wider).item() == pytest.approx(batch_loss(model, *tensors).item(), rel=1e-6)
+    assert batch_loss(model, *wider[:2]).item() != pytest.approx(batch_loss(model, *tensors[:2]).item(), rel=1e-5)
+
+
+def test_a_large_vocabulary_is_scored_in_chunks(
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training.TrainConfig(max_steps=4, gradient_accumulation=2, **SETTINGS)
+    rows: list[int] = []
+
+    def run(name: str) -> dict[float, float]:
+        model = fresh()
+        model.lm_head.register_forward_hook(lambda module, args, out: rows.append(args[0][..., 0].numel()))
+        training.train(model, token_file, config, tmp_path / name, progress=False)
+        return losses(tmp_path / name)
+
+    whole, at_once = run("whole"), max(rows)
+    rows.clear()
+    monkeypatch.setattr(training.step, "LARGEST_LOGITS", 10 * CONFIG.vocab_size)
+    assert run("chunks") == pytest.approx(whole, rel=1e-5)
+    assert at_once == 64 and max(rows) == 10
+    rows.clear()
+    monkeypatch.undo()
+    large = LlamaForCausalLM(CONFIG.replace(vocab_size=128_256, hidden_size=8), seed=0)
+    large.lm_head.register_forward_hook(lambda module, args, out: rows.append(args[0][..., 0].numel()))
+    training.train(
+        large, token_file, training.TrainConfig(max_steps=1, **(SETTINGS | {"batch_size": 40})), tmp_path / "l"
+    )
+    assert max(rows) == (1 << 25) // 128_256
+
+
+# ---- steps that are not finite, and what is saved ----
+
+
+def spoil(model: LlamaForCausalLM, passes: Callable[[int], bool], how: str = "loss") -> None:
+    """Make the loss, or only the gradient, not a number in these forward passes of training."""
+    count = itertools.count(1)
+
+    def hook(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor | None:
+        if not module.training or not passes(next(count)):
+            return None
+        if how == "loss":
+            return out * float("inf")
+        out.register_hook(lambda gradient: gradient * float("nan"))
+        return out
+
+    model.model.norm.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(token_file: Path, tmp_path: Path, how: str) -> None:
+    model = fresh()
+    spoil(model, {5, 6, 13}.__contains__, how)
+    config = training.TrainConfig(max_steps=16, save_every=5, max_skipped_steps=2, **SETTINGS)
+    result = training.train(model, token_file, config, tmp_path / "run", progress=False)
+    assert (result.step, result.skipped) == (16, 3) and np.isfinite([result.loss, result.grad_norm]).all()
+    assert sorted(set(range(1, 17)) - losses(tmp_path / "run").keys()) == [5, 6, 13]
+    lines = training.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line.get("skipped") for line in lines if line["step"] in (4, 5, 6, 12, 13)] == [None, 1, 2, 2, 3]
+    for name in ("model", "optimizer"):
+        stored = load_file(result.checkpoint / f"{name}.safetensors")
+        assert all(bool(tensor.isfinite().all()) for tensor in stored.values())
+    assert {float(tensor) for key, tensor in stored.items() if key.endswith(".step")} == {13.0}
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_too_many_skipped_steps_in_a_row_end_the_run(token_file: Path, tmp_path: Path, how: str) -> None:
+    model = fresh()
+    spoil(model, lambda number: number > 7, how)
+    config = training.TrainConfig(max_steps=40, save_every=5, max_skipped_steps=3, **SETTINGS)
+    with pytest.raises(ValueError, match=r"(loss is nan|norm nan) .*at step 11, .* as at the 3 steps before: none"):
+        training.train(model, token_file, config, tmp_path / "run", progress=False)
+    assert [folder.name for folder in (tmp_path / "run").glob("step-*")] == ["step-00000005"]
+    result = training.train(fresh(), token_file, config, tmp_path / "run", resume=True, progress=False)
+    assert (result.step, result.skipped) == (40, 0)
+    model = fresh()
+    spoil(model, lambda number: True, how)
+    with pytest.raises(ValueError, match=r"at step 2, .* none of them was taken; try a lower rate"):
+        training.train(model, token_file, training.TrainConfig(max_steps=2, **SETTINGS), tmp_path / "none")
+    assert not list((tmp_path / "none").glob("step-*"))
+
+
+def test_what_is_not_finite_never_replaces_a_checkpoint(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    model = fresh()
+    kept = training.train(model, token_file, config, tmp_path / "run", progress=False).checkpoint
+    optimizer = adamw(model, learning_rate=1.0)
+    load_checkpoint(kept, model, optimizer)
+    for tensor, name in ((model.model.norm.weight.data, "model.norm.weight"), (None, "model.norm.weight.exp_avg_sq")):
+        spoilt = optimizer.state[model.model.norm.weight]["exp_avg_sq"] if tensor is None else tensor
+        before, spoilt[3] = spoilt[3].item(), float("inf")
+        with pytest.raises(ValueError, match=rf"run: step 2 is not saved, for {name} is not finite; {kept.name} stays"):
+            save_checkpoint(tmp_path / "run", model, optimizer, TrainState(2, 1.0, {}))
+        spoilt[3] = before
+        assert find_checkpoint(tmp_path / "run") == kept
+    assert save_checkpoint(tmp_path / "run", model, optimizer, TrainState(2, 1.0, {})).name == "step-00000002"
+
+
+def test_a_disk_that_takes_no_more_is_one_clear_line(token_file: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs a system that limits the size of files")
+    out = tmp_path / "run"
+    config = training.TrainConfig(max_steps=2, save_every=1, **SETTINGS)
+    model = fresh()
+    optimizer = adamw(model, learning_rate=1.0)
+    kept = training.train(model, token_file, config, out, progress=False).checkpoint
+    load_checkpoint(kept, model, optimizer)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = r"run: the checkpoint of step 3 cannot be written: .*[Ff]ile too large.*; step-00000002 stays"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match=message):
+            save_checkpoint(out, model, optimizer, TrainState(3, 1.0, {}))
+        metrics = training.report.MetricsFile(out / "metrics.jsonl", 2)
+        with contextlib.closing(metrics), pytest.raises(OSError, match=r"File too large: .*metrics\.jsonl"):
+            for step in range(100):
+                metrics.write(step=step, loss=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(os.listdir(out)) == ["loss.png", "metrics.jsonl", "step-00000002"]
+    assert load_checkpoint(kept, model, optimizer).step == 2
+
+
+def test_two_runs_in_one_folder_are_refused(token_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    hold = (
+        f"import time; from pathlib import Path; from bpe_llama.model.training.lock import locked\n"
+        f"with locked(Path({str(out)!r})): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            with pytest.raises(
+                ValueError, match=rf"run: another run is going on in this folder \(process {holder.pid}\)"
+            ):
+                training.train(fresh(), token_file, config, out, progress=False)
+            assert sorted(os.listdir(out)) == [".lock"]
+        finally:
+            holder.kill()
+    training.train(fresh(), token_file, config, out, progress=False)  # the lock of a killed process blocks nobody
+    assert sorted(os.listdir(out)) == ["loss.png", "metrics.jsonl", "step-00000001"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+def test_a_run_killed_at_any_moment_resumes_with_the_same_numbers(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), "3"]
+    told = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    assert re.search(r"^[3-5] kills, 0 runs with other numbers$", told.stdout, re.MULTILINE), told
+
+
+# ---- signals ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes(token_file: Path, tmp_path: Path, number: int) -> None:
     config = training.TrainConfig(max_steps=1_000_000, **SETTINGS)
     out = tmp_path / "run"
 
@@ -154,16 +368,16 @@ def test_ctrl_c_saves_a_checkpoint_that_resumes(token_file: Path, tmp_path: Path
         until = time.monotonic() + 60
         while len(training.read_metrics(out / "metrics.jsonl")) < 3 and time.monotonic() < until:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
-    usual = signal.getsignal(signal.SIGINT)
+    usual = signal.getsignal(number)
     helper = threading.Thread(target=interrupt, daemon=True)
     helper.start()
     result = training.train(fresh(), token_file, config, out)
     helper.join()
     assert result.interrupted and result.step >= 3 and result.eval_loss is None
     assert result.checkpoint == find_checkpoint(out)
-    assert signal.getsignal(signal.SIGINT) is usual
+    assert signal.getsignal(number) is usual
     model = fresh()
     assert load_checkpoint(result.checkpoint, model, adamw(model, learning_rate=1.0)).step == result.step
 
@@ -176,6 +390,121 @@ def test_a_run_limited_by_time_ends_on_time_at_the_lowest_rate(token_file: Path,
     lines = [line for line in training.read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert lines[-2]["seconds"] <= 0.5 <= lines[-1]["seconds"] + 0.5
     assert lines[-1]["learning_rate"] < 0.1 * config.learning_rate
+
+
+def test_a_finished_run_that_is_resumed_tells_what_it_told(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=7, **(SETTINGS | {"log_every": 5}))
+    told = training.train(fresh(), token_file, config, tmp_path / "run", progress=False)
+    again = training.train(fresh(), token_file, config, tmp_path / "run", resume=True, progress=False)
+    assert dataclasses.replace(again, seconds=told.seconds) == told
+
+
+def test_dropout_is_the_same_in_a_run_that_is_resumed(
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training.TrainConfig(max_steps=6, **SETTINGS)
+
+    def run(name: str, resume: bool = False) -> None:
+        model = lora.add(fresh(), rank=2, dropout=0.5)
+        training.train(model, token_file, config, tmp_path / name, resume=resume, progress=False)
+
+    before = torch.get_rng_state()
+    run("whole")
+    assert torch.equal(torch.get_rng_state(), before)  # nobody else's draws are disturbed
+    torch.rand(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop._Run, "left", lambda self, step, elapsed: step < 2)
+        run("parts")
+    run("parts", resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_losses_of_a_plain_one(token_file: Path, tmp_path: Path) -> None:
+    plain = training.TrainConfig(max_steps=3, **SETTINGS)
+    for name, config in (("plain", plain), ("compiled", dataclasses.replace(plain, compile=True))):
+        training.train(fresh(), token_file, config, tmp_path / name, progress=False)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+# ---- number formats ----
+
+
+def test_bfloat16_weights_stay_and_learn_as_float32_ones(token_file: Path, tmp_path: Path) -> None:
+    curves = {}
+    for kind in ("float32", "bfloat16"):
+        model = fresh()
+        config = training.TrainConfig(max_steps=60, dtype="bfloat16", weights_dtype=kind, **SETTINGS)
+        result = training.train(model, token_file, config, tmp_path / kind, progress=False)
+        assert {str(weight.dtype) for weight in model.parameters()} == {f"torch.{kind}"}
+        stored = load_file(result.checkpoint / "model.safetensors") | load_file(
+            result.checkpoint / "optimizer.safetensors"
+        )
+        assert {str(t.dtype) for key, t in stored.items() if not key.endswith(".step")} == {f"torch.{kind}"}
+        curves[kind] = result.eval_loss
+    assert curves["bfloat16"] == pytest.approx(curves["float32"], abs=0.1)
+    with pytest.raises(ValueError, match="weights_dtype was 'bfloat16' and is 'float32'"):
+        training.train(fresh(), token_file, training.TrainConfig(**SETTINGS), tmp_path / "bfloat16", resume=True)
+    with pytest.raises(ValueError, match="dtype is 'float32' and weights_dtype 'bfloat16'"):
+        training.TrainConfig(dtype="float32", weights_dtype="bfloat16")
+
+
+def test_bfloat16_weights_resume_exactly(token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = training.TrainConfig(max_steps=6, weights_dtype="bfloat16", **SETTINGS)
+    whole, parts = fresh(), fresh()
+    training.train(whole, token_file, config, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop._Run, "left", lambda self, step, elapsed: step < 2)
+        training.train(fresh(), token_file, config, tmp_path / "parts", progress=False)
+    training.train(parts, token_file, config, tmp_path / "parts", resume=True, progress=False)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert all(map(torch.equal, parts.parameters(), whole.parameters()))
+
+
+def test_stochastic_adamw_is_adamw_but_for_the_rounding() -> None:
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(50, 40, generator=random).bfloat16()
+    exact, ours = nn.Parameter(start.float()), nn.Parameter(start.clone())
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    theirs, rounded = torch.optim.AdamW([exact], **options), StochasticAdamW([ours], **options)
+    for _ in range(20):
+        exact.grad = torch.randn(50, 40, generator=random).bfloat16().float()
+        ours.grad = exact.grad.bfloat16()
+        theirs.step()
+        rounded.step()
+    moved = (exact - start).detach()
+    # A weight near 1 is a multiple of 1/256, so each differs; none is drawn to either side.
+    assert ((ours - exact).detach()).square().mean().sqrt() < 0.25 * moved.square().mean().sqrt()
+    assert (ours - exact).detach().mean().abs() < 1e-3
+
+
+def test_steps_below_the_precision_of_bfloat16_add_up() -> None:
+    """A hundred steps of 1e-4 on weights of 1, between whose neighbours there are 4e-3 or 8e-3."""
+    weight = nn.Parameter(torch.ones(4000, dtype=torch.bfloat16))
+    nearest = torch.ones(4000, dtype=torch.bfloat16)
+    optimizer = StochasticAdamW([weight], lr=1e-4)
+    for _ in range(100):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        nearest = (nearest.float() - 1e-4).bfloat16()
+    assert (nearest == 1).all()
+    assert weight.float().mean().item() == pytest.approx(0.99, abs=1e-3)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20), st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_stochastic_rounding_takes_one_of_the_two_neighbours(values: list[float], seed: int) -> None:
+    exact = torch.tensor(values, dtype=torch.float32)
+    got = round_stochastically(exact, torch.Generator().manual_seed(seed))
+    bits = exact.view(torch.int32) & -(1 << 16)
+    for value, low, ours in zip(values, bits.tolist(), got.float().tolist(), strict=True):
+        if not np.isfinite(value):
+            assert ours == value
+            continue
+        neighbours = (
+            torch.tensor([low, low + (1 << 16)], dtype=torch.int64).to(torch.int32).view(torch.float32).tolist()
+        )
+        assert ours in neighbours and (ours == value or value not in neighbours)
 
 
 def test_bfloat16_autocast_keeps_float32_weights(token_file: Path, tmp_path: Path) -> None:
@@ -202,6 +531,8 @@ def test_bfloat16_autocast_keeps_float32_weights(token_file: Path, tmp_path: Pat
         ("betas", (0.9, 1.0)),
         ("dtype", "float8"),
         ("gradient_clip", -1.0),
+        ("max_skipped_steps", -1),
+        ("weights_dtype", "float16"),
     ],
 )
 def test_settings_out_of_range_are_named(field: str, value: Any) -> None:

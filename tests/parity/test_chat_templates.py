@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import json
 import random
+import re
 import types as python_types
 from collections.abc import Callable
 from pathlib import Path
@@ -465,6 +467,46 @@ def test_generation_blocks_are_what_fine_tuning_learns(ours: Tokenizer) -> None:
     masked = ours.apply_chat_template(talk, False, chat_template=GENERATION, return_assistant_tokens_mask=True)
     assert (masked["input_ids"], masked["assistant_masks"]) == (ids, [int(told) for told in learned])
     assert ids.count(ours.special_tokens["<|im_end|>"]) == len(talk)  # not the one within the message
+
+
+@pytest.mark.parametrize("talk", ["plain", "answered", "reasoned", "tools", "called"])
+@pytest.mark.parametrize("template", [GENERATION.replace("m.content", "m.content | default('')"), FAMILIES["smollm 3"]])
+def test_fine_tuning_learns_what_transformers_masks(talk: str, template: str, ours: Tokenizer, theirs: Any) -> None:
+    given = {"chat_template": template, "return_assistant_tokens_mask": True, "return_dict": True}
+    expected = theirs.apply_chat_template(TALKS[talk], **given)
+    ids, learned = chat.encode_conversation(ours, TALKS[talk], chat_template=template)
+    assert ids == expected["input_ids"] and [int(told) for told in learned] == expected["assistant_masks"]
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in FAMILIES if name != "oddities"]
+)  # which writes three letters of an answer
+@pytest.mark.parametrize("talk", ["plain", "answered", "reasoned", "tools", "called"])
+def test_what_is_learned_stands_in_the_text_that_transformers_writes(
+    family: str, talk: str, ours: Tokenizer, theirs: Any
+) -> None:
+    given = {"chat_template": FAMILIES[family], "add_generation_prompt": False}
+    try:
+        ids, learned = chat.encode_conversation(ours, TALKS[talk], chat_template=FAMILIES[family])
+    except ValueError as error:
+        named = "the chat template (failed|does not write the answer right after its generation prompt)|special token"
+        assert re.search(named, str(error))
+        return
+    whole = theirs.apply_chat_template(TALKS[talk], tokenize=False, **given)
+    assert ours.decode(ids) == whole
+    runs = itertools.groupby(zip(ids, learned, strict=True), lambda pair: pair[1])
+    said = [ours.decode([token for token, _ in run]) for told, run in runs if told]
+    for message in TALKS[talk]:
+        content = (message.get("content") or "").split("</think>")[-1].strip()
+        assert message["role"] != "assistant" or any(content in text for text in said) or not content
+        assert message["role"] == "assistant" or len(content) < 2 or all(content not in text for text in said)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_learned(family: str, ours: Tokenizer) -> None:
+    for talk in ("plain", "reasoned"):
+        _, learned = chat.encode_conversation(ours, TALKS[talk], chat_template=FAMILIES[family])
+        assert any(learned) and not learned[0]
 
 
 def test_a_block_whose_place_is_not_told_is_refused(ours: Tokenizer) -> None:

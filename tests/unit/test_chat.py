@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import time
@@ -117,6 +118,112 @@ def test_a_conversations_answers_are_told_apart(template: str) -> None:
     end = ids.index(tok.token_to_id(close.strip()), learned.index(True))
     assert ids[: learned.index(True)] == tok.apply_chat_template(talk[:2])  # as the model meets them when it answers
     assert learned[end] and ids.count(ids[end]) == len(talk) + (template is CHATML and talk[0]["role"] != "system")
+
+
+# The shapes of R1-Distill-Llama's, Qwen 3's, gpt-oss's, Phi 3's and Mistral's templates.
+OPENS_THOUGHT = """{{ '<s>' }}{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}
+{%- if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|assistant|><think>\n{% endif %}"""
+STRIPS_EARLIER = """{% set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}<|start|>{{ m.role }}\n
+{%- if m.role == 'assistant' %}
+    {%- set thought = m.reasoning_content | default('') %}
+    {%- if loop.index0 > ns.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}
+{%- endif %}{{ m.content }}<|end|>\n{% endfor %}
+{%- if add_generation_prompt %}<|start|>assistant\n{% endif %}"""
+CLOSES_THE_LAST = """{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' -%}
+<|channel|>final{% endif %}<|message|>{{ m.content }}
+{%- if loop.last and m.role == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|start|>assistant{% endif %}"""
+ENDS_WITHOUT_PROMPT = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% else %}<|return|>{% endif %}"""
+
+SYSTEM_LAST = """{{ '<s>' }}{% for m in messages[1:] %}{% if m.role == 'user' %}[INST]
+{%- if loop.last %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}[/INST]
+{%- else %}{{ ' ' + m.content }}<|end|>{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "learned"),
+    [
+        (OPENS_THOUGHT, ["a<|end|>", "<table><|end|>"]),
+        (STRIPS_EARLIER, ["a<|end|>\n", "<think>\nlong ago\n</think>\n\n<table><|end|>\n"]),
+        (CLOSES_THE_LAST, ["<|channel|>final<|message|>a", "<|channel|>final<|message|><table><|return|>"]),
+        (ENDS_WITHOUT_PROMPT, ["a<|end|>", "<table><|end|><|return|>"]),
+        (SYSTEM_LAST, [" a<|end|>", " <table><|end|>"]),
+    ],
+    ids=["R1", "Qwen 3", "gpt-oss", "Phi 3", "Mistral"],
+)
+@pytest.mark.parametrize("marked", [False, True])
+def test_templates_that_write_answers_otherwise_later_are_learned(
+    template: str, learned: list[str], marked: bool
+) -> None:
+    tok = tokenizer(
+        "<s>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|user|>", "<|assistant|>"
+    )
+    tok.chat_template = template
+    asked = "q <|end|> <|assistant|>" if marked else "q"
+    talk = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": "a", "reasoning_content": "since"},
+        {"role": "user", "content": "r"},
+        {"role": "assistant", "content": "<table>", "reasoning_content": "long ago"},
+    ]
+    ids, told = chat.encode_conversation(tok, talk)
+    assert tok.decode(ids) == tok.apply_chat_template(talk, False, tokenize=False)
+    runs = [list(run) for _, run in itertools.groupby(zip(ids, told, strict=True), lambda pair: pair[1])]
+    assert [tok.decode([token for token, _ in run]) for run in runs if run[0][1]] == learned
+    assert (ids == tok.apply_chat_template(talk, False)) or template is STRIPS_EARLIER
+
+
+def test_reasoning_that_a_template_takes_out_is_no_part_of_the_answer() -> None:
+    tok = tokenizer("<s>", "<|end|>", "<|user|>", "<|assistant|>")
+    tok.chat_template = OPENS_THOUGHT
+    for said in ("a", "<think>\nx</think>a", "<t", "<think>"):
+        ids, told = chat.encode_conversation(
+            tok, [{"role": "user", "content": "q"}, {"role": "assistant", "content": said}]
+        )
+        whole = f"<s><|user|>q<|assistant|>{said.split('</think>')[-1]}<|end|>"
+        assert tok.decode(ids) == whole
+        answer = tok.decode([token for token, mine in zip(ids, told, strict=True) if mine])
+        assert answer == whole[len("<s><|user|>q<|assistant|>") :]
+
+
+BLOCKS = """{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}
+{%- generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"""
+PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+PROMPTED = PLAIN + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+@pytest.mark.parametrize("template", [BLOCKS, PROMPTED])
+def test_weights_and_train_on_choose_what_is_learned(template: str) -> None:
+    tok = tokenizer("<|end|>", "<|user|>", "<|assistant|>")
+    tok.chat_template = template
+
+    def learned(weights: list[Any], train_on: str) -> str:
+        talk = [
+            {"role": role, "content": text} | ({} if weight is None else {"weight": weight})
+            for role, text, weight in zip(["user", "assistant"] * 2, "qarb", weights, strict=True)
+        ]
+        ids, told = chat.encode_conversation(tok, talk, train_on=train_on)
+        assert tok.decode(ids) == "<|user|>q<|end|><|assistant|>a<|end|><|user|>r<|end|><|assistant|>b<|end|>"
+        return tok.decode([token for token, mine in zip(ids, told, strict=True) if mine])
+
+    assert learned([None] * 4, "assistant") == learned([0, 1, 0, 1], "assistant") == "a<|end|>b<|end|>"
+    assert learned([None, 0, None, 1], "assistant") == learned([None] * 4, "last") == "b<|end|>"
+    assert learned([None, 1, None, 0], "last") == learned([None, 0, None, 0], "assistant") == ""
+    assert learned([None, 0, None, None], "all") == "<|user|>q<|end|><|assistant|><|user|>r<|end|><|assistant|>b<|end|>"
+    assert learned([None] * 4, "all").count("<|") == 8
+    for weights, train_on, message in (
+        ([None, 0.5, None, None], "assistant", r"message 1: weight is 0\.5; expected 0 or 1"),
+        ([None, "0", None, None], "assistant", "message 1: weight is '0'; expected 0 or 1"),
+        ([0, None, None, None], "all", "message 0: weight 0 is for answers; this one's role is 'user'"),
+        ([None] * 4, "user", "train_on is 'user'; expected 'assistant', 'last' or 'all'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learned(weights, train_on)
 
 
 def test_answers_that_cannot_be_told_apart_are_refused() -> None:

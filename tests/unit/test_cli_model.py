@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -213,6 +214,30 @@ def test_an_adapter_of_a_tied_head_leaves_the_embedding_alone(
     assert generator.generate("The quick", max_new_tokens=4)
 
 
+def test_finetune_takes_rows_and_says_what_is_learned(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"prompt": "The quick", "completion": " brown fox"}] * 8))
+    arguments = finetune(made, tmp_path / "tuned", "--format", "prompt-completion", "--show-example")
+    arguments[1] = str(rows)
+    assert main(arguments) == 0
+    assert re.search(r"The quick⟦ brown fox.*⟧", capsys.readouterr().err)
+    for more, message in (
+        (["--format", "csv"], "format is 'csv'; expected auto, messages, sharegpt, alpaca, prompt-completion, text"),
+        (["--train-on", "none"], "train_on is 'none'; expected assistant, last, all"),
+        (["--format", "alpaca"], "need a tokenizer with a chat template"),
+    ):
+        assert main([*arguments, *more, "--out", str(tmp_path / "other")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_finetune_of_all_weights_may_stay_in_bfloat16(made: Path, tmp_path: Path) -> None:
+    assert main(finetune(made, tmp_path / "tuned", "--full", "--weights-dtype", "bfloat16")) == 0
+    stored = json.loads((tmp_path / "tuned" / "model" / "config.json").read_text())
+    assert stored["dtype"] == "bfloat16"
+
+
 def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> None:
     assert main(finetune(made, tmp_path / "tuned", "--full")) == 0
     assert not (tmp_path / "tuned" / "adapter").exists()
@@ -245,6 +270,7 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--full", "--dora"], "--dora is for an adapter"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--save-module", "layers"], "names model.layers"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--rank", "0"], "rank is 0"),
+        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--weights-dtype", "bfloat16"], "it is for --full"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--target", "nothing"], "no linear layer is named"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--steps", "0"], "max_steps is 0"),
         (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--quantize", "int2"], "expected int8 or int4"),

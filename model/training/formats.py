@@ -1,0 +1,209 @@
+"""What the rows of fine-tuning data look like: five formats, known by their fields.
+
+| format | fields |
+|---|---|
+| `messages` | `messages`: objects with `role`, `content`, `tool_calls`, `weight`; `tools`, `chat_template_kwargs` |
+| `sharegpt` | `conversations`: objects with `from` and `value`; `system`, `tools` |
+| `alpaca` | `instruction`, `output`; `input`, `system`, `history` |
+| `prompt-completion` | `prompt`, `completion`: texts, or lists of messages; `tools`, `chat_template_kwargs` |
+| `text` | `text` |
+
+Other fields are metadata and are not read; those of images, sounds and preferences are refused.
+
+Sources: https://platform.openai.com/docs/guides/supervised-fine-tuning (`messages`, `weight`),
+https://huggingface.co/docs/trl/dataset_formats (`prompt-completion`, `chat_template_kwargs`),
+https://llamafactory.readthedocs.io/en/latest/getting_started/data_preparation.html (`alpaca`, `sharegpt`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+FORMATS = ("messages", "sharegpt", "alpaca", "prompt-completion", "text")
+_NEEDED = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "prompt-completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+# A row with the fields of two formats is of the one that says more. What `prompt` alone leaves open, `messages` tells.
+_DETECTED = ("messages", "sharegpt", "prompt-completion", "alpaca", "text")
+# Fields that change what should be learned, in a way that is not supported; all others are metadata.
+_OLDER = dict.fromkeys(("functions", "function_call"), "expected 'tools', which OpenAI's files have instead now")
+_MEDIA = dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text can be learned")
+_PREFERENCES = dict.fromkeys(("chosen", "rejected", "label", "kto_tag"), "preferences cannot be learned")
+_REFUSED: dict[str, dict[str, str]] = {
+    "messages": _OLDER | _MEDIA,
+    "sharegpt": _OLDER | _MEDIA | _PREFERENCES,
+    "alpaca": _MEDIA | _PREFERENCES,
+    "prompt-completion": _OLDER | _MEDIA | _PREFERENCES,
+    "text": {},
+}
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+}
+
+
+class Chat(NamedTuple):
+    """Messages, and what else the chat template is to be told."""
+
+    messages: list[dict[str, Any]]
+    options: dict[str, Any]
+
+
+class Completion(NamedTuple):
+    """A text that is read and one that is learned after it."""
+
+    prompt: str
+    completion: str
+
+
+def detect_format(row: Any) -> str | None:
+    """Return the format of a row by its fields, or None if it is of none.
+
+    Example:
+        >>> detect_format({"instruction": "Add.", "input": "1 1", "output": "2"}), detect_format({"question": "?"})
+        ('alpaca', None)
+    """
+    if not isinstance(row, dict):
+        return None
+    return next((name for name in _DETECTED if all(field in row for field in _NEEDED[name])), None)
+
+
+def describe_fields(row: Any) -> str:
+    """Return what a row has and what was expected, for an error."""
+    known = "; ".join(f"{name} ({', '.join(_NEEDED[name])})" for name in FORMATS)
+    found = f"an object with the fields {sorted(row)}" if isinstance(row, dict) else f"{type(row).__name__}"
+    return f"{found}; expected the fields of one of: {known}"
+
+
+def read_row(row: Any, kind: str) -> Chat | Completion | str:
+    """Return what a row of a format holds: messages, a prompt with its completion, or a text.
+
+    Raises:
+        ValueError: If a field is missing or holds something else; it names the field and the value.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object with {_wanted(kind)}, got {_shown(row)}")
+    for field in _NEEDED[kind]:
+        if row.get(field) is None or (field in ("messages", "conversations") and not isinstance(row[field], list)):
+            raise ValueError(f"expected an object with {_wanted(kind)}; its fields are {sorted(row)}")
+    for field, instead in _REFUSED[kind].items():
+        if row.get(field) not in (None, [], ""):
+            raise ValueError(f"{field!r} is {_shown(row[field])}; {instead}")
+    if kind == "messages":
+        return Chat(_messages(row["messages"], "messages"), _options(row))
+    if kind == "sharegpt":
+        return _sharegpt(row)
+    if kind == "alpaca":
+        return _alpaca(row)
+    if kind == "text":
+        return _text(row, "text")
+    if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
+        prompt, completion = (_messages(row[field], field) for field in _NEEDED[kind])
+        read = [message | ({"weight": 0} if message.get("role") == "assistant" else {}) for message in prompt]
+        return Chat(read + completion, _options(row))
+    return Completion(_text(row, "prompt"), _text(row, "completion"))
+
+
+def _wanted(kind: str) -> str:
+    if kind in ("messages", "sharegpt"):
+        return f"a list of {_NEEDED[kind][0]!r}"
+    return " and ".join(map(repr, _NEEDED[kind]))
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.100}"
+
+
+def _text(row: Mapping[str, Any], field: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise ValueError(f"{field!r} is {_shown(value)}; expected a text")
+    return value
+
+
+def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError(f"{field!r} is {_shown(value)}; expected a list of messages")
+    for place, message in enumerate(value):
+        if isinstance(message, dict):
+            if message.get("function_call"):
+                raise ValueError(f"message {place}: 'function_call' is OpenAI's older spelling; expected 'tool_calls'")
+            for number, part in enumerate(message["content"] if isinstance(message.get("content"), list) else ()):
+                if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                    raise ValueError(f"message {place}: part {number} is {_shown(part)}; expected one of type 'text'")
+    return value
+
+
+def _options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row tells its chat template besides messages."""
+    options = row.get("chat_template_kwargs") or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"'chat_template_kwargs' is {_shown(options)}; expected an object")
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"'tools' is {_shown(tools)}, not valid JSON ({error})") from None
+    if tools is None:
+        return options
+    if not isinstance(tools, list):
+        raise ValueError(f"'tools' is {_shown(tools)}; expected a list of schemas")
+    return options | {"tools": tools}
+
+
+def _sharegpt(row: Mapping[str, Any]) -> Chat:
+    talk: Sequence[Any] = row["conversations"]
+    if talk and all(isinstance(turn, dict) and "role" in turn for turn in talk):
+        messages = _messages(list(talk), "conversations")
+    else:
+        messages = [_sharegpt_turn(turn, place) for place, turn in enumerate(talk)]
+    if row.get("system"):
+        messages = [{"role": "system", "content": _text(row, "system")}, *messages]
+    return Chat(messages, _options(row))
+
+
+def _sharegpt_turn(turn: Any, place: int) -> dict[str, Any]:
+    if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+        raise ValueError(f"message {place} is {_shown(turn)}; expected an object with 'from' and 'value'")
+    role = _ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
+    if role is None:
+        raise ValueError(f"message {place}: 'from' is {_shown(turn['from'])}; expected one of {sorted(_ROLES)}")
+    said = turn["value"]
+    if not isinstance(said, str):
+        raise ValueError(f"message {place}: 'value' is {_shown(said)}; expected a text")
+    message: dict[str, Any] = {"role": role, "content": said}
+    if turn["from"] == "function_call":
+        try:
+            calls = json.loads(said)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"message {place}: the call {_shown(said)} is not valid JSON ({error})") from None
+        calls = calls if isinstance(calls, list) else [calls]
+        message = {"role": role, "tool_calls": [{"type": "function", "function": call} for call in calls]}
+    return message | ({"weight": turn["weight"]} if turn.get("weight") is not None else {})
+
+
+def _alpaca(row: Mapping[str, Any]) -> Chat:
+    messages = [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise ValueError(f"'history' is {_shown(history)}; expected a list of pairs of texts")
+    asked = _text(row, "instruction")
+    if row.get("input"):
+        asked += "\n" + _text(row, "input")
+    for question, answer in [*history, (asked, _text(row, "output"))]:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Chat(messages, {})

@@ -1,0 +1,173 @@
+"""Plain text to a token file, and what is done with text that looks like special tokens."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bpe_llama import _core
+from bpe_llama._bad_rows import BadRows
+from bpe_llama._core import FileLines
+from bpe_llama._files import in_batches, is_parquet, read_parquet, written_whole
+from bpe_llama.model.training.formats import read_row
+from bpe_llama.model.training.rows import check_text, has_lines, has_rows, read_rows
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+
+def write_tokens(
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    parse_special: bool = False,
+    on_error: str = "raise",
+    progress: bool | None = None,
+) -> None:
+    """Write the ids of all texts to a `.npy` file, each text ended by the tokenizer's end-of-text id.
+
+    Args:
+        paths: Text files, and `.json`, `.jsonl` and `.parquet` files with a `text`.
+        tokenizer: Its vocabulary.
+        out: The file.
+        parse_special: Whether the text of special tokens stands for them, as in text that holds rendered chats. A text
+            that ends in the end-of-text id gets no second one.
+        on_error: "raise" an error at the first row that holds no text, or "skip" them.
+        progress: As of `Tokenizer.encode_files`.
+
+    Warns:
+        UserWarning: How many rows were skipped; without `parse_special`, how much text looks like special tokens.
+
+    Raises:
+        ValueError: If a row holds no text, naming file and place.
+    """
+    bad_rows = BadRows(on_error)
+    if parse_special:
+        _write_parsed(paths, tokenizer, out, bad_rows)
+        bad_rows.warn(stacklevel=3)
+        return
+    if any(has_rows(path) and not has_lines(path) and not is_parquet(path) for path in paths):
+        target = _core.TokenFile(tokenizer, out, tokenizer.eos_id, None)
+        try:
+            for texts in in_batches(_texts(paths, bad_rows)):
+                target.add_texts(texts)
+            target.finish()
+        finally:
+            target.abandon()
+        bad_rows.warn(stacklevel=3)
+    else:
+        tokenizer.encode_files(paths, out, eos=True, on_error=on_error, progress=progress)
+    lookalikes = SpecialLookalikes(tokenizer)
+    if lookalikes.pattern is not None:
+        for path in paths:
+            if is_parquet(path):
+                for text in read_parquet([path], "text", BadRows("skip")):
+                    lookalikes.count(text)
+            else:
+                for line in FileLines(path):
+                    lookalikes.count(line.decode(errors="replace"))
+    lookalikes.warn(stacklevel=3)
+
+
+def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
+    for path in paths:
+        if is_parquet(path):
+            yield from read_parquet([path], "text", bad_rows)
+        elif has_rows(path):
+            for place, row in read_rows(path, bad_rows):
+                try:
+                    text = read_row(row, "text")
+                    check_text(text, "text")
+                except ValueError as error:
+                    bad_rows.skip_or_raise(f"{place}: {error}", error)
+                else:
+                    yield str(text)
+        else:
+            try:
+                yield b"\n".join(FileLines(path)).decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                bad_rows.skip_or_raise(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})", error)
+
+
+def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_rows: BadRows) -> None:
+    """Write ids through a file of plain numbers, since how many there are is known at its end only."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    with written_whole(out) as temporary:
+        numbers = temporary.with_suffix(".ids")
+        try:
+            with open(numbers, "wb") as file:
+                for texts in in_batches(_texts(paths, bad_rows)):
+                    ids, begins = tokenizer.encode_batch_to_numpy(texts, allowed_special="all")
+                    for begin, after in itertools.pairwise(begins.tolist()):
+                        row = ids[begin:after]
+                        ended = row[-1:].tolist() == end
+                        file.write(row.astype(dtype).tobytes() + (b"" if ended else np.array(end, dtype).tobytes()))
+            empty = numbers.stat().st_size == 0
+            np.save(temporary, np.empty(0, dtype) if empty else np.memmap(numbers, dtype=dtype, mode="r"))
+        finally:
+            numbers.unlink(missing_ok=True)
+
+
+class SpecialLookalikes:
+    """Counts text that looks like special tokens and is learned as ordinary text.
+
+    Args:
+        tokenizer: Whose special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        # What all begin with is looked for first, which is fast.
+        begin = os.path.commonprefix(names)  # noqa: RUF071, of characters
+        ends = "|".join(re.escape(name[len(begin) :]) for name in names)
+        self.pattern = re.compile(f"{re.escape(begin)}(?:{ends})") if names else None
+        self.found: Counter[str] = Counter()
+
+    def count(self, text: str) -> None:
+        """Count what a text holds."""
+        if self.pattern is not None:
+            self.found.update(self.pattern.findall(text))
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn of what was counted, if anything was; 2 is the caller's own line."""
+        if self.found:
+            most = ", ".join(f"{name!r} {count:,} times" for name, count in self.found.most_common(3))
+            warnings.warn(
+                f"text that looks like special tokens is learned as ordinary text ({most}); if it holds rendered "
+                "chats, parse_special=True (--parse-special) makes them special tokens",
+                UserWarning,
+                stacklevel + 1,
+            )
+
+
+def encode_parsed(tokenizer: Tokenizer, text: str, before: str | None, parse_special: bool) -> list[int]:
+    """Return the ids of a text that follows another one, None if it follows none.
+
+    Args:
+        tokenizer: Its vocabulary.
+        text: What is encoded.
+        before: What comes before it.
+        parse_special: Whether the text of special tokens stands for them.
+    """
+    special = tokenizer.special_tokens
+    names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    if before is not None and parse_special and before.endswith(tuple(special)):
+        before = None
+    ids: list[int] = []
+    for number, part in enumerate(re.split(f"({names})", text) if parse_special and names else [text]):
+        if number % 2:
+            ids.append(special[part])
+            before = None
+        elif part:
+            ids += tokenizer.encode_following(part, before) if before is not None else tokenizer.encode_ordinary(part)
+    return ids

@@ -1,0 +1,104 @@
+"""AdamW over bfloat16 weights that are rounded up or down by chance, so that steps below their precision add up.
+
+bfloat16 keeps 8 bits of a number. A step of a thousandth of a weight is always lost when rounded to the nearest;
+rounded stochastically it is taken with a chance that makes the mean right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 23  # numbers that are updated at once
+
+
+def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return float32 values as bfloat16, each one of its two neighbours, the nearer one the likelier.
+
+    The mean over many draws is the value itself; what bfloat16 holds exactly stays as it is.
+
+    Args:
+        values: float32, of any shape, and no NaN.
+        generator: Of the draws, on the same device.
+
+    Source: Gupta et al. 2015, arXiv:1502.02551, section 3.
+
+    Example:
+        >>> third = torch.full((10_000,), 1 / 3)
+        >>> drawn = round_stochastically(third, torch.Generator().manual_seed(0)).float()
+        >>> sorted(set(drawn.tolist())), abs(drawn.mean() - 1 / 3).item() < 1e-4
+        ([0.33203125, 0.333984375], True)
+    """
+    # The 16 bits that bfloat16 drops, as a fraction of its step, carry into those that it keeps with that chance.
+    bits = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    bits.add_(values.view(torch.int32)).bitwise_and_(-(1 << 16))
+    return bits.view(torch.float32).to(torch.bfloat16)
+
+
+class StochasticAdamW(torch.optim.Optimizer):
+    """AdamW whose weights and moments are bfloat16, rounded stochastically; arithmetic is float32.
+
+    A parameter takes 8 bytes with its gradient and moments, instead of 16. The draws of a step depend on the seed and
+    the step alone, so a run that is resumed makes them again.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101; Zamirai et al. 2020, arXiv:2010.06192, section 4.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+        >>> optimizer = StochasticAdamW([weight], lr=0.5)
+        >>> weight.grad = torch.ones_like(weight)
+        >>> optimizer.step()
+        >>> weight.tolist()
+        [0.5, 0.5, 0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps})
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step over every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("a closure is given; expected gradients that are computed already")
+        place = 0
+        for group in self.param_groups:
+            for weight in group["params"]:
+                place += 1
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group, place)
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], place: int) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(weight)
+        state["step"] += 1
+        step = int(state["step"])
+        generator = torch.Generator(weight.device).manual_seed((self.seed * 1_000_003 + step) * 100_003 + place)
+        first, second = group["betas"]
+        # A few rows at a time, so that float32 copies take little memory.
+        rows = max(1, _CHUNK * len(weight) // weight.numel())
+        tensors = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
+        for weights, gradients, means, squares in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+            gradients = gradients.float()
+            mean = means.float().lerp_(gradients, 1 - first)
+            square = squares.float().mul_(second).addcmul_(gradients, gradients, value=1 - second)
+            means.copy_(round_stochastically(mean, generator))
+            squares.copy_(round_stochastically(square, generator))
+            divisor = square.div_(1 - second**step).sqrt_().add_(group["eps"])
+            moved = weights.float().mul_(1 - group["lr"] * group["weight_decay"])
+            moved.addcdiv_(mean, divisor, value=-group["lr"] / (1 - first**step))
+            weights.copy_(round_stochastically(moved, generator))

@@ -1,0 +1,110 @@
+"""The rows of a data file: lines of JSON, a list in JSON, or a Parquet table, each with the place where it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bpe_llama._bad_rows import BadRows
+from bpe_llama._core import FileLines
+from bpe_llama._files import is_parquet, parquet_rows
+
+_JSON = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
+_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
+
+
+def has_rows(path: Path) -> bool:
+    """Return whether a file holds rows with fields, not plain text: by its suffix."""
+    return bool(_JSON.search(path.name)) or is_parquet(path)
+
+
+def has_lines(path: Path) -> bool:
+    """Return whether a file holds a row of JSON in each line: by its suffix."""
+    return bool(_LINES.search(path.name))
+
+
+def read_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+    """Yield where each row stands and what it holds; those that cannot be read go to ``bad_rows``.
+
+    Lines are counted from 1, the rows of `.json` and `.parquet` files from 0. Blank lines are left out. A `.json` file
+    may hold lines as well.
+
+    Raises:
+        ImportError: If a Parquet file is to be read and ``pyarrow`` is not installed.
+        ValueError: If a whole file is damaged; if ``bad_rows`` skips none and a row is.
+    """
+    if is_parquet(path):
+        yield from _parquet(path, bad_rows)
+    elif has_lines(path):
+        yield from _lines(path, bad_rows)
+    else:
+        yield from _json(path, bad_rows)
+
+
+def check_text(value: Any, field: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell: it is no character, and would be learned as U+FFFD.
+
+    Raises:
+        ValueError: If there is one anywhere in the value of a field.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"lone surrogate \\u{ord(half):04x} in {field!r}") from None
+
+
+def _lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(FileLines(path), start=1):
+        place = f"{path}, line {number}"
+        try:
+            # A byte-order mark at the start of a file is no part of its text.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            value = json.loads(text)
+        except UnicodeDecodeError as error:
+            bad_rows.skip_or_raise(f"{place}: not UTF-8 ({error.reason})", error)
+        except (json.JSONDecodeError, RecursionError) as error:
+            bad_rows.skip_or_raise(f"{place}: not valid JSON ({error})", error)
+        else:
+            yield place, value
+
+
+def _json(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+    try:
+        value = json.loads(b"\n".join(FileLines(path)).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})") from None
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise ValueError(f"{path}: not valid JSON ({error})") from None
+        yield from _lines(path, bad_rows)  # lines, as data sets often have them under this name
+        return
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    rows = value if isinstance(value, list) else [value]
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+
+
+def _parquet(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+    for number, values in enumerate(parquet_rows(path)):
+        place = f"{path}, row {number}"
+        try:
+            row = {name: value.as_py() for name, value in values.items()}
+        except UnicodeDecodeError as error:
+            bad_rows.skip_or_raise(f"{place}: not UTF-8 ({error.reason})", error)
+        else:
+            yield place, _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the fields that are null: a table gives each of its objects every field."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

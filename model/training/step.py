@@ -1,0 +1,91 @@
+"""One optimizer step: the loss of all its micro-batches, their gradient, and whether both may change the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bpe_llama.model.loss import IGNORED
+
+if TYPE_CHECKING:
+    from bpe_llama.model.llama import LlamaForCausalLM
+
+LARGEST_LOGITS = 1 << 25
+"""Logits that are held at once, at most: 128 MiB of float32. A larger batch is scored in chunks (`model.loss`)."""
+
+
+class Step(NamedTuple):
+    """How a step went.
+
+    Attributes:
+        loss: Mean over all learned tokens of the step (nats a token).
+        grad_norm: Norm of the gradient of `loss`, before it is clipped.
+    """
+
+    loss: float
+    grad_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Return whether the step may change the weights."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def batch_loss(
+    model: LlamaForCausalLM,
+    ids_BT: Tensor,
+    labels_BT: Tensor,
+    attention_mask_BT: Tensor | None = None,
+    num_items_in_batch: int | None = None,
+) -> Tensor:
+    """Return the loss of a batch, float32: `model(...).loss`, in chunks where the vocabulary is large.
+
+    Args:
+        model: The model.
+        ids_BT: int64.
+        labels_BT: int64; -100 is ignored.
+        attention_mask_BT: Zero where there is padding.
+        num_items_in_batch: The learned tokens of all batches of a step; by default those of this one.
+    """
+    chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
+    if ids_BT.numel() > chunk_size:
+        return model.loss(ids_BT, labels_BT, attention_mask_BT, chunk_size, num_items_in_batch)
+    out = model(ids_BT, attention_mask=attention_mask_BT, labels=labels_BT, num_items_in_batch=num_items_in_batch)
+    loss: Tensor = out.loss
+    return loss
+
+
+def learned_tokens(labels: Sequence[npt.NDArray[np.int64]]) -> int:
+    """Return how many tokens of several batches are learned; the first of a row cannot be.
+
+    Example:
+        >>> learned_tokens([np.array([[5, 6, -100]]), np.array([[-100, 7, 8]])])
+        3
+    """
+    return sum(int((array[:, 1:] != IGNORED).sum()) for array in labels)
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the 2-norm of all gradients together, float32; not finite if one of their elements is not."""
+    norms = [
+        torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+        for parameter in parameters
+        if parameter.grad is not None
+    ]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
+
+
+@contextlib.contextmanager
+def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Let what draws from torch's own generators, dropout, depend on the seed and the step alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+        yield

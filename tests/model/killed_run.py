@@ -1,0 +1,130 @@
+"""Small runs in processes of their own, which are killed (SIGKILL) at random moments and resumed until they are done.
+
+`python tests/model/killed_run.py 40` kills 40 of them and says what was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401, imported here, once for all runs
+import numpy as np
+import torch._dynamo  # noqa: F401, likewise
+from safetensors.torch import load_file
+
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, training
+from bpe_llama.model.training.checkpoint import find_checkpoint
+
+STEPS = 60
+
+
+def train(out: Path) -> None:
+    """Train on padded texts, through dropout, in micro-batches; a checkpoint every third step."""
+    drawn = np.random.default_rng(0)
+    texts = [drawn.integers(3, 60, drawn.integers(5, 40)) for _ in range(50)]
+    examples = [training.Example(ids, np.where(np.arange(len(ids)) > len(ids) // 2, ids, -100)) for ids in texts]
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    model = lora.add(LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4)), rank=4, dropout=0.1)
+    config = training.TrainConfig(
+        max_steps=STEPS,
+        batch_size=2,
+        gradient_accumulation=2,
+        warmup_steps=5,
+        learning_rate=1e-2,
+        save_every=3,
+        log_every=4,
+        eval_every=10,
+        device="cpu",
+    )
+    result = training.train_on_examples(
+        model, examples[:40], config, out, eval_examples=examples[40:], resume=True, progress=False
+    )
+    told = {"loss": result.loss, "eval_loss": result.eval_loss, "norm": result.grad_norm, "step": result.step}
+    (out / "result.json").write_text(json.dumps(told))
+
+
+def start(out: Path) -> int:
+    """Let a forked process run to the end, and return its id: this one has imported all, which takes seconds."""
+    process = os.fork()
+    if not process:
+        try:
+            train(out)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return process
+
+
+def run(out: Path) -> Path:
+    """Run to the end, and return the folder."""
+    assert os.waitpid(start(out), 0)[1] == 0
+    return out
+
+
+def run_killed(out: Path, draw: random.Random, times: int) -> int:
+    """Start the run, kill it at a random moment after its first line of metrics, so many times; then let it end.
+
+    Returns how many processes were killed before their end.
+    """
+    killed = 0
+    for _ in range(times):
+        before, process = _lines(out), start(out)
+        while _lines(out) == before and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0.0, 1.2))
+        os.kill(process, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    run(out)
+    return killed
+
+
+def _lines(out: Path) -> bytes:
+    try:
+        return (out / "metrics.jsonl").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """Return all that a run computed: what it told, its metrics but for times, its weights and its optimizer."""
+    checkpoint = find_checkpoint(out)
+    assert checkpoint is not None
+    tensors = {path.name: load_file(path) for path in checkpoint.glob("*.safetensors")}
+    return {
+        "told": json.loads((out / "result.json").read_text()),
+        "metrics": [
+            {key: value for key, value in line.items() if "second" not in key}
+            for line in training.read_metrics(out / "metrics.jsonl")
+        ],
+        "weights": {
+            f"{file}:{name}": tensor.tolist() for file, found in tensors.items() for name, tensor in found.items()
+        },
+    }
+
+
+def main(times: int) -> None:
+    """Kill so many runs and print how each ended."""
+    folder = Path(tempfile.mkdtemp())
+    whole = numbers(run(folder / "whole"))
+    draw = random.Random(0)
+    killed = lost = 0
+    while killed < times:
+        out = folder / f"run-{killed}"
+        ended = run_killed(out, draw, draw.randint(1, 3))
+        same = numbers(out) == whole
+        killed, lost = killed + ended, lost + (not same)
+        print(f"{out.name}: killed {ended} times, {'the same numbers' if same else 'OTHER NUMBERS'}", flush=True)
+    print(f"{killed} kills, {lost} runs with other numbers")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
