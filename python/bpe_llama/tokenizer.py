@@ -729,7 +729,7 @@ def _unpickle(
     beside: dict[str, Any],
 ) -> Tokenizer:
     if file.startswith(b"{"):
-        core = _core.Tokenizer.build_from_huggingface(file)
+        core = _core.Tokenizer.build_from_own_json(file)
     else:
         core = _core.Tokenizer.build_from_sentencepiece(file).with_added_tokens(added)
     return cls(core.with_ends(*ends), **beside)
