@@ -441,3 +441,15 @@ def test_stripping_ends_at_the_first_other_character(start: int) -> None:
     for ids in ([0, 1, 2], [1], [1, 1, 0], [2, 0, 0]):
         stream = ours.decode_stream()
         assert ours.decode(ids) == theirs.decode(ids) == "".join(map(stream.push, ids)) + stream.flush()
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_digits_are_numbers_of_the_unicode_of_tokenizers(each: bool, tmp_path: Path) -> None:
+    file = described({"Regex": "x"}, ["a", "ð"])
+    digits = {"type": "Digits", "individual_digits": each}
+    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL]}
+    newest = [*range(0x11DE0, 0x11DEA), 0x16FF4, 0x16FF5]
+    for text in ["a5", "a٣٣b", "a\U00011de0\U00011de1a", *(f"a{chr(c)}a\U0001f600" for c in newest)]:
+        ours, theirs = both(file, text, tmp_path)
+        assert ours == theirs
+    assert Tokenizer.from_file(tmp_path / "t.json").pipeline == "fast"

@@ -61,6 +61,9 @@ pub use self::unicode_tables::UNICODE_VERSION;
 /// The pattern that splits nowhere: a text is one piece.
 pub(crate) const WHOLE: &str = "(?s:.+)";
 
+/// A number as `tokenizers` sees it in `Digits`: by Unicode 17, twelve more than Oniguruma's `\p{N}`, of Unicode 16.
+pub(crate) const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}\x{16FF5}]";
+
 /// Begins a regex that is read as Oniguruma reads it.
 const ONIGURUMA_MARK: &str = "(?#oniguruma)";
 

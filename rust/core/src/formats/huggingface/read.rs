@@ -10,6 +10,7 @@ use crate::byte_alphabet::{CHARS, to_bytes};
 use crate::normalize::Normalizer;
 use crate::pipeline::components::{self, Behavior, Pattern, PostProcessor, PreTokenizer};
 use crate::pipeline::{Components, ModelOptions, Pipeline};
+use crate::pretokenize::DIGIT;
 use crate::special::AddedTokens;
 use crate::{AddedToken, Ends, Error, Pretokenizer, Result, Spaces, Tokenizer, Vocab};
 
@@ -411,8 +412,8 @@ fn split_by(pre_tokenizer: &PreTokenizer) -> Result<std::result::Result<Pretoken
                     _ => return Ok(Err("a Split that removes text".to_owned())),
                 }
             }
-            PreTokenizer::Digits { individual_digits: true } => Pretokenizer::oniguruma(r"\p{N}"),
-            PreTokenizer::Digits { individual_digits: false } => Pretokenizer::oniguruma(r"\p{N}+"),
+            PreTokenizer::Digits { individual_digits: true } => Pretokenizer::oniguruma(DIGIT),
+            PreTokenizer::Digits { individual_digits: false } => Pretokenizer::oniguruma(&format!("{DIGIT}+")),
             other => return Ok(Err(format!("the pre-tokenizer {}", name_of(other)))),
         };
         splitters.push(splitter.map_err(in_file)?);
