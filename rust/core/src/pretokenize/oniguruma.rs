@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const BACKTRACK_LIMIT: u32 = 10_000_000;
 
 /// Matches between two pauses: each may take many steps.
-pub(crate) const MATCHES: usize = 16;
+pub(crate) const MATCHES: usize = 64;
 
 /// Where no match is found, a search ends after this many bytes for a pause, and then after twice as many, up to a limit.
 ///
