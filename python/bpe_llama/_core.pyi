@@ -54,6 +54,8 @@ class Tokenizer:
     @staticmethod
     def build_from_huggingface(json: bytes) -> Tokenizer: ...
     @staticmethod
+    def build_from_own_json(json: bytes) -> Tokenizer: ...
+    @staticmethod
     def build_from_sentencepiece(model: bytes) -> Tokenizer: ...
     @staticmethod
     def build_from_pieces(pieces: Sequence[tuple[str, float, int]], prefix: bool, collapse: bool) -> Tokenizer: ...
@@ -98,7 +100,7 @@ class Tokenizer:
         """
     def to_huggingface(self) -> str: ...
     def to_own_json(self) -> str:
-        """Return a ``tokenizer.json`` for `build_from_huggingface` alone, in which any pattern can be said."""
+        """Return a ``tokenizer.json`` for `build_from_own_json` alone, in which any tokenizer can be said."""
     def save_huggingface(self, path: _PathLike) -> None: ...
     def save_tiktoken(self, path: _PathLike) -> None: ...
     def save_sentencepiece(self, path: _PathLike) -> None: ...
@@ -267,7 +269,11 @@ class Tokenizer:
         """Return the number of tokens, added ones included."""
 
     def token_to_id(self, token: bytes | str) -> int | None:
-        """Return the id of the token with these bytes, special or not, or `None`."""
+        """Return the id of a token, special or not, or `None`.
+
+        Bytes are what the token stands for. A `str` is its name, as `id_to_token` gives it: the text of an added token
+        first, then ``Ġw`` or ``▁w`` as a ``tokenizer.json`` spells it. Where no token is called so, it is text.
+        """
 
     @property
     def vocab_size(self) -> int:

@@ -748,7 +748,7 @@ _FLAGS = ("content", "special", "single_word", "lstrip", "rstrip", "normalized")
 
 
 def _unpickle(cls: type[Tokenizer], file: bytes, ends: tuple[int | None, ...], beside: dict[str, Any]) -> Tokenizer:
-    return cls(_core.Tokenizer.build_from_huggingface(file).with_ends(*ends), **beside)
+    return cls(_core.Tokenizer.build_from_own_json(file).with_ends(*ends), **beside)
 
 
 def _unpickle_sentencepiece(

@@ -98,6 +98,7 @@ def test_the_files_name_the_defaults(config: Json, sections: Json, tmp_path: Pat
         assert dict(again(text, **options)) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*in its place")
 @pytest.mark.parametrize("sections", [{}, {"padding": PAD}, {"padding": PAD | {"direction": "Right"}}])
 @pytest.mark.parametrize("name", [*CLASSES, "LlamaTokenizerFast", "GemmaTokenizer", "CodeLlamaTokenizer"])
 def test_a_class_names_the_defaults(name: str, sections: Json, tmp_path: Path) -> None:

@@ -176,6 +176,22 @@ def test_byte_level_merging_decodes_as_sentencepiece_too(
         assert ours.encode(text) == theirs.encode(text)
 
 
+@SLOW
+@given(model=models(plain=True), picks=st.lists(PICKS, min_size=20, max_size=20))
+def test_a_pickle_decodes_as_sentencepiece_too(model: Model, picks: list[list[tuple[int, int]]]) -> None:
+    tok, (_, theirs) = Tokenizer(sides(model)[0]), sides(model)
+    again = pickle.loads(pickle.dumps(tok))
+    assert encodes_itself(again) == encodes_itself(tok)
+    assert again.normalizes_added_tokens == tok.normalizes_added_tokens
+    for drawn in picks:
+        ids = picked(theirs, drawn)
+        assert again.decode(ids) == streamed(again, ids) == tok.decode(ids)
+        assert again.decode_bytes(ids) == tok.decode_bytes(ids)
+    for text in ["  ab b ", "éa▁b", "\x00日本"]:
+        assert again.encode(text) == tok.encode(text)
+        assert again.encode_bytes(text.encode() + b"\xff a") == tok.encode_bytes(text.encode() + b"\xff a")
+
+
 @pytest.mark.parametrize("byte_fallback", [False, True])
 def test_bytes_that_are_no_text(byte_fallback: bool) -> None:
     ours, theirs = sides(train(byte_fallback=byte_fallback, user_defined_symbols=["<mask>", "é"]))
@@ -361,7 +377,8 @@ def test_tokens_are_found_by_their_text() -> None:
         if theirs.is_byte(token):
             assert ours.id_to_bytes(token) == bytes([int(text[3:5], 16)])
         else:
-            assert (ours.id_to_bytes(token), ours.token_to_id(text)) == (spaced, token)
+            assert (ours.id_to_bytes(token), ours.token_to_id(spaced)) == (spaced, token)
+        assert (ours.id_to_token(token), ours.token_to_id(text)) == (text, token)
     with pytest.raises(KeyError, match="not in this vocabulary"):
         ours.decode([theirs.vocab_size()])
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
-from tokenizers import models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
-from bpe_llama import Tokenizer
+from bpe_llama import Tokenizer, _core
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
@@ -224,6 +224,21 @@ def test_what_is_not_honoured_is_refused_by_name(change: dict[str, Any], named: 
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "Split", "pattern": {"FancyRegex": "a"}, "behavior": "Isolated", "invert": False}},
+        {"normalizer": {"type": "Replace", "pattern": {"FancyRegex": "a"}, "content": "b"}},
+        {"decoder": {"type": "Replace", "pattern": {"FancyRegex": "a"}, "content": "b"}},
+        {"own": {"drops_first_space": True, "as_sentencepiece": True}},
+    ],
+)
+def test_what_only_a_pickle_may_say_is_refused_in_a_file(change: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(described({"Regex": r"\s"}, ["a", "b"], **change)))
+    with pytest.raises(ValueError, match=r'FancyRegex": "a"|the field "own"'):
+        Tokenizer.from_file(tmp_path / "t.json")
+
+
 def test_growing_keeps_everything_else(tmp_path: Path) -> None:
     tok = chat_tokenizer()
     tok.chat_template = "T"
@@ -390,3 +405,84 @@ def test_special_tokens_without_a_role_survive(stated: dict[str, Any], tmp_path:
         assert again(text)["input_ids"] == expected(text)["input_ids"]
         read = Tokenizer.from_file(tmp_path / "saved")
         assert read(text, allowed_special="all")["input_ids"] == expected(text)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["<naïve>", "Ã©", "ï Ġ", "Ġx", "日本", "plain"])
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_of_the_byte_alphabet_keeps_its_text(name: str, special: bool, tmp_path: Path) -> None:
+    base = Tokenizer.train_from_iterator(["low lower lowest ï"] * 3, vocab_size=262, progress=False)
+    tok = base.with_special_tokens([name]) if special else base.with_tokens([name])
+    tok.save(tmp_path / "t.json")
+    text = f"a{name} ï b"
+    ids = tok.encode(text, allowed_special="all")
+    assert tok.decode(ids) == text
+    pickled, loaded = pickle.loads(pickle.dumps(tok)), Tokenizer.from_file(tmp_path / "t.json")
+    theirs = Theirs.from_file(str(tmp_path / "t.json"))
+    assert theirs.encode(text).ids == loaded.encode(text, allowed_special="all") == ids
+    assert theirs.decode(ids, skip_special_tokens=False) == loaded.decode(ids) == pickled.decode(ids) == text
+    stream = loaded.decode_stream()
+    assert "".join(map(stream.push, ids)) + stream.flush() == text
+
+
+@pytest.mark.parametrize("name", ["é", "Ġlow"])
+def test_an_added_token_that_a_file_would_take_for_another_is_not_saved(name: str, tmp_path: Path) -> None:
+    tok = Tokenizer.train_from_iterator(["low lower lowest"] * 3, vocab_size=262, progress=False)
+    grown = tok.with_tokens([name])
+    pickled = pickle.loads(pickle.dumps(grown))
+    for ours in (grown, pickled, pickle.loads(pickle.dumps(tok)).with_tokens([name])):
+        assert ours.encode(f"a low{name}") == [*tok.encode("a low"), 262]
+        assert ours.decode(ours.encode(f"a low{name}")) == f"a low{name}"
+        assert ours.merges == tok.merges
+    with pytest.raises(ValueError, match=f'"{name}" is spelt as ordinary token'):
+        grown.save(tmp_path / "t.json")
+
+
+def test_names_and_ids_are_one_to_one(tmp_path: Path) -> None:
+    tok = Tokenizer.train_from_iterator(
+        ["low lower lowest é Ġ"] * 3, vocab_size=268, special_tokens=["<é>"], progress=False
+    )
+    tok.save(tmp_path / "t.json")
+    theirs = Theirs.from_file(str(tmp_path / "t.json"))
+    for ours in (tok, Tokenizer.from_file(tmp_path / "t.json"), tok.with_tokens(["new é"])):
+        for i in range(ours.vocab_size):
+            assert ours.token_to_id(ours.id_to_token(i)) == i
+            assert ours.id_to_token(i) == theirs.id_to_token(i) or i >= theirs.get_vocab_size()
+            assert ours.token_to_id(ours.id_to_bytes(i)) == i
+    for name in ["Ġlow", "é", "Ġ", "Ã©", "<é>", "low"]:
+        assert tok.token_to_id(name) == theirs.token_to_id(name)
+    assert tok.token_to_id(" low") == tok.token_to_id(b" low") == tok.token_to_id("Ġlow")  # text, where no name is
+    assert tok.token_to_id("no such token") is None
+
+
+def test_a_stream_says_when_the_decoder_changes_text_that_was_given_out() -> None:
+    """Only the first of a text loses its mark, so a text that shrinks at the front is another one."""
+    theirs = Theirs(models.BPE(vocab={"a": 0, "b": 1, "x": 2}, merges=[]))
+    theirs.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex(r"^a(?=b)"), "c")])
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    stream = ours.decode_stream()
+    assert stream.push(0) == "a"
+    assert ours.decode([0, 1]) == theirs.decode([0, 1]) == "cb"
+    with pytest.raises(ValueError, match='changed text that was given out, "a", to "cb"'):
+        stream.push(1)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 5])
+def test_stripping_ends_at_the_first_other_character(start: int) -> None:
+    theirs = Theirs(models.BPE(vocab={"  x ": 0, " ": 1, "x": 2}, merges=[]))
+    theirs.decoder = decoders.Strip(" ", start, 0)  # with more it panics where nothing is left
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    for ids in ([0, 1, 2], [1], [1, 1, 0], [2, 0, 0]):
+        stream = ours.decode_stream()
+        assert ours.decode(ids) == theirs.decode(ids) == "".join(map(stream.push, ids)) + stream.flush()
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_digits_are_numbers_of_the_unicode_of_tokenizers(each: bool, tmp_path: Path) -> None:
+    file = described({"Regex": "x"}, ["a", "ð"])
+    digits = {"type": "Digits", "individual_digits": each}
+    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL]}
+    newest = [*range(0x11DE0, 0x11DEA), 0x16FF4, 0x16FF5]
+    for text in ["a5", "a٣٣b", "a\U00011de0\U00011de1a", *(f"a{chr(c)}a\U0001f600" for c in newest)]:
+        ours, theirs = both(file, text, tmp_path)
+        assert ours == theirs
+    assert Tokenizer.from_file(tmp_path / "t.json").pipeline == "fast"

@@ -110,6 +110,17 @@ _LONG_CALLS = {
     "encode a batch": "tok.encode_batch_to_numpy(['some words, ' * 100] * 300_000, num_threads=1)",
     "encode a batch on threads": "tok.encode_batch_to_numpy(['some words, ' * 100] * 300_000, num_threads=2)",
     "encode by a slow regex": "slow.encode_to_numpy('a' * 1_000_000)",
+    "normalize and split by a tokenizer.json": "general.encode_to_numpy(text)",
+    "the same on threads": "general.encode_batch_to_numpy([text, text], num_threads=2)",
+    "merge a text that nothing splits": "whole.encode_to_numpy(text)",
+    "a regex that matches nowhere": "nowhere.encode_to_numpy(text)",
+    "truncate by a tokenizer.json": "general.truncate(text, 10**6)",
+    "decode by a tokenizer.json": "general.decode(ids)",
+    "offsets by a tokenizer.json": "general.encode_with_offsets(text)",
+    "offsets as Python's": "tok.encode_with_offsets(text)",
+    "offsets of a SentencePiece model": "pieces.encode_with_offsets(text)",
+    "truncate by a SentencePiece model": "pieces.truncate(text, 10**7)",
+    "a batch for a model": "general(text, truncation=True, max_length=10**6)",
     "train": "Tokenizer.train_from_iterator((('w%d ' % i) * 1000 for i in range(10**7)), vocab_size=50_000)",
 }
 
@@ -118,7 +129,31 @@ _LONG_CALLS = {
 @pytest.mark.parametrize("call", list(_LONG_CALLS))
 def test_ctrl_c_stops_a_long_call_within_a_second(call: str) -> None:
     script = f"""
-from bpe_llama import Tokenizer
+import json
+from bpe_llama import Tokenizer, _core
+
+def described(normalizer, pattern):
+    steps = [] if pattern is None else [pattern]
+    split = [{{"type": "Split", "pattern": {{"Regex": p}}, "behavior": "Isolated", "invert": False}} for p in steps]
+    space = {{"type": "Replace", "pattern": {{"String": " "}}, "content": "_"}}
+    spaces = {{"type": "Replace", "pattern": {{"Regex": "_+"}}, "content": " "}}
+    vocab = {{c: i for i, c in enumerate(["so", *"sometihngwrd_,é"])}}
+    file = {{
+        "normalizer": {{"type": "Sequence", "normalizers": [space, {{"type": normalizer}}]}},
+        "pre_tokenizer": {{"type": "Sequence", "pretokenizers": split}},
+        "decoder": {{"type": "Sequence", "decoders": [spaces, {{"type": "Fuse"}}]}},
+        "model": {{"type": "BPE", "vocab": vocab, "merges": [["s", "o"]]}},
+    }}
+    return Tokenizer(_core.Tokenizer.build_from_huggingface(json.dumps(file).encode()))
+
+general = described("NFKC", r"\\w+|[^\\w]+")
+whole, nowhere = described("NFD", None), described("Lowercase", r"(?<=§)x")
+text = "some wörds, naïve " * 500_000
+ids = [0, 1, 2, 3, 12] * 2_000_000
+bytes_ = [(f"<0x{{b:02X}}>", 0.0, 6) for b in range(256)]
+letters = [(c, -1.0, 1) for c in "abcdefghijklmnopqrstuvwxyz\u2581"]
+pieces = [("<unk>", 0.0, 2), ("so", -1.0, 1), ("<user>", 0.0, 4), *letters, *bytes_]
+pieces = Tokenizer(_core.Tokenizer.build_from_pieces(pieces, True, False))
 ranks = {{bytes([b]): b for b in range(256)}}
 tok = Tokenizer.from_ranks(ranks, pattern="cl100k")
 slow = Tokenizer.from_ranks(ranks, pattern=r"(?:(?:a|aa){{1,14}}(?<!a))?a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import tokenizers
 
 from bpe_llama import Tokenizer, WordCounts, cli
 from bpe_llama.training import SUPERWORD_PATTERN
@@ -152,6 +153,56 @@ def test_a_base_without_some_byte():
     assert train(["abab"], 257, base=base).id_to_bytes(256) == b"ab"
     with pytest.raises(ValueError, match="0x78"):
         train(["abab x ax"], 257, base=base)
+
+
+def with_parts(base, path, **parts):
+    """Return a tokenizer whose tokenizer.json is that of `base` but for some parts."""
+    base.save(path)
+    file = json.loads(path.read_text(encoding="utf-8"))
+    parts["model"] = file["model"] | parts.get("model", {})
+    path.write_text(json.dumps(file | parts), encoding="utf-8")
+    return Tokenizer.from_file(path)
+
+
+def test_what_the_file_of_the_base_says_goes_on(tmp_path):
+    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 268}
+    decoder = {"type": "Sequence", "decoders": [{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}]}
+    decoder["decoders"][0]["use_regex"] = True
+    decoder["decoders"].append({"type": "Replace", "pattern": {"String": "low"}, "content": "high"})
+    parts = {"padding": padding | {"pad_type_id": 0, "pad_token": "<|end|>"}, "decoder": decoder}
+    parts["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
+    base = with_parts(train(special_tokens=["<|end|>", "<é>"]), tmp_path / "t.json", **parts)
+    for options in ({}, {"superword_from": 275}):
+        tok = train(vocab_size=280, base=base, **options)
+        tok.save(tmp_path / "more.json")
+        file = json.loads((tmp_path / "more.json").read_text(encoding="utf-8"))
+        assert {key: file[key] for key in parts} == parts
+        assert (tok.pipeline, tok.pad_id, tok.vocab_size) == ("fast", 268, 280)
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "more.json"))
+        for text in [TEXTS[0], "e\u0301 low", "wide <|end|><é>"]:
+            ids = tok.encode(text, allowed_special="all")
+            assert ids == theirs.encode(text).ids
+            assert tok.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+    assert "high" in tok.decode(tok.encode("low"))
+
+
+def test_a_base_that_drops_bytes_goes_on_dropping_them(tmp_path):
+    vocab = {token: i for i, token in enumerate(["l", "o", "w", "Ġ", "lo"])}
+    model = {"vocab": vocab, "merges": [["l", "o"]]}
+    base = with_parts(train(["low"], 257, pattern="r50k"), tmp_path / "t.json", model=model, added_tokens=[])
+    assert base.decode(base.encode("xlow")) == "low"
+    tok = train(["low low low"], 6, base=base)
+    tok.save(tmp_path / "more.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "more.json"))
+    ids = tok.encode("xlow low")
+    assert ids == theirs.encode("xlow low").ids == [5, 3, 5]
+    assert tok.decode(ids) == theirs.decode(ids) == "low low"
+
+
+def test_a_base_that_training_does_not_know_is_refused(tmp_path):
+    base = with_parts(train(), tmp_path / "t.json", normalizer={"type": "Lowercase"})
+    with pytest.raises(ValueError, match="the base asks for the normalizer Lowercase, which training does not know"):
+        train(vocab_size=280, base=base)
 
 
 def test_too_few_pairs_warn():

@@ -2,19 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::huge_pages;
 use crate::normalize::After;
 use crate::special::SpecialSet;
-use crate::{Result, Tokenizer};
+use crate::{Error, Result, Tokenizer};
 
 /// A text longer than this many bytes is cut, so that threads can share it.
 const SEGMENT: usize = 1 << 18;
 
 /// Bytes of text between two pauses.
 const PAUSE_EVERY: usize = 1 << 20;
+
+/// How long the calling thread waits for the others between two pauses.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// Turns of a loop between two pauses: some microseconds of work.
+const TURNS: usize = 256;
 
 /// What a long call asks now and then: whether to go on. An error ends the call.
 #[derive(Clone, Copy, Default)]
@@ -23,6 +31,12 @@ pub struct Pause<'a>(pub Option<&'a (dyn Fn() -> Result<()> + Sync)>);
 impl Pause<'_> {
     pub(crate) fn ask(self) -> Result<()> {
         self.0.map_or(Ok(()), |ask| ask())
+    }
+
+    /// Asks at this turn of a loop, counted from 0, if it is one of every 256.
+    #[inline]
+    pub(crate) fn ask_at(self, turn: usize) -> Result<()> {
+        if turn % TURNS == TURNS - 1 { self.ask() } else { Ok(()) }
     }
 }
 
@@ -43,7 +57,7 @@ pub struct EncodeOptions<'a> {
     pub eos: Option<u32>,
     /// What each text comes after, which matters where a space is put before it.
     pub after: After,
-    /// Asked every few milliseconds, on the calling thread.
+    /// Asked every few milliseconds at least, on the calling thread. It had better be cheap.
     pub pause: Pause<'a>,
 }
 
@@ -131,6 +145,7 @@ impl Tokenizer {
         threads: usize,
     ) -> Result<(Vec<u32>, Vec<i64>)> {
         let next = AtomicUsize::new(0);
+        let is_interrupted = AtomicBool::new(false);
         let joined = Mutex::new(Joined::new(texts));
         let work = |options: EncodeOptions<'_>| {
             let mut encoded = Encoded::default();
@@ -141,16 +156,35 @@ impl Tokenizer {
                 if let Err(error) = pause.and_then(|()| self.encode_task(texts, options, task, &mut encoded)) {
                     // Nobody needs the rest.
                     next.store(tasks.len(), Ordering::Relaxed);
+                    is_interrupted.fetch_or(matches!(error, Error::Interrupted), Ordering::Relaxed);
                     return Err((number, error));
                 }
                 encoded = joined.lock().unwrap_or_else(PoisonError::into_inner).append(number, encoded);
             }
             Ok(())
         };
-        let others = EncodeOptions { pause: Pause::default(), ..options };
+        // Only the calling thread may ask. It tells the others, and asks on while it waits for them.
+        let told = || if is_interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+        let others = EncodeOptions { pause: Pause(Some(&told)), ..options };
+        let work = &work;
         let results: Vec<_> = std::thread::scope(|scope| {
-            let handles: Vec<_> = (1..threads).map(|_| scope.spawn(|| work(others))).collect();
-            let first = work(options);
+            let (at_work, all_done) = channel::<()>();
+            let spawn = |_| {
+                let at_work = at_work.clone();
+                scope.spawn(move || {
+                    let _at_work = at_work;
+                    work(others)
+                })
+            };
+            let handles: Vec<_> = (1..threads).map(spawn).collect();
+            drop(at_work);
+            let mut first = work(options);
+            while first.is_ok() && all_done.recv_timeout(WAIT) == Err(RecvTimeoutError::Timeout) {
+                if let Err(error) = options.pause.ask() {
+                    is_interrupted.store(true, Ordering::Relaxed);
+                    first = Err((0, error));
+                }
+            }
             let rest = handles
                 .into_iter()
                 .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

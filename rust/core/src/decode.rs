@@ -2,8 +2,11 @@
 
 use std::borrow::Cow;
 
-use crate::sentencepiece::Decoding;
-use crate::{Error, Result, Tokenizer};
+use crate::sentencepiece::{Decoding, SentencePieceModel};
+use crate::{Error, Pause, Result, Tokenizer};
+
+/// Ids between two pauses, where a token is no more than its bytes.
+const PAUSE_EVERY: usize = 1 << 20;
 
 impl Tokenizer {
     /// Returns the bytes of all tokens, one after another; without the space that SentencePiece puts first.
@@ -13,29 +16,33 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
     pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        self.decode(ids, false)
+        self.decode(ids, false, Pause::default())
     }
 
     /// Returns the bytes of [`Tokenizer::decode_bytes`], special tokens left out if `skip_special`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
-    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<Vec<u8>> {
+    /// [`Error::NotFound`] for an id that no token has; what the pause returns.
+    pub fn decode(&self, ids: &[u32], skip_special: bool, pause: Pause<'_>) -> Result<Vec<u8>> {
         if let Some(pipeline) = self.pipeline.as_ref().filter(|pipeline| !pipeline.decodes_bytes()) {
-            return Ok(pipeline.decode(ids, &self.added, skip_special)?.into_bytes());
+            return Ok(pipeline.decode(ids, &self.added, skip_special, pause)?.into_bytes());
         }
         if let Some(model) = self.sentencepiece() {
-            return model.decode(&self.kept(ids, skip_special), false, &self.added);
+            return model.decode(&self.kept(ids, skip_special), false, &self.added, pause);
         }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         if !skip_special && !self.drops_space() {
-            for &id in ids {
-                bytes.extend_from_slice(self.id_to_bytes(id)?);
+            for ids in ids.chunks(PAUSE_EVERY) {
+                pause.ask()?;
+                for &id in ids {
+                    bytes.extend_from_slice(self.id_to_bytes(id)?);
+                }
             }
             return Ok(bytes);
         }
         let mut at_start = self.drops_space();
-        for &id in ids {
+        for (turn, &id) in ids.iter().enumerate() {
+            pause.ask_at(turn)?;
             let token = self.id_to_bytes(id)?;
             if !(skip_special && self.is_special(id)) {
                 bytes.extend_from_slice(if at_start {
@@ -53,10 +60,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
-    pub fn decode_lossy(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+    pub fn decode_lossy(&self, ids: &[u32], skip_special: bool, pause: Pause<'_>) -> Result<String> {
         let bytes = match self.sentencepiece() {
-            Some(model) => model.decode(&self.kept(ids, skip_special), true, &self.added)?,
-            None => self.decode(ids, skip_special)?,
+            Some(model) => model.decode(&self.kept(ids, skip_special), true, &self.added, pause)?,
+            None => self.decode(ids, skip_special, pause)?,
         };
         let mut stream = Utf8Stream::new(self.decodes_as_sentencepiece());
         match String::from_utf8(bytes) {
@@ -171,7 +178,8 @@ impl DecodeStream {
         Ok(match &mut self.way {
             Way::Bytes { utf8, .. } => utf8.flush(),
             Way::Model(utf8, decoding) => {
-                let rest = tokenizer.sentencepiece().map(|model| model.decode_end(decoding)).unwrap_or_default();
+                let end = |model: &SentencePieceModel| model.decode_end(decoding, Pause::default());
+                let rest = tokenizer.sentencepiece().map(end).transpose()?.unwrap_or_default();
                 utf8.push(&rest) + &utf8.flush()
             }
             Way::Window(window) => {
@@ -222,7 +230,8 @@ impl Window {
 
 impl Tokenizer {
     fn decode_text(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        String::from_utf8(self.decode(ids, skip_special)?).map_err(|error| Error::Format(error.to_string()))
+        String::from_utf8(self.decode(ids, skip_special, Pause::default())?)
+            .map_err(|error| Error::Format(error.to_string()))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// How many pieces the splitter hands over at a time.
 const BATCH: usize = 1024;
 
-/// Batches between two pauses: a megabyte or so of text. A regex may be so slow that each batch is worth one.
+/// Batches between two pauses: a megabyte or so of text. Regexes have pauses of their own.
 const PAUSE_EVERY: u64 = 256;
 
 /// Where ids go.
@@ -82,13 +82,12 @@ impl Encoder<'_> {
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
-        let pause_every = if self.pretokenizer.is_regex() { 1 } else { PAUSE_EVERY };
         for batch in 1u64.. {
-            if batch % pause_every == 0 {
+            if batch % PAUSE_EVERY == 0 {
                 self.pause.ask()?;
             }
             scratch.ends.clear();
-            self.pretokenizer.fill_ends(text, start, &mut scratch.ends)?;
+            self.pretokenizer.fill_ends_pausing(text, start, &mut scratch.ends, self.pause)?;
             let count = scratch.ends.len();
             if count == 0 {
                 break;

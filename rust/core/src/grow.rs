@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 
 use crate::byte_alphabet::to_bytes;
 use crate::formats::pipeline_of;
-use crate::normalize::{After, SPACE};
+use crate::normalize::SPACE;
 use crate::pipeline::Pipeline;
 use crate::special::{AddedToken, AddedTokens, SpecialSet};
 use crate::{Error, Pause, Result, Tokenizer};
@@ -51,7 +51,7 @@ impl Tokenizer {
         }
         grown.added = match &self.pipeline {
             Some(pipeline) => AddedTokens::new(all, |text| pipeline.normalize(text))?,
-            None => AddedTokens::new(all, |text| Ok(self.normalizer.apply(text, After::Nothing).into_owned()))?,
+            None => AddedTokens::new(all, |text| self.normalizer.normal_form(text))?,
         };
         if self.spaces().is_some() {
             grown.added.decode_by(|name| name.replace(SPACE, " ").into_bytes());
@@ -66,20 +66,22 @@ impl Tokenizer {
         Ok(grown)
     }
 
-    /// Returns the id of the ordinary token that a `tokenizer.json` spells so.
+    /// Returns the id of the ordinary token that a `tokenizer.json` spells so; where no file defines the tokenizer, if it is
+    /// decoded to this text.
     fn id_of_name(&self, name: &str) -> Option<u32> {
         if let Some(pipeline) = &self.pipeline {
             return pipeline.token_to_id(name);
         }
         let bytes = if self.spaces().is_some() { name.replace(SPACE, " ").into_bytes() } else { to_bytes(name)? };
-        self.vocab.bytes_to_id(&bytes)
+        let is_same = self.components.is_some() || self.spaces().is_some() || bytes == name.as_bytes();
+        self.vocab.bytes_to_id(&bytes).filter(|_| is_same)
     }
 
     /// Returns the ids of `text` where each merge is left out with probability `dropout`: BPE-dropout, for training.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; and as
-    /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot hold.
+    /// [`Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; as
+    /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot hold; and what the pause returns.
     ///
     /// # Source
     /// Provilkov et al. 2020, arXiv:1910.13267.
@@ -89,6 +91,7 @@ impl Tokenizer {
         allowed: SpecialSet<'_>,
         dropout: f64,
         seed: u64,
+        pause: Pause<'_>,
     ) -> Result<Vec<u32>> {
         if !(0.0..=1.0).contains(&dropout) {
             return Err(Error::InvalidArgument(format!("dropout is {dropout}; expected 0 to 1")));
@@ -98,7 +101,7 @@ impl Tokenizer {
         let mut drops = || uniform(&mut state) < dropout;
         let mut ids = Vec::new();
         let added = (&self.added, allowed);
-        pipeline.encode(text, added, Pause::default(), Some(&mut drops), &mut |new| ids.extend_from_slice(new))?;
+        pipeline.encode(text, added, pause, Some(&mut drops), &mut |new| ids.extend_from_slice(new))?;
         Ok(ids)
     }
 

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use unicode_normalization::{IsNormalized, is_nfc_quick};
 use unicode_normalization_alignments::UnicodeNormalization;
 
+use crate::batch::Pause;
 use crate::pipeline::Aligned;
 use crate::{Error, Result};
 
@@ -83,27 +84,41 @@ impl After {
 
 impl Normalizer {
     /// Returns the normal form of a stretch of ordinary text.
-    pub(crate) fn apply(self, text: &str, after: After) -> Cow<'_, str> {
+    ///
+    /// # Errors
+    /// What the pause returns.
+    pub(crate) fn apply<'t>(self, text: &'t str, after: After, pause: Pause<'_>) -> Result<Cow<'t, str>> {
         match self {
             Self::Nfc if is_nfc_quick(text.chars()) != IsNormalized::Yes => {
-                Cow::Owned(text.nfc().map(|(c, _)| c).collect())
+                let mut normal = String::with_capacity(text.len());
+                for (turn, (c, _)) in text.nfc().enumerate() {
+                    pause.ask_at(turn)?;
+                    normal.push(c);
+                }
+                Ok(Cow::Owned(normal))
             }
-            Self::None | Self::Nfc => Cow::Borrowed(text),
-            Self::Spaces(spaces) => spaces.normalize(text, after),
+            Self::None | Self::Nfc => Ok(Cow::Borrowed(text)),
+            Self::Spaces(spaces) => Ok(spaces.normalize(text, after)),
         }
+    }
+
+    /// Returns the normal form of an added token.
+    pub(crate) fn normal_form(self, text: &str) -> Result<String> {
+        self.apply(text, After::Nothing, Pause::default()).map(Cow::into_owned)
     }
 
     /// Returns the normal form with, for each byte, the range of the original text that it stands for.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if SentencePiece's treatment of spaces changes more than the beginning.
-    pub(crate) fn apply_aligned(self, text: &str, start: u32, after: After) -> Result<Aligned> {
-        let mut aligned = Aligned::new(text, start);
+    /// [`Error::InvalidArgument`] if SentencePiece's treatment of spaces changes more than the beginning; what the pause
+    /// returns.
+    pub(crate) fn apply_aligned(self, text: &str, start: u32, after: After, pause: Pause<'_>) -> Result<Aligned> {
+        let mut aligned = Aligned::new(text, start, pause)?;
         match self {
             Self::None => {}
             Self::Nfc => {
                 if is_nfc_quick(text.chars()) != IsNormalized::Yes {
-                    aligned.transform(0, text.nfc())?;
+                    aligned = aligned.transform(0, text.nfc(), pause)?;
                 }
             }
             Self::Spaces(spaces) => {

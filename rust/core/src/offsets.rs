@@ -1,6 +1,6 @@
 //! Where in a text its tokens stand.
 
-use crate::batch::Pause;
+use crate::batch::{EncodeOptions, Pause};
 use crate::normalize::After;
 use crate::pipeline::{Token, spaces_around};
 use crate::special::SpecialSet;
@@ -26,7 +26,7 @@ impl Tokenizer {
         }
         let mut tokens = Vec::new();
         self.added.check(allowed)?;
-        self.added.cut_raw(text, allowed, &mut |part| {
+        self.added.cut_raw(text, allowed, pause, &mut |part| {
             let (start, end) = (part.bytes.start, part.bytes.end);
             if let Some(id) = part.added {
                 tokens.push(Token { id, start, end, spaces: spaces_around(&text[start..end]) });
@@ -34,7 +34,7 @@ impl Tokenizer {
             }
             let after = if start == 0 { After::Nothing } else { After::Special };
             if let Some(model) = self.sentencepiece() {
-                let ranges = model.encode_with_ranges(&text.as_bytes()[start..end], after)?.into_iter();
+                let ranges = model.encode_with_ranges(&text.as_bytes()[start..end], after, pause)?.into_iter();
                 let token = |(id, range): (u32, std::ops::Range<usize>)| Token {
                     id,
                     start: start + range.start,
@@ -44,8 +44,8 @@ impl Tokenizer {
                 tokens.extend(ranges.map(token));
                 return Ok(());
             }
-            let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after)?;
-            self.added.cut_normalized(&normal.text, allowed, &mut |part| {
+            let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after, pause)?;
+            self.added.cut_normalized(&normal.text, allowed, pause, &mut |part| {
                 let (stretch, spans) = (&normal.text[part.bytes.clone()], &normal.spans[part.bytes]);
                 let mut push = |id: u32, from: usize, to: usize, spaces| {
                     let (start, end) = (spans[from].0 as usize, spans[to - 1].1 as usize);
@@ -58,7 +58,8 @@ impl Tokenizer {
                 let mut ids = Vec::new();
                 self.with_scratch(pause, |encoder, scratch| encoder.encode(stretch, scratch, &mut ids))?;
                 let mut at = 0;
-                for id in ids {
+                for (turn, id) in ids.into_iter().enumerate() {
+                    pause.ask_at(turn)?;
                     let bytes = self.vocab.id_to_bytes(id).unwrap_or_default();
                     let is_space = |byte: &&u8| **byte == b' ';
                     let spaces =
@@ -88,32 +89,43 @@ impl Tokenizer {
         pause: Pause<'_>,
     ) -> Result<(Vec<u32>, Offsets)> {
         let tokens = self.encode_with_spans(text, allowed, pause)?;
-        let characters = Characters::of(text);
-        let offsets = tokens.iter().enumerate().map(|(place, token)| {
+        let characters = Characters::of(text, pause)?;
+        let (mut ids, mut offsets) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
+        for (place, token) in tokens.iter().enumerate() {
+            pause.ask_at(place)?;
             let range = match self.sentencepiece() {
                 Some(_) => (characters.before(token.start), characters.before(token.end)),
                 None => characters.range(token.start, token.end),
             };
-            self.template.trims.iter().fold(range, |range, &may_be_prefixed| {
+            let trimmed = self.template.trims.iter().fold(range, |range, &may_be_prefixed| {
                 trim(range, token.spaces, may_be_prefixed && (place == 0 || range.0 == 0))
-            })
-        });
-        Ok((tokens.iter().map(|token| token.id).collect(), offsets.collect()))
+            });
+            ids.push(token.id);
+            offsets.push(trimmed);
+        }
+        Ok((ids, offsets))
     }
 
     /// Returns the longest start of `text` that ends where a token and a character end and has at most `max_tokens` ids.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_with_offsets`].
-    pub fn truncate<'t>(&self, text: &'t str, max_tokens: usize, allowed: SpecialSet<'_>) -> Result<&'t str> {
-        let tokens = self.encode_with_spans(text, allowed, Pause::default())?;
+    pub fn truncate<'t>(
+        &self,
+        text: &'t str,
+        max_tokens: usize,
+        allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
+    ) -> Result<&'t str> {
+        let tokens = self.encode_with_spans(text, allowed, pause)?;
+        let options = EncodeOptions { allowed, pause, ..EncodeOptions::default() };
         if tokens.len() <= max_tokens {
             return Ok(text);
         }
         for token in tokens[..max_tokens].iter().rev() {
             // A shorter text may split otherwise and so have more ids: then a token less is tried.
             let start = text.get(..token.end).unwrap_or_default();
-            if self.encode(start, allowed)?.len() <= max_tokens {
+            if self.count(start, options)? <= max_tokens {
                 return Ok(start);
             }
         }
@@ -125,12 +137,16 @@ impl Tokenizer {
 struct Characters(Option<Vec<u32>>);
 
 impl Characters {
-    fn of(text: &str) -> Self {
+    fn of(text: &str, pause: Pause<'_>) -> Result<Self> {
         if text.is_ascii() {
-            return Self(None);
+            return Ok(Self(None));
         }
-        let numbers = text.chars().enumerate().flat_map(|(i, c)| std::iter::repeat_n(i as u32, c.len_utf8()));
-        Self(Some(numbers.collect()))
+        let mut numbers = Vec::with_capacity(text.len());
+        for (i, c) in text.chars().enumerate() {
+            pause.ask_at(i)?;
+            numbers.extend(std::iter::repeat_n(i as u32, c.len_utf8()));
+        }
+        Ok(Self(Some(numbers)))
     }
 
     /// Returns how many characters begin before a byte that begins one, or before the end.

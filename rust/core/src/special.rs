@@ -8,12 +8,16 @@
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, Input, Match, MatchKind};
 use fancy_regex::Regex;
 use hashbrown::HashMap;
 
+use crate::batch::Pause;
 use crate::pairs::ID_BOUND;
 use crate::{Error, Result};
+
+/// Bytes that are searched for added tokens between two pauses.
+const WINDOW: usize = 1 << 18;
 
 /// A token that is matched as a whole before the text is split. The flags are those of `tokenizer.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,13 +164,18 @@ impl AddedTokens {
     }
 
     /// # Errors
-    /// [`Error::InvalidArgument`] if the text holds a special token of `set`, naming it and the byte where it starts.
-    pub(crate) fn refuse(&self, text: &str, set: SpecialSet<'_>) -> Result<()> {
+    /// [`Error::InvalidArgument`] if the text holds a special token of `set`, naming it and the byte where it starts; what
+    /// the pause returns.
+    pub(crate) fn refuse(&self, text: &str, set: SpecialSet<'_>, pause: Pause<'_>) -> Result<()> {
         if set.is_none() {
             return Ok(());
         }
-        let found = self.tokens.iter().filter(|token| token.special && set.contains(&token.content));
-        let first = found.filter_map(|token| Some((text.find(&token.content)?, &token.content))).min();
+        let mut first = None;
+        for token in self.tokens.iter().filter(|token| token.special && set.contains(&token.content)) {
+            pause.ask()?;
+            let found = text.find(&token.content).map(|at| (at, &token.content));
+            first = first.into_iter().chain(found).min();
+        }
         first.map_or(Ok(()), |(at, content)| {
             Err(Error::InvalidArgument(format!(
                 "the text holds the disallowed special token {content:?} at byte {at}; \
@@ -191,14 +200,15 @@ impl AddedTokens {
     /// Cuts a text that is not yet normalized into ordinary parts and added tokens, calling back for each in order.
     ///
     /// # Errors
-    /// What `each` returns.
+    /// What `each` and the pause return.
     pub(crate) fn cut_raw(
         &self,
         text: &str,
         allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
         each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
-        cut(self.raw.as_ref(), text, &self.tokens, allowed, each)
+        self.cut(self.raw.as_ref(), text, allowed, pause, each)
     }
 
     /// The same for an ordinary part that is normalized.
@@ -206,23 +216,25 @@ impl AddedTokens {
         &self,
         text: &str,
         allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
         each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
-        cut(self.normalized.as_ref(), text, &self.tokens, allowed, each)
+        self.cut(self.normalized.as_ref(), text, allowed, pause, each)
     }
-}
 
-fn cut(
-    matcher: Option<&Matcher>,
-    text: &str,
-    tokens: &[AddedToken],
-    allowed: SpecialSet<'_>,
-    each: &mut dyn FnMut(Part) -> Result<()>,
-) -> Result<()> {
-    match matcher {
-        Some(matcher) if !matcher.finds_none(allowed) => matcher.cut(text, tokens, allowed, each),
-        _ if text.is_empty() => Ok(()),
-        _ => each(Part { bytes: 0..text.len(), added: None }),
+    fn cut(
+        &self,
+        matcher: Option<&Matcher>,
+        text: &str,
+        allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
+        each: &mut dyn FnMut(Part) -> Result<()>,
+    ) -> Result<()> {
+        match matcher {
+            Some(matcher) if !matcher.finds_none(allowed) => matcher.cut(text, &self.tokens, allowed, pause, each),
+            _ if text.is_empty() => Ok(()),
+            _ => each(Part { bytes: 0..text.len(), added: None }),
+        }
     }
 }
 
@@ -239,6 +251,8 @@ pub(crate) struct Part {
 #[derive(Debug, Clone)]
 struct Matcher {
     automaton: AhoCorasick,
+    /// The bytes of the longest pattern.
+    longest: usize,
     /// The place of each pattern's token in the list of all.
     tokens: Vec<usize>,
     has_ordinary: bool,
@@ -263,7 +277,8 @@ impl Matcher {
             AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns.iter().map(|p| &p.0));
         let automaton = builder.map_err(|error| Error::InvalidArgument(format!("too many added tokens: {error}")))?;
         let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
-        Ok(Some(Self { automaton, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
+        let longest = patterns.iter().map(|(pattern, _)| pattern.len()).max().unwrap_or_default();
+        Ok(Some(Self { automaton, longest, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
     }
 
     fn finds_none(&self, allowed: SpecialSet<'_>) -> bool {
@@ -275,18 +290,22 @@ impl Matcher {
         text: &str,
         tokens: &[AddedToken],
         allowed: SpecialSet<'_>,
+        pause: Pause<'_>,
         each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
-        let mut done = 0;
-        for found in self.automaton.find_iter(text) {
+        let (mut done, mut from) = (0, 0);
+        for turn in 0.. {
+            pause.ask_at(turn)?;
+            let Some(found) = self.find(text, from, pause)? else { break };
+            from = found.end();
             let token = &tokens[self.tokens[found.pattern().as_usize()]];
             let (mut start, mut end) = (found.start(), found.end());
             let is_passed_over = token.special && !allowed.contains(&token.content);
-            if is_passed_over || (token.single_word && touches_word(text, start, end)) {
+            if is_passed_over || (token.single_word && touches_word(text, start, end)?) {
                 continue;
             }
             if token.lstrip {
-                start = done.max(text[..start].trim_end().len());
+                start = done + text[done..start.max(done)].trim_end().len();
             }
             if token.rstrip {
                 end = text.len() - text[end..].trim_start().len();
@@ -302,15 +321,32 @@ impl Matcher {
         }
         if done == text.len() { Ok(()) } else { each(Part { bytes: done..text.len(), added: None }) }
     }
+
+    /// Returns the first match behind `from`: the leftmost, and of those the longest.
+    fn find(&self, text: &str, mut from: usize, pause: Pause<'_>) -> Result<Option<Match>> {
+        while from < text.len() {
+            // A match that begins within the window has room for the longest pattern.
+            let window = from..from + WINDOW;
+            let input = Input::new(text).range(from..text.len().min(window.end + self.longest));
+            if let Some(found) = self.automaton.find(input).filter(|found| window.contains(&found.start())) {
+                return Ok(Some(found));
+            }
+            pause.ask()?;
+            from = window.end;
+        }
+        Ok(None)
+    }
 }
 
 /// Returns whether a word character (`\w` of Rust's regexes) stands right before or after a range.
-fn touches_word(text: &str, start: usize, end: usize) -> bool {
-    static WORD: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\w").ok());
-    let is_word = |c: Option<char>| {
-        let mut buffer = [0; 4];
-        let text = c.map(|c| &*c.encode_utf8(&mut buffer));
-        text.is_some_and(|text| WORD.as_ref().is_some_and(|word| word.is_match(text).unwrap_or(false)))
-    };
-    is_word(text[..start].chars().next_back()) || is_word(text[end..].chars().next())
+fn touches_word(text: &str, start: usize, end: usize) -> Result<bool> {
+    static WORD: LazyLock<std::result::Result<Regex, fancy_regex::Error>> = LazyLock::new(|| Regex::new(r"\w"));
+    let refuse = |error: &fancy_regex::Error| Error::InvalidArgument(error.to_string());
+    let word = WORD.as_ref().map_err(refuse)?;
+    for c in text[..start].chars().next_back().into_iter().chain(text[end..].chars().next()) {
+        if word.is_match(c.encode_utf8(&mut [0; 4])).map_err(|error| refuse(&error))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -6,9 +6,10 @@ use std::sync::{Arc, OnceLock};
 
 use crate::batch::{EncodeOptions, Pause, room_for_ids};
 use crate::boundaries::Boundaries;
-use crate::byte_alphabet::to_chars;
+use crate::byte_alphabet::{to_bytes, to_chars};
 use crate::cache::DEFAULT_LIMIT;
 use crate::encode::{Counter, Encoder, Scratch, Sink};
+use crate::formats::byte_of;
 use crate::normalize::{After, Normalizer, SPACE, Spaces};
 use crate::pipeline::components::{PostProcessor, TemplateText};
 use crate::pipeline::{Components, Item, Pipeline, Template};
@@ -91,7 +92,7 @@ impl Tokenizer {
     /// has other bytes.
     pub fn new(vocab: Vocab, pretokenizer: Pretokenizer, added: Vec<AddedToken>, nfc: bool) -> Result<Self> {
         let normalizer = if nfc { Normalizer::Nfc } else { Normalizer::None };
-        let added = AddedTokens::new(added, |text| Ok(normalizer.apply(text, After::Nothing).into_owned()))?;
+        let added = AddedTokens::new(added, |text| normalizer.normal_form(text))?;
         for token in added.tokens() {
             if vocab.id_to_bytes(token.id).is_some_and(|bytes| bytes != token.content.as_bytes()) {
                 return Err(Error::InvalidArgument(format!(
@@ -135,8 +136,7 @@ impl Tokenizer {
 
     /// Returns the tokenizer that encodes by a pipeline; `because` names what no faster way is known for.
     pub(crate) fn general(vocab: Vocab, added: AddedTokens, pipeline: Pipeline, because: String) -> Result<Self> {
-        let whole = Pretokenizer::new(r"(?s:.+)")?;
-        let mut tokenizer = Self::assemble(vocab, whole, added, Normalizer::None);
+        let mut tokenizer = Self::assemble(vocab, Pretokenizer::whole()?, added, Normalizer::None);
         tokenizer.pipeline = Some(Arc::new(pipeline));
         tokenizer.general_because = Some(because);
         Ok(tokenizer)
@@ -356,7 +356,7 @@ impl Tokenizer {
             *ids = room_for_ids(text.len());
         }
         ids.extend(options.bos);
-        self.with_scratch(options.pause, |encoder, scratch| self.run(text, options, encoder, scratch, ids))?;
+        self.run(text, options, ids)?;
         ids.extend(options.eos);
         Ok(())
     }
@@ -367,19 +367,19 @@ impl Tokenizer {
     /// but for the one that was left out at the end of that text where spaces collapse.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_ordinary`].
-    pub fn encode_following(&self, text: &str, before: Option<&str>) -> Result<Vec<u32>> {
+    /// As [`Tokenizer::encode_ordinary`], and what the pause returns.
+    pub fn encode_following(&self, text: &str, before: Option<&str>, pause: Pause<'_>) -> Result<Vec<u32>> {
         if self.general_because.is_some()
             && let Some(before) = before.filter(|before| !before.is_empty())
         {
             let whole = [before, text].concat();
-            let tokens = self.encode_with_spans(&whole, SpecialSet::None, Pause::default())?;
+            let tokens = self.encode_with_spans(&whole, SpecialSet::None, pause)?;
             let is_new = |token: &&crate::pipeline::Token| token.end > before.len();
             return Ok(tokens.iter().filter(is_new).map(|token| token.id).collect());
         }
         let mut ids = Vec::new();
         let after = before.map_or(After::Special, After::of);
-        self.encode_into(text, EncodeOptions { after, ..EncodeOptions::default() }, &mut ids)?;
+        self.encode_into(text, EncodeOptions { after, pause, ..EncodeOptions::default() }, &mut ids)?;
         Ok(ids)
     }
 
@@ -408,7 +408,8 @@ impl Tokenizer {
         if let Some(token) = self.added.by_id(id) {
             return Ok(token.content.clone());
         }
-        if let Some(name) = self.pipeline.as_ref().and_then(|pipeline| pipeline.token(id)) {
+        let piece = || self.sentencepiece.as_ref()?.piece(id);
+        if let Some(name) = piece().or_else(|| self.pipeline.as_ref()?.token(id)) {
             return Ok(name.to_owned());
         }
         let bytes = self.id_to_bytes(id)?;
@@ -441,7 +442,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode_into`].
     pub fn count(&self, text: &str, options: EncodeOptions<'_>) -> Result<usize> {
         let mut counter = Counter::default();
-        self.with_scratch(options.pause, |encoder, scratch| self.run(text, options, encoder, scratch, &mut counter))?;
+        self.run(text, options, &mut counter)?;
         Ok(counter.0 + usize::from(options.bos.is_some()) + usize::from(options.eos.is_some()))
     }
 
@@ -452,13 +453,18 @@ impl Tokenizer {
     /// for `▁`, which to SentencePiece is a space).
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_ordinary`].
+    /// As [`Tokenizer::encode_ordinary`], and what the pause returns.
     ///
     /// # Source
     /// tiktoken treats bytes that are no UTF-8 the same way.
-    pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
+    pub fn encode_bytes(&self, bytes: &[u8], pause: Pause<'_>) -> Result<Vec<u32>> {
+        let encode = |text: &str| {
+            let mut ids = Vec::new();
+            self.encode_into(text, EncodeOptions { pause, ..EncodeOptions::default() }, &mut ids)?;
+            Ok::<_, Error>(ids)
+        };
         let (text, tail) = match std::str::from_utf8(bytes) {
-            Ok(text) => return self.encode_ordinary(text),
+            Ok(text) => return encode(text),
             Err(error) => {
                 let (text, tail) = bytes.split_at(error.valid_up_to());
                 (std::str::from_utf8(text).unwrap_or_default(), tail)
@@ -472,18 +478,19 @@ impl Tokenizer {
         }
         if let Some(model) = &self.sentencepiece {
             let mut ids = Vec::new();
-            model.encode(bytes, After::Nothing, Pause::default(), &mut ids)?;
+            model.encode(bytes, After::Nothing, pause, &mut ids)?;
             return Ok(ids);
         }
         if self.spaces().is_some() {
             // The byte that is no text becomes a token of its own, so nothing merges across it.
-            let mut ids = self.encode_ordinary(text)?;
-            self.with_scratch(Pause::default(), |encoder, scratch| encoder.bytes(tail, scratch, &mut ids))?;
+            let mut ids = encode(text)?;
+            self.with_scratch(pause, |encoder, scratch| encoder.bytes(tail, scratch, &mut ids))?;
             return Ok(ids);
         }
-        let mut ids = self.encode_ordinary(text)?;
-        let last = self.pretokenizer.split(text)?.last().map_or(0, |piece| piece.len());
-        let mut unsettled = self.encode_ordinary(&text[text.len() - last..])?.len();
+        let mut ids = encode(text)?;
+        let mut last = 0;
+        self.pretokenizer.each_piece(text, pause, |start, _| last = start)?;
+        let mut unsettled = encode(&text[last..])?.len();
         // A piece of white space may take in the white space before it once more follows.
         let is_blank =
             |id: u32| self.vocab.id_to_bytes(id).is_some_and(|bytes| bytes.iter().all(|byte| b" \n\t".contains(byte)));
@@ -493,16 +500,16 @@ impl Tokenizer {
         let mut joined = self.decode_bytes(&ids[ids.len() - unsettled..])?;
         joined.extend_from_slice(tail);
         ids.truncate(ids.len() - unsettled);
-        self.with_scratch(Pause::default(), |encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
+        self.with_scratch(pause, |encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
         Ok(ids)
     }
 
     /// Returns nothing if the text holds no special token of `disallowed`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it holds one, naming it and where it stands.
-    pub fn refuse_special(&self, text: &str, disallowed: SpecialSet<'_>) -> Result<()> {
-        self.added.refuse(text, disallowed)
+    /// [`Error::InvalidArgument`] if it holds one, naming it and where it stands; what the pause returns.
+    pub fn refuse_special(&self, text: &str, disallowed: SpecialSet<'_>, pause: Pause<'_>) -> Result<()> {
+        self.added.refuse(text, disallowed, pause)
     }
 
     /// Returns the bytes of one token, special or not.
@@ -527,6 +534,22 @@ impl Tokenizer {
         self.added.by_id(id).is_some_and(|token| token.special)
     }
 
+    /// Returns the id of the token that is called so: an added token's text, and else the name that
+    /// [`Tokenizer::id_to_token`] gives; or, where no token is, of the token with these bytes.
+    pub fn token_to_id(&self, name: &str) -> Option<u32> {
+        let added = || Some(self.added.by_content(name)?.id);
+        let named = || match (&self.sentencepiece, &self.pipeline) {
+            (Some(model), _) => model.id_of_piece(name),
+            (None, Some(pipeline)) => pipeline.token_to_id(name),
+            _ if self.spaces().is_some() => {
+                let byte = byte_of(name).and_then(|byte| Some(self.vocab.byte_fallback()?[usize::from(byte)]));
+                byte.or_else(|| self.vocab.bytes_to_id(name.replace(SPACE, " ").as_bytes()))
+            }
+            _ => self.vocab.bytes_to_id(&to_bytes(name)?),
+        };
+        added().or_else(named).or_else(|| self.bytes_to_id(name.as_bytes()))
+    }
+
     /// Returns the id of the token with these bytes, special or not.
     pub fn bytes_to_id(&self, bytes: &[u8]) -> Option<u32> {
         let text = std::str::from_utf8(bytes);
@@ -549,20 +572,16 @@ impl Tokenizer {
         is_plain && self.sentencepiece.is_none() && self.added.finds_none(allowed)
     }
 
+    /// Hands the ids of a text to `sink`.
     #[inline]
-    fn run<S: Sink>(
-        &self,
-        text: &str,
-        options: EncodeOptions<'_>,
-        encoder: Encoder<'_>,
-        scratch: &mut Scratch,
-        sink: &mut S,
-    ) -> Result<()> {
-        if self.is_cut_safe(options.allowed) {
-            encoder.encode(text, scratch, sink)
-        } else {
-            self.run_parts(text, options, encoder, scratch, sink)
-        }
+    fn run<S: Sink>(&self, text: &str, options: EncodeOptions<'_>, sink: &mut S) -> Result<()> {
+        self.with_scratch(options.pause, |encoder, scratch| {
+            if self.is_cut_safe(options.allowed) {
+                encoder.encode(text, scratch, sink)
+            } else {
+                self.run_parts(text, options, encoder, scratch, sink)
+            }
+        })
     }
 
     /// Encodes a text that is normalized, or in which added tokens are looked for.
@@ -581,7 +600,7 @@ impl Tokenizer {
         }
         self.added.check(options.allowed)?;
         let mut after = options.after;
-        self.added.cut_raw(text, options.allowed, &mut |part| {
+        self.added.cut_raw(text, options.allowed, options.pause, &mut |part| {
             let after = std::mem::replace(&mut after, After::Special);
             if let Some(id) = part.added {
                 sink.take(&[id]);
@@ -590,8 +609,8 @@ impl Tokenizer {
             if let Some(model) = &self.sentencepiece {
                 return model.encode(text[part.bytes].as_bytes(), after, options.pause, sink);
             }
-            let normal = self.normalizer.apply(&text[part.bytes], after);
-            self.added.cut_normalized(&normal, options.allowed, &mut |part| {
+            let normal = self.normalizer.apply(&text[part.bytes], after, options.pause)?;
+            self.added.cut_normalized(&normal, options.allowed, options.pause, &mut |part| {
                 if let Some(id) = part.added {
                     sink.take(&[id]);
                     return Ok(());

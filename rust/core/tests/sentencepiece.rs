@@ -144,7 +144,7 @@ proptest! {
         let tokenizer = Tokenizer::from_pieces(pieces, true, false).expect("sound");
         let bytes = [start.replace(SPACE, "").as_bytes(), &[0xE2, 0xFF], &tail].concat();
         prop_assume!(!bytes.windows(3).any(|three| three == SPACE.as_bytes()));
-        let ids = tokenizer.encode_bytes(&bytes).expect("bytes to fall back on");
+        let ids = tokenizer.encode_bytes(&bytes, Pause::default()).expect("bytes to fall back on");
         prop_assert_eq!(tokenizer.decode_bytes(&ids).expect("known ids"), bytes);
     }
 
@@ -169,7 +169,7 @@ proptest! {
             prop_assert!(start <= done && done <= end.max(done));
             done = end;
         }
-        let kept = tokenizer.truncate(&text, 3, SpecialSet::None).expect("nothing replaced");
+        let kept = tokenizer.truncate(&text, 3, SpecialSet::None, Pause::default()).expect("nothing replaced");
         prop_assert!(text.starts_with(kept) && tokenizer.encode_ordinary(kept).expect("as before").len() <= 3);
     }
 

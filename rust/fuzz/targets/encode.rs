@@ -39,13 +39,13 @@ pub(crate) fn encode(input: &[u8]) {
     assert_eq!(tokenizer.encode_batch(&[text, text], options, 1).expect("as above").0, expected.repeat(2));
     assert_eq!(tokenizer.encode_with_offsets(text, SpecialSet::None, Pause::default()).expect("as above").0, expected);
     assert_eq!(tokenizer.decode_bytes(&expected).expect("known ids"), text.as_bytes());
-    let part = tokenizer.truncate(text, expected.len() / 2, SpecialSet::None).expect("as above");
+    let part = tokenizer.truncate(text, expected.len() / 2, SpecialSet::None, Pause::default()).expect("as above");
     assert!(text.starts_with(part));
     assert!(tokenizer.count(part, options).expect("as above") <= expected.len() / 2);
 
     let special = tokenizer.encode(text, SpecialSet::All).expect("as above");
     assert_eq!(tokenizer.decode_bytes(&special).expect("known ids"), text.as_bytes());
-    let ids = tokenizer.encode_bytes(bytes).expect("every byte is a token");
+    let ids = tokenizer.encode_bytes(bytes, Pause::default()).expect("every byte is a token");
     assert_eq!(tokenizer.decode_bytes(&ids).expect("known ids"), bytes);
 }
 

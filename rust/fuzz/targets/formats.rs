@@ -59,7 +59,7 @@ pub(crate) fn sentencepiece_model(input: &[u8]) {
                 decoded += &stream.push(&tokenizer, id).expect("known ids");
             }
             decoded += &stream.flush(&tokenizer).expect("a decoder of bytes");
-            assert_eq!(decoded, tokenizer.decode_lossy(&ids, false).expect("known ids"));
+            assert_eq!(decoded, tokenizer.decode_lossy(&ids, false, Pause::default()).expect("known ids"));
         }
     }
 }

@@ -12,6 +12,7 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyIterator, PyList, PyString};
 
 use crate::error::to_py;
+use crate::signals::check_at;
 
 /// A `str` as UTF-8, without a copy but where it holds lone surrogates.
 pub(crate) enum Text {
@@ -68,7 +69,11 @@ impl<'py> FromPyObject<'_, 'py> for Texts {
         if value.is_instance_of::<PyString>() {
             return Err(PyTypeError::new_err("expected an iterable of str, got one str: put it in a list"));
         }
-        value.try_iter()?.map(|text| text?.extract()).collect::<PyResult<_>>().map(Self)
+        let texts = value.try_iter()?.enumerate().map(|(number, text)| {
+            check_at(value.py(), number)?;
+            text?.extract()
+        });
+        texts.collect::<PyResult<_>>().map(Self)
     }
 }
 
@@ -139,7 +144,8 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
     let mut ids = Vec::new();
     if let Ok(list) = list.cast_exact::<PyList>() {
         ids.reserve_exact(list.len());
-        for item in items {
+        for (number, item) in items.enumerate() {
+            check_at(value.py(), number)?;
             ids.push(extract_id(&item?)?);
         }
         return Ok(ids);
@@ -177,7 +183,12 @@ impl<'py> IdRows<'py> {
     /// Returns what `work` makes of each row; a `TypeError` or `KeyError` of a row says which row it is.
     pub(crate) fn map<R>(self, mut work: impl FnMut(&Bound<'py, PyAny>) -> PyResult<R>) -> PyResult<Vec<R>> {
         let numbered = self.0.enumerate();
-        numbered.map(|(i, row)| row.and_then(|row| work(&row).map_err(|error| in_row(row.py(), i, error)))).collect()
+        let work = |(i, row): (usize, PyResult<Bound<'py, PyAny>>)| {
+            let row = row?;
+            check_at(row.py(), i)?;
+            work(&row).map_err(|error| in_row(row.py(), i, error))
+        };
+        numbered.map(work).collect()
     }
 }
 

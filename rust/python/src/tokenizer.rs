@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bpe_llama::formats::{Piece, PieceKind, write_atomically};
 use bpe_llama::train::Trained;
-use bpe_llama::{AddedToken, EncodeOptions, Ends, Pretokenizer, Tokenizer, Vocab};
+use bpe_llama::{AddedToken, EncodeOptions, Ends, Pause, Pretokenizer, Result, SpecialSet, Tokenizer, Vocab};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -15,7 +15,7 @@ use crate::arguments::{IdRows, Specials, Text, Texts, Threads, extract_id, read_
 use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
 use crate::ids::IdInts;
-use crate::signals::interruptible;
+use crate::signals::{interruptible, list};
 
 /// Below this many bytes the GIL is kept: giving it up and taking it back costs more than the work.
 const KEEP_GIL: usize = 2048;
@@ -45,9 +45,9 @@ type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
 /// An added token's content and its flags: special, `single_word`, `lstrip`, `rstrip`, `normalized`.
 type Added = (String, bool, bool, bool, bool, bool);
 
-/// Runs `work` without the GIL where there is enough of it.
-fn detached<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce() -> R + Send) -> R {
-    if bytes < KEEP_GIL { work() } else { py.detach(work) }
+/// Runs `work` without the GIL, and so that Ctrl-C stops it, where there is enough of it.
+fn run<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce(Pause<'_>) -> Result<R> + Send) -> PyResult<R> {
+    if bytes < KEEP_GIL { work(Pause::default()).map_err(to_py) } else { interruptible(py, work) }
 }
 
 fn special_tokens(tokens: Option<Vec<(String, u32)>>) -> Vec<AddedToken> {
@@ -63,6 +63,7 @@ impl PyTokenizer {
     /// Checks the special-token arguments and calls `work` with the options they amount to.
     fn with_options<R>(
         &self,
+        py: Python<'_>,
         texts: &[&str],
         (bos, eos): (bool, bool),
         allowed: &Specials,
@@ -84,7 +85,11 @@ impl PyTokenizer {
             _ => None,
         };
         let refused = rest.as_ref().unwrap_or(disallowed);
-        refused.view(|set| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set))).map_err(to_py)?;
+        let bytes = texts.iter().map(|text| text.len()).sum();
+        refused.view(|set| match set {
+            SpecialSet::None => Ok(()),
+            _ => run(py, bytes, |pause| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set, pause))),
+        })?;
         allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos, ..EncodeOptions::default() }))
     }
 
@@ -102,13 +107,9 @@ impl PyTokenizer {
         allowed: &Specials,
         disallowed: &Specials,
     ) -> PyResult<Vec<u32>> {
-        self.with_options(&[text], ends, allowed, disallowed, |options| {
+        self.with_options(py, &[text], ends, allowed, disallowed, |options| {
             let mut ids = Vec::new();
-            if text.len() < KEEP_GIL {
-                self.inner.encode_into(text, options, &mut ids).map_err(to_py)?;
-            } else {
-                interruptible(py, |pause| self.inner.encode_into(text, EncodeOptions { pause, ..options }, &mut ids))?;
-            }
+            run(py, text.len(), |pause| self.inner.encode_into(text, EncodeOptions { pause, ..options }, &mut ids))?;
             Ok(ids)
         })
     }
@@ -138,10 +139,10 @@ impl PyTokenizer {
         skip: bool,
     ) -> PyResult<Bound<'py, PyString>> {
         if errors == "replace" {
-            let text = detached(py, ids.len() * 4, || self.inner.decode_lossy(ids, skip)).map_err(to_py)?;
+            let text = run(py, ids.len() * 4, |pause| self.inner.decode_lossy(ids, skip, pause))?;
             return Ok(PyString::new(py, &text));
         }
-        let bytes = detached(py, ids.len() * 4, || self.inner.decode(ids, skip)).map_err(to_py)?;
+        let bytes = run(py, ids.len() * 4, |pause| self.inner.decode(ids, skip, pause))?;
         if let Ok(text) = std::str::from_utf8(&bytes) {
             return Ok(PyString::new(py, text));
         }
@@ -217,6 +218,11 @@ impl PyTokenizer {
     #[staticmethod]
     fn build_from_huggingface(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
         py.detach(|| Tokenizer::from_huggingface(json)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_own_json(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_own_json(json)).map(Self::new).map_err(to_py)
     }
 
     #[staticmethod]
@@ -364,7 +370,7 @@ impl PyTokenizer {
     #[pyo3(signature = (text, before))]
     fn encode_following<'py>(&self, py: Python<'py>, text: Text, before: Option<Text>) -> PyResult<Bound<'py, PyList>> {
         let before = before.as_deref();
-        let ids = detached(py, text.len(), || self.inner.encode_following(&text, before)).map_err(to_py)?;
+        let ids = run(py, text.len(), |pause| self.inner.encode_following(&text, before, pause))?;
         self.list(py, &ids)
     }
 
@@ -380,14 +386,14 @@ impl PyTokenizer {
         let dropout = dropout.or_else(|| self.inner.dropout().map(f64::from)).ok_or_else(|| {
             PyValueError::new_err("dropout is None, and the tokenizer's file names none; expected a number from 0 to 1")
         })?;
-        let ids = allowed_special
-            .view(|allowed| detached(py, text.len(), || self.inner.encode_with_dropout(&text, allowed, dropout, seed)))
-            .map_err(to_py)?;
+        let ids = allowed_special.view(|allowed| {
+            run(py, text.len(), |pause| self.inner.encode_with_dropout(&text, allowed, dropout, seed, pause))
+        })?;
         self.list(py, &ids)
     }
 
     fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
-        self.list(py, &detached(py, data.len(), || self.inner.encode_bytes(data)).map_err(to_py)?)
+        self.list(py, &run(py, data.len(), |pause| self.inner.encode_bytes(data, pause))?)
     }
 
     #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
@@ -418,11 +424,10 @@ impl PyTokenizer {
         let threads = thread_count(num_threads);
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
-            self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
+            self.with_options(py, &texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
                 interruptible(py, |pause| self.inner.encode_batch(&texts, EncodeOptions { pause, ..options }, threads))
             })?;
-        let rows = offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize]));
-        PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?)
+        list(py, offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize])))
     }
 
     #[pyo3(signature = (texts, num_threads=None, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
@@ -440,7 +445,7 @@ impl PyTokenizer {
         let threads = thread_count(num_threads);
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
-            self.with_options(&texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
+            self.with_options(py, &texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
                 interruptible(py, |pause| self.inner.encode_batch(&texts, EncodeOptions { pause, ..options }, threads))
             })?;
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
@@ -455,7 +460,7 @@ impl PyTokenizer {
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
         let (ids, offsets) = allowed_special
             .view(|allowed| interruptible(py, |pause| self.inner.encode_with_offsets(&text, allowed, pause)))?;
-        Ok((self.list(py, &ids)?, PyList::new(py, offsets)?))
+        Ok((self.list(py, &ids)?, list(py, offsets.into_iter().map(Ok))?))
     }
 
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
@@ -478,18 +483,15 @@ impl PyTokenizer {
         let max_tokens = usize::try_from(max_tokens)
             .map_err(|_| PyValueError::new_err(format!("max_tokens must be at least 0, got {max_tokens}")))?;
         let kept = allowed_special
-            .view(|allowed| detached(py, text.len(), || self.inner.truncate(&text, max_tokens, allowed)))
-            .map_err(to_py)?;
+            .view(|allowed| run(py, text.len(), |pause| self.inner.truncate(&text, max_tokens, allowed, pause)))?;
         Ok(PyString::new(py, kept))
     }
 
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
     fn tokenize<'py>(&self, py: Python<'py>, text: Text, allowed_special: Specials) -> PyResult<Bound<'py, PyList>> {
-        let ids = allowed_special
-            .view(|allowed| detached(py, text.len(), || self.inner.encode(&text, allowed)))
-            .map_err(to_py)?;
-        let tokens = ids.into_iter().map(|id| self.id_to_bytes_inner(py, id));
-        PyList::new(py, tokens.collect::<PyResult<Vec<_>>>()?)
+        let nothing = Specials::default();
+        let ids = self.encode_one(py, &text, (false, false), &allowed_special, &nothing)?;
+        list(py, ids.into_iter().map(|id| self.id_to_bytes_inner(py, id)))
     }
 
     #[pyo3(signature = (ids, errors="replace", *, skip_special_tokens=false))]
@@ -505,7 +507,7 @@ impl PyTokenizer {
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let ids = self.ids(ids)?;
-        let bytes = detached(py, ids.len() * 4, || self.inner.decode_bytes(&ids)).map_err(to_py)?;
+        let bytes = run(py, ids.len() * 4, |pause| self.inner.decode(&ids, false, pause))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
@@ -539,7 +541,7 @@ impl PyTokenizer {
 
     fn token_to_id(&self, token: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
         if let Ok(text) = token.cast::<PyString>() {
-            return Ok(self.inner.bytes_to_id(text.to_cow()?.as_bytes()));
+            return Ok(self.inner.token_to_id(&text.to_cow()?));
         }
         let bytes = token.cast::<PyBytes>().map_err(|_| type_error("bytes or a str", token))?;
         Ok(self.inner.bytes_to_id(bytes.as_bytes()))
@@ -562,9 +564,8 @@ impl PyTokenizer {
     #[getter]
     fn merges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let pairs = self.inner.merges().into_iter();
-        let pairs =
-            pairs.map(|(left, right)| Ok((self.id_to_bytes_inner(py, left)?, self.id_to_bytes_inner(py, right)?)));
-        PyList::new(py, pairs.collect::<PyResult<Vec<_>>>()?)
+        let bytes = |id| self.id_to_bytes_inner(py, id);
+        list(py, pairs.map(|(left, right)| Ok((bytes(left)?, bytes(right)?))))
     }
 
     #[getter]

@@ -335,6 +335,26 @@ fn shortened(text: &str) -> String {
     }
 }
 
+impl Components {
+    /// The first regex in it that `fancy-regex` is to read.
+    pub(crate) fn fancy_regex(&self) -> Option<&str> {
+        let normalizers = self.normalizer.iter().flat_map(Normalizer::steps).filter_map(|step| match step {
+            Normalizer::Replace { pattern, .. } => Some(pattern),
+            _ => None,
+        });
+        let pre_tokenizers = self.pre_tokenizer.iter().flat_map(PreTokenizer::steps).filter_map(|step| match step {
+            PreTokenizer::Split { pattern, .. } => Some(pattern),
+            _ => None,
+        });
+        let decoders = self.decoder.iter().flat_map(Decoder::steps).filter_map(|step| match step {
+            Decoder::Replace { pattern, .. } => Some(pattern),
+            _ => None,
+        });
+        let mut patterns = normalizers.chain(pre_tokenizers).chain(decoders);
+        patterns.find_map(|pattern| if let Pattern::FancyRegex(regex) = pattern { Some(regex.as_str()) } else { None })
+    }
+}
+
 impl PreTokenizer {
     /// The steps, nested sequences laid flat: each is applied to what the one before left.
     pub(crate) fn steps(&self) -> Vec<&Self> {

@@ -1,8 +1,9 @@
 //! Decoders, compiled and applied: tokens to text.
 
-use super::components::{Decoder, Metaspace, Pattern, PrependScheme};
+use super::components::{Decoder, Metaspace, PrependScheme};
 use super::search::Search;
 use crate::Result;
+use crate::batch::Pause;
 use crate::byte_alphabet::to_bytes;
 
 /// The steps of a decoder, ready to run; without one, tokens are joined by spaces.
@@ -55,10 +56,13 @@ impl Decoders {
     }
 
     /// Returns the text of tokens.
-    pub(super) fn decode(&self, mut tokens: Vec<String>) -> Result<String> {
+    ///
+    /// # Errors
+    /// What the pause returns; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    pub(super) fn decode(&self, mut tokens: Vec<String>, pause: Pause<'_>) -> Result<String> {
         let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };
         for step in steps {
-            tokens = step.apply(tokens)?;
+            tokens = step.apply(tokens, pause)?;
         }
         Ok(tokens.concat())
     }
@@ -72,13 +76,7 @@ impl Step {
             Decoder::ByteLevel(_) => Self::ByteLevel,
             Decoder::Fuse {} => Self::Fuse,
             Decoder::Metaspace(metaspace) => Self::Metaspace(*metaspace),
-            Decoder::Replace { pattern, content } => {
-                let search = match pattern {
-                    Pattern::String(text) => Search::literal(text)?,
-                    Pattern::Regex(regex) | Pattern::FancyRegex(regex) => Search::regex(regex)?,
-                };
-                Self::Replace(search, content.clone())
-            }
+            Decoder::Replace { pattern, content } => Self::Replace(Search::of(pattern)?, content.clone()),
             &Decoder::Strip { content, start, stop } => Self::Strip { content, start, stop },
             Decoder::WordPiece { prefix, cleanup } => Self::WordPiece { prefix: prefix.clone(), cleanup: *cleanup },
             Decoder::Sequence { .. } => unreachable!("steps lays sequences flat"),
@@ -93,51 +91,54 @@ impl Step {
             Self::ByteFallback => byte_of(text).map_or(token, |byte| vec![byte]),
             Self::Metaspace(metaspace) => text.replace(metaspace.replacement, " ").into_bytes(),
             Self::Bpe { suffix } => text.replace(suffix, " ").into_bytes(),
-            Self::Replace(..) => self.apply(vec![text.to_owned()]).map_or(token, |tokens| tokens.concat().into_bytes()),
+            Self::Replace(search, content) => {
+                replace(text, search, content, Pause::default()).map_or(token, String::into_bytes)
+            }
             Self::Fuse | Self::Strip { .. } | Self::WordPiece { .. } => token,
         }
     }
 
-    fn apply(&self, mut tokens: Vec<String>) -> Result<Vec<String>> {
+    fn apply(&self, mut tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
         match self {
             Self::Bpe { suffix } => {
                 let last = tokens.len().saturating_sub(1);
                 for (i, token) in tokens.iter_mut().enumerate() {
+                    pause.ask_at(i)?;
                     *token = token.replace(suffix, if i == last { "" } else { " " });
                 }
             }
-            Self::ByteFallback => return Ok(join_bytes(tokens)),
+            Self::ByteFallback => return join_bytes(tokens, pause),
             Self::ByteLevel => {
-                let bytes: Vec<u8> =
-                    tokens.into_iter().flat_map(|token| to_bytes(&token).unwrap_or(token.into_bytes())).collect();
+                let mut bytes = Vec::with_capacity(tokens.len() * 4);
+                for (i, token) in tokens.into_iter().enumerate() {
+                    pause.ask_at(i)?;
+                    bytes.extend(to_bytes(&token).unwrap_or(token.into_bytes()));
+                }
                 return Ok(vec![String::from_utf8_lossy(&bytes).into_owned()]);
             }
             Self::Fuse => return Ok(vec![tokens.concat()]),
             Self::Metaspace(metaspace) => {
                 for (i, token) in tokens.iter_mut().enumerate() {
+                    pause.ask_at(i)?;
                     let is_dropped = i == 0 && metaspace.prepend_scheme != PrependScheme::Never;
                     *token = token.replace(metaspace.replacement, if is_dropped { "" } else { " " });
                 }
             }
             Self::Replace(search, content) => {
-                for token in &mut tokens {
-                    let (mut new, mut done) = (String::new(), 0);
-                    search.find_all(token, |start, end| {
-                        new.push_str(&token[done..start]);
-                        new.push_str(content);
-                        done = end;
-                    })?;
-                    new.push_str(&token[done..]);
-                    *token = new;
+                for (i, token) in tokens.iter_mut().enumerate() {
+                    pause.ask_at(i)?;
+                    *token = replace(token, search, content, pause)?;
                 }
             }
             &Self::Strip { content, start, stop } => {
-                for token in &mut tokens {
+                for (i, token) in tokens.iter_mut().enumerate() {
+                    pause.ask_at(i)?;
                     *token = strip(token, content, start, stop);
                 }
             }
             Self::WordPiece { prefix, cleanup } => {
                 for (i, token) in tokens.iter_mut().enumerate() {
+                    pause.ask_at(i)?;
                     if i > 0 {
                         *token = token.strip_prefix(prefix.as_str()).map_or_else(|| format!(" {token}"), str::to_owned);
                     }
@@ -158,7 +159,7 @@ fn byte_of(token: &str) -> Option<u8> {
 }
 
 /// Makes text of runs of tokens such as `<0xE4>`; each byte of a run that is no UTF-8 becomes U+FFFD.
-fn join_bytes(tokens: Vec<String>) -> Vec<String> {
+fn join_bytes(tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
     let mut joined = Vec::with_capacity(tokens.len());
     let mut run = Vec::new();
     let settle = |run: &mut Vec<u8>, joined: &mut Vec<String>| {
@@ -169,7 +170,8 @@ fn join_bytes(tokens: Vec<String>) -> Vec<String> {
             Err(_) => joined.extend(std::iter::repeat_n("\u{fffd}".to_owned(), count)),
         }
     };
-    for token in tokens {
+    for (turn, token) in tokens.into_iter().enumerate() {
+        pause.ask_at(turn)?;
         if let Some(byte) = byte_of(&token) {
             run.push(byte);
             continue;
@@ -178,7 +180,19 @@ fn join_bytes(tokens: Vec<String>) -> Vec<String> {
         joined.push(token);
     }
     settle(&mut run, &mut joined);
-    joined
+    Ok(joined)
+}
+
+/// Puts `content` in the place of each match.
+fn replace(token: &str, search: &Search, content: &str, pause: Pause<'_>) -> Result<String> {
+    let (mut new, mut done) = (String::new(), 0);
+    search.find_all(token, pause, |start, end| {
+        new.push_str(&token[done..start]);
+        new.push_str(content);
+        done = end;
+    })?;
+    new.push_str(&token[done..]);
+    Ok(new)
 }
 
 /// Takes up to `start` times `content` from the front, and up to `stop` times from the end.

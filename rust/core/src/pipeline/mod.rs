@@ -35,9 +35,6 @@ pub(crate) use self::components::Components;
 pub(crate) use self::model::ModelOptions;
 pub(crate) use self::post_processor::{Item, Template};
 
-/// Pieces between two pauses.
-const PAUSE_EVERY: usize = 4096;
-
 /// Everything but the added tokens, compiled.
 pub(crate) struct Pipeline {
     normalizers: Normalizers,
@@ -111,16 +108,14 @@ impl Pipeline {
         let (mut parts, mut ids) = (Vec::new(), Vec::new());
         self.with_memory(|memory| {
             for (number, piece) in cut.pieces.iter().enumerate() {
-                if number % PAUSE_EVERY == PAUSE_EVERY - 1 {
-                    pause.ask()?;
-                }
+                pause.ask_at(number)?;
                 if let Some(id) = piece.added {
                     sink(&[id]);
                     continue;
                 }
                 parts.clear();
                 let text = &cut.text[piece.start..piece.end];
-                self.model.encode(text, memory, dropout.as_mut().map(|drops| &mut **drops as _), &mut parts)?;
+                self.model.encode(text, memory, dropout.as_mut().map(|drops| &mut **drops as _), pause, &mut parts)?;
                 ids.clear();
                 ids.extend(parts.iter().map(|&(id, _)| id));
                 sink(&ids);
@@ -140,17 +135,16 @@ impl Pipeline {
         let (mut tokens, mut parts) = (Vec::new(), Vec::new());
         self.with_memory(|memory| {
             for (number, piece) in cut.pieces.iter().enumerate() {
-                if number % PAUSE_EVERY == PAUSE_EVERY - 1 {
-                    pause.ask()?;
-                }
+                pause.ask_at(number)?;
                 let (text, spans) = (&cut.text[piece.start..piece.end], &cut.spans[piece.start..piece.end]);
                 parts.clear();
                 match piece.added {
                     Some(id) => parts.push((id, text.len() as u32)),
-                    None => self.model.encode(text, memory, None, &mut parts)?,
+                    None => self.model.encode(text, memory, None, pause, &mut parts)?,
                 }
                 let mut at = 0;
                 for &(id, length) in &parts {
+                    pause.ask_at(tokens.len())?;
                     let end = at + length as usize;
                     let range = spans.get(at..end).and_then(|spans| Some((spans.first()?.0, spans.last()?.1)));
                     // Where unknown characters were left out the lengths may lead beyond the piece.
@@ -168,17 +162,24 @@ impl Pipeline {
     /// Returns the text of tokens, special ones left out if asked for.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
-    pub(crate) fn decode(&self, ids: &[u32], added: &AddedTokens, skip_special: bool) -> Result<String> {
+    /// [`Error::NotFound`] for an id that no token has; what the pause returns.
+    pub(crate) fn decode(
+        &self,
+        ids: &[u32],
+        added: &AddedTokens,
+        skip_special: bool,
+        pause: Pause<'_>,
+    ) -> Result<String> {
         let mut tokens = Vec::with_capacity(ids.len());
-        for &id in ids {
+        for (turn, &id) in ids.iter().enumerate() {
+            pause.ask_at(turn)?;
             let name = added.name_of(id).or_else(|| self.model.token(id));
             let name = name.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
             if !(skip_special && added.by_content(name).is_some_and(|token| token.special)) {
                 tokens.push(name.to_owned());
             }
         }
-        self.decoders.decode(tokens)
+        self.decoders.decode(tokens, pause)
     }
 
     /// Returns whether decoding leaves a token out where special tokens are not wanted.
@@ -215,19 +216,19 @@ impl Pipeline {
         }
         added.check(allowed)?;
         let mut whole = PreTokenized::default();
-        added.cut_raw(text, allowed, &mut |part| {
+        added.cut_raw(text, allowed, pause, &mut |part| {
             let (start, stretch) = (part.bytes.start as u32, &text[part.bytes]);
             if part.added.is_some() {
                 let begin = whole.text.len();
                 whole.text.push_str(stretch);
-                push_spans(&mut whole.spans, stretch, start);
+                push_spans(&mut whole.spans, stretch, start, pause)?;
                 whole.pieces.push(Piece { start: begin, end: whole.text.len(), added: part.added });
                 return Ok(());
             }
-            pause.ask()?;
-            let mut aligned = Aligned::new(stretch, start);
-            self.normalizers.apply(&mut aligned)?;
-            added.cut_normalized(&aligned.text, allowed, &mut |part| {
+            let mut aligned = Aligned::new(stretch, start, pause)?;
+            self.normalizers.apply(&mut aligned, pause)?;
+            whole.has_rootless_start |= aligned.has_rootless_start;
+            added.cut_normalized(&aligned.text, allowed, pause, &mut |part| {
                 let begin = whole.text.len();
                 whole.extend(&aligned.text[part.bytes.clone()], &aligned.spans[part.bytes]);
                 whole.pieces.push(Piece { start: begin, end: whole.text.len(), added: part.added });

@@ -9,9 +9,10 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use super::aligned::Aligned;
 use super::charsmap::Charsmap;
-use super::components::{Normalizer, Pattern};
+use super::components::Normalizer;
 use super::search::Search;
 use crate::Result;
+use crate::batch::Pause;
 use crate::byte_alphabet::CHARS;
 
 /// The steps of a normalizer, ready to run.
@@ -43,14 +44,14 @@ impl Normalizers {
         steps.into_iter().map(Step::compile).collect::<Result<_>>().map(Self)
     }
 
-    pub(super) fn apply(&self, text: &mut Aligned) -> Result<()> {
-        self.0.iter().try_for_each(|step| step.apply(text))
+    pub(super) fn apply(&self, text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+        self.0.iter().try_for_each(|step| step.apply(text, pause))
     }
 
     /// Returns the normal form of a text alone.
     pub(super) fn normalize(&self, text: &str) -> Result<String> {
-        let mut aligned = Aligned::new(text, 0);
-        self.apply(&mut aligned)?;
+        let mut aligned = Aligned::new(text, 0, Pause::default())?;
+        self.apply(&mut aligned, Pause::default())?;
         Ok(aligned.text)
     }
 }
@@ -67,13 +68,7 @@ impl Step {
             Normalizer::StripAccents {} => Self::StripAccents,
             Normalizer::ByteLevel {} => Self::ByteLevel,
             &Normalizer::Strip { strip_left: left, strip_right: right } => Self::Strip { left, right },
-            Normalizer::Replace { pattern, content } => {
-                let search = match pattern {
-                    Pattern::String(text) => Search::literal(text)?,
-                    Pattern::Regex(regex) | Pattern::FancyRegex(regex) => Search::regex(regex)?,
-                };
-                Self::Replace(search, content.clone())
-            }
+            Normalizer::Replace { pattern, content } => Self::Replace(Search::of(pattern)?, content.clone()),
             Normalizer::Prepend { prepend } => Self::Prepend(prepend.clone()),
             Normalizer::Precompiled { precompiled_charsmap } => {
                 Self::Precompiled(Charsmap::from_base64(precompiled_charsmap)?)
@@ -88,78 +83,68 @@ impl Step {
         })
     }
 
-    fn apply(&self, text: &mut Aligned) -> Result<()> {
+    fn apply(&self, text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
         match self {
-            Self::Nfc => rewrite(text, |old| old.nfc().collect()),
-            Self::Nfd => rewrite(text, |old| old.nfd().collect()),
-            Self::Nfkc => rewrite(text, |old| old.nfkc().collect()),
-            Self::Nfkd => rewrite(text, |old| old.nfkd().collect()),
-            Self::Lowercase => lowercase(text),
-            Self::Nmt => nmt(text),
-            Self::StripAccents => text.filter(|c| !is_combining_mark(c)),
-            Self::ByteLevel => to_byte_alphabet(text),
-            &Self::Strip { left, right } => text.strip(left, right),
+            // ASCII is known to stay as it is.
+            Self::Nfc | Self::Nfd | Self::Nfkc | Self::Nfkd if text.text.is_ascii() => {}
+            Self::Nfc => *text = text.transform(0, text.text.nfc(), pause)?,
+            Self::Nfd => *text = text.transform(0, text.text.nfd(), pause)?,
+            Self::Nfkc => *text = text.transform(0, text.text.nfkc(), pause)?,
+            Self::Nfkd => *text = text.transform(0, text.text.nfkd(), pause)?,
+            Self::Lowercase => lowercase(text, pause)?,
+            Self::Nmt => nmt(text, pause)?,
+            Self::StripAccents => text.filter(|c| !is_combining_mark(c), pause)?,
+            Self::ByteLevel => to_byte_alphabet(text, pause)?,
+            &Self::Strip { left, right } => text.strip(left, right, pause)?,
             Self::Replace(search, content) => {
                 let mut found = Vec::new();
-                search.find_all(&text.text, |start, end| found.push((start, end)))?;
-                text.replace(&found, content);
-                Ok(())
+                search.find_all(&text.text, pause, |start, end| found.push((start, end)))?;
+                text.replace(&found, content, pause)?;
             }
-            Self::Prepend(prefix) => {
-                text.prepend(prefix);
-                Ok(())
-            }
-            Self::Precompiled(charsmap) => precompiled(text, charsmap),
+            Self::Prepend(prefix) => text.prepend(prefix),
+            Self::Precompiled(charsmap) => precompiled(text, charsmap, pause)?,
             &Self::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase: lower } => {
                 if clean_text {
-                    text.filter(|c| !(c == '\0' || c == '\u{fffd}' || is_control(c)))?;
-                    text.map(|c| if c.is_whitespace() { ' ' } else { c })?;
+                    text.filter(|c| !(c == '\0' || c == '\u{fffd}' || is_control(c)), pause)?;
+                    text.map(|c| if c.is_whitespace() { ' ' } else { c }, pause)?;
                 }
                 if handle_chinese_chars {
-                    space_around_ideographs(text)?;
+                    space_around_ideographs(text, pause)?;
                 }
                 if strip_accents {
-                    rewrite(text, |old| old.nfd().collect())?;
-                    text.filter(|c| !c.is_mark_nonspacing())?;
+                    Self::Nfd.apply(text, pause)?;
+                    text.filter(|c| !c.is_mark_nonspacing(), pause)?;
                 }
-                if lower { lowercase(text) } else { Ok(()) }
+                if lower {
+                    lowercase(text, pause)?;
+                }
             }
         }
+        Ok(())
     }
 }
 
-/// Replaces text by what `change` makes of it; ASCII is known to stay as it is.
-fn rewrite(text: &mut Aligned, change: impl Fn(&str) -> Vec<(char, isize)>) -> Result<()> {
-    if text.text.is_ascii() {
-        return Ok(());
-    }
-    let changes = change(&text.text);
-    text.transform(0, changes.into_iter())
-}
-
-fn lowercase(text: &mut Aligned) -> Result<()> {
+fn lowercase(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
     let lower = |c: char| c.to_lowercase().enumerate().map(|(i, c)| (c, isize::from(i > 0)));
-    let changes: Vec<_> = text.text.chars().flat_map(lower).collect();
-    text.transform(0, changes.into_iter())
+    *text = text.transform(0, text.text.chars().flat_map(lower), pause)?;
+    Ok(())
 }
 
 /// Writes each byte as its character of GPT-2's printable alphabet.
-fn to_byte_alphabet(text: &mut Aligned) -> Result<()> {
+fn to_byte_alphabet(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
     let bytes = |(at, c): (usize, char)| {
         let bytes = &text.text.as_bytes()[at..at + c.len_utf8()];
         bytes.iter().enumerate().map(|(i, &byte)| (CHARS[usize::from(byte)], isize::from(i > 0)))
     };
-    let changes: Vec<_> = text.text.char_indices().flat_map(bytes).collect();
-    text.transform(0, changes.into_iter())
+    *text = text.transform(0, text.text.char_indices().flat_map(bytes), pause)?;
+    Ok(())
 }
 
 /// The rules of SentencePiece's `nmt_nfkc` that are not Unicode's.
-fn nmt(text: &mut Aligned) -> Result<()> {
-    text.filter(|c| {
-        let dropped = matches!(c, '\u{1}'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{8f}' | '\u{9f}');
-        !dropped
-    })?;
-    text.map(|c| match c {
+fn nmt(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+    let is_kept = |c| !matches!(c, '\u{1}'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{8f}' | '\u{9f}');
+    text.filter(is_kept, pause)?;
+    let to_space = |c| match c {
         '\t'
         | '\n'
         | '\u{c}'
@@ -172,14 +157,15 @@ fn nmt(text: &mut Aligned) -> Result<()> {
         | '\u{feff}'
         | '\u{fffd}' => ' ',
         other => other,
-    })
+    };
+    text.map(to_space, pause)
 }
 
 fn is_control(c: char) -> bool {
     !matches!(c, '\t' | '\n' | '\r') && c.is_other()
 }
 
-fn space_around_ideographs(text: &mut Aligned) -> Result<()> {
+fn space_around_ideographs(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
     // The blocks that BERT's own tokenizer names; its last range but two starts one block late, and so does this.
     let is_ideograph = |c| {
         matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}' | '\u{20000}'..='\u{2a6df}'
@@ -189,22 +175,21 @@ fn space_around_ideographs(text: &mut Aligned) -> Result<()> {
     if !text.text.chars().any(is_ideograph) {
         return Ok(());
     }
-    let mut changes = Vec::with_capacity(text.text.len());
-    for c in text.text.chars() {
-        if is_ideograph(c) {
-            changes.extend([(' ', 0), (c, 1), (' ', 1)]);
-        } else {
-            changes.push((c, 0));
-        }
-    }
-    text.transform(0, changes.into_iter())
+    let spaced = |c| {
+        let changes =
+            if is_ideograph(c) { [Some((' ', 0)), Some((c, 1)), Some((' ', 1))] } else { [Some((c, 0)), None, None] };
+        changes.into_iter().flatten()
+    };
+    *text = text.transform(0, text.text.chars().flat_map(spaced), pause)?;
+    Ok(())
 }
 
 /// Applies SentencePiece's table to grapheme clusters of less than six bytes and to the characters of the others.
-fn precompiled(text: &mut Aligned, charsmap: &Charsmap) -> Result<()> {
+fn precompiled(text: &mut Aligned, charsmap: &Charsmap, pause: Pause<'_>) -> Result<()> {
     let mut changes: Vec<(char, isize)> = Vec::with_capacity(text.text.len());
     let mut changed = false;
-    for cluster in text.text.graphemes(true) {
+    for (turn, cluster) in text.text.graphemes(true).enumerate() {
+        pause.ask_at(turn)?;
         if cluster.len() < 6
             && let Some(new) = charsmap.first(cluster)
         {
@@ -222,7 +207,10 @@ fn precompiled(text: &mut Aligned, charsmap: &Charsmap) -> Result<()> {
             }
         }
     }
-    if changed { text.transform(0, changes.into_iter()) } else { Ok(()) }
+    if changed {
+        *text = text.transform(0, changes.into_iter(), pause)?;
+    }
+    Ok(())
 }
 
 /// Appends the change of one part of a text to another; the lengths are settled at its end.

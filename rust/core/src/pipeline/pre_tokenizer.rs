@@ -6,8 +6,7 @@ use std::sync::LazyLock;
 use fancy_regex::Regex;
 use unicode_categories::UnicodeCategories;
 
-use super::PAUSE_EVERY;
-use super::aligned::Span;
+use super::aligned::{Span, rootless};
 use super::components::{Behavior, Pattern, PreTokenizer, PrependScheme};
 use super::scripts;
 use super::search::Search;
@@ -23,6 +22,8 @@ pub(super) struct PreTokenized {
     /// For each byte of `text` the range of the original that it stands for.
     pub(super) spans: Vec<Span>,
     pub(super) pieces: Vec<Piece>,
+    /// Whether normalization put text that stands for nothing at the very beginning of a stretch.
+    pub(super) has_rootless_start: bool,
 }
 
 /// A part of [`PreTokenized::text`].
@@ -144,69 +145,70 @@ impl Step {
     fn apply(&self, text: &mut PreTokenized, pause: Pause<'_>) -> Result<()> {
         match self {
             Self::Split(search, behavior, invert) => {
-                text.cut(pause, |piece, base, pieces| search.split(piece, base, (*behavior, *invert), pieces))
+                text.cut(pause, |piece, base, pieces| search.split(piece, base, (*behavior, *invert), pause, pieces))
             }
             Self::Named(pretokenizer) => text.cut(pause, |piece, base, pieces| {
-                let mut start = base;
-                for part in pretokenizer.split(piece)? {
-                    pieces.push(start..start + part.len());
-                    start += part.len();
-                }
-                Ok(())
+                pretokenizer.each_piece(piece, pause, |start, end| pieces.push(base + start..base + end))
             }),
             Self::Words => text.cut(pause, |piece, base, pieces| {
                 static WORDS: LazyLock<std::result::Result<Regex, fancy_regex::Error>> =
                     LazyLock::new(|| Regex::new(r"\w+|[^\w\s]+"));
                 let words = WORDS.as_ref().map_err(|error| Error::InvalidArgument(error.to_string()))?;
-                for found in words.find_iter(piece) {
+                for (turn, found) in words.find_iter(piece).enumerate() {
+                    pause.ask_at(turn)?;
                     let found = found.map_err(|error| Error::InvalidArgument(error.to_string()))?;
                     pieces.push(base + found.start()..base + found.end());
                 }
                 Ok(())
             }),
             Self::FixedLength(length) => text.cut(pause, |piece, base, pieces| {
-                let mut starts: Vec<usize> = piece.char_indices().step_by(*length).map(|(at, _)| base + at).collect();
-                starts.push(base + piece.len());
-                pieces.extend(starts.windows(2).map(|pair| pair[0]..pair[1]));
+                let mut start = 0;
+                for (turn, (end, _)) in piece.char_indices().chain([(piece.len(), '\0')]).enumerate() {
+                    pause.ask_at(turn)?;
+                    if end > start && (turn % length == 0 || end == piece.len()) {
+                        pieces.push(base + start..base + end);
+                        start = end;
+                    }
+                }
                 Ok(())
             }),
             Self::UnicodeScripts => text.cut(pause, |piece, base, pieces| {
-                let starts = scripts::starts(piece);
+                let starts = scripts::starts(piece, pause)?;
                 pieces.extend(starts.windows(2).map(|pair| base + pair[0]..base + pair[1]));
                 Ok(())
             }),
-            Self::PrefixSpace => {
-                text.rewrite(|piece, spans, new| {
-                    if !piece.starts_with(' ') {
-                        new.push(' ', spans[0]);
-                    }
-                    new.extend(piece, spans);
-                });
+            Self::PrefixSpace => text.rewrite(pause, |piece, spans, new| {
+                if !piece.starts_with(' ') {
+                    new.push(' ', spans[0]);
+                }
+                new.extend(piece, spans);
                 Ok(())
-            }
-            Self::ByteAlphabet => {
-                text.rewrite(|piece, spans, new| {
-                    piece.bytes().zip(spans).for_each(|(byte, &span)| new.push(CHARS[usize::from(byte)], span));
-                });
+            }),
+            // `tokenizers` fails there, or gives that text twice.
+            Self::ByteAlphabet if text.has_rootless_start => Err(rootless()),
+            Self::ByteAlphabet => text.rewrite(pause, |piece, spans, new| {
+                for (turn, (byte, &span)) in piece.bytes().zip(spans).enumerate() {
+                    pause.ask_at(turn)?;
+                    new.push(CHARS[usize::from(byte)], span);
+                }
                 Ok(())
-            }
-            &Self::Metaspace(replacement, scheme) => {
-                text.rewrite(|piece, spans, new| {
-                    let begins = piece.starts_with([' ', replacement]);
-                    let is_wanted = match scheme {
-                        PrependScheme::Always => true,
-                        PrependScheme::First => spans[0].0 == 0,
-                        PrependScheme::Never => false,
-                    };
-                    if is_wanted && !begins {
-                        new.push(replacement, spans[0]);
-                    }
-                    for (at, c) in piece.char_indices() {
-                        new.push(if c == ' ' { replacement } else { c }, spans[at]);
-                    }
-                });
+            }),
+            &Self::Metaspace(replacement, scheme) => text.rewrite(pause, |piece, spans, new| {
+                let begins = piece.starts_with([' ', replacement]);
+                let is_wanted = match scheme {
+                    PrependScheme::Always => true,
+                    PrependScheme::First => spans[0].0 == 0,
+                    PrependScheme::Never => false,
+                };
+                if is_wanted && !begins {
+                    new.push(replacement, spans[0]);
+                }
+                for (turn, (at, c)) in piece.char_indices().enumerate() {
+                    pause.ask_at(turn)?;
+                    new.push(if c == ' ' { replacement } else { c }, spans[at]);
+                }
                 Ok(())
-            }
+            }),
         }
     }
 }
@@ -221,9 +223,7 @@ impl PreTokenized {
         let mut pieces = Vec::with_capacity(self.pieces.len() * 2);
         let mut parts = Vec::new();
         for (number, piece) in self.pieces.iter().enumerate() {
-            if number % PAUSE_EVERY == PAUSE_EVERY - 1 {
-                pause.ask()?;
-            }
+            pause.ask_at(number)?;
             if piece.added.is_some() {
                 pieces.push(*piece);
                 continue;
@@ -237,23 +237,30 @@ impl PreTokenized {
     }
 
     /// Writes every piece anew, as `write` does given its text and spans.
-    fn rewrite(&mut self, write: impl Fn(&str, &[Span], &mut PreTokenized)) {
+    fn rewrite(
+        &mut self,
+        pause: Pause<'_>,
+        write: impl Fn(&str, &[Span], &mut PreTokenized) -> Result<()>,
+    ) -> Result<()> {
         let mut new = Self {
             text: String::with_capacity(self.text.len() * 2),
             spans: Vec::with_capacity(self.text.len() * 2),
             pieces: Vec::with_capacity(self.pieces.len()),
+            has_rootless_start: self.has_rootless_start,
         };
-        for piece in &self.pieces {
+        for (number, piece) in self.pieces.iter().enumerate() {
+            pause.ask_at(number)?;
             let start = new.text.len();
             let (text, spans) = (&self.text[piece.start..piece.end], &self.spans[piece.start..piece.end]);
             if piece.added.is_some() {
                 new.extend(text, spans);
             } else {
-                write(text, spans, &mut new);
+                write(text, spans, &mut new)?;
             }
             new.pieces.push(Piece { start, end: new.text.len(), added: piece.added });
         }
         *self = new;
+        Ok(())
     }
 
     fn push(&mut self, character: char, span: Span) {

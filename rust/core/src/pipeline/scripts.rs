@@ -1,6 +1,8 @@
 //! Where the script of a text changes: the pre-tokenizer `UnicodeScripts`.
 
 use super::script_table::RUNS;
+use crate::Result;
+use crate::batch::Pause;
 
 /// The number of "no script": unassigned characters and the space, which belong to what is before them.
 const ANY: u8 = 0;
@@ -12,11 +14,15 @@ fn script_of(c: char) -> u8 {
 
 /// Returns where the pieces of a text begin, and its end. Characters without a script before the first are in none.
 ///
+/// # Errors
+/// What the pause returns.
+///
 /// Source: the pre-tokenizer `UnicodeScripts` of Hugging Face `tokenizers`, after SentencePiece.
-pub(super) fn starts(text: &str) -> Vec<usize> {
+pub(super) fn starts(text: &str, pause: Pause<'_>) -> Result<Vec<usize>> {
     let mut starts = Vec::new();
     let mut last = ANY;
-    for (at, c) in text.char_indices() {
+    for (turn, (at, c)) in text.char_indices().enumerate() {
+        pause.ask_at(turn)?;
         let script = script_of(c);
         if script != ANY {
             if script != last {
@@ -26,5 +32,5 @@ pub(super) fn starts(text: &str) -> Vec<usize> {
         }
     }
     starts.push(text.len());
-    starts
+    Ok(starts)
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use memchr::memmem;
 
-use super::components::Behavior;
-use crate::pretokenize::oniguruma::Oniguruma;
+use super::components::{Behavior, Pattern};
+use crate::batch::Pause;
+use crate::pretokenize::oniguruma::{MATCHES, Oniguruma};
 use crate::{Error, Result};
 
 /// What is looked for.
@@ -20,6 +21,18 @@ pub(super) enum Search {
 }
 
 impl Search {
+    /// # Errors
+    /// [`Error::Format`] naming a regex that cannot be read; we write none here for `fancy-regex`.
+    pub(super) fn of(pattern: &Pattern) -> Result<Self> {
+        match pattern {
+            Pattern::String(text) => Self::literal(text),
+            Pattern::Regex(regex) => Self::regex(regex),
+            Pattern::FancyRegex(regex) => {
+                Err(Error::Format(format!("{regex:?} is a FancyRegex, which can only split")))
+            }
+        }
+    }
+
     /// # Errors
     /// [`Error::Format`] naming a regex that Oniguruma cannot read.
     pub(super) fn regex(pattern: &str) -> Result<Self> {
@@ -35,27 +48,46 @@ impl Search {
     }
 
     /// Calls back with every match, from left to right. There is none in the empty text.
-    pub(super) fn find_all(&self, text: &str, mut each: impl FnMut(usize, usize)) -> Result<()> {
+    ///
+    /// # Errors
+    /// What the pause returns; [`Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    pub(super) fn find_all(&self, text: &str, pause: Pause<'_>, mut each: impl FnMut(usize, usize)) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
         match self {
             Self::Literal(finder) => {
                 let length = finder.needle().len();
-                finder.find_iter(text.as_bytes()).for_each(|start| each(start, start + length));
+                for (turn, start) in finder.find_iter(text.as_bytes()).enumerate() {
+                    pause.ask_at(turn)?;
+                    each(start, start + length);
+                }
             }
             Self::Regex(regex) => {
                 let mut cursor = regex.cursor();
-                while let Some((start, end)) = regex.next_match(text, &mut cursor)? {
+                let mut turn = 0;
+                while let Some((start, end)) = regex.next_match(text, &mut cursor, pause)? {
                     each(start, end);
+                    turn += 1;
+                    if turn % MATCHES == 0 {
+                        pause.ask()?;
+                    }
                 }
             }
             Self::Characters(wanted) => {
-                text.char_indices().filter(|&(_, c)| wanted(c)).for_each(|(at, c)| each(at, at + c.len_utf8()));
+                for (turn, (at, c)) in text.char_indices().enumerate() {
+                    pause.ask_at(turn)?;
+                    if wanted(c) {
+                        each(at, at + c.len_utf8());
+                    }
+                }
             }
             Self::Character(wanted) => {
                 let length = wanted.len_utf8();
-                text.match_indices(*wanted).for_each(|(at, _)| each(at, at + length));
+                for (turn, (at, _)) in text.match_indices(*wanted).enumerate() {
+                    pause.ask_at(turn)?;
+                    each(at, at + length);
+                }
             }
         }
         Ok(())
@@ -67,11 +99,12 @@ impl Search {
         text: &str,
         base: usize,
         (behavior, invert): (Behavior, bool),
+        pause: Pause<'_>,
         pieces: &mut Vec<Range<usize>>,
     ) -> Result<()> {
         let mut parts: Vec<(Range<usize>, bool)> = Vec::new();
         let mut done = 0;
-        self.find_all(text, |start, end| {
+        self.find_all(text, pause, |start, end| {
             if start > done {
                 parts.push((done..start, invert));
             }

@@ -49,6 +49,7 @@ pub use self::superwords::PATTERN as SUPERWORD_PATTERN;
 use self::custom::Custom;
 use self::named::Named;
 use self::oniguruma::Oniguruma;
+use crate::batch::Pause;
 use crate::{Error, Result};
 
 /// The Unicode version of the classes (`\p{L}`, `\s` …) that named patterns and regexes match.
@@ -56,6 +57,12 @@ use crate::{Error, Result};
 /// It is that of `regex-syntax`, the crate that `fancy-regex` and tiktoken match with. Characters assigned or
 /// reclassified later are treated as this version has them.
 pub use self::unicode_tables::UNICODE_VERSION;
+
+/// The pattern that splits nowhere: a text is one piece.
+pub(crate) const WHOLE: &str = "(?s:.+)";
+
+/// A number as `tokenizers` sees it in `Digits`: by Unicode 17, twelve more than Oniguruma's `\p{N}`, of Unicode 16.
+pub(crate) const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}\x{16FF5}]";
 
 /// Begins a regex that is read as Oniguruma reads it.
 const ONIGURUMA_MARK: &str = "(?#oniguruma)";
@@ -110,6 +117,14 @@ impl Pretokenizer {
         }
         let splitter = Splitter::Custom(Custom::new(name_or_regex)?);
         Ok(Self { splitter, pattern: name_or_regex.to_owned() })
+    }
+
+    /// Returns the splitter that splits nowhere.
+    ///
+    /// # Errors
+    /// None in fact: its pattern is valid.
+    pub(crate) fn whole() -> Result<Self> {
+        Self::new(WHOLE)
     }
 
     /// Returns the splitter of a regex as Oniguruma reads it, as in a `tokenizer.json`.
@@ -189,11 +204,6 @@ impl Pretokenizer {
         &self.pattern
     }
 
-    /// Returns whether regexes split, which may take their time.
-    pub(crate) fn is_regex(&self) -> bool {
-        matches!(self.splitter, Splitter::Custom(_) | Splitter::Oniguruma(_) | Splitter::Sequence(_))
-    }
-
     /// Returns the splitters that are applied one after another: the steps of a sequence, else this one alone.
     pub fn steps(&self) -> &[Self] {
         match &self.splitter {
@@ -228,13 +238,24 @@ impl Pretokenizer {
     /// # Ok::<(), bpe_llama::Error>(())
     /// ```
     pub fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
+        self.fill_ends_pausing(text, start, ends, Pause::default())
+    }
+
+    /// The same with a pause, where regexes split: hand-written splitters need none.
+    pub(crate) fn fill_ends_pausing(
+        &self,
+        text: &str,
+        start: usize,
+        ends: &mut Vec<usize>,
+        pause: Pause<'_>,
+    ) -> Result<()> {
         match &self.splitter {
             Splitter::Named(named) => named.fill_ends(text, start, ends),
             Splitter::Words => words::fill_ends(text.as_bytes(), start, ends),
             Splitter::Superwords => superwords::fill_ends(text.as_bytes(), start, ends),
-            Splitter::Custom(custom) => custom.fill_ends(text, start, ends)?,
-            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends)?,
-            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends)?,
+            Splitter::Custom(custom) => custom.fill_ends(text, start, ends, pause)?,
+            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends, pause)?,
+            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends, pause)?,
         }
         Ok(())
     }
@@ -245,17 +266,27 @@ impl Pretokenizer {
     /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
     pub fn split<'text>(&self, text: &'text str) -> Result<Vec<&'text str>> {
         let mut pieces = Vec::new();
+        self.each_piece(text, Pause::default(), |start, end| pieces.push(&text[start..end]))?;
+        Ok(pieces)
+    }
+
+    /// Calls back with where each piece begins and ends.
+    ///
+    /// # Errors
+    /// As [`Pretokenizer::split`], and what the pause returns.
+    pub(crate) fn each_piece(&self, text: &str, pause: Pause<'_>, mut each: impl FnMut(usize, usize)) -> Result<()> {
         let mut ends = Vec::with_capacity(256);
         let mut start = 0;
         while start < text.len() {
+            pause.ask()?;
             ends.clear();
-            self.fill_ends(text, start, &mut ends)?;
+            self.fill_ends_pausing(text, start, &mut ends, pause)?;
             for &end in &ends {
-                pieces.push(&text[start..end]);
+                each(start, end);
                 start = end;
             }
         }
-        Ok(pieces)
+        Ok(())
     }
 
     /// Returns a byte offset of at least `from` where `text` may be cut so that the pieces of both sides are those of
@@ -300,25 +331,31 @@ impl Named {
     }
 }
 
-fn fill_sequence(steps: &[Pretokenizer], text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
+fn fill_sequence(
+    steps: &[Pretokenizer],
+    text: &str,
+    start: usize,
+    ends: &mut Vec<usize>,
+    pause: Pause<'_>,
+) -> Result<()> {
     let Some((first, rest)) = steps.split_first() else {
         ends.push(text.len());
         return Ok(());
     };
     if rest.is_empty() {
-        return first.fill_ends(text, start, ends);
+        return first.fill_ends_pausing(text, start, ends, pause);
     }
     let capacity = ends.capacity();
     let mut parts = Vec::with_capacity(64);
     let mut part_start = start;
     while part_start < text.len() && ends.len() < capacity {
         parts.clear();
-        first.fill_ends(text, part_start, &mut parts)?;
+        first.fill_ends_pausing(text, part_start, &mut parts, pause)?;
         for &part_end in &parts {
             if ends.len() >= capacity {
                 break;
             }
-            fill_part(rest, text, part_start..part_end, ends)?;
+            fill_part(rest, text, part_start..part_end, ends, pause)?;
             part_start = part_end;
         }
     }
@@ -326,13 +363,19 @@ fn fill_sequence(steps: &[Pretokenizer], text: &str, start: usize, ends: &mut Ve
 }
 
 /// Appends the ends of all pieces that `steps` make of one part of `text`.
-fn fill_part(steps: &[Pretokenizer], text: &str, part: std::ops::Range<usize>, ends: &mut Vec<usize>) -> Result<()> {
+fn fill_part(
+    steps: &[Pretokenizer],
+    text: &str,
+    part: std::ops::Range<usize>,
+    ends: &mut Vec<usize>,
+    pause: Pause<'_>,
+) -> Result<()> {
     let part_text = &text[part.clone()];
     let mut piece_start = 0;
     while piece_start < part_text.len() {
         let known = ends.len();
         ends.reserve(16);
-        fill_sequence(steps, part_text, piece_start, ends)?;
+        fill_sequence(steps, part_text, piece_start, ends, pause)?;
         for end in &mut ends[known..] {
             piece_start = *end;
             *end += part.start;

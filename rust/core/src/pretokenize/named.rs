@@ -1,6 +1,6 @@
 //! The patterns that have a hand-written splitter: their names, their published regexes, and other spellings of these.
 
-use super::{cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
+use super::{DIGIT, cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
 
 /// A pattern with a hand-written splitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Named {
     pub(super) fn find_sequence(steps: &[&str]) -> Option<Self> {
         if steps == deepseek_v3::STEPS {
             Some(Self::DeepSeekV3)
-        } else if let [r"\p{N}", gpt2] = steps
+        } else if let [r"\p{N}" | DIGIT, gpt2] = steps
             && Self::find(gpt2) == Some(Self::R50k)
         {
             Some(Self::SmolLm)

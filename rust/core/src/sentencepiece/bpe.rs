@@ -19,9 +19,6 @@ use crate::formats::PieceKind;
 /// An unused piece is made of two that may be unused themselves, but not more often than this.
 const DEEPEST: usize = 100;
 
-/// How many pairs are merged between two pauses.
-const PAUSE_EVERY: usize = 1 << 18;
-
 const NONE: u32 = u32::MAX;
 
 /// The longest part of a text that is remembered, in bytes, and how many are.
@@ -133,9 +130,12 @@ impl Merges<'_> {
     ) -> Result<()> {
         let (mut at, mut begin) = (0, 0);
         let mut after_space = None;
-        let mut until_pause = PAUSE_EVERY;
         scratch.symbols.clear();
-        while at < text.len() {
+        for turn in 0.. {
+            if at == text.len() {
+                break;
+            }
+            self.pause.ask_at(turn)?;
             let found = self.user_defined.map_or(0, |trie| trie.longest_match(&text[at..]));
             let length = match found {
                 0 if self.keeps_bytes => character_len(&text[at..]).unwrap_or(1),
@@ -167,11 +167,6 @@ impl Merges<'_> {
             });
             after_space = if found > 0 { None } else { Some(is_space) };
             at += length;
-            until_pause -= 1;
-            if until_pause == 0 {
-                self.pause.ask()?;
-                until_pause = PAUSE_EVERY;
-            }
         }
         self.merge(text, begin, scratch, each)
     }
@@ -220,17 +215,20 @@ impl Merges<'_> {
     ) -> Result<()> {
         scratch.hashes.read(text);
         scratch.parts.clear();
-        for symbol in &mut scratch.symbols {
+        for (turn, symbol) in scratch.symbols.iter_mut().enumerate() {
+            self.pause.ask_at(turn)?;
             let id = scratch.hashes.id_of(self.pieces, text, symbol.begin as usize, symbol.length as usize);
             symbol.id = id.unwrap_or(NONE);
         }
         let mut pairs = std::mem::take(&mut scratch.agenda).into_vec();
         for right in 1..scratch.symbols.len() as u32 {
+            self.pause.ask_at(right as usize)?;
             pairs.extend(self.pair(text, scratch, right - 1, right));
         }
         scratch.agenda = pairs.into();
-        let mut until_pause = PAUSE_EVERY;
-        while let Some(pair) = scratch.agenda.pop() {
+        for turn in 0.. {
+            self.pause.ask_at(turn)?;
+            let Some(pair) = scratch.agenda.pop() else { break };
             let [left, right] = [pair.left, pair.right].map(|symbol| scratch.symbols[symbol as usize]);
             if left.length == 0 || right.length == 0 || left.length + right.length != pair.length {
                 continue;
@@ -247,14 +245,13 @@ impl Merges<'_> {
                     scratch.agenda.extend(pair);
                 }
             }
-            until_pause -= 1;
-            if until_pause == 0 {
-                self.pause.ask()?;
-                until_pause = PAUSE_EVERY;
-            }
         }
         let mut index = 0;
-        while index != NONE {
+        for turn in 0.. {
+            if index == NONE {
+                break;
+            }
+            self.pause.ask_at(turn)?;
             let symbol = scratch.symbols[index as usize];
             let range = symbol.begin..symbol.begin + symbol.length;
             self.hand_over(text, start, symbol.id, range, scratch, 0, each);

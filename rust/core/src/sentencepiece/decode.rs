@@ -69,17 +69,18 @@ impl SentencePieceModel {
     /// With `replaces`, a byte that is no UTF-8 becomes U+FFFD, as in SentencePiece.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that neither a piece nor an added token has.
+    /// [`Error::NotFound`] for an id that neither a piece nor an added token has; what the pause returns.
     ///
     /// # Source
     /// `SentencePieceProcessor::DecodeOptimized` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
-    pub(crate) fn decode(&self, ids: &[u32], replaces: bool, added: &AddedTokens) -> Result<Vec<u8>> {
+    pub(crate) fn decode(&self, ids: &[u32], replaces: bool, added: &AddedTokens, pause: Pause<'_>) -> Result<Vec<u8>> {
         let mut decoding = Decoding::new(replaces);
         decoding.text.reserve(ids.len() * 4);
-        for &id in ids {
+        for (turn, &id) in ids.iter().enumerate() {
+            pause.ask_at(turn)?;
             self.decode_id(&mut decoding, id, added)?;
         }
-        Ok(self.decode_end(&mut decoding))
+        self.decode_end(&mut decoding, pause)
     }
 
     /// Returns the text that is complete now that one more id has come.
@@ -94,13 +95,16 @@ impl SentencePieceModel {
     }
 
     /// Returns the text that is left when no more ids come.
-    pub(crate) fn decode_end(&self, decoding: &mut Decoding) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// What the pause returns.
+    pub(crate) fn decode_end(&self, decoding: &mut Decoding, pause: Pause<'_>) -> Result<Vec<u8>> {
         decoding.settle(true);
         let text = std::mem::take(&mut decoding.text);
-        let Some(denormalizer) = &self.denormalizer else { return text };
+        let Some(denormalizer) = &self.denormalizer else { return Ok(text) };
         let begins_with_space = denormalizer.add_dummy_prefix;
-        let call = Call { protected: None, begins_with_space, with_places: false, pause: Pause::default() };
-        denormalizer.apply(&text, call).map(|normal| normal.bytes).unwrap_or_default()
+        let call = Call { protected: None, begins_with_space, with_places: false, pause };
+        Ok(denormalizer.apply(&text, call)?.bytes)
     }
 
     fn decode_id(&self, decoding: &mut Decoding, id: u32, added: &AddedTokens) -> Result<()> {

@@ -183,6 +183,11 @@ impl SentencePieceModel {
         self.pieces.kind(id)
     }
 
+    /// Returns the id of the piece with this text, `▁` for spaces.
+    pub(crate) fn id_of_piece(&self, text: &str) -> Option<u32> {
+        self.pieces.id_of(text.as_bytes())
+    }
+
     /// Returns the id of the piece with this text, if it is of this kind.
     pub(crate) fn id_of(&self, text: &str, kind: PieceKind) -> Option<u32> {
         self.pieces.id_of(text.as_bytes()).filter(|&id| self.kind(id) == Some(kind))
@@ -204,8 +209,7 @@ impl SentencePieceModel {
 
     /// Returns the byte that a piece stands for.
     fn byte_of(&self, id: u32) -> Option<u8> {
-        let digits = self.piece(id)?.strip_prefix("<0x")?.strip_suffix('>')?;
-        u8::from_str_radix(digits, 16).ok()
+        crate::formats::byte_of(self.piece(id)?)
     }
 
     /// Hands over the ids of a text, which need not be UTF-8.
@@ -214,7 +218,7 @@ impl SentencePieceModel {
     /// What the pause returns; [`Error::InvalidArgument`] for 4 GiB of text that cannot be cut.
     pub(crate) fn encode(&self, text: &[u8], after: After, pause: Pause<'_>, sink: &mut impl Sink) -> Result<()> {
         let Some(fragments) = &self.fragments else { return self.encode_fragment(text, after, pause, sink) };
-        for (symbol, range) in fragments.cut(text) {
+        for (symbol, range) in fragments.cut(text, pause)? {
             let after = if range.start == 0 { after } else { After::Special };
             match symbol {
                 Some(id) => sink.take(&[id]),
@@ -250,25 +254,36 @@ impl SentencePieceModel {
     ///
     /// # Source
     /// `PopulateSentencePieceText` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
-    pub(crate) fn encode_with_ranges(&self, text: &[u8], after: After) -> Result<Vec<(u32, Range<usize>)>> {
+    pub(crate) fn encode_with_ranges(
+        &self,
+        text: &[u8],
+        after: After,
+        pause: Pause<'_>,
+    ) -> Result<Vec<(u32, Range<usize>)>> {
         let mut found = Vec::new();
         let Some(fragments) = &self.fragments else {
-            self.add_ranges(text, 0, after, &mut found)?;
+            self.add_ranges(text, 0, after, pause, &mut found)?;
             return Ok(found);
         };
-        for (symbol, range) in fragments.cut(text) {
+        for (symbol, range) in fragments.cut(text, pause)? {
             let after = if range.start == 0 { after } else { After::Special };
             match symbol {
                 Some(id) => found.push((id, range)),
-                None => self.add_ranges(&text[range.clone()], range.start, after, &mut found)?,
+                None => self.add_ranges(&text[range.clone()], range.start, after, pause, &mut found)?,
             }
         }
         Ok(found)
     }
 
     /// Appends the ids of a part of a text that begins at `start`.
-    fn add_ranges(&self, text: &[u8], start: usize, after: After, found: &mut Vec<(u32, Range<usize>)>) -> Result<()> {
-        let pause = Pause::default();
+    fn add_ranges(
+        &self,
+        text: &[u8],
+        start: usize,
+        after: After,
+        pause: Pause<'_>,
+        found: &mut Vec<(u32, Range<usize>)>,
+    ) -> Result<()> {
         let normal = self.normalizer.apply(text, self.call(text, after, true, pause))?;
         let mut after_unknown = false;
         self.merge(&normal.bytes, pause, &mut |id, range| {

@@ -11,9 +11,6 @@ pub(super) const ESCAPED_SPACE: &[u8] = "\u{2581}".as_bytes();
 /// What stands for a byte that is no UTF-8: U+FFFD.
 pub(super) const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
-/// How many characters are normalized between two pauses.
-const PAUSE_EVERY: usize = 1 << 20;
-
 /// What `normalizer_spec` says, with `treat_whitespace_as_suffix` of `trainer_spec`.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "the flags of the file format")]
@@ -86,8 +83,11 @@ impl Normalizer {
             normal.push(space, at, call.with_places);
         }
         let mut after_space = self.remove_extra_whitespaces;
-        let mut until_pause = PAUSE_EVERY;
-        while at < text.len() {
+        for turn in 0.. {
+            if at == text.len() {
+                break;
+            }
+            call.pause.ask_at(turn)?;
             let (mut replaced, length) = self.first_step(&text[at..], call.protected);
             while after_space && let Some((b' ', rest)) = replaced.split_first() {
                 replaced = rest;
@@ -103,11 +103,6 @@ impl Normalizer {
                 after_space = self.remove_extra_whitespaces && replaced.ends_with(b" ");
             }
             at += length;
-            until_pause -= 1;
-            if until_pause == 0 {
-                call.pause.ask()?;
-                until_pause = PAUSE_EVERY;
-            }
         }
         let mut end = text.len();
         while self.remove_extra_whitespaces && normal.bytes.ends_with(space) {

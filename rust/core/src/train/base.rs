@@ -1,6 +1,8 @@
 //! Vocabularies to go on from: what training needs of one, and what becomes of it.
 
 use super::{TieOrder, TrainOptions, Trained, byte_order};
+use std::sync::Arc;
+
 use crate::special::AddedToken;
 use crate::{Ends, Error, Pretokenizer, Result, Tokenizer, Vocab};
 
@@ -68,6 +70,15 @@ impl Tokenizer {
         let mut extended = Self::new(vocab, pretokenizer, added, self.normalizes())?;
         extended.post_processor.clone_from(&self.post_processor);
         extended.template.clone_from(&self.template);
+        if let Some(components) = &self.components {
+            // What the file of the base says holds for the new tokens too, but for how text is split, where that is new.
+            let mut components = (**components).clone();
+            if extended.pretokenizer().pattern() != self.pretokenizer().pattern() {
+                components.pre_tokenizer = extended.describe(false)?.pre_tokenizer;
+            }
+            extended.components = Some(Arc::new(components));
+            extended = Self::from_own_json(extended.to_own_json()?.as_bytes())?;
+        }
         let is_new = |id: &u32| *id >= first_special;
         let bos = self.bos_id().or(extended.bos_id().filter(is_new));
         let eos = self.eos_id().or(extended.eos_id().filter(is_new));

@@ -35,6 +35,18 @@ struct File<'a> {
     decoder: Option<Value>,
     #[serde(borrow)]
     model: &'a RawValue,
+    /// Never in a file of others, only in what a tokenizer is pickled as that was not read from a `tokenizer.json`.
+    own: Option<Own>,
+}
+
+/// How a tokenizer decodes, where that is not for the decoder of a `tokenizer.json` to say.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Own {
+    /// [`crate::Spaces::drop_first`].
+    drops_first_space: bool,
+    /// Whether bytes that are no UTF-8, and spaces that come first, are decoded as SentencePiece does.
+    as_sentencepiece: bool,
 }
 
 /// What kind of model a file holds.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{AddedTokenJson, File, Kind, Merge, Model, spaces};
+use super::{AddedTokenJson, File, Kind, Merge, Model, Own, spaces};
 use crate::byte_alphabet::{CHARS, to_bytes};
-use crate::normalize::{After, Normalizer};
+use crate::normalize::Normalizer;
 use crate::pipeline::components::{self, Behavior, Pattern, PostProcessor, PreTokenizer};
 use crate::pipeline::{Components, ModelOptions, Pipeline};
+use crate::pretokenize::DIGIT;
 use crate::special::AddedTokens;
-use crate::{AddedToken, Ends, Error, Pretokenizer, Result, Tokenizer, Vocab};
+use crate::{AddedToken, Ends, Error, Pretokenizer, Result, Spaces, Tokenizer, Vocab};
 
 /// A file, parsed.
 pub(super) struct Parsed<'a> {
@@ -23,6 +24,8 @@ pub(super) struct Parsed<'a> {
     pub(super) merges: &'a [Merge<'a>],
     /// The id of each token of the model.
     pub(super) ids: HashMap<&'a str, u32>,
+    /// How it decodes, if it is the pickle of a tokenizer that was not read from such a file.
+    own: Option<Own>,
 }
 
 impl Tokenizer {
@@ -35,7 +38,15 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Format`] if it is not JSON, lacks a part, or asks for what is not supported, naming it.
     pub fn from_huggingface(json: &[u8]) -> Result<Self> {
-        parse(json, build)
+        parse(json, false, build)
+    }
+
+    /// Returns the tokenizer of [`Tokenizer::to_own_json`], which says what no `tokenizer.json` can.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_huggingface`].
+    pub fn from_own_json(json: &[u8]) -> Result<Self> {
+        parse(json, true, build)
     }
 }
 
@@ -43,16 +54,16 @@ fn build(parsed: Parsed<'_>) -> Result<Tokenizer> {
     parsed.build()
 }
 
-/// Returns the pipeline that spells out a `tokenizer.json`.
+/// Returns the pipeline that spells out what [`Tokenizer::to_own_json`] gives.
 ///
 /// # Errors
 /// As [`Tokenizer::from_huggingface`].
 pub(crate) fn pipeline_of(json: &[u8]) -> Result<Pipeline> {
-    parse(json, |parsed| parsed.pipeline())
+    parse(json, true, |parsed| parsed.pipeline())
 }
 
-/// Reads a file and hands it over.
-fn parse<R>(json: &[u8], work: impl FnOnce(Parsed<'_>) -> Result<R>) -> Result<R> {
+/// Reads a file and hands it over; `is_own` allows what only [`Tokenizer::to_own_json`] writes.
+fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) -> Result<R>) -> Result<R> {
     let file: File<'_> =
         serde_json::from_slice(json).map_err(|error| Error::Format(format!("not a tokenizer.json: {error}")))?;
     if let Some(version) = file.version.filter(|version| version != "1.0") {
@@ -72,6 +83,14 @@ fn parse<R>(json: &[u8], work: impl FnOnce(Parsed<'_>) -> Result<R>) -> Result<R
         padding: components::parse("padding", file.padding)?,
         model: ModelOptions::default(),
     };
+    let foreign = components.fancy_regex().map(|regex| format!("a pattern is {{\"FancyRegex\": {regex:?}}}"));
+    let foreign = foreign.or_else(|| file.own.map(|_| "it has the field \"own\"".to_owned()));
+    if let Some(what) = foreign.filter(|_| !is_own) {
+        return Err(Error::Format(format!(
+            "tokenizer.json: {what}, which only a pickled tokenizer holds; expected what `tokenizers` writes, such as \
+             {{\"Regex\": ...}} or {{\"String\": ...}} for a pattern"
+        )));
+    }
     let post_processor = components::parse("post_processor", file.post_processor)?;
     let affix = |affix: Option<String>| affix.filter(|affix| !affix.is_empty());
     let options = ModelOptions {
@@ -85,8 +104,20 @@ fn parse<R>(json: &[u8], work: impl FnOnce(Parsed<'_>) -> Result<R>) -> Result<R
     };
     let entries = model.vocab.0;
     let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_ref(), *id)).collect();
-    let added = with_ids(file.added_tokens, &ids)?;
-    work(Parsed { components, post_processor, options, added, entries: &entries, merges: &model.merges, ids })
+    let added = match file.own {
+        Some(_) => file.added_tokens.into_iter().map(AddedToken::from).collect(),
+        None => with_ids(file.added_tokens, &ids)?,
+    };
+    work(Parsed {
+        components,
+        post_processor,
+        options,
+        added,
+        entries: &entries,
+        merges: &model.merges,
+        ids,
+        own: file.own,
+    })
 }
 
 /// Refuses other models than BPE, saying what the file is.
@@ -153,10 +184,16 @@ fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<
 impl Parsed<'_> {
     fn build(self) -> Result<Tokenizer> {
         let because = match self.byte_level()? {
-            Ok(tokenizer) => return self.finish(tokenizer),
+            Ok(tokenizer) => match self.own {
+                Some(own) => return self.finish_own(tokenizer, own),
+                None => return self.finish(tokenizer),
+            },
             Err(because) => because,
         };
         if let Some(mut tokenizer) = spaces::read(&self)? {
+            if let Some(own) = self.own {
+                return self.finish_own(tokenizer, own);
+            }
             tokenizer.pipeline = Some(Arc::new(self.pipeline()?));
             return self.finish(tokenizer);
         }
@@ -170,6 +207,23 @@ impl Parsed<'_> {
         let vocab = Vocab::from_merges_and_silent(Vec::new(), tokens, Vec::new(), false)?;
         let tokenizer = Tokenizer::general(vocab, added, pipeline, because)?;
         self.finish(tokenizer)
+    }
+
+    /// Returns the tokenizer as it was pickled: no `tokenizer.json` says how it decodes.
+    fn finish_own(self, mut tokenizer: Tokenizer, own: Own) -> Result<Tokenizer> {
+        tokenizer.pipeline = None;
+        if let Some(spaces) = tokenizer.spaces() {
+            tokenizer = tokenizer.with_spaces(Spaces { drop_first: own.drops_first_space, ..spaces });
+        } else {
+            tokenizer.added = self.added_tokens(|text| tokenizer.normalizer.normal_form(text))?;
+        }
+        if own.as_sentencepiece {
+            tokenizer = tokenizer.decoding_as_sentencepiece();
+        }
+        match self.post_processor {
+            Some(post_processor) => tokenizer.with_post_processor(post_processor),
+            None => Ok(tokenizer),
+        }
     }
 
     fn pipeline(&self) -> Result<Pipeline> {
@@ -262,8 +316,9 @@ impl Parsed<'_> {
         has_all_bytes: bool,
     ) -> Result<std::result::Result<Tokenizer, String>> {
         // Added tokens stand outside the merges, unless these make them too.
+        let is_named = |token: &&AddedToken| self.ids.get(token.content.as_str()).is_none_or(|id| *id == token.id);
         let added: HashMap<&str, &AddedToken> =
-            self.added.iter().map(|token| (token.content.as_str(), token)).collect();
+            self.added.iter().filter(is_named).map(|token| (token.content.as_str(), token)).collect();
         let is_foreign = |token: &str| added.contains_key(token) || to_bytes(token).is_none();
         let foreign: HashSet<&str> = self.ids.keys().copied().filter(|token| is_foreign(token)).collect();
         let (mut merged, mut result) = (HashSet::new(), String::new());
@@ -310,21 +365,22 @@ impl Parsed<'_> {
                 None => silent.push((token.as_bytes().to_vec(), *id)),
             }
         }
-        let normalize = |text: &str| Ok(normalizer.apply(text, After::Nothing).into_owned());
-        let mut added = self.added_tokens(normalize)?;
-        added.decode_by(|name| to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()));
-        self.refuse_taken_ids(&added)?;
-        let mut vocab = Vocab::from_merges_and_silent(tokens, silent, pairs, self.options.ignore_merges)?;
-        if !has_all_bytes {
-            vocab = vocab.dropping_unknown();
-        }
-        let mut tokenizer = Tokenizer::assemble(vocab, pretokenizer, added, normalizer);
+        let mut added = self.added_tokens(|text| normalizer.normal_form(text))?;
         let decoder = self.components.decoder.as_ref();
         let is_bytes =
             decoder.is_some_and(|decoder| matches!(decoder.steps()[..], [components::Decoder::ByteLevel(_)]));
-        if !is_bytes || !has_all_bytes {
-            tokenizer.pipeline = Some(Arc::new(self.pipeline()?));
+        let pipeline = if is_bytes && has_all_bytes { None } else { Some(self.pipeline()?) };
+        added.decode_by(|name| match &pipeline {
+            Some(pipeline) => pipeline.token_bytes(name),
+            None => to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()),
+        });
+        self.refuse_taken_ids(&added)?;
+        let mut vocab = Vocab::from_merges_and_silent(tokens, silent, pairs, self.options.ignore_merges)?;
+        if !has_all_bytes && self.own.is_none() {
+            vocab = vocab.dropping_unknown();
         }
+        let mut tokenizer = Tokenizer::assemble(vocab, pretokenizer, added, normalizer);
+        tokenizer.pipeline = pipeline.map(Arc::new);
         Ok(Ok(tokenizer))
     }
 }
@@ -356,8 +412,8 @@ fn split_by(pre_tokenizer: &PreTokenizer) -> Result<std::result::Result<Pretoken
                     _ => return Ok(Err("a Split that removes text".to_owned())),
                 }
             }
-            PreTokenizer::Digits { individual_digits: true } => Pretokenizer::oniguruma(r"\p{N}"),
-            PreTokenizer::Digits { individual_digits: false } => Pretokenizer::oniguruma(r"\p{N}+"),
+            PreTokenizer::Digits { individual_digits: true } => Pretokenizer::oniguruma(DIGIT),
+            PreTokenizer::Digits { individual_digits: false } => Pretokenizer::oniguruma(&format!("{DIGIT}+")),
             other => return Ok(Err(format!("the pre-tokenizer {}", name_of(other)))),
         };
         splitters.push(splitter.map_err(in_file)?);
@@ -367,7 +423,7 @@ fn split_by(pre_tokenizer: &PreTokenizer) -> Result<std::result::Result<Pretoken
     }
     if splitters.is_empty() {
         // Nothing splits: a text is one piece.
-        splitters.push(Pretokenizer::new(r"(?s:.+)")?);
+        splitters.push(Pretokenizer::whole()?);
     }
     Pretokenizer::sequence(splitters).map(Ok)
 }

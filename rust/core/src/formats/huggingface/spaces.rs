@@ -15,10 +15,8 @@ use crate::formats::byte_of;
 use crate::normalize::SPACE;
 use crate::pipeline::Components;
 use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};
+use crate::pretokenize::WHOLE;
 use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
-
-/// The whole text is a piece.
-const WHOLE: &str = "(?s:.+)";
 
 /// Words with the spaces before them; `pretokenize/words.rs` splits so.
 const WORDS: &str = " *[^ ]+| +";

@@ -6,20 +6,18 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
-use super::{AddedTokenJson, spaces};
-use crate::byte_alphabet::to_chars;
+use super::read::escape;
+use super::{AddedTokenJson, Own, spaces};
+use crate::byte_alphabet::{to_bytes, to_chars};
 use crate::pipeline::components::{
     Behavior, ByteLevel, Decoder, Normalizer, Padding, Pattern, PostProcessor, PreTokenizer, Truncation,
 };
 use crate::pipeline::{Components, ModelOptions};
-use crate::pretokenize::dialect;
+use crate::pretokenize::{WHOLE, dialect};
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer};
 
 /// Tokens and merges as a file spells them.
 type Spelt = (Vec<(String, u32)>, Vec<[String; 2]>);
-
-/// Splits nowhere, and so is left out of a file.
-const WHOLE: &str = "(?s:.+)";
 
 impl Tokenizer {
     /// Returns the text of a `tokenizer.json` that `tokenizers` loads and that gives the same ids.
@@ -31,7 +29,8 @@ impl Tokenizer {
         self.write(false)
     }
 
-    /// Returns the same text for [`Tokenizer::from_huggingface`] alone: any pattern can be said in it.
+    /// Returns the same text for [`Tokenizer::from_own_json`] alone: any pattern can be said in it, and how a tokenizer
+    /// decodes that was not read from a `tokenizer.json`.
     ///
     /// # Errors
     /// As [`Tokenizer::to_huggingface`], but for the pattern.
@@ -83,7 +82,7 @@ impl Tokenizer {
             None => self.describe(is_own)?,
         };
         let options = components.model.clone();
-        let (entries, merges) = self.model()?;
+        let (entries, merges) = self.model(is_own)?;
         let merges = merges.iter().map(|[left, right]| [left.as_str(), right.as_str()]).collect();
         let file = OutFile {
             version: "1.0",
@@ -106,12 +105,16 @@ impl Tokenizer {
                 vocab: OutEntries(&entries),
                 merges,
             },
+            own: (is_own && self.components.is_none()).then(|| Own {
+                drops_first_space: self.spaces().is_some_and(|spaces| spaces.drop_first),
+                as_sentencepiece: self.decodes_as_sentencepiece(),
+            }),
         };
         serde_json::to_string(&file).map_err(|error| Error::Format(error.to_string()))
     }
 
     /// Returns the components of a tokenizer that was not read from a `tokenizer.json`.
-    fn describe(&self, is_own: bool) -> Result<Components> {
+    pub(crate) fn describe(&self, is_own: bool) -> Result<Components> {
         let model = ModelOptions { ignore_merges: self.vocab.whole_piece_first(), ..ModelOptions::default() };
         if let Some(spaces) = self.spaces() {
             let [normalizer, pre_tokenizer, decoder] = spaces::to_json(self, spaces);
@@ -128,16 +131,34 @@ impl Tokenizer {
         Ok(Components {
             normalizer: self.normalizes().then_some(Normalizer::NFC {}),
             pre_tokenizer: Some(describe_splits(self.pretokenizer(), byte_level, is_own)?),
-            decoder: Some(Decoder::ByteLevel(byte_level)),
+            decoder: Some(self.describe_decoder(byte_level)),
             model,
             ..Components::default()
         })
     }
 
+    /// Returns the decoder of a byte-level tokenizer.
+    ///
+    /// `ByteLevel` takes an added token for the bytes that its characters stand for in GPT-2's alphabet, if they are all of
+    /// it: `ï` for 0xEF. Such tokens are spelled in that alphabet before.
+    fn describe_decoder(&self, byte_level: ByteLevel) -> Decoder {
+        let respelled = self.added_tokens().iter().filter_map(|AddedToken { content, id, .. }| {
+            let bytes = self.id_to_bytes(*id).ok()?;
+            let is_other = to_bytes(content).is_some_and(|taken_for| taken_for != bytes);
+            is_other.then(|| Decoder::Replace {
+                pattern: Pattern::Regex(format!(r"\A{}\z", escape(content))),
+                content: to_chars(bytes),
+            })
+        });
+        let mut decoders: Vec<_> = respelled.collect();
+        decoders.push(Decoder::ByteLevel(byte_level));
+        if decoders.len() == 1 { decoders.remove(0) } else { Decoder::Sequence { decoders } }
+    }
+
     /// Returns the tokens of the model by id, and its merges.
     ///
     /// Added tokens are among the tokens where `tokenizers` would number them otherwise.
-    fn model(&self) -> Result<Spelt> {
+    fn model(&self, is_own: bool) -> Result<Spelt> {
         if let (Some(pipeline), Some(_)) = (&self.pipeline, self.general_because()) {
             let mut entries: Vec<_> = pipeline.tokens().map(|(token, id)| (token.to_owned(), id)).collect();
             let name = |id: u32| pipeline.token(id).unwrap_or_default().to_owned();
@@ -166,7 +187,7 @@ impl Tokenizer {
         for AddedToken { content, id, .. } in self.added_tokens() {
             match ids.get(content.as_str()) {
                 None => missing.push((content.clone(), *id)),
-                Some(other) if other != id => {
+                Some(other) if other != id && !is_own => {
                     return Err(Error::InvalidArgument(format!(
                         "special token {content:?} is spelt as ordinary token {other} in tokenizer.json: it cannot be saved"
                     )));
@@ -240,6 +261,8 @@ struct OutFile<'a> {
     post_processor: Option<&'a PostProcessor>,
     decoder: Option<&'a Decoder>,
     model: OutModel<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    own: Option<Own>,
 }
 
 #[derive(Serialize)]

@@ -137,7 +137,7 @@ impl Tokenizer {
         }
         let vocab = Vocab::of_model_pieces(tokens, |id| silent.contains(&id))?;
         let spaces = model.spaces();
-        let tokenizer = Self::new(vocab, Pretokenizer::new("(?s:.+)")?, added, false)?;
+        let tokenizer = Self::new(vocab, Pretokenizer::whole()?, added, false)?;
         Ok(tokenizer.with_spaces(spaces).with_sentencepiece(model))
     }
 
