@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._files import read_json_object
 from bpe_llama.model.config_json import FAMILY_DEFAULTS, OUR_TYPE, STATES_ITS_LENGTH, fields_of, merge_rope
 from bpe_llama.model.rope_kinds import check_rope_parameters
 
@@ -271,12 +271,7 @@ class LlamaConfig:
         path = Path(path)
         if path.is_dir():
             path = path / "config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        values = read_json_object(path)
         try:
             return cls.from_dict(values)
         except (ValueError, TypeError) as error:

@@ -130,7 +130,7 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     if isinstance(picked.get("dtype"), str):
         picked["dtype"] = picked["dtype"].removeprefix("torch.")
     if not isinstance(values.get("id2label") or {}, Mapping):
-        raise ValueError(f"id2label is {_short(values['id2label'])}; expected an object of numbers and names")
+        raise ValueError(f"id2label is {values['id2label']!r:.100}; expected an object of numbers and names")
     if values.get("id2label"):
         picked["num_labels"] = len(values["id2label"])
     if family == "mixtral" and values.get("num_experts") is not None:
@@ -168,13 +168,13 @@ def _check_refused(values: Mapping[str, Any]) -> None:
     for key in ("quantization_config", "compression_config"):
         if values.get(key):
             raise ValueError(
-                f"{key} is {_short(values[key])}; quantized Hugging Face weights are not read: load the original "
+                f"{key} is {values[key]!r:.100}; quantized Hugging Face weights are not read: load the original "
                 "ones, or a GGUF file"
             )
     if values.get("is_encoder_decoder"):
         raise ValueError("is_encoder_decoder is true; expected a decoder alone")
     if values.get("pruned_heads"):
-        raise ValueError(f"pruned_heads is {_short(values['pruned_heads'])}; expected none")
+        raise ValueError(f"pruned_heads is {values['pruned_heads']!r:.100}; expected none")
 
 
 def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: str | None) -> None:
@@ -192,7 +192,7 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: str | 
         unknown = [key for key in stated if key not in _ANY_ROPE_NAME | {"type"} and stated[key] is not None]
         if unknown:
             raise ValueError(
-                f"{name} has {unknown[0]!r} ({_short(stated[unknown[0]])}), which is not known; "
+                f"{name} has {unknown[0]!r} ({stated[unknown[0]]!r:.100}), which is not known; "
                 f"known are {', '.join(sorted(_ANY_ROPE_NAME))}"
             )
         picked[name] = {key: value for key, value in stated.items() if value is not None and key != "finetuned"}
@@ -249,7 +249,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
     window, kinds = picked.get("sliding_window"), values.get("layer_types")
     if family == "llama":
         if kinds is not None and not isinstance(kinds, list):
-            raise ValueError(f"layer_types is {_short(kinds)}; expected a list of one kind for each layer")
+            raise ValueError(f"layer_types is {kinds!r:.100}; expected a list of one kind for each layer")
         asked = window is not None and values.get("use_sliding_window") is not False
         if asked or any(kind != "full_attention" for kind in kinds or ()):
             warnings.warn(
@@ -265,7 +265,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
             or len(kinds) != picked.get("num_hidden_layers", 32)
         ):
             raise ValueError(
-                f"layer_types is {_short(kinds)}; expected one kind for each of num_hidden_layers, all the same"
+                f"layer_types is {kinds!r:.100}; expected one kind for each of num_hidden_layers, all the same"
             )
         if kinds[0] not in ("full_attention", "sliding_attention"):
             raise ValueError(f"layer_types names {kinds[0]!r}; expected 'full_attention' or 'sliding_attention'")
@@ -275,7 +275,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
             key for key in ("use_sliding_window", "max_window_layers", "layer_types") if values.get(key) is not None
         )
         warnings.warn(
-            f"{unread} is {_short(values[unread])}, but transformers' {family} does not read it: all layers look at "
+            f"{unread} is {values[unread]!r:.100}, but transformers' {family} does not read it: all layers look at "
             f"sliding_window ({window}) tokens, and so they do here; set sliding_window to null for none",
             stacklevel=5,
         )
@@ -324,8 +324,3 @@ def merge_rope(
                 )
             merged[key] = value
     return {"rope_theta": 10_000.0, "rope_type": "default"} | merged
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bpe_llama._files import read_json_object
+
 FILE = "generation_config.json"
 
 _OPTIONS = {
@@ -182,12 +184,7 @@ class GenerationConfig:
         path = folder / FILE
         if not path.is_file():
             return cls()
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        values = read_json_object(path)
         try:
             config = cls(values)
         except ValueError as error:

@@ -15,7 +15,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,6 @@ from bpe_llama.model.adapters.layers import (
     Adapter,
     EmbeddingAdapter,
     LoraLinear,
-    Replacement,
     TrainedRows,
     adapted_layers,
     base_modules,
@@ -110,7 +109,7 @@ def add(
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
     if config.ensure_weight_tying:
         _check_tying(config, bases, "adapter")
-    parts = place.begun(config, model, seed, "adapter")
+    parts = place.initial_parts(config, model, seed, "adapter")
     _put(model, name, config, place.prepare(config, parts, model, "adapter"))
     return model
 
@@ -221,22 +220,20 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
         ValueError: If a file is damaged, or its adapter is not of the same layers, sizes and scale.
     """
     _check_known(model, name)
-    own = _stored(model, name)
+    own = _tensors(files.stored_parts(model, name))
     config, parts = _read(model, Path(folder))
     scales = {path: layer.adapter(name).scale for path, layer in adapted_layers(model) if name in layer.adapters}
-    found = {
-        (path, key): tensor
-        for path, part in parts.items()
-        for key, tensor in {**part.update, **{f"own.{key}": value for key, value in part.own.items()}}.items()
-    }
+    found = _tensors(parts)
     wrong = sorted({path for path, _ in found.keys() ^ own.keys()})
     wrong += [path for path, key in found.keys() & own.keys() if found[path, key].shape != own[path, key].shape]
     if wrong:
         raise ValueError(f"{folder}: the adapter is of other layers or of another rank: {', '.join(wrong[:8])} differ")
     ours = _configs(model)[name]
     if config.init_lora_weights != ours.init_lora_weights:
-        began, expected_start = config.init_lora_weights, ours.init_lora_weights
-        raise ValueError(f"{folder}: init_lora_weights is {began!r}; expected {expected_start!r}, as of the adapter")
+        raise ValueError(
+            f"{folder}: init_lora_weights is {config.init_lora_weights!r}; expected {ours.init_lora_weights!r}, "
+            "as of the adapter"
+        )
     for path, part in parts.items():
         if part.rows and part.rows != (trained := _rows(model, path, name)):
             raise ValueError(f"{folder}: trainable_token_indices are {part.rows} of {path}; expected {trained}")
@@ -337,20 +334,13 @@ def _configs(model: nn.Module) -> dict[str, AdapterConfig]:
     return configs
 
 
-def _stored(model: nn.Module, name: str) -> dict[tuple[str, str], Tensor]:
-    """Return the tensors of an adapter by path and name, those of `Replacement` behind ``own.``."""
-    tensors: dict[tuple[str, str], Tensor] = {}
-    written = set()
-    for path, layer in adapted_layers(model):
-        if name in layer.adapters and id(layer.adapters[name]) not in written:
-            written.add(id(layer.adapters[name]))
-            tensors.update({(path, key): tensor for key, tensor in layer.adapter(name).stored().items()})
-        if name in layer.replacements:
-            replacement = layer.replacements[name]
-            assert isinstance(replacement, Replacement)
-            own = replacement.parameters_of_its_own()
-            tensors.update({(path, f"own.{key}"): tensor for key, tensor in own.items()})
-    return tensors
+def _tensors(parts: Mapping[str, Part]) -> dict[tuple[str, str], Tensor]:
+    """Return the tensors of an adapter by path and name, a module's own parameters behind ``own.``."""
+    return {
+        (path, key): tensor
+        for path, part in parts.items()
+        for key, tensor in {**part.update, **{f"own.{key}": value for key, value in part.own.items()}}.items()
+    }
 
 
 def _rows(model: nn.Module, path: str, name: str) -> tuple[int, ...]:

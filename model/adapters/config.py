@@ -37,11 +37,11 @@ HARMLESS = frozenset(
     }
 )
 """Fields of peft's that change no output, whatever they hold."""
-PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 """Values of ``init_lora_weights`` that say how the matrices began and leave the base as it is."""
-OFFSET_STARTS = ("pissa", "olora")
+OFFSET_INITS = ("pissa", "olora")
 """Values after which the base is the model's weight less the product of the first matrices, computed from it."""
-_REFUSED_STARTS = {
+_REFUSED_INITS = {
     "loftq": "its base is the model's weight as LoftQ quantises it",
     "corda": "its base depends on data that the folder does not hold",
     "lora_ga": "its base depends on gradients that the folder does not hold",
@@ -101,7 +101,7 @@ class AdapterConfig:
         known = {name for name in cls.__dataclass_fields__ if name != "described"}
         for name, value in described.items():
             if name not in known | HARMLESS and value not in _UNSET:
-                raise ValueError(f"{source}: {name} is {_shown(value)}, which is not supported; expected it left out")
+                raise ValueError(f"{source}: {name} is {value!r:.100}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
         for name, (reads, expected) in _READERS.items():
             if described.get(name) is None or (name == "layers_pattern" and not described[name]):
@@ -111,7 +111,7 @@ class AdapterConfig:
             try:
                 values[name] = reads(described[name])
             except (ValueError, TypeError, AttributeError, re.error) as error:
-                raise ValueError(f"{source}: {name} is {_shown(described[name])}; expected {expected}") from error
+                raise ValueError(f"{source}: {name} is {described[name]!r:.100}; expected {expected}") from error
         if values.get("task_type") == "SEQ_CLS":  # peft adds the scores to what is saved
             saved = values.get("modules_to_save", ())
             values["modules_to_save"] = saved if "score" in saved else (*saved, "score")
@@ -135,20 +135,20 @@ class AdapterConfig:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{source}: does not describe a LoRA adapter ({error!r})") from error
         if kind != "LORA":
-            raise ValueError(f"{source}: peft_type is {_shown(kind)}; only plain LoRA is known, and its kinds: 'LORA'")
+            raise ValueError(f"{source}: peft_type is {kind!r:.100}; only plain LoRA is known, and its kinds: 'LORA'")
         if missing:
             raise ValueError(f"{source}: {missing[0]} is null; expected a number")
         return cls.of(described, str(source))
 
     def _check(self, source: str) -> None:
-        start = self.init_lora_weights
-        for refused, reason in _REFUSED_STARTS.items():
-            if isinstance(start, str) and start.startswith(refused):
-                raise ValueError(f"{source}: init_lora_weights is {start!r}: {reason}; {_ADVICE}")
-        if isinstance(start, str) and start not in PLAIN_STARTS + OFFSET_STARTS:
-            expected = ", ".join(map(repr, PLAIN_STARTS + OFFSET_STARTS))
-            raise ValueError(f"{source}: init_lora_weights is {start!r}; expected true, false, {expected}")
-        if self.use_dora and (self.lora_bias or start == "mica"):
+        init = self.init_lora_weights
+        for refused, reason in _REFUSED_INITS.items():
+            if isinstance(init, str) and init.startswith(refused):
+                raise ValueError(f"{source}: init_lora_weights is {init!r}: {reason}; {_ADVICE}")
+        if isinstance(init, str) and init not in PLAIN_INITS + OFFSET_INITS:
+            expected = ", ".join(map(repr, PLAIN_INITS + OFFSET_INITS))
+            raise ValueError(f"{source}: init_lora_weights is {init!r}; expected true, false, {expected}")
+        if self.use_dora and (self.lora_bias or init == "mica"):
             other = "lora_bias" if self.lora_bias else "init_lora_weights 'mica'"
             raise ValueError(f"{source}: use_dora is true together with {other}; peft has no such adapter")
         if isinstance(self.target_modules, str) and (self.layers_to_transform is not None or self.layers_pattern):
@@ -173,7 +173,7 @@ class AdapterConfig:
         return self.alpha(path) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, path: str, in_head: bool = False) -> bool:
-        """Return whether a linear layer or an embedding has low-rank matrices.
+        """Return whether a linear layer or an embedding is given low-rank matrices.
 
         Args:
             path: Of the module.
@@ -271,11 +271,6 @@ def _of_pattern(patterns: Mapping[str, float], path: str, default: float) -> flo
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _number(low: float, high: float = math.inf, whole: bool = False, open_end: bool = False) -> Callable[[Any], Any]:
     def reads(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
@@ -345,7 +340,7 @@ def _one_of(*texts: str) -> Callable[[Any], str]:
     return reads
 
 
-def _start(value: Any) -> bool | str:
+def _init(value: Any) -> bool | str:
     if isinstance(value, bool):
         return value
     return value.lower()  # type: ignore[no-any-return]
@@ -359,7 +354,7 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "use_dora": (_flag, "true or false"),
     "lora_bias": (_flag, "true or false"),
     "bias": (_one_of("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
-    "init_lora_weights": (_start, "true, false or a name"),
+    "init_lora_weights": (_init, "true, false or a name"),
     "target_modules": (_texts_or_pattern, "a list of names, a pattern or 'all-linear'"),
     "exclude_modules": (_texts_or_pattern, "a list of names or a pattern"),
     "layers_to_transform": (_numbers, "a list of layer numbers"),

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from bpe_llama._files import written_whole
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
-from bpe_llama.model.adapters.layers import AdaptedLayer, adapted_layers, base_modules, is_linear
+from bpe_llama.model.adapters.layers import (
+    TRAINED_ROWS,
+    AdaptedLayer,
+    Replacement,
+    adapted_layers,
+    base_modules,
+    is_linear,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -266,7 +273,7 @@ def check_savable(path: str, base: nn.Module, source: object) -> None:
 
 def _check_rows(config: AdapterConfig, parts: dict[str, Part], source: Path, bases: Mapping[str, nn.Module]) -> None:
     """Give each embedding with trained rows their ids, and hold the rows to them."""
-    name = "token_adapter.trainable_tokens_delta"
+    name = TRAINED_ROWS
     wanted = rows_of(config, bases, source.parent / CONFIG)
     for path, part in parts.items():
         if name in part.update and path not in wanted:
@@ -313,21 +320,29 @@ def tied_to_embedding(bases: Mapping[str, nn.Module]) -> list[str]:
     return [path for path, base in bases.items() if is_linear(base) and id(getattr(base, "weight", None)) in tables]
 
 
-def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base: str | None) -> None:
-    """Write one adapter's files into a folder; each appears whole or not at all."""
-    tensors: dict[str, Tensor] = {}
+def stored_parts(model: nn.Module, name: str) -> dict[str, Part]:
+    """Return one adapter's own tensors by path, not copied; those of rows that a tied head shares once."""
+    parts: dict[str, Part] = {}
     written = set()
     for path, layer in adapted_layers(model):
         if name in layer.adapters and id(layer.adapters[name]) not in written:
             written.add(id(layer.adapters[name]))
-            for key, tensor in layer.adapter(name).stored().items():
-                tensors[f"{PREFIX}{path}.{key}"] = tensor
+            parts.setdefault(path, Part()).update = layer.adapter(name).stored()
         if name in layer.replacements:
-            low_rank = name in layer.adapters
-            for key, tensor in layer.replacements[name].parameters_of_its_own().items():  # type: ignore[operator]
-                tensors[f"{PREFIX}{path}.{'base_layer.' * low_rank}{key}"] = tensor
+            replacement = layer.replacements[name]
+            assert isinstance(replacement, Replacement)  # nothing else is put there; for the type checker
+            parts.setdefault(path, Part()).own = dict(replacement.parameters_of_its_own())
+    return parts
+
+
+def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base: str | None) -> None:
+    """Write one adapter's files into a folder; each appears whole or not at all."""
+    kept: dict[str, Tensor] = {}
+    for path, part in stored_parts(model, name).items():
+        own = {f"base_layer.{key}" if part.update else key: tensor for key, tensor in part.own.items()}
+        for key, tensor in {**part.update, **own}.items():
+            kept[f"{PREFIX}{path}.{key}"] = tensor.detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with written_whole(folder / WEIGHTS) as temporary:
         save_file(kept, temporary, metadata={"format": "pt"})
     with written_whole(folder / CONFIG) as temporary:

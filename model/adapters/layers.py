@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
+"""peft's name for the rows of `TrainedRows`."""
+
 
 def weight_of(base: nn.Module) -> Tensor:
     """Return a layer's weight, (O, I) or (V, D); one of fewer bits as what it stands for."""
@@ -215,7 +218,7 @@ class TrainedRows(Update):
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensor as peft names it."""
-        return {"token_adapter.trainable_tokens_delta": self.trainable_tokens_delta}
+        return {TRAINED_ROWS: self.trainable_tokens_delta}
 
 
 class Replacement(nn.Module):
@@ -314,7 +317,7 @@ class AdaptedLayer(nn.Module):
                 yield from replacement.parameters_of_its_own().values()
 
     def changed(self) -> set[str]:
-        """Return the names of the base's parameters that the active adapters stand for other values of."""
+        """Return the names of the base's parameters whose values the active adapters change."""
         replacement, names = self.replacement(), {name for name, _ in self.active}
         own = set() if replacement is None else set(replacement.own)
         updates = [self.adapter(name) for name in names if name in self.adapters]

@@ -1,14 +1,18 @@
-"""Adapters put beside a model's modules: those read from files, and new ones as they begin."""
+"""Adapters put beside a model's modules: those read from files, and new ones with their initial matrices.
+
+Shapes: ``I`` in_features, ``O`` out_features, ``Q`` the smaller of these, ``R`` rank.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.adapters.config import OFFSET_STARTS, AdapterConfig
+from bpe_llama.model.adapters.config import OFFSET_INITS, AdapterConfig
 from bpe_llama.model.adapters.files import (
     Part,
     expected_shapes,
@@ -19,6 +23,7 @@ from bpe_llama.model.adapters.files import (
     tied_to_embedding,
 )
 from bpe_llama.model.adapters.layers import (
+    TRAINED_ROWS,
     AdaptedLayer,
     Adapter,
     EmbeddingAdapter,
@@ -69,7 +74,7 @@ def put(model: nn.Module, name: str, placed: Mapping[str, tuple[Update | None, R
                 among[name] = part.train(model.training)
 
 
-def begun(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> dict[str, Part]:
+def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> dict[str, Part]:
     """Return a new adapter's parts, which change nothing about the model's output until they are trained.
 
     Raises:
@@ -78,16 +83,16 @@ def begun(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> di
     bases = dict(base_modules(model))
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, Part] = {}
-    if config.init_lora_weights not in (True, False, "gaussian", *OFFSET_STARTS):
+    if config.init_lora_weights not in (True, False, "gaussian", *OFFSET_INITS):
         raise ValueError(
             f"{source}: init_lora_weights is {config.init_lora_weights!r}; a new adapter begins with true, false, "
-            f"'gaussian', {', '.join(map(repr, OFFSET_STARTS))}"
+            f"'gaussian', {', '.join(map(repr, OFFSET_INITS))}"
         )
     for path in targeted(config, bases):
         parts[path] = Part(update=_first_matrices(config, path, bases[path], generator, source))
     for path, index in rows_of(config, bases, source).items():
         rows = weight_of(bases[path])[torch.tensor(index, device=weight_of(bases[path]).device)]
-        parts.setdefault(path, Part()).update["token_adapter.trainable_tokens_delta"] = rows
+        parts.setdefault(path, Part()).update[TRAINED_ROWS] = rows
         parts[path].rows = index
     for path in saved_whole(config, bases):
         parts.setdefault(path, Part()).own.update(dict(bases[path].named_parameters()))
@@ -104,19 +109,19 @@ def _first_matrices(
     shapes = expected_shapes(config, path, base)
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
     first, second = list(shapes)[:2]
-    start, rank = config.init_lora_weights, config.rank(path)
+    init, rank = config.init_lora_weights, config.rank(path)
     if isinstance(base, nn.Embedding):
-        if start is False:
+        if init is False:
             tensors[first].normal_(generator=generator)
         tensors[second].normal_(generator=generator)
-    elif start in OFFSET_STARTS:
+    elif init in OFFSET_INITS:
         tensors[first], tensors[second] = initial_matrices(config, path, base, source)
-    elif start == "gaussian":
+    elif init == "gaussian":
         tensors[first].normal_(0, 1 / rank, generator=generator)
     else:
         bound = 1 / math.sqrt(shapes[first][1])
         tensors[first].uniform_(-bound, bound, generator=generator)
-        if start is False:
+        if init is False:
             tensors[second].uniform_(-1 / math.sqrt(rank), 1 / math.sqrt(rank), generator=generator)
     if config.use_dora:
         weight = weight_of(base).float().cpu()
@@ -124,29 +129,29 @@ def _first_matrices(
         if isinstance(base, nn.Embedding):
             tensors["lora_magnitude_vector"] = torch.linalg.norm(weight + update.T, dim=0)
         else:
-            removed = update if start in OFFSET_STARTS else torch.zeros(())
+            removed = update if init in OFFSET_INITS else torch.zeros(())
             tensors["lora_magnitude_vector"] = torch.linalg.norm(weight - removed + update, dim=1)
     return tensors
 
 
 def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: object) -> tuple[Tensor, Tensor]:
-    """Return the matrices that PiSSA and OLoRA begin with, (R, I) and (O, R), from the layer's own weight.
+    """Return the initial matrices of PiSSA and OLoRA, (R, I) and (O, R), computed from the layer's own weight.
 
     Source: Meng et al. 2024, arXiv:2404.02948, eq. 2 and 3; Büyükakyüz 2024, arXiv:2406.01775, algorithm 1.
     """
-    start, rank, scale = config.init_lora_weights, config.rank(path), config.scale(path)
+    init, rank, scale = config.init_lora_weights, config.rank(path), config.scale(path)
     if not isinstance(base, nn.Linear):
         held = type(base).__name__
         raise ValueError(
-            f"{source}: init_lora_weights is {start!r}, whose base is computed from whole weights, but {path} is held "
+            f"{source}: init_lora_weights is {init!r}, whose base is computed from whole weights, but {path} is held "
             f"as {held}; load the adapter before quantizing"
         )
     weight_OI = base.weight.detach().float()
-    if start == "olora":
-        turned_OO, scaled_OI = torch.linalg.qr(weight_OI)
-        return scaled_OI[:rank].contiguous(), turned_OO[:, :rank].contiguous()
+    if init == "olora":
+        q_OQ, r_QI = torch.linalg.qr(weight_OI)
+        return r_QI[:rank].contiguous(), q_OQ[:, :rank].contiguous()
     if not scale > 0:
-        raise ValueError(f"{source}: init_lora_weights is {start!r}, but {path} is scaled by {scale}; expected above 0")
+        raise ValueError(f"{source}: init_lora_weights is {init!r}, but {path} is scaled by {scale}; expected above 0")
     left_OQ, size_Q, right_QI = torch.linalg.svd(weight_OI, full_matrices=False)
     root_R = (size_Q[:rank] / scale).sqrt()
     return root_R[:, None] * right_QI[:rank], left_OQ[:, :rank] * root_R
@@ -164,7 +169,7 @@ def _update(
     # Copied row by row: the fused AdamW pairs numbers with its moments by their places in memory.
     given = {name: tensor.detach().to(device, dtype).contiguous().clone() for name, tensor in part.update.items()}
     if part.rows:
-        rows = part.update["token_adapter.trainable_tokens_delta"].detach()
+        rows = part.update[TRAINED_ROWS].detach()
         own = weight_of(base)
         return TrainedRows(torch.tensor(part.rows, device=device), rows.to(device, own.dtype, copy=True))
     scale = config.scale(path)
@@ -173,11 +178,11 @@ def _update(
         return EmbeddingAdapter(given["lora_embedding_A"], given["lora_embedding_B"], scale, magnitude)
     initial = None
     # peft stores a head that it adapts; the base is then that one, from which the first matrices are gone already.
-    if config.init_lora_weights in OFFSET_STARTS and "weight" not in part.own:
+    if config.init_lora_weights in OFFSET_INITS and "weight" not in part.own:
         if path in tied_to_embedding(bases):
-            start = config.init_lora_weights
+            init = config.init_lora_weights
             raise ValueError(
-                f"{source}: init_lora_weights is {start!r}, which changes the base of {path}; "
+                f"{source}: init_lora_weights is {init!r}, which changes the base of {path}; "
                 "expected it not tied to the embedding"
             )
         down_RI, up_OR = initial_matrices(config, path, base, source)
@@ -210,12 +215,8 @@ def _layer(model: nn.Module, path: str) -> AdaptedLayer:
     return layer
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
 def _device_of(base: nn.Module) -> torch.device:
-    return _tensors(base)[0].device
+    return next(chain(base.parameters(), base.buffers())).device
 
 
 def _dtype_of(base: nn.Module, bases: Mapping[str, nn.Module]) -> torch.dtype:

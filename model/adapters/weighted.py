@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bpe_llama.model.adapters.config import AdapterConfig
+from bpe_llama.model.adapters.config import OFFSET_INITS, AdapterConfig
 from bpe_llama.model.adapters.files import Part
 from bpe_llama.model.adapters.layers import Adapter, EmbeddingAdapter
 
@@ -32,7 +32,7 @@ def weighted_config(
         ]
         if config.bias != "none":
             unlike.append("bias")
-        if config.init_lora_weights in ("pissa", "olora"):
+        if config.init_lora_weights in OFFSET_INITS:
             unlike.append("init_lora_weights")
         if unlike:
             value = getattr(config, unlike[0])

@@ -95,13 +95,13 @@ def read_row(row: Any, kind: str) -> Chat | Completion | str:
         ValueError: If a field is missing or holds something else; it names the field and the value.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"expected an object with {_wanted(kind)}, got {_shown(row)}")
+        raise ValueError(f"expected an object with {_wanted(kind)}, got {row!r:.100}")
     for field in _NEEDED[kind]:
         if row.get(field) is None or (field in ("messages", "conversations") and not isinstance(row[field], list)):
             raise ValueError(f"expected an object with {_wanted(kind)}; its fields are {sorted(row)}")
     for field, instead in _REFUSED[kind].items():
         if row.get(field) not in (None, [], ""):
-            raise ValueError(f"{field!r} is {_shown(row[field])}; {instead}")
+            raise ValueError(f"{field!r} is {row[field]!r:.100}; {instead}")
     if kind == "messages":
         return Chat(_messages(row["messages"], "messages"), _options(row))
     if kind == "sharegpt":
@@ -123,27 +123,23 @@ def _wanted(kind: str) -> str:
     return " and ".join(map(repr, _NEEDED[kind]))
 
 
-def _shown(value: Any) -> str:
-    return f"{value!r:.100}"
-
-
 def _text(row: Mapping[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        raise ValueError(f"{field!r} is {_shown(value)}; expected a text")
+        raise ValueError(f"{field!r} is {value!r:.100}; expected a text")
     return value
 
 
 def _messages(value: Any, field: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise ValueError(f"{field!r} is {_shown(value)}; expected a list of messages")
+        raise ValueError(f"{field!r} is {value!r:.100}; expected a list of messages")
     for place, message in enumerate(value):
         if isinstance(message, dict):
             if message.get("function_call"):
                 raise ValueError(f"message {place}: 'function_call' is OpenAI's older spelling; expected 'tool_calls'")
             for number, part in enumerate(message["content"] if isinstance(message.get("content"), list) else ()):
                 if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                    raise ValueError(f"message {place}: part {number} is {_shown(part)}; expected one of type 'text'")
+                    raise ValueError(f"message {place}: part {number} is {part!r:.100}; expected one of type 'text'")
     return value
 
 
@@ -151,17 +147,17 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row tells its chat template besides messages."""
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
-        raise ValueError(f"'chat_template_kwargs' is {_shown(options)}; expected an object")
+        raise ValueError(f"'chat_template_kwargs' is {options!r:.100}; expected an object")
     tools = row.get("tools")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"'tools' is {_shown(tools)}, not valid JSON ({error})") from None
+            raise ValueError(f"'tools' is {tools!r:.100}, not valid JSON ({error})") from None
     if tools is None:
         return options
     if not isinstance(tools, list):
-        raise ValueError(f"'tools' is {_shown(tools)}; expected a list of schemas")
+        raise ValueError(f"'tools' is {tools!r:.100}; expected a list of schemas")
     return options | {"tools": tools}
 
 
@@ -178,19 +174,19 @@ def _sharegpt(row: Mapping[str, Any]) -> Chat:
 
 def _sharegpt_turn(turn: Any, place: int) -> dict[str, Any]:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        raise ValueError(f"message {place} is {_shown(turn)}; expected an object with 'from' and 'value'")
+        raise ValueError(f"message {place} is {turn!r:.100}; expected an object with 'from' and 'value'")
     role = _ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
     if role is None:
-        raise ValueError(f"message {place}: 'from' is {_shown(turn['from'])}; expected one of {sorted(_ROLES)}")
+        raise ValueError(f"message {place}: 'from' is {turn['from']!r:.100}; expected one of {sorted(_ROLES)}")
     said = turn["value"]
     if not isinstance(said, str):
-        raise ValueError(f"message {place}: 'value' is {_shown(said)}; expected a text")
+        raise ValueError(f"message {place}: 'value' is {said!r:.100}; expected a text")
     message: dict[str, Any] = {"role": role, "content": said}
     if turn["from"] == "function_call":
         try:
             calls = json.loads(said)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"message {place}: the call {_shown(said)} is not valid JSON ({error})") from None
+            raise ValueError(f"message {place}: the call {said!r:.100} is not valid JSON ({error})") from None
         calls = calls if isinstance(calls, list) else [calls]
         message = {"role": role, "tool_calls": [{"type": "function", "function": call} for call in calls]}
     return message | ({"weight": turn["weight"]} if turn.get("weight") is not None else {})
@@ -200,7 +196,7 @@ def _alpaca(row: Mapping[str, Any]) -> Chat:
     messages = [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise ValueError(f"'history' is {_shown(history)}; expected a list of pairs of texts")
+        raise ValueError(f"'history' is {history!r:.100}; expected a list of pairs of texts")
     asked = _text(row, "instruction")
     if row.get("input"):
         asked += "\n" + _text(row, "input")

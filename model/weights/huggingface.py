@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bpe_llama._files import written_whole
+from bpe_llama._files import read_json_object, written_whole
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.generation_config import FILE, GenerationConfig
@@ -175,8 +175,8 @@ def _generation_values(model: Pretrained) -> dict[str, Any]:
 
 
 def _names_an_end(folder: Path) -> bool:
-    """Return whether a folder's ``config.json``, which is known to be an object, names an ending id."""
-    return "eos_token_id" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Return whether a folder's ``config.json`` names an id that ends a text."""
+    return "eos_token_id" in read_json_object(folder / "config.json")
 
 
 def _architecture(model: Pretrained) -> str:

@@ -100,7 +100,7 @@ def stored_together(paths: Iterable[Path]) -> dict[str, Stored]:
     """Return what several files hold under each name.
 
     Raises:
-        ValueError: If a file is damaged, a tensor has no floats, or two files hold unlike tensors of one name.
+        ValueError: If a file is damaged, or two files hold different tensors of one name.
     """
     found: dict[str, Stored] = {}
     for path in paths:

@@ -14,7 +14,7 @@ from bpe_llama import _core
 from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
-from bpe_llama._files import PathLike, written_whole
+from bpe_llama._files import PathLike, read_json_object, written_whole
 from bpe_llama._settings import Settings, read_settings
 from bpe_llama._tokenizer_classes import CLASSES, class_of, splitting
 
@@ -184,17 +184,9 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one where there is no file.
 
     Raises:
-        ValueError: If it is no JSON object, naming the file.
+        ValueError: If it holds no JSON object; it names the file.
     """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
-    return value
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _with_stated_tokens(

@@ -183,7 +183,7 @@ CONFIG = "tokenizer_config.json: "
             "special_tokens_map.json: dropout is 1; expected only names that end in",
         ),
         ("added_tokens", {"<s>": "5"}, "added_tokens.json: token '<s>' has id '5'; expected a number"),
-        ("added_tokens", [], "added_tokens.json: expected a JSON object, got a list"),
+        ("added_tokens", [], "added_tokens.json: expected a JSON object, found list"),
         (
             "tokenizer_config",
             {"add_bos_token": True, "bos_token": "a b"},
