@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.cache import KVCache
-from bpe_llama.model.choosing import SEED_BITS, changed_scores
+from bpe_llama.model.choosing import SEED_BITS, processed_scores
 from bpe_llama.model.fused import FusedDecoder, can_fuse
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.options import GenerationOptions
@@ -59,8 +59,8 @@ def beam_search(
         early_stopping: True ends with the first ``num_beams`` finished continuations; False once the best running one
             would score no better if it ended now; ``"never"`` only when none can become better.
         prefill_chunk: Prompt tokens per forward pass.
-        do_sample: Draw the candidates of a step, without putting back, by their running scores, in place of taking
-            the best.
+        do_sample: Draw the candidates of a step without replacement, in place of taking the best. The weight of a
+            candidate is the exponential of its score so far.
 
     Raises:
         ValueError: If a number is out of range, the prompt is empty or leaves no room in the context, or the logits
@@ -97,7 +97,7 @@ def beam_search(
     finished: list[Continuation] = []
     for length in range(1, limit + 1):
         logprobs_NV = logits_NV.float().log_softmax(-1)
-        if options.changes_scores or options.adjusts or do_sample:
+        if options.processes_scores or options.adjusts_scores or do_sample:
             rows = [
                 _processed(options, prompt, beam.new_ids, ends, row, do_sample)
                 for beam, row in zip(running, logprobs_NV, strict=True)
@@ -115,7 +115,7 @@ def beam_search(
         for rank, (score, place) in enumerate(zip(scores, places, strict=True)):
             source, new_id = divmod(place, logprobs_NV.shape[1])
             candidate = Continuation([*running[source].new_ids, new_id], score)
-            if score == -math.inf:  # what no option lets be
+            if score == -math.inf:  # dropped by an option
                 continue
             if new_id not in ends and length < limit:
                 unended.append((candidate, source))
@@ -153,15 +153,17 @@ def _processed(
 ) -> Tensor:
     """Return the scores of what follows one beam, processors and, where candidates are drawn, filters applied, (V,)."""
     history = [*prompt, *new_ids] if options.penalty_scope == "context" else new_ids
-    scores_V = changed_scores(options, [*prompt, *new_ids], history, ends, logprobs_V)
+    scores_V = processed_scores(options, [*prompt, *new_ids], history, ends, logprobs_V)
     if not do_sample:
         return scores_V
     chance = xtc_chance((options.seed or 0) & SEED_BITS, len(new_ids)) if options.xtc_probability else 1.0
-    kept_V = filtered_in_order(scores_V, options.filters or FILTERS, options.filter_values, chance)
-    # So many stay whatever the filters say, so that beams go on beside those that end; as in transformers.
+    order = options.filters or FILTERS
+    kept_V = filtered_in_order(scores_V, order, options.filter_values, chance)
+    # The filters leave at least as many as can end and one more, so that the search goes on; as in transformers.
     least = scores_V.topk(min(max(2, 1 + len(ends)), len(scores_V))).indices
-    if options.temperature > 0:
-        kept_V[least] = scores_V[least] / options.temperature
+    temperature = options.temperature if "temperature" in order else 1.0
+    if temperature > 0:
+        kept_V[least] = scores_V[least] / temperature
     return kept_V
 
 
@@ -173,7 +175,7 @@ def _best(logprobs_NV: Tensor, count: int) -> tuple[list[float], list[int]]:
 
 
 def _drawn(logprobs_NV: Tensor, count: int, options: GenerationOptions, length: int) -> tuple[list[float], list[int]]:
-    """Return scores and places drawn without putting back, as far as there are any whose score is finite."""
+    """Return scores and their places in the flattened rows, drawn without replacement; fewer if too few are finite."""
     flat = logprobs_NV.flatten()
     _check_finite(flat.max())
     weights = flat.double().softmax(-1)

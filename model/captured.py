@@ -69,7 +69,7 @@ def why_not_captured(model: LlamaForCausalLM, cache: str = "full") -> str | None
 
 
 def why_options_not_captured(options: GenerationOptions) -> str | None:
-    """Return what keeps these options from being part of a captured step; None where nothing does.
+    """Return why a captured step cannot serve these options; None if it can.
 
     Example:
         >>> why_options_not_captured(GenerationOptions(no_repeat_ngram_size=3))
@@ -222,7 +222,7 @@ class CapturedDecoder:
             raise ValueError(f"check_every is {check_every}; expected at least 1")
         if any(sample.unread or sample.finish or not sample.new_ids for sample in samples):
             raise ValueError("a sequence has ended, or its prompt is not read")
-        kinds = {(s.options.draws_as, s.options.max_new_tokens, s.options.min_new_tokens) for s in samples}
+        kinds = {(s.options.sampling_key, s.options.max_new_tokens, s.options.min_new_tokens) for s in samples}
         if len(kinds) > 1 or len({sample.eos_ids for sample in samples}) > 1:
             raise ValueError("the sequences have unlike options; only seeds may differ in a captured step")
         if any(sample.options.logprobs for sample in samples):
@@ -256,7 +256,7 @@ class CapturedDecoder:
         new_B = sample_logits(
             logits_BV,
             **self._sampling[self._kind],
-            history_BT=self.ids_BS if options.looks_back else None,
+            history_BT=self.ids_BS if options.uses_history else None,
             seed=self.seed_B,
             step=self.drawn_B,
         )

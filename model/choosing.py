@@ -19,7 +19,7 @@ from bpe_llama.model.sampling.scores import adjusted_scores
 
 SEED_BITS = 0xFFFF_FFFF_FFFF_FFFF
 """The part of a seed that counts."""
-_CHUNK = 256  # places of a prompt whose logits are held at once
+_CHUNK = 256  # positions of a prompt whose logits are held at once
 
 
 def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
@@ -36,9 +36,9 @@ def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
     on_cpu = logits_BV.device.type == "cpu"
     groups: dict[tuple[object, ...], list[int]] = {}
     for row, sample in enumerate(samples):
-        alike: tuple[object, ...] = (sample.options.draws_as, sample.options.penalty_scope)
+        alike: tuple[object, ...] = (sample.options.sampling_key, sample.options.penalty_scope)
         if on_cpu:  # the compiled sampler takes one step number, and one history, a call
-            alike += (len(sample.new_ids), row if sample.options.looks_back else -1)
+            alike += (len(sample.new_ids), row if sample.options.uses_history else -1)
         groups.setdefault(alike, []).append(row)
     choose_alike = _choose_compiled if on_cpu else _choose_on_device
     chosen = [0] * len(samples)
@@ -52,23 +52,23 @@ def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
     return chosen
 
 
-def changed_scores(
+def processed_scores(
     options: GenerationOptions, ids: Sequence[int], history: Sequence[int], eos_ids: Sequence[int], scores_V: Tensor
 ) -> Tensor:
-    """Return scores after biases, bans, penalties and all that looks at the ids before, float32 (V,).
+    """Return scores after biases, bans, penalties, n-grams, bad words, DRY and logits processors, float32 (V,).
 
     Args:
-        options: Which of them.
+        options: Which of these act, and how.
         ids: Prompt and continuation.
-        history: Those of them that penalties look at.
+        history: The ids that penalties look at.
         eos_ids: The ids that end the sequence; none of them alone is a bad word.
         scores_V: Logits, or log-probabilities.
 
     Raises:
-        ValueError: If a logits processor returns another shape.
+        ValueError: If a bad word holds an id outside the vocabulary, or a logits processor returns another shape.
     """
     device = scores_V.device
-    if options.adjusts:
+    if options.adjusts_scores:
         scores_1V, _ = adjusted_scores(
             scores_V[None],
             repetition_penalty=options.repetition_penalty,
@@ -111,9 +111,9 @@ def changed_scores(
 
 
 def _prepared(sample: Sample, logits_V: Tensor, row: int) -> Tensor:
-    """Return the scores that the sampler draws from as they stand, float32 (V,), -inf for ids that are left out."""
+    """Return the scores that are left for the sampler to draw from, float32 (V,), -inf for ids that are dropped."""
     options, step = sample.options, len(sample.new_ids)
-    scores_V = changed_scores(options, sample.ids, sample.penalised_ids, sample.eos_ids, logits_V)
+    scores_V = processed_scores(options, sample.ids, sample.penalised_ids, sample.eos_ids, logits_V)
     if not bool(scores_V.max().isfinite()):  # NaN counts as the largest
         raise ValueError(f"row {row} of the logits holds NaN, +inf or nothing finite, once processors have acted")
     if options.mirostat:
@@ -138,7 +138,13 @@ def _move_bound(sample: Sample, scores_V: Tensor, new_id: int) -> None:
 
 
 def keep_logprobs(samples: Sequence[Sample], chosen: Sequence[int], logits_BV: Tensor) -> None:
-    """Note the log-probabilities of new ids, and of the likeliest, for those sequences that keep them."""
+    """Append the log-probabilities of the new ids, and of the likeliest ids, to the sequences that keep them.
+
+    Args:
+        samples: The sequences.
+        chosen: Their new ids.
+        logits_BV: What they were chosen from, before any option acted.
+    """
     rows = [row for row, s in enumerate(samples) if s.options.logprobs or s.options.top_logprobs]
     if not rows:
         return
@@ -152,7 +158,10 @@ def keep_logprobs(samples: Sequence[Sample], chosen: Sequence[int], logits_BV: T
 
 
 def keep_prompt_logprobs(model: LlamaForCausalLM, sample: Sample) -> None:
-    """Note the log-probabilities of a prompt's ids, and of the likeliest in their place: one more pass over it."""
+    """Store the log-probabilities of a prompt's ids, and of the likeliest ids at each position.
+
+    Cost: one more pass over the prompt, and logits of 256 positions at a time.
+    """
     ids_T = torch.tensor(sample.prompt, device=model.device)
     hidden_TD = model.model(ids_T[None])[0]
     count = sample.options.top_logprobs
@@ -176,8 +185,8 @@ def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
     """Return the next ids of sequences that share their sampling options and length, by the compiled sampler."""
     first = samples[0]
     seeds = [(sample.options.seed or 0) & SEED_BITS for sample in samples]
-    history = first.penalised_ids if first.options.looks_back else None
-    sampler = first.options.draws_by
+    history = first.penalised_ids if first.options.uses_history else None
+    sampler = first.options.remaining_sampler
     logits_BV = logits_BV.detach()
     if history is not None:
         return [int(sampler.sample(logits_BV[0], history, step=len(first.new_ids), seeds=seeds))]
@@ -189,13 +198,13 @@ def _choose_on_device(samples: list[Sample], logits_BV: Tensor) -> list[int]:
     """Return the next ids of sequences that share their sampling options, by the sampler's torch twin."""
     options, device = samples[0].options, logits_BV.device
     history_BT = None
-    if options.looks_back:
+    if options.uses_history:
         histories = [sample.penalised_ids for sample in samples]
         width = max(1, *map(len, histories))
         history_BT = torch.tensor([[-1] * (width - len(ids)) + ids for ids in histories], device=device)
     chosen: list[int] = sample_logits(
         logits_BV,
-        **options.draws_with,
+        **options.remaining_sampling,
         history_BT=history_BT,
         seed=torch.tensor([_signed((sample.options.seed or 0) & SEED_BITS) for sample in samples], device=device),
         step=torch.tensor([len(sample.new_ids) for sample in samples], device=device),

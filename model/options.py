@@ -21,6 +21,10 @@ LogitsProcessor: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """Takes ids so far, int64 (1, T), and logits, float32 (1, V); returns logits of that shape, as transformers' do."""
 
 PENALTY_SCOPES = ("context", "output")
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+_ADJUSTMENTS = (*_PENALTIES, "logit_bias", "banned_ids", "allowed_ids")
+_SAMPLER_FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "preset")
+"""The rest of `Sampler`'s options."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +61,27 @@ class GenerationOptions:
             place; costs a pass over the prompt.
         penalty_scope: What the three penalties look at: "context" is prompt and continuation, "output" the
             continuation alone, as OpenAI's and vLLM's presence and frequency penalties do.
-        no_repeat_ngram_size: No n-gram of so many ids occurs twice; 0 lets all. As transformers'.
+        no_repeat_ngram_size: No n-gram of this many ids occurs twice; 0 allows all. As in transformers.
         bad_words: Sequences of ids that are never completed, as transformers' ``bad_words_ids``. `TextGenerator` takes
             strings too.
-        dry_multiplier: Of DRY's penalty for lengthening a repetition (`bpe_llama.model.sampling.processors`); 0: none.
+        dry_multiplier: Scales DRY's penalty for lengthening a repetition (`dry_penalties` in
+            `bpe_llama.model.sampling.processors`); 0 is no penalty.
         dry_base: What each further id multiplies that penalty by.
         dry_allowed_length: The longest repetition that costs nothing, in ids.
         dry_penalty_last_n: How many of the last ids DRY looks at; -1 for all.
         dry_sequence_breakers: Sequences of ids across which nothing is a repetition. `TextGenerator` takes strings too,
             and without any llama.cpp's: line feed, colon, quotation mark, asterisk.
         logits_processor: One or several callables that change the logits: see `LogitsProcessor`.
-        top_n_sigma: Draw from the ids whose score is at most so many standard deviations below the highest; 0 is all.
+        top_n_sigma: Draw from the ids whose score is at most this many standard deviations below the highest; 0 is all.
         xtc_probability: How often XTC leaves out the likeliest ids: all whose probability reaches ``xtc_threshold``,
             but for the least likely of them.
-        xtc_threshold: See there; above 0.5 it never acts.
+        xtc_threshold: The probability from which XTC leaves out ids; above 0.5 it never acts.
         mirostat: 1 or 2 draws by mirostat of that version, in place of all filters but the temperature; 0 is off.
-        mirostat_tau: The surprise it aims at, in bits.
-        mirostat_eta: How fast it gets there.
+        mirostat_tau: Mirostat's target surprise, in bits.
+        mirostat_eta: Mirostat's learning rate.
         filter_order: Names of filters in the order in which they act: "top_n_sigma", "temperature", "top_k", "top_p",
-            "min_p", "typical_p", "xtc". Those left out do not act. None is that order, or the preset's.
+            "min_p", "typical_p", "xtc". Those left out do not act. None is all of them in the order of this list, or
+            in llama.cpp's with the preset "llama_cpp".
 
     Raises:
         ValueError: If a value is out of range, naming option, value and range.
@@ -172,21 +178,8 @@ class GenerationOptions:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Return the part that turns logits into a distribution, as `Sampler` and `sample_logits` name it."""
-        return {
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "typical_p": self.typical_p,
-            "logit_bias": self.logit_bias,
-            "banned_ids": self.banned_ids,
-            "allowed_ids": self.allowed_ids,
-            "preset": self.preset,
-        }
+        """Return the options of `Sampler` and `sample_logits`: what turns logits into a distribution."""
+        return {name: getattr(self, name) for name in (*_ADJUSTMENTS, *_SAMPLER_FILTERS)}
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -204,12 +197,12 @@ class GenerationOptions:
         return several
 
     @cached_property
-    def changes_scores(self) -> bool:
-        """Return whether something beyond the sampler's own options changes the scores."""
+    def processes_scores(self) -> bool:
+        """Return whether n-grams, bad words, DRY or logits processors change the scores."""
         return bool(self.no_repeat_ngram_size or self.bad_words or self.dry_multiplier or self.processors)
 
     @cached_property
-    def adjusts(self) -> bool:
+    def adjusts_scores(self) -> bool:
         """Return whether biases, bans or penalties change the scores."""
         return bool(self.penalises or self.logit_bias or self.banned_ids or self.allowed_ids is not None)
 
@@ -231,27 +224,26 @@ class GenerationOptions:
     @cached_property
     def prepares_scores(self) -> bool:
         """Return whether scores are changed, row by row, before the sampler draws from them."""
-        return self.changes_scores or self.filters is not None or bool(self.mirostat)
+        return self.processes_scores or self.filters is not None or bool(self.mirostat)
 
     @cached_property
-    def draws_with(self) -> dict[str, Any]:
-        """Return the sampling options for scores that are prepared: what has acted already is left out."""
+    def remaining_sampling(self) -> dict[str, Any]:
+        """Return the sampler's options without those that have acted on prepared scores."""
         if not self.prepares_scores:
             return self.sampling
         if self.filters is not None or self.mirostat:
             return {"temperature": 1.0, "top_p": 1.0}
-        names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "preset")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _SAMPLER_FILTERS}
 
     @cached_property
-    def draws_by(self) -> Sampler:
-        """Return the sampler of ``draws_with``."""
-        return Sampler(**self.draws_with) if self.prepares_scores else self.sampler
+    def remaining_sampler(self) -> Sampler:
+        """Return the sampler that draws: ``sampler``, or that of ``remaining_sampling``."""
+        return Sampler(**self.remaining_sampling) if self.prepares_scores else self.sampler
 
     @cached_property
-    def draws_as(self) -> str:
-        """Return a name shared by all options whose scores become the same distribution."""
-        return repr(self.draws_by)
+    def sampling_key(self) -> str:
+        """Return a key that is equal for options whose sampler draws from equal distributions."""
+        return repr(self.remaining_sampler)
 
     @classmethod
     def for_model(cls, model: LlamaForCausalLM, **options: Any) -> GenerationOptions:
@@ -299,14 +291,14 @@ class GenerationOptions:
         return tuple(dict.fromkeys(i for i in ids if 0 <= i < config.vocab_size))
 
     @property
-    def looks_back(self) -> bool:
-        """Return whether the sampler needs the ids before a choice, beside the scores."""
+    def uses_history(self) -> bool:
+        """Return whether the sampler needs the earlier ids of a sequence, besides its scores."""
         return not self.prepares_scores and self.penalises
 
     @property
     def penalises(self) -> bool:
-        """Return whether ids already present are penalised."""
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        """Return whether a penalty is not at its default, under which it does nothing."""
+        return any(getattr(self, name) != getattr(type(self), name) for name in _PENALTIES)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

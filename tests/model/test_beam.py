@@ -41,6 +41,16 @@ def test_one_beam_is_the_greedy_choice(tiny_model: Make, ids: Tensor) -> None:
     assert found.new_ids == model.generate(ids[:1], max_new_tokens=9, temperature=0.0)[0, 20:].tolist()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_temperature_that_is_left_out_of_the_order_does_not_act(tiny_model: Make, seed: int) -> None:
+    model = tiny_model(eos_token_id=None)
+    chosen = {"top_k": 40, "max_new_tokens": 6, "seed": seed}
+    without = GenerationOptions(**chosen, filter_order=["top_k"])
+    neutral = GenerationOptions(**chosen, filter_order=["top_k", "temperature"], temperature=1.0)
+    found, expected = (beam_search(model, [1, 2, 3], options, 3, do_sample=True) for options in (without, neutral))
+    assert [(beam.new_ids, beam.score) for beam in found] == [(beam.new_ids, beam.score) for beam in expected]
+
+
 def test_layers_that_cannot_be_fused_give_the_same(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     fused = model.generate(ids, num_beams=4, num_return_sequences=2, max_new_tokens=8)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.choosing import changed_scores
+from bpe_llama.model.choosing import processed_scores
 from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _PASSED_OVER
 from bpe_llama.model.options import GenerationOptions
 
@@ -174,8 +174,8 @@ def test_scores_are_changed_as_by_their_processors(seed: int) -> None:
     ]
     for options, processors in cases:
         expected = transformers.LogitsProcessorList(processors)(torch.tensor([ids]), logits.clone())[0]
-        got = changed_scores(GenerationOptions(**options), ids, ids, (2,), logits[0])
+        got = processed_scores(GenerationOptions(**options), ids, ids, (2,), logits[0])
         # Penalties are float64 here before they are rounded to float32.
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=0, msg=str(options))
-        hooked = changed_scores(GenerationOptions(logits_processor=processors), ids, ids, (2,), logits[0])
+        hooked = processed_scores(GenerationOptions(logits_processor=processors), ids, ids, (2,), logits[0])
         assert torch.equal(hooked, expected), options
