@@ -5,13 +5,12 @@
     config = training.TrainConfig(max_steps=2000, learning_rate=3e-4)
     training.train(LlamaForCausalLM(LlamaConfig(...)), "tokens.npy", config, "run")
 
-In the order to read: `config` (what a run is told, the learning rate over time), `data` (token file to batches),
-`examples` (texts of which only parts are learned), `step` (the loss of a step, its gradient), `evaluate` (the loss on
-held-out text), `start` (initial weights), `optimizer` (AdamW), `rounding` (AdamW in bfloat16), `checkpoint` (folders
+Read in this order: `config` (settings, the learning rate over time), `data` (token file to batches),
+`examples` (texts of which only parts are learned), `step` (the loss of a step, its gradient), `evaluate` (held-out
+loss), `start` (initial weights), `optimizer` (AdamW), `rounding` (AdamW in bfloat16), `checkpoint` (folders
 that appear whole), `lock` (one run a folder), `interrupts` (Ctrl-C, SIGTERM), `report` (metrics, curve, progress bar),
-`loop`. Then what people have: `rows` (of JSON and Parquet files), `formats` (what their fields say), `conversations`
-(chats as examples), `plain_text` (texts to a token file), `show` (an example, coloured), `finetune` (all of it, to a
-trained model).
+`loop`. For fine-tuning: `rows` (of JSON and Parquet files), `formats` (their fields), `conversations` (chats as
+examples), `plain_text` (texts to a token file), `show` (prints an example), `finetune`.
 """
 
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at

@@ -34,14 +34,14 @@ _UNFINISHED = ".saving-"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
-        step: Steps behind it.
+        step: Steps done, those skipped included.
         elapsed: Seconds trained.
-        settings: Those that it was given.
+        settings: The run's settings, as `TrainConfig.to_dict` gives them.
         skipped: How many of the steps were skipped.
-        recent: The losses since the last line of metrics: their sum, and of how many steps.
+        recent: The sum of the losses since the last line of metrics, and the number of their steps.
     """
 
     step: int
@@ -53,7 +53,7 @@ class TrainState:
 
 def find_checkpoint(out: Path) -> Path | None:
     """Return the latest checkpoint in `out`, or None."""
-    return max(_checkpoints(out), key=_place, default=None)
+    return max(_checkpoints(out), key=_step_and_revision, default=None)
 
 
 def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
@@ -71,8 +71,8 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
 def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
-    A process killed at any moment leaves the previous checkpoint or the new one, whole: the new one comes under a name
-    of its own, by one rename, once the disk has it, and only then the others go.
+    A process killed at any moment leaves the previous checkpoint or the new one, whole: the new one is flushed to disk
+    and renamed to a name that no other has; only then are the others removed.
 
     Raises:
         ValueError: If a weight or a moment of the optimizer is not finite. The older checkpoint stays.
@@ -99,7 +99,7 @@ def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state
     for unfinished in out.glob(f"{_UNFINISHED}*"):  # by a process that was killed
         shutil.rmtree(unfinished)
     older = _checkpoints(out)
-    saved_before = [revision for step, revision in map(_place, older) if step == state.step]
+    saved_before = [revision for step, revision in map(_step_and_revision, older) if step == state.step]
     name = f"step-{state.step:08d}" + (f".{max(saved_before) + 1}" if saved_before else "")
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out) as temporary:
         folder = Path(temporary) / name
@@ -107,7 +107,7 @@ def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state
         for adapter, place in _adapter_folders(model, folder).items():
             lora.save(model, place, adapter)
         if not lora.names(model):
-            # A run may study what transformers does not compute.
+            # Options that transformers does not compute can be trained and saved, too.
             options = {"portable": False} if model.config.unknown_to_transformers else {}
             model.save_pretrained(folder, **options)
         save_file(tensors, folder / "optimizer.safetensors")
@@ -122,7 +122,7 @@ def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state
 
 
 def _to_disk(path: Path) -> None:
-    """Return once the disk has a file or a folder, so that a machine that loses power does as well."""
+    """Flush a file or a folder to disk, so that it survives a power failure."""
     if path.is_dir() and os.name == "nt":  # which cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -136,7 +136,7 @@ def _checkpoints(out: Path) -> list[Path]:
     return [folder for folder in out.glob("step-*") if _NAME.fullmatch(folder.name) and folder.is_dir()]
 
 
-def _place(folder: Path) -> tuple[int, int]:
+def _step_and_revision(folder: Path) -> tuple[int, int]:
     """Return a checkpoint's step, and how often that step was saved before."""
     found = _NAME.fullmatch(folder.name)
     return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)

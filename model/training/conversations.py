@@ -1,4 +1,4 @@
-"""Rows of fine-tuning data as examples: chats spelled by the chat template, and prompts with their completions."""
+"""Rows of fine-tuning data as examples: chats rendered by the chat template, and prompts with their completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bpe_llama._bad_rows import BadRows
-from bpe_llama.chat import encode_conversation, render_for
+from bpe_llama.chat import TRAIN_ON, encode_conversation, render_for
 from bpe_llama.model.loss import IGNORED
 from bpe_llama.model.training.examples import Example
 from bpe_llama.model.training.formats import FORMATS, Chat, Completion, describe_fields, detect_format, read_row
@@ -21,8 +21,7 @@ from bpe_llama.model.training.rows import check_text, has_rows, read_rows
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
-TRAIN_ON = ("assistant", "last", "all")
-_THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+_REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class Conversations(NamedTuple):
@@ -59,11 +58,6 @@ def find_formats(paths: Sequence[Path], kind: str = "auto", on_error: str = "rai
     return kinds
 
 
-def are_conversations(paths: Sequence[Path], on_error: str = "raise") -> bool:
-    """Return whether files hold conversations or completions, not plain text; errors are those of `find_formats`."""
-    return "text" not in find_formats(paths, on_error=on_error).values()
-
-
 def _format_of(path: Path, kind: str, on_error: str) -> str:
     if not has_rows(path):
         if kind not in ("auto", "text"):
@@ -91,22 +85,23 @@ def read_conversations(
     parse_special: bool = False,
     on_error: str = "raise",
 ) -> Conversations:
-    """Return chats and completions as examples in which what is to be learned is labelled and the rest only read.
+    """Return chats and completions as examples, with labels for the tokens to learn and -100 for all others.
 
-    A completion is learned with the end that the tokenizer's files put behind a text, or else its end-of-text id;
-    its prompt begins as they say. Prompt and completion are encoded apart, since that is how it will be generated.
+    Prompt and completion are encoded apart, as in generation. A prompt begins with the special tokens that the
+    tokenizer's files put before a text. A completion ends with those that they put after a text, or else with the
+    end-of-text id, and these are learned.
 
     Args:
         paths: `.json`, `.jsonl`, `.ndjson` and `.parquet` files; those ending in `.gz` or `.zst` are decompressed.
-        tokenizer: With the chat template that spells a conversation.
+        tokenizer: Its vocabulary and, for chats, its chat template.
         max_length: Tokens of an example at most; what comes after is cut off.
         format: "auto", or one of `bpe_llama.model.training.formats.FORMATS`.
         train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token. A message with
             a `weight` of 0 is never learned.
-        parse_special: Whether the text of special tokens within prompts and completions stands for them; within
-            messages it never does.
-        on_error: What is done with a row that cannot be read, is not of the format of its file, holds half of a
-            surrogate pair or does not suit the template: "raise" an error, or "skip" it.
+        parse_special: Whether special tokens spelled out in prompts and completions are encoded as special tokens; in
+            messages they never are.
+        on_error: What is done with a row that cannot be read, is not of the format of its file, holds a lone
+            surrogate or does not suit the template: "raise" an error, or "skip" it.
 
     Warns:
         UserWarning: How many rows were skipped, and where the first stands; how often reasoning is left out by the
@@ -124,7 +119,7 @@ def read_conversations(
     if tokenizer.chat_template is None and not {"prompt-completion", "text"}.issuperset(kinds.values()):
         raise ValueError("conversations need a tokenizer with a chat template, and this one has none")
     lookalikes = SpecialLookalikes(tokenizer)
-    spelling = _Spelling(tokenizer, train_on, parse_special)
+    encoder = _Encoder(tokenizer, train_on, parse_special)
     examples: list[Example] = []
     cut = left_out = 0
     for path, kind in kinds.items():
@@ -136,7 +131,7 @@ def read_conversations(
                 fields = {"messages": found.messages, **found.options} if isinstance(found, Chat) else found._asdict()
                 for field, value in fields.items():
                     check_text(value, field)
-                ids, learned = spelling.encode(found)
+                ids, learned = encoder.encode(found)
             except ValueError as error:
                 bad_rows.skip_or_raise(f"{place}: {error}", error)
                 continue
@@ -151,27 +146,26 @@ def read_conversations(
                 left_out += 1
     bad_rows.warn(stacklevel=2)
     lookalikes.warn(stacklevel=2)
-    if spelling.unspoken:
-        message = (
-            f"the chat template leaves out the reasoning of {spelling.unspoken:,} conversations; it is not learned"
-        )
+    if encoder.without_reasoning:
+        count = f"{encoder.without_reasoning:,} conversations"
+        message = f"the chat template leaves out the reasoning of {count}; it is not learned"
         warnings.warn(message, UserWarning, stacklevel=2)
     if not examples:
         raise ValueError(f"no conversation has an answer within its first {max_length:,} tokens")
     return Conversations(examples, cut, left_out)
 
 
-class _Spelling:
-    """How chats and completions become ids."""
+class _Encoder:
+    """Encodes chats and completions."""
 
     def __init__(self, tokenizer: Tokenizer, train_on: str, parse_special: bool) -> None:
         self.tokenizer, self.train_on, self.parse_special = tokenizer, train_on, parse_special
-        self.unspoken = 0
-        """Conversations whose reasoning the template left out."""
+        self.without_reasoning = 0
+        """How many conversations had reasoning that the template left out."""
         self._reads_parts: bool | None = None
 
     def encode(self, found: Chat | Completion) -> tuple[list[int], list[bool]]:
-        """Return ids, and of each whether it is learned."""
+        """Return ids and, for each, whether it is learned."""
         return self._chat(found) if isinstance(found, Chat) else self._completion(found)
 
     def _chat(self, chat: Chat) -> tuple[list[int], list[bool]]:
@@ -182,10 +176,10 @@ class _Spelling:
             if not self._reads_parts:
                 messages = [_with_one_text(message) for message in messages]
         ids, learned = encode_conversation(self.tokenizer, messages, train_on=self.train_on, **chat.options)
-        thoughts = [thought for message in messages for thought in _thoughts(message)]
-        if thoughts:
+        reasoning = [part for message in messages for part in _reasoning(message)]
+        if reasoning:
             said = self.tokenizer.decode(ids)
-            self.unspoken += any(thought not in said for thought in thoughts)
+            self.without_reasoning += any(part not in said for part in reasoning)
         return ids, learned
 
     def _completion(self, found: Completion) -> tuple[list[int], list[bool]]:
@@ -215,18 +209,18 @@ def _reads_parts(tokenizer: Tokenizer) -> bool:
 
 
 def _with_one_text(message: Any) -> Any:
-    """Return a message with its parts as one text, a line each, as vLLM and llama.cpp put them together."""
+    """Return a message with its parts joined by line feeds, as vLLM and llama.cpp join them."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     return message | {"content": "\n".join(part["text"] for part in message["content"])}
 
 
-def _thoughts(message: dict[str, Any]) -> list[str]:
-    """Return the reasoning that an answer gives, in a field of its own or within its text."""
+def _reasoning(message: dict[str, Any]) -> list[str]:
+    """Return the reasoning in an assistant message: in a field of its own, or in ``<think>`` blocks of its text."""
     if message.get("role") != "assistant":
         return []
     fields = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
     content = message.get("content")
     found = [text for text in fields if isinstance(text, str)]
-    found += _THOUGHT.findall(content) if isinstance(content, str) else []
+    found += _REASONING.findall(content) if isinstance(content, str) else []
     return [text.strip() for text in found if text.strip()]

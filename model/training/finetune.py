@@ -46,11 +46,10 @@ def finetune(
 ) -> TrainResult:
     """Train a model further on text files and return how it went; the model is trained in place.
 
-    What is trained is what the model says: all of its weights, or, after `lora.add`, its adapter alone. Plain text
-    (`.txt`, `.gz` ..., or rows with a `text`) is cut into windows of `config.sequence_length` tokens, documents ended
-    by the tokenizer's end-of-text id. Of conversations and completions (rows with `messages`, `conversations`,
-    `instruction` or `prompt`) each is a row of its own, cut at that length, and only the assistant's tokens are
-    learned. `config.eval_fraction` of either is held out.
+    All weights are trained, or, after `lora.add`, the adapter alone. Plain text (`.txt`, `.gz` ..., or rows with a
+    `text`) is cut into windows of `config.sequence_length` tokens; each document ends with the tokenizer's end-of-text
+    id. Each conversation or completion (a row with `messages`, `conversations`, `instruction` or `prompt`) is a row of
+    a batch, cut at that length, and only its answers are learned. `config.eval_fraction` of the data is held out.
 
     Args:
         model: The model.
@@ -60,13 +59,13 @@ def finetune(
         out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, of plain text, `tokens.npy`.
         epochs: Passes over the text, in place of `config.max_steps`.
         resume: Go on from the checkpoint in `out`, where there is one.
-        format: What the rows of `.json`, `.jsonl` and `.parquet` files are, where their fields are not to tell: one of
-            `bpe_llama.model.training.formats.FORMATS`.
+        format: The format of `.json`, `.jsonl` and `.parquet` files, one of `training.FORMATS`; "auto" detects it by
+            the fields of the first row.
         train_on: "assistant", "last" (its last answer alone) or "all"; see `read_conversations`. Of plain text
             everything is learned.
-        parse_special: Whether the text of special tokens stands for them in plain text, prompts and completions, such
-            as in chats that are rendered already.
-        show_example: Print the first example on stderr, what is learned of it coloured.
+        parse_special: Whether special tokens spelled out in plain text, prompts and completions are encoded as special
+            tokens, as already rendered chats need.
+        show_example: Print the first example on stderr, with the tokens to learn coloured.
         on_error: "raise" an error at the first row that holds no text or no conversation, or "skip" them and warn of
             their number; see `Tokenizer.encode_files` and `read_conversations`.
         progress: Show a bar on stderr; None: where that is a terminal.

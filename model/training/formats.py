@@ -1,4 +1,4 @@
-"""What the rows of fine-tuning data look like: five formats, known by their fields.
+"""The formats of fine-tuning data, known by their fields.
 
 | format | fields |
 |---|---|
@@ -8,7 +8,8 @@
 | `prompt-completion` | `prompt`, `completion`: texts, or lists of messages; `tools`, `chat_template_kwargs` |
 | `text` | `text` |
 
-Other fields are metadata and are not read; those of images, sounds and preferences are refused.
+The first fields of a format are required. Other fields are metadata and are not read; those of images, sounds and
+preferences are refused.
 
 Sources: https://platform.openai.com/docs/guides/supervised-fine-tuning (`messages`, `weight`),
 https://huggingface.co/docs/trl/dataset_formats (`prompt-completion`, `chat_template_kwargs`),
@@ -29,7 +30,7 @@ _NEEDED = {
     "prompt-completion": ("prompt", "completion"),
     "text": ("text",),
 }
-# A row with the fields of two formats is of the one that says more. What `prompt` alone leaves open, `messages` tells.
+# A row with the required fields of several formats is of the first of these.
 _DETECTED = ("messages", "sharegpt", "prompt-completion", "alpaca", "text")
 # Fields that change what should be learned, in a way that is not supported; all others are metadata.
 _OLDER = dict.fromkeys(("functions", "function_call"), "expected 'tools', which OpenAI's files have instead now")
@@ -56,14 +57,14 @@ _ROLES = {
 
 
 class Chat(NamedTuple):
-    """Messages, and what else the chat template is to be told."""
+    """Messages, and further variables of the chat template, such as `tools`."""
 
     messages: list[dict[str, Any]]
     options: dict[str, Any]
 
 
 class Completion(NamedTuple):
-    """A text that is read and one that is learned after it."""
+    """A prompt, which is read, and the text after it, which is learned."""
 
     prompt: str
     completion: str
@@ -82,7 +83,7 @@ def detect_format(row: Any) -> str | None:
 
 
 def describe_fields(row: Any) -> str:
-    """Return what a row has and what was expected, for an error."""
+    """Return the fields of a row and those that were expected, for an error."""
     known = "; ".join(f"{name} ({', '.join(_NEEDED[name])})" for name in FORMATS)
     found = f"an object with the fields {sorted(row)}" if isinstance(row, dict) else f"{type(row).__name__}"
     return f"{found}; expected the fields of one of: {known}"
@@ -144,7 +145,7 @@ def _messages(value: Any, field: str) -> list[dict[str, Any]]:
 
 
 def _options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row tells its chat template besides messages."""
+    """Return the variables of the chat template that a row states, besides its messages."""
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise ValueError(f"'chat_template_kwargs' is {options!r:.100}; expected an object")

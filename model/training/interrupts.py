@@ -1,4 +1,4 @@
-"""How a run is told to stop: Ctrl-C, or SIGTERM as a scheduler sends it."""
+"""Ctrl-C, and SIGTERM as schedulers send it, as an event that a training loop checks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def interrupts() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    usual = {number: signal.getsignal(number) for number in _SIGNALS}
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def restore() -> None:
-        for number, handler in usual.items():
-            # None: set by C code, which Python cannot set again.
+        for number, handler in previous.items():
+            # None is a handler that C code installed; Python cannot install it again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""One run a folder: a lock that the operating system takes back when its process ends, however it ends."""
+"""Allows one run a folder: a file lock, which the operating system releases when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NAME = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` where it is absent, and hold it for one run.
+    """Create `folder` if it is absent, and lock it for one run.
 
-    The lock is the kernel's, on an open file (`flock`, on Windows `msvcrt.locking`), so that of a killed process never
-    blocks. The file itself is removed at the end.
+    The lock is on an open file (`flock`; on Windows `msvcrt.locking`), so a killed process leaves none. The file itself
+    is removed at the end.
 
     Warns:
-        UserWarning: If the file system knows no locks.
+        UserWarning: If the file system has no locks; the folder is then not locked.
 
     Raises:
         ValueError: If another run holds the folder; it names that process.
@@ -72,7 +72,7 @@ def _open_locked(path: Path) -> IO[str]:
 
 
 def _sign(file: IO[str]) -> None:
-    """Leave this process's number for another that finds the folder held; on a full disk it goes without."""
+    """Write this process's id into the file, for the error of another run; on a full disk, leave it empty."""
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -32,7 +32,7 @@ from bpe_llama.model.training.step import Step, batch_loss, gradient_norm, learn
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
-# Settings that decide which tokens a step sees, and of what the weights are: a resumed run must keep them.
+# Settings that a resumed run must keep: they decide the tokens of each step and the dtype of the weights.
 _FIXED = ("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed", "weights_dtype")
 
 
@@ -41,15 +41,15 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        step: Steps behind it, those skipped included.
+        step: Steps done, those skipped included.
         tokens: Tokens trained on, repeats counted.
         seconds: Time trained, resumed parts included.
-        loss: Training loss (nats a token), mean of the last logged steps, those skipped left out.
+        loss: Training loss (nats a token), mean over the steps of the last line of metrics, those skipped left out.
         eval_loss: Loss on the held-out tokens, None where there are none or the run was interrupted.
         interrupted: Whether Ctrl-C or SIGTERM ended it.
         checkpoint: Folder of the last checkpoint.
         grad_norm: Norm of the last step's gradient, before clipping.
-        skipped: Steps that were not taken, their loss or gradient not being finite.
+        skipped: Steps that were skipped because their loss or gradient was not finite.
     """
 
     step: int
@@ -177,7 +177,7 @@ def _start(
     progress: bool | None,
 ) -> TrainResult:
     device = resolve_device(config.device)
-    _place(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+    _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
     optimizer = adamw(
         model,
         learning_rate=config.learning_rate,
@@ -194,11 +194,8 @@ def _start(
     return run.go(state, checkpoint, progress)
 
 
-def _place(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
-    """Move the model; hold what is trained, and that alone, in `dtype`.
-
-    That is float32 unless asked otherwise, since small steps vanish in fewer bits.
-    """
+def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model to the device, and convert the trained parameters, and only these, to `dtype`."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.to(device=device, dtype=dtype)
         return
@@ -322,9 +319,9 @@ class _Run:
         return max(step / self.config.max_steps, by_time)
 
     def step(self, step: int, rate: float, interrupted: threading.Event) -> Step | None:
-        """Take one optimizer step unless it is not finite, and return how it went.
+        """Compute a step's loss and gradient, change the weights if both are finite, and return the two.
 
-        None, with nothing changed, where the run was interrupted before all of its micro-batches were computed.
+        Returns None and changes nothing if the run is interrupted before all micro-batches are computed.
         """
         config = self.config
         parts = range(step * config.gradient_accumulation, (step + 1) * config.gradient_accumulation)
@@ -336,7 +333,7 @@ class _Run:
                 if interrupted.is_set():
                     self.optimizer.zero_grad(set_to_none=True)
                     return None
-                # A causal model's tokens never see the padding on their right; only routers count it.
+                # Attention is causal, so no token attends to padding on its right; only an expert router counts it.
                 mask = self.batches.attention_mask(part) if self.model.config.num_local_experts else None
                 with self.autocast:
                     loss = self.batch_loss(

@@ -1,4 +1,4 @@
-"""Plain text to a token file, and what is done with text that looks like special tokens."""
+"""Encodes plain text to a token file; counts or parses special tokens that are spelled out in a text."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def write_tokens(
         paths: Text files, and `.json`, `.jsonl` and `.parquet` files with a `text`.
         tokenizer: Its vocabulary.
         out: The file.
-        parse_special: Whether the text of special tokens stands for them, as in text that holds rendered chats. A text
-            that ends in the end-of-text id gets no second one.
+        parse_special: Whether special tokens spelled out in a text are encoded as special tokens, as rendered chats
+            need. A text that ends in the end-of-text id gets no second one.
         on_error: "raise" an error at the first row that holds no text, or "skip" them.
         progress: As of `Tokenizer.encode_files`.
 
@@ -99,7 +99,7 @@ def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
 
 
 def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_rows: BadRows) -> None:
-    """Write ids through a file of plain numbers, since how many there are is known at its end only."""
+    """Write the ids to a raw file first, since the header of a `.npy` file holds their number."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     with written_whole(out) as temporary:
@@ -127,7 +127,7 @@ class SpecialLookalikes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         names = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        # What all begin with is looked for first, which is fast.
+        # A literal prefix makes the search fast.
         begin = os.path.commonprefix(names)  # noqa: RUF071, of characters
         ends = "|".join(re.escape(name[len(begin) :]) for name in names)
         self.pattern = re.compile(f"{re.escape(begin)}(?:{ends})") if names else None
@@ -151,13 +151,13 @@ class SpecialLookalikes:
 
 
 def encode_parsed(tokenizer: Tokenizer, text: str, before: str | None, parse_special: bool) -> list[int]:
-    """Return the ids of a text that follows another one, None if it follows none.
+    """Return the ids of a text.
 
     Args:
         tokenizer: Its vocabulary.
         text: What is encoded.
-        before: What comes before it.
-        parse_special: Whether the text of special tokens stands for them.
+        before: The text before it, None if it is the first.
+        parse_special: Whether special tokens spelled out in the text are encoded as special tokens.
     """
     special = tokenizer.special_tokens
     names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))

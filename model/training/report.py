@@ -1,4 +1,4 @@
-"""What a run tells: metrics as JSON lines, the loss curve as a picture, progress on a terminal."""
+"""Reports of a run: metrics as JSON lines, the loss curve as a picture, progress on a terminal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""AdamW over bfloat16 weights that are rounded up or down by chance, so that steps below their precision add up.
+"""AdamW over bfloat16 weights, rounded stochastically, so that steps below their precision add up.
 
-bfloat16 keeps 8 bits of a number. A step of a thousandth of a weight is always lost when rounded to the nearest;
-rounded stochastically it is taken with a chance that makes the mean right.
+bfloat16 keeps 8 significant bits. Rounding to the nearest always loses a step of a thousandth of a weight; stochastic
+rounding takes it with the probability that makes the mean right.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 23  # numbers that are updated at once
+_CHUNK = 1 << 23  # elements that are updated at once
 
 
 def round_stochastically(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return float32 values as bfloat16, each one of its two neighbours, the nearer one the likelier.
+    """Return float32 values as bfloat16, each rounded up or down at random, the nearer neighbour the likelier.
 
-    The mean over many draws is the value itself; what bfloat16 holds exactly stays as it is.
+    The expected value is the value itself; what bfloat16 holds exactly stays as it is.
 
     Args:
         values: float32, of any shape, and no NaN.
@@ -32,7 +32,7 @@ def round_stochastically(values: Tensor, generator: torch.Generator | None = Non
         >>> sorted(set(drawn.tolist())), abs(drawn.mean() - 1 / 3).item() < 1e-4
         ([0.33203125, 0.333984375], True)
     """
-    # The 16 bits that bfloat16 drops, as a fraction of its step, carry into those that it keeps with that chance.
+    # Adding 16 random bits carries into the bits that are kept with the probability that the dropped bits state.
     bits = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
     bits.add_(values.view(torch.int32)).bitwise_and_(-(1 << 16))
     return bits.view(torch.float32).to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The rows of a data file: lines of JSON, a list in JSON, or a Parquet table, each with the place where it stands."""
+"""Reads the rows of a data file (JSON lines, a JSON list or a Parquet table), each with its place in the file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def has_lines(path: Path) -> bool:
 
 
 def read_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
-    """Yield where each row stands and what it holds; those that cannot be read go to ``bad_rows``.
+    """Yield the place of each row, such as ``a.jsonl, line 3``, and the row; unreadable ones go to ``bad_rows``.
 
     Lines are counted from 1, the rows of `.json` and `.parquet` files from 0. Blank lines are left out. A `.json` file
     may hold lines as well.
 
     Raises:
         ImportError: If a Parquet file is to be read and ``pyarrow`` is not installed.
-        ValueError: If a whole file is damaged; if ``bad_rows`` skips none and a row is.
+        ValueError: If a whole file is damaged, or a row is and ``bad_rows`` raises.
     """
     if is_parquet(path):
         yield from _parquet(path, bad_rows)
@@ -45,10 +45,10 @@ def read_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
 
 
 def check_text(value: Any, field: str) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell: it is no character, and would be learned as U+FFFD.
+    """Refuse a lone surrogate, which JSON can hold: it is no character, and would be learned as U+FFFD.
 
     Raises:
-        ValueError: If there is one anywhere in the value of a field.
+        ValueError: If the value of a field holds one; it names the field.
     """
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()

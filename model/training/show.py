@@ -1,4 +1,4 @@
-"""An example as a person sees it: what is learned of it coloured."""
+"""Prints an example with the tokens to learn coloured."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _LEARNED = "black on #b8ecc4"
 def example_text(
     tokenizer: Tokenizer, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, brackets: bool = False
 ) -> Text:
-    """Return the text of an example, what is learned on a green ground or, where there is no colour, in brackets.
+    """Return the text of an example, with the tokens to learn on a green background or in brackets.
 
     Args:
         tokenizer: Its vocabulary.
         ids: int64 `(n,)`.
         labels: int64 `(n,)`: the ids where they are learned, -100 elsewhere.
-        brackets: Whether what is learned is put in `⟦⟧`.
+        brackets: Whether to put the tokens to learn in `⟦⟧`, for a terminal without colours.
 
     Example:
         >>> from bpe_llama import Tokenizer

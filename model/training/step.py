@@ -1,4 +1,4 @@
-"""One optimizer step: the loss of all its micro-batches, their gradient, and whether both may change the weights."""
+"""Parts of one optimizer step: the loss of a micro-batch, the norm of the gradient, the seed of dropout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST_LOGITS = 1 << 25
 
 
 class Step(NamedTuple):
-    """How a step went.
+    """The loss and gradient of a step.
 
     Attributes:
         loss: Mean over all learned tokens of the step (nats a token).
@@ -85,7 +85,7 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 @contextlib.contextmanager
 def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Let what draws from torch's own generators, dropout, depend on the seed and the step alone."""
+    """Seed torch's global generators, which dropout draws from, by seed and step, and restore them afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
         yield

@@ -1,4 +1,4 @@
-"""Where in a rendered conversation its answers stand: what fine-tuning learns."""
+"""Finds the assistant's answers in a rendered conversation; fine-tuning learns them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Span = tuple[int, int]
-_HALF_A_MARK = re.compile(r"(<[^<>]*|\[[^\[\]]*)$")
+_OPEN_BRACKET = re.compile(r"(<[^<>]*|\[[^\[\]]*)$")
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
 
 class AnswerFinder:
-    """Finds the answers in the text of a whole conversation, by rendering it again, in parts and changed.
+    """Finds the answers in the text of a conversation by rendering its beginnings, and it with other answers.
+
+    A template need not write a conversation as its beginning and more: it may, for example, take the reasoning out of
+    all answers but the last. So two ways are tried, `_continued` and `_replaced`.
 
     Args:
-        messages: As the template reads them.
-        render: Returns the text of messages, with a generation prompt or without.
+        messages: The messages as the template reads them.
+        render: Returns the text of some messages, with the generation prompt if its second argument is true.
         whole: The text of all messages.
-        stand_in: A character that occurs in no text.
-        tokens: What matches a token that is not to be cut, if there are such.
+        placeholder: A character that occurs in none of the texts.
+        tokens: Matches an added or special token, which is never cut; ``None`` if there are none.
     """
 
     def __init__(
@@ -28,17 +31,17 @@ class AnswerFinder:
         messages: Sequence[Mapping[str, Any]],
         render: Render,
         whole: str,
-        stand_in: str,
+        placeholder: str,
         tokens: re.Pattern[str] | None,
     ) -> None:
         self.messages, self.render, self.whole = messages, render, whole
-        self.stand_in, self.tokens = stand_in, tokens
+        self.placeholder, self.tokens = placeholder, tokens
 
     def find(self) -> list[Span]:
-        """Return where each of the assistant's messages begins and ends, its closing token included.
+        """Return the begin and end of each answer in the text, its closing token included.
 
         Raises:
-            ValueError: If that cannot be told of one.
+            ValueError: If an answer cannot be found; the message names its place.
         """
         spans: list[Span] = []
         for place, message in enumerate(self.messages):
@@ -54,7 +57,7 @@ class AnswerFinder:
         return spans
 
     def _continued(self, place: int) -> Span | None:
-        """Return what follows the generation prompt, if a conversation continues the text of its beginning."""
+        """Return the span after the generation prompt, if the whole text begins with prompt and answer; else None."""
         prompt = self.render(self.messages[:place], True)
         answered = self.render(self.messages[: place + 1], False)
         if self.whole.startswith(answered) and answered.startswith(prompt):
@@ -62,80 +65,80 @@ class AnswerFinder:
         return None
 
     def _replaced(self, place: int, previous: int) -> Span | None:
-        """Return what another answer in its place would change, from the end of its header to its closing token.
+        """Return the span that changes if another answer takes its place, from its header's end to its closing token.
 
-        Templates that take the reasoning out of earlier answers, whose generation prompt opens a block of it, or that
-        write the system's message before the last question, do not continue the text of a beginning.
+        It finds answers of templates that take the reasoning out of earlier answers, open a block of reasoning in the
+        generation prompt, or write the system message before the last question.
         """
-        before, other = self.messages[:place], self._other(place)
+        before, other = self.messages[:place], self._placeholder_message(place)
         alone = self.render([*before, other], False)
         replaced = self.render([*before, other, *self.messages[place + 1 :]], False)
-        if alone.count(self.stand_in) != 1 or replaced.count(self.stand_in) != 1:
+        if alone.count(self.placeholder) != 1 or replaced.count(self.placeholder) != 1:
             return None
         changed, end = self._difference(self.whole, replaced)
-        closed = alone[alone.index(self.stand_in) + 1 :]
-        closing = _common(self.whole[end:], closed)
-        if closing != closed:  # the next message begins; not with half of its header's mark, be that a token or not
-            closing = _HALF_A_MARK.sub("", closing)
+        closed = alone[alone.index(self.placeholder) + 1 :]
+        closing = _common_prefix(self.whole[end:], closed)
+        if closing != closed:  # what differs is the next message's header, whose first bracket both may hold
+            closing = _OPEN_BRACKET.sub("", closing)
         end = max(end, self._token_start(self.whole, end + len(closing)))
         begin = self._header_end(place, alone, replaced, previous, changed)
         return None if begin is None else (begin, end)
 
     def _header_end(self, place: int, alone: str, replaced: str, previous: int, changed: int) -> int | None:
-        """Return where the header of an answer ends: what the generation prompt and any answer begin with.
+        """Return where the header of an answer ends: the text that the generation prompt and every answer begin with.
 
         Args:
-            place: Of the answer.
-            alone: The text up to another answer in its place.
-            replaced: The whole text with it.
+            place: The number of the answer's message.
+            alone: The text up to the placeholder's message.
+            replaced: The whole text with the placeholder's message.
             previous: Where the answer before ends.
-            changed: Where it changes the text.
+            changed: Where the whole text and ``replaced`` begin to differ.
         """
         bare, prompt = (self.render(self.messages[:place], prompted) for prompted in (False, True))
-        if not alone.startswith(bare):  # what is no prompt may be closed by an end-of-text token
+        if not alone.startswith(bare):  # without a generation prompt, some templates add an end-of-text token
             bare = self._without_last_token(bare)
         if alone.startswith(bare):
             opened = prompt[len(bare) :] if prompt.startswith(bare) else ""
-            header = opened[: self._token_start(opened, len(_common(opened, alone[len(bare) :])))]
+            header = opened[: self._token_start(opened, len(_common_prefix(opened, alone[len(bare) :])))]
             if not header and self.whole.startswith(bare):
                 return len(bare)
             found = self.whole.rfind(header, previous, changed) if header else -1
             return found + len(header) if found >= 0 else self._token_start(self.whole, changed)
         if place == 0:
             return None
-        # Text before has changed as well. The header then is what follows the message before, here as in the prompt.
-        asked = [*self.messages[: place - 1], self._other(place - 1)]
+        # The text before the answer changed as well. So the header is what follows the message before it.
+        asked = [*self.messages[: place - 1], self._placeholder_message(place - 1)]
         _, after = self._difference(prompt, self.render(asked, True))
         asked = [*asked, *self.messages[place:]]
         _, here = self._difference(self.whole, self.render(asked, False))
-        header = _common(prompt[after:], replaced[here : replaced.index(self.stand_in)])
+        header = _common_prefix(prompt[after:], replaced[here : replaced.index(self.placeholder)])
         return here + self._token_start(header, len(header)) if header else None
 
-    def _other(self, place: int) -> dict[str, Any]:
-        """Return a message of the same role that says something else."""
-        return {"role": self.messages[place]["role"], "content": self.stand_in}
+    def _placeholder_message(self, place: int) -> dict[str, Any]:
+        """Return a message of the same role whose content is the placeholder."""
+        return {"role": self.messages[place]["role"], "content": self.placeholder}
 
     @staticmethod
     def _difference(text: str, other: str) -> Span:
-        """Return the part of a text between what another one begins with, too, and what it ends with."""
-        begin = len(_common(text, other))
-        return begin, len(text) - len(_common(text[begin:][::-1], other[begin:][::-1]))
+        """Return the span of a text between the prefix and the suffix that it shares with another one."""
+        begin = len(_common_prefix(text, other))
+        return begin, len(text) - len(_common_prefix(text[begin:][::-1], other[begin:][::-1]))
 
     def _without_last_token(self, text: str) -> str:
-        """Return a text without the token that it ends in, if it does."""
+        """Return a text without the token at its end, if there is one."""
         ends = [
             match.start() for match in (self.tokens.finditer(text) if self.tokens else ()) if match.end() == len(text)
         ]
         return text[: ends[0]] if ends else text
 
     def _token_start(self, text: str, place: int) -> int:
-        """Return a place in a text, or the beginning of the token that it would cut."""
+        """Return a place in a text, or the beginning of the token that a cut there would divide."""
         for match in self.tokens.finditer(text) if self.tokens else ():
             if match.start() < place < match.end():
                 return match.start()
         return place
 
 
-def _common(one: str, other: str) -> str:
-    """Return what two texts begin with."""
+def _common_prefix(one: str, other: str) -> str:
+    """Return the longest common prefix of two texts."""
     return os.path.commonprefix([one, other])  # noqa: RUF071, of characters

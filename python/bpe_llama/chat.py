@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Unicode noncharacters: they stand for nothing, so one that occurs in no message can mark places in the text.
 _MARKERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+TRAIN_ON = ("assistant", "last", "all")
+"""What may be learned of a conversation: all answers, the last one, or every token."""
 _TOKEN_VARIABLES = frozenset(f"{name}_token" for name in NAMED_TOKENS)
 
 
@@ -103,11 +105,11 @@ def encode_conversation(
 ) -> tuple[list[int], list[bool]]:
     r"""Return the ids of a whole conversation and, of each, whether it is learned in fine-tuning.
 
-    What is learned of an answer is what ``{% generation %}`` blocks hold, where the template has them. Otherwise it is
-    what follows the generation prompt, with what the template closes it by; or, where a template takes reasoning out of
-    answers or opens a ``<think>`` block that it does not write again, what another answer in its place would change,
-    from the end of the assistant's header on. Answers are encoded apart from the text before them, since that is how
-    they will be generated.
+    If the template has ``{% generation %}`` blocks, their text is learned. Otherwise an answer is the text after the
+    generation prompt, up to and with its closing token. Some templates take reasoning out of earlier answers, or open a
+    ``<think>`` block in the generation prompt alone; an answer is then the text that changes if another answer takes
+    its place, from the end of the assistant's header on. An answer is encoded apart from the text before it, as in
+    generation.
 
     Args:
         tokenizer: One with a chat template.
@@ -130,8 +132,8 @@ def encode_conversation(
         >>> tok.decode(ids), "".join(" ^"[told] for told in learned)
         ('uHi.aHo.', '     ^^^')
     """
-    if train_on not in ("assistant", "last", "all"):
-        raise ValueError(f"train_on is {train_on!r}; expected 'assistant', 'last' or 'all'")
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
     unweighted = [
         {key: value for key, value in message.items() if key != "weight"} if isinstance(message, Mapping) else message
         for message in messages
@@ -176,7 +178,7 @@ def encode_conversation(
 
 
 def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
-    """Return of each answer whether it is learned."""
+    """Return for each answer whether it is learned."""
     wanted = []
     for place, message in enumerate(messages):
         weight = message.get("weight")
@@ -242,12 +244,12 @@ class _Marked:
             return changed.render(self.marker).text
 
         said = whole + "".join(_strings(self.request.messages))
-        stand_in = next((mark for mark in _MARKERS if mark not in said and mark != self.marker), None)
-        if stand_in is None:
+        placeholder = next((mark for mark in _MARKERS if mark not in said and mark != self.marker), None)
+        if placeholder is None:
             raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
         tokens = "|".join(map(re.escape, sorted(self.tokenizer.added_tokens | self.tokenizer.special_tokens)[::-1]))
         pattern = re.compile(f"(?:{tokens})" + (f"(?!{self.marker})" if self.marker else "")) if tokens else None
-        return AnswerFinder(self.request.messages, render, whole, stand_in, pattern).find()
+        return AnswerFinder(self.request.messages, render, whole, placeholder, pattern).find()
 
     def encode(self, text: str, before: str = "") -> list[int]:
         """Return the ids of rendered text, or of a part of it and what came before."""

@@ -21,7 +21,7 @@ from pyarrow import parquet
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, quantize, training
 from bpe_llama.model.training import Example, ExampleBatches
-from bpe_llama.model.training.conversations import are_conversations, read_conversations
+from bpe_llama.model.training.conversations import find_formats, read_conversations
 from bpe_llama.model.training.lock import locked
 
 TEMPLATE = (
@@ -99,7 +99,7 @@ def test_compressed_conversations_are_conversations(tokenizer: Tokenizer, talks:
     plain = talks.read_bytes()
     whole = gzip.compress(plain) if name.endswith(".gz") else pyarrow.compress(plain, codec="zstd", asbytes=True)
     packed.write_bytes(whole)
-    assert are_conversations([packed, talks])
+    assert set(find_formats([packed, talks]).values()) == {"messages"}
     found, same = (read_conversations([path], tokenizer, 100).examples for path in (packed, talks))
     assert [example.ids.tolist() for example in found] == [example.ids.tolist() for example in same]
     for damaged in (whole[:-9], b"not packed", whole[:10] + b"\xff" * 30):
@@ -267,7 +267,7 @@ def test_bad_lines_are_named_or_skipped(tokenizer: Tokenizer, tmp_path: Path, li
 def test_a_byte_order_mark_is_no_part_of_a_conversation(tokenizer: Tokenizer, talks: Path) -> None:
     plain = read_conversations([talks], tokenizer, 24)
     talks.write_bytes(b"\xef\xbb\xbf" + talks.read_bytes().replace(b"what", rb"what \ud83d\ude00 \\ud83d"))
-    assert are_conversations([talks])
+    assert find_formats([talks]) == {talks: "messages"}
     assert len(read_conversations([talks], tokenizer, 24).examples) == len(plain.examples)
 
 
@@ -301,7 +301,7 @@ def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Pat
     refused("too few to train", plain)
     bare = Tokenizer.train_from_iterator(["up"], vocab_size=257, progress=False)
     refused("need a tokenizer with a chat template", tok=bare)
-    assert are_conversations([talks]) and not are_conversations([plain])
+    assert find_formats([talks]) == {talks: "messages"} and find_formats([plain]) == {plain: "text"}
     with pytest.raises(FileNotFoundError, match="absent"):
         training.finetune(fresh(), tokenizer, tmp_path / "absent*", config, tmp_path / "run")
     model = lora.add(fresh(), rank=2)

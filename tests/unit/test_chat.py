@@ -220,7 +220,7 @@ def test_weights_and_train_on_choose_what_is_learned(template: str) -> None:
         ([None, 0.5, None, None], "assistant", r"message 1: weight is 0\.5; expected 0 or 1"),
         ([None, "0", None, None], "assistant", "message 1: weight is '0'; expected 0 or 1"),
         ([0, None, None, None], "all", "message 0: weight 0 is for answers; this one's role is 'user'"),
-        ([None] * 4, "user", "train_on is 'user'; expected 'assistant', 'last' or 'all'"),
+        ([None] * 4, "user", "train_on is 'user'; expected assistant, last, all"),
     ):
         with pytest.raises(ValueError, match=message):
             learned(weights, train_on)
