@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._files import read_json_object
-from bpe_llama.model.config_json import FAMILY_DEFAULTS, OUR_TYPE, STATES_ITS_LENGTH, fields_of, merge_rope
+from bpe_llama.model.config_json import FAMILY_DEFAULTS, OUR_TYPE, WITH_ORIGINAL_LENGTH, fields_of, merge_rope
 from bpe_llama.model.rope_kinds import check_rope_parameters
 
 MODEL_TYPES = tuple(FAMILY_DEFAULTS)
@@ -122,7 +122,7 @@ class LlamaConfig:
 
     def _fill_rope(self) -> None:
         rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling)
-        if rope["rope_type"] in STATES_ITS_LENGTH:
+        if rope["rope_type"] in WITH_ORIGINAL_LENGTH:
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         check_rope_parameters(rope, self.head_size)
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}

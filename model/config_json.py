@@ -1,7 +1,6 @@
-"""What a ``config.json`` says, read as transformers reads it: one table a question, and no key that is not in one.
+"""Reads the keys of ``config.json`` as transformers does: each is honoured, listed as without effect, or refused.
 
-transformers keeps keys that its model class does not know and computes without them. Here each key of a file is
-honoured, is listed below as one that changes nothing, or is refused by its name.
+transformers keeps keys that its model class does not know, and computes without them.
 
 Source: the config classes of transformers 5.23, which the tests run beside this file.
 """
@@ -31,7 +30,7 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "num_local_experts": 8,
     },
 }
-"""What a family's class in transformers takes for a key that is left out, if that is not `LlamaConfig`'s default."""
+"""A family's defaults in transformers for keys that are left out, where they differ from `LlamaConfig`'s."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -64,13 +63,13 @@ ABOUT_GENERATION = _words(
     suppress_tokens target_lookbehind temperature top_k top_p typical_p"""
 )
 CHANGES_NOTHING = ABOUT_THE_FILE | ABOUT_THE_RUN | ABOUT_TRAINING | ABOUT_GENERATION
-"""Keys that shape neither the weights nor what is computed with them."""
+"""Keys that change neither the weights nor the forward pass."""
 
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "router_jitter_noise")
-"""Noise of training, which this package has not; the model in use is the same."""
+"""Dropout and noise in training, which this package does not have; evaluation is the same."""
 
 FALSE_CHANGES = _words("is_causal causal norm_topk_prob use_rope use_rotary rms_norm use_rms_norm")
-"""Keys that say something where they are false; of any other a false or null means that the feature is off."""
+"""Keys for which false changes the computation; for all other keys false means that a feature is off."""
 
 READ_HERE = _words(
     """model_type torch_dtype id2label partial_rotary_factor original_max_position_embeddings use_sliding_window
@@ -91,10 +90,10 @@ ROPE_NAMES: dict[str, frozenset[str]] = {
         "longrope": _LONG + "short_factor long_factor",
     }.items()
 }
-"""What each kind of rotary scaling reads."""
+"""The parameters of each kind of RoPE scaling."""
 _ANY_ROPE_NAME = frozenset.union(*ROPE_NAMES.values()) | {"finetuned"}
-STATES_ITS_LENGTH = ("llama3", "yarn", "longrope")
-"""Kinds that know how long the texts of the first training were."""
+WITH_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
+"""Kinds of RoPE scaling with the parameter ``original_max_position_embeddings``."""
 
 
 def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         UserWarning: If transformers' class of that family passes over a window or a dropout that the file states.
 
     Raises:
-        ValueError: If the file states what is not computed; the message names the key and its value.
+        ValueError: If a key is not supported or has a wrong value; the message names the key and the value.
 
     Example:
         >>> fields_of({"model_type": "mistral", "hidden_size": 64}, {"hidden_size", "model_type"})["sliding_window"]
@@ -160,7 +159,7 @@ def _check_other(key: str, value: Any) -> None:
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """Return whether a value says that there is nothing of the kind: null, false, an empty text or collection."""
+    """Return whether a value turns a feature off: null, false, an empty text or collection."""
     return value is None or value in ("", [], {}) or (value is False and key not in FALSE_CHANGES)
 
 
@@ -178,7 +177,7 @@ def _check_refused(values: Mapping[str, Any]) -> None:
 
 
 def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: str | None) -> None:
-    """Bring what stands beside the rotary parameters into them."""
+    """Collect the parameters of RoPE from all keys that may state them into ``rope_parameters``."""
     for name in ("rope_parameters", "rope_scaling"):
         stated = picked.get(name)
         if not isinstance(stated, Mapping):
@@ -205,12 +204,12 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: str | 
     kind = rope["rope_type"]
     if not isinstance(kind, str):
         raise ValueError(f"rope_type is {kind!r}; expected the name of a kind")
-    if values.get("original_max_position_embeddings") is not None and kind in STATES_ITS_LENGTH:
+    if values.get("original_max_position_embeddings") is not None and kind in WITH_ORIGINAL_LENGTH:
         rope["original_max_position_embeddings"] = values["original_max_position_embeddings"]
     if family is not None and rope.get("partial_rotary_factor", 1.0) != 1.0:
         share = rope["partial_rotary_factor"]
         raise ValueError(
-            f"partial_rotary_factor is {share!r}, but transformers' {family} turns all of a head; set it to 1, "
+            f"partial_rotary_factor is {share!r}, but transformers' {family} rotates whole heads; set it to 1, "
             f"or model_type to {OUR_TYPE!r} for a rotation of that part here"
         )
     unused = sorted(rope.keys() - ROPE_NAMES[kind]) if kind in ROPE_NAMES and family is not None else []
@@ -228,7 +227,7 @@ def _states_theta(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str) -> None:
-    """Take the defaults of a family, and what its class makes of windows, experts and biases."""
+    """Apply a family's defaults and its rules on windows, experts and biases."""
     for name, value in FAMILY_DEFAULTS[family].items():
         if name not in picked:
             picked[name] = value
@@ -282,7 +281,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str)
 
 
 def _leave_out_ids(picked: dict[str, Any]) -> None:
-    """Leave out ends that the vocabulary does not hold: such an id never comes, as in transformers."""
+    """Leave out begin and end ids outside the vocabulary, with a warning; as in transformers they have no effect."""
     size = picked.get("vocab_size", 32_000)
     for name in ("bos_token_id", "eos_token_id"):
         stated = picked.get(name)
@@ -297,7 +296,7 @@ def _leave_out_ids(picked: dict[str, Any]) -> None:
 def merge_rope(
     parameters: Mapping[str, Any] | None, theta: float | None, scaling: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the rotary parameters that the old and the new spelling together state.
+    """Return the parameters of RoPE that the keys of transformers 4 and 5 state together.
 
     Raises:
         ValueError: If the two spellings disagree, or one is no mapping.

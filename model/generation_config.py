@@ -1,4 +1,4 @@
-"""What a ``generation_config.json`` says: where a text begins and ends, what fills rows, and how to sample by default.
+"""``generation_config.json``: the ids that begin, end and pad a text, and the defaults of sampling.
 
 Source: ``GenerationConfig`` of transformers 5.23, whose file it is.
 """
@@ -29,7 +29,7 @@ _OPTIONS = {
     "max_new_tokens": "max_new_tokens",
     "min_new_tokens": "min_new_tokens",
 }
-"""Fields that are obeyed, and our options of the same meaning."""
+"""Fields that are honoured, and the options of `GenerationOptions` that they set."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
@@ -58,15 +58,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "renormalize_logits": (False,),
     "low_memory": (False,),
 }
-"""Fields that change what is generated and are not obeyed, with the values (beside null) that change nothing."""
+"""Fields that are not supported, with the values (beside null) that have no effect."""
 
-_PASSED_OVER = {
+_WITHOUT_EFFECT = {
     *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "do_sample"),
     "decoder_start_token_id",  # of encoder-decoders
     "max_length",  # ours is max_new_tokens, which counts from the prompt's end
-    *("length_penalty", "early_stopping"),  # of beams, where they are read
-    "stop_strings",  # which TextGenerator reads, and `generate` warns of
-    "num_return_sequences",  # how many answers, which the caller says
+    *("length_penalty", "early_stopping"),  # beam search reads them
+    "stop_strings",  # TextGenerator reads them, `generate` warns
+    "num_return_sequences",  # an argument
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "compile_config"),
     *("disable_compile", "continuous_batching_config", "return_legacy_cache", "use_mtp"),  # speed and memory alone
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
@@ -74,7 +74,7 @@ _PASSED_OVER = {
     *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
     *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "generation_kwargs", "chat_format"),
 }
-"""Fields that do not change which ids a prompt is continued by, or whose part the caller's own arguments play."""
+"""Fields that are read elsewhere, do not change the ids, or that arguments of the caller take the place of."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class GenerationConfig:
     """A model's own defaults for generation.
 
     Args:
-        values: The file's fields, kept as they are and written again by ``save_pretrained``.
+        values: The file's fields; ``save_pretrained`` writes all of them.
 
     Raises:
-        ValueError: If a field's value is none that it can have, naming field and value.
+        ValueError: If a field has a wrong value; it names the field, the value and what was expected.
 
     Example:
         >>> config = GenerationConfig({"eos_token_id": [1, 9], "do_sample": True, "temperature": 0.6})
@@ -133,21 +133,21 @@ class GenerationConfig:
 
     @property
     def pad_token_id(self) -> int | None:
-        """Return the id that fills rows, if the file names one."""
+        """Return the padding id, if the file names one."""
         return self.values.get("pad_token_id")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Return the texts that end a text, for those who know text."""
+        """Return the stop strings."""
         given = self.values.get("stop_strings")
         return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Return the options of `GenerationOptions` that the file gives a default.
+        """Return the defaults that the file gives to options of `GenerationOptions`.
 
-        ``do_sample: false`` is temperature 0. Where it is true, a temperature and a top-p that the file does not name
-        are 1, as for transformers and vLLM; without it only the fields that are there count.
+        ``do_sample: false`` is temperature 0. With ``do_sample: true`` the temperature and top-p are 1 unless the file
+        names them, as in transformers and vLLM. Without ``do_sample`` only the fields in the file have defaults.
         """
         do_sample = self.values.get("do_sample")
         defaults: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0} if do_sample else {}
@@ -160,26 +160,26 @@ class GenerationConfig:
         return defaults
 
     @property
-    def not_obeyed(self) -> dict[str, Any]:
-        """Return the fields that ask for what is not done here, or that nobody knows, with their values."""
+    def unsupported(self) -> dict[str, Any]:
+        """Return the fields with an effect that is not supported, and unknown fields, with their values."""
         return {
             name: value
             for name, value in self.values.items()
             if value is not None
             and name not in _OPTIONS
-            and name not in _PASSED_OVER
+            and name not in _WITHOUT_EFFECT
             and value not in _NEUTRAL.get(name, ())
         }
 
     @classmethod
     def from_folder(cls, folder: Path) -> GenerationConfig:
-        """Return what the file in a folder says, nothing where there is none.
+        """Return the config of a folder, an empty one if the folder has no such file.
 
         Warns:
-            UserWarning: If it asks for what is not done here, naming fields and values.
+            UserWarning: If a field is not supported; it names all such fields and their values.
 
         Raises:
-            ValueError: If it is no JSON object or a field has a value that it cannot have, naming file and field.
+            ValueError: If the file holds no JSON object or a field has a wrong value; it names the file and the field.
         """
         path = folder / FILE
         if not path.is_file():
@@ -189,8 +189,8 @@ class GenerationConfig:
             config = cls(values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        if config.not_obeyed:
-            asked = ", ".join(f"{name} = {json.dumps(value)}" for name, value in config.not_obeyed.items())
+        if config.unsupported:
+            asked = ", ".join(f"{name} = {json.dumps(value)}" for name, value in config.unsupported.items())
             warnings.warn(
                 f"{path}: generation here does not do what these fields ask for: {asked}", UserWarning, stacklevel=5
             )

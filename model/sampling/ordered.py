@@ -1,7 +1,7 @@
-"""Filters in an order of one's own, and those that the compiled sampler lacks: top-n-sigma, XTC and mirostat.
+"""Filters in any order, and those that the compiled sampler lacks: top-n-sigma, XTC and mirostat.
 
-Each takes scores and returns them with -inf for what it drops, so that they can be put one after another; top-k, top-p,
-min-p and typical-p are those of ``filters.py``. What is left is drawn from as it stands.
+Each filter takes scores and returns them with -inf for the ids that it drops, so filters can follow each other. top-k,
+top-p, min-p and typical-p are those of ``filters.py``. The next id is drawn from the softmax of the scores that remain.
 
 Legend: V vocabulary.
 """
@@ -19,21 +19,21 @@ from bpe_llama.model.sampling.filters import Filters, kept_weights
 from bpe_llama.model.sampling.uniform import uniform
 
 FILTERS = ("top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p", "xtc")
-"""All filters, in the order in which they act unless told otherwise."""
+"""All filters, in their default order."""
 LLAMA_CPP_FILTERS = ("top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature")
 """The order of llama.cpp's own chain."""
 XTC_STREAM = 0x5854435F58544321
-"""Exclusive-or of the seed: XTC's random numbers are others than those of the draw."""
+"""Combined with the seed by exclusive or, so that XTC's random numbers differ from those of the draw."""
 
 
 def filtered_in_order(scores_V: Tensor, order: Sequence[str], values: dict[str, Any], chance: float) -> Tensor:
-    """Return the scores that the filters leave, one after another, -inf elsewhere; float32 (V,).
+    """Return the scores after the filters, float32 (V,), -inf for the ids that they drop.
 
     Args:
         scores_V: Logits, biases and penalties applied.
         order: Names of `FILTERS`.
         values: Their options: ``temperature``, ``top_k`` ..., ``xtc_probability`` and ``xtc_threshold``, ``preset``.
-        chance: A random number in [0, 1), by which XTC acts or not.
+        chance: A random number in [0, 1); XTC acts if it is at most ``xtc_probability``.
 
     Example:
         >>> filtered_in_order(torch.tensor([0.0, 3.0, 2.0]), ["top_k"], {"top_k": 2}, 0.0)
@@ -56,12 +56,14 @@ def filtered_in_order(scores_V: Tensor, order: Sequence[str], values: dict[str, 
 
 
 def xtc_chance(seed: int, step: int) -> float:
-    """Return the random number in [0, 1) by which XTC acts or not, a function of seed and step."""
+    """Return the random number in [0, 1) that decides whether XTC acts, from seed and step."""
     return float(uniform(seed ^ XTC_STREAM, step))
 
 
 def top_n_sigma(scores_V: Tensor, sigmas: float) -> Tensor:
-    """Return the scores at most so many standard deviations below the highest; 0 keeps all.
+    """Return the scores, float32 (V,), with -inf for those more than ``sigmas`` standard deviations below the highest.
+
+    0 keeps all.
 
     Source: Tang et al. 2024, arXiv:2411.07641; deviations over the finite scores, as in llama.cpp.
 
@@ -78,7 +80,7 @@ def top_n_sigma(scores_V: Tensor, sigmas: float) -> Tensor:
 
 
 def exclude_top_choices(scores_V: Tensor, threshold: float) -> Tensor:
-    """Return the scores without those whose probability reaches a threshold, the least likely of which stays.
+    """Return the scores, (V,), with -inf for those whose probability reaches a threshold, but the least likely of them.
 
     Source: p-e-w, https://github.com/oobabooga/text-generation-webui/pull/6335; as in llama.cpp a threshold above 0.5
     changes nothing.
@@ -100,10 +102,10 @@ def exclude_top_choices(scores_V: Tensor, threshold: float) -> Tensor:
 
 
 def mirostat_kept(scores_V: Tensor, version: int, mu: float) -> Tensor:
-    """Return the scores from which mirostat draws at a bound ``mu`` of the surprise, in bits; -inf elsewhere.
+    """Return the scores, (V,), with -inf for the ids that mirostat drops at a surprise of at most ``mu`` bits.
 
-    Version 2 drops what is more surprising than ``mu``, and never the likeliest. Version 1 estimates Zipf's exponent
-    from the 100 likeliest and keeps as many as then have that surprise.
+    Version 2 drops the ids of a larger surprise. Version 1 estimates Zipf's exponent from the 100 likeliest ids and
+    keeps as many of the likeliest as then have that surprise. Both keep the likeliest id.
 
     Source: Basu et al. 2021, arXiv:2007.14966, algorithm 1; version 2 is llama.cpp's ``llama_sampler_mirostat_v2``.
 
@@ -130,21 +132,21 @@ def mirostat_kept(scores_V: Tensor, version: int, mu: float) -> Tensor:
 
 
 def mirostat_bound(scores_V: Tensor, new_id: int, mu: float, tau: float, eta: float) -> float:
-    """Return the next ``mu``, after an id was drawn from scores that `mirostat_kept` returned.
+    """Return the ``mu`` of the next step, after an id was drawn from the scores of `mirostat_kept`.
 
     Args:
-        scores_V: What was drawn from.
+        scores_V: The scores that the id was drawn from.
         new_id: The id.
-        mu: The bound that held.
-        tau: The surprise aimed at, in bits.
-        eta: How far a draw moves the bound.
+        mu: The bound of this step, in bits.
+        tau: The target surprise, in bits.
+        eta: The learning rate.
     """
     surprise = -float(scores_V.double().log_softmax(-1)[new_id]) / math.log(2)
     return mu - eta * (surprise - tau)
 
 
 def _at_temperature(scores_V: Tensor, temperature: float) -> Tensor:
-    """Return the scores over a temperature; at 0 the highest alone, of equals the lowest id."""
+    """Return the scores divided by a temperature; at 0 the highest alone, of equal ones the lowest id."""
     if temperature > 0:
         return scores_V / temperature
     highest = torch.nonzero(scores_V == scores_V.max())[:1, 0]

@@ -1,7 +1,7 @@
-"""What a continuation may not repeat, by the ids before it: n-grams, words, and sequences that go on too long (DRY).
+"""Logits processors that look at the earlier ids: no repeated n-grams, no bad words, and DRY.
 
-Plain Python over lists of ids, as each needs a search of the whole text; what it finds is a handful of ids, whose
-scores `choosing` then changes. `GenerationOptions` has the options, with their ranges.
+They are plain Python over lists of ids: each searches the whole text for a handful of ids, whose scores
+`bpe_llama.model.choosing` then changes. `GenerationOptions` holds their options and ranges.
 
 Legend: T ids so far.
 """
@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 LARGEST_EXPONENT = 88.7228391
-"""The logarithm of the largest float32, where llama.cpp ends the growth of a DRY penalty."""
+"""The logarithm of the largest float32, at which llama.cpp caps a DRY penalty."""
 
 
 def repeated_ngram_ids(ids: Sequence[int], size: int) -> set[int]:
-    """Return the ids that would complete an n-gram of ``size`` ids that is there already.
+    """Return the ids that would complete an n-gram of ``size`` ids that has occurred already.
+
+    Args:
+        ids: Prompt and continuation.
+        size: Ids of an n-gram, at least 1.
 
     Source: ``NoRepeatNGramLogitsProcessor`` of transformers.
 
@@ -34,7 +38,11 @@ def repeated_ngram_ids(ids: Sequence[int], size: int) -> set[int]:
 
 
 def bad_word_ids(ids: Sequence[int], words: Sequence[Sequence[int]]) -> set[int]:
-    """Return the ids that would complete one of the words, each a sequence of ids.
+    """Return the ids that would complete a bad word.
+
+    Args:
+        ids: Prompt and continuation.
+        words: The bad words, each a sequence of at least one id.
 
     Source: ``NoBadWordsLogitsProcessor`` of transformers.
 
@@ -58,18 +66,18 @@ def dry_penalties(
     last_n: int = -1,
     breakers: Sequence[Sequence[int]] = (),
 ) -> dict[int, float]:
-    """Return what DRY ("don't repeat yourself") takes from the scores of ids that would lengthen a repetition.
+    """Return the penalties of DRY ("don't repeat yourself"), by id: to be subtracted from the scores.
 
-    An id that would follow ``n`` ids as it followed the same ``n`` ids before loses
-    ``multiplier * base ** (n - allowed_length)``, for the longest such ``n``, if that is ``allowed_length`` or more.
+    If the last ``n`` ids have occurred before, the id that followed them there is penalised by
+    ``multiplier * base ** (n - allowed_length)``, with the largest such ``n``, if it is at least ``allowed_length``.
 
     Args:
         ids: Prompt and continuation.
-        multiplier: Of all penalties.
-        base: What each further id multiplies the penalty by.
-        allowed_length: The longest repetition that costs nothing, in ids.
-        last_n: How many of the last ids are looked at; -1 for all.
-        breakers: Sequences of ids across which nothing is a repetition.
+        multiplier: Scales every penalty.
+        base: Above 1; the factor by which a penalty grows with each further id.
+        allowed_length: The longest repetition that is free, in ids; the id that would lengthen it is penalised.
+        last_n: How many of the last ids are searched; -1 for all.
+        breakers: Sequences of ids that no repetition crosses.
 
     Cost: linear in T.
 
@@ -98,7 +106,7 @@ def dry_penalties(
 
 
 def _since_breaker(ids: Sequence[int], breakers: Sequence[Sequence[int]]) -> int:
-    """Return how many ids follow the last breaker, all where there is none."""
+    """Return the number of ids after the last breaker; of all ids if there is none."""
     by_first = _by_first(tuple(map(tuple, breakers)))
     for start in range(len(ids) - 1, -1, -1):
         ends = [start + len(b) for b in by_first.get(ids[start], ()) if tuple(ids[start : start + len(b)]) == b]
