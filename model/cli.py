@@ -191,7 +191,7 @@ def finetune(
         typer.Option(
             "--format",
             metavar="auto|" + "|".join(training.FORMATS),
-            help="What the rows of the files are; auto tells by their fields.",
+            help="Format of the rows; auto detects it by their fields.",
         ),
     ] = "auto",
     train_on: Annotated[
@@ -200,10 +200,10 @@ def finetune(
     ] = "assistant",
     parse_special: Annotated[
         bool,
-        typer.Option("--parse-special", help="The text of special tokens stands for them, as in rendered chats."),
+        typer.Option("--parse-special", help="Encode special tokens that a text spells out, as rendered chats do."),
     ] = False,
     show_example: Annotated[
-        bool, typer.Option("--show-example", help="Print the first example, what is learned of it coloured.")
+        bool, typer.Option("--show-example", help="Print the first example with the tokens to learn coloured.")
     ] = False,
     less_memory: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Compute activations twice rather than keep them.")
@@ -365,7 +365,7 @@ def generate(
     given["preset"] = None if preset == "exact" else preset
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
-    options = cli_options.with_usual(generator, given, {"max_new_tokens": 200})
+    options = cli_options.with_defaults(generator, given, {"max_new_tokens": 200})
     if num_beams != 1:
         options = {name: value for name, value in options.items() if (name, value) != ("seed", 0)}
     if verbose:
@@ -437,8 +437,8 @@ def chat(
     if seed == "random":
         typer.echo(f"seed: {given['seed']}", err=True)
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
-    usual = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
-    options = cli_options.with_usual(generator, given, usual)
+    defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
+    options = cli_options.with_defaults(generator, given, defaults)
     generator.options(**options)  # complain before the first question
     conversation = Conversation(generator, system, options)
     if verbose:

@@ -1,7 +1,7 @@
-"""The sampling options of `generate` and `chat`: what each flag is called, and what it says in --help.
+"""The sampling options of `generate` and `chat`: their flags and help texts.
 
-A flag that is not given leaves its option out, so that the model's own default (``generation_config.json``) holds, and
-where there is none that of `GenerationOptions`.
+An option whose flag is not given has the model's own default (``generation_config.json``), or else that of
+`GenerationOptions`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bpe_llama.model.options import GenerationOptions
 if TYPE_CHECKING:
     from bpe_llama.model.text import TextGenerator
 
-_USUALLY = "  [default: the model's own, else {}]"
+_DEFAULT = "  [default: the model's own, else {}]"
 
 
-def _flag(help_: str, usual: object = None, *names: str) -> Any:
-    return typer.Option(*names, help=help_ if usual is None else help_ + _USUALLY.format(usual))
+def _flag(help_: str, default: object = None, *names: str) -> Any:
+    return typer.Option(*names, help=help_ if default is None else help_ + _DEFAULT.format(default))
 
 
 MinNewTokens: TypeAlias = Annotated[
@@ -30,18 +30,19 @@ TopK: TypeAlias = Annotated[int | None, _flag("Draw from this many of the likeli
 MinP: TypeAlias = Annotated[float | None, _flag("Draw from those this likely, relative to the likeliest.", 0)]
 TypicalP: TypeAlias = Annotated[float | None, _flag("Draw from the most typical whose mass reaches this.", 1)]
 RepetitionPenalty: TypeAlias = Annotated[float | None, _flag("Above 1 discourages repeats.", 1)]
-PresencePenalty: TypeAlias = Annotated[float | None, _flag("Taken from the score of what is there already.")]
-FrequencyPenalty: TypeAlias = Annotated[float | None, _flag("The same, for each time it is there.")]
+PresencePenalty: TypeAlias = Annotated[float | None, _flag("Subtracted from the score of tokens already present.")]
+FrequencyPenalty: TypeAlias = Annotated[float | None, _flag("Subtracted once for each time a token is present.")]
 PenaltyScope: TypeAlias = Annotated[
     str | None, _flag("What penalties look at: context, or output alone as OpenAI's API does.")
 ]
-NoRepeatNgramSize: TypeAlias = Annotated[int | None, _flag("No sequence of so many tokens twice; 0 lets all.", 0)]
+NoRepeatNgramSize: TypeAlias = Annotated[int | None, _flag("No n-gram of this many tokens twice; 0 allows all.", 0)]
 BadWords: TypeAlias = Annotated[list[str] | None, _flag("Text never to write; may be given many times.")]
-DryMultiplier: TypeAlias = Annotated[float | None, _flag("Penalty for going on with a repetition (DRY); 0 is none.")]
-DryBase: TypeAlias = Annotated[float | None, _flag("What each further token multiplies it by; 1.75.")]
-DryAllowedLength: TypeAlias = Annotated[int | None, _flag("Longest repetition that costs nothing; 2 tokens.")]
+DryMultiplier: TypeAlias = Annotated[float | None, _flag("Penalty for lengthening a repetition (DRY); 0 is none.")]
+DryBase: TypeAlias = Annotated[float | None, _flag("Growth of DRY's penalty with each further token; 1.75.")]
+DryAllowedLength: TypeAlias = Annotated[int | None, _flag("Longest repetition that DRY does not penalise; 2 tokens.")]
 DryPenaltyLastN: TypeAlias = Annotated[
-    int | None, _flag("Tokens that DRY looks at; -1, which is usual, for all.", None, "--dry-penalty-last-n")
+    int | None,
+    _flag("Last tokens that DRY looks at; -1, the default, for all.", None, "--dry-penalty-last-n"),
 ]
 DryBreaker: TypeAlias = Annotated[
     list[str] | None,
@@ -49,13 +50,13 @@ DryBreaker: TypeAlias = Annotated[
 ]
 TopNSigma: TypeAlias = Annotated[
     float | None,
-    _flag("Draw from scores so many deviations below the highest; 0 is all.", None, "--top-n-sigma"),
+    _flag("Draw from scores at most this many deviations below the highest; 0 is all.", None, "--top-n-sigma"),
 ]
 XtcProbability: TypeAlias = Annotated[float | None, _flag("How often the likeliest tokens are left out (XTC).")]
-XtcThreshold: TypeAlias = Annotated[float | None, _flag("Those this likely, but for the least of them; 0.1.")]
+XtcThreshold: TypeAlias = Annotated[float | None, _flag("Probability from which XTC leaves tokens out; 0.1.")]
 Mirostat: TypeAlias = Annotated[int | None, _flag("1 or 2: draw by mirostat in place of other filters.")]
-MirostatTau: TypeAlias = Annotated[float | None, _flag("The surprise it aims at, in bits; 5.")]
-MirostatEta: TypeAlias = Annotated[float | None, _flag("How fast it gets there; 0.1.")]
+MirostatTau: TypeAlias = Annotated[float | None, _flag("Mirostat's target surprise, in bits; 5.")]
+MirostatEta: TypeAlias = Annotated[float | None, _flag("Mirostat's learning rate; 0.1.")]
 FilterOrder: TypeAlias = Annotated[
     str | None, _flag("Filters in the order in which they act, such as top_k,top_p,temperature.")
 ]
@@ -82,20 +83,20 @@ def read_seed(text: str) -> int:
         raise ValueError(f"--seed is {text!r}; expected a number, or random") from None
 
 
-def with_usual(generator: TextGenerator, given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, and the command's own default where the model has none either.
+def with_defaults(generator: TextGenerator, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, and the command's defaults where the model has none.
 
-    None and empty lists count as not given, but for the seed.
+    None and empty lists are not given, except for the seed.
     """
     options = {name: o for name, o in given.items() if name == "seed" or (o is not None and o != [] and o != {})}
     if isinstance(options.get("filter_order"), str):
         options["filter_order"] = [name.strip() for name in options["filter_order"].split(",")]
     stated = generator.model.generation_config.sampling_defaults
-    return {name: value for name, value in usual.items() if name not in stated} | options
+    return {name: value for name, value in defaults.items() if name not in stated} | options
 
 
 def describe_options(generator: TextGenerator, prompt: list[int], options: Mapping[str, Any]) -> Iterable[str]:
-    """Yield lines on how a prompt begins, what ends its continuation, and the options with where they come from."""
+    """Yield lines that state the first ids of the prompt, the ids that end a text, and each option with its source."""
     yield f"prompt: {len(prompt)} ids, beginning with {_named(generator, prompt[:3])}"
     yield f"ends: {_named(generator, generator.end_ids) or 'none'}"
     chosen = generator.options(**options)

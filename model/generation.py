@@ -62,8 +62,8 @@ def generate(
         cache: The form of the cache: see `Engine`. A search keeps a full one.
         capture: Run each step as one CUDA graph, sampler included (`bpe_llama.model.captured`); warns and generates
             plainly where that cannot be.
-        do_sample: Whether the search draws its candidates; by default as the generation config says. Without a search
-            it plays no role but for False, which is temperature 0.
+        do_sample: Whether the search draws its candidates; by default the generation config's. Without a search False
+            is temperature 0, and True changes nothing.
         **options: Of `GenerationOptions`; a search that draws nothing takes none that say how to draw. With a ``seed``
             of None each row draws its own.
 
@@ -93,12 +93,11 @@ def generate(
         columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **options))
         new_BT = torch.stack(columns, dim=1)
     else:
-        said = model.generation_config.values
-        draws = bool(said.get("do_sample") if do_sample is None else do_sample)
-        penalty = said.get("length_penalty") if length_penalty is None else length_penalty
-        early = said.get("early_stopping") if early_stopping is None else early_stopping
+        search = model.generation_config.search_options(
+            do_sample=do_sample, length_penalty=length_penalty, early_stopping=early_stopping
+        )
         _warn_of_stop_strings(model)
-        chosen = search_options(model, options, draws)
+        chosen = search_options(model, options, search["do_sample"])
         if cache != "full":
             raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
         if num_beams < 1:
@@ -107,15 +106,7 @@ def generate(
             raise ValueError(f"num_return_sequences is {num_return_sequences}; expected 1 to num_beams ({num_beams})")
         rows: list[list[int]] = []
         for prompt in unpad(input_ids, attention_mask, inferred_padding_id(model, chosen)):
-            found = beam_search(
-                model,
-                prompt,
-                chosen,
-                num_beams,
-                1.0 if penalty is None else penalty,
-                False if early is None else early,
-                do_sample=draws,
-            )
+            found = beam_search(model, prompt, chosen, num_beams, **search)
             if len(found) < num_return_sequences:
                 raise ValueError(f"num_return_sequences is {num_return_sequences}, but there are only {len(found)}")
             rows += [continuation.new_ids for continuation in found[:num_return_sequences]]
@@ -130,14 +121,14 @@ _OF_DRAWS = {
     *("top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
 }
 _OF_SAMPLES = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
-"""Options that a search has no use for, even one that draws."""
+"""Options that no search supports, even one that draws."""
 
 
 def search_options(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool = False) -> GenerationOptions:
     """Return the options of a beam search, with the model's own defaults for those not given.
 
     Raises:
-        ValueError: If one of them says how to draw and the search draws nothing, or asks for what no search keeps.
+        ValueError: If an option of drawing is given and the search draws nothing, or an option that no search supports.
     """
     chosen = GenerationOptions.for_model(model, **options)
     for name in options:

@@ -159,6 +159,17 @@ class GenerationConfig:
             defaults["temperature"] = 0.0
         return defaults
 
+    def search_options(self, **given: Any) -> dict[str, Any]:
+        """Return the options of a beam search: those given that are not None, else the file's, else transformers'.
+
+        Example:
+            >>> GenerationConfig({"length_penalty": 2.0}).search_options(do_sample=True, early_stopping=None)
+            {'do_sample': True, 'length_penalty': 2.0, 'early_stopping': False}
+        """
+        defaults = {"do_sample": False, "length_penalty": 1.0, "early_stopping": False}
+        stated = {name: self.values[name] for name in defaults if self.values.get(name) is not None}
+        return defaults | stated | {name: value for name, value in given.items() if value is not None}
+
     @property
     def unsupported(self) -> dict[str, Any]:
         """Return the fields with an effect that is not supported, and unknown fields, with their values."""

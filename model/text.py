@@ -51,9 +51,9 @@ class TextGenerator:
         self.model = model
         self.tokenizer = tokenizer
         self.last: Sample | None = None
-        """The sequence that began last: its ids, its seed (in ``options``), log-probabilities and timings."""
+        """The sequence that started last: its ids, its seed (in ``options``), log-probabilities and timings."""
         self.samples: list[Sample] = []
-        """All sequences of the call before, in the order of its answers."""
+        """All sequences of the last call, in the order of its answers."""
         self._token_bytes: list[bytes] | None = None
         self._idle: list[Engine] = []
         """The engine that served last, or none while it serves."""
@@ -127,11 +127,8 @@ class TextGenerator:
 
     def _search(self, prompt: str | Sequence[int], n: int | None, options: dict[str, Any]) -> str | list[str]:
         """Return the best answers of a beam search."""
-        search = {name: options.pop(name) for name in _SEARCH if name in options}
-        said = self.model.generation_config.values
-        for name, usual in (("do_sample", False), ("length_penalty", 1.0), ("early_stopping", False)):
-            if search.get(name) is None:
-                search[name] = usual if said.get(name) is None else said[name]
+        given = {name: options.pop(name) for name in _SEARCH if name in options}
+        search = self.model.generation_config.search_options(**given)
         asked = self._of_ids(options)[0]
         search_options(self.model, asked, search["do_sample"])
         if not 1 <= (n or 1) <= search["num_beams"]:
@@ -261,7 +258,7 @@ class TextGenerator:
         return GenerationOptions.for_model(self.model, **self._of_ids(options)[0])
 
     def _of_ids(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return options as `GenerationOptions` takes them, ids for words and ends; and those that are ours."""
+        """Return the options of `GenerationOptions`, with ids for words and breakers, and those of `_OURS`."""
         ours = {name: value for name, value in options.items() if name in _OURS}
         options = {name: value for name, value in options.items() if name not in _OURS}
         if "n" in options:
@@ -271,17 +268,17 @@ class TextGenerator:
         if options.get("bad_words") is not None:
             if isinstance(options["bad_words"], str):
                 raise TypeError(f"bad_words is {options['bad_words']!r}; expected a list of words")
-            words = [self._spelled(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
+            words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
             options["bad_words"] = [ids for several in words for ids in several]
         if options.get("dry_multiplier"):
             given = options.get("dry_sequence_breakers")
             given = _DRY_BREAKERS if given is None else (given,) if isinstance(given, str) else given
-            breakers = [self._holding(part) if isinstance(part, str) else [part] for part in given]
+            breakers = [self._ids_containing(part) if isinstance(part, str) else [part] for part in given]
             options["dry_sequence_breakers"] = [ids for several in breakers for ids in several]
         return options, ours
 
-    def _spelled(self, word: str) -> list[list[int]]:
-        """Return the ids of a word at the beginning of a text and within one, which are different for many tokenizers.
+    def _ids_of_word(self, word: str) -> list[list[int]]:
+        """Return the ids of a word at the beginning of a text and, if they differ, those after a space.
 
         Source: ``update_from_tokenizer`` of vLLM's sampling params.
         """
@@ -290,8 +287,8 @@ class TextGenerator:
         first, within = (whole_ids(self.tokenizer.encode(space + word.lstrip())) for space in ("", " "))
         return [first, within] if within[0] != first[0] and len(within) == len(first) else [first]
 
-    def _holding(self, text: str) -> list[list[int]]:
-        """Return the ids whose own text holds a string, each a sequence, and the ids of the string itself."""
+    def _ids_containing(self, text: str) -> list[list[int]]:
+        """Return the ids whose text contains a string, each as a sequence, and the ids of the string itself."""
         if not text:
             raise ValueError("dry_sequence_breakers holds an empty string; it would let no repetition begin")
         wanted = text.encode()
@@ -358,7 +355,7 @@ class _Writer:
         self._held = ""
         self._read = 0
         self._early = 0
-        """Characters of the held text that the least number of tokens wrote."""
+        """Characters of the held text that come from the first ``min_new_tokens`` tokens."""
         self._taken = 0
 
     def room(self, model: LlamaForCausalLM) -> int:
@@ -379,7 +376,7 @@ class _Writer:
         self._read = len(self.sample.new_ids)
         if self.sample.finish:
             text += self._decoder.flush()
-        # Only what ends behind the text of the least number of tokens counts.
+        # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
         places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
         found = [place for place in places if place >= 0]
         if found:

@@ -149,7 +149,7 @@ def with_config(
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
     _warn_of_rebuilding(path, name, config, parts)
-    return core, beside(folder, roles, extra, class_name=name, sections=parts)
+    return core, beside(folder, roles, extra, config=config, class_name=name, sections=parts)
 
 
 def beside(
@@ -157,6 +157,7 @@ def beside(
     roles: Mapping[str, str],
     extra: Iterable[str] = (),
     *,
+    config: Mapping[str, Any] | None = None,
     class_name: str | None = None,
     sections: Mapping[str, Any] | None = None,
 ) -> Beside:
@@ -166,13 +167,14 @@ def beside(
         folder: May hold a ``tokenizer_config.json`` and chat templates.
         roles: Special tokens by role.
         extra: Special tokens without a role.
-        class_name: The class of the tokenizer, for :func:`bpe_llama._settings.read_settings`.
-        sections: Sections of a tokenizer.json, for the same.
+        config: The content of ``tokenizer_config.json``; ``None`` reads it.
+        class_name: As :func:`bpe_llama._settings.read_settings` takes it.
+        sections: As :func:`bpe_llama._settings.read_settings` takes it.
 
     Raises:
         ValueError: If a file is damaged or a field is wrong, naming both.
     """
-    config = read_object(folder / "tokenizer_config.json")
+    config = read_object(folder / "tokenizer_config.json") if config is None else config
     try:
         settings = read_settings(config, class_name, sections)
     except ValueError as error:

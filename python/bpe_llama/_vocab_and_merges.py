@@ -79,7 +79,7 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
         raise ValueError(f"{folder}: {error}") from None
     ends = ("bos_token", "eos_token", "pad_token", "unk_token")
     others = {role: content for role, content in stated.names().items() if role not in ends}
-    read = beside(folder, others, stated.extra_names(), class_name=name)
+    read = beside(folder, others, stated.extra_names(), config=config, class_name=name)
     return text, Ends(*(added.id_of(roles[role] or "") for role in ends)), read
 
 

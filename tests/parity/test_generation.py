@@ -13,7 +13,7 @@ import torch
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.choosing import processed_scores
-from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _PASSED_OVER
+from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _WITHOUT_EFFECT
 from bpe_llama.model.options import GenerationOptions
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
@@ -93,7 +93,7 @@ def test_the_generation_config_gives_the_defaults(tmp_path: Path, generation: di
 
 def test_every_field_of_transformers_is_obeyed_named_or_known_not_to_matter() -> None:
     fields = set(vars(transformers.GenerationConfig()))
-    assert not fields - set(_OPTIONS) - set(_NEUTRAL) - _PASSED_OVER
+    assert not fields - set(_OPTIONS) - set(_NEUTRAL) - _WITHOUT_EFFECT
 
 
 @pytest.mark.parametrize("generation", [None, {"pad_token_id": 50, "eos_token_id": 2}])
