@@ -516,16 +516,19 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
+    #[inline]
     pub fn id_to_bytes(&self, id: u32) -> Result<&[u8]> {
-        if self.added_go_first
-            && let Some(bytes) = self.added.bytes_of(id)
-        {
-            return Ok(bytes);
+        match self.vocab.id_to_bytes(id) {
+            Some(bytes) if !self.added_go_first => Ok(bytes),
+            ordinary => self.added_or_ordinary_bytes(id, ordinary),
         }
-        let ordinary = self.vocab.id_to_bytes(id);
+    }
+
+    #[cold]
+    fn added_or_ordinary_bytes<'a>(&'a self, id: u32, ordinary: Option<&'a [u8]>) -> Result<&'a [u8]> {
         // A decoder may leave nothing of a token.
         let nothing = || self.pipeline.as_ref()?.token(id).map(|_| &[][..]);
-        let bytes = ordinary.or_else(|| self.added.bytes_of(id)).or_else(nothing);
+        let bytes = self.added.bytes_of(id).or(ordinary).or_else(nothing);
         bytes.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary of {} ids", self.vocab_size())))
     }
 

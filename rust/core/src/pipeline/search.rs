@@ -66,7 +66,7 @@ impl Search {
             Self::Regex(regex) => {
                 let mut cursor = regex.cursor();
                 let mut turn = 0;
-                while let Some((start, end)) = regex.next_match(text, &mut cursor, pause)? {
+                while let Some((start, end)) = regex.next_match(text, &mut cursor)? {
                     each(start, end);
                     turn += 1;
                     if turn % MATCHES == 0 {

@@ -14,12 +14,6 @@ const BACKTRACK_LIMIT: u32 = 10_000_000;
 /// Matches between two pauses: each may take many steps.
 pub(crate) const MATCHES: usize = 64;
 
-/// Where no match is found, a search ends after this many bytes for a pause, and then after twice as many, up to a limit.
-///
-/// Each search begins anew, which costs: `.*` in front looks at the rest of the text again.
-const FIRST_WINDOW: usize = 256;
-const LAST_WINDOW: usize = 1 << 20;
-
 /// A regex in Oniguruma's syntax, which differs from that of Rust's regexes.
 ///
 /// `$` and `^` match at the ends of lines, `{n}+` repeats again instead of being possessive, `(?m)` is what `(?s)` is
@@ -28,8 +22,6 @@ const LAST_WINDOW: usize = 1 << 20;
 pub(crate) struct Oniguruma {
     regex: Arc<Regex>,
     pattern: Arc<str>,
-    /// Whether it may ask where the search began, with `\G`.
-    knows_start: bool,
 }
 
 /// Where a search through one text has come.
@@ -43,7 +35,7 @@ pub(crate) struct Cursor {
 impl Cursor {
     /// Goes on behind a place where a match ended.
     pub(crate) fn at(from: usize) -> Self {
-        Self { from, last_end: (from > 0).then_some(from), ..Self::default() }
+        Self { from, last_end: (from > 0).then_some(from), region: Region::new() }
     }
 }
 
@@ -56,7 +48,7 @@ impl Oniguruma {
             let why = error.description();
             Error::InvalidArgument(format!("pattern {pattern:?} is not a regex that Oniguruma can read: {why}"))
         })?;
-        Ok(Self { regex: Arc::new(regex), pattern: pattern.into(), knows_start: pattern.contains(r"\G") })
+        Ok(Self { regex: Arc::new(regex), pattern: pattern.into() })
     }
 
     pub(crate) fn pattern(&self) -> &str {
@@ -71,26 +63,15 @@ impl Oniguruma {
     /// Returns the next match. An empty one that follows a match at once does not count.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a match backtracks beyond the bound; what the pause returns, which is asked where no
-    /// match is near.
-    pub(crate) fn next_match(
-        &self,
-        text: &str,
-        cursor: &mut Cursor,
-        pause: Pause<'_>,
-    ) -> Result<Option<(usize, usize)>> {
-        let mut window = if self.knows_start { text.len() } else { FIRST_WINDOW };
+    /// [`Error::InvalidArgument`] if a match backtracks beyond the bound.
+    pub(crate) fn next_match(&self, text: &str, cursor: &mut Cursor) -> Result<Option<(usize, usize)>> {
         while cursor.from <= text.len() {
             cursor.region.clear();
             let mut param = MatchParam::default();
             param.set_retry_limit_in_match(BACKTRACK_LIMIT);
             let none = SearchOptions::SEARCH_OPTION_NONE;
-            // Where a match may begin; it may end anywhere.
-            let mut to = text.len().min(cursor.from + window);
-            while !text.is_char_boundary(to) {
-                to += 1;
-            }
-            let found = self.regex.search_with_param(text, cursor.from, to, none, Some(&mut cursor.region), param);
+            let found =
+                self.regex.search_with_param(text, cursor.from, text.len(), none, Some(&mut cursor.region), param);
             let found = found.map_err(|error| {
                 Error::InvalidArgument(format!(
                     "pattern {:?} gave up on the text behind byte {}: {} (at most {BACKTRACK_LIMIT} steps a match)",
@@ -100,12 +81,6 @@ impl Oniguruma {
                 ))
             })?;
             let Some((start, end)) = found.and_then(|_| cursor.region.pos(0)) else {
-                if to < text.len() {
-                    cursor.from = to;
-                    window = LAST_WINDOW.min(window * 2);
-                    pause.ask()?;
-                    continue;
-                }
                 cursor.from = text.len() + 1;
                 return Ok(None);
             };
@@ -127,8 +102,7 @@ impl Oniguruma {
             if ends.len() % MATCHES == MATCHES - 1 {
                 pause.ask()?;
             }
-            let (match_start, match_end) =
-                self.next_match(text, &mut cursor, pause)?.unwrap_or((text.len(), text.len()));
+            let (match_start, match_end) = self.next_match(text, &mut cursor)?.unwrap_or((text.len(), text.len()));
             if match_start > piece_start {
                 ends.push(match_start);
                 if ends.len() == ends.capacity() {
