@@ -19,7 +19,7 @@ from bpe_llama.model.device import check_memory
 
 
 class _Unreachable(torch.autograd.Function):
-    """Passes a tensor on, and refuses a gradient for it."""
+    """Returns a tensor unchanged; a backward pass through it raises a RuntimeError."""
 
     @staticmethod
     def forward(ctx: Any, held: Tensor) -> Tensor:
@@ -108,9 +108,9 @@ class KVCache:
         self.keys, self.values = (part.unbind(0) for part in stores[0].unbind(0))
         self.lengths = lengths
         self.prompt_lengths = prompt_lengths
-        """Of each slot, how many of its first tokens are one prompt, whatever parts it is read in; 0 if not known.
+        """For each slot the length of its prompt, in whatever chunks it is prefilled; 0 if not known.
 
-        Rotations that depend on the length look at it."""
+        The kinds of RoPE scaling that depend on the length of the text use it."""
         self.whole, self.first_slot = stores[0], 0
         """The store of all slots, of which this cache may have a few, and the first of these."""
 
@@ -125,7 +125,7 @@ class KVCache:
         return self.store.shape[4]
 
     _records, _recorded = False, False
-    """Whether the pass at hand, and one before it, recorded gradients."""
+    """Whether the current pass recorded gradients, and whether an earlier one did."""
 
     wraps = False
     """Whether a slot forgets its first tokens as later ones come, so that it cannot go back to where it was."""
@@ -168,10 +168,10 @@ class KVCache:
         return self.keys[layer][:, :, : places.end], self.values[layer][:, :, : places.end]
 
     def extend(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """Do what `write` does; where gradients are recorded, let them reach the new keys and values.
+        """Do what `write` does; where gradients are recorded, let them flow to the new keys and values.
 
-        What earlier passes stored is a constant to this one if they recorded no gradients. If they did, their share
-        would be lost, and a backward pass that reaches for it raises a RuntimeError.
+        Keys and values of earlier passes are constants if those passes recorded no gradients. If they did record them,
+        a backward pass that reaches those keys and values raises a RuntimeError, since their gradients are lost.
         """
         if not (torch.is_grad_enabled() and (keys_BKTH.requires_grad or values_BKTH.requires_grad)):
             return self.write(layer, keys_BKTH, values_BKTH, places)

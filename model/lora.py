@@ -75,14 +75,14 @@ def add(
     A new adapter adds nothing until it is trained: its second matrix is zero.
 
     Args:
-        model: Any model of this package; its layers may be quantised.
-        rank: Of the update.
-        alpha: The update is scaled by ``alpha / rank``.
+        model: Any model of this package; its layers may be quantized.
+        rank: Rank of the low-rank updates.
+        alpha: Each update is scaled by ``alpha / rank``.
         target_modules: Last parts of module names (``"embed_tokens"`` and ``"lm_head"`` too), a regex for whole
             names, or ``"all-linear"``.
-        name: Of the adapter; several may sit side by side.
-        dropout: Share of inputs the adapter does not see while training.
-        seed: Of the first matrix.
+        name: The adapter's name; a model can have several adapters.
+        dropout: The probability of dropout on the adapter's inputs in training.
+        seed: Seed of the initial matrices.
         **fields: More fields of peft's ``LoraConfig`` that `AdapterConfig` honours, such as ``use_dora=True``,
             ``use_rslora=True``, ``modules_to_save=["lm_head"]``, ``bias="all"``, ``init_lora_weights="pissa"``.
 
@@ -115,14 +115,14 @@ def add(
 
 
 def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None) -> None:
-    """Let these adapters take part (their updates add up, in this order), and no others; none leaves the bare model.
+    """Make these adapters the active ones, in this order: their updates add up; without names none is active.
 
     Only active adapters are trained.
 
     Args:
-        model: With the adapters.
-        names: Of adapters.
-        weights: What each one's low-rank update is multiplied by, 1 by default; peft's ``set_scale``.
+        model: A model with adapters.
+        names: Names of adapters, each once.
+        weights: For each a factor of its low-rank update, 1 by default; peft's ``set_scale``.
 
     Raises:
         ValueError: If there is no such adapter, adapters are merged, two of them replace the same module, or there is
@@ -171,7 +171,7 @@ def remove(model: AnyModel) -> AnyModel:
 
 
 def names(model: nn.Module) -> list[str]:
-    """Return the names of the adapters that sit in the model, sorted; none if it is bare."""
+    """Return the sorted names of the model's adapters."""
     return sorted({name for _, layer in adapted_layers(model) for name in layer.names()})
 
 
@@ -213,7 +213,7 @@ def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel
 
 @torch.no_grad()
 def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
-    """Give the model's own adapter of that name the numbers that `save` wrote; nothing else about it changes.
+    """Load the tensors that `save` wrote into the model's adapter of that name; nothing else about it changes.
 
     Raises:
         FileNotFoundError: If the folder holds no adapter.
@@ -255,15 +255,15 @@ def add_weighted_adapter(
     combination_type: str = "svd",
     svd_rank: int | None = None,
 ) -> AnyModel:
-    """Put the weighted sum of adapters beside the model as one more, make it the active one, and return the model.
+    """Add the weighted sum of adapters as a new adapter, make it the active one, and return the model.
 
     Arguments and results are those of the method of this name in peft; ``merge`` then writes the sum into the weights.
 
     Args:
-        model: With the adapters.
-        adapters: Their names.
-        weights: Of each; may be negative.
-        adapter_name: Of the sum.
+        model: A model with adapters.
+        adapters: Names of the adapters to sum.
+        weights: The factor of each; may be negative.
+        adapter_name: Name of the sum.
         combination_type: ``"cat"`` is the sum exactly, its rank the sum of the ranks; ``"svd"`` the nearest of the
             largest rank, or of ``svd_rank``; ``"linear"`` the product of the summed matrices, which is not the sum of
             the products.
@@ -318,7 +318,7 @@ def _check_tying(config: AdapterConfig, bases: dict[str, nn.Module], source: str
 
 
 def _put(model: nn.Module, name: str, config: AdapterConfig, placed: dict[str, Any]) -> None:
-    """Put a checked adapter in and make it the active one. Nothing before this changes the model."""
+    """Put a checked adapter beside the model's modules and make it the active one."""
     if any(layer.unmerged is not None for _, layer in adapted_layers(model)):
         raise ValueError("adapters are merged into the weights; unmerge them first")
     for weight in model.parameters():
@@ -344,7 +344,7 @@ def _tensors(parts: Mapping[str, Part]) -> dict[tuple[str, str], Tensor]:
 
 
 def _rows(model: nn.Module, path: str, name: str) -> tuple[int, ...]:
-    """Return the ids whose rows an adapter trains in an embedding or head."""
+    """Return the ids of the rows of an embedding or head that an adapter trains; none if it trains no rows."""
     update = dict(adapted_layers(model))[path].adapter(name)
     return tuple(update.index_K.tolist()) if isinstance(update, TrainedRows) else ()
 

@@ -1,4 +1,4 @@
-"""Prompts before they are read: whether their ids fit the model, what is padding, what fills rows that end early."""
+"""Checks of prompts and tokenizers against a model; padding of prompts and of rows that end early."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bpe_llama.model.options import GenerationOptions
 
 
 class Vocabulary(Protocol):
-    """What `check_vocabulary` asks of a tokenizer."""
+    """The part of a tokenizer that `check_vocabulary` uses."""
 
     @property
     def vocab_size(self) -> int:
@@ -26,18 +26,17 @@ class Vocabulary(Protocol):
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Return the special ones."""
+        """Return the special tokens and their ids."""
 
 
 def check_vocabulary(tokenizer: Vocabulary, vocab_size: int) -> None:
-    """Check that a model has an embedding for all that a tokenizer makes of plain text.
+    """Check that a model has an embedding for every id that plain text can be encoded to.
 
     Warns:
-        UserWarning: If only added tokens, such as padding, lie beyond the model's ids. They are refused where they are
-            used.
+        UserWarning: If added tokens, such as padding, have ids beyond the model's. A prompt that holds one is refused.
 
     Raises:
-        ValueError: If tokens of the vocabulary itself lie beyond.
+        ValueError: If other tokens have ids beyond the model's.
     """
     if tokenizer.vocab_size <= vocab_size:
         return
@@ -56,7 +55,7 @@ def unpad(input_ids: Tensor, attention_mask: Tensor | None = None, padding: int 
     Args:
         input_ids: int64 (B, T).
         attention_mask: (B, T), zero where a row is padded.
-        padding: The id that is padding where there is no mask; None where no id is.
+        padding: The id of padding if there is no mask; None if no id is padding.
 
     Raises:
         ValueError: If shapes do not fit, ids are no integers, or a row is empty or padded elsewhere.
@@ -123,13 +122,13 @@ def padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int:
 
 
 def inferred_padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int | None:
-    """Return the id that is padding in prompts without a mask: the model's padding id, unless it also ends a text."""
+    """Return the id of padding in prompts without a mask: the model's, or None if it also ends a text."""
     padding = _padding_of(model)
     ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
     return None if padding in ends else padding
 
 
 def _padding_of(model: LlamaForCausalLM) -> int | None:
-    """Return the id that the model's files name as padding: the generation config goes before the config."""
+    """Return the padding id of the generation config, else of the config; None if neither has one."""
     stated = (model.generation_config.pad_token_id, model.config.pad_token_id)
     return next((token_id for token_id in stated if token_id is not None and token_id >= 0), None)

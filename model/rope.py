@@ -48,14 +48,14 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions_BT: Tensor, prompt_lengths: Sequence[int] = ()) -> Rotation:
         """Return the rotation of each position.
 
-        Kinds that depend on the length take each row's own: its highest position and one. Where the length of its
-        prompt is known, a token of the prompt takes that one, whatever part of it is read, and each later token its own
-        position and one, as if prompts were read at once and later tokens one by one. Keys cached while the row was
-        shorter keep the rotation they had, as in transformers.
+        In kinds that depend on the length of the text, that length is one more than the highest position of a row. If
+        the length of the row's prompt is known, it is the length for every token of the prompt, and one more than its
+        own position for each later token: as if the prompt were prefilled in one pass and later tokens one by one.
+        Cached keys keep their rotation when the row grows, as in transformers.
 
         Args:
             positions_BT: int64; B may be 1 where all rows share positions.
-            prompt_lengths: Of each row, 0 where it is not known; none where no row's is.
+            prompt_lengths: For each row the length of its prompt, 0 if not known; empty if no length is known.
 
         Returns:
             Cosines and sines, float32 (B, T, R / 2).

@@ -164,13 +164,13 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def same_rotation(rope: Mapping[str, Any], max_positions: int, one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Return whether two texts are rotated alike as far as they hold the same tokens.
+    """Return whether the tokens that two texts have in common have the same rotation in both.
 
     Args:
         rope: ``config.rope``.
         max_positions: ``config.max_position_embeddings``.
-        one: Length of its prompt, and of the whole.
-        other: Likewise.
+        one: Lengths of a text's prompt and of the whole text.
+        other: The same of the other text.
 
     Example:
         >>> same_rotation({"rope_type": "dynamic"}, 100, (20, 40), (60, 60))

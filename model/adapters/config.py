@@ -1,7 +1,7 @@
-"""``adapter_config.json``: what it says of an adapter's layers, ranks and scales, and what of it is refused by name.
+"""``adapter_config.json``: an adapter's layers, ranks and scales.
 
-peft reads a file without a word on what it does not know; here every field is honoured, listed in `HARMLESS` because it
-changes no output, or refused.
+peft ignores fields that it does not know. Here each field is honoured, listed in `HARMLESS` because it changes no
+output, or refused by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HARMLESS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
-        "corda_config",  # how matrices begin, as the next ones: the file holds how they ended
+        "corda_config",  # this and the next three: how matrices are initialised, and the file holds the trained ones
         "eva_config",
         "loftq_config",
         "lora_ga_config",
@@ -38,9 +38,9 @@ HARMLESS = frozenset(
 )
 """Fields of peft's that change no output, whatever they hold."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of ``init_lora_weights`` that say how the matrices began and leave the base as it is."""
+"""Values of ``init_lora_weights`` under which the base is the model's weight."""
 OFFSET_INITS = ("pissa", "olora")
-"""Values after which the base is the model's weight less the product of the first matrices, computed from it."""
+"""Values under which the base is the model's weight minus the product of the initial matrices, computed from it."""
 _REFUSED_INITS = {
     "loftq": "its base is the model's weight as LoftQ quantises it",
     "corda": "its base depends on data that the folder does not hold",
@@ -55,7 +55,7 @@ _UNSET: tuple[object, ...] = (None, False, "", [], {})
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter is, in the words of peft's ``LoraConfig``.
+    """The fields of peft's ``LoraConfig`` that are honoured, with peft's defaults.
 
     Example:
         >>> config = AdapterConfig.of({"r": 8, "lora_alpha": 16, "rank_pattern": {"layers.0.self_attn.q_proj": 4}})
@@ -161,11 +161,11 @@ class AdapterConfig:
         return int(_of_pattern(self.rank_pattern, path, self.r))
 
     def alpha(self, path: str) -> float:
-        """Return what the update of a layer is scaled by, times its rank or, with ``use_rslora``, the root of it."""
+        """Return the ``lora_alpha`` of a layer."""
         return float(_of_pattern(self.alpha_pattern, path, self.lora_alpha))
 
     def scale(self, path: str) -> float:
-        """Return what the update of a layer is multiplied by.
+        """Return the scale of a layer's update: alpha / rank or, with ``use_rslora``, alpha / sqrt(rank).
 
         Source: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732, for ``use_rslora``.
         """
@@ -238,7 +238,7 @@ class AdapterConfig:
         return {name: (getattr(self, name), _default(spec)) for name, spec in fields.items()}
 
     def _was(self, name: str) -> Any:
-        """Return the value that was given for a field, as it is read; its value now where none was."""
+        """Return a field's value as the file gave it; its current value if the file did not."""
         given = self.described.get(name)
         return getattr(self, name) if given is None else _READERS[name][0](given)
 

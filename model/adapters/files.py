@@ -39,13 +39,13 @@ _STORED_BASES = ("embed_tokens", "lm_head")
 
 @dataclass
 class Part:
-    """What an adapter does to one module: tensors by peft's names for them.
+    """The tensors of an adapter for one module, by peft's names.
 
     Attributes:
-        update: Low-rank matrices and what belongs to them, or rows of an embedding.
-        own: Parameters in place of the module's own.
-        trained: Whether these are trained along.
-        rows: The ids that the rows are of.
+        update: Low-rank matrices, their bias and magnitude; or rows of an embedding.
+        own: Parameters that replace the module's own.
+        trained: Whether the parameters in ``own`` are trained.
+        rows: The ids of the rows.
     """
 
     update: dict[str, Tensor] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
 
 
 def fit(config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path, model: nn.Module) -> dict[str, Part]:
-    """Return what an adapter does to each module of a model, by path.
+    """Return the tensors of an adapter for each module of a model, by path.
 
     Raises:
         ValueError: If a tensor is missing, unknown or misshapen, or the adapter is for another model; it names the
@@ -139,7 +139,7 @@ def saved_whole(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[s
 
 
 def learned_biases(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
-    """Return the paths of the modules whose biases an adapter has values of its own for."""
+    """Return the paths of the modules whose biases an adapter replaces."""
     if config.bias == "none":
         return []
     among = targeted(config, bases) if config.bias == "lora_only" else list(bases)

@@ -1,4 +1,4 @@
-"""A module with adapters beside it, and what each kind of adapter makes of the module's output.
+"""A module with adapters beside it, and how each kind of adapter changes the module's output.
 
 Shapes: ``B`` batch, ``T`` length, ``I`` in_features, ``O`` out_features, ``R`` rank, ``V`` vocab_size, ``D``
 hidden_size, ``K`` rows of an embedding that are trained.
@@ -19,7 +19,7 @@ TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 
 
 def weight_of(base: nn.Module) -> Tensor:
-    """Return a layer's weight, (O, I) or (V, D); one of fewer bits as what it stands for."""
+    """Return a layer's weight, (O, I) or (V, D), dequantized if it is quantized."""
     dequantized = getattr(base, "dequantized", None)
     weight: Any = dequantized() if dequantized is not None else base.weight
     assert isinstance(weight, Tensor)  # for the type checker
@@ -27,35 +27,35 @@ def weight_of(base: nn.Module) -> Tensor:
 
 
 class Update(nn.Module):
-    """What one adapter makes of a module's output; subclasses say how."""
+    """How one adapter changes a module's output; a subclass for each kind of adapter."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, out: Tensor, x: Tensor, base: nn.Module, strength: float) -> Tensor:
-        """Return the module's output with this adapter's part.
+        """Return the module's output with this adapter's update.
 
         Args:
-            out: The module's output, with what earlier adapters made of it.
+            out: The module's output, with the updates of earlier adapters.
             x: The module's input.
             base: The module.
-            strength: What the update is multiplied by, beside its scale.
+            strength: A factor of the update, besides its scale.
         """
         raise NotImplementedError
 
     def merged(self, weight: Tensor, base: Tensor, strength: float) -> Tensor:
-        """Return the weight that computes the same at once.
+        """Return the module's weight with this adapter merged into it, float32.
 
         Args:
-            weight: With what earlier adapters made of it, float32.
-            base: Of the module, without any adapter, float32.
+            weight: The weight with earlier adapters merged into it, float32.
+            base: The module's own weight, float32.
             strength: As in `forward`.
         """
         raise NotImplementedError
 
     def merged_bias(self, bias: Tensor | None, strength: float) -> Tensor | None:
-        """Return the bias that computes the same at once."""
+        """Return the module's bias with this adapter merged into it."""
         return bias
 
     def stored(self) -> dict[str, Tensor]:
@@ -66,8 +66,8 @@ class Update(nn.Module):
 class Adapter(Update):
     """A low-rank update of a linear layer, ``scale * B @ A``; with a magnitude, DoRA.
 
-    With ``initial`` matrices the layer's weight counts as less by ``scale * B0 @ A0``, which is the base that PiSSA and
-    OLoRA train beside; the weight itself stays as it is.
+    With ``initial`` matrices ``scale * B0 @ A0`` is subtracted from the layer's weight in the computation, as PiSSA and
+    OLoRA do; the stored weight does not change.
 
     Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; Liu et al. 2024, arXiv:2402.09353, eq. 5 and section 4.3;
     Meng et al. 2024, arXiv:2404.02948, section 3.
@@ -96,7 +96,7 @@ class Adapter(Update):
         self.register_buffer("initial_B", None if initial is None else initial[1], persistent=False)
 
     def forward(self, out: Tensor, x: Tensor, base: nn.Module, strength: float) -> Tensor:
-        """Return the layer's output with this adapter's part, (..., O)."""
+        """Return the layer's output with this adapter's update, (..., O)."""
         x = x.to(self.lora_A.dtype)
         if self.initial_A is not None and self.initial_B is not None:
             out = out - functional.linear(functional.linear(x, self.initial_A), self.initial_B) * self.scale
@@ -122,13 +122,13 @@ class Adapter(Update):
         return product_OI * (self.scale * strength)
 
     def without_initial(self, weight_OI: Tensor) -> Tensor:
-        """Return a weight less the product of the first matrices."""
+        """Return a weight minus the scaled product of the initial matrices, (O, I)."""
         if self.initial_A is None or self.initial_B is None:
             return weight_OI
         return weight_OI - (self.scale * (self.initial_B.float() @ self.initial_A.float())).to(weight_OI.dtype)
 
     def merged(self, weight: Tensor, base: Tensor, strength: float) -> Tensor:
-        """Return the weight that computes the same at once, float32 (O, I)."""
+        """Return the layer's weight with this adapter merged into it, float32 (O, I)."""
         update_OI = self.update(strength)
         total_OI = self.without_initial(weight) + update_OI
         if self.lora_magnitude_vector is not None:
@@ -137,7 +137,7 @@ class Adapter(Update):
         return total_OI
 
     def merged_bias(self, bias: Tensor | None, strength: float) -> Tensor | None:
-        """Return the bias that computes the same at once, (O,)."""
+        """Return the layer's bias with this adapter merged into it, (O,)."""
         if self.lora_bias is None or bias is None:
             return bias
         return bias + self.lora_bias.float() * (self.scale * strength)
@@ -162,7 +162,7 @@ class EmbeddingAdapter(Update):
         self.lora_magnitude_vector = None if magnitude is None else nn.Parameter(magnitude)
 
     def forward(self, out: Tensor, x: Tensor, base: nn.Module, strength: float) -> Tensor:
-        """Return the vectors of the ids with this adapter's part, (B, T, D)."""
+        """Return the embeddings of the ids with this adapter's update, (B, T, D)."""
         added_BTD = functional.linear(functional.embedding(x, self.lora_embedding_A.T), self.lora_embedding_B)
         out = out + added_BTD * (self.scale * strength)
         if self.lora_magnitude_vector is not None:
@@ -176,7 +176,7 @@ class EmbeddingAdapter(Update):
         return product_DV.T * (self.scale * strength)
 
     def merged(self, weight: Tensor, base: Tensor, strength: float) -> Tensor:
-        """Return the weight that computes the same at once, float32 (V, D)."""
+        """Return the embedding's weight with this adapter merged into it, float32 (V, D)."""
         update_VD = self.update(strength)
         total_VD = weight + update_VD
         if self.lora_magnitude_vector is not None:
@@ -244,7 +244,7 @@ class Replacement(nn.Module):
         self.trained = trained
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what the copy makes of the module's input; its trained parameters may be float32 beside others."""
+        """Return the copy's output; its trained parameters may be float32 beside bfloat16 ones."""
         module = self.module
         if x.is_floating_point():
             x = x.to(next(module.parameters()).dtype)
@@ -259,7 +259,7 @@ class Replacement(nn.Module):
 
 
 class AdaptedLayer(nn.Module):
-    """A frozen module, of any number format, and its adapters; those in ``active`` take part, in that order."""
+    """A frozen module, quantized or not, and its adapters; those in ``active`` change its output, in that order."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ class AdaptedLayer(nn.Module):
         """The parameters as they were before adapters were merged into them; None while they are not."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the module's output with the active adapters' part, of the shape and dtype of the module's own."""
+        """Return the module's output with the active adapters' updates, of the shape and dtype of the module's own."""
         replacement = None if self.unmerged is not None else self.replacement()
         if replacement is None:
             base, out = self.base_layer, self.base_layer(x, *args, **kwargs)
@@ -303,7 +303,7 @@ class AdaptedLayer(nn.Module):
         return adapter
 
     def names(self) -> set[str]:
-        """Return the names of the adapters that do something here."""
+        """Return the names of the adapters that change this module."""
         return {*self.adapters, *self.replacements}
 
     def learned(self, name: str) -> Iterator[nn.Parameter]:
@@ -355,7 +355,7 @@ class LoraLinear(AdaptedLayer):
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer, of any number format."""
+    """Return whether a module is a linear layer, quantized or not."""
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
