@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen dataclass, checked when it is made."""
+"""The settings of a training run: one frozen dataclass, checked when it is made."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class TrainConfig:
         save_every: Steps between checkpoints, 0 for one at the end only; none is written of a step that was skipped.
         log_every: Steps between lines of `metrics.jsonl`.
         seed: Orders the windows. The model's own seed is the model's business.
-        dtype: Of the arithmetic: `"float32"`, `"bfloat16"` (autocast) or `"auto"`: bfloat16 on CUDA and where the
-            weights are.
-        weights_dtype: Of the weights that are trained and of the optimizer's moments: `"float32"` (master weights), or
+        dtype: The dtype of arithmetic: `"float32"`, `"bfloat16"` (autocast) or `"auto"`: bfloat16 on CUDA and with
+            weights in bfloat16.
+        weights_dtype: The dtype of the trained weights and of the optimizer's moments: `"float32"` (master weights), or
             `"bfloat16"`, rounded stochastically: half the memory.
         device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"`, ...
         compile: Run the model through `torch.compile`.

@@ -42,9 +42,9 @@ def find_formats(paths: Sequence[Path], kind: str = "auto", on_error: str = "rai
     """Return the format of each file, one of `FORMATS`: by the fields of its first row.
 
     Args:
-        paths: The files; one whose suffix is not that of JSON or Parquet is text.
-        kind: "auto", or the format that all files are said to have.
-        on_error: "raise" an error where the first row cannot be read, or "skip" to the first that is an object.
+        paths: The files; one without a suffix of JSON or Parquet is text.
+        kind: "auto", or the format of all files.
+        on_error: "raise" an error if the first row cannot be read, or "skip" to the first row that is an object.
 
     Raises:
         ValueError: If `kind` is neither, a file is of no format, or some files are text and some are not.
