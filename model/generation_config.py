@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._files import read_json_object
+from bpe_llama.model.config_json import ABOUT_GENERATION
 
 FILE = "generation_config.json"
 
@@ -184,7 +185,7 @@ class GenerationConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> GenerationConfig:
-        """Return the config of a folder, an empty one if the folder has no such file.
+        """Return the config of a folder. Without such a file it is what ``config.json`` says of generation.
 
         Warns:
             UserWarning: If a field is not supported; it names all such fields and their values.
@@ -193,9 +194,12 @@ class GenerationConfig:
             ValueError: If the file holds no JSON object or a field has a wrong value; it names the file and the field.
         """
         path = folder / FILE
-        if not path.is_file():
-            return cls()
-        values = read_json_object(path)
+        if path.is_file():
+            values = read_json_object(path)
+        else:  # as older versions of transformers saved it
+            path = folder / "config.json"
+            described = read_json_object(path)
+            values = {name: described[name] for name in sorted(ABOUT_GENERATION & described.keys())}
         try:
             config = cls(values)
         except ValueError as error:

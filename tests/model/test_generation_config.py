@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from bpe_llama import Tokenizer
 from bpe_llama._gguf_special import end_ids
@@ -118,6 +119,20 @@ def test_a_file_that_names_ends_alone_goes_before_llamas_own(tmp_path: Path) -> 
     assert LlamaForCausalLM.from_pretrained(tmp_path).end_ids == (2,)  # LLaMA's, as for transformers
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 260}')
     assert LlamaForCausalLM.from_pretrained(tmp_path).end_ids == (260,)
+
+
+def test_without_the_file_config_json_gives_the_defaults(tmp_path: Path) -> None:
+    model_with().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    said = {"do_sample": True, "temperature": 0.6, "top_k": 7, "repetition_penalty": 1.2, "num_beams": 1}
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | said), encoding="utf-8")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
+    ours = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert {name: getattr(theirs, name) for name in said} == said == dict(ours.generation_config.values)
+    defaults = {"temperature": 0.6, "top_p": 1.0, "top_k": 7, "repetition_penalty": 1.2}
+    assert ours.generation_config.sampling_defaults == defaults
+    ours.save_pretrained(tmp_path / "again")
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "again").generation_config.sampling_defaults == defaults
 
 
 def test_a_saved_model_keeps_its_file_and_no_other(tmp_path: Path) -> None:
