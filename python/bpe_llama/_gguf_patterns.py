@@ -222,4 +222,4 @@ NEAREST = {
         rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
     ): ("qwen35", ""),
 }
-"""Published patterns that llama.cpp spells otherwise: its name of the pattern, and the difference to warn of, if any."""
+"""Published patterns that llama.cpp spells otherwise: its name, and the difference to warn of, if there is one."""

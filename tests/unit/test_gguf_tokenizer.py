@@ -288,9 +288,7 @@ def test_sentencepiece_tokenizers_that_gguf_cannot_hold(tmp_path: Path) -> None:
     described = json.loads(core.to_huggingface())
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     other = described | {"normalizer": None, "pre_tokenizer": metaspace}
-    with pytest.raises(
-        ValueError, match="cannot split text as this SentencePiece tokenizer does: pre_tokenizer is .*Metaspace"
-    ):
+    with pytest.raises(ValueError, match=r"cannot split text as this SentencePiece .* pre_tokenizer is .*Metaspace"):
         tokenizer_metadata(_core.Tokenizer.build_from_huggingface(json.dumps(other).encode()))
     model = described["model"]
     fewer = described | {"model": model | {"merges": [pair for pair in model["merges"] if "".join(pair) != "ab"]}}
