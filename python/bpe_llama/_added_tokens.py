@@ -168,6 +168,7 @@ def read_stated_tokens(
         late = special_map.get("additional_special_tokens", late)
     by_content = {token.content: token for token in listed}
     named: dict[str, str | AddedToken | None] = {role: defaults.get(role) for role in ROLES}
+    named |= {role: name for role, name in defaults.items() if role not in ROLES and config.get(role, name) is not None}
     for role, token in stated.roles.items():
         named[role] = by_content.get(_content(token), token) if token is not None else None
     named.update(stated.found | stated.own)

@@ -217,5 +217,9 @@ NEAREST = {
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
         r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ): ("tekken", "a capital letter beyond ASCII does not begin a new piece"),
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+        rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+    ): ("qwen35", ""),
 }
-"""Published patterns that llama.cpp only approximates: its name of the pattern, and the difference."""
+"""Published patterns that llama.cpp spells otherwise: its name, and the difference to warn of, if there is one."""

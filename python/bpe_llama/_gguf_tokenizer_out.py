@@ -178,10 +178,11 @@ def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | N
     """Return llama.cpp's name of the pattern, and the differences to warn of."""
     pattern, differences = tokenizer.pattern, []
     ignore_merges: bool = described["model"]["ignore_merges"]
-    if pattern in _nearest():
-        name, difference = _nearest()[pattern]
+    published = pattern.removeprefix("(?#oniguruma)")  # as a tokenizer.json has it, where it means the same
+    if published in _nearest():
+        name, difference = _nearest()[published]
         pattern = _pattern_of(PRE_TOKENIZERS[name])
-        differences.append(difference)
+        differences += [difference] if difference else []
     names = [name for name, pre in PRE_TOKENIZERS.items() if _pattern_of(pre) == pattern]
     if not names:
         raise ValueError(
@@ -280,17 +281,17 @@ def _listed_pieces(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tup
 
 def _space_prefix(described: dict[str, Any]) -> bool:
     """Return whether the normalizer puts a space first; refuse any step that llama.cpp does not have."""
+    if described["pre_tokenizer"] is not None:
+        raise ValueError(
+            "llama.cpp cannot split text as this SentencePiece tokenizer does: "
+            f"pre_tokenizer is {json.dumps(described['pre_tokenizer'])[:200]}"
+        )
     normalizer = described["normalizer"] or {"normalizers": []}
     steps = normalizer.get("normalizers", [normalizer])
     prepend = {"type": "Prepend", "prepend": _SPACE}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     if steps not in ([replace], [prepend, replace]):
         raise ValueError(f"llama.cpp cannot normalize text as this SentencePiece tokenizer does: {json.dumps(steps)}")
-    if described["pre_tokenizer"] is not None:
-        raise ValueError(
-            "llama.cpp cannot split text as this SentencePiece tokenizer does: "
-            f"pre_tokenizer is {json.dumps(described['pre_tokenizer'])[:200]}"
-        )
     return len(steps) == 2
 
 

@@ -16,7 +16,7 @@ from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, read_json_object, written_whole
 from bpe_llama._settings import Settings, read_settings
-from bpe_llama._tokenizer_classes import CLASSES, class_of, splitting
+from bpe_llama._tokenizer_classes import class_of, class_tokens, splitting
 
 
 def file_in(path: PathLike) -> Path:
@@ -64,6 +64,9 @@ def format_of(path: Path) -> Format:
         )
     if head.lstrip()[:1] == b"{":
         return _format_of_json(path, head)
+    if path.suffix == ".json":
+        why = "a byte order mark" if head.startswith(b"\xef\xbb\xbf") else repr(head[:16])
+        raise ValueError(f"{path}: expected a JSON object, but it begins with {why}")
     # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
     if head[:1] == b"\n" and head[2:3] == b"\n":
         return "sentencepiece"
@@ -142,7 +145,7 @@ def with_config(
         if name == "LlamaTokenizer" and _is_byte_level(core):
             name = "TokenizersBackend"  # transformers sees that this class cannot be meant
         is_named = bool(config) or "model_type" in model_config
-        defaults = _class_tokens(name) if is_named and not is_sentencepiece else None
+        defaults = class_tokens(name) if is_named and not is_sentencepiece else None
         core, roles, extra = _with_stated_tokens(core, defaults, parts.get("padding"), config, special_map, added)
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
@@ -204,7 +207,7 @@ def _with_stated_tokens(
     Args:
         core: The tokenizer.
         defaults: The tokens of the class where no file names one. ``None`` for an unknown class: ``bos_id`` and
-            ``eos_id`` then stay what the names of the tokens suggest.
+            ``eos_id`` then stay what the names of the tokens suggest, and ``unk_id`` that of the model.
         padding: The section ``padding`` of the tokenizer.json; its ``pad_token`` is the last default.
         config: The content of tokenizer_config.json.
         special_map: The content of special_tokens_map.json.
@@ -237,19 +240,12 @@ def _with_stated_tokens(
         name = names.get(role)
         if role in config or role in special_map or name is not None:
             ends.append(None if name is None else added_ids.get(name, core.token_to_id(name)))
-        elif defaults is not None and role != "unk_token":
+        elif defaults is not None:
             ends.append(None)
         else:
             ends.append(getattr(core, f"{role[:3]}_id"))
     core = core.with_ends(*ends)
     return core, {role: name for role, name in names.items() if role not in _ENDS}, stated.extra_names()
-
-
-def _class_tokens(name: str | None) -> Mapping[str, str | None] | None:
-    """Return the default tokens of a class, or ``None`` if the class is unknown."""
-    if name == "TokenizersBackend":
-        return {}
-    return CLASSES[name].tokens if name in CLASSES else None
 
 
 def _warn_of_rebuilding(path: Path, name: str | None, config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

@@ -181,12 +181,33 @@ CLASSES = {
     ),
 }
 
+_LLAMA_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_MORE_TOKENS: dict[str, dict[str, str | None]] = {
+    "TokenizersBackend": {},
+    "Qwen3_5Tokenizer": CLASSES["Qwen2Tokenizer"].tokens,
+    "LlamaTokenizer": {**_LLAMA_TOKENS},
+    "CodeLlamaTokenizer": {
+        **_LLAMA_TOKENS,
+        "prefix_token": "\u2581<PRE>",
+        "middle_token": "\u2581<MID>",
+        "suffix_token": "\u2581<SUF>",
+        "eot_token": "\u2581<EOT>",
+        "fill_token": "<FILL_ME>",
+    },
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+}
+
 # The class of a folder whose files name none, by the model_type of its config.json.
 _BY_MODEL_TYPE = {
     "BartTokenizer": "florence2",
     "BlenderbotTokenizer": "blenderbot",
     "CLIPTokenizer": "aimv2 clip clipseg groupvit omdet-turbo oneformer owlv2 owlvit sam3 sam3_video xclip",
-    "CodeLlamaTokenizer": "code_llama",
     "CohereTokenizer": "aya_vision cohere cohere2",
     "DebertaTokenizer": "deberta",
     "GPT2Tokenizer": """blip-2 codegen dbrx emu3 gpt2 gpt_neo gptj hyperclovax_vision_v2 instructblip instructblipvideo
@@ -218,6 +239,11 @@ _TAKEN_AS_WRITTEN = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-
     modernbert modernbert-decoder molmo molmo2 nemo_speechlm nemotron nvfp4 nystromformer olmo2 olmo3 olmo_hybrid
     opencua openvla paddleocr_vl pegasus_x persimmon phi3 phi3_v phimoe pix2struct pixtral pocket_tts smolvlm stablelm
     step3_vl umt5 vipllava voxtral voxtral_realtime xlm-roberta-xl"""
+
+
+def class_tokens(name: str | None) -> Mapping[str, str | None] | None:
+    """Return the default token of each role of a class, or ``None`` if the class is not known here."""
+    return CLASSES[name].tokens if name in CLASSES else _MORE_TOKENS.get(name or "")
 
 
 def class_name_for(model_type: str) -> str | None:

@@ -109,3 +109,25 @@ OPTIONS: list[dict[str, Any]] = [{"add_prefix_space": True}, {"add_prefix_space"
 def test_options_of_the_class_count(name: str, file: str, config: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, file, {"tokenizer_class": name, **config}, None)
     check(tmp_path)
+
+
+STATED: list[dict[str, Any]] = [
+    {},
+    {"bos_token": "<s>", "additional_special_tokens": ["<A>"]},
+    {"prefix_token": None, "pad_token": "<P>", "mask_token": None},
+]
+
+
+@pytest.mark.parametrize("stated", STATED, ids=["none", "some", "own"])
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_that_no_file_names_are_those_of_the_class(name: str, stated: dict[str, Any], tmp_path: Path) -> None:
+    is_spaced = name.startswith(("Llama", "CodeLlama", "Gemma"))
+    write(tmp_path, "llama" if is_spaced else "gpt2", {"tokenizer_class": name, **stated}, None)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = Tokenizer.from_file(tmp_path)
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert [ours.id_to_token(i) for i in range(len(ours))] == theirs.convert_ids_to_tokens(range(len(theirs)))
+    for role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
+        assert getattr(ours, f"{role}_id") == getattr(theirs, f"{role}_token_id"), role

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from bench import data
 from bench.published import PUBLISHED, first_difference
@@ -201,3 +201,39 @@ def test_saving_what_was_loaded_changes_nothing(pair: Pair, texts: dict[str, str
 @given(text=st.text(" \t\n\r\u00a0\u2003'sStTrevmlldD1²Ⅷa\u0301éſK中字😀.<|>_-/", max_size=40))
 def test_strings_dense_in_what_the_patterns_tell_apart(pair: Pair, text: str) -> None:
     assert pair.difference(text) == "equal"
+
+
+def test_bytes_that_are_left_out_let_their_neighbours_merge(tmp_path: Path) -> None:
+    vocab = {token: i for i, token in enumerate([*"abcĠÃ°", "ab", "ĠĠ", "abĠĠ"])}
+    model = models.BPE(vocab, [("a", "b"), ("Ġ", "Ġ"), ("ab", "ĠĠ")])
+    theirs = tokenizers.Tokenizer(model)
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.decoder = decoders.ByteLevel()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_file(tmp_path)
+    draw = random.Random(1)
+    for length in (3, 10, 40, 300):
+        for _ in range(40):
+            text = "".join(draw.choices("ab c\u00f0\u0130\u0731ŧ中😀 ", k=length))
+            expected = theirs.encode(text, add_special_tokens=False)
+            assert ours.encode(text) == ours.encode_batch([text])[0] == expected.ids, ascii(text)
+            assert ours.encode_with_offsets(text) == (expected.ids, expected.offsets), ascii(text)
+
+
+@pytest.mark.parametrize("decoder", [decoders.ByteLevel(), decoders.Fuse(), None])
+@pytest.mark.parametrize("normalizer", [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Prepend("a")])
+def test_special_tokens_with_another_normal_form_are_not_skipped(normalizer: Any, decoder: Any, tmp_path: Path) -> None:
+    theirs = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate("abx")}, []))
+    theirs.normalizer = normalizer
+    if decoder is not None:
+        theirs.decoder = decoder
+    for content in ("\ufb01", "X", "<y>"):
+        theirs.add_special_tokens([tokenizers.AddedToken(content, normalized=True)])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_file(tmp_path)
+    for ids in ([3], [4], [5], [0, 3, 1, 4, 2, 5]):
+        expected = theirs.decode(ids, skip_special_tokens=True)
+        assert ours.decode(ids, skip_special_tokens=True) == expected
+        stream = ours.decode_stream(skip_special_tokens=True)
+        assert "".join(map(stream.push, ids)) + stream.flush() == expected

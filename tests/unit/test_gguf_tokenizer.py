@@ -94,6 +94,40 @@ def test_the_table_names_what_the_golden_file_does() -> None:
     assert {name for name, _ in NEAREST.values()} <= set(PRE_TOKENIZERS)
 
 
+_LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_SMALL = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}*{_SMALL}+|[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}+{_SMALL}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN3_5 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    ("regex", "pre", "warning"), [(_TEKKEN, "tekken", "a capital letter"), (_QWEN3_5, "qwen35", "")]
+)
+def test_a_published_pattern_of_a_tokenizer_json_has_its_name(
+    tmp_path: Path, regex: str, pre: str, warning: str
+) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"He": 256, b" a": 257}
+    file = json.loads(Tokenizer.from_ranks(ranks, "llama3").to_huggingface())
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": regex}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    tok = Tokenizer.from_file(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metadata = tokenizer_metadata(tok)
+    assert metadata["tokenizer.ggml.pre"] == pre
+    assert [warning in str(one.message) for one in caught] == [True] * bool(warning)
+    write_gguf(tmp_path / "t.gguf", metadata)
+    again = Tokenizer.from_gguf(tmp_path / "t.gguf")
+    for text in ("Hello a 123 it's 'LL", "e\u0301\u0301 \n\n a/b  HeLLo", "한국어 각"):
+        assert again.encode(text) == tok.encode(text)
+
+
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_every_name_is_read_and_written_back(tmp_path: Path, name: str) -> None:
     first = read(tmp_path, byte_level(pre=name, bos_token_id=260, add_eos_token=True))
@@ -254,7 +288,7 @@ def test_sentencepiece_tokenizers_that_gguf_cannot_hold(tmp_path: Path) -> None:
     described = json.loads(core.to_huggingface())
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     other = described | {"normalizer": None, "pre_tokenizer": metaspace}
-    with pytest.raises(ValueError, match=r"cannot normalize text as this SentencePiece tokenizer does: \[\]"):
+    with pytest.raises(ValueError, match=r"cannot split text as this SentencePiece .* pre_tokenizer is .*Metaspace"):
         tokenizer_metadata(_core.Tokenizer.build_from_huggingface(json.dumps(other).encode()))
     model = described["model"]
     fewer = described | {"model": model | {"merges": [pair for pair in model["merges"] if "".join(pair) != "ab"]}}

@@ -272,6 +272,16 @@ def test_any_bytes_as_a_tokenizer_raise(tmp_path: Path, block: bytes, suffix: st
         Tokenizer.from_file(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(b"\xef\xbb\xbf{}", "a byte order mark"), (b" \n", r"b' \\n'"), (b"", "b''"), (b"[1]", r"b'\[1\]'")],
+)
+def test_a_tokenizer_json_that_is_no_object_says_how_it_begins(tmp_path: Path, content: bytes, named: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: expected a JSON object, but it begins with {named}"):
+        Tokenizer.from_file(tmp_path)
+
+
 def test_an_empty_folder_is_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match=tmp_path.name):
         Tokenizer.from_file(tmp_path)

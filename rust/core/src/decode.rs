@@ -44,7 +44,7 @@ impl Tokenizer {
         for (turn, &id) in ids.iter().enumerate() {
             pause.ask_at(turn)?;
             let token = self.id_to_bytes(id)?;
-            if !(skip_special && self.is_special(id)) {
+            if !(skip_special && self.added.is_left_out(id)) {
                 bytes.extend_from_slice(if at_start {
                     self.without_first_space(id, token, &mut at_start)
                 } else {
@@ -74,7 +74,7 @@ impl Tokenizer {
 
     /// Returns the ids without those of special tokens, if they are to be left out.
     fn kept<'i>(&self, ids: &'i [u32], skip_special: bool) -> Cow<'i, [u32]> {
-        if skip_special { ids.iter().copied().filter(|&id| !self.is_special(id)).collect() } else { Cow::Borrowed(ids) }
+        if skip_special { ids.iter().copied().filter(|&id| !self.added.is_left_out(id)).collect() } else { Cow::Borrowed(ids) }
     }
 
     /// Returns whether decoding is no more than putting the bytes of tokens together.
@@ -155,7 +155,7 @@ impl DecodeStream {
     /// [`Error::NotFound`] for an id that no token has; [`Error::InvalidArgument`] if the decoder of a `tokenizer.json`
     /// changes, now that this id has come, text that was given out before.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
-        let is_left_out = self.skip_special && tokenizer.is_special(id);
+        let is_left_out = self.skip_special && tokenizer.added.is_left_out(id);
         match &mut self.way {
             Way::Window(window) => window.push(tokenizer, id, self.skip_special),
             _ if is_left_out => Ok(String::new()),

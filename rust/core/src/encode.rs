@@ -136,7 +136,9 @@ impl Encoder<'_> {
             scratch.ids.push(id);
             return Ok(());
         }
-        if piece.len() <= SHORT_BYTES {
+        // What stands on both sides of bytes that are left out meets, so such a piece is not cut.
+        let leaves_out = || piece.iter().any(|&byte| self.vocab.byte_id(byte).is_none());
+        if piece.len() <= SHORT_BYTES || (self.vocab.drops_unknown() && leaves_out()) {
             return self.merge(piece, scratch);
         }
         // No merge crosses these cuts, so what lies between can be encoded, and remembered, alone.

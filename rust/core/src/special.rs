@@ -140,6 +140,13 @@ impl AddedTokens {
         self.by_id.get(&id).map(|&i| self.names[i].as_str())
     }
 
+    /// Returns whether decoding leaves a token out where special tokens are not wanted.
+    ///
+    /// As in `tokenizers`, the name decides: a special token with a normal form that is not its content stays.
+    pub(crate) fn is_left_out(&self, id: u32) -> bool {
+        self.name_of(id).and_then(|name| self.by_content(name)).is_some_and(|token| token.special)
+    }
+
     /// Returns whether no added token is ever matched when these special ones are allowed.
     pub(crate) fn finds_none(&self, allowed: SpecialSet<'_>) -> bool {
         (allowed.is_none() && !self.has_ordinary) || self.tokens.is_empty()
