@@ -366,6 +366,7 @@ def generate(
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
     options = cli_options.with_usual(generator, given, {"max_new_tokens": 200})
+    generator.options(**options)  # complain before anything is printed
     if num_beams != 1:
         options = {name: value for name, value in options.items() if (name, value) != ("seed", 0)}
     if verbose:

@@ -558,6 +558,35 @@ def test_text_that_holds_rendered_chats_is_parsed_or_warned_of(tokenizer: Tokeni
     assert np.load(tmp_path / "parsed" / "tokens.npy").dtype == np.uint16
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_plain_text_begins_as_the_tokenizers_file_says(
+    tokenizer: Tokenizer, tmp_path: Path, name: str, parse_special: bool
+) -> None:
+    eos = tokenizer.eos_id
+    framed = Tokenizer(tokenizer.with_bos_eos(eos - 1, eos).with_template(eos - 1, None))
+    config = training.TrainConfig(**SETTINGS)
+    texts = ["what is up " * 20, "and why is it so " * 20]
+    if name == "a.txt":
+        (tmp_path / name).write_text(texts[0])
+        (tmp_path / "b.txt").write_text(texts[1])
+    else:
+        write_rows(tmp_path / name, [{"text": text} for text in texts])
+    files = [*tmp_path.iterdir()]
+    training.finetune(
+        fresh(), framed, sorted(files), config, tmp_path / "out", parse_special=parse_special, progress=False
+    )
+    expected = [token for text in texts for token in [eos - 1, *tokenizer.encode(text), eos]]
+    assert np.load(tmp_path / "out" / "tokens.npy").tolist() == expected
+    if parse_special:  # what the text says itself is not said twice
+        begin = framed.id_to_token(eos - 1)
+        (tmp_path / "c.txt").write_text(f"{begin}{texts[0]}<|endoftext|>")
+        training.finetune(
+            fresh(), framed, tmp_path / "c.txt", config, tmp_path / "out2", parse_special=True, progress=False
+        )
+        assert np.load(tmp_path / "out2" / "tokens.npy").tolist() == [eos - 1, *tokenizer.encode(texts[0]), eos]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
