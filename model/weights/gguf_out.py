@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def save_gguf(
         progress: Called with tensors written and tensors in all, after each.
 
     Warns:
-        UserWarning: If more ids end a text than the file has keys for.
+        UserWarning: If more ids end a text than the file has keys for, or the model's defaults of generation have none.
 
     Raises:
         ValueError: If the format is unknown or GGUF's llama architecture cannot express the config.
@@ -103,8 +104,14 @@ def save_gguf(
 
 
 def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
-    """Return the model's defaults of sampling, as far as GGUF has keys for them."""
+    """Return the model's defaults of sampling, as far as GGUF has keys for them; warn of the others."""
     defaults = model.generation_config.sampling_defaults
+    lost = {name: value for name, value in defaults.items() if name not in SAMPLING_KEYS}
+    if model.generation_config.stop_strings:
+        lost["stop_strings"] = list(model.generation_config.stop_strings)
+    if lost:
+        listed = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
+        warnings.warn(f"a GGUF file has no place for these defaults of generation: {listed}", UserWarning, stacklevel=3)
     return {
         key: defaults[field] if field == "top_k" else float(defaults[field])
         for field, key in SAMPLING_KEYS.items()

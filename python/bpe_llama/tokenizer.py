@@ -432,7 +432,7 @@ class Tokenizer(_core.Tokenizer):
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
             ValueError: If a row holds no text or a file is not of its format, naming file and place; if `out` does not
-                end in `.npy`, `on_error` is neither, or `bos` is asked for where there is none. `out` is then as it was.
+                end in `.npy`, `on_error` is neither, or `bos` is true and there is none. `out` is then as it was.
 
         Examples:
             >>> import tempfile, pathlib

@@ -216,6 +216,14 @@ def test_a_gguf_without_a_tokenizer_keeps_three_ends_and_names_the_rest(tmp_path
     assert LlamaForCausalLM.from_pretrained(tmp_path / "c.gguf").end_ids == ()
 
 
+def test_defaults_that_a_gguf_has_no_key_for_are_named(tmp_path: Path) -> None:
+    model = model_with()
+    model.generation_config = GenerationConfig({"suppress_tokens": [9], "stop_strings": "fox", "top_k": 3})
+    with pytest.warns(UserWarning, match=r"no place for .*: banned_ids = \[9\], stop_strings = \['fox'\]"):
+        save_gguf(model, tmp_path / "a.gguf")
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "a.gguf").generation_config.sampling_defaults == {"top_k": 3}
+
+
 def test_a_tokenizer_keeps_its_ends_when_saved(tmp_path: Path) -> None:
     save_gguf(model_with(), tmp_path / "a.gguf", tokenizer=tokenizer_metadata(tokenizer_with(eos=258)))
     tokenizer = Tokenizer.from_gguf(tmp_path / "a.gguf")
