@@ -23,7 +23,7 @@ from bpe_llama._gguf_special import end_ids
 from bpe_llama._gguf_tokenizer_out import with_end_ids
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.weights.assemble import expected_shapes
+from bpe_llama.model.weights.assemble import check_plain, expected_shapes
 from bpe_llama.model.weights.gguf import (
     EXPERT_NAMES,
     LAYER_NAMES,
@@ -62,7 +62,8 @@ def save_gguf(
         UserWarning: If more ids end a text than the file has keys for, or the model's defaults of generation have none.
 
     Raises:
-        ValueError: If the format is unknown or GGUF's llama architecture cannot express the config.
+        ValueError: If the format is unknown, GGUF's llama architecture cannot express the config, or layers were
+            replaced by adapted or quantised ones.
         OSError: If the file cannot be written.
 
     Cost: one pass; besides the model it holds one tensor in float32.
@@ -73,6 +74,7 @@ def save_gguf(
     stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
     if stored is None:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
+    check_plain(model, expected_shapes(model.config))
     tokenizer = dict(tokenizer or {})
     ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
     metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **tokenizer}

@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from bpe_llama import Tokenizer
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, quantize, training
+from bpe_llama.model import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    lora,
+    quantize,
+    training,
+)
 from bpe_llama.model.training import Example, ExampleBatches
 from bpe_llama.model.training.conversations import are_conversations, read_conversations
 from bpe_llama.model.training.lock import locked
@@ -689,3 +696,23 @@ def test_parquet_without_pyarrow_names_the_extra(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"pip install 'bpe-llama\[parquet\]'"):
         read_conversations([path], tokenizer, 100)
+
+
+def test_what_no_checkpoint_would_hold_is_not_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(**SETTINGS)
+
+    def refused(model: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            training.finetune(model, tokenizer, talks, config, tmp_path / "out", progress=False)
+        assert not [*(tmp_path / "out").glob("step-*")]
+
+    model = lora.add(fresh(), rank=2)
+    model.model.norm.weight.requires_grad_(True)
+    refused(model, r"model\.norm\.weight: trained beside adapters.*modules_to_save")
+    merged = lora.add(fresh(), rank=2)
+    lora.merge(merged)
+    refused(merged, "adapters are merged into the weights; unmerge them")
+    classifier = LlamaForSequenceClassification(fresh().config, num_labels=2)
+    refused(classifier, "the model is a LlamaForSequenceClassification; expected a LlamaForCausalLM")
+    saved = lora.add(fresh(), rank=2, modules_to_save=["norm"])
+    training.finetune(saved, tokenizer, talks, config, tmp_path / "out", progress=False)
