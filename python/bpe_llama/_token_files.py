@@ -120,8 +120,8 @@ def _replace_marks(marked: Path, out: Path, mark: int, begins: Sequence[int], en
     marks = sum(int((chunk == mark).sum()) for chunk in chunks)
     count = len(ids) + marks * (len(between) - 1)
     with open(out, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(ids.dtype), "fortran_order": False, "shape": (count,)}
-        np.lib.format.write_array_header_1_0(file, header)
+        header = {"descr": ids.dtype.str, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
         file.write(np.array(begins, ids.dtype).tobytes())
         for number, chunk in enumerate(chunks, start=1):
             is_mark = chunk == mark

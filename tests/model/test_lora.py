@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
 from bpe_llama.model.captured import CapturedDecoder
 from bpe_llama.model.engine import Engine
 from bpe_llama.model.options import GenerationOptions
