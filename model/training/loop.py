@@ -202,7 +202,7 @@ def _check_trained(model: LlamaForCausalLM) -> None:
     Raises:
         ValueError: If the model does not predict text, adapters are merged, or a weight is trained beside them.
     """
-    if "lm_head" not in dict(model.named_children()):
+    if "score" in dict(model.named_children()):
         raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
     layers = [layer for _, layer in lora.adapted_layers(model)]
     if any(layer.unmerged is not None for layer in layers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,9 +30,6 @@ def load(
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         **options: Of the format's own loader.
 
-    Warns:
-        UserWarning: If an adapter lies beside the weights; transformers would load it, and its base model.
-
     Raises:
         FileNotFoundError: If there is nothing at ``path``, or a folder holds no checkpoint.
         ValueError: If the format is unknown, the file is damaged or holds another kind of model; nothing is
@@ -45,16 +41,11 @@ def load(
     if path.is_dir():
         from bpe_llama.model.weights import huggingface, meta
 
-        if (path / ADAPTER).is_file():
-            if not (path / "config.json").is_file() and not (path / "params.json").is_file():
-                raise ValueError(
-                    f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
-                    "lora.load (--adapter)"
-                )
-            warnings.warn(
-                f"{path / ADAPTER}: the adapter beside the weights is not loaded; lora.load (--adapter) does",
-                UserWarning,
-                stacklevel=3,
+        has_model = (path / "config.json").is_file() or (path / "params.json").is_file()
+        if (path / ADAPTER).is_file() and not has_model:
+            raise ValueError(
+                f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
+                "lora.load (--adapter)"
             )
         # Mistral's folders may hold both layouts, or a config.json beside the weights of the other.
         has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()

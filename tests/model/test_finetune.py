@@ -712,7 +712,7 @@ def test_what_no_checkpoint_would_hold_is_not_trained(tokenizer: Tokenizer, talk
     merged = lora.add(fresh(), rank=2)
     lora.merge(merged)
     refused(merged, "adapters are merged into the weights; unmerge them")
-    classifier = LlamaForSequenceClassification(fresh().config, num_labels=2)
+    classifier = LlamaForSequenceClassification(fresh().config)
     refused(classifier, "the model is a LlamaForSequenceClassification; expected a LlamaForCausalLM")
     saved = lora.add(fresh(), rank=2, modules_to_save=["norm"])
     training.finetune(saved, tokenizer, talks, config, tmp_path / "out", progress=False)

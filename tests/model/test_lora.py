@@ -378,14 +378,10 @@ def test_a_refused_new_adapter_changes_nothing(tiny_model: Make) -> None:
         assert lora.names(model) == [] and all(weight.requires_grad for weight in model.parameters())
 
 
-def test_an_adapter_is_neither_taken_for_a_model_nor_passed_over(tmp_path: Path) -> None:
+def test_an_adapter_alone_is_not_taken_for_a_model(tmp_path: Path) -> None:
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape))
     model.save_pretrained(tmp_path / "model")
     lora.save(lora.add(model, rank=2), tmp_path / "adapter")
     with pytest.raises(ValueError, match="adapter: holds an adapter and no model"):
         LlamaForCausalLM.from_pretrained(tmp_path / "adapter")
-    for file in (tmp_path / "adapter").iterdir():
-        file.rename(tmp_path / "model" / file.name)
-    with pytest.warns(UserWarning, match="model/adapter_config.json: the adapter beside the weights is not loaded"):
-        LlamaForCausalLM.from_pretrained(tmp_path / "model")
