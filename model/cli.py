@@ -19,6 +19,7 @@ from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import find_files
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama._progress import reporting
+from bpe_llama.chat import TRAIN_ON
 from bpe_llama.model import cli_options, lora, quantize, training
 from bpe_llama.model.chat import Conversation, talk
 from bpe_llama.model.config import LlamaConfig
@@ -29,6 +30,8 @@ from bpe_llama.model.options import GenerationOptions
 from bpe_llama.model.prompts import check_vocabulary
 from bpe_llama.model.speed import describe_speed
 from bpe_llama.model.text import TextGenerator
+from bpe_llama.model.training.checkpoint import checkpoint_to_resume
+from bpe_llama.model.training.conversations import find_formats
 from bpe_llama.model.weights.gguf_out import save_gguf
 from bpe_llama.tokenizer import Tokenizer
 
@@ -230,7 +233,10 @@ def finetune(
         raise ValueError("--merge needs whole weights; give it or --quantize, not both")
     # Complain of these before a large model is loaded.
     BadRows(on_error)
-    find_files(texts)
+    find_formats(find_files(texts), rows_format, on_error)
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
+    checkpoint_to_resume(out, resume)
     vocabulary = Tokenizer.from_file(tokenizer or model)
     settings = training.TrainConfig(
         max_steps=1 if steps is None else steps,
@@ -256,6 +262,8 @@ def finetune(
     if not full:
         if quantized is not None:
             quantize.quantize(loaded, quantized)
+        if target and target != ["all-linear"]:
+            check_targets(loaded, target)
         lora.add(
             loaded,
             rank=8 if rank is None else rank,
@@ -366,6 +374,7 @@ def generate(
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
     options = cli_options.with_defaults(generator, given, {"max_new_tokens": 200})
+    generator.options(**options)  # complain before anything is printed
     if num_beams != 1:
         options = {name: value for name, value in options.items() if (name, value) != ("seed", 0)}
     if verbose:
@@ -489,6 +498,14 @@ def check_quantized(kind: str | None) -> None:
     """Raise a ValueError unless --quantize is int8, int4 or left out."""
     if kind not in (None, "int8", "int4"):
         raise ValueError(f"--quantize is {kind!r}; expected int8 or int4")
+
+
+def check_targets(model: LlamaForCausalLM, targets: Sequence[str]) -> None:
+    """Raise a ValueError for a --target that names no layer, rather than train the others alone."""
+    layers = {path.rpartition(".")[2] for path, module in model.named_modules() if not any(module.children())}
+    for name in targets:
+        if name == "all-linear" or not any(f".{path}".endswith(f".{name}") for path, _ in model.named_modules()):
+            raise ValueError(f"--target is {name!r}; expected all-linear alone, or some of {', '.join(sorted(layers))}")
 
 
 def load_generator(

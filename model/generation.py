@@ -62,8 +62,8 @@ def generate(
         cache: The form of the cache: see `Engine`. A search keeps a full one.
         capture: Run each step as one CUDA graph, sampler included (`bpe_llama.model.captured`); warns and generates
             plainly where that cannot be.
-        do_sample: Whether the search draws its candidates; by default the generation config's. Without a search False
-            is temperature 0, and True changes nothing.
+        do_sample: Whether ids are drawn; by default as the generation config says. False is temperature 0; True takes
+            the config's temperature and top-p, or 1, even where it says false. A search draws its candidates.
         **options: Of `GenerationOptions`; a search that draws nothing takes none that say how to draw. With a ``seed``
             of None each row draws its own.
 
@@ -80,8 +80,7 @@ def generate(
     """
     if capture and num_beams != 1:
         raise ValueError(f"capture is True and num_beams {num_beams}, but a search is not captured")
-    if num_beams == 1 and do_sample is False:
-        options.setdefault("temperature", 0.0)
+    options = with_do_sample(model, options, do_sample)
     why_not = why_not_captured(model, cache) if capture else None
     if capture and why_not is None:
         why_not = why_options_not_captured(GenerationOptions.for_model(model, **options))
@@ -94,7 +93,9 @@ def generate(
         new_BT = torch.stack(columns, dim=1)
     else:
         search = model.generation_config.search_options(
-            do_sample=do_sample, length_penalty=length_penalty, early_stopping=early_stopping
+            do_sample=search_draws(model, options, do_sample),
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
         )
         _warn_of_stop_strings(model)
         chosen = search_options(model, options, search["do_sample"])
@@ -122,6 +123,36 @@ _OF_DRAWS = {
 }
 _OF_SAMPLES = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
 """Options that no search supports, even one that draws."""
+
+
+def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> dict[str, Any]:
+    """Return options with what `do_sample` says of them, None being what the model's own file says.
+
+    False is a temperature of 0. True takes the file's temperature and top-p, or 1, even if the file itself draws
+    nothing; as in transformers.
+
+    Raises:
+        ValueError: If ids are to be drawn at a temperature of 0.
+    """
+    if do_sample is None:
+        return options
+    if not do_sample:
+        return {"temperature": 0.0, **options}
+    said = model.generation_config.values
+    of_file = {name: 1.0 if said.get(name) is None else said[name] for name in ("temperature", "top_p")}
+    options = {**of_file, **options}
+    if options["temperature"] == 0:
+        raise ValueError("do_sample is True and temperature 0, which draws nothing; expected one of them alone")
+    return options
+
+
+def search_draws(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> bool:
+    """Return whether a beam search draws its candidates: as it is asked to, else as the model's own file says.
+
+    A temperature of 0 draws nothing.
+    """
+    asked = model.generation_config.values.get("do_sample") if do_sample is None else do_sample
+    return bool(asked) and GenerationOptions.for_model(model, **options).temperature != 0
 
 
 def search_options(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool = False) -> GenerationOptions:

@@ -44,6 +44,7 @@ __all__ = [
     "AdapterConfig",
     "LoraLinear",
     "activate",
+    "adapted_layers",
     "add",
     "add_weighted_adapter",
     "load",

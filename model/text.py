@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from bpe_llama.model.beam import beam_search
-from bpe_llama.model.generation import Engine, GenerationOptions, Sample, search_options
+from bpe_llama.model.generation import (
+    Engine,
+    GenerationOptions,
+    Sample,
+    search_draws,
+    search_options,
+    with_do_sample,
+)
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.prompts import check_vocabulary, whole_ids
 
@@ -105,8 +112,7 @@ class TextGenerator:
         """
         if options.get("num_beams", 1) != 1:
             return self._search(prompt, n, options)
-        if options.pop("do_sample", None) is False:
-            options.setdefault("temperature", 0.0)
+        options = with_do_sample(self.model, options, options.pop("do_sample", None))
         options = {name: value for name, value in options.items() if name not in _SEARCH}
         if n is None:
             return "".join(self.stream(prompt, **options))
@@ -128,8 +134,11 @@ class TextGenerator:
     def _search(self, prompt: str | Sequence[int], n: int | None, options: dict[str, Any]) -> str | list[str]:
         """Return the best answers of a beam search."""
         given = {name: options.pop(name) for name in _SEARCH if name in options}
+        do_sample = given.get("do_sample")
+        options = with_do_sample(self.model, options, do_sample)
         search = self.model.generation_config.search_options(**given)
         asked = self._of_ids(options)[0]
+        search["do_sample"] = search_draws(self.model, asked, do_sample)
         search_options(self.model, asked, search["do_sample"])
         if not 1 <= (n or 1) <= search["num_beams"]:
             raise ValueError(f"n is {n}; expected 1 to num_beams ({search['num_beams']})")

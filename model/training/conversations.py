@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bpe_llama._bad_rows import BadRows
+from bpe_llama._token_files import begins_and_ends
 from bpe_llama.chat import TRAIN_ON, encode_conversation, render_for
 from bpe_llama.model.loss import IGNORED
 from bpe_llama.model.training.examples import Example
@@ -184,17 +185,13 @@ class _Encoder:
 
     def _completion(self, found: Completion) -> tuple[list[int], list[bool]]:
         tokenizer = self.tokenizer
-        around = tokenizer.template(False)
-        place = next(number for number, (_, text, _) in enumerate(around) if text is not None)
-        before, after = (
-            [token for token, _, _ in part if token is not None] for part in (around[:place], around[place + 1 :])
-        )
+        before, after = begins_and_ends(tokenizer)
         prompt = encode_parsed(tokenizer, found.prompt, None, self.parse_special)
         answer = encode_parsed(tokenizer, found.completion, found.prompt or None, self.parse_special)
-        if not after and tokenizer.eos_id is not None:
-            after = [tokenizer.eos_id]
-        if answer[-len(after) :] != after:
+        if answer[len(answer) - len(after) :] != after:
             answer += after
+        if before and (prompt or answer)[: len(before)] == before:  # text that is parsed may begin so itself
+            before = []
         ids = before + prompt + answer
         return ids, [self.train_on == "all"] * (len(ids) - len(answer)) + [True] * len(answer)
 

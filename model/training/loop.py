@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bpe_llama.model import lora
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.training.checkpoint import TrainState, checkpoint_to_resume, load_checkpoint, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
@@ -176,6 +177,7 @@ def _start(
     resume: bool,
     progress: bool | None,
 ) -> TrainResult:
+    _check_trained(model)
     device = resolve_device(config.device)
     _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
     optimizer = adamw(
@@ -192,6 +194,26 @@ def _start(
         _check_same_run(checkpoint, config, state)
     run = _Run(model, optimizer, config, batches, measure, device, out)
     return run.go(state, checkpoint, progress)
+
+
+def _check_trained(model: LlamaForCausalLM) -> None:
+    """Refuse to train what no checkpoint of the run would hold.
+
+    Raises:
+        ValueError: If the model does not predict text, adapters are merged, or a weight is trained beside them.
+    """
+    if "score" in dict(model.named_children()):
+        raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
+    layers = [layer for _, layer in lora.adapted_layers(model)]
+    if any(layer.unmerged is not None for layer in layers):
+        raise ValueError("adapters are merged into the weights; unmerge them, or remove them, before training")
+    own = {id(weight) for layer in layers for name in layer.names() for weight in layer.learned(name)}
+    beside = [name for name, weight in model.named_parameters() if weight.requires_grad and id(weight) not in own]
+    if layers and beside:
+        raise ValueError(
+            f"{', '.join(beside[:4])}: trained beside adapters, whose files cannot hold it; expected it frozen, or its "
+            "module in the adapter's modules_to_save"
+        )
 
 
 def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from bpe_llama import _core
 from bpe_llama._bad_rows import BadRows
 from bpe_llama._core import FileLines
 from bpe_llama._files import in_batches, is_parquet, read_parquet, written_whole
+from bpe_llama._token_files import begins_and_ends, write_documents
 from bpe_llama.model.training.formats import read_row
 from bpe_llama.model.training.rows import check_text, has_lines, has_rows, read_rows
 
@@ -33,14 +34,16 @@ def write_tokens(
     on_error: str = "raise",
     progress: bool | None = None,
 ) -> None:
-    """Write the ids of all texts to a `.npy` file, each text ended by the tokenizer's end-of-text id.
+    """Write the ids of all texts to a `.npy` file, each within what the tokenizer's file puts around a text.
+
+    Where that puts nothing after a text, it is ended by the tokenizer's end-of-text id.
 
     Args:
         paths: Text files, and `.json`, `.jsonl` and `.parquet` files with a `text`.
         tokenizer: Its vocabulary.
         out: The file.
         parse_special: Whether special tokens spelled out in a text are encoded as special tokens, as rendered chats
-            need. A text that ends in the end-of-text id gets no second one.
+            need. A text that has its begin or end already gets no second one.
         on_error: "raise" an error at the first row that holds no text, or "skip" them.
         progress: As of `Tokenizer.encode_files`.
 
@@ -56,13 +59,12 @@ def write_tokens(
         bad_rows.warn(stacklevel=3)
         return
     if any(has_rows(path) and not has_lines(path) and not is_parquet(path) for path in paths):
-        target = _core.TokenFile(tokenizer, out, tokenizer.eos_id, None)
-        try:
+
+        def write(target: _core.TokenFile) -> None:
             for texts in in_batches(_texts(paths, bad_rows)):
                 target.add_texts(texts)
-            target.finish()
-        finally:
-            target.abandon()
+
+        write_documents(tokenizer, out, *begins_and_ends(tokenizer), None, write)
         bad_rows.warn(stacklevel=3)
     else:
         tokenizer.encode_files(paths, out, eos=True, on_error=on_error, progress=progress)
@@ -101,17 +103,22 @@ def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
 def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_rows: BadRows) -> None:
     """Write the ids to a raw file first, since the header of a `.npy` file holds their number."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    before, after = begins_and_ends(tokenizer)
+    begin, end = np.array(before, dtype), np.array(after, dtype)
     with written_whole(out) as temporary:
         numbers = temporary.with_suffix(".ids")
         try:
             with open(numbers, "wb") as file:
                 for texts in in_batches(_texts(paths, bad_rows)):
                     ids, begins = tokenizer.encode_batch_to_numpy(texts, allowed_special="all")
-                    for begin, after in itertools.pairwise(begins.tolist()):
-                        row = ids[begin:after]
-                        ended = row[-1:].tolist() == end
-                        file.write(row.astype(dtype).tobytes() + (b"" if ended else np.array(end, dtype).tobytes()))
+                    for first, next_first in itertools.pairwise(begins.tolist()):
+                        row = ids[first:next_first].astype(dtype)
+                        parts = (
+                            begin[: 0 if np.array_equal(row[: len(begin)], begin) else None],
+                            row,
+                            end[: 0 if np.array_equal(row[len(row) - len(end) :], end) else None],
+                        )
+                        file.write(np.concatenate(parts).tobytes())
             empty = numbers.stat().st_size == 0
             np.save(temporary, np.empty(0, dtype) if empty else np.memmap(numbers, dtype=dtype, mode="r"))
         finally:

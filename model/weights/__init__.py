@@ -10,6 +10,8 @@ import torch
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Model
 
+ADAPTER = "adapter_config.json"
+
 
 def load(
     path: str | Path,
@@ -39,6 +41,12 @@ def load(
     if path.is_dir():
         from bpe_llama.model.weights import huggingface, meta
 
+        has_model = (path / "config.json").is_file() or (path / "params.json").is_file()
+        if (path / ADAPTER).is_file() and not has_model:
+            raise ValueError(
+                f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
+                "lora.load (--adapter)"
+            )
         # Mistral's folders may hold both layouts, or a config.json beside the weights of the other.
         has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
         if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -72,3 +72,17 @@ def fill(model: Model, tensors: Iterable[tuple[str, Tensor]]) -> Model:
     for name, tensor in tensors:
         targets[name].copy_(tensor)
     return model
+
+
+def check_plain(model: nn.Module, expected: Collection[str]) -> None:
+    """Refuse to write a model with other weights than those expected.
+
+    Raises:
+        ValueError: If layers were replaced by adapted or quantised ones.
+    """
+    changed = sorted((set(expected) ^ model.state_dict().keys()) - {"lm_head.weight"})
+    if changed:
+        raise ValueError(
+            "the model's layers were replaced (adapters, quantised weights), so it is not a plain checkpoint: "
+            f"{changed[0]} and {len(changed) - 1} others differ; remove or dequantize them, or save the adapter alone"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bpe_llama._gguf_special import end_ids
 from bpe_llama._gguf_tokenizer_out import with_end_ids
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.weights.assemble import expected_shapes
+from bpe_llama.model.weights.assemble import check_plain, expected_shapes
 from bpe_llama.model.weights.gguf import (
     EXPERT_NAMES,
     LAYER_NAMES,
@@ -58,10 +59,11 @@ def save_gguf(
         progress: Called with tensors written and tensors in all, after each.
 
     Warns:
-        UserWarning: If more ids end a text than the file has keys for.
+        UserWarning: If more ids end a text than the file has keys for, or the model's defaults of generation have none.
 
     Raises:
-        ValueError: If the format is unknown or GGUF's llama architecture cannot express the config.
+        ValueError: If the format is unknown, GGUF's llama architecture cannot express the config, or layers were
+            replaced by adapted or quantised ones.
         OSError: If the file cannot be written.
 
     Cost: one pass; besides the model it holds one tensor in float32.
@@ -72,6 +74,7 @@ def save_gguf(
     stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
     if stored is None:
         raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
+    check_plain(model, expected_shapes(model.config))
     tokenizer = dict(tokenizer or {})
     ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
     metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **tokenizer}
@@ -103,8 +106,14 @@ def save_gguf(
 
 
 def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
-    """Return the model's defaults of sampling, as far as GGUF has keys for them."""
+    """Return the model's defaults of sampling, as far as GGUF has keys for them; warn of the others."""
     defaults = model.generation_config.sampling_defaults
+    lost = {name: value for name, value in defaults.items() if name not in SAMPLING_KEYS}
+    if model.generation_config.stop_strings:
+        lost["stop_strings"] = list(model.generation_config.stop_strings)
+    if lost:
+        listed = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
+        warnings.warn(f"a GGUF file has no place for these defaults of generation: {listed}", UserWarning, stacklevel=3)
     return {
         key: defaults[field] if field == "top_k" else float(defaults[field])
         for field, key in SAMPLING_KEYS.items()

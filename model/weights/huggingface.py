@@ -17,7 +17,7 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.generation_config import FILE, GenerationConfig
 from bpe_llama.model.pretrained import Model, Pretrained
-from bpe_llama.model.weights.assemble import check_shapes, empty_model, expected_shapes, fill
+from bpe_llama.model.weights.assemble import check_plain, check_shapes, empty_model, expected_shapes, fill
 from bpe_llama.model.weights.tensor_files import FLOATS, Stored, read, stored_in, stored_together
 
 WEIGHTS = "model.safetensors"
@@ -144,12 +144,7 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
         )
     kept = expected_shapes(config, type(model))
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in kept}
-    changed = sorted((kept.keys() ^ model.state_dict().keys()) - {HEAD})
-    if changed:
-        raise ValueError(
-            "the model's layers were replaced (adapters, quantised weights), so it is not a plain checkpoint: "
-            f"{changed[0]} and {len(changed) - 1} others differ; remove or dequantize them, or save the adapter alone"
-        )
+    check_plain(model, kept)
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

@@ -90,7 +90,8 @@ def open_pickled(path: Path) -> dict[str, Tensor]:
                 raise
             tensors = torch.load(path, map_location="cpu", weights_only=True)  # the format of torch before 1.6
     except (OSError, RuntimeError, pickle.UnpicklingError, BadZipFile, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: damaged, or not a file of tensors alone ({error})") from error
+        reason = str(error).partition(". ")[0]  # what follows says how to load it all the same
+        raise ValueError(f"{path}: damaged, or not a file of tensors alone ({reason})") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path}: expected a table of named tensors")
     return tensors

@@ -21,7 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Yield a name to write to in the file's place; once all is well it takes the file's name, else it is removed.
 
     So a process killed at any moment leaves the old file or the new one. The name is hidden, this
-    thread's own, and keeps the suffix. An OSError that names no file, such as that of a full disk, names this one.
+    thread's own, and keeps the suffix. An OSError that names it, or no file as that of a full disk, names this one.
 
     Examples:
         >>> import tempfile
@@ -36,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.filename not in (None, os.fspath(temporary), temporary) or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     finally:

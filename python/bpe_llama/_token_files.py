@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from bpe_llama import _core
 from bpe_llama._bad_rows import BadRows
-from bpe_llama._files import PathLike, find_files, in_batches, is_parquet, read_parquet, reading_of
+from bpe_llama._files import PathLike, find_files, in_batches, is_parquet, read_parquet, reading_of, written_whole
 from bpe_llama._progress import ProgressOption, reporting
+
+_AT_ONCE = 1 << 20
+"""Ids."""
 
 
 def encode_files(
@@ -18,22 +23,24 @@ def encode_files(
     paths: PathLike | Iterable[PathLike],
     out: PathLike,
     *,
-    end: int | None,
+    begins: Sequence[int],
+    ends: Sequence[int],
     separator: str | None,
     field: str,
     bad_rows: BadRows,
     num_threads: int | None,
     progress: ProgressOption,
 ) -> int:
-    """Return the number of ids written, ``end`` after each document; see :meth:`Tokenizer.encode_files`."""
+    """Return the number of ids written, each document within its ids; see :meth:`Tokenizer.encode_files`."""
     if Path(out).suffix != ".npy":
         raise ValueError(f"out must end in .npy, got {os.fspath(out)!r}")
     files = find_files(paths)
     sizes = {path: path.stat().st_size for path in files}
     done, total = 0, sum(sizes.values())
     reading = reading_of(separator, field, bad_rows)
-    target = _core.TokenFile(tokenizer, out, end, num_threads)
-    try:
+
+    def write(target: _core.TokenFile) -> None:
+        nonlocal done
         with reporting(progress) as report:
 
             def report_more(stage: str, more: int, _total: int | None) -> None:
@@ -50,6 +57,78 @@ def encode_files(
                         bad_rows.add(*target.add_files(group, reading, report_more if report else None))
                     done += sum(sizes[path] for path in group)
                     report_more("encode", 0, total)
+
+    return write_documents(tokenizer, Path(out), begins, ends, num_threads, write)
+
+
+def begins_and_ends(tokenizer: _core.Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids around a document that is learned.
+
+    They are what the tokenizer's file puts around a text (its post-processor); where that puts nothing after it, the
+    end-of-text id, if there is one.
+    """
+    items = tokenizer.template(False)
+    place = next(number for number, (_, text, _) in enumerate(items) if text is not None)
+    before, after = ([token for token, _, _ in part if token is not None] for part in (items[:place], items[place:]))
+    if not after and tokenizer.eos_id is not None:
+        after = [tokenizer.eos_id]
+    return before, after
+
+
+def write_documents(
+    tokenizer: _core.Tokenizer,
+    out: Path,
+    begins: Sequence[int],
+    ends: Sequence[int],
+    num_threads: int | None,
+    write: Callable[[_core.TokenFile], None],
+) -> int:
+    """Return the number of ids in a `.npy` file: of the documents that `write` adds, each within its ids."""
+    if not begins and len(ends) < 2:
+        return _write(tokenizer, out, ends[0] if ends else None, num_threads, write)
+    # The core puts one id after a document. An id that no text has stands for all that belongs between two.
+    mark = tokenizer.vocab_size if tokenizer.vocab_size != 1 << 16 else [*begins, *ends][0]
+    with written_whole(out) as temporary:
+        marked = temporary.with_suffix(".marked.npy")
+        try:
+            if not _write(tokenizer, marked, mark, num_threads, write):
+                return _write(tokenizer, temporary, None, num_threads, lambda _: None)
+            return _replace_marks(marked, temporary, mark, begins, ends)
+        finally:
+            marked.unlink(missing_ok=True)
+
+
+def _write(
+    tokenizer: _core.Tokenizer,
+    out: PathLike,
+    end: int | None,
+    num_threads: int | None,
+    write: Callable[[_core.TokenFile], None],
+) -> int:
+    target = _core.TokenFile(tokenizer, out, end, num_threads)
+    try:
+        write(target)
         return target.finish()
     finally:
         target.abandon()
+
+
+def _replace_marks(marked: Path, out: Path, mark: int, begins: Sequence[int], ends: Sequence[int]) -> int:
+    ids = np.load(marked, mmap_mode="r")
+    between = np.array([*ends, *begins], ids.dtype)
+    chunks = [ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE)]
+    marks = sum(int((chunk == mark).sum()) for chunk in chunks)
+    count = len(ids) + marks * (len(between) - 1)
+    with open(out, "wb") as file:
+        header = {"descr": ids.dtype.str, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+        file.write(np.array(begins, ids.dtype).tobytes())
+        for number, chunk in enumerate(chunks, start=1):
+            is_mark = chunk == mark
+            sizes = np.where(is_mark, len(between), 1)
+            wider = np.repeat(chunk, sizes)
+            first = (np.cumsum(sizes) - sizes)[is_mark]
+            wider[first[:, None] + np.arange(len(between))] = between
+            last = len(wider) - (len(begins) if number == len(chunks) else 0)  # none begins after the last
+            file.write(wider[:last].tobytes())
+    return count

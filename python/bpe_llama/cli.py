@@ -330,6 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     0...
     0
     """
+    usual, warnings.formatwarning = warnings.formatwarning, _warning_line
     try:
         code = app(args=arguments, prog_name="bpe-llama", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code
@@ -349,6 +350,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         _complain(error.format_message())
         return EXIT_BAD_USAGE
+    finally:
+        warnings.formatwarning = usual
+
+
+def _warning_line(message: Warning | str, *_args: object, **_options: object) -> str:
+    """Return a warning as the user of a command is to see it, without the line of code that gave it."""
+    return f"bpe-llama: warning: {' '.join(str(message).split())}\n"
 
 
 def _one_line(error: Exception) -> str:

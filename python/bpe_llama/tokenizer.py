@@ -397,6 +397,7 @@ class Tokenizer(_core.Tokenizer):
         separator: str | None = None,
         eos: bool = True,
         *,
+        bos: bool | None = None,
         field: str = "text",
         on_error: str = "raise",
         num_threads: int | None = None,
@@ -415,7 +416,10 @@ class Tokenizer(_core.Tokenizer):
                 start of a file is no part of its text.
             out: Where the ids go: uint16 if `vocab_size` is at most 65,536, else uint32, one dimension.
             separator: Text that ends a document within a file.
-            eos: Put `eos_id` after each document, if this tokenizer has one.
+            eos: Put after each document what the tokenizer's file puts after a text (its post-processor), else
+                `eos_id`, if there is one.
+            bos: `None` puts before each document what the tokenizer's file puts before a text, as `tok(...)` does;
+                `True` `bos_id`, `False` nothing.
             field: The field or column of `.jsonl` and `.parquet` files that holds the text.
             on_error: `"raise"` an error at the first row that holds no text, or `"skip"` them and warn of their number;
                 `WordCounts.from_files` says what such a row is.
@@ -428,7 +432,7 @@ class Tokenizer(_core.Tokenizer):
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
             ValueError: If a row holds no text or a file is not of its format, naming file and place; if `out` does not
-                end in `.npy` or `on_error` is neither. `out` is then as it was.
+                end in `.npy`, `on_error` is neither, or `bos` is true and there is none. `out` is then as it was.
 
         Examples:
             >>> import tempfile, pathlib
@@ -440,14 +444,21 @@ class Tokenizer(_core.Tokenizer):
             (2, array([256, 256], dtype=uint16))
         """
         from bpe_llama._bad_rows import BadRows
-        from bpe_llama._token_files import encode_files
+        from bpe_llama._token_files import begins_and_ends, encode_files
 
         bad_rows = BadRows(on_error)
+        begins, ends = begins_and_ends(self)
+        if bos is not None:
+            from bpe_llama._batches import template_of
+
+            items = template_of(self, pair=False, special=False, bos=bos, eos=False)
+            begins = [item.special for item in items if item.special is not None]
         count = encode_files(
             self,
             paths,
             out,
-            end=self.eos_id if eos else None,
+            begins=begins,
+            ends=ends if eos else [],
             separator=separator,
             field=field,
             bad_rows=bad_rows,

@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from bpe_llama import Tokenizer
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, quantize, training
+from bpe_llama.model import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    lora,
+    quantize,
+    training,
+)
 from bpe_llama.model.training import Example, ExampleBatches
 from bpe_llama.model.training.conversations import find_formats, read_conversations
 from bpe_llama.model.training.lock import locked
@@ -558,6 +565,35 @@ def test_text_that_holds_rendered_chats_is_parsed_or_warned_of(tokenizer: Tokeni
     assert np.load(tmp_path / "parsed" / "tokens.npy").dtype == np.uint16
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_plain_text_begins_as_the_tokenizers_file_says(
+    tokenizer: Tokenizer, tmp_path: Path, name: str, parse_special: bool
+) -> None:
+    eos = tokenizer.eos_id
+    framed = Tokenizer(tokenizer.with_bos_eos(eos - 1, eos).with_template(eos - 1, None))
+    config = training.TrainConfig(**SETTINGS)
+    texts = ["what is up " * 20, "and why is it so " * 20]
+    if name == "a.txt":
+        (tmp_path / name).write_text(texts[0])
+        (tmp_path / "b.txt").write_text(texts[1])
+    else:
+        write_rows(tmp_path / name, [{"text": text} for text in texts])
+    files = [*tmp_path.iterdir()]
+    training.finetune(
+        fresh(), framed, sorted(files), config, tmp_path / "out", parse_special=parse_special, progress=False
+    )
+    expected = [token for text in texts for token in [eos - 1, *tokenizer.encode(text), eos]]
+    assert np.load(tmp_path / "out" / "tokens.npy").tolist() == expected
+    if parse_special:  # what the text says itself is not said twice
+        begin = framed.id_to_token(eos - 1)
+        (tmp_path / "c.txt").write_text(f"{begin}{texts[0]}<|endoftext|>")
+        training.finetune(
+            fresh(), framed, tmp_path / "c.txt", config, tmp_path / "out2", parse_special=True, progress=False
+        )
+        assert np.load(tmp_path / "out2" / "tokens.npy").tolist() == [eos - 1, *tokenizer.encode(texts[0]), eos]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -660,3 +696,23 @@ def test_parquet_without_pyarrow_names_the_extra(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"pip install 'bpe-llama\[parquet\]'"):
         read_conversations([path], tokenizer, 100)
+
+
+def test_what_no_checkpoint_would_hold_is_not_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(**SETTINGS)
+
+    def refused(model: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            training.finetune(model, tokenizer, talks, config, tmp_path / "out", progress=False)
+        assert not [*(tmp_path / "out").glob("step-*")]
+
+    model = lora.add(fresh(), rank=2)
+    model.model.norm.weight.requires_grad_(True)
+    refused(model, r"model\.norm\.weight: trained beside adapters.*modules_to_save")
+    merged = lora.add(fresh(), rank=2)
+    lora.merge(merged)
+    refused(merged, "adapters are merged into the weights; unmerge them")
+    classifier = LlamaForSequenceClassification(fresh().config)
+    refused(classifier, "the model is a LlamaForSequenceClassification; expected a LlamaForCausalLM")
+    saved = lora.add(fresh(), rank=2, modules_to_save=["norm"])
+    training.finetune(saved, tokenizer, talks, config, tmp_path / "out", progress=False)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from bpe_llama import Tokenizer
 from bpe_llama._gguf_special import end_ids
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
 from bpe_llama.model.chat import Conversation
 from bpe_llama.model.demo import save_with_tokenizer
 from bpe_llama.model.generation import Engine, GenerationOptions
@@ -229,6 +229,47 @@ def test_a_gguf_without_a_tokenizer_keeps_three_ends_and_names_the_rest(tmp_path
         save_gguf(model_with(eos_token_id=[257, 260, 5, 6]), tmp_path / "b.gguf")
     save_gguf(model_with(eos=None), tmp_path / "c.gguf")
     assert LlamaForCausalLM.from_pretrained(tmp_path / "c.gguf").end_ids == ()
+
+
+def test_defaults_that_a_gguf_has_no_key_for_are_named(tmp_path: Path) -> None:
+    model = model_with()
+    model.generation_config = GenerationConfig({"suppress_tokens": [9], "stop_strings": "fox", "top_k": 3})
+    with pytest.warns(UserWarning, match=r"no place for .*: banned_ids = \[9\], stop_strings = \['fox'\]"):
+        save_gguf(model, tmp_path / "a.gguf")
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "a.gguf").generation_config.sampling_defaults == {"top_k": 3}
+
+
+def test_a_model_with_an_adapter_is_no_gguf(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"layers were replaced .*save the adapter alone"):
+        save_gguf(lora.add(model_with(), rank=2), tmp_path / "a.gguf")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("said", [{"do_sample": True, "temperature": 0.7}, {"do_sample": False, "temperature": 0.7}])
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_do_sample_and_temperature_0_overrule_the_file(said: dict[str, Any], num_beams: int) -> None:
+    model, ids = model_with(), torch.tensor([[5, 6]])
+    generator = TextGenerator(model, tokenizer_with())
+    options: dict[str, Any] = {"max_new_tokens": 8, "num_beams": num_beams}
+    greedy = model.generate(ids, temperature=0.0, **options).tolist()
+    drawn = model.generate(ids, do_sample=True, temperature=0.7, top_p=1.0, **options).tolist()
+    texts = [generator.generate([5, 6], temperature=0.0, **options)]
+    texts.append(generator.generate([5, 6], do_sample=True, temperature=0.7, top_p=1.0, **options))
+    assert greedy != drawn
+    model.generation_config = GenerationConfig(said)
+    assert model.generate(ids, temperature=0.0, **options).tolist() == greedy
+    assert model.generate(ids, do_sample=False, **options).tolist() == greedy
+    assert model.generate(ids, do_sample=True, **options).tolist() == drawn
+    assert model.generate(ids, **options).tolist() == (drawn if said["do_sample"] else greedy)
+    if num_beams == 2:
+        both = model.generate(ids, temperature=0.0, num_return_sequences=2, **options)
+        assert both.shape[0] == 2 and both[0].tolist() == greedy[0]
+    assert generator.generate([5, 6], temperature=0.0, **options) == texts[0]
+    assert generator.generate([5, 6], do_sample=False, **options) == texts[0]
+    assert generator.generate([5, 6], do_sample=True, **options) == texts[1]
+    for call in (lambda **more: model.generate(ids, **more), lambda **more: generator.generate([5, 6], **more)):
+        with pytest.raises(ValueError, match="do_sample is True and temperature 0"):
+            call(do_sample=True, temperature=0.0, **options)
 
 
 def test_a_tokenizer_keeps_its_ends_when_saved(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
 from bpe_llama.model.captured import CapturedDecoder
 from bpe_llama.model.engine import Engine
 from bpe_llama.model.options import GenerationOptions
@@ -376,3 +376,12 @@ def test_a_refused_new_adapter_changes_nothing(tiny_model: Make) -> None:
         with pytest.raises(ValueError, match=message):
             lora.add(model, **options)  # type: ignore[arg-type]
         assert lora.names(model) == [] and all(weight.requires_grad for weight in model.parameters())
+
+
+def test_an_adapter_alone_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape))
+    model.save_pretrained(tmp_path / "model")
+    lora.save(lora.add(model, rank=2), tmp_path / "adapter")
+    with pytest.raises(ValueError, match="adapter: holds an adapter and no model"):
+        LlamaForCausalLM.from_pretrained(tmp_path / "adapter")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -163,6 +165,42 @@ def test_finetune_resumes_and_refuses_to_overwrite(
     assert "step 8:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "foo"], ["all-linear", "q_proj"], ["q_proj", "roj"]])
+def test_finetune_refuses_a_target_that_would_not_be_trained(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], targets: list[str]
+) -> None:
+    arguments = [word for name in targets for word in ("--target", name)]
+    assert main(finetune(made, tmp_path / "tuned", *arguments)) == 2
+    wrong = next(name for name in targets if name != "q_proj")
+    assert f"--target is '{wrong}'; expected all-linear alone, or some of " in capsys.readouterr().err
+
+
+def test_refusals_are_one_line_before_any_work(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "a"}\n')
+    model = made / "run" / "model"
+    for arguments, message in (
+        (["finetune", str(tmp_path / "a.jsonl"), "-m", str(model), "-o", str(tmp_path / "o")], "['question']"),
+        (["generate", "a", "-m", str(model), "--top-p", "0", "--device", "cpu"], "top_p must be in (0, 1], got 0"),
+        (["convert", str(model), str(tmp_path / "none" / "a.gguf")], f"{tmp_path / 'none' / 'a.gguf'}: No such file"),
+    ):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1 and message in said.err
+
+
+def test_warnings_are_one_line(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run" / "model", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"stop_strings": ["a"]}')
+    done = subprocess.run(
+        [sys.executable, "-m", "bpe_llama.cli", "convert", tmp_path / "model", tmp_path / "a.gguf"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = "bpe-llama: warning: a GGUF file has no place for these defaults of generation: stop_strings = ['a']\n"
+    assert done.stderr.endswith(line)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_generate_quantizes_and_leaves_an_adapter_beside(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
@@ -264,17 +302,23 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["pretrain", "{tokens}", "--tokenizer", "{tok}"], "--out"),
         (["demo", "--seconds", "0"], "seconds is 0"),
         (["finetune", "absent.txt", "--model", "{run}", "--out", "o"], "absent.txt"),
-        (["finetune", "{tok}", "--model", "absent", "--out", "o"], "absent"),
-        (["finetune", "{tok}", "--model", "{run}"], "--out"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--full", "--rank", "4"], "--rank is for an adapter"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--full", "--dora"], "--dora is for an adapter"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--save-module", "layers"], "names model.layers"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--rank", "0"], "rank is 0"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--weights-dtype", "bfloat16"], "it is for --full"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--target", "nothing"], "no linear layer is named"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--steps", "0"], "max_steps is 0"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--quantize", "int2"], "expected int8 or int4"),
-        (["finetune", "{tok}", "--model", "{run}", "--out", "o", "--quantize", "int8", "--merge"], "not both"),
+        (["finetune", "words.txt", "--model", "absent", "--out", "o"], "absent"),
+        (["finetune", "words.txt", "--model", "{run}"], "--out"),
+        (
+            ["finetune", "words.txt", "--model", "{run}", "--out", "o", "--full", "--rank", "4"],
+            "--rank is for an adapter",
+        ),
+        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--full", "--dora"], "--dora is for an adapter"),
+        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--save-module", "layers"], "names model.layers"),
+        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--rank", "0"], "rank is 0"),
+        (
+            ["finetune", "words.txt", "--model", "{run}", "--out", "o", "--weights-dtype", "bfloat16"],
+            "it is for --full",
+        ),
+        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--target", "nothing"], "--target is 'nothing'"),
+        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--steps", "0"], "max_steps is 0"),
+        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--quantize", "int2"], "expected int8 or int4"),
+        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--quantize", "int8", "--merge"], "not both"),
         (["generate", "x", "--model", "{run}", "--adapter", "absent"], "absent"),
         (["generate", "x", "--model", "{run}", "--quantize", "float8_e4m3"], "expected int8 or int4"),
         (
@@ -303,6 +347,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("The quick brown fox. " * 100)
     names = {"run": made / "run" / "model", "tok": made / "tokenizer.json", "tokens": made / "tokens.npy"}
     assert main([argument.format(**names) for argument in arguments]) == 2
     error = capsys.readouterr().err
@@ -471,7 +516,8 @@ def test_generate_takes_the_models_own_defaults_and_says_so(
 
 
 def test_convert_keeps_the_models_own_defaults(opinionated: Path, tmp_path: Path) -> None:
-    assert main(["convert", str(opinionated), str(tmp_path / "a.gguf")]) == 0
+    with pytest.warns(UserWarning, match="a GGUF file has no place for these defaults of generation: max_new_tokens"):
+        assert main(["convert", str(opinionated), str(tmp_path / "a.gguf")]) == 0
     assert main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "b")]) == 0
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "b")
     assert set(loaded.end_ids) == {7, 279}

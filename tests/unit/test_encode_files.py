@@ -303,3 +303,72 @@ def test_an_interrupted_or_killed_run_leaves_the_older_file(
         assert printed.startswith("stopped\n")
         assert not list(tmp_path.glob("*.tmp"))
         assert took < 3.0, f"{took:.1f} s; a second is promised, the rest is this machine's other load"
+
+
+def with_post_processor(before: list[str], after: list[str], size: int, folder: Path) -> tuple[Tokenizer, object]:
+    """Return a vocabulary of that many tokens with these tokens around a text, as ours and as `tokenizers` has it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ["<s>", "</s>", "<doc>"]
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=260, special_tokens=names, initial_alphabet=alphabet)
+    theirs.train_from_iterator(["ab"], trainer)
+    theirs.add_tokens([f"<extra{number}>" for number in range(size - theirs.get_vocab_size())])
+    theirs.post_processor = tokenizers.processors.TemplateProcessing(
+        single=[*before, "$A", *after], special_tokens=[(name, theirs.token_to_id(name)) for name in names]
+    )
+    theirs.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return Tokenizer.from_file(folder), theirs
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "size"),
+    [
+        (["<s>"], [], 300),
+        (["<s>"], ["</s>"], 300),
+        ([], ["</s>"], 300),
+        (["<s>", "<doc>"], ["<doc>", "</s>"], 300),
+        (["<s>"], ["</s>"], 1 << 16),  # no uint16 is left that no text has
+        (["<s>"], [], (1 << 16) + 1),
+    ],
+)
+def test_documents_begin_and_end_as_the_tokenizers_file_says(
+    tmp_path: Path, before: list[str], after: list[str], size: int
+) -> None:
+    tok, theirs = with_post_processor(before, after, size, tmp_path)
+    documents = ["ab", "", "b a\n", "<s>ab"]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(documents))
+    (tmp_path / "b.txt").write_text("abab")
+    plain = [tok.encode_ordinary(text) for text in [*documents, "abab"]]
+    end = [] if after else [1]
+    around = theirs.encode("").ids  # type: ignore[attr-defined]
+    begins, ends = around[: len(before)], around[len(before) :] + end
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.txt"]
+    assert encoded(tok, paths, tmp_path) == [i for ids in plain for i in [*begins, *ids, *ends]]
+    assert encoded(tok, paths, tmp_path, eos=False) == [i for ids in plain for i in [*begins, *ids]]
+    assert encoded(tok, paths, tmp_path, bos=True) == [i for ids in plain for i in [0, *ids, *ends]]
+    assert encoded(tok, paths, tmp_path, bos=False, eos=False) == [i for ids in plain for i in ids]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a.jsonl", "b.txt", "ids.npy", "tokenizer.json", "tokenizer_config.json")
+    ]
+
+
+def test_no_documents_have_neither_begin_nor_end_and_no_bos_is_said(tmp_path: Path) -> None:
+    tok, _ = with_post_processor(["<s>"], [], 300, tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    assert encoded(tok, tmp_path / "a.jsonl", tmp_path) == []
+    bare = Tokenizer.train_from_iterator(["ab"], vocab_size=257, progress=False)
+    with pytest.raises(ValueError, match="bos=True, but this tokenizer has no bos token"):
+        bare.encode_files(tmp_path / "a.jsonl", tmp_path / "none.npy", bos=True)
+    assert not (tmp_path / "none.npy").exists()
+
+
+def test_documents_begin_and_end_whatever_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tok, _ = with_post_processor(["<s>"], ["</s>"], 300, tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["a", "", "bab"]) * 7)
+    whole = encoded(tok, tmp_path / "a.jsonl", tmp_path)
+    for ids_at_once in (1, 3, 10, 50):
+        monkeypatch.setattr("bpe_llama._token_files._AT_ONCE", ids_at_once)
+        assert encoded(tok, tmp_path / "a.jsonl", tmp_path) == whole
