@@ -125,9 +125,9 @@ class GenerationOptions:
     filter_order: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        _check_count("max_new_tokens", self.max_new_tokens, 1)
+        _check_count("min_new_tokens", self.min_new_tokens, 0)
+        if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
             )
@@ -143,6 +143,9 @@ class GenerationOptions:
         _check_number("dry_base", self.dry_base, 1, math.inf)
         for name in ("xtc_probability", "xtc_threshold"):
             _check_number(name, getattr(self, name), 0, 1)
+        for name in ("temperature", "top_p", "min_p", "typical_p", *_PENALTIES):  # the sampler knows their ranges
+            if not hasattr(getattr(self, name), "__float__"):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; expected a number")
         if self.penalty_scope not in PENALTY_SCOPES:
             raise ValueError(f"penalty_scope is {self.penalty_scope!r}; expected one of {', '.join(PENALTY_SCOPES)}")
         for name in ("bad_words", "dry_sequence_breakers"):

@@ -340,7 +340,9 @@ class TextGenerator:
         if beyond is not None:
             token = self.tokenizer.id_to_token(beyond)
             raise ValueError(f"the prompt holds {token!r}, whose id {beyond} is beyond the model's {vocab_size:,}")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
+        if not all(isinstance(each, str) for each in stops):
+            raise TypeError(f"stop is {stop!r}; expected a string or several")
         if "" in stops:
             raise ValueError("a stop string is empty; it would end every text before it begins")
         decoder = self.tokenizer.decode_stream()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 LARGEST_EXPONENT = 88.7228391
-"""The logarithm of the largest float32, at which llama.cpp caps a DRY penalty."""
+"""The logarithm of the largest float32, which llama.cpp keeps a DRY penalty below, by whole exponents."""
 
 
 def repeated_ngram_ids(ids: Sequence[int], size: int) -> set[int]:
@@ -101,7 +101,7 @@ def dry_penalties(
         if length >= allowed_length:
             follower = backwards[place - 1]
             longest[follower] = max(longest.get(follower, 0), length)
-    most = LARGEST_EXPONENT / math.log(base) if base > 1.000001 else math.inf
+    most = int(LARGEST_EXPONENT / math.log(base)) if base > 1.000001 else math.inf
     return {token_id: multiplier * base ** min(n - allowed_length, most) for token_id, n in sorted(longest.items())}
 
 

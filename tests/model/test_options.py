@@ -140,7 +140,7 @@ def test_dry_stops_at_breakers_of_several_ids_and_grows_no_further_than_a_float(
     assert dry_penalties(ids, multiplier=1.0, base=2.0, breakers=[[9, 8], [7, 7]]) == {1: 2.0**1}
     assert dry_penalties(ids, multiplier=1.0, base=2.0, breakers=[[9, 8, 4, 5], [6, 1]]) == {}
     (penalty,) = dry_penalties([5] * 3000, multiplier=1.0, base=1.75).values()
-    assert penalty == pytest.approx(3.4028235e38, rel=1e-5)
+    assert penalty == 1.75**158  # 159 is beyond the largest float32
     assert dry_penalties([5, 6], multiplier=1.0) == {}
     assert dry_penalties([], multiplier=1.0) == {}
 
@@ -318,6 +318,8 @@ def test_values_out_of_range_are_named(options: dict[str, Any], message: str) ->
         ({"no_repeat_ngram_size": 2.0}, r"no_repeat_ngram_size is 2\.0; expected an integer"),
         ({"xtc_probability": "often"}, "xtc_probability is 'often'; expected a number"),
         ({"filter_order": "top_k"}, "filter_order is 'top_k'; expected a sequence"),
+        ({"temperature": "warm"}, "temperature is 'warm'; expected a number"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; expected an integer"),
         ({"bad_words": ["no"]}, r"bad_words is \['no'\]; expected sequences of ids"),
         ({"bad_words": [5]}, r"bad_words is \[5\]; expected sequences of ids"),
         ({"logits_processor": [5]}, "logits_processor holds 5; expected callables"),
@@ -412,6 +414,8 @@ def test_bad_words_may_be_text(writer: TextGenerator) -> None:
     assert "no" in writer.generate("x", bad_words=[[257]], **options)
     with pytest.raises(TypeError, match="bad_words is 'no'; expected a list"):
         writer.generate("x", bad_words="no")
+    with pytest.raises(TypeError, match="stop is 3; expected a string or several"):
+        writer.generate("x", stop=3)
     with pytest.raises(ValueError, match="bad_words holds ' '; expected words"):
         writer.generate("x", bad_words=[" "])
 

@@ -74,7 +74,11 @@ impl Tokenizer {
 
     /// Returns the ids without those of special tokens, if they are to be left out.
     fn kept<'i>(&self, ids: &'i [u32], skip_special: bool) -> Cow<'i, [u32]> {
-        if skip_special { ids.iter().copied().filter(|&id| !self.added.is_left_out(id)).collect() } else { Cow::Borrowed(ids) }
+        if skip_special {
+            ids.iter().copied().filter(|&id| !self.added.is_left_out(id)).collect()
+        } else {
+            Cow::Borrowed(ids)
+        }
     }
 
     /// Returns whether decoding is no more than putting the bytes of tokens together.
