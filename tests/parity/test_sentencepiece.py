@@ -235,6 +235,7 @@ CHAT = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:.*in its place")
 @pytest.mark.parametrize("change", [None, _old_layout, _split])
 def test_what_transformers_writes(
     change: Callable[[Path], None] | None, texts: dict[str, str], real: Callable[..., Any], tmp_path: Path

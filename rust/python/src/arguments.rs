@@ -9,6 +9,7 @@ use numpy::{Element, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyIterator, PyList, PyString};
 
 use crate::error::to_py;
@@ -204,6 +205,15 @@ fn in_row(py: Python<'_>, row: usize, error: PyErr) -> PyErr {
     };
     named.set_cause(py, Some(error));
     named
+}
+
+/// Imports `NumPy`, once. Its first array would import it otherwise, and panic where Ctrl-C stops the import.
+///
+/// # Errors
+/// What the import raises: `KeyboardInterrupt` there.
+pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
+    static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
+    IMPORTED.get_or_try_init(py, || py.import("numpy").map(|_| ())).map(|()| ())
 }
 
 /// The ids of a one-dimensional `NumPy` array of this type; `None` for anything else.

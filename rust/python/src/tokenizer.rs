@@ -11,7 +11,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
-use crate::arguments::{IdRows, Specials, Text, Texts, Threads, extract_id, read_ids, thread_count, type_error};
+use crate::arguments::{
+    IdRows, Specials, Text, Texts, Threads, extract_id, import_numpy, read_ids, thread_count, type_error,
+};
 use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
 use crate::ids::IdInts;
@@ -406,6 +408,7 @@ impl PyTokenizer {
         allowed_special: Specials,
         disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        import_numpy(py)?;
         Ok(self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?.into_pyarray(py))
     }
 
@@ -442,6 +445,7 @@ impl PyTokenizer {
         allowed_special: Specials,
         disallowed_special: Specials,
     ) -> PyResult<Rows<'py>> {
+        import_numpy(py)?;
         let threads = thread_count(num_threads);
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =

@@ -369,7 +369,9 @@ impl Parsed<'_> {
         let decoder = self.components.decoder.as_ref();
         let is_bytes =
             decoder.is_some_and(|decoder| matches!(decoder.steps()[..], [components::Decoder::ByteLevel(_)]));
-        let pipeline = if is_bytes && has_all_bytes { None } else { Some(self.pipeline()?) };
+        // What was pickled decodes by other means, see `finish_own`.
+        let needs_none = self.own.is_some() || (is_bytes && has_all_bytes);
+        let pipeline = if needs_none { None } else { Some(self.pipeline()?) };
         added.decode_by(|name| match &pipeline {
             Some(pipeline) => pipeline.token_bytes(name),
             None => to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()),
