@@ -212,8 +212,9 @@ fn in_row(py: Python<'_>, row: usize, error: PyErr) -> PyErr {
 /// # Errors
 /// What the import raises: `KeyboardInterrupt` there.
 pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
-    static IMPORTED: PyOnceLock<()> = PyOnceLock::new();
-    IMPORTED.get_or_try_init(py, || py.import("numpy").map(|_| ())).map(|()| ())
+    static NUMPY: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    NUMPY.get_or_try_init(py, || py.import("numpy").map(Bound::unbind))?;
+    Ok(())
 }
 
 /// The ids of a one-dimensional `NumPy` array of this type; `None` for anything else.
