@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::ops::Deref;
 
 use bpe_llama::SpecialSet;
-use numpy::{Element, PyReadonlyArray1};
+use numpy::{Element, PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyKeyError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -207,14 +207,21 @@ fn in_row(py: Python<'_>, row: usize, error: PyErr) -> PyErr {
     named
 }
 
-/// Imports `NumPy`, once. Its first array would import it otherwise, and panic where Ctrl-C stops the import.
+/// Makes ready for the first array of the process, once, before long work.
+///
+/// The first array runs Python code, which ends in a panic of the `numpy` crate where a Ctrl-C is pending.
 ///
 /// # Errors
-/// What the import raises: `KeyboardInterrupt` there.
-pub(crate) fn import_numpy(py: Python<'_>) -> PyResult<()> {
-    static NUMPY: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    NUMPY.get_or_try_init(py, || py.import("numpy").map(Bound::unbind))?;
-    Ok(())
+/// What the import of `NumPy` raises, and `KeyboardInterrupt` where one is pending.
+pub(crate) fn prepare_arrays(py: Python<'_>) -> PyResult<()> {
+    static READY: PyOnceLock<()> = PyOnceLock::new();
+    let prepare = || {
+        py.import("numpy")?;
+        py.check_signals()?;
+        drop(PyArray1::<u32>::zeros(py, 0, false));
+        Ok(())
+    };
+    READY.get_or_try_init(py, prepare).copied()
 }
 
 /// The ids of a one-dimensional `NumPy` array of this type; `None` for anything else.

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::arguments::{
-    IdRows, Specials, Text, Texts, Threads, extract_id, import_numpy, read_ids, thread_count, type_error,
+    IdRows, Specials, Text, Texts, Threads, extract_id, prepare_arrays, read_ids, thread_count, type_error,
 };
 use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
@@ -408,7 +408,7 @@ impl PyTokenizer {
         allowed_special: Specials,
         disallowed_special: Specials,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
-        import_numpy(py)?;
+        prepare_arrays(py)?;
         Ok(self.encode_one(py, &text, (bos, eos), &allowed_special, &disallowed_special)?.into_pyarray(py))
     }
 
@@ -445,7 +445,7 @@ impl PyTokenizer {
         allowed_special: Specials,
         disallowed_special: Specials,
     ) -> PyResult<Rows<'py>> {
-        import_numpy(py)?;
+        prepare_arrays(py)?;
         let threads = thread_count(num_threads);
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
