@@ -58,8 +58,8 @@ test-python: $(VENV)/.dev
 test-arm: export CC_aarch64_unknown_linux_gnu = aarch64-linux-gnu-gcc
 test-arm: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = aarch64-linux-gnu-gcc
 test-arm: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = qemu-aarch64 -L /usr/aarch64-linux-gnu
-test-arm: ## the core's unit tests on an emulated 64-bit ARM, NEON included
-	$(CARGO) test --target aarch64-unknown-linux-gnu --package bpe-llama --lib --locked
+test-arm: ## the crates' unit tests on an emulated 64-bit ARM, NEON included
+	$(CARGO) test --target aarch64-unknown-linux-gnu --workspace --exclude bpe-llama-python --lib --locked
 
 # rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin. Checking needs no objects, so C is left uncompiled.
 platforms: ## type-check the Rust code for Windows and macOS

@@ -96,7 +96,7 @@ def test_the_sdist_holds_what_a_wheel_is_built_from(distributions: dict[str, set
     names = distributions["sdist"]
     assert {f"python/bpe_llama/model/{name}" for name in MODEL_FILES} <= names
     assert {"Cargo.lock", ".cargo/config.toml", "pyproject.toml", "README.md", "LICENSE"} <= names
-    assert any(name.startswith("rust/core/src/") for name in names)
+    assert any(name.startswith("rust/bpe/src/") for name in names)
     _assert_no_litter(names)
 
 

@@ -2,9 +2,9 @@
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::arguments::{at_least, shown};
-use crate::error::to_py;
+use crate::error::value_error;
 use crate::linear::check_order;
-use bpe_llama::linear::{Shape, Store, Tokens, attend};
+use bpe_llama_kernels::{Shape, Store, Tokens, attend};
 use numpy::{BorrowError, Element, PyArray2, PyArray6, PyArrayMethods, PyReadwriteArray6, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -92,7 +92,7 @@ pub(crate) fn py_attend<'py>(
         let seen = places.iter().flatten().fold(0_usize, |seen, place| seen.saturating_add(place.1));
         let attended = || attend(shape, tokens, store, out, num_threads);
         let is_short = seen.saturating_mul(kv_heads * size) < RELEASE_NUMBERS;
-        if is_short { attended() } else { py.detach(attended) }.map_err(to_py)
+        if is_short { attended() } else { py.detach(attended) }.map_err(value_error)
     };
     if let Ok(array) = store.cast::<PyArray6<f32>>() {
         let mut held = writable(array)?;

@@ -23,3 +23,8 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         _ => PyValueError::new_err(message),
     }
 }
+
+/// Maps an error of the sampler or the kernels, whose only kind is a bad argument.
+pub(crate) fn value_error(error: impl std::fmt::Display) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}

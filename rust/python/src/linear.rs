@@ -2,8 +2,8 @@
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::arguments::at_least;
-use crate::error::to_py;
-use bpe_llama::linear::{Input, Matrix, Numbers, Weights, has_avx512, has_pairs, has_unit, multiply};
+use crate::error::value_error;
+use bpe_llama_kernels::{Input, Matrix, Numbers, Weights, has_avx512, has_pairs, has_unit, multiply};
 use numpy::ndarray::Dimension;
 use numpy::{Element, PyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -92,7 +92,7 @@ impl Part {
                 ([rows, 2 * bytes], Weights::Int4(numbers(codes, py)?, numbers(pairs, py)?.as_chunks().0))
             }
         };
-        Matrix::new(rows, columns, weights).map_err(to_py)
+        Matrix::new(rows, columns, weights).map_err(value_error)
     }
 }
 
@@ -190,7 +190,7 @@ impl PyLinear {
         let matrices = linear.matrices(py)?;
         let bytes = matrices.iter().map(Matrix::bytes).sum();
         // No vector at all: what is wrong with the shapes is said now.
-        multiply(&matrices, linear.input(py, &[])?, &mut [], false, 1).map_err(to_py)?;
+        multiply(&matrices, linear.input(py, &[])?, &mut [], false, 1).map_err(value_error)?;
         drop(matrices);
         Ok(Self { bytes, ..linear })
     }
@@ -235,7 +235,7 @@ impl PyLinear {
         }
         let out = written.as_slice_mut()?;
         let mut run = || multiply(&matrices, input, out, add, num_threads);
-        if self.bytes < RELEASE_BYTES { run() } else { py.detach(run) }.map_err(to_py)
+        if self.bytes < RELEASE_BYTES { run() } else { py.detach(run) }.map_err(value_error)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Logits in Python objects, seen where they lie: `NumPy` arrays, and anything else on the CPU that speaks `DLPack`.
 
-use crate::error::to_py;
-use bpe_llama::sampler::{Elements, Rows};
+use crate::error::value_error;
+use bpe_llama_sampler::{Elements, Rows};
 use numpy::npyffi::NPY_TYPES;
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -76,7 +76,7 @@ impl<'py> Logits<'py> {
                 Kind::Bf16 => Elements::Bf16(slice(self.data.cast::<u16>().wrapping_offset(low), length)),
             }
         };
-        Rows::strided(elements, (-low) as usize, shape, strides).map_err(to_py)
+        Rows::strided(elements, (-low) as usize, shape, strides).map_err(value_error)
     }
 
     fn of_array(array: &Bound<'py, PyUntypedArray>) -> PyResult<Self> {

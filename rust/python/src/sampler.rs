@@ -2,10 +2,10 @@
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
 use crate::arguments::Threads;
-use crate::error::to_py;
+use crate::error::value_error;
 use crate::logits::Logits;
 use crate::sampler_arguments::{natural, read_biases, read_history, read_ids, read_seeds};
-use bpe_llama::sampler::{Options, Preset, Request, Sampler};
+use bpe_llama_sampler::{Options, Preset, Request, Sampler};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyDict, PyTuple};
@@ -86,10 +86,10 @@ impl PySampler {
             logit_bias: logit_bias.map_or(Ok(Vec::new()), read_biases)?,
             banned_ids: banned_ids.map_or(Ok(Vec::new()), |ids| read_ids("banned_ids", ids))?,
             allowed_ids: allowed_ids.map(|ids| read_ids("allowed_ids", ids)).transpose()?,
-            preset: Preset::from_name(preset).map_err(to_py)?,
+            preset: Preset::from_name(preset).map_err(value_error)?,
             seed: natural("seed", seed)?,
         };
-        Sampler::new(options).map(Self).map_err(to_py)
+        Sampler::new(options).map(Self).map_err(value_error)
     }
 
     /// Return the id drawn from one row, an int, or from each row of a batch, int64 (B,).
@@ -139,12 +139,12 @@ impl PySampler {
         };
         if logits.single {
             let mut id = [0];
-            release(py, rows.vocab_size(), || self.0.sample_rows(&rows, &request, &mut id)).map_err(to_py)?;
+            release(py, rows.vocab_size(), || self.0.sample_rows(&rows, &request, &mut id)).map_err(value_error)?;
             return Ok(id[0].into_pyobject(py)?.into_any());
         }
         let mut ids = vec![0; rows.rows()];
         let work = rows.vocab_size() * rows.rows();
-        release(py, work, || self.0.sample_rows(&rows, &request, &mut ids)).map_err(to_py)?;
+        release(py, work, || self.0.sample_rows(&rows, &request, &mut ids)).map_err(value_error)?;
         Ok(PyArray1::from_vec(py, ids).into_any())
     }
 
@@ -198,7 +198,7 @@ impl PySampler {
             self.0.sample_rows(&rows, &request, &mut ids)?;
             Sampler::log_probs(&rows, &ids, top_n)
         })
-        .map_err(to_py)?;
+        .map_err(value_error)?;
         let mut top_ids = Vec::with_capacity(found.len() * top_n);
         let mut top_log_probs = Vec::with_capacity(found.len() * top_n);
         for row in &found {
@@ -254,7 +254,7 @@ impl PySampler {
             ..Request::default()
         };
         let mut probs = vec![0.0; rows.rows() * rows.vocab_size()];
-        release(py, probs.len(), || self.0.probs_rows(&rows, &request, &mut probs)).map_err(to_py)?;
+        release(py, probs.len(), || self.0.probs_rows(&rows, &request, &mut probs)).map_err(value_error)?;
         let flat = PyArray1::from_vec(py, probs);
         if logits.single { Ok(flat.into_any()) } else { Ok(flat.reshape([rows.rows(), rows.vocab_size()])?.into_any()) }
     }

@@ -1,0 +1,234 @@
+//! What pieces were encoded to, so that a word met again costs one look-up.
+//!
+//! Short pieces with few ids, nearly all there are, lie in a table whose lines hold two entries each, key and ids
+//! inline: a hit touches one cache line. What is longer lies in an arena, found through a table of hashes. Both grow with
+//! the text up to a limit. Beyond it a short piece replaces another of its line, and a full arena is emptied.
+
+mod long;
+mod probe;
+mod short;
+
+use bpe_llama_simd::prefetch::prefetch;
+use long::LongTable;
+use probe::LONG;
+pub(crate) use probe::{Probe, SHORT_BYTES};
+use short::{MANY, SHORT_IDS, ShortTable, find, unpack_ids};
+
+/// How much room a piece needs in a run of ids.
+pub(crate) const IDS_A_PIECE: usize = SHORT_IDS + 1;
+
+/// As many ids as most long pieces have.
+const SOME: usize = 8;
+
+/// Longer pieces, which may have as many ids, are not remembered.
+pub(crate) const LONGEST: usize = 512;
+
+/// How much memory the cache of one thread may take, unless told otherwise: 60 MiB, which is less than 64 MB.
+pub(crate) const DEFAULT_LIMIT: usize = 60 << 20;
+
+/// The memory of one thread.
+pub(crate) struct PieceCache {
+    short: ShortTable,
+    long: LongTable,
+}
+
+impl PieceCache {
+    /// Returns an empty cache that will take at most about `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        // The short table's size is a power of two.
+        let short = ShortTable::new(limit / 9 * 5);
+        let long = LongTable::new(limit.saturating_sub(short.max_bytes()));
+        Self { short, long }
+    }
+
+    /// Writes to `probes` those of the pieces of `bytes` from `start` on that end at `ends`, and starts to load what they
+    /// will be compared with.
+    ///
+    /// So all look-ups are under way before the first is waited for.
+    #[inline(never)]
+    pub(crate) fn prepare(&self, bytes: &[u8], mut start: usize, ends: &[usize], probes: &mut [Probe]) {
+        let (lines, line_shift) = (self.short.lines(), 64 - self.short.line_bits);
+        let (mut long_slots, mut long_count) = ([0; 64], 0);
+        for (&end, probe) in ends.iter().zip(probes) {
+            *probe = Probe::new(bytes, start, end);
+            if end - start > SHORT_BYTES {
+                let slot = self.long.first_slot(probe.hash);
+                prefetch(self.long.slots.as_ptr().wrapping_add(slot));
+                long_slots[long_count % 64] = slot;
+                long_count += 1;
+            } else {
+                prefetch(lines.as_ptr().wrapping_add((probe.hash >> line_shift) as usize));
+            }
+            start = end;
+        }
+        // The slots are there by now, and say where the pieces themselves are.
+        for &slot in &long_slots[..long_count.min(64)] {
+            self.long.prefetch_record(slot);
+        }
+    }
+
+    /// Writes to `run` the ids of the pieces of `bytes` from `start` on that end at `ends`, up to the first that is not
+    /// known or finds no room.
+    ///
+    /// Returns how many pieces and how many ids there were. `probes` are those of the same pieces.
+    #[inline(never)]
+    pub(crate) fn get_run(
+        &self,
+        bytes: &[u8],
+        start: usize,
+        ends: &[usize],
+        probes: &[Probe],
+        run: &mut [u32],
+    ) -> (usize, usize) {
+        let (lines, line_shift) = (self.short.lines(), 64 - self.short.line_bits);
+        let (mut done, mut count) = (0, 0);
+        loop {
+            // Apart from what follows, so that its few values stay in registers.
+            for probe in &probes[done..] {
+                let entry = find(&lines[(probe.hash >> line_shift) as usize], probe.key);
+                let ids = unpack_ids(entry);
+                if entry[..2] != probe.key || ids[SHORT_IDS] == MANY || count + ids.len() > run.len() {
+                    break;
+                }
+                // One store of fixed width; what is too much of it is overwritten by the next.
+                run[count..count + ids.len()].copy_from_slice(&ids);
+                count += ids[SHORT_IDS] as usize;
+                done += 1;
+            }
+            let (Some(probe), Some(&end)) = (probes.get(done), ends.get(done)) else { break };
+            let begin = if done > 0 { ends[done - 1] } else { start };
+            let Some(many) = self.get(probe, &bytes[begin..end], &mut run[count..]) else { break };
+            count += many;
+            done += 1;
+        }
+        (done, count)
+    }
+
+    /// Writes the ids of `piece` to `ids` and returns their number, if they are known and find room.
+    #[inline(never)]
+    pub(crate) fn get(&self, probe: &Probe, piece: &[u8], ids: &mut [u32]) -> Option<usize> {
+        let range = if probe.key == LONG {
+            self.long.find(probe.hash, piece)?
+        } else {
+            match self.short.get(probe)? {
+                [at, count, generation, MANY] if generation == self.long.generation => {
+                    at as usize..at as usize + count as usize
+                }
+                [.., MANY] => return None,
+                few => {
+                    let count = few[SHORT_IDS] as usize;
+                    ids.get_mut(..count)?.copy_from_slice(&few[..count]);
+                    return Some(count);
+                }
+            }
+        };
+        let count = range.len();
+        match (ids.first_chunk_mut::<SOME>(), self.long.arena[range.start..].first_chunk()) {
+            // As above: a copy of fixed width, of which what is too much will be overwritten.
+            (Some(some), Some(from)) if count <= SOME => *some = *from,
+            _ => ids.get_mut(..count)?.copy_from_slice(&self.long.arena[range]),
+        }
+        Some(count)
+    }
+
+    /// Remembers the ids of a piece that is not known.
+    pub(crate) fn put(&mut self, probe: &Probe, piece: &[u8], ids: &[u32]) {
+        if piece.len() > LONGEST {
+            return;
+        }
+        if probe.key == LONG {
+            self.long.put(probe.hash, piece, ids);
+            return;
+        }
+        let mut entry = [0; SHORT_IDS + 1];
+        if ids.len() <= SHORT_IDS {
+            entry[..ids.len()].copy_from_slice(ids);
+            entry[SHORT_IDS] = ids.len() as u32;
+        } else {
+            let at = self.long.store(&[], ids);
+            entry = [at, ids.len() as u32, self.long.generation, MANY];
+        }
+        self.short.put(probe, entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Ids that only this piece has.
+    fn ids_of(piece: &[u8], is_part: bool) -> Vec<u32> {
+        let count = piece[0] as usize % 6 + usize::from(is_part);
+        let id = |i| piece.iter().fold(i, |id: u32, &byte| id.wrapping_mul(31).wrapping_add(u32::from(byte)));
+        (0..=count as u32).map(id).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_known_is_right(
+            pieces in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..40), any::<bool>()), 1..400),
+            limit in prop_oneof![Just(0), Just(1 << 20)],
+        ) {
+            let mut cache = PieceCache::new(limit);
+            for (piece, is_part) in pieces.iter().chain(&pieces) {
+                let is_part = *is_part && piece.len() <= SHORT_BYTES;
+                let probe = if is_part { Probe::of_part(piece) } else { Probe::new(piece, 0, piece.len()) };
+                let expected = ids_of(piece, is_part);
+                for room in [2, 4, 9] {
+                    let mut run = vec![0; room];
+                    if let (1, count) = cache.get_run(piece, 0, &[piece.len()], &[probe], &mut run) {
+                        prop_assert_eq!(&run[..count], &expected[..]);
+                    }
+                }
+                let mut ids = [0; 9];
+                if cache.get(&probe, piece, &mut ids).is_none() {
+                    cache.put(&probe, piece, &expected);
+                }
+                prop_assert_eq!(cache.get(&probe, piece, &mut ids), Some(expected.len()));
+                prop_assert_eq!(&ids[..expected.len()], expected);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_forgotten_within_the_limit_and_memory_stays_below_it() {
+        let limit = 8 << 20;
+        let mut cache = PieceCache::new(limit);
+        let mut known = HashMap::new();
+        for i in 0..2_000_000_u32 {
+            let piece = format!("{i}{}", if i % 3 == 0 { " and some more bytes" } else { "" }).into_bytes();
+            let probe = Probe::new(&piece, 0, piece.len());
+            let ids = vec![i; i as usize % 5 + 1];
+            cache.put(&probe, &piece, &ids);
+            if i < 10_000 {
+                known.insert(piece, ids);
+            }
+            if i == 10_000 {
+                let found = known.iter().filter(|(piece, ids)| {
+                    let mut found = [0; 5];
+                    let count = cache.get(&Probe::new(piece, 0, piece.len()), piece, &mut found);
+                    count == Some(ids.len()) && found[..ids.len()] == ids[..]
+                });
+                // A line of two, beside another that is full, may have lost one.
+                assert!(found.count() > 9_950);
+            }
+        }
+        let bytes =
+            cache.short.words.capacity() * 8 + cache.long.slots.capacity() * 16 + cache.long.arena.capacity() * 4;
+        assert!(bytes <= limit + (1 << 20), "{bytes} bytes");
+    }
+
+    #[test]
+    fn a_piece_at_the_end_of_a_text_has_the_probe_it_has_in_the_middle() {
+        let text = b"a few words, then more of them";
+        for end in 1..text.len() {
+            for start in end.saturating_sub(15)..end {
+                assert_eq!(Probe::new(&text[..end], start, end), Probe::new(text, start, end), "{start}..{end}");
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! NEON, on 64-bit ARM.
+#![allow(clippy::wildcard_imports, reason = "a dozen intrinsics, each with its family's prefix")]
+
+use std::arch::aarch64::*;
+
+use super::super::block::{self, Ascii, BLOCK, BlockGrammar};
+use super::Backend;
+
+/// Four vectors of 16 bytes. To be used only within [`fill_ends`].
+struct Neon;
+
+#[target_feature(enable = "neon")]
+pub(super) fn fill_ends<G: BlockGrammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+    block::fill_ends::<Neon, G>(text, start, ends);
+}
+
+#[derive(Clone, Copy)]
+struct Vectors(uint8x16_t, uint8x16_t, uint8x16_t, uint8x16_t);
+
+impl Vectors {
+    #[inline(always)]
+    fn load(bytes: &[u8; BLOCK]) -> Self {
+        let at = bytes.as_ptr();
+        // SAFETY: each load reads 16 of the 64 bytes; only called where NEON is enabled.
+        unsafe { Self(vld1q_u8(at), vld1q_u8(at.add(16)), vld1q_u8(at.add(32)), vld1q_u8(at.add(48))) }
+    }
+
+    /// One bit for each byte, of vectors whose bytes are 0 or 0xff: pairwise sums of one bit a lane.
+    #[inline(always)]
+    fn mask(self) -> u64 {
+        static BITS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
+        // SAFETY: only called where NEON is enabled; `BITS` holds the 16 bytes read.
+        unsafe {
+            let bits = vld1q_u8(BITS.as_ptr());
+            let low = vpaddq_u8(vandq_u8(self.0, bits), vandq_u8(self.1, bits));
+            let high = vpaddq_u8(vandq_u8(self.2, bits), vandq_u8(self.3, bits));
+            let sums = vpaddq_u8(low, high);
+            vgetq_lane_u64::<0>(vreinterpretq_u64_u8(vpaddq_u8(sums, sums)))
+        }
+    }
+
+    #[inline(always)]
+    fn equal(self, byte: u8) -> u64 {
+        self.range(byte, byte)
+    }
+
+    #[inline(always)]
+    fn range(self, first: u8, last: u8) -> u64 {
+        // SAFETY: only called where NEON is enabled.
+        unsafe {
+            let (first, width) = (vdupq_n_u8(first), vdupq_n_u8(last - first));
+            Self(
+                vcleq_u8(vsubq_u8(self.0, first), width),
+                vcleq_u8(vsubq_u8(self.1, first), width),
+                vcleq_u8(vsubq_u8(self.2, first), width),
+                vcleq_u8(vsubq_u8(self.3, first), width),
+            )
+            .mask()
+        }
+    }
+}
+
+impl Backend for Neon {
+    #[inline(always)]
+    fn ascii(bytes: &[u8; BLOCK]) -> Ascii {
+        let vectors = Vectors::load(bytes);
+        let blank = vectors.equal(b' ');
+        Ascii {
+            upper: vectors.range(b'A', b'Z'),
+            lower: vectors.range(b'a', b'z'),
+            number: vectors.range(b'0', b'9'),
+            graph: vectors.range(b'!', b'~'),
+            space: vectors.range(b'\t', b'\r') | blank,
+            newline: vectors.equal(b'\n') | vectors.equal(b'\r'),
+            blank,
+            apostrophe: vectors.equal(b'\''),
+            slash: vectors.equal(b'/'),
+            wide: vectors.range(0x80, 0xff),
+        }
+    }
+
+    #[inline(always)]
+    fn wide_range(bytes: &[u8; BLOCK], first: u8, last: u8) -> u64 {
+        Vectors::load(bytes).range(first, last)
+    }
+}
+
+/// The masks of every backend that this CPU can run.
+#[cfg(test)]
+pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, block::Wide)> {
+    #[target_feature(enable = "neon")]
+    fn neon(bytes: &[u8; BLOCK]) -> (Ascii, block::Wide) {
+        (Neon::ascii(bytes), Neon::wide(bytes))
+    }
+    // SAFETY: every 64-bit ARM has NEON.
+    vec![unsafe { neon(bytes) }]
+}

@@ -1,0 +1,370 @@
+//! Every backend and format against sums in float64, and against each other bit by bit.
+
+use super::lanes::from_bf16;
+use super::*;
+use proptest::prelude::*;
+use std::cmp::Ordering;
+
+/// Weights that own their memory.
+#[derive(Debug, Clone)]
+enum Owned {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+    Int8(Vec<i8>, Vec<f32>),
+    Int4(Vec<u8>, Vec<[u16; 2]>),
+}
+
+impl Owned {
+    /// Returns weights made of one number each, the same for the same numbers.
+    fn of(kind: usize, numbers: &[f32], rows: usize, columns: usize, group: usize) -> Self {
+        let bits = |x: f32| (x.to_bits() >> 16) as u16;
+        match kind {
+            0 => Self::F32(numbers.to_vec()),
+            1 => Self::Bf16(numbers.iter().copied().map(bits).collect()),
+            2 => Self::Int8(
+                numbers.iter().map(|x| (x * 100.0) as i8).collect(),
+                (0..rows).map(|row| 0.01 + row as f32 / 64.0).collect(),
+            ),
+            _ => {
+                let pairs = (0..rows * columns / group).map(|g| [bits(0.1 + g as f32 / 8.0), bits(3.0 - g as f32)]);
+                let codes = numbers.as_chunks::<2>().0.iter().map(|pair| (pair[0].to_bits() >> 15) as u8);
+                Self::Int4(codes.collect(), pairs.collect())
+            }
+        }
+    }
+
+    fn weights(&self) -> Weights<'_> {
+        match self {
+            Self::F32(numbers) => Weights::F32(numbers),
+            Self::Bf16(numbers) => Weights::Bf16(numbers),
+            Self::Int8(codes, scales) => Weights::Int8(codes, scales),
+            Self::Int4(codes, pairs) => Weights::Int4(codes, pairs),
+        }
+    }
+
+    /// Returns one weight, by definition.
+    fn weight(&self, row: usize, column: usize, columns: usize) -> f64 {
+        let place = row * columns + column;
+        f64::from(match self {
+            Self::F32(numbers) => numbers[place],
+            Self::Bf16(numbers) => from_bf16(numbers[place]),
+            Self::Int8(codes, scales) => f32::from(codes[place]) * scales[row],
+            Self::Int4(codes, pairs) => {
+                let code = codes[place / 2] >> (4 * (place % 2)) & 15;
+                let [scale, offset] = pairs[place / (2 * codes.len() / pairs.len())].map(from_bf16);
+                (f32::from(code) - 8.0) * scale + offset
+            }
+        })
+    }
+}
+
+/// Returns the ways to multiply many vectors that this processor has or can emulate.
+fn ways() -> impl Iterator<Item = Many> {
+    let wide = Backend::best().has_wide_registers();
+    [(Many::Passes, true), (Many::Pairs, wide), (Many::Unit, wide && cfg!(target_os = "linux"))]
+        .into_iter()
+        .filter_map(|(way, there)| there.then_some(way))
+}
+
+/// Returns the nearest bfloat16, of two the even one.
+fn rounded(x: f32) -> f32 {
+    let below = f32::from_bits(x.to_bits() & 0xffff_0000);
+    let above = f32::from_bits((x.to_bits() & 0xffff_0000).wrapping_add(1 << 16)); // away from zero
+    match (x - below).abs().total_cmp(&(above - x).abs()) {
+        Ordering::Less => below,
+        Ordering::Equal if below.to_bits() & (1 << 16) == 0 => below,
+        Ordering::Equal | Ordering::Greater => above,
+    }
+}
+
+/// Returns what each input makes of its vectors, by definition in float64.
+fn made(input: Input<'_>, columns: usize) -> Vec<f64> {
+    let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
+    match input {
+        Input::Plain(x) => wide(x),
+        Input::Normed { x, weight, eps } => wide(x)
+            .chunks(columns)
+            .flat_map(|x| {
+                let mean = x.iter().map(|x| x * x).sum::<f64>() / columns as f64;
+                let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+                let weights: Vec<f64> = match weight {
+                    Numbers::F32(weight) => wide(weight),
+                    Numbers::Bf16(weight) => weight.iter().map(|&bits| f64::from(from_bf16(bits))).collect(),
+                };
+                x.iter().zip(weights).map(|(x, weight)| x * scale * weight).collect::<Vec<_>>()
+            })
+            .collect(),
+        Input::Gated(x) => wide(x)
+            .chunks(2 * columns)
+            .flat_map(|x| {
+                let (gate, up) = x.split_at(columns);
+                gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect::<Vec<_>>()
+            })
+            .collect(),
+    }
+}
+
+/// Returns numbers in [-1, 1), the same for the same seed: the high bits of a multiplicative hash of (seed, place).
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    (0..count as u64)
+        .map(|place| {
+            let hash = (place + 1).wrapping_mul(seed.wrapping_add(0x9E37_79B9_7F4A_7C15) | 1);
+            ((hash ^ (hash >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Checks products, as bits, against sums in float64: with bfloat16 of these vectors.
+fn check(
+    found: &[u32],
+    owned: &[(usize, Owned)],
+    (start, add): (&[f32], bool),
+    x: &[f64],
+    of_bf16: &[f64],
+    room: f64,
+    columns: usize,
+) -> std::result::Result<(), TestCaseError> {
+    let width: usize = owned.iter().map(|(rows, _)| rows).sum();
+    for (vector, (x, of_bf16)) in x.chunks(columns).zip(of_bf16.chunks(columns)).enumerate() {
+        let mut place = vector * width;
+        for (rows, owned) in owned {
+            let (x, room) = match owned {
+                Owned::Bf16(_) => (of_bf16, room),
+                // Four bits sum codes less 8 and offsets apart, which may be larger than what they come to.
+                Owned::Int4(..) => (x, 64.0),
+                Owned::F32(_) | Owned::Int8(..) => (x, 1.0),
+            };
+            for row in 0..*rows {
+                let products = (0..columns).map(|column| owned.weight(row, column, columns) * x[column]);
+                let (sum, size) =
+                    products.fold((0.0, 1e-3), |(sum, size), product| (sum + product, size + product.abs()));
+                let expected = sum + if add { f64::from(start[place]) } else { 0.0 };
+                let off = (f64::from(f32::from_bits(found[place])) - expected).abs();
+                prop_assert!(off <= room * size * 1e-5, "{} off in {}", off, expected);
+                place += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn every_tier_gives_the_sums_of_the_definition_and_the_same_bits(
+        kinds in prop::collection::vec((0_usize..4, 0_usize..14), 1..4),
+        (group, groups, rest) in (prop::sample::select(vec![32_usize, 64, 128, 256]), 1_usize..4, 0_usize..33),
+        vectors in 0_usize..11,
+        form in 0_usize..4,
+        add in any::<bool>(),
+        threads in 1_usize..4,
+        seed in any::<u64>(),
+    ) {
+        let four_bits = kinds.iter().any(|&(kind, _)| kind == 3);
+        let columns = if four_bits { groups * group } else { 31 * groups + rest };
+        let owned: Vec<(usize, Owned)> = kinds.iter().enumerate().map(|(part, &(kind, rows))| {
+            (rows, Owned::of(kind, &numbers(rows * columns, seed ^ part as u64), rows, columns, group))
+        }).collect();
+        let matrices: Vec<Matrix<'_>> = owned.iter()
+            .map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape"))
+            .collect();
+        let (x, norm) = (numbers(2 * columns * vectors, seed ^ 8), numbers(columns, seed ^ 9));
+        let norm_bits: Vec<u16> = norm.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+        let single = &x[..columns * vectors];
+        let input = match form {
+            0 => Input::Plain(single),
+            1 => Input::Normed { x: single, weight: Numbers::F32(&norm), eps: 1e-5 },
+            2 => Input::Normed { x: single, weight: Numbers::Bf16(&norm_bits), eps: 1e-2 },
+            _ => Input::Gated(&x),
+        };
+        let width: usize = owned.iter().map(|(rows, _)| rows).sum();
+        let start = numbers(width * vectors, seed ^ 0xa);
+
+        let mut portable = None;
+        for backend in Backend::available() {
+            let mut out = start.clone();
+            multiply_with(backend, Many::Passes, &matrices, input, &mut out, add, threads).expect("fitting shapes");
+            let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
+            prop_assert_eq!(portable.get_or_insert_with(|| bits.clone()), &bits, "{:?}", backend);
+        }
+        let found = portable.unwrap_or_default();
+
+        let made = made(input, columns);
+        check(&found, &owned, (&start, add), &made, &made, 1.0, columns)?;
+    }
+
+    #[test]
+    fn more_vectors_give_the_sums_of_the_definition_in_every_way(
+        kinds in prop::collection::vec((0_usize..4, 0_usize..100), 1..4),
+        (groups, rest) in (1_usize..6, 0_usize..33),
+        vectors in 9_usize..150,
+        (normed, add) in any::<(bool, bool)>(),
+        threads in 1_usize..4,
+        seed in any::<u64>(),
+    ) {
+        let columns = if kinds.iter().any(|&(kind, _)| kind == 3) { 64 * groups } else { 31 * groups + rest };
+        let owned: Vec<(usize, Owned)> = kinds.iter().enumerate().map(|(part, &(kind, rows))| {
+            (rows, Owned::of(kind, &numbers(rows * columns, seed ^ part as u64), rows, columns, 64))
+        }).collect();
+        let matrices: Vec<Matrix<'_>> = owned.iter()
+            .map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape"))
+            .collect();
+        let (x, norm) = (numbers(columns * vectors, seed ^ 8), numbers(columns, seed ^ 9));
+        let input = |x| {
+            if normed { Input::Normed { x, weight: Numbers::F32(&norm), eps: 1e-5 } } else { Input::Plain(x) }
+        };
+        let width: usize = owned.iter().map(|(rows, _)| rows).sum();
+        let start = numbers(width * vectors, seed ^ 0xa);
+        let wide = made(input(&x), columns);
+        let rounded: Vec<f64> = x.iter().map(|&x| f64::from(rounded(x))).collect();
+        for many in ways() {
+            let multiply = |x, out: &mut [f32], threads| {
+                multiply_with(Backend::best(), many, &matrices, input(x), out, add, threads).expect("fitting shapes");
+                out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+            };
+            let bits = multiply(&x, &mut start.clone(), threads);
+            // What is rounded after a norm is not known to the last bit: half a step of bfloat16 off, at most.
+            let (of_bf16, room) = match (many, normed) {
+                (Many::Pairs, false) => (&rounded, 1.0),
+                (Many::Pairs, true) => (&wide, 1e5 / 256.0),
+                _ => (&wide, 1.0),
+            };
+            check(&bits, &owned, (&start, add), &wide, of_bf16, room, columns)?;
+
+            // Fewer of the vectors, the last ones, get the same bits.
+            let first = vectors - 9;
+            let fewer = multiply(&x[first * columns..], &mut start[first * width..].to_vec(), 1);
+            prop_assert_eq!(&fewer, &bits[first * width..]);
+        }
+    }
+
+    #[test]
+    fn a_vector_meets_the_same_bits_alone_and_in_company(
+        kind in 0_usize..4, rows in 1_usize..300, vectors in 2_usize..9, threads in 1_usize..4, seed in any::<u64>(),
+    ) {
+        let columns = 192;
+        let owned = Owned::of(kind, &numbers(rows * columns, seed), rows, columns, 64);
+        let matrix = Matrix::new(rows, columns, owned.weights()).expect("a fitting shape");
+        let x = numbers(columns * vectors, seed ^ 1);
+        let mut together = vec![0.0; rows * vectors];
+        multiply(&[matrix], Input::Plain(&x), &mut together, false, threads).expect("fitting shapes");
+        for (x, together) in x.chunks(columns).zip(together.chunks(rows)) {
+            let mut alone = vec![0.0; rows];
+            multiply(&[matrix], Input::Plain(x), &mut alone, false, 1).expect("fitting shapes");
+            prop_assert_eq!(&alone, together);
+        }
+    }
+}
+
+#[test]
+fn no_part_of_a_float32_is_lost() {
+    let x: Vec<f32> = numbers(500, 3).into_iter().zip(-60..).map(|(x, power)| x * 2_f32.powi(power / 5)).collect();
+    let mut out = vec![0.0; x.len()];
+    let mut multiply = |weights: Weights<'_>| {
+        let matrix = Matrix::new(1, 1, weights).expect("a fitting shape");
+        let many = ways().find(|way| *way == Many::Unit).unwrap_or(Many::Passes);
+        multiply_with(Backend::best(), many, &[matrix], Input::Plain(&x), &mut out, false, 1).expect("fitting shapes");
+        out.clone()
+    };
+    for weights in [Weights::Bf16(&[0x3f80]), Weights::F32(&[1.0]), Weights::Int8(&[1], &[1.0])] {
+        assert_eq!(multiply(weights), x);
+    }
+    for weight in numbers(50, 4) {
+        let out = multiply(Weights::F32(std::slice::from_ref(&weight)));
+        for (x, out) in x.iter().zip(&out) {
+            let product = f64::from(*x) * f64::from(weight);
+            assert!((f64::from(*out) - product).abs() <= product.abs() * 2_f64.powi(-21), "{x} times {weight}: {out}");
+        }
+    }
+}
+
+#[test]
+fn pairs_round_vectors_to_the_nearest_bfloat16() {
+    if !ways().any(|way| way == Many::Pairs) {
+        return;
+    }
+    let mut x: Vec<f32> = numbers(500, 5).into_iter().zip(-60..).map(|(x, power)| x * 2_f32.powi(power / 5)).collect();
+    let bits = [0x3f80_8000, 0x3f81_8000, 0x3f81_7fff, 0x3f80_8001, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 0x7f7f_7fff];
+    x.extend(bits.map(f32::from_bits));
+    let multiply = |x: &[f32]| {
+        let matrix = Matrix::new(1, 1, Weights::Bf16(&[0x3f80])).expect("a fitting shape");
+        let mut out = vec![0.0; x.len()];
+        multiply_with(Backend::best(), Many::Pairs, &[matrix], Input::Plain(x), &mut out, false, 1)
+            .expect("fitting shapes");
+        out
+    };
+    let expected: Vec<f32> = x.iter().map(|&x| if x.is_infinite() { x } else { rounded(x) }).collect();
+    assert_eq!(multiply(&x), expected);
+    for bits in [0x7fc0_0000, 0x7f80_0001, 0xffff_ffff, 0x7fff_ffff] {
+        assert!(multiply(&[f32::from_bits(bits); 9]).iter().all(|x| x.is_nan()));
+    }
+}
+
+#[test]
+fn a_row_that_is_no_number_leaves_its_neighbours_alone() {
+    let (rows, infinite) = (3, 0x7f80);
+    for columns in [32_usize, 96, 160, 192, 256] {
+        for group in GROUPS.into_iter().filter(|&group| columns.is_multiple_of(group)) {
+            let (codes, mut pairs) = (vec![0x99; rows * columns / 2], vec![[0x3f80; 2]; rows * columns / group]);
+            pairs[columns / group..2 * columns / group].fill([infinite; 2]);
+            let matrix = Matrix::new(rows, columns, Weights::Int4(&codes, &pairs)).expect("a fitting shape");
+            for backend in Backend::available() {
+                let mut out = [0.0; 3];
+                multiply_with(backend, Many::Passes, &[matrix], Input::Plain(&vec![1.0; columns]), &mut out, false, 1)
+                    .expect("one vector");
+                let expected = 2.0 * columns as f32;
+                assert_eq!((out[0], out[2]), (expected, expected), "{columns} columns in {group}, {backend:?}");
+                assert!(!out[1].is_finite());
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_at_the_ends_of_float32_stay_finite() {
+    let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
+    for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
+        for backend in Backend::available() {
+            let mut out = [0.0];
+            multiply_with(backend, Many::Passes, &[matrix], Input::Gated(&[gate, 1.0]), &mut out, false, 1)
+                .expect("fitting shapes");
+            assert!((out[0] - expected).abs() <= 1e-6 * expected + 1e-30, "{gate}: {}", out[0]);
+        }
+    }
+}
+
+#[test]
+fn refusals_name_what_does_not_fit() {
+    fn new(rows: usize, columns: usize, weights: Weights<'_>) -> Result<()> {
+        Matrix::new(rows, columns, weights).map(drop)
+    }
+    let says = |result: Result<()>, expected: &str| {
+        let message = result.expect_err("refused").to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    let (numbers, scales) = ([0.0; 64], [1.0]);
+    says(new(2, 3, Weights::F32(&numbers[..5])), "5 weights for a matrix of 2 rows and 3 columns");
+    says(new(usize::MAX, 2, Weights::F32(&numbers[..5])), "5 weights");
+    says(new(0, 0, Weights::F32(&[])), "0 columns");
+    says(new(0, usize::MAX / 4 + 1, Weights::Int8(&[], &[])), "expected 1 to");
+    says(new(2, 1, Weights::Int8(&[1, 2], &scales)), "scales do not fit");
+    for (rows, columns) in [(1, 48), (2, 48), (3, 32), (1, 16), (1, 1024)] {
+        let codes = vec![0; rows * columns / 2];
+        says(new(rows, columns, Weights::Int4(&codes, &[[0; 2]; 2])), "scales do not fit");
+    }
+    assert!(Matrix::new(0, 64, Weights::Int4(&[], &[])).is_ok());
+
+    let matrix = |columns| Matrix::new(1, columns, Weights::F32(&numbers[..columns])).expect("a fitting shape");
+    let mut out = [0.0; 2];
+    says(multiply(&[], Input::Plain(&[]), &mut out, false, 1), "no matrix");
+    says(multiply(&[matrix(2), matrix(3)], Input::Plain(&[]), &mut out, false, 1), "matrices of 2 and 3 columns");
+    says(
+        multiply(&[matrix(3)], Input::Plain(&[0.0; 4]), &mut out, false, 1),
+        "4 numbers in and 2 out; expected 3 and 1",
+    );
+    says(multiply(&[matrix(3)], Input::Plain(&[0.0; 3]), &mut out, false, 1), "3 numbers in and 2 out");
+    says(multiply(&[matrix(2)], Input::Gated(&[0.0; 6]), &mut out, false, 1), "6 numbers in and 2 out; expected 4");
+    let normed = Input::Normed { x: &[0.0; 2], weight: Numbers::F32(&[1.0]), eps: 0.0 };
+    says(multiply(&[matrix(2)], normed, &mut out[..1], false, 1), "a norm of 1 weights for 2 columns");
+}

@@ -1,0 +1,231 @@
+//! The sampler against its definition: sort everything, sum in float64.
+
+use super::kernels::{measure, rough};
+use super::row::{Scratch, row_probs, sample_row};
+use super::{Elements, Options, Request, Rows, Sampler, uniform};
+use bpe_llama_simd::Backend;
+use bpe_llama_simd::exp::exp64;
+use proptest::prelude::*;
+
+/// Returns the kept distribution by definition, or `None` where the mass comes so near to p that float64's rounding decides.
+fn definition(row: &[f32], options: &Options) -> Option<Vec<f64>> {
+    let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |x: f32| exp64((f64::from(x) - f64::from(highest)) / options.temperature);
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).expect("no NaN").then(a.cmp(&b)));
+    if 0 < options.top_k && options.top_k < row.len() {
+        order.truncate(options.top_k);
+    }
+    if options.top_p < 1.0 {
+        let target = options.top_p * order.iter().map(|&id| weight(row[id])).sum::<f64>();
+        let mut mass = 0.0;
+        let mut kept = 0;
+        while mass < target && kept < order.len() {
+            mass += weight(row[order[kept]]);
+            kept += 1;
+            if (mass - target).abs() < 1e-11 * target {
+                return None;
+            }
+        }
+        order.truncate(kept);
+    }
+    order.retain(|&id| (f64::from(row[id]) - f64::from(highest)) / options.temperature >= options.min_p.ln());
+    let mass: f64 = order.iter().map(|&id| weight(row[id])).sum();
+    let mut probs = vec![0.0; row.len()];
+    for id in order {
+        probs[id] = weight(row[id]) / mass;
+    }
+    Some(probs)
+}
+
+fn assert_follows_definition(row: &[f32], options: &Options) -> Result<(), TestCaseError> {
+    let Some(expected) = definition(row, options) else { return Ok(()) };
+    let rows = Rows::contiguous(Elements::F32(row), 1, row.len()).expect("contiguous");
+    let mut ids = Vec::new();
+    for backend in Backend::available() {
+        let mut scratch = Scratch::new(backend);
+        let mut probs = vec![0.0; row.len()];
+        row_probs(&rows, 0, None, options, &mut scratch, &mut probs).expect("valid");
+        for (id, (&got, &want)) in probs.iter().zip(&expected).enumerate() {
+            prop_assert!((got - want).abs() <= 1e-12 * want, "{backend:?} id {id}: {got} for {want}, {options:?}");
+        }
+        for step in 0..8 {
+            let u = uniform(options.seed, step);
+            let id = sample_row(&rows, 0, None, options, u, &mut scratch).expect("valid") as usize;
+            let below: f64 = expected[..id].iter().sum();
+            prop_assert!(expected[id] > 0.0, "{backend:?} drew {id}, which is not kept");
+            prop_assert!(below - 1e-6 <= u && u <= below + expected[id] + 1e-6, "{backend:?} {u} drew {id}");
+            ids.push(id);
+        }
+    }
+    let (first, others) = ids.split_at(8);
+    for other in others.chunks(8) {
+        prop_assert_eq!(first, other, "backends differ");
+    }
+    Ok(())
+}
+
+fn rows() -> impl Strategy<Value = Vec<f32>> {
+    let length = prop_oneof![1usize..40, 40usize..3000];
+    let kind = 0u8..7;
+    (length, kind, any::<u64>())
+        .prop_map(|(length, kind, seed)| {
+            let noise = |i: usize| uniform(seed, i as u64) as f32;
+            (0..length)
+                .map(|i| match kind {
+                    0 => noise(i) * 8.0,
+                    1 => (noise(i) * 6.0 - 3.0).round() * 0.5,
+                    2 => 3.5,
+                    3 => {
+                        if noise(i) < 0.1 {
+                            2.0
+                        } else {
+                            -1.0
+                        }
+                    }
+                    4 => {
+                        if i == length / 2 {
+                            1.0
+                        } else {
+                            f32::NEG_INFINITY
+                        }
+                    }
+                    5 => noise(i) * 1e-40,
+                    _ => -(noise(i).ln()) * 4.0 - if noise(i + length) < 0.3 { f32::INFINITY } else { 0.0 },
+                })
+                .map(|x| if x.is_finite() || x == f32::NEG_INFINITY { x } else { 0.0 })
+                .collect::<Vec<f32>>()
+        })
+        .prop_map(|mut row| {
+            if row.iter().all(|x| !x.is_finite()) {
+                row[0] = 0.0;
+            }
+            row
+        })
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    (
+        prop_oneof![Just(1.0), 0.05f64..3.0],
+        prop_oneof![Just(0usize), 1usize..60],
+        prop_oneof![Just(1.0), Just(0.5), 1e-6f64..1.0],
+        prop_oneof![Just(0.0), Just(1.0), 0.0f64..0.5],
+        any::<u64>(),
+    )
+        .prop_map(|(temperature, top_k, top_p, min_p, seed)| Options {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            ..Options::default()
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn follows_the_definition(row in rows(), options in options()) {
+        assert_follows_definition(&row, &options)?;
+    }
+}
+
+#[test]
+fn follows_the_definition_on_a_large_row() {
+    for spread in [1.0, 3.0, 0.01] {
+        let row: Vec<f32> = (0..50_000)
+            .map(|i| {
+                let (u, v) = (uniform(1, 2 * i), uniform(1, 2 * i + 1));
+                ((-2.0 * (1.0 - u).ln()).sqrt() * (v * std::f64::consts::TAU).cos() * spread) as f32
+            })
+            .collect();
+        for (top_p, top_k) in [(0.9, 0), (0.1, 0), (0.999, 0), (0.9, 40), (1.0, 1000)] {
+            let options = Options { temperature: 0.8, top_p, top_k, seed: 3, ..Options::default() };
+            assert_follows_definition(&row, &options).unwrap_or_else(|error| panic!("{spread} {top_p}: {error}"));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn rough_sums_are_near_the_sums_and_alike_on_every_tier(row in rows(), place in 0usize..3000) {
+        let weights: Vec<f32> = (0..row.len()).map(|i| uniform(9, i as u64) as f32).collect();
+        let threshold = row[place % row.len()];
+        let exact = measure(Backend::best(), &row, &weights, threshold);
+        let mut first = None;
+        for backend in Backend::available() {
+            let (count, mass) = rough(backend, &row, &weights, threshold);
+            prop_assert_eq!(count, exact.count);
+            prop_assert!((f64::from(mass) - exact.mass).abs() <= 1e-5 * exact.mass, "{mass} for {}", exact.mass);
+            prop_assert_eq!(first.get_or_insert(mass).to_bits(), mass.to_bits(), "backends differ");
+        }
+    }
+}
+
+#[test]
+fn a_mass_that_is_reached_exactly_needs_no_more() {
+    for count in [4usize, 10, 100] {
+        let row = vec![0.7f32; count];
+        for kept in 1..count {
+            let options = Options { temperature: 0.8, top_p: kept as f64 / count as f64, ..Options::default() };
+            let sampler = Sampler::new(options).expect("in range");
+            let rows = Rows::contiguous(Elements::F32(&row), 1, count).expect("contiguous");
+            let mut probs = vec![0.0; count];
+            sampler.probs_rows(&rows, &Request::default(), &mut probs).expect("valid");
+            let (head, tail) = probs.split_at(kept);
+            assert!(head.iter().all(|&p| p > 0.0) && tail.iter().all(|&p| p == 0.0), "{kept} of {count}");
+        }
+    }
+}
+
+#[test]
+fn greedy_takes_the_lowest_of_equals() {
+    let sampler = Sampler::new(Options { temperature: 0.0, ..Options::default() }).expect("in range");
+    assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, -1.0]).expect("valid"), 1);
+    assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -5.0]).expect("valid"), 1);
+}
+
+#[test]
+fn names_what_is_wrong_with_a_row() {
+    let sampler = Sampler::new(Options::default()).expect("in range");
+    let data = [0.0, 1.0, 0.0, f32::NAN, f32::INFINITY, 0.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
+    for (row, message) in [
+        (1, "row 0: logit 1 is NaN; expected a finite number or -inf"),
+        (2, "row 0: logit 0 is inf; expected a finite number or -inf"),
+        (3, "row 0: every logit is -inf; at least one must be finite"),
+    ] {
+        let error = sampler.sample(&data[2 * row..2 * row + 2]).expect_err("invalid").to_string();
+        assert_eq!(error, message);
+    }
+    let rows = Rows::contiguous(Elements::F32(&data), 4, 2).expect("contiguous");
+    for threads in [1, 2, 4] {
+        let request = Request { num_threads: std::num::NonZero::new(threads), ..Request::default() };
+        let error = sampler.sample_rows(&rows, &request, &mut [0; 4]).expect_err("invalid").to_string();
+        assert!(error.starts_with("row 1: logit 1 is NaN"), "{error}");
+    }
+    assert!(sampler.sample(&[]).is_err());
+    assert_eq!(sampler.step(), 0, "a failed draw takes no step");
+}
+
+#[test]
+fn a_row_does_not_know_its_batch() {
+    let vocab_size = 700;
+    let data: Vec<f32> = (0..12 * vocab_size).map(|i| uniform(5, i as u64) as f32 * 4.0).collect();
+    let rows = Rows::contiguous(Elements::F32(&data), 12, vocab_size).expect("contiguous");
+    let sampler = Sampler::new(Options { seed: 11, top_p: 0.9, ..Options::default() }).expect("in range");
+    let mut together = [0; 12];
+    for threads in [1, 2, 5, 12, 40] {
+        let request = Request { step: Some(4), num_threads: std::num::NonZero::new(threads), ..Request::default() };
+        sampler.sample_rows(&rows, &request, &mut together).expect("valid");
+        for (row, &id) in data.chunks(vocab_size).zip(&together) {
+            let one = Rows::contiguous(Elements::F32(row), 1, vocab_size).expect("contiguous");
+            let mut alone = [0];
+            sampler.sample_rows(&one, &Request { step: Some(4), ..Request::default() }, &mut alone).expect("valid");
+            assert_eq!(alone[0], id);
+        }
+    }
+    assert_eq!(sampler.step(), 0, "a step that is given is not counted");
+}
