@@ -22,10 +22,10 @@ import torch
 
 from bench import measure
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.captured import CapturedDecoder, why_not_triton
-from bpe_llama.model.engine import Engine
-from bpe_llama.model.options import GenerationOptions, Sample
-from bpe_llama.model.speed import bytes_per_token, read_bandwidth
+from bpe_llama.model.backends.cuda.graph import CapturedDecoder, why_not_triton
+from bpe_llama.model.cli.speed import bytes_per_token, read_bandwidth
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.sampling.params import GenerationOptions, Sample
 
 LLAMA_3: dict[str, Any] = {"vocab_size": 128_256, "num_key_value_heads": 8, "rope_theta": 500_000.0}
 TIED = {"tie_word_embeddings": True}

@@ -23,8 +23,8 @@ import torch
 from bench.fetch import DataUnavailable
 from bench.llama_cpp import LlamaCpp
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.generation import Engine, GenerationOptions
-from bpe_llama.model.speed import bytes_per_token, read_bandwidth
+from bpe_llama.model.cli.speed import bytes_per_token, read_bandwidth
+from bpe_llama.model.generation.generate import Engine, GenerationOptions
 
 SHAPE = LlamaConfig(
     vocab_size=49_152,

@@ -12,7 +12,7 @@ from bench import data
 from bpe_llama import Tokenizer
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.weights.gguf_out import save_gguf
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
 
 PROMPT = "Once upon a time there was a small village at the foot of a mountain, and in it lived a girl who could"
 CHILD = """

@@ -22,7 +22,7 @@ from bench import measure
 from bench.generate import SHAPE
 from bench.serve import clock
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.generation import Engine, GenerationOptions
+from bpe_llama.model.generation.generate import Engine, GenerationOptions
 
 
 def main() -> None:

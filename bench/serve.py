@@ -19,8 +19,8 @@ from bench import data
 from bench.generate import SHAPE
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.generation import Engine, GenerationOptions
-from bpe_llama.model.speculative import LookupDraft, generate_speculative
+from bpe_llama.model.generation.generate import Engine, GenerationOptions
+from bpe_llama.model.generation.speculative import LookupDraft, generate_speculative
 
 FRUIT = ("apple", "red"), ("pear", "green"), ("plum", "blue"), ("lemon", "yellow"), ("cherry", "red"), ("lime", "green")
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 5

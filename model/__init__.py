@@ -1,19 +1,19 @@
 """LLaMA in PyTorch: `bpe_llama.model`.
 
-Read in this order: `config`, `norm`, `rope`, `cache`, `attention`, `mlp`, `llama`; then `weights`, `generation`,
-`text`.
+Read in this order: `config`, `layers`, `cache`, `llama`; then `checkpoints`, `sampling`, `generation`, `training`.
 """
 
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md
     raise ImportError("import this as bpe_llama.model, not as a global package named model")
 
-from bpe_llama.model import lora, quantize
+from bpe_llama.model.adapters import lora
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.classification import LlamaForSequenceClassification, SequenceClassifierOutput
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.evaluation import perplexity
+from bpe_llama.model.evaluation.perplexity import perplexity
+from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import CausalLMOutput, LlamaForCausalLM, LlamaModel
-from bpe_llama.model.text import TextGenerator
+from bpe_llama.model.quantization import quantize
 
 __all__ = [
     "CausalLMOutput",

@@ -11,7 +11,7 @@ from typing import Any
 
 from bpe_llama._files import read_json_object
 from bpe_llama.model.config_json import FAMILY_DEFAULTS, OUR_TYPE, WITH_ORIGINAL_LENGTH, fields_of, merge_rope
-from bpe_llama.model.rope_kinds import check_rope_parameters
+from bpe_llama.model.rope_parameters import check_rope_parameters
 
 MODEL_TYPES = tuple(FAMILY_DEFAULTS)
 POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")

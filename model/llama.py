@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bpe_llama.model.attention import Attention, visible_keys
-from bpe_llama.model.attention_backends import Visible
-from bpe_llama.model.cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import KVCache, Places
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.loss import IGNORED, chunked_next_token_loss, next_token_loss
-from bpe_llama.model.mlp import MLP
-from bpe_llama.model.moe import MixtureOfExperts, routing_loss
-from bpe_llama.model.norm import RMSNorm
+from bpe_llama.model.layers.attention import Attention, visible_keys
+from bpe_llama.model.layers.attention_backends import Visible
+from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
+from bpe_llama.model.layers.mlp import MLP
+from bpe_llama.model.layers.moe import MixtureOfExperts, routing_loss
+from bpe_llama.model.layers.norm import RMSNorm
+from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
 from bpe_llama.model.pretrained import Pretrained, check_ids
-from bpe_llama.model.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
 
 
 class DecoderLayer(nn.Module):
@@ -232,6 +232,6 @@ class LlamaForCausalLM(Pretrained):
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """Return prompts and what follows them, int64 (B, T + new); see `bpe_llama.model.generation.generate`."""
-        from bpe_llama.model.generation import generate
+        from bpe_llama.model.generation.generate import generate
 
         return generate(self, input_ids, attention_mask, **options)

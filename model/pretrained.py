@@ -9,11 +9,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.attention import Attention
-from bpe_llama.model.attention_backends import backend_named, recording
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation_config import GenerationConfig
-from bpe_llama.model.rope import RotaryEmbedding
+from bpe_llama.model.layers.attention import Attention
+from bpe_llama.model.layers.attention_backends import backend_named, recording
+from bpe_llama.model.layers.rope import RotaryEmbedding
 
 Model = TypeVar("Model", bound="Pretrained")
 
@@ -158,7 +158,7 @@ class Pretrained(nn.Module):
         device: torch.device | str = "auto",
         **options: Any,
     ) -> Model:
-        """Return the model stored in a folder or file, in evaluation mode; see `bpe_llama.model.weights.load`.
+        """Return the model stored in a folder or file, in evaluation mode; see `bpe_llama.model.checkpoints.load`.
 
         Args:
             path: A Hugging Face folder, a Meta or Mistral folder, or a ``.gguf`` file.
@@ -166,12 +166,12 @@ class Pretrained(nn.Module):
             device: ``"auto"`` is CUDA where there is one, else the CPU.
             **options: Passed on to the loader.
         """
-        from bpe_llama.model.weights import load  # loaders build models, so they come later in the import order
+        from bpe_llama.model.checkpoints import load  # loaders build models, so they come later in the import order
 
         return load(path, cls, dtype=dtype, device=device, **options)
 
     def save_pretrained(self, folder: str | Path, portable: bool = True) -> None:
-        """Write config, generation config and weights into a folder; see `bpe_llama.model.weights.huggingface.save`.
+        """Write config, generation config and weights into a folder; see `checkpoints.huggingface.save`.
 
         Args:
             folder: Made if need be.
@@ -180,7 +180,7 @@ class Pretrained(nn.Module):
         Raises:
             ValueError: If the model is no plain checkpoint, or transformers would compute something else.
         """
-        from bpe_llama.model.weights.huggingface import save
+        from bpe_llama.model.checkpoints.huggingface import save
 
         save(self, folder, portable)
 

@@ -53,7 +53,8 @@ def shared_layers(model: nn.Module) -> list[str]:
     Rows that an adapter replaces in a tied head and its embedding alike are no matter.
 
     Example:
-        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora
+        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+        >>> from bpe_llama.model.adapters import lora
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2, tie_word_embeddings=True)
         >>> lora.shared_layers(lora.add(LlamaForCausalLM(config), target_modules=("q_proj", "lm_head")))

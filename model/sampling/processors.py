@@ -1,7 +1,7 @@
 """Logits processors that look at the earlier ids: no repeated n-grams, no bad words, and DRY.
 
 They are plain Python over lists of ids: each searches the whole text for a handful of ids, whose scores
-`bpe_llama.model.choosing` then changes. `GenerationOptions` holds their options and ranges.
+`bpe_llama.model.generation.sampler_dispatch` then changes. `GenerationOptions` holds their options and ranges.
 
 Legend: T ids so far.
 """

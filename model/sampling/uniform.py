@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _MASK64 = (1 << 64) - 1
+SEED_BITS = 0xFFFF_FFFF_FFFF_FFFF
+"""The part of a seed that counts."""
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB

@@ -14,11 +14,11 @@ examples), `plain_text` (texts to a token file), `show` (prints an example), `fi
 """
 
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
-from bpe_llama.model.training.data import TokenBatches, open_tokens
+from bpe_llama.model.training.data.batches import TokenBatches, open_tokens
+from bpe_llama.model.training.data.examples import Example, ExampleBatches
+from bpe_llama.model.training.data.formats import FORMATS
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
-from bpe_llama.model.training.examples import Example, ExampleBatches
 from bpe_llama.model.training.finetune import finetune
-from bpe_llama.model.training.formats import FORMATS
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
 from bpe_llama.model.training.report import plot_loss, read_metrics
 from bpe_llama.model.training.start import start_as_identity

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bpe_llama.model import lora
+from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bpe_llama.model.training.data import TokenArray, checked_window
-from bpe_llama.model.training.examples import Example, padded
+from bpe_llama.model.training.data.batches import TokenArray, checked_window
+from bpe_llama.model.training.data.examples import Example, padded
 from bpe_llama.model.training.step import batch_loss
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ import numpy as np
 
 from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import PathLike, find_files
-from bpe_llama.model.prompts import check_vocabulary
+from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.conversations import find_formats, read_conversations
-from bpe_llama.model.training.data import open_tokens, split_tail
+from bpe_llama.model.training.data.batches import open_tokens, split_tail
+from bpe_llama.model.training.data.conversations import find_formats, read_conversations
+from bpe_llama.model.training.data.plain_text import write_tokens
+from bpe_llama.model.training.data.show import print_example
 from bpe_llama.model.training.lock import locked
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
-from bpe_llama.model.training.plain_text import write_tokens
-from bpe_llama.model.training.show import print_example
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM

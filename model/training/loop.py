@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bpe_llama.model import lora
+from bpe_llama.model.adapters import lora
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.training.checkpoint import TrainState, checkpoint_to_resume, load_checkpoint, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
-from bpe_llama.model.training.data import Batches, TokenBatches, open_tokens, split_tail
+from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_tail
+from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
-from bpe_llama.model.training.examples import Example, ExampleBatches
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.lock import locked
 from bpe_llama.model.training.optimizer import adamw

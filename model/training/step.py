@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.loss import IGNORED
+from bpe_llama.model.layers.loss import IGNORED
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM

@@ -1,9 +1,9 @@
 """Read the header of a GGUF file: its metadata and where each tensor lies. No tensor is read and torch is not needed.
 
-Both the tokenizer (`Tokenizer.from_gguf`) and the model (`bpe_llama.model.weights.gguf`) start here. Every length in
-the file is checked against the bytes that are left before memory is taken for it, so a truncated or hostile file costs
-an error message and nothing else. The `gguf` package reads the same files but builds an array object for every string,
-which takes seconds where a vocabulary has 50,000 of them.
+Both the tokenizer (`Tokenizer.from_gguf`) and the model (`bpe_llama.model.checkpoints.gguf`) start here. Every length
+in the file is checked against the bytes that are left before memory is taken for it, so a truncated or hostile file
+costs an error message and nothing else. The `gguf` package reads the same files but builds an array object for every
+string, which takes seconds where a vocabulary has 50,000 of them.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian).
 """

@@ -1,7 +1,8 @@
 """The command line: ``bpe-llama COMMAND``.
 
-The tokenizer's commands are here. Those that need the model are forwarded to `bpe_llama.model.cli` when they are run,
-so that ``bpe-llama --help`` never imports torch. A user's mistake ends in one line on standard error and exit code 2.
+The tokenizer's commands are here. Those that need the model are forwarded to `bpe_llama.model.cli.app` when they are
+run, so that ``bpe-llama --help`` never imports torch. A user's mistake ends in one line on standard error and
+exit code 2.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bpe_llama.tokenizer import Tokenizer
 EXIT_BAD_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-# Commands of `bpe_llama.model.cli`, with the line that --help shows for each.
+# Commands of `bpe_llama.model.cli.app`, with the line that --help shows for each.
 MODEL_COMMANDS = {
     "pretrain": "Train a LLaMA from scratch on a file of ids.",
     "finetune": "Train a model further on your own text, with LoRA or in full.",
@@ -301,9 +302,9 @@ def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
 
 
 def _forward(context: typer.Context) -> None:
-    """Run a command of `bpe_llama.model.cli`, which needs torch."""
+    """Run a command of `bpe_llama.model.cli.app`, which needs torch."""
     try:
-        from bpe_llama.model.cli import app as model_app
+        from bpe_llama.model.cli.app import app as model_app
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("bpe_llama"):
             raise

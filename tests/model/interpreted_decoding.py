@@ -14,11 +14,11 @@ from torch.testing import assert_close
 from triton.runtime import interpreter
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.cache import KVCache
-from bpe_llama.model.captured import CapturedDecoder
-from bpe_llama.model.decode_on_cuda import TritonStep
-from bpe_llama.model.engine import Engine
-from bpe_llama.model.options import GenerationOptions
+from bpe_llama.model.backends.cuda.graph import CapturedDecoder
+from bpe_llama.model.backends.cuda.triton_step import TritonStep
+from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.sampling.params import GenerationOptions
 
 
 def mend_the_interpreter() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
-from bpe_llama.model.beam import beam_search
-from bpe_llama.model.options import GenerationOptions
+from bpe_llama.model.generation.beam import beam_search
+from bpe_llama.model.sampling.params import GenerationOptions
 
 Make = Callable[..., LlamaForCausalLM]
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.cache import KVCache
-from bpe_llama.model.cache_forms import Int8Cache, RingCache
+from bpe_llama.model.cache.forms import Int8Cache, RingCache
+from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.device import free_memory
-from bpe_llama.model.generation import Engine, GenerationOptions
-from bpe_llama.model.speculative import LookupDraft
+from bpe_llama.model.generation.generate import Engine, GenerationOptions
+from bpe_llama.model.generation.speculative import LookupDraft
 
 Make = Callable[..., LlamaForCausalLM]
 

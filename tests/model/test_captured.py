@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.cache_forms import Int8Cache
-from bpe_llama.model.captured import CapturedDecoder
-from bpe_llama.model.engine import Engine
-from bpe_llama.model.options import GenerationOptions, Sample
+from bpe_llama.model.backends.cuda.graph import CapturedDecoder
+from bpe_llama.model.cache.forms import Int8Cache
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.sampling.params import GenerationOptions, Sample
 
 Make = Callable[..., LlamaForCausalLM]
 

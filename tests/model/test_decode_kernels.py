@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, quantize
-from bpe_llama.model.captured import CapturedDecoder, why_not_triton
-from bpe_llama.model.engine import Engine
-from bpe_llama.model.options import GenerationOptions
+from bpe_llama.model.backends.cuda.graph import CapturedDecoder, why_not_triton
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.sampling.params import GenerationOptions
 
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
 Make = Callable[..., LlamaForCausalLM]
@@ -52,8 +52,8 @@ def test_the_products_compile_for_hopper(
 ) -> None:
     import triton.language as tl
 
-    from bpe_llama.model import decode_kernels
-    from bpe_llama.model.products_on_cuda import blocks
+    from bpe_llama.model.quantization import triton_kernels as decode_kernels
+    from bpe_llama.model.quantization.triton_matmul import blocks
 
     kind = {
         "DTYPE": tl.bfloat16 if number == "bf16" else tl.float32,
@@ -79,7 +79,7 @@ def test_the_products_compile_for_hopper(
 
 @pytest.mark.parametrize("number", ["bf16", "fp32"])
 def test_the_attention_compiles_for_hopper(compiled_for_hopper: Callable[..., Any], number: str) -> None:
-    from bpe_llama.model import decode_kernels
+    from bpe_llama.model.quantization import triton_kernels as decode_kernels
 
     types = {**dict.fromkeys(["cos", "sin", "parts", "extents"], "*fp32"), "place": "*i64", "scale": "fp32"}
     types |= dict.fromkeys(["query", "qkv", "keys", "values", "out"], f"*{number}")

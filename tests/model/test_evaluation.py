@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, evaluation, perplexity
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, perplexity
+from bpe_llama.model.evaluation import perplexity as evaluation
 
 MODEL = LlamaForCausalLM(
     LlamaConfig(

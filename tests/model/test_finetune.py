@@ -28,7 +28,7 @@ from bpe_llama.model import (
     training,
 )
 from bpe_llama.model.training import Example, ExampleBatches
-from bpe_llama.model.training.conversations import find_formats, read_conversations
+from bpe_llama.model.training.data.conversations import find_formats, read_conversations
 from bpe_llama.model.training.lock import locked
 
 TEMPLATE = (

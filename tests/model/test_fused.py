@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
-from bpe_llama.model.cache_forms import Int8Cache
-from bpe_llama.model.compiled import FEW_KEYS, Rows
-from bpe_llama.model.flat import lay_flat, side_by_side
-from bpe_llama.model.fused import WORKSPACES, FusedDecoder, can_fuse
-from bpe_llama.model.generation import Engine, GenerationOptions
-from bpe_llama.model.packed import PackedDecoder
+from bpe_llama.model.backends.cpu.decoder import WORKSPACES, FusedDecoder, can_fuse
+from bpe_llama.model.backends.cpu.native import FEW_KEYS, Rows
+from bpe_llama.model.backends.cpu.ragged import PackedDecoder
+from bpe_llama.model.backends.cpu.weight_layout import lay_flat, side_by_side
+from bpe_llama.model.cache.forms import Int8Cache
+from bpe_llama.model.generation.generate import Engine, GenerationOptions
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -109,7 +109,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_model_is(tiny_model: Make, change
 def test_few_rows_and_many_are_the_same_model(
     tiny_model: Make, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, few: int, rows: int
 ) -> None:
-    monkeypatch.setattr("bpe_llama.model.fused.most_rows", lambda linears: few)
+    monkeypatch.setattr("bpe_llama.model.backends.cpu.decoder.most_rows", lambda linears: few)
     model = uneven(tiny_model(attention_bias=True, mlp_bias=True)).to(dtype)
     ids = [[5 + row] for row in range(rows)]
     found = FusedDecoder(model)(ids, KVCache(model.config, rows, 4, dtype=dtype))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.choosing import _choose_compiled, _choose_on_device, choose
-from bpe_llama.model.generation import Engine, GenerationOptions, Sample, stream_ids
-from bpe_llama.model.speculative import LookupDraft, ModelDraft, generate_speculative
+from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample, stream_ids
+from bpe_llama.model.generation.sampler_dispatch import _choose_compiled, _choose_on_device, choose
+from bpe_llama.model.generation.speculative import LookupDraft, ModelDraft, generate_speculative
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -286,7 +286,7 @@ def test_prompts_that_fail_to_join_leave_nothing_behind(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bpe_llama.model.engine.choose", interrupted)
+        patch.setattr("bpe_llama.model.generation.engine.choose", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.join([ids[1].tolist()] * slots, [options] * slots, copies)
     assert not engine.live and not any(engine.cache.lengths)
@@ -528,7 +528,7 @@ def test_an_interrupted_step_is_done_again(
         samples += engine.enter([row.tolist() for row in ids[1:]], [options] * 2)
         while engine.live:
             with monkeypatch.context() as patch:
-                patch.setattr("bpe_llama.model.engine.choose", stop)
+                patch.setattr("bpe_llama.model.generation.engine.choose", stop)
                 if interrupted:
                     with pytest.raises(KeyboardInterrupt):
                         engine.step()

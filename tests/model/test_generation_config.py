@@ -15,12 +15,12 @@ from bpe_llama import Tokenizer
 from bpe_llama._gguf_special import end_ids
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
-from bpe_llama.model.chat import Conversation
-from bpe_llama.model.demo import save_with_tokenizer
-from bpe_llama.model.generation import Engine, GenerationOptions
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
+from bpe_llama.model.cli.chat_repl import Conversation
+from bpe_llama.model.cli.demo import save_with_tokenizer
+from bpe_llama.model.generation.generate import Engine, GenerationOptions
+from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.generation_config import GenerationConfig
-from bpe_llama.model.speculative import generate_speculative
-from bpe_llama.model.weights.gguf_out import save_gguf
 
 RANKS = {bytes([i]): i for i in range(256)} | {b"zz": 261}
 SPECIAL = {"<s>": 256, "</s>": 257, "<|eot|>": 258, "<|im_end|>": 259, "<tool>": 260}

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
-from bpe_llama.model.captured import CapturedDecoder
-from bpe_llama.model.engine import Engine
-from bpe_llama.model.options import GenerationOptions
-from bpe_llama.model.speed import bytes_per_token
+from bpe_llama.model.backends.cuda.graph import CapturedDecoder
+from bpe_llama.model.cli.speed import bytes_per_token
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.sampling.params import GenerationOptions
 
 Make = Callable[..., LlamaForCausalLM]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.weights.gguf_out import save_gguf
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
 
 SHAPE = {"vocab_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 4, "initializer_range": 0.0}
 LARGE = LlamaConfig(hidden_size=512, intermediate_size=1536, num_hidden_layers=12, **SHAPE)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
-from bpe_llama.model import choosing as choosing_module
-from bpe_llama.model.choosing import choose
-from bpe_llama.model.generation import Engine, GenerationOptions, Sample, generate
+from bpe_llama.model.generation import sampler_dispatch as choosing_module
+from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample, generate
+from bpe_llama.model.generation.sampler_dispatch import choose
+from bpe_llama.model.generation.speculative import ModelDraft, generate_speculative
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.sampling.ordered import (
     FILTERS,
@@ -29,7 +30,6 @@ from bpe_llama.model.sampling.ordered import (
     xtc_chance,
 )
 from bpe_llama.model.sampling.processors import dry_penalties
-from bpe_llama.model.speculative import ModelDraft, generate_speculative
 
 Make = Callable[..., LlamaForCausalLM]
 V = 97

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bpe_llama._core import has_avx512, has_matrix_unit
 from bpe_llama.model import KVCache, LlamaForCausalLM, quantize
-from bpe_llama.model.fused import FusedDecoder
-from bpe_llama.model.packed import PackedDecoder
+from bpe_llama.model.backends.cpu.decoder import FusedDecoder
+from bpe_llama.model.backends.cpu.ragged import PackedDecoder
 
 from .test_fused import VARIANTS, uneven
 

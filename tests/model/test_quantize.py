@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaForCausalLM, quantize
-from bpe_llama.model.flat import lay_flat
+from bpe_llama.model.backends.cpu.weight_layout import lay_flat
 
 Make = Callable[..., LlamaForCausalLM]
 SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bpe_llama.model import LlamaForCausalLM, lora, quantize
-from bpe_llama.model.generation import Engine, GenerationOptions
-from bpe_llama.model.options import Sample
-from bpe_llama.model.speed import bytes_per_token, describe_speed, read_bandwidth
+from bpe_llama.model.cli.speed import bytes_per_token, describe_speed, read_bandwidth
+from bpe_llama.model.generation.generate import Engine, GenerationOptions
+from bpe_llama.model.sampling.params import Sample
 
 Make = Callable[..., LlamaForCausalLM]
 

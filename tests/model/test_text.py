@@ -12,8 +12,8 @@ import torch
 
 from bpe_llama import Tokenizer, _core
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
-from bpe_llama.model.chat import Conversation
-from bpe_llama.model.generation import Engine, Sample
+from bpe_llama.model.cli.chat_repl import Conversation
+from bpe_llama.model.generation.generate import Engine, Sample
 
 SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
 
@@ -56,7 +56,7 @@ def test_a_character_in_several_tokens_comes_whole(generator: TextGenerator, mon
     def scripted(samples: list[object], logits: torch.Tensor) -> list[int]:
         return [script[len(sample.new_ids)] for sample in samples]  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("bpe_llama.model.engine.choose", scripted)
+    monkeypatch.setattr("bpe_llama.model.generation.engine.choose", scripted)
     assert list(generator.stream("x")) == list("né – 日本 🦙!")
     assert list(generator.stream("x", stop="本 🦙")) == list("né – 日")
     assert list(generator.stream("x", stop=["本 🐫", " –", "é –"])) == ["n"]
@@ -73,7 +73,7 @@ def test_a_stop_string_inside_a_token_cuts_the_token(generator: TextGenerator, m
     def scripted(samples: list[Sample], logits: torch.Tensor) -> list[int]:
         return [script[len(sample.new_ids)] for sample in samples]
 
-    monkeypatch.setattr("bpe_llama.model.engine.choose", scripted)
+    monkeypatch.setattr("bpe_llama.model.generation.engine.choose", scripted)
     wordy = TextGenerator(model, tokenizer)
     assert wordy.generate("x", stop="ll", max_new_tokens=6) == "so he"
     assert wordy.generate("x", stop="oh", max_new_tokens=6) == "so hell"
@@ -138,7 +138,7 @@ def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, monkeypatch:
     def scripted(samples: list[Sample], logits: torch.Tensor) -> list[int]:
         return [script[len(sample.new_ids)] for sample in samples]
 
-    monkeypatch.setattr("bpe_llama.model.engine.choose", scripted)
+    monkeypatch.setattr("bpe_llama.model.generation.engine.choose", scripted)
     assert writing.generate("See") == " the end"
     assert writing.generate_batch(["See", "See "]) == [" the end"] * 2
     assert writing.generate("") == writing.generate(tokenizer.encode("[See]")) == "the end"  # a beginning, an answer

@@ -30,8 +30,8 @@ from torch.nn import functional
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, training
 from bpe_llama.model.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
-from bpe_llama.model.training.data import split_tail
-from bpe_llama.model.training.examples import ExampleBatches
+from bpe_llama.model.training.data.batches import split_tail
+from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.optimizer import adamw, load_optimizer_tensors, optimizer_tensors
 from bpe_llama.model.training.rounding import StochasticAdamW, round_stochastically
 from bpe_llama.model.training.step import batch_loss

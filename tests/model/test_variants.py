@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, lora
-from bpe_llama.model.attention_backends import Visible, attention_weights
-from bpe_llama.model.moe import MixtureOfExperts, load_balancing_loss, router_z_loss
-from bpe_llama.model.rope import RotaryEmbedding, apply_rope, draw_rotation
+from bpe_llama.model.layers.attention_backends import Visible, attention_weights
+from bpe_llama.model.layers.moe import MixtureOfExperts, load_balancing_loss, router_z_loss
+from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope, draw_rotation
 
 Make = Callable[..., LlamaForCausalLM]
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.choosing import processed_scores
+from bpe_llama.model.generation.sampler_dispatch import processed_scores
 from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _WITHOUT_EFFECT
-from bpe_llama.model.options import GenerationOptions
+from bpe_llama.model.sampling.params import GenerationOptions
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 process = pytest.importorskip("transformers.generation.logits_process")

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.beam import beam_search
-from bpe_llama.model.generation import Engine, GenerationOptions, Sample
-from bpe_llama.model.rope import RotaryEmbedding, apply_rope
-from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
-from bpe_llama.model.speculative import generate_speculative
+from bpe_llama.model.generation.beam import beam_search
+from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample
+from bpe_llama.model.generation.speculative import generate_speculative
+from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
+from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 

@@ -17,7 +17,7 @@ from bench import data
 from bpe_llama import Tokenizer
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator
-from bpe_llama.model.weights.gguf_out import save_gguf
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
 
 pytestmark = [
     pytest.mark.slow,

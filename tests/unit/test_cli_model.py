@@ -16,8 +16,9 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, demo, lora, quantize
-from bpe_llama.model.cli import load_generator, load_model
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize
+from bpe_llama.model.cli import demo
+from bpe_llama.model.cli.app import load_generator, load_model
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
 SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
@@ -393,8 +394,8 @@ def talker(made: Path) -> Path:
 
 
 def test_a_conversation_grows_and_is_forgotten(talker: Path) -> None:
-    from bpe_llama.model.chat import Conversation
-    from bpe_llama.model.cli import load_generator
+    from bpe_llama.model.cli.app import load_generator
+    from bpe_llama.model.cli.chat_repl import Conversation
 
     options = {"max_new_tokens": 5, "temperature": 0.9, "eos_id": ()}
     conversation = Conversation(load_generator(talker, None, "auto", "cpu"), "Bark.", options)

@@ -1,0 +1,367 @@
+"""LoRA: small trainable matrices beside frozen weights, in the files of the peft library.
+
+What an adapter computes is in `bpe_llama.model.adapters`; here are the functions to put it beside a model, train it,
+merge it and store it. peft's names are used for everything that a file holds.
+
+Example:
+    >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+    >>> from bpe_llama.model.adapters import lora
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+    ...                      num_attention_heads=2)
+    >>> model = lora.add(LlamaForCausalLM(config), rank=2, target_modules=("q_proj", "v_proj"))
+    >>> sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    128
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bpe_llama.model.adapters import files, place, weighted
+from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
+from bpe_llama.model.adapters.files import WEIGHTS, Part
+from bpe_llama.model.adapters.layers import (
+    AdaptedLayer,
+    Adapter,
+    EmbeddingAdapter,
+    LoraLinear,
+    TrainedRows,
+    adapted_layers,
+    base_modules,
+)
+from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
+
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "AdaptedLayer",
+    "Adapter",
+    "AdapterConfig",
+    "LoraLinear",
+    "activate",
+    "adapted_layers",
+    "add",
+    "add_weighted_adapter",
+    "load",
+    "merge",
+    "names",
+    "remove",
+    "restore",
+    "save",
+    "shared_layers",
+    "unmerge",
+    "why_not_merge",
+]
+
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
+
+
+def add(
+    model: AnyModel,
+    rank: int = 8,
+    alpha: float = 16.0,
+    target_modules: Collection[str] | str = ("q_proj", "v_proj"),
+    name: str = "default",
+    dropout: float = 0.0,
+    seed: int = 0,
+    **fields: Any,
+) -> AnyModel:
+    """Put a new adapter beside the modules so named, make it the active one, and freeze all else; return the model.
+
+    A new adapter adds nothing until it is trained: its second matrix is zero.
+
+    Args:
+        model: Any model of this package; its layers may be quantized.
+        rank: Rank of the low-rank updates.
+        alpha: Each update is scaled by ``alpha / rank``.
+        target_modules: Last parts of module names (``"embed_tokens"`` and ``"lm_head"`` too), a regex for whole
+            names, or ``"all-linear"``.
+        name: The adapter's name; a model can have several adapters.
+        dropout: The probability of dropout on the adapter's inputs in training.
+        seed: Seed of the initial matrices.
+        **fields: More fields of peft's ``LoraConfig`` that `AdapterConfig` honours, such as ``use_dora=True``,
+            ``use_rslora=True``, ``modules_to_save=["lm_head"]``, ``bias="all"``, ``init_lora_weights="pissa"``.
+
+    Raises:
+        ValueError: If a field is unknown, not honoured or out of range, the name is taken or holds a dot, or no layer
+            is so named. The model is then unchanged.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not 0 <= dropout < 1:
+        raise ValueError(f"rank is {rank} and dropout {dropout}; expected at least 1, and a number in [0, 1)")
+    _check_name(model, name)
+    bases = dict(base_modules(model))
+    targets: str | list[str] = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    if isinstance(targets, list):  # the file names those that are there
+        targets = [last for last in targets if any(f".{path}".endswith(f".{last}") for path in bases)] or targets
+    task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
+    described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
+    config = AdapterConfig.of({**described, **fields}, "adapter")
+    for last in config.modules_to_save:
+        if not any(path.endswith(last) for path in bases):
+            raise ValueError(f"adapter: modules_to_save names {last!r}, no module of the model")
+    for path in files.saved_whole(config, bases):
+        files.check_savable(path, bases[path], "adapter")
+    if not files.targeted(config, bases):
+        raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
+    if config.ensure_weight_tying:
+        _check_tying(config, bases, "adapter")
+    parts = place.initial_parts(config, model, seed, "adapter")
+    _put(model, name, config, place.prepare(config, parts, model, "adapter"))
+    return model
+
+
+def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None) -> None:
+    """Make these adapters the active ones, in this order: their updates add up; without names none is active.
+
+    Only active adapters are trained.
+
+    Args:
+        model: A model with adapters.
+        names: Names of adapters, each once.
+        weights: For each a factor of its low-rank update, 1 by default; peft's ``set_scale``.
+
+    Raises:
+        ValueError: If there is no such adapter, adapters are merged, two of them replace the same module, or there is
+            not one weight for each.
+    """
+    known = _names(model)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"no adapter is named {', '.join(unknown)}; there are {', '.join(known) or 'none'}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"adapters {', '.join(names)} are given; expected each once")
+    if weights is not None and (len(weights) != len(names) or not all(map(math.isfinite, weights))):
+        raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {len(names)} adapters")
+    layers = dict(adapted_layers(model))
+    for path, layer in layers.items():
+        if layer.unmerged is not None:
+            raise ValueError("adapters are merged into the weights; unmerge them first")
+        replacing = [name for name in names if name in layer.replacements or _has_rows(layer, name)]
+        if len(replacing) > 1:
+            raise ValueError(f"adapters {' and '.join(replacing)} both replace {path}; expected one of them")
+    strengths = dict(zip(names, weights or [1.0] * len(names), strict=True))
+    for layer in layers.values():
+        layer.active = tuple((name, float(strengths[name])) for name in names if name in layer.names())
+        for name in layer.names() - set(names):
+            for weight in layer.learned(name):
+                weight.requires_grad_(False)
+        for name, _ in layer.active:
+            for weight in layer.learned(name):
+                weight.requires_grad_(True)
+            if _configs(model)[name].init_lora_weights == "mica" and name in layer.adapters:  # which trains A alone
+                for key, weight in layer.adapters[name].named_parameters():
+                    weight.requires_grad_(not key.endswith("_B"))
+
+
+def remove(model: AnyModel) -> AnyModel:
+    """Take all adapters away and return the model; what was merged stays in the weights."""
+    for path, layer in reversed(list(adapted_layers(model))):
+        parent: nn.Module = model
+        *above, last = path.split(".")
+        for name in above:
+            parent = getattr(parent, name)
+            parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+        setattr(parent, last, layer.base_layer)
+    _configs(model).clear()
+    return model
+
+
+def names(model: nn.Module) -> list[str]:
+    """Return the sorted names of the model's adapters."""
+    return sorted({name for _, layer in adapted_layers(model) for name in layer.names()})
+
+
+_names = names  # also the name of an argument
+
+
+def save(model: nn.Module, folder: str | Path, name: str = "default", base: str | None = None) -> None:
+    """Write one adapter, and nothing of the model, into a folder that peft loads.
+
+    Args:
+        model: With the adapter.
+        folder: Made if need be; each file in it appears whole or not at all.
+        name: Of the adapter.
+        base: Noted in the file as the model that the adapter belongs to.
+
+    Raises:
+        ValueError: If there is no such adapter.
+    """
+    _check_known(model, name)
+    files.write(model, Path(folder), name, _configs(model)[name], base)
+
+
+def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel:
+    """Put the adapter that peft or `save` wrote into a folder beside the model's modules, and make it the active one.
+
+    It takes over the model's train or eval mode. Its weights are float32 at least, as in peft.
+
+    Raises:
+        FileNotFoundError: If the folder holds no adapter.
+        ValueError: If a file is damaged, a field of the config is not honoured, or the adapter does not fit the model;
+            the message names the file, the field or tensor, and what was expected. The model is then unchanged.
+    """
+    folder = Path(folder)
+    config, parts = _read(model, folder)
+    _check_name(model, name)
+    _put(model, name, config, place.prepare(config, parts, model, folder / CONFIG))
+    return model
+
+
+@torch.no_grad()
+def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+    """Load the tensors that `save` wrote into the model's adapter of that name; nothing else about it changes.
+
+    Raises:
+        FileNotFoundError: If the folder holds no adapter.
+        ValueError: If a file is damaged, or its adapter is not of the same layers, sizes and scale.
+    """
+    _check_known(model, name)
+    own = _tensors(files.stored_parts(model, name))
+    config, parts = _read(model, Path(folder))
+    scales = {path: layer.adapter(name).scale for path, layer in adapted_layers(model) if name in layer.adapters}
+    found = _tensors(parts)
+    wrong = sorted({path for path, _ in found.keys() ^ own.keys()})
+    wrong += [path for path, key in found.keys() & own.keys() if found[path, key].shape != own[path, key].shape]
+    if wrong:
+        raise ValueError(f"{folder}: the adapter is of other layers or of another rank: {', '.join(wrong[:8])} differ")
+    ours = _configs(model)[name]
+    if config.init_lora_weights != ours.init_lora_weights:
+        raise ValueError(
+            f"{folder}: init_lora_weights is {config.init_lora_weights!r}; expected {ours.init_lora_weights!r}, "
+            "as of the adapter"
+        )
+    for path, part in parts.items():
+        if part.rows and part.rows != (trained := _rows(model, path, name)):
+            raise ValueError(f"{folder}: trainable_token_indices are {part.rows} of {path}; expected {trained}")
+        if not part.update or part.rows:
+            continue
+        scale, expected = config.scale(path), float(scales[path])
+        if not math.isclose(scale, expected):
+            raise ValueError(f"{folder}: the adapter's scale, alpha / rank, of {path} is {scale}; expected {expected}")
+    for place_of, tensor in found.items():
+        own[place_of].copy_(tensor)
+
+
+@torch.no_grad()
+def add_weighted_adapter(
+    model: AnyModel,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    adapter_name: str,
+    combination_type: str = "svd",
+    svd_rank: int | None = None,
+) -> AnyModel:
+    """Add the weighted sum of adapters as a new adapter, make it the active one, and return the model.
+
+    Arguments and results are those of the method of this name in peft; ``merge`` then writes the sum into the weights.
+
+    Args:
+        model: A model with adapters.
+        adapters: Names of the adapters to sum.
+        weights: The factor of each; may be negative.
+        adapter_name: Name of the sum.
+        combination_type: ``"cat"`` is the sum exactly, its rank the sum of the ranks; ``"svd"`` the nearest of the
+            largest rank, or of ``svd_rank``; ``"linear"`` the product of the summed matrices, which is not the sum of
+            the products.
+        svd_rank: For ``"svd"``.
+
+    Raises:
+        ValueError: If an adapter is unknown or not plain LoRA, the name is taken, or the combination is another.
+    """
+    for name in adapters:
+        _check_known(model, name)
+    _check_name(model, adapter_name)
+    if combination_type not in weighted.KINDS:
+        raise ValueError(f"combination_type is {combination_type!r}; expected one of {', '.join(weighted.KINDS)}")
+    if not adapters or len(weights) != len(adapters) or not all(map(math.isfinite, weights)):
+        raise ValueError(f"weights are {list(weights)}; expected a finite number for each of {list(adapters)}")
+    if svd_rank is not None and svd_rank < 1:
+        raise ValueError(f"svd_rank is {svd_rank}; expected at least 1")
+    kind = "linear" if len(adapters) == 1 else combination_type
+    config = weighted.weighted_config([_configs(model)[name] for name in adapters], adapters, kind, svd_rank)
+    parts: dict[str, Part] = {}
+    for path, layer in adapted_layers(model):
+        updates = []
+        for name, weight in zip(adapters, weights, strict=True):
+            update = layer.adapter(name) if name in layer.adapters else None
+            if isinstance(update, (Adapter, EmbeddingAdapter)):
+                updates.append((update, weight))
+        if updates:
+            parts[path] = weighted.weighted_part(updates, kind, config.r)
+    _put(model, adapter_name, config, place.prepare(config, parts, model, "adapter"))
+    return model
+
+
+def _read(model: nn.Module, folder: Path) -> tuple[AdapterConfig, dict[str, Part]]:
+    config = AdapterConfig.read(folder)
+    tensors, source = files.read_tensors(folder)
+    bases = dict(base_modules(model))
+    if config.ensure_weight_tying:
+        _check_tying(config, bases, str(folder / CONFIG))
+    parts = files.fit(config, tensors, source, model)
+    if not parts:
+        raise ValueError(f"{source}: holds no tensor of an adapter")
+    return config, parts
+
+
+def _check_tying(config: AdapterConfig, bases: dict[str, nn.Module], source: str) -> None:
+    ends = [path for path, base in bases.items() if isinstance(base, nn.Embedding)] + files.tied_to_embedding(bases)
+    touched = [path for path in ends if config.targets(path) or config.saves(path)]
+    if len(ends) > 1 and touched:
+        raise ValueError(
+            f"{source}: ensure_weight_tying is true, and {touched[0]} is tied; expected it false, or an untied model"
+        )
+
+
+def _put(model: nn.Module, name: str, config: AdapterConfig, placed: dict[str, Any]) -> None:
+    """Put a checked adapter beside the model's modules and make it the active one."""
+    if any(layer.unmerged is not None for _, layer in adapted_layers(model)):
+        raise ValueError("adapters are merged into the weights; unmerge them first")
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    place.put(model, name, placed)
+    _configs(model)[name] = config
+    activate(model, name)
+
+
+def _configs(model: nn.Module) -> dict[str, AdapterConfig]:
+    """Return the configs of the model's adapters by name, where they are kept."""
+    configs: dict[str, AdapterConfig] = model.__dict__.setdefault("adapter_configs", {})
+    return configs
+
+
+def _tensors(parts: Mapping[str, Part]) -> dict[tuple[str, str], Tensor]:
+    """Return the tensors of an adapter by path and name, a module's own parameters behind ``own.``."""
+    return {
+        (path, key): tensor
+        for path, part in parts.items()
+        for key, tensor in {**part.update, **{f"own.{key}": value for key, value in part.own.items()}}.items()
+    }
+
+
+def _rows(model: nn.Module, path: str, name: str) -> tuple[int, ...]:
+    """Return the ids of the rows of an embedding or head that an adapter trains; none if it trains no rows."""
+    update = dict(adapted_layers(model))[path].adapter(name)
+    return tuple(update.index_K.tolist()) if isinstance(update, TrainedRows) else ()
+
+
+def _has_rows(layer: AdaptedLayer, name: str) -> bool:
+    return name in layer.adapters and isinstance(layer.adapters[name], TrainedRows)
+
+
+def _check_known(model: nn.Module, name: str) -> None:
+    if name not in names(model):
+        raise ValueError(f"no adapter is named {name!r}; there are {', '.join(names(model)) or 'none'}")
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"an adapter cannot be named {name!r}; expected a name without a dot, unlike {'keys'!r}")
+    if name in names(model):
+        raise ValueError(f"an adapter named {name!r} is there already")

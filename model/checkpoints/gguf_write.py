@@ -1,0 +1,222 @@
+"""Write a LLaMA as a GGUF file that llama.cpp runs: the inverse of `bpe_llama.model.checkpoints.gguf`.
+
+Norms, biases and routers stay float32, as llama.cpp wants them; the chosen format is that of the matrices.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bpe_llama._files import written_whole
+from bpe_llama._gguf_special import end_ids
+from bpe_llama._gguf_tokenizer_out import with_end_ids
+from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes
+from bpe_llama.model.checkpoints.gguf import (
+    EXPERT_NAMES,
+    LAYER_NAMES,
+    OUTER_NAMES,
+    ROPE_FACTORS,
+    ROUTER_NAMES,
+    SAMPLING_KEYS,
+    interleaved_rows,
+)
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.llama import LlamaForCausalLM
+
+FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # `general.file_type`, which llama.cpp shows
+_BLOCK = 32
+"""Numbers of a row that share a scale in Q8_0 and Q4_0."""
+_BLOCK_BYTES = {"F32": 4 * _BLOCK, "F16": 2 * _BLOCK, "BF16": 2 * _BLOCK, "Q8_0": 34, "Q4_0": 18}
+
+
+def save_gguf(
+    model: LlamaForCausalLM,
+    path: str | os.PathLike[str],
+    dtype: str = "auto",
+    tokenizer: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write `model` to the GGUF file `path`, which appears whole or not at all.
+
+    Args:
+        model: A LLaMA or Mixtral.
+        path: The file; replaced where it exists.
+        dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`: the model's own. Of the
+            last two, matrices whose rows are no multiple of 32 are written as float16.
+        tokenizer: Metadata that describes the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
+        progress: Called with tensors written and tensors in all, after each.
+
+    Warns:
+        UserWarning: If more ids end a text than the file has keys for, or the model's defaults of generation have none.
+
+    Raises:
+        ValueError: If the format is unknown, GGUF's llama architecture cannot express the config, or layers were
+            replaced by adapted or quantised ones.
+        OSError: If the file cannot be written.
+
+    Cost: one pass; besides the model it holds one tensor in float32.
+    """
+    import gguf
+
+    path = Path(path)
+    stored = FORMATS.get(str(model.dtype).removeprefix("torch.") if dtype == "auto" else dtype)
+    if stored is None:
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(FORMATS)}")
+    check_plain(model, expected_shapes(model.config))
+    tokenizer = dict(tokenizer or {})
+    ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
+    metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **tokenizer}
+    metadata = with_end_ids(metadata, ends, model.config.vocab_size) | _sampling(model)
+    tensors = _tensors(model)
+    kinds = {name: _format_of(name, parts[0], stored) for name, parts in tensors.items()}
+    with written_whole(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, "llama")
+        try:
+            for key, value in metadata.items():
+                writer.add_key_value(key, value, _value_type(gguf, value), _item_type(gguf, value))
+            for name, parts in tensors.items():
+                shape = (len(parts), *parts[0].shape) if len(parts) > 1 else parts[0].shape
+                numbers, kind = math.prod(shape), kinds[name]
+                nbytes = numbers * _BLOCK_BYTES[kind] // _BLOCK
+                quantized = gguf.GGMLQuantizationType[kind]
+                writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for done, (name, parts) in enumerate(tensors.items(), start=1):
+                quantized = gguf.GGMLQuantizationType[kinds[name]]
+                arrays = (_in_gguf_order(name, part, model.config).detach().float().cpu().numpy() for part in parts)
+                writer.write_tensor_data(np.concatenate([gguf.quants.quantize(array, quantized) for array in arrays]))
+                if progress is not None:
+                    progress(done, len(tensors))
+        finally:
+            writer.close()
+
+
+def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
+    """Return the model's defaults of sampling, as far as GGUF has keys for them; warn of the others."""
+    defaults = model.generation_config.sampling_defaults
+    lost = {name: value for name, value in defaults.items() if name not in SAMPLING_KEYS}
+    if model.generation_config.stop_strings:
+        lost["stop_strings"] = list(model.generation_config.stop_strings)
+    if lost:
+        listed = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
+        warnings.warn(f"a GGUF file has no place for these defaults of generation: {listed}", UserWarning, stacklevel=3)
+    return {
+        key: defaults[field] if field == "top_k" else float(defaults[field])
+        for field, key in SAMPLING_KEYS.items()
+        if field in defaults
+    }
+
+
+def metadata_of(config: LlamaConfig) -> dict[str, Any]:
+    """Return the `llama.*` metadata of a config.
+
+    Raises:
+        ValueError: If the config has something GGUF's llama architecture cannot express.
+    """
+    unlike = {
+        "num_local_experts": config.num_local_experts == 1,
+        "sliding_window": config.sliding_window is not None,
+        "position_encoding": config.position_encoding != "rotary",
+        "partial_rotary_factor": config.rope.get("partial_rotary_factor", 1.0) != 1.0,
+        "rope_parameters": config.rope["rope_type"] == "yarn" and not _plain_yarn(config.rope),
+        "rope_type": config.rope["rope_type"] not in ("default", "linear", "yarn", "llama3"),
+    }
+    if any(unlike.values()):
+        names = ", ".join(name for name, wrong in unlike.items() if wrong)
+        raise ValueError(f"a GGUF file of architecture llama cannot express this config: {names}")
+    metadata = {
+        "llama.block_count": config.num_hidden_layers,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.kv_heads,
+        "llama.attention.key_length": config.head_size,
+        "llama.attention.value_length": config.head_size,
+        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "llama.rope.freq_base": float(config.rope["rope_theta"]),
+        "llama.rope.dimension_count": config.head_size,
+        "llama.vocab_size": config.vocab_size,
+    }
+    if config.num_local_experts is not None:
+        metadata["llama.expert_count"] = config.num_local_experts
+        metadata["llama.expert_used_count"] = config.num_experts_per_tok
+    ends = (("bos", config.bos_token_id), ("eos", next(iter(config.eos_token_ids), None)))
+    for key, token_id in (*ends, ("padding", config.pad_token_id)):
+        if token_id is not None and token_id >= 0:
+            metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
+    if config.rope["rope_type"] in ("linear", "yarn"):
+        metadata["llama.rope.scaling.type"] = config.rope["rope_type"]
+        metadata["llama.rope.scaling.factor"] = float(config.rope["factor"])
+        if "original_max_position_embeddings" in config.rope:
+            metadata["llama.rope.scaling.original_context_length"] = config.rope["original_max_position_embeddings"]
+    return metadata
+
+
+def _plain_yarn(rope: Mapping[str, Any]) -> bool:
+    """Return whether YaRN's options are those that llama.cpp takes where the file names none."""
+    usual = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None}
+    usual["truncate"] = True
+    return all(rope.get(name, value) in (None, value) for name, value in usual.items())
+
+
+def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
+    """Return GGUF's names and what is stored under each: one tensor, or those of all experts of a layer, in order."""
+    layer_names = {theirs: ours for ours, theirs in (LAYER_NAMES | ROUTER_NAMES).items()}
+    outer_names = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
+    expert_names = {theirs: ours for ours, theirs in EXPERT_NAMES.items()}
+    state = model.state_dict()
+    tensors: dict[str, list[Tensor]] = {}
+    for name in expected_shapes(model.config):
+        module, _, kind = name.rpartition(".")
+        if module in outer_names:
+            target = outer_names[module]
+        else:
+            _, _, layer, part = module.split(".", 3)
+            last = part.rpartition(".")[2]
+            target = f"blk.{layer}.{expert_names[last] if '.experts.' in part else layer_names[part]}"
+        tensors.setdefault(f"{target}.{kind}", []).append(state[name])
+    if model.config.rope["rope_type"] == "llama3":
+        scaled = model.model.rotary_emb.get_buffer("inv_freq").cpu().double()
+        exponents = torch.arange(0, model.config.head_size, 2, dtype=torch.float64) / model.config.head_size
+        unscaled = float(model.config.rope["rope_theta"]) ** -exponents
+        tensors[ROPE_FACTORS] = [(unscaled / scaled).float()]
+    return tensors
+
+
+def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
+    if ".attn_q." in name:
+        return interleaved_rows(tensor, config.num_attention_heads)
+    return interleaved_rows(tensor, config.kv_heads) if ".attn_k." in name else tensor
+
+
+def _format_of(name: str, tensor: Tensor, stored: str) -> str:
+    if tensor.dim() < 2 or ".ffn_gate_inp." in name:
+        return "F32"
+    return "F16" if stored.startswith("Q") and tensor.shape[-1] % _BLOCK else stored
+
+
+def _value_type(gguf: Any, value: Any) -> Any:
+    """Return the type GGUF's llama.cpp readers expect: unsigned for integers, float32 for fractions."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return gguf.GGUFValueType.UINT32
+    return gguf.GGUFValueType.ARRAY if isinstance(value, list) else gguf.GGUFValueType.get_type(value)
+
+
+def _item_type(gguf: Any, value: Any) -> Any:
+    is_integers = isinstance(value, list) and bool(value) and isinstance(value[0], int)
+    return gguf.GGUFValueType.INT32 if is_integers else None

@@ -1,0 +1,253 @@
+"""Hugging Face folders: ``config.json`` beside one file of weights or several shards and their index."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bpe_llama._files import read_json_object, written_whole
+from bpe_llama.model.checkpoints.assemble import check_plain, check_shapes, empty_model, expected_shapes, fill
+from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.generation_config import FILE, GenerationConfig
+from bpe_llama.model.pretrained import Model, Pretrained
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+IN_THIS_ORDER = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The first of these that a folder holds is read, as transformers does."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_OLD_BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+"""What old versions of transformers stored though the config says it."""
+
+
+def load(
+    folder: str | Path,
+    model_class: type[Model],
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    num_labels: int | None = None,
+) -> Model:
+    """Return the model stored in a folder, in evaluation mode.
+
+    Tensors are read one at a time, so memory peaks at the weights and the largest tensor. Names may lack the prefix
+    ``model.``. A head that is stored beside the embedding and differs from it is kept though ``tie_word_embeddings`` is
+    true, as transformers 5 does.
+
+    Args:
+        folder: Holds ``config.json`` and the weights: safetensors or PyTorch's ``.bin``, one file or shards.
+        model_class: What to make; its tensors must be what the folder holds.
+        dtype: ``"auto"`` is the config's, or failing that the embedding's own.
+        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        progress: Called with tensors read and tensors in all, after each.
+        num_labels: Of a classifier, in place of the config's.
+
+    Warns:
+        UserWarning: If the folder also holds an adapter. If a classifier is made of a causal LM, whose folder holds no
+            scores: they are drawn afresh. If a head is kept that the config calls tied. If ``generation_config.json``
+            asks for what generation here does not do.
+
+    Raises:
+        FileNotFoundError: If the config, the weights or a shard is absent.
+        ValueError: If a file is damaged, or tensors are missing, unexpected, misshapen (all named at once), no floats,
+            or stored twice with unlike values.
+    """
+    folder = Path(folder)
+    config = LlamaConfig.from_json(folder)
+    generation_config = GenerationConfig.from_folder(folder)
+    if generation_config.eos_token_ids and not _names_an_end(folder):
+        config = config.replace(eos_token_id=None)  # not LLaMA's 2, which no file here says
+    if (folder / "adapter_config.json").is_file():
+        warnings.warn(
+            f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
+            UserWarning,
+            stacklevel=4,
+        )
+    if num_labels is not None:
+        config = config.replace(num_labels=num_labels)
+    expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
+    found = _named_for(stored_together(_files_of(folder)), expected, folder)
+    if HEAD in found and HEAD not in expected and not model_class.NEW_HEAD:
+        del found[HEAD]  # of a model without one
+    embedding = next((found[name] for name in (EMBEDDING, "embed_tokens.weight", HEAD) if name in found), None)
+    chosen_dtype = resolve_dtype(dtype, auto=config.dtype or (embedding[1].dtype if embedding else None))
+    if config.tie_word_embeddings and HEAD in found:
+        if EMBEDDING not in found:
+            found[EMBEDDING] = found.pop(HEAD)
+        elif model_class.NEW_HEAD or _are_tied(found[EMBEDDING], found[HEAD], chosen_dtype):
+            del found[HEAD]
+        else:
+            config = config.replace(tie_word_embeddings=False)
+            warnings.warn(
+                f"{folder}: tie_word_embeddings is true, but {HEAD} is stored and differs from {EMBEDDING}; it is "
+                "kept, and the config of the model says false",
+                UserWarning,
+                stacklevel=4,
+            )
+    if config.tie_word_embeddings:
+        expected.pop(HEAD, None)
+    fresh = [name for name in model_class.NEW_HEAD if name not in found]
+    if fresh:
+        found.pop(HEAD, None)
+        expected = {name: shape for name, shape in expected.items() if name not in fresh}
+    check_shapes({name: stored.shape for name, (_, stored) in found.items()}, expected, folder)
+    for name, (theirs, stored) in found.items():
+        if stored.dtype not in FLOATS:
+            raise ValueError(
+                f"{stored.path}: {theirs} is stored as {stored.dtype}; {name} is read of {', '.join(FLOATS)}"
+            )
+    model = empty_model(config, chosen_dtype, resolve_device(device), model_class)
+    model.generation_config = generation_config
+    fill(model, _stream(found, progress))
+    if fresh:
+        model.reset_parameters(only=fresh)
+        warnings.warn(
+            f"{folder}: holds no {', '.join(fresh)}; drawn afresh, so train the model before you use it",
+            UserWarning,
+            stacklevel=4,
+        )
+    return model
+
+
+def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
+    """Write config, generation config and weights into a folder, making it if need be; transformers loads them.
+
+    A model that came without a generation config leaves none in the folder. Each file is written under a temporary name
+    and renamed, so a killed process leaves the old file or the new one.
+
+    Args:
+        model: Whose weights are written.
+        folder: Where to.
+        portable: Refuse a model that no class of transformers computes. False writes it for this package alone, under
+            a ``model_type`` that transformers does not load.
+
+    Raises:
+        ValueError: If layers were replaced by adapted or quantised ones, or transformers would compute something else.
+        OSError: If the folder cannot be written.
+    """
+    folder = Path(folder)
+    config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
+    if portable and config.unknown_to_transformers:
+        name, value = next(iter(config.unknown_to_transformers.items()))
+        raise ValueError(
+            f"{name} is {value!r}, which transformers' {config.model_type} does not compute; "
+            "save_pretrained(folder, portable=False) writes a folder that this package alone reads"
+        )
+    kept = expected_shapes(config, type(model))
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in kept}
+    check_plain(model, kept)
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    described = config.to_dict() | {"architectures": [_architecture(model)]}
+    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+    with written_whole(folder / "config.json") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    if not model.generation_config.values:
+        (folder / FILE).unlink(missing_ok=True)  # another model's
+        return
+    text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
+    with written_whole(folder / FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _generation_values(model: Pretrained) -> dict[str, Any]:
+    """Return what ``generation_config.json`` holds: what was read, with every id that the model ends at."""
+    values = dict(model.generation_config.values)
+    ends = [token_id for token_id in model.end_ids if token_id >= 0]
+    if set(ends) - set(model.generation_config.eos_token_ids):
+        values["eos_token_id"] = ends
+    return values
+
+
+def _names_an_end(folder: Path) -> bool:
+    """Return whether a folder's ``config.json`` names an id that ends a text."""
+    return "eos_token_id" in read_json_object(folder / "config.json")
+
+
+def _architecture(model: Pretrained) -> str:
+    """Return the name of the class that transformers would load it with."""
+    return type(model).__name__.replace("Llama", model.config.model_type.capitalize())
+
+
+def holds_weights(folder: Path) -> bool:
+    """Return whether a folder holds weights under one of the names that are read."""
+    return any((folder / name).is_file() for name in IN_THIS_ORDER)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files to read; those of an index hold all that it promises."""
+    name = next((name for name in IN_THIS_ORDER if (folder / name).is_file()), None)
+    if name is None:
+        shards = sorted(path.name for path in folder.glob("*model-*-of-*.*"))
+        alone = f"; {shards[0]} is a shard, whose index is absent" if shards else ""
+        raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {', '.join(IN_THIS_ORDER[1:])}{alone}")
+    if not name.endswith(".json"):
+        return [folder / name]
+    files: dict[Path, list[str]] = {}
+    try:
+        weight_map = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
+        for tensor, file in weight_map.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is not a plain file name")
+            files.setdefault(folder / file, []).append(tensor)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = "safetensors" if name == INDEX else "PyTorch"
+        raise ValueError(f"{folder / name}: not a {kind} index ({error!r})") from error
+    absent = [path.name for path in files if not path.is_file()]
+    if absent:
+        raise FileNotFoundError(f"{folder}: the index names shards that are absent: {', '.join(absent)}")
+    for path, promised in files.items():
+        held = stored_in(path)
+        lacking = [tensor for tensor in promised if tensor not in held]
+        if lacking:
+            raise ValueError(f"{path}: the index promises tensors that are not in it: {', '.join(lacking)}")
+    return list(files)
+
+
+def _named_for(
+    stored: dict[str, Stored], expected: Mapping[str, tuple[int, ...]], folder: Path
+) -> dict[str, tuple[str, Stored]]:
+    """Return each tensor under the model's name of it, with the file's; names that the model lacks stay as they are."""
+    found: dict[str, tuple[str, Stored]] = {}
+    for theirs, place in stored.items():
+        if theirs.endswith(_OLD_BUFFERS):
+            continue
+        names = (theirs, f"model.{theirs}", theirs.removeprefix("model."))
+        name = next((name for name in names if name in expected or name == HEAD), theirs)
+        if name in found:
+            raise ValueError(f"{folder}: holds both {found[name][0]} and {theirs}, which name the same tensor")
+        found[name] = theirs, place
+    return found
+
+
+def _are_tied(embedding: tuple[str, Stored], head: tuple[str, Stored], dtype: torch.dtype) -> bool:
+    """Return whether both are the same matrix in the number format that the model is to have."""
+    if embedding[1].shape != head[1].shape:
+        return False
+    first, second = (next(read(stored.path, [name]))[1].to(dtype) for name, stored in (embedding, head))
+    return torch.equal(first, second)
+
+
+def _stream(
+    found: dict[str, tuple[str, Stored]], progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, Tensor]]:
+    by_path: dict[Path, dict[str, str]] = {}
+    for name, (theirs, stored) in found.items():
+        by_path.setdefault(stored.path, {})[theirs] = name
+    done = 0
+    for path, names in by_path.items():
+        for theirs, tensor in read(path, names):
+            yield names[theirs], tensor
+            done += 1
+            if progress is not None:
+                progress(done, len(found))

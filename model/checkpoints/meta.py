@@ -1,0 +1,247 @@
+"""Meta's and Mistral's folders: ``params.json`` beside the shards of a model-parallel run or one set of safetensors.
+
+| files | what they hold |
+|---|---|
+| ``consolidated.00.pth``, ``.01.pth`` … | parts of every matrix, cut along one axis |
+| ``consolidated.safetensors`` | all tensors |
+| ``consolidated-00001-of-00002.safetensors`` … | some of the tensors each |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill
+from bpe_llama.model.checkpoints.tensor_files import (
+    FLOATS,
+    Stored,
+    open_pickled,
+    read,
+    reopening_after,
+    stored_in,
+    stored_together,
+)
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import resolve_device, resolve_dtype
+from bpe_llama.model.llama import LlamaForCausalLM
+
+# Meta's name in a layer -> (Hugging Face's, the axis the shards were cut along; None: every shard holds all of it).
+_LAYER: dict[str, tuple[str, int | None]] = {
+    "attention.wq.weight": ("self_attn.q_proj.weight", 0),
+    "attention.wk.weight": ("self_attn.k_proj.weight", 0),
+    "attention.wv.weight": ("self_attn.v_proj.weight", 0),
+    "attention.wo.weight": ("self_attn.o_proj.weight", 1),
+    "feed_forward.w1.weight": ("mlp.gate_proj.weight", 0),
+    "feed_forward.w2.weight": ("mlp.down_proj.weight", 1),
+    "feed_forward.w3.weight": ("mlp.up_proj.weight", 0),
+    "attention_norm.weight": ("input_layernorm.weight", None),
+    "ffn_norm.weight": ("post_attention_layernorm.weight", None),
+}
+_TOP: dict[str, tuple[str, int | None]] = {
+    "norm.weight": ("model.norm.weight", None),
+    "output.weight": ("lm_head.weight", 0),
+}
+
+_EXPERT = re.compile(r"feed_forward\.experts\.(\d+)\.(w[123])\.weight")
+_PIECE = re.compile(r"consolidated-(\d{5})-of-(\d{5})\.safetensors")
+_EMBEDDING = "tok_embeddings.weight"
+_KNOWN = """
+    dim n_layers n_heads n_kv_heads head_dim hidden_dim norm_eps vocab_size rope_theta sliding_window use_scaled_rope
+    rope_scaling_factor low_freq_factor high_freq_factor moe tied_embeddings max_seq_len max_position_embeddings
+    max_batch_size multiple_of ffn_dim_multiplier
+"""
+"""Keys of ``params.json`` that are read, or whose effect the shapes of the tensors show."""
+
+
+def load(
+    folder: str | Path,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> LlamaForCausalLM:
+    """Return the model stored in a folder of Meta's or Mistral's layout, in evaluation mode.
+
+    Shards are mapped, not read into memory, and ``.pth`` is unpickled with ``weights_only=True``. Queries and keys are
+    permuted from Meta's interleaved rotary pairs to the half-split ones this package computes with.
+
+    Args:
+        folder: Holds ``params.json`` and the shards.
+        dtype: ``"auto"`` is that of the stored embedding.
+        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        progress: Called with tensors read and tensors in all, after each.
+
+    Raises:
+        FileNotFoundError: If the parameters or the shards are absent.
+        ValueError: If a file is damaged, or tensors are missing, unexpected or misshapen (all named at once).
+    """
+    folder = Path(folder)
+    shards = _shards(folder)
+    names = {name: _translate(name) for name in shards[0] if name != "rope.freqs"}
+    for number, shard in enumerate(shards):
+        if {name for name in shard if name != "rope.freqs"} != set(names):
+            raise ValueError(f"{folder}: shard {number} holds other tensors than shard 0")
+    config = _config(folder, shards)
+    axes = {name: _embedding_axis(config, shards) if axis == -1 else axis for name, (_, axis) in names.items()}
+    shapes = {target: _joined_shape(name, axes[name], shards) for name, (target, _) in names.items()}
+    check_shapes(shapes, expected_shapes(config), folder)
+    for name, stored in ((name, shard[name]) for shard in shards for name in names):
+        if stored.dtype not in FLOATS:
+            raise ValueError(f"{stored.path}: {name} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
+    dtype = resolve_dtype(dtype, auto=shards[0][_EMBEDDING].dtype)
+    model = empty_model(config, dtype, resolve_device(device), LlamaForCausalLM)
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for done, (name, parts) in enumerate(_parts(shards, list(names)), start=1):
+            target, axis = names[name][0], axes[name]
+            tensor = parts[0] if axis is None else torch.cat(parts, dim=axis)
+            if target.endswith(("q_proj.weight", "k_proj.weight")):
+                tensor = half_split(tensor, config.head_size)
+            yield target, tensor
+            if progress is not None:
+                progress(done, len(names))
+
+    return fill(model, stream())
+
+
+def holds_weights(folder: Path) -> bool:
+    """Return whether a folder holds weights under one of the names that are read."""
+    return any(folder.glob("consolidated*"))
+
+
+def _shards(folder: Path) -> list[dict[str, Stored]]:
+    """Return what each part of a model-parallel run holds, or all that the safetensors hold as one part."""
+    if pickled := sorted(folder.glob("consolidated.*.pth")):
+        return [stored_in(path) for path in pickled]
+    if (whole := folder / "consolidated.safetensors").is_file():
+        return [stored_in(whole)]
+    pieces = {path: match for path in sorted(folder.iterdir()) if (match := _PIECE.fullmatch(path.name))}
+    if not pieces:
+        raise FileNotFoundError(f"{folder}: holds no consolidated.*.pth and no consolidated.safetensors")
+    count = int(next(iter(pieces.values()))[2])
+    expected = [folder / f"consolidated-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    absent = [path.name for path in expected if path not in pieces]
+    if absent or len(pieces) != count:
+        raise FileNotFoundError(f"{folder}: shards are absent, or of unlike numbers: {', '.join(absent)}")
+    return [stored_together(expected)]
+
+
+def _parts(shards: list[dict[str, Stored]], names: list[str]) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield each tensor's parts, one of each shard."""
+    paths = [shard[names[0]].path for shard in shards]
+    if paths[0].suffix == ".safetensors":
+        by_path: dict[Path, list[str]] = {}
+        for name in names:
+            by_path.setdefault(shards[0][name].path, []).append(name)
+        for path, held in by_path.items():
+            yield from ((name, [tensor]) for name, tensor in read(path, held))
+        return
+    mapped, done = [open_pickled(path) for path in paths], 0
+    limit = reopening_after(paths)
+    for name in names:
+        if done > limit:
+            mapped, done = [open_pickled(path) for path in paths], 0
+        yield name, [shard[name] for shard in mapped]
+        done += sum(shard[name].nbytes for shard in mapped)
+
+
+def half_split(weight_OD: Tensor, head_dim: int) -> Tensor:
+    """Return a projection whose heads pair feature ``i`` with ``i + H/2``, given one that pairs ``2i`` with ``2i + 1``.
+
+    Example:
+        >>> half_split(torch.tensor([[0], [1], [2], [3]]), 4).flatten().tolist()
+        [0, 2, 1, 3]
+    """
+    rows, width = weight_OD.shape
+    return weight_OD.view(rows // head_dim, head_dim // 2, 2, width).transpose(1, 2).reshape(rows, width)
+
+
+def _translate(name: str) -> tuple[str, int | None]:
+    """Return Hugging Face's name and the cut axis; unknown names stay as they are, to be reported as unexpected."""
+    if name == _EMBEDDING:
+        return "model.embed_tokens.weight", -1  # Llama 2 cut its columns, Llama 3 its rows: see _embedding_axis
+    if name in _TOP:
+        return _TOP[name]
+    start, _, rest = name.partition(".")
+    number, _, inner = rest.partition(".")
+    if start == "layers" and number.isdecimal() and inner in _LAYER:
+        target, axis = _LAYER[inner]
+        return f"model.layers.{number}.{target}", axis
+    if start == "layers" and number.isdecimal():
+        if inner == "feed_forward.gate.weight":
+            return f"model.layers.{number}.block_sparse_moe.gate.weight", None
+        if match := _EXPERT.fullmatch(inner):
+            axis = 1 if match[2] == "w2" else 0
+            return f"model.layers.{number}.block_sparse_moe.experts.{match[1]}.{match[2]}.weight", axis
+    return name, None
+
+
+def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
+    path = folder / "params.json"
+    try:
+        params: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in params.items():
+            if key not in _KNOWN.split() and value not in (None, False) and (key, value) != ("causal", True):
+                raise ValueError(f"{key} is {value!r}, a key that is not known and may change what is computed")
+        experts = params.get("moe") or {}
+        if set(experts) - {"num_experts", "num_experts_per_tok"}:
+            raise ValueError(f"moe is {experts!r}; expected num_experts and num_experts_per_tok alone")
+        inner = "feed_forward.experts.0.w1.weight" if experts else "feed_forward.w1.weight"
+        embedding, gate = shards[0][_EMBEDDING], shards[0][f"layers.0.{inner}"]
+        width = gate.shape[0] * len(shards)
+        if params.get("hidden_dim") not in (None, width):
+            raise ValueError(f"hidden_dim is {params['hidden_dim']!r}, but {inner} has {width} rows")
+        vocab_size = int(params.get("vocab_size", -1))
+        if vocab_size < 1:  # Llama 2 left it to the tokenizer
+            vocab_size = shards[0]["output.weight"].shape[0] * len(shards)
+        scaling = None
+        if params.get("use_scaled_rope"):
+            scaling = {
+                "rope_type": "llama3",
+                "factor": float(params.get("rope_scaling_factor", 8.0)),
+                "low_freq_factor": float(params.get("low_freq_factor", 1.0)),
+                "high_freq_factor": float(params.get("high_freq_factor", 4.0)),
+                "original_max_position_embeddings": 8192,
+            }
+        of_mistral = "hidden_dim" in params  # which Meta leaves to multiple_of
+        of_llama3 = not of_mistral and vocab_size > 128_009
+        context = 32_768 if of_mistral else 131_072 if scaling else 8192 if vocab_size > 100_000 else 4096
+        return LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=params["dim"],
+            intermediate_size=width,
+            num_hidden_layers=params["n_layers"],
+            num_attention_heads=params["n_heads"],
+            num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
+            head_dim=params.get("head_dim"),
+            rms_norm_eps=params["norm_eps"],
+            rope_theta=float(params.get("rope_theta", 10_000.0)),
+            rope_scaling=scaling,
+            sliding_window=params.get("sliding_window"),
+            num_local_experts=experts.get("num_experts"),
+            num_experts_per_tok=experts.get("num_experts_per_tok", 2),
+            max_position_embeddings=params.get("max_position_embeddings") or params.get("max_seq_len") or context,
+            tie_word_embeddings="output.weight" not in shards[0] and params.get("tied_embeddings") is not False,
+            bos_token_id=128_000 if of_llama3 else 1,
+            eos_token_id=[128_001, 128_008, 128_009] if of_llama3 else 2,
+            dtype=embedding.dtype if embedding.dtype in FLOATS else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: does not describe a LLaMA ({error!r})") from error
+
+
+def _embedding_axis(config: LlamaConfig, shards: list[dict[str, Stored]]) -> int:
+    return 1 if shards[0][_EMBEDDING].shape[0] == config.vocab_size else 0
+
+
+def _joined_shape(name: str, axis: int | None, shards: list[dict[str, Stored]]) -> list[int]:
+    shape = list(shards[0][name].shape)
+    if axis is not None and axis < len(shape):
+        shape[axis] = sum(shard[name].shape[axis] for shard in shards)
+    return shape

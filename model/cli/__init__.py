@@ -1,0 +1,1 @@
+"""The commands of `bpe-llama` that need a model."""

@@ -1,0 +1,126 @@
+"""A conversation with an instruction-tuned model, and the loop that holds one on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from bpe_llama.model.generation.text_generator import TextGenerator
+
+HELP = """/system TEXT  tell the assistant what it is, and begin anew
+/reset        forget what was said
+/retry        answer the last message again, with another seed
+/help         show this
+/quit         end (also Ctrl-D)"""
+
+
+class Conversation:
+    """What was said so far, and who answers.
+
+    Args:
+        generator: Model and tokenizer; the tokenizer needs a chat template.
+        system: What the assistant is told first, if anything.
+        options: Of `TextGenerator.stream`.
+    """
+
+    def __init__(
+        self, generator: TextGenerator, system: str | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        if generator.tokenizer.chat_template is None:
+            raise ValueError("the tokenizer has no chat template: this model continues text, use `bpe-llama generate`")
+        self.generator = generator
+        self.system = system
+        self.options = dict(options or {})
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system prompt."""
+        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Yield the answer to a message, piece by piece.
+
+        An answer that is not read to its end is kept as far as it was read.
+
+        Raises:
+            ValueError: If the conversation no longer fits the model's context; it is then as it was before.
+        """
+        asked = [*self.messages, {"role": "user", "content": text}]
+        ids = self.generator.tokenizer.apply_chat_template(asked)
+        parts: list[str] = []
+        try:
+            for piece in self.generator.stream(ids, **{"reuse": True} | self.options):
+                parts.append(piece)
+                yield piece
+        finally:
+            if parts:
+                self.messages = [*asked, {"role": "assistant", "content": "".join(parts)}]
+
+    def retry(self) -> Iterator[str]:
+        """Yield another answer to the last message.
+
+        Raises:
+            ValueError: If nothing was said yet.
+        """
+        if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
+            raise ValueError("nothing was said yet")
+        last = self.messages[-2]["content"]
+        self.messages = self.messages[:-2]
+        seed = self.options.get("seed", 0)
+        self.options["seed"] = None if seed is None else int(seed) + 1
+        yield from self.answer(last)
+
+
+def talk(conversation: Conversation) -> None:
+    """Hold the conversation on standard input and output until it ends; Ctrl-C stops an answer, not the program."""
+    interactive = sys.stdin.isatty()
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if not line:
+            continue
+        if line.startswith("/"):
+            if not _command(conversation, line):
+                return
+        else:
+            _print_answer(conversation.answer(line))
+
+
+def _command(conversation: Conversation, line: str) -> bool:
+    """Carry out a /command; return whether the conversation goes on."""
+    name, _, rest = line.partition(" ")
+    if name in ("/quit", "/exit"):
+        return False
+    if name == "/reset":
+        conversation.reset()
+    elif name == "/system":
+        conversation.system = rest or None
+        conversation.reset()
+    elif name == "/retry":
+        _print_answer(conversation.retry())
+    else:
+        print(HELP if name == "/help" else f"{name} is no command\n{HELP}")
+    return True
+
+
+def _print_answer(pieces: Iterator[str]) -> None:
+    try:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write(" [stopped]")
+    except ValueError as error:
+        sys.stdout.write(f"[{error}]")
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
+    print(flush=True)

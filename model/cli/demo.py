@@ -1,0 +1,210 @@
+"""The whole road in three minutes: this machine's Python library -> vocabulary -> token file -> LLaMA -> new Python."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from bpe_llama.model import training
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.device import resolve_device
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.tokenizer import Tokenizer
+
+VOCAB_SIZE = 4096
+END_OF_TEXT = "<|endoftext|>"
+PROMPT = "def "
+# Tests, tables of characters and other people's packages would teach the model little Python.
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3"}
+
+
+def corpus_files(root: Path | None = None) -> list[Path]:
+    """Return the Python sources of the standard library, sorted, without its tests and tables.
+
+    Args:
+        root: The library's folder; by default this interpreter's.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    files = [path for path in root.rglob("*.py") if not _LEFT_OUT & set(path.relative_to(root).parts[:-1])]
+    files = sorted(path for path in files if path.stat().st_size > 0)
+    if not files:
+        raise ValueError(f"{root}: no Python sources of the standard library here; the demo learns from them")
+    return files
+
+
+def run_demo(out: Path, *, seconds: float = 120.0, device: str = "auto", seed: int = 0) -> training.TrainResult:
+    """Run the demo, telling on standard output what happens, and return how the training went.
+
+    Args:
+        out: Folder for tokenizer, tokens, checkpoint, model, `loss.png` and `sample.py.txt`. A previous run's training
+            is replaced.
+        seconds: Time to train for.
+        device: `"auto"` is CUDA where there is one.
+        seed: Of weights, batches and the sample.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds is {seconds}, expected a positive number")
+    resolve_device(device)
+    out.mkdir(parents=True, exist_ok=True)
+    files = corpus_files()
+    tokenizer = _make_tokenizer(files, out / "tokenizer.json")
+    tokens = _make_tokens(files, tokenizer, out / "tokens.npy")
+    model, result = _train(tokens, tokenizer, out, seconds=seconds, device=device, seed=seed)
+    if result.interrupted:
+        _say(f"Stopped at step {result.step:,}; {result.checkpoint} holds the model so far.")
+        return result
+    folder = out / "model"
+    save_with_tokenizer(model, tokenizer, folder)
+    _sample(model, tokenizer, out / "sample.py.txt", seed)
+    _say_next(out)
+    return result
+
+
+def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights, configs and tokenizer into one folder that `generate` and transformers load."""
+    unknown = model.config.unknown_to_transformers
+    if unknown:
+        warnings.warn(f"{folder}: transformers does not load it, as it does not compute {unknown}", stacklevel=2)
+    model.save_pretrained(folder, portable=not unknown)
+    tokenizer.save(folder / "tokenizer.json")
+
+
+def _make_tokenizer(files: list[Path], path: Path) -> Tokenizer:
+    raw_bytes = sum(file.stat().st_size for file in files)
+    _say(f"1. A vocabulary of {VOCAB_SIZE:,} tokens from {len(files):,} files of Python's library, {_mb(raw_bytes)}")
+    began = time.perf_counter()
+    tokenizer = Tokenizer.train(
+        [str(file) for file in files], vocab_size=VOCAB_SIZE, pattern="cl100k", special_tokens=[END_OF_TEXT]
+    )
+    tokenizer.save(path)
+    words = [token for token in tokenizer.mergeable_ranks if token.strip().isalpha()]
+    longest = sorted(words, key=lambda token: (-len(token), token))[:5]
+    _say(f"   {path} in {time.perf_counter() - began:.1f} s; its longest tokens: {', '.join(map(_shown, longest))}")
+    return tokenizer
+
+
+def _make_tokens(files: list[Path], tokenizer: Tokenizer, path: Path) -> Path:
+    raw_bytes = sum(file.stat().st_size for file in files)
+    began = time.perf_counter()
+    tokenizer.encode_files([str(file) for file in files], out=str(path), eos=True)
+    count = len(training.open_tokens(path))
+    taken = time.perf_counter() - began
+    _say(f"2. The text as tokens: {count:,} for {raw_bytes:,} bytes, in {taken:.1f} s ({path})")
+    per_token = raw_bytes / count
+    _say(f"   {per_token:.2f} bytes a token against 1.00 for raw bytes: {per_token:.1f}x fewer steps for the model")
+    return path
+
+
+def _train(
+    tokens: Path, tokenizer: Tokenizer, out: Path, *, seconds: float, device: str, seed: int
+) -> tuple[LlamaForCausalLM, training.TrainResult]:
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_id,
+    )
+    model = training.start_as_identity(LlamaForCausalLM(config, seed=seed))
+    on_cuda = resolve_device(device).type == "cuda"
+    settings = training.TrainConfig(
+        max_steps=1_000_000,
+        max_seconds=seconds,
+        sequence_length=256 if on_cuda else 128,
+        batch_size=64 if on_cuda else 4,
+        learning_rate=3e-3,
+        min_learning_rate_ratio=0.02,
+        warmup_steps=40,
+        eval_windows=128,
+        device=device,
+        seed=seed,
+    )
+    parameters = sum(weight.numel() for weight in model.parameters())
+    if not on_cuda:
+        _choose_threads(model, settings.batch_size, settings.sequence_length)
+    where = "CUDA" if on_cuda else _plural(torch.get_num_threads(), "CPU thread")
+    _say(f"3. A LLaMA of {parameters:,} parameters, trained for {seconds:.0f} s on {where}")
+    for old in (out / "run").glob("step-*"):
+        for file in old.iterdir():
+            file.unlink()
+        old.rmdir()
+    result = training.train(model, tokens, settings, out / "run")
+    (out / "run" / "loss.png").replace(out / "loss.png")
+    if not result.interrupted:
+        _say(
+            f"   {result.tokens:,} tokens in {result.step:,} steps: loss {result.loss:.2f}, "
+            f"{result.eval_loss:.2f} on text it has not seen ({out / 'loss.png'})"
+        )
+    return model, result
+
+
+def _choose_threads(model: LlamaForCausalLM, batch_size: int, length: int) -> None:
+    """Use one thread where that is faster: on a busy machine several threads mostly wait for each other."""
+    ids = torch.zeros(batch_size, length, dtype=torch.int64)
+    taken = {}
+    for threads in (1, torch.get_num_threads()):
+        torch.set_num_threads(threads)
+        taken[threads] = min(_seconds_of_a_pass(model, ids) for _ in range(2))
+    torch.set_num_threads(min(taken, key=taken.__getitem__))
+
+
+def _seconds_of_a_pass(model: LlamaForCausalLM, ids: torch.Tensor) -> float:
+    began = time.perf_counter()
+    loss = model(ids, labels=ids).loss
+    if loss is not None:
+        loss.backward()
+    model.zero_grad()
+    return time.perf_counter() - began
+
+
+def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int) -> None:
+    _say("4. What it writes:\n")
+    parts = [PROMPT]
+    sys.stdout.write(PROMPT)
+    options = {"max_new_tokens": 250, "temperature": 0.7, "top_p": 0.9, "seed": seed, "eos_id": ()}
+    for piece in TextGenerator(model, tokenizer).stream(PROMPT, **options):
+        parts.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    path.write_text("".join(parts), encoding="utf-8")
+    _say("\n")
+
+
+def _say_next(out: Path) -> None:
+    # As this program was called: in a virtual environment that is not active, its name alone would not be found.
+    program = sys.argv[0] if Path(sys.argv[0]).name == "bpe-llama" else "bpe-llama"
+    _say(
+        f"Everything is in {out}. Next, try:\n"
+        f"  {program} generate 'class Queue' --model {out / 'model'}\n"
+        f"  {program} count --file README.md --tokenizer {out / 'tokenizer.json'}\n"
+        f"  {program} inspect 'import os' --tokenizer {out / 'tokenizer.json'}\n"
+        f"  {program} pretrain {out / 'tokens.npy'} --tokenizer {out / 'tokenizer.json'} --steps 2000 --out longer-run"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _shown(token: bytes) -> str:
+    return repr(token.decode("utf-8", "replace"))

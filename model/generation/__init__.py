@@ -1,0 +1,1 @@
+"""From prompts to continuations: options, engine, `generate`, beam search, `TextGenerator`."""

@@ -1,0 +1,208 @@
+"""Beam search: the few likeliest continuations side by side, in place of one drawn by chance.
+
+Shapes: ``N`` beams, ``V`` vocab_size.
+
+Source: when a search ends, and how scores are penalised, follows transformers 5.23, which the tests hold it to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.backends.cpu.decoder import FusedDecoder, can_fuse
+from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama.model.generation.sampler_dispatch import processed_scores
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.ordered import FILTERS, filtered_in_order, xtc_chance
+from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.uniform import SEED_BITS, uniform
+
+EarlyStopping = bool | Literal["never"]
+LARGEST_PENALTY = 10
+"""Of length, either way: already it makes any difference in length outweigh the scores."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """New ids, and their score: the sum of their log-probabilities over their number to the length penalty."""
+
+    new_ids: list[int]
+    score: float
+
+
+@torch.no_grad()
+def beam_search(
+    model: LlamaForCausalLM,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
+    prefill_chunk: int = 512,
+    do_sample: bool = False,
+) -> list[Continuation]:
+    """Return up to ``num_beams`` continuations of a prompt, the best first.
+
+    Args:
+        model: Weights to generate with.
+        prompt: Ids.
+        options: How many new ids, which of them end a text, and all that changes scores before a filter: biases,
+            penalties, n-grams ... They act on log-probabilities. Filters and the seed count with ``do_sample`` alone.
+        num_beams: Continuations followed at a time.
+        length_penalty: Above 0 favours long ones, below 0 short ones.
+        early_stopping: True ends with the first ``num_beams`` finished continuations; False once the best running one
+            would score no better if it ended now; ``"never"`` only when none can become better.
+        prefill_chunk: Prompt tokens per forward pass.
+        do_sample: Draw the candidates of a step without replacement, in place of taking the best. The weight of a
+            candidate is the exponential of its score so far.
+
+    Raises:
+        ValueError: If a number is out of range, the prompt is empty or leaves no room in the context, or the logits
+            hold NaN, +inf or nothing finite.
+
+    Cost: a forward pass of ``num_beams`` rows an id; cached keys and values move as beams do, the prompt's never.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> found = beam_search(LlamaForCausalLM(config), [1, 5], GenerationOptions(max_new_tokens=4, eos_id=()))
+        >>> len(found), len(found[0].new_ids), found[0].score >= found[1].score
+        (4, 4, True)
+    """
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; expected at least 1")
+    if not abs(length_penalty) <= LARGEST_PENALTY:  # NaN too
+        raise ValueError(f"length_penalty is {length_penalty}; expected {-LARGEST_PENALTY} to {LARGEST_PENALTY}")
+    if early_stopping not in (True, False, "never"):
+        raise ValueError(f"early_stopping is {early_stopping!r}; expected True, False or 'never'")
+    if not prompt:
+        raise ValueError("the prompt is empty; expected at least one id")
+    context = model.config.context_length
+    if len(prompt) >= context:
+        raise ValueError(f"the prompt has {len(prompt)} ids, which leaves no room in a context of {context}")
+    limit = min(options.max_new_tokens, context - len(prompt))
+    ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
+    cache = KVCache(model.config, num_beams, len(prompt) + limit, dtype=model.dtype, device=model.device)
+    logits_NV = _read_prompt(model, prompt, cache, prefill_chunk)
+    fused = FusedDecoder(model) if can_fuse(model) else None
+
+    running = [Continuation([], 0.0)]  # score: here the plain sum
+    finished: list[Continuation] = []
+    for length in range(1, limit + 1):
+        logprobs_NV = logits_NV.float().log_softmax(-1)
+        if options.processes_scores or options.adjusts_scores or do_sample:
+            rows = [
+                _processed(options, prompt, beam.new_ids, ends, row, do_sample)
+                for beam, row in zip(running, logprobs_NV, strict=True)
+            ]
+            logprobs_NV = torch.stack(rows)
+        if length <= options.min_new_tokens:
+            logprobs_NV[:, list(ends)] = -torch.inf
+        logprobs_NV += logprobs_NV.new_tensor([beam.score for beam in running])[:, None]
+        # Enough candidates for num_beams to run on, should every one of them also propose every ending.
+        enough = min(max(2, 1 + len(ends)) * num_beams, logprobs_NV.numel())
+        scores, places = _drawn(logprobs_NV, enough, options, length) if do_sample else _best(logprobs_NV, enough)
+        ongoing: list[Continuation] = []
+        sources: list[int] = []
+        unended: list[tuple[Continuation, int]] = []
+        for rank, (score, place) in enumerate(zip(scores, places, strict=True)):
+            source, new_id = divmod(place, logprobs_NV.shape[1])
+            candidate = Continuation([*running[source].new_ids, new_id], score)
+            if score == -math.inf:  # dropped by an option
+                continue
+            if new_id not in ends and length < limit:
+                unended.append((candidate, source))
+            elif rank < num_beams:
+                finished.append(Continuation(candidate.new_ids, score / length**length_penalty))
+        for candidate, source in sorted(unended, key=lambda pair: -pair[0].score)[:num_beams]:
+            ongoing.append(candidate)
+            sources.append(source)
+        finished = sorted(finished, key=lambda beam: -beam.score)[:num_beams]
+        if not ongoing:
+            break
+        if len(finished) == num_beams:
+            reach = limit if early_stopping == "never" and length_penalty > 0 else length
+            if early_stopping is True or ongoing[0].score / reach**length_penalty <= finished[-1].score:
+                break
+        running = ongoing
+        sources += [0] * (num_beams - len(sources))  # slots without a beam, in vocabularies smaller than the search
+        cache.reorder(sources, len(prompt))
+        ids_N1 = [[beam.new_ids[-1]] for beam in running] + [[0]] * (num_beams - len(running))
+        if fused is None:
+            logits_BTV = model(torch.tensor(ids_N1, device=model.device), past_key_values=cache).logits
+        else:
+            logits_BTV = fused(ids_N1, cache)
+        logits_NV = logits_BTV[: len(running), 0]
+    return finished
+
+
+def _processed(
+    options: GenerationOptions,
+    prompt: Sequence[int],
+    new_ids: Sequence[int],
+    ends: Sequence[int],
+    logprobs_V: Tensor,
+    do_sample: bool,
+) -> Tensor:
+    """Return the scores of what follows one beam, processors and, where candidates are drawn, filters applied, (V,)."""
+    history = [*prompt, *new_ids] if options.penalty_scope == "context" else new_ids
+    scores_V = processed_scores(options, [*prompt, *new_ids], history, ends, logprobs_V)
+    if not do_sample:
+        return scores_V
+    chance = xtc_chance((options.seed or 0) & SEED_BITS, len(new_ids)) if options.xtc_probability else 1.0
+    order = options.filters or FILTERS
+    kept_V = filtered_in_order(scores_V, order, options.filter_values, chance)
+    # The filters leave at least as many as can end and one more, so that the search goes on; as in transformers.
+    least = scores_V.topk(min(max(2, 1 + len(ends)), len(scores_V))).indices
+    temperature = options.temperature if "temperature" in order else 1.0
+    if temperature > 0:
+        kept_V[least] = scores_V[least] / temperature
+    return kept_V
+
+
+def _best(logprobs_NV: Tensor, count: int) -> tuple[list[float], list[int]]:
+    """Return the highest scores, falling, and their places in the flattened rows."""
+    best = logprobs_NV.flatten().topk(count)
+    _check_finite(best.values[0])
+    return best.values.tolist(), best.indices.tolist()
+
+
+def _drawn(logprobs_NV: Tensor, count: int, options: GenerationOptions, length: int) -> tuple[list[float], list[int]]:
+    """Return scores and their places in the flattened rows, drawn without replacement; fewer if too few are finite."""
+    flat = logprobs_NV.flatten()
+    _check_finite(flat.max())
+    weights = flat.double().softmax(-1)
+    places: list[int] = []
+    for draw in range(min(count, int((weights > 0).sum()))):
+        chance = float(uniform((options.seed or 0) & SEED_BITS, length * count + draw))
+        mass = weights.cumsum(-1)
+        place = int(torch.searchsorted(mass, mass[-1:] * chance, right=True).clamp(max=len(flat) - 1))
+        places.append(place)
+        weights[place] = 0.0
+    return flat[places].tolist(), places
+
+
+def _check_finite(highest: Tensor) -> None:
+    if not highest.isfinite():  # NaN counts as the largest
+        raise ValueError("a row of the logits holds NaN, +inf or nothing finite")
+
+
+def _read_prompt(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chunk: int) -> Tensor:
+    """Read the prompt into every slot; return the logits after it, (1, V)."""
+    cache.prompt_lengths[:] = [len(prompt)] * cache.batch_size
+    first = cache.rows(0, 1)
+    ids_1T = torch.tensor([list(prompt)], device=model.device)
+    for start in range(0, len(prompt), chunk):
+        hidden_1TD = model.model(ids_1T[:, start : start + chunk], past_key_values=first)
+    cache.lengths[0] = first.lengths[0]
+    for slot in range(1, cache.batch_size):
+        cache.copy(0, slot)
+    logits_1V: Tensor = model.lm_head(hidden_1TD[:, -1])
+    return logits_1V

@@ -1,0 +1,239 @@
+"""From ids to more ids: a batch of prompts served from start to end by an `Engine`.
+
+Shapes: ``B`` sequences, ``T`` prompt length, ``V`` vocab_size.
+
+This file knows ids and tensors, never text.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.backends.cuda.graph import (
+    CapturedDecoder,
+    why_not_captured,
+    why_not_triton,
+    why_options_not_captured,
+)
+from bpe_llama.model.generation.beam import EarlyStopping, beam_search
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.generation.prompts import inferred_padding_id, padding_id, unpad
+from bpe_llama.model.generation.sampler_dispatch import choose
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.params import GenerationOptions, Sample
+
+__all__ = ["Engine", "GenerationOptions", "Sample", "choose", "generate", "stream_ids", "unpad"]
+
+
+def generate(
+    model: LlamaForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    num_return_sequences: int = 1,
+    num_beams: int = 1,
+    length_penalty: float | None = None,
+    early_stopping: EarlyStopping | None = None,
+    cache: str = "full",
+    capture: bool = False,
+    do_sample: bool | None = None,
+    **options: Any,
+) -> Tensor:
+    """Return prompts and what follows them, int64 (B, T + new), as transformers does.
+
+    ``new`` is that of the longest continuation; rows that end earlier are filled with the padding id (the config's,
+    or else the first ending id).
+
+    Args:
+        model: Weights to generate with.
+        input_ids: int64 (B, T), rows padded on the left.
+        attention_mask: (B, T), zero where a row is padded. Without it ids equal to the model's padding id are padding,
+            unless that id also ends a text; padding elsewhere than on the left is refused.
+        num_return_sequences: Continuations of each row, side by side, with the seeds ``seed``, ``seed + 1`` …; of a
+            beam search the best ones.
+        num_beams: More than 1 searches (see `bpe_llama.model.generation.beam.beam_search`) instead of drawing.
+        length_penalty: Of the search; by default the generation config's, or 1.
+        early_stopping: Of the search; by default the generation config's, or False.
+        cache: The form of the cache: see `Engine`. A search keeps a full one.
+        capture: Run each step as one CUDA graph, sampler included (`bpe_llama.model.backends.cuda.graph`);
+            warns and generates plainly where that cannot be.
+        do_sample: Whether ids are drawn; by default as the generation config says. False is temperature 0; True takes
+            the config's temperature and top-p, or 1, even where it says false. A search draws its candidates.
+        **options: Of `GenerationOptions`; a search that draws nothing takes none that say how to draw. With a ``seed``
+            of None each row draws its own.
+
+    Raises:
+        ValueError: If an option is out of range or a search is told how to draw; if a prompt is empty, padded on the
+            wrong side, or leaves no room in the context.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> generate(LlamaForCausalLM(config), torch.tensor([[1, 5, 7]]), max_new_tokens=4, eos_id=()).shape
+        torch.Size([1, 7])
+    """
+    if capture and num_beams != 1:
+        raise ValueError(f"capture is True and num_beams {num_beams}, but a search is not captured")
+    options = with_do_sample(model, options, do_sample)
+    why_not = why_not_captured(model, cache) if capture else None
+    if capture and why_not is None:
+        why_not = why_options_not_captured(GenerationOptions.for_model(model, **options))
+    if why_not is not None:
+        warnings.warn(f"generating without capture: {why_not}", stacklevel=2)
+    if capture and why_not is None:
+        new_BT = _generate_captured(model, input_ids, attention_mask, num_return_sequences, options)
+    elif num_beams == 1:
+        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **options))
+        new_BT = torch.stack(columns, dim=1)
+    else:
+        search = model.generation_config.search_options(
+            do_sample=search_draws(model, options, do_sample),
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+        )
+        _warn_of_stop_strings(model)
+        chosen = search_options(model, options, search["do_sample"])
+        if cache != "full":
+            raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
+        if num_beams < 1:
+            raise ValueError(f"num_beams is {num_beams}; expected at least 1")
+        if not 1 <= num_return_sequences <= num_beams:
+            raise ValueError(f"num_return_sequences is {num_return_sequences}; expected 1 to num_beams ({num_beams})")
+        rows: list[list[int]] = []
+        for prompt in unpad(input_ids, attention_mask, inferred_padding_id(model, chosen)):
+            found = beam_search(model, prompt, chosen, num_beams, **search)
+            if len(found) < num_return_sequences:
+                raise ValueError(f"num_return_sequences is {num_return_sequences}, but there are only {len(found)}")
+            rows += [continuation.new_ids for continuation in found[:num_return_sequences]]
+        width, padding = max(map(len, rows)), padding_id(model, chosen)
+        new_BT = torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=model.device)
+    prompts_BT = input_ids.to(model.device, torch.long).repeat_interleave(num_return_sequences, dim=0)
+    return torch.cat([prompts_BT, new_BT], dim=1)
+
+
+_OF_DRAWS = {
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "preset", "seed", "filter_order"),
+    *("top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
+}
+_OF_SAMPLES = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
+"""Options that no search supports, even one that draws."""
+
+
+def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> dict[str, Any]:
+    """Return options with what `do_sample` says of them, None being what the model's own file says.
+
+    False is a temperature of 0. True takes the file's temperature and top-p, or 1, even if the file itself draws
+    nothing; as in transformers.
+
+    Raises:
+        ValueError: If ids are to be drawn at a temperature of 0.
+    """
+    if do_sample is None:
+        return options
+    if not do_sample:
+        return {"temperature": 0.0, **options}
+    said = model.generation_config.values
+    of_file = {name: 1.0 if said.get(name) is None else said[name] for name in ("temperature", "top_p")}
+    options = {**of_file, **options}
+    if options["temperature"] == 0:
+        raise ValueError("do_sample is True and temperature 0, which draws nothing; expected one of them alone")
+    return options
+
+
+def search_draws(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> bool:
+    """Return whether a beam search draws its candidates: as it is asked to, else as the model's own file says.
+
+    A temperature of 0 draws nothing.
+    """
+    asked = model.generation_config.values.get("do_sample") if do_sample is None else do_sample
+    return bool(asked) and GenerationOptions.for_model(model, **options).temperature != 0
+
+
+def search_options(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool = False) -> GenerationOptions:
+    """Return the options of a beam search, with the model's own defaults for those not given.
+
+    Raises:
+        ValueError: If an option of drawing is given and the search draws nothing, or an option that no search supports.
+    """
+    chosen = GenerationOptions.for_model(model, **options)
+    for name in options:
+        if name in _OF_DRAWS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
+            raise ValueError(
+                f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out, or ask for do_sample=True"
+            )
+        if name in _OF_SAMPLES and options[name] != getattr(GenerationOptions, name):
+            raise ValueError(f"{name} is {options[name]!r}, but a beam search has no place for it; leave it out")
+    return chosen
+
+
+def stream_ids(
+    model: LlamaForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    num_return_sequences: int = 1,
+    cache: str = "full",
+    **options: Any,
+) -> Iterator[Tensor]:
+    """Yield the next id of every row, int64 (B,), until all have ended; ended rows get the padding id.
+
+    Arguments and errors are those of `generate`.
+    """
+    engine, samples, padding = _joined(model, input_ids, attention_mask, num_return_sequences, cache, options)
+    step = 0
+    while True:
+        row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in samples]
+        yield torch.tensor(row, device=model.device)
+        step += 1
+        if not engine.live:
+            return
+        engine.step()
+
+
+def _warn_of_stop_strings(model: LlamaForCausalLM) -> None:
+    if model.generation_config.stop_strings:
+        warnings.warn(
+            f"the model's generation_config.json names stop_strings = {list(model.generation_config.stop_strings)}, at "
+            "which only TextGenerator stops: here are ids alone",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _joined(
+    model: LlamaForCausalLM,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    copies: int,
+    cache: str,
+    options: dict[str, Any],
+) -> tuple[Engine, list[Sample], int]:
+    """Return an engine that has read the prompts, their sequences, and the padding id."""
+    _warn_of_stop_strings(model)
+    chosen = GenerationOptions.for_model(model, **options)
+    prompts = unpad(input_ids, attention_mask, inferred_padding_id(model, chosen))
+    room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
+    engine = Engine(model, len(prompts) * max(copies, 1), room, cache=cache)
+    each = [chosen] * len(prompts)
+    if options.get("seed", 0) is None:
+        each = [replace(chosen, seed=None) for _ in prompts]
+    samples = engine.join(prompts, each, copies=copies)
+    return engine, samples, padding_id(model, chosen)
+
+
+def _generate_captured(
+    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, copies: int, options: dict[str, Any]
+) -> Tensor:
+    """Return what follows the prompts, (B, new)."""
+    engine, samples, padding = _joined(model, input_ids, attention_mask, copies, "full", options)
+    if engine.live:  # first ids may have ended some
+        backend = "triton" if model.device.type == "cuda" and why_not_triton(model) is None else None
+        CapturedDecoder(model, engine.cache.rows(0, len(engine.live)), backend).run(engine.live)
+    width = max(len(sample.new_ids) for sample in samples)
+    rows = [sample.new_ids + [padding] * (width - len(sample.new_ids)) for sample in samples]
+    return torch.tensor(rows, device=model.device)

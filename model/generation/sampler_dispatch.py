@@ -1,0 +1,223 @@
+"""From the logits of a running batch to the next id of each of its sequences.
+
+Shapes: ``B`` sequences, ``T`` ids of one, ``D`` hidden_size, ``V`` vocab_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling import sample_logits
+from bpe_llama.model.sampling.ordered import filtered_in_order, mirostat_bound, mirostat_kept, xtc_chance
+from bpe_llama.model.sampling.params import GenerationOptions, Sample
+from bpe_llama.model.sampling.processors import bad_word_ids, dry_penalties, repeated_ngram_ids
+from bpe_llama.model.sampling.scores import adjusted_scores
+from bpe_llama.model.sampling.uniform import SEED_BITS
+
+_CHUNK = 256  # positions of a prompt whose logits are held at once
+
+
+def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
+    """Return each sequence's next id; its draw depends on its own seed and length, never on its neighbours."""
+    barred = [row for row, s in enumerate(samples) if s.eos_ids and len(s.new_ids) < s.options.min_new_tokens]
+    prepared = [row for row, s in enumerate(samples) if s.options.prepares_scores]
+    if barred or prepared:
+        logits_BV = logits_BV.detach().float() if prepared else logits_BV  # scores are changed as float32
+        logits_BV = logits_BV.clone()
+        for row in barred:
+            logits_BV[row, list(samples[row].eos_ids)] = -torch.inf
+        for row in prepared:
+            logits_BV[row] = _prepared(samples[row], logits_BV[row], row)
+    on_cpu = logits_BV.device.type == "cpu"
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for row, sample in enumerate(samples):
+        alike: tuple[object, ...] = (sample.options.sampling_key, sample.options.penalty_scope)
+        if on_cpu:  # the compiled sampler takes one step number, and one history, a call
+            alike += (len(sample.new_ids), row if sample.options.uses_history else -1)
+        groups.setdefault(alike, []).append(row)
+    choose_alike = _choose_compiled if on_cpu else _choose_on_device
+    chosen = [0] * len(samples)
+    for rows in groups.values():
+        ids = choose_alike([samples[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
+        for row, new_id in zip(rows, ids, strict=True):
+            chosen[row] = new_id
+    for row in prepared:
+        if samples[row].options.mirostat:
+            _move_bound(samples[row], logits_BV[row], chosen[row])
+    return chosen
+
+
+def processed_scores(
+    options: GenerationOptions, ids: Sequence[int], history: Sequence[int], eos_ids: Sequence[int], scores_V: Tensor
+) -> Tensor:
+    """Return scores after biases, bans, penalties, n-grams, bad words, DRY and logits processors, float32 (V,).
+
+    Args:
+        options: Which of these act, and how.
+        ids: Prompt and continuation.
+        history: The ids that penalties look at.
+        eos_ids: The ids that end the sequence; none of them alone is a bad word.
+        scores_V: Logits, or log-probabilities.
+
+    Raises:
+        ValueError: If a bad word holds an id outside the vocabulary, or a logits processor returns another shape.
+    """
+    device = scores_V.device
+    if options.adjusts_scores:
+        scores_1V, _ = adjusted_scores(
+            scores_V[None],
+            repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            history_BT=torch.tensor([list(history) or [-1]], device=device),
+            logit_bias=options.logit_bias,
+            banned_ids=options.banned_ids,
+            allowed_ids=options.allowed_ids,
+        )
+        scores_V = scores_1V[0]
+    scores_V = scores_V.float().clone()
+    banned = repeated_ngram_ids(ids, options.no_repeat_ngram_size) if options.no_repeat_ngram_size else set[int]()
+    if options.bad_words:
+        outside = [token_id for word in options.bad_words for token_id in word if not 0 <= token_id < len(scores_V)]
+        if outside:
+            raise ValueError(f"bad_words holds id {outside[0]}, outside the vocabulary of {len(scores_V)}")
+        ends = {(token_id,) for token_id in eos_ids}
+        banned |= bad_word_ids(ids, [word for word in options.bad_words if tuple(word) not in ends])
+    if banned:
+        scores_V[sorted(banned)] = -torch.inf
+    if options.dry_multiplier:
+        penalties = dry_penalties(
+            ids,
+            multiplier=options.dry_multiplier,
+            base=options.dry_base,
+            allowed_length=options.dry_allowed_length,
+            last_n=options.dry_penalty_last_n,
+            breakers=options.dry_sequence_breakers or (),
+        )
+        if penalties:
+            scores_V[list(penalties)] -= torch.tensor(list(penalties.values()), device=device)
+    for processor in options.processors:
+        processed_1V = processor(torch.tensor([list(ids)], device=device), scores_V[None])
+        if not isinstance(processed_1V, Tensor) or processed_1V.shape != (1, len(scores_V)):
+            got = f"shape {tuple(processed_1V.shape)}" if isinstance(processed_1V, Tensor) else repr(processed_1V)
+            raise ValueError(f"the logits processor {processor!r} returned {got}; expected shape (1, {len(scores_V)})")
+        scores_V = processed_1V[0].float()
+    return scores_V
+
+
+def _prepared(sample: Sample, logits_V: Tensor, row: int) -> Tensor:
+    """Return the scores that are left for the sampler to draw from, float32 (V,), -inf for ids that are dropped."""
+    options, step = sample.options, len(sample.new_ids)
+    scores_V = processed_scores(options, sample.ids, sample.penalised_ids, sample.eos_ids, logits_V)
+    if not bool(scores_V.max().isfinite()):  # NaN counts as the largest
+        raise ValueError(f"row {row} of the logits holds NaN, +inf or nothing finite, once processors have acted")
+    if options.mirostat:
+        if options.temperature == 0:
+            return filtered_in_order(scores_V, ["temperature"], options.filter_values, 0.0)
+        del sample.mirostat_bounds[step:]  # of ids that were taken back
+        return mirostat_kept(scores_V / options.temperature, options.mirostat, _bound_of(sample))
+    if options.filters is None:
+        return scores_V
+    chance = xtc_chance((options.seed or 0) & SEED_BITS, step) if options.xtc_probability else 1.0
+    return filtered_in_order(scores_V, options.filters, options.filter_values, chance)
+
+
+def _bound_of(sample: Sample) -> float:
+    """Return the surprise that mirostat allows the next id."""
+    return sample.mirostat_bounds[-1] if sample.mirostat_bounds else 2 * sample.options.mirostat_tau
+
+
+def _move_bound(sample: Sample, scores_V: Tensor, new_id: int) -> None:
+    tau, eta = sample.options.mirostat_tau, sample.options.mirostat_eta
+    sample.mirostat_bounds.append(mirostat_bound(scores_V, new_id, _bound_of(sample), tau, eta))
+
+
+def keep_logprobs(samples: Sequence[Sample], chosen: Sequence[int], logits_BV: Tensor) -> None:
+    """Append the log-probabilities of the new ids, and of the likeliest ids, to the sequences that keep them.
+
+    Args:
+        samples: The sequences.
+        chosen: Their new ids.
+        logits_BV: What they were chosen from, before any option acted.
+    """
+    rows = [row for row, s in enumerate(samples) if s.options.logprobs or s.options.top_logprobs]
+    if not rows:
+        return
+    logprobs_BV = logits_BV[rows].float().log_softmax(-1)
+    picked_B1 = torch.tensor([chosen[row] for row in rows], device=logits_BV.device)[:, None]
+    picked = logprobs_BV.gather(1, picked_B1).flatten().tolist()
+    for row, logprobs_V, logprob in zip(rows, logprobs_BV, picked, strict=True):
+        samples[row].logprobs.append(logprob)
+        if samples[row].options.top_logprobs:
+            samples[row].top_logprobs.append(_likeliest(logprobs_V, samples[row].options.top_logprobs))
+
+
+def keep_prompt_logprobs(model: LlamaForCausalLM, sample: Sample) -> None:
+    """Store the log-probabilities of a prompt's ids, and of the likeliest ids at each position.
+
+    Cost: one more pass over the prompt, and logits of 256 positions at a time.
+    """
+    ids_T = torch.tensor(sample.prompt, device=model.device)
+    hidden_TD = model.model(ids_T[None])[0]
+    count = sample.options.top_logprobs
+    own: list[float | None] = [None]
+    likeliest: list[list[tuple[int, float]]] = [[]]
+    for begin in range(0, len(sample.prompt) - 1, _CHUNK):
+        next_T = ids_T[begin + 1 : begin + 1 + _CHUNK]
+        logprobs_TV = model.lm_head(hidden_TD[begin : begin + len(next_T)]).float().log_softmax(-1)
+        own += logprobs_TV.gather(1, next_T[:, None]).flatten().tolist()
+        likeliest += [_likeliest(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
+    sample.prompt_logprobs, sample.prompt_top_logprobs = own, likeliest
+
+
+def _likeliest(logprobs_V: Tensor, count: int) -> list[tuple[int, float]]:
+    """Return the likeliest ids and their log-probabilities, equals by rising id."""
+    found = torch.sort(logprobs_V, descending=True, stable=True)
+    return list(zip(found.indices[:count].tolist(), found.values[:count].tolist(), strict=True))
+
+
+def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
+    """Return the next ids of sequences that share their sampling options and length, by the compiled sampler."""
+    first = samples[0]
+    seeds = [(sample.options.seed or 0) & SEED_BITS for sample in samples]
+    history = first.penalised_ids if first.options.uses_history else None
+    sampler = first.options.remaining_sampler
+    logits_BV = logits_BV.detach()
+    if history is not None:
+        return [int(sampler.sample(logits_BV[0], history, step=len(first.new_ids), seeds=seeds))]
+    chosen: list[int] = sampler.sample(logits_BV, step=len(first.new_ids), seeds=seeds).tolist()
+    return chosen
+
+
+def _choose_on_device(samples: list[Sample], logits_BV: Tensor) -> list[int]:
+    """Return the next ids of sequences that share their sampling options, by the sampler's torch twin."""
+    options, device = samples[0].options, logits_BV.device
+    history_BT = None
+    if options.uses_history:
+        histories = [sample.penalised_ids for sample in samples]
+        width = max(1, *map(len, histories))
+        history_BT = torch.tensor([[-1] * (width - len(ids)) + ids for ids in histories], device=device)
+    chosen: list[int] = sample_logits(
+        logits_BV,
+        **options.remaining_sampling,
+        history_BT=history_BT,
+        seed=torch.tensor([_signed((sample.options.seed or 0) & SEED_BITS) for sample in samples], device=device),
+        step=torch.tensor([len(sample.new_ids) for sample in samples], device=device),
+    ).tolist()
+    if -1 in chosen:
+        raise ValueError(f"row {chosen.index(-1)} of the logits holds NaN, +inf or nothing finite")
+    return chosen
+
+
+def _signed(seed: int) -> int:
+    """Return the int64 with the same bits.
+
+    Example:
+        >>> _signed(2**64 - 1), _signed(7)
+        (-1, 7)
+    """
+    return seed - (seed >> 63 << 64)

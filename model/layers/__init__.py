@@ -1,0 +1,1 @@
+"""The layers of the model: norm, rotary positions, attention, feed-forward blocks, the loss."""

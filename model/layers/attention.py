@@ -1,0 +1,106 @@
+"""Grouped-query attention: many query heads look at fewer key-value heads.
+
+Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``D`` hidden_size, ``N`` heads, ``K`` KV heads,
+``H`` head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.layers.attention_backends import Backend, Visible, sdpa
+from bpe_llama.model.layers.linear import linear
+from bpe_llama.model.layers.rope import Rotation, apply_rope
+
+
+def visible_keys(
+    length: int,
+    places: Places | None,
+    attention_mask: Tensor | None,
+    device: torch.device,
+    window: int | None = None,
+) -> Visible:
+    """Return which keys the queries of one forward pass may look at; made once, used by every layer.
+
+    Args:
+        length: T, the new tokens of each row.
+        places: Where a cache puts them, if there is one.
+        attention_mask: (B, S), nonzero where a column holds a token and zero where it is padding; S counts the
+            cached columns too. None where nothing is padded.
+        device: Where the mask is to be.
+        window: Look at this many keys at most, the query's own included; None looks at all.
+
+    Raises:
+        ValueError: If the mask does not cover S columns.
+    """
+    end = places.end if places else length
+    if places is not None and places.held_BS is not None and places.positions_BT is not None:
+        if attention_mask is not None:
+            raise ValueError("a cache that wraps around takes no attention_mask; give each row a length of its own")
+        query_BT1, held_B1S = places.positions_BT[..., None], places.held_BS[:, None]
+        mask_BTS = (held_B1S >= 0) & (held_B1S <= query_BT1)
+        if window is not None:
+            mask_BTS &= held_B1S > query_BT1 - window
+        return Visible(mask=mask_BTS[:, None])
+    if attention_mask is not None and attention_mask.shape[-1] != end:
+        raise ValueError(
+            f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
+        )
+    everything_in_reach = window is None or window >= end
+    if attention_mask is None and everything_in_reach and (places is None or places.uniform):
+        if end == length:
+            return Visible(causal=True)
+        if length == 1:
+            return Visible()
+    if places is not None and places.columns_BT is not None:
+        query_BT1 = places.columns_BT[..., None]
+    else:
+        query_BT1 = torch.arange(end - length, end, device=device)[None, :, None]
+    key_S = torch.arange(end, device=device)
+    mask_BTS = key_S <= query_BT1
+    if window is not None:
+        mask_BTS = mask_BTS & (key_S > query_BT1 - window)
+    if attention_mask is not None:
+        # A padded query may look at itself, lest its softmax divide by zero; nobody looks at its output.
+        mask_BTS = mask_BTS & attention_mask.bool()[:, None] | (key_S == query_BT1)
+    return Visible(mask=mask_BTS[:, None])
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention with rotary positions, computed by one of `attention_backends`.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245 (grouped queries).
+    """
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_size
+        query, kv = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
+        self.q_proj = linear(config, config.hidden_size, query, config.attention_bias)
+        self.k_proj = linear(config, config.hidden_size, kv, config.attention_bias)
+        self.v_proj = linear(config, config.hidden_size, kv, config.attention_bias)
+        self.o_proj = linear(config, query, config.hidden_size, config.attention_bias)
+        self.backend: Backend = sdpa
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        visible: Visible,
+        cache: KVCache | None = None,
+        places: Places | None = None,
+    ) -> Tensor:
+        """Return what each token gathers from those it may look at, (B, T, D)."""
+        heads = (*x_BTD.shape[:2], -1, self.head_dim)
+        query_BNTH = apply_rope(self.q_proj(x_BTD).view(heads).transpose(1, 2), rotation)
+        key_BKSH = apply_rope(self.k_proj(x_BTD).view(heads).transpose(1, 2), rotation)
+        value_BKSH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        if cache is not None and places is not None:
+            key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, places)
+        gathered_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible)
+        out: Tensor = self.o_proj(gathered_BNTH.transpose(1, 2).flatten(2))
+        return out

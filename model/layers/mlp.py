@@ -1,0 +1,31 @@
+"""The feed-forward block.
+
+Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.layers.linear import linear
+
+
+class MLP(nn.Module):
+    """SwiGLU: one projection, gated by the SiLU of another, projected back.
+
+    Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        inner = config.intermediate_size
+        self.gate_proj = linear(config, config.hidden_size, inner, config.mlp_bias)
+        self.up_proj = linear(config, config.hidden_size, inner, config.mlp_bias)
+        self.down_proj = linear(config, inner, config.hidden_size, config.mlp_bias, sum_slices=True)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the block's output, same shape and dtype as its input."""
+        gated: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return gated

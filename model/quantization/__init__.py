@@ -1,0 +1,1 @@
+"""Weights as int8, int4 and float8."""

@@ -1,0 +1,1 @@
+"""What training reads: token files, conversations, rows of other formats."""

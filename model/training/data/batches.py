@@ -1,0 +1,137 @@
+"""Token files as batches: windows of a memory-mapped array, shuffled by seed, found again from the step alone.
+
+`bpe_llama.model.training.data.examples` has the other kind of batches: texts of which only parts are learned.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
+
+
+class Batches(Protocol):
+    """What the training loop asks of its data: everything follows from a batch's number, counted from 0."""
+
+    def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return ids and labels of batch `index`, both `(B, T)`; -100 labels what is not learned."""
+
+    def attention_mask(self, index: int) -> npt.NDArray[np.int64] | None:
+        """Return the mask of batch `index`, `(B, T)`, 0 where there is padding; None where there is none."""
+
+    def tokens_before(self, index: int) -> int:
+        """Return how many tokens the batches before `index` hold, padding left out."""
+
+
+def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
+    """Return the tokens of a `.npy` file, memory-mapped: shape `(n,)`, dtype uint16 or uint32.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such an array, is empty or cut short.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such token file; `bpe-llama encode` or Tokenizer.encode_files writes one")
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError(f"{path}: not a .npy file of ids, as `bpe-llama encode --out` writes")
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a whole .npy file: {error}") from None
+    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
+        found = f"{tokens.dtype} of shape {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
+        raise ValueError(f"{path}: {found}, expected one row of uint16 or uint32 tokens")
+    if len(tokens) == 0:
+        raise ValueError(f"{path}: holds no tokens")
+    return tokens
+
+
+def split_tail(tokens: TokenArray, fraction: float, window: int) -> tuple[TokenArray, TokenArray]:
+    """Return the tokens without their tail, and the tail: `fraction` of them, at least one window, or none.
+
+    Example:
+        >>> train, held_out = split_tail(np.arange(1000), fraction=0.1, window=32)
+        >>> len(train), len(held_out)
+        (900, 100)
+    """
+    tail = max(window, int(len(tokens) * fraction)) if fraction > 0 else 0
+    if tail and len(tokens) - tail < window:
+        raise ValueError(f"{len(tokens):,} tokens are too few to train and evaluate on windows of {window:,}")
+    return tokens[: len(tokens) - tail], tokens[len(tokens) - tail :]
+
+
+class TokenBatches:
+    """Endless shuffled batches over a token array.
+
+    Batch `i` depends on the seed and `i` only, so a run resumes exactly with nothing saved. Each epoch visits every
+    window once, in an order of its own, and cuts the windows at an offset of its own.
+
+    Example:
+        >>> batches = TokenBatches(np.arange(1000, dtype=np.uint16), window=8, batch_size=4, vocab_size=1000)
+        >>> batches.batch(0).shape
+        (4, 8)
+    """
+
+    def __init__(self, tokens: TokenArray, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
+        """Batches of `batch_size` windows of `window` tokens; ids must be below `vocab_size`.
+
+        Raises:
+            ValueError: If the array is shorter than one window.
+        """
+        if len(tokens) < window:
+            raise ValueError(f"{len(tokens):,} tokens, expected at least one window of {window:,}")
+        self.tokens, self.window, self.batch_size = tokens, window, batch_size
+        self.vocab_size, self.seed = vocab_size, seed
+        # One window an epoch is given up so that the cuts can move.
+        self.windows_per_epoch = max(1, len(tokens) // window - 1)
+        self._order = self._shuffled(0)
+
+    def batch(self, index: int) -> npt.NDArray[np.int64]:
+        """Return batch `index` (from 0): int64 `(B, T)`.
+
+        Raises:
+            ValueError: If a token is `vocab_size` or larger; the message says where it is.
+        """
+        first = index * self.batch_size
+        return np.stack([self._window(row) for row in range(first, first + self.batch_size)])
+
+    def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return batch `index` twice: every token is learned."""
+        ids = self.batch(index)
+        return ids, ids
+
+    def attention_mask(self, index: int) -> None:
+        """Return None: there is no padding."""
+
+    def tokens_before(self, index: int) -> int:
+        """Return how many tokens the batches before `index` hold."""
+        return index * self.batch_size * self.window
+
+    def _window(self, row: int) -> npt.NDArray[np.int64]:
+        epoch, place = divmod(row, self.windows_per_epoch)
+        if self._order[0] != epoch:
+            self._order = self._shuffled(epoch)
+        _, shift, order = self._order
+        return checked_window(self.tokens, shift + int(order[place]) * self.window, self.window, self.vocab_size)
+
+    def _shuffled(self, epoch: int) -> tuple[int, int, npt.NDArray[np.int64]]:
+        """Return the epoch, the offset of its first window, and the order of its windows."""
+        random = np.random.default_rng([self.seed, epoch])
+        spare = len(self.tokens) - self.windows_per_epoch * self.window
+        return epoch, int(random.integers(min(spare, self.window) + 1)), random.permutation(self.windows_per_epoch)
+
+
+def checked_window(tokens: TokenArray, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return `tokens[begin : begin + length]` as int64, refusing ids the model has no embedding for."""
+    window: npt.NDArray[np.int64] = tokens[begin : begin + length].astype(np.int64)
+    if window.max() >= vocab_size:
+        at = begin + int(window.argmax())
+        raise ValueError(f"token {tokens[at]} at position {at:,} is outside the model's vocabulary of {vocab_size:,}")
+    return window

@@ -1,0 +1,223 @@
+"""Rows of fine-tuning data as examples: chats rendered by the chat template, and prompts with their completions."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bpe_llama._bad_rows import BadRows
+from bpe_llama._token_files import begins_and_ends
+from bpe_llama.chat import TRAIN_ON, encode_conversation, render_for
+from bpe_llama.model.layers.loss import IGNORED
+from bpe_llama.model.training.data.examples import Example
+from bpe_llama.model.training.data.formats import FORMATS, Chat, Completion, describe_fields, detect_format, read_row
+from bpe_llama.model.training.data.plain_text import SpecialLookalikes, encode_parsed
+from bpe_llama.model.training.data.rows import check_text, has_rows, read_rows
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+_REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+
+
+class Conversations(NamedTuple):
+    """What `read_conversations` found.
+
+    Attributes:
+        examples: Those that hold something to learn.
+        cut: How many of them were longer than allowed and lost their end.
+        left_out: How many have nothing to learn, as their answers were cut off or have a weight of 0.
+    """
+
+    examples: list[Example]
+    cut: int
+    left_out: int
+
+
+def find_formats(paths: Sequence[Path], kind: str = "auto", on_error: str = "raise") -> dict[Path, str]:
+    """Return the format of each file, one of `FORMATS`: by the fields of its first row.
+
+    Args:
+        paths: The files; one without a suffix of JSON or Parquet is text.
+        kind: "auto", or the format of all files.
+        on_error: "raise" an error if the first row cannot be read, or "skip" to the first row that is an object.
+
+    Raises:
+        ValueError: If `kind` is neither, a file is of no format, or some files are text and some are not.
+    """
+    if kind not in ("auto", *FORMATS):
+        raise ValueError(f"format is {kind!r}; expected auto, {', '.join(FORMATS)}")
+    kinds = {path: _format_of(path, kind, on_error) for path in paths}
+    chats, plain = ([path for path in paths if (kinds[path] == "text") is text] for text in (False, True))
+    if chats and plain:
+        raise ValueError(f"{chats[0]} holds conversations and {plain[0]} plain text; train on one kind at a time")
+    return kinds
+
+
+def _format_of(path: Path, kind: str, on_error: str) -> str:
+    if not has_rows(path):
+        if kind not in ("auto", "text"):
+            raise ValueError(f"{path}: format is {kind!r}; expected a .json, .jsonl or .parquet file for it")
+        return "text"
+    if kind != "auto":
+        return kind
+    bad_rows = BadRows(on_error)
+    for place, row in read_rows(path, bad_rows):
+        found = detect_format(row)
+        if found is not None:
+            return found
+        if isinstance(row, dict) or not bad_rows.skips:
+            raise ValueError(f"{place}: {describe_fields(row)}")
+    raise ValueError(f"{path}: holds no row that is an object")
+
+
+def read_conversations(
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    format: str = "auto",
+    train_on: str = "assistant",
+    parse_special: bool = False,
+    on_error: str = "raise",
+) -> Conversations:
+    """Return chats and completions as examples, with labels for the tokens to learn and -100 for all others.
+
+    Prompt and completion are encoded apart, as in generation. A prompt begins with the special tokens that the
+    tokenizer's files put before a text. A completion ends with those that they put after a text, or else with the
+    end-of-text id, and these are learned.
+
+    Args:
+        paths: `.json`, `.jsonl`, `.ndjson` and `.parquet` files; those ending in `.gz` or `.zst` are decompressed.
+        tokenizer: Its vocabulary and, for chats, its chat template.
+        max_length: Tokens of an example at most; what comes after is cut off.
+        format: "auto", or one of `bpe_llama.model.training.data.formats.FORMATS`.
+        train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token. A message with
+            a `weight` of 0 is never learned.
+        parse_special: Whether special tokens spelled out in prompts and completions are encoded as special tokens; in
+            messages they never are.
+        on_error: What is done with a row that cannot be read, is not of the format of its file, holds a lone
+            surrogate or does not suit the template: "raise" an error, or "skip" it.
+
+    Warns:
+        UserWarning: How many rows were skipped, and where the first stands; how often reasoning is left out by the
+            template; how much text of a prompt or completion looks like special tokens.
+
+    Raises:
+        ImportError: If a Parquet file is to be read and `pyarrow` is not installed.
+        ValueError: If there is such a row, naming file and place, and it is not to be skipped; if nothing is left to
+            learn.
+    """
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
+    bad_rows = BadRows(on_error)
+    kinds = find_formats(paths, format, on_error)
+    if tokenizer.chat_template is None and not {"prompt-completion", "text"}.issuperset(kinds.values()):
+        raise ValueError("conversations need a tokenizer with a chat template, and this one has none")
+    lookalikes = SpecialLookalikes(tokenizer)
+    encoder = _Encoder(tokenizer, train_on, parse_special)
+    examples: list[Example] = []
+    cut = left_out = 0
+    for path, kind in kinds.items():
+        for place, row in read_rows(path, bad_rows):
+            try:
+                found = read_row(row, kind)
+                if isinstance(found, str):
+                    raise ValueError("a text; expected conversations or completions")
+                fields = {"messages": found.messages, **found.options} if isinstance(found, Chat) else found._asdict()
+                for field, value in fields.items():
+                    check_text(value, field)
+                ids, learned = encoder.encode(found)
+            except ValueError as error:
+                bad_rows.skip_or_raise(f"{place}: {error}", error)
+                continue
+            if isinstance(found, Completion) and not parse_special:
+                lookalikes.count(found.prompt + found.completion)
+            kept = np.array(ids[:max_length], dtype=np.int64)
+            example = Example(kept, np.where(np.array(learned[:max_length], dtype=bool), kept, IGNORED))
+            if example.learned:
+                examples.append(example)
+                cut += len(ids) > max_length
+            else:
+                left_out += 1
+    bad_rows.warn(stacklevel=2)
+    lookalikes.warn(stacklevel=2)
+    if encoder.without_reasoning:
+        count = f"{encoder.without_reasoning:,} conversations"
+        message = f"the chat template leaves out the reasoning of {count}; it is not learned"
+        warnings.warn(message, UserWarning, stacklevel=2)
+    if not examples:
+        raise ValueError(f"no conversation has an answer within its first {max_length:,} tokens")
+    return Conversations(examples, cut, left_out)
+
+
+class _Encoder:
+    """Encodes chats and completions."""
+
+    def __init__(self, tokenizer: Tokenizer, train_on: str, parse_special: bool) -> None:
+        self.tokenizer, self.train_on, self.parse_special = tokenizer, train_on, parse_special
+        self.without_reasoning = 0
+        """How many conversations had reasoning that the template left out."""
+        self._reads_parts: bool | None = None
+
+    def encode(self, found: Chat | Completion) -> tuple[list[int], list[bool]]:
+        """Return ids and, for each, whether it is learned."""
+        return self._chat(found) if isinstance(found, Chat) else self._completion(found)
+
+    def _chat(self, chat: Chat) -> tuple[list[int], list[bool]]:
+        messages = chat.messages
+        if any(isinstance(message, dict) and isinstance(message.get("content"), list) for message in messages):
+            if self._reads_parts is None:
+                self._reads_parts = _reads_parts(self.tokenizer)
+            if not self._reads_parts:
+                messages = [_with_one_text(message) for message in messages]
+        ids, learned = encode_conversation(self.tokenizer, messages, train_on=self.train_on, **chat.options)
+        reasoning = [part for message in messages for part in _reasoning(message)]
+        if reasoning:
+            said = self.tokenizer.decode(ids)
+            self.without_reasoning += any(part not in said for part in reasoning)
+        return ids, learned
+
+    def _completion(self, found: Completion) -> tuple[list[int], list[bool]]:
+        tokenizer = self.tokenizer
+        before, after = begins_and_ends(tokenizer)
+        prompt = encode_parsed(tokenizer, found.prompt, None, self.parse_special)
+        answer = encode_parsed(tokenizer, found.completion, found.prompt or None, self.parse_special)
+        if answer[len(answer) - len(after) :] != after:
+            answer += after
+        if before and (prompt or answer)[: len(before)] == before:  # text that is parsed may begin so itself
+            before = []
+        ids = before + prompt + answer
+        return ids, [self.train_on == "all"] * (len(ids) - len(answer)) + [True] * len(answer)
+
+
+def _reads_parts(tokenizer: Tokenizer) -> bool:
+    """Return whether a chat template reads content in parts; others write the list itself, or fail."""
+    try:
+        text = render_for(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "\N{SNOWMAN}"}]}])
+    except ValueError:
+        return False
+    return "\N{SNOWMAN}" in text and "'type'" not in text and '"type"' not in text
+
+
+def _with_one_text(message: Any) -> Any:
+    """Return a message with its parts joined by line feeds, as vLLM and llama.cpp join them."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    return message | {"content": "\n".join(part["text"] for part in message["content"])}
+
+
+def _reasoning(message: dict[str, Any]) -> list[str]:
+    """Return the reasoning in an assistant message: in a field of its own, or in ``<think>`` blocks of its text."""
+    if message.get("role") != "assistant":
+        return []
+    fields = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
+    content = message.get("content")
+    found = [text for text in fields if isinstance(text, str)]
+    found += _REASONING.findall(content) if isinstance(content, str) else []
+    return [text.strip() for text in found if text.strip()]

@@ -1,0 +1,121 @@
+"""Texts of which only parts are learned, such as the answers in a conversation, as padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bpe_llama.model.layers.loss import IGNORED
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text.
+
+    Attributes:
+        ids: int64 `(n,)`.
+        labels: int64 `(n,)`: the ids where they are learned, -100 elsewhere.
+    """
+
+    ids: Ids
+    labels: Ids
+
+    @property
+    def learned(self) -> int:
+        """Return how many tokens are learned; the first cannot be, for nothing comes before it."""
+        return int((self.labels[1:] != IGNORED).sum())
+
+    def check(self, vocab_size: int, longest: int) -> None:
+        """Refuse a text that a model cannot be trained on.
+
+        Raises:
+            ValueError: If it is longer than `longest`, has nothing to learn, or an id is outside the vocabulary.
+        """
+        if self.ids.shape != self.labels.shape or self.ids.ndim != 1:
+            raise ValueError(f"ids have shape {self.ids.shape} and labels {self.labels.shape}; expected (n,) for both")
+        if len(self.ids) > longest:
+            raise ValueError(f"an example has {len(self.ids):,} tokens, the model's context is {longest:,}")
+        if not self.learned:
+            raise ValueError(f"an example of {len(self.ids):,} tokens has nothing to learn")
+        if self.ids.min() < 0 or self.ids.max() >= vocab_size:
+            wrong = int(self.ids.min()) if self.ids.min() < 0 else int(self.ids.max())
+            raise ValueError(f"token {wrong} is outside the model's vocabulary of {vocab_size:,}")
+
+
+class ExampleBatches:
+    """Endless shuffled batches of examples.
+
+    Batch `i` depends on the seed and `i` only, so a run resumes exactly with nothing saved. Each epoch visits every
+    example once, in an order of its own.
+
+    Example:
+        >>> example = Example(np.array([5, 6, 7]), np.array([-100, 6, 7]))
+        >>> batches = ExampleBatches([example, example, example], batch_size=2)
+        >>> batches.inputs_and_labels(0)[0].shape, batches.tokens_before(2)
+        ((2, 3), 12)
+    """
+
+    def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int = 0) -> None:
+        """Batches of `batch_size` examples.
+
+        Raises:
+            ValueError: If there is no example.
+        """
+        if not examples:
+            raise ValueError("no examples to train on")
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self._lengths = np.array([len(example.ids) for example in examples])
+        self._order = self._shuffled(0)
+
+    def inputs_and_labels(self, index: int) -> tuple[Ids, Ids]:
+        """Return ids and labels of batch `index` (from 0), int64 `(B, T)`, T that of its longest example."""
+        return padded(self._batch(index))
+
+    def attention_mask(self, index: int) -> Ids:
+        """Return the mask of batch `index`, int64 `(B, T)`: 1 where there is text and 0 where there is padding."""
+        lengths = np.array([len(example.ids) for example in self._batch(index)])
+        return (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+
+    def _batch(self, index: int) -> list[Example]:
+        first = index * self.batch_size
+        return [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
+
+    def tokens_before(self, index: int) -> int:
+        """Return how many tokens the batches before `index` hold, padding left out."""
+        epoch, place = divmod(index * self.batch_size, len(self.examples))
+        _, order = self._shuffled(epoch)
+        return int(epoch * self._lengths.sum() + self._lengths[order[:place]].sum())
+
+    def _place(self, row: int) -> int:
+        epoch, place = divmod(row, len(self.examples))
+        if self._order[0] != epoch:
+            self._order = self._shuffled(epoch)
+        return int(self._order[1][place])
+
+    def _shuffled(self, epoch: int) -> tuple[int, npt.NDArray[np.int64]]:
+        return epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+
+
+def padded(examples: Sequence[Example]) -> tuple[Ids, Ids]:
+    """Return ids and labels of several examples, int64 `(B, T)`, filled on the right with 0 and -100.
+
+    No attention mask goes with them: a causal model's earlier positions never look at the right, and what padding
+    itself predicts is not counted.
+
+    Example:
+        >>> padded([Example(np.array([5, 6]), np.array([-100, 6])), Example(np.array([7]), np.array([7]))])[1]
+        array([[-100,    6],
+               [   7, -100]])
+    """
+    longest = max(len(example.ids) for example in examples)
+    ids = np.zeros((len(examples), longest), dtype=np.int64)
+    labels = np.full((len(examples), longest), IGNORED, dtype=np.int64)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = example.ids
+        labels[row, : len(example.labels)] = example.labels
+    return ids, labels

@@ -1,0 +1,180 @@
+"""Encodes plain text to a token file; counts or parses special tokens that are spelled out in a text."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bpe_llama import _core
+from bpe_llama._bad_rows import BadRows
+from bpe_llama._core import FileLines
+from bpe_llama._files import in_batches, is_parquet, read_parquet, written_whole
+from bpe_llama._token_files import begins_and_ends, write_documents
+from bpe_llama.model.training.data.formats import read_row
+from bpe_llama.model.training.data.rows import check_text, has_lines, has_rows, read_rows
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+
+def write_tokens(
+    paths: Sequence[Path],
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    parse_special: bool = False,
+    on_error: str = "raise",
+    progress: bool | None = None,
+) -> None:
+    """Write the ids of all texts to a `.npy` file, each within what the tokenizer's file puts around a text.
+
+    Where that puts nothing after a text, it is ended by the tokenizer's end-of-text id.
+
+    Args:
+        paths: Text files, and `.json`, `.jsonl` and `.parquet` files with a `text`.
+        tokenizer: Its vocabulary.
+        out: The file.
+        parse_special: Whether special tokens spelled out in a text are encoded as special tokens, as rendered chats
+            need. A text that has its begin or end already gets no second one.
+        on_error: "raise" an error at the first row that holds no text, or "skip" them.
+        progress: As of `Tokenizer.encode_files`.
+
+    Warns:
+        UserWarning: How many rows were skipped; without `parse_special`, how much text looks like special tokens.
+
+    Raises:
+        ValueError: If a row holds no text, naming file and place.
+    """
+    bad_rows = BadRows(on_error)
+    if parse_special:
+        _write_parsed(paths, tokenizer, out, bad_rows)
+        bad_rows.warn(stacklevel=3)
+        return
+    if any(has_rows(path) and not has_lines(path) and not is_parquet(path) for path in paths):
+
+        def write(target: _core.TokenFile) -> None:
+            for texts in in_batches(_texts(paths, bad_rows)):
+                target.add_texts(texts)
+
+        write_documents(tokenizer, out, *begins_and_ends(tokenizer), None, write)
+        bad_rows.warn(stacklevel=3)
+    else:
+        tokenizer.encode_files(paths, out, eos=True, on_error=on_error, progress=progress)
+    lookalikes = SpecialLookalikes(tokenizer)
+    if lookalikes.pattern is not None:
+        for path in paths:
+            if is_parquet(path):
+                for text in read_parquet([path], "text", BadRows("skip")):
+                    lookalikes.count(text)
+            else:
+                for line in FileLines(path):
+                    lookalikes.count(line.decode(errors="replace"))
+    lookalikes.warn(stacklevel=3)
+
+
+def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
+    for path in paths:
+        if is_parquet(path):
+            yield from read_parquet([path], "text", bad_rows)
+        elif has_rows(path):
+            for place, row in read_rows(path, bad_rows):
+                try:
+                    text = read_row(row, "text")
+                    check_text(text, "text")
+                except ValueError as error:
+                    bad_rows.skip_or_raise(f"{place}: {error}", error)
+                else:
+                    yield str(text)
+        else:
+            try:
+                yield b"\n".join(FileLines(path)).decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                bad_rows.skip_or_raise(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})", error)
+
+
+def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_rows: BadRows) -> None:
+    """Write the ids to a raw file first, since the header of a `.npy` file holds their number."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    before, after = begins_and_ends(tokenizer)
+    begin, end = np.array(before, dtype), np.array(after, dtype)
+    with written_whole(out) as temporary:
+        numbers = temporary.with_suffix(".ids")
+        try:
+            with open(numbers, "wb") as file:
+                for texts in in_batches(_texts(paths, bad_rows)):
+                    ids, begins = tokenizer.encode_batch_to_numpy(texts, allowed_special="all")
+                    for first, next_first in itertools.pairwise(begins.tolist()):
+                        row = ids[first:next_first].astype(dtype)
+                        parts = (
+                            begin[: 0 if np.array_equal(row[: len(begin)], begin) else None],
+                            row,
+                            end[: 0 if np.array_equal(row[len(row) - len(end) :], end) else None],
+                        )
+                        file.write(np.concatenate(parts).tobytes())
+            empty = numbers.stat().st_size == 0
+            np.save(temporary, np.empty(0, dtype) if empty else np.memmap(numbers, dtype=dtype, mode="r"))
+        finally:
+            numbers.unlink(missing_ok=True)
+
+
+class SpecialLookalikes:
+    """Counts text that looks like special tokens and is learned as ordinary text.
+
+    Args:
+        tokenizer: Whose special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        # A literal prefix makes the search fast.
+        begin = os.path.commonprefix(names)  # noqa: RUF071, of characters
+        ends = "|".join(re.escape(name[len(begin) :]) for name in names)
+        self.pattern = re.compile(f"{re.escape(begin)}(?:{ends})") if names else None
+        self.found: Counter[str] = Counter()
+
+    def count(self, text: str) -> None:
+        """Count what a text holds."""
+        if self.pattern is not None:
+            self.found.update(self.pattern.findall(text))
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn of what was counted, if anything was; 2 is the caller's own line."""
+        if self.found:
+            most = ", ".join(f"{name!r} {count:,} times" for name, count in self.found.most_common(3))
+            warnings.warn(
+                f"text that looks like special tokens is learned as ordinary text ({most}); if it holds rendered "
+                "chats, parse_special=True (--parse-special) makes them special tokens",
+                UserWarning,
+                stacklevel + 1,
+            )
+
+
+def encode_parsed(tokenizer: Tokenizer, text: str, before: str | None, parse_special: bool) -> list[int]:
+    """Return the ids of a text.
+
+    Args:
+        tokenizer: Its vocabulary.
+        text: What is encoded.
+        before: The text before it, None if it is the first.
+        parse_special: Whether special tokens spelled out in the text are encoded as special tokens.
+    """
+    special = tokenizer.special_tokens
+    names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    if before is not None and parse_special and before.endswith(tuple(special)):
+        before = None
+    ids: list[int] = []
+    for number, part in enumerate(re.split(f"({names})", text) if parse_special and names else [text]):
+        if number % 2:
+            ids.append(special[part])
+            before = None
+        elif part:
+            ids += tokenizer.encode_following(part, before) if before is not None else tokenizer.encode_ordinary(part)
+    return ids

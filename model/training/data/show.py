@@ -1,0 +1,61 @@
+"""Prints an example with the tokens to learn coloured."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.text import Text
+
+from bpe_llama.display import visible
+from bpe_llama.model.layers.loss import IGNORED
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+_LEARNED = "black on #b8ecc4"
+
+
+def example_text(
+    tokenizer: Tokenizer, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, brackets: bool = False
+) -> Text:
+    """Return the text of an example, with the tokens to learn on a green background or in brackets.
+
+    Args:
+        tokenizer: Its vocabulary.
+        ids: int64 `(n,)`.
+        labels: int64 `(n,)`: the ids where they are learned, -100 elsewhere.
+        brackets: Whether to put the tokens to learn in `⟦⟧`, for a terminal without colours.
+
+    Example:
+        >>> from bpe_llama import Tokenizer
+        >>> tok = Tokenizer.train_from_iterator(["ab"], vocab_size=256, progress=False)
+        >>> ids = np.array(tok.encode("2+2=4"))
+        >>> example_text(tok, ids, np.where(np.arange(5) < 4, -100, ids), brackets=True).plain
+        '2+2=⟦4⟧'
+    """
+    text = Text()
+    for learned, run in itertools.groupby(zip(ids.tolist(), labels.tolist(), strict=True), lambda p: p[1] != IGNORED):
+        said = visible(tokenizer.decode_bytes([token for token, _ in run]))
+        if learned:
+            text.append(f"⟦{said}⟧" if brackets else said, style=_LEARNED)
+        else:
+            text.append(said)
+    return text
+
+
+def print_example(
+    tokenizer: Tokenizer, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64] | None = None
+) -> None:
+    """Print an example on stderr; all of it is learned unless `labels` say otherwise."""
+    labels = ids if labels is None else labels
+    console = Console(file=sys.stderr)
+    brackets = console.color_system is None
+    how = "in brackets" if brackets else "coloured"
+    learned = int((labels[1:] != IGNORED).sum())
+    console.print(f"The first example: {len(ids):,} tokens, {learned:,} of them learned ({how}):", highlight=False)
+    console.print(example_text(tokenizer, ids, labels, brackets=brackets), soft_wrap=True)
