@@ -515,6 +515,24 @@ def test_generate_takes_the_models_own_defaults_and_says_so(
     assert "temperature: 0.0" in capsys.readouterr().err.splitlines()
 
 
+def test_generate_takes_the_models_own_max_length(
+    made: Path, opinionated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(opinionated, tmp_path / "model"))
+    prompt = len(Tokenizer.from_file(made / "tokenizer.json").encode("The quick"))
+    (folder / "generation_config.json").write_text(json.dumps({"max_length": prompt + 4}))
+    call = ["generate", "The quick", "--model", str(folder), "--device", "cpu", "--verbose"]
+    assert main(call) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert f"max_new_tokens: 4 (generation_config.json: max_length {prompt + 4}, less the prompt)" in err
+    assert "finish: length after 4 ids" in err
+    assert main([*call, "-n", "6"]) == 0
+    assert "finish: length after 6 ids" in capsys.readouterr().err.splitlines()
+    (folder / "generation_config.json").write_text(json.dumps({"max_length": prompt}))
+    assert main(call) == 2
+    assert f"max_length of the model's generation_config.json is {prompt}, prompt included" in capsys.readouterr().err
+
+
 def test_convert_keeps_the_models_own_defaults(opinionated: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="a GGUF file has no place for these defaults of generation: max_new_tokens"):
         assert main(["convert", str(opinionated), str(tmp_path / "a.gguf")]) == 0
