@@ -46,10 +46,12 @@ def finetune(
 ) -> TrainResult:
     """Train a model further on text files and return how it went; the model is trained in place.
 
-    All weights are trained, or, after `lora.add`, the adapter alone. Plain text (`.txt`, `.gz` ..., or rows with a
-    `text`) is cut into windows of `config.sequence_length` tokens; each document ends with the tokenizer's end-of-text
-    id. Each conversation or completion (a row with `messages`, `conversations`, `instruction` or `prompt`) is a row of
-    a batch, cut at that length, and only its answers are learned. `config.eval_fraction` of the data is held out.
+    All weights are trained, or, after `lora.add`, the adapter alone. Rows are those of `.json`, `.jsonl`, `.ndjson` and
+    `.parquet` files; other tables, such as `.csv`, are refused, and any other file is plain text. `.gz` and `.zst` are
+    decompressed. Plain text, and rows with a `text`, are cut into windows of `config.sequence_length` tokens; each
+    document ends with the tokenizer's end-of-text id. Each conversation or completion (a row with `messages`,
+    `conversations`, `instruction` or `prompt`) is a row of a batch, cut at that length, and only its answers are
+    learned. `config.eval_fraction` of the data is held out.
 
     Args:
         model: The model.
@@ -60,7 +62,7 @@ def finetune(
         epochs: Passes over the text, in place of `config.max_steps`.
         resume: Go on from the checkpoint in `out`, where there is one.
         format: The format of `.json`, `.jsonl` and `.parquet` files, one of `training.FORMATS`; "auto" detects it by
-            the fields of the first row.
+            the fields of the first row. "text" also takes a `.csv` as plain text.
         train_on: "assistant", "last" (its last answer alone) or "all"; see `read_conversations`. Of plain text
             everything is learned.
         parse_special: Whether special tokens spelled out in plain text, prompts and completions are encoded as special

@@ -629,6 +629,18 @@ def test_rows_that_are_not_of_their_format_are_named_or_skipped(
         assert len(read_conversations([path], tokenizer, 100, on_error="skip").examples) == 2
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.csv.gz", "a.xlsx", "a.jsonlines"])
+def test_other_tables_are_refused_unless_they_are_to_be_text(tmp_path: Path, name: str) -> None:
+    plain = [tmp_path / name for name in ("a.txt", "a.md", "README", "a.py", "a.csv.txt", "a.txt.gz")]
+    assert set(find_formats(plain).values()) == {"text"}
+    path = tmp_path / name
+    expected = r"rows of \.\w+ are not read; expected \.json, \.jsonl, \.ndjson or \.parquet, or a file of plain text"
+    with pytest.raises(ValueError, match=expected) as caught:
+        find_formats([plain[0], path])
+    assert str(path) in str(caught.value)
+    assert find_formats([path], "text") == {path: "text"}
+
+
 def test_files_of_no_format_and_wrong_options_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = training.TrainConfig(**SETTINGS)
     rows = write_rows(tmp_path / "a.jsonl", [{"question": "what", "answer": "up"}])
