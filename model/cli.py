@@ -390,8 +390,10 @@ def generate(
                 sys.stdout.write(f"[{number} of {answers}{seeded}]\n")
             sys.stdout.write(f"{text}{answer}\n")
     else:
-        sys.stdout.write(text)
-        for piece in generator.stream(text, stop=stop or None, **options):
+        pieces = generator.stream(text, stop=stop or None, **options)
+        sys.stdout.write(text + next(pieces, ""))  # what is refused is refused before anything is printed
+        sys.stdout.flush()
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")

@@ -296,6 +296,9 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["generate", "x", "--model", "{run}", "--device", "tpu9"], "tpu9"),
         (["generate", "x", "--model", "{run}", "-n", "0"], "max_new_tokens"),
         (["generate", "", "--model", "{run}"], "empty"),
+        (["generate", "x", "--model", "{run}", "--stop", ""], "a stop string is empty"),
+        (["generate", "x", "--model", "{run}", "--ban", "9999"], "9999"),
+        (["generate", "x" * 999, "--model", "{run}"], "context"),
         (["pretrain", "absent.npy", "--tokenizer", "{tok}", "--out", "o"], "absent.npy"),
         (["pretrain", "{tok}", "--tokenizer", "{tok}", "--out", "o"], "not a .npy file"),
         (["pretrain", "{tokens}", "--tokenizer", "{tok}", "--out", "o", "--heads", "3"], "num_attention_heads"),
@@ -350,8 +353,8 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     (tmp_path / "words.txt").write_text("The quick brown fox. " * 100)
     names = {"run": made / "run" / "model", "tok": made / "tokenizer.json", "tokens": made / "tokens.npy"}
     assert main([argument.format(**names) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
+    out, error = capsys.readouterr()
+    assert message in error and out == ""
     assert error.count("\n") == 1 and "Traceback" not in error
 
 
@@ -428,6 +431,17 @@ def test_chat_reads_lines_and_commands(
 def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "--model", str(made / "run" / "model"), "-t", str(made / "tokenizer.json")]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+def test_a_template_that_does_not_compile_is_refused_before_the_first_question(
+    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(talker, tmp_path / "model"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for m in messages %}{{ m }"}))
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("a question is asked"))
+    assert main(["chat", "--model", str(folder), "--device", "cpu"]) == 2
+    out, error = capsys.readouterr()
+    assert "the chat template failed: " in error and error.count("\n") == 1 and out == ""
 
 
 def test_convert_goes_to_gguf_and_back(talker: Path, tmp_path: Path) -> None:
