@@ -278,8 +278,6 @@ def finetune(
         if merge and (shared := lora.shared_layers(loaded)):
             raise ValueError(f"--merge would change the embedding, to which {shared[0]} is tied; leave it out")
     loaded.gradient_checkpointing_enable(less_memory)
-    trained = sum(weight.numel() for weight in loaded.parameters() if weight.requires_grad)
-    typer.echo(f"{trained:,} parameters are trained", err=True)
     result = training.finetune(
         loaded,
         vocabulary,

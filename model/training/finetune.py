@@ -104,6 +104,7 @@ def finetune(
         if show_example:
             print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
         config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
+        _say_what_is_trained(model)
         return train(model, token_file, config, out, resume=resume, progress=progress)
     found = read_conversations(
         files,
@@ -126,7 +127,13 @@ def finetune(
     tail = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
     learned, held_out = examples[: len(examples) - tail], examples[len(examples) - tail :]
     config = _for_epochs(config, epochs, len(learned))
+    _say_what_is_trained(model)
     return train_on_examples(model, learned, config, out, eval_examples=held_out, resume=resume, progress=progress)
+
+
+def _say_what_is_trained(model: LlamaForCausalLM) -> None:
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    print(f"{trained:,} parameters are trained", file=sys.stderr)
 
 
 def _for_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:

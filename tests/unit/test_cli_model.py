@@ -306,6 +306,9 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["demo", "--seconds", "0"], "seconds is 0"),
         (["finetune", "absent.txt", "--model", "{run}", "--out", "o"], "absent.txt"),
         (["finetune", "words.txt", "--model", "absent", "--out", "o"], "absent"),
+        (["finetune", "rows.jsonl", "--model", "{run}", "--out", "o"], "rows.jsonl, line 2: "),
+        (["finetune", "talks.jsonl", "--model", "{run}", "--out", "o"], "talks.jsonl, line 2: "),
+        (["finetune", "rows.csv", "--model", "{run}", "--out", "o"], "rows.csv: rows of .csv are not read"),
         (["finetune", "words.txt", "--model", "{run}"], "--out"),
         (
             ["finetune", "words.txt", "--model", "{run}", "--out", "o", "--full", "--rank", "4"],
@@ -351,6 +354,11 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "words.txt").write_text("The quick brown fox. " * 100)
+    (tmp_path / "rows.jsonl").write_text('{"text": "The quick"}\nbrown\n')
+    (tmp_path / "talks.jsonl").write_text(
+        '{"prompt": "The", "completion": "quick"}\n{"prompt": 1, "completion": "x"}\n'
+    )
+    (tmp_path / "rows.csv").write_text("text\nThe quick brown fox.\n" * 100)
     names = {"run": made / "run" / "model", "tok": made / "tokenizer.json", "tokens": made / "tokens.npy"}
     assert main([argument.format(**names) for argument in arguments]) == 2
     out, error = capsys.readouterr()
