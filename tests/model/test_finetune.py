@@ -318,6 +318,12 @@ def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="another rank"):
         other = lora.add(fresh(), rank=3)
         training.finetune(other, tokenizer, talks, config, tmp_path / "done", resume=True, progress=False)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(talks.read_text().replace("u", "v", 1))
+    for texts, options in ((changed, {}), (talks, {"train_on": "all"})):
+        again: dict[str, Any] = {"resume": True, "progress": False, **options}
+        with pytest.raises(ValueError, match=r"the data was \d+ texts of \d+ tokens \(sha256 \w+\) and is \d+ texts"):
+            training.finetune(lora.add(fresh(), rank=2), tokenizer, texts, config, tmp_path / "done", **again)
 
 
 def test_bad_examples_are_named() -> None:
