@@ -65,7 +65,7 @@ ABOUT_GENERATION = _words(
 CHANGES_NOTHING = ABOUT_THE_FILE | ABOUT_THE_RUN | ABOUT_TRAINING | ABOUT_GENERATION
 """Keys that change neither the weights nor the forward pass."""
 
-DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "router_jitter_noise")
+DROPOUTS = ("hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "router_jitter_noise")
 """Dropout and noise in training, which this package does not have; evaluation is the same."""
 
 FALSE_CHANGES = _words("is_causal causal norm_topk_prob use_rope use_rotary rms_norm use_rms_norm")
@@ -141,7 +141,14 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     _read_rope(picked, values, family)
     if family is not None:
         _read_family(picked, values, family)
-    for name in ("num_local_experts", "pretraining_tp", "num_experts_per_tok", "num_labels", "rms_norm_eps"):
+    for name in (
+        "num_local_experts",
+        "pretraining_tp",
+        "num_experts_per_tok",
+        "num_labels",
+        "rms_norm_eps",
+        "attention_dropout",
+    ):
         if name in picked and picked[name] is None:
             del picked[name]
     return picked

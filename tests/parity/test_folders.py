@@ -300,7 +300,7 @@ PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
         {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 7},
         "sliding_window is 7, but",
     ),
-    "dropout": ("llama", {"attention_dropout": 0.1}, "attention_dropout is 0.1; it is not applied in training here"),
+    "dropout": ("llama", {"resid_pdrop": 0.1}, "resid_pdrop is 0.1; it is not applied in training here"),
     "an end beyond": (
         "llama",
         {"eos_token_id": [2, 500]},
