@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from bpe_llama.model.rope_kinds import LENGTH_DEPENDENT
 from bpe_llama.model.speculative import generate_speculative
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+pytestmark = pytest.mark.usefixtures("inference")
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -65,16 +65,6 @@ CASES: dict[str, dict[str, Any]] = {
     "experts (Mixtral)": {"num_local_experts": 4, "num_key_value_heads": 2},
     "three experts a token (Mixtral)": {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 9},
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def config_of(case: str) -> LlamaConfig:
