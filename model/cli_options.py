@@ -23,6 +23,21 @@ def _flag(help_: str, default: object = None, *names: str) -> Any:
     return typer.Option(*names, help=help_ if default is None else help_ + _DEFAULT.format(default))
 
 
+def max_new_tokens(help_: str, default: int) -> Any:
+    """Return the flag of a command that has this default."""
+    return _flag(help_, default, "--max-new-tokens", "-n")
+
+
+def temperature(default: float) -> Any:
+    """Return the flag of a command that has this default."""
+    return _flag("0 takes the likeliest token each time.", default)
+
+
+def top_p(default: float) -> Any:
+    """Return the flag of a command that has this default."""
+    return _flag("Draw from the likeliest whose mass reaches this.", default)
+
+
 MinNewTokens: TypeAlias = Annotated[
     int | None, _flag("No ending, by an id or by --stop, before this many.", None, "--min-new-tokens")
 ]
