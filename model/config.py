@@ -54,6 +54,7 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    attention_dropout: float = 0.0
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
@@ -87,9 +88,17 @@ class LlamaConfig:
         self._fill_variants()
         if self.hidden_act not in ("silu", "swish"):
             raise ValueError(f"hidden_act is {self.hidden_act!r}; a LLaMA's is 'silu'")
-        for name in ("rms_norm_eps", "initializer_range", "router_aux_loss_coef", "router_z_loss_coef"):
+        for name in (
+            "rms_norm_eps",
+            "initializer_range",
+            "router_aux_loss_coef",
+            "router_z_loss_coef",
+            "attention_dropout",
+        ):
             _check_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers takes no 0 for 0.0
+        if self.attention_dropout > 1:
+            raise ValueError(f"attention_dropout is {self.attention_dropout}; expected a probability, 0 to 1")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")

@@ -39,7 +39,7 @@ def _words(text: str) -> frozenset[str]:
 
 ABOUT_THE_FILE = _words(
     """_name_or_path name_or_path _commit_hash transformers_version unsloth_version unsloth_fixed architectures auto_map
-    tokenizer_class tokenizer_name model_name model_max_length max_sequence_length max_seq_len max_length seq_length
+    tokenizer_class tokenizer_name model_name model_max_length max_sequence_length max_seq_len seq_length
     bos_token eos_token pad_token unk_token unk_token_id sep_token_id cls_token_id mask_token_id image_token_id
     decoder_start_token_id task_specific_params finetuning_task license language datasets base_model training_args
     label2id keys_to_ignore_at_inference _from_model_config is_llama_config transformers.js_config
@@ -57,15 +57,15 @@ ABOUT_TRAINING = _words("output_router_logits neftune_noise_alpha classifier_dro
 ABOUT_GENERATION = _words(
     """assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty
     do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
-    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_new_tokens min_length
-    min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups
-    num_beams num_return_sequences output_scores prefix remove_invalid_values repetition_penalty return_dict_in_generate
-    suppress_tokens target_lookbehind temperature top_k top_p typical_p"""
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
+    min_length min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule
+    num_beam_groups num_beams num_return_sequences output_scores prefix remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens target_lookbehind temperature top_k top_p typical_p"""
 )
 CHANGES_NOTHING = ABOUT_THE_FILE | ABOUT_THE_RUN | ABOUT_TRAINING | ABOUT_GENERATION
 """Keys that change neither the weights nor the forward pass."""
 
-DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "router_jitter_noise")
+DROPOUTS = ("hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "router_jitter_noise")
 """Dropout and noise in training, which this package does not have; evaluation is the same."""
 
 FALSE_CHANGES = _words("is_causal causal norm_topk_prob use_rope use_rotary rms_norm use_rms_norm")
@@ -141,7 +141,14 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     _read_rope(picked, values, family)
     if family is not None:
         _read_family(picked, values, family)
-    for name in ("num_local_experts", "pretraining_tp", "num_experts_per_tok", "num_labels", "rms_norm_eps"):
+    for name in (
+        "num_local_experts",
+        "pretraining_tp",
+        "num_experts_per_tok",
+        "num_labels",
+        "rms_norm_eps",
+        "attention_dropout",
+    ):
         if name in picked and picked[name] is None:
             del picked[name]
     return picked

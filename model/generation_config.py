@@ -64,7 +64,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT = {
     *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "do_sample"),
     "decoder_start_token_id",  # of encoder-decoders
-    "max_length",  # ours is max_new_tokens, which counts from the prompt's end
+    "max_length",  # `GenerationOptions.for_model` reads it, as it counts from the prompt's beginning
     *("length_penalty", "early_stopping"),  # beam search reads them
     "stop_strings",  # TextGenerator reads them, `generate` warns
     "num_return_sequences",  # an argument
@@ -114,7 +114,7 @@ class GenerationConfig:
             number = self.values.get(name)
             if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
                 raise ValueError(f"{name} is {number!r}; expected a number")
-        for name in ("top_k", "no_repeat_ngram_size", "max_new_tokens", "min_new_tokens"):
+        for name in ("top_k", "no_repeat_ngram_size", "max_new_tokens", "min_new_tokens", "max_length"):
             count = self.values.get(name)
             if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
                 raise ValueError(f"{name} is {count!r}; expected an integer")
@@ -142,6 +142,11 @@ class GenerationConfig:
         """Return the stop strings."""
         given = self.values.get("stop_strings")
         return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+    @property
+    def max_length(self) -> int | None:
+        """Return the most ids of prompt and continuation; None where ``max_new_tokens`` or nothing sets a limit."""
+        return None if self.values.get("max_new_tokens") is not None else self.values.get("max_length")
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:

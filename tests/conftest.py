@@ -1,9 +1,9 @@
-"""What every test may ask for: real data, with one rule for what happens where it cannot be had."""
+"""What every test may ask for: real data, with one rule for what happens where it cannot be had; inference."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,3 +30,18 @@ def real() -> Callable[..., Any]:
             pytest.skip(f"data unavailable: {error}")
 
     return call
+
+
+@pytest.fixture
+def inference() -> Iterator[None]:
+    """Run without gradients (a test that needs them says ``torch.enable_grad()``), and on one thread.
+
+    Models this small gain nothing from a second thread and lose much by waiting for it on a busy machine.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)

@@ -96,6 +96,7 @@ def fit(config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path, mode
     """
     bases, said_in = dict(base_modules(model)), source.parent / CONFIG
     check_task(config, bases, said_in)
+    check_saved_names(config, bases, said_in)
     parts: dict[str, Part] = {}
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -118,6 +119,15 @@ def check_task(config: AdapterConfig, bases: Mapping[str, nn.Module], source: ob
     """Raise a ValueError if an adapter is for another kind of model."""
     if config.task_type == "SEQ_CLS" and "score" not in bases:
         raise ValueError(f"{source}: task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
+
+
+def check_saved_names(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
+    """Raise a ValueError if ``modules_to_save`` names no module of the model, which peft passes over in silence."""
+    for name in config.modules_to_save:
+        if config.task_type == "SEQ_CLS" and name == "classifier":  # peft adds it to every classifier's file
+            continue
+        if not any(path.endswith(name) for path in bases):
+            raise ValueError(f"{source}: modules_to_save names {name!r}, no module of the model")
 
 
 def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:

@@ -102,9 +102,7 @@ def add(
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
     described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
     config = AdapterConfig.of({**described, **fields}, "adapter")
-    for last in config.modules_to_save:
-        if not any(path.endswith(last) for path in bases):
-            raise ValueError(f"adapter: modules_to_save names {last!r}, no module of the model")
+    files.check_saved_names(config, bases, "adapter")
     for path in files.saved_whole(config, bases):
         files.check_savable(path, bases[path], "adapter")
     if not files.targeted(config, bases):

@@ -109,6 +109,8 @@ def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
     """Return the model's defaults of sampling, as far as GGUF has keys for them; warn of the others."""
     defaults = model.generation_config.sampling_defaults
     lost = {name: value for name, value in defaults.items() if name not in SAMPLING_KEYS}
+    if model.generation_config.max_length is not None:
+        lost["max_length"] = model.generation_config.max_length
     if model.generation_config.stop_strings:
         lost["stop_strings"] = list(model.generation_config.stop_strings)
     if lost:

@@ -281,8 +281,6 @@ def finetune(
         if merge and (shared := lora.shared_layers(loaded)):
             raise ValueError(f"--merge would change the embedding, to which {shared[0]} is tied; leave it out")
     loaded.gradient_checkpointing_enable(less_memory)
-    trained = sum(weight.numel() for weight in loaded.parameters() if weight.requires_grad)
-    typer.echo(f"{trained:,} parameters are trained", err=True)
     result = training.finetune(
         loaded,
         vocabulary,
@@ -320,19 +318,11 @@ def generate(
     model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", "-n", help="At most this many.  [default: the model's own, else 200]"),
-    ] = None,
+    max_new_tokens: Annotated[int | None, cli_options.max_new_tokens("At most this many.", 200)] = None,
     min_new_tokens: cli_options.MinNewTokens = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 takes the likeliest token each time.  [default: the model's own, else 0.8]")
-    ] = None,
+    temperature: Annotated[float | None, cli_options.temperature(0.8)] = None,
     top_k: cli_options.TopK = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Draw from the likeliest whose mass reaches this.  [default: the model's own, else 0.95]"),
-    ] = None,
+    top_p: Annotated[float | None, cli_options.top_p(0.95)] = None,
     min_p: cli_options.MinP = None,
     typical_p: cli_options.TypicalP = None,
     repetition_penalty: cli_options.RepetitionPenalty = None,
@@ -393,8 +383,10 @@ def generate(
                 sys.stdout.write(f"[{number} of {answers}{seeded}]\n")
             sys.stdout.write(f"{text}{answer}\n")
     else:
-        sys.stdout.write(text)
-        for piece in generator.stream(text, stop=stop or None, **options):
+        pieces = generator.stream(text, stop=stop or None, **options)
+        sys.stdout.write(text + next(pieces, ""))  # what is refused is refused before anything is printed
+        sys.stdout.flush()
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -413,18 +405,10 @@ def chat(
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
     adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", "-n", help="Longest answer.  [default: the model's own, else 512]"),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 takes the likeliest token each time.  [default: the model's own, else 0.7]")
-    ] = None,
+    max_new_tokens: Annotated[int | None, cli_options.max_new_tokens("Longest answer.", 512)] = None,
+    temperature: Annotated[float | None, cli_options.temperature(0.7)] = None,
     top_k: cli_options.TopK = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Draw from the likeliest whose mass reaches this.  [default: the model's own, else 0.9]"),
-    ] = None,
+    top_p: Annotated[float | None, cli_options.top_p(0.9)] = None,
     min_p: cli_options.MinP = None,
     repetition_penalty: cli_options.RepetitionPenalty = None,
     presence_penalty: cli_options.PresencePenalty = None,

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from bpe_llama._chat_templates import choose_template
+from bpe_llama._template_renderer import compile_template
 from bpe_llama.model.generation.text_generator import TextGenerator
 
 HELP = """/system TEXT  tell the assistant what it is, and begin anew
@@ -22,6 +24,9 @@ class Conversation:
         generator: Model and tokenizer; the tokenizer needs a chat template.
         system: What the assistant is told first, if anything.
         options: Of `TextGenerator.stream`.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template, or it does not compile.
     """
 
     def __init__(
@@ -29,6 +34,7 @@ class Conversation:
     ) -> None:
         if generator.tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: this model continues text, use `bpe-llama generate`")
+        compile_template(choose_template(generator.tokenizer.chat_template, None, has_tools=False))  # or complain
         self.generator = generator
         self.system = system
         self.options = dict(options or {})

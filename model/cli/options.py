@@ -23,6 +23,21 @@ def _flag(help_: str, default: object = None, *names: str) -> Any:
     return typer.Option(*names, help=help_ if default is None else help_ + _DEFAULT.format(default))
 
 
+def max_new_tokens(help_: str, default: int) -> Any:
+    """Return the flag of a command that has this default."""
+    return _flag(help_, default, "--max-new-tokens", "-n")
+
+
+def temperature(default: float) -> Any:
+    """Return the flag of a command that has this default."""
+    return _flag("0 takes the likeliest token each time.", default)
+
+
+def top_p(default: float) -> Any:
+    """Return the flag of a command that has this default."""
+    return _flag("Draw from the likeliest whose mass reaches this.", default)
+
+
 MinNewTokens: TypeAlias = Annotated[
     int | None, _flag("No ending, by an id or by --stop, before this many.", None, "--min-new-tokens")
 ]
@@ -91,7 +106,9 @@ def with_defaults(generator: TextGenerator, given: Mapping[str, Any], defaults: 
     options = {name: o for name, o in given.items() if name == "seed" or (o is not None and o != [] and o != {})}
     if isinstance(options.get("filter_order"), str):
         options["filter_order"] = [name.strip() for name in options["filter_order"].split(",")]
-    stated = generator.model.generation_config.sampling_defaults
+    stated = set(generator.model.generation_config.sampling_defaults)
+    if generator.model.generation_config.max_length is not None:
+        stated.add("max_new_tokens")
     return {name: value for name, value in defaults.items() if name not in stated} | options
 
 
@@ -99,12 +116,15 @@ def describe_options(generator: TextGenerator, prompt: list[int], options: Mappi
     """Yield lines that state the first ids of the prompt, the ids that end a text, and each option with its source."""
     yield f"prompt: {len(prompt)} ids, beginning with {_named(generator, prompt[:3])}"
     yield f"ends: {_named(generator, generator.end_ids) or 'none'}"
-    chosen = generator.options(**options)
+    chosen = generator.options(len(prompt), **options)
+    most = generator.model.generation_config.max_length
     stated = generator.model.generation_config.sampling_defaults
     for name, field in GenerationOptions.__dataclass_fields__.items():
         value = getattr(chosen, name)
         if name in options:
             yield f"{name}: {value!r}"
+        elif name == "max_new_tokens" and most is not None:
+            yield f"{name}: {value!r} (generation_config.json: max_length {most}, less the prompt)"
         elif name in stated:
             yield f"{name}: {value!r} (generation_config.json)"
         elif name in ("temperature", "top_k", "top_p", "max_new_tokens"):

@@ -98,7 +98,7 @@ def generate(
             early_stopping=early_stopping,
         )
         _warn_of_stop_strings(model)
-        chosen = search_options(model, options, search["do_sample"])
+        chosen = search_options(model, options, search["do_sample"], input_ids.shape[-1:].numel())
         if cache != "full":
             raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
         if num_beams < 1:
@@ -155,13 +155,17 @@ def search_draws(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bo
     return bool(asked) and GenerationOptions.for_model(model, **options).temperature != 0
 
 
-def search_options(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool = False) -> GenerationOptions:
+def search_options(
+    model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool = False, prompt_length: int | None = None
+) -> GenerationOptions:
     """Return the options of a beam search, with the model's own defaults for those not given.
+
+    ``prompt_length`` is as of `GenerationOptions.for_model`.
 
     Raises:
         ValueError: If an option of drawing is given and the search draws nothing, or an option that no search supports.
     """
-    chosen = GenerationOptions.for_model(model, **options)
+    chosen = GenerationOptions.for_model(model, prompt_length, **options)
     for name in options:
         if name in _OF_DRAWS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
             raise ValueError(
@@ -215,7 +219,7 @@ def _joined(
 ) -> tuple[Engine, list[Sample], int]:
     """Return an engine that has read the prompts, their sequences, and the padding id."""
     _warn_of_stop_strings(model)
-    chosen = GenerationOptions.for_model(model, **options)
+    chosen = GenerationOptions.for_model(model, input_ids.shape[-1:].numel(), **options)
     prompts = unpad(input_ids, attention_mask, inferred_padding_id(model, chosen))
     room = min(model.config.context_length, max(map(len, prompts)) + chosen.max_new_tokens)
     engine = Engine(model, len(prompts) * max(copies, 1), room, cache=cache)

@@ -132,7 +132,7 @@ def generate_speculative(
     if lookahead < 1:
         raise ValueError(f"lookahead is {lookahead}; expected at least 1")
     ids = prompt.flatten().tolist() if isinstance(prompt, Tensor) else list(prompt)
-    chosen = GenerationOptions.for_model(model, **options)
+    chosen = GenerationOptions.for_model(model, len(ids), **options)
     guess = draft or LookupDraft()
     room = min(model.config.context_length, len(ids) + chosen.max_new_tokens)
     engine = Engine(model, 1, room)

@@ -258,13 +258,15 @@ class TextGenerator:
                 engine.leave(writer.sample)
             self._idle[:] = [engine]
 
-    def options(self, **options: Any) -> GenerationOptions:
+    def options(self, prompt_length: int | None = None, **options: Any) -> GenerationOptions:
         """Return the options that a call with these would generate by: the model's own for those not given.
+
+        ``prompt_length`` is as of `GenerationOptions.for_model`.
 
         Raises:
             ValueError: If one is out of range.
         """
-        return GenerationOptions.for_model(self.model, **self._of_ids(options)[0])
+        return GenerationOptions.for_model(self.model, prompt_length, **self._of_ids(options)[0])
 
     def _of_ids(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the options of `GenerationOptions`, with ids for words and breakers, and those of `_OURS`."""
@@ -349,7 +351,7 @@ class TextGenerator:
         if isinstance(prompt, str) and prompt:  # its continuation is no beginning, whose space would be dropped
             for known in ids:
                 decoder.push(known)
-        return _Writer(ids, GenerationOptions.for_model(self.model, **options), stops, decoder)
+        return _Writer(ids, GenerationOptions.for_model(self.model, len(ids), **options), stops, decoder)
 
 
 class _Writer:

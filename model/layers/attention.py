@@ -84,7 +84,13 @@ class Attention(nn.Module):
         self.k_proj = linear(config, config.hidden_size, kv, config.attention_bias)
         self.v_proj = linear(config, config.hidden_size, kv, config.attention_bias)
         self.o_proj = linear(config, query, config.hidden_size, config.attention_bias)
+        self.attention_dropout = config.attention_dropout
         self.backend: Backend = sdpa
+
+    @property
+    def dropout(self) -> float:
+        """Return the probability with which an attention weight is dropped now: 0 in evaluation."""
+        return self.attention_dropout if self.training else 0.0
 
     def forward(
         self,
@@ -101,6 +107,6 @@ class Attention(nn.Module):
         value_BKSH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
         if cache is not None and places is not None:
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, places)
-        gathered_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible)
+        gathered_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
         out: Tensor = self.o_proj(gathered_BNTH.transpose(1, 2).flatten(2))
         return out

@@ -35,11 +35,12 @@ class Visible:
         return everything.tril(keys - queries) if self.causal else everything
 
 
-Backend = Callable[[Tensor, Tensor, Tensor, Visible], Tensor]
-"""Takes queries (B, N, T, H), keys and values (B, K, S, H) and what is visible; returns (B, N, T, H)."""
+Backend = Callable[[Tensor, Tensor, Tensor, Visible, float], Tensor]
+"""Takes queries (B, N, T, H), keys and values (B, K, S, H), what is visible and the probability with which an attention
+weight is dropped, its neighbours being scaled up; returns (B, N, T, H)."""
 
 
-def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
     """Return the attention of each query through torch's fused kernels.
 
     Keys and values are not repeated for the query heads that share them. A single token's query heads are laid out
@@ -53,13 +54,16 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
     kv_heads, length = key_BKSH.shape[1], query_BNTH.shape[2]
     if length == 1:
         grouped = query_BNTH.view(query_BNTH.shape[0], kv_heads, -1, query_BNTH.shape[3])
-        out = functional.scaled_dot_product_attention(grouped, key_BKSH, value_BKSH, attn_mask=visible.mask)
+        out = functional.scaled_dot_product_attention(
+            grouped, key_BKSH, value_BKSH, attn_mask=visible.mask, dropout_p=dropout
+        )
         return out.reshape(query_BNTH.shape)
     return functional.scaled_dot_product_attention(
         query_BNTH,
         key_BKSH,
         value_BKSH,
         attn_mask=visible.mask,
+        dropout_p=dropout,
         is_causal=visible.causal,
         enable_gqa=query_BNTH.shape[1] != kv_heads,
     )
@@ -74,13 +78,14 @@ def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) ->
     return weights
 
 
-def eager(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+def eager(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
     """Return the attention of each query by the formula itself: the readable form the others are held to.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
     """
     value_BNSH = value_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
-    out: Tensor = attention_weights(query_BNTH, key_BKSH, visible) @ value_BNSH
+    weights_BNTS = functional.dropout(attention_weights(query_BNTH, key_BKSH, visible), dropout)
+    out: Tensor = weights_BNTS @ value_BNSH
     return out
 
 
@@ -94,9 +99,11 @@ def recording(kept: list[Tensor]) -> Backend:
         torch.Size([1, 4, 3, 3])
     """
 
-    def record(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+    def record(
+        query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0
+    ) -> Tensor:
         kept.append(attention_weights(query_BNTH, key_BKSH, visible))
-        return eager(query_BNTH, key_BKSH, value_BKSH, visible)
+        return eager(query_BNTH, key_BKSH, value_BKSH, visible, dropout)
 
     return record
 
@@ -109,11 +116,16 @@ def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
     return torch.compile(kernel, dynamic=True) if device_type == "cuda" else kernel
 
 
-def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
     """Return the attention of each query through a kernel compiled for its mask (Dong et al. 2024, arXiv:2412.05496).
 
     On CUDA the first call compiles; on the CPU, where that takes minutes, the same program runs uncompiled.
+
+    Raises:
+        ValueError: If attention weights are to be dropped.
     """
+    if dropout:
+        raise ValueError(f"attention_dropout is {dropout}, which flex attention cannot apply; use 'sdpa' in training")
     mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
     mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
 
@@ -127,7 +139,7 @@ def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
         )
 
 
-def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
     """Return the attention of each query through the flash-attn package (Dao 2023, arXiv:2307.08691).
 
     Raises:
@@ -142,7 +154,7 @@ def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Vis
             f"flash attention computes float16 and bfloat16 on CUDA, not {query_BNTH.dtype} on {query_BNTH.device}"
         )
     heads_last = (part.transpose(1, 2) for part in (query_BNTH, key_BKSH, value_BKSH))
-    out: Tensor = flash_attn_func(*heads_last, causal=visible.causal)
+    out: Tensor = flash_attn_func(*heads_last, dropout_p=dropout, causal=visible.causal)
     return out.transpose(1, 2)
 
 

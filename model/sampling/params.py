@@ -249,11 +249,19 @@ class GenerationOptions:
         return repr(self.remaining_sampler)
 
     @classmethod
-    def for_model(cls, model: LlamaForCausalLM, **options: Any) -> GenerationOptions:
+    def for_model(cls, model: LlamaForCausalLM, prompt_length: int | None = None, **options: Any) -> GenerationOptions:
         """Return these options, with the model's own defaults (``generation_config.json``) for those not given.
 
+        Args:
+            model: Whose defaults.
+            prompt_length: Ids of the prompt, padding included, as transformers counts them. The file's ``max_length``
+                less this is the default of ``max_new_tokens``, unless the file has ``max_new_tokens`` too. None leaves
+                ``max_length`` out.
+            **options: Those given.
+
         Raises:
-            ValueError: As of the class; where a default is at fault, naming its file.
+            ValueError: As of the class; where a default is at fault, naming its file. If the prompt is as long as
+                ``max_length``, and no ``max_new_tokens`` is given.
 
         Example:
             >>> from bpe_llama.model.config import LlamaConfig
@@ -270,6 +278,14 @@ class GenerationOptions:
         if order is not None:  # the caller says which filters act
             acting = (*order, "temperature")
             defaults = {name: value for name, value in defaults.items() if name not in FILTERS or name in acting}
+        most = model.generation_config.max_length
+        if most is not None and prompt_length is not None and "max_new_tokens" not in options:
+            if prompt_length >= most:
+                raise ValueError(
+                    f"the prompt has {prompt_length} ids, and max_length of the model's generation_config.json is "
+                    f"{most}, prompt included; give max_new_tokens"
+                )
+            defaults["max_new_tokens"] = most - prompt_length
         if "min_new_tokens" in defaults:  # the caller's limit goes before the file's least
             limit = options.get("max_new_tokens", defaults.get("max_new_tokens", cls.max_new_tokens))
             defaults["min_new_tokens"] = min(defaults["min_new_tokens"], limit)

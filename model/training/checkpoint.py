@@ -2,8 +2,8 @@
 
 A checkpoint `step-00001000/` (`step-00001000.1/` where that step was saved before) holds `config.json` and
 `model.safetensors` (so it loads like any model), `optimizer.safetensors`, and `training.json` with the step, the time
-trained and the run's settings. Of a model with adapters, all that is trained, it holds the adapters (as peft saves
-them) instead of the model.
+trained, the run's settings and what tells its data from other data. Of a model with adapters, all that is trained, it
+holds the adapters (as peft saves them) instead of the model.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class TrainState:
         settings: The run's settings, as `TrainConfig.to_dict` gives them.
         skipped: How many of the steps were skipped.
         recent: The sum of the losses since the last line of metrics, and the number of their steps.
+        data: The `identity` of the batches that are trained on; empty where it is not known.
     """
 
     step: int
@@ -49,6 +50,7 @@ class TrainState:
     settings: dict[str, Any]
     skipped: int = 0
     recent: tuple[float, int] = (0.0, 0)
+    data: str = ""
 
 
 def find_checkpoint(out: Path) -> Path | None:
@@ -157,6 +159,7 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
             settings=dict(values["settings"]),
             skipped=int(values.get("skipped", 0)),
             recent=(float(total), int(count)),
+            data=str(values.get("data", "")),
         )
         weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
         moments = load_file(folder / "optimizer.safetensors")

@@ -46,10 +46,12 @@ def finetune(
 ) -> TrainResult:
     """Train a model further on text files and return how it went; the model is trained in place.
 
-    All weights are trained, or, after `lora.add`, the adapter alone. Plain text (`.txt`, `.gz` ..., or rows with a
-    `text`) is cut into windows of `config.sequence_length` tokens; each document ends with the tokenizer's end-of-text
-    id. Each conversation or completion (a row with `messages`, `conversations`, `instruction` or `prompt`) is a row of
-    a batch, cut at that length, and only its answers are learned. `config.eval_fraction` of the data is held out.
+    All weights are trained, or, after `lora.add`, the adapter alone. Rows are those of `.json`, `.jsonl`, `.ndjson` and
+    `.parquet` files; other tables, such as `.csv`, are refused, and any other file is plain text. `.gz` and `.zst` are
+    decompressed. Plain text, and rows with a `text`, are cut into windows of `config.sequence_length` tokens; each
+    document ends with the tokenizer's end-of-text id. Each conversation or completion (a row with `messages`,
+    `conversations`, `instruction` or `prompt`) is a row of a batch, cut at that length, and only its answers are
+    learned. `config.eval_fraction` of the data is held out.
 
     Args:
         model: The model.
@@ -60,7 +62,7 @@ def finetune(
         epochs: Passes over the text, in place of `config.max_steps`.
         resume: Go on from the checkpoint in `out`, where there is one.
         format: The format of `.json`, `.jsonl` and `.parquet` files, one of `training.FORMATS`; "auto" detects it by
-            the fields of the first row.
+            the fields of the first row. "text" also takes a `.csv` as plain text.
         train_on: "assistant", "last" (its last answer alone) or "all"; see `read_conversations`. Of plain text
             everything is learned.
         parse_special: Whether special tokens spelled out in plain text, prompts and completions are encoded as special
@@ -102,6 +104,7 @@ def finetune(
         if show_example:
             print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
         config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
+        _say_what_is_trained(model)
         return train(model, token_file, config, out, resume=resume, progress=progress)
     found = read_conversations(
         files,
@@ -124,7 +127,13 @@ def finetune(
     tail = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
     learned, held_out = examples[: len(examples) - tail], examples[len(examples) - tail :]
     config = _for_epochs(config, epochs, len(learned))
+    _say_what_is_trained(model)
     return train_on_examples(model, learned, config, out, eval_examples=held_out, resume=resume, progress=progress)
+
+
+def _say_what_is_trained(model: LlamaForCausalLM) -> None:
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    print(f"{trained:,} parameters are trained", file=sys.stderr)
 
 
 def _for_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:

@@ -93,7 +93,7 @@ def train(
     Raises:
         FileNotFoundError: If a token file is missing.
         ValueError: If the data does not fit the model, `out` holds a run that is not to be resumed, was made with other
-            settings or is going on, or too many steps in a row were skipped; the last checkpoint stays.
+            settings or data, or is going on, or too many steps in a row were skipped; the last checkpoint stays.
         OSError: If a checkpoint cannot be written, such as on a full disk; the last one stays.
 
     Example:
@@ -191,7 +191,7 @@ def _start(
     state = TrainState(0, 0.0, {})
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, model, optimizer)
-        _check_same_run(checkpoint, config, state)
+        _check_same_run(checkpoint, config, state, batches)
     run = _Run(model, optimizer, config, batches, measure, device, out)
     return run.go(state, checkpoint, progress)
 
@@ -272,7 +272,7 @@ class _Run:
 
             def save() -> Path:
                 recent = (recent_loss, recent_steps)
-                state = TrainState(step, elapsed(), config.to_dict(), skipped, recent)
+                state = TrainState(step, elapsed(), config.to_dict(), skipped, recent, self.batches.identity)
                 return save_checkpoint(self.out, self.model, self.optimizer, state)
 
             while self.left(step, elapsed()) and not stop.is_set():
@@ -385,10 +385,15 @@ class _Run:
         return tensor.to(self.device)
 
 
-def _check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState) -> None:
+def _check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState, batches: Batches) -> None:
     before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
     changed = [
         f"{field} was {before[field]!r} and is {now[field]!r}" for field in _FIXED if before[field] != now[field]
     ]
     if changed:
         raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
+    if state.data not in ("", batches.identity):
+        raise ValueError(
+            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.identity}; "
+            "begin a new run from its weights to train on other data"
+        )

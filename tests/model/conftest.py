@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,5 @@ def compiled_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
 
 
 @pytest.fixture(autouse=True)
-def _quietly() -> Iterator[None]:
-    """Run without gradients (a test that needs them says ``torch.enable_grad()``), and on one thread.
-
-    Models this small gain nothing from a second thread and lose much by waiting for it on a busy machine.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
+def _inference(inference: None) -> None:
+    """Run every test of the model so."""

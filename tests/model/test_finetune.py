@@ -318,6 +318,12 @@ def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="another rank"):
         other = lora.add(fresh(), rank=3)
         training.finetune(other, tokenizer, talks, config, tmp_path / "done", resume=True, progress=False)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(talks.read_text().replace("u", "v", 1))
+    for texts, options in ((changed, {}), (talks, {"train_on": "all"})):
+        again: dict[str, Any] = {"resume": True, "progress": False, **options}
+        with pytest.raises(ValueError, match=r"the data was \d+ texts of \d+ tokens \(sha256 \w+\) and is \d+ texts"):
+            training.finetune(lora.add(fresh(), rank=2), tokenizer, texts, config, tmp_path / "done", **again)
 
 
 def test_bad_examples_are_named() -> None:
@@ -627,6 +633,18 @@ def test_rows_that_are_not_of_their_format_are_named_or_skipped(
         read_conversations([path], tokenizer, 100)
     with pytest.warns(UserWarning, match=rf"skipped 1 row .*a\.jsonl, line 2: .*({message})"):
         assert len(read_conversations([path], tokenizer, 100, on_error="skip").examples) == 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.csv.gz", "a.xlsx", "a.jsonlines"])
+def test_other_tables_are_refused_unless_they_are_to_be_text(tmp_path: Path, name: str) -> None:
+    plain = [tmp_path / name for name in ("a.txt", "a.md", "README", "a.py", "a.csv.txt", "a.txt.gz")]
+    assert set(find_formats(plain).values()) == {"text"}
+    path = tmp_path / name
+    expected = r"rows of \.\w+ are not read; expected \.json, \.jsonl, \.ndjson or \.parquet, or a file of plain text"
+    with pytest.raises(ValueError, match=expected) as caught:
+        find_formats([plain[0], path])
+    assert str(path) in str(caught.value)
+    assert find_formats([path], "text") == {path: "text"}
 
 
 def test_files_of_no_format_and_wrong_options_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -135,6 +135,49 @@ def test_without_the_file_config_json_gives_the_defaults(tmp_path: Path) -> None
     assert LlamaForCausalLM.from_pretrained(tmp_path / "again").generation_config.sampling_defaults == defaults
 
 
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [
+        ({"max_length": 12}, {}),
+        ({"max_length": 12, "max_new_tokens": 9}, {}),
+        ({"max_length": 12}, {"max_new_tokens": 2}),
+        ({"max_length": 12, "min_new_tokens": 30}, {}),
+        ({"max_length": 12}, {"num_beams": 2}),
+        ({"max_length": 5}, {}),
+    ],
+)
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # transformers' advice
+def test_max_length_counts_the_prompt_as_in_transformers(
+    tmp_path: Path, said: dict[str, Any], given: dict[str, Any], file: str
+) -> None:
+    model_with(eos=None).save_pretrained(tmp_path)
+    path = tmp_path / file
+    held = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(held | said | {"do_sample": False}))
+    theirs, ours = AutoModelForCausalLM.from_pretrained(tmp_path), LlamaForCausalLM.from_pretrained(tmp_path)
+    ids, mask = torch.tensor([[0, 0, 5, 6, 7, 8], [4, 5, 6, 7, 8, 9]]), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    generator = TextGenerator(ours, tokenizer_with())
+    for rows, seen in ((ids, mask), (ids[:1, 2:], mask[:1, 2:])):
+        prompt = [int(i) for i in rows[-1]]
+        if said["max_length"] <= rows.shape[1]:
+            with pytest.raises(ValueError, match="`max_length` is set to 5"):
+                theirs.generate(rows, attention_mask=seen, **given)
+            expected = (
+                "the prompt has 6 ids, and max_length of the model's generation_config.json is 5, prompt included"
+            )
+            for call in (lambda: ours.generate(rows, seen), lambda: generator.generate(prompt)):  # noqa: B023
+                with pytest.raises(ValueError, match=expected):
+                    call()
+            continue
+        wanted = theirs.generate(rows, attention_mask=seen, **given)
+        assert ours.generate(rows, seen, **given).tolist() == wanted.tolist()
+        generator.generate(prompt, **given)
+        assert generator.last is not None and generator.last.ids == wanted[-1].tolist()
+        if "num_beams" not in given:
+            assert generate_speculative(ours, prompt, **given).new_ids == generator.last.new_ids
+
+
 def test_a_saved_model_keeps_its_file_and_no_other(tmp_path: Path) -> None:
     said = {
         "eos_token_id": [257, 258],
@@ -160,6 +203,7 @@ def test_a_saved_model_keeps_its_file_and_no_other(tmp_path: Path) -> None:
         ('{"pad_token_id": [1]}', r"pad_token_id is \[1\]; expected an id"),
         ('{"do_sample": "no"}', "do_sample is 'no'; expected true or false"),
         ('{"temperature": "hot"}', "temperature is 'hot'; expected a number"),
+        ('{"max_length": 4.5}', r"max_length is 4\.5; expected an integer"),
         ('{"top_k": 1.5}', r"top_k is 1\.5; expected an integer"),
     ],
 )
@@ -177,7 +221,7 @@ def test_damaged_files_are_refused(tmp_path: Path, text: str, message: str) -> N
         ({"guidance_scale": 1.5, "eos_token_id": 1}, ["guidance_scale = 1.5"]),
         ({"sequence_bias": [[[5], -1.0]], "forced_eos_token_id": 3}, ["sequence_bias", "forced_eos_token_id = 3"]),
         ({"warp_drive": True}, ["warp_drive = true"]),
-        ({"num_beams": 1, "guidance_scale": None, "epsilon_cutoff": 0.0, "max_length": 4096, "use_cache": True}, []),
+        ({"num_beams": 1, "guidance_scale": None, "epsilon_cutoff": 0.0, "max_length": 40, "use_cache": True}, []),
     ],
 )
 def test_what_is_not_done_is_named(tmp_path: Path, said: dict[str, Any], named: list[str]) -> None:
@@ -233,8 +277,12 @@ def test_a_gguf_without_a_tokenizer_keeps_three_ends_and_names_the_rest(tmp_path
 
 def test_defaults_that_a_gguf_has_no_key_for_are_named(tmp_path: Path) -> None:
     model = model_with()
-    model.generation_config = GenerationConfig({"suppress_tokens": [9], "stop_strings": "fox", "top_k": 3})
-    with pytest.warns(UserWarning, match=r"no place for .*: banned_ids = \[9\], stop_strings = \['fox'\]"):
+    model.generation_config = GenerationConfig(
+        {"suppress_tokens": [9], "stop_strings": "fox", "top_k": 3, "max_length": 40}
+    )
+    with pytest.warns(
+        UserWarning, match=r"no place for .*: banned_ids = \[9\], max_length = 40, stop_strings = \['fox'\]"
+    ):
         save_gguf(model, tmp_path / "a.gguf")
     assert LlamaForCausalLM.from_pretrained(tmp_path / "a.gguf").generation_config.sampling_defaults == {"top_k": 3}
 

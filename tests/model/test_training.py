@@ -566,8 +566,41 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_data(token_file: Path, 
     with pytest.raises(ValueError, match=r"of another model: .*embed_tokens"):
         model = LlamaForCausalLM(CONFIG.replace(vocab_size=80))
         training.train(model, token_file, training.TrainConfig(max_steps=4, **SETTINGS), out, resume=True)
-    finished = training.train(fresh(), token_file, training.TrainConfig(max_steps=2, **SETTINGS), out, resume=True)
-    assert finished.step == 2
+    config = training.TrainConfig(max_steps=2, **SETTINGS)
+    assert training.train(fresh(), token_file, config, out, resume=True).step == 2
+    tokens = np.load(token_file)
+    changed = tokens.copy()
+    changed[7] ^= 1
+    for other in (tokens[:-200], changed):
+        np.save(tmp_path / "other.npy", other)
+        expected = (
+            r"the data was ([\d,]+ tokens) \(sha256 \w{16}\) and is ([\d,]+ tokens) \(sha256 \w{16}\); begin a new"
+        )
+        with pytest.raises(ValueError, match=expected):
+            training.train(fresh(), tmp_path / "other.npy", config, out, resume=True)
+    np.save(tmp_path / "moved.npy", tokens.astype(np.uint32))
+    assert training.train(fresh(), tmp_path / "moved.npy", config, out, resume=True).step == 2
+    path = find_checkpoint(out)
+    assert path is not None
+    state = json.loads((path / "training.json").read_text())
+    del state["data"]  # as earlier versions wrote it
+    (path / "training.json").write_text(json.dumps(state))
+    assert training.train(fresh(), tmp_path / "other.npy", config, out, resume=True).step == 2
+
+
+def test_data_is_told_apart_at_both_ends_and_between() -> None:
+    tokens = np.random.default_rng(0).integers(0, 64, 3_000_000).astype(np.uint16)
+
+    def identity(array: Any) -> str:
+        return training.TokenBatches(array, window=16, batch_size=4, vocab_size=64).identity
+
+    first = identity(tokens)
+    for place in (0, 1_000_000, 2_999_999):
+        other = tokens.copy()
+        other[place : place + 200_000] = 5
+        assert identity(other) != first
+    assert identity(tokens.copy()) == first
+    assert identity(np.append(tokens, tokens[-1])) != first
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["the same step again", "a later step"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def twin(model: LlamaForCausalLM) -> Any:
@@ -37,15 +38,6 @@ def pair() -> tuple[LlamaForCausalLM, Any]:
     )
     model = LlamaForCausalLM(config, seed=3).eval()
     return model, twin(model)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run these small models on one thread: a second would only be waited for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

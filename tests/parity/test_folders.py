@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.llama import LlamaModel
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+pytestmark = pytest.mark.usefixtures("inference")
 
 SHAPE = {
     "vocab_size": 101,
@@ -33,16 +34,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 2, "sliding_window": 7},
     "mixtral": {"num_key_value_heads": 4, "num_local_experts": 4, "head_dim": 8},
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -300,7 +291,7 @@ PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
         {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 7},
         "sliding_window is 7, but",
     ),
-    "dropout": ("llama", {"attention_dropout": 0.1}, "attention_dropout is 0.1; it is not applied in training here"),
+    "dropout": ("llama", {"resid_pdrop": 0.1}, "resid_pdrop is 0.1; it is not applied in training here"),
     "an end beyond": (
         "llama",
         {"eos_token_id": [2, 500]},

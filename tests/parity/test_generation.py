@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _WITHOUT_EFFEC
 from bpe_llama.model.sampling.params import GenerationOptions
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+pytestmark = pytest.mark.usefixtures("inference")
 process = pytest.importorskip("transformers.generation.logits_process")
 
 V = 61
@@ -36,16 +36,6 @@ def config(**changes: Any) -> LlamaConfig:
         "pad_token_id": None,
     }
     return LlamaConfig(**(values | changes))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run these small models on one thread, without gradients."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def folder_with(path: Path, generation: dict[str, Any] | None, **changes: Any) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.backends.cpu.decoder import can_fuse
+from bpe_llama.model.backends.cuda.graph import why_not_captured
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample
 from bpe_llama.model.generation.speculative import generate_speculative
@@ -19,6 +20,7 @@ from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+pytestmark = pytest.mark.usefixtures("inference")
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -63,16 +65,6 @@ CASES: dict[str, dict[str, Any]] = {
     "experts (Mixtral)": {"num_local_experts": 4, "num_key_value_heads": 2},
     "three experts a token (Mixtral)": {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 9},
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def config_of(case: str) -> LlamaConfig:
@@ -190,6 +182,36 @@ def test_gradients(ids: Tensor, tmp_path: Path) -> None:
     expected = {name: weight.grad for name, weight in theirs.named_parameters()}
     for name, weight in ours.named_parameters():
         assert_close(weight.grad, expected[name], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral"])
+def test_attention_dropout_is_applied_in_training_alone(kind: str, backend: str, ids: Tensor, tmp_path: Path) -> None:
+    case = {"llama": "grouped-query", "mistral": "sliding window (Mistral)", "mixtral": "experts (Mixtral)"}[kind]
+    ours = LlamaForCausalLM(config_of(case).replace(attention_dropout=0.4), seed=1)
+    ours.save_pretrained(tmp_path)
+    ours = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
+    ours.set_attn_implementation(backend)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=backend)
+    assert theirs.config.attention_dropout == ours.config.attention_dropout == 0.4
+    outs = {}
+    for training in (True, False):
+        logits = []
+        for model in (ours, theirs):
+            torch.manual_seed(3)
+            logits.append(model.train(training)(ids).logits)
+        assert_close(logits[0], logits[1], atol=1e-4, rtol=0)  # the same weights are dropped
+        outs[training] = logits[0]
+    assert not torch.allclose(outs[True], outs[False], atol=1e-2)
+    whole = outs[False].argmax(-1)[:, -1:]
+    assert torch.equal(ours.generate(ids, max_new_tokens=1, temperature=0.0, eos_id=())[:, -1:], whole)
+    ours.train()
+    assert not can_fuse(ours) and why_not_captured(ours, "full") is not None  # which would drop nothing
+    ours.set_attn_implementation("flex")
+    with pytest.raises(ValueError, match=r"attention_dropout is 0\.4, which flex attention cannot apply"):
+        ours(ids)
+    with pytest.raises(ValueError, match=r"attention_dropout is 1\.5; expected a probability, 0 to 1"):
+        ours.config.replace(attention_dropout=1.5)
 
 
 def test_attention_weights(ids: Tensor, tmp_path: Path) -> None:

@@ -402,6 +402,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"trainable_token_indices": [5]}, "has no .*embed_tokens.token_adapter.trainable_tokens_delta"),
     ({"modules_to_save": ["lm_head"]}, r"has no .*lm_head\.weight, of \[101, 64\], which modules_to_save"),
     ({"modules_to_save": ["layers"]}, r"modules_to_save names model\.layers"),
+    ({"modules_to_save": ["foo"]}, r"adapter_config\.json: modules_to_save names 'foo', no module of the model"),
     ({"use_dora": True}, "lacks base_model.*lora_magnitude_vector"),
     ({"r": 8}, r"is \[64, 4\] by \[4, 64\]; expected \[64, 8\] by \[8, 64\], of rank 8"),
     ({"rank_pattern": {"v_proj": 2}}, r"v_proj is \[64, 4\] by \[4, 64\]; expected \[64, 2\]"),

@@ -17,8 +17,7 @@ import torch
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize
-from bpe_llama.model.cli import demo
-from bpe_llama.model.cli.app import load_generator, load_model
+from bpe_llama.model.cli.app import demo, load_generator, load_model
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
 SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
@@ -297,6 +296,9 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["generate", "x", "--model", "{run}", "--device", "tpu9"], "tpu9"),
         (["generate", "x", "--model", "{run}", "-n", "0"], "max_new_tokens"),
         (["generate", "", "--model", "{run}"], "empty"),
+        (["generate", "x", "--model", "{run}", "--stop", ""], "a stop string is empty"),
+        (["generate", "x", "--model", "{run}", "--ban", "9999"], "9999"),
+        (["generate", "x" * 999, "--model", "{run}"], "context"),
         (["pretrain", "absent.npy", "--tokenizer", "{tok}", "--out", "o"], "absent.npy"),
         (["pretrain", "{tok}", "--tokenizer", "{tok}", "--out", "o"], "not a .npy file"),
         (["pretrain", "{tokens}", "--tokenizer", "{tok}", "--out", "o", "--heads", "3"], "num_attention_heads"),
@@ -304,6 +306,9 @@ def test_finetune_of_all_weights_leaves_a_model(made: Path, tmp_path: Path) -> N
         (["demo", "--seconds", "0"], "seconds is 0"),
         (["finetune", "absent.txt", "--model", "{run}", "--out", "o"], "absent.txt"),
         (["finetune", "words.txt", "--model", "absent", "--out", "o"], "absent"),
+        (["finetune", "rows.jsonl", "--model", "{run}", "--out", "o"], "rows.jsonl, line 2: "),
+        (["finetune", "talks.jsonl", "--model", "{run}", "--out", "o"], "talks.jsonl, line 2: "),
+        (["finetune", "rows.csv", "--model", "{run}", "--out", "o"], "rows.csv: rows of .csv are not read"),
         (["finetune", "words.txt", "--model", "{run}"], "--out"),
         (
             ["finetune", "words.txt", "--model", "{run}", "--out", "o", "--full", "--rank", "4"],
@@ -349,10 +354,15 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "words.txt").write_text("The quick brown fox. " * 100)
+    (tmp_path / "rows.jsonl").write_text('{"text": "The quick"}\nbrown\n')
+    (tmp_path / "talks.jsonl").write_text(
+        '{"prompt": "The", "completion": "quick"}\n{"prompt": 1, "completion": "x"}\n'
+    )
+    (tmp_path / "rows.csv").write_text("text\nThe quick brown fox.\n" * 100)
     names = {"run": made / "run" / "model", "tok": made / "tokenizer.json", "tokens": made / "tokens.npy"}
     assert main([argument.format(**names) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
+    out, error = capsys.readouterr()
+    assert message in error and out == ""
     assert error.count("\n") == 1 and "Traceback" not in error
 
 
@@ -429,6 +439,17 @@ def test_chat_reads_lines_and_commands(
 def test_a_model_without_a_template_cannot_chat(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "--model", str(made / "run" / "model"), "-t", str(made / "tokenizer.json")]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+def test_a_template_that_does_not_compile_is_refused_before_the_first_question(
+    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(talker, tmp_path / "model"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for m in messages %}{{ m }"}))
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("a question is asked"))
+    assert main(["chat", "--model", str(folder), "--device", "cpu"]) == 2
+    out, error = capsys.readouterr()
+    assert "the chat template failed: " in error and error.count("\n") == 1 and out == ""
 
 
 def test_convert_goes_to_gguf_and_back(talker: Path, tmp_path: Path) -> None:
@@ -514,6 +535,24 @@ def test_generate_takes_the_models_own_defaults_and_says_so(
     assert capsys.readouterr().out == out
     assert main([*call, "--temperature", "0", "--verbose"]) == 0
     assert "temperature: 0.0" in capsys.readouterr().err.splitlines()
+
+
+def test_generate_takes_the_models_own_max_length(
+    made: Path, opinionated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(opinionated, tmp_path / "model"))
+    prompt = len(Tokenizer.from_file(made / "tokenizer.json").encode("The quick"))
+    (folder / "generation_config.json").write_text(json.dumps({"max_length": prompt + 4}))
+    call = ["generate", "The quick", "--model", str(folder), "--device", "cpu", "--verbose"]
+    assert main(call) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert f"max_new_tokens: 4 (generation_config.json: max_length {prompt + 4}, less the prompt)" in err
+    assert "finish: length after 4 ids" in err
+    assert main([*call, "-n", "6"]) == 0
+    assert "finish: length after 6 ids" in capsys.readouterr().err.splitlines()
+    (folder / "generation_config.json").write_text(json.dumps({"max_length": prompt}))
+    assert main(call) == 2
+    assert f"max_length of the model's generation_config.json is {prompt}, prompt included" in capsys.readouterr().err
 
 
 def test_convert_keeps_the_models_own_defaults(opinionated: Path, tmp_path: Path) -> None:

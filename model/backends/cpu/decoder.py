@@ -90,6 +90,8 @@ def is_plain(model: LlamaForCausalLM) -> bool:
         norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         if not _are([(layer.self_attn, Attention), (layer.mlp, MLP), *norms]) or layer.self_attn.backend is not sdpa:
             return False
+        if layer.self_attn.dropout:
+            return False
         for together in shared_input(layer):
             if not all(map(_is_product, together)) or len({linear.bias is None for linear in together}) > 1:
                 return False

@@ -62,6 +62,8 @@ def why_not_captured(model: LlamaForCausalLM, cache: str = "full") -> str | None
         return f"position_encoding is {config.position_encoding!r}"
     if config.rope["rope_type"] in LENGTH_DEPENDENT:
         return f"rotary positions of the kind {config.rope['rope_type']!r} depend on the length"
+    if any(isinstance(part, Attention) and part.dropout for part in model.modules()):
+        return f"attention_dropout is {config.attention_dropout} and the model in training mode"
     if any(isinstance(part, Attention) and part.backend not in (sdpa, eager) for part in model.modules()):
         return "the attention back end is neither 'sdpa' nor 'eager'"
     return None

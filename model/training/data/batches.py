@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
+_HASHED = 1 << 16  # tokens of a stretch
 
 
 class Batches(Protocol):
     """What the training loop asks of its data: everything follows from a batch's number, counted from 0."""
+
+    @property
+    def identity(self) -> str:
+        """Return what tells this data from other data: a size and a hash."""
 
     def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return ids and labels of batch `index`, both `(B, T)`; -100 labels what is not learned."""
@@ -26,6 +33,19 @@ class Batches(Protocol):
 
     def tokens_before(self, index: int) -> int:
         """Return how many tokens the batches before `index` hold, padding left out."""
+
+
+def short_hash(*arrays: npt.NDArray[Any]) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of the arrays' numbers, whatever their dtype.
+
+    Example:
+        >>> short_hash(np.arange(3)) == short_hash(np.arange(3, dtype=np.uint16)) != short_hash(np.arange(4))
+        True
+    """
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(array.astype("<i8").tobytes())
+    return found.hexdigest()[:16]
 
 
 def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
@@ -92,6 +112,13 @@ class TokenBatches:
         # One window an epoch is given up so that the cuts can move.
         self.windows_per_epoch = max(1, len(tokens) // window - 1)
         self._order = self._shuffled(0)
+
+    @cached_property
+    def identity(self) -> str:
+        """Return the number of tokens, and a hash of 16 stretches of them that lie evenly between both ends."""
+        last = max(0, len(self.tokens) - _HASHED)
+        stretches = (self.tokens[last * part // 15 :][:_HASHED] for part in range(16))
+        return f"{len(self.tokens):,} tokens (sha256 {short_hash(*stretches)})"
 
     def batch(self, index: int) -> npt.NDArray[np.int64]:
         """Return batch `index` (from 0): int64 `(B, T)`.

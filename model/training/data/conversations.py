@@ -17,7 +17,7 @@ from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.examples import Example
 from bpe_llama.model.training.data.formats import FORMATS, Chat, Completion, describe_fields, detect_format, read_row
 from bpe_llama.model.training.data.plain_text import SpecialLookalikes, encode_parsed
-from bpe_llama.model.training.data.rows import check_text, has_rows, read_rows
+from bpe_llama.model.training.data.rows import check_text, has_rows, is_other_table, read_rows
 
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
@@ -43,12 +43,13 @@ def find_formats(paths: Sequence[Path], kind: str = "auto", on_error: str = "rai
     """Return the format of each file, one of `FORMATS`: by the fields of its first row.
 
     Args:
-        paths: The files; one without a suffix of JSON or Parquet is text.
-        kind: "auto", or the format of all files.
+        paths: The files; one without a suffix of JSON or Parquet, or of another table such as `.csv`, is text.
+        kind: "auto", or the format of all files; under "text" a `.csv` is text as well.
         on_error: "raise" an error if the first row cannot be read, or "skip" to the first row that is an object.
 
     Raises:
-        ValueError: If `kind` is neither, a file is of no format, or some files are text and some are not.
+        ValueError: If `kind` is neither, a file is of no format or a table of another kind, or some files are text and
+            some are not.
     """
     if kind not in ("auto", *FORMATS):
         raise ValueError(f"format is {kind!r}; expected auto, {', '.join(FORMATS)}")
@@ -63,6 +64,11 @@ def _format_of(path: Path, kind: str, on_error: str) -> str:
     if not has_rows(path):
         if kind not in ("auto", "text"):
             raise ValueError(f"{path}: format is {kind!r}; expected a .json, .jsonl or .parquet file for it")
+        if kind == "auto" and is_other_table(path):
+            raise ValueError(
+                f"{path}: rows of {path.suffix} are not read; expected .json, .jsonl, .ndjson or .parquet, or a file "
+                "of plain text; with the format 'text' it is learned as plain text"
+            )
         return "text"
     if kind != "auto":
         return kind

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from bpe_llama.model.layers.loss import IGNORED
+from bpe_llama.model.training.data.batches import short_hash
 
 Ids = npt.NDArray[np.int64]
 
@@ -71,6 +73,13 @@ class ExampleBatches:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self._lengths = np.array([len(example.ids) for example in examples])
         self._order = self._shuffled(0)
+
+    @cached_property
+    def identity(self) -> str:
+        """Return the number of texts and of tokens, and a hash of the ids and labels."""
+        numbers = (part for example in self.examples for part in (example.ids, example.labels))
+        tokens = int(self._lengths.sum())
+        return f"{len(self.examples):,} texts of {tokens:,} tokens (sha256 {short_hash(self._lengths, *numbers)})"
 
     def inputs_and_labels(self, index: int) -> tuple[Ids, Ids]:
         """Return ids and labels of batch `index` (from 0), int64 `(B, T)`, T that of its longest example."""

@@ -13,12 +13,20 @@ from bpe_llama._core import FileLines
 from bpe_llama._files import is_parquet, parquet_rows
 
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
+_TABLES = re.compile(
+    r"\.(csv|tsv|tab|psv|jsonlines|ldjson|xlsx?|xlsm|ods|arrow|feather|orc|avro)(\.gz|\.zst)?$", re.IGNORECASE
+)
 _LINES = re.compile(r"\.(jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
 
 
 def has_rows(path: Path) -> bool:
     """Return whether a file holds rows with fields, not plain text: by its suffix."""
     return bool(_JSON.search(path.name)) or is_parquet(path)
+
+
+def is_other_table(path: Path) -> bool:
+    """Return whether a file holds rows in a format that `read_rows` does not know, such as `.csv`: by its suffix."""
+    return bool(_TABLES.search(path.name))
 
 
 def has_lines(path: Path) -> bool:
