@@ -113,10 +113,11 @@ class Beside:
 # Classes of transformers that begin a text with its bos token unless told otherwise.
 _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
 _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 
 
 def with_config(
-    path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool
+    path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool, is_in_folder: bool
 ) -> tuple[_core.Tokenizer, Beside]:
     """Return the tokenizer in a file, and what the files beside it say, as transformers reads them.
 
@@ -124,6 +125,13 @@ def with_config(
     Tokens that only they name are added. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece model alone:
     the post-processor of a ``tokenizer.json`` overrides them. The pipeline of a ``tokenizer.json`` is the tokenizer's;
     a ``UserWarning`` says where the class that transformers 5 takes builds another one.
+
+    Args:
+        path: The tokenizer's file.
+        build: Reads its content.
+        is_sentencepiece: Whether it is a SentencePiece model.
+        is_in_folder: Whether the folder was named, not the file. A role that neither the files nor the class give a
+            token is then ``None``, as it is with any of these files or a ``config.json`` beside the tokenizer's.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
@@ -135,17 +143,14 @@ def with_config(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     folder = path.parent
-    config, special_map, added = (
-        read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    )
-    model_config = read_object(folder / "config.json")
+    config, special_map, added, model_config = (read_object(folder / name) for name in _BESIDE)
     parts = json.loads(core.components_json() or "{}")
     try:
         name = class_of(config, model_config)
         if name == "LlamaTokenizer" and _is_byte_level(core):
             name = "TokenizersBackend"  # transformers sees that this class cannot be meant
-        is_named = bool(config) or "model_type" in model_config
-        defaults = class_tokens(name) if is_named and not is_sentencepiece else None
+        is_alone = not (is_in_folder or any((folder / other).is_file() for other in _BESIDE))
+        defaults = None if is_sentencepiece or is_alone else class_tokens(name) or {}
         core, roles, extra = _with_stated_tokens(core, defaults, parts.get("padding"), config, special_map, added)
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
@@ -206,14 +211,14 @@ def _with_stated_tokens(
 
     Args:
         core: The tokenizer.
-        defaults: The tokens of the class where no file names one. ``None`` for an unknown class: ``bos_id`` and
-            ``eos_id`` then stay what the names of the tokens suggest, and ``unk_id`` that of the model.
+        defaults: The tokens of the class where no file names one. ``None`` where no class counts: ``bos_id`` and
+            ``eos_id`` then stay what the tokenizer says or the names of its tokens suggest, and ``unk_id`` the model's.
         padding: The section ``padding`` of the tokenizer.json; its ``pad_token`` is the last default.
         config: The content of tokenizer_config.json.
         special_map: The content of special_tokens_map.json.
         added: The content of added_tokens.json.
     """
-    if not (config or special_map or added or defaults):
+    if defaults is None and not (config or special_map or added):
         return core, {}, []
     pad_token = {} if padding is None else {"pad_token": padding["pad_token"]}
     stated = read_stated_tokens(pad_token | dict(defaults or {}), config, special_map, added)

@@ -272,7 +272,7 @@ def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str 
     if model_type in _TAKEN_AS_WRITTEN.split():
         return "TokenizersBackend"
     if isinstance(model_type, str) and (named is None or model_type in _NOT_BELIEVED):
-        return class_name_for(model_type)
+        return class_name_for(model_type) or "TokenizersBackend"
     name = "TokenizersBackend" if named is None else named.removesuffix("Fast")
     return "TokenizersBackend" if name == "PreTrainedTokenizer" else name
 

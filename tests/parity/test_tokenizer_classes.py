@@ -131,3 +131,49 @@ def test_tokens_that_no_file_names_are_those_of_the_class(name: str, stated: dic
     assert [ours.id_to_token(i) for i in range(len(ours))] == theirs.convert_ids_to_tokens(range(len(theirs)))
     for role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
         assert getattr(ours, f"{role}_id") == getattr(theirs, f"{role}_token_id"), role
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "an empty tokenizer_config.json": {"tokenizer_config": {}},
+    "an empty special_tokens_map.json": {"special_tokens_map": {}},
+    "other settings": {"tokenizer_config": {"model_max_length": 77, "tokenizer_class": "PreTrainedTokenizerFast"}},
+    "a class that nobody knows": {"tokenizer_config": {"tokenizer_class": "MyTokenizer"}},
+    "one end": {"special_tokens_map": {"eos_token": "</s>"}},
+    "a config.json without a model": {"config": {"bos_token_id": 1, "eos_token_id": 2}},
+    **{f"a {model}": {"config": {"model_type": model}} for model in ("llama", "mistral", "phi3", "gpt2", "gemma")},
+    "a llama's class": {"config": {"model_type": "llama", "tokenizer_class": "LlamaTokenizer"}},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*transformers 5")
+@pytest.mark.parametrize("file", ["gpt2", "llama"])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_a_folder_that_names_no_ends_has_those_of_the_class(beside: str, file: str, tmp_path: Path) -> None:
+    write(tmp_path, file, {}, None)
+    (tmp_path / "tokenizer_config.json").unlink()
+    backend = HF.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens(["<s>", "</s>", "<unk>", "<pad>", "<|endoftext|>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for name, content in BESIDE[beside].items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    roads = [Tokenizer.from_file(tmp_path), Tokenizer.from_huggingface(tmp_path)]
+    roads += [Tokenizer.from_file(tmp_path / "tokenizer.json")] if BESIDE[beside] else []
+    for ours in roads:
+        for role in ("bos", "eos", "pad", "unk"):
+            assert getattr(ours, f"{role}_id") == getattr(theirs, f"{role}_token_id"), role
+        assert ours.special_tokens_map == theirs.special_tokens_map
+
+
+def test_a_file_named_by_itself_has_the_ends_of_usual_names(tmp_path: Path) -> None:
+    write(tmp_path, "gpt2", {}, None)
+    (tmp_path / "tokenizer_config.json").unlink()
+    path = tmp_path / "tokenizer.json"
+    assert Tokenizer.from_file(path).eos_id is None  # ordinary tokens of these names do not count
+    backend = HF.from_file(str(path))
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.save(str(path))
+    for ours in (Tokenizer.from_file(path), Tokenizer.from_huggingface(path)):
+        assert (ours.bos_id, ours.eos_id) == (backend.token_to_id("<s>"), backend.token_to_id("</s>"))
+    assert Tokenizer.from_file(tmp_path).eos_id is None
