@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ class AddedTokens:
                 if token_id in self._taken:
                     raise ValueError(
                         f"added token {token.content!r} gets id {token_id}, the number of tokens before it, but a "
-                        f"token of vocab.json has that id: its ids have a hole"
+                        f"token of the vocabulary has that id: its ids have a hole"
                     )
             self._next = max(self._next, token_id + 1)
             self._tokens[token.content] = (token_id, token)
@@ -200,6 +200,32 @@ def read_stated_tokens(
     return StatedTokens(listed, named, extra)
 
 
+def id_passed_over(
+    config: Mapping[str, Any], added: Mapping[str, Any], id_of: Callable[[str], int | None]
+) -> str | None:
+    """Return what to say of the first token that has another id than a file gives it, or ``None``.
+
+    The ids in these files count for nothing in transformers but the order of adding: a token that the vocabulary holds
+    keeps its id, and another one gets the next.
+
+    Args:
+        config: The content of tokenizer_config.json, with an ``added_tokens_decoder`` that was read without an error.
+        added: The content of added_tokens.json, likewise.
+        id_of: Returns the id that a token has, or ``None``.
+    """
+    if "added_tokens_decoder" in config:
+        where = "tokenizer_config.json: added_tokens_decoder"
+        given = [(token["content"], int(key)) for key, token in config["added_tokens_decoder"].items()]
+    else:
+        where, given = "added_tokens.json", list(added.items())
+    for content, token_id in given:
+        has = id_of(content)
+        if content and has != token_id:
+            what = "left out" if has is None else f"{has}"
+            return f"{where} gives token {content!r} the id {token_id}, which is passed over: it is {what}"
+    return None
+
+
 @dataclass
 class _Stated:
     """What was read so far.
@@ -299,6 +325,10 @@ def _decoder(value: object) -> list[AddedToken]:
         if not key.isdecimal():
             raise ValueError(f"{where} has the key {key!r}; expected an id")
         by_id[int(key)] = AddedToken.read(f"{where}.{key}", token)
+    seen: dict[str, AddedToken] = {}
+    for token_id, token in by_id.items():
+        if seen.setdefault(token.content, token) != token:
+            raise ValueError(f"{where}.{token_id} gives token {token.content!r} again, with other flags")
     return [by_id[token_id] for token_id in sorted(by_id)]
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bpe_llama import _core
-from bpe_llama._added_tokens import ROLES, AddedToken, StatedTokens, read_stated_tokens
+from bpe_llama._added_tokens import (
+    ROLES,
+    AddedToken,
+    AddedTokens,
+    StatedTokens,
+    id_passed_over,
+    read_stated_tokens,
+)
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, read_json_object, written_whole
@@ -125,7 +132,8 @@ def with_config(
     The files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat templates.
     Tokens that only they name are added. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece model alone:
     the post-processor of a ``tokenizer.json`` overrides them. The pipeline of a ``tokenizer.json`` is the tokenizer's;
-    a ``UserWarning`` says where the class that transformers 5 takes builds another one.
+    a ``UserWarning`` says where the class that transformers 5 takes builds another one, or where a token has another id
+    than a file gives it, as in transformers.
 
     Args:
         path: The tokenizer's file.
@@ -156,7 +164,11 @@ def with_config(
         defaults = None if is_sentencepiece or is_alone else class_tokens(name) or {}
         pad_token = {} if parts.get("padding") is None else {"pad_token": parts["padding"]["pad_token"]}
         files = (pad_token | dict(defaults or {}), config, special_map, added)
-        core, roles, extra = _with_stated_tokens(core, defaults, *files)
+        before, held = core, {} if is_sentencepiece else {token["id"]: token["content"] for token in own}
+        kept = {name: i for name, i in added.items() if type(i) is not int or held.get(i, name) == name}
+        core, roles, extra = _with_stated_tokens(core, defaults, *files[:3], kept)
+        if parts and len(core) > len(before) and len(before) != before.vocab_size:
+            _check_ids(core, own, json.loads(content)["model"]["vocab"])
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
         if parts and name != "TokenizersBackend" and "auto_map" not in config:
@@ -164,6 +176,9 @@ def with_config(
             _warn_of_rebuilding(path, name, file, config, read_stated_tokens(*files, own), core)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
+    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
+    if passed_over := id_passed_over(config, added, ids.get):
+        warnings.warn(f"{folder}: {passed_over}", UserWarning, stacklevel=4)
     return core, beside(folder, roles, extra, config=config, class_name=name, sections=parts)
 
 
@@ -257,6 +272,18 @@ def _with_stated_tokens(
             ends.append(getattr(core, f"{role[:3]}_id"))
     core = core.with_ends(*ends)
     return core, {role: name for role, name in names.items() if role not in _ENDS}, stated.extra_names()
+
+
+def _check_ids(core: _core.Tokenizer, own: list[dict[str, Any]], vocab: Mapping[str, int]) -> None:
+    """Check that added tokens have the ids that transformers counts; it does so otherwise where ids have a hole."""
+    theirs = AddedTokens(vocab)
+    for token in (*own, *json.loads(core.added_tokens_json())):
+        theirs.add([AddedToken(token["content"])])
+        if theirs.id_of(token["content"]) != token["id"]:
+            raise ValueError(
+                f"tokenizer.json: added token {token['content']!r} gets id {token['id']}, but id "
+                f"{theirs.id_of(token['content'])} in transformers, since the ids of the vocabulary have a hole"
+            )
 
 
 def _warn_of_rebuilding(

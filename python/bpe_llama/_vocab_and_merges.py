@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._added_tokens import AddedTokens, read_stated_tokens
+from bpe_llama._added_tokens import AddedTokens, id_passed_over, read_stated_tokens
 from bpe_llama._ends import Ends
 from bpe_llama._loading import Beside, beside, read_object
 from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for, post_processor
@@ -32,6 +33,10 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
         core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
+    config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
+    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
+    if passed_over := id_passed_over(config, added, ids.get):
+        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=3)
     return core, read
 
 

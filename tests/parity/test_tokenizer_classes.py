@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def check(folder: Path, is_as_file: bool | None = None) -> None:
     """Hold ours equal to the file and, unless it warns, to the class; ``is_as_file`` is whether the class builds it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", ".*which is passed over")
         ours = Tokenizer.from_file(folder)
     said = [str(warning.message) for warning in caught]
     assert len(said) <= 1 and all("in its place" in message for message in said)
@@ -295,3 +297,60 @@ def test_a_file_named_by_itself_has_the_ends_of_usual_names(tmp_path: Path) -> N
     for ours in (Tokenizer.from_file(path), Tokenizer.from_huggingface(path)):
         assert (ours.bos_id, ours.eos_id) == (backend.token_to_id("<s>"), backend.token_to_id("</s>"))
     assert Tokenizer.from_file(tmp_path).eos_id is None
+
+
+OWN, X = AddedToken("<o>", special=True), {"content": "<x>", "special": True}
+GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
+    "the id of a token": ({"5": X}, {}, r"added_tokens_decoder gives token '<x>' the id 5, .*: it is 268"),
+    "the id of an added token": ({"267": X}, {}, "'<x>' the id 267, .*: it is 268"),
+    "a token that has another": ({"9": {"content": "<s>", "special": True}}, {}, "'<s>' the id 9, .*: it is 1"),
+    "two ids": ({"9": X, "268": X}, {}, "'<x>' the id 9, .*: it is 268"),
+    "a far id": ({"900": X}, {}, "'<x>' the id 900, .*: it is 268"),
+    "the next id": ({"268": X}, {}, None),
+    "the same token, other flags": ({"267": {"content": "<o>", "lstrip": True}}, {}, None),
+    "added_tokens.json, the id of a token": (
+        {},
+        {"<x>": 5},
+        r"added_tokens\.json gives token '<x>' the id 5, .*: it is 268",
+    ),
+    "added_tokens.json, the id of an added token": ({}, {"<x>": 267}, "'<x>' the id 267, .*: it is left out"),
+    "added_tokens.json, one id twice": ({}, {"<x>": 268, "<y>": 268}, "'<x>' the id 268, .*: it is left out"),
+    "added_tokens.json, the next id": ({}, {"<x>": 268, "<o>": 267}, None),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_an_id_that_another_token_holds_is_passed_over_as_in_transformers(given: str, tmp_path: Path) -> None:
+    decoder, added, message = GIVEN[given]
+    write(tmp_path, "gpt2", {"added_tokens_decoder": decoder} if decoder else {}, None)
+    backend = HF.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_tokens([OWN])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = Tokenizer.from_file(tmp_path)
+    assert [warning.filename for warning in caught] == [__file__] * (message is not None)
+    assert all(re.search(str(message), str(warning.message)) for warning in caught)
+    assert ours.added_tokens == theirs.added_tokens_encoder
+    assert outcomes(ours) == outcomes(theirs)
+
+
+def test_an_added_token_that_would_share_an_id_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "gpt2", {"added_tokens_decoder": {"300": X}}, None)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    last = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    content["model"]["vocab"][last] += 1
+    path.write_text(json.dumps(content), encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.convert_tokens_to_ids("<x>") == theirs.convert_tokens_to_ids(last) == 267
+    with pytest.raises(ValueError, match=r"'<x>' gets id 267, .* but a token of the vocabulary has that id"):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_a_token_listed_twice_with_other_flags_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "gpt2", {"added_tokens_decoder": {"300": X, "301": X | {"lstrip": True}}}, None)
+    with pytest.raises(ValueError, match=r"added_tokens_decoder\.301 gives token '<x>' again, with other flags"):
+        Tokenizer.from_file(tmp_path)

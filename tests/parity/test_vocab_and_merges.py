@@ -288,6 +288,14 @@ def test_a_model_type_that_names_a_class_names_transformers() -> None:
             assert theirs is tokenizer_class_from_name(name), model_type
 
 
+def test_an_id_that_is_passed_over_is_said(tmp_path: Path) -> None:
+    folder = write(tmp_path, "GPT2Tokenizer", {"added_tokens_decoder": {"5": token("<x>")}})
+    with pytest.warns(UserWarning, match=r"added_tokens_decoder gives token '<x>' the id 5, .*: it is") as caught:
+        ours = Tokenizer.from_file(folder)
+    assert caught[0].filename == __file__
+    assert ours.token_to_id("<x>") == load(folder).convert_tokens_to_ids("<x>")
+
+
 def test_timestamps_of_whisper_are_left_out_of_texts(tmp_path: Path) -> None:
     folder = write(tmp_path, "WhisperTokenizer", {})
     theirs, ours = load(folder), Tokenizer.from_file(folder)
@@ -303,6 +311,7 @@ def test_without_other_files_it_is_gpt2s(tmp_path: Path) -> None:
 READ = ["plain", "prefix space", "other tokens", "listed", "roles of its own"]
 
 
+@pytest.mark.filterwarnings("ignore:.*the id [0-9]+, which is passed over")
 @pytest.mark.parametrize("variant", READ)
 @pytest.mark.parametrize("name", CLASSES)
 def test_ids_and_texts_equal_transformers(tmp_path: Path, name: str, variant: str) -> None:
