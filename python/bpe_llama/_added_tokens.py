@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ class AddedTokens:
                 if token_id in self._taken:
                     raise ValueError(
                         f"added token {token.content!r} gets id {token_id}, the number of tokens before it, but a "
-                        f"token of vocab.json has that id: its ids have a hole"
+                        f"token of the vocabulary has that id: its ids have a hole"
                     )
             self._next = max(self._next, token_id + 1)
             self._tokens[token.content] = (token_id, token)
@@ -123,6 +123,27 @@ class StatedTokens:
             for token in tokens
         ]
 
+    def to_add_by_class(self, name: str) -> list[AddedToken]:
+        """Return all tokens in the order in which a class of transformers adds them, some of them twice."""
+        stated = self
+        if name == "BlenderbotTokenizer" and isinstance(mask := self.named["mask_token"], str):
+            token = AddedToken(mask, lstrip=True, normalized=False)
+            stated = replace(self, named=self.named | {"mask_token": token})
+        tokens = stated.to_add()
+        if name == "Qwen2Tokenizer":
+            tokens += [AddedToken(content, special=True) for content in self.all_special()]
+        if name == "CohereTokenizer":
+            special = [token for token in (*self.named.values(), *self.extra) if token is not None]
+            tokens += [
+                AddedToken(token, special=True) if isinstance(token, str) else replace(token, special=True)
+                for token in special
+            ]
+        return tokens
+
+    def named_texts(self) -> dict[str, str | None]:
+        """Return the text of the token of each role, ``None`` where it has none."""
+        return {role: None if token is None else _content(token) for role, token in self.named.items()}
+
     def names(self) -> dict[str, str]:
         """Return the text of the token of each role that has one; an empty text stands for none."""
         contents = {role: _content(token) for role, token in self.named.items() if token is not None}
@@ -142,6 +163,7 @@ def read_stated_tokens(
     config: Mapping[str, Any],
     special_map: Mapping[str, Any],
     added: Mapping[str, Any],
+    own: Iterable[Mapping[str, Any]] = (),
 ) -> StatedTokens:
     """Return the tokens that ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` name.
 
@@ -152,6 +174,8 @@ def read_stated_tokens(
         config: The content of tokenizer_config.json.
         special_map: The content of special_tokens_map.json.
         added: The content of added_tokens.json.
+        own: The added tokens of tokenizer.json, for a class that does not take them from there. Without an
+            ``added_tokens_decoder`` they count, and override those of added_tokens.json with the same id.
 
     Raises:
         ValueError: If a token is neither a str nor an object; the message names file and field.
@@ -164,7 +188,7 @@ def read_stated_tokens(
         listed = _decoder(config["added_tokens_decoder"])
     else:
         _take_special_map(stated, special_map)
-        listed = _added_file(added, stated.special())
+        listed = _added_file(added, stated.special(), own)
         late = special_map.get("additional_special_tokens", late)
     by_content = {token.content: token for token in listed}
     named: dict[str, str | AddedToken | None] = {role: defaults.get(role) for role in ROLES}
@@ -174,6 +198,32 @@ def read_stated_tokens(
     named.update(stated.found | stated.own)
     extra = _token_list("additional_special_tokens", late) if stated.extra is None else stated.extra
     return StatedTokens(listed, named, extra)
+
+
+def id_passed_over(
+    config: Mapping[str, Any], added: Mapping[str, Any], id_of: Callable[[str], int | None]
+) -> str | None:
+    """Return what to say of the first token that has another id than a file gives it, or ``None``.
+
+    The ids in these files count for nothing in transformers but the order of adding: a token that the vocabulary holds
+    keeps its id, and another one gets the next.
+
+    Args:
+        config: The content of tokenizer_config.json, with an ``added_tokens_decoder`` that was read without an error.
+        added: The content of added_tokens.json, likewise.
+        id_of: Returns the id that a token has, or ``None``.
+    """
+    if "added_tokens_decoder" in config:
+        where = "tokenizer_config.json: added_tokens_decoder"
+        given = [(token["content"], int(key)) for key, token in config["added_tokens_decoder"].items()]
+    else:
+        where, given = "added_tokens.json", list(added.items())
+    for content, token_id in given:
+        has = id_of(content)
+        if content and has != token_id:
+            what = "left out" if has is None else f"{has}"
+            return f"{where} gives token {content!r} the id {token_id}, which is passed over: it is {what}"
+    return None
 
 
 @dataclass
@@ -275,16 +325,21 @@ def _decoder(value: object) -> list[AddedToken]:
         if not key.isdecimal():
             raise ValueError(f"{where} has the key {key!r}; expected an id")
         by_id[int(key)] = AddedToken.read(f"{where}.{key}", token)
+    seen: dict[str, AddedToken] = {}
+    for token_id, token in by_id.items():
+        if seen.setdefault(token.content, token) != token:
+            raise ValueError(f"{where}.{token_id} gives token {token.content!r} again, with other flags")
     return [by_id[token_id] for token_id in sorted(by_id)]
 
 
-def _added_file(added: Mapping[str, Any], special: set[str]) -> list[AddedToken]:
+def _added_file(added: Mapping[str, Any], special: set[str], own: Iterable[Mapping[str, Any]] = ()) -> list[AddedToken]:
     by_id: dict[int, AddedToken] = {}
     for content, token_id in added.items():
         if type(token_id) is not int:
             raise ValueError(f"added_tokens.json: token {content!r} has id {token_id!r}; expected a number")
         is_special = content in special
         by_id[token_id] = AddedToken(content, normalized=not is_special, special=is_special)
+    by_id |= {token["id"]: AddedToken(**{key: token[key] for key in token if key != "id"}) for token in own}
     return [by_id[token_id] for token_id in sorted(by_id)]
 
 

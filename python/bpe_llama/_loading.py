@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bpe_llama import _core
-from bpe_llama._added_tokens import ROLES, AddedToken, read_stated_tokens
+from bpe_llama._added_tokens import (
+    ROLES,
+    AddedToken,
+    AddedTokens,
+    StatedTokens,
+    id_passed_over,
+    read_stated_tokens,
+)
 from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
 from bpe_llama._ends import Ends
 from bpe_llama._files import PathLike, read_json_object, written_whole
+from bpe_llama._rebuilding import differences
 from bpe_llama._settings import Settings, read_settings
-from bpe_llama._tokenizer_classes import class_of, class_tokens, splitting
+from bpe_llama._tokenizer_classes import class_of, class_tokens
 
 
 def file_in(path: PathLike) -> Path:
@@ -113,45 +121,64 @@ class Beside:
 # Classes of transformers that begin a text with its bos token unless told otherwise.
 _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
 _ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 
 
 def with_config(
-    path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool
+    path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool, is_in_folder: bool
 ) -> tuple[_core.Tokenizer, Beside]:
     """Return the tokenizer in a file, and what the files beside it say, as transformers reads them.
 
     The files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat templates.
     Tokens that only they name are added. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece model alone:
     the post-processor of a ``tokenizer.json`` overrides them. The pipeline of a ``tokenizer.json`` is the tokenizer's;
-    a ``UserWarning`` says where the class that transformers 5 takes builds another one.
+    a ``UserWarning`` says where the class that transformers 5 takes builds another one, or where a token has another id
+    than a file gives it, as in transformers.
+
+    Args:
+        path: The tokenizer's file.
+        build: Reads its content.
+        is_sentencepiece: Whether it is a SentencePiece model.
+        is_in_folder: Whether the folder was named, not the file. A role that neither the files nor the class give a
+            token is then ``None``, as it is with any of these files or a ``config.json`` beside the tokenizer's.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
 
     Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend`` in transformers 5.23.
     """
+    content = path.read_bytes()
     try:
-        core = build(path.read_bytes())
+        core = build(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     folder = path.parent
-    config, special_map, added = (
-        read_object(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    )
-    model_config = read_object(folder / "config.json")
+    config, special_map, added, model_config = (read_object(folder / name) for name in _BESIDE)
     parts = json.loads(core.components_json() or "{}")
+    own = json.loads(core.added_tokens_json())
     try:
         name = class_of(config, model_config)
         if name == "LlamaTokenizer" and _is_byte_level(core):
             name = "TokenizersBackend"  # transformers sees that this class cannot be meant
-        is_named = bool(config) or "model_type" in model_config
-        defaults = class_tokens(name) if is_named and not is_sentencepiece else None
-        core, roles, extra = _with_stated_tokens(core, defaults, parts.get("padding"), config, special_map, added)
+        is_alone = not (is_in_folder or any((folder / other).is_file() for other in _BESIDE))
+        defaults = None if is_sentencepiece or is_alone else class_tokens(name) or {}
+        pad_token = {} if parts.get("padding") is None else {"pad_token": parts["padding"]["pad_token"]}
+        files = (pad_token | dict(defaults or {}), config, special_map, added)
+        before, held = core, {} if is_sentencepiece else {token["id"]: token["content"] for token in own}
+        kept = {name: i for name, i in added.items() if type(i) is not int or held.get(i, name) == name}
+        core, roles, extra = _with_stated_tokens(core, defaults, *files[:3], kept)
+        if parts and len(core) > len(before) and len(before) != before.vocab_size:
+            _check_ids(core, own, json.loads(content)["model"]["vocab"])
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
+        if parts and name != "TokenizersBackend" and "auto_map" not in config:
+            file = json.loads(content) | parts  # the parts have the defaults of what is left out
+            _warn_of_rebuilding(path, name, file, config, read_stated_tokens(*files, own), core)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
-    _warn_of_rebuilding(path, name, config, parts)
+    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
+    if passed_over := id_passed_over(config, added, ids.get):
+        warnings.warn(f"{folder}: {passed_over}", UserWarning, stacklevel=4)
     return core, beside(folder, roles, extra, config=config, class_name=name, sections=parts)
 
 
@@ -197,7 +224,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def _with_stated_tokens(
     core: _core.Tokenizer,
     defaults: Mapping[str, str | None] | None,
-    padding: Mapping[str, Any] | None,
+    named: Mapping[str, str | None],
     config: Mapping[str, Any],
     special_map: Mapping[str, Any],
     added: Mapping[str, Any],
@@ -206,17 +233,16 @@ def _with_stated_tokens(
 
     Args:
         core: The tokenizer.
-        defaults: The tokens of the class where no file names one. ``None`` for an unknown class: ``bos_id`` and
-            ``eos_id`` then stay what the names of the tokens suggest, and ``unk_id`` that of the model.
-        padding: The section ``padding`` of the tokenizer.json; its ``pad_token`` is the last default.
+        defaults: The tokens of the class where no file names one. ``None`` where no class counts: ``bos_id`` and
+            ``eos_id`` then stay what the tokenizer says or the names of its tokens suggest, and ``unk_id`` the model's.
+        named: The same with the ``pad_token`` that a tokenizer.json names in its section ``padding``.
         config: The content of tokenizer_config.json.
         special_map: The content of special_tokens_map.json.
         added: The content of added_tokens.json.
     """
-    if not (config or special_map or added or defaults):
+    if defaults is None and not (config or special_map or added):
         return core, {}, []
-    pad_token = {} if padding is None else {"pad_token": padding["pad_token"]}
-    stated = read_stated_tokens(pad_token | dict(defaults or {}), config, special_map, added)
+    stated = read_stated_tokens(named, config, special_map, added)
     known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
     listed = {token.content for token in stated.listed}
     # added_tokens_decoder overrides the flags in the tokenizer's file; a role alone only makes a token special.
@@ -248,29 +274,45 @@ def _with_stated_tokens(
     return core, {role: name for role, name in names.items() if role not in _ENDS}, stated.extra_names()
 
 
-def _warn_of_rebuilding(path: Path, name: str | None, config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Warn if the class that transformers takes for a folder splits text otherwise than its tokenizer.json says."""
-    built = splitting(name, config) if parts and name is not None else None
-    for key, part in (built or {}).items():
-        is_same = parts[key] == part if key == "ignore_merges" else _steps(parts[key]) == _steps(part)
-        if not is_same:
-            here, there = _shown(parts[key]), _shown(part)
-            warnings.warn(
-                f"{path}: {key} is {here}; transformers 5 builds {there} in its place, as for a "
-                f"{name}, and so can give other ids. This tokenizer is as the file says",
-                UserWarning,
-                stacklevel=6,
+def _check_ids(core: _core.Tokenizer, own: list[dict[str, Any]], vocab: Mapping[str, int]) -> None:
+    """Check that added tokens have the ids that transformers counts; it does so otherwise where ids have a hole."""
+    theirs = AddedTokens(vocab)
+    for token in (*own, *json.loads(core.added_tokens_json())):
+        theirs.add([AddedToken(token["content"])])
+        if theirs.id_of(token["content"]) != token["id"]:
+            raise ValueError(
+                f"tokenizer.json: added token {token['content']!r} gets id {token['id']}, but id "
+                f"{theirs.id_of(token['content'])} in transformers, since the ids of the vocabulary have a hole"
             )
-            return
 
 
-def _steps(component: Any) -> list[Any]:
-    """Return the steps of a component, without the option that changes no ids."""
-    if not isinstance(component, dict):
-        return []
-    if component["type"] == "Sequence":
-        return [step for part in component.get("pretokenizers") or component["normalizers"] for step in _steps(part)]
-    return [{key: value for key, value in component.items() if key != "trim_offsets"}]
+def _warn_of_rebuilding(
+    path: Path,
+    name: str | None,
+    file: dict[str, Any],
+    config: Mapping[str, Any],
+    stated: StatedTokens,
+    core: _core.Tokenizer,
+) -> None:
+    """Warn if the class that transformers takes for a folder builds another tokenizer than its tokenizer.json."""
+    if class_tokens(name) is None:
+        what = "the class of its model_type" if name is None else f"tokenizer_class {name!r}"
+        warnings.warn(
+            f"{path}: {what} is not known here; if transformers 5 has it, it builds its own pipeline in its place, "
+            "and has default tokens of its own. This tokenizer is as the file says",
+            UserWarning,
+            stacklevel=6,
+        )
+        return
+    added = json.loads(core.added_tokens_json())
+    for key, here, there in differences(name or "", file, config, stated, added):
+        warnings.warn(
+            f"{path}: {key} is {_shown(here)}; transformers 5 builds {_shown(there)} in its place, as for a "
+            f"{name}, and so can give other ids, offsets or text. This tokenizer is as the file says",
+            UserWarning,
+            stacklevel=6,
+        )
+        return
 
 
 def _shown(component: Any) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from bpe_llama._added_tokens import AddedTokens
+
 Json = dict[str, Any]
 
 
@@ -54,6 +56,15 @@ class TokenizerClass:
             last = byte_level(self.prefix_space(config), trim, self.use_regex)
         return {"type": "Sequence", "pretokenizers": [*self.steps, last]} if self.steps else last
 
+    def decoder(self) -> Json:
+        """Return the decoder; a step of its own does what the class does to the text that is decoded."""
+        if not self.byte_level:
+            return {"type": "BPEDecoder", "suffix": self.suffix}
+        more = _suffix_to_spaces(self.suffix) if self.suffix else []
+        if self.post_processor == "whisper":
+            more = [{"type": "Replace", "pattern": {"Regex": r"<\|\d+\.\d+\|>"}, "content": ""}]
+        return {"type": "Sequence", "decoders": [byte_level(), *more]} if more else byte_level()
+
 
 def byte_level(add_prefix_space: bool = True, trim_offsets: bool = True, use_regex: bool = True) -> Json:
     """Return the component of this name: a pre-tokenizer, post-processor or decoder."""
@@ -66,6 +77,15 @@ def trim_offsets(config: Mapping[str, Any]) -> bool:
     return bool(config.get("trim_offsets", True))
 
 
+def _suffix_to_spaces(suffix: str) -> list[Json]:
+    """Return the steps that make spaces of word ends, and take white space off both ends as ``str.strip`` does."""
+    ends = {"Regex": r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z"}
+    return [
+        {"type": "Replace", "pattern": {"String": suffix}, "content": " "},
+        {"type": "Replace", "pattern": ends, "content": ""},
+    ]
+
+
 def _split(regex: str, behavior: str = "Isolated", invert: bool = False) -> Json:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
 
@@ -75,6 +95,7 @@ _QWEN2_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN3_5_PATTERN = _QWEN2_PATTERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
+_QWEN3_5_STEP = _split(_QWEN3_5_PATTERN)
 _CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _NFC = {"type": "NFC"}
 _END = "<|endoftext|>"
@@ -208,6 +229,7 @@ _BY_MODEL_TYPE = {
     "BartTokenizer": "florence2",
     "BlenderbotTokenizer": "blenderbot",
     "CLIPTokenizer": "aimv2 clip clipseg groupvit omdet-turbo oneformer owlv2 owlvit sam3 sam3_video xclip",
+    "CodeLlamaTokenizer": "code_llama",
     "CohereTokenizer": "aya_vision cohere cohere2",
     "DebertaTokenizer": "deberta",
     "GPT2Tokenizer": """blip-2 codegen dbrx emu3 gpt2 gpt_neo gptj hyperclovax_vision_v2 instructblip instructblipvideo
@@ -228,6 +250,19 @@ _BY_MODEL_TYPE = {
         roberta-prelayernorm""",
     "WhisperTokenizer": "whisper",
 }
+# Models whose classes are not known here.
+_OF_OTHER_CLASSES = """
+    albert align bark barthez bartpho bert bert-generation bert-japanese bertweet big_bird biogpt blenderbot-small
+    blip bros byt5 camembert canine chinese_clip clvp convbert cpm cpmant ctrl data2vec-audio deberta-v2 dia
+    distilbert dpr electra ernie esm esmc esmfold2 flaubert flava fnet fsmt funnel git gpt-sw3 gpt_neox_japanese
+    granite_speech5_ctc grounding-dino gte hubert jina_embeddings_v3 lasr_ctc lasr_encoder layoutlm layoutlmv2
+    layoutlmv3 layoutxlm luke lxmert m2m_100 marian markuplm mbart mbart50 megatron-bert metaclip_2 mgp-str mluke
+    mm-grounding-dino mobilebert mpnet mt5 musicgen musicgen_melody myt5 nemotron3_5_asr nemotron_asr_streaming
+    nezha nllb nllb-moe nomic_bert nougat parakeet_ctc parakeet_rnnt parakeet_tdt pegasus perceiver phobert plbart
+    pp_formulanet prophetnet qdqbert rag realm reformer rembert retribert roc_bert roformer seamless_m4t
+    seamless_m4t_v2 siglip siglip2 speech_to_text speecht5 splinter squeezebert switch_transformers t5 tapas tipsv2
+    trocr tvp udop unispeech unispeech-sat videoprism vilt visual_bert vits wav2vec2 wav2vec2-bert
+    wav2vec2-conformer wav2vec2_phoneme xglm xlm xlm-roberta xlnet xmod yoso"""
 # Models with folders that often name a wrong class: that of the model counts.
 _NOT_BELIEVED = ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"]
 # Models with a tokenizer.json that is taken as it stands, whatever class their folders name.
@@ -272,28 +307,164 @@ def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str 
     if model_type in _TAKEN_AS_WRITTEN.split():
         return "TokenizersBackend"
     if isinstance(model_type, str) and (named is None or model_type in _NOT_BELIEVED):
-        return class_name_for(model_type)
+        other = None if model_type in _OF_OTHER_CLASSES.split() else "TokenizersBackend"
+        return class_name_for(model_type) or other
     name = "TokenizersBackend" if named is None else named.removesuffix("Fast")
     return "TokenizersBackend" if name == "PreTrainedTokenizer" else name
 
 
-def splitting(name: str, config: Mapping[str, Any]) -> Json | None:
-    """Return ``normalizer``, ``pre_tokenizer`` and ``ignore_merges`` as a class builds them, ``None`` if not known."""
-    normalizer: Json | None
-    if name in CLASSES:
-        normalizer, pre_tokenizer = CLASSES[name].normalizer, CLASSES[name].pre_tokenizer(config)
-    elif name == "Qwen3_5Tokenizer":
-        qwen = replace(CLASSES["Qwen2Tokenizer"], steps=[_split(_QWEN3_5_PATTERN)])
-        normalizer, pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer(config)
-    elif name in ("LlamaTokenizer", "CodeLlamaTokenizer"):
+def components(
+    name: str, config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
+) -> dict[str, Any] | None:
+    """Return what a class builds in place of the components of a tokenizer.json, or ``None`` if it is not known.
+
+    Beside ``normalizer``, ``pre_tokenizer`` and ``decoder`` these are options of the model: each component as
+    tokenizer.json spells it. ``post_processor`` is missing where the class keeps the file's.
+
+    Args:
+        name: The class, as :func:`class_of` returns it.
+        config: The content of tokenizer_config.json.
+        roles: The token of each role.
+        added: The added tokens, which know the ids.
+
+    Raises:
+        ValueError: As :func:`post_processor`.
+    """
+    built: dict[str, Any] | None
+    if name in CLASSES or name == "Qwen3_5Tokenizer":
+        described = CLASSES[name] if name in CLASSES else replace(CLASSES["Qwen2Tokenizer"], steps=[_QWEN3_5_STEP])
+        built = {
+            "normalizer": described.normalizer,
+            "pre_tokenizer": described.pre_tokenizer(config),
+            "decoder": described.decoder(),
+            "unk_token": roles.get("unk_token") if described.has_unk else None,
+            "end_of_word_suffix": described.suffix,
+        }
+        # add_bos_token and add_eos_token do not count beside a tokenizer.json.
+        if name == "GPTNeoXTokenizer":
+            built["post_processor"] = None
+        elif described.post_processor not in ("ends", "byte_level"):
+            built["post_processor"] = post_processor(described, config, roles, added)
+    else:
+        built = _spaced(name, config, roles)
+        bos = roles.get("bos_token")
+        if built is not None and name == "CodeLlamaTokenizer" and bos is not None:
+            token = (bos, added.id_of(bos) or 0)
+            built["post_processor"] = _template([token, "A"], [token, "A", (*token, 1), "B:1"])
+    return built
+
+
+def _spaced(name: str, config: Mapping[str, Any], roles: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """Return what a class for vocabularies that spell a space ``▁`` builds, ``None`` for other classes."""
+    space = {"pattern": {"String": "\u2581"}, "content": " "}
+    decoders: list[Json] = [{"type": "Replace", **space}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    built: dict[str, Any] = {"fuse_unk": True, "byte_fallback": True, "normalizer": None}
+    if name in ("LlamaTokenizer", "CodeLlamaTokenizer"):
         is_legacy = name == "LlamaTokenizer" and config.get("legacy", False)
-        scheme = "never" if config.get("add_prefix_space") is False else "always" if is_legacy else "first"
-        normalizer = None
-        pre_tokenizer = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
+        is_prefixed = config.get("add_prefix_space") is not False
+        scheme = "never" if not is_prefixed else "always" if is_legacy else "first"
+        built["pre_tokenizer"] = {
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": scheme,
+            "split": False,
+        }
+        if is_prefixed or name == "CodeLlamaTokenizer":
+            decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     elif name == "GemmaTokenizer":
-        normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+        built["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
         pattern = {"pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-        pre_tokenizer = {"type": "Split", **pattern}
+        built["pre_tokenizer"] = {"type": "Split", **pattern}
     else:
         return None
-    return {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "ignore_merges": False}
+    unk = None if name == "LlamaTokenizer" else roles.get("unk_token")
+    return built | {"decoder": {"type": "Sequence", "decoders": decoders}, "unk_token": unk}
+
+
+def post_processor(
+    described: TokenizerClass, config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
+) -> Json:
+    """Return the post-processor of a class.
+
+    Args:
+        described: The class.
+        config: The content of tokenizer_config.json.
+        roles: The token of each role.
+        added: The added tokens, which know the ids.
+
+    Raises:
+        ValueError: If a token that it needs is missing or cannot be written.
+    """
+
+    def token(role: str) -> tuple[str, int]:
+        content = roles[role]
+        token_id = None if content is None else added.id_of(content)
+        if content is None or token_id is None:
+            raise ValueError(f"tokenizer_config.json: {role} is null; expected the token that stands around a text")
+        return content, token_id
+
+    match described.post_processor:
+        case "roberta":
+            return {
+                "type": "RobertaProcessing",
+                "sep": token("sep_token"),
+                "cls": token("cls_token"),
+                "trim_offsets": trim_offsets(config),
+                "add_prefix_space": described.prefix_space(config),
+            }
+        case "clip":
+            ends = {"sep": token("eos_token"), "cls": token("bos_token")}
+            return {"type": "RobertaProcessing", **ends, "trim_offsets": False, "add_prefix_space": False}
+        case "bert":
+            return {"type": "BertProcessing", "sep": (token("sep_token")[0], 2), "cls": (token("cls_token")[0], 0)}
+        case "deberta":
+            cls, sep = token("cls_token"), token("sep_token")
+            return _template([cls, "A", sep], [cls, "A", sep, sep, "B", sep])
+        case "whisper":
+            prefix, end = _whisper_prefix(config, roles, added), token("eos_token")
+            return _template([*prefix, "A", end], [*prefix, "A", "B:1", (*end, 1)])
+        case "byte_level" if not {"add_bos_token", "add_eos_token"} & config.keys():
+            return byte_level(add_prefix_space=True, trim_offsets=False)
+    bos = [token("bos_token")] if config.get("add_bos_token") and roles["bos_token"] is not None else []
+    eos = [token("eos_token")] if config.get("add_eos_token") and roles["eos_token"] is not None else []
+    second: list[Any] = [(*end, 1) for end in bos] + ["B:1"] + [(*end, 1) for end in eos]
+    return _template([*bos, "A", *eos], [*bos, "A", *eos, *second])
+
+
+def _whisper_prefix(
+    config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
+) -> list[tuple[str, int]]:
+    """Return the tokens before a text: transcript, task and timestamps; an unknown one is the unknown token."""
+    names = ["<|startoftranscript|>"]
+    task = config.get("task")
+    if task not in (None, "translate", "transcribe"):
+        raise ValueError(f"tokenizer_config.json: task is {task!r}; expected translate or transcribe")
+    names += [f"<|{task}|>"] if task else []
+    names += [] if config.get("predict_timestamps") else ["<|notimestamps|>"]
+    tokens = []
+    for name in names:
+        known = name if added.id_of(name) is not None else roles["unk_token"]
+        token_id = None if known is None else added.id_of(known)
+        if known is None or token_id is None:
+            raise ValueError(f"vocab.json holds no {name!r}, and there is no unknown token to stand for it")
+        tokens.append((known, token_id))
+    return tokens
+
+
+def _template(single: list[Any], pair: list[Any]) -> Json:
+    """Return a TemplateProcessing of tokens and of the texts ``"A"`` and ``"B"``, or ``"B:1"`` if its type is 1."""
+    special: dict[str, Json] = {}
+
+    def piece(item: str | tuple[str, int] | tuple[str, int, int]) -> Json:
+        if isinstance(item, str):
+            return {"Sequence": {"id": item[0], "type_id": int(item == "B:1")}}
+        content, token_id, type_id = (*item, 0)[:3]
+        if content.startswith("$") or ":" in content or content.split() != [content]:
+            raise ValueError(
+                f"token {content!r} stands around a text; expected none with white space, ':' or a first '$'"
+            )
+        special[content] = {"id": content, "ids": [token_id], "tokens": [content]}
+        return {"SpecialToken": {"id": content, "type_id": type_id}}
+
+    pieces = {"single": [piece(item) for item in single], "pair": [piece(item) for item in pair]}
+    return {"type": "TemplateProcessing", **pieces, "special_tokens": dict(sorted(special.items()))}

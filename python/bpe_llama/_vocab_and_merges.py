@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._added_tokens import AddedToken, AddedTokens, read_stated_tokens
+from bpe_llama._added_tokens import AddedTokens, id_passed_over, read_stated_tokens
 from bpe_llama._ends import Ends
 from bpe_llama._loading import Beside, beside, read_object
-from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, byte_level, class_name_for, trim_offsets
+from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for, post_processor
 
 # Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
@@ -33,6 +33,10 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
         core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
+    config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
+    ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
+    if passed_over := id_passed_over(config, added, ids.get):
+        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=3)
     return core, read
 
 
@@ -60,20 +64,10 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
         described = CLASSES[name]
         _check_options(config)
         stated = read_stated_tokens(described.tokens, config, special_map, added_file)
-        if name == "BlenderbotTokenizer" and isinstance(mask := stated.named["mask_token"], str):
-            stated.named["mask_token"] = AddedToken(mask, lstrip=True, normalized=False)
         added = AddedTokens(vocab)
-        added.add(stated.to_add())
-        if name == "Qwen2Tokenizer":
-            added.add(AddedToken(content, special=True) for content in stated.all_special())
-        if name == "CohereTokenizer":
-            added.add(
-                AddedToken(token, special=True) if isinstance(token, str) else replace(token, special=True)
-                for token in (*stated.named.values(), *stated.extra)
-                if token is not None
-            )
-        roles = {role: _text_of(token) for role, token in stated.named.items()}
-        processor = _post_processor(described, config, roles, added)
+        added.add(stated.to_add_by_class(name))
+        roles = stated.named_texts()
+        processor = post_processor(described, config, roles, added)
         text = _tokenizer_json(described, config, roles, added, processor, vocab, merges)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -81,10 +75,6 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
     others = {role: content for role, content in stated.names().items() if role not in ends}
     read = beside(folder, others, stated.extra_names(), config=config, class_name=name)
     return text, Ends(*(added.id_of(roles[role] or "") for role in ends)), read
-
-
-def _text_of(token: str | AddedToken | None) -> str | None:
-    return token.content if isinstance(token, AddedToken) else token
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -178,15 +168,6 @@ def _check_options(config: Mapping[str, Any]) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _suffix_to_spaces(suffix: str) -> list[Json]:
-    """Return the steps that make spaces of word ends, and take white space off both ends as ``str.strip`` does."""
-    ends = {"Regex": r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z"}
-    return [
-        {"type": "Replace", "pattern": {"String": suffix}, "content": " "},
-        {"type": "Replace", "pattern": ends, "content": ""},
-    ]
-
-
 def _tokenizer_json(
     described: TokenizerClass,
     config: Mapping[str, Any],
@@ -196,14 +177,10 @@ def _tokenizer_json(
     vocab: Mapping[str, int],
     merges: list[tuple[str, str]],
 ) -> str:
-    decoder = byte_level() if described.byte_level else {"type": "BPEDecoder", "suffix": described.suffix}
-    if described.byte_level and described.suffix:
-        decoder = {"type": "Sequence", "decoders": [decoder, *_suffix_to_spaces(described.suffix)]}
-    unk = roles["unk_token"] if described.has_unk else None
     model = {
         "type": "BPE",
         "dropout": None,
-        "unk_token": unk,
+        "unk_token": roles["unk_token"] if described.has_unk else None,
         "continuing_subword_prefix": "",
         "end_of_word_suffix": described.suffix,
         "fuse_unk": False,
@@ -220,84 +197,7 @@ def _tokenizer_json(
         "normalizer": described.normalizer,
         "pre_tokenizer": described.pre_tokenizer(config),
         "post_processor": post_processor,
-        "decoder": decoder,
+        "decoder": described.decoder(),
         "model": model,
     }
     return json.dumps(file, ensure_ascii=False)
-
-
-def _post_processor(
-    described: TokenizerClass, config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
-) -> Json:
-    def token(role: str) -> tuple[str, int]:
-        content = roles[role]
-        token_id = None if content is None else added.id_of(content)
-        if content is None or token_id is None:
-            raise ValueError(f"tokenizer_config.json: {role} is null; expected the token that stands around a text")
-        return content, token_id
-
-    match described.post_processor:
-        case "roberta":
-            return {
-                "type": "RobertaProcessing",
-                "sep": token("sep_token"),
-                "cls": token("cls_token"),
-                "trim_offsets": trim_offsets(config),
-                "add_prefix_space": described.prefix_space(config),
-            }
-        case "clip":
-            ends = {"sep": token("eos_token"), "cls": token("bos_token")}
-            return {"type": "RobertaProcessing", **ends, "trim_offsets": False, "add_prefix_space": False}
-        case "bert":
-            return {"type": "BertProcessing", "sep": (token("sep_token")[0], 2), "cls": (token("cls_token")[0], 0)}
-        case "deberta":
-            cls, sep = token("cls_token"), token("sep_token")
-            return _template([cls, "A", sep], [cls, "A", sep, sep, "B", sep])
-        case "whisper":
-            prefix, end = _whisper_prefix(config, roles, added), token("eos_token")
-            return _template([*prefix, "A", end], [*prefix, "A", "B:1", (*end, 1)])
-        case "byte_level" if not {"add_bos_token", "add_eos_token"} & config.keys():
-            return byte_level(add_prefix_space=True, trim_offsets=False)
-    bos = [token("bos_token")] if config.get("add_bos_token") and roles["bos_token"] is not None else []
-    eos = [token("eos_token")] if config.get("add_eos_token") and roles["eos_token"] is not None else []
-    second: list[Any] = [(*end, 1) for end in bos] + ["B:1"] + [(*end, 1) for end in eos]
-    return _template([*bos, "A", *eos], [*bos, "A", *eos, *second])
-
-
-def _whisper_prefix(
-    config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
-) -> list[tuple[str, int]]:
-    """Return the tokens before a text: transcript, task and timestamps; an unknown one is the unknown token."""
-    names = ["<|startoftranscript|>"]
-    task = config.get("task")
-    if task not in (None, "translate", "transcribe"):
-        raise ValueError(f"tokenizer_config.json: task is {task!r}; expected translate or transcribe")
-    names += [f"<|{task}|>"] if task else []
-    names += [] if config.get("predict_timestamps") else ["<|notimestamps|>"]
-    tokens = []
-    for name in names:
-        known = name if added.id_of(name) is not None else roles["unk_token"]
-        token_id = None if known is None else added.id_of(known)
-        if known is None or token_id is None:
-            raise ValueError(f"vocab.json holds no {name!r}, and there is no unknown token to stand for it")
-        tokens.append((known, token_id))
-    return tokens
-
-
-def _template(single: list[Any], pair: list[Any]) -> Json:
-    """Return a TemplateProcessing of tokens and of the texts ``"A"`` and ``"B"``, or ``"B:1"`` if its type is 1."""
-    special: dict[str, Json] = {}
-
-    def piece(item: str | tuple[str, int] | tuple[str, int, int]) -> Json:
-        if isinstance(item, str):
-            return {"Sequence": {"id": item[0], "type_id": int(item == "B:1")}}
-        content, token_id, type_id = (*item, 0)[:3]
-        if content.startswith("$") or ":" in content or content.split() != [content]:
-            raise ValueError(
-                f"token {content!r} stands around a text; expected none with white space, ':' or a first '$'"
-            )
-        special[content] = {"id": content, "ids": [token_id], "tokens": [content]}
-        return {"SpecialToken": {"id": content, "type_id": type_id}}
-
-    pieces = {"single": [piece(item) for item in single], "pair": [piece(item) for item in pair]}
-    return {"type": "TemplateProcessing", **pieces, "special_tokens": dict(sorted(special.items()))}

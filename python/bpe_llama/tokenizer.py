@@ -196,6 +196,12 @@ class Tokenizer(_core.Tokenizer):
                 Mistral's ``tekken.json``; a ``vocab.json`` or ``merges.txt`` with the other beside it; a ``.gguf``
                 file; or a folder that holds one of them. Content decides, not the name.
 
+        The beginning and end tokens are those that the files name. For a folder with a ``tokenizer.json``, or one with
+        a ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` or ``config.json`` beside it,
+        they are transformers': a role that neither a file nor the tokenizer's class gives a token is ``None``. A
+        ``tokenizer.json`` named by itself, with none of these beside it, says nothing of roles: special tokens of usual
+        names, such as ``<s>`` and ``</s>``, then begin and end a text.
+
         Raises:
             FileNotFoundError: If there is no such file, or none of these in the folder.
             ValueError: If the file is none of these formats, or damaged.
@@ -209,16 +215,16 @@ class Tokenizer(_core.Tokenizer):
         """
         from bpe_llama import _loading
 
-        path = _loading.file_in(path)
+        named, path = path, _loading.file_in(path)
         match _loading.format_of(path):
             case "gguf":
                 return cls.from_gguf(path)
             case "huggingface":
-                return cls.from_huggingface(path)
+                return cls._with_config(path, _core.Tokenizer.build_from_huggingface, Path(named).is_dir())
             case "tiktoken":
                 return cls.from_tiktoken(path)
             case "sentencepiece":
-                return cls._with_config(path, _core.Tokenizer.build_from_sentencepiece)
+                return cls._with_config(path, _core.Tokenizer.build_from_sentencepiece, Path(named).is_dir())
             case "tekken":
                 from bpe_llama import _tekken
 
@@ -233,7 +239,8 @@ class Tokenizer(_core.Tokenizer):
     def from_huggingface(cls, path: PathLike) -> Self:
         """Return the tokenizer in a ``tokenizer.json``, or in the folder that holds it.
 
-        A ``tokenizer_config.json`` beside it names the beginning and end tokens and the chat template.
+        A ``tokenizer_config.json`` beside it names the beginning and end tokens and the chat template; where no file
+        names such tokens, see :meth:`from_file`.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -241,18 +248,17 @@ class Tokenizer(_core.Tokenizer):
                 byte fallback, naming it.
         """
         path = Path(path)
-        if path.is_dir():
-            path = path / "tokenizer.json"
-        return cls._with_config(path, _core.Tokenizer.build_from_huggingface)
+        is_folder = path.is_dir()
+        path = path / "tokenizer.json" if is_folder else path
+        return cls._with_config(path, _core.Tokenizer.build_from_huggingface, is_folder)
 
     @classmethod
-    def _with_config(cls, path: Path, build: Callable[[bytes], _core.Tokenizer]) -> Self:
+    def _with_config(cls, path: Path, build: Callable[[bytes], _core.Tokenizer], is_in_folder: bool) -> Self:
         """Return the tokenizer in a file, with what a ``tokenizer_config.json`` beside it says."""
         from bpe_llama import _loading
 
-        core, beside = _loading.with_config(
-            path, build, is_sentencepiece=build == _core.Tokenizer.build_from_sentencepiece
-        )
+        is_sentencepiece = build == _core.Tokenizer.build_from_sentencepiece
+        core, beside = _loading.with_config(path, build, is_sentencepiece=is_sentencepiece, is_in_folder=is_in_folder)
         return cls(core, **vars(beside))
 
     @classmethod

@@ -158,7 +158,7 @@ def test_characters_without_the_byte_alphabet(tmp_path: Path) -> None:
     trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
     theirs.train_from_iterator(["l'été à la forêt"] * 5, trainer)
     theirs.save(str(tmp_path / "tokenizer.json"))
-    ours = Tokenizer.from_file(tmp_path)
+    ours = Tokenizer.from_file(tmp_path / "tokenizer.json")
     assert (ours.pipeline, ours.unk_id) == ("general", 0)
     assert ours.general_because == "a pre-tokenizer that does not end in ByteLevel"
     for text in ("été", "la forêt", "xyz été", ""):
