@@ -466,6 +466,38 @@ def test_a_stream_says_when_the_decoder_changes_text_that_was_given_out() -> Non
         stream.push(1)
 
 
+@pytest.mark.parametrize(
+    ("steps", "tokens"),
+    [
+        ([decoders.ByteLevel(), decoders.ByteFallback()], ["\u2581", "x", "é", "x"]),
+        ([decoders.ByteFallback()], ["<", "0x", "41>", "x"]),
+        ([decoders.Replace("abc", "x")], ["a", "b", "c", "x"]),
+        ([decoders.Replace(Regex("(?<=ab)c"), "")], ["a", "b", "c", "x"]),
+        ([decoders.BPEDecoder("</w>")], ["<", "/w", ">", "x"]),
+        ([decoders.WordPiece("##", True)], ["a", " do", " n", "ot"]),
+        ([decoders.Strip(" ", 2, 0)], ["a", " ", " ", "x"]),
+        ([decoders.Strip(" ", 1, 0), decoders.Strip(" ", 1, 0)], ["a", " ", " ", "x"]),
+        ([decoders.Strip(" ", 1, 0)], ["a", " ", " ", "x"]),
+    ],
+)
+def test_a_stream_goes_on_where_the_decoder_fuses_all_text(steps: list[Any], tokens: list[str]) -> None:
+    """To its end, with the text of the whole, or it says that this changed: text far back counts."""
+    theirs = Theirs(models.BPE(vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=[]))
+    theirs.decoder = decoders.Sequence([decoders.Fuse(), *steps])
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    ids = [theirs.token_to_id(token) for token in tokens]
+    for length in range(len(ids) + 1):
+        whole = theirs.decode(ids[:length])
+        assert ours.decode(ids[:length]) == whole
+        stream = ours.decode_stream()
+        try:
+            text = "".join(map(stream.push, ids[:length])) + stream.flush()
+        except ValueError as error:
+            assert "changed text that was given out" in str(error)
+        else:
+            assert text == whole
+
+
 @pytest.mark.parametrize("start", [0, 1, 2, 5])
 def test_stripping_ends_at_the_first_other_character(start: int) -> None:
     theirs = Theirs(models.BPE(vocab={"  x ": 0, " ": 1, "x": 2}, merges=[]))
