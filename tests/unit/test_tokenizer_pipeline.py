@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
@@ -435,6 +435,48 @@ def test_an_added_token_that_a_file_would_take_for_another_is_not_saved(name: st
         assert ours.merges == tok.merges
     with pytest.raises(ValueError, match=f'"{name}" is spelt as ordinary token'):
         grown.save(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize("name", ["é", "ab"])
+def test_an_added_token_is_saved_where_no_other_text_gives_it(name: str) -> None:
+    """Not in `model.vocab`: `é` spells the byte 0xE9 there, and `ab` is a piece that is taken whole."""
+    theirs = Theirs(models.BPE(vocab={"a": 0, "b": 1, "Ã": 2, "©": 3}, merges=[], ignore_merges=True))
+    theirs.normalizer = normalizers.NFC()
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    theirs.decoder = decoders.ByteLevel()
+    theirs.add_tokens([AddedToken(name, normalized=False, single_word=True)])
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    assert ours.general_because is None
+    saved = ours.to_huggingface()
+    readers = [
+        ours,
+        _core.Tokenizer.build_from_huggingface(saved.encode()),
+        pickle.loads(pickle.dumps(Tokenizer(ours))),
+    ]
+    read = Theirs.from_str(saved)
+    for text in ["é", "aé", "e\u0301", "é b", "鉀a", "ab", "ab é", "abab", "a\u00adab", "ab\u200dab", "1ab", "鉀 ab鉀"]:
+        expected = theirs.encode(text).ids
+        assert read.encode(text).ids == expected, text
+        assert [tok.encode(text, allowed_special="all") for tok in readers] == [expected] * 3, text
+
+
+def test_an_added_token_that_only_model_vocab_can_number_is_not_saved_where_text_gives_it_too() -> None:
+    theirs = Theirs(models.BPE(vocab={"a": 0, "b": 7}, merges=[]))
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.decoder = decoders.ByteLevel()
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+
+    def grown(content: str, single_word: bool = False) -> _core.Tokenizer:
+        return ours.with_added_tokens([(content, False, single_word, False, False, True)])
+
+    for content, text in [("[M]", "a[M]b[M]"), ("x", "axb"), ("xx", "xxx")]:  # ids go on behind the hole
+        assert Theirs.from_str(grown(content).to_huggingface()).encode(text).ids == grown(content).encode(text)
+    for token, text in [(grown("é"), "鉀"), (grown("x", single_word=True), "ax")]:
+        assert 8 not in token.encode(text)
+        with pytest.raises(ValueError, match=r"added token .* has id 8, .* only if it is in model\.vocab too"):
+            token.to_huggingface()
 
 
 def test_names_and_ids_are_one_to_one(tmp_path: Path) -> None:
