@@ -550,13 +550,38 @@ def test_stripping_ends_at_the_first_other_character(start: int) -> None:
         assert ours.decode(ids) == theirs.decode(ids) == "".join(map(stream.push, ids)) + stream.flush()
 
 
+@pytest.fixture(scope="module")
+def newest_numbers() -> list[str]:
+    """Numbers to the Unicode of `tokenizers`' `Digits`, not to that of its regexes."""
+    digits, regex = pre_tokenizers.Digits(), pre_tokenizers.Split(Regex(r"\p{N}"), "isolated")
+    found = [c for c in map(chr, range(0x10000, 0x20000)) if len(digits.pre_tokenize_str(f"a{c}")) > 1]
+    newest = [c for c in found if len(regex.pre_tokenize_str(f"a{c}")) == 1]
+    assert len(newest) >= 13
+    return newest
+
+
+@pytest.mark.parametrize("use_regex", [True, False])
 @pytest.mark.parametrize("each", [True, False])
-def test_digits_are_numbers_of_the_unicode_of_tokenizers(each: bool, tmp_path: Path) -> None:
+def test_digits_are_numbers_of_the_unicode_of_tokenizers(
+    each: bool, use_regex: bool, newest_numbers: list[str], tmp_path: Path
+) -> None:
     file = described({"Regex": "x"}, ["a", "ð"])
+    # Pieces that a merge joins: a space, one of the first bytes, and a mark.
+    for left, right in [("Ġ", "ð"), ("!", "ð"), ("Ġ", "Ġ"), ("µ", "!")]:
+        file["model"]["vocab"][left + right] = len(file["model"]["vocab"])
+        file["model"]["merges"].append([left, right])
     digits = {"type": "Digits", "individual_digits": each}
-    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL]}
-    newest = [*range(0x11DE0, 0x11DEA), 0x16FF4, 0x16FF5]
-    for text in ["a5", "a٣٣b", "a\U00011de0\U00011de1a", *(f"a{chr(c)}a\U0001f600" for c in newest)]:
+    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL | {"use_regex": use_regex}]}
+    around = [f"a{c}a\U0001f600 {c}{c}!{c}!  {c}'s \ue000{c} {c}" for c in newest_numbers]
+    long = [f"{c * 40} {('!' * 70 + c) * 3}  {c}" for c in newest_numbers]
+    for text in ["a5", "a٣٣b", *around, *long]:
         ours, theirs = both(file, text, tmp_path)
         assert ours == theirs
-    assert Tokenizer.from_file(tmp_path / "t.json").pipeline == "fast"
+    tok = Tokenizer.from_file(tmp_path / "t.json")
+    assert tok.pipeline == "fast"
+    assert tok.pattern_name == ("smollm_digits" if each and use_regex else None)
+    digits_, gpt2 = pre_tokenizers.Digits(each), pre_tokenizers.Split(Regex(_core.pattern_regex("r50k")), "isolated")
+    steps = pre_tokenizers.Sequence([digits_, gpt2])
+    if each and use_regex:
+        for text in [*around, *long]:
+            assert _core.split_pieces(tok.pattern, text) == [piece for piece, _ in steps.pre_tokenize_str(text)]
