@@ -210,6 +210,7 @@ CHARACTER_NAMES = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")
 """Names of pre-tokenizers for vocabularies over characters, with `▁` for a space and bytes for unknown characters."""
 
 NEAREST = {
+    "smollm_digits": ("smollm", ""),
     "o200k": ("gpt-4o", "a capital letter beyond ASCII does not begin a new piece"),
     "cl100k": ("dbrx", "white space that ends a text is more than one piece if a line ends in it"),
     (

@@ -175,23 +175,27 @@ def sequence(draw: st.DrawFn, component: st.SearchStrategy[Any], make: Any, most
 
 
 @st.composite
-def pipeline(draw: st.DrawFn) -> tokenizers.Tokenizer:
-    """Return a tokenizer of random components with a small vocabulary trained on the spot."""
+def pipeline(draw: st.DrawFn, spells_prefix: bool = False) -> tokenizers.Tokenizer:
+    """Return a tokenizer of random components with a small vocabulary trained on the spot.
+
+    With ``spells_prefix`` unknown characters become the bytes of themselves and of the prefix of a subword: more bytes
+    than the text has.
+    """
     model = {
         "unk_token": draw(st.sampled_from([None, "<unk>"])),
         "fuse_unk": draw(st.booleans()),
-        "byte_fallback": draw(st.booleans()),
+        "byte_fallback": spells_prefix or draw(st.booleans()),
         "ignore_merges": draw(st.booleans()),
     }
     affixes = {
-        "continuing_subword_prefix": draw(st.sampled_from([None, None, "##"])),
+        "continuing_subword_prefix": "##" if spells_prefix else draw(st.sampled_from([None, None, "##"])),
         "end_of_word_suffix": draw(st.sampled_from([None, None, "</w>"])),
     }
     made = tokenizers.Tokenizer(models.BPE(**model, **{k: v for k, v in affixes.items() if v}))
     made.normalizer = sequence(draw, normalizer(), normalizers.Sequence, 3)
     made.pre_tokenizer = sequence(draw, pre_tokenizer(), pre_tokenizers.Sequence, 3)
     alphabet = pre_tokenizers.ByteLevel.alphabet() if draw(st.booleans()) else []
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)] if draw(st.booleans()) else []
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)] if spells_prefix or draw(st.booleans()) else []
     trainer = trainers.BpeTrainer(
         vocab_size=draw(st.sampled_from([300, 620])),
         special_tokens=["<unk>", *byte_tokens],
@@ -287,6 +291,30 @@ def test_random_pipelines(theirs: tokenizers.Tokenizer, texts: list[str]) -> Non
         theirs.encode_special_tokens = True
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, (text, summary(file))
         theirs.encode_special_tokens = False
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    theirs=pipeline(spells_prefix=True),
+    texts=st.lists(st.text("abzQ7 ~#é", max_size=12) | TEXTS, min_size=1, max_size=6),
+)
+def test_bytes_of_a_prefix_have_the_offsets_of_tokenizers(theirs: tokenizers.Tokenizer, texts: list[str]) -> None:
+    """Their lengths lead beyond the text, of one byte a character or of several."""
+    try:
+        ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    except ValueError:
+        return  # refused: the test above says when
+    theirs = tokenizers.Tokenizer.from_str(theirs.to_str())
+    for text in texts:
+        expected = outcome(lambda text=text: theirs.encode(text, add_special_tokens=False))
+        if expected is None:
+            continue
+        try:
+            got = ours.encode_with_offsets(text, allowed_special="all")
+        except ValueError as error:
+            assert ROOTLESS in str(error)
+            continue
+        assert got == (expected.ids, expected.offsets), (text, summary(theirs.to_str()))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -16,7 +16,8 @@ from tokenizers import Regex, pre_tokenizers
 
 from bpe_llama import _core
 
-NAMES = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", _core.SUPERWORD_PATTERN]
+NAMES = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits"]
+NAMES += [_core.SUPERWORD_PATTERN]
 CODE_POINTS = "".join(chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000)
 # What published tokenizer.json files say, where it is not one Split by one regex.
 DEEPSEEK_V3 = [
@@ -49,6 +50,8 @@ def huggingface(name: str) -> pre_tokenizers.PreTokenizer:
     if name == "deepseek_v3":
         return pre_tokenizers.Sequence([split(step) for step in DEEPSEEK_V3])
     if name == "smollm":
+        return pre_tokenizers.Sequence([split(r"\p{N}"), split(_core.pattern_regex("r50k"))])
+    if name == "smollm_digits":
         return pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), split(_core.pattern_regex("r50k"))]
         )

@@ -429,3 +429,22 @@ def test_ends_that_a_tokenizer_lacks_are_not_written(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tokenizer_metadata(core, add_eos=True)["tokenizer.ggml.add_eos_token"] is True
+
+
+def test_llama_cpp_knows_no_numbers_newer_than_its_tables(tmp_path: Path) -> None:
+    """So a SmolLM of a GGUF file keeps U+11DE0 with the marks beside it, also one written from a tokenizer.json."""
+    theirs = tokenizers.Tokenizer(
+        tokenizers.models.BPE({token: i for i, token in enumerate([*alphabet(), "!ð"])}, [("!", "ð")])
+    )
+    steps = [tokenizers.pre_tokenizers.Digits(True), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    core = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    text, same = "!\U00011de01", "!  1 2é 34 !𝟘"
+    assert core.encode(text) == theirs.encode(text).ids
+    assert 256 not in core.encode(text)
+    write_gguf(tmp_path / "t.gguf", tokenizer_metadata(core))
+    read = Tokenizer.from_gguf(tmp_path / "t.gguf")
+    assert (core.pattern_name, read.pattern_name) == ("smollm_digits", "smollm")
+    assert 256 in read.encode(text)
+    assert read.encode(same) == core.encode(same) == theirs.encode(same).ids

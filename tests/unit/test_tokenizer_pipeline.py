@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
@@ -437,6 +437,48 @@ def test_an_added_token_that_a_file_would_take_for_another_is_not_saved(name: st
         grown.save(tmp_path / "t.json")
 
 
+@pytest.mark.parametrize("name", ["é", "ab"])
+def test_an_added_token_is_saved_where_no_other_text_gives_it(name: str) -> None:
+    """Not in `model.vocab`: `é` spells the byte 0xE9 there, and `ab` is a piece that is taken whole."""
+    theirs = Theirs(models.BPE(vocab={"a": 0, "b": 1, "Ã": 2, "©": 3}, merges=[], ignore_merges=True))
+    theirs.normalizer = normalizers.NFC()
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    theirs.decoder = decoders.ByteLevel()
+    theirs.add_tokens([AddedToken(name, normalized=False, single_word=True)])
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    assert ours.general_because is None
+    saved = ours.to_huggingface()
+    readers = [
+        ours,
+        _core.Tokenizer.build_from_huggingface(saved.encode()),
+        pickle.loads(pickle.dumps(Tokenizer(ours))),
+    ]
+    read = Theirs.from_str(saved)
+    for text in ["é", "aé", "e\u0301", "é b", "鉀a", "ab", "ab é", "abab", "a\u00adab", "ab\u200dab", "1ab", "鉀 ab鉀"]:
+        expected = theirs.encode(text).ids
+        assert read.encode(text).ids == expected, text
+        assert [tok.encode(text, allowed_special="all") for tok in readers] == [expected] * 3, text
+
+
+def test_an_added_token_that_only_model_vocab_can_number_is_not_saved_where_text_gives_it_too() -> None:
+    theirs = Theirs(models.BPE(vocab={"a": 0, "b": 7}, merges=[]))
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.decoder = decoders.ByteLevel()
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+
+    def grown(content: str, single_word: bool = False) -> _core.Tokenizer:
+        return ours.with_added_tokens([(content, False, single_word, False, False, True)])
+
+    for content, text in [("[M]", "a[M]b[M]"), ("x", "axb"), ("xx", "xxx")]:  # ids go on behind the hole
+        assert Theirs.from_str(grown(content).to_huggingface()).encode(text).ids == grown(content).encode(text)
+    for token, text in [(grown("é"), "鉀"), (grown("x", single_word=True), "ax")]:
+        assert 8 not in token.encode(text)
+        with pytest.raises(ValueError, match=r"added token .* has id 8, .* only if it is in model\.vocab too"):
+            token.to_huggingface()
+
+
 def test_names_and_ids_are_one_to_one(tmp_path: Path) -> None:
     tok = Tokenizer.train_from_iterator(
         ["low lower lowest é Ġ"] * 3, vocab_size=268, special_tokens=["<é>"], progress=False
@@ -466,6 +508,38 @@ def test_a_stream_says_when_the_decoder_changes_text_that_was_given_out() -> Non
         stream.push(1)
 
 
+@pytest.mark.parametrize(
+    ("steps", "tokens"),
+    [
+        ([decoders.ByteLevel(), decoders.ByteFallback()], ["\u2581", "x", "é", "x"]),
+        ([decoders.ByteFallback()], ["<", "0x", "41>", "x"]),
+        ([decoders.Replace("abc", "x")], ["a", "b", "c", "x"]),
+        ([decoders.Replace(Regex("(?<=ab)c"), "")], ["a", "b", "c", "x"]),
+        ([decoders.BPEDecoder("</w>")], ["<", "/w", ">", "x"]),
+        ([decoders.WordPiece("##", True)], ["a", " do", " n", "ot"]),
+        ([decoders.Strip(" ", 2, 0)], ["a", " ", " ", "x"]),
+        ([decoders.Strip(" ", 1, 0), decoders.Strip(" ", 1, 0)], ["a", " ", " ", "x"]),
+        ([decoders.Strip(" ", 1, 0)], ["a", " ", " ", "x"]),
+    ],
+)
+def test_a_stream_goes_on_where_the_decoder_fuses_all_text(steps: list[Any], tokens: list[str]) -> None:
+    """To its end, with the text of the whole, or it says that this changed: text far back counts."""
+    theirs = Theirs(models.BPE(vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=[]))
+    theirs.decoder = decoders.Sequence([decoders.Fuse(), *steps])
+    ours = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    ids = [theirs.token_to_id(token) for token in tokens]
+    for length in range(len(ids) + 1):
+        whole = theirs.decode(ids[:length])
+        assert ours.decode(ids[:length]) == whole
+        stream = ours.decode_stream()
+        try:
+            text = "".join(map(stream.push, ids[:length])) + stream.flush()
+        except ValueError as error:
+            assert "changed text that was given out" in str(error)
+        else:
+            assert text == whole
+
+
 @pytest.mark.parametrize("start", [0, 1, 2, 5])
 def test_stripping_ends_at_the_first_other_character(start: int) -> None:
     theirs = Theirs(models.BPE(vocab={"  x ": 0, " ": 1, "x": 2}, merges=[]))
@@ -476,13 +550,38 @@ def test_stripping_ends_at_the_first_other_character(start: int) -> None:
         assert ours.decode(ids) == theirs.decode(ids) == "".join(map(stream.push, ids)) + stream.flush()
 
 
+@pytest.fixture(scope="module")
+def newest_numbers() -> list[str]:
+    """Numbers to the Unicode of `tokenizers`' `Digits`, not to that of its regexes."""
+    digits, regex = pre_tokenizers.Digits(), pre_tokenizers.Split(Regex(r"\p{N}"), "isolated")
+    found = [c for c in map(chr, range(0x10000, 0x20000)) if len(digits.pre_tokenize_str(f"a{c}")) > 1]
+    newest = [c for c in found if len(regex.pre_tokenize_str(f"a{c}")) == 1]
+    assert len(newest) >= 13
+    return newest
+
+
+@pytest.mark.parametrize("use_regex", [True, False])
 @pytest.mark.parametrize("each", [True, False])
-def test_digits_are_numbers_of_the_unicode_of_tokenizers(each: bool, tmp_path: Path) -> None:
+def test_digits_are_numbers_of_the_unicode_of_tokenizers(
+    each: bool, use_regex: bool, newest_numbers: list[str], tmp_path: Path
+) -> None:
     file = described({"Regex": "x"}, ["a", "ð"])
+    # Pieces that a merge joins: a space, one of the first bytes, and a mark.
+    for left, right in [("Ġ", "ð"), ("!", "ð"), ("Ġ", "Ġ"), ("µ", "!")]:
+        file["model"]["vocab"][left + right] = len(file["model"]["vocab"])
+        file["model"]["merges"].append([left, right])
     digits = {"type": "Digits", "individual_digits": each}
-    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL]}
-    newest = [*range(0x11DE0, 0x11DEA), 0x16FF4, 0x16FF5]
-    for text in ["a5", "a٣٣b", "a\U00011de0\U00011de1a", *(f"a{chr(c)}a\U0001f600" for c in newest)]:
+    file["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, BYTE_LEVEL | {"use_regex": use_regex}]}
+    around = [f"a{c}a\U0001f600 {c}{c}!{c}!  {c}'s \ue000{c} {c}" for c in newest_numbers]
+    long = [f"{c * 40} {('!' * 70 + c) * 3}  {c}" for c in newest_numbers]
+    for text in ["a5", "a٣٣b", *around, *long]:
         ours, theirs = both(file, text, tmp_path)
         assert ours == theirs
-    assert Tokenizer.from_file(tmp_path / "t.json").pipeline == "fast"
+    tok = Tokenizer.from_file(tmp_path / "t.json")
+    assert tok.pipeline == "fast"
+    assert tok.pattern_name == ("smollm_digits" if each and use_regex else None)
+    digits_, gpt2 = pre_tokenizers.Digits(each), pre_tokenizers.Split(Regex(_core.pattern_regex("r50k")), "isolated")
+    steps = pre_tokenizers.Sequence([digits_, gpt2])
+    if each and use_regex:
+        for text in [*around, *long]:
+            assert _core.split_pieces(tok.pattern, text) == [piece for piece, _ in steps.pre_tokenize_str(text)]

@@ -10,7 +10,7 @@ use bpe_llama::pretokenize::Pretokenizer;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut rounds = 9;
-    let mut patterns = "r50k,cl100k,llama3,o200k,qwen2,deepseek_v3,smollm".to_owned();
+    let mut patterns = "r50k,cl100k,llama3,o200k,qwen2,deepseek_v3,smollm,smollm_digits".to_owned();
     let mut files = Vec::new();
     for argument in std::env::args().skip(1) {
         if let Some(value) = argument.strip_prefix("--rounds=") {

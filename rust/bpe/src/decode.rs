@@ -198,6 +198,8 @@ impl DecodeStream {
 impl Window {
     /// Decodes the ids since the text before the last, since decoders look at neighbours, and gives out what is new.
     ///
+    /// Where the decoder looks at all the text at once, all ids are decoded each time: the time is quadratic in their number.
+    ///
     /// Source: `DecodeStream` of Hugging Face `tokenizers`.
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, skip_special: bool) -> Result<String> {
         if let Some(pipeline) = &tokenizer.pipeline {
@@ -215,8 +217,12 @@ impl Window {
         if new.is_empty() || new.ends_with('\u{fffd}') {
             return Ok(String::new());
         }
-        self.ids.drain(..self.shown_ids);
-        self.shown = tokenizer.decode_text(&self.ids, skip_special)?;
+        if tokenizer.pipeline.as_ref().is_none_or(|pipeline| pipeline.decodes_by_parts()) {
+            self.ids.drain(..self.shown_ids);
+            self.shown = tokenizer.decode_text(&self.ids, skip_special)?;
+        } else {
+            self.shown = text;
+        }
         self.shown_ids = self.ids.len();
         Ok(new)
     }

@@ -134,35 +134,48 @@ impl Tokenizer {
 }
 
 /// The number of the character that each byte of a text belongs to.
-struct Characters(Option<Vec<u32>>);
+enum Characters {
+    /// A character a byte, so many.
+    Ascii(usize),
+    Numbers(Vec<u32>),
+}
 
 impl Characters {
     fn of(text: &str, pause: Pause<'_>) -> Result<Self> {
         if text.is_ascii() {
-            return Ok(Self(None));
+            return Ok(Self::Ascii(text.len()));
         }
         let mut numbers = Vec::with_capacity(text.len());
         for (i, c) in text.chars().enumerate() {
             pause.ask_at(i)?;
             numbers.extend(std::iter::repeat_n(i as u32, c.len_utf8()));
         }
-        Ok(Self(Some(numbers)))
+        Ok(Self::Numbers(numbers))
+    }
+
+    /// Returns the number of the character that a byte belongs to; `None` beyond the text.
+    fn number(&self, byte: usize) -> Option<usize> {
+        match self {
+            Self::Ascii(length) => (byte < *length).then_some(byte),
+            Self::Numbers(numbers) => numbers.get(byte).map(|&number| number as usize),
+        }
     }
 
     /// Returns how many characters begin before a byte that begins one, or before the end.
     fn before(&self, byte: usize) -> usize {
-        let Some(numbers) = &self.0 else { return byte };
-        let all = || numbers.last().map_or(0, |&last| last as usize + 1);
-        numbers.get(byte).map_or_else(all, |&number| number as usize)
+        let all = || match self {
+            Self::Ascii(length) => *length,
+            Self::Numbers(numbers) => numbers.last().map_or(0, |&last| last as usize + 1),
+        };
+        self.number(byte).unwrap_or_else(all)
     }
 
-    /// Returns the characters of a range of bytes, as `tokenizers` counts them: what lies beyond the text stays bytes.
+    /// Returns the characters of a range of bytes, as `tokenizers` counts them where it leads beyond the text: a range that
+    /// begins there stays bytes, one that ends there has two characters.
     fn range(&self, start: usize, end: usize) -> (usize, usize) {
-        let Some(numbers) = &self.0 else { return (start, end) };
-        let number = |byte: usize| numbers.get(byte).map(|&number| number as usize);
-        let Some(first) = number(start) else { return (start, end) };
-        let last = || number(end.wrapping_sub(1)).unwrap_or(first + 1) + 1;
-        (first, number(end).unwrap_or_else(last))
+        let Some(first) = self.number(start) else { return (start, end) };
+        let last = || self.number(end.wrapping_sub(1)).unwrap_or(first + 1) + 1;
+        (first, self.number(end).unwrap_or_else(last))
     }
 }
 

@@ -4,7 +4,7 @@ use bpe_llama::pretokenize::Pretokenizer;
 use fancy_regex::Regex;
 use proptest::prelude::*;
 
-const NAMES: [&str; 7] = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm"];
+const NAMES: [&str; 8] = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits"];
 
 /// The steps that the published tokenizer.json of these two applies, one after the other.
 const DEEPSEEK_V3: [&str; 3] = [
@@ -13,6 +13,9 @@ const DEEPSEEK_V3: [&str; 3] = [
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
 const SMOLLM: [&str; 2] = [r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"];
+
+/// `Digits` of `tokenizers`, by Unicode 17.
+const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}]";
 
 /// Matches and what lies between them, by the plainest loop there is.
 fn naive_split<'text>(regex: &Regex, text: &'text str) -> Vec<&'text str> {
@@ -52,6 +55,7 @@ impl Oracle {
         let steps: Vec<&str> = match name {
             "deepseek_v3" => DEEPSEEK_V3.to_vec(),
             "smollm" => SMOLLM.to_vec(),
+            "smollm_digits" => vec![DIGIT, SMOLLM[1]],
             _ => vec![fast.pattern()],
         };
         let steps = steps.into_iter().map(|step| Regex::new(step).expect("a valid regex")).collect();
@@ -298,6 +302,7 @@ fn steps_in_sequence_split_each_others_pieces() {
     };
     assert_eq!(sequence(&DEEPSEEK_V3).expect("known steps").name(), Some("deepseek_v3"));
     assert_eq!(sequence(&SMOLLM).expect("known steps").name(), Some("smollm"));
+    assert_eq!(sequence(&[DIGIT, SMOLLM[1]]).expect("known steps").name(), Some("smollm_digits"));
     assert!(sequence(&[]).is_err());
     let custom = sequence(&["-", r"\d", "r50k"]).expect("valid steps");
     assert_eq!(custom.name(), None);

@@ -8,7 +8,8 @@ use fancy_regex::Regex;
 
 use super::input;
 
-const NAMES: [&str; 8] = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", SUPERWORD_PATTERN];
+const NAMES: [&str; 9] =
+    ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits", SUPERWORD_PATTERN];
 
 static GRAMMARS: LazyLock<Vec<(Pretokenizer, Regex)>> = LazyLock::new(|| {
     let grammar = |name| {

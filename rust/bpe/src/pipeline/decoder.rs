@@ -35,6 +35,25 @@ impl Decoders {
         matches!(self.0.as_deref(), Some([Step::ByteLevel]))
     }
 
+    /// Returns whether the text of tokens goes on from what the last few of those before were decoded to alone.
+    ///
+    /// Not if a step looks at all the text as one token, and may change it by what stands far from its end.
+    pub(super) fn decodes_by_parts(&self) -> bool {
+        let steps = self.0.as_deref().unwrap_or_default();
+        let joins = |step: &Step| matches!(step, Step::Fuse | Step::ByteLevel);
+        let after = steps.iter().skip_while(|step| !joins(step)).skip(1);
+        let mut stripped = 0;
+        // A strip takes at most one character: all parts have one. Other steps find in the whole what is in no part.
+        after.into_iter().all(|step| match step {
+            Step::Fuse | Step::Metaspace(_) => true,
+            Step::Strip { start, .. } => {
+                stripped += start;
+                stripped <= 1
+            }
+            _ => false,
+        })
+    }
+
     /// Returns the bytes that a token stands for within a text.
     pub(super) fn token_bytes(&self, name: &str) -> Vec<u8> {
         let steps = self.0.iter().flatten();

@@ -194,6 +194,11 @@ impl Pipeline {
         name.is_some_and(|name| self.decoders.is_byte_of_run(name))
     }
 
+    /// Returns whether the text of tokens goes on from what the last few of those before were decoded to alone.
+    pub(crate) fn decodes_by_parts(&self) -> bool {
+        self.decoders.decodes_by_parts()
+    }
+
     /// Returns the bytes that a token stands for within a text.
     pub(crate) fn token_bytes(&self, name: &str) -> Vec<u8> {
         self.decoders.token_bytes(name)

@@ -31,6 +31,12 @@ pub(super) trait BlockGrammar: Grammar {
     /// Whether `symbol` and `han_or_kana` matter.
     const SYMBOLS: bool = false;
 
+    /// Returns the class bits of the character of two to four bytes that starts at byte `at`, and its length in bytes.
+    #[inline(always)]
+    fn wide_class_at(text: &[u8], at: usize) -> (u8, usize) {
+        wide_class_at(text, at)
+    }
+
     /// Shortens the block where its bytes leave open how pieces start.
     #[inline(always)]
     fn restrict(_block: &mut Classes<'_>) {}
@@ -206,7 +212,7 @@ fn classify_wide<T: Backend, G: BlockGrammar>(bytes: &[u8; BLOCK], wide: u64, cl
     while others != 0 {
         let at = others.trailing_zeros() as usize;
         others &= others - 1;
-        let (class, length) = wide_class_at(bytes, at);
+        let (class, length) = G::wide_class_at(bytes, at);
         let span = ((1 << length) - 1) << at;
         let add = |mask: &mut u64, is_member: bool| *mask |= if is_member { span } else { 0 };
         if G::CASED {

@@ -61,8 +61,8 @@ pub use self::unicode_tables::UNICODE_VERSION;
 /// The pattern that splits nowhere: a text is one piece.
 pub(crate) const WHOLE: &str = "(?s:.+)";
 
-/// A number as `tokenizers` sees it in `Digits`: by Unicode 17, twelve more than Oniguruma's `\p{N}`, of Unicode 16.
-pub(crate) const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}\x{16FF5}]";
+/// A number as `tokenizers` sees it in `Digits`: by Unicode 17, thirteen more than Oniguruma's `\p{N}`, of Unicode 16.
+pub(crate) const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}]";
 
 /// Begins a regex that is read as Oniguruma reads it.
 const ONIGURUMA_MARK: &str = "(?#oniguruma)";
@@ -90,7 +90,7 @@ impl Pretokenizer {
     /// Returns the splitter of a pattern's name (`"cl100k"`) or of a regex.
     ///
     /// Names: `r50k` (also `gpt2`, `p50k`), `cl100k`, `llama3`, `o200k` (also `llama4`), `qwen2`, `deepseek_v3`,
-    /// `smollm`. The published regex of a named pattern, in any of its usual spellings, gives that pattern.
+    /// `smollm`, `smollm_digits`. The published regex of a named pattern, in any of its usual spellings, gives that pattern.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the text is neither a known name nor a valid regex. A single word that is no known
@@ -160,8 +160,9 @@ impl Pretokenizer {
 
     /// Returns a splitter that applies each of `steps` to the pieces of the step before.
     ///
-    /// A tokenizer.json asks for it by a `Sequence` of `Split`s. The sequences of `deepseek_v3` (three regexes) and
-    /// `smollm` (`\p{N}`, then `r50k`) give those named patterns, one step gives that step.
+    /// A tokenizer.json asks for it by a `Sequence` of `Split`s. The sequences of `deepseek_v3` (three regexes), `smollm`
+    /// (`\p{N}`, then `r50k`) and `smollm_digits` (the same with `Digits`) give those named patterns, one step gives that
+    /// step.
     /// The [`pattern`](Self::pattern) of any other sequence joins those of its steps by line breaks; it is no regex.
     ///
     /// # Errors
@@ -326,7 +327,8 @@ impl Named {
             Self::O200k => simd::fill_ends::<o200k::O200k>(text, start, ends),
             Self::Qwen2 => simd::fill_ends::<qwen2::Qwen2>(text, start, ends),
             Self::DeepSeekV3 => simd::fill_ends::<deepseek_v3::DeepSeekV3>(text, start, ends),
-            Self::SmolLm => simd::fill_ends::<smollm::SmolLm>(text, start, ends),
+            Self::SmolLm => simd::fill_ends::<smollm::SmolLm<false>>(text, start, ends),
+            Self::SmolLmDigits => simd::fill_ends::<smollm::SmolLm<true>>(text, start, ends),
         }
     }
 }

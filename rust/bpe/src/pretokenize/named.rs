@@ -12,11 +12,20 @@ pub(super) enum Named {
     Qwen2,
     DeepSeekV3,
     SmolLm,
+    SmolLmDigits,
 }
 
 /// Every named pattern, in the order in which errors list them.
-pub(super) const ALL: [Named; 7] =
-    [Named::R50k, Named::Cl100k, Named::Llama3, Named::O200k, Named::Qwen2, Named::DeepSeekV3, Named::SmolLm];
+pub(super) const ALL: [Named; 8] = [
+    Named::R50k,
+    Named::Cl100k,
+    Named::Llama3,
+    Named::O200k,
+    Named::Qwen2,
+    Named::DeepSeekV3,
+    Named::SmolLm,
+    Named::SmolLmDigits,
+];
 
 impl Named {
     /// The name, and other names in use for the same pattern.
@@ -29,6 +38,7 @@ impl Named {
             Self::Qwen2 => &["qwen2", "qwen", "qwen3"],
             Self::DeepSeekV3 => &["deepseek_v3"],
             Self::SmolLm => &["smollm", "smollm2"],
+            Self::SmolLmDigits => &["smollm_digits"],
         }
     }
 
@@ -46,6 +56,7 @@ impl Named {
             Self::Qwen2 => (qwen2::PATTERN, qwen2::VARIANTS),
             Self::DeepSeekV3 => (deepseek_v3::PATTERN, deepseek_v3::VARIANTS),
             Self::SmolLm => (smollm::PATTERN, smollm::VARIANTS),
+            Self::SmolLmDigits => (smollm::DIGITS_PATTERN, smollm::VARIANTS),
         }
     }
 
@@ -75,13 +86,15 @@ impl Named {
     /// Finds the pattern that a sequence of steps amounts to.
     pub(super) fn find_sequence(steps: &[&str]) -> Option<Self> {
         if steps == deepseek_v3::STEPS {
-            Some(Self::DeepSeekV3)
-        } else if let [r"\p{N}" | DIGIT, gpt2] = steps
-            && Self::find(gpt2) == Some(Self::R50k)
-        {
-            Some(Self::SmolLm)
-        } else {
-            None
+            return Some(Self::DeepSeekV3);
+        }
+        match steps {
+            [number, gpt2] if Self::find(gpt2) == Some(Self::R50k) => match *number {
+                r"\p{N}" => Some(Self::SmolLm),
+                DIGIT => Some(Self::SmolLmDigits),
+                _ => None,
+            },
+            _ => None,
         }
     }
 }
@@ -125,6 +138,7 @@ mod tests {
         let sequences = [
             sequence("deepseek_v3", &super::deepseek_v3::STEPS),
             sequence("smollm", &[r"\p{N}", super::r50k::PATTERN]),
+            sequence("smollm_digits", &[super::DIGIT, super::r50k::PATTERN]),
         ];
         let superwords = Pretokenizer::new(SUPERWORD_PATTERN).expect("a pattern");
         let splitter = Splitter::Oniguruma(Oniguruma::new(SUPERWORD_PATTERN).expect("a valid regex"));

@@ -178,7 +178,8 @@ mod tests {
         check::<llama3::Llama3>(text, capacity);
         check::<o200k::O200k>(text, capacity);
         check::<qwen2::Qwen2>(text, capacity);
-        check::<smollm::SmolLm>(text, capacity);
+        check::<smollm::SmolLm<false>>(text, capacity);
+        check::<smollm::SmolLm<true>>(text, capacity);
         check::<deepseek_v3::DeepSeekV3>(text, capacity);
     }
 
@@ -187,7 +188,7 @@ mod tests {
 
         #[test]
         fn every_tier_equals_one_piece_after_the_other(
-            text in "([a-zA-Z' \\n]{0,30}|[a-cA-Cſs'é中\\u{3000}가のカ・゛À1²٣!./, \\t\\r\\n\\u{301}\\u{a0}Жж❤\\u{fe0f}]|[ \\n]{3,80}|'[sSlL]|\\PC|1{3,9}){0,40}",
+            text in "([a-zA-Z' \\n]{0,30}|[a-cA-Cſs'é中\\u{3000}가のカ・゛À1²٣\u{11de0}!./, \\t\\r\\n\\u{301}\\u{a0}Жж❤\\u{fe0f}]|[ \\n]{3,80}|'[sSlL]|\\PC|1{3,9}){0,40}",
             capacity in 64..200_usize,
         ) {
             check_all(&text, capacity);

@@ -157,22 +157,59 @@ impl Tokenizer {
 
     /// Returns the tokens of the model by id, and its merges.
     ///
-    /// Added tokens are among the tokens where `tokenizers` would number them otherwise.
+    /// Added tokens are among the tokens only where `tokenizers` would number them otherwise: from there a text could give
+    /// them too, such as the byte 0xE9 the added token `é`.
     fn model(&self, is_own: bool) -> Result<Spelt> {
-        if let (Some(pipeline), Some(_)) = (&self.pipeline, self.general_because()) {
-            let mut entries: Vec<_> = pipeline.tokens().map(|(token, id)| (token.to_owned(), id)).collect();
-            let name = |id: u32| pipeline.token(id).unwrap_or_default().to_owned();
-            let merges = pipeline.merges().into_iter().map(|(left, right)| [name(left), name(right)]).collect();
-            let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
-            let new = || self.added_tokens().iter().filter(|token| !ids.contains_key(token.content.as_str()));
-            if !new().zip(ids.len() as u32..).all(|(token, id)| token.id == id) {
-                let missing: Vec<_> = new().map(|token| (token.content.clone(), token.id)).collect();
-                drop(ids);
-                entries.extend(missing);
+        let (mut entries, merges) = match &self.pipeline {
+            Some(pipeline) => {
+                let name = |id: u32| pipeline.token(id).unwrap_or_default().to_owned();
+                let merges = pipeline.merges().into_iter().map(|(left, right)| [name(left), name(right)]).collect();
+                (pipeline.tokens().map(|(token, id)| (token.to_owned(), id)).collect(), merges)
             }
-            entries.sort_unstable_by_key(|&(_, id)| id);
-            return Ok((entries, merges));
+            None => self.spelt_vocab()?,
+        };
+        let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+        let mut new = Vec::new();
+        for token in self.added_tokens() {
+            match ids.get(token.content.as_str()) {
+                None => new.push(token),
+                Some(&other) if other != token.id && !is_own => {
+                    return Err(Error::InvalidArgument(format!(
+                        "special token {:?} is spelt as ordinary token {other} in tokenizer.json: it cannot be saved",
+                        token.content
+                    )));
+                }
+                Some(_) => {}
+            }
         }
+        drop(ids);
+        if !new.iter().zip(entries.len() as u32..).all(|(token, id)| token.id == id) {
+            if let Some(token) = new.iter().find(|token| self.model_could_give(token)) {
+                return Err(Error::InvalidArgument(format!(
+                    "added token {:?} has id {}, which `tokenizers` gives it only if it is in model.vocab too, and there \
+                     the model would give it for text that is not this token: it cannot be saved as tokenizer.json",
+                    token.content, token.id
+                )));
+            }
+            entries.extend(new.into_iter().map(|token| (token.content.clone(), token.id)));
+        }
+        entries.sort_by_key(|&(_, id)| id);
+        Ok((entries, merges))
+    }
+
+    /// Returns whether the model would give an added token that it gets to know, for text in which none is found: for the
+    /// bytes that its characters spell, or for its text where it is not looked for.
+    fn model_could_give(&self, token: &AddedToken) -> bool {
+        let components = self.components.as_deref();
+        let rewrites = components.map_or(self.normalizes(), |components| components.normalizer.is_some());
+        let takes_whole = components.is_some_and(|components| components.model.ignore_merges);
+        let spells_other = to_bytes(&token.content).is_some_and(|bytes| bytes != token.content.as_bytes());
+        let is_missed = spells_other || token.single_word || (rewrites && !token.normalized);
+        is_missed && (token.content.chars().nth(1).is_none() || (takes_whole && !token.special))
+    }
+
+    /// Returns the tokens and merges of the vocabulary as a file spells them.
+    fn spelt_vocab(&self) -> Result<Spelt> {
         let to_name = if self.spaces().is_some() { spaces::name_of } else { to_chars };
         let mut entries: Vec<(String, u32)> = match self.spaces() {
             Some(_) => spaces::names(self.vocab())?,
@@ -182,26 +219,9 @@ impl Tokenizer {
             let silent = self.vocab().silent_tokens();
             entries.extend(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
         }
-        let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
-        let mut missing = Vec::new();
-        for AddedToken { content, id, .. } in self.added_tokens() {
-            match ids.get(content.as_str()) {
-                None => missing.push((content.clone(), *id)),
-                Some(other) if other != id && !is_own => {
-                    return Err(Error::InvalidArgument(format!(
-                        "special token {content:?} is spelt as ordinary token {other} in tokenizer.json: it cannot be saved"
-                    )));
-                }
-                Some(_) => {}
-            }
-        }
-        drop(ids);
-        entries.extend(missing);
-        entries.sort_by_key(|&(_, id)| id);
         let token_chars = |id: u32| to_name(self.vocab().id_to_bytes(id).unwrap_or_default());
         let merges = self.vocab().merges().iter().map(|&(left, right)| [token_chars(left), token_chars(right)]);
-        let merges = merges.collect();
-        Ok((entries, merges))
+        Ok((entries, merges.collect()))
     }
 
     /// Returns the tokenizer that puts this token before each text, and that one after, by a template.
