@@ -310,7 +310,7 @@ def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str 
         other = None if model_type in _OF_OTHER_CLASSES.split() else "TokenizersBackend"
         return class_name_for(model_type) or other
     name = "TokenizersBackend" if named is None else named.removesuffix("Fast")
-    return "TokenizersBackend" if name == "PreTrainedTokenizer" else name
+    return "TokenizersBackend" if name in ("PreTrainedTokenizer", "PythonBackend") else name
 
 
 def components(

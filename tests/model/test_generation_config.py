@@ -345,3 +345,15 @@ def test_stop_strings_of_the_file_end_a_text_unless_others_are_given() -> None:
         assert model.generate(torch.tensor([[97]]), **options).tolist() == [[97, 98, 98, 98]]
     with pytest.raises(ValueError, match=r"stop_strings is \[5\]; expected a string or a list"):
         GenerationConfig({"stop_strings": [5]})
+
+
+def test_a_folder_with_a_tokenizer_that_names_no_ends_ends_where_its_configs_say(tmp_path: Path) -> None:
+    model_with(bos_token_id=256, eos_token_id=[257, 260]).save_pretrained(tmp_path)
+    tokenizer_with().save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").unlink()
+    loaded = TextGenerator(LlamaForCausalLM.from_pretrained(tmp_path), Tokenizer.from_file(tmp_path))
+    assert (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id) == (None, None)
+    assert loaded.end_ids == (257, 260)
+    assert loaded.generate("a", allowed_ids=[260], max_new_tokens=5) == ""
+    assert loaded.last is not None and loaded.last.finish == "eos"
+    assert loaded.encode("") == [256]  # the generation config's
