@@ -17,7 +17,8 @@ import torch
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize
-from bpe_llama.model.cli.app import demo, load_generator, load_model
+from bpe_llama.model.cli import demo
+from bpe_llama.model.cli.app import load_generator, load_model
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
 SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
