@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import index
 from typing import Any, TypeAlias
@@ -328,42 +328,3 @@ def _sequences(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ..
     if () in several:
         raise ValueError(f"{name} holds an empty sequence; expected one id at least in each")
     return several
-
-
-@dataclass(eq=False)
-class Sample:
-    """One sequence being generated: its prompt and, growing, what follows."""
-
-    prompt: list[int]
-    options: GenerationOptions
-    eos_ids: tuple[int, ...]
-    new_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    unread: int = 0
-    """How many of the prompt's ids are still to be read, by the coming steps."""
-    reused: int = 0
-    """How many of the prompt's ids needed no work, because the slot still held them from an earlier sequence."""
-    prefill_seconds: float = 0.0
-    """From joining to the first new id."""
-    decode_seconds: float = 0.0
-    """Spent in steps since, those of its neighbours included."""
-    finish: str | None = None
-    """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    """For each new id the likeliest ids in its place and their log-probabilities, likeliest first."""
-    prompt_logprobs: list[float | None] = field(default_factory=list)
-    """For each of the prompt's ids its log-probability, None for the first."""
-    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    """For each of the prompt's ids the likeliest in its place, none for the first."""
-    mirostat_bounds: list[float] = field(default_factory=list)
-    """Mirostat's bound after each new id."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Return prompt and continuation."""
-        return self.prompt + self.new_ids
-
-    @property
-    def penalised_ids(self) -> list[int]:
-        """Return the ids that penalties look at."""
-        return self.ids if self.options.penalty_scope == "context" else list(self.new_ids)
