@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,13 @@ from bpe_llama.model.generation.beam import EarlyStopping, beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import inferred_padding_id, padding_id, unpad
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.params import DRAWING_OPTIONS, GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerationKeywords
 
 __all__ = ["Engine", "GenerationOptions", "Sequence", "generate", "stream_ids", "unpad"]
 
@@ -42,7 +47,7 @@ def generate(
     cache: str = "full",
     cuda_graph: bool = False,
     do_sample: bool | None = None,
-    **options: Any,
+    **options: Unpack[GenerationKeywords],
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
 
@@ -80,25 +85,25 @@ def generate(
     """
     if cuda_graph and num_beams != 1:
         raise ValueError(f"cuda_graph is True and num_beams {num_beams}, but a beam search does not use one")
-    options = with_do_sample(model, options, do_sample)
+    given = with_do_sample(model, dict(options), do_sample)
     why_not = unsupported_by_cuda_graph(model, cache) if cuda_graph else None
     if cuda_graph and why_not is None:
-        why_not = options_unsupported_by_cuda_graph(GenerationOptions.for_model(model, **options))
+        why_not = options_unsupported_by_cuda_graph(GenerationOptions.for_model(model, **given))
     if why_not is not None:
         warnings.warn(f"generating without a CUDA graph: {why_not}", stacklevel=2)
     if cuda_graph and why_not is None:
-        new_BT = _generate_by_cuda_graph(model, input_ids, attention_mask, num_return_sequences, options)
+        new_BT = _generate_by_cuda_graph(model, input_ids, attention_mask, num_return_sequences, given)
     elif num_beams == 1:
-        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **options))
+        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **given))
         new_BT = torch.stack(columns, dim=1)
     else:
         search = model.generation_config.search_options(
-            do_sample=search_draws(model, options, do_sample),
+            do_sample=search_draws(model, given, do_sample),
             length_penalty=length_penalty,
             early_stopping=early_stopping,
         )
         _warn_of_stop_strings(model)
-        chosen = search_options(model, options, search["do_sample"])
+        chosen = search_options(model, given, search["do_sample"])
         if cache != "full":
             raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
         if num_beams < 1:
@@ -117,10 +122,6 @@ def generate(
     return torch.cat([prompts_BT, new_BT], dim=1)
 
 
-_OF_DRAWS = {
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "preset", "seed", "filter_order"),
-    *("top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
-}
 _OF_SAMPLES = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
 """Options that no search supports, even one that draws."""
 
@@ -163,7 +164,7 @@ def search_options(model: LlamaForCausalLM, options: dict[str, Any], do_sample: 
     """
     chosen = GenerationOptions.for_model(model, **options)
     for name in options:
-        if name in _OF_DRAWS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
+        if name in DRAWING_OPTIONS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
             raise ValueError(
                 f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out, or ask for do_sample=True"
             )
@@ -178,13 +179,13 @@ def stream_ids(
     attention_mask: Tensor | None = None,
     num_return_sequences: int = 1,
     cache: str = "full",
-    **options: Any,
+    **options: Unpack[GenerationKeywords],
 ) -> Iterator[Tensor]:
     """Yield the next id of every row, int64 (B,), until all have ended; ended rows get the padding id.
 
     Arguments and errors are those of `generate`.
     """
-    engine, sequences, padding = _joined(model, input_ids, attention_mask, num_return_sequences, cache, options)
+    engine, sequences, padding = _joined(model, input_ids, attention_mask, num_return_sequences, cache, dict(options))
     step = 0
     while True:
         row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in sequences]

@@ -73,16 +73,8 @@ def processed_scores(
     """
     device = scores_V.device
     if options.adjusts_scores:
-        scores_1V, _ = adjusted_scores(
-            scores_V[None],
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            history_BT=torch.tensor([list(history) or [-1]], device=device),
-            logit_bias=options.logit_bias,
-            banned_ids=options.banned_ids,
-            allowed_ids=options.allowed_ids,
-        )
+        history_1T = torch.tensor([list(history) or [-1]], device=device)
+        scores_1V, _ = adjusted_scores(scores_V[None], options, history_1T)
         scores_V = scores_1V[0]
     scores_V = scores_V.float().clone()
     banned = repeated_ngram_ids(ids, options.no_repeat_ngram_size) if options.no_repeat_ngram_size else set[int]()
@@ -208,7 +200,7 @@ def _sample_with_torch(sequences: list[Sequence], logits_BV: Tensor) -> list[int
         history_BT = torch.tensor([[-1] * (width - len(ids)) + ids for ids in histories], device=device)
     chosen: list[int] = sample_logits(
         logits_BV,
-        **options.remaining_sampling,
+        **options.remaining_sampler_options,
         history_BT=history_BT,
         seed=torch.tensor([_signed((sequence.options.seed or 0) & SEED_BITS) for sequence in sequences], device=device),
         step=torch.tensor([len(sequence.new_ids) for sequence in sequences], device=device),

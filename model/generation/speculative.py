@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerationKeywords
 
 Draft = Callable[[Sequence, int], list[int]]
 """Takes a sequence and a number of draft tokens; returns at most that many."""
@@ -124,7 +129,7 @@ def generate_speculative(
     prompt: abc.Sequence[int] | Tensor,
     draft: Draft | None = None,
     num_speculative_tokens: int = 16,
-    **options: Any,
+    **options: Unpack[GenerationKeywords],
 ) -> SpeculativeResult:
     """Return the new ids of plain generation, in fewer forward passes.
 

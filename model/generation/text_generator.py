@@ -19,6 +19,9 @@ from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import TextAndSearchKeywords, TextKeywords
     from bpe_llama.tokenizer import Tokenizer
 
 
@@ -91,10 +94,16 @@ class TextGenerator:
         return ids
 
     @overload
-    def generate(self, prompt: str | abc.Sequence[int], *, n: None = None, **options: Any) -> str: ...
+    def generate(
+        self, prompt: str | abc.Sequence[int], *, n: None = None, **options: Unpack[TextAndSearchKeywords]
+    ) -> str: ...
     @overload
-    def generate(self, prompt: str | abc.Sequence[int], *, n: int, **options: Any) -> list[str]: ...
-    def generate(self, prompt: str | abc.Sequence[int], *, n: int | None = None, **options: Any) -> str | list[str]:
+    def generate(
+        self, prompt: str | abc.Sequence[int], *, n: int, **options: Unpack[TextAndSearchKeywords]
+    ) -> list[str]: ...
+    def generate(
+        self, prompt: str | abc.Sequence[int], *, n: int | None = None, **options: Unpack[TextAndSearchKeywords]
+    ) -> str | list[str]:
         """Return the continuation of one prompt; arguments and errors are those of `stream`.
 
         ``num_beams``, ``length_penalty``, ``early_stopping`` and ``do_sample`` search for the likeliest instead of
@@ -105,15 +114,16 @@ class TextGenerator:
             n: How many answers: a list of as many, with the seeds ``seed``, ``seed + 1`` ...; of a search the best.
             **options: As of `stream`.
         """
-        if options.get("num_beams", 1) != 1:
-            return self._search(prompt, n, options)
-        options = with_do_sample(self.model, options, options.pop("do_sample", None))
-        options = {name: value for name, value in options.items() if name not in _SEARCH}
+        given: dict[str, Any] = dict(options)
+        if given.get("num_beams", 1) != 1:
+            return self._search(prompt, n, given)
+        given = with_do_sample(self.model, given, given.pop("do_sample", None))
+        given = {name: value for name, value in given.items() if name not in _SEARCH}
         if n is None:
-            return "".join(self.stream(prompt, **options))
+            return "".join(self.stream(prompt, **given))
         if n < 1:
             raise ValueError(f"n is {n}; expected at least 1")
-        requests = [self._request(prompt, options) for _ in range(n)]
+        requests = [self._request(prompt, given) for _ in range(n)]
         engine = Engine(self.model, n, requests[0].room(self.model))
         self.sequences = engine.prefill([requests[0].prompt], [requests[0].options], copies=n)
         self.last = self.sequences[-1]
@@ -206,7 +216,7 @@ class TextGenerator:
         self.last = self.sequences[-1]
         return ["".join(request.parts) for request in requests]
 
-    def stream(self, prompt: str | abc.Sequence[int], **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str | abc.Sequence[int], **options: Unpack[TextKeywords]) -> Iterator[str]:
         """Yield the continuation of one prompt, piece by piece, as it is generated.
 
         Every piece is valid text: bytes of an incomplete character are held back, and so is the beginning of a possible
@@ -228,9 +238,8 @@ class TextGenerator:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
             TypeError: If an id of the prompt is no int.
         """
-        options = dict(options)
-        reuse = options.pop("reuse", None)
-        request = self._request(prompt, options)
+        request = self._request(prompt, dict(options))
+        reuse = options.get("reuse")
         engine = self._engine(request.room(self.model))
         if not (self.model.dtype == torch.float32 if reuse is None else reuse):
             engine.reset_prefix_cache()
@@ -248,13 +257,13 @@ class TextGenerator:
                 engine.abort(request.sequence)
             self._idle[:] = [engine]
 
-    def options(self, **options: Any) -> GenerationOptions:
+    def options(self, **options: Unpack[TextKeywords]) -> GenerationOptions:
         """Return the options that a call with these would generate by: the model's own for those not given.
 
         Raises:
             ValueError: If one is out of range.
         """
-        return GenerationOptions.for_model(self.model, **self._generation_options(options))
+        return GenerationOptions.for_model(self.model, **self._generation_options(dict(options)))
 
     def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return those of `GenerationOptions`, as ids, with all ids that end a text."""

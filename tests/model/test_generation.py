@@ -29,7 +29,9 @@ def alone(model: LlamaForCausalLM, prompt: list[int], options: GenerationOptions
     while len(ids) < options.max_new_tokens:
         history = torch.tensor([prompt + ids])
         logits = model(history).logits[:, -1]
-        ids.append(int(sample_logits(logits, **options.sampling, history_BT=history, seed=options.seed, step=len(ids))))
+        ids.append(
+            int(sample_logits(logits, **options.sampler_options, history_BT=history, seed=options.seed, step=len(ids)))
+        )
         if ids[-1] in model.config.eos_token_ids:
             break
     return ids

@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import Tensor
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
+from bpe_llama.model.cli.app import app
 from bpe_llama.model.generation import sampler_dispatch
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence, generate
 from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
 from bpe_llama.model.generation.speculative import ModelDraft, generate_speculative
 from bpe_llama.model.generation_config import GenerationConfig
+from bpe_llama.model.sampling.keywords import GenerationKeywords, SamplerKeywords, TextKeywords
 from bpe_llama.model.sampling.ordered import (
     FILTERS,
     LLAMA_CPP_FILTERS,
@@ -29,6 +33,7 @@ from bpe_llama.model.sampling.ordered import (
     top_n_sigma,
     xtc_chance,
 )
+from bpe_llama.model.sampling.params import SamplerParams
 from bpe_llama.model.sampling.processors import dry_penalties
 
 Make = Callable[..., LlamaForCausalLM]
@@ -449,3 +454,19 @@ def test_defaults_of_the_model_hold_where_the_caller_gives_none(tiny_model: Make
     assert generate(model, ids, top_p=0.5, max_new_tokens=1).shape == (3, 21)
     model.generation_config = GenerationConfig({"top_k": 20, "min_p": 0.1, "temperature": 0.5})
     assert GenerationOptions.for_model(model, mirostat=2).top_k == 0
+
+
+def test_keywords_are_the_options_of_the_dataclasses() -> None:
+    for keywords, params in ((SamplerKeywords, SamplerParams), (GenerationKeywords, GenerationOptions)):
+        types = {name: reference.__forward_arg__ for name, reference in keywords.__annotations__.items()}
+        assert types == {field.name: field.type for field in fields(params)}
+    of_text = {"stop", "bos", "allowed_special", "reuse"}
+    assert set(TextKeywords.__annotations__) == {field.name for field in fields(GenerationOptions)} | of_text
+
+
+def test_every_option_has_a_flag() -> None:
+    flags = {parameter.name for parameter in typer.main.get_command(app).commands["generate"].params}
+    renamed = {"banned_ids": "ban"}
+    without = {"allowed_ids", "logits_processor", "eos_id", "logprobs", "top_logprobs", "prompt_logprobs"}
+    for field in fields(GenerationOptions):
+        assert (renamed.get(field.name, field.name) in flags) != (field.name in without), field.name

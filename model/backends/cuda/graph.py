@@ -352,8 +352,8 @@ class CudaGraphDecoder:
 
 
 def _on_device(options: GenerationOptions, vocab_size: int, device: torch.device) -> dict[str, Any]:
-    """Return `GenerationOptions.sampling` with biases, (V,), and ids as tensors, which a graph cannot bring itself."""
-    values = options.sampling
+    """Return the sampler's options with biases, (V,), and ids as tensors, which a graph cannot create itself."""
+    values = options.sampler_options
     if values["logit_bias"] is not None:
         bias_V = torch.zeros(vocab_size)
         for biased, bias in values["logit_bias"].items():
