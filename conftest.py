@@ -10,6 +10,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _KERNELS = [
     "python/bpe_llama/model/sampling/kernels.py",
     "python/bpe_llama/model/sampling/on_cuda.py",
-    "tests/model/interpreted_kernels.py",
+    "tests/model/interpreted_sampling.py",
 ]
 collect_ignore = [] if importlib.util.find_spec("triton") else _KERNELS

@@ -22,10 +22,11 @@ import torch
 
 from bench import measure
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cuda.graph import CapturedDecoder, why_not_triton
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder, unsupported_by_triton
 from bpe_llama.model.cli.speed import bytes_per_token, read_bandwidth
 from bpe_llama.model.generation.engine import Engine
-from bpe_llama.model.sampling.params import GenerationOptions, Sample
+from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence
 
 LLAMA_3: dict[str, Any] = {"vocab_size": 128_256, "num_key_value_heads": 8, "rope_theta": 500_000.0}
 TIED = {"tie_word_embeddings": True}
@@ -43,28 +44,28 @@ def check(config: LlamaConfig, prompts: list[list[int]], device: str, backends: 
     model = LlamaForCausalLM(two, seed=0, device=device).eval()
     options = [GenerationOptions(max_new_tokens=64, top_p=0.9, seed=row, eos_id=()) for row in range(len(prompts))]
     engine = Engine(model, len(prompts), config.context_length)
-    plain = [sample.new_ids for sample in _grown(engine, prompts, options)]
+    plain = [sequence.new_ids for sequence in _grown(engine, prompts, options)]
     for backend in backends:
-        samples = _joined(engine, prompts, options)
-        CapturedDecoder(model, engine.cache, backend).run(samples)
-        if [sample.new_ids for sample in samples] != plain:
+        sequences = _joined(engine, prompts, options)
+        CudaGraphDecoder(model, engine.cache, backend).run(sequences)
+        if [sequence.new_ids for sequence in sequences] != plain:
             raise SystemExit(f"captured ({backend}) and plain generation give different ids; no time is worth printing")
 
 
-def _joined(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sample]:
+def _joined(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
     """Return sequences whose prompts are read, alone in the engine."""
-    for sample in list(engine.live):
-        engine.leave(sample)
-    engine.forget()
-    return engine.join(prompts, options)
+    for sequence in list(engine.running):
+        engine.abort(sequence)
+    engine.reset_prefix_cache()
+    return engine.prefill(prompts, options)
 
 
-def _grown(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sample]:
+def _grown(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
     """Return the same, grown to their ends step by step."""
-    samples = _joined(engine, prompts, options)
+    sequences = _joined(engine, prompts, options)
     while engine.step():
         pass
-    return samples
+    return sequences
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
     backends: list[str | None] = [None]
     if chosen.device != "cpu":
         backends += ["inductor"]
-        backends += ["triton"] if why_not_triton(model) is None else []
+        backends += ["triton"] if unsupported_by_triton(model) is None else []
     check(config, prompts[:4], chosen.device, backends)  # of many rows, some draw lies within rounding of a border
     if chosen.quantize is not None:
         quantize.quantize(model, chosen.quantize)
@@ -99,14 +100,14 @@ def main() -> None:
     ]
     engine = Engine(model, chosen.batch, context)
 
-    def captured(decoder: CapturedDecoder) -> float:
-        samples = _joined(engine, prompts, options)
+    def captured(decoder: CudaGraphDecoder) -> float:
+        sequences = _joined(engine, prompts, options)
         before = decoder.warm_up_seconds
-        decoder.run(samples)
-        return samples[0].decode_seconds - (decoder.warm_up_seconds - before)
+        decoder.run(sequences)
+        return sequences[0].decode_seconds - (decoder.warm_up_seconds - before)
 
     decoders = {
-        f"captured, {backend or 'plain'}": CapturedDecoder(model, engine.cache, backend) for backend in backends
+        f"captured, {backend or 'plain'}": CudaGraphDecoder(model, engine.cache, backend) for backend in backends
     }
     runs: dict[str, Callable[[], float]] = {
         "kernel by kernel": lambda: _grown(engine, prompts, options)[0].decode_seconds

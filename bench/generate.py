@@ -45,11 +45,11 @@ PROMPT = list(range(5, 37))
 def ours(model: LlamaForCausalLM, tokens: int) -> tuple[float, list[int]]:
     """Return seconds per decoded token, prefill left out, and the ids."""
     engine = Engine(model, 1, len(PROMPT) + tokens + 1)
-    (sample,) = engine.join([PROMPT], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
+    (sequence,) = engine.prefill([PROMPT], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
     start = time.perf_counter()
     while engine.step():
         pass
-    return (time.perf_counter() - start) / tokens, sample.new_ids
+    return (time.perf_counter() - start) / tokens, sequence.new_ids
 
 
 def theirs(model: torch.nn.Module, tokens: int) -> tuple[float, list[int]]:

@@ -45,8 +45,8 @@ def main() -> None:
             peer: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()  # type: ignore[no-untyped-call]
 
         def ours(engine: Engine = engine) -> int:
-            engine.forget()
-            return engine.join([prompt], [options])[0].new_ids[0]
+            engine.reset_prefix_cache()
+            return engine.prefill([prompt], [options])[0].new_ids[0]
 
         def theirs(peer: Any = peer) -> int:
             with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Decoding many sequences that join and leave, and guessing ahead: each against one sequence decoded plainly.
+"""Continuous batching and prompt-lookup speculative decoding, each against plain decoding of one sequence.
 
 python -m bench.serve --rounds 5
 """
@@ -20,7 +20,7 @@ from bench.generate import SHAPE
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
-from bpe_llama.model.generation.speculative import LookupDraft, generate_speculative
+from bpe_llama.model.generation.speculative import PromptLookupDraft, generate_speculative
 
 FRUIT = ("apple", "red"), ("pear", "green"), ("plum", "blue"), ("lemon", "yellow"), ("cherry", "red"), ("lime", "green")
 SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 5
@@ -35,7 +35,7 @@ def clock() -> float:
 def one(model: LlamaForCausalLM, tokens: int) -> float:
     """Return tokens a second of one sequence, its prompt left out."""
     engine = Engine(model, 1, 48 + tokens)
-    engine.join([list(range(5, 37))], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
+    engine.prefill([list(range(5, 37))], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
     start = clock()
     while engine.step():
         pass
@@ -43,16 +43,13 @@ def one(model: LlamaForCausalLM, tokens: int) -> float:
 
 
 def many(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
-    """Return tokens a second of sequences of unlike lengths, entering as slots become free; prompts are included."""
-    engine, entered, made = Engine(model, slots, 40 + 2 * tokens), 0, 0
+    """Return tokens a second of requests of unequal lengths, admitted as slots become free; prompts are included."""
+    engine, made = Engine(model, slots, 40 + 2 * tokens), 0
     start = clock()
-    while entered < sequences or engine.live:
-        coming = range(entered, min(entered + slots - len(engine.live), sequences))
-        engine.enter(
-            [list(range(5 + i, 13 + i + i % 24)) for i in coming],
-            [GenerationOptions(max_new_tokens=tokens + i * 7 % tokens, seed=i, eos_id=()) for i in coming],
-        )
-        entered = coming.stop
+    for i in range(sequences):
+        options = GenerationOptions(max_new_tokens=tokens + i * 7 % tokens, seed=i, eos_id=())
+        engine.add_request(list(range(5 + i, 13 + i + i % 24)), options)
+    while engine.has_unfinished_requests():
         made += len(engine.step())
     return made / (clock() - start)
 
@@ -60,22 +57,22 @@ def many(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> fl
 def speculation(
     model: LlamaForCausalLM, prompt: list[int], tokens: int
 ) -> tuple[Callable[[], float], Callable[[], float], str]:
-    """Return plain and speculative decoding of what follows a prompt, and how many guesses held."""
+    """Return plain and speculative decoding of what follows a prompt, and how many draft tokens were accepted."""
     options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0, "eos_id": ()}
     engine_ids: list[int] = []
 
     def plain() -> float:
         engine = Engine(model, 1, len(prompt) + tokens)
         start = clock()
-        (sample,) = engine.join([prompt], [GenerationOptions(**options)])
+        (sequence,) = engine.prefill([prompt], [GenerationOptions(**options)])
         while engine.step():
             pass
-        engine_ids[:] = sample.new_ids
+        engine_ids[:] = sequence.new_ids
         return tokens / (clock() - start)
 
-    def guessed() -> float:
+    def speculative() -> float:
         start = clock()
-        result = generate_speculative(model, prompt, LookupDraft(), **options)
+        result = generate_speculative(model, prompt, PromptLookupDraft(), **options)
         seconds = clock() - start
         exact = model.dtype == torch.float32  # in bfloat16 rounding depends on the number of rows
         if exact and result.new_ids != engine_ids:
@@ -83,9 +80,12 @@ def speculation(
         return tokens / seconds
 
     plain()
-    result = generate_speculative(model, prompt, LookupDraft(), **options)
-    held = f"{result.accepted} of {result.proposed} guesses held, {result.passes} passes for {len(result.new_ids)} ids"
-    return plain, guessed, held
+    result = generate_speculative(model, prompt, PromptLookupDraft(), **options)
+    accepted = (
+        f"{result.num_accepted_tokens} of {result.num_draft_tokens} draft tokens accepted, "
+        f"{result.num_forward_passes} passes for {len(result.new_ids)} ids"
+    )
+    return plain, speculative, accepted
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
         "one sequence": lambda: one(model, chosen.tokens),
         "64 sequences through 32 slots": lambda: many(model, 64, 32, chosen.tokens),
     }
-    held: dict[str, str] = {}
+    accepted: dict[str, str] = {}
     try:
         path = data.smollm2_gguf()
     except data.DataUnavailable as missing:
@@ -112,8 +112,8 @@ def main() -> None:
         smollm2 = LlamaForCausalLM.from_pretrained(path, dtype=chosen.dtype, device="cpu")
         for name, text in (("JSON records", RECORDS), ("a sentence five times", SENTENCE)):
             prompt = Tokenizer.from_gguf(path).encode(text)
-            plain, guessed, held[name] = speculation(smollm2, prompt, 3 * chosen.tokens)
-            runs[f"{name}, plain"], runs[f"{name}, guessed"] = plain, guessed
+            plain, speculative, accepted[name] = speculation(smollm2, prompt, 3 * chosen.tokens)
+            runs[f"{name}, plain"], runs[f"{name}, speculative"] = plain, speculative
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(chosen.rounds):
         for name, run in runs.items():
@@ -123,10 +123,10 @@ def main() -> None:
     print("|---|---|---|")
     for name, rate in best.items():
         text = name.partition(",")[0]
-        base = f"{text}, plain" if text in held else "one sequence"
+        base = f"{text}, plain" if text in accepted else "one sequence"
         print(f"| {name} | {rate:.1f} | {rate / best[base]:.2f}x |")
-    for name, guesses in held.items():
-        print(f"\n{name}: {guesses}")
+    for name, drafts in accepted.items():
+        print(f"\n{name}: {drafts}")
     record = {
         "bench": "serve",
         "machine": platform.processor() or platform.machine(),
@@ -134,7 +134,7 @@ def main() -> None:
         "threads": chosen.threads,
         "dtype": chosen.dtype,
         "tokens_per_second": rates,
-        "speculation": held,
+        "speculation": accepted,
     }
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)

@@ -377,9 +377,9 @@ def generate(
         found = generator.generate(
             text, n=1 if answers is None else answers, num_beams=num_beams, stop=stop or None, **options
         )
-        for number, (answer, sample) in enumerate(zip(found, generator.samples, strict=True), start=1):
+        for number, (answer, sequence) in enumerate(zip(found, generator.sequences, strict=True), start=1):
             if answers is not None:
-                seeded = "" if num_beams != 1 else f", seed {sample.options.seed}"
+                seeded = "" if num_beams != 1 else f", seed {sequence.options.seed}"
                 sys.stdout.write(f"[{number} of {answers}{seeded}]\n")
             sys.stdout.write(f"{text}{answer}\n")
     else:
@@ -394,7 +394,7 @@ def generate(
     if seed == "random":
         typer.echo(f"seed: {options['seed']}", err=True)
     if generator.last is not None and verbose:
-        typer.echo(f"finish: {generator.last.finish} after {len(generator.last.new_ids)} ids", err=True)
+        typer.echo(f"finish: {generator.last.finish_reason} after {len(generator.last.new_ids)} ids", err=True)
     if speed and generator.last is not None:
         typer.echo(describe_speed(generator.model, generator.last), err=True)
 

@@ -173,8 +173,8 @@ def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int
     _say("4. What it writes:\n")
     parts = [PROMPT]
     sys.stdout.write(PROMPT)
-    options = {"max_new_tokens": 250, "temperature": 0.7, "top_p": 0.9, "seed": seed, "eos_id": ()}
-    for piece in TextGenerator(model, tokenizer).stream(PROMPT, **options):
+    generator = TextGenerator(model, tokenizer)
+    for piece in generator.stream(PROMPT, max_new_tokens=250, temperature=0.7, top_p=0.9, seed=seed, eos_id=()):
         parts.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -9,7 +9,7 @@ from torch import nn
 
 from bpe_llama.model.layers.moe import MixtureOfExperts
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.params import Sample
+from bpe_llama.model.sampling.sequence import Sequence
 
 
 def read_bandwidth(device: torch.device | str = "cpu", megabytes: int | None = None, rounds: int = 5) -> float:
@@ -62,12 +62,12 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(weight.nbytes for weight in {*module.parameters(), *module.buffers()})
 
 
-def describe_speed(model: LlamaForCausalLM, sample: Sample, bandwidth: float | None = None) -> str:
+def describe_speed(model: LlamaForCausalLM, sequence: Sequence, bandwidth: float | None = None) -> str:
     """Return two lines: the rate at which the prompt was read, and that of the new ids against the memory's.
 
     Args:
-        model: That generated the sample.
-        sample: Finished.
+        model: That generated the sequence.
+        sequence: Finished.
         bandwidth: Bytes a second; measured now by default.
 
     Example:
@@ -75,16 +75,16 @@ def describe_speed(model: LlamaForCausalLM, sample: Sample, bandwidth: float | N
         >>> from bpe_llama.model.sampling.params import GenerationOptions
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2, max_position_embeddings=64)
-        >>> sample = Sample([1] * 50, GenerationOptions(), (), [2] * 11, prefill_seconds=0.5, decode_seconds=2.0)
-        >>> print(describe_speed(LlamaForCausalLM(config), sample, bandwidth=1e6))
+        >>> sequence = Sequence([1] * 50, GenerationOptions(), (), [2] * 11, prefill_seconds=0.5, decode_seconds=2.0)
+        >>> print(describe_speed(LlamaForCausalLM(config), sequence, bandwidth=1e6))
         prefill: 50 tokens, 100.0 a second
         decode: 10 tokens, 5.0 a second; reading 0.0 MB a token, 5% of the 0.0 GB/s this machine reads
     """
-    read, new = len(sample.prompt) - sample.reused, len(sample.new_ids) - 1
-    reused = f" ({sample.reused} more were cached)" if sample.reused else ""
-    lines = [f"prefill: {read} tokens{reused}, {read / sample.prefill_seconds:.1f} a second"]
+    read, new = len(sequence.prompt) - sequence.num_cached_tokens, len(sequence.new_ids) - 1
+    reused = f" ({sequence.num_cached_tokens} more were cached)" if sequence.num_cached_tokens else ""
+    lines = [f"prefill: {read} tokens{reused}, {read / sequence.prefill_seconds:.1f} a second"]
     if new > 0:
-        rate, size = new / sample.decode_seconds, bytes_per_token(model)
+        rate, size = new / sequence.decode_seconds, bytes_per_token(model)
         bandwidth = read_bandwidth(model.device) if bandwidth is None else bandwidth
         lines.append(
             f"decode: {new} tokens, {rate:.1f} a second; reading {size / 1e6:.1f} MB a token, "

@@ -1,54 +1,54 @@
-"""A running batch: sequences that join, grow by one token a step, and leave.
+"""Continuous batching: requests join a running batch, which decodes one token of every sequence a step.
 
-Shapes: ``B`` sequences, ``T`` new ids of each, ``D`` hidden_size, ``V`` vocab_size.
+Shapes: ``B`` sequences, ``T`` new ids of a sequence, ``M`` new ids of all, ``D`` hidden_size, ``V`` vocab_size.
 
-A server would hold one `Engine` and call `Engine.enter` and `Engine.step` as requests come: prompts are read in the
-same passes in which the others grow. `Engine.join` reads them at once.
+A server holds one `Engine`, calls `Engine.add_request` as requests arrive and `Engine.step` in a loop. A step prefills
+waiting prompts in the same pass in which running sequences decode.
+
+Source: Yu et al. 2022, "Orca", section 3.1 (iteration-level scheduling); the names are vLLM's.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import abc
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import FusedDecoder, can_fuse
-from bpe_llama.model.backends.cpu.ragged import PackedDecoder
+from bpe_llama.model.backends.cpu.decoder import FusedDecoder
+from bpe_llama.model.backends.forward import Forward, decoder_for, forward_for, prefill_padded
 from bpe_llama.model.cache.forms import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.prompts import whole_ids
-from bpe_llama.model.generation.sampler_dispatch import choose, keep_logprobs, keep_prompt_logprobs
+from bpe_llama.model.generation.sampler_dispatch import record_logprobs, record_prompt_logprobs, sample_next_ids
 from bpe_llama.model.layers.rope_scaling import same_rotation
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.params import GenerationOptions, Sample
-
-FUSED_ROWS = 8
-"""Up to so many rows, of sequences that bring as many new ids each, one pass costs less if it keeps its memory."""
+from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence
 
 
 class Engine:
-    """A running batch. Live sequences take the first slots of the cache; one that leaves is replaced by the last.
+    """A running batch. Running sequences take the first slots of the cache; the last one moves into a freed slot.
 
-    A slot keeps its keys and values after its sequence has left. A prompt that joins alone and begins as that
-    sequence did (the next turn of a conversation, the same instructions again) is read from where they part.
+    Keys and values of a finished sequence stay in its slot as a prefix cache. `prefill` of one prompt reuses their
+    common prefix (the next turn of a conversation, the same instructions again).
 
     Args:
         model: Weights to generate with.
-        slots: Sequences that can run at once.
+        slots: Sequences that run at once.
         max_length: Tokens a slot can hold, prompt included; the model's context by default.
-        prefill_chunk: Prompt tokens per forward pass; bounds the memory a long prompt takes, and how long those who
-            grow wait for those who enter.
-        cache: ``"full"``; ``"int8"``, a quarter of float32's memory, rounded; or ``"ring"``, which keeps what a sliding
-            window still sees, and so lets no prompt begin from what an earlier one left.
+        prefill_chunk: Prompt tokens per forward pass. It bounds the memory of a long prompt, and how long a step with
+            prompts delays running sequences.
+        cache: ``"full"``; ``"int8"``, quantized to a quarter of float32's memory; or ``"ring"``, which stores only what
+            a sliding window attends to and supports no prefix cache.
 
     Raises:
-        ValueError: If a size is below 1, ``max_length`` is beyond the model's context, or the model is not made for
-            this form of cache.
+        ValueError: If a size is below 1, ``max_length`` exceeds the model's context, or the model does not support this
+            form of cache.
     """
 
     def __init__(
@@ -68,78 +68,157 @@ class Engine:
         self.model = model
         self.prefill_chunk = prefill_chunk
         self.cache = make_cache(cache, model.config, slots, max_length, prefill_chunk, model.dtype, model.device)
-        self.live: list[Sample] = []
-        self._left_behind: list[list[int]] = [[] for _ in range(slots)]
-        self._fused: FusedDecoder | None = None
-        self._packed: PackedDecoder | None = None
-        self._mark: list[object] = []
+        self.running: list[Sequence] = []
+        """Sequences with a slot, in the order of their slots."""
+        self.waiting: list[Sequence] = []
+        """Requests without a slot yet, first come first served."""
+        self._prefix_cache: list[list[int]] = [[] for _ in range(slots)]
+        """For each free slot the ids whose keys and values it still holds."""
+        self._decoder: FusedDecoder | None = None
+        self._forward: Forward = forward_for(model, self.cache, None)
+        self._fingerprint: list[object] = []
+
+    def add_request(self, prompt: abc.Sequence[int], options: GenerationOptions) -> Sequence:
+        """Queue a prompt and return its sequence. A later `step` gives it a slot and prefills it.
+
+        Raises:
+            ValueError: If the prompt is empty, does not fit into a slot or has an id outside the vocabulary.
+            TypeError: If an id is no int.
+        """
+        (sequence,) = self._validated([prompt], [options])
+        vocab_size = self.model.config.vocab_size
+        outside = next((new_id for new_id in sequence.prompt if not 0 <= new_id < vocab_size), None)
+        if outside is not None:
+            raise ValueError(f"the prompt has input id {outside}, outside the vocabulary of {vocab_size}")
+        sequence.num_prompt_tokens_left = len(sequence.prompt)
+        self.waiting.append(sequence)
+        return sequence
+
+    def has_unfinished_requests(self) -> bool:
+        """Return whether `step` has work left."""
+        return bool(self.running or self.waiting)
 
     @torch.no_grad()
-    def join(
-        self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions], copies: int = 1
-    ) -> list[Sample]:
-        """Take prompts into the batch and return them, each with its first new id.
+    def step(self) -> list[Sequence]:
+        """Run one forward pass, and return the sequences that got a new id; finished ones leave the batch.
+
+        A pass takes one token of every sequence that decodes, and ``prefill_chunk`` prompt tokens, at least one of each
+        prompt. A sequence gets its first id in the pass that completes its prompt; so a pass may return none.
+
+        With a full cache and a model that the CPU decoder serves, this is one ragged batch. Elsewhere sequences that
+        decode share a pass, and every prompt has its own.
+        """
+        start = time.perf_counter()
+        self._free_finished_slots()
+        self._admit_waiting()
+        ids, room = [], self.prefill_chunk
+        for sequence in self.running:
+            place = len(sequence.prompt) - sequence.num_prompt_tokens_left
+            prefills = sequence.num_prompt_tokens_left > 0
+            ids.append(sequence.prompt[place : place + max(room, 1)] if prefills else sequence.new_ids[-1:])
+            room -= len(ids[-1]) if prefills else 0
+        if not ids:
+            return []
+        prefilling = [bool(sequence.num_prompt_tokens_left) for sequence in self.running]
+        left = [max(s.num_prompt_tokens_left - len(new), 0) for s, new in zip(self.running, ids, strict=True)]
+        sampled = [sequence for sequence, tokens in zip(self.running, left, strict=True) if not tokens]
+        with self._rollback_on_error():
+            logits_BV = self._run(ids)
+            if sampled:
+                self._append(sampled, logits_BV if not any(left) else logits_BV[[not tokens for tokens in left]])
+            seconds = time.perf_counter() - start
+            for sequence, tokens, was_prefilling in zip(self.running, left, prefilling, strict=True):
+                sequence.num_prompt_tokens_left = tokens
+                if was_prefilling:
+                    sequence.prefill_seconds += seconds
+                else:
+                    sequence.decode_seconds += seconds
+        self._free_finished_slots()
+        return sampled
+
+    def abort(self, sequence: Sequence) -> None:
+        """Finish a running or waiting sequence now: its reader is gone, or its text holds a stop string."""
+        sequence.finish_reason = sequence.finish_reason or "stop"
+        self.waiting = [waiting for waiting in self.waiting if waiting is not sequence]
+        self._free_finished_slots()
+
+    @torch.no_grad()
+    def prefill(
+        self, prompts: abc.Sequence[abc.Sequence[int]], options: Iterable[GenerationOptions], copies: int = 1
+    ) -> list[Sequence]:
+        """Give prompts a slot at once, prefill them, and return their sequences with one new id each.
 
         Args:
             prompts: Ids to be continued.
             options: One for each prompt.
-            copies: Continuations of each prompt, side by side in what is returned. The prompt is read once; the seed
-                of each copy is one more than that of the copy before.
+            copies: Continuations of each prompt, side by side in the result. They share one prefill; the seed of each
+                copy is one more than that of the copy before.
 
         Raises:
-            ValueError: If a prompt is empty or does not fit, or there are too few free slots; then nothing joins.
+            ValueError: If a prompt is empty or does not fit, or there are too few free slots; the batch is unchanged.
             TypeError: If an id is no int; likewise.
         """
         if copies < 1:
             raise ValueError(f"copies is {copies}; expected at least 1")
-        read = self._admitted(prompts, options, copies)
-        first = len(self.live)
-        if not read:
-            return read
-        self._look_at_the_model()
+        self._free_finished_slots()
+        free = self.cache.batch_size - len(self.running)
+        if len(prompts) * copies > free:
+            raise ValueError(f"{len(prompts) * copies} prompts for {free} free slots")
+        admitted = self._validated(prompts, options)
+        first = len(self.running)
+        if not admitted:
+            return admitted
+        self._refresh()
         try:
-            return self._take_in(read, first, copies)
-        except BaseException:  # Ctrl-C too: nothing half read may run, or be begun from
-            del self.live[first:]
+            return self._prefill_and_sample(admitted, first, copies)
+        except BaseException:  # KeyboardInterrupt too: a prompt prefilled in part must not run or serve as a prefix
+            del self.running[first:]
             self.cache.lengths[first:] = [0] * (self.cache.batch_size - first)
             raise
 
     @torch.no_grad()
-    def enter(self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions]) -> list[Sample]:
-        """Take prompts into the batch and return them, yet unread: the next steps read them while the others grow.
+    def verify(self, sequence: Sequence, draft_ids: list[int]) -> int:
+        """Append draft tokens to the only running sequence up to the first one that differs from its own, and one more.
 
-        A step reads some ``prefill_chunk`` ids of prompts, one at least of each; a sequence gets its first new id in
-        the step that ends its prompt. With a full cache and a model that `can_fuse` all ids of a step are read in one
-        pass; elsewhere those who grow share a pass, and every prompt has one of its own. Prompts are read from their
-        beginnings, whatever earlier sequences left.
+        One forward pass scores all of them (see `bpe_llama.model.generation.speculative`).
 
-        Raises:
-            ValueError: If a prompt is empty, does not fit or has an id outside the vocabulary, or there are too few
-                free slots; then nothing enters.
+        Returns:
+            How many draft tokens were accepted.
         """
-        entering = self._admitted(prompts, options)
-        vocab_size = self.model.config.vocab_size
-        for row, sample in enumerate(entering):
-            outside = next((new_id for new_id in sample.prompt if not 0 <= new_id < vocab_size), None)
-            if outside is not None:
-                raise ValueError(f"prompt {row} has input id {outside}, outside the vocabulary of {vocab_size}")
-        if not entering:
-            return entering
-        self._look_at_the_model()
-        for slot, sample in enumerate(entering, start=len(self.live)):
-            self.cache.prompt_lengths[slot] = len(sample.prompt)
-            sample.unread, self.cache.lengths[slot], self._left_behind[slot] = len(sample.prompt), 0, []
-        self.live += entering
-        return entering
+        self._free_finished_slots()
+        if self.running != [sequence] or sequence.num_prompt_tokens_left:
+            raise ValueError("draft tokens are verified for a sequence that runs alone, its prompt prefilled")
+        start = time.perf_counter()
+        length = self.cache.lengths[0]
+        with self._rollback_on_error():
+            logits_TV = self._run([[sequence.new_ids[-1], *draft_ids]], every=True)
+            accepted = 0
+            for place in range(len(draft_ids) + 1):
+                self._append([sequence], logits_TV[place : place + 1])
+                if place == len(draft_ids) or sequence.new_ids[-1] != draft_ids[place]:
+                    break
+                accepted += 1
+                if sequence.finish_reason:
+                    break
+            sequence.decode_seconds += time.perf_counter() - start
+            self.cache.lengths[0] = length + 1 + accepted  # drop keys and values of rejected tokens
+        self._free_finished_slots()
+        return accepted
 
-    def _admitted(
-        self, prompts: Sequence[Sequence[int]], options: Iterable[GenerationOptions], copies: int = 1
-    ) -> list[Sample]:
-        """Return the prompts as sequences to be read, if all can be."""
-        self._let_go()
-        free = self.cache.batch_size - len(self.live)
-        if len(prompts) * copies > free:
-            raise ValueError(f"{len(prompts) * copies} prompts for {free} free slots")
+    def reset_prefix_cache(self) -> None:
+        """Let no later prompt reuse keys and values of finished sequences."""
+        self._prefix_cache = [[] for _ in range(self.cache.batch_size)]
+
+    def reserve(self, max_length: int) -> None:
+        """Let slots hold at least ``max_length`` tokens, or the whole context if that is less; contents stay."""
+        max_length = min(max_length, self.model.config.context_length)
+        if max_length > self.cache.capacity:
+            self.cache = self.cache.widened(max_length)
+
+    def _validated(
+        self, prompts: abc.Sequence[abc.Sequence[int]], options: Iterable[GenerationOptions]
+    ) -> list[Sequence]:
+        """Return the prompts as sequences, if all fit into a slot."""
         checked = [whole_ids(prompt, row) for row, prompt in enumerate(prompts)]
         for row, prompt in enumerate(checked):
             if not prompt:
@@ -149,266 +228,168 @@ class Engine:
                     f"prompt {row} has {len(prompt)} ids, which leaves no room in a context of {self.cache.capacity}"
                 )
         ends = self.model.config, self.model.generation_config.eos_token_ids
-        return [Sample(p, chosen, chosen.ending_ids(*ends)) for p, chosen in zip(checked, options, strict=True)]
+        return [Sequence(p, chosen, chosen.ending_ids(*ends)) for p, chosen in zip(checked, options, strict=True)]
 
-    def _take_in(self, read: list[Sample], first: int, copies: int) -> list[Sample]:
+    def _admit_waiting(self) -> None:
+        """Move waiting requests into free slots; they are prefilled from position 0."""
+        admitted = self.waiting[: self.cache.batch_size - len(self.running)]
+        if not admitted:
+            return
+        self._refresh()
+        for slot, sequence in enumerate(admitted, start=len(self.running)):
+            self.cache.prompt_lengths[slot] = len(sequence.prompt)
+            self.cache.lengths[slot], self._prefix_cache[slot] = 0, []
+        # One statement, so that an interruption neither loses a request nor admits it twice.
+        self.running, self.waiting = [*self.running, *admitted], self.waiting[len(admitted) :]
+
+    def _prefill_and_sample(self, admitted: list[Sequence], first: int, copies: int) -> list[Sequence]:
         start = time.perf_counter()
-        end = first + len(read) * copies
-        held, self._left_behind[first:end] = self._left_behind[first], [[] for _ in range(first, end)]
-        if self.cache.wraps:  # one by one: padding would overwrite what a window still sees
-            logits_BV = torch.cat([self._prefill([sample], first + row) for row, sample in enumerate(read)])
+        end = first + len(admitted) * copies
+        cached_ids, self._prefix_cache[first:end] = self._prefix_cache[first], [[] for _ in range(first, end)]
+        if self.cache.wraps:  # one by one: padding would overwrite keys that the window still covers
+            logits_BV = torch.cat([self._prefill([sequence], first + row) for row, sequence in enumerate(admitted)])
         else:
-            logits_BV = self._prefill(read, first, held)
-        joined = read
-        self._keep_prompt_logprobs(read)
+            logits_BV = self._prefill(admitted, first, cached_ids)
+        self._record_prompt_logprobs(admitted)
         if copies > 1:
-            joined = [_copy_of(sample, copy) for sample in read for copy in range(copies)]
-            for place in reversed(range(1, len(joined))):  # from the end, so that no source is overwritten too soon
+            admitted = [_copy_of(sequence, copy) for sequence in admitted for copy in range(copies)]
+            for place in reversed(range(1, len(admitted))):  # from the end, so that no source is overwritten too soon
                 self.cache.copy(first + place // copies, first + place)
             logits_BV = logits_BV.repeat_interleave(copies, dim=0)
-        self.live += joined
-        self._append(joined, logits_BV)
+        self.running += admitted
+        self._append(admitted, logits_BV)
         seconds = time.perf_counter() - start
-        for sample in joined:
-            sample.prefill_seconds = seconds
-        self._let_go()
-        return joined
+        for sequence in admitted:
+            sequence.prefill_seconds = seconds
+        self._free_finished_slots()
+        return admitted
 
-    @torch.no_grad()
-    def step(self) -> list[Sample]:
-        """Add one id to every live sequence whose prompt is read, and return those; the ended ones leave the batch.
+    def _prefill(self, admitted: list[Sequence], first: int, cached_ids: abc.Sequence[int] = ()) -> Tensor:
+        """Prefill prompts into the slots from ``first`` on; return the logits after each prompt's last id, (B, V).
 
-        There may be none while prompts are read; the batch is empty when ``live`` is.
+        A single prompt starts after the prefix that it shares with ``cached_ids``, the ids of its slot.
         """
-        start = time.perf_counter()
-        self._let_go()
-        fresh, room = [], self.prefill_chunk
-        for sample in self.live:
-            place = len(sample.prompt) - sample.unread
-            fresh.append(sample.prompt[place : place + max(room, 1)] if sample.unread else sample.new_ids[-1:])
-            room -= len(fresh[-1]) if sample.unread else 0
-        if not fresh:
-            return []
-        reading = [bool(sample.unread) for sample in self.live]
-        unread = [max(sample.unread - len(ids), 0) for sample, ids in zip(self.live, fresh, strict=True)]
-        grown = [sample for sample, left in zip(self.live, unread, strict=True) if not left]
-        with self._whole_or_not_at_all():
-            logits_BV = self._read(fresh)
-            if grown:
-                self._append(grown, logits_BV if not any(unread) else logits_BV[[not left for left in unread]])
-            seconds = time.perf_counter() - start
-            for sample, left, read in zip(self.live, unread, reading, strict=True):
-                sample.unread = left
-                if read:
-                    sample.prefill_seconds += seconds
-                else:
-                    sample.decode_seconds += seconds
-        self._let_go()
-        return grown
+        lengths = [len(sequence.prompt) for sequence in admitted]
+        end = first + len(admitted)
+        before, self.cache.prompt_lengths[first:end] = self.cache.prompt_lengths[first], lengths
+        cached, config = 0, self.model.config
+        texts = (before, len(cached_ids)), (lengths[0], lengths[0])
+        same = same_rotation(config.rope, config.max_position_embeddings, *texts)
+        if len(admitted) == 1 and not self.cache.wraps and same:
+            cached = admitted[0].num_cached_tokens = _common_prefix(cached_ids, admitted[0].prompt[:-1])
+        self.cache.lengths[first:end] = [cached] * len(admitted)
+        if self._forward.ragged:
+            return self._prefill_ragged(admitted, first)
+        cache = self._slots(first, end)
+        logits_BV = prefill_padded(self.model, [sequence.prompt for sequence in admitted], cache, self.prefill_chunk)
+        self.cache.lengths[first:end] = cache.lengths
+        return logits_BV
 
-    @torch.no_grad()
-    def verify(self, sample: Sample, guesses: list[int]) -> int:
-        """Grow the only live sequence by its guessed ids as far as they are what it would choose, and one more.
+    def _prefill_ragged(self, admitted: list[Sequence], first: int) -> Tensor:
+        """Prefill without padding: a pass takes the next ids of as many prompts as ``prefill_chunk`` allows."""
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(admitted):
+            ids: list[list[int]] = []
+            room = self.prefill_chunk
+            for slot, sequence in enumerate(admitted[done:], start=first + done):
+                if room:
+                    length = self.cache.lengths[slot]
+                    ids.append(sequence.prompt[length : length + room])
+                    room -= len(ids[-1])
+            logits_BV = self._run(ids, first + done)
+            last = done + len(ids) - 1
+            complete = self.cache.lengths[first + last] == len(admitted[last].prompt)
+            parts.append(logits_BV[: len(ids) - (not complete)].clone())  # the next pass may overwrite them
+            done = last + complete
+        return torch.cat(parts)
 
-        Returns:
-            How many guesses held.
+    def _run(self, ids: abc.Sequence[abc.Sequence[int]], first: int = 0, every: bool = False) -> Tensor:
+        """Run new ids of the slots from ``first`` on; return the logits after each slot's last, (B, V).
+
+        With ``every`` those after each new id, (M, V).
         """
-        self._let_go()
-        if self.live != [sample] or sample.unread:
-            raise ValueError("guesses are verified for a sequence that runs alone, its prompt read")
-        start = time.perf_counter()
-        held = self.cache.lengths[0]
-        with self._whole_or_not_at_all():
-            logits_TV = self._read([[sample.new_ids[-1], *guesses]], every=True)
-            kept = 0
-            for place in range(len(guesses) + 1):
-                self._append([sample], logits_TV[place : place + 1])
-                if place == len(guesses) or sample.new_ids[-1] != guesses[place]:
-                    break
-                kept += 1
-                if sample.finish:
-                    break
-            sample.decode_seconds += time.perf_counter() - start
-            self.cache.lengths[0] = held + 1 + kept  # forget the guesses that did not hold
-        self._let_go()
-        return kept
-
-    def leave(self, sample: Sample) -> None:
-        """End a live sequence now (its reader has gone, a stop string was found)."""
-        sample.finish = sample.finish or "stop"
-        self._let_go()
-
-    def forget(self) -> None:
-        """Let no later prompt begin from what ended sequences left in the cache."""
-        self._left_behind = [[] for _ in range(self.cache.batch_size)]
-
-    def make_room(self, max_length: int) -> None:
-        """Let slots hold at least this many tokens, or as many as the context does; what they hold is kept."""
-        max_length = min(max_length, self.model.config.context_length)
-        if max_length > self.cache.capacity:
-            self.cache = self.cache.widened(max_length)
+        cache = self._slots(first, first + len(ids))
+        logits_MV = self._forward(ids, cache, every)
+        self.cache.lengths[first : first + len(ids)] = cache.lengths
+        return logits_MV
 
     def _slots(self, start: int, end: int) -> KVCache:
         whole = end - start == self.cache.batch_size
         return self.cache if whole else self.cache.rows(start, end)
 
-    def _read(self, ids: Sequence[Sequence[int]], first: int = 0, every: bool = False) -> Tensor:
-        """Read new ids into the slots from ``first`` on; return the logits after each slot's last, (B, V).
+    def _refresh(self) -> None:
+        """Notice what was done to the model since the last admission: other weights, adapters or layers."""
+        self._decoder = decoder_for(self.model, self._decoder)
+        self._forward = forward_for(self.model, self.cache, self._decoder)
+        fingerprint = _fingerprint_of(self.model)
+        if fingerprint != self._fingerprint:
+            self.reset_prefix_cache()
+            self._fingerprint = fingerprint
 
-        Args:
-            ids: Of each slot, one at least.
-            first: The first slot.
-            every: Return those after each of the new ids, (M, V).
-        """
-        if self._packed is None and len({len(new) for new in ids}) > 1:
-            runs = [list(run) for _, run in groupby(ids, len)]
-            firsts = accumulate(map(len, runs), initial=first)
-            # Cloned: the fused decoder's next pass may write over what its last one returned.
-            return torch.cat([self._read(*both, every).clone() for both in zip(runs, firsts)])  # noqa: B905
-        cache = self._slots(first, first + len(ids))
-        few = len({len(new) for new in ids}) == 1 and len(ids) * len(ids[0]) <= FUSED_ROWS
-        if self._packed is not None and not few:
-            logits_MV = self._packed(ids, cache, every)
-        elif self._fused is not None and (few or every or len(ids[0]) == 1):
-            logits_BTV = self._fused(ids, cache)
-            logits_MV = logits_BTV.flatten(0, 1) if every else logits_BTV[:, -1]
-        else:
-            ids_BT = torch.tensor(ids, device=self.model.device)
-            out = self.model(ids_BT, past_key_values=cache, logits_to_keep=0 if every else 1)
-            logits_MV = out.logits.flatten(0, 1)
-        self.cache.lengths[first : first + len(ids)] = cache.lengths
-        return logits_MV
+    def _record_prompt_logprobs(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.options.prompt_logprobs and not sequence.prompt_logprobs:
+                record_prompt_logprobs(self.model, sequence)
 
-    def _look_at_the_model(self) -> None:
-        """Notice what was done to the model since the last sequence joined: other weights, adapters or layers."""
-        if not can_fuse(self.model):
-            self._fused = None
-        elif self._fused is None:
-            self._fused = FusedDecoder(self.model)
-        else:
-            self._fused.refresh()
-        full = type(self.cache) is KVCache
-        self._packed = PackedDecoder(self._fused) if full and self._fused is not None else None
-        mark = _mark_of(self.model)
-        if mark != self._mark:
-            self.forget()
-            self._mark = mark
-
-    def _prefill(self, joined: list[Sample], first: int, held: Sequence[int] = ()) -> Tensor:
-        """Read the prompts into slots from ``first`` on; return the logits after each prompt's last id, (B, V).
-
-        A prompt that comes alone is read from where it parts from the ids ``held`` in its slot.
-
-        Rows are aligned at the left, so causality alone keeps every token from the padding behind its row's end;
-        what the padding left in the cache is forgotten afterwards.
-        """
-        lengths = [len(sample.prompt) for sample in joined]
-        before, self.cache.prompt_lengths[first : first + len(joined)] = self.cache.prompt_lengths[first], lengths
-        cache = self._slots(first, first + len(joined))
-        known, config = 0, self.model.config
-        texts = (before, len(held)), (lengths[0], lengths[0])
-        alike = same_rotation(config.rope, config.max_position_embeddings, *texts)
-        if len(joined) == 1 and not cache.wraps and alike:
-            known = joined[0].reused = _common(held, joined[0].prompt[:-1])
-        self.cache.lengths[first : first + len(joined)] = cache.lengths[:] = [known] * len(joined)
-        if self._packed is not None:
-            return self._prefill_packed(joined, first)
-        width = max(lengths)
-        ids_BT = torch.tensor([sample.prompt + [0] * (width - len(sample.prompt)) for sample in joined])
-        ids_BT = ids_BT.to(self.model.device)
-        last_BD = None
-        for start in range(known, width, self.prefill_chunk):
-            chunk_BT = ids_BT[:, start : start + self.prefill_chunk]
-            hidden_BTD = self.model.model(chunk_BT, past_key_values=cache)
-            last_BD = hidden_BTD.new_empty(len(joined), hidden_BTD.shape[-1]) if last_BD is None else last_BD
-            for row, length in enumerate(lengths):
-                if start < length <= start + chunk_BT.shape[1]:
-                    last_BD[row] = hidden_BTD[row, length - start - 1]
-        cache.truncate(lengths)
-        self.cache.lengths[first : first + len(joined)] = cache.lengths
-        logits_BV: Tensor = self.model.lm_head(last_BD)
-        return logits_BV
-
-    def _prefill_packed(self, joined: list[Sample], first: int) -> Tensor:
-        """The same without padding: a pass takes the next ids of as many prompts as fill it."""
-        read: list[Tensor] = []
-        done = 0
-        while done < len(joined):
-            fresh: list[list[int]] = []
-            room = self.prefill_chunk
-            for slot, sample in enumerate(joined[done:], start=first + done):
-                if room:
-                    held = self.cache.lengths[slot]
-                    fresh.append(sample.prompt[held : held + room])
-                    room -= len(fresh[-1])
-            logits_BV = self._read(fresh, first + done)
-            last = done + len(fresh) - 1
-            whole = self.cache.lengths[first + last] == len(joined[last].prompt)
-            read.append(logits_BV[: len(fresh) - (not whole)].clone())  # the next pass may write over it
-            done = last + whole
-        return torch.cat(read)
-
-    def _keep_prompt_logprobs(self, samples: list[Sample]) -> None:
-        for sample in samples:
-            if sample.options.prompt_logprobs and not sample.prompt_logprobs:
-                keep_prompt_logprobs(self.model, sample)
-
-    def _append(self, samples: list[Sample], logits_BV: Tensor) -> None:
-        self._keep_prompt_logprobs(samples)
-        chosen = choose(samples, logits_BV)
-        keep_logprobs(samples, chosen, logits_BV)
-        for sample, new_id in zip(samples, chosen, strict=True):
-            sample.new_ids.append(new_id)
-            if new_id in sample.eos_ids:
-                sample.finish = "eos"
-            elif len(sample.new_ids) == sample.options.max_new_tokens:
-                sample.finish = "length"
-            elif len(sample.prompt) + len(sample.new_ids) >= self.cache.capacity:
-                sample.finish = "context"
+    def _append(self, sequences: list[Sequence], logits_BV: Tensor) -> None:
+        """Sample each sequence's next id, and finish those that end with it."""
+        self._record_prompt_logprobs(sequences)
+        chosen = sample_next_ids(sequences, logits_BV)
+        record_logprobs(sequences, chosen, logits_BV)
+        for sequence, new_id in zip(sequences, chosen, strict=True):
+            sequence.new_ids.append(new_id)
+            length = len(sequence.prompt) + len(sequence.new_ids)
+            if new_id in sequence.eos_ids:
+                sequence.finish_reason = "stop"
+            elif len(sequence.new_ids) == sequence.options.max_new_tokens or length >= self.cache.capacity:
+                sequence.finish_reason = "length"
 
     @contextmanager
-    def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Leave live sequences as they were where what grows them fails or is interrupted: it can be done again."""
+    def _rollback_on_error(self) -> Iterator[None]:
+        """Restore running sequences if a pass fails or is interrupted, so that it can be repeated."""
         lengths = list(self.cache.lengths)
-        before = [(s, s.unread, len(s.new_ids), len(s.logprobs), len(s.top_logprobs)) for s in self.live]
+        before = [
+            (s, s.num_prompt_tokens_left, len(s.new_ids), len(s.logprobs), len(s.top_logprobs)) for s in self.running
+        ]
         try:
             yield
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # KeyboardInterrupt too
             self.cache.lengths[:] = lengths
-            for sample, unread, new_ids, logprobs, top_logprobs in before:
-                sample.unread, sample.finish = unread, None
-                del sample.new_ids[new_ids:], sample.logprobs[logprobs:], sample.top_logprobs[top_logprobs:]
+            for sequence, tokens_left, new_ids, logprobs, top_logprobs in before:
+                sequence.num_prompt_tokens_left, sequence.finish_reason = tokens_left, None
+                del sequence.new_ids[new_ids:], sequence.logprobs[logprobs:], sequence.top_logprobs[top_logprobs:]
             raise
 
-    def _let_go(self) -> None:
-        """Free the slots of the ended; where that is interrupted, the next call of anything goes on with it."""
-        for slot in reversed(range(len(self.live))):
-            if self.live[slot].finish:
-                *kept, last = self.live
-                place = len(kept)
-                self._left_behind[place] = last.ids[: self.cache.lengths[place]]
+    def _free_finished_slots(self) -> None:
+        """Free the slots of finished sequences; after an interruption the next call of any method completes this."""
+        for slot in reversed(range(len(self.running))):
+            if self.running[slot].finish_reason:
+                *rest, last = self.running
+                place = len(rest)
+                self._prefix_cache[place] = last.ids[: self.cache.lengths[place]]
                 if slot < place:
-                    kept[slot] = last
+                    rest[slot] = last
                     self.cache.copy(place, slot)
-                self.live[:] = kept
+                self.running[:] = rest
                 self.cache.lengths[place] = 0
 
 
-def _copy_of(sample: Sample, number: int) -> Sample:
-    """Return a sequence of the same prompt, just read, with a seed of its own."""
-    options = replace(sample.options, seed=(sample.options.seed or 0) + number)
-    return Sample(
-        sample.prompt,
+def _copy_of(sequence: Sequence, number: int) -> Sequence:
+    """Return a sequence of the same prompt, just prefilled, with its own seed."""
+    options = replace(sequence.options, seed=(sequence.options.seed or 0) + number)
+    return Sequence(
+        sequence.prompt,
         options,
-        sample.eos_ids,
-        reused=sample.reused,
-        prompt_logprobs=sample.prompt_logprobs,
-        prompt_top_logprobs=sample.prompt_top_logprobs,
+        sequence.eos_ids,
+        num_cached_tokens=sequence.num_cached_tokens,
+        prompt_logprobs=sequence.prompt_logprobs,
+        prompt_top_logprobs=sequence.prompt_top_logprobs,
     )
 
 
-def _mark_of(model: LlamaForCausalLM) -> list[object]:
-    """Return what changes where the weights, or the layers that use them, do."""
+def _fingerprint_of(model: LlamaForCausalLM) -> list[object]:
+    """Return a value that changes whenever the weights, or the layers that use them, do."""
     marks: list[object] = []
     for module in model.modules():
         marks.append((id(module), module.training, getattr(module, "active", ())))
@@ -418,6 +399,7 @@ def _mark_of(model: LlamaForCausalLM) -> list[object]:
     return marks
 
 
-def _common(held: Sequence[int], prompt: list[int]) -> int:
-    """Return how many ids two sequences begin with in common."""
-    return next((i for i, pair in enumerate(zip(held, prompt)) if pair[0] != pair[1]), min(len(held), len(prompt)))  # noqa: B905
+def _common_prefix(cached_ids: abc.Sequence[int], prompt: list[int]) -> int:
+    """Return the length of the longest common prefix."""
+    pairs = zip(cached_ids, prompt)  # noqa: B905
+    return next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(cached_ids), len(prompt)))

@@ -10,25 +10,30 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.backends.cuda.graph import (
-    CapturedDecoder,
-    why_not_captured,
-    why_not_triton,
-    why_options_not_captured,
+    CudaGraphDecoder,
+    options_unsupported_by_cuda_graph,
+    unsupported_by_cuda_graph,
+    unsupported_by_triton,
 )
 from bpe_llama.model.generation.beam import EarlyStopping, beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import inferred_padding_id, padding_id, unpad
-from bpe_llama.model.generation.sampler_dispatch import choose
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.sampling.params import GenerationOptions, Sample
+from bpe_llama.model.sampling.params import DRAWING_OPTIONS, GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence
 
-__all__ = ["Engine", "GenerationOptions", "Sample", "choose", "generate", "stream_ids", "unpad"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerationKeywords
+
+__all__ = ["Engine", "GenerationOptions", "Sequence", "generate", "stream_ids", "unpad"]
 
 
 def generate(
@@ -40,9 +45,9 @@ def generate(
     length_penalty: float | None = None,
     early_stopping: EarlyStopping | None = None,
     cache: str = "full",
-    capture: bool = False,
+    cuda_graph: bool = False,
     do_sample: bool | None = None,
-    **options: Any,
+    **options: Unpack[GenerationKeywords],
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
 
@@ -60,7 +65,7 @@ def generate(
         length_penalty: Of the search; by default the generation config's, or 1.
         early_stopping: Of the search; by default the generation config's, or False.
         cache: The form of the cache: see `Engine`. A search keeps a full one.
-        capture: Run each step as one CUDA graph, sampler included (`bpe_llama.model.backends.cuda.graph`);
+        cuda_graph: Run each step as one CUDA graph, sampler included (`bpe_llama.model.backends.cuda.graph`);
             warns and generates plainly where that cannot be.
         do_sample: Whether ids are drawn; by default as the generation config says. False is temperature 0; True takes
             the config's temperature and top-p, or 1, even where it says false. A search draws its candidates.
@@ -78,27 +83,27 @@ def generate(
         >>> generate(LlamaForCausalLM(config), torch.tensor([[1, 5, 7]]), max_new_tokens=4, eos_id=()).shape
         torch.Size([1, 7])
     """
-    if capture and num_beams != 1:
-        raise ValueError(f"capture is True and num_beams {num_beams}, but a search is not captured")
-    options = with_do_sample(model, options, do_sample)
-    why_not = why_not_captured(model, cache) if capture else None
-    if capture and why_not is None:
-        why_not = why_options_not_captured(GenerationOptions.for_model(model, **options))
+    if cuda_graph and num_beams != 1:
+        raise ValueError(f"cuda_graph is True and num_beams {num_beams}, but a beam search does not use one")
+    given = with_do_sample(model, dict(options), do_sample)
+    why_not = unsupported_by_cuda_graph(model, cache) if cuda_graph else None
+    if cuda_graph and why_not is None:
+        why_not = options_unsupported_by_cuda_graph(GenerationOptions.for_model(model, **given))
     if why_not is not None:
-        warnings.warn(f"generating without capture: {why_not}", stacklevel=2)
-    if capture and why_not is None:
-        new_BT = _generate_captured(model, input_ids, attention_mask, num_return_sequences, options)
+        warnings.warn(f"generating without a CUDA graph: {why_not}", stacklevel=2)
+    if cuda_graph and why_not is None:
+        new_BT = _generate_by_cuda_graph(model, input_ids, attention_mask, num_return_sequences, given)
     elif num_beams == 1:
-        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **options))
+        columns = list(stream_ids(model, input_ids, attention_mask, num_return_sequences, cache, **given))
         new_BT = torch.stack(columns, dim=1)
     else:
         search = model.generation_config.search_options(
-            do_sample=search_draws(model, options, do_sample),
+            do_sample=search_draws(model, given, do_sample),
             length_penalty=length_penalty,
             early_stopping=early_stopping,
         )
         _warn_of_stop_strings(model)
-        chosen = search_options(model, options, search["do_sample"], input_ids.shape[-1:].numel())
+        chosen = search_options(model, given, search["do_sample"], input_ids.shape[-1:].numel())
         if cache != "full":
             raise ValueError(f"cache is {cache!r}, but a beam search keeps a full one")
         if num_beams < 1:
@@ -117,10 +122,6 @@ def generate(
     return torch.cat([prompts_BT, new_BT], dim=1)
 
 
-_OF_DRAWS = {
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "preset", "seed", "filter_order"),
-    *("top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
-}
 _OF_SAMPLES = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
 """Options that no search supports, even one that draws."""
 
@@ -167,7 +168,7 @@ def search_options(
     """
     chosen = GenerationOptions.for_model(model, prompt_length, **options)
     for name in options:
-        if name in _OF_DRAWS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
+        if name in DRAWING_OPTIONS and not do_sample and not (name == "temperature" and chosen.temperature == 0):
             raise ValueError(
                 f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out, or ask for do_sample=True"
             )
@@ -182,19 +183,19 @@ def stream_ids(
     attention_mask: Tensor | None = None,
     num_return_sequences: int = 1,
     cache: str = "full",
-    **options: Any,
+    **options: Unpack[GenerationKeywords],
 ) -> Iterator[Tensor]:
     """Yield the next id of every row, int64 (B,), until all have ended; ended rows get the padding id.
 
     Arguments and errors are those of `generate`.
     """
-    engine, samples, padding = _joined(model, input_ids, attention_mask, num_return_sequences, cache, options)
+    engine, sequences, padding = _joined(model, input_ids, attention_mask, num_return_sequences, cache, dict(options))
     step = 0
     while True:
-        row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in samples]
+        row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in sequences]
         yield torch.tensor(row, device=model.device)
         step += 1
-        if not engine.live:
+        if not engine.running:
             return
         engine.step()
 
@@ -216,7 +217,7 @@ def _joined(
     copies: int,
     cache: str,
     options: dict[str, Any],
-) -> tuple[Engine, list[Sample], int]:
+) -> tuple[Engine, list[Sequence], int]:
     """Return an engine that has read the prompts, their sequences, and the padding id."""
     _warn_of_stop_strings(model)
     chosen = GenerationOptions.for_model(model, input_ids.shape[-1:].numel(), **options)
@@ -226,18 +227,18 @@ def _joined(
     each = [chosen] * len(prompts)
     if options.get("seed", 0) is None:
         each = [replace(chosen, seed=None) for _ in prompts]
-    samples = engine.join(prompts, each, copies=copies)
-    return engine, samples, padding_id(model, chosen)
+    sequences = engine.prefill(prompts, each, copies=copies)
+    return engine, sequences, padding_id(model, chosen)
 
 
-def _generate_captured(
+def _generate_by_cuda_graph(
     model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, copies: int, options: dict[str, Any]
 ) -> Tensor:
     """Return what follows the prompts, (B, new)."""
-    engine, samples, padding = _joined(model, input_ids, attention_mask, copies, "full", options)
-    if engine.live:  # first ids may have ended some
-        backend = "triton" if model.device.type == "cuda" and why_not_triton(model) is None else None
-        CapturedDecoder(model, engine.cache.rows(0, len(engine.live)), backend).run(engine.live)
-    width = max(len(sample.new_ids) for sample in samples)
-    rows = [sample.new_ids + [padding] * (width - len(sample.new_ids)) for sample in samples]
+    engine, sequences, padding = _joined(model, input_ids, attention_mask, copies, "full", options)
+    if engine.running:  # first ids may have ended some
+        backend = "triton" if model.device.type == "cuda" and unsupported_by_triton(model) is None else None
+        CudaGraphDecoder(model, engine.cache.rows(0, len(engine.running)), backend).run(engine.running)
+    width = max(len(sequence.new_ids) for sequence in sequences)
+    rows = [sequence.new_ids + [padding] * (width - len(sequence.new_ids)) for sequence in sequences]
     return torch.tensor(rows, device=model.device)

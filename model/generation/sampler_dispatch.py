@@ -5,7 +5,7 @@ Shapes: ``B`` sequences, ``T`` ids of one, ``D`` hidden_size, ``V`` vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 
 import torch
 from torch import Tensor
@@ -13,46 +13,51 @@ from torch import Tensor
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.ordered import filtered_in_order, mirostat_bound, mirostat_kept, xtc_chance
-from bpe_llama.model.sampling.params import GenerationOptions, Sample
+from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.processors import bad_word_ids, dry_penalties, repeated_ngram_ids
 from bpe_llama.model.sampling.scores import adjusted_scores
+from bpe_llama.model.sampling.sequence import Sequence
 from bpe_llama.model.sampling.uniform import SEED_BITS
 
 _CHUNK = 256  # positions of a prompt whose logits are held at once
 
 
-def choose(samples: Sequence[Sample], logits_BV: Tensor) -> list[int]:
+def sample_next_ids(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> list[int]:
     """Return each sequence's next id; its draw depends on its own seed and length, never on its neighbours."""
-    barred = [row for row, s in enumerate(samples) if s.eos_ids and len(s.new_ids) < s.options.min_new_tokens]
-    prepared = [row for row, s in enumerate(samples) if s.options.prepares_scores]
+    barred = [row for row, s in enumerate(sequences) if s.eos_ids and len(s.new_ids) < s.options.min_new_tokens]
+    prepared = [row for row, s in enumerate(sequences) if s.options.prepares_scores]
     if barred or prepared:
         logits_BV = logits_BV.detach().float() if prepared else logits_BV  # scores are changed as float32
         logits_BV = logits_BV.clone()
         for row in barred:
-            logits_BV[row, list(samples[row].eos_ids)] = -torch.inf
+            logits_BV[row, list(sequences[row].eos_ids)] = -torch.inf
         for row in prepared:
-            logits_BV[row] = _prepared(samples[row], logits_BV[row], row)
+            logits_BV[row] = _prepared(sequences[row], logits_BV[row], row)
     on_cpu = logits_BV.device.type == "cpu"
     groups: dict[tuple[object, ...], list[int]] = {}
-    for row, sample in enumerate(samples):
-        alike: tuple[object, ...] = (sample.options.sampling_key, sample.options.penalty_scope)
+    for row, sequence in enumerate(sequences):
+        alike: tuple[object, ...] = (sequence.options.sampling_key, sequence.options.penalty_scope)
         if on_cpu:  # the compiled sampler takes one step number, and one history, a call
-            alike += (len(sample.new_ids), row if sample.options.uses_history else -1)
+            alike += (len(sequence.new_ids), row if sequence.options.uses_history else -1)
         groups.setdefault(alike, []).append(row)
-    choose_alike = _choose_compiled if on_cpu else _choose_on_device
-    chosen = [0] * len(samples)
+    sample_alike = _sample_native if on_cpu else _sample_with_torch
+    chosen = [0] * len(sequences)
     for rows in groups.values():
-        ids = choose_alike([samples[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
+        ids = sample_alike([sequences[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
         for row, new_id in zip(rows, ids, strict=True):
             chosen[row] = new_id
     for row in prepared:
-        if samples[row].options.mirostat:
-            _move_bound(samples[row], logits_BV[row], chosen[row])
+        if sequences[row].options.mirostat:
+            _move_bound(sequences[row], logits_BV[row], chosen[row])
     return chosen
 
 
 def processed_scores(
-    options: GenerationOptions, ids: Sequence[int], history: Sequence[int], eos_ids: Sequence[int], scores_V: Tensor
+    options: GenerationOptions,
+    ids: abc.Sequence[int],
+    history: abc.Sequence[int],
+    eos_ids: abc.Sequence[int],
+    scores_V: Tensor,
 ) -> Tensor:
     """Return scores after biases, bans, penalties, n-grams, bad words, DRY and logits processors, float32 (V,).
 
@@ -68,16 +73,8 @@ def processed_scores(
     """
     device = scores_V.device
     if options.adjusts_scores:
-        scores_1V, _ = adjusted_scores(
-            scores_V[None],
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            history_BT=torch.tensor([list(history) or [-1]], device=device),
-            logit_bias=options.logit_bias,
-            banned_ids=options.banned_ids,
-            allowed_ids=options.allowed_ids,
-        )
+        history_1T = torch.tensor([list(history) or [-1]], device=device)
+        scores_1V, _ = adjusted_scores(scores_V[None], options, history_1T)
         scores_V = scores_1V[0]
     scores_V = scores_V.float().clone()
     banned = repeated_ngram_ids(ids, options.no_repeat_ngram_size) if options.no_repeat_ngram_size else set[int]()
@@ -109,69 +106,69 @@ def processed_scores(
     return scores_V
 
 
-def _prepared(sample: Sample, logits_V: Tensor, row: int) -> Tensor:
+def _prepared(sequence: Sequence, logits_V: Tensor, row: int) -> Tensor:
     """Return the scores that are left for the sampler to draw from, float32 (V,), -inf for ids that are dropped."""
-    options, step = sample.options, len(sample.new_ids)
-    scores_V = processed_scores(options, sample.ids, sample.penalised_ids, sample.eos_ids, logits_V)
+    options, step = sequence.options, len(sequence.new_ids)
+    scores_V = processed_scores(options, sequence.ids, sequence.penalised_ids, sequence.eos_ids, logits_V)
     if not bool(scores_V.max().isfinite()):  # NaN counts as the largest
         raise ValueError(f"row {row} of the logits holds NaN, +inf or nothing finite, once processors have acted")
     if options.mirostat:
         if options.temperature == 0:
             return filtered_in_order(scores_V, ["temperature"], options.filter_values, 0.0)
-        del sample.mirostat_bounds[step:]  # of ids that were taken back
-        return mirostat_kept(scores_V / options.temperature, options.mirostat, _bound_of(sample))
+        del sequence.mirostat_bounds[step:]  # of ids that were taken back
+        return mirostat_kept(scores_V / options.temperature, options.mirostat, _bound_of(sequence))
     if options.filters is None:
         return scores_V
     chance = xtc_chance((options.seed or 0) & SEED_BITS, step) if options.xtc_probability else 1.0
     return filtered_in_order(scores_V, options.filters, options.filter_values, chance)
 
 
-def _bound_of(sample: Sample) -> float:
+def _bound_of(sequence: Sequence) -> float:
     """Return the surprise that mirostat allows the next id."""
-    return sample.mirostat_bounds[-1] if sample.mirostat_bounds else 2 * sample.options.mirostat_tau
+    return sequence.mirostat_bounds[-1] if sequence.mirostat_bounds else 2 * sequence.options.mirostat_tau
 
 
-def _move_bound(sample: Sample, scores_V: Tensor, new_id: int) -> None:
-    tau, eta = sample.options.mirostat_tau, sample.options.mirostat_eta
-    sample.mirostat_bounds.append(mirostat_bound(scores_V, new_id, _bound_of(sample), tau, eta))
+def _move_bound(sequence: Sequence, scores_V: Tensor, new_id: int) -> None:
+    tau, eta = sequence.options.mirostat_tau, sequence.options.mirostat_eta
+    sequence.mirostat_bounds.append(mirostat_bound(scores_V, new_id, _bound_of(sequence), tau, eta))
 
 
-def keep_logprobs(samples: Sequence[Sample], chosen: Sequence[int], logits_BV: Tensor) -> None:
+def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int], logits_BV: Tensor) -> None:
     """Append the log-probabilities of the new ids, and of the likeliest ids, to the sequences that keep them.
 
     Args:
-        samples: The sequences.
+        sequences: The sequences.
         chosen: Their new ids.
         logits_BV: What they were chosen from, before any option acted.
     """
-    rows = [row for row, s in enumerate(samples) if s.options.logprobs or s.options.top_logprobs]
+    rows = [row for row, s in enumerate(sequences) if s.options.logprobs or s.options.top_logprobs]
     if not rows:
         return
     logprobs_BV = logits_BV[rows].float().log_softmax(-1)
     picked_B1 = torch.tensor([chosen[row] for row in rows], device=logits_BV.device)[:, None]
     picked = logprobs_BV.gather(1, picked_B1).flatten().tolist()
     for row, logprobs_V, logprob in zip(rows, logprobs_BV, picked, strict=True):
-        samples[row].logprobs.append(logprob)
-        if samples[row].options.top_logprobs:
-            samples[row].top_logprobs.append(_likeliest(logprobs_V, samples[row].options.top_logprobs))
+        sequences[row].logprobs.append(logprob)
+        if sequences[row].options.top_logprobs:
+            sequences[row].top_logprobs.append(_likeliest(logprobs_V, sequences[row].options.top_logprobs))
 
 
-def keep_prompt_logprobs(model: LlamaForCausalLM, sample: Sample) -> None:
+def record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
     """Store the log-probabilities of a prompt's ids, and of the likeliest ids at each position.
 
     Cost: one more pass over the prompt, and logits of 256 positions at a time.
     """
-    ids_T = torch.tensor(sample.prompt, device=model.device)
+    ids_T = torch.tensor(sequence.prompt, device=model.device)
     hidden_TD = model.model(ids_T[None])[0]
-    count = sample.options.top_logprobs
+    count = sequence.options.top_logprobs
     own: list[float | None] = [None]
     likeliest: list[list[tuple[int, float]]] = [[]]
-    for begin in range(0, len(sample.prompt) - 1, _CHUNK):
+    for begin in range(0, len(sequence.prompt) - 1, _CHUNK):
         next_T = ids_T[begin + 1 : begin + 1 + _CHUNK]
         logprobs_TV = model.lm_head(hidden_TD[begin : begin + len(next_T)]).float().log_softmax(-1)
         own += logprobs_TV.gather(1, next_T[:, None]).flatten().tolist()
         likeliest += [_likeliest(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
-    sample.prompt_logprobs, sample.prompt_top_logprobs = own, likeliest
+    sequence.prompt_logprobs, sequence.prompt_top_logprobs = own, likeliest
 
 
 def _likeliest(logprobs_V: Tensor, count: int) -> list[tuple[int, float]]:
@@ -180,10 +177,10 @@ def _likeliest(logprobs_V: Tensor, count: int) -> list[tuple[int, float]]:
     return list(zip(found.indices[:count].tolist(), found.values[:count].tolist(), strict=True))
 
 
-def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
+def _sample_native(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:
     """Return the next ids of sequences that share their sampling options and length, by the compiled sampler."""
-    first = samples[0]
-    seeds = [(sample.options.seed or 0) & SEED_BITS for sample in samples]
+    first = sequences[0]
+    seeds = [(sequence.options.seed or 0) & SEED_BITS for sequence in sequences]
     history = first.penalised_ids if first.options.uses_history else None
     sampler = first.options.remaining_sampler
     logits_BV = logits_BV.detach()
@@ -193,20 +190,20 @@ def _choose_compiled(samples: list[Sample], logits_BV: Tensor) -> list[int]:
     return chosen
 
 
-def _choose_on_device(samples: list[Sample], logits_BV: Tensor) -> list[int]:
+def _sample_with_torch(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:
     """Return the next ids of sequences that share their sampling options, by the sampler's torch twin."""
-    options, device = samples[0].options, logits_BV.device
+    options, device = sequences[0].options, logits_BV.device
     history_BT = None
     if options.uses_history:
-        histories = [sample.penalised_ids for sample in samples]
+        histories = [sequence.penalised_ids for sequence in sequences]
         width = max(1, *map(len, histories))
         history_BT = torch.tensor([[-1] * (width - len(ids)) + ids for ids in histories], device=device)
     chosen: list[int] = sample_logits(
         logits_BV,
-        **options.remaining_sampling,
+        **options.remaining_sampler_options,
         history_BT=history_BT,
-        seed=torch.tensor([_signed((sample.options.seed or 0) & SEED_BITS) for sample in samples], device=device),
-        step=torch.tensor([len(sample.new_ids) for sample in samples], device=device),
+        seed=torch.tensor([_signed((sequence.options.seed or 0) & SEED_BITS) for sequence in sequences], device=device),
+        step=torch.tensor([len(sequence.new_ids) for sequence in sequences], device=device),
     ).tolist()
     if -1 in chosen:
         raise ValueError(f"row {chosen.index(-1)} of the logits holds NaN, +inf or nothing finite")

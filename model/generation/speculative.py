@@ -1,61 +1,84 @@
-"""Speculative decoding: guess several ids cheaply, check them all in one forward pass of the model.
+"""Speculative decoding: propose several draft tokens cheaply, verify all of them in one forward pass of the model.
 
-The model draws its own id at every guessed position, by the same random number it would have used there anyway, and
-a guess counts only if it is that very id. So the ids are those of plain generation, not merely as likely, and a wrong
-guess costs time alone.
+At every draft position the model samples its own id, with the random number that plain generation would use there. A
+draft token is accepted only if it equals that id. The ids are therefore those of plain generation, not only equally
+likely, and a rejected draft token costs time alone.
 
-Source: Leviathan et al. 2022, arXiv:2211.17192; the shared random numbers in place of rejection are ours to test.
+Source: Leviathan et al. 2022, arXiv:2211.17192. Shared random numbers in place of its rejection step are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.cache.kv_cache import KVCache
-from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample, choose
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence
 
-Draft = Callable[[Sample, int], list[int]]
-"""Takes a sequence and how many ids to guess; returns at most so many."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerationKeywords
+
+Draft = Callable[[Sequence, int], list[int]]
+"""Takes a sequence and a number of draft tokens; returns at most that many."""
 
 
 @dataclass(frozen=True)
-class Speculation:
-    """What came out: the new ids, how many were guessed, how many guesses held, and the forward passes it took."""
+class SpeculativeResult:
+    """The new ids, the draft tokens proposed and accepted, and the forward passes of the model."""
 
     new_ids: list[int]
-    proposed: int
-    accepted: int
-    passes: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_forward_passes: int
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Return the share of draft tokens that were accepted; 0 if none was proposed.
+
+        Example:
+            >>> SpeculativeResult([5, 6, 7], 4, 1, num_forward_passes=2).acceptance_rate
+            0.25
+        """
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
 
 
-class LookupDraft:
-    """Guesses that what followed the last few ids before follows them again: free, and good on repetitive text.
+class PromptLookupDraft:
+    """Proposes the ids that followed the latest earlier occurrence of the last n-gram.
+
+    It costs no forward pass, and pays on repetitive text.
 
     Args:
-        longest: Ids to match, at most; shorter matches are tried after it.
-        shortest: Ids to match, at least. What followed a single id seldom follows it again.
+        max_ngram: The longest n-gram to look up; shorter ones are tried after it.
+        min_ngram: The shortest. What followed a single id seldom follows it again.
+
+    Source: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding.
 
     Example:
-        >>> sample = Sample([5, 6, 7, 8, 5, 6], GenerationOptions(), ())
-        >>> LookupDraft()(sample, 2)
+        >>> sequence = Sequence([5, 6, 7, 8, 5, 6], GenerationOptions(), ())
+        >>> PromptLookupDraft()(sequence, 2)
         [7, 8]
     """
 
-    def __init__(self, longest: int = 3, shortest: int = 2) -> None:
-        if longest < 1 or shortest < 1:
-            raise ValueError(f"longest is {longest} and shortest {shortest}; expected at least 1")
-        self.longest, self.shortest = longest, min(shortest, longest)
+    def __init__(self, max_ngram: int = 3, min_ngram: int = 2) -> None:
+        if max_ngram < 1 or min_ngram < 1:
+            raise ValueError(f"max_ngram is {max_ngram} and min_ngram {min_ngram}; expected at least 1")
+        self.max_ngram, self.min_ngram = max_ngram, min(min_ngram, max_ngram)
 
-    def __call__(self, sample: Sample, count: int) -> list[int]:
-        """Return the ids that followed the latest earlier match, none if there is none."""
-        ids = sample.ids
-        for size in range(min(self.longest, len(ids) - 1), self.shortest - 1, -1):
+    def __call__(self, sequence: Sequence, count: int) -> list[int]:
+        """Return the ids that followed the latest match; none without a match."""
+        ids = sequence.ids
+        for size in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
             tail = ids[-size:]
             for start in range(len(ids) - size - 1, -1, -1):
                 if ids[start : start + size] == tail:
@@ -64,7 +87,7 @@ class LookupDraft:
 
 
 class ModelDraft:
-    """Guesses by a smaller model of the same vocabulary, with a cache of its own.
+    """Proposes what a smaller model of the same vocabulary samples; it has its own cache.
 
     Raises:
         ValueError: If the vocabularies differ in size.
@@ -78,43 +101,44 @@ class ModelDraft:
             )
         self.draft = draft
         self.cache = KVCache(draft.config, 1, draft.config.context_length, dtype=draft.dtype, device=draft.device)
-        self._read: list[int] = []
+        self._cached_ids: list[int] = []
 
-    def __call__(self, sample: Sample, count: int) -> list[int]:
-        """Return the draft model's own continuation, drawn with the sequence's options and random numbers."""
-        guess = Sample(sample.prompt, sample.options, sample.eos_ids, list(sample.new_ids))
-        guess.mirostat_bounds = list(sample.mirostat_bounds)
-        count = min(count, self.cache.capacity - len(guess.ids))
+    def __call__(self, sequence: Sequence, count: int) -> list[int]:
+        """Return the draft model's continuation, sampled with the sequence's options and random numbers."""
+        proposal = Sequence(sequence.prompt, sequence.options, sequence.eos_ids, list(sequence.new_ids))
+        proposal.mirostat_bounds = list(sequence.mirostat_bounds)
+        count = min(count, self.cache.capacity - len(proposal.ids))
         for _ in range(count):
-            ids = guess.ids
-            same = next((i for i, pair in enumerate(zip(self._read, ids)) if pair[0] != pair[1]), len(self._read))  # noqa: B905
+            ids = proposal.ids
+            pairs = zip(self._cached_ids, ids)  # noqa: B905
+            same = next((i for i, pair in enumerate(pairs) if pair[0] != pair[1]), len(self._cached_ids))
             same = min(same, len(ids) - 1, self.cache.lengths[0])
             self.cache.truncate([same])
             new_1T = torch.tensor([ids[same:]], device=self.draft.device)
             logits_1V = self.draft(new_1T, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
-            self._read = ids
-            guess.new_ids += choose([guess], logits_1V)
-            if guess.new_ids[-1] in guess.eos_ids:
+            self._cached_ids = ids
+            proposal.new_ids += sample_next_ids([proposal], logits_1V)
+            if proposal.new_ids[-1] in proposal.eos_ids:
                 break
-        return guess.new_ids[len(sample.new_ids) :]
+        return proposal.new_ids[len(sequence.new_ids) :]
 
 
 @torch.no_grad()
 def generate_speculative(
     model: LlamaForCausalLM,
-    prompt: Sequence[int] | Tensor,
+    prompt: abc.Sequence[int] | Tensor,
     draft: Draft | None = None,
-    lookahead: int = 16,
-    **options: Any,
-) -> Speculation:
-    """Return the same new ids as plain generation, in fewer forward passes.
+    num_speculative_tokens: int = 16,
+    **options: Unpack[GenerationKeywords],
+) -> SpeculativeResult:
+    """Return the new ids of plain generation, in fewer forward passes.
 
     Args:
         model: Weights to generate with.
         prompt: Ids, (T,) or (1, T).
-        draft: `LookupDraft` by default; or a `ModelDraft`.
-        lookahead: Ids to guess at a time, at most: half as many after a pass in which most guesses failed, twice as
-            many after one in which all held.
+        draft: `PromptLookupDraft` by default; or a `ModelDraft`.
+        num_speculative_tokens: The most draft tokens of a pass. Their number halves after a pass that rejects more than
+            half of them, and doubles after one that accepts all.
         **options: Of `GenerationOptions`.
 
     Raises:
@@ -126,26 +150,26 @@ def generate_speculative(
         ...                      num_attention_heads=2, max_position_embeddings=64)
         >>> model = LlamaForCausalLM(config)
         >>> result = generate_speculative(model, [1, 5, 7], temperature=0.0, max_new_tokens=20, eos_id=())
-        >>> len(result.new_ids), result.passes < 20
+        >>> len(result.new_ids), result.num_forward_passes < 20
         (20, True)
     """
-    if lookahead < 1:
-        raise ValueError(f"lookahead is {lookahead}; expected at least 1")
+    if num_speculative_tokens < 1:
+        raise ValueError(f"num_speculative_tokens is {num_speculative_tokens}; expected at least 1")
     ids = prompt.flatten().tolist() if isinstance(prompt, Tensor) else list(prompt)
     chosen = GenerationOptions.for_model(model, len(ids), **options)
-    guess = draft or LookupDraft()
+    propose = draft or PromptLookupDraft()
     room = min(model.config.context_length, len(ids) + chosen.max_new_tokens)
     engine = Engine(model, 1, room)
-    (sample,) = engine.join([ids], [chosen])
+    (sequence,) = engine.prefill([ids], [chosen])
     proposed = accepted = 0
-    passes, ahead = 1, lookahead
-    while sample.finish is None:
-        left = min(room - len(sample.ids), chosen.max_new_tokens - len(sample.new_ids)) - 1
-        guesses = guess(sample, min(ahead, left)) if left > 0 else []
-        kept = engine.verify(sample, guesses)
-        if guesses and kept == len(guesses):
-            ahead = min(2 * ahead, lookahead)
-        elif 2 * kept < len(guesses):
-            ahead = max(ahead // 2, 1)
-        proposed, accepted, passes = proposed + len(guesses), accepted + kept, passes + 1
-    return Speculation(sample.new_ids, proposed, accepted, passes)
+    passes, limit = 1, num_speculative_tokens
+    while sequence.finish_reason is None:
+        left = min(room - len(sequence.ids), chosen.max_new_tokens - len(sequence.new_ids)) - 1
+        draft_ids = propose(sequence, min(limit, left)) if left > 0 else []
+        verified = engine.verify(sequence, draft_ids)
+        if draft_ids and verified == len(draft_ids):
+            limit = min(2 * limit, num_speculative_tokens)
+        elif 2 * verified < len(draft_ids):
+            limit = max(limit // 2, 1)
+        proposed, accepted, passes = proposed + len(draft_ids), accepted + verified, passes + 1
+    return SpeculativeResult(sequence.new_ids, proposed, accepted, passes)

@@ -2,52 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import abc
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from bpe_llama.model.generation.beam import beam_search
-from bpe_llama.model.generation.generate import (
-    Engine,
-    GenerationOptions,
-    Sample,
-    search_draws,
-    search_options,
-    with_do_sample,
-)
+from bpe_llama.model.generation.engine import Engine
+from bpe_llama.model.generation.generate import search_draws, search_options, with_do_sample
 from bpe_llama.model.generation.prompts import check_vocabulary, whole_ids
+from bpe_llama.model.generation.text_options import TextOptions
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import TextAndSearchKeywords, TextKeywords
     from bpe_llama.tokenizer import Tokenizer
 
 
 _SEARCH = ("num_beams", "length_penalty", "early_stopping", "do_sample")
-_OURS = ("stop", "bos", "allowed_special", "reuse")
-_DRY_BREAKERS = ("\n", ":", '"', "*")
-"""Where llama.cpp lets a repetition end."""
+_OF_TEXT = ("stop", "bos", "allowed_special", "reuse")
 
 
 class TextGenerator:
     """Continues text.
 
-    What comes back is the continuation, without the prompt. Text that looks like a special token is ordinary text
-    unless ``allowed_special`` says otherwise, so a user's message cannot forge one.
+    The result is the continuation, without the prompt. Text that looks like a special token is ordinary text unless
+    ``allowed_special`` says otherwise, so a user's message cannot forge one.
 
-    The cache of the last prompt is kept, so that one that begins alike (the next turn of a conversation, the same
-    instructions again) is read only from where they part. Streams that run at once have a cache each. Weights that are
-    replaced or changed in place are noticed, except through ``weight.data``, which leaves no trace: after that, ask
-    once with ``reuse=False``.
+    The cache of the last prompt serves as a prefix cache for the next one (the next turn of a conversation, the same
+    instructions again). Streams that run at once have a cache each. Replaced weights and in-place changes of weights
+    empty it, except changes through ``weight.data``, which leave no trace: after one, pass ``reuse=False`` once.
 
     Args:
         model: Weights.
-        tokenizer: Its vocabulary. A model may have more ids, which stand for no text; added tokens, such as padding,
-            may lie beyond the model's ids, and are refused where a prompt holds one.
+        tokenizer: Its vocabulary. A model may have more ids than the tokenizer; they decode to no text. Added tokens,
+            such as padding, may have ids beyond the model's; a prompt that holds one is refused.
 
     Warns:
-        UserWarning: If added tokens lie beyond the model's ids.
+        UserWarning: If added tokens have ids beyond the model's.
 
     Raises:
         ValueError: If other tokens do.
@@ -57,13 +55,13 @@ class TextGenerator:
         check_vocabulary(tokenizer, model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
-        self.last: Sample | None = None
+        self.last: Sequence | None = None
         """The sequence that started last: its ids, its seed (in ``options``), log-probabilities and timings."""
-        self.samples: list[Sample] = []
+        self.sequences: list[Sequence] = []
         """All sequences of the last call, in the order of its answers."""
-        self._token_bytes: list[bytes] | None = None
+        self._text_options = TextOptions(tokenizer)
         self._idle: list[Engine] = []
-        """The engine that served last, or none while it serves."""
+        """The engine of the last stream; empty while it runs."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -96,10 +94,16 @@ class TextGenerator:
         return ids
 
     @overload
-    def generate(self, prompt: str | Sequence[int], *, n: None = None, **options: Any) -> str: ...
+    def generate(
+        self, prompt: str | abc.Sequence[int], *, n: None = None, **options: Unpack[TextAndSearchKeywords]
+    ) -> str: ...
     @overload
-    def generate(self, prompt: str | Sequence[int], *, n: int, **options: Any) -> list[str]: ...
-    def generate(self, prompt: str | Sequence[int], *, n: int | None = None, **options: Any) -> str | list[str]:
+    def generate(
+        self, prompt: str | abc.Sequence[int], *, n: int, **options: Unpack[TextAndSearchKeywords]
+    ) -> list[str]: ...
+    def generate(
+        self, prompt: str | abc.Sequence[int], *, n: int | None = None, **options: Unpack[TextAndSearchKeywords]
+    ) -> str | list[str]:
         """Return the continuation of one prompt; arguments and errors are those of `stream`.
 
         ``num_beams``, ``length_penalty``, ``early_stopping`` and ``do_sample`` search for the likeliest instead of
@@ -110,75 +114,79 @@ class TextGenerator:
             n: How many answers: a list of as many, with the seeds ``seed``, ``seed + 1`` ...; of a search the best.
             **options: As of `stream`.
         """
-        if options.get("num_beams", 1) != 1:
-            return self._search(prompt, n, options)
-        options = with_do_sample(self.model, options, options.pop("do_sample", None))
-        options = {name: value for name, value in options.items() if name not in _SEARCH}
+        given: dict[str, Any] = dict(options)
+        if given.get("num_beams", 1) != 1:
+            return self._search(prompt, n, given)
+        given = with_do_sample(self.model, given, given.pop("do_sample", None))
+        given = {name: value for name, value in given.items() if name not in _SEARCH}
         if n is None:
-            return "".join(self.stream(prompt, **options))
+            return "".join(self.stream(prompt, **given))
         if n < 1:
             raise ValueError(f"n is {n}; expected at least 1")
-        writers = [self._writer(prompt, options) for _ in range(n)]
-        engine = Engine(self.model, n, writers[0].room(self.model))
-        self.samples = engine.join([writers[0].prompt], [writers[0].options], copies=n)
-        self.last = self.samples[-1]
-        for writer, sample in zip(writers, self.samples, strict=True):
-            writer.sample = sample
-            writer.read(engine)
-        while not all(writer.done for writer in writers):
+        requests = [self._request(prompt, given) for _ in range(n)]
+        engine = Engine(self.model, n, requests[0].room(self.model))
+        self.sequences = engine.prefill([requests[0].prompt], [requests[0].options], copies=n)
+        self.last = self.sequences[-1]
+        for request, sequence in zip(requests, self.sequences, strict=True):
+            request.sequence = sequence
+            request.read(engine)
+        while not all(request.done for request in requests):
             engine.step()
-            for writer in writers:
-                writer.read(engine)
-        return ["".join(writer.parts) for writer in writers]
+            for request in requests:
+                request.read(engine)
+        return ["".join(request.parts) for request in requests]
 
-    def _search(self, prompt: str | Sequence[int], n: int | None, options: dict[str, Any]) -> str | list[str]:
+    def _search(self, prompt: str | abc.Sequence[int], n: int | None, options: dict[str, Any]) -> str | list[str]:
         """Return the best answers of a beam search."""
         given = {name: options.pop(name) for name in _SEARCH if name in options}
         do_sample = given.get("do_sample")
         options = with_do_sample(self.model, options, do_sample)
         search = self.model.generation_config.search_options(**given)
-        asked = self._of_ids(options)[0]
+        asked = self._generation_options(options)
         search["do_sample"] = search_draws(self.model, asked, do_sample)
         search_options(self.model, asked, search["do_sample"])
         if not 1 <= (n or 1) <= search["num_beams"]:
             raise ValueError(f"n is {n}; expected 1 to num_beams ({search['num_beams']})")
-        writer = self._writer(prompt, options)
-        found = beam_search(self.model, writer.prompt, writer.options, **search)
+        request = self._request(prompt, options)
+        found = beam_search(self.model, request.prompt, request.options, **search)
         if len(found) < (n or 1):
             raise ValueError(f"n is {n}, but there are only {len(found)} answers")
-        answers, self.samples = [], []
+        answers, self.sequences = [], []
         for continuation in found[: n or 1]:
-            ends = writer.options.ending_ids(self.model.config)
-            writer.sample = Sample(writer.prompt, writer.options, ends, continuation.new_ids)
-            writer.sample.finish = "eos" if continuation.new_ids[-1] in ends else "length"
-            writer.read()
-            answers.append("".join(writer.parts))
-            self.samples.append(writer.sample)
-            writer = self._writer(prompt, options)
-        self.last = self.samples[0]
+            ends = request.options.ending_ids(self.model.config)
+            request.sequence = Sequence(request.prompt, request.options, ends, continuation.new_ids)
+            request.sequence.finish_reason = "stop" if continuation.new_ids[-1] in ends else "length"
+            request.read()
+            answers.append("".join(request.parts))
+            self.sequences.append(request.sequence)
+            request = self._request(prompt, options)
+        self.last = self.sequences[0]
         return answers[0] if n is None else answers
 
     @overload
     def generate_batch(
-        self, prompts: Sequence[str], *, slots: int = 16, n: None = None, **options: Any
+        self, prompts: abc.Sequence[str], *, slots: int = 16, n: None = None, **options: Any
     ) -> list[str]: ...
     @overload
-    def generate_batch(self, prompts: Sequence[str], *, slots: int = 16, n: int, **options: Any) -> list[list[str]]: ...
     def generate_batch(
-        self, prompts: Sequence[str], *, slots: int = 16, n: int | None = None, **options: Any
+        self, prompts: abc.Sequence[str], *, slots: int = 16, n: int, **options: Any
+    ) -> list[list[str]]: ...
+    def generate_batch(
+        self, prompts: abc.Sequence[str], *, slots: int = 16, n: int | None = None, **options: Any
     ) -> list[str] | list[list[str]]:
         """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
 
         Args:
-            prompts: Of any lengths; as many as there are slots run at once, the next joining as one ends.
+            prompts: Of any lengths. A waiting one starts as soon as a slot is free.
             slots: Sequences that run at once.
-            n: How many answers of each: a list of as many, as `generate` gives.
-            **options: As of `stream`; ``seed`` may be a list with one for each prompt. With None each draws its own.
+            n: How many answers of each prompt: a list of as many, as `generate` returns.
+            **options: As of `stream`; ``seed`` may be a list with one for each prompt. With None each prompt draws its
+                own.
         """
         if slots < 1:
             raise ValueError(f"slots is {slots}; expected at least 1")
         seeds = options.get("seed", 0)
-        if isinstance(seeds, Sequence):
+        if isinstance(seeds, abc.Sequence):
             if len(seeds) != len(prompts):
                 raise ValueError(f"seed holds {len(seeds)} numbers for {len(prompts)} prompts; expected one for each")
             each = [options | {"seed": seed} for seed in seeds]
@@ -193,72 +201,63 @@ class TextGenerator:
                 [p for p in prompts for _ in range(n)], slots=slots, **options | {"seed": seeds}
             )
             return [found[start : start + n] for start in range(0, len(found), n)]
-        writers = [self._writer(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
-        self.samples = []
-        if not writers:
+        requests = [self._request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
+        self.sequences = []
+        if not requests:
             return []
-        room = max(writer.room(self.model) for writer in writers)
-        engine = Engine(self.model, min(slots, len(writers)), room)
-        waiting = list(reversed(writers))
-        running: list[_Writer] = []
-        while waiting or running:
-            free = engine.cache.batch_size - len(running)
-            joining = [waiting.pop() for _ in range(min(free, len(waiting)))]
-            entered = engine.enter([writer.prompt for writer in joining], [writer.options for writer in joining])
-            for writer, sample in zip(joining, entered, strict=True):
-                writer.sample = sample
-            running += joining
-            engine.step()
-            for writer in running:
-                writer.read(engine)
-            running = [writer for writer in running if not writer.done]
-        self.samples = [writer.sample for writer in writers if writer.sample is not None]
-        self.last = self.samples[-1]
-        return ["".join(writer.parts) for writer in writers]
+        engine = Engine(self.model, min(slots, len(requests)), max(request.room(self.model) for request in requests))
+        for request in requests:
+            request.sequence = engine.add_request(request.prompt, request.options)
+            self.sequences.append(request.sequence)
+        by_sequence = dict(zip(self.sequences, requests, strict=True))
+        while engine.has_unfinished_requests():
+            for sequence in engine.step():
+                by_sequence[sequence].read(engine)
+        self.last = self.sequences[-1]
+        return ["".join(request.parts) for request in requests]
 
-    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
-        """Yield the continuation of one prompt, piece by piece, as it is found.
+    def stream(self, prompt: str | abc.Sequence[int], **options: Unpack[TextKeywords]) -> Iterator[str]:
+        """Yield the continuation of one prompt, piece by piece, as it is generated.
 
-        Every piece is valid text: bytes of an unfinished character are held back, and so is what may become a stop
-        string, until it is known.
+        Every piece is valid text: bytes of an incomplete character are held back, and so is the beginning of a possible
+        stop string.
 
         Args:
             prompt: To be continued; an empty one needs a tokenizer with a beginning-of-text id. Ids are taken as they
-                are, and what follows them is a text of its own, as an answer is: where the tokenizer puts a space
-                before a text, its first one is dropped.
+                are, and their continuation is decoded as a text of its own, as an answer is: a tokenizer that puts a
+                space before a text drops the first one.
             **options: Those of `GenerationOptions`, of which ``bad_words`` and ``dry_sequence_breakers`` may hold
                 strings; and: ``stop``, a string or several, by default the generation config's, that end the text and
-                are not part of it, nor looked for in what the first ``min_new_tokens`` wrote; ``bos``, whether to begin
-                with the tokenizer's beginning-of-text id (by default as `encode` says); ``allowed_special``, as of
-                ``Tokenizer.encode``; ``reuse``, whether to begin from what is cached of an earlier prompt that began
-                alike: by default where weights are float32. In fewer bits what is cached differs by rounding with the
-                way the text was cut, so the same seed need not give the same text.
+                are not part of it, nor looked for in the text of the first ``min_new_tokens``; ``bos``, whether to
+                begin with the tokenizer's beginning-of-text id (by default as `encode` says); ``allowed_special``, as
+                of ``Tokenizer.encode``; ``reuse``, whether to use the prefix cache: by default where weights are
+                float32. In fewer bits, rounding of cached keys depends on how the text was split into passes, so the
+                same seed need not give the same text.
 
         Raises:
             ValueError: If an option is out of range, or the prompt is empty or leaves no room in the context.
             TypeError: If an id of the prompt is no int.
         """
-        options = dict(options)
-        reuse = options.pop("reuse", None)
-        writer = self._writer(prompt, options)
-        engine = self._engine(writer.room(self.model))
+        request = self._request(prompt, dict(options))
+        reuse = options.get("reuse")
+        engine = self._engine(request.room(self.model))
         if not (self.model.dtype == torch.float32 if reuse is None else reuse):
-            engine.forget()
+            engine.reset_prefix_cache()
         try:
-            (writer.sample,) = engine.join([writer.prompt], [writer.options])
-            self.last, self.samples = writer.sample, [writer.sample]
+            (request.sequence,) = engine.prefill([request.prompt], [request.options])
+            self.last, self.sequences = request.sequence, [request.sequence]
             while True:
-                writer.read(engine)
-                yield from writer.take()
-                if writer.done:
+                request.read(engine)
+                yield from request.take()
+                if request.done:
                     break
                 engine.step()
         finally:
-            if writer.sample is not None and not writer.sample.finish:  # its reader has gone
-                engine.leave(writer.sample)
+            if request.sequence is not None and not request.sequence.finish_reason:  # the caller closed the stream
+                engine.abort(request.sequence)
             self._idle[:] = [engine]
 
-    def options(self, prompt_length: int | None = None, **options: Any) -> GenerationOptions:
+    def options(self, prompt_length: int | None = None, **options: Unpack[TextKeywords]) -> GenerationOptions:
         """Return the options that a call with these would generate by: the model's own for those not given.
 
         ``prompt_length`` is as of `GenerationOptions.for_model`.
@@ -266,56 +265,16 @@ class TextGenerator:
         Raises:
             ValueError: If one is out of range.
         """
-        return GenerationOptions.for_model(self.model, prompt_length, **self._of_ids(options)[0])
+        return GenerationOptions.for_model(self.model, prompt_length, **self._generation_options(dict(options)))
 
-    def _of_ids(self, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the options of `GenerationOptions`, with ids for words and breakers, and those of `_OURS`."""
-        ours = {name: value for name, value in options.items() if name in _OURS}
-        options = {name: value for name, value in options.items() if name not in _OURS}
+    def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return those of `GenerationOptions`, as ids, with all ids that end a text."""
         if "n" in options:
             raise ValueError(f"n is {options['n']!r}, but a stream is one answer; generate and generate_batch take it")
+        options = {name: value for name, value in options.items() if name not in _OF_TEXT}
         if options.get("eos_id") is None:
             options["eos_id"] = self.end_ids
-        if options.get("bad_words") is not None:
-            if isinstance(options["bad_words"], str):
-                raise TypeError(f"bad_words is {options['bad_words']!r}; expected a list of words")
-            words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
-            options["bad_words"] = [ids for several in words for ids in several]
-        if options.get("dry_multiplier"):
-            given = options.get("dry_sequence_breakers")
-            given = _DRY_BREAKERS if given is None else (given,) if isinstance(given, str) else given
-            breakers = [self._ids_containing(part) if isinstance(part, str) else [part] for part in given]
-            options["dry_sequence_breakers"] = [ids for several in breakers for ids in several]
-        return options, ours
-
-    def _ids_of_word(self, word: str) -> list[list[int]]:
-        """Return the ids of a word at the beginning of a text and, if they differ, those after a space.
-
-        Source: ``update_from_tokenizer`` of vLLM's sampling params.
-        """
-        if not word.strip():
-            raise ValueError(f"bad_words holds {word!r}; expected words")
-        first, within = (whole_ids(self.tokenizer.encode(space + word.lstrip())) for space in ("", " "))
-        return [first, within] if within[0] != first[0] and len(within) == len(first) else [first]
-
-    def _ids_containing(self, text: str) -> list[list[int]]:
-        """Return the ids whose text contains a string, each as a sequence, and the ids of the string itself."""
-        if not text:
-            raise ValueError("dry_sequence_breakers holds an empty string; it would let no repetition begin")
-        wanted = text.encode()
-        if self._token_bytes is None:
-            pieces = (self._bytes_of(token_id) for token_id in range(self.tokenizer.vocab_size))
-            self._token_bytes = list(pieces)
-        holding = [[token_id] for token_id, piece in enumerate(self._token_bytes) if wanted in piece]
-        spelled = whole_ids(self.tokenizer.encode(text))
-        return holding if len(spelled) == 1 else [*holding, spelled]
-
-    def _bytes_of(self, token_id: int) -> bytes:
-        """Return what an id stands for, nothing where there is no such token."""
-        try:
-            return bytes(self.tokenizer.decode_bytes([token_id]))
-        except KeyError:
-            return b""
+        return self._text_options.to_ids(options)
 
     def _engine(self, room: int) -> Engine:
         """Return the idle engine, or a new one, with room for so many tokens."""
@@ -327,12 +286,12 @@ class TextGenerator:
         if (engine.model, cache.dtype, cache.store.device) != (self.model, self.model.dtype, self.model.device):
             return Engine(self.model, 1, room)
         if room > engine.cache.capacity:
-            engine.make_room(max(room, 2 * engine.cache.capacity))
+            engine.reserve(max(room, 2 * engine.cache.capacity))
         return engine
 
-    def _writer(self, prompt: str | Sequence[int], options: dict[str, Any]) -> _Writer:
-        options, ours = self._of_ids(options)
-        stop, bos, allowed = ours.get("stop"), ours.get("bos"), ours.get("allowed_special", ())
+    def _request(self, prompt: str | abc.Sequence[int], options: dict[str, Any]) -> _TextRequest:
+        of_ids = self._generation_options(options)
+        stop, bos, allowed = options.get("stop"), options.get("bos"), options.get("allowed_special", ())
         stop = self.model.generation_config.stop_strings if stop is None else stop
         ids = self.encode(prompt, bos, allowed) if isinstance(prompt, str) else whole_ids(prompt)
         if not ids:
@@ -348,55 +307,57 @@ class TextGenerator:
         if "" in stops:
             raise ValueError("a stop string is empty; it would end every text before it begins")
         decoder = self.tokenizer.decode_stream()
-        if isinstance(prompt, str) and prompt:  # its continuation is no beginning, whose space would be dropped
+        if isinstance(prompt, str) and prompt:  # the continuation does not begin a text, so its first space stays
             for known in ids:
                 decoder.push(known)
-        return _Writer(ids, GenerationOptions.for_model(self.model, len(ids), **options), stops, decoder)
+        return _TextRequest(ids, GenerationOptions.for_model(self.model, len(ids), **of_ids), stops, decoder)
 
 
-class _Writer:
-    """Turns one sequence's new ids into text, watching for its stop strings."""
+class _TextRequest:
+    """Decodes one sequence's new ids to text, and ends it at a stop string."""
 
     def __init__(self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], decoder: Any) -> None:
         self.prompt = prompt
         self.options = options
-        self.sample: Sample | None = None
+        self.sequence: Sequence | None = None
         self.parts: list[str] = []
         self.done = False
         self._stops = stops
         self._decoder = decoder
         self._held = ""
+        """Text that may become a stop string."""
         self._read = 0
+        """New ids that are decoded."""
         self._early = 0
         """Characters of the held text that come from the first ``min_new_tokens`` tokens."""
         self._taken = 0
 
     def room(self, model: LlamaForCausalLM) -> int:
-        """Return the tokens its slot must hold."""
+        """Return how many tokens its slot must hold."""
         return min(model.config.context_length, len(self.prompt) + self.options.max_new_tokens)
 
     def read(self, engine: Engine | None = None) -> None:
-        """Decode the ids that have come; end the sequence in the engine if a stop string is complete."""
-        if self.sample is None or self.done:
+        """Decode new ids; abort the sequence in the engine if a stop string is complete."""
+        if self.sequence is None or self.done:
             return
         text = self._held
-        for count, new_id in enumerate(self.sample.new_ids[self._read :], start=self._read + 1):
-            if new_id not in self.sample.eos_ids:
+        for count, new_id in enumerate(self.sequence.new_ids[self._read :], start=self._read + 1):
+            if new_id not in self.sequence.eos_ids:
                 with suppress(KeyError):  # models have more ids than tokens, for their matrices to be of round sizes
                     text += self._decoder.push(new_id)
             if count <= self.options.min_new_tokens:
                 self._early = len(text)
-        self._read = len(self.sample.new_ids)
-        if self.sample.finish:
+        self._read = len(self.sequence.new_ids)
+        if self.sequence.finish_reason:
             text += self._decoder.flush()
         # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
         places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
         found = [place for place in places if place >= 0]
         if found:
             text = text[: min(found)]
-            if engine and not self.sample.finish:
-                engine.leave(self.sample)
-        self.done = bool(found or self.sample.finish)
+            if engine and not self.sequence.finish_reason:
+                engine.abort(self.sequence)
+        self.done = bool(found or self.sequence.finish_reason)
         keep = 0 if self.done else _may_become_stop(text, self._stops)
         self._held = text[len(text) - keep :]
         text = text[: len(text) - keep]
@@ -405,10 +366,10 @@ class _Writer:
             self.parts.append(text)
 
     def take(self) -> list[str]:
-        """Return the pieces found since the last call."""
-        fresh = self.parts[self._taken :]
+        """Return the pieces decoded since the last call."""
+        pieces = self.parts[self._taken :]
         self._taken = len(self.parts)
-        return fresh
+        return pieces
 
 
 def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:

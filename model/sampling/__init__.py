@@ -1,13 +1,13 @@
-"""Choosing the next id from logits that live in a torch tensor, on any device: the twin of ``bpe_llama.Sampler``.
+"""Sampling the next id from logits in a torch tensor, on any device: the twin of ``bpe_llama.Sampler``.
 
-Same semantics, same kept set, same random numbers as the Rust sampler, so the same id up to rounding at a boundary.
-Away from the CPU nothing here waits for the device or reads a value back, and every shape depends on the inputs' shapes
-alone, so :func:`sample_logits` may run inside a captured CUDA graph (pass ``step``, and ids and biases where there are
-any, as tensors that the graph's owner changes in place; draw once with the same options before capturing, as Triton
-compiles what it meets for the first time).
+Same semantics, same kept set and same random numbers as the Rust sampler, so the same id up to rounding at a boundary.
+Away from the CPU nothing waits for the device or reads a value back, and every shape depends on the inputs' shapes
+alone, so :func:`sample_logits` may run inside a CUDA graph. Pass ``step``, ids and biases as tensors that the graph's
+owner changes in place, and sample once with the same options before the capture, since Triton compiles on first use.
 
-On CUDA the cut is found without a sort, by Triton kernels (``on_cuda.py``); elsewhere, and for what those leave out, by
-plain torch (``filters.py``). ``scores.py`` has biases and penalties, ``uniform.py`` the random numbers.
+On CUDA, Triton kernels find the cut without a sort (``on_cuda.py``); elsewhere, and for options that the kernels lack,
+plain torch sorts (``filters.py``). ``scores.py`` has biases and penalties, ``uniform.py`` the random numbers.
+``params.py`` defines all options, ``sequence.py`` what is generated with them.
 
 Legend: B batch, V vocabulary, T length of the history, N ids given.
 """
@@ -15,15 +15,21 @@ Legend: B batch, V vocabulary, T length of the history, N ids given.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bpe_llama.model.device import HAS_TRITON
-from bpe_llama.model.sampling.filters import Filters, kept_weights
+from bpe_llama.model.sampling.filters import kept_weights
+from bpe_llama.model.sampling.params import SamplerParams
 from bpe_llama.model.sampling.scores import adjusted_scores, valid_rows
 from bpe_llama.model.sampling.uniform import uniform
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import SamplerKeywords
 
 __all__ = ["filtered_probs", "sample_logits", "uniform"]
 
@@ -31,47 +37,24 @@ __all__ = ["filtered_probs", "sample_logits", "uniform"]
 def sample_logits(
     logits_BV: Tensor,
     *,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
     history_BT: Tensor | None = None,
     seed: int | Tensor = 0,
     step: int | Tensor = 0,
-    typical_p: float = 1.0,
-    logit_bias: Mapping[int, float] | Tensor | None = None,
-    banned_ids: Sequence[int] | Tensor | None = None,
-    allowed_ids: Sequence[int] | Tensor | None = None,
-    preset: str = "exact",
+    **options: Unpack[SamplerKeywords],
 ) -> Tensor:
     """Return one id a row, int64 (B,), drawn from the filtered distribution.
 
-    Penalties, temperature, top-k, top-p, min-p act in that order, each on what the one before left. The draw inverts
+    Penalties, temperature, top-k, top-p, min-p act in that order, each on what the one before kept. The draw inverts
     the distribution function in id order at ``uniform(seed, step)``: every row of a batch uses the same number, so a
     row's id depends on its logits, the seed and the step, never on its neighbours. Equal prompts that should
     continue differently take a ``seed`` tensor with one entry a row.
 
     Args:
         logits_BV: (B, V) or (V,), any floating dtype; float64 is rounded to float32 first.
-        temperature: 0 takes the highest logit, the lowest id among equals.
-        top_k: Keep the k highest; 0 or at least V keeps all. Ties go to the lower id.
-        top_p: Keep the fewest highest whose mass reaches this; in (0, 1].
-        min_p: Drop what has less than this times the highest probability; in [0, 1].
-        repetition_penalty: Divides positive and multiplies negative logits of ids in the history (arXiv:1909.05858).
-        presence_penalty: Subtracted from the logit of every id in the history.
-        frequency_penalty: Subtracted once for each time the id occurs in the history.
-        history_BT: Ids the penalties look at, int64, (B, T), or (T,) for one row; negative entries are padding.
+        history_BT: Ids that penalties apply to, int64, (B, T), or (T,) for one row; negative entries are padding.
         seed: Python int or int64 tensor, () or (B,).
         step: Python int or int64 tensor, () or (B,): the number of this draw.
-        typical_p: Keep the ids whose surprise is nearest to the entropy until their mass reaches this; in (0, 1]. Acts
-            after min-p (arXiv:2202.00666).
-        logit_bias: Added to the logits before any penalty: a dict of id to number, or a tensor, (V,) or (B, V).
-        banned_ids: Never drawn: ints, or an int64 tensor, (N,) or (B, N), whose negative entries are padding.
-        allowed_ids: If given, only these are drawn, one alone is forced; as ``banned_ids``.
-        preset: Whose boundaries and order of filters: "exact", "meta", "transformers" or "llama_cpp", as ``Sampler``.
+        **options: Of `SamplerParams`: ``temperature``, ``top_k``, ``top_p`` ...
 
     Returns:
         int64 (B,), or () for one row, on the logits' device. Where raising would mean waiting (on a GPU, or compiled),
@@ -90,33 +73,24 @@ def sample_logits(
         >>> sample_logits(torch.tensor([[0.0, 3.0, 1.0]]), temperature=0.0)
         tensor([1])
     """
-    filters = Filters(temperature, top_k, top_p, min_p, typical_p, preset)
-    scores_BV, outside_B = adjusted_scores(
-        logits_BV,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        history_BT=history_BT,
-        logit_bias=logit_bias,
-        banned_ids=banned_ids,
-        allowed_ids=allowed_ids,
-    )
+    params = SamplerParams(**options)
+    scores_BV, outside_B = adjusted_scores(logits_BV, params, history_BT)
     rows = scores_BV.shape[0]
     for name, value in (("seed", seed), ("step", step)):
         if isinstance(value, Tensor) and tuple(value.shape) not in ((), (1,), (rows,)):
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected () or ({rows},)")
-    if HAS_TRITON and scores_BV.device.type == "cuda" and temperature > 0 and typical_p == 1:
+    if HAS_TRITON and scores_BV.device.type == "cuda" and params.temperature > 0 and params.typical_p == 1:
         from bpe_llama.model.sampling import on_cuda
 
         with torch.cuda.device(scores_BV.device):
-            ids_B = on_cuda.draw(scores_BV, filters, seed, step)
+            ids_B = on_cuda.draw(scores_BV, params, seed, step)
         ids_B = ids_B if outside_B is None else torch.where(outside_B, -1, ids_B)
         return ids_B.reshape(logits_BV.shape[:-1])
     valid_B = valid_rows(scores_BV, outside_B)
-    if temperature == 0:
+    if params.temperature == 0:
         ids_B = _first_argmax(scores_BV)
     else:
-        cumulative_BV = kept_weights(scores_BV, filters).cumsum(-1)
+        cumulative_BV = kept_weights(scores_BV, params).cumsum(-1)
         mass_B1 = cumulative_BV[..., -1:]
         uniform_B1 = uniform(seed, step, device=scores_BV.device).reshape(-1, 1)
         # u * mass may round up to mass itself, which lies past the last id.
@@ -126,21 +100,7 @@ def sample_logits(
 
 
 def filtered_probs(
-    logits_BV: Tensor,
-    *,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 0.95,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
-    history_BT: Tensor | None = None,
-    typical_p: float = 1.0,
-    logit_bias: Mapping[int, float] | Tensor | None = None,
-    banned_ids: Sequence[int] | Tensor | None = None,
-    allowed_ids: Sequence[int] | Tensor | None = None,
-    preset: str = "exact",
+    logits_BV: Tensor, *, history_BT: Tensor | None = None, **options: Unpack[SamplerKeywords]
 ) -> Tensor:
     """Return the distribution :func:`sample_logits` draws from: float64, the logits' shape, each row summing to 1.
 
@@ -151,23 +111,14 @@ def filtered_probs(
         >>> filtered_probs(torch.tensor([0.0, 0.0, -9.0]), temperature=1.0, top_k=2)
         tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
     """
-    filters = Filters(temperature, top_k, top_p, min_p, typical_p, preset)
-    scores_BV, outside_B = adjusted_scores(
-        logits_BV,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        history_BT=history_BT,
-        logit_bias=logit_bias,
-        banned_ids=banned_ids,
-        allowed_ids=allowed_ids,
-    )
+    params = SamplerParams(**options)
+    scores_BV, outside_B = adjusted_scores(logits_BV, params, history_BT)
     valid_B = valid_rows(scores_BV, outside_B)
-    if temperature == 0:
+    if params.temperature == 0:
         probs_BV = torch.zeros_like(scores_BV, dtype=torch.float64)
         probs_BV.scatter_(-1, _first_argmax(scores_BV).unsqueeze(-1), 1.0)
     else:
-        weights_BV = kept_weights(scores_BV, filters)
+        weights_BV = kept_weights(scores_BV, params)
         probs_BV = weights_BV / weights_BV.sum(-1, keepdim=True)
     return torch.where(valid_B.unsqueeze(-1), probs_BV, math.nan).reshape(logits_BV.shape)
 

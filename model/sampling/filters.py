@@ -1,4 +1,4 @@
-"""Which ids may be drawn, by sorting: top-k, top-p, min-p, typical-p, one after the other, in float64.
+"""Top-k, top-p, min-p and typical-p, one after the other, in float64, by sorting.
 
 The plain version, for every device and every option; ``on_cuda.py`` finds the same cut on CUDA without a sort.
 
@@ -23,7 +23,17 @@ PRESETS = ("exact", "meta", "transformers", "llama_cpp")
 
 @dataclass(frozen=True)
 class Filters:
-    """What is kept of a distribution; the fields are those of ``bpe_llama.Sampler``.
+    """Options of the filters, which decide what ids may be drawn.
+
+    Args:
+        temperature: Divides the logits; 0 takes the highest, the lowest id among equals.
+        top_k: Keep the k highest; 0 or at least V keeps all. Ties go to the lower id.
+        top_p: Keep the fewest highest whose mass reaches this; in (0, 1].
+        min_p: Drop ids below this times the highest probability; in [0, 1].
+        typical_p: Keep the ids whose surprise is nearest to the entropy until their mass reaches this; in (0, 1]. Acts
+            after min-p (Meister et al. 2022, arXiv:2202.00666).
+        preset: Whose boundaries and order of filters: "exact", "meta", "transformers" or "llama_cpp", as of
+            `bpe_llama.Sampler`.
 
     Raises:
         ValueError: If one is out of range, naming it, its value and its range.
@@ -55,7 +65,7 @@ class Filters:
 
     @property
     def judged_at(self) -> float:
-        """The temperature of the distribution that the filters look at."""
+        """The temperature of the distribution that the filters cut."""
         return 1.0 if self.preset == "llama_cpp" else self.temperature
 
     @property

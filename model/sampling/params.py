@@ -1,86 +1,113 @@
-"""What a request asks for, and what has become of it so far."""
+"""The options of generation, each defined once.
+
+| class | options | used by |
+|---|---|---|
+| `Filters` (``filters.py``) | temperature, top-k, top-p ... | the torch sampler's filters |
+| `SamplerParams` | and biases, bans, penalties | `bpe_llama.Sampler`, `sample_logits` |
+| `SamplingParams` | and all else that acts on logits | the sampler dispatch, beam search |
+| `GenerationOptions` | and lengths, ends, seed, log-probabilities | a request |
+
+``keywords.py`` names the same options for type checkers, and the command line has a flag for most; tests compare both
+with these classes.
+"""
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import index
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.sampling.filters import Filters
 from bpe_llama.model.sampling.ordered import FILTERS, LLAMA_CPP_FILTERS
 from bpe_llama.sampling import Sampler
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bpe_llama.model.sampling.keywords import GenerationKeywords
+
 LogitsProcessor: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""Takes ids so far, int64 (1, T), and logits, float32 (1, V); returns logits of that shape, as transformers' do."""
+"""Takes the ids so far, int64 (1, T), and logits, float32 (1, V); returns logits of that shape, as in transformers."""
 
 PENALTY_SCOPES = ("context", "output")
-_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-_ADJUSTMENTS = (*_PENALTIES, "logit_bias", "banned_ids", "allowed_ids")
-_SAMPLER_FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "preset")
-"""The rest of `Sampler`'s options."""
 
 
-@dataclass(frozen=True)
-class GenerationOptions:
-    """How to continue a prompt.
+@dataclass(frozen=True, kw_only=True)
+class SamplerParams(Filters):
+    """Options of `bpe_llama.Sampler` and of its torch twin, `sample_logits`: biases, bans, penalties, then filters.
+
+    Args:
+        repetition_penalty: Divides positive and multiplies negative logits of ids already present (Keskar et al. 2019,
+            arXiv:1909.05858).
+        presence_penalty: Subtracted from the logits of ids already present.
+        frequency_penalty: Subtracted once for each time the id is present.
+        logit_bias: Added to the logits of these ids; `sample_logits` takes a tensor, (V,) or (B, V), too.
+        banned_ids: Never drawn; `sample_logits` takes an int64 tensor, (N,) or (B, N), with negative padding, too.
+        allowed_ids: If given, only these are drawn; as ``banned_ids``.
+
+    Raises:
+        ValueError: If an option of a filter is out of range.
+
+    Example:
+        >>> SamplerParams(temperature=1.0, presence_penalty=0.5).penalises
+        True
+    """
+
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Tensor | None = None
+    banned_ids: Sequence[int] | Tensor | None = None
+    allowed_ids: Sequence[int] | Tensor | None = None
+
+    @property
+    def penalises(self) -> bool:
+        """Return whether a penalty differs from its default, under which it has no effect."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    @property
+    def sampler_options(self) -> dict[str, Any]:
+        """Return the options of `bpe_llama.Sampler` and `sample_logits`."""
+        return {field.name: getattr(self, field.name) for field in fields(SamplerParams)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams(SamplerParams):
+    """All options that act on logits: those of `SamplerParams`, logits processors and further filters.
 
     Biases, bans, penalties, n-grams, bad words, DRY and logits processors act in that order, then the filters.
 
     Args:
-        max_new_tokens: At most this many; fewer if the sequence ends or the context is full.
-        min_new_tokens: No ending before this many, by an id or by a stop string.
-        temperature: 0 takes the likeliest id each time.
-        top_k: Draw from this many of the likeliest; 0 is all.
-        top_p: Draw from the likeliest whose mass reaches this.
-        min_p: Draw from those at least this likely, relative to the likeliest.
-        repetition_penalty: Divides the score of ids already present (Keskar et al. 2019, arXiv:1909.05858).
-        presence_penalty: Subtracted from the score of ids already present.
-        frequency_penalty: Subtracted once for each time the id is present.
-        typical_p: Draw from the ids whose surprise is nearest to the entropy, until their mass reaches this
-            (Meister et al. 2022, arXiv:2202.00666).
-        logit_bias: Added to the scores of these ids.
-        banned_ids: Never drawn.
-        allowed_ids: If given, only these are drawn; a sequence ends early only if an id that ends it is among them.
-        preset: Whose boundaries and order of filters: "exact", "meta", "transformers" or "llama_cpp", as of
-            `bpe_llama.Sampler`.
-        eos_id: The id or ids that end a sequence; None takes the model's (those of its config and generation config),
-            an empty tuple none.
-        seed: The same seed gives the same ids, whatever else is in the batch. None draws a fresh one; the field then
-            holds it.
-        logprobs: Whether to keep the log-probability of every new id, before any of the above acts on it.
-        top_logprobs: How many of the likeliest ids to keep at each place, with their log-probabilities. Above 0 keeps
-            those of new ids too.
-        prompt_logprobs: Whether to keep the log-probabilities of the prompt's ids, and of the likeliest in their
-            place; costs a pass over the prompt.
-        penalty_scope: What the three penalties look at: "context" is prompt and continuation, "output" the
-            continuation alone, as OpenAI's and vLLM's presence and frequency penalties do.
+        penalty_scope: The ids that the three penalties apply to: "context" is prompt and continuation, "output" the
+            continuation alone, as for OpenAI's and vLLM's presence and frequency penalties.
         no_repeat_ngram_size: No n-gram of this many ids occurs twice; 0 allows all. As in transformers.
         bad_words: Sequences of ids that are never completed, as transformers' ``bad_words_ids``. `TextGenerator` takes
             strings too.
         dry_multiplier: Scales DRY's penalty for lengthening a repetition (`dry_penalties` in
             `bpe_llama.model.sampling.processors`); 0 is no penalty.
-        dry_base: What each further id multiplies that penalty by.
-        dry_allowed_length: The longest repetition that costs nothing, in ids.
-        dry_penalty_last_n: How many of the last ids DRY looks at; -1 for all.
-        dry_sequence_breakers: Sequences of ids across which nothing is a repetition. `TextGenerator` takes strings too,
-            and without any llama.cpp's: line feed, colon, quotation mark, asterisk.
+        dry_base: The factor by which that penalty grows with each further id.
+        dry_allowed_length: The longest repetition without a penalty, in ids.
+        dry_penalty_last_n: How many of the last ids DRY searches; -1 for all.
+        dry_sequence_breakers: Sequences of ids across which nothing is a repetition. `TextGenerator` takes strings
+            too; its default is llama.cpp's: line feed, colon, quotation mark, asterisk.
         logits_processor: One or several callables that change the logits: see `LogitsProcessor`.
-        top_n_sigma: Draw from the ids whose score is at most this many standard deviations below the highest; 0 is all.
-        xtc_probability: How often XTC leaves out the likeliest ids: all whose probability reaches ``xtc_threshold``,
-            but for the least likely of them.
-        xtc_threshold: The probability from which XTC leaves out ids; above 0.5 it never acts.
+        top_n_sigma: Keep ids whose score is at most this many standard deviations below the highest; 0 keeps all.
+        xtc_probability: How often XTC drops the most likely ids: all whose probability reaches ``xtc_threshold``,
+            except the least likely of them.
+        xtc_threshold: The probability from which XTC drops ids; above 0.5 it never acts.
         mirostat: 1 or 2 draws by mirostat of that version, in place of all filters but the temperature; 0 is off.
         mirostat_tau: Mirostat's target surprise, in bits.
         mirostat_eta: Mirostat's learning rate.
         filter_order: Names of filters in the order in which they act: "top_n_sigma", "temperature", "top_k", "top_p",
-            "min_p", "typical_p", "xtc". Those left out do not act. None is all of them in the order of this list, or
+            "min_p", "typical_p", "xtc". Filters left out do not act. None is all of them in the order of this list, or
             in llama.cpp's with the preset "llama_cpp".
 
     Raises:
@@ -88,25 +115,6 @@ class GenerationOptions:
         TypeError: If one is of another type.
     """
 
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    typical_p: float = 1.0
-    logit_bias: dict[int, float] | None = None
-    banned_ids: Sequence[int] | None = None
-    allowed_ids: Sequence[int] | None = None
-    preset: str = "exact"
-    eos_id: int | Sequence[int] | None = None
-    seed: int | None = 0
-    logprobs: bool = False
-    top_logprobs: int = 0
-    prompt_logprobs: bool = False
     penalty_scope: str = "context"
     no_repeat_ngram_size: int = 0
     bad_words: Sequence[Sequence[int]] | None = None
@@ -125,17 +133,7 @@ class GenerationOptions:
     filter_order: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        _check_count("max_new_tokens", self.max_new_tokens, 1)
-        _check_count("min_new_tokens", self.min_new_tokens, 0)
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
-            )
-        if self.seed is None:
-            object.__setattr__(self, "seed", secrets.randbits(32))
-        elif isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
-            raise TypeError(f"seed is {self.seed!r}; expected an integer, or None for a fresh one")
-        for name in ("top_logprobs", "no_repeat_ngram_size", "dry_allowed_length"):
+        for name in ("no_repeat_ngram_size", "dry_allowed_length"):
             _check_count(name, getattr(self, name), 0)
         _check_count("dry_penalty_last_n", self.dry_penalty_last_n, -1)
         for name in ("dry_multiplier", "top_n_sigma", "mirostat_tau", "mirostat_eta"):
@@ -143,16 +141,17 @@ class GenerationOptions:
         _check_number("dry_base", self.dry_base, 1, math.inf)
         for name in ("xtc_probability", "xtc_threshold"):
             _check_number(name, getattr(self, name), 0, 1)
-        for name in ("temperature", "top_p", "min_p", "typical_p", *_PENALTIES):  # the sampler knows their ranges
-            if not hasattr(getattr(self, name), "__float__"):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; expected a number")
+        for option in fields(SamplerParams):  # the sampler checks their ranges
+            value = getattr(self, option.name)
+            if isinstance(option.default, float) and not hasattr(value, "__float__"):
+                raise TypeError(f"{option.name} is {value!r}; expected a number")
         if self.penalty_scope not in PENALTY_SCOPES:
             raise ValueError(f"penalty_scope is {self.penalty_scope!r}; expected one of {', '.join(PENALTY_SCOPES)}")
         for name in ("bad_words", "dry_sequence_breakers"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _sequences(name, getattr(self, name)))
         self._check_filters()
-        _ = self.sampler, self.processors  # refuse what is out of range, before any work is done
+        _ = self.sampler, self.processors  # raise for values out of range, before any work is done
 
     def _check_filters(self) -> None:
         if self.mirostat not in (0, 1, 2):
@@ -174,20 +173,15 @@ class GenerationOptions:
         self._refuse_changed({name: getattr(self, name) for name in sorted(left_out)}, "filter_order leaves it out")
 
     def _refuse_changed(self, values: dict[str, Any], why: str) -> None:
-        """Refuse options that are not what they are by default, as they would do nothing."""
+        """Raise for options that differ from their defaults, since they would have no effect."""
         for name, value in values.items():
             if value != getattr(type(self), name):
                 raise ValueError(f"{name} is {value!r}, but {why}")
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Return the options of `Sampler` and `sample_logits`: what turns logits into a distribution."""
-        return {name: getattr(self, name) for name in (*_ADJUSTMENTS, *_SAMPLER_FILTERS)}
-
     @cached_property
     def sampler(self) -> Sampler:
         """Return the sampler of these options."""
-        return Sampler(**self.sampling)
+        return Sampler(**self.sampler_options)
 
     @cached_property
     def processors(self) -> tuple[LogitsProcessor, ...]:
@@ -217,7 +211,7 @@ class GenerationOptions:
 
     @cached_property
     def filters(self) -> tuple[str, ...] | None:
-        """Return the filters in their order, where the sampler's own is not enough."""
+        """Return the filters in their order; None where the sampler applies them itself."""
         if self.filter_order is not None:
             return tuple(self.filter_order)
         if not (self.top_n_sigma or self.xtc_probability):
@@ -230,26 +224,82 @@ class GenerationOptions:
         return self.processes_scores or self.filters is not None or bool(self.mirostat)
 
     @cached_property
-    def remaining_sampling(self) -> dict[str, Any]:
-        """Return the sampler's options without those that have acted on prepared scores."""
+    def remaining_sampler_options(self) -> dict[str, Any]:
+        """Return the sampler's options without those already applied to prepared scores."""
         if not self.prepares_scores:
-            return self.sampling
+            return self.sampler_options
         if self.filters is not None or self.mirostat:
             return {"temperature": 1.0, "top_p": 1.0}
-        return {name: getattr(self, name) for name in _SAMPLER_FILTERS}
+        return {field.name: getattr(self, field.name) for field in fields(Filters)}
 
     @cached_property
     def remaining_sampler(self) -> Sampler:
-        """Return the sampler that draws: ``sampler``, or that of ``remaining_sampling``."""
-        return Sampler(**self.remaining_sampling) if self.prepares_scores else self.sampler
+        """Return the sampler of ``remaining_sampler_options``, which draws the next id."""
+        return Sampler(**self.remaining_sampler_options) if self.prepares_scores else self.sampler
 
     @cached_property
     def sampling_key(self) -> str:
         """Return a key that is equal for options whose sampler draws from equal distributions."""
         return repr(self.remaining_sampler)
 
+    @cached_property
+    def uses_history(self) -> bool:
+        """Return whether the sampler needs the earlier ids of a sequence, besides its scores."""
+        return not self.prepares_scores and self.penalises
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(SamplingParams):
+    """How to continue a prompt: `SamplingParams`, lengths, ends, seed and log-probabilities.
+
+    Args:
+        max_new_tokens: At most this many; fewer if the sequence ends or the context is full.
+        min_new_tokens: No ending before this many, by an id or by a stop string.
+        eos_id: The id or ids that end a sequence; None takes the model's (of its config and generation config), an
+            empty tuple none.
+        seed: The same seed gives the same ids, whatever else is in the batch. None draws a fresh one; the field then
+            holds it.
+        logprobs: Whether to record the log-probability of every new id, before any option acts.
+        top_logprobs: How many of the most likely ids to record at each position, with their log-probabilities. Above 0
+            records those of new ids too.
+        prompt_logprobs: Whether to record the log-probabilities of the prompt's ids, and of the most likely ids at
+            their positions; costs a pass over the prompt.
+
+    Raises:
+        ValueError: If a value is out of range, naming option, value and range.
+        TypeError: If one is of another type.
+
+    Example:
+        >>> GenerationOptions(temperature=0.0, max_new_tokens=8).seed
+        0
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    eos_id: int | Sequence[int] | None = None
+    seed: int | None = 0
+    logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        _check_count("max_new_tokens", self.max_new_tokens, 1)
+        _check_count("min_new_tokens", self.min_new_tokens, 0)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}; expected 0 to max_new_tokens ({self.max_new_tokens})"
+            )
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(32))
+        elif isinstance(self.seed, bool) or not hasattr(self.seed, "__index__"):
+            raise TypeError(f"seed is {self.seed!r}; expected an integer, or None for a fresh one")
+        _check_count("top_logprobs", self.top_logprobs, 0)
+        super().__post_init__()
+
     @classmethod
-    def for_model(cls, model: LlamaForCausalLM, prompt_length: int | None = None, **options: Any) -> GenerationOptions:
+    def for_model(
+        cls, model: LlamaForCausalLM, prompt_length: int | None = None, **options: Unpack[GenerationKeywords]
+    ) -> GenerationOptions:
         """Return these options, with the model's own defaults (``generation_config.json``) for those not given.
 
         Args:
@@ -290,7 +340,7 @@ class GenerationOptions:
             limit = options.get("max_new_tokens", defaults.get("max_new_tokens", cls.max_new_tokens))
             defaults["min_new_tokens"] = min(defaults["min_new_tokens"], limit)
         try:
-            return cls(**{**defaults, **options})
+            return cls(**(defaults | dict(options)))
         except (ValueError, TypeError) as error:
             if defaults:
                 cls(**options)  # raises if what the caller gave is at fault
@@ -309,15 +359,12 @@ class GenerationOptions:
             ids = [index(i) for i in asked]  # type: ignore[union-attr]
         return tuple(dict.fromkeys(i for i in ids if 0 <= i < config.vocab_size))
 
-    @property
-    def uses_history(self) -> bool:
-        """Return whether the sampler needs the earlier ids of a sequence, besides its scores."""
-        return not self.prepares_scores and self.penalises
 
-    @property
-    def penalises(self) -> bool:
-        """Return whether a penalty is not at its default, under which it does nothing."""
-        return any(getattr(self, name) != getattr(type(self), name) for name in _PENALTIES)
+DRAWING_OPTIONS = {field.name for field in fields(Filters)} | {
+    *("seed", "filter_order", "top_n_sigma", "xtc_probability", "xtc_threshold"),
+    *("mirostat", "mirostat_tau", "mirostat_eta"),
+}
+"""Options that only matter where ids are drawn, not where the most likely are taken."""
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
@@ -344,42 +391,3 @@ def _sequences(name: str, given: Iterable[Iterable[int]]) -> tuple[tuple[int, ..
     if () in several:
         raise ValueError(f"{name} holds an empty sequence; expected one id at least in each")
     return several
-
-
-@dataclass(eq=False)
-class Sample:
-    """One sequence being generated: its prompt and, growing, what follows."""
-
-    prompt: list[int]
-    options: GenerationOptions
-    eos_ids: tuple[int, ...]
-    new_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    unread: int = 0
-    """How many of the prompt's ids are still to be read, by the coming steps."""
-    reused: int = 0
-    """How many of the prompt's ids needed no work, because the slot still held them from an earlier sequence."""
-    prefill_seconds: float = 0.0
-    """From joining to the first new id."""
-    decode_seconds: float = 0.0
-    """Spent in steps since, those of its neighbours included."""
-    finish: str | None = None
-    """Why it ended: ``"eos"``, ``"length"`` (max_new_tokens), ``"context"``, ``"stop"`` (by `Engine.leave`)."""
-    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    """For each new id the likeliest ids in its place and their log-probabilities, likeliest first."""
-    prompt_logprobs: list[float | None] = field(default_factory=list)
-    """For each of the prompt's ids its log-probability, None for the first."""
-    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    """For each of the prompt's ids the likeliest in its place, none for the first."""
-    mirostat_bounds: list[float] = field(default_factory=list)
-    """Mirostat's bound after each new id."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Return prompt and continuation."""
-        return self.prompt + self.new_ids
-
-    @property
-    def penalised_ids(self) -> list[int]:
-        """Return the ids that penalties look at."""
-        return self.ids if self.options.penalty_scope == "context" else list(self.new_ids)

@@ -1,4 +1,4 @@
-"""What changes logits before any filter: biases, bans, and penalties on ids already seen; and what rows can be drawn.
+"""Biases, bans and penalties, which act on logits before any filter; and which rows can be drawn from.
 
 Legend: B batch, V vocabulary, T length of the history, N ids given.
 """
@@ -11,17 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from bpe_llama.model.sampling.params import SamplerParams
+
 
 def adjusted_scores(
-    logits_BV: Tensor,
-    *,
-    repetition_penalty: float,
-    presence_penalty: float,
-    frequency_penalty: float,
-    history_BT: Tensor | None,
-    logit_bias: Mapping[int, float] | Tensor | None,
-    banned_ids: Sequence[int] | Tensor | None,
-    allowed_ids: Sequence[int] | Tensor | None,
+    logits_BV: Tensor, params: SamplerParams, history_BT: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return the changed logits, (B, V), and which rows were given an id outside the vocabulary, bool (B,) or None.
 
@@ -32,18 +26,19 @@ def adjusted_scores(
         raise TypeError(f"logits must be a floating-point tensor, got {logits_BV.dtype}")
     if logits_BV.dim() not in (1, 2) or logits_BV.shape[-1] == 0:
         raise ValueError(f"logits must have shape (V,) or (B, V) with V > 0, got {tuple(logits_BV.shape)}")
-    if not (repetition_penalty > 0 and math.isfinite(repetition_penalty)):
-        raise ValueError(f"repetition_penalty must be positive and finite, got {repetition_penalty}")
-    for name, value in (("presence_penalty", presence_penalty), ("frequency_penalty", frequency_penalty)):
+    repetition, presence, frequency = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+    if not (repetition > 0 and math.isfinite(repetition)):
+        raise ValueError(f"repetition_penalty must be positive and finite, got {repetition}")
+    for name, value in (("presence_penalty", presence), ("frequency_penalty", frequency)):
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
     scores_BV = logits_BV.detach().reshape(-1, logits_BV.shape[-1])
     if scores_BV.dtype == torch.float64:
         scores_BV = scores_BV.float()
     outside: list[Tensor] = []
-    if logit_bias is not None:
-        scores_BV = scores_BV.float() + _bias(logit_bias, scores_BV)
-    for name, ids, keep in (("allowed_ids", allowed_ids, True), ("banned_ids", banned_ids, False)):
+    if params.logit_bias is not None:
+        scores_BV = scores_BV.float() + _bias(params.logit_bias, scores_BV)
+    for name, ids, keep in (("allowed_ids", params.allowed_ids, True), ("banned_ids", params.banned_ids, False)):
         if ids is not None:
             ids_BN = _ids(name, ids, scores_BV)
             outside.append(_check_inside(name, ids_BN, scores_BV))
@@ -51,7 +46,7 @@ def adjusted_scores(
             # NaN and +inf stay, to be found and named.
             dropped_BV = (named_BV != keep) & (scores_BV < math.inf)
             scores_BV = torch.where(dropped_BV, -math.inf, scores_BV.float())
-    if history_BT is not None and (repetition_penalty, presence_penalty, frequency_penalty) != (1, 0, 0):
+    if history_BT is not None and params.penalises:
         rows = scores_BV.shape[0]
         if history_BT.dim() not in (1, 2) or (history_BT.shape[0] if history_BT.dim() == 2 else 1) != rows:
             raise ValueError(f"history_BT has shape {tuple(history_BT.shape)}; expected ({rows}, T)")
@@ -59,14 +54,14 @@ def adjusted_scores(
         outside.append(_check_inside("history", history_BT, scores_BV))
         counts_BV = _counts(history_BT, scores_BV)
         wide_BV = scores_BV.to(torch.float64)
-        repeated_BV = torch.where(wide_BV > 0, wide_BV / repetition_penalty, wide_BV * repetition_penalty)
-        penalised_BV = repeated_BV - frequency_penalty * counts_BV - presence_penalty
+        repeated_BV = torch.where(wide_BV > 0, wide_BV / repetition, wide_BV * repetition)
+        penalised_BV = repeated_BV - frequency * counts_BV - presence
         scores_BV = torch.where(counts_BV > 0, penalised_BV, wide_BV).float()
     return scores_BV, torch.stack(outside).any(0) if outside else None
 
 
 def may_raise(tensor: Tensor) -> bool:
-    """Return whether a value of the tensor may be looked at: on the CPU, unless it is being compiled or traced.
+    """Return whether a value of the tensor may be read: on the CPU, unless it is being compiled or traced.
 
     Example:
         >>> import torch
@@ -99,7 +94,7 @@ def valid_rows(scores_BV: Tensor, outside_B: Tensor | None) -> Tensor:
 
 
 def _bias(logit_bias: Mapping[int, float] | Tensor, scores_BV: Tensor) -> Tensor:
-    """Return what is added to the logits, float32, (V,) or (B, V)."""
+    """Return the biases, float32, (V,) or (B, V)."""
     vocab_size = scores_BV.shape[-1]
     if isinstance(logit_bias, Tensor):
         rows = scores_BV.shape[0]

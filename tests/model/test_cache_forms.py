@@ -16,20 +16,20 @@ from bpe_llama.model.cache.forms import Int8Cache, RingCache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.device import free_memory
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
-from bpe_llama.model.generation.speculative import LookupDraft
+from bpe_llama.model.generation.speculative import PromptLookupDraft
 
 Make = Callable[..., LlamaForCausalLM]
 
 
 def run(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions], at_once: int) -> list[list[int]]:
     """Let requests join a few at a time, whenever slots are free."""
-    waiting, samples = list(zip(prompts, options, strict=True)), []
-    while waiting or engine.live:
-        free = min(at_once, engine.cache.batch_size - len(engine.live))
+    waiting, sequences = list(zip(prompts, options, strict=True)), []
+    while waiting or engine.running:
+        free = min(at_once, engine.cache.batch_size - len(engine.running))
         joining, waiting = waiting[:free], waiting[free:]
-        samples += engine.join([prompt for prompt, _ in joining], [chosen for _, chosen in joining])
+        sequences += engine.prefill([prompt for prompt, _ in joining], [chosen for _, chosen in joining])
         engine.step()
-    return [sample.new_ids for sample in samples]
+    return [sequence.new_ids for sequence in sequences]
 
 
 @settings(max_examples=25, deadline=None)
@@ -82,12 +82,12 @@ def test_a_ring_forgets_rejected_guesses(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(sliding_window=6, eos_token_id=None)
     options, prompt = GenerationOptions(max_new_tokens=30, temperature=0.0), ids[0].tolist()
     engine = Engine(model, 1, prefill_chunk=8, cache="ring")
-    (sample,) = engine.join([prompt], [options])
-    draft = LookupDraft()
-    while not sample.finish:
-        guesses = [*draft(sample, 2), 5, 6, 7, 8, 9][: min(5, 29 - len(sample.new_ids))]
-        engine.verify(sample, guesses)
-    assert sample.new_ids == run(Engine(model, 1), [prompt], [options], 1)[0]
+    (sequence,) = engine.prefill([prompt], [options])
+    draft = PromptLookupDraft()
+    while not sequence.finish_reason:
+        guesses = [*draft(sequence, 2), 5, 6, 7, 8, 9][: min(5, 29 - len(sequence.new_ids))]
+        engine.verify(sequence, guesses)
+    assert sequence.new_ids == run(Engine(model, 1), [prompt], [options], 1)[0]
 
 
 def test_copies_and_beams_move_in_every_form(tiny_model: Make) -> None:
@@ -143,9 +143,9 @@ def test_bfloat16_differs_by_its_rounding(tiny_model: Make, ids: Tensor, changes
     for chunk in (1, 7):  # alone, chunk by chunk, and decoded by the fused step
         for row in range(3):
             engine = Engine(half, 1, prefill_chunk=chunk)
-            (sample,) = engine.join([ids[row, :-1].tolist()], [GenerationOptions(max_new_tokens=2, eos_id=())])
-            found = engine._read([[int(ids[row, -1])]])[0].float()
-            assert sample.finish is None
+            (sequence,) = engine.prefill([ids[row, :-1].tolist()], [GenerationOptions(max_new_tokens=2, eos_id=())])
+            found = engine._run([[int(ids[row, -1])]])[0].float()
+            assert sequence.finish_reason is None
             assert float((found - whole[row]).norm() / whole[row].norm()) < 2 * rounding
 
 

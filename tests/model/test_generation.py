@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample, stream_ids
-from bpe_llama.model.generation.sampler_dispatch import _choose_compiled, _choose_on_device, choose
-from bpe_llama.model.generation.speculative import LookupDraft, ModelDraft, generate_speculative
+from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence, stream_ids
+from bpe_llama.model.generation.sampler_dispatch import _sample_native, _sample_with_torch, sample_next_ids
+from bpe_llama.model.generation.speculative import ModelDraft, PromptLookupDraft, generate_speculative
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -29,7 +29,9 @@ def alone(model: LlamaForCausalLM, prompt: list[int], options: GenerationOptions
     while len(ids) < options.max_new_tokens:
         history = torch.tensor([prompt + ids])
         logits = model(history).logits[:, -1]
-        ids.append(int(sample_logits(logits, **options.sampling, history_BT=history, seed=options.seed, step=len(ids))))
+        ids.append(
+            int(sample_logits(logits, **options.sampler_options, history_BT=history, seed=options.seed, step=len(ids)))
+        )
         if ids[-1] in model.config.eos_token_ids:
             break
     return ids
@@ -59,8 +61,8 @@ def test_the_seed_decides(tiny_model: Make, ids: Tensor) -> None:
 @pytest.mark.parametrize("seed", [2**63, 2**64 - 1, 2**64 + 5, -3])
 def test_any_seed_is_taken_by_either_sampler(seed: int) -> None:
     logits = torch.randn(2, 97, generator=torch.Generator().manual_seed(1))
-    samples = [Sample([1], GenerationOptions(temperature=1.5, top_p=1.0, seed=seed + row), ()) for row in range(2)]
-    assert _choose_on_device(samples, logits) == _choose_compiled(samples, logits)
+    sequences = [Sequence([1], GenerationOptions(temperature=1.5, top_p=1.0, seed=seed + row), ()) for row in range(2)]
+    assert _sample_with_torch(sequences, logits) == _sample_native(sequences, logits)
 
 
 @pytest.mark.parametrize(
@@ -83,18 +85,18 @@ def test_everything_a_sampler_knows_reaches_the_draw(tiny_model: Make, ids: Tens
     chosen = GenerationOptions(max_new_tokens=8, seed=3, **options)
     assert out[:, 6:].tolist() == [alone(model, row.tolist(), chosen) for row in ids[:2, :6]]
     logits = torch.randn(2, 97, generator=torch.Generator().manual_seed(1))
-    samples = [Sample([1, 5], replace(chosen, seed=row), ()) for row in range(2)]
-    assert choose(samples, logits) == _choose_on_device(samples, logits)
+    sequences = [Sequence([1, 5], replace(chosen, seed=row), ()) for row in range(2)]
+    assert sample_next_ids(sequences, logits) == _sample_with_torch(sequences, logits)
 
 
 def test_sequences_of_other_options_keep_them_in_one_batch(tiny_model: Make) -> None:
     model = tiny_model(eos_token_id=None)
     each = [GenerationOptions(max_new_tokens=5, allowed_ids=[i], banned_ids=[9]) for i in (3, 4, 3)]
     engine = Engine(model, slots=3)
-    samples = engine.join([[1, 2], [5], [6, 7]], each)
-    while engine.live:
+    sequences = engine.prefill([[1, 2], [5], [6, 7]], each)
+    while engine.running:
         engine.step()
-    assert [sample.new_ids for sample in samples] == [[3] * 5, [4] * 5, [3] * 5]
+    assert [sequence.new_ids for sequence in sequences] == [[3] * 5, [4] * 5, [3] * 5]
 
 
 def test_the_end_is_kept_and_then_padded(tiny_model: Make, ids: Tensor) -> None:
@@ -140,28 +142,28 @@ def test_prefill_in_chunks_changes_nothing(tiny_model: Make, ids: Tensor, chunk:
     prompts = [ids[0].tolist(), ids[1, :2].tolist(), ids[2, :11].tolist()]
     options = GenerationOptions(max_new_tokens=8, temperature=0.9, seed=2)
     engine = Engine(model, 3, prefill_chunk=chunk)
-    samples = engine.join(prompts, [options] * 3)
+    sequences = engine.prefill(prompts, [options] * 3)
     while engine.step():
         pass
-    assert [sample.new_ids for sample in samples] == [alone(model, prompt, options) for prompt in prompts]
+    assert [sequence.new_ids for sequence in sequences] == [alone(model, prompt, options) for prompt in prompts]
 
 
-def test_requests_join_and_leave_a_running_batch(tiny_model: Make, ids: Tensor) -> None:
+def test_requests_enter_and_leave_a_running_batch(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     rows = ids.flatten().tolist()
     requests = [
         (rows[i : i + 3 + i % 5], GenerationOptions(max_new_tokens=3 + 7 * i % 11, temperature=i % 2 * 0.7, seed=i))
         for i in range(12)
     ]
-    engine, waiting, samples = Engine(model, slots=4), list(requests), []
-    while waiting or engine.live:
-        for _ in range(min(2, 4 - len(engine.live), len(waiting))):
+    engine, waiting, sequences = Engine(model, slots=4), list(requests), []
+    while waiting or engine.running:
+        for _ in range(min(2, 4 - len(engine.running), len(waiting))):
             prompt, options = waiting.pop(0)
-            samples += engine.join([prompt], [options])
+            sequences += engine.prefill([prompt], [options])
         engine.step()
-    for sample, (prompt, options) in zip(samples, requests, strict=True):
-        assert sample.new_ids == alone(model, prompt, options)
-        assert sample.finish == "length"
+    for sequence, (prompt, options) in zip(sequences, requests, strict=True):
+        assert sequence.new_ids == alone(model, prompt, options)
+        assert sequence.finish_reason == "length"
     assert engine.cache.lengths == [0] * 4
 
 
@@ -169,11 +171,11 @@ def test_a_request_can_be_cut_short(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=9, temperature=0.0)
     engine = Engine(model, slots=2)
-    first, second = engine.join([ids[0].tolist(), ids[1, :4].tolist()], [options] * 2)
-    engine.leave(first)
+    first, second = engine.prefill([ids[0].tolist(), ids[1, :4].tolist()], [options] * 2)
+    engine.abort(first)
     while engine.step():
         pass
-    assert (first.finish, len(first.new_ids)) == ("stop", 1)
+    assert (first.finish_reason, len(first.new_ids)) == ("stop", 1)
     assert second.new_ids == alone(model, ids[1, :4].tolist(), options)
 
 
@@ -218,12 +220,12 @@ def test_prompts_that_do_not_fit_are_refused(tiny_model: Make, ids: Tensor) -> N
         model.generate(ids[:, :5].float())
     engine = Engine(model, slots=2)
     with pytest.raises(TypeError, match=r"prompt 1 holds 2\.0 at index 1; expected ids, which are ints"):
-        engine.join([[1], [1, 2.0]], [GenerationOptions()] * 2)  # type: ignore[list-item]
+        engine.prefill([[1], [1, 2.0]], [GenerationOptions()] * 2)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="prompt 1 is empty"):
-        engine.join([[1], []], [GenerationOptions()] * 2)
+        engine.prefill([[1], []], [GenerationOptions()] * 2)
     with pytest.raises(ValueError, match="3 prompts for 2 free slots"):
-        engine.join([[1]] * 3, [GenerationOptions()] * 3)
-    assert not engine.live
+        engine.prefill([[1]] * 3, [GenerationOptions()] * 3)
+    assert not engine.running
     with pytest.raises(TypeError, match="tempratur"):
         model.generate(ids, tempratur=1.0)
 
@@ -233,13 +235,13 @@ def test_log_probabilities_are_the_models_own(tiny_model: Make, ids: Tensor) -> 
     engine = Engine(model, 2)
     options = GenerationOptions(max_new_tokens=6, temperature=0.5, top_k=3, logprobs=True)
     prompts = [ids[0].tolist(), ids[1, :5].tolist()]
-    samples = engine.join(prompts, [options, replace(options, logprobs=False)])
+    sequences = engine.prefill(prompts, [options, replace(options, logprobs=False)])
     while engine.step():
         pass
-    whole = torch.tensor([samples[0].ids])
+    whole = torch.tensor([sequences[0].ids])
     logprobs = model(whole).logits[0, 19:-1].log_softmax(-1).gather(1, whole[0, 20:, None]).flatten()
-    assert samples[0].logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
-    assert samples[1].logprobs == []
+    assert sequences[0].logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
+    assert sequences[1].logprobs == []
 
 
 @pytest.mark.parametrize("form", ["full", "int8"])
@@ -249,8 +251,8 @@ def test_a_model_that_generated_in_inference_mode_can_be_trained(tiny_model: Mak
     with torch.inference_mode():
         made_inside = Engine(model, 1, 10, cache=form)
         for either in (engine, made_inside):
-            either.join([[5, 6, 7]], [options])
-            either.make_room(40)
+            either.prefill([[5, 6, 7]], [options])
+            either.reserve(40)
     for either in (engine, made_inside):
         while either.step():
             pass
@@ -271,25 +273,25 @@ def test_prompts_that_fail_to_join_leave_nothing_behind(
     prompt = ids[0].tolist()
 
     def run() -> None:
-        (sample,) = engine.join([prompt], [options])
+        (sequence,) = engine.prefill([prompt], [options])
         while engine.step():
             pass
-        assert sample.new_ids == alone(model, prompt, options)
+        assert sequence.new_ids == alone(model, prompt, options)
 
     run()
     with pytest.raises(ValueError, match="input id 97"):  # in the last chunk: what the slot held is overwritten by then
-        engine.join([[prompt[0], *ids[1, :-2].tolist(), 97]] * slots, [options] * slots, copies)
-    assert not engine.live and not any(engine.cache.lengths)
+        engine.prefill([[prompt[0], *ids[1, :-2].tolist(), 97]] * slots, [options] * slots, copies)
+    assert not engine.running and not any(engine.cache.lengths)
     run()
 
     def interrupted(*_: object) -> list[int]:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("bpe_llama.model.generation.engine.choose", interrupted)
+        patch.setattr("bpe_llama.model.generation.engine.sample_next_ids", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            engine.join([ids[1].tolist()] * slots, [options] * slots, copies)
-    assert not engine.live and not any(engine.cache.lengths)
+            engine.prefill([ids[1].tolist()] * slots, [options] * slots, copies)
+    assert not engine.running and not any(engine.cache.lengths)
     run()
 
 
@@ -297,12 +299,12 @@ def test_a_prompt_that_fails_to_join_leaves_its_neighbours_running(tiny_model: M
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=6, temperature=0.0)
     engine = Engine(model, 3)
-    (sample,) = engine.join([ids[0].tolist()], [options])
+    (sequence,) = engine.prefill([ids[0].tolist()], [options])
     with pytest.raises(ValueError, match="input id 97"):
-        engine.join([ids[1].tolist(), [97]], [options] * 2)
+        engine.prefill([ids[1].tolist(), [97]], [options] * 2)
     while engine.step():
         pass
-    assert sample.new_ids == alone(model, ids[0].tolist(), options)
+    assert sequence.new_ids == alone(model, ids[0].tolist(), options)
 
 
 def test_copies_share_a_prefill_and_differ_by_seed(tiny_model: Make, ids: Tensor) -> None:
@@ -326,11 +328,11 @@ def test_a_prompt_that_begins_as_the_last_one_did_is_not_read_again(tiny_model: 
     engine = Engine(model, slots=2)
 
     def run(prompt: list[int]) -> int:
-        (sample,) = engine.join([prompt], [options])
+        (sequence,) = engine.prefill([prompt], [options])
         while engine.step():
             pass
-        assert sample.new_ids == alone(model, prompt, options)
-        return sample.reused
+        assert sequence.new_ids == alone(model, prompt, options)
+        return sequence.num_cached_tokens
 
     first = ids[0].tolist()
     assert run(first) == 0
@@ -345,19 +347,21 @@ def test_what_is_left_behind_is_the_right_slots(tiny_model: Make, ids: Tensor) -
     model = tiny_model(eos_token_id=None)
     short, long = (GenerationOptions(max_new_tokens=n, temperature=0.0) for n in (2, 6))
     engine = Engine(model, slots=2)
-    engine.join([ids[0].tolist(), ids[1].tolist()], [short, long])  # the first leaves, the second moves to its slot
-    while len(engine.live) == 2:
+    engine.prefill([ids[0].tolist(), ids[1].tolist()], [short, long])  # the first leaves, the second moves to its slot
+    while len(engine.running) == 2:
         engine.step()
-    (sample,) = engine.join([ids[1].tolist()], [long])
-    assert sample.reused == 19
+    (sequence,) = engine.prefill([ids[1].tolist()], [long])
+    assert sequence.num_cached_tokens == 19
     while engine.step():
         pass
-    assert sample.new_ids == alone(model, ids[1].tolist(), long)
+    assert sequence.new_ids == alone(model, ids[1].tolist(), long)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-@pytest.mark.parametrize("lookahead", [1, 3, 8])
-def test_speculation_changes_no_id(tiny_model: Make, ids: Tensor, temperature: float, lookahead: int) -> None:
+@pytest.mark.parametrize("num_speculative_tokens", [1, 3, 8])
+def test_speculation_changes_no_id(
+    tiny_model: Make, ids: Tensor, temperature: float, num_speculative_tokens: int
+) -> None:
     model = tiny_model(eos_token_id=[5, 6, 7])
     options = {"max_new_tokens": 30, "temperature": temperature, "seed": 3}
     for row in range(3):
@@ -365,16 +369,16 @@ def test_speculation_changes_no_id(tiny_model: Make, ids: Tensor, temperature: f
         expected = alone(model, prompt, GenerationOptions(**options))
         for draft in (
             None,
-            LookupDraft(1),
+            PromptLookupDraft(1),
             ModelDraft(tiny_model(num_hidden_layers=1), model),
             ModelDraft(model, model),
         ):
-            result = generate_speculative(model, prompt, draft, lookahead, **options)
+            result = generate_speculative(model, prompt, draft, num_speculative_tokens, **options)
             assert result.new_ids == expected
-            assert result.accepted <= result.proposed
-            # Each pass adds an id of the model's own, but for a last one that ended on a guess.
-            assert result.passes - (len(expected) - result.accepted) in (0, 1)
-        assert result.accepted == result.proposed  # the model never refuses its own guesses
+            assert result.num_accepted_tokens <= result.num_draft_tokens
+            # Each pass adds an id of the model's own, but for a last one that ended on a draft token.
+            assert result.num_forward_passes - (len(expected) - result.num_accepted_tokens) in (0, 1)
+        assert result.num_accepted_tokens == result.num_draft_tokens  # the model never refuses its own guesses
 
 
 def test_speculation_pays_on_repetitive_text(tiny_model: Make) -> None:
@@ -383,30 +387,32 @@ def test_speculation_pays_on_repetitive_text(tiny_model: Make) -> None:
         if weight.ndim == 2 and weight.shape[0] != 97:
             weight.zero_()
     model.lm_head.weight.copy_(model.model.embed_tokens.weight.roll(1, 0))
-    result = generate_speculative(model, [*range(10, 30), 10, 11], temperature=0.0, max_new_tokens=18, lookahead=6)
+    result = generate_speculative(
+        model, [*range(10, 30), 10, 11], temperature=0.0, max_new_tokens=18, num_speculative_tokens=6
+    )
     assert result.new_ids == list(range(12, 30))
-    assert result.passes <= 4
+    assert result.num_forward_passes <= 4
 
 
 def test_a_look_up_matches_as_many_ids_as_it_is_told() -> None:
-    sample = Sample([5, 6, 7, 8, 9, 6], GenerationOptions(), ())
-    assert LookupDraft()(sample, 2) == []
-    assert LookupDraft(shortest=1)(sample, 2) == LookupDraft(1)(sample, 2) == [7, 8]
-    assert LookupDraft()(Sample([1, 5, 6, 7, 5, 6, 3, 1, 5, 6], GenerationOptions(), ()), 2) == [7, 5]
+    sequence = Sequence([5, 6, 7, 8, 9, 6], GenerationOptions(), ())
+    assert PromptLookupDraft()(sequence, 2) == []
+    assert PromptLookupDraft(min_ngram=1)(sequence, 2) == PromptLookupDraft(1)(sequence, 2) == [7, 8]
+    assert PromptLookupDraft()(Sequence([1, 5, 6, 7, 5, 6, 3, 1, 5, 6], GenerationOptions(), ()), 2) == [7, 5]
 
 
 def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
-    with pytest.raises(ValueError, match="lookahead is 0"):
-        generate_speculative(model, ids[0], lookahead=0)
+    with pytest.raises(ValueError, match="num_speculative_tokens is 0"):
+        generate_speculative(model, ids[0], num_speculative_tokens=0)
     with pytest.raises(ValueError, match="draft model has 98 ids, the model 97"):
         ModelDraft(tiny_model(vocab_size=98), model)
-    with pytest.raises(ValueError, match="longest is 0 and shortest 2"):
-        LookupDraft(0)
+    with pytest.raises(ValueError, match="max_ngram is 0 and min_ngram 2"):
+        PromptLookupDraft(0)
     engine = Engine(model, 2)
-    samples = engine.join([[4], [5]], [GenerationOptions(eos_id=())] * 2)
+    sequences = engine.prefill([[4], [5]], [GenerationOptions(eos_id=())] * 2)
     with pytest.raises(ValueError, match="runs alone"):
-        engine.verify(samples[0], [1])
+        engine.verify(sequences[0], [1])
 
 
 @pytest.mark.parametrize("form", ["full", "int8"])
@@ -421,22 +427,22 @@ def test_prompts_are_read_beside_sequences_that_grow(tiny_model: Make, ids: Tens
         )
         for i in range(12)
     ]
-    engine, waiting, samples, most = Engine(model, 4, prefill_chunk=chunk, cache=form), list(requests), [], 0
-    while waiting or engine.live:
-        fits = waiting[: 4 - len(engine.live)][:3]
+    engine, waiting, sequences, most = Engine(model, 4, prefill_chunk=chunk, cache=form), list(requests), [], 0
+    while waiting or engine.running:
+        fits = waiting[: 4 - len(engine.running)][:3]
         del waiting[: len(fits)]
-        samples += engine.enter(*zip(*fits, strict=True)) if fits else []
-        before = [(s, len(s.new_ids), s.unread) for s in engine.live]
+        sequences += [engine.add_request(prompt, options) for prompt, options in fits]
+        before = [(s, len(s.new_ids), s.num_prompt_tokens_left) for s in [*engine.running, *engine.waiting]]
         grown = engine.step()
-        most = max(most, sum(unread - s.unread for s, _, unread in before))
-        assert grown == [s for s, _, _ in before if not s.unread]
-        assert all(len(s.new_ids) == new + (not s.unread) for s, new, _ in before)
+        most = max(most, sum(unread - s.num_prompt_tokens_left for s, _, unread in before))
+        assert grown == [s for s, _, _ in before if not s.num_prompt_tokens_left]
+        assert all(len(s.new_ids) == new + (not s.num_prompt_tokens_left) for s, new, _ in before)
     assert most <= chunk + 3
-    for sample, (prompt, options) in zip(samples, requests, strict=True):
+    for sequence, (prompt, options) in zip(sequences, requests, strict=True):
         expected = alone(model, prompt, options)
-        assert sample.finish == "length" and len(sample.new_ids) == len(expected)
-        assert form == "int8" or sample.new_ids == expected  # rounded: ids may differ
-        assert sample.prefill_seconds > 0 and (len(expected) == 1 or sample.decode_seconds > 0)
+        assert sequence.finish_reason == "length" and len(sequence.new_ids) == len(expected)
+        assert form == "int8" or sequence.new_ids == expected  # rounded: ids may differ
+        assert sequence.prefill_seconds > 0 and (len(expected) == 1 or sequence.decode_seconds > 0)
 
 
 @pytest.mark.parametrize("form", ["full", "int8", "ring"])
@@ -446,12 +452,12 @@ def test_logits_of_unlike_prompts_outlive_each_others_passes(tiny_model: Make, i
     options = [GenerationOptions(max_new_tokens=4 + 3 * row % 7, temperature=0.0) for row in range(len(prompts))]
 
     def run(engine: Engine, at_once: int) -> list[list[int]]:
-        found: list[Sample] = []
+        found: list[Sequence] = []
         for start in range(0, len(prompts), at_once):
-            found += engine.enter(prompts[start : start + at_once], options[start : start + at_once])
-            while engine.live:
+            found += map(engine.add_request, prompts[start : start + at_once], options[start : start + at_once])
+            while engine.has_unfinished_requests():
                 engine.step()
-        return [sample.new_ids for sample in found]
+        return [sequence.new_ids for sequence in found]
 
     alone = run(Engine(model, 1, prefill_chunk=4, cache=form), 1)
     assert run(Engine(model, len(prompts), prefill_chunk=4, cache=form), len(prompts)) == alone
@@ -497,14 +503,14 @@ def test_an_interruption_anywhere_loses_and_doubles_nothing(tiny_model: Make, id
                 except KeyboardInterrupt:
                     assert interruption.left == 0
 
-        samples = until_done(lambda: engine.join([rows[0][:9]], options[:1]))
-        samples += engine.enter([row[:9] for row in rows[1:]], options[1:3])
+        sequences = until_done(lambda: engine.prefill([rows[0][:9]], options[:1]))
+        sequences += [engine.add_request(row[:9], chosen) for row, chosen in zip(rows[1:], options[1:3], strict=True)]
         until_done(engine.step)
-        until_done(lambda: samples[1].finish or engine.leave(samples[1]))
-        while engine.live:
+        until_done(lambda: sequences[1].finish_reason or engine.abort(sequences[1]))
+        while engine.running:
             until_done(engine.step)
-        samples += until_done(lambda: engine.join([rows[2][:7]], options[3:]))
-        return [s.new_ids for s in samples], [s.logprobs for s in samples], -interruption.left
+        sequences += until_done(lambda: engine.prefill([rows[2][:7]], options[3:]))
+        return [s.new_ids for s in sequences], [s.logprobs for s in sequences], -interruption.left
 
     expected, logprobs, lines = run(0)
     assert [len(new_ids) for new_ids in expected] == [2, 0, 3, 1]
@@ -524,16 +530,16 @@ def test_an_interrupted_step_is_done_again(
 
     def run(interrupted: bool) -> list[list[int]]:
         engine = Engine(model, 3, prefill_chunk=5, cache=form)
-        samples = engine.join([ids[0].tolist()], [options])
-        samples += engine.enter([row.tolist() for row in ids[1:]], [options] * 2)
-        while engine.live:
+        sequences = engine.prefill([ids[0].tolist()], [options])
+        sequences += [engine.add_request(row.tolist(), options) for row in ids[1:]]
+        while engine.has_unfinished_requests():
             with monkeypatch.context() as patch:
-                patch.setattr("bpe_llama.model.generation.engine.choose", stop)
+                patch.setattr("bpe_llama.model.generation.engine.sample_next_ids", stop)
                 if interrupted:
                     with pytest.raises(KeyboardInterrupt):
                         engine.step()
             engine.step()
-        return [sample.new_ids for sample in samples]
+        return [sequence.new_ids for sequence in sequences]
 
     def stop(*_: object) -> list[int]:
         raise KeyboardInterrupt
@@ -545,13 +551,13 @@ def test_one_that_leaves_before_it_is_read_disturbs_nobody(tiny_model: Make, ids
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=6, temperature=0.0)
     engine = Engine(model, 3, prefill_chunk=4)
-    first, second, third = engine.enter([row.tolist() for row in ids], [options] * 3)
+    first, second, third = (engine.add_request(row.tolist(), options) for row in ids)
     engine.step()
-    engine.leave(first)  # the last takes its place, half read
-    while engine.live:
+    engine.abort(first)  # the last takes its place, half read
+    while engine.running:
         engine.step()
-    assert (first.finish, first.new_ids) == ("stop", [])
+    assert (first.finish_reason, first.new_ids) == ("stop", [])
     assert [s.new_ids for s in (second, third)] == [alone(model, s.prompt, options) for s in (second, third)]
-    with pytest.raises(ValueError, match="prompt 1 has input id 97, outside the vocabulary of 97"):
-        engine.enter([[5], [6, 97]], [options] * 2)
-    assert not engine.live and engine.enter([], []) == []
+    with pytest.raises(ValueError, match="the prompt has input id 97, outside the vocabulary of 97"):
+        engine.add_request([6, 97], options)
+    assert not engine.has_unfinished_requests() and engine.step() == []

@@ -58,7 +58,7 @@ def test_any_of_the_ends_ends_every_road(named_by: str, end: int) -> None:
     assert generator.end_ids == (257, 260, 258)
     assert generator.generate("a", **forced) == ""
     assert generator.last is not None
-    assert generator.last.finish == "eos"
+    assert generator.last.finish_reason == "stop"
     assert generator.generate_batch(["a", "bc"], **forced) == ["", ""]
     assert list(generator.stream([97], **forced)) == []
     assert generator.generate("a", n=2, **forced) == ["", ""]
@@ -69,8 +69,8 @@ def test_any_of_the_ends_ends_every_road(named_by: str, end: int) -> None:
     assert model.generate(torch.tensor([[5]]), **forced).tolist() == [[5, end]]
     assert model.generate(torch.tensor([[5]]), num_beams=2, **forced).tolist() == [[5, end]]
     assert generate_speculative(model, [5], **forced).new_ids == [end]
-    (sample,) = Engine(model).join([[5]], [GenerationOptions(**forced)])
-    assert sample.finish == "eos"
+    (sequence,) = Engine(model).prefill([[5]], [GenerationOptions(**forced)])
+    assert sequence.finish_reason == "stop"
 
 
 def test_the_caller_may_name_other_ends_or_none() -> None:
@@ -90,7 +90,7 @@ def test_a_prompt_begins_as_the_tokenizer_says() -> None:
         assert generator.last is not None
         assert generator.last.prompt == expected
         generator.generate_batch(["ab", "c"], max_new_tokens=1)
-        assert generator.samples[0].prompt == expected
+        assert generator.sequences[0].prompt == expected
         assert generator.encode("ab", bos=True) == [256, *prompt]
         assert generator.encode("ab", bos=False) == prompt
         assert generator.encode("")[:1] == [256]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
-from bpe_llama.model.backends.cuda.graph import CapturedDecoder
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -254,13 +254,14 @@ def test_every_way_to_generate_computes_the_adapter(tiny_model: Make, ids: Tenso
     for each in (model, merged, bare):
         ways: list[object] = [
             each.generate(ids, max_new_tokens=8, temperature=0.0, **options).tolist()
-            for options in ({}, {"capture": True}, {"num_beams": 3}, {"num_return_sequences": 2})
+            for options in ({}, {"cuda_graph": True}, {"num_beams": 3}, {"num_return_sequences": 2})
         ]
         engine = Engine(each, slots=3, prefill_chunk=4)
-        samples = engine.enter(prompts, [GenerationOptions(max_new_tokens=6, temperature=0.0)] * 3)
-        while engine.live:
+        options = GenerationOptions(max_new_tokens=6, temperature=0.0)
+        sequences = [engine.add_request(prompt, options) for prompt in prompts]
+        while engine.has_unfinished_requests():
             engine.step()
-        told.append([*ways, [sample.new_ids for sample in samples]])
+        told.append([*ways, [sequence.new_ids for sequence in sequences]])
     assert told[0] == told[1] != told[2]
 
 
@@ -301,11 +302,11 @@ def test_weights_of_active_adapters(tiny_model: Make, ids: Tensor) -> None:
 
     def said() -> list[int]:
         prompt = ids[0].tolist()
-        engine.join([prompt], [GenerationOptions(max_new_tokens=8, temperature=0.0)])
-        sample = engine.live[0]
-        while engine.live:
+        engine.prefill([prompt], [GenerationOptions(max_new_tokens=8, temperature=0.0)])
+        sequence = engine.running[0]
+        while engine.running:
             engine.step()
-        return sample.new_ids
+        return sequence.new_ids
 
     bare = said()
     lora.activate(model, "a", "b", weights=[2.0, -1.0])
@@ -323,13 +324,13 @@ def test_weights_of_active_adapters(tiny_model: Make, ids: Tensor) -> None:
         lora.activate(model, "c", "d")
 
 
-def test_captured_steps_are_let_go_of_when_other_adapters_take_part(tiny_model: Make) -> None:
+def test_cuda_graphs_are_dropped_when_active_adapters_change(tiny_model: Make) -> None:
     model = learned(tiny_model(), "plain")
-    decoder = CapturedDecoder(model, KVCache(model.config, 1, 16))
+    decoder = CudaGraphDecoder(model, KVCache(model.config, 1, 16))
 
     def is_forgotten() -> bool:
         decoder._steps["a step"] = lambda: None
-        decoder._look_at_the_weights()
+        decoder._refresh()
         return not decoder._steps
 
     assert not is_forgotten()

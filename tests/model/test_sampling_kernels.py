@@ -23,7 +23,7 @@ on_cuda = [
 
 @pytest.mark.slow
 def test_the_kernels_draw_as_the_sampler_does():
-    script = Path(__file__).with_name("interpreted_kernels.py")
+    script = Path(__file__).with_name("interpreted_sampling.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout == "equal\n", done.stderr

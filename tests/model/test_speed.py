@@ -10,14 +10,14 @@ import torch
 from bpe_llama.model import LlamaForCausalLM, lora, quantize
 from bpe_llama.model.cli.speed import bytes_per_token, describe_speed, read_bandwidth
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
-from bpe_llama.model.sampling.params import Sample
+from bpe_llama.model.sampling.sequence import Sequence
 
 Make = Callable[..., LlamaForCausalLM]
 
 
 def test_a_sequence_knows_its_timings(tiny_model: Make) -> None:
     engine = Engine(tiny_model(eos_token_id=None), 2)
-    first, second = engine.join([[5, 6], [7]], [GenerationOptions(max_new_tokens=n) for n in (1, 4)])
+    first, second = engine.prefill([[5, 6], [7]], [GenerationOptions(max_new_tokens=n) for n in (1, 4)])
     assert first.prefill_seconds == second.prefill_seconds > 0
     while engine.step():
         pass
@@ -48,12 +48,14 @@ def test_a_token_reads_the_experts_it_is_sent_to(tiny_model: Make) -> None:
 
 def test_the_report(tiny_model: Make) -> None:
     model = tiny_model()
-    sample = Sample([1] * 40, GenerationOptions(), (), [2] * 21, reused=10, prefill_seconds=0.3, decode_seconds=0.5)
-    report = describe_speed(model, sample, bandwidth=80 * bytes_per_token(model))
+    sequence = Sequence(
+        [1] * 40, GenerationOptions(), (), [2] * 21, num_cached_tokens=10, prefill_seconds=0.3, decode_seconds=0.5
+    )
+    report = describe_speed(model, sequence, bandwidth=80 * bytes_per_token(model))
     assert "prefill: 30 tokens (10 more were cached), 100.0 a second" in report
     assert "decode: 20 tokens, 40.0 a second" in report and "50% of the" in report
-    sample.new_ids = [2]
-    assert "decode" not in describe_speed(model, sample)
+    sequence.new_ids = [2]
+    assert "decode" not in describe_speed(model, sequence)
     assert read_bandwidth(megabytes=4) > 1e6
 
 

@@ -14,7 +14,7 @@ from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.backends.cpu.decoder import can_fuse
 from bpe_llama.model.backends.cuda.graph import why_not_captured
 from bpe_llama.model.generation.beam import beam_search
-from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample
+from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
@@ -282,16 +282,20 @@ def test_prompts_read_in_parts_are_rotated_as_whole_ones(kind: str, path: str, t
     cache = path if path in ("int8", "ring") else "full"
     options = GenerationOptions(temperature=0.0, max_new_tokens=20, eos_id=())
     made = []
-    for joining in (Engine.join, Engine.enter):
+
+    def queue(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
+        return [engine.add_request(*request) for request in zip(prompts, options, strict=True)]
+
+    for joining in (Engine.prefill, queue):
         for chunk in (16, 4096):
             engine = Engine(ours, 8, prefill_chunk=chunk, cache=cache)
-            samples = joining(engine, prompts[:3], [options] * 3)
+            sequences = joining(engine, prompts[:3], [options] * 3)
             for _ in range(4):
                 engine.step()
-            samples += joining(engine, prompts[3:], [options] * 2)
-            while engine.live:
+            sequences += joining(engine, prompts[3:], [options] * 2)
+            while engine.has_unfinished_requests():
                 engine.step()
-            made.append([sample.new_ids for sample in samples])
+            made.append([sequence.new_ids for sequence in sequences])
     if cache == "int8":  # rounded, so not transformers' ids; but the same ones however prompts are read
         assert made == made[:1] * 4
     else:
@@ -315,17 +319,17 @@ def test_a_switch_in_other_ways_to_generate(kind: str, tmp_path: Path) -> None:
 
     plain = theirs(begin, max_new_tokens=20)
 
-    def draft(sample: Sample, count: int) -> list[int]:
-        return plain[len(sample.new_ids) :][:count]
+    def draft(sequence: Sequence, count: int) -> list[int]:
+        return plain[len(sequence.new_ids) :][:count]
 
     guessed = generate_speculative(ours, begin, draft, temperature=0.0, max_new_tokens=20, eos_id=())
-    assert guessed.new_ids == plain and guessed.accepted > 10
+    assert guessed.new_ids == plain and guessed.num_accepted_tokens > 10
     found = beam_search(ours, [*begin, *begin], options, num_beams=3, prefill_chunk=16)[0].new_ids
     assert found == theirs([*begin, *begin], max_new_tokens=20, num_beams=3)
     # What an earlier text left is begun from only where it was rotated as the new one is.
     engine = Engine(ours, 1, prefill_chunk=16)
     for prompt in (begin[:10], begin[:20], begin, begin + plain[:12], begin + plain + begin[:9], begin[:12]):
-        (sample,) = engine.join([prompt], [options])
-        while engine.live:
+        (sequence,) = engine.prefill([prompt], [options])
+        while engine.has_unfinished_requests():
             engine.step()
-        assert sample.new_ids == theirs(prompt, max_new_tokens=20), len(prompt)
+        assert sequence.new_ids == theirs(prompt, max_new_tokens=20), len(prompt)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import Float8Linear, Int4Linear, Int8Linear
 from bpe_llama.model.sampling import sample_logits
-from bpe_llama.model.sampling.params import GenerationOptions, Sample
+from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence
 from bpe_llama.model.sampling.uniform import SEED_BITS, as_word
 
 if TYPE_CHECKING:
@@ -43,14 +45,14 @@ SHORTEST = 256
 """Keys looked at in a step are rounded up to this times a power of two, or the cache's capacity: a graph for each."""
 
 
-def why_not_captured(model: LlamaForCausalLM, cache: str = "full") -> str | None:
+def unsupported_by_cuda_graph(model: LlamaForCausalLM, cache: str = "full") -> str | None:
     """Return what keeps the model's step, with this form of cache, from having fixed shapes; None where nothing does.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
-        >>> why_not_captured(LlamaForCausalLM(config))
+        >>> unsupported_by_cuda_graph(LlamaForCausalLM(config))
         "rotary positions of the kind 'dynamic' depend on the length"
     """
     config = model.config
@@ -69,11 +71,11 @@ def why_not_captured(model: LlamaForCausalLM, cache: str = "full") -> str | None
     return None
 
 
-def why_options_not_captured(options: GenerationOptions) -> str | None:
+def options_unsupported_by_cuda_graph(options: GenerationOptions) -> str | None:
     """Return why a captured step cannot serve these options; None if it can.
 
     Example:
-        >>> why_options_not_captured(GenerationOptions(no_repeat_ngram_size=3))
+        >>> options_unsupported_by_cuda_graph(GenerationOptions(no_repeat_ngram_size=3))
         'scores are changed by more than the sampler does, row by row on the host'
     """
     if options.prepares_scores:
@@ -85,14 +87,14 @@ def why_options_not_captured(options: GenerationOptions) -> str | None:
     return None
 
 
-def why_not_triton(model: LlamaForCausalLM) -> str | None:
+def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
     """Return what keeps a model, which can be captured, from running through `decode_on_cuda`; None where nothing does.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2)
-        >>> why_not_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # whose range is too small
+        >>> unsupported_by_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # whose range is too small
         False
     """
     if not HAS_TRITON:
@@ -116,11 +118,11 @@ def _kind_of(linear: nn.Module) -> tuple[object, ...]:
     return type(linear), getattr(linear, "group_size", None), linear.bias is None, dtypes
 
 
-class CapturedDecoder:
+class CudaGraphDecoder:
     """Runs sequences whose prompts are read to their ends.
 
     Args:
-        model: One that `why_not_captured` has nothing against.
+        model: One that `unsupported_by_cuda_graph` has nothing against.
         cache: A full one, a slot for each sequence.
         backend: ``"triton"`` runs the layers through the kernels of `decode_on_cuda`, which lays weights side by side;
             another has `torch.compile` join the small operations of a step, through its back end of this name
@@ -129,11 +131,11 @@ class CapturedDecoder:
     Weights may change between runs; where they have moved, graphs are captured anew.
 
     Raises:
-        ValueError: If the model or the cache is of another kind, or not for the kernels (see `why_not_triton`).
+        ValueError: If the model or the cache is of another kind, or not for the kernels (see `unsupported_by_triton`).
     """
 
     def __init__(self, model: LlamaForCausalLM, cache: KVCache, backend: str | None = None) -> None:
-        reason = why_not_captured(model)
+        reason = unsupported_by_cuda_graph(model)
         if reason is not None:
             raise ValueError(f"the step cannot be captured: {reason}")
         if type(cache) is not KVCache:
@@ -142,7 +144,7 @@ class CapturedDecoder:
         self.cache = cache
         self.warm_up_seconds = 0.0
         """Spent on capturing, compiling included."""
-        self.uncaptured: str | None = None if model.device.type == "cuda" else f"{model.device.type} has no graphs"
+        self.fallback_reason: str | None = None if model.device.type == "cuda" else f"{model.device.type} has no graphs"
         """Why steps run one by one, if they do."""
         batch, capacity, device = cache.batch_size, cache.capacity, model.device
         self.ids_BS = torch.full((batch, capacity), -1, device=device)
@@ -160,15 +162,15 @@ class CapturedDecoder:
         self._steps: dict[object, Callable[[], None]] = {}
         self._sampling: dict[object, dict[str, Any]] = {}
         self._known: list[object] = []
-        self._look_at_the_weights()
+        self._refresh()
 
-    def _look_at_the_weights(self) -> None:
+    def _refresh(self) -> None:
         """Let go of all that knows where weights were, if they are there no more."""
         if self._known and self._known == self._places_of_weights():
             return
         self._steps.clear()
         if self._through_triton:
-            reason = why_not_triton(self.model)
+            reason = unsupported_by_triton(self.model)
             if reason is not None:
                 raise ValueError(f"the step cannot run through Triton: {reason}")
             from bpe_llama.model.backends.cuda.triton_step import TritonStep
@@ -189,21 +191,21 @@ class CapturedDecoder:
         return places
 
     @torch.no_grad()
-    def run(self, samples: Sequence[Sample], check_every: int = 16) -> None:
+    def run(self, sequences: abc.Sequence[Sequence], check_every: int = 16) -> None:
         """Grow the sequences, in the order of their slots, until all have ended.
 
         Args:
-            samples: With one new id each, or more, and not ended; of equal options but for the seed.
+            sequences: With one new id each, or more, and not ended; of equal options but for the seed.
             check_every: Steps after which the host asks whether all have ended.
 
         Raises:
             ValueError: If the sequences do not fill the slots, their options differ, or ask for log-probabilities, or
                 a row of the logits holds NaN, +inf or nothing finite.
         """
-        self._begin(samples, check_every)
+        self._begin(sequences, check_every)
         start = time.perf_counter()
-        limit = min(self.options.max_new_tokens - min(len(s.new_ids) for s in samples), self.cache.capacity)
-        longest, done, asked = max(len(s.ids) for s in samples), 0, None
+        limit = min(self.options.max_new_tokens - min(len(s.new_ids) for s in sequences), self.cache.capacity)
+        longest, done, asked = max(len(s.ids) for s in sequences), 0, None
         while done < limit:
             count = min(check_every, limit - done)
             step = self._step_of(min(longest + done + count, self.cache.capacity))
@@ -214,36 +216,40 @@ class CapturedDecoder:
                 break
             asked = self._ask()
         counts = self.drawn_B.tolist()  # waits for the last steps
-        self._hand_back(samples, counts, time.perf_counter() - start)
+        self._hand_back(sequences, counts, time.perf_counter() - start)
 
-    def _begin(self, samples: Sequence[Sample], check_every: int) -> None:
-        if len(samples) != self.cache.batch_size:
-            raise ValueError(f"{len(samples)} sequences for {self.cache.batch_size} slots; expected one for each")
+    def _begin(self, sequences: abc.Sequence[Sequence], check_every: int) -> None:
+        if len(sequences) != self.cache.batch_size:
+            raise ValueError(f"{len(sequences)} sequences for {self.cache.batch_size} slots; expected one for each")
         if check_every < 1:
             raise ValueError(f"check_every is {check_every}; expected at least 1")
-        if any(sample.unread or sample.finish or not sample.new_ids for sample in samples):
+        if any(
+            sequence.num_prompt_tokens_left or sequence.finish_reason or not sequence.new_ids for sequence in sequences
+        ):
             raise ValueError("a sequence has ended, or its prompt is not read")
-        kinds = {(s.options.sampling_key, s.options.max_new_tokens, s.options.min_new_tokens) for s in samples}
-        if len(kinds) > 1 or len({sample.eos_ids for sample in samples}) > 1:
+        kinds = {(s.options.sampling_key, s.options.max_new_tokens, s.options.min_new_tokens) for s in sequences}
+        if len(kinds) > 1 or len({sequence.eos_ids for sequence in sequences}) > 1:
             raise ValueError("the sequences have unlike options; only seeds may differ in a captured step")
-        if any(sample.options.logprobs for sample in samples):
+        if any(sequence.options.logprobs for sequence in sequences):
             raise ValueError("logprobs is True, but a captured step keeps none")
-        reasons = [reason for s in samples if (reason := why_options_not_captured(s.options)) is not None]
+        reasons = [reason for s in sequences if (reason := options_unsupported_by_cuda_graph(s.options)) is not None]
         if reasons:
             raise ValueError(f"the step cannot be captured: {reasons[0]}")
-        self._look_at_the_weights()
-        self.options = samples[0].options
+        self._refresh()
+        self.options = sequences[0].options
         self._kind = kinds.pop()
         if self._kind not in self._sampling:  # graphs keep where these tensors are
             self._sampling[self._kind] = _on_device(self.options, self.model.config.vocab_size, self.model.device)
         self._is_eos_V.zero_()
-        self._is_eos_V[list(samples[0].eos_ids)] = True
+        self._is_eos_V[list(sequences[0].eos_ids)] = True
         self.ids_BS.fill_(-1)
-        for slot, sample in enumerate(samples):
-            self.ids_BS[slot, : len(sample.ids)] = torch.tensor(sample.ids)
-        self.place_B.copy_(torch.tensor([len(sample.ids) - 1 for sample in samples]))
-        self.drawn_B.copy_(torch.tensor([len(sample.new_ids) for sample in samples]))
-        self.seed_B.copy_(torch.stack([as_word((sample.options.seed or 0) & SEED_BITS, "cpu") for sample in samples]))
+        for slot, sequence in enumerate(sequences):
+            self.ids_BS[slot, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        self.place_B.copy_(torch.tensor([len(sequence.ids) - 1 for sequence in sequences]))
+        self.drawn_B.copy_(torch.tensor([len(sequence.new_ids) for sequence in sequences]))
+        self.seed_B.copy_(
+            torch.stack([as_word((sequence.options.seed or 0) & SEED_BITS, "cpu") for sequence in sequences])
+        )
         self.ended_B.zero_()
 
     def _step(self, end: int) -> None:
@@ -293,7 +299,7 @@ class CapturedDecoder:
         end = min(end, self.cache.capacity) if self._kernels is None else self.cache.capacity
         if (end, self._kind) not in self._steps:
             start = time.perf_counter()
-            step = self._captured(end) if self.uncaptured is None else partial(self._program, end)
+            step = self._captured(end) if self.fallback_reason is None else partial(self._program, end)
             self._steps[end, self._kind] = step
             self.warm_up_seconds += time.perf_counter() - start
         return self._steps[end, self._kind]
@@ -312,11 +318,13 @@ class CapturedDecoder:
                 with torch.cuda.graph(graph):
                     self._program(end)
         except RuntimeError as error:
-            self.uncaptured = str(error).partition("\n")[0]
-            warnings.warn(f"the step could not be captured and runs kernel by kernel: {self.uncaptured}", stacklevel=4)
+            self.fallback_reason = str(error).partition("\n")[0]
+            warnings.warn(
+                f"the step could not be captured and runs kernel by kernel: {self.fallback_reason}", stacklevel=4
+            )
         for tensor, held in zip(state, before, strict=True):
             tensor.copy_(held)
-        return graph.replay if self.uncaptured is None else partial(self._program, end)
+        return graph.replay if self.fallback_reason is None else partial(self._program, end)
 
     def _ask(self) -> Callable[[], bool]:
         """Ask the device, without waiting, whether all have ended; return what waits for the answer."""
@@ -334,21 +342,20 @@ class CapturedDecoder:
 
         return answer_of
 
-    def _hand_back(self, samples: Sequence[Sample], counts: Sequence[int], seconds: float) -> None:
-        for slot, (sample, count) in enumerate(zip(samples, counts, strict=True)):
-            first = len(sample.prompt)
-            sample.new_ids[:] = self.ids_BS[slot, first : first + count].tolist()
-            if -1 in sample.new_ids:
+    def _hand_back(self, sequences: abc.Sequence[Sequence], counts: abc.Sequence[int], seconds: float) -> None:
+        for slot, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            first = len(sequence.prompt)
+            sequence.new_ids[:] = self.ids_BS[slot, first : first + count].tolist()
+            if -1 in sequence.new_ids:
                 raise ValueError(f"row {slot} of the logits holds NaN, +inf or nothing finite")
-            sample.decode_seconds += seconds
-            ended = "length" if count == sample.options.max_new_tokens else "context"
-            sample.finish = "eos" if sample.new_ids[-1] in sample.eos_ids else ended
-            self.cache.lengths[slot] = len(sample.ids) - 1
+            sequence.decode_seconds += seconds
+            sequence.finish_reason = "stop" if sequence.new_ids[-1] in sequence.eos_ids else "length"
+            self.cache.lengths[slot] = len(sequence.ids) - 1
 
 
 def _on_device(options: GenerationOptions, vocab_size: int, device: torch.device) -> dict[str, Any]:
-    """Return `GenerationOptions.sampling` with biases, (V,), and ids as tensors, which a graph cannot bring itself."""
-    values = options.sampling
+    """Return the sampler's options with biases, (V,), and ids as tensors, which a graph cannot create itself."""
+    values = options.sampler_options
     if values["logit_bias"] is not None:
         bias_V = torch.zeros(vocab_size)
         for biased, bias in values["logit_bias"].items():

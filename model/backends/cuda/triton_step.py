@@ -71,8 +71,8 @@ class TritonStep:
     """The weights of a model and the memory that its step for ``M`` sequences writes to.
 
     Args:
-        model: One that `captured.why_not_triton` has nothing against. Its weights are moved, those of layers that share
-            an input side by side; the parameters stay the same objects.
+        model: One for which `unsupported_by_triton` is None. Weights of layers that share an input are moved side by
+            side; the parameters stay the same objects.
         cache: A full one, a slot for each sequence.
     """
 

@@ -15,7 +15,7 @@ from bpe_llama.model import KVCache, LlamaForCausalLM, quantize
 from bpe_llama.model.backends.cpu.decoder import FusedDecoder
 from bpe_llama.model.backends.cpu.ragged import PackedDecoder
 
-from .test_fused import VARIANTS, uneven
+from .test_cpu_decoder import VARIANTS, uneven
 
 Make = Callable[..., LlamaForCausalLM]
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.backends.cuda.graph import CapturedDecoder
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cache.forms import Int8Cache
 from bpe_llama.model.generation.engine import Engine
-from bpe_llama.model.sampling.params import GenerationOptions, Sample
+from bpe_llama.model.sampling.params import GenerationOptions
+from bpe_llama.model.sampling.sequence import Sequence
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -29,17 +30,17 @@ OPTIONS: list[dict[str, Any]] = [
 
 def both(
     model: LlamaForCausalLM, ids: Tensor, check_every: int, backend: str | None = None, **options: Any
-) -> tuple[list[Sample], list[Sample]]:
+) -> tuple[list[Sequence], list[Sequence]]:
     """Return what an engine makes of three prompts of unlike length, and what the captured step does."""
     prompts = [ids[0].tolist(), ids[1, :3].tolist(), ids[2, :11].tolist()]
     wanted = [GenerationOptions(seed=seed, **options) for seed in (2**64 - 1, 0, 7)]
     engines = [Engine(model, 3, 48) for _ in range(2)]
-    plain, captured = (engine.join(prompts, wanted) for engine in engines)
+    plain, captured = (engine.prefill(prompts, wanted) for engine in engines)
     while engines[0].step():
         pass
-    decoder = CapturedDecoder(model, engines[1].cache, backend)
+    decoder = CudaGraphDecoder(model, engines[1].cache, backend)
     decoder.run(captured, check_every)
-    assert (decoder.uncaptured is None) == (model.device.type == "cuda")
+    assert (decoder.fallback_reason is None) == (model.device.type == "cuda")
     assert decoder.warm_up_seconds > 0
     return plain, captured
 
@@ -52,7 +53,7 @@ def test_ids_are_those_of_plain_generation(
 ) -> None:
     model = tiny_model(eos_token_id=[2, 7, 8, 9, 10], **changes)
     for found, expected in zip(*both(model, ids, check_every, max_new_tokens=20, **options), strict=True):
-        assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish)
+        assert (found.new_ids, found.finish_reason) == (expected.new_ids, expected.finish_reason)
 
 
 def test_nothing_in_a_step_waits_for_the_host(tiny_model: Make, ids: Tensor) -> None:
@@ -61,7 +62,7 @@ def test_nothing_in_a_step_waits_for_the_host(tiny_model: Make, ids: Tensor) -> 
     options = {"temperature": 1.2, "top_k": 30, "frequency_penalty": 0.2, "min_new_tokens": 4, "max_new_tokens": 12}
     options |= {"logit_bias": {5: 2.0}, "banned_ids": [9]}
     for found, expected in zip(*both(model, ids, 4, backend="eager", **options), strict=True):
-        assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish)
+        assert (found.new_ids, found.finish_reason) == (expected.new_ids, expected.finish_reason)
 
 
 @pytest.mark.cuda
@@ -73,22 +74,22 @@ def test_a_captured_graph_gives_the_ids_of_plain_generation(
 ) -> None:
     model = tiny_model(eos_token_id=[2, 7, 8, 9, 10]).cuda()
     for found, expected in zip(*both(model, ids, 5, backend, max_new_tokens=20, **options), strict=True):
-        assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish)
+        assert (found.new_ids, found.finish_reason) == (expected.new_ids, expected.finish_reason)
 
 
 def test_the_context_ends_a_sequence_and_a_decoder_serves_again(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     engine = Engine(model, 1, 24)
-    decoder = CapturedDecoder(model, engine.cache)
+    decoder = CudaGraphDecoder(model, engine.cache)
     for seed in (1, 2):
         wanted = GenerationOptions(max_new_tokens=50, seed=seed)
-        (found,) = engine.join([ids[seed].tolist()], [wanted])
+        (found,) = engine.prefill([ids[seed].tolist()], [wanted])
         decoder.run([found])
-        engine.leave(found)
-        (expected,) = engine.join([ids[seed].tolist()], [wanted])
+        engine.abort(found)
+        (expected,) = engine.prefill([ids[seed].tolist()], [wanted])
         while engine.step():
             pass
-        assert (found.new_ids, found.finish) == (expected.new_ids, "context")
+        assert (found.new_ids, found.finish_reason) == (expected.new_ids, "length")
     assert len(decoder._steps) == 1
 
 
@@ -96,33 +97,33 @@ def test_generate_captures_where_it_can(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=[2, 7, 8, 9, 10])
     for options in ({"max_new_tokens": 1}, {"max_new_tokens": 30, "num_return_sequences": 2}):
         expected = model.generate(ids, seed=4, temperature=1.3, **options)
-        assert torch.equal(model.generate(ids, seed=4, temperature=1.3, capture=True, **options), expected)
-    with pytest.warns(UserWarning, match="without capture: the cache is of the form 'int8'"):
-        model.generate(ids, max_new_tokens=2, capture=True, cache="int8")
+        assert torch.equal(model.generate(ids, seed=4, temperature=1.3, cuda_graph=True, **options), expected)
+    with pytest.warns(UserWarning, match="without a CUDA graph: the cache is of the form 'int8'"):
+        model.generate(ids, max_new_tokens=2, cuda_graph=True, cache="int8")
     dynamic = tiny_model(rope_scaling={"rope_type": "dynamic", "factor": 2.0})
-    with pytest.warns(UserWarning, match="without capture: rotary positions of the kind 'dynamic'"):
-        found = dynamic.generate(ids, max_new_tokens=5, capture=True)
+    with pytest.warns(UserWarning, match="without a CUDA graph: rotary positions of the kind 'dynamic'"):
+        found = dynamic.generate(ids, max_new_tokens=5, cuda_graph=True)
     assert torch.equal(found, dynamic.generate(ids, max_new_tokens=5))
-    with pytest.raises(ValueError, match="a search is not captured"):
-        model.generate(ids, num_beams=2, capture=True)
+    with pytest.raises(ValueError, match="a beam search does not use one"):
+        model.generate(ids, num_beams=2, cuda_graph=True)
 
 
 def test_refusals(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     with pytest.raises(ValueError, match="captured with a Int8Cache; expected a full cache"):
-        CapturedDecoder(model, Int8Cache(model.config))
+        CudaGraphDecoder(model, Int8Cache(model.config))
     with pytest.raises(ValueError, match="cannot be captured: the experts"):
-        CapturedDecoder(tiny_model(num_local_experts=2), Engine(model).cache)
+        CudaGraphDecoder(tiny_model(num_local_experts=2), Engine(model).cache)
     engine = Engine(model, 2)
-    decoder = CapturedDecoder(model, engine.cache)
-    first, second = engine.join([[5], [6]], [GenerationOptions(), GenerationOptions(temperature=0.0)])
-    for samples, message in (([first], "1 sequences for 2 slots"), ([first, second], "only seeds may differ")):
+    decoder = CudaGraphDecoder(model, engine.cache)
+    first, second = engine.prefill([[5], [6]], [GenerationOptions(), GenerationOptions(temperature=0.0)])
+    for sequences, message in (([first], "1 sequences for 2 slots"), ([first, second], "only seeds may differ")):
         with pytest.raises(ValueError, match=message):
-            decoder.run(samples)
+            decoder.run(sequences)
     with pytest.raises(ValueError, match="check_every is 0"):
         decoder.run([first, first], check_every=0)
-    first.finish = "stop"
+    first.finish_reason = "stop"
     with pytest.raises(ValueError, match="has ended"):
         decoder.run([first, second])
     with pytest.raises(ValueError, match="logprobs"):
-        decoder.run([Sample([5], GenerationOptions(logprobs=True), (), [6])] * 2)
+        decoder.run([Sequence([5], GenerationOptions(logprobs=True), (), [6])] * 2)

@@ -225,10 +225,10 @@ def test_a_changed_model_is_noticed(tiny_model: Make, biased: bool) -> None:
     engine = Engine(model, 1)
 
     def run() -> list[int]:
-        (sample,) = engine.join([[5, 6, 7]], [options])
+        (sequence,) = engine.prefill([[5, 6, 7]], [options])
         while engine.step():
             pass
-        return sample.new_ids
+        return sequence.new_ids
 
     def naive() -> list[int]:
         ids = [5, 6, 7]
@@ -239,16 +239,16 @@ def test_a_changed_model_is_noticed(tiny_model: Make, biased: bool) -> None:
     assert run() == naive()
     model.model.layers[0].mlp.up_proj.weight.neg_()  # in place
     engine.cache.lengths[0] = 0
-    engine._left_behind[0] = []
+    engine._prefix_cache[0] = []
     assert run() == naive()
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             weight.data.mul_(-5)  # in a way that leaves no trace
-    engine._left_behind[0] = []
+    engine._prefix_cache[0] = []
     assert run() == naive()
     for layer in model.model.layers:  # replaced
         layer.self_attn.v_proj.weight = torch.nn.Parameter(-3 * layer.self_attn.v_proj.weight)
-    engine._left_behind[0] = []
+    engine._prefix_cache[0] = []
     assert run() == naive()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cuda.graph import CapturedDecoder, why_not_triton
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder, unsupported_by_triton
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 
@@ -26,7 +26,7 @@ SHARED_MEMORY = 227 * 1024
 
 @pytest.mark.slow
 def test_the_kernels_compute_what_the_model_does() -> None:
-    script = Path(__file__).with_name("interpreted_decoding.py")
+    script = Path(__file__).with_name("interpreted_triton_step.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout == "equal\n", done.stderr
@@ -97,21 +97,21 @@ def test_the_attention_compiles_for_hopper(compiled_for_hopper: Callable[..., An
 
 
 def test_models_without_kernels_are_named(tiny_model: Make) -> None:
-    assert why_not_triton(tiny_model()) is None
+    assert unsupported_by_triton(tiny_model()) is None
     half = tiny_model().half()
-    assert why_not_triton(half) == "the model is of torch.float16, and the kernels take float32 and bfloat16"
+    assert unsupported_by_triton(half) == "the model is of torch.float16, and the kernels take float32 and bfloat16"
     with pytest.raises(ValueError, match=r"cannot run through Triton: the model is of torch\.float16"):
-        CapturedDecoder(half, Engine(half).cache, "triton")
+        CudaGraphDecoder(half, Engine(half).cache, "triton")
     hooked, other = tiny_model(), tiny_model()
     hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)
     other.model.layers[1] = torch.nn.Identity()
     for model in (hooked, other):
-        assert why_not_triton(model) == (
+        assert unsupported_by_triton(model) == (
             "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
         )
     mixed = tiny_model()
     mixed.model.layers[1].self_attn.k_proj = quantize.Int8Linear(mixed.model.layers[1].self_attn.k_proj)
-    assert why_not_triton(mixed) == (
+    assert unsupported_by_triton(mixed) == (
         "the kernels have no product with layers that share an input and are Int8Linear, Linear"
     )
 
@@ -129,10 +129,10 @@ def test_a_captured_graph_of_kernels_gives_the_ids_of_plain_generation(
     wanted = [GenerationOptions(seed=seed, max_new_tokens=20, top_p=0.9) for seed in (2**64 - 1, 0, 7)]
     prompts = [ids[0].tolist(), ids[1, :3].tolist(), ids[2, :11].tolist()]
     engines = [Engine(model, 3, 48) for _ in range(2)]
-    plain, captured = (engine.join(prompts, wanted) for engine in engines)
+    plain, captured = (engine.prefill(prompts, wanted) for engine in engines)
     while engines[0].step():
         pass
-    decoder = CapturedDecoder(model, engines[1].cache, "triton")
+    decoder = CudaGraphDecoder(model, engines[1].cache, "triton")
     decoder.run(captured, 5)
-    assert decoder.uncaptured is None
+    assert decoder.fallback_reason is None
     assert [found.new_ids for found in captured] == [expected.new_ids for expected in plain]

@@ -13,7 +13,7 @@ import torch
 from bpe_llama import Tokenizer, _core
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
 from bpe_llama.model.cli.chat_repl import Conversation
-from bpe_llama.model.generation.generate import Engine, Sample
+from bpe_llama.model.generation.generate import Engine, Sequence
 
 SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
 
@@ -53,10 +53,10 @@ def test_the_stream_is_the_decoded_continuation(generator: TextGenerator, seed: 
 def test_a_character_in_several_tokens_comes_whole(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     script = [*"né – 日本 🦙!".encode(), 257]
 
-    def scripted(samples: list[object], logits: torch.Tensor) -> list[int]:
-        return [script[len(sample.new_ids)] for sample in samples]  # type: ignore[attr-defined]
+    def scripted(sequences: list[object], logits: torch.Tensor) -> list[int]:
+        return [script[len(sequence.new_ids)] for sequence in sequences]  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("bpe_llama.model.generation.engine.choose", scripted)
+    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
     assert list(generator.stream("x")) == list("né – 日本 🦙!")
     assert list(generator.stream("x", stop="本 🦙")) == list("né – 日")
     assert list(generator.stream("x", stop=["本 🐫", " –", "é –"])) == ["n"]
@@ -70,10 +70,10 @@ def test_a_stop_string_inside_a_token_cuts_the_token(generator: TextGenerator, m
     model = LlamaForCausalLM(generator.model.config.replace(vocab_size=260, eos_token_id=None)).eval()
     script = [*b"so ", 259, 259, *b"!"]
 
-    def scripted(samples: list[Sample], logits: torch.Tensor) -> list[int]:
-        return [script[len(sample.new_ids)] for sample in samples]
+    def scripted(sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
+        return [script[len(sequence.new_ids)] for sequence in sequences]
 
-    monkeypatch.setattr("bpe_llama.model.generation.engine.choose", scripted)
+    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
     wordy = TextGenerator(model, tokenizer)
     assert wordy.generate("x", stop="ll", max_new_tokens=6) == "so he"
     assert wordy.generate("x", stop="oh", max_new_tokens=6) == "so hell"
@@ -92,16 +92,16 @@ def test_a_batch_gives_what_each_prompt_gives_alone(generator: TextGenerator) ->
 
 def test_text_that_looks_special_is_text(generator: TextGenerator) -> None:
     text = "<|end_of_text|>"
-    plain = generator._writer(text, {})
-    allowed = generator._writer(text, {"allowed_special": {text}})
+    plain = generator._request(text, {})
+    allowed = generator._request(text, {"allowed_special": {text}})
     assert plain.prompt == list(text.encode())
     assert allowed.prompt == [257]
 
 
 def test_an_empty_prompt_begins_with_bos(generator: TextGenerator) -> None:
-    assert generator._writer("", {}).prompt == [256]
-    assert generator._writer("a", {}).prompt == [97]
-    assert generator._writer("a", {"bos": True}).prompt == [256, 97]
+    assert generator._request("", {}).prompt == [256]
+    assert generator._request("a", {}).prompt == [97]
+    assert generator._request("a", {"bos": True}).prompt == [256, 97]
     bare = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k")
     with pytest.raises(ValueError, match="the prompt is empty"):
         TextGenerator(generator.model, bare).generate("")
@@ -135,10 +135,10 @@ def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, monkeypatch:
     writing = TextGenerator(LlamaForCausalLM(config).eval(), tokenizer)
     script = [tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁end"), 2]
 
-    def scripted(samples: list[Sample], logits: torch.Tensor) -> list[int]:
-        return [script[len(sample.new_ids)] for sample in samples]
+    def scripted(sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
+        return [script[len(sequence.new_ids)] for sequence in sequences]
 
-    monkeypatch.setattr("bpe_llama.model.generation.engine.choose", scripted)
+    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
     assert writing.generate("See") == " the end"
     assert writing.generate_batch(["See", "See "]) == [" the end"] * 2
     assert writing.generate("") == writing.generate(tokenizer.encode("[See]")) == "the end"  # a beginning, an answer
@@ -182,17 +182,17 @@ def test_an_id_that_is_no_token_stands_for_no_text(generator: TextGenerator) -> 
 
 
 @pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
-    """Return a list that fills with every sequence that joins an engine."""
-    seen: list[Sample] = []
-    join = Engine.join
+def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[Sequence]:
+    """Return a list that fills with every sequence that an engine prefills."""
+    seen: list[Sequence] = []
+    prefill = Engine.prefill
 
-    def watched(self: Engine, *arguments: Any, **options: Any) -> list[Sample]:
-        samples = join(self, *arguments, **options)
-        seen.extend(samples)
-        return samples
+    def watched(self: Engine, *arguments: Any, **options: Any) -> list[Sequence]:
+        sequences = prefill(self, *arguments, **options)
+        seen.extend(sequences)
+        return sequences
 
-    monkeypatch.setattr(Engine, "join", watched)
+    monkeypatch.setattr(Engine, "prefill", watched)
     return seen
 
 
@@ -200,7 +200,7 @@ def fresh(generator: TextGenerator) -> TextGenerator:
     return TextGenerator(copy.deepcopy(generator.model), generator.tokenizer)
 
 
-def test_a_prompt_that_begins_alike_is_not_read_again(generator: TextGenerator, joined: list[Sample]) -> None:
+def test_a_prompt_that_begins_alike_is_not_read_again(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     options = {"max_new_tokens": 12, "temperature": 0.9, "seed": 4, "eos_id": ()}
     prompts = [
         "Once upon a time",
@@ -211,20 +211,20 @@ def test_a_prompt_that_begins_alike_is_not_read_again(generator: TextGenerator, 
         "Once upon a time",
     ]
     expected = [fresh(generator).generate(prompt, **options) for prompt in prompts]
-    joined.clear()
+    prefilled.clear()
     one = fresh(generator)
     assert [one.generate(prompt, **options) for prompt in prompts] == expected
-    assert [sample.reused for sample in joined] == [0, 15, 11, 0, 0, 11]
+    assert [sequence.num_cached_tokens for sequence in prefilled] == [0, 15, 11, 0, 0, 11]
     one.generate(prompts[0], reuse=False, **options)
-    assert joined[-1].reused == 0
+    assert prefilled[-1].num_cached_tokens == 0
 
 
-def test_nothing_stale_is_reused(generator: TextGenerator, joined: list[Sample]) -> None:
+def test_nothing_stale_is_reused(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     one, options = fresh(generator), {"max_new_tokens": 12, "temperature": 0.0, "eos_id": ()}
 
     def check() -> None:
         again = one.generate("Once upon a time", **options)
-        assert joined[-1].reused == 0
+        assert prefilled[-1].num_cached_tokens == 0
         assert again == fresh(one).generate("Once upon a time", **options)
 
     check()
@@ -267,7 +267,7 @@ def test_streams_may_overlap_and_end_early(generator: TextGenerator) -> None:
         )
 
 
-def test_a_conversation_reads_only_what_is_new(generator: TextGenerator, joined: list[Sample]) -> None:
+def test_a_conversation_reads_only_what_is_new(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
     tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k", special_tokens=SPECIAL)
     tokenizer.chat_template = template
@@ -275,7 +275,7 @@ def test_a_conversation_reads_only_what_is_new(generator: TextGenerator, joined:
     conversation = Conversation(talker, "Be brief.", {"max_new_tokens": 5, "temperature": 0.0, "eos_id": ()})
     for message in ("Hello", "And then?", "<|end_of_text|>"):
         list(conversation.answer(message))
-    first, second, third = joined
-    assert first.reused == 0
-    assert second.reused >= len(first.prompt) and third.reused >= len(second.prompt)
+    first, second, third = prefilled
+    assert first.num_cached_tokens == 0
+    assert second.num_cached_tokens >= len(first.prompt) and third.num_cached_tokens >= len(second.prompt)
     assert 257 not in third.prompt  # what looks special in a message stays text

@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import Tensor
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
-from bpe_llama.model.generation import sampler_dispatch as choosing_module
-from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sample, generate
-from bpe_llama.model.generation.sampler_dispatch import choose
+from bpe_llama.model.cli.app import app
+from bpe_llama.model.generation import sampler_dispatch
+from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence, generate
+from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
 from bpe_llama.model.generation.speculative import ModelDraft, generate_speculative
 from bpe_llama.model.generation_config import GenerationConfig
+from bpe_llama.model.sampling.keywords import GenerationKeywords, SamplerKeywords, TextKeywords
 from bpe_llama.model.sampling.ordered import (
     FILTERS,
     LLAMA_CPP_FILTERS,
@@ -29,6 +33,7 @@ from bpe_llama.model.sampling.ordered import (
     top_n_sigma,
     xtc_chance,
 )
+from bpe_llama.model.sampling.params import SamplerParams
 from bpe_llama.model.sampling.processors import dry_penalties
 
 Make = Callable[..., LlamaForCausalLM]
@@ -73,14 +78,12 @@ def test_every_road_gives_the_same_ids(
 
     engine = Engine(model, 3)
     neighbour = GenerationOptions(temperature=0.9, max_new_tokens=4)
-    others = engine.enter([[7, 8]], [neighbour])
-    entered = engine.enter([ids[0].tolist(), ids[1].tolist()], [chosen] * 2)
-    while engine.live:
+    other = engine.add_request([7, 8], neighbour)
+    requested = [engine.add_request(ids[row].tolist(), chosen) for row in range(2)]
+    while engine.has_unfinished_requests():
         engine.step()
-    assert [sample.new_ids for sample in entered] == rows[:2]
-    assert (
-        others[0].new_ids == generate(model, torch.tensor([[7, 8]]), temperature=0.9, max_new_tokens=4)[0, 2:].tolist()
-    )
+    assert [sequence.new_ids for sequence in requested] == rows[:2]
+    assert other.new_ids == generate(model, torch.tensor([[7, 8]]), temperature=0.9, max_new_tokens=4)[0, 2:].tolist()
 
     found = generate_speculative(model, ids[0], **options, **common)
     assert found.new_ids == rows[0]
@@ -88,19 +91,19 @@ def test_every_road_gives_the_same_ids(
         model, ids[0], ModelDraft(tiny_model(seed=0, eos_token_id=None), model), **options, **common
     )
     assert found.new_ids == rows[0]
-    assert found.accepted > 5
+    assert found.num_accepted_tokens > 5
 
     copies = generate(model, ids[:1], num_return_sequences=2, **options, **common)
     assert copies[0, 20:].tolist() == rows[0]
     second = generate(model, ids[:1], **options, **(common | {"seed": 5}))
     assert copies[1].tolist() == second[0].tolist()
 
-    with pytest.warns(UserWarning, match="generating without capture"):
-        assert torch.equal(generate(model, ids, capture=True, **options, **common), expected)
+    with pytest.warns(UserWarning, match="generating without a CUDA graph"):
+        assert torch.equal(generate(model, ids, cuda_graph=True, **options, **common), expected)
 
     model.set_attn_implementation("eager")  # the PyTorch layers in place of the compiled core
     assert torch.equal(generate(model, ids, **options, **common), expected)
-    monkeypatch.setattr(choosing_module, "_choose_compiled", choosing_module._choose_on_device)
+    monkeypatch.setattr(sampler_dispatch, "_sample_native", sampler_dispatch._sample_with_torch)
     assert torch.equal(generate(model, ids, **options, **common), expected)
 
 
@@ -201,10 +204,10 @@ def test_mirostat_comes_near_the_surprise_it_aims_at(tiny_model: Make) -> None:
     engine = Engine(model, 1)
     for tau in (1.5, 3.0):
         options = GenerationOptions(max_new_tokens=400, mirostat=2, mirostat_tau=tau, temperature=1.0, mirostat_eta=0.2)
-        (sample,) = engine.join([[5]], [options])
-        while engine.live:
+        (sequence,) = engine.prefill([[5]], [options])
+        while engine.running:
             engine.step()
-        bounds = [2 * tau, *sample.mirostat_bounds]
+        bounds = [2 * tau, *sequence.mirostat_bounds]
         seen = [tau - (after - before) / 0.2 for before, after in itertools.pairwise(bounds)]
         assert np.mean(seen[50:]) == pytest.approx(tau, abs=0.1)
 
@@ -231,7 +234,7 @@ def test_xtc_acts_as_often_as_it_is_told() -> None:
 
 
 def drawn(options: GenerationOptions, logits: Tensor, prompt: list[int], new_ids: list[int]) -> int:
-    return choose([Sample(prompt, options, (), list(new_ids))], logits[None])[0]
+    return sample_next_ids([Sequence(prompt, options, (), list(new_ids))], logits[None])[0]
 
 
 def test_penalties_over_the_output_leave_the_prompt_alone() -> None:
@@ -251,21 +254,21 @@ def test_log_probabilities_of_prompt_and_likeliest(tiny_model: Make, ids: Tensor
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=5, top_logprobs=4, prompt_logprobs=True, temperature=1.3, top_p=0.5)
     engine = Engine(model, 2)
-    joined = engine.join([ids[0].tolist()], [options])
-    entered = engine.enter([ids[1, :9].tolist()], [options])
-    while engine.live:
+    joined = engine.prefill([ids[0].tolist()], [options])
+    requested = engine.add_request(ids[1, :9].tolist(), options)
+    while engine.has_unfinished_requests():
         engine.step()
-    for sample in (*joined, *entered):
-        logprobs = model(torch.tensor([sample.ids])).logits[0].log_softmax(-1)
-        length = len(sample.prompt)
-        places = range(len(sample.ids) - 1)
-        own = [float(logprobs[place, sample.ids[place + 1]]) for place in places]
+    for sequence in (*joined, requested):
+        logprobs = model(torch.tensor([sequence.ids])).logits[0].log_softmax(-1)
+        length = len(sequence.prompt)
+        places = range(len(sequence.ids) - 1)
+        own = [float(logprobs[place, sequence.ids[place + 1]]) for place in places]
         tops = [logprobs[place].topk(4) for place in places]
-        assert sample.prompt_logprobs[0] is None
-        assert sample.prompt_logprobs[1:] == pytest.approx(own[: length - 1], abs=1e-4)
-        assert sample.logprobs == pytest.approx(own[length - 1 :], abs=1e-4)
-        assert (sample.prompt_top_logprobs[0], len(sample.prompt_top_logprobs)) == ([], length)
-        found = [*sample.prompt_top_logprobs[1:], *sample.top_logprobs]
+        assert sequence.prompt_logprobs[0] is None
+        assert sequence.prompt_logprobs[1:] == pytest.approx(own[: length - 1], abs=1e-4)
+        assert sequence.logprobs == pytest.approx(own[length - 1 :], abs=1e-4)
+        assert (sequence.prompt_top_logprobs[0], len(sequence.prompt_top_logprobs)) == ([], length)
+        found = [*sequence.prompt_top_logprobs[1:], *sequence.top_logprobs]
         assert [[token for token, _ in row] for row in found] == [top.indices.tolist() for top in tops]
         assert [p for row in found for _, p in row] == pytest.approx(
             [p for t in tops for p in t.values.tolist()], abs=1e-4
@@ -367,7 +370,7 @@ def test_stop_strings_wait_for_the_least_number_of_tokens(writer: TextGenerator)
     options: dict[str, Any] = {"allowed_ids": [ord("a")], "max_new_tokens": 9}
     assert writer.generate("x", stop="a", min_new_tokens=6, **options) == "aaaaaa"
     assert writer.last is not None
-    assert (len(writer.last.new_ids), writer.last.finish) == (7, "stop")
+    assert (len(writer.last.new_ids), writer.last.finish_reason) == (7, "stop")
     assert writer.generate("x", stop="aaa", min_new_tokens=6, **options) == "aaaa"
     assert writer.generate("x", stop="aaa", min_new_tokens=9, **options) == "a" * 9
     assert writer.generate_batch(["x", "y"], stop=["aa"], min_new_tokens=3, **options) == ["aa", "aa"]
@@ -381,7 +384,7 @@ def test_n_answers_have_a_seed_each(writer: TextGenerator) -> None:
     assert answers == [writer.generate("x", seed=7 + copy, **options) for copy in range(4)]
     assert len(set(answers)) == 4
     assert writer.generate_batch(["x"] * 4, seed=[7, 8, 9, 10], **options) == answers
-    assert [sample.options.seed for sample in writer.samples] == [7, 8, 9, 10]
+    assert [sequence.options.seed for sequence in writer.sequences] == [7, 8, 9, 10]
     both = writer.generate_batch(["x", "yz"], n=4, seed=7, **options)
     assert both == [answers, writer.generate("yz", n=4, seed=7, **options)]
     assert (
@@ -421,9 +424,9 @@ def test_bad_words_may_be_text(writer: TextGenerator) -> None:
 
 
 def test_dry_breakers_are_all_ids_that_hold_them(writer: TextGenerator) -> None:
-    options, _ = writer._of_ids({"dry_multiplier": 0.8})
+    options = writer._generation_options({"dry_multiplier": 0.8})
     assert {(ord(part),) for part in '\n:"*'} | {(259,)} == set(map(tuple, options["dry_sequence_breakers"]))
-    options, _ = writer._of_ids({"dry_multiplier": 0.8, "dry_sequence_breakers": ["ab"]})
+    options = writer._generation_options({"dry_multiplier": 0.8, "dry_sequence_breakers": ["ab"]})
     assert options["dry_sequence_breakers"] == [[97, 98]]
     prompt = "abcdef:abcdef"
     free = writer.generate(prompt, temperature=0.0, max_new_tokens=1, allowed_ids=[*b":q"], logit_bias={58: 9.0})
@@ -451,3 +454,19 @@ def test_defaults_of_the_model_hold_where_the_caller_gives_none(tiny_model: Make
     assert generate(model, ids, top_p=0.5, max_new_tokens=1).shape == (3, 21)
     model.generation_config = GenerationConfig({"top_k": 20, "min_p": 0.1, "temperature": 0.5})
     assert GenerationOptions.for_model(model, mirostat=2).top_k == 0
+
+
+def test_keywords_are_the_options_of_the_dataclasses() -> None:
+    for keywords, params in ((SamplerKeywords, SamplerParams), (GenerationKeywords, GenerationOptions)):
+        types = {name: reference.__forward_arg__ for name, reference in keywords.__annotations__.items()}
+        assert types == {field.name: field.type for field in fields(params)}
+    of_text = {"stop", "bos", "allowed_special", "reuse"}
+    assert set(TextKeywords.__annotations__) == {field.name for field in fields(GenerationOptions)} | of_text
+
+
+def test_every_option_has_a_flag() -> None:
+    flags = {parameter.name for parameter in typer.main.get_command(app).commands["generate"].params}
+    renamed = {"banned_ids": "ban"}
+    without = {"allowed_ids", "logits_processor", "eos_id", "logprobs", "top_logprobs", "prompt_logprobs"}
+    for field in fields(GenerationOptions):
+        assert (renamed.get(field.name, field.name) in flags) != (field.name in without), field.name

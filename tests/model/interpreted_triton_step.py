@@ -1,6 +1,6 @@
 """Run the Triton kernels of a captured step on the CPU, in Triton's interpreter, and hold them to the model.
 
-A script of its own, which `test_decode_kernels.py` starts with TRITON_INTERPRET=1: the interpreter is chosen for a
+A script of its own, which `test_triton_step.py` starts with TRITON_INTERPRET=1: the interpreter is chosen for a
 whole process, when Triton is imported.
 """
 
@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from triton.runtime import interpreter
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cuda.graph import CapturedDecoder
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.backends.cuda.triton_step import TritonStep
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.engine import Engine
@@ -115,17 +115,17 @@ def check_generation() -> None:
     prompts = [[5, 9, 11, 39], [7], [30, 31, 32]]
     model = model_of(eos_token_id=[2, 7])
     engines = [Engine(model, 3, 12) for _ in range(2)]
-    decoder = CapturedDecoder(model, engines[1].cache, "triton")
+    decoder = CudaGraphDecoder(model, engines[1].cache, "triton")
     for changes in ({"temperature": 0.0, "min_new_tokens": 2}, {"min_new_tokens": 5, "frequency_penalty": 0.3}):
         wanted = [GenerationOptions(seed=seed, **{"max_new_tokens": 7, **changes}) for seed in (3, 0, 7)]
-        plain, captured = (engine.join(prompts, wanted) for engine in engines)
+        plain, captured = (engine.prefill(prompts, wanted) for engine in engines)
         while engines[0].step():
             pass
         decoder.run(captured, check_every=3)
-        for sample in captured:
-            engines[1].leave(sample)
+        for sequence in captured:
+            engines[1].abort(sequence)
         for found, expected in zip(captured, plain, strict=True):
-            assert (found.new_ids, found.finish) == (expected.new_ids, expected.finish), changes
+            assert (found.new_ids, found.finish_reason) == (expected.new_ids, expected.finish_reason), changes
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
 
 

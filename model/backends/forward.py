@@ -1,0 +1,122 @@
+"""Which code runs the forward pass of a step: the CPU decoder, or the modules of `llama.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, groupby
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bpe_llama.model.backends.cpu.decoder import FusedDecoder, can_fuse
+from bpe_llama.model.backends.cpu.ragged import PackedDecoder
+from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama.model.llama import LlamaForCausalLM
+
+FUSED_ROWS = 8
+"""Up to so many rows, of sequences that bring as many new ids each, one pass costs less if it keeps its memory."""
+
+
+class Forward(Protocol):
+    """Runs new ids of every slot of a cache through a model."""
+
+    ragged: bool
+    """Whether slots with unequal numbers of new ids share one pass, without padding."""
+
+    def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
+        """Return the logits after each slot's last new id, (B, V), or after each new id, (M, V).
+
+        The next call may overwrite them.
+
+        Args:
+            ids: New ids of each slot, at least one.
+            cache: Read, and extended by the new ids.
+            every: Return the logits after each new id.
+        """
+
+
+def decoder_for(model: LlamaForCausalLM, previous: FusedDecoder | None = None) -> FusedDecoder | None:
+    """Return the CPU decoder of a model's present weights, ``previous`` refreshed if given; None if it has none."""
+    if not can_fuse(model):
+        return None
+    if previous is None:
+        return FusedDecoder(model)
+    previous.refresh()
+    return previous
+
+
+def forward_for(model: LlamaForCausalLM, cache: KVCache, decoder: FusedDecoder | None) -> Forward:
+    """Return what runs a model over this form of cache."""
+    if decoder is not None and type(cache) is KVCache:
+        return _Ragged(decoder)
+    return _ByLength(model, decoder)
+
+
+class _Ragged:
+    ragged = True
+
+    def __init__(self, decoder: FusedDecoder) -> None:
+        self.fused, self.packed = decoder, PackedDecoder(decoder)
+
+    def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
+        if len({len(new) for new in ids}) > 1 or len(ids) * len(ids[0]) > FUSED_ROWS:
+            return self.packed(ids, cache, every)
+        logits_BTV = self.fused(ids, cache)
+        return logits_BTV.flatten(0, 1) if every else logits_BTV[:, -1]
+
+
+class _ByLength:
+    """Runs slots in groups with equally many new ids, one pass for each group of neighbours."""
+
+    ragged = False
+
+    def __init__(self, model: LlamaForCausalLM, decoder: FusedDecoder | None) -> None:
+        self.model, self.decoder = model, decoder
+
+    def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
+        runs = [list(run) for _, run in groupby(ids, len)]
+        if len(runs) == 1:
+            return self._uniform(ids, cache, every)
+        parts = []
+        for run, end in zip(runs, accumulate(map(len, runs)), strict=True):
+            slots = cache.rows(end - len(run), end)
+            parts.append(self._uniform(run, slots, every).clone())  # the next pass may overwrite them
+            cache.lengths[end - len(run) : end] = slots.lengths
+        return torch.cat(parts)
+
+    def _uniform(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool) -> Tensor:
+        few = len(ids) * len(ids[0]) <= FUSED_ROWS
+        if self.decoder is not None and (few or every or len(ids[0]) == 1):
+            logits_BTV = self.decoder(ids, cache)
+            return logits_BTV.flatten(0, 1) if every else logits_BTV[:, -1]
+        ids_BT = torch.tensor(ids, device=self.model.device)
+        logits: Tensor = self.model(ids_BT, past_key_values=cache, logits_to_keep=0 if every else 1).logits
+        return logits.flatten(0, 1)
+
+
+@torch.no_grad()
+def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache: KVCache, chunk: int) -> Tensor:
+    """Prefill prompts by the model's modules, and return the logits after each prompt's last id, (B, V).
+
+    Rows are padded on the right, so the causal mask alone hides padding. Its keys and values are dropped at the end.
+
+    Args:
+        model: Weights.
+        prompts: Whole prompts; the first ``cache.lengths[0]`` ids of each are in the cache already.
+        cache: One slot for each prompt.
+        chunk: Prompt tokens of each row per forward pass.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    ids_BT = torch.tensor([prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts]).to(model.device)
+    last_BD = None
+    for start in range(cache.lengths[0], max(lengths), chunk):
+        chunk_BT = ids_BT[:, start : start + chunk]
+        hidden_BTD = model.model(chunk_BT, past_key_values=cache)
+        last_BD = hidden_BTD.new_empty(len(prompts), hidden_BTD.shape[-1]) if last_BD is None else last_BD
+        for row, length in enumerate(lengths):
+            if start < length <= start + chunk_BT.shape[1]:
+                last_BD[row] = hidden_BTD[row, length - start - 1]
+    cache.truncate(lengths)
+    logits_BV: Tensor = model.lm_head(last_BD)
+    return logits_BV

@@ -1,0 +1,70 @@
+"""Options that may hold text, as the ids that `GenerationOptions` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bpe_llama.model.generation.prompts import whole_ids
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+DRY_BREAKERS = ("\n", ":", '"', "*")
+"""DRY's default sequence breakers, those of llama.cpp."""
+
+
+class TextOptions:
+    """Converts bad words and sequence breakers of one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._token_bytes: list[bytes] | None = None
+
+    def to_ids(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options with ids in place of strings in ``bad_words`` and ``dry_sequence_breakers``.
+
+        Raises:
+            TypeError: If ``bad_words`` is a string itself.
+            ValueError: If a string is empty.
+        """
+        options = dict(options)
+        if options.get("bad_words") is not None:
+            if isinstance(options["bad_words"], str):
+                raise TypeError(f"bad_words is {options['bad_words']!r}; expected a list of words")
+            words = [self._ids_of_word(word) if isinstance(word, str) else [word] for word in options["bad_words"]]
+            options["bad_words"] = [ids for several in words for ids in several]
+        if options.get("dry_multiplier"):
+            given = options.get("dry_sequence_breakers")
+            given = DRY_BREAKERS if given is None else (given,) if isinstance(given, str) else given
+            breakers = [self._ids_containing(part) if isinstance(part, str) else [part] for part in given]
+            options["dry_sequence_breakers"] = [ids for several in breakers for ids in several]
+        return options
+
+    def _ids_of_word(self, word: str) -> list[list[int]]:
+        """Return the ids of a word at the beginning of a text and, if they differ, those after a space.
+
+        Source: ``update_from_tokenizer`` of vLLM's sampling params.
+        """
+        if not word.strip():
+            raise ValueError(f"bad_words holds {word!r}; expected words")
+        first, within = (whole_ids(self.tokenizer.encode(space + word.lstrip())) for space in ("", " "))
+        return [first, within] if within[0] != first[0] and len(within) == len(first) else [first]
+
+    def _ids_containing(self, text: str) -> list[list[int]]:
+        """Return the ids whose text contains a string, each as a sequence, and the ids of the string itself."""
+        if not text:
+            raise ValueError("dry_sequence_breakers holds an empty string; it would let no repetition begin")
+        wanted = text.encode()
+        if self._token_bytes is None:
+            self._token_bytes = [self._bytes_of(token_id) for token_id in range(self.tokenizer.vocab_size)]
+        containing = [[token_id] for token_id, piece in enumerate(self._token_bytes) if wanted in piece]
+        encoded = whole_ids(self.tokenizer.encode(text))
+        return containing if len(encoded) == 1 else [*containing, encoded]
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        """Return the bytes of a token; none where an id has no token."""
+        try:
+            return bytes(self.tokenizer.decode_bytes([token_id]))
+        except KeyError:
+            return b""

@@ -1,0 +1,78 @@
+"""The options of ``params.py`` as keyword arguments, so that type checkers check callers; a test holds both equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypedDict
+
+from torch import Tensor
+
+from bpe_llama.model.sampling.params import LogitsProcessor
+
+
+class SamplerKeywords(TypedDict, total=False):
+    """Options of `SamplerParams`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    preset: str
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Tensor | None
+    banned_ids: Sequence[int] | Tensor | None
+    allowed_ids: Sequence[int] | Tensor | None
+
+
+class _SharedKeywords(SamplerKeywords, total=False):
+    penalty_scope: str
+    no_repeat_ngram_size: int
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    filter_order: Sequence[str] | None
+    max_new_tokens: int
+    min_new_tokens: int
+    eos_id: int | Sequence[int] | None
+    seed: int | None
+    logprobs: bool
+    top_logprobs: int
+    prompt_logprobs: bool
+
+
+class GenerationKeywords(_SharedKeywords, total=False):
+    """Options of `GenerationOptions`."""
+
+    bad_words: Sequence[Sequence[int]] | None
+    dry_sequence_breakers: Sequence[Sequence[int]] | None
+
+
+class TextKeywords(_SharedKeywords, total=False):
+    """Options of `TextGenerator.stream`."""
+
+    bad_words: Sequence[str | Sequence[int]] | None
+    dry_sequence_breakers: str | Sequence[str | Sequence[int]] | None
+    stop: str | Iterable[str] | None
+    bos: bool | None
+    allowed_special: Iterable[str] | str
+    reuse: bool | None
+
+
+class TextAndSearchKeywords(TextKeywords, total=False):
+    """Options of `TextGenerator.generate`."""
+
+    num_beams: int
+    length_penalty: float | None
+    early_stopping: bool | Literal["never"] | None
+    do_sample: bool | None

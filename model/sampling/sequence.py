@@ -1,0 +1,55 @@
+"""A sequence that is being generated: its prompt, its new ids and what was recorded on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bpe_llama.model.sampling.params import GenerationOptions
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A prompt and its continuation so far.
+
+    Example:
+        >>> sequence = Sequence([5, 6], GenerationOptions(), (2,), new_ids=[7])
+        >>> sequence.ids, sequence.finish_reason
+        ([5, 6, 7], None)
+    """
+
+    prompt: list[int]
+    options: GenerationOptions
+    eos_ids: tuple[int, ...]
+    """The ids that end the sequence."""
+    new_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """For each new id its log-probability before any option acts, if ``options.logprobs``."""
+    num_prompt_tokens_left: int = 0
+    """Prompt tokens that later steps still have to prefill."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were not computed, because the prefix cache held them."""
+    prefill_seconds: float = 0.0
+    """Time from admission to the first new id."""
+    decode_seconds: float = 0.0
+    """Time of all later steps, each counted in full for every sequence of the batch."""
+    finish_reason: str | None = None
+    """``"stop"`` after an end id, a stop string or `Engine.abort`; ``"length"`` at ``max_new_tokens`` or where the
+    context is full; None while the sequence is unfinished."""
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each new id the most likely ids at its position and their log-probabilities, highest first."""
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    """For each prompt id its log-probability; None for the first."""
+    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each prompt id the most likely ids at its position; empty for the first."""
+    mirostat_bounds: list[float] = field(default_factory=list)
+    """Mirostat's bound after each new id."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Return prompt and continuation."""
+        return self.prompt + self.new_ids
+
+    @property
+    def penalised_ids(self) -> list[int]:
+        """Return the ids that penalties apply to."""
+        return self.ids if self.options.penalty_scope == "context" else list(self.new_ids)
