@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bpe_llama.model.backends.cpu.decoder import FusedDecoder, can_fuse
 from bpe_llama.model.backends.cpu.ragged import PackedDecoder
-from bpe_llama.model.cache.forms import make_cache
+from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.sampler_dispatch import choose, keep_logprobs, keep_prompt_logprobs
