@@ -187,7 +187,7 @@ class KVCache:
             stored = self.write(layer, keys_BKTH, values_BKTH, places)
         whole = []
         for part_BKSH, new_BKTH in zip(stored, (keys_BKTH, values_BKTH), strict=True):
-            # A copy, since later passes overwrite the store before the backward pass. New columns have their stored values.
+            # Copies, since later passes write to the store before the backward pass. New columns hold stored values.
             copy_BKSH = part_BKSH.clone()
             if self._recorded:
                 copy_BKSH = _Unreachable.apply(copy_BKSH.requires_grad_())
@@ -266,7 +266,9 @@ class KVCache:
             return
         index = torch.tensor(sources, device=self.keys[0].device)
         end = max(self.lengths)
-        for layers in (part for store in self.stores for part in store.unbind(0)):  # index_select copies before the write
+        for layers in (
+            part for store in self.stores for part in store.unbind(0)
+        ):  # index_select copies before the write
             layers[..., start:end, :] = layers[..., start:end, :].index_select(1, index)
         self._reorder_lengths(sources)
 

@@ -41,7 +41,7 @@ class QuantizedCache(KVCache):
         self._share([self.store, scales], self.lengths, self.prompt_lengths)
 
     def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """Quantize and store one layer's new keys and values; return all columns up to the longest slot, dequantized."""
+        """Quantize and store one layer's new keys and values; return all columns up to ``places.end``, dequantized."""
         dequantized = []
         for part, new_BKTH in enumerate((keys_BKTH, values_BKTH)):
             scale_BKT1 = new_BKTH.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127

@@ -71,7 +71,7 @@ class SlidingWindowCache(KVCache):
             ValueError: If the batch size is not the cache's, a slot is full, or ``new`` exceeds ``chunk``.
         """
         if new > self.chunk:
-            raise ValueError(f"{new} tokens in one pass; expected at most the sliding-window cache's chunk of {self.chunk}")
+            raise ValueError(f"{new} tokens in one pass; expected at most the cache's chunk of {self.chunk}")
         super().place(batch_size, new)  # for its checks
         columns = self.store.shape[4]
         positions_BT = self._positions(new)

@@ -16,10 +16,10 @@ def _accumulate(
     acc, x_tile, weight, scale, outs, start, outputs, inputs, pitch,
     DTYPE: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Return the accumulator, (BLOCK_O, BLOCK_M), plus one weight tile, whose rows are ``pitch`` apart, times the input.
+    """Return the accumulator, (BLOCK_O, BLOCK_M), plus the product of one weight tile and one input tile.
 
-    With ``GROUP`` the weights are those of `Int4Linear`: the low half of a byte is an even column, the high
-    half the odd column after it. Without it the stored values are multiplied as they are, and `_finish` applies the scales.
+    The rows of the weight are ``pitch`` elements apart. With ``GROUP`` they are those of `Int4Linear`: the low half of
+    a byte is an even column, the high half the odd column after it. Without, `_finish` applies the scales.
     """
     is_row = (outs < outputs)[:, None]
     if GROUP == 0:

@@ -171,7 +171,7 @@ def test_refusals(tiny_model: Make, ids: Tensor) -> None:
     with pytest.raises(ValueError, match="a beam search keeps a full one"):
         model.generate(ids, cache="int8", num_beams=2)
     ring = SlidingWindowCache(tiny_model(sliding_window=4).config, 1, 60, chunk=3)
-    with pytest.raises(ValueError, match="4 tokens in one pass; expected at most the sliding-window cache's chunk of 3"):
+    with pytest.raises(ValueError, match="4 tokens in one pass; expected at most the cache's chunk of 3"):
         ring.place(1, 4)
     with pytest.raises(ValueError, match="chunk is 0"):
         SlidingWindowCache(tiny_model(sliding_window=4).config, chunk=0)

@@ -67,7 +67,7 @@ def test_the_products_compile_for_hopper(
     types = {**dict.fromkeys(["rows", "outputs", "inputs", "pitch"], "i32"), "eps": "fp32", "weight": f"*{weight}"}
     types |= dict.fromkeys(["bias", "norm"], f"*{number}") | {"scale": "*i32" if group else "*fp32"}
     types |= {"x": "*fp32", "out": f"*{number}"} if gated else {"x": f"*{number}", "out": "*fp32"}
-    tile = tile_sizes(rows, 4096, constants) | ({"rows": 1} if rows == 1 else {})  # ones are made constant when launched
+    tile = tile_sizes(rows, 4096, constants) | ({"rows": 1} if rows == 1 else {})  # a launch specializes on 1
     options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
     compiled = compiled_for_hopper(kernels._matmul, types, constants | tile, **options)
     assert compiled.asm["cubin"]

@@ -61,7 +61,7 @@ def _attend_chunk(
     KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_G: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the attention of one KV head's queries over one chunk of keys: output (G, H), maximum score and softmax sum.
+    """Write the attention of one KV head's queries to one chunk of keys: output (G, H), maximum score, softmax sum.
 
     The output is not yet divided by the sum; `_combine_chunks` does it.
 
@@ -119,7 +119,9 @@ def _combine_chunks(
         new_max = tl.maximum(running_max, tl.max(maximum, 0))
         rescale_total = tl.exp(running_max - new_max)
         rescale_chunk = tl.exp(maximum - new_max)
-        total = total * rescale_total + tl.sum(rescale_chunk * tl.load(chunk_stats + part * 2 + 1, mask=valid, other=0), 0)
+        total = total * rescale_total + tl.sum(
+            rescale_chunk * tl.load(chunk_stats + part * 2 + 1, mask=valid, other=0), 0
+        )
         is_feature = valid[:, None] & inside[None, :]
         outs = tl.load(chunk_outs + part[:, None] * SIZE + feature[None, :], mask=is_feature, other=0)
         attention = attention * rescale_total + tl.sum(rescale_chunk[:, None] * outs, 0)
