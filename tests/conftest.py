@@ -1,9 +1,9 @@
-"""What every test may ask for: real data, with one rule for what happens where it cannot be had."""
+"""Fixtures of all tests: real data, and torch on one thread."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,3 +30,18 @@ def real() -> Callable[..., Any]:
             pytest.skip(f"data unavailable: {error}")
 
     return call
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread and without gradients (a test that needs them uses ``torch.enable_grad()``).
+
+    Small models gain nothing from a second thread, and wait for it on a busy machine.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sampl
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
+from tests.small_models import SMALL, perturb_vectors
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -65,41 +66,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    transformers.utils.logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
-
-
 def config_of(case: str) -> LlamaConfig:
-    return LlamaConfig(
-        **(
-            {
-                "vocab_size": 101,
-                "hidden_size": 64,
-                "intermediate_size": 96,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 128,
-                "initializer_range": 0.2,
-                "pad_token_id": 0,
-            }
-            | CASES[case]
-        )
-    )
+    shape = {"num_hidden_layers": 3, "max_position_embeddings": 128, "pad_token_id": 0}
+    return LlamaConfig(**(SMALL | shape | CASES[case]))
 
 
 @pytest.fixture(params=list(CASES))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LlamaForCausalLM, Any]:
     """Return our model and transformers', which has loaded what ours saved."""
     ours = LlamaForCausalLM(config_of(request.param), seed=3).eval()
-    for name, weight in ours.named_parameters():  # norms of 1 and biases of 0 would hide a mistake
-        if weight.ndim == 1:
-            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2)
+    perturb_vectors(ours)
     ours.save_pretrained(tmp_path)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
