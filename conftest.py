@@ -8,8 +8,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton comes with torch for CUDA; without it its kernels cannot be imported, not even for their docstrings.
 _KERNELS = [
-    "python/bpe_llama/model/sampling/kernels.py",
-    "python/bpe_llama/model/sampling/on_cuda.py",
-    "tests/model/interpreted_sampling.py",
+    *(f"python/bpe_llama/model/sampling/{name}.py" for name in ("kernels", "on_cuda")),
+    *(f"python/bpe_llama/model/quantization/{name}.py" for name in ("triton_kernels", "triton_matmul")),
+    *(f"python/bpe_llama/model/backends/cuda/{name}.py" for name in ("triton_kernels", "triton_step")),
+    *(f"tests/model/{name}.py" for name in ("interpreted_decoding", "interpreted_sampling")),
 ]
 collect_ignore = [] if importlib.util.find_spec("triton") else _KERNELS

@@ -1,4 +1,4 @@
-"""The shape of a LLaMA: every number a checkpoint's ``config.json`` states, checked when it is built."""
+"""The config of a LLaMA: the values of a checkpoint's ``config.json``, checked when the config is built."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._files import read_json_object
-from bpe_llama.model.config_json import FAMILY_DEFAULTS, OUR_TYPE, WITH_ORIGINAL_LENGTH, fields_of, merge_rope
-from bpe_llama.model.rope_parameters import check_rope_parameters
+from bpe_llama.model.config_json import OUR_TYPE, fields_of
+from bpe_llama.model.families import FAMILIES
+from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
-MODEL_TYPES = tuple(FAMILY_DEFAULTS)
 POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -21,14 +21,14 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The hyper-parameters of one model, named as in Hugging Face's ``config.json``.
+    """The hyperparameters of one model, named as in Hugging Face's ``config.json``.
 
-    Rotary positions are spelled in three ways in the wild. All are accepted and, once built, all three fields agree:
-    ``rope_parameters`` (transformers 5) holds everything; ``rope_theta`` and ``rope_scaling`` (transformers 4) are
-    its base and, unless the kind is ``default``, the rest of it.
+    The RoPE parameters may be given as ``rope_parameters`` (transformers 5) or as ``rope_theta`` and ``rope_scaling``
+    (transformers 4). A built config has all three: ``rope_parameters`` holds everything, ``rope_theta`` the base, and
+    ``rope_scaling`` the rest, or None if the type is ``default``.
 
     Raises:
-        ValueError: If a value is out of range or two values contradict each other; the message names both.
+        ValueError: If a value is out of range or two values contradict each other; it names both.
         TypeError: If a size is not an integer.
 
     Example:
@@ -96,7 +96,7 @@ class LlamaConfig:
             "attention_dropout",
         ):
             _check_number(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))  # transformers takes no 0 for 0.0
+            object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
         if self.attention_dropout > 1:
             raise ValueError(f"attention_dropout is {self.attention_dropout}; expected a probability, 0 to 1")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
@@ -131,7 +131,7 @@ class LlamaConfig:
 
     def _fill_rope(self) -> None:
         rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling)
-        if rope["rope_type"] in WITH_ORIGINAL_LENGTH:
+        if "original_max_position_embeddings" in PARAMETERS.get(rope["rope_type"], ()):
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         check_rope_parameters(rope, self.head_size)
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
@@ -141,7 +141,7 @@ class LlamaConfig:
 
     def _fill_variants(self) -> None:
         for name, allowed in (
-            ("model_type", MODEL_TYPES),
+            ("model_type", tuple(FAMILIES)),
             ("position_encoding", POSITION_ENCODINGS),
             ("problem_type", (None, *PROBLEM_TYPES)),
         ):
@@ -163,8 +163,8 @@ class LlamaConfig:
                 )
         if self.num_local_experts is not None and self.mlp_bias:
             raise ValueError("mlp_bias is true, but experts (num_local_experts) have no biases; expected false")
-        # The type under which transformers computes the same thing: its llama knows no window and no experts, and takes
-        # no width that its heads do not divide.
+        # The family whose class in transformers computes this config: llama has no window and no experts, and its heads
+        # divide hidden_size.
         if self.num_local_experts is not None:
             object.__setattr__(self, "model_type", "mixtral")
         elif self.model_type == "mixtral":
@@ -182,56 +182,53 @@ class LlamaConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Return ``num_key_value_heads``, which is never None once the config is built."""
+        """Return ``num_key_value_heads``, which is not None once the config is built."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
     def head_size(self) -> int:
-        """Return ``head_dim``, which is never None once the config is built."""
+        """Return ``head_dim``, which is not None once the config is built."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def rope(self) -> dict[str, Any]:
-        """Return ``rope_parameters``, which is never None once the config is built."""
+        """Return ``rope_parameters``, which is not None once the config is built."""
         return self.rope_parameters or {}
 
     @property
     def unknown_to_transformers(self) -> dict[str, Any]:
-        """Return the options that transformers' class of this ``model_type`` would not compute, and their values.
+        """Return the options and their values that transformers' class of this ``model_type`` does not compute.
 
         Example:
             >>> LlamaConfig(sliding_window=8, attention_bias=True).unknown_to_transformers
             {'attention_bias': True}
         """
-        share = self.rope.get("partial_rotary_factor", 1.0)
-        options = {
-            "position_encoding": (self.position_encoding, self.position_encoding != "rotary"),
-            "partial_rotary_factor": (share, share != 1.0),
-            "attention_bias": (self.attention_bias, self.attention_bias and self.model_type != "llama"),
-            "mlp_bias": (self.mlp_bias, self.mlp_bias and self.model_type != "llama"),
-        }
-        return {name: value for name, (value, unknown) in options.items() if unknown}
+        has_biases = FAMILIES[self.model_type].has_biases
+        computed = {"position_encoding": "rotary", "partial_rotary_factor": 1.0}
+        computed |= {} if has_biases else {"attention_bias": False, "mlp_bias": False}
+        values = {**vars(self), "partial_rotary_factor": self.rope.get("partial_rotary_factor", 1.0)}
+        return {name: values[name] for name, value in computed.items() if values[name] != value}
 
     @property
     def context_length(self) -> int:
-        """Return how many positions the model is meant for: scaled kinds that state the unscaled length reach further.
+        """Return the context length in tokens: with linear and dynamic scaling ``factor * max_position_embeddings``.
 
         Example:
             >>> LlamaConfig(rope_scaling={"rope_type": "linear", "factor": 4.0}).context_length
             8192
         """
-        stretch = self.rope["factor"] if self.rope["rope_type"] in ("linear", "dynamic") else 1
-        return int(self.max_position_embeddings * stretch)
+        factor = self.rope["factor"] if self.rope["rope_type"] in ("linear", "dynamic") else 1
+        return int(self.max_position_embeddings * factor)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Return the ids that end a text: none, one or several."""
+        """Return the EOS ids."""
         if self.eos_token_id is None:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
 
     def replace(self, **changes: Any) -> LlamaConfig:
-        """Return a copy with some values changed; a rotary key replaces what all three rotary fields said.
+        """Return a copy with some values changed; a RoPE field replaces the values of all three RoPE fields.
 
         Example:
             >>> LlamaConfig().replace(rope_theta=500_000.0).rope_parameters["rope_theta"]
@@ -252,8 +249,7 @@ class LlamaConfig:
         Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`.
 
         Raises:
-            ValueError: If the file is of another architecture, states what is not computed, or its values do not fit
-                together.
+            ValueError: If the file is of another architecture, a key is not supported, or values contradict each other.
 
         Example:
             >>> LlamaConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "use_cache": True}).head_dim
@@ -266,7 +262,7 @@ class LlamaConfig:
         except ValueError:
             if not isinstance(slices, int) or slices < 2:
                 raise
-            # transformers does not slice, and slices give the same numbers: those that do not fit are let go.
+            # transformers computes without slices; they change rounding alone, so slices that do not fit are dropped.
             return cls(**(picked | {"pretraining_tp": 1}))
 
     @classmethod
@@ -287,7 +283,7 @@ class LlamaConfig:
             raise ValueError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``config.json`` holds, spelled so that transformers 4 and 5 both read it.
+        """Return the content of ``config.json``, spelled so that transformers 4 and 5 both read it.
 
         Example:
             >>> LlamaConfig.from_dict(LlamaConfig().to_dict()) == LlamaConfig()

@@ -1,8 +1,8 @@
 """Reads the keys of ``config.json`` as transformers does: each is honoured, listed as without effect, or refused.
 
-transformers keeps keys that its model class does not know, and computes without them.
+transformers stores keys that its model class does not know, and computes without them.
 
-Source: the config classes of transformers 5.23, which the tests run beside this file.
+Source: the config classes of transformers 5.23; the parity tests run them.
 """
 
 from __future__ import annotations
@@ -11,26 +11,12 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-OUR_TYPE = "bpe_llama"
-"""The ``model_type`` of a config that no class of transformers computes as this package does."""
+from bpe_llama.model.families import FAMILIES
+from bpe_llama.model.families.family import Family
+from bpe_llama.model.rope_parameters import PARAMETERS, merge_rope
 
-FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {
-        "intermediate_size": 14_336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131_072,
-        "sliding_window": 4096,
-    },
-    "mixtral": {
-        "intermediate_size": 14_336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-5,
-        "num_local_experts": 8,
-    },
-}
-"""A family's defaults in transformers for keys that are left out, where they differ from `LlamaConfig`'s."""
+OUR_TYPE = "bpe_llama"
+"""The ``model_type`` of a config that no class of transformers computes."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -66,10 +52,10 @@ CHANGES_NOTHING = ABOUT_THE_FILE | ABOUT_THE_RUN | ABOUT_TRAINING | ABOUT_GENERA
 """Keys that change neither the weights nor the forward pass."""
 
 DROPOUTS = ("hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "router_jitter_noise")
-"""Dropout and noise in training, which this package does not have; evaluation is the same."""
+"""Dropout and noise in training, which this package does not apply; evaluation does not depend on them."""
 
 FALSE_CHANGES = _words("is_causal causal norm_topk_prob use_rope use_rotary rms_norm use_rms_norm")
-"""Keys for which false changes the computation; for all other keys false means that a feature is off."""
+"""Keys that change the computation if false; for all other keys false turns a feature off."""
 
 READ_HERE = _words(
     """model_type torch_dtype id2label partial_rotary_factor original_max_position_embeddings use_sliding_window
@@ -78,47 +64,31 @@ READ_HERE = _words(
 )
 """Keys that are not fields of `LlamaConfig` and are read by `fields_of`."""
 
-_LONG = "factor original_max_position_embeddings attention_factor "
-ROPE_NAMES: dict[str, frozenset[str]] = {
-    kind: _words(f"rope_type rope_theta partial_rotary_factor {names}")
-    for kind, names in {
-        "default": "",
-        "linear": "factor",
-        "dynamic": "factor",
-        "llama3": "factor low_freq_factor high_freq_factor original_max_position_embeddings",
-        "yarn": _LONG + "beta_fast beta_slow mscale mscale_all_dim truncate",
-        "longrope": _LONG + "short_factor long_factor",
-    }.items()
-}
-"""The parameters of each kind of RoPE scaling."""
-_ANY_ROPE_NAME = frozenset.union(*ROPE_NAMES.values()) | {"finetuned"}
-WITH_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
-"""Kinds of RoPE scaling with the parameter ``original_max_position_embeddings``."""
-
 
 def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Return the fields of `LlamaConfig` that a parsed ``config.json`` states.
 
     Args:
-        values: The file. Its ``model_type`` chooses the family, whose defaults and rules are those of transformers; a
-            mapping without one states fields of `LlamaConfig` alone.
+        values: The file. Its ``model_type`` selects the family, whose defaults and rules are those of transformers. A
+            mapping without ``model_type`` has `LlamaConfig`'s defaults.
         known: The names of the fields.
 
     Warns:
-        UserWarning: If transformers' class of that family passes over a window or a dropout that the file states.
+        UserWarning: If transformers' class of the family ignores a window or a dropout that the file states.
 
     Raises:
-        ValueError: If a key is not supported or has a wrong value; the message names the key and the value.
+        ValueError: If a key is not supported or has a wrong value; it names the key and the value.
 
     Example:
         >>> fields_of({"model_type": "mistral", "hidden_size": 64}, {"hidden_size", "model_type"})["sliding_window"]
         4096
     """
-    family = stated_type = values.get("model_type")
-    if family == OUR_TYPE:
-        values, family = {key: value for key, value in values.items() if key != "model_type"}, None
-    if family is not None and not (isinstance(family, str) and family in FAMILY_DEFAULTS):
-        raise ValueError(f"model_type is {family!r}; expected one of {', '.join(FAMILY_DEFAULTS)}")
+    model_type = values.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if model_type == OUR_TYPE:
+        values = {key: value for key, value in values.items() if key != "model_type"}
+    elif model_type is not None and family is None:
+        raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
     picked = {name: value for name, value in values.items() if name in known}
     for key, value in values.items():
         if key not in known and key not in READ_HERE:
@@ -132,11 +102,12 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         raise ValueError(f"id2label is {values['id2label']!r:.100}; expected an object of numbers and names")
     if values.get("id2label"):
         picked["num_labels"] = len(values["id2label"])
-    if family == "mixtral" and values.get("num_experts") is not None:
+    if family is not None and family.has_experts and values.get("num_experts") is not None:
         picked.setdefault("num_local_experts", values["num_experts"])
     elif values.get("num_experts"):
-        raise ValueError(f"num_experts is {values['num_experts']!r}, but model_type is {family!r}; expected 'mixtral'")
-    if stated_type:
+        name = None if family is None else family.name
+        raise ValueError(f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected 'mixtral'")
+    if model_type:
         _leave_out_ids(picked)
     _read_rope(picked, values, family)
     if family is not None:
@@ -160,13 +131,13 @@ def _check_other(key: str, value: Any) -> None:
             warnings.warn(f"{key} is {value!r}; it is not applied in training here", stacklevel=5)
     elif key not in CHANGES_NOTHING and not _is_off(key, value):
         raise ValueError(
-            f"{key} is {value!r}, a key that is not known here and may change what is computed; "
-            "if it does not, take it out of the config"
+            f"{key} is {value!r}, a key that is not known here and may change the computation; "
+            "if it does not, remove it from the config"
         )
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """Return whether a value turns a feature off: null, false, an empty text or collection."""
+    """Return whether a value turns a feature off: null, false, an empty string or collection."""
     return value is None or value in ("", [], {}) or (value is False and key not in FALSE_CHANGES)
 
 
@@ -183,8 +154,9 @@ def _check_refused(values: Mapping[str, Any]) -> None:
         raise ValueError(f"pruned_heads is {values['pruned_heads']!r:.100}; expected none")
 
 
-def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: str | None) -> None:
-    """Collect the parameters of RoPE from all keys that may state them into ``rope_parameters``."""
+def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family | None) -> None:
+    """Set ``rope_parameters`` from all keys that may state a parameter of RoPE."""
+    any_parameter = frozenset.union(*PARAMETERS.values()) | {"finetuned"}
     for name in ("rope_parameters", "rope_scaling"):
         stated = picked.get(name)
         if not isinstance(stated, Mapping):
@@ -192,37 +164,36 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: str | 
         nested = [key for key, value in stated.items() if isinstance(value, Mapping)]
         if nested:
             raise ValueError(
-                f"{name} states rotary parameters for each layer type ({', '.join(map(str, nested))}); "
+                f"{name} states RoPE parameters for each layer type ({', '.join(map(str, nested))}); "
                 "expected the same for all layers, not nested"
             )
-        unknown = [key for key in stated if key not in _ANY_ROPE_NAME | {"type"} and stated[key] is not None]
+        unknown = [key for key in stated if key not in any_parameter | {"type"} and stated[key] is not None]
         if unknown:
             raise ValueError(
                 f"{name} has {unknown[0]!r} ({stated[unknown[0]]!r:.100}), which is not known; "
-                f"known are {', '.join(sorted(_ANY_ROPE_NAME))}"
+                f"known are {', '.join(sorted(any_parameter))}"
             )
         picked[name] = {key: value for key, value in stated.items() if value is not None and key != "finetuned"}
     rope = merge_rope(*(picked.pop(key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling")))
-    if family == "mixtral" and not any(_states_theta(values, name) for name in ("rope_parameters", "rope_scaling", "")):
-        rope["rope_theta"] = 1_000_000.0
-    share = values.get("partial_rotary_factor")
-    if share is not None:
-        rope = {"partial_rotary_factor": share} | rope
-    kind = rope["rope_type"]
-    if not isinstance(kind, str):
-        raise ValueError(f"rope_type is {kind!r}; expected the name of a kind")
-    if values.get("original_max_position_embeddings") is not None and kind in WITH_ORIGINAL_LENGTH:
-        rope["original_max_position_embeddings"] = values["original_max_position_embeddings"]
+    if family is not None and not any(_states_theta(values, name) for name in ("rope_parameters", "rope_scaling", "")):
+        rope["rope_theta"] = family.rope_theta
+    if values.get("partial_rotary_factor") is not None:
+        rope = {"partial_rotary_factor": values["partial_rotary_factor"]} | rope
+    rope_type = rope["rope_type"]
+    if not isinstance(rope_type, str):
+        raise ValueError(f"rope_type is {rope_type!r}; expected a string")
+    original = "original_max_position_embeddings"
+    if values.get(original) is not None and original in PARAMETERS.get(rope_type, ()):
+        rope[original] = values[original]
     if family is not None and rope.get("partial_rotary_factor", 1.0) != 1.0:
-        share = rope["partial_rotary_factor"]
         raise ValueError(
-            f"partial_rotary_factor is {share!r}, but transformers' {family} rotates whole heads; set it to 1, "
-            f"or model_type to {OUR_TYPE!r} for a rotation of that part here"
+            f"partial_rotary_factor is {rope['partial_rotary_factor']!r}, but transformers' {family.name} rotates "
+            f"whole heads; set it to 1, or model_type to {OUR_TYPE!r} to rotate that part of each head here"
         )
-    unused = sorted(rope.keys() - ROPE_NAMES[kind]) if kind in ROPE_NAMES and family is not None else []
+    unused = sorted(rope.keys() - PARAMETERS[rope_type]) if rope_type in PARAMETERS and family is not None else []
     if unused:
         warnings.warn(
-            f"rope_type {kind!r} does not read {', '.join(unused)}; passed over, as in transformers",
+            f"rope_type {rope_type!r} does not read {', '.join(unused)}; ignored, as in transformers",
             stacklevel=5,
         )
     picked["rope_parameters"] = {name: value for name, value in rope.items() if name not in unused}
@@ -233,100 +204,33 @@ def _states_theta(values: Mapping[str, Any], name: str) -> bool:
     return isinstance(source, Mapping) and source.get("rope_theta") is not None
 
 
-def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: str) -> None:
+def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Family) -> None:
     """Apply a family's defaults and its rules on windows, experts and biases."""
-    for name, value in FAMILY_DEFAULTS[family].items():
-        if name not in picked:
-            picked[name] = value
-    if family != "mixtral" and picked.get("num_local_experts"):
+    for name, value in family.defaults.items():
+        picked.setdefault(name, value)
+    if not family.has_experts and picked.get("num_local_experts"):
         raise ValueError(
-            f"num_local_experts is {picked['num_local_experts']!r}, but model_type is {family!r}, which has no "
+            f"num_local_experts is {picked['num_local_experts']!r}, but model_type is {family.name!r}, which has no "
             "experts; expected 'mixtral'"
         )
-    if family != "llama":
-        for name in ("attention_bias", "mlp_bias"):
-            if picked.get(name):
-                raise ValueError(f"{name} is true, but transformers' {family} has no biases; expected false")
+    for name in ("attention_bias", "mlp_bias"):
+        if not family.has_biases and picked.get(name):
+            raise ValueError(f"{name} is true, but transformers' {family.name} has no biases; expected false")
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
-            f"position_encoding is {picked['position_encoding']!r}, which transformers' {family} does not read; "
+            f"position_encoding is {picked['position_encoding']!r}, which transformers' {family.name} does not read; "
             f"set model_type to {OUR_TYPE!r} for such positions here"
         )
-    window, kinds = picked.get("sliding_window"), values.get("layer_types")
-    if family == "llama":
-        if kinds is not None and not isinstance(kinds, list):
-            raise ValueError(f"layer_types is {kinds!r:.100}; expected a list of one kind for each layer")
-        asked = window is not None and values.get("use_sliding_window") is not False
-        if asked or any(kind != "full_attention" for kind in kinds or ()):
-            warnings.warn(
-                f"sliding_window is {window!r}, but transformers' llama looks at all tokens, and so does this model; "
-                "a window needs model_type 'mistral'",
-                stacklevel=5,
-            )
-        picked["sliding_window"] = None
-    elif kinds is not None and family == "mistral":  # transformers makes a Ministral of it
-        if (
-            not isinstance(kinds, list)
-            or len(set(map(str, kinds))) != 1
-            or len(kinds) != picked.get("num_hidden_layers", 32)
-        ):
-            raise ValueError(
-                f"layer_types is {kinds!r:.100}; expected one kind for each of num_hidden_layers, all the same"
-            )
-        if kinds[0] not in ("full_attention", "sliding_attention"):
-            raise ValueError(f"layer_types names {kinds[0]!r}; expected 'full_attention' or 'sliding_attention'")
-        picked["sliding_window"] = window if kinds[0] == "sliding_attention" else None
-    elif window is not None and (values.get("use_sliding_window") is False or values.get("max_window_layers") or kinds):
-        unread = next(
-            key for key in ("use_sliding_window", "max_window_layers", "layer_types") if values.get(key) is not None
-        )
-        warnings.warn(
-            f"{unread} is {values[unread]!r:.100}, but transformers' {family} does not read it: all layers look at "
-            f"sliding_window ({window}) tokens, and so they do here; set sliding_window to null for none",
-            stacklevel=5,
-        )
+    family.read_window(picked, values)
 
 
 def _leave_out_ids(picked: dict[str, Any]) -> None:
-    """Leave out begin and end ids outside the vocabulary, with a warning; as in transformers they have no effect."""
+    """Remove BOS and EOS ids outside the vocabulary, with a warning; in transformers they have no effect."""
     size = picked.get("vocab_size", 32_000)
     for name in ("bos_token_id", "eos_token_id"):
         stated = picked.get(name)
         ids = stated if isinstance(stated, list) else [stated]
         beyond = [one for one in ids if isinstance(one, int) and isinstance(size, int) and one >= size]
         if beyond:
-            kept = [one for one in ids if one not in beyond]
-            picked[name] = kept if isinstance(stated, list) else None
+            picked[name] = [one for one in ids if one not in beyond] if isinstance(stated, list) else None
             warnings.warn(f"{name} is {stated!r}, outside the vocabulary of {size}; {beyond} is left out", stacklevel=6)
-
-
-def merge_rope(
-    parameters: Mapping[str, Any] | None, theta: float | None, scaling: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the parameters of RoPE that the keys of transformers 4 and 5 state together.
-
-    Raises:
-        ValueError: If the two spellings disagree, or one is no mapping.
-
-    Example:
-        >>> merge_rope(None, 500_000.0, {"type": "linear", "factor": 2.0})
-        {'rope_theta': 500000.0, 'rope_type': 'linear', 'factor': 2.0}
-    """
-    merged: dict[str, Any] = {}
-    for name, source in (
-        ("rope_parameters", parameters),
-        ("rope_theta", None if theta is None else {"rope_theta": theta}),
-        ("rope_scaling", scaling),
-    ):
-        if source is not None and not isinstance(source, Mapping):
-            raise ValueError(f"{name} is {source!r}; expected an object of names and values")
-        for key, value in (source or {}).items():
-            key = "rope_type" if key == "type" else key
-            value = "longrope" if key == "rope_type" and value == "su" else value  # the name in Phi-3's first configs
-            if key in merged and merged[key] != value:
-                raise ValueError(
-                    f"{name} says {key} = {value!r}, but it was already given as {merged[key]!r}; "
-                    "give it once, or change it with config.replace(...)"
-                )
-            merged[key] = value
-    return {"rope_theta": 10_000.0, "rope_type": "default"} | merged

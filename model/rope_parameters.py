@@ -1,4 +1,4 @@
-"""The RoPE parameters of a config: which each kind of scaling needs, and their ranges."""
+"""The RoPE parameters of a config: their spellings, and the names and ranges that each type of scaling has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-REQUIRED = {
+REQUIRED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
@@ -14,50 +14,97 @@ REQUIRED = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
 }
-"""The parameters that each ``rope_type`` needs. `bpe_llama.model.layers.rope_scaling` computes with them."""
+"""The parameters that each ``rope_type`` requires; `bpe_llama.model.layers.rope_scaling` computes with them."""
+
+_ORIGINAL = "original_max_position_embeddings"
+_OPTIONAL = {
+    "llama3": (_ORIGINAL,),
+    "yarn": (_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": (_ORIGINAL, "attention_factor", "factor"),
+}
+_COMMON = ("rope_type", "rope_theta", "partial_rotary_factor")
+
+PARAMETERS = {name: frozenset((*_COMMON, *required, *_OPTIONAL.get(name, ()))) for name, required in REQUIRED.items()}
+"""All parameters that each ``rope_type`` reads."""
+
+
+def merge_rope(
+    parameters: Mapping[str, Any] | None, theta: float | None, scaling: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the RoPE parameters that the keys of transformers 5 and 4 state together.
+
+    Args:
+        parameters: ``rope_parameters`` (transformers 5).
+        theta: ``rope_theta`` (transformers 4).
+        scaling: ``rope_scaling`` (transformers 4).
+
+    Raises:
+        ValueError: If two keys contradict each other, or one is not a mapping.
+
+    Example:
+        >>> merge_rope(None, 500_000.0, {"type": "linear", "factor": 2.0})
+        {'rope_theta': 500000.0, 'rope_type': 'linear', 'factor': 2.0}
+    """
+    merged: dict[str, Any] = {}
+    for name, source in (
+        ("rope_parameters", parameters),
+        ("rope_theta", None if theta is None else {"rope_theta": theta}),
+        ("rope_scaling", scaling),
+    ):
+        if source is not None and not isinstance(source, Mapping):
+            raise ValueError(f"{name} is {source!r}; expected an object of names and values")
+        for key, value in (source or {}).items():
+            key = "rope_type" if key == "type" else key
+            value = "longrope" if key == "rope_type" and value == "su" else value  # the name in Phi-3's first configs
+            if key in merged and merged[key] != value:
+                raise ValueError(
+                    f"{name} says {key} = {value!r}, but it was already given as {merged[key]!r}; "
+                    "give it once, or change it with config.replace(...)"
+                )
+            merged[key] = value
+    return {"rope_theta": 10_000.0, "rope_type": "default"} | merged
 
 
 def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:
-    """Check that a config's rotary parameters are complete, before any tensor is made.
+    """Check the RoPE parameters of a config.
 
     Raises:
-        ValueError: If the kind is unknown, a parameter is missing or out of range, or the rotated width is odd.
+        ValueError: If ``rope_type`` is unknown, a parameter is missing or out of range, or the number of rotated
+            features is odd.
 
     Example:
         >>> check_rope_parameters({"rope_type": "linear", "rope_theta": 1e4}, 64)
         Traceback (most recent call last):
         ValueError: rope_type 'linear' needs 'factor', which is missing
     """
-    kind = rope.get("rope_type")
-    if kind not in REQUIRED:
-        raise ValueError(f"rope_type is {kind!r}; expected one of {', '.join(REQUIRED)}")
-    for name in REQUIRED[kind]:
+    rope_type = rope.get("rope_type")
+    if rope_type not in REQUIRED:
+        raise ValueError(f"rope_type is {rope_type!r}; expected one of {', '.join(REQUIRED)}")
+    for name in REQUIRED[rope_type]:
         if rope.get(name) is None:
-            raise ValueError(f"rope_type {kind!r} needs {name!r}, which is missing")
-    for name in ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"):
+            raise ValueError(f"rope_type {rope_type!r} needs {name!r}, which is missing")
+    for name in ("rope_theta", "factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"):
         value = rope.get(name, 1.0)
         if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
             raise ValueError(f"{name} is {value!r}; expected a positive number")
-    share = rope.get("partial_rotary_factor", 1.0)
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise ValueError(f"partial_rotary_factor is {share!r}; expected a number in (0, 1]")
-    width = rotated_width(rope, head_dim)
-    if width < 2 or width % 2:
-        raise ValueError(
-            f"rotary positions turn pairs: {width} of head_dim {head_dim} are rotated; expected an even number"
-        )
-    for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+    fraction = rope.get("partial_rotary_factor", 1.0)
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+        raise ValueError(f"partial_rotary_factor is {fraction!r}; expected a number in (0, 1]")
+    rotated = rotated_features(rope, head_dim)
+    if rotated < 2 or rotated % 2:
+        raise ValueError(f"RoPE rotates pairs: {rotated} of head_dim {head_dim} are rotated; expected an even number")
+    for name in ("short_factor", "long_factor") if rope_type == "longrope" else ():
         if not isinstance(rope[name], Sequence):
-            raise ValueError(f"{name} is {rope[name]!r}; expected a list of {width // 2} numbers")
-        if len(rope[name]) != width // 2:
-            raise ValueError(f"{name} has {len(rope[name])} values; expected {width // 2}, one for each rotated pair")
+            raise ValueError(f"{name} is {rope[name]!r}; expected a list of {rotated // 2} numbers")
+        if len(rope[name]) != rotated // 2:
+            raise ValueError(f"{name} has {len(rope[name])} values; expected {rotated // 2}, one for each rotated pair")
 
 
-def rotated_width(rope: Mapping[str, Any], head_dim: int) -> int:
-    """Return how many of a head's features are rotated (fewer than all with ``partial_rotary_factor``).
+def rotated_features(rope: Mapping[str, Any], head_dim: int) -> int:
+    """Return how many features of a head are rotated: ``head_dim`` times ``partial_rotary_factor``.
 
     Example:
-        >>> rotated_width({"partial_rotary_factor": 0.25}, 64)
+        >>> rotated_features({"partial_rotary_factor": 0.25}, 64)
         16
     """
     return int(head_dim * rope.get("partial_rotary_factor", 1.0))

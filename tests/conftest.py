@@ -1,4 +1,4 @@
-"""What every test may ask for: real data, with one rule for what happens where it cannot be had; inference."""
+"""Fixtures of all tests: real data, and torch on one thread."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def real() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def inference() -> Iterator[None]:
-    """Run without gradients (a test that needs them says ``torch.enable_grad()``), and on one thread.
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread and without gradients (a test that needs them uses ``torch.enable_grad()``).
 
-    Models this small gain nothing from a second thread and lose much by waiting for it on a busy machine.
+    Small models gain nothing from a second thread, and wait for it on a busy machine.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Keys and values already computed, so that a new token costs one token's work.
+"""The KV cache: the keys and values of earlier tokens, so that a decoding step computes new tokens alone.
 
 Shapes: ``B`` slots (rows of a batch), ``K`` KV heads, ``S`` capacity, ``T`` new tokens, ``H`` head_dim.
 """
@@ -19,26 +19,31 @@ from bpe_llama.model.device import check_memory
 
 
 class _Unreachable(torch.autograd.Function):
-    """Returns a tensor unchanged; a backward pass through it raises a RuntimeError."""
+    """The identity, whose backward pass raises a RuntimeError."""
 
     @staticmethod
-    def forward(ctx: Any, held: Tensor) -> Tensor:
-        return held.view_as(held)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         raise RuntimeError(
-            "a KVCache keeps no gradients: the loss depends on keys and values that an earlier pass stored while "
+            "a KVCache stores no gradients: the loss depends on keys and values that an earlier pass stored while "
             "gradients were recorded; compute the text in one pass, or the earlier part under torch.no_grad()"
         )
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the new tokens of one forward pass go: the same columns in every slot, or columns of its own for each.
+    """The columns of the cache that one forward pass writes.
 
-    A column's number is its token's position, unless ``positions_BT`` and, for all columns, ``held_BS`` say otherwise:
-    the position each column then holds, negative where it holds none.
+    Attributes:
+        start: The first column.
+        end: One more than the last column that any slot fills.
+        columns_BT: The column of each new token; None if they are ``start`` to ``end`` in every slot.
+        positions_BT: The position of each new token; None if it is the column's index.
+        held_BS: The position of the token in each column, negative if the column is empty; None if it is the column's
+            index.
     """
 
     start: int
@@ -49,28 +54,28 @@ class Places:
 
     @property
     def positions(self) -> Tensor | None:
-        """Return the position of each new token, (B, T); None where they are ``start`` to ``end`` in every slot."""
+        """Return the position of each new token, (B, T); None if they are ``start`` to ``end`` in every slot."""
         return self.columns_BT if self.positions_BT is None else self.positions_BT
 
     @property
     def uniform(self) -> bool:
-        """Return whether every slot holds equally many tokens."""
+        """Return whether all slots have the same length."""
         return self.columns_BT is None
 
 
 class KVCache:
-    """A preallocated store of keys and values, in slots that may hold sequences of unlike length.
+    """Preallocated keys and values in slots, one sequence each; the sequences may have different lengths.
 
-    The memory, ``2 * layers * B * K * S * H`` numbers, is taken at once and written in place. Each slot has its own
-    length, kept on the host, so that requests may join and leave a running batch: `rows` gives a view of some slots
-    to prefill, `truncate` forgets the end of a sequence, `move` frees a slot.
+    The memory, ``2 * layers * B * K * S * H`` elements, is allocated once and written in place. The lengths of the
+    slots are on the host. Continuous batching prefills some slots through a view (`rows`), drops the end of a sequence
+    (`truncate`) and frees a slot (`move`).
 
     Args:
-        config: Of the model the cache serves.
+        config: Config of the model.
         batch_size: Slots.
-        max_length: Tokens each slot can hold; ``config.max_position_embeddings`` by default.
-        dtype: Of keys and values; that of the model.
-        device: Where the model is.
+        max_length: Capacity of a slot in tokens; ``config.max_position_embeddings`` by default.
+        dtype: Of keys and values; the model's.
+        device: Device of the model.
 
     Raises:
         ValueError: If a size is below 1, or there is too little memory for all slots.
@@ -97,22 +102,20 @@ class KVCache:
         shape = (2, config.num_hidden_layers, batch_size, config.kv_heads, max_length, config.head_size)
         size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
         what = f"a cache of {batch_size} slots of {max_length:,} tokens"
-        check_memory(size, device, what, "take fewer slots, a shorter max_length, or another form")
-        # Zeros, not garbage: a masked column still enters a product with weight 0, and 0 * nan is nan.
+        check_memory(size, device, what, "use fewer slots, a shorter max_length, or another form")
+        # Zeros, not uninitialized memory: a masked column has the attention weight 0, and 0 * nan is nan.
         self._share([torch.zeros(shape, dtype=dtype, device=device)], [0] * batch_size, [0] * batch_size)
         self.dtype = self.store.dtype
 
     def _share(self, stores: list[Tensor], lengths: list[int], prompt_lengths: list[int]) -> None:
         self.stores = stores
-        """All that is kept of keys, then values, of every layer: (2, layers, B, K, S, H), and what forms add to it."""
+        """Keys, then values, of every layer: (2, layers, B, K, S, H); the quantized form appends its scales."""
         self.keys, self.values = (part.unbind(0) for part in stores[0].unbind(0))
         self.lengths = lengths
         self.prompt_lengths = prompt_lengths
-        """For each slot the length of its prompt, in whatever chunks it is prefilled; 0 if not known.
-
-        The kinds of RoPE scaling that depend on the length of the text use it."""
+        """The length of each slot's prompt, 0 if unknown; RoPE scaling that depends on the sequence length uses it."""
         self.whole, self.first_slot = stores[0], 0
-        """The store of all slots, of which this cache may have a few, and the first of these."""
+        """The store of all slots, of which `rows` returns a view, and the first slot of the view."""
 
     @property
     def store(self) -> Tensor:
@@ -121,14 +124,14 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Return how many tokens a slot can hold."""
+        """Return the most tokens that a sequence may have."""
         return self.store.shape[4]
 
     _records, _recorded = False, False
-    """Whether the current pass recorded gradients, and whether an earlier one did."""
+    """Whether the current pass records gradients, and whether an earlier one did."""
 
     wraps = False
-    """Whether a slot forgets its first tokens as later ones come, so that it cannot go back to where it was."""
+    """Whether new tokens overwrite the first ones of a slot, so that `truncate` cannot restore an earlier state."""
 
     @property
     def batch_size(self) -> int:
@@ -136,10 +139,10 @@ class KVCache:
         return self.keys[0].shape[0]
 
     def place(self, batch_size: int, new: int) -> Places:
-        """Return where ``new`` tokens of each slot go.
+        """Return the columns of ``new`` tokens of each slot.
 
         Raises:
-            ValueError: If the batch is not the cache's, or some slot has no room left.
+            ValueError: If the batch size is not the cache's, or a slot is full.
         """
         if batch_size != self.batch_size:
             raise ValueError(f"the batch has {batch_size} rows, but the cache has {self.batch_size} slots")
@@ -159,19 +162,19 @@ class KVCache:
         return lengths_B[:, None] + torch.arange(new, device=self.store.device)
 
     def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values; return views of all columns up to the longest slot's end.
+        """Store one layer's new keys and values; return views of all columns up to ``places.end``.
 
-        The slots' lengths do not change until `advance`, so that every layer writes to the same places.
+        The slots' lengths do not change until `advance`, so that every layer writes to the same columns.
         """
         self._put(self.keys[layer], keys_BKTH, places)
         self._put(self.values[layer], values_BKTH, places)
         return self.keys[layer][:, :, : places.end], self.values[layer][:, :, : places.end]
 
     def extend(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """Do what `write` does; where gradients are recorded, let them flow to the new keys and values.
+        """Call `write`; if autograd is on, return copies through which gradients flow to the new keys and values.
 
-        Keys and values of earlier passes are constants if those passes recorded no gradients. If they did record them,
-        a backward pass that reaches those keys and values raises a RuntimeError, since their gradients are lost.
+        Keys and values of earlier passes without autograd are constants. If an earlier pass recorded gradients, a
+        backward pass that reaches its keys and values raises a RuntimeError, since their gradients are lost.
         """
         if not (torch.is_grad_enabled() and (keys_BKTH.requires_grad or values_BKTH.requires_grad)):
             return self.write(layer, keys_BKTH, values_BKTH, places)
@@ -184,7 +187,7 @@ class KVCache:
             stored = self.write(layer, keys_BKTH, values_BKTH, places)
         whole = []
         for part_BKSH, new_BKTH in zip(stored, (keys_BKTH, values_BKTH), strict=True):
-            # A copy: the store is written again before the backward pass. New columns are as stored, rounded ones too.
+            # Copies, since later passes write to the store before the backward pass. New columns hold stored values.
             copy_BKSH = part_BKSH.clone()
             if self._recorded:
                 copy_BKSH = _Unreachable.apply(copy_BKSH.requires_grad_())
@@ -204,15 +207,15 @@ class KVCache:
             store_BKSH[rows, :, places.columns_BT] = new_BKTH.transpose(1, 2).to(store_BKSH.dtype)
 
     def advance(self, new: int) -> None:
-        """Count ``new`` more tokens in every slot."""
+        """Add ``new`` to the length of every slot."""
         self._recorded |= self._records
         self.lengths[:] = [length + new for length in self.lengths]
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Forget what each slot holds beyond the given length (padding, a rejected draft, an old ending).
+        """Drop the tokens of each slot from the given length on (padding, rejected draft tokens).
 
         Raises:
-            ValueError: If there is not one length for each slot, or a slot holds fewer tokens than it should keep.
+            ValueError: If there is not one length for each slot, or a slot is shorter than its new length.
         """
         if len(lengths) != self.batch_size:
             raise ValueError(f"{len(lengths)} lengths for {self.batch_size} slots")
@@ -221,13 +224,13 @@ class KVCache:
                 raise ValueError(f"slot {slot} holds {held} tokens; it cannot be cut to {length}")
         self.lengths[:] = lengths
 
-    @torch.inference_mode(False)  # what is made in it could not be written to once it is over
+    @torch.inference_mode(False)  # a tensor allocated in inference mode could not be written to outside of it
     @torch.no_grad()
     def widened(self, max_length: int) -> KVCache:
-        """Return a cache whose slots hold ``max_length`` tokens, and in their first columns what these hold.
+        """Return a copy of this cache with a larger capacity.
 
         Raises:
-            ValueError: If that is less than now.
+            ValueError: If ``max_length`` is less than the present capacity.
         """
         if max_length < self.capacity:
             raise ValueError(f"max_length is {max_length}; expected at least the present {self.capacity}")
@@ -239,7 +242,7 @@ class KVCache:
         return wider
 
     def rows(self, start: int, end: int) -> KVCache:
-        """Return a cache that shares slots ``start`` to ``end``; its lengths are its own: copy them back when done.
+        """Return a view of the slots from ``start`` to ``end``: the memory is shared, the lengths are copied.
 
         Raises:
             ValueError: If the range is empty or outside the cache.
@@ -253,17 +256,19 @@ class KVCache:
         return view
 
     def reorder(self, sources: Sequence[int], start: int = 0) -> None:
-        """Make each slot hold what slot ``sources[slot]`` held before (beam search).
+        """Copy slot ``sources[slot]`` to each ``slot`` at once (beam search).
 
         Args:
-            sources: One for each slot.
-            start: Columns before this one are alike in all slots, and need not move.
+            sources: One slot for each slot.
+            start: The first column that differs between slots; earlier ones are not copied.
         """
         if list(sources) == list(range(self.batch_size)):
             return
         index = torch.tensor(sources, device=self.keys[0].device)
         end = max(self.lengths)
-        for layers in (part for store in self.stores for part in store.unbind(0)):  # what moves is copied first
+        for layers in (
+            part for store in self.stores for part in store.unbind(0)
+        ):  # index_select copies before the write
             layers[..., start:end, :] = layers[..., start:end, :].index_select(1, index)
         self._reorder_lengths(sources)
 
@@ -272,7 +277,7 @@ class KVCache:
         self.prompt_lengths[:] = [self.prompt_lengths[source] for source in sources]
 
     def copy(self, source: int, target: int) -> None:
-        """Make one slot hold what another does (samples of one prompt)."""
+        """Copy one slot to another (several sequences of one prompt)."""
         length = self.lengths[source]
         for store in self.stores:
             store[:, :, target, :, :length] = store[:, :, source, :, :length]
@@ -282,6 +287,6 @@ class KVCache:
         self.lengths[target], self.prompt_lengths[target] = self.lengths[source], self.prompt_lengths[source]
 
     def move(self, source: int, target: int) -> None:
-        """Copy one slot onto another and empty the first (a request left; the last one takes its place)."""
+        """Copy one slot to another and empty the first (continuous batching fills the slot of a finished request)."""
         self.copy(source, target)
         self.lengths[source] = 0

@@ -1,4 +1,4 @@
-"""What every loader does: an empty model of the right shape, filled tensor by tensor, or not at all."""
+"""Steps that all checkpoint formats share: check shapes, allocate a model, copy tensors, reorder rows for RoPE."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def empty_model(
     device: torch.device,
     model_class: type[Model],
 ) -> Model:
-    """Return a model whose weights are allocated but not set, in evaluation mode."""
+    """Return a model with uninitialized weights, in evaluation mode."""
     model = model_class(config, device="meta", dtype=dtype)
     model.allocate(device)
     return model.eval()
@@ -28,10 +28,10 @@ def empty_model(
 def expected_shapes(
     config: LlamaConfig, model_class: type[Pretrained] = LlamaForCausalLM
 ) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor a checkpoint of this config holds; a tied head is left out.
+    """Return the names and shapes of the tensors in a checkpoint of this config, without a tied ``lm_head``.
 
     Example:
-        >>> len(expected_shapes(LlamaConfig()))  # 9 a layer, embedding, final norm, head
+        >>> len(expected_shapes(LlamaConfig()))  # 9 per layer, embedding, final norm, head
         291
     """
     shapes = {name: tuple(t.shape) for name, t in model_class(config, device="meta").state_dict().items()}
@@ -41,10 +41,10 @@ def expected_shapes(
 
 
 def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tuple[int, ...]], source: Path) -> None:
-    """Check a checkpoint's tensors against the model's, before any is read.
+    """Check the shapes of a checkpoint's tensors against the model's, before any tensor is read.
 
     Raises:
-        ValueError: Naming tensors that are missing, unexpected or of another shape, the first eight of each.
+        ValueError: If tensors are missing, unexpected or of another shape; it names the first eight of each.
     """
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
@@ -64,9 +64,11 @@ def check_shapes(found: Mapping[str, Iterable[int]], expected: Mapping[str, tupl
 
 @torch.no_grad()
 def fill(model: Model, tensors: Iterable[tuple[str, Tensor]]) -> Model:
-    """Copy each named tensor into the model, converting its dtype; return the model.
+    """Copy each named tensor into the model, converted to its dtype, and return the model.
 
-    Names and shapes must have been checked. Only one tensor is held besides the model's own.
+    The names and shapes must have passed `check_shapes`.
+
+    Cost: memory for one tensor besides the model.
     """
     targets = model.state_dict()
     for name, tensor in tensors:
@@ -75,14 +77,42 @@ def fill(model: Model, tensors: Iterable[tuple[str, Tensor]]) -> Model:
 
 
 def check_plain(model: nn.Module, expected: Collection[str]) -> None:
-    """Refuse to write a model with other weights than those expected.
+    """Check that a model has exactly the expected tensors.
 
     Raises:
-        ValueError: If layers were replaced by adapted or quantised ones.
+        ValueError: If layers were replaced by adapted or quantized ones.
     """
     changed = sorted((set(expected) ^ model.state_dict().keys()) - {"lm_head.weight"})
     if changed:
         raise ValueError(
-            "the model's layers were replaced (adapters, quantised weights), so it is not a plain checkpoint: "
+            "the model's layers were replaced (adapters, quantized weights), so it is not a plain checkpoint: "
             f"{changed[0]} and {len(changed) - 1} others differ; remove or dequantize them, or save the adapter alone"
         )
+
+
+def half_split_rows(weight: Tensor, heads: int) -> Tensor:
+    """Return a query or key projection with its rows ordered for half-split RoPE pairs.
+
+    Meta and llama.cpp rotate the features `(2 i, 2 i + 1)` of a head as a pair, Hugging Face `(i, i + H/2)`.
+
+    Args:
+        weight: Weight `(heads * H, D)` or bias `(heads * H,)`, ordered for interleaved pairs.
+        heads: Heads of a query projection, KV heads of a key projection.
+
+    Example:
+        >>> half_split_rows(torch.arange(8), heads=2)
+        tensor([0, 2, 1, 3, 4, 6, 5, 7])
+    """
+    pairs = weight.shape[0] // heads // 2
+    return weight.view(heads, pairs, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def interleaved_rows(weight: Tensor, heads: int) -> Tensor:
+    """Return a query or key projection with its rows ordered for interleaved pairs: the inverse of `half_split_rows`.
+
+    Example:
+        >>> interleaved_rows(torch.tensor([0, 2, 1, 3]), heads=1)
+        tensor([0, 1, 2, 3])
+    """
+    pairs = weight.shape[0] // heads // 2
+    return weight.view(heads, 2, pairs, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

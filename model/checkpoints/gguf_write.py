@@ -1,6 +1,6 @@
-"""Write a LLaMA as a GGUF file that llama.cpp runs: the inverse of `bpe_llama.model.checkpoints.gguf`.
+"""Writes a LLaMA as a GGUF file that llama.cpp runs: the inverse of `bpe_llama.model.checkpoints.gguf`.
 
-Norms, biases and routers stay float32, as llama.cpp wants them; the chosen format is that of the matrices.
+The chosen tensor type is that of the matrices; norms, biases and routers are float32, as llama.cpp requires.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -21,23 +21,16 @@ from torch import Tensor
 from bpe_llama._files import written_whole
 from bpe_llama._gguf_special import end_ids
 from bpe_llama._gguf_tokenizer_out import with_end_ids
-from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes
-from bpe_llama.model.checkpoints.gguf import (
-    EXPERT_NAMES,
-    LAYER_NAMES,
-    OUTER_NAMES,
-    ROPE_FACTORS,
-    ROUTER_NAMES,
-    SAMPLING_KEYS,
-    interleaved_rows,
-)
+from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes, interleaved_rows
+from bpe_llama.model.checkpoints.gguf_config import SAMPLING_KEYS
+from bpe_llama.model.checkpoints.gguf_tensors import EXPERT_NAMES, LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS, ROUTER_NAMES
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 
 FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # `general.file_type`, which llama.cpp shows
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # `general.file_type`, which llama.cpp prints
 _BLOCK = 32
-"""Numbers of a row that share a scale in Q8_0 and Q4_0."""
+"""Elements of a row that share a scale in Q8_0 and Q4_0."""
 _BLOCK_BYTES = {"F32": 4 * _BLOCK, "F16": 2 * _BLOCK, "BF16": 2 * _BLOCK, "Q8_0": 34, "Q4_0": 18}
 
 
@@ -48,25 +41,25 @@ def save_gguf(
     tokenizer: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `model` to the GGUF file `path`, which appears whole or not at all.
+    """Write a model to a GGUF file; an interrupted call leaves no partial file.
 
     Args:
         model: A LLaMA or Mixtral.
-        path: The file; replaced where it exists.
-        dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`: the model's own. Of the
-            last two, matrices whose rows are no multiple of 32 are written as float16.
-        tokenizer: Metadata that describes the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
-        progress: Called with tensors written and tensors in all, after each.
+        path: The file; replaced if it exists.
+        dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`, the model's own. With `"q8_0"`
+            and `"q4_0"`, matrices whose row length is not a multiple of 32 are written as float16.
+        tokenizer: Metadata of the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
+        progress: Called after each tensor with the tensors written so far and their total.
 
     Warns:
-        UserWarning: If more ids end a text than the file has keys for, or the model's defaults of generation have none.
+        UserWarning: If GGUF has no key for one of the EOS ids or generation defaults.
 
     Raises:
-        ValueError: If the format is unknown, GGUF's llama architecture cannot express the config, or layers were
-            replaced by adapted or quantised ones.
+        ValueError: If the dtype is unknown, GGUF's llama architecture cannot express the config, or layers were
+            replaced by adapted or quantized ones.
         OSError: If the file cannot be written.
 
-    Cost: one pass; besides the model it holds one tensor in float32.
+    Cost: one pass; memory for one tensor in float32 besides the model.
     """
     import gguf
 
@@ -80,7 +73,7 @@ def save_gguf(
     metadata = {**metadata_of(model.config), "general.file_type": _FILE_TYPES[stored], **tokenizer}
     metadata = with_end_ids(metadata, ends, model.config.vocab_size) | _sampling(model)
     tensors = _tensors(model)
-    kinds = {name: _format_of(name, parts[0], stored) for name, parts in tensors.items()}
+    kinds = {name: _tensor_type(name, parts[0], stored) for name, parts in tensors.items()}
     with written_whole(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         try:
@@ -88,8 +81,8 @@ def save_gguf(
                 writer.add_key_value(key, value, _value_type(gguf, value), _item_type(gguf, value))
             for name, parts in tensors.items():
                 shape = (len(parts), *parts[0].shape) if len(parts) > 1 else parts[0].shape
-                numbers, kind = math.prod(shape), kinds[name]
-                nbytes = numbers * _BLOCK_BYTES[kind] // _BLOCK
+                elements, kind = math.prod(shape), kinds[name]
+                nbytes = elements * _BLOCK_BYTES[kind] // _BLOCK
                 quantized = gguf.GGMLQuantizationType[kind]
                 writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=quantized)
             writer.write_header_to_file()
@@ -106,7 +99,7 @@ def save_gguf(
 
 
 def _sampling(model: LlamaForCausalLM) -> dict[str, Any]:
-    """Return the model's defaults of sampling, as far as GGUF has keys for them; warn of the others."""
+    """Return the sampling defaults for which GGUF has keys; warn of the others."""
     defaults = model.generation_config.sampling_defaults
     lost = {name: value for name, value in defaults.items() if name not in SAMPLING_KEYS}
     if model.generation_config.max_length is not None:
@@ -127,9 +120,9 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
     """Return the `llama.*` metadata of a config.
 
     Raises:
-        ValueError: If the config has something GGUF's llama architecture cannot express.
+        ValueError: If GGUF's llama architecture cannot express the config; it names the fields.
     """
-    unlike = {
+    inexpressible = {
         "num_local_experts": config.num_local_experts == 1,
         "sliding_window": config.sliding_window is not None,
         "position_encoding": config.position_encoding != "rotary",
@@ -137,8 +130,8 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
         "rope_parameters": config.rope["rope_type"] == "yarn" and not _plain_yarn(config.rope),
         "rope_type": config.rope["rope_type"] not in ("default", "linear", "yarn", "llama3"),
     }
-    if any(unlike.values()):
-        names = ", ".join(name for name, wrong in unlike.items() if wrong)
+    if any(inexpressible.values()):
+        names = ", ".join(name for name, wrong in inexpressible.items() if wrong)
         raise ValueError(f"a GGUF file of architecture llama cannot express this config: {names}")
     metadata = {
         "llama.block_count": config.num_hidden_layers,
@@ -170,14 +163,14 @@ def metadata_of(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _plain_yarn(rope: Mapping[str, Any]) -> bool:
-    """Return whether YaRN's options are those that llama.cpp takes where the file names none."""
+    """Return whether YaRN's options are llama.cpp's defaults, since a GGUF file does not store them."""
     usual = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None}
     usual["truncate"] = True
     return all(rope.get(name, value) in (None, value) for name, value in usual.items())
 
 
 def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
-    """Return GGUF's names and what is stored under each: one tensor, or those of all experts of a layer, in order."""
+    """Return the tensors of each GGUF name: one, or those of all experts of a layer in order."""
     layer_names = {theirs: ours for ours, theirs in (LAYER_NAMES | ROUTER_NAMES).items()}
     outer_names = {theirs: ours for ours, theirs in OUTER_NAMES.items()}
     expert_names = {theirs: ours for ours, theirs in EXPERT_NAMES.items()}
@@ -206,14 +199,14 @@ def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
     return interleaved_rows(tensor, config.kv_heads) if ".attn_k." in name else tensor
 
 
-def _format_of(name: str, tensor: Tensor, stored: str) -> str:
+def _tensor_type(name: str, tensor: Tensor, stored: str) -> str:
     if tensor.dim() < 2 or ".ffn_gate_inp." in name:
         return "F32"
     return "F16" if stored.startswith("Q") and tensor.shape[-1] % _BLOCK else stored
 
 
 def _value_type(gguf: Any, value: Any) -> Any:
-    """Return the type GGUF's llama.cpp readers expect: unsigned for integers, float32 for fractions."""
+    """Return the GGUF type that llama.cpp expects: uint32 for integers, float32 for floats."""
     if isinstance(value, int) and not isinstance(value, bool):
         return gguf.GGUFValueType.UINT32
     return gguf.GGUFValueType.ARRAY if isinstance(value, list) else gguf.GGUFValueType.get_type(value)

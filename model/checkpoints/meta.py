@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill
+from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill, half_split_rows
 from bpe_llama.model.checkpoints.tensor_files import (
     FLOATS,
     Stored,
@@ -102,7 +102,7 @@ def load(
             target, axis = names[name][0], axes[name]
             tensor = parts[0] if axis is None else torch.cat(parts, dim=axis)
             if target.endswith(("q_proj.weight", "k_proj.weight")):
-                tensor = half_split(tensor, config.head_size)
+                tensor = half_split_rows(tensor, len(tensor) // config.head_size)
             yield target, tensor
             if progress is not None:
                 progress(done, len(names))
@@ -149,17 +149,6 @@ def _parts(shards: list[dict[str, Stored]], names: list[str]) -> Iterator[tuple[
             mapped, done = [open_pickled(path) for path in paths], 0
         yield name, [shard[name] for shard in mapped]
         done += sum(shard[name].nbytes for shard in mapped)
-
-
-def half_split(weight_OD: Tensor, head_dim: int) -> Tensor:
-    """Return a projection whose heads pair feature ``i`` with ``i + H/2``, given one that pairs ``2i`` with ``2i + 1``.
-
-    Example:
-        >>> half_split(torch.tensor([[0], [1], [2], [3]]), 4).flatten().tolist()
-        [0, 2, 1, 3]
-    """
-    rows, width = weight_OD.shape
-    return weight_OD.view(rows // head_dim, head_dim // 2, 2, width).transpose(1, 2).reshape(rows, width)
 
 
 def _translate(name: str) -> tuple[str, int | None]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bpe_llama.model.backends.cpu.decoder import FusedDecoder
 from bpe_llama.model.backends.forward import Forward, decoder_for, forward_for, prefill_padded
-from bpe_llama.model.cache.forms import make_cache
+from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.prompts import whole_ids
 from bpe_llama.model.generation.sampler_dispatch import record_logprobs, record_prompt_logprobs, sample_next_ids

@@ -1,4 +1,4 @@
-"""Grouped-query attention: many query heads look at fewer key-value heads.
+"""Grouped-query attention: several query heads share one key-value head.
 
 Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``D`` hidden_size, ``N`` heads, ``K`` KV heads,
 ``H`` head_dim.
@@ -23,15 +23,15 @@ def visible_keys(
     device: torch.device,
     window: int | None = None,
 ) -> Visible:
-    """Return which keys the queries of one forward pass may look at; made once, used by every layer.
+    """Return the keys that each query of a forward pass attends to; it is computed once for all layers.
 
     Args:
         length: T, the new tokens of each row.
-        places: Where a cache puts them, if there is one.
-        attention_mask: (B, S), nonzero where a column holds a token and zero where it is padding; S counts the
-            cached columns too. None where nothing is padded.
-        device: Where the mask is to be.
-        window: Look at this many keys at most, the query's own included; None looks at all.
+        places: The cache columns of the new tokens; None without a cache.
+        attention_mask: (B, S), nonzero for tokens and zero for padding; S includes the cached columns. None if nothing
+            is padded.
+        device: Device of the mask.
+        window: The sliding window in tokens, the query's own included; None attends to all.
 
     Raises:
         ValueError: If the mask does not cover S columns.
@@ -39,7 +39,7 @@ def visible_keys(
     end = places.end if places else length
     if places is not None and places.held_BS is not None and places.positions_BT is not None:
         if attention_mask is not None:
-            raise ValueError("a cache that wraps around takes no attention_mask; give each row a length of its own")
+            raise ValueError("a sliding-window cache takes no attention_mask; give each row a length of its own")
         query_BT1, held_B1S = places.positions_BT[..., None], places.held_BS[:, None]
         mask_BTS = (held_B1S >= 0) & (held_B1S <= query_BT1)
         if window is not None:
@@ -49,8 +49,8 @@ def visible_keys(
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
         )
-    everything_in_reach = window is None or window >= end
-    if attention_mask is None and everything_in_reach and (places is None or places.uniform):
+    window_covers_all = window is None or window >= end
+    if attention_mask is None and window_covers_all and (places is None or places.uniform):
         if end == length:
             return Visible(causal=True)
         if length == 1:
@@ -64,13 +64,13 @@ def visible_keys(
     if window is not None:
         mask_BTS = mask_BTS & (key_S > query_BT1 - window)
     if attention_mask is not None:
-        # A padded query may look at itself, lest its softmax divide by zero; nobody looks at its output.
+        # A padded query attends to itself, so that its softmax is defined; its output is never used.
         mask_BTS = mask_BTS & attention_mask.bool()[:, None] | (key_S == query_BT1)
     return Visible(mask=mask_BTS[:, None])
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention with rotary positions, computed by one of `attention_backends`.
+    """Scaled dot-product attention with RoPE, computed by one of `attention_backends`.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245 (grouped queries).
     """
@@ -100,13 +100,13 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         places: Places | None = None,
     ) -> Tensor:
-        """Return what each token gathers from those it may look at, (B, T, D)."""
+        """Return the attention output, (B, T, D); with a cache, append the new keys and values to it."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         query_BNTH = apply_rope(self.q_proj(x_BTD).view(heads).transpose(1, 2), rotation)
         key_BKSH = apply_rope(self.k_proj(x_BTD).view(heads).transpose(1, 2), rotation)
         value_BKSH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
         if cache is not None and places is not None:
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, places)
-        gathered_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
-        out: Tensor = self.o_proj(gathered_BNTH.transpose(1, 2).flatten(2))
+        attention_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
+        out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out

@@ -1,4 +1,4 @@
-"""The product at the heart of attention, by several kernels that agree.
+"""Scaled dot-product attention by several backends, which return the same result up to rounding.
 
 Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``N`` heads, ``K`` KV heads, ``G`` query heads per KV head
 (N / K), ``H`` head_dim.
@@ -19,32 +19,34 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Visible:
-    """Which keys each query may look at: every earlier one (``causal``), those of ``mask``, or all (neither).
+    """The keys that each query attends to: its own and earlier ones (``causal``), those in ``mask``, or all.
 
-    ``mask`` is boolean, (B or 1, 1, T, S), true where a query may look.
+    Attributes:
+        causal: Query ``t`` of T attends to the first ``S - T + t + 1`` keys.
+        mask: bool, (B or 1, 1, T, S), true if the query attends to the key.
     """
 
     causal: bool = False
     mask: Tensor | None = None
 
     def as_mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
-        """Return the boolean mask, (B or 1, 1, T, S), made if there was none."""
+        """Return the mask, bool (B or 1, 1, T, S)."""
         if self.mask is not None:
             return self.mask
-        everything = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
-        return everything.tril(keys - queries) if self.causal else everything
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+        return mask.tril(keys - queries) if self.causal else mask
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Visible, float], Tensor]
-"""Takes queries (B, N, T, H), keys and values (B, K, S, H), what is visible and the probability with which an attention
-weight is dropped, its neighbours being scaled up; returns (B, N, T, H)."""
+"""Takes queries (B, N, T, H), keys and values (B, K, S, H), `Visible` and the dropout probability of attention weights;
+returns the attention output (B, N, T, H)."""
 
 
 def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
-    """Return the attention of each query through torch's fused kernels.
+    """Return the attention output, (B, N, T, H), of `torch.nn.functional.scaled_dot_product_attention`.
 
-    Keys and values are not repeated for the query heads that share them. A single token's query heads are laid out
-    as if they were ``G`` queries in a row, which needs no special kernel and reads each key once.
+    Keys and values are not repeated for the query heads that share them. At T = 1 the ``G`` query heads of a KV head
+    become ``G`` queries of one head, so that each key is read once.
 
     Example:
         >>> query, key = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 5, 8)
@@ -70,7 +72,7 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
 
 
 def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) -> Tensor:
-    """Return how much each query looks at each key, (B, N, T, S), each row summing to 1; the softmax is in float32."""
+    """Return the attention weights, (B, N, T, S), whose rows sum to 1; the softmax is computed in float32."""
     key_BNSH = key_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
     scores = query_BNTH @ key_BNSH.transpose(-1, -2) * query_BNTH.shape[-1] ** -0.5
     mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
@@ -79,7 +81,7 @@ def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) ->
 
 
 def eager(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
-    """Return the attention of each query by the formula itself: the readable form the others are held to.
+    """Return the attention output, (B, N, T, H), by the definition: the oracle of the other backends.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
     """
@@ -89,20 +91,20 @@ def eager(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Vis
     return out
 
 
-def recording(kept: list[Tensor]) -> Backend:
-    """Return `eager` as a back end that also appends the weights of each call to ``kept``.
+def recording(recorded: list[Tensor]) -> Backend:
+    """Return a backend that computes `eager` and appends the attention weights of each call to ``recorded``.
 
     Example:
-        >>> kept = []
-        >>> _ = recording(kept)(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.ones(1, 2, 3, 8), Visible())
-        >>> kept[0].shape
+        >>> recorded = []
+        >>> _ = recording(recorded)(torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.ones(1, 2, 3, 8), Visible())
+        >>> recorded[0].shape
         torch.Size([1, 4, 3, 3])
     """
 
     def record(
         query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0
     ) -> Tensor:
-        kept.append(attention_weights(query_BNTH, key_BKSH, visible))
+        recorded.append(attention_weights(query_BNTH, key_BKSH, visible))
         return eager(query_BNTH, key_BKSH, value_BKSH, visible, dropout)
 
     return record
@@ -117,12 +119,14 @@ def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
 
 
 def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
-    """Return the attention of each query through a kernel compiled for its mask (Dong et al. 2024, arXiv:2412.05496).
+    """Return the attention output, (B, N, T, H), of torch's FlexAttention.
 
-    On CUDA the first call compiles; on the CPU, where that takes minutes, the same program runs uncompiled.
+    Cost: the first call on CUDA compiles a kernel. On the CPU, where that takes minutes, it runs uncompiled.
 
     Raises:
-        ValueError: If attention weights are to be dropped.
+        ValueError: If ``dropout`` is not 0.
+
+    Source: Dong et al. 2024, arXiv:2412.05496.
     """
     if dropout:
         raise ValueError(f"attention_dropout is {dropout}, which flex attention cannot apply; use 'sdpa' in training")
@@ -140,15 +144,19 @@ def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
 
 
 def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
-    """Return the attention of each query through the flash-attn package (Dao 2023, arXiv:2307.08691).
+    """Return the attention output, (B, N, T, H), of the flash-attn package.
 
     Raises:
-        ValueError: If rows are padded or of unlike length, or weights are not 16 bits wide on CUDA.
+        ValueError: If rows are padded or differ in length, or the queries are not float16 or bfloat16 on CUDA.
+
+    Source: Dao 2023, arXiv:2307.08691.
     """
     from flash_attn import flash_attn_func
 
     if visible.mask is not None:
-        raise ValueError("flash attention takes no mask; use 'sdpa' for padded rows, sliding windows or unlike lengths")
+        raise ValueError(
+            "flash attention takes no mask; use 'sdpa' for padded rows, sliding windows or rows of different lengths"
+        )
     if query_BNTH.device.type != "cuda" or query_BNTH.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"flash attention computes float16 and bfloat16 on CUDA, not {query_BNTH.dtype} on {query_BNTH.device}"
@@ -162,10 +170,10 @@ _BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "eager": eager, "flex": flex, "fl
 
 
 def backend_named(name: str) -> Backend:
-    """Return the back end of that name.
+    """Return the attention backend with this name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such backend.
         ImportError: If it needs a package that is not installed.
 
     Example:
@@ -173,7 +181,7 @@ def backend_named(name: str) -> Backend:
         True
     """
     if name not in _BACKENDS:
-        raise ValueError(f"attention back end {name!r} is not one of {', '.join(_BACKENDS)}")
+        raise ValueError(f"attention backend {name!r} is not one of {', '.join(_BACKENDS)}")
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
-        raise ImportError("attention back end 'flash' needs the package flash-attn, which is not installed; use 'sdpa'")
+        raise ImportError("attention backend 'flash' needs the package flash-attn, which is not installed; use 'sdpa'")
     return _BACKENDS[name]

@@ -1,4 +1,4 @@
-"""Rows sorted into groups times a matrix a group, as one operation: a compiler need not know how many rows a group has.
+"""Grouped matrix product as one custom operation: `torch.compile` need not know how many rows each group has.
 
 Shapes: ``P`` rows, ``I`` inputs, ``O`` outputs, ``E`` groups.
 """
@@ -16,9 +16,12 @@ from torch.nn import functional
     "bpe_llama::grouped_linear", mutates_args=(), schema="(Tensor x, Tensor[] weights, Tensor counts) -> Tensor"
 )
 def grouped_linear(x_PI: Tensor, weights_OI: list[Tensor], counts_E: Tensor) -> Tensor:
-    """Return each row times the transposed matrix of its group, (P, O), differentiable once.
+    """Return each row times the transposed matrix of its group, (P, O); it is differentiable once.
 
-    The first ``counts_E[0]`` rows belong to the first group, and so on; the counts, int64, add up to P.
+    Args:
+        x_PI: Rows sorted by group.
+        weights_OI: E matrices.
+        counts_E: int64, the rows of each group; their sum is P.
 
     Example:
         >>> grouped_linear(torch.ones(3, 1), [torch.ones(2, 1), -torch.ones(2, 1)], torch.tensor([1, 2])).tolist()
@@ -32,7 +35,7 @@ def grouped_linear(x_PI: Tensor, weights_OI: list[Tensor], counts_E: Tensor) -> 
     "bpe_llama::grouped_outer", mutates_args=(), schema="(Tensor y, Tensor x, Tensor counts) -> Tensor[]"
 )
 def grouped_outer(y_PO: Tensor, x_PI: Tensor, counts_E: Tensor) -> list[Tensor]:
-    """Return the sum of the outer products of each group's rows, E times (O, I): the gradients of the matrices."""
+    """Return the gradients of the matrices, E times (O, I): for each group the sum of its rows' outer products."""
     counts = counts_E.tolist()
     return [y.T @ x for y, x in zip(torch.split(y_PO, counts), torch.split(x_PI, counts), strict=True)]
 
@@ -47,7 +50,7 @@ def _(y_PO: Tensor, x_PI: Tensor, counts_E: Tensor) -> list[Tensor]:
     return [y_PO.new_empty(y_PO.shape[1], x_PI.shape[1]) for _ in range(counts_E.shape[0])]
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, list[Tensor], Tensor], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor], Tensor], output: Tensor) -> None:
     x_PI, weights_OI, counts_E = inputs
     ctx.save_for_backward(x_PI, counts_E, *weights_OI)
 
@@ -56,9 +59,9 @@ def _backward(ctx: Any, gradient_PO: Tensor) -> tuple[Tensor | None, list[Tensor
     x_PI, counts_E, *weights_OI = ctx.saved_tensors
     needs_x, needs_weights, _ = ctx.needs_input_grad
     gradient_PO = gradient_PO.contiguous()
-    of_x = grouped_linear(gradient_PO, [weight.T for weight in weights_OI], counts_E) if needs_x else None
-    of_weights = grouped_outer(gradient_PO, x_PI, counts_E) if any(needs_weights) else [None] * len(weights_OI)
-    return of_x, of_weights, None
+    x_gradient = grouped_linear(gradient_PO, [weight.T for weight in weights_OI], counts_E) if needs_x else None
+    weight_gradients = grouped_outer(gradient_PO, x_PI, counts_E) if any(needs_weights) else [None] * len(weights_OI)
+    return x_gradient, weight_gradients, None
 
 
-grouped_linear.register_autograd(_backward, setup_context=_remember)
+grouped_linear.register_autograd(_backward, setup_context=_setup_context)

@@ -1,4 +1,4 @@
-"""The matrix products of a layer, whole or in the slices of a tensor-parallel pretraining run.
+"""Linear layers, whole or in the slices of a tensor-parallel pretraining run.
 
 Shapes: ``B`` batch, ``T`` length, ``I`` in_features, ``O`` out_features.
 """
@@ -13,14 +13,17 @@ from bpe_llama.model.config import LlamaConfig
 
 
 def linear(config: LlamaConfig, inputs: int, outputs: int, bias: bool = False, sum_slices: bool = False) -> nn.Linear:
-    """Return a linear layer, in ``config.pretraining_tp`` slices if that is more than 1.
+    """Return a linear layer, computed in ``config.pretraining_tp`` slices.
 
     Args:
-        config: Of the model.
-        inputs: Width of the input.
-        outputs: Width of the output.
-        bias: Whether a vector is added.
-        sum_slices: Cut the input and sum, rather than cut the output and join: for the layer that follows a cut one.
+        config: Config of the model.
+        inputs: I.
+        outputs: O.
+        bias: Whether the layer has a bias.
+        sum_slices: Slice the input and sum (row parallel) instead of slicing the output and concatenating (column
+            parallel).
+
+    Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
     """
     if config.pretraining_tp == 1:
         return nn.Linear(inputs, outputs, bias=bias)
@@ -28,7 +31,7 @@ def linear(config: LlamaConfig, inputs: int, outputs: int, bias: bool = False, s
 
 
 class SlicedLinear(nn.Linear):
-    """A linear layer computed in slices, rounding as the ranks of a tensor-parallel run did."""
+    """A linear layer computed in slices, which rounds as a tensor-parallel run does."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool, slices: int, sum_slices: bool) -> None:
         super().__init__(inputs, outputs, bias=bias)
@@ -36,7 +39,7 @@ class SlicedLinear(nn.Linear):
         self.sum_slices = sum_slices
 
     def forward(self, x_BTI: Tensor) -> Tensor:
-        """Return the same as `torch.nn.Linear`, up to rounding, (B, T, O)."""
+        """Return the output of `torch.nn.Linear` up to rounding, (B, T, O)."""
         if not self.sum_slices:
             out = torch.cat([functional.linear(x_BTI, part) for part in self.weight.chunk(self.slices, dim=0)], dim=-1)
         else:

@@ -1,6 +1,6 @@
-"""The training losses.
+"""The next-token loss, and the same loss without the logits of all positions in memory.
 
-Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size.
+Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size, ``M`` positions with a next token.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-"""The label that counts for nothing (padding, a prompt that is not trained on)."""
+"""The label of positions without loss (padding, prompts)."""
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: int | None = None) -> Tensor:
-    """Return the mean cross-entropy of each next token, float32.
+    """Return the mean cross-entropy of the next tokens, a float32 scalar.
 
-    Position ``t`` is scored against the label at ``t + 1``; the last position has nothing to predict. If every label
-    is ignored the mean is over nothing: not a number, as in transformers.
+    The logits at ``t`` predict the label at ``t + 1``; the last position predicts nothing. If all labels are ignored
+    the mean is NaN, as in transformers.
 
     Args:
-        logits_BTV: Scores.
+        logits_BTV: Any float dtype; the loss is computed in float32.
         labels_BT: int64; -100 is ignored.
-        num_items_in_batch: Divide the sum by this, the learned tokens of several batches, instead of by those of this
-            one: the losses of the batches then add up to the mean over all their tokens.
+        num_items_in_batch: Divide the summed loss by this number instead of by the number of labels that are not
+            ignored. With the learned tokens of several batches, their losses add up to the mean over all tokens.
 
     Raises:
-        ValueError: If shapes differ, or a label is neither -100 nor inside the vocabulary (checked on the CPU).
+        ValueError: If shapes differ, or a label is neither -100 nor in the vocabulary (checked on the CPU).
         TypeError: If labels are not int64.
 
     Example:
@@ -46,12 +46,12 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: i
 def chunked_next_token_loss(
     hidden_BTD: Tensor, head: nn.Module, labels_BT: Tensor, chunk_size: int, num_items_in_batch: int | None = None
 ) -> Tensor:
-    """Return `next_token_loss` of ``head(hidden)``, computed for ``chunk_size`` positions at a time.
-
-    Each chunk's logits are freed at once and computed again for its gradient, so memory holds one chunk of them.
+    """Return `next_token_loss` of ``head(hidden_BTD)``, computed for ``chunk_size`` positions at a time.
 
     Raises:
         ValueError: As `next_token_loss`, or if ``chunk_size`` is below 1.
+
+    Cost: memory for the logits of one chunk; the backward pass computes them again.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
@@ -71,7 +71,7 @@ def chunked_next_token_loss(
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:
-    """Check that labels are -100 or ids; elsewhere than on the CPU torch reports what is out of range itself.
+    """Check that labels are -100 or ids. The range is checked on the CPU alone; on CUDA torch reports it.
 
     Raises:
         ValueError: If a label is out of range.

@@ -13,19 +13,19 @@ from bpe_llama.model.layers.linear import linear
 
 
 class MLP(nn.Module):
-    """SwiGLU: one projection, gated by the SiLU of another, projected back.
+    """SwiGLU: ``down_proj(silu(gate_proj(x)) * up_proj(x))``.
 
     Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        inner = config.intermediate_size
-        self.gate_proj = linear(config, config.hidden_size, inner, config.mlp_bias)
-        self.up_proj = linear(config, config.hidden_size, inner, config.mlp_bias)
-        self.down_proj = linear(config, inner, config.hidden_size, config.mlp_bias, sum_slices=True)
+        intermediate = config.intermediate_size
+        self.gate_proj = linear(config, config.hidden_size, intermediate, config.mlp_bias)
+        self.up_proj = linear(config, config.hidden_size, intermediate, config.mlp_bias)
+        self.down_proj = linear(config, intermediate, config.hidden_size, config.mlp_bias, sum_slices=True)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the block's output, same shape and dtype as its input."""
-        gated: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
-        return gated
+        """Return the output, same shape and dtype as the input."""
+        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return out

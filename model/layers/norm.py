@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Divides each vector by its root mean square, then scales each feature.
+    """Divides each vector by its root mean square, and multiplies each feature by a weight.
 
-    The mean is taken in float32 whatever the input, and the quotient is rounded to the input's dtype before the
-    weight is applied, as the reference implementations do.
+    The root mean square is computed in float32. The quotient is rounded to the input's dtype before it is multiplied
+    by the weight, as in Meta's and Hugging Face's code.
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
 
@@ -28,11 +28,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the scaled input, same shape and dtype."""
+        """Return the normalized input, same shape and dtype."""
         x = x_BTD.float()
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * x.to(x_BTD.dtype)
 
     def extra_repr(self) -> str:
-        """Return what ``print(model)`` shows of this layer."""
+        """Return the text that ``print(model)`` shows for this layer."""
         return f"{self.weight.shape[0]}, eps={self.eps}"

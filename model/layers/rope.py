@@ -1,6 +1,7 @@
-"""Rotary position embedding: queries and keys are turned by an angle that grows with their position.
+"""Rotary position embedding (RoPE): queries and keys are rotated by angles proportional to their positions.
 
-Shapes: ``B`` batch, ``T`` length, ``N`` heads, ``H`` head_dim, ``R`` rotated features of a head (H unless partial).
+Shapes: ``B`` batch, ``T`` length, ``N`` heads, ``H`` head_dim, ``R`` rotated features of a head (H unless partial),
+``D`` hidden_size.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT, inverse_frequencies
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, each float32 (B, T, R / 2)."""
+"""The cosines and sines of the angles, each float32 (B, T, R / 2)."""
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns positions into cosines and sines, once a forward pass; every layer uses the same ones."""
+    """Cosines and sines of positions, computed once per forward pass for all layers.
+
+    Source: Su et al. 2021, arXiv:2104.09864, section 3.2.2.
+    """
 
     inv_freq: Tensor
 
@@ -31,7 +35,7 @@ class RotaryEmbedding(nn.Module):
         self.reset_frequencies()
 
     def reset_frequencies(self) -> None:
-        """Compute the inverse frequencies afresh, in float32, on the device the buffer is on."""
+        """Recompute the inverse frequencies in float32 on the buffer's device."""
         self.inv_freq, self.scale = self._frequencies(1)
 
     def _frequencies(self, length: int) -> tuple[Tensor, float]:
@@ -40,7 +44,7 @@ class RotaryEmbedding(nn.Module):
         return torch.tensor(frequencies, dtype=torch.float32, device=self.inv_freq.device), scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
-        # model.to(torch.bfloat16) must not round the frequencies, and to_empty() must not lose them.
+        # model.to(torch.bfloat16) must not round the frequencies, and to_empty() must not drop them.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reset_frequencies()
         return self
@@ -48,14 +52,14 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions_BT: Tensor, prompt_lengths: Sequence[int] = ()) -> Rotation:
         """Return the rotation of each position.
 
-        In kinds that depend on the length of the text, that length is one more than the highest position of a row. If
-        the length of the row's prompt is known, it is the length for every token of the prompt, and one more than its
-        own position for each later token: as if the prompt were prefilled in one pass and later tokens one by one.
-        Cached keys keep their rotation when the row grows, as in transformers.
+        Dynamic NTK and LongRoPE depend on the sequence length. It is one more than the highest position of a row. If
+        the row's prompt length is known, all tokens of the prompt have that length, and each later token has one more
+        than its own position: the rotation does not depend on prefill chunks. Cached keys keep their rotation when
+        the sequence grows, as in transformers.
 
         Args:
-            positions_BT: int64; B may be 1 where all rows share positions.
-            prompt_lengths: For each row the length of its prompt, 0 if not known; empty if no length is known.
+            positions_BT: int64; B may be 1 if all rows have the same positions.
+            prompt_lengths: The prompt length of each row, 0 if unknown; empty if none is known.
 
         Returns:
             Cosines and sines, float32 (B, T, R / 2).
@@ -66,47 +70,47 @@ class RotaryEmbedding(nn.Module):
             if any(prompt_lengths):
                 prompts_B1 = torch.tensor(prompt_lengths, device=positions_BT.device)[:, None]
                 lengths_BT = torch.where(prompts_B1 > 0, (positions_BT + 1).maximum(prompts_B1), lengths_BT)
-            lengths, place_BT = torch.unique(lengths_BT, return_inverse=True)
-            frequencies = torch.stack([self._frequencies(length)[0] for length in lengths.tolist()])[place_BT]
+            lengths, index_BT = torch.unique(lengths_BT, return_inverse=True)
+            frequencies = torch.stack([self._frequencies(length)[0] for length in lengths.tolist()])[index_BT]
         angles = positions_BT[..., None].float() * frequencies
         return angles.cos() * self.scale, angles.sin() * self.scale
 
 
 def apply_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
-    """Return ``x`` with each head vector turned by its position's angle.
+    """Return ``x`` with rotary position embedding applied to each head vector.
 
-    Pairs are half-split (``i`` with ``i + R/2``), the layout of Hugging Face's LLaMA weights; other layouts are
-    permuted once, on load. Features from ``R`` on are left as they are.
+    Pairs are half-split (``i`` with ``i + R/2``), the layout of Hugging Face LLaMA weights; other layouts are permuted
+    on load. Features from ``R`` on are not rotated.
 
     Args:
         x_BNTH: Queries or keys.
-        rotation: What `RotaryEmbedding` returned for their positions.
+        rotation: Cosines and sines of their positions, from `RotaryEmbedding`.
 
     Returns:
-        Same shape and dtype as the input; the product is taken in float32.
+        Same shape and dtype as the input; computed in float32.
 
     Raises:
-        ValueError: If the rotation is wider than the heads.
+        ValueError: If R exceeds H.
 
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34.
 
     Example:
-        >>> quarter_turn = (torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
-        >>> apply_rope(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), quarter_turn).flatten().tolist()
+        >>> by_90_degrees = (torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+        >>> apply_rope(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), by_90_degrees).flatten().tolist()
         [0.0, 1.0]
     """
-    cos, sin = (part[:, None] for part in rotation)  # a head axis to broadcast over
+    cos, sin = (part[:, None] for part in rotation)  # broadcast over heads
     half = cos.shape[-1]
     if 2 * half > x_BNTH.shape[-1]:
-        raise ValueError(f"the rotation turns {2 * half} features, but heads have {x_BNTH.shape[-1]}")
+        raise ValueError(f"the rotation has {2 * half} features, but heads have {x_BNTH.shape[-1]}")
     x = x_BNTH.float()
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
-    return turned.to(x_BNTH.dtype)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+    return rotated.to(x_BNTH.dtype)
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:
-    """Return each column's position, counting only the columns that hold tokens; padding gets 0.
+    """Return the position of each column, int64 (B, S): the tokens before it, padding not counted; padding gets 0.
 
     Example:
         >>> positions_of(torch.tensor([[0, 0, 1, 1, 1]])).tolist()
@@ -116,16 +120,16 @@ def positions_of(attention_mask: Tensor) -> Tensor:
 
 
 class NoRotation(nn.Module):
-    """Stands where `RotaryEmbedding` does in a model whose positions are told otherwise, or not at all."""
+    """Replaces `RotaryEmbedding` in a model without rotary positions."""
 
     def forward(self, positions_BT: Tensor, prompt_lengths: Sequence[int] = ()) -> Rotation:
-        """Return cosines and sines of no features at all."""
-        nothing = torch.zeros(*positions_BT.shape, 0, device=positions_BT.device)
-        return nothing, nothing
+        """Return cosines and sines of zero features, float32 (B, T, 0)."""
+        empty = torch.zeros(*positions_BT.shape, 0, device=positions_BT.device)
+        return empty, empty
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Sines and cosines of each position, added to the token's embedding, for study.
+    """Sinusoidal position embeddings, which are added to the token embeddings; no pretrained LLaMA has them.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
     """
@@ -142,12 +146,12 @@ class SinusoidalEmbedding(nn.Module):
 
 
 def draw_rotation(config: LlamaConfig, path: str | Path, positions: int | None = None) -> None:
-    """Write a picture of how far each pair of a head has turned at each position.
+    """Write an image of the cosine of each pair's angle at each position.
 
     Args:
-        config: Whose rotation; its whole context by default.
-        path: Of the image; the suffix chooses the format.
-        positions: Draw this many.
+        config: Config of the model.
+        path: The image file; its suffix selects the format.
+        positions: The number of positions; by default the context length.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -158,8 +162,6 @@ def draw_rotation(config: LlamaConfig, path: str | Path, positions: int | None =
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(cos[0].T.numpy(), aspect="auto", origin="lower", cmap="RdBu", vmin=-1, vmax=1)
-    axes.set(
-        xlabel="position", ylabel="pair", title=f"cosine of the angle, {config.rope['rope_type']} rotary positions"
-    )
+    axes.set(xlabel="position", ylabel="pair", title=f"cosine of the angle, {config.rope['rope_type']} RoPE")
     figure.colorbar(image, ax=axes)
     figure.savefig(path)

@@ -117,12 +117,12 @@ class PackedLinear(QuantizedLinear):
         taken = x_MI.device.type == "cuda" and x_MI.dtype in (torch.float32, torch.bfloat16) and HAS_TRITON
         if not taken or torch.compiler.is_compiling():  # whose own kernels take the dequantising in
             return None
-        from bpe_llama.model.quantization.triton_matmul import TritonProduct
+        from bpe_llama.model.quantization.triton_matmul import TritonMatmul
 
         codes, scale = self.stored()
         out_MO = x_MI.new_empty(len(x_MI), self.out_features)
         with torch.cuda.device_of(x_MI):  # type: ignore[no-untyped-call]
-            TritonProduct(codes, x_MI.dtype, scale=scale, group=self.group_size).into(x_MI.contiguous(), out_MO)
+            TritonMatmul(codes, x_MI.dtype, scale=scale, group=self.group_size).into(x_MI.contiguous(), out_MO)
         return out_MO
 
     def __getstate__(self) -> dict[str, Any]:

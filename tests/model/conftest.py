@@ -1,4 +1,4 @@
-"""Small models whose weights are large enough for mistakes to show."""
+"""Small models whose weights are large enough for mistakes to show, and a compiler of Triton kernels."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _config(**changes: Any) -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., LlamaConfig]:
-    """Return a maker of small configs: ``tiny_config(attention_bias=True)``."""
+    """Return a function that builds small configs: ``tiny_config(attention_bias=True)``."""
     return _config
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., LlamaForCausalLM]:
-    """Return a maker of small models in evaluation mode."""
+    """Return a function that builds small models in evaluation mode."""
     return lambda seed=0, **changes: LlamaForCausalLM(_config(**changes), seed=seed).eval()
 
 
@@ -50,7 +50,7 @@ MULTIPLES_OF_16 = ("inputs", "outputs", "pitch", "capacity", "vocab_size", "row_
 
 @pytest.fixture
 def compiled_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Return what compiles a Triton kernel down to machine code: Triton brings its own assembler, so needs no GPU."""
+    """Return a function that compiles a Triton kernel to machine code; Triton's own assembler needs no GPU."""
     triton = pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
     from triton.backends.compiler import GPUTarget
 
@@ -58,16 +58,16 @@ def compiled_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
 
     def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], **options: Any) -> Any:
         signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-        # What a launch finds out about torch's memory and the sizes of real models.
+        constexprs = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        # A launch specializes on the alignment of torch's memory and on the sizes of real models.
         aligned = [n for n, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name in MULTIPLES_OF_16]
         attributes = {(n,): [["tt.divisibility", 16]] for n in aligned}
-        source = triton.compiler.ASTSource(kernel, signature, constexprs=places, attrs=attributes)
+        source = triton.compiler.ASTSource(kernel, signature, constexprs=constexprs, attrs=attributes)
         return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True, **options})
 
     return compiled
 
 
 @pytest.fixture(autouse=True)
-def _inference(inference: None) -> None:
-    """Run every test of the model so."""
+def _one_thread(one_thread: None) -> None:
+    """Use `one_thread` in every test of this folder."""

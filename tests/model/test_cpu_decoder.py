@@ -17,7 +17,7 @@ from bpe_llama.model.backends.cpu.decoder import WORKSPACES, FusedDecoder, can_f
 from bpe_llama.model.backends.cpu.native import FEW_KEYS, Rows
 from bpe_llama.model.backends.cpu.ragged import PackedDecoder
 from bpe_llama.model.backends.cpu.weight_layout import lay_flat, side_by_side
-from bpe_llama.model.cache.forms import Int8Cache
+from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 
 Make = Callable[..., LlamaForCausalLM]
@@ -127,7 +127,7 @@ def test_torch_keeps_one_thread_for_few_keys_and_has_all_back(
 ) -> None:
     model = tiny_model(max_position_embeddings=2 * FEW_KEYS)
     looked_at_by_torch = form == "fused, int8 cache"
-    cache = (Int8Cache if looked_at_by_torch else KVCache)(model.config, 1, keys)
+    cache = (QuantizedCache if looked_at_by_torch else KVCache)(model.config, 1, keys)
     cache.lengths[0] = keys - 1
     decoder = FusedDecoder(model)
     step = PackedDecoder(decoder) if form == "packed" else decoder

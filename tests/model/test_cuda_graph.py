@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
-from bpe_llama.model.cache.forms import Int8Cache
+from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -110,8 +110,8 @@ def test_generate_captures_where_it_can(tiny_model: Make, ids: Tensor) -> None:
 
 def test_refusals(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
-    with pytest.raises(ValueError, match="captured with a Int8Cache; expected a full cache"):
-        CudaGraphDecoder(model, Int8Cache(model.config))
+    with pytest.raises(ValueError, match="captured with a QuantizedCache; expected a full cache"):
+        CudaGraphDecoder(model, QuantizedCache(model.config))
     with pytest.raises(ValueError, match="cannot be captured: the experts"):
         CudaGraphDecoder(tiny_model(num_local_experts=2), Engine(model).cache)
     engine = Engine(model, 2)

@@ -355,5 +355,5 @@ def test_a_folder_with_a_tokenizer_that_names_no_ends_ends_where_its_configs_say
     assert (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id) == (None, None)
     assert loaded.end_ids == (257, 260)
     assert loaded.generate("a", allowed_ids=[260], max_new_tokens=5) == ""
-    assert loaded.last is not None and loaded.last.finish == "eos"
+    assert loaded.last is not None and loaded.last.finish_reason == "stop"
     assert loaded.encode("") == [256]  # the generation config's

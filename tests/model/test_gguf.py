@@ -13,8 +13,9 @@ from bpe_llama import Tokenizer
 from bpe_llama._gguf import read_gguf_header
 from bpe_llama._gguf_tokenizer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-from bpe_llama.model.checkpoints.assemble import expected_shapes
-from bpe_llama.model.checkpoints.gguf import half_split_rows, interleaved_rows, load_gguf, read_tensor
+from bpe_llama.model.checkpoints.assemble import expected_shapes, half_split_rows, interleaved_rows
+from bpe_llama.model.checkpoints.gguf import load_gguf
+from bpe_llama.model.checkpoints.gguf_tensors import read_tensor
 from bpe_llama.model.checkpoints.gguf_write import FORMATS, save_gguf
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
@@ -240,7 +241,7 @@ def check_format(path: Path, name: str, stored: np.ndarray[Any, Any]) -> None:
 
 
 def test_chunked_reading_equals_reading_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpe_llama.model.checkpoints.gguf._CHUNK_ELEMENTS", 256 * 7)
+    monkeypatch.setattr("bpe_llama.model.checkpoints.gguf_tensors._CHUNK_ELEMENTS", 256 * 7)
     values = np.random.default_rng(0).normal(size=(48, 256)).astype(np.float32)
     check_format(tmp_path / "t.gguf", "Q8_0", gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.cache.forms import make_cache
+from bpe_llama.model.cache import make_cache
 
 Make = Callable[..., LlamaForCausalLM]
 

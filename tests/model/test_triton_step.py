@@ -52,10 +52,10 @@ def test_the_products_compile_for_hopper(
 ) -> None:
     import triton.language as tl
 
-    from bpe_llama.model.quantization import triton_kernels as decode_kernels
-    from bpe_llama.model.quantization.triton_matmul import blocks
+    from bpe_llama.model.quantization import triton_kernels as kernels
+    from bpe_llama.model.quantization.triton_matmul import tile_sizes
 
-    kind = {
+    constants = {
         "DTYPE": tl.bfloat16 if number == "bf16" else tl.float32,
         "GROUP": group,
         "SCALED": weight in ("i8", "fp8e4nv", "fp8e5"),
@@ -67,9 +67,9 @@ def test_the_products_compile_for_hopper(
     types = {**dict.fromkeys(["rows", "outputs", "inputs", "pitch"], "i32"), "eps": "fp32", "weight": f"*{weight}"}
     types |= dict.fromkeys(["bias", "norm"], f"*{number}") | {"scale": "*i32" if group else "*fp32"}
     types |= {"x": "*fp32", "out": f"*{number}"} if gated else {"x": f"*{number}", "out": "*fp32"}
-    tile = blocks(rows, 4096, kind) | ({"rows": 1} if rows == 1 else {})  # ones are made constant when launched
+    tile = tile_sizes(rows, 4096, constants) | ({"rows": 1} if rows == 1 else {})  # a launch specializes on 1
     options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
-    compiled = compiled_for_hopper(decode_kernels._multiply, types, kind | tile, **options)
+    compiled = compiled_for_hopper(kernels._matmul, types, constants | tile, **options)
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= SHARED_MEMORY
     # Reads run ahead of the arithmetic, and bfloat16 is multiplied by the matrix units.
@@ -79,19 +79,19 @@ def test_the_products_compile_for_hopper(
 
 @pytest.mark.parametrize("number", ["bf16", "fp32"])
 def test_the_attention_compiles_for_hopper(compiled_for_hopper: Callable[..., Any], number: str) -> None:
-    from bpe_llama.model.quantization import triton_kernels as decode_kernels
+    from bpe_llama.model.backends.cuda import triton_kernels as kernels
 
-    types = {**dict.fromkeys(["cos", "sin", "parts", "extents"], "*fp32"), "place": "*i64", "scale": "fp32"}
+    types = {**dict.fromkeys(["cos", "sin", "chunk_outs", "chunk_stats"], "*fp32"), "position": "*i64", "scale": "fp32"}
     types |= dict.fromkeys(["query", "qkv", "keys", "values", "out"], f"*{number}")
     types |= dict.fromkeys(["capacity", "window", "chunks"], "i32")
     heads, size = {"HEADS": 32, "KV_HEADS": 8}, {"SIZE": 128, "BLOCK": 128}
     chunk = {"CHUNK": 128 if number == "bf16" else 64}
     for name, constants in (
-        ("_turn", {**heads, **size, "HALF": 64}),
-        ("_attend", {"KV_HEADS": 8, "GROUPS": 4, "BLOCK_G": 16, **chunk, **size}),
-        ("_gather", {"HEADS": 32, **chunk, **size}),
+        ("_apply_rope", {**heads, **size, "HALF": 64}),
+        ("_attend_chunk", {"KV_HEADS": 8, "GROUPS": 4, "BLOCK_G": 16, **chunk, **size}),
+        ("_combine_chunks", {"HEADS": 32, **chunk, **size}),
     ):
-        compiled = compiled_for_hopper(getattr(decode_kernels, name), types, constants)
+        compiled = compiled_for_hopper(getattr(kernels, name), types, constants)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY
 

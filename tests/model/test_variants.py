@@ -177,7 +177,7 @@ def test_partial_rotation_leaves_the_rest(tiny_model: Make, ids: Tensor) -> None
 
 
 def test_a_rotation_wider_than_the_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="turns 8 features, but heads have 6"):
+    with pytest.raises(ValueError, match="has 8 features, but heads have 6"):
         apply_rope(torch.zeros(1, 1, 1, 6), (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)))
 
 

@@ -1,4 +1,4 @@
-"""Real text for the parity tests, read once a session."""
+"""Real text for the parity tests, read once a session, and transformers without progress bars."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def texts(real: Callable[..., Any]) -> dict[str, str]:
 def adversarial() -> dict[str, str]:
     """Return the adversarial texts at a size that tiktoken's regex engine survives."""
     return data.adversarial(200_000)
+
+
+@pytest.fixture
+def quiet_transformers(one_thread: None) -> None:
+    """Run torch as `one_thread` does, and transformers without progress bars."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()

@@ -13,7 +13,7 @@ from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
-pytestmark = pytest.mark.usefixtures("inference")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def twin(model: LlamaForCausalLM) -> Any:

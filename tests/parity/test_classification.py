@@ -10,8 +10,10 @@ import torch
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForSequenceClassification
+from tests.small_models import SMALL
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 LABELS = {
     "regression": torch.tensor([0.3, -1.0, 2.0]),
@@ -22,20 +24,9 @@ LABELS = {
 
 @pytest.mark.parametrize("kind", list(LABELS))
 @pytest.mark.parametrize("side", ["left", "right"])
-@torch.no_grad()
 def test_logits_and_loss(kind: str, side: str, tmp_path: Path) -> None:
-    transformers.utils.logging.disable_progress_bar()
-    config = LlamaConfig(
-        vocab_size=101,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        pad_token_id=0,
-        num_labels=1 if kind == "regression" else 4,
-    )
+    labels_and_padding = {"num_labels": 1 if kind == "regression" else 4, "pad_token_id": 0}
+    config = LlamaConfig(**(SMALL | labels_and_padding | {"max_position_embeddings": 64}))
     ours = LlamaForSequenceClassification(config, seed=1).eval()
     ours.save_pretrained(tmp_path)
     theirs: Any = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()

@@ -16,19 +16,12 @@ from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.llama import LlamaModel
+from tests.small_models import SMALL, perturb_vectors
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
-pytestmark = pytest.mark.usefixtures("inference")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
-SHAPE = {
-    "vocab_size": 101,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-}
+SHAPE = SMALL | {"num_attention_heads": 8, "max_position_embeddings": 128}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 7},
@@ -47,9 +40,7 @@ def make(folder: Path, family: str, dtype: torch.dtype = torch.float32, **change
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**(SHAPE | FAMILIES[family] | changes))
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
-    for name, weight in model.named_parameters():  # norms of 1 would hide a mistake
-        if weight.ndim == 1:
-            weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2
+    perturb_vectors(model)
     model.to(dtype).save_pretrained(folder)
     return folder
 
@@ -273,7 +264,7 @@ PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
     "a window in a llama": (
         "llama",
         {"sliding_window": 7},
-        "sliding_window is 7, but transformers' llama looks at all",
+        "sliding_window is 7, but transformers' llama attends to all",
     ),
     "a window in use": (
         "llama",
@@ -371,12 +362,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "mixed layers": (
         "mistral",
         {"layer_types": ["full_attention", "sliding_attention"]},
-        "layer_types is ['full_attention', 'sliding_attention']; expected one kind",
+        "layer_types is ['full_attention', 'sliding_attention']; expected one type",
     ),
     "nested": (
         "llama",
         {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e4}}},
-        "rope_parameters states rotary parameters for each layer type (full_attention)",
+        "rope_parameters states RoPE parameters for each layer type (full_attention)",
     ),
     "mrope": (
         "llama",

@@ -16,7 +16,7 @@ from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _WITHOUT_EFFEC
 from bpe_llama.model.sampling.params import GenerationOptions
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
-pytestmark = pytest.mark.usefixtures("inference")
+pytestmark = pytest.mark.usefixtures("one_thread")
 process = pytest.importorskip("transformers.generation.logits_process")
 
 V = 61

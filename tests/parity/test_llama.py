@@ -12,15 +12,16 @@ from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.backends.cpu.decoder import can_fuse
-from bpe_llama.model.backends.cuda.graph import why_not_captured
+from bpe_llama.model.backends.cuda.graph import unsupported_by_cuda_graph
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
+from tests.small_models import SMALL, perturb_vectors
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
-pytestmark = pytest.mark.usefixtures("inference")
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -68,30 +69,15 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def config_of(case: str) -> LlamaConfig:
-    return LlamaConfig(
-        **(
-            {
-                "vocab_size": 101,
-                "hidden_size": 64,
-                "intermediate_size": 96,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 128,
-                "initializer_range": 0.2,
-                "pad_token_id": 0,
-            }
-            | CASES[case]
-        )
-    )
+    shape = {"num_hidden_layers": 3, "max_position_embeddings": 128, "pad_token_id": 0}
+    return LlamaConfig(**(SMALL | shape | CASES[case]))
 
 
 @pytest.fixture(params=list(CASES))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LlamaForCausalLM, Any]:
     """Return our model and transformers', which has loaded what ours saved."""
     ours = LlamaForCausalLM(config_of(request.param), seed=3).eval()
-    for name, weight in ours.named_parameters():  # norms of 1 and biases of 0 would hide a mistake
-        if weight.ndim == 1:
-            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2)
+    perturb_vectors(ours)
     ours.save_pretrained(tmp_path)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
@@ -206,7 +192,7 @@ def test_attention_dropout_is_applied_in_training_alone(kind: str, backend: str,
     whole = outs[False].argmax(-1)[:, -1:]
     assert torch.equal(ours.generate(ids, max_new_tokens=1, temperature=0.0, eos_id=())[:, -1:], whole)
     ours.train()
-    assert not can_fuse(ours) and why_not_captured(ours, "full") is not None  # which would drop nothing
+    assert not can_fuse(ours) and unsupported_by_cuda_graph(ours, "full") is not None  # which would drop nothing
     ours.set_attn_implementation("flex")
     with pytest.raises(ValueError, match=r"attention_dropout is 0\.4, which flex attention cannot apply"):
         ours(ids)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, lora, quantize
+from tests.small_models import SMALL
 
 transformers = pytest.importorskip("transformers", reason="parity with peft needs transformers installed")
 peft = pytest.importorskip("peft", reason="parity with peft needs peft installed")
@@ -88,19 +89,8 @@ def bases(tmp_path: Path) -> Callable[..., Pair]:
     transformers.utils.logging.set_verbosity_error()
 
     def made(biased: bool = False, tied: bool = False) -> Pair:
-        config = LlamaConfig(
-            vocab_size=101,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=0.1,
-            attention_bias=biased,
-            mlp_bias=biased,
-            tie_word_embeddings=tied,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        fields = {"attention_bias": biased, "mlp_bias": biased, "tie_word_embeddings": tied, "pad_token_id": 0}
+        config = LlamaConfig(**(SMALL | fields | {"initializer_range": 0.1, "eos_token_id": None}))
         ours = LlamaForCausalLM(config, seed=1).eval()
         shake(ours, keep=1.0, only="bias")
         ours.save_pretrained(tmp_path / "base")
@@ -531,9 +521,8 @@ def test_fields_drawn_at_random(seed: int, bases: Callable[..., Pair], ids: Tens
 )
 @torch.no_grad()
 def test_experts_are_adapted_as_peft_reads_them(options: dict[str, Any], ids: Tensor, tmp_path: Path) -> None:
-    shape = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    experts = {"num_attention_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.1}
-    ours = LlamaForCausalLM(LlamaConfig(**shape, **experts), seed=1).eval()
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.1}
+    ours = LlamaForCausalLM(LlamaConfig(**(SMALL | experts)), seed=1).eval()
     ours.save_pretrained(tmp_path / "base")
     shake(lora.add(ours, rank=4, **options))
     lora.save(ours, tmp_path / "adapter")

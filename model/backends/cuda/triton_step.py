@@ -20,21 +20,21 @@ from torch import Tensor, nn
 
 from bpe_llama.model.backends.cpu.decoder_parts import shared_input
 from bpe_llama.model.backends.cpu.weight_layout import decoder_layers, lay_side_by_side
+from bpe_llama.model.backends.cuda import triton_kernels as kernels
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
-from bpe_llama.model.quantization import triton_kernels as kernels
 from bpe_llama.model.quantization.quantize import Float8Linear, PackedLinear
-from bpe_llama.model.quantization.triton_matmul import TritonProduct
+from bpe_llama.model.quantization.triton_matmul import TritonMatmul
 
 
 def _product(
     linears: Sequence[nn.Module], dtype: torch.dtype, norm: RMSNorm | None = None, gated: bool = False
-) -> TritonProduct:
+) -> TritonMatmul:
     """Return the product with layers of one kind that share their input; their weights are laid side by side."""
     weights, scales = zip(*(_stored(linear) for linear in linears), strict=True)
     biases = [linear.bias for linear in linears if isinstance(linear.bias, Tensor)]
-    return TritonProduct(
+    return TritonMatmul(
         lay_side_by_side(weights),
         dtype,
         scale=None if scales[0] is None else lay_side_by_side(scales),
@@ -125,16 +125,16 @@ class TritonStep:
         rows, heads, kv_heads, size = len(place_M), self.heads, self.kv_heads, self.query_MNH.shape[2]
         keys, values = self.cache.keys[number], self.cache.values[number]
         block = triton.next_power_of_2(size)
-        seen = {"place": place_M, "window": self.model.config.sliding_window or 0, "SIZE": size, "CHUNK": self.chunk}
-        kernels._turn[rows, heads + 2 * kv_heads](
-            query=self.query_MNH, qkv=self.qkv_MO, cos=cos_MR, sin=sin_MR, keys=keys, values=values, place=place_M,
+        seen = {"position": place_M, "window": self.model.config.sliding_window or 0, "SIZE": size, "CHUNK": self.chunk}
+        kernels._apply_rope[rows, heads + 2 * kv_heads](
+            query=self.query_MNH, qkv=self.qkv_MO, cos=cos_MR, sin=sin_MR, keys=keys, values=values, position=place_M,
             capacity=self.cache.capacity, HEADS=heads, KV_HEADS=kv_heads, SIZE=size, HALF=cos_MR.shape[1], BLOCK=block,
             num_warps=1,
         )  # fmt: skip
-        partial = {"parts": self.parts_MNCH, "extents": self.extents_MNC2, "chunks": self.chunks}
-        kernels._attend[rows * kv_heads, self.chunks](
+        partial = {"chunk_outs": self.parts_MNCH, "chunk_stats": self.extents_MNC2, "chunks": self.chunks}
+        kernels._attend_chunk[rows * kv_heads, self.chunks](
             query=self.query_MNH, keys=keys, values=values, capacity=self.cache.capacity, scale=size**-0.5,
             KV_HEADS=kv_heads, GROUPS=heads // kv_heads, BLOCK_G=max(triton.next_power_of_2(heads // kv_heads), 16),
             BLOCK=max(block, 16), **seen, **partial,
         )  # fmt: skip
-        kernels._gather[rows * heads,](out=self.gathered_MO, HEADS=heads, BLOCK=block, **seen, **partial)
+        kernels._combine_chunks[rows * heads,](out=self.gathered_MO, HEADS=heads, BLOCK=block, **seen, **partial)

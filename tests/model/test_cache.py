@@ -1,4 +1,4 @@
-"""Promises of the cache: its form, the batch, padding and chunks change no id in float32; int8's error is measured."""
+"""The KV cache: in float32 no id depends on its form, the batch, padding or prefill chunks; int8's error is bounded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.cache.forms import Int8Cache, RingCache
-from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama.model.cache import KVCache, QuantizedCache, SlidingWindowCache
 from bpe_llama.model.device import free_memory
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.generation.speculative import PromptLookupDraft
@@ -43,7 +42,7 @@ def run(engine: Engine, prompts: list[list[int]], options: list[GenerationOption
     fused=st.booleans(),
     temperature=st.sampled_from([0.0, 0.9]),
 )
-def test_ids_depend_on_nothing_else_in_float32(
+def test_batch_invariance_in_float32(
     tiny_model: Make,
     lengths: list[int],
     slots: int,
@@ -70,7 +69,7 @@ def test_ids_depend_on_nothing_else_in_float32(
         assert run(engine, prompts, options, at_once) == alone
 
 
-def test_a_ring_holds_no_more_than_the_window_needs(tiny_model: Make, ids: Tensor) -> None:
+def test_memory_of_the_sliding_window_cache(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(sliding_window=6, eos_token_id=None)
     options = GenerationOptions(max_new_tokens=40, temperature=0.0)
     ring, full = Engine(model, 1, prefill_chunk=4, cache="ring"), Engine(model, 1)
@@ -78,7 +77,7 @@ def test_a_ring_holds_no_more_than_the_window_needs(tiny_model: Make, ids: Tenso
     assert run(ring, [ids[0].tolist()], [options], 1) == run(full, [ids[0].tolist()], [options], 1)
 
 
-def test_a_ring_forgets_rejected_guesses(tiny_model: Make, ids: Tensor) -> None:
+def test_rejected_draft_tokens_in_the_sliding_window_cache(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(sliding_window=6, eos_token_id=None)
     options, prompt = GenerationOptions(max_new_tokens=30, temperature=0.0), ids[0].tolist()
     engine = Engine(model, 1, prefill_chunk=8, cache="ring")
@@ -90,11 +89,11 @@ def test_a_ring_forgets_rejected_guesses(tiny_model: Make, ids: Tensor) -> None:
     assert sequence.new_ids == run(Engine(model, 1), [prompt], [options], 1)[0]
 
 
-def test_copies_and_beams_move_in_every_form(tiny_model: Make) -> None:
+def test_copy_and_reorder_in_every_form(tiny_model: Make) -> None:
     model = tiny_model(sliding_window=4)
     for cache in (
-        Int8Cache(model.config, 3, 16),
-        RingCache(model.config, 3, 16, chunk=3),
+        QuantizedCache(model.config, 3, 16),
+        SlidingWindowCache(model.config, 3, 16, chunk=3),
         KVCache(model.config, 3, 16),
     ):
         new = torch.randn(3, 2, 2, 8, generator=torch.Generator().manual_seed(0))
@@ -111,22 +110,22 @@ def test_copies_and_beams_move_in_every_form(tiny_model: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_error_of_int8(tiny_model: Make, ids: Tensor, dtype: torch.dtype) -> None:
+def test_error_of_the_quantized_cache(tiny_model: Make, ids: Tensor, dtype: torch.dtype) -> None:
     model = tiny_model().to(dtype)
     logits = []
-    for make in (KVCache, Int8Cache):
-        cache = make(model.config, 3, 32, dtype=dtype)
+    for cache_type in (KVCache, QuantizedCache):
+        cache = cache_type(model.config, 3, 32, dtype=dtype)
         model(ids[:, :-1], past_key_values=cache)
         logits.append(model(ids[:, -1:], past_key_values=cache).logits.float())
     assert cache.store.dtype == torch.int8
-    held = sum(store.numel() * store.element_size() for store in cache.stores)
+    nbytes = sum(store.numel() * store.element_size() for store in cache.stores)
     full = KVCache(model.config, 3, 32, dtype=torch.float32).store
-    assert held <= 0.376 * full.numel() * 4  # heads of 8 numbers here; of 64 it is 0.27
+    assert nbytes <= 0.376 * full.numel() * 4  # with head_dim 8; with 64 it is 0.27
     error = float((logits[0] - logits[1]).norm() / logits[0].norm())
-    assert 0 < error < (0.02 if dtype == torch.float32 else 0.03)  # 0.011 and 0.021 when written
+    assert 0 < error < (0.02 if dtype == torch.float32 else 0.03)  # measured: 0.011 and 0.021
 
 
-def test_int8_generates_alike_with_and_without_fusing(tiny_model: Make, ids: Tensor) -> None:
+def test_the_quantized_cache_with_the_native_decoder_and_without(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     fused = model.generate(ids, max_new_tokens=12, temperature=0.0, cache="int8")
     model.set_attn_implementation("eager")
@@ -134,7 +133,7 @@ def test_int8_generates_alike_with_and_without_fusing(tiny_model: Make, ids: Ten
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention_bias": True, "sliding_window": 7}])
-def test_bfloat16_differs_by_its_rounding(tiny_model: Make, ids: Tensor, changes: dict[str, Any]) -> None:
+def test_bfloat16_error_is_that_of_rounding(tiny_model: Make, ids: Tensor, changes: dict[str, Any]) -> None:
     half = tiny_model(**changes).to(torch.bfloat16)
     exact = tiny_model(**changes).to(torch.bfloat16).float()
     truth = exact(ids).logits[:, -1]
@@ -149,16 +148,16 @@ def test_bfloat16_differs_by_its_rounding(tiny_model: Make, ids: Tensor, changes
             assert float((found - whole[row]).norm() / whole[row].norm()) < 2 * rounding
 
 
-def test_too_little_memory_is_said_before_it_is_taken(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused_before_allocation(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_model().config
     if free_memory() is not None:  # the machine's own figure
         with pytest.raises(ValueError, match=r"1000000000 slots of 64 tokens takes 2.46e\+04 GB, but .* GB are free"):
             KVCache(config, 10**9, 64)
     monkeypatch.setattr("bpe_llama.model.device.free_memory", lambda device: 2_000_000)
-    KVCache(config, 2, 600)  # 2 * 3 layers * 2 slots * 2 heads * 600 * 8 numbers of 4 bytes are 0.46 MB
+    KVCache(config, 2, 600)  # 2 * 3 layers * 2 slots * 2 heads * 600 * 8 elements of 4 bytes are 0.46 MB
     with pytest.raises(ValueError, match=r"2 slots of 6,000 tokens takes 0.00461 GB, but 0.002 GB are free"):
         KVCache(config, 2, 6000)
-    Int8Cache(config, 2, 6000)
+    QuantizedCache(config, 2, 6000)
     monkeypatch.setattr("bpe_llama.model.device.free_memory", lambda device: None)  # a system that does not say
     KVCache(config, 2, 6000)
 
@@ -171,10 +170,10 @@ def test_refusals(tiny_model: Make, ids: Tensor) -> None:
         model.generate(ids, cache="ring")
     with pytest.raises(ValueError, match="a beam search keeps a full one"):
         model.generate(ids, cache="int8", num_beams=2)
-    ring = RingCache(tiny_model(sliding_window=4).config, 1, 60, chunk=3)
-    with pytest.raises(ValueError, match="4 tokens at once; expected at most the ring's chunk of 3"):
+    ring = SlidingWindowCache(tiny_model(sliding_window=4).config, 1, 60, chunk=3)
+    with pytest.raises(ValueError, match="4 tokens in one pass; expected at most the cache's chunk of 3"):
         ring.place(1, 4)
     with pytest.raises(ValueError, match="chunk is 0"):
-        RingCache(tiny_model(sliding_window=4).config, chunk=0)
+        SlidingWindowCache(tiny_model(sliding_window=4).config, chunk=0)
     with pytest.raises(ValueError, match="takes no attention_mask"):
         tiny_model(sliding_window=4)(ids[:1, :3], torch.ones(1, 6), past_key_values=ring)

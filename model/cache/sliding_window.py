@@ -1,0 +1,96 @@
+"""A KV cache for models with a sliding window: a ring buffer of the last tokens.
+
+Shapes: as in `kv_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.config import LlamaConfig
+
+
+class SlidingWindowCache(KVCache):
+    """A `KVCache` that holds the keys and values of the last ``sliding_window + chunk - 1`` tokens of each slot.
+
+    Column ``c`` holds the latest token whose position is ``c`` modulo the number of columns.
+
+    Args:
+        config: Config of the model; it must have a ``sliding_window``.
+        batch_size: Slots.
+        max_length: The most tokens that a sequence may have; ``config.max_position_embeddings`` by default.
+        chunk: The most new tokens of one forward pass.
+        dtype: Of keys and values.
+        device: Device of the model.
+
+    Raises:
+        ValueError: If the model has no ``sliding_window``, a size is below 1, or there is too little memory.
+
+    Source: the rolling buffer cache of Jiang et al. 2023, arXiv:2310.06825, section 2.
+
+    Example:
+        >>> config = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, sliding_window=5)
+        >>> cache = SlidingWindowCache(config, max_length=1000, chunk=4)
+        >>> cache.capacity, cache.store.shape[4]
+        (1000, 8)
+    """
+
+    wraps = True
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        batch_size: int = 1,
+        max_length: int | None = None,
+        *,
+        chunk: int = 512,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if config.sliding_window is None:
+            raise ValueError("a sliding-window cache needs a window, but this model has no sliding_window")
+        if chunk < 1:
+            raise ValueError(f"chunk is {chunk}; expected at least 1")
+        self._limit = config.max_position_embeddings if max_length is None else max_length
+        self.chunk = chunk
+        # A pass writes all its tokens before it attends: the first one's window must still be in the cache.
+        super().__init__(config, batch_size, config.sliding_window + chunk - 1, dtype=dtype, device=device)
+
+    @property
+    def capacity(self) -> int:
+        """Return the most tokens that a sequence may have; the columns are fewer."""
+        return self._limit
+
+    def place(self, batch_size: int, new: int) -> Places:
+        """Return the columns of ``new`` tokens of each slot, and the position that each column then holds.
+
+        Raises:
+            ValueError: If the batch size is not the cache's, a slot is full, or ``new`` exceeds ``chunk``.
+        """
+        if new > self.chunk:
+            raise ValueError(f"{new} tokens in one pass; expected at most the cache's chunk of {self.chunk}")
+        super().place(batch_size, new)  # for its checks
+        columns = self.store.shape[4]
+        positions_BT = self._positions(new)
+        last_B1 = positions_BT[:, -1:]
+        column_S = torch.arange(columns, device=self.store.device)
+        held_BS = last_B1 - (last_B1 - column_S) % columns
+        return Places(0, columns, positions_BT % columns, positions_BT, held_BS)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one slot to another (several sequences of one prompt)."""
+        self.store[:, :, target] = self.store[:, :, source]
+        self._copy_lengths(source, target)
+
+    def reorder(self, sources: Sequence[int], start: int = 0) -> None:
+        """Copy slot ``sources[slot]`` to each ``slot`` at once (beam search); all columns move."""
+        self.store.copy_(self.store.index_select(2, torch.tensor(sources, device=self.store.device)))
+        self._reorder_lengths(sources)
+
+    def widened(self, max_length: int) -> KVCache:
+        """Return this cache, whose sequences may now have ``max_length`` tokens; its memory does not grow."""
+        self._limit = max(self._limit, max_length)
+        return self
