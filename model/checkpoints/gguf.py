@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpe_llama._gguf import GGUFHeader, TensorInfo, read_gguf_model_header
-from bpe_llama._gguf_special import end_ids
+from bpe_llama._gguf.header import GGUFHeader, TensorInfo, read_gguf_model_header
+from bpe_llama._gguf.token_types import end_ids
 from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_json import OUR_TYPE

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from bpe_llama._files import written_whole
-from bpe_llama._gguf_special import end_ids
-from bpe_llama._gguf_tokenizer_out import with_end_ids
+from bpe_llama._gguf.token_types import end_ids
+from bpe_llama._gguf.writer import with_end_ids
 from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes
 from bpe_llama.model.checkpoints.gguf import (
     EXPERT_NAMES,
@@ -55,7 +55,7 @@ def save_gguf(
         path: The file; replaced where it exists.
         dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`: the model's own. Of the
             last two, matrices whose rows are no multiple of 32 are written as float16.
-        tokenizer: Metadata that describes the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
+        tokenizer: Metadata that describes the tokenizer, as `bpe_llama._gguf.reader.tokenizer_metadata` returns it.
         progress: Called with tensors written and tensors in all, after each.
 
     Warns:
