@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import data
 from bpe_llama import Tokenizer
-from bpe_llama._gguf_tokenizer import tokenizer_metadata
+from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 

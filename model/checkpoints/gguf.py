@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpe_llama._gguf import GGUFHeader, TensorInfo, read_gguf_model_header
+from bpe_llama._gguf.header import GGUFHeader, TensorInfo, read_gguf_model_header
 from bpe_llama.model.checkpoints.assemble import check_shapes, empty_model, expected_shapes, fill, half_split_rows
 from bpe_llama.model.checkpoints.gguf_config import config_from_gguf, generation_values
 from bpe_llama.model.checkpoints.gguf_tensors import (

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bpe_llama._gguf import GGUFHeader
-from bpe_llama._gguf_special import end_ids
+from bpe_llama._gguf.header import GGUFHeader
+from bpe_llama._gguf.token_types import end_ids
 from bpe_llama.model.checkpoints.gguf_tensors import ROPE_FACTORS, read_tensor
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.config_json import OUR_TYPE

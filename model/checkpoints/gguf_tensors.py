@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpe_llama._gguf import GGUFHeader, TensorInfo
+from bpe_llama._gguf.header import GGUFHeader, TensorInfo
 
 _CHUNK_ELEMENTS = 1 << 24  # dequantize at most 64 MiB of float32 at a time
 

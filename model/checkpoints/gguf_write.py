@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from bpe_llama._files import written_whole
-from bpe_llama._gguf_special import end_ids
-from bpe_llama._gguf_tokenizer_out import with_end_ids
+from bpe_llama._gguf.token_types import end_ids
+from bpe_llama._gguf.writer import with_end_ids
 from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes, interleaved_rows
 from bpe_llama.model.checkpoints.gguf_config import SAMPLING_KEYS
 from bpe_llama.model.checkpoints.gguf_tensors import EXPERT_NAMES, LAYER_NAMES, OUTER_NAMES, ROPE_FACTORS, ROUTER_NAMES
@@ -48,7 +48,7 @@ def save_gguf(
         path: The file; replaced if it exists.
         dtype: `"float32"`, `"float16"`, `"bfloat16"`, `"q8_0"`, `"q4_0"`, or `"auto"`, the model's own. With `"q8_0"`
             and `"q4_0"`, matrices whose row length is not a multiple of 32 are written as float16.
-        tokenizer: Metadata of the tokenizer, as `bpe_llama._gguf_tokenizer.tokenizer_metadata` returns it.
+        tokenizer: Metadata of the tokenizer, as `bpe_llama._gguf.reader.tokenizer_metadata` returns it.
         progress: Called after each tensor with the tensors written so far and their total.
 
     Warns:

@@ -15,9 +15,9 @@ from typing import Annotated
 
 import typer
 
-from bpe_llama._bad_rows import BadRows
-from bpe_llama._files import find_files
-from bpe_llama._gguf_tokenizer import tokenizer_metadata
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import find_files
+from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama._progress import reporting
 from bpe_llama.chat import TRAIN_ON
 from bpe_llama.model import training

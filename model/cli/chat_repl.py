@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from bpe_llama._chat_templates import choose_template
-from bpe_llama._template_renderer import compile_template
+from bpe_llama.chat.renderer import compile_template
+from bpe_llama.chat.templates import choose_template
 from bpe_llama.model.generation.text_generator import TextGenerator
 
 HELP = """/system TEXT  tell the assistant what it is, and begin anew

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bpe_llama._bad_rows import BadRows
-from bpe_llama._files import PathLike, find_files
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import find_files
+from bpe_llama._files import PathLike
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig

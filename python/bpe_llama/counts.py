@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpe_llama import _core
-from bpe_llama._bad_rows import BadRows
-from bpe_llama._files import PathLike, find_files, is_parquet, read_parquet, reading_of
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import find_files, is_parquet, read_parquet, reading_of
+from bpe_llama._files import PathLike
 from bpe_llama._progress import ProgressOption, reporting
 
 if TYPE_CHECKING:

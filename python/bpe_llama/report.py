@@ -16,10 +16,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bpe_llama._bad_rows import BadRows
-from bpe_llama._files import PathLike, find_files
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import find_files
+from bpe_llama._corpus.token_files import encode_files
+from bpe_llama._files import PathLike
 from bpe_llama._progress import Progress, ProgressOption, reporting
-from bpe_llama._token_files import encode_files
 from bpe_llama.display import visible
 from bpe_llama.tokenizer import Tokenizer
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bpe_llama import _batches, _core
+from bpe_llama._loading.settings import Settings
 from bpe_llama._progress import ProgressOption
-from bpe_llama._settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from bpe_llama._loading import Beside
+    from bpe_llama._loading.folder import Beside
     from bpe_llama.counts import WordCounts
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -59,7 +59,7 @@ class Tokenizer(_core.Tokenizer):
     @property
     def _beside(self) -> Beside:
         """What this class holds beside the compiled tokenizer."""
-        from bpe_llama._loading import Beside
+        from bpe_llama._loading.folder import Beside
 
         return Beside(self.chat_template, self._roles, self._extra, self._settings)
 
@@ -213,10 +213,10 @@ class Tokenizer(_core.Tokenizer):
             >>> Tokenizer.from_file(path).encode("ab")
             [256]
         """
-        from bpe_llama import _loading
+        from bpe_llama._loading import folder
 
-        named, path = path, _loading.file_in(path)
-        match _loading.format_of(path):
+        named, path = path, folder.file_in(path)
+        match folder.format_of(path):
             case "gguf":
                 return cls.from_gguf(path)
             case "huggingface":
@@ -226,13 +226,13 @@ class Tokenizer(_core.Tokenizer):
             case "sentencepiece":
                 return cls._with_config(path, _core.Tokenizer.build_from_sentencepiece, Path(named).is_dir())
             case "tekken":
-                from bpe_llama import _tekken
+                from bpe_llama._loading import tekken
 
-                return cls(_tekken.read_tokenizer(path), **vars(_loading.beside(path.parent, {})))
+                return cls(tekken.read_tokenizer(path), **vars(folder.beside(path.parent, {})))
             case "vocab_and_merges":
-                from bpe_llama import _vocab_and_merges
+                from bpe_llama._loading import vocab_and_merges
 
-                core, beside = _vocab_and_merges.read_tokenizer(path)
+                core, beside = vocab_and_merges.read_tokenizer(path)
                 return cls(core, **vars(beside))
 
     @classmethod
@@ -255,10 +255,10 @@ class Tokenizer(_core.Tokenizer):
     @classmethod
     def _with_config(cls, path: Path, build: Callable[[bytes], _core.Tokenizer], is_in_folder: bool) -> Self:
         """Return the tokenizer in a file, with what a ``tokenizer_config.json`` beside it says."""
-        from bpe_llama import _loading
+        from bpe_llama._loading import folder
 
         is_sentencepiece = build == _core.Tokenizer.build_from_sentencepiece
-        core, beside = _loading.with_config(path, build, is_sentencepiece=is_sentencepiece, is_in_folder=is_in_folder)
+        core, beside = folder.with_config(path, build, is_sentencepiece=is_sentencepiece, is_in_folder=is_in_folder)
         return cls(core, **vars(beside))
 
     @classmethod
@@ -277,11 +277,11 @@ class Tokenizer(_core.Tokenizer):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, or ``pattern`` is ``None`` and cannot be told.
         """
-        from bpe_llama import _published
+        from bpe_llama._loading import tiktoken
 
         path = Path(path)
         if pattern is None:
-            stated = _published.tiktoken_attributes(path)
+            stated = tiktoken.tiktoken_attributes(path)
             pattern = stated.pattern
             special_tokens = stated.special_tokens if special_tokens is None else special_tokens
         return cls(_core.Tokenizer.build_from_tiktoken(path, pattern, _with_ids(special_tokens)))
@@ -318,9 +318,9 @@ class Tokenizer(_core.Tokenizer):
             FileNotFoundError: If there is no such file.
             ValueError: If it is damaged, or its tokenizer is neither byte-level BPE nor SentencePiece's BPE.
         """
-        from bpe_llama import _gguf_tokenizer
+        from bpe_llama._gguf import reader
 
-        read = _gguf_tokenizer.read_tokenizer(path)
+        read = reader.read_tokenizer(path)
         core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
         core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
         return cls(
@@ -350,10 +350,10 @@ class Tokenizer(_core.Tokenizer):
         if path.suffix == ".json":
             self.save_huggingface(path)
         elif path.suffix == ".tiktoken":
-            from bpe_llama import _published
+            from bpe_llama._loading import tiktoken
 
             self.save_tiktoken(path)
-            _published.write_attributes(path, self.pattern, self.special_tokens)
+            tiktoken.write_attributes(path, self.pattern, self.special_tokens)
         elif path.suffix == ".model":
             self.save_sentencepiece(path)
         elif not path.suffix or path.is_dir():
@@ -371,21 +371,22 @@ class Tokenizer(_core.Tokenizer):
                 "or .model"
             )
         if path.name in ("tokenizer.json", "tokenizer.model"):
-            from bpe_llama import _chat_templates, _loading
+            from bpe_llama._loading import folder
+            from bpe_llama.chat import templates
 
-            _loading.write_config(path.parent, self, self._beside)
-            _chat_templates.write_chat_templates(path.parent, self.chat_template)
+            folder.write_config(path.parent, self, self._beside)
+            templates.write_chat_templates(path.parent, self.chat_template)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the text of a tokenizer.json, or as the SentencePiece model that it cannot hold."""
-        from bpe_llama import _loading
+        from bpe_llama._loading import folder
 
-        ends, beside = _loading.ends_of(self), vars(self._beside)
+        ends, beside = folder.ends_of(self), vars(self._beside)
         model = self.sentencepiece_model()
         if model is None:
             return _unpickle, (type(self), self.to_own_json().encode(), ends, beside)
         added = [tuple(token[key] for key in _FLAGS) for token in json.loads(self.added_tokens_json())]
-        return _unpickle_sentencepiece, (type(self), model, added, _loading.around(self), ends, beside)
+        return _unpickle_sentencepiece, (type(self), model, added, folder.around(self), ends, beside)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -449,8 +450,8 @@ class Tokenizer(_core.Tokenizer):
             >>> tok.encode_files(folder / "a.txt", folder / "ids.npy", progress=False), np.load(folder / "ids.npy")
             (2, array([256, 256], dtype=uint16))
         """
-        from bpe_llama._bad_rows import BadRows
-        from bpe_llama._token_files import begins_and_ends, encode_files
+        from bpe_llama._corpus.bad_rows import BadRows
+        from bpe_llama._corpus.token_files import begins_and_ends, encode_files
 
         bad_rows = BadRows(on_error)
         begins, ends = begins_and_ends(self)
@@ -668,10 +669,10 @@ class Tokenizer(_core.Tokenizer):
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """Special tokens by role, as in transformers: ``{"eos_token": "</s>", ...}``."""
-        from bpe_llama import _loading
+        from bpe_llama._loading import folder
 
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        ends = {name: token_id for name, token_id in zip(names, _loading.ends_of(self), strict=True)}
+        ends = {name: token_id for name, token_id in zip(names, folder.ends_of(self), strict=True)}
         return {
             name: self.id_to_token(token_id) for name, token_id in ends.items() if token_id is not None
         } | self._roles

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bpe_llama import _core
-from bpe_llama._bad_rows import BadRows
-from bpe_llama._files import PathLike, find_files, is_parquet, reading_of
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import find_files, is_parquet, reading_of
+from bpe_llama._files import PathLike
 from bpe_llama._progress import Progress, ProgressOption, reporting
 from bpe_llama.counts import (
     DEFAULT_PATTERN,

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bpe_llama import Tokenizer
-from bpe_llama._gguf_special import end_ids
-from bpe_llama._gguf_tokenizer import tokenizer_metadata
+from bpe_llama._gguf.token_types import end_ids
+from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.cli.chat_repl import Conversation

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer
-from bpe_llama._gguf import read_gguf_header
-from bpe_llama._gguf_tokenizer import tokenizer_metadata
+from bpe_llama._gguf.header import read_gguf_header
+from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from bpe_llama.model.checkpoints.assemble import expected_shapes, half_split_rows, interleaved_rows
 from bpe_llama.model.checkpoints.gguf import load_gguf

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from bpe_llama import Tokenizer
-from bpe_llama._tokenizer_classes import CLASSES
+from bpe_llama._loading.tokenizer_classes import CLASSES
 
 Json = dict[str, Any]
 PAD = {

@@ -19,9 +19,9 @@ import pytest
 
 from bench import data
 from bpe_llama import Tokenizer, chat
-from bpe_llama._chat_templates import read_chat_templates, write_chat_templates
-from bpe_llama._gguf import read_gguf_header
-from bpe_llama._tool_schema import function_schema, parse_docstring, type_schema
+from bpe_llama._gguf.header import read_gguf_header
+from bpe_llama.chat.templates import read_chat_templates, write_chat_templates
+from bpe_llama.chat.tool_schema import function_schema, parse_docstring, type_schema
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference")
 utilities = pytest.importorskip("transformers.utils.chat_template_utils")

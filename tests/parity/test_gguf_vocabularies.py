@@ -12,8 +12,9 @@ import sentencepiece
 
 from bench import data
 from bpe_llama import Tokenizer
-from bpe_llama._gguf import read_gguf_header
-from bpe_llama._gguf_tokenizer import GgufTokenizer, read_tokenizer, tokenizer_metadata
+from bpe_llama._gguf.header import read_gguf_header
+from bpe_llama._gguf.reader import GgufTokenizer, read_tokenizer
+from bpe_llama._gguf.writer import tokenizer_metadata
 from tests.gguf_files import write_gguf
 
 NAMES = (

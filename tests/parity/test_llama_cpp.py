@@ -15,7 +15,7 @@ import torch
 
 from bench import data
 from bpe_llama import Tokenizer
-from bpe_llama._gguf_tokenizer import tokenizer_metadata
+from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 

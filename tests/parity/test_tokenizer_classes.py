@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as HF
 from transformers import AutoTokenizer
 
 from bpe_llama import Tokenizer
-from bpe_llama._tokenizer_classes import CLASSES
+from bpe_llama._loading.tokenizer_classes import CLASSES
 
 SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
 DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), SPLIT])

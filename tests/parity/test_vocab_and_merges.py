@@ -12,8 +12,9 @@ import tokenizers
 import transformers
 from tokenizers import models, pre_tokenizers, trainers
 
-from bpe_llama import Tokenizer, _vocab_and_merges
-from bpe_llama._tokenizer_classes import CLASSES
+from bpe_llama import Tokenizer
+from bpe_llama._loading import vocab_and_merges
+from bpe_llama._loading.tokenizer_classes import CLASSES
 
 Config = dict[str, Any]
 END = "<|endoftext|>"
@@ -133,7 +134,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def check_same_file(folder: Path, loaded: transformers.PreTrainedTokenizerBase) -> None:
-    text, ends, _ = _vocab_and_merges.describe(folder)
+    text, ends, _ = vocab_and_merges.describe(folder)
     ours, theirs = comparable(text), comparable(loaded.backend_tokenizer.to_str())
     if ours["decoder"] != theirs["decoder"]:
         assert type(loaded).__name__ in ("CLIPTokenizer", "WhisperTokenizer")  # they change what the decoder gives
@@ -242,7 +243,7 @@ def test_random_files_are_the_same_or_refused(tmp_path: Path, name: str) -> None
         config, files = random_files(draw)
         folder = write(tmp_path, name, config, **files)
         try:
-            text, *_ = _vocab_and_merges.describe(folder)
+            text, *_ = vocab_and_merges.describe(folder)
         except ValueError:
             continue
         try:
@@ -280,7 +281,7 @@ def test_the_class_is_the_one_that_auto_tokenizer_takes(
 def test_a_model_type_that_names_a_class_names_transformers() -> None:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-    from bpe_llama._tokenizer_classes import _BY_MODEL_TYPE
+    from bpe_llama._loading.tokenizer_classes import _BY_MODEL_TYPE
 
     for name, types in _BY_MODEL_TYPE.items():
         for model_type in types.split():

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bpe_llama import Tokenizer, chat
-from bpe_llama._chat_templates import from_gguf_metadata, read_chat_templates, to_gguf_metadata, write_chat_templates
-from bpe_llama._template_limits import Limits, Meter
+from bpe_llama.chat.limits import Limits, Meter
+from bpe_llama.chat.templates import from_gguf_metadata, read_chat_templates, to_gguf_metadata, write_chat_templates
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

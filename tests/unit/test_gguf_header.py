@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpe_llama._gguf import TENSOR_TYPES, read_gguf_header
+from bpe_llama._gguf.header import TENSOR_TYPES, read_gguf_header
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
 

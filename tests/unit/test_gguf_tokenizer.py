@@ -13,9 +13,10 @@ import pytest
 import tokenizers
 
 from bpe_llama import Tokenizer, _core
-from bpe_llama._gguf_patterns import NEAREST, PRE_TOKENIZERS
-from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, overlapping
-from bpe_llama._gguf_tokenizer import GgufTokenizer, read_tokenizer, tokenizer_metadata
+from bpe_llama._gguf.pre_tokenizers import NEAREST, PRE_TOKENIZERS
+from bpe_llama._gguf.reader import GgufTokenizer, read_tokenizer
+from bpe_llama._gguf.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, overlapping
+from bpe_llama._gguf.writer import tokenizer_metadata
 from tests.gguf_files import write_gguf
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/llama_cpp_pieces.json").read_text(encoding="utf-8"))

@@ -116,11 +116,11 @@ def special(*names: Any) -> list[Content]:
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, stated: object, message: str) -> None:
-    from bpe_llama import _tekken
+    from bpe_llama._loading import tekken
 
     path = write(tmp_path, stated)
     with pytest.raises(ValueError) as caught:
-        _tekken.read_tokenizer(path)
+        tekken.read_tokenizer(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
 

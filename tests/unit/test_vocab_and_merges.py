@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bpe_llama import Tokenizer
-from bpe_llama._added_tokens import AddedToken, AddedTokens
+from bpe_llama._loading.added_tokens import AddedToken, AddedTokens
 
 # GPT-2's alphabet: the characters that stand for bytes in a vocab.json.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]

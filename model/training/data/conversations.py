@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bpe_llama._bad_rows import BadRows
-from bpe_llama._token_files import begins_and_ends
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.token_files import begins_and_ends
 from bpe_llama.chat import TRAIN_ON, encode_conversation, render_for
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.examples import Example

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bpe_llama import _core
-from bpe_llama._bad_rows import BadRows
 from bpe_llama._core import FileLines
-from bpe_llama._files import in_batches, is_parquet, read_parquet, written_whole
-from bpe_llama._token_files import begins_and_ends, write_documents
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet
+from bpe_llama._corpus.token_files import begins_and_ends, write_documents
+from bpe_llama._files import written_whole
 from bpe_llama.model.training.data.formats import read_row
 from bpe_llama.model.training.data.rows import check_text, has_lines, has_rows, read_rows
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bpe_llama._bad_rows import BadRows
 from bpe_llama._core import FileLines
-from bpe_llama._files import is_parquet, parquet_rows
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import is_parquet, parquet_rows
 
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
 _TABLES = re.compile(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._ends import Ends
+from bpe_llama._loading.ends import Ends
 
 _VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
 _FIELDS = {

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bpe_llama import _core
-from bpe_llama._added_tokens import (
+from bpe_llama._files import PathLike, read_json_object, written_whole
+from bpe_llama._loading.added_tokens import (
     ROLES,
     AddedToken,
     AddedTokens,
@@ -19,12 +20,11 @@ from bpe_llama._added_tokens import (
     id_passed_over,
     read_stated_tokens,
 )
-from bpe_llama._chat_templates import ChatTemplate, read_chat_templates
-from bpe_llama._ends import Ends
-from bpe_llama._files import PathLike, read_json_object, written_whole
-from bpe_llama._rebuilding import differences
-from bpe_llama._settings import Settings, read_settings
-from bpe_llama._tokenizer_classes import class_of, class_tokens
+from bpe_llama._loading.ends import Ends
+from bpe_llama._loading.rebuilding import differences
+from bpe_llama._loading.settings import Settings, read_settings
+from bpe_llama._loading.tokenizer_classes import class_of, class_tokens
+from bpe_llama.chat.templates import ChatTemplate, read_chat_templates
 
 
 def file_in(path: PathLike) -> Path:
@@ -198,8 +198,8 @@ def beside(
         roles: Special tokens by role.
         extra: Special tokens without a role.
         config: The content of ``tokenizer_config.json``; ``None`` reads it.
-        class_name: As :func:`bpe_llama._settings.read_settings` takes it.
-        sections: As :func:`bpe_llama._settings.read_settings` takes it.
+        class_name: As :func:`bpe_llama._loading.settings.read_settings` takes it.
+        sections: As :func:`bpe_llama._loading.settings.read_settings` takes it.
 
     Raises:
         ValueError: If a file is damaged or a field is wrong, naming both.

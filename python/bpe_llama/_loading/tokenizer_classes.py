@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bpe_llama._added_tokens import AddedTokens
+from bpe_llama._loading.added_tokens import AddedTokens
 
 Json = dict[str, Any]
 

@@ -1,10 +1,4 @@
-"""Chat templates: messages to the text, and the ids, that an instruction-tuned model was trained on.
-
-A template is a program from a file of unknown origin, so it runs in a sandbox that bounds its time and memory
-(`_template_renderer`). Text of a message that looks like a special token stays ordinary text in the ids.
-
-Source of the conventions: https://huggingface.co/docs/transformers/chat_templating.
-"""
+"""Render messages with a chat template and encode the text, for generation and for fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,11 +9,11 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bpe_llama._chat_answers import AnswerFinder
-from bpe_llama._chat_request import NAMED_TOKENS, ChatRequest, Message, prepare, prepare_for
+from bpe_llama.chat.answers import AnswerFinder
+from bpe_llama.chat.request import NAMED_TOKENS, ChatRequest, Message, prepare, prepare_for
 
 if TYPE_CHECKING:
-    from bpe_llama._template_renderer import Rendered
+    from bpe_llama.chat.renderer import Rendered
     from bpe_llama.tokenizer import Tokenizer
 
 # Unicode noncharacters: they stand for nothing, so one that occurs in no message can mark places in the text.

@@ -2,7 +2,7 @@
 
 jinja2's own sandbox keeps a template from the interpreter's internals, but not from taking all memory or time. Here the
 compiled code reports each iteration, and operators, calls, filters and tests are checked before they build something.
-`_template_operations` holds the checks.
+`operations` holds the checks.
 
 Source: https://jinja.palletsprojects.com/en/stable/sandbox/ (operator interception), and the settings that
 ``transformers.utils.chat_template_utils`` renders with.
@@ -27,10 +27,10 @@ from jinja2.tests import TESTS
 from jinja2.utils import Namespace, generate_lorem_ipsum
 from markupsafe import Markup
 
-from bpe_llama import _template_operations as operations
-from bpe_llama._template_compiler import CheckedCode
-from bpe_llama._template_limits import LimitError, Meter
-from bpe_llama._template_operations import write_json
+from bpe_llama.chat import operations
+from bpe_llama.chat.compiler import CheckedCode
+from bpe_llama.chat.limits import LimitError, Meter
+from bpe_llama.chat.operations import write_json
 
 _MOST_ARGUMENTS = 1000  # of a call, which may keep them all
 

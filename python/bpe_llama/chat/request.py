@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from bpe_llama._chat_templates import ChatTemplate, choose_template
+from bpe_llama.chat.templates import ChatTemplate, choose_template
 
 if TYPE_CHECKING:
-    from bpe_llama._template_renderer import Rendered
+    from bpe_llama.chat.renderer import Rendered
     from bpe_llama.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -49,7 +49,7 @@ class ChatRequest:
 
     def render(self, marker: str = "") -> Rendered:
         """Return the text; if the last message is to be continued, up to its end."""
-        from bpe_llama._template_renderer import render_template
+        from bpe_llama.chat.renderer import render_template
 
         if self.continued is None:
             return render_template(self.source, self.messages, self.variables, self.now, marker)
@@ -127,8 +127,8 @@ def prepare(
     Raises:
         ValueError: If an option does not fit; the message names it.
     """
-    from bpe_llama._template_renderer import compile_template
-    from bpe_llama._tool_schema import tool_schemas
+    from bpe_llama.chat.renderer import compile_template
+    from bpe_llama.chat.tool_schema import tool_schemas
 
     if continue_final_message and add_generation_prompt:
         raise ValueError(
@@ -180,7 +180,7 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
-    from bpe_llama._template_renderer import plain
+    from bpe_llama.chat.renderer import plain
 
     try:
         return {key: plain(item) for key, item in value.items()}

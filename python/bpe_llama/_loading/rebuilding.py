@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bpe_llama._added_tokens import AddedTokens, StatedTokens
-from bpe_llama._tokenizer_classes import CLASSES, Json, components
+from bpe_llama._loading.added_tokens import AddedTokens, StatedTokens
+from bpe_llama._loading.tokenizer_classes import CLASSES, Json, components
 
 # GPT-2's byte alphabet: the letters of all bytes.
 _BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

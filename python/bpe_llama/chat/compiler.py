@@ -1,6 +1,6 @@
 """Compile a chat template to Python: jinja2's code generator, with a call to the environment for each operation.
 
-`_template_sandbox.ChatEnvironment` has the methods that are called.
+`sandbox.ChatEnvironment` has the methods that are called.
 """
 
 from __future__ import annotations

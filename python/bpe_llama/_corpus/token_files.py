@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from bpe_llama import _core
-from bpe_llama._bad_rows import BadRows
-from bpe_llama._files import PathLike, find_files, in_batches, is_parquet, read_parquet, reading_of, written_whole
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
+from bpe_llama._files import PathLike, written_whole
 from bpe_llama._progress import ProgressOption, reporting
 
 _AT_ONCE = 1 << 20

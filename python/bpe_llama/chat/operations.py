@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from jinja2.runtime import Undefined
 
-from bpe_llama._template_limits import LimitError, Meter
+from bpe_llama.chat.limits import LimitError, Meter
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq,

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._chat_templates import ChatTemplate, from_gguf_metadata
-from bpe_llama._gguf import read_gguf_header
-from bpe_llama._gguf_patterns import CHARACTER_NAMES, PRE_TOKENIZERS
-from bpe_llama._gguf_special import (
+from bpe_llama._gguf.header import read_gguf_header
+from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, PRE_TOKENIZERS
+from bpe_llama._gguf.token_types import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -24,7 +23,8 @@ from bpe_llama._gguf_special import (
     overlapping,
     token_id,
 )
-from bpe_llama._gguf_tokenizer_out import tokenizer_metadata
+from bpe_llama._gguf.writer import tokenizer_metadata
+from bpe_llama.chat.templates import ChatTemplate, from_gguf_metadata
 
 __all__ = ["GgufTokenizer", "read_tokenizer", "tokenizer_metadata"]
 

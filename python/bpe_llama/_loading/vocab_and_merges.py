@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._added_tokens import AddedTokens, id_passed_over, read_stated_tokens
-from bpe_llama._ends import Ends
-from bpe_llama._loading import Beside, beside, read_object
-from bpe_llama._tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for, post_processor
+from bpe_llama._loading.added_tokens import AddedTokens, id_passed_over, read_stated_tokens
+from bpe_llama._loading.ends import Ends
+from bpe_llama._loading.folder import Beside, beside, read_object
+from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for, post_processor
 
 # Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")

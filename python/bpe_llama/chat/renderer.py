@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import meta, nodes
 
-from bpe_llama._template_limits import LimitError, Limits, Meter
-from bpe_llama._template_sandbox import ChatEnvironment
+from bpe_llama.chat.limits import LimitError, Limits, Meter
+from bpe_llama.chat.sandbox import ChatEnvironment
 
 LONGEST_TEMPLATE = 100_000  # characters; those that models are published with have some ten thousand at most
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bpe_llama import _core
-from bpe_llama._chat_templates import ChatTemplate, to_gguf_metadata
-from bpe_llama._gguf_patterns import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
-from bpe_llama._gguf_special import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, end_ids
+from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
+from bpe_llama._gguf.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, end_ids
+from bpe_llama.chat.templates import ChatTemplate, to_gguf_metadata
 
 _SPACE = "▁"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
