@@ -5,28 +5,48 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from bpe_llama._bad_rows import BadRows
 from bpe_llama._files import find_files
-from bpe_llama.chat import TRAIN_ON
 from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.cli.loading import check_quantized, load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, DeviceOption, WeightsOption, describe
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, describe
+from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization import quantize
 from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.data.conversations import find_formats
+from bpe_llama.model.training.data.options import DataConfig, DataOptions
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
 ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
+@training_flags(
+    without=("max_seconds", "compile"),
+    defaults={
+        "max_steps": None,
+        "sequence_length": None,
+        "batch_size": 4,
+        "gradient_accumulation": 4,
+        "learning_rate": None,
+        "warmup_steps": 10,
+        "weight_decay": 0.0,
+        "eval_fraction": 0.05,
+        "log_every": 1,
+    },
+    helps={
+        "max_steps": "Optimizer steps, instead of --epochs.",
+        "sequence_length": "Tokens per sequence, or of a conversation at most.  [default: 512 or the context]",
+        "learning_rate": "Peak learning rate.  [default: 2e-4, with --full 2e-5]",
+        "seed": "Of the adapter and the order of the text.",
+    },
+)
 def command(
     texts: Annotated[
         list[str],
@@ -52,27 +72,12 @@ def command(
         str | None, typer.Option("--quantize", help="Hold the frozen weights as int8 or int4 (QLoRA): less memory.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also save the model with the adapter merged in.")] = False,
-    epochs: Annotated[float, typer.Option(help="Passes over the text.")] = 1.0,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --epochs.")] = None,
-    sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens a window, or of a conversation at most.  [default: 512 or the context]")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows a forward pass.")] = 4,
-    accumulate: Annotated[int, typer.Option(help="Forward passes a step.")] = 4,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate.  [default: 2e-4, with --full 2e-5]")
-    ] = None,
-    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 10,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's, on matrices.")] = 0.0,
-    eval_fraction: Annotated[float, typer.Option(help="Share of the text, its end, held out to evaluate on.")] = 0.05,
-    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end.")] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end.")] = 0,
-    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the adapter and the order of the text.")] = 0,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the text.")] = 1.0,
+    *,
     on_error: Annotated[
         str, typer.Option(metavar="raise|skip", help="At a row without text: stop, or skip it and say how many.")
     ] = "raise",
-    rows_format: Annotated[
+    format: Annotated[
         str,
         typer.Option(
             "--format",
@@ -94,10 +99,8 @@ def command(
     less_memory: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Compute activations twice rather than keep them.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16.")] = "auto",
-    weights_dtype: WeightsOption = "float32",
-    device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    **settings: Any,
 ) -> int:
     """Train a model further on your own text, through a LoRA adapter unless --full.
 
@@ -109,39 +112,29 @@ def command(
     given = [name for name, value in lora_only.items() if value is not None]
     if full and given:
         raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
-    if not full and weights_dtype != "float32":
-        raise ValueError(f"--weights-dtype is {weights_dtype!r}; it is for --full, and an adapter is held in float32")
+    if not full and settings["weights_dtype"] != "float32":
+        raise ValueError(
+            f"--weights-dtype is {settings['weights_dtype']!r}; it is for --full, and an adapter is held in float32"
+        )
     check_quantized(quantized)
     if quantized is not None and merge:
         raise ValueError("--merge needs whole weights; give it or --quantize, not both")
     # Complain of these before a large model is loaded.
-    BadRows(on_error)
-    find_formats(find_files(texts), rows_format, on_error)
-    if train_on not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
+    data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
+    find_formats(find_files(texts), DataConfig(**data))
     checkpoint_to_resume(out, resume)
     vocabulary = Tokenizer.from_file(tokenizer or model)
-    settings = training.TrainConfig(
-        max_steps=1 if steps is None else steps,
-        sequence_length=512 if sequence_length is None else sequence_length,
-        batch_size=batch_size,
-        gradient_accumulation=accumulate,
-        learning_rate=(2e-5 if full else 2e-4) if learning_rate is None else learning_rate,
-        warmup_steps=warmup if steps is None else min(warmup, steps),
-        weight_decay=weight_decay,
-        eval_fraction=eval_fraction,
-        eval_every=eval_every,
-        save_every=save_every,
-        log_every=log_every,
-        seed=seed,
-        dtype=dtype,
-        weights_dtype=weights_dtype,
-        device=device,
+    if settings["max_steps"] is not None:
+        epochs = None
+        settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
+    own_defaults: dict[str, Any] = {"max_steps": 1, "sequence_length": 512, "learning_rate": 2e-5 if full else 2e-4}
+    config = training.TrainConfig(
+        **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
     )
-    half = dtype == "bfloat16" or (dtype == "auto" and resolve_device(device).type == "cuda")
-    loaded = load_model(model, weights_dtype if full else "bfloat16" if half else "float32", device)
-    if sequence_length is None:
-        settings = dataclasses.replace(settings, sequence_length=min(512, loaded.config.max_position_embeddings))
+    half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
+    loaded = load_model(model, config.weights_dtype if full else "bfloat16" if half else "float32", config.device)
+    if settings["sequence_length"] is None:
+        config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
         if quantized is not None:
             quantize.quantize(loaded, quantized)
@@ -153,7 +146,7 @@ def command(
             alpha=16.0 if alpha is None else alpha,
             target_modules="all-linear" if target == ["all-linear"] else target or ADAPTED_LAYERS,
             dropout=dropout or 0.0,
-            seed=seed,
+            seed=config.seed,
             use_dora=dora,
             use_rslora=rslora,
             modules_to_save=save_module,
@@ -165,15 +158,12 @@ def command(
         loaded,
         vocabulary,
         texts,
-        settings,
+        config,
         out,
-        epochs=epochs if steps is None else None,
+        epochs=epochs,
         resume=resume,
-        format=rows_format,
-        train_on=train_on,
-        parse_special=parse_special,
         show_example=show_example,
-        on_error=on_error,
+        **data,
     )
     typer.echo(describe(result))
     if result.interrupted:

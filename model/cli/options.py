@@ -15,13 +15,6 @@ AdapterOption = Annotated[Path | None, typer.Option(help="A LoRA adapter's folde
 QuantizeOption = Annotated[
     str | None, typer.Option("--quantize", help="Hold the weights as int8 or int4: less memory, and read sooner.")
 ]
-WeightsOption = Annotated[
-    str,
-    typer.Option(
-        metavar="float32|bfloat16",
-        help="Weights, gradients and moments in float32, or, stochastically rounded, in bfloat16: half the memory.",
-    ),
-]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")]
 
 

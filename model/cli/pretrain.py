@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, DeviceOption, WeightsOption, describe
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, describe
+from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -18,6 +19,7 @@ from bpe_llama.tokenizer import Tokenizer
 EXAMPLE = "Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --hidden-size 256 --layers 6 --out run"
 
 
+@training_flags(without=("eval_fraction",))
 def command(
     tokens: Annotated[Path, typer.Argument(help="A .npy file of ids, as `bpe-llama encode --out` writes.")],
     tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The vocabulary of these ids.")],
@@ -31,48 +33,18 @@ def command(
     intermediate_size: Annotated[int | None, typer.Option(help="Width of the MLP; by default 8/3 D.")] = None,
     context: Annotated[int, typer.Option(help="Longest text the model is made for, in tokens.")] = 1024,
     tie: Annotated[bool, typer.Option(help="Share the embedding with the output matrix.")] = True,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    seconds: Annotated[float | None, typer.Option(help="Stop after this time as well.")] = None,
-    sequence_length: Annotated[int, typer.Option(help="Tokens a window.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Windows a forward pass.")] = 16,
-    accumulate: Annotated[int, typer.Option(help="Forward passes a step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 50,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's, on matrices.")] = 0.1,
+    *,
     eval_file: Annotated[Path | None, typer.Option(help="Ids to evaluate on; by default the last 1 %.")] = None,
-    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end.")] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end.")] = 0,
-    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of weights and the order of windows.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on CUDA), float32, bfloat16.")] = "auto",
-    weights_dtype: WeightsOption = "float32",
-    device: DeviceOption = "auto",
-    compile_model: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    **settings: Any,
 ) -> int:
     """Train a LLaMA on a file of ids. Ctrl-C and SIGTERM save a checkpoint; --resume goes on from it."""
     training.open_tokens(tokens)  # complain of a missing file before a large model is built
     vocabulary = Tokenizer.from_file(tokenizer)
-    settings = training.TrainConfig(
-        max_steps=steps,
-        max_seconds=seconds,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        gradient_accumulation=accumulate,
-        learning_rate=learning_rate,
-        warmup_steps=min(warmup, steps),
-        weight_decay=weight_decay,
-        eval_every=eval_every,
-        save_every=save_every,
-        log_every=log_every,
-        seed=seed,
-        dtype=dtype,
-        weights_dtype=weights_dtype,
-        device=device,
-        compile=compile_model,
-    )
+    settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
+    train_config = training.TrainConfig(**settings)
     if start_from is not None:
-        model = load_model(start_from, weights_dtype, device)
+        model = load_model(start_from, train_config.weights_dtype, train_config.device)
     else:
         shape = (
             LlamaConfig.from_json(config)
@@ -90,10 +62,10 @@ def command(
                 eos_token_id=vocabulary.eos_id,
             )
         )
-        model = training.start_as_identity(LlamaForCausalLM(shape, seed=seed))
+        model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
     typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
-    result = training.train(model, tokens, settings, out, eval_file=eval_file, resume=resume)
+    result = training.train(model, tokens, train_config, out, eval_file=eval_file, resume=resume)
     typer.echo(describe(result))
     if result.interrupted:
         typer.echo(f"stopped; the same command with --resume goes on from {result.checkpoint}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +19,13 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize, training
 from bpe_llama.model.cli import demo
+from bpe_llama.model.cli import finetune as finetune_command
+from bpe_llama.model.cli import pretrain as pretrain_command
 from bpe_llama.model.cli.loading import load_generator, load_model, save_with_tokenizer
+from bpe_llama.model.cli.training_options import FIELDS_WITHOUT_FLAG, TRAINING_FLAGS
+from bpe_llama.model.training.data.options import DataOptions
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
 SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
@@ -44,6 +51,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrain(folder: Path, out: Path, *more: str) -> list[str]:
     files = [str(folder / "tokens.npy"), "--tokenizer", str(folder / "tokenizer.json"), "--out", str(out)]
     return ["pretrain", *files, *SHAPE, *RUN, *more]
+
+
+@pytest.mark.parametrize(
+    ("command", "without"), [(pretrain_command, {"eval_fraction"}), (finetune_command, {"max_seconds", "compile"})]
+)
+def test_each_training_option_has_a_flag_or_is_listed_as_having_none(command: Any, without: set[str]) -> None:
+    fields = {field.name for field in dataclasses.fields(training.TrainConfig)}
+    assert len(fields) == len(TRAINING_FLAGS) + len(FIELDS_WITHOUT_FLAG)
+    assert fields == TRAINING_FLAGS.keys() | set(FIELDS_WITHOUT_FLAG)
+    parameters = inspect.signature(command.command).parameters.keys()
+    assert parameters & fields == TRAINING_FLAGS.keys() - without
+
+
+def test_each_option_of_the_data_has_a_flag() -> None:
+    fields = {field.name for field in dataclasses.fields(training.DataConfig)}
+    assert fields == DataOptions.__annotations__.keys()
+    assert fields <= inspect.signature(finetune_command.command).parameters.keys()
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "generate", "chat", "convert", "demo"])
