@@ -1,1 +1,10 @@
-"""The commands of `bpe-llama` that need a model."""
+"""The commands that need torch, one file each; `bpe_llama.cli` forwards to them and reports their errors."""
+
+import typer
+
+from bpe_llama.model.cli import chat, convert, demo, finetune, generate, pretrain
+
+app = typer.Typer(name="bpe-llama", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+for _command in (pretrain, finetune, generate, chat, convert, demo):
+    app.command(_command.__name__.rpartition(".")[2], epilog=_command.EXAMPLE)(_command.command)

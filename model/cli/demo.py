@@ -5,23 +5,37 @@ from __future__ import annotations
 import sys
 import sysconfig
 import time
-import warnings
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from bpe_llama.model import training
+from bpe_llama.model.cli.loading import save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, DeviceOption
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.tokenizer import Tokenizer
 
+EXAMPLE = "Example: bpe-llama demo --seconds 60 --out demo-out"
 VOCAB_SIZE = 4096
 END_OF_TEXT = "<|endoftext|>"
 PROMPT = "def "
 # Tests, tables of characters and other people's packages would teach the model little Python.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3"}
+
+
+def command(
+    seconds: Annotated[float, typer.Option(help="Time to train the model for.")] = 120.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo-out"),
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights, batches and the sample.")] = 0,
+) -> int:
+    """Train a tokenizer and a small LLaMA on this machine's own Python library, then write some Python with it."""
+    return EXIT_INTERRUPTED if run_demo(out, seconds=seconds, device=device, seed=seed).interrupted else 0
 
 
 def corpus_files(root: Path | None = None) -> list[Path]:
@@ -64,15 +78,6 @@ def run_demo(out: Path, *, seconds: float = 120.0, device: str = "auto", seed: i
     _sample(model, tokenizer, out / "sample.py.txt", seed)
     _say_next(out)
     return result
-
-
-def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights, configs and tokenizer into one folder that `generate` and transformers load."""
-    unknown = model.config.unknown_to_transformers
-    if unknown:
-        warnings.warn(f"{folder}: transformers does not load it, as it does not compute {unknown}", stacklevel=2)
-    model.save_pretrained(folder, portable=not unknown)
-    tokenizer.save(folder / "tokenizer.json")
 
 
 def _make_tokenizer(files: list[Path], path: Path) -> Tokenizer:

@@ -17,6 +17,7 @@ from bpe_llama.model.training.config import TrainConfig, learning_rate_at
 from bpe_llama.model.training.data.batches import TokenBatches, open_tokens
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.formats import FORMATS
+from bpe_llama.model.training.data.options import DataConfig
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetune import finetune
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
@@ -25,6 +26,7 @@ from bpe_llama.model.training.start import start_as_identity
 
 __all__ = [
     "FORMATS",
+    "DataConfig",
     "Example",
     "ExampleBatches",
     "TokenBatches",

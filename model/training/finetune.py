@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -19,12 +18,15 @@ from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import open_tokens, split_tail
 from bpe_llama.model.training.data.conversations import find_formats, read_conversations
+from bpe_llama.model.training.data.options import DataConfig, DataOptions
 from bpe_llama.model.training.data.plain_text import write_tokens
 from bpe_llama.model.training.data.show import print_example
 from bpe_llama.model.training.lock import locked
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from bpe_llama.model.llama import LlamaForCausalLM
     from bpe_llama.tokenizer import Tokenizer
 
@@ -38,12 +40,9 @@ def finetune(
     *,
     epochs: float | None = None,
     resume: bool = False,
-    format: str = "auto",
-    train_on: str = "assistant",
-    parse_special: bool = False,
     show_example: bool = False,
-    on_error: str = "raise",
     progress: bool | None = None,
+    **data: Unpack[DataOptions],
 ) -> TrainResult:
     """Train a model further on text files and return how it went; the model is trained in place.
 
@@ -62,16 +61,9 @@ def finetune(
         out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, of plain text, `tokens.npy`.
         epochs: Passes over the text, in place of `config.max_steps`.
         resume: Go on from the checkpoint in `out`, where there is one.
-        format: The format of `.json`, `.jsonl` and `.parquet` files, one of `training.FORMATS`; "auto" detects it by
-            the fields of the first row. "text" also takes a `.csv` as plain text.
-        train_on: "assistant", "last" (its last answer alone) or "all"; see `read_conversations`. Of plain text
-            everything is learned.
-        parse_special: Whether special tokens spelled out in plain text, prompts and completions are encoded as special
-            tokens, as already rendered chats need.
         show_example: Print the first example on stderr, with the tokens to learn coloured.
-        on_error: "raise" an error at the first row that holds no text or no conversation, or "skip" them and warn of
-            their number; see `Tokenizer.encode_files` and `read_conversations`.
         progress: Show a bar on stderr; None: where that is a terminal.
+        data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
         UserWarning: How many rows were skipped, and where the first stands; how much text looks like special tokens
@@ -89,17 +81,22 @@ def finetune(
     check_vocabulary(tokenizer, model.config.vocab_size)
     if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
         raise ValueError(f"epochs is {epochs}, expected a positive number")
-    BadRows(on_error)
+    options = DataConfig(**data)
     files, out = find_files(texts), Path(out)
     checkpoint_to_resume(out, resume)  # complain before another run's tokens are replaced
-    is_text = "text" in find_formats(files, format, on_error).values()
-    if is_text and train_on != "assistant":
-        raise ValueError(f"train_on is {train_on!r}, and all of plain text is learned; leave it out")
+    is_text = "text" in find_formats(files, options).values()
+    if is_text and options.train_on != "assistant":
+        raise ValueError(f"train_on is {options.train_on!r}, and all of plain text is learned; leave it out")
     if is_text:
         token_file = out / "tokens.npy"
         with locked(out):
             write_tokens(
-                files, tokenizer, token_file, parse_special=parse_special, on_error=on_error, progress=progress
+                files,
+                tokenizer,
+                token_file,
+                parse_special=options.parse_special,
+                on_error=options.on_error,
+                progress=progress,
             )
         tokens, _ = split_tail(open_tokens(token_file), config.eval_fraction, config.sequence_length)
         if show_example:
@@ -107,15 +104,7 @@ def finetune(
         config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
         _say_what_is_trained(model)
         return train(model, token_file, config, out, resume=resume, progress=progress)
-    found = read_conversations(
-        files,
-        tokenizer,
-        config.sequence_length,
-        format=format,
-        train_on=train_on,
-        parse_special=parse_special,
-        on_error=on_error,
-    )
+    found = read_conversations(files, tokenizer, config.sequence_length, **data)
     if found.cut or found.left_out:
         print(
             f"{found.cut} conversations cut to {config.sequence_length} tokens, {found.left_out} left out, "

@@ -27,7 +27,7 @@ from bpe_llama.model import (
     quantize,
     training,
 )
-from bpe_llama.model.training import Example, ExampleBatches
+from bpe_llama.model.training import DataConfig, Example, ExampleBatches
 from bpe_llama.model.training.data.conversations import find_formats, read_conversations
 from bpe_llama.model.training.lock import locked
 
@@ -106,7 +106,7 @@ def test_compressed_conversations_are_conversations(tokenizer: Tokenizer, talks:
     plain = talks.read_bytes()
     whole = gzip.compress(plain) if name.endswith(".gz") else pyarrow.compress(plain, codec="zstd", asbytes=True)
     packed.write_bytes(whole)
-    assert set(find_formats([packed, talks]).values()) == {"messages"}
+    assert set(find_formats([packed, talks], DataConfig()).values()) == {"messages"}
     found, same = (read_conversations([path], tokenizer, 100).examples for path in (packed, talks))
     assert [example.ids.tolist() for example in found] == [example.ids.tolist() for example in same]
     for damaged in (whole[:-9], b"not packed", whole[:10] + b"\xff" * 30):
@@ -274,7 +274,7 @@ def test_bad_lines_are_named_or_skipped(tokenizer: Tokenizer, tmp_path: Path, li
 def test_a_byte_order_mark_is_no_part_of_a_conversation(tokenizer: Tokenizer, talks: Path) -> None:
     plain = read_conversations([talks], tokenizer, 24)
     talks.write_bytes(b"\xef\xbb\xbf" + talks.read_bytes().replace(b"what", rb"what \ud83d\ude00 \\ud83d"))
-    assert find_formats([talks]) == {talks: "messages"}
+    assert find_formats([talks], DataConfig()) == {talks: "messages"}
     assert len(read_conversations([talks], tokenizer, 24).examples) == len(plain.examples)
 
 
@@ -308,7 +308,7 @@ def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Pat
     refused("too few to train", plain)
     bare = Tokenizer.train_from_iterator(["up"], vocab_size=257, progress=False)
     refused("need a tokenizer with a chat template", tok=bare)
-    assert find_formats([talks]) == {talks: "messages"} and find_formats([plain]) == {plain: "text"}
+    assert find_formats([talks], DataConfig()) == {talks: "messages"} and find_formats([plain]) == {plain: "text"}
     with pytest.raises(FileNotFoundError, match="absent"):
         training.finetune(fresh(), tokenizer, tmp_path / "absent*", config, tmp_path / "run")
     model = lora.add(fresh(), rank=2)
@@ -638,13 +638,13 @@ def test_rows_that_are_not_of_their_format_are_named_or_skipped(
 @pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.csv.gz", "a.xlsx", "a.jsonlines"])
 def test_other_tables_are_refused_unless_they_are_to_be_text(tmp_path: Path, name: str) -> None:
     plain = [tmp_path / name for name in ("a.txt", "a.md", "README", "a.py", "a.csv.txt", "a.txt.gz")]
-    assert set(find_formats(plain).values()) == {"text"}
+    assert set(find_formats(plain, DataConfig()).values()) == {"text"}
     path = tmp_path / name
     expected = r"rows of \.\w+ are not read; expected \.json, \.jsonl, \.ndjson or \.parquet, or a file of plain text"
     with pytest.raises(ValueError, match=expected) as caught:
-        find_formats([plain[0], path])
+        find_formats([plain[0], path], DataConfig())
     assert str(path) in str(caught.value)
-    assert find_formats([path], "text") == {path: "text"}
+    assert find_formats([path], DataConfig(format="text")) == {path: "text"}
 
 
 def test_files_of_no_format_and_wrong_options_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

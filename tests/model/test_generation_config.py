@@ -16,8 +16,8 @@ from bpe_llama._gguf.token_types import end_ids
 from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
-from bpe_llama.model.cli.chat_repl import Conversation
-from bpe_llama.model.cli.demo import save_with_tokenizer
+from bpe_llama.model.cli.chat import Conversation
+from bpe_llama.model.cli.loading import save_with_tokenizer
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.generation_config import GenerationConfig

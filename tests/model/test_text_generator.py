@@ -12,7 +12,7 @@ import torch
 
 from bpe_llama import Tokenizer, _core
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
-from bpe_llama.model.cli.chat_repl import Conversation
+from bpe_llama.model.cli.chat import Conversation
 from bpe_llama.model.generation.generate import Engine, Sequence
 
 SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from bench import data
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, TextGenerator, perplexity
-from bpe_llama.model.cli.chat_repl import Conversation
+from bpe_llama.model.cli.chat import Conversation
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 

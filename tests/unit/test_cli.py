@@ -53,7 +53,7 @@ def test_help_lists_every_command_without_torch() -> None:
 
 def test_every_listed_model_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch", reason="needs bpe-llama[model]")
-    from bpe_llama.model.cli.app import app
+    from bpe_llama.model.cli import app
 
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == set(cli.MODEL_COMMANDS)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +19,13 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize, training
 from bpe_llama.model.cli import demo
-from bpe_llama.model.cli.app import load_generator, load_model
+from bpe_llama.model.cli import finetune as finetune_command
+from bpe_llama.model.cli import pretrain as pretrain_command
+from bpe_llama.model.cli.loading import load_generator, load_model, save_with_tokenizer
+from bpe_llama.model.cli.training_options import FIELDS_WITHOUT_FLAG, TRAINING_FLAGS
+from bpe_llama.model.training.data.options import DataOptions
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another dog. " * 60
 SHAPE = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--context", "64"]
@@ -44,6 +51,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrain(folder: Path, out: Path, *more: str) -> list[str]:
     files = [str(folder / "tokens.npy"), "--tokenizer", str(folder / "tokenizer.json"), "--out", str(out)]
     return ["pretrain", *files, *SHAPE, *RUN, *more]
+
+
+@pytest.mark.parametrize(
+    ("command", "without"), [(pretrain_command, {"eval_fraction"}), (finetune_command, {"max_seconds", "compile"})]
+)
+def test_each_training_option_has_a_flag_or_is_listed_as_having_none(command: Any, without: set[str]) -> None:
+    fields = {field.name for field in dataclasses.fields(training.TrainConfig)}
+    assert len(fields) == len(TRAINING_FLAGS) + len(FIELDS_WITHOUT_FLAG)
+    assert fields == TRAINING_FLAGS.keys() | set(FIELDS_WITHOUT_FLAG)
+    parameters = inspect.signature(command.command).parameters.keys()
+    assert parameters & fields == TRAINING_FLAGS.keys() - without
+
+
+def test_each_option_of_the_data_has_a_flag() -> None:
+    fields = {field.name for field in dataclasses.fields(training.DataConfig)}
+    assert fields == DataOptions.__annotations__.keys()
+    assert fields <= inspect.signature(finetune_command.command).parameters.keys()
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "generate", "chat", "convert", "demo"])
@@ -209,7 +233,7 @@ def test_generate_quantizes_and_leaves_an_adapter_beside(
     tokenizer = Tokenizer.from_file(made / "tokenizer.json")
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=280, max_position_embeddings=64, initializer_range=0.2, **shape)
-    demo.save_with_tokenizer(LlamaForCausalLM(config), tokenizer, tmp_path / "model")
+    save_with_tokenizer(LlamaForCausalLM(config), tokenizer, tmp_path / "model")
     expected = [quantize.quantize(LlamaForCausalLM.from_pretrained(tmp_path / "model", device="cpu"), kind)]
     adapted = lora.add(copy.deepcopy(expected[0]), rank=2, target_modules=["q_proj", "up_proj"])
     for name, weight in adapted.named_parameters():
@@ -237,7 +261,7 @@ def test_an_adapter_of_a_tied_head_leaves_the_embedding_alone(
 ) -> None:
     base = LlamaForCausalLM.from_pretrained(made / "run" / "model", device="cpu")
     tied = LlamaForCausalLM(base.config.replace(tie_word_embeddings=True))
-    demo.save_with_tokenizer(tied, Tokenizer.from_file(made / "tokenizer.json"), tmp_path / "tied")
+    save_with_tokenizer(tied, Tokenizer.from_file(made / "tokenizer.json"), tmp_path / "tied")
     arguments = finetune(made, tmp_path / "tuned", "--model", str(tmp_path / "tied"), "--target", "lm_head")
     assert main([*arguments, "--merge"]) == 2
     assert "--merge would change the embedding, to which lm_head is tied" in capsys.readouterr().err
@@ -405,8 +429,8 @@ def talker(made: Path) -> Path:
 
 
 def test_a_conversation_grows_and_is_forgotten(talker: Path) -> None:
-    from bpe_llama.model.cli.app import load_generator
-    from bpe_llama.model.cli.chat_repl import Conversation
+    from bpe_llama.model.cli.chat import Conversation
+    from bpe_llama.model.cli.loading import load_generator
 
     options = {"max_new_tokens": 5, "temperature": 0.9, "eos_id": ()}
     conversation = Conversation(load_generator(talker, None, "auto", "cpu"), "Bark.", options)
@@ -511,7 +535,7 @@ def opinionated(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model with sampling defaults of its own."""
     folder = tmp_path_factory.mktemp("opinionated") / "model"
     model = LlamaForCausalLM.from_pretrained(made / "run" / "model", device="cpu")
-    demo.save_with_tokenizer(model, Tokenizer.from_file(made / "tokenizer.json"), folder)
+    save_with_tokenizer(model, Tokenizer.from_file(made / "tokenizer.json"), folder)
     said = {"do_sample": True, "temperature": 0.6, "top_p": 0.8, "max_new_tokens": 5, "eos_token_id": 7}
     (folder / "generation_config.json").write_text(json.dumps(said))
     return folder

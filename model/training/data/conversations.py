@@ -12,14 +12,17 @@ import numpy as np
 
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.token_files import begins_and_ends
-from bpe_llama.chat import TRAIN_ON, encode_conversation, render_for
+from bpe_llama.chat import encode_conversation, render_for
 from bpe_llama.model.layers.loss import IGNORED
 from bpe_llama.model.training.data.examples import Example
-from bpe_llama.model.training.data.formats import FORMATS, Chat, Completion, describe_fields, detect_format, read_row
+from bpe_llama.model.training.data.formats import Chat, Completion, describe_fields, detect_format, read_row
+from bpe_llama.model.training.data.options import DataConfig, DataOptions
 from bpe_llama.model.training.data.plain_text import SpecialLookalikes, encode_parsed
 from bpe_llama.model.training.data.rows import check_text, has_rows, is_other_table, read_rows
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from bpe_llama.tokenizer import Tokenizer
 
 _REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -39,40 +42,35 @@ class Conversations(NamedTuple):
     left_out: int
 
 
-def find_formats(paths: Sequence[Path], kind: str = "auto", on_error: str = "raise") -> dict[Path, str]:
-    """Return the format of each file, one of `FORMATS`: by the fields of its first row.
+def find_formats(paths: Sequence[Path], config: DataConfig) -> dict[Path, str]:
+    """Return the format of each file, one of `FORMATS`: `config.format`, or by the fields of its first row.
 
-    Args:
-        paths: The files; one without a suffix of JSON or Parquet, or of another table such as `.csv`, is text.
-        kind: "auto", or the format of all files; under "text" a `.csv` is text as well.
-        on_error: "raise" an error if the first row cannot be read, or "skip" to the first row that is an object.
+    A file without a suffix of JSON or Parquet, or of another table such as `.csv`, is text; under "text" a `.csv` is
+    text as well. With `on_error="skip"`, the first row that is an object decides.
 
     Raises:
-        ValueError: If `kind` is neither, a file is of no format or a table of another kind, or some files are text and
-            some are not.
+        ValueError: If a file is of no format or a table of another kind, or some files are text and some are not.
     """
-    if kind not in ("auto", *FORMATS):
-        raise ValueError(f"format is {kind!r}; expected auto, {', '.join(FORMATS)}")
-    kinds = {path: _format_of(path, kind, on_error) for path in paths}
-    chats, plain = ([path for path in paths if (kinds[path] == "text") is text] for text in (False, True))
+    formats = {path: _format_of(path, config) for path in paths}
+    chats, plain = ([path for path in paths if (formats[path] == "text") is text] for text in (False, True))
     if chats and plain:
         raise ValueError(f"{chats[0]} holds conversations and {plain[0]} plain text; train on one kind at a time")
-    return kinds
+    return formats
 
 
-def _format_of(path: Path, kind: str, on_error: str) -> str:
+def _format_of(path: Path, config: DataConfig) -> str:
     if not has_rows(path):
-        if kind not in ("auto", "text"):
-            raise ValueError(f"{path}: format is {kind!r}; expected a .json, .jsonl or .parquet file for it")
-        if kind == "auto" and is_other_table(path):
+        if config.format not in ("auto", "text"):
+            raise ValueError(f"{path}: format is {config.format!r}; expected a .json, .jsonl or .parquet file for it")
+        if config.format == "auto" and is_other_table(path):
             raise ValueError(
                 f"{path}: rows of {path.suffix} are not read; expected .json, .jsonl, .ndjson or .parquet, or a file "
                 "of plain text; with the format 'text' it is learned as plain text"
             )
         return "text"
-    if kind != "auto":
-        return kind
-    bad_rows = BadRows(on_error)
+    if config.format != "auto":
+        return config.format
+    bad_rows = BadRows(config.on_error)
     for place, row in read_rows(path, bad_rows):
         found = detect_format(row)
         if found is not None:
@@ -83,14 +81,7 @@ def _format_of(path: Path, kind: str, on_error: str) -> str:
 
 
 def read_conversations(
-    paths: Sequence[Path],
-    tokenizer: Tokenizer,
-    max_length: int,
-    *,
-    format: str = "auto",
-    train_on: str = "assistant",
-    parse_special: bool = False,
-    on_error: str = "raise",
+    paths: Sequence[Path], tokenizer: Tokenizer, max_length: int, **data: Unpack[DataOptions]
 ) -> Conversations:
     """Return chats and completions as examples, with labels for the tokens to learn and -100 for all others.
 
@@ -102,13 +93,7 @@ def read_conversations(
         paths: `.json`, `.jsonl`, `.ndjson` and `.parquet` files; those ending in `.gz` or `.zst` are decompressed.
         tokenizer: Its vocabulary and, for chats, its chat template.
         max_length: Tokens of an example at most; what comes after is cut off.
-        format: "auto", or one of `bpe_llama.model.training.data.formats.FORMATS`.
-        train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token. A message with
-            a `weight` of 0 is never learned.
-        parse_special: Whether special tokens spelled out in prompts and completions are encoded as special tokens; in
-            messages they never are.
-        on_error: What is done with a row that cannot be read, is not of the format of its file, holds a lone
-            surrogate or does not suit the template: "raise" an error, or "skip" it.
+        data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
         UserWarning: How many rows were skipped, and where the first stands; how often reasoning is left out by the
@@ -119,20 +104,19 @@ def read_conversations(
         ValueError: If there is such a row, naming file and place, and it is not to be skipped; if nothing is left to
             learn.
     """
-    if train_on not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}; expected {', '.join(TRAIN_ON)}")
-    bad_rows = BadRows(on_error)
-    kinds = find_formats(paths, format, on_error)
-    if tokenizer.chat_template is None and not {"prompt-completion", "text"}.issuperset(kinds.values()):
+    config = DataConfig(**data)
+    bad_rows = BadRows(config.on_error)
+    formats = find_formats(paths, config)
+    if tokenizer.chat_template is None and not {"prompt-completion", "text"}.issuperset(formats.values()):
         raise ValueError("conversations need a tokenizer with a chat template, and this one has none")
     lookalikes = SpecialLookalikes(tokenizer)
-    encoder = _Encoder(tokenizer, train_on, parse_special)
+    encoder = _Encoder(tokenizer, config.train_on, config.parse_special)
     examples: list[Example] = []
     cut = left_out = 0
-    for path, kind in kinds.items():
+    for path, format in formats.items():
         for place, row in read_rows(path, bad_rows):
             try:
-                found = read_row(row, kind)
+                found = read_row(row, format)
                 if isinstance(found, str):
                     raise ValueError("a text; expected conversations or completions")
                 fields = {"messages": found.messages, **found.options} if isinstance(found, Chat) else found._asdict()
@@ -142,7 +126,7 @@ def read_conversations(
             except ValueError as error:
                 bad_rows.skip_or_raise(f"{place}: {error}", error)
                 continue
-            if isinstance(found, Completion) and not parse_special:
+            if isinstance(found, Completion) and not config.parse_special:
                 lookalikes.count(found.prompt + found.completion)
             kept = np.array(ids[:max_length], dtype=np.int64)
             example = Example(kept, np.where(np.array(learned[:max_length], dtype=bool), kept, IGNORED))

@@ -4,17 +4,70 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.templates import choose_template
+from bpe_llama.model.cli import sampling_options as sampling
+from bpe_llama.model.cli.loading import load_generator
+from bpe_llama.model.cli.options import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.sampling.params import GenerationOptions
+
+EXAMPLE = "Example: bpe-llama chat --model SmolLM2-135M-Instruct.Q4_1.gguf --system 'Answer briefly.'"
 
 HELP = """/system TEXT  tell the assistant what it is, and begin anew
 /reset        forget what was said
 /retry        answer the last message again, with another seed
 /help         show this
 /quit         end (also Ctrl-D)"""
+
+
+def command(
+    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")],
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    adapter: AdapterOption = None,
+    system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
+    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Longest answer.", 512)] = None,
+    temperature: Annotated[float | None, sampling.temperature(0.7)] = None,
+    top_k: sampling.TopK = None,
+    top_p: Annotated[float | None, sampling.top_p(0.9)] = None,
+    min_p: sampling.MinP = None,
+    repetition_penalty: sampling.RepetitionPenalty = None,
+    presence_penalty: sampling.PresencePenalty = None,
+    frequency_penalty: sampling.FrequencyPenalty = None,
+    penalty_scope: sampling.PenaltyScope = None,
+    no_repeat_ngram_size: sampling.NoRepeatNgramSize = None,
+    bad_words: sampling.BadWords = None,
+    dry_multiplier: sampling.DryMultiplier = None,
+    xtc_probability: sampling.XtcProbability = None,
+    xtc_threshold: sampling.XtcThreshold = None,
+    top_n_sigma: sampling.TopNSigma = None,
+    mirostat: sampling.Mirostat = None,
+    seed: sampling.Seed = "0",
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    device: DeviceOption = "auto",
+    quantized: QuantizeOption = None,
+    verbose: sampling.Verbose = False,
+) -> None:
+    """Talk to an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
+    given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
+    given["seed"] = sampling.read_seed(seed)
+    if seed == "random":
+        typer.echo(f"seed: {given['seed']}", err=True)
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
+    defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
+    options = sampling.with_defaults(generator, given, defaults)
+    generator.options(**options)  # complain before the first question
+    conversation = Conversation(generator, system, options)
+    if verbose:
+        opening = generator.tokenizer.apply_chat_template([*conversation.messages, {"role": "user", "content": ""}])
+        for line in sampling.describe_options(generator, opening, conversation.options):
+            typer.echo(line, err=True)
+    talk(conversation)
 
 
 class Conversation:

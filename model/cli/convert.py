@@ -1,0 +1,33 @@
+"""``bpe-llama convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpe_llama._gguf.writer import tokenizer_metadata
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
+from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
+from bpe_llama.tokenizer import Tokenizer
+
+EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
+
+
+def command(
+    source: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
+    out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0, q4_0.")] = "auto",
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default the source's own.")] = None,
+) -> None:
+    """Rewrite weights and tokenizer in another format or number format."""
+    to_gguf = out.suffix == ".gguf"
+    load_as = "auto" if to_gguf else dtype
+    vocabulary = Tokenizer.from_file(tokenizer or source)
+    loaded = load_model(source, load_as, "cpu")
+    if to_gguf:
+        save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
+    else:
+        save_with_tokenizer(loaded, vocabulary, out)
+    typer.echo(f"{out}: {sum(weight.numel() for weight in loaded.parameters()):,} parameters")

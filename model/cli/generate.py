@@ -1,0 +1,128 @@
+"""``bpe-llama generate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpe_llama.model.cli import sampling_options as sampling
+from bpe_llama.model.cli.loading import load_generator
+from bpe_llama.model.cli.options import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.cli.speed import describe_speed
+from bpe_llama.model.sampling.params import GenerationOptions
+
+EXAMPLE = "Example: bpe-llama generate 'def main():' --model demo-out/model --max-new-tokens 200"
+
+
+def command(
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
+    model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    adapter: AdapterOption = None,
+    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("At most this many.", 200)] = None,
+    min_new_tokens: sampling.MinNewTokens = None,
+    temperature: Annotated[float | None, sampling.temperature(0.8)] = None,
+    top_k: sampling.TopK = None,
+    top_p: Annotated[float | None, sampling.top_p(0.95)] = None,
+    min_p: sampling.MinP = None,
+    typical_p: sampling.TypicalP = None,
+    repetition_penalty: sampling.RepetitionPenalty = None,
+    presence_penalty: sampling.PresencePenalty = None,
+    frequency_penalty: sampling.FrequencyPenalty = None,
+    penalty_scope: sampling.PenaltyScope = None,
+    no_repeat_ngram_size: sampling.NoRepeatNgramSize = None,
+    bad_words: sampling.BadWords = None,
+    dry_multiplier: sampling.DryMultiplier = None,
+    dry_base: sampling.DryBase = None,
+    dry_allowed_length: sampling.DryAllowedLength = None,
+    dry_penalty_last_n: sampling.DryPenaltyLastN = None,
+    dry_sequence_breakers: sampling.DryBreaker = None,
+    top_n_sigma: sampling.TopNSigma = None,
+    xtc_probability: sampling.XtcProbability = None,
+    xtc_threshold: sampling.XtcThreshold = None,
+    mirostat: sampling.Mirostat = None,
+    mirostat_tau: sampling.MirostatTau = None,
+    mirostat_eta: sampling.MirostatEta = None,
+    filter_order: sampling.FilterOrder = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="ID=NUMBER, added to an id's score; may be given many times.")
+    ] = None,
+    ban: Annotated[list[int] | None, typer.Option(help="An id never to draw; may be given many times.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="Filters as exact, meta, transformers or llama_cpp apply them.")
+    ] = "exact",
+    num_beams: Annotated[int, typer.Option(help="Above 1 searches for the likeliest in place of drawing.")] = 1,
+    answers: Annotated[int | None, typer.Option("--n", help="How many continuations, each with its own seed.")] = None,
+    seed: sampling.Seed = "0",
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given many times.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    device: DeviceOption = "auto",
+    quantized: QuantizeOption = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Say how fast, against what memory allows.")] = False,
+    verbose: sampling.Verbose = False,
+) -> None:
+    """Print a prompt and its continuation, piece by piece as it is found."""
+    given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
+    given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
+    given["preset"] = None if preset == "exact" else preset
+    text = prompt if prompt is not None else read_prompt()
+    generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
+    options = sampling.with_defaults(generator, given, {"max_new_tokens": 200})
+    generator.options(**options)  # complain before anything is printed
+    if num_beams != 1:
+        options = {name: value for name, value in options.items() if (name, value) != ("seed", 0)}
+    if verbose:
+        for line in sampling.describe_options(generator, generator.encode(text), options):
+            typer.echo(line, err=True)
+    if answers is not None or num_beams != 1:
+        found = generator.generate(
+            text, n=1 if answers is None else answers, num_beams=num_beams, stop=stop or None, **options
+        )
+        for number, (answer, sequence) in enumerate(zip(found, generator.sequences, strict=True), start=1):
+            if answers is not None:
+                seeded = "" if num_beams != 1 else f", seed {sequence.options.seed}"
+                sys.stdout.write(f"[{number} of {answers}{seeded}]\n")
+            sys.stdout.write(f"{text}{answer}\n")
+    else:
+        pieces = generator.stream(text, stop=stop or None, **options)
+        sys.stdout.write(text + next(pieces, ""))  # what is refused is refused before anything is printed
+        sys.stdout.flush()
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+    if seed == "random":
+        typer.echo(f"seed: {options['seed']}", err=True)
+    if generator.last is not None and verbose:
+        typer.echo(f"finish: {generator.last.finish_reason} after {len(generator.last.new_ids)} ids", err=True)
+    if speed and generator.last is not None:
+        typer.echo(describe_speed(generator.model, generator.last), err=True)
+
+
+def read_prompt() -> str:
+    """Return standard input as text."""
+    if sys.stdin.isatty():
+        raise ValueError("no prompt: give it as an argument or on standard input")
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
+def read_biases(texts: Sequence[str]) -> dict[int, float]:
+    """Return ids and numbers from texts such as "17=-2.5".
+
+    Example:
+        >>> read_biases(["17=-2.5", "3=1"])
+        {17: -2.5, 3: 1.0}
+    """
+    biases = {}
+    for text in texts:
+        token_id, _, number = text.partition("=")
+        try:
+            biases[int(token_id)] = float(number)
+        except ValueError:
+            raise ValueError(f"--logit-bias is {text!r}; expected ID=NUMBER, such as 17=-2.5") from None
+    return biases

@@ -1,0 +1,67 @@
+"""Loads a model, or a model with its tokenizer, from the paths that a command is given; saves both."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+
+import typer
+
+from bpe_llama._progress import reporting
+from bpe_llama.model.adapters import lora
+from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.quantization import quantize
+from bpe_llama.tokenizer import Tokenizer
+
+
+def load_model(path: Path, dtype: str, device: str) -> LlamaForCausalLM:
+    """Return the model at `path`; a bar on a terminal shows how far it is read."""
+    with reporting(None) as report:
+        progress = None if report is None else partial(report, "load")
+        return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+
+
+def load_generator(
+    model: Path,
+    tokenizer: Path | None,
+    dtype: str,
+    device: str,
+    adapter: Path | None = None,
+    quantized: str | None = None,
+) -> TextGenerator:
+    """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another.
+
+    An adapter is merged into the weights, so that it costs no time, unless they cannot hold it (a tied head's would
+    change the embedding). It stays beside weights that are held as int8 or int4, as `finetune --quantize` trained it.
+    """
+    check_quantized(quantized)
+    vocabulary = Tokenizer.from_file(tokenizer or model)
+    loaded = load_model(model, dtype, device)
+    if quantized is not None:
+        quantize.quantize(loaded, quantized)
+    if adapter is not None:
+        lora.load(loaded, adapter)
+        reason = lora.why_not_merge(loaded)
+        if reason is None:
+            lora.merge(loaded)
+            lora.remove(loaded)
+        elif quantized is None:
+            typer.echo(f"the adapter stays beside the weights, which is slower: {reason}", err=True)
+    return TextGenerator(loaded, vocabulary)
+
+
+def check_quantized(kind: str | None) -> None:
+    """Raise a ValueError unless --quantize is int8, int4 or left out."""
+    if kind not in (None, "int8", "int4"):
+        raise ValueError(f"--quantize is {kind!r}; expected int8 or int4")
+
+
+def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights, configs and tokenizer into one folder that `generate` and transformers load."""
+    unknown = model.config.unknown_to_transformers
+    if unknown:
+        warnings.warn(f"{folder}: transformers does not load it, as it does not compute {unknown}", stacklevel=2)
+    model.save_pretrained(folder, portable=not unknown)
+    tokenizer.save(folder / "tokenizer.json")

@@ -1,0 +1,75 @@
+"""``bpe-llama pretrain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bpe_llama.model import training
+from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, describe
+from bpe_llama.model.cli.training_options import training_flags
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.generation.prompts import check_vocabulary
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.tokenizer import Tokenizer
+
+EXAMPLE = "Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --hidden-size 256 --layers 6 --out run"
+
+
+@training_flags(without=("eval_fraction",))
+def command(
+    tokens: Annotated[Path, typer.Argument(help="A .npy file of ids, as `bpe-llama encode --out` writes.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The vocabulary of these ids.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, curve, checkpoint, model.")],
+    config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
+    start_from: Annotated[Path | None, typer.Option(help="Weights to go on from: a folder or .gguf.")] = None,
+    hidden_size: Annotated[int, typer.Option(help="Width D.")] = 256,
+    layers: Annotated[int, typer.Option(help="Layers.")] = 6,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
+    kv_heads: Annotated[int | None, typer.Option(help="Key/value heads; by default as many as heads.")] = None,
+    intermediate_size: Annotated[int | None, typer.Option(help="Width of the MLP; by default 8/3 D.")] = None,
+    context: Annotated[int, typer.Option(help="Longest text the model is made for, in tokens.")] = 1024,
+    tie: Annotated[bool, typer.Option(help="Share the embedding with the output matrix.")] = True,
+    *,
+    eval_file: Annotated[Path | None, typer.Option(help="Ids to evaluate on; by default the last 1 %.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    **settings: Any,
+) -> int:
+    """Train a LLaMA on a file of ids. Ctrl-C and SIGTERM save a checkpoint; --resume goes on from it."""
+    training.open_tokens(tokens)  # complain of a missing file before a large model is built
+    vocabulary = Tokenizer.from_file(tokenizer)
+    settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
+    train_config = training.TrainConfig(**settings)
+    if start_from is not None:
+        model = load_model(start_from, train_config.weights_dtype, train_config.device)
+    else:
+        shape = (
+            LlamaConfig.from_json(config)
+            if config is not None
+            else LlamaConfig(
+                vocab_size=vocabulary.vocab_size,
+                hidden_size=hidden_size,
+                intermediate_size=intermediate_size or -(-hidden_size * 8 // 3 // 32) * 32,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=kv_heads,
+                max_position_embeddings=context,
+                tie_word_embeddings=tie,
+                bos_token_id=vocabulary.bos_id,
+                eos_token_id=vocabulary.eos_id,
+            )
+        )
+        model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
+    check_vocabulary(vocabulary, model.config.vocab_size)
+    typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
+    result = training.train(model, tokens, train_config, out, eval_file=eval_file, resume=resume)
+    typer.echo(describe(result))
+    if result.interrupted:
+        typer.echo(f"stopped; the same command with --resume goes on from {result.checkpoint}")
+        return EXIT_INTERRUPTED
+    save_with_tokenizer(model, vocabulary, out / "model")
+    typer.echo(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}")
+    return 0

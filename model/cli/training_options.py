@@ -1,0 +1,78 @@
+"""The flags that set a field of `TrainConfig`: one table for `pretrain` and `finetune`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import typer
+
+from bpe_llama.model.training import TrainConfig
+
+
+class Flag(NamedTuple):
+    """A flag's name, its help and, where the values are few, these as the metavar."""
+
+    name: str
+    help: str
+    metavar: str | None = None
+
+
+TRAINING_FLAGS = {
+    "max_steps": Flag("--steps", "Optimizer steps."),
+    "max_seconds": Flag("--seconds", "Stop after this time as well."),
+    "sequence_length": Flag("--sequence-length", "Tokens per sequence."),
+    "batch_size": Flag("--batch-size", "Sequences per micro-batch."),
+    "gradient_accumulation": Flag("--accumulate", "Micro-batches per step (gradient accumulation)."),
+    "learning_rate": Flag("--learning-rate", "Peak learning rate."),
+    "warmup_steps": Flag("--warmup", "Steps of warm-up."),
+    "weight_decay": Flag("--weight-decay", "AdamW's, on matrices."),
+    "eval_fraction": Flag("--eval-fraction", "Share of the text, its end, held out to evaluate on."),
+    "eval_every": Flag("--eval-every", "Steps between evaluations; 0: at the end."),
+    "save_every": Flag("--save-every", "Steps between checkpoints; 0: at the end."),
+    "log_every": Flag("--log-every", "Steps between lines of metrics.jsonl."),
+    "seed": Flag("--seed", "Of weights and the order of sequences."),
+    "dtype": Flag("--dtype", "auto (bfloat16 on CUDA), float32, bfloat16."),
+    "weights_dtype": Flag(
+        "--weights-dtype",
+        "Weights, gradients and moments in float32, or, stochastically rounded, in bfloat16: half the memory.",
+        "float32|bfloat16",
+    ),
+    "device": Flag("--device", "auto (CUDA where there is one), cpu, cuda, cuda:1, ..."),
+    "compile": Flag("--compile", "Use torch.compile."),
+}
+FIELDS_WITHOUT_FLAG = ("min_learning_rate_ratio", "betas", "gradient_clip", "max_skipped_steps", "eval_windows")
+
+
+def training_flags(
+    *, without: Sequence[str] = (), defaults: Mapping[str, Any] | None = None, helps: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Return a decorator that adds the flags of `TRAINING_FLAGS` to a command, before its keyword-only parameters.
+
+    The command receives their values as `**settings`, by the names of `TrainConfig`'s fields.
+
+    Args:
+        without: Fields for which the command has no flag.
+        defaults: The command's own defaults, by field.
+        helps: The command's own help texts, by field.
+    """
+    hints = get_type_hints(TrainConfig)
+
+    def parameter(field: str, flag: Flag) -> inspect.Parameter:
+        default = (defaults or {}).get(field, getattr(TrainConfig, field))
+        option = typer.Option(flag.name, help=(helps or {}).get(field, flag.help), metavar=flag.metavar)
+        kind = hints[field] | None if default is None else hints[field]
+        return inspect.Parameter(
+            field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        )
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [found for found in signature.parameters.values() if found.kind is not inspect.Parameter.VAR_KEYWORD]
+        flags = [parameter(field, flag) for field, flag in TRAINING_FLAGS.items() if field not in without]
+        place = sum(found.kind is not inspect.Parameter.KEYWORD_ONLY for found in own)
+        command.__signature__ = signature.replace(parameters=own[:place] + flags + own[place:])  # type: ignore[attr-defined]
+        return command
+
+    return decorate

@@ -1,0 +1,51 @@
+"""The options of fine-tuning data: one dataclass, checked when it is constructed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from bpe_llama._corpus.bad_rows import BadRows
+from bpe_llama.chat import TRAIN_ON
+from bpe_llama.model.training.data.formats import FORMATS
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How the files of fine-tuning data are read.
+
+    Attributes:
+        format: The format of `.json`, `.jsonl` and `.parquet` files, one of `training.FORMATS`; "auto" detects it by
+            the fields of the first row. "text" also takes a `.csv` as plain text.
+        train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token. A message with
+            a `weight` of 0 is never learned; of plain text everything is.
+        parse_special: Whether special tokens spelled out in plain text, prompts and completions are encoded as special
+            tokens, as already rendered chats need; in messages they never are.
+        on_error: "raise" an error at the first row that cannot be read, is not of its file's format, holds a lone
+            surrogate or does not suit the template, or "skip" such rows and warn of their number.
+
+    Raises:
+        ValueError: If a value is not one of those.
+    """
+
+    format: str = "auto"
+    train_on: str = "assistant"
+    parse_special: bool = False
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        """Refuse unknown values by name."""
+        if self.format not in ("auto", *FORMATS):
+            raise ValueError(f"format is {self.format!r}; expected auto, {', '.join(FORMATS)}")
+        if self.train_on not in TRAIN_ON:
+            raise ValueError(f"train_on is {self.train_on!r}; expected {', '.join(TRAIN_ON)}")
+        BadRows(self.on_error)
+
+
+class DataOptions(TypedDict, total=False):
+    """The fields of `DataConfig` as keyword arguments, so that mypy checks the functions that pass them on."""
+
+    format: str
+    train_on: str
+    parse_special: bool
+    on_error: str

@@ -1,0 +1,101 @@
+"""The command line: ``bpe-llama COMMAND``, one file a command.
+
+A user's mistake ends in one line on standard error and exit code 2. ``bpe-llama --help`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from bpe_llama import __version__
+from bpe_llama.cli import compare, count, decode, encode, inspect, train_tokenizer
+from bpe_llama.cli.model_commands import MODEL_COMMANDS, forward
+
+EXIT_BAD_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="bpe-llama",
+    help="Train a byte-level BPE vocabulary, tokenize, train or load a LLaMA, generate.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+for _command in (train_tokenizer, encode, decode, count, inspect, compare):
+    _name = _command.__name__.rpartition(".")[2].replace("_", "-")
+    app.command(_name, epilog=_command.EXAMPLE)(_command.command)
+
+for _name, _help in MODEL_COMMANDS.items():
+    app.command(
+        _name,
+        help=_help,
+        add_help_option=False,  # the model's own command answers --help
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+    )(forward)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code of one command: 0, 2 for bad usage or bad input, 130 for Ctrl-C.
+
+    >>> main(["--version"])
+    0...
+    0
+    """
+    usual, warnings.formatwarning = warnings.formatwarning, _warning_line
+    try:
+        code = app(args=arguments, prog_name="bpe-llama", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code
+            _complain("interrupted")
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, KeyError, OSError, MemoryError, ImportError) as error:
+        _complain(_one_line(error))
+        return EXIT_BAD_USAGE
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own errors, wherever this typer keeps that class
+            raise
+        _complain(error.format_message())
+        return EXIT_BAD_USAGE
+    finally:
+        warnings.formatwarning = usual
+
+
+def _warning_line(message: Warning | str, *_args: object, **_options: object) -> str:
+    """Return a warning as the user of a command is to see it, without the line of code that gave it."""
+    return f"bpe-llama: warning: {' '.join(str(message).split())}\n"
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(message.split()) or type(error).__name__
+
+
+def _complain(message: str) -> None:
+    print(f"bpe-llama: {' '.join(message.split())}", file=sys.stderr)

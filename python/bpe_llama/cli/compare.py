@@ -1,0 +1,33 @@
+"""``bpe-llama compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpe_llama.cli.options import read_text
+from bpe_llama.tokenizer import Tokenizer
+
+EXAMPLE = "Example: bpe-llama compare ours.json cl100k.tiktoken --text README.md --plot compare.png"
+
+
+def command(
+    a: Annotated[Path, typer.Argument(help="One tokenizer's file.")],
+    b: Annotated[Path, typer.Argument(help="The other's.")],
+    text: Annotated[list[Path], typer.Option("--text", help="A UTF-8 file; may be given many times.")],
+    plot: Annotated[Path | None, typer.Option(help="Draw bytes a token here: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Set two tokenizers side by side on some texts."""
+    from rich.console import Console
+
+    from bpe_llama import compare as comparing
+
+    texts = [(path.name, read_text(None, path)) for path in text]
+    result = comparing.compare(Tokenizer.from_file(a), Tokenizer.from_file(b), texts)
+    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    Console(soft_wrap=True, highlight=False).print(comparing.comparison_table(result, *names))
+    if plot is not None:
+        comparing.save_plot(result, *names, plot)
+        typer.echo(f"{plot}: drawn")

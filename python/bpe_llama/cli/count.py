@@ -1,0 +1,33 @@
+"""``bpe-llama count``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, TextArgument, TokenizerPath, read_text
+from bpe_llama.tokenizer import Tokenizer
+
+EXAMPLE = "Example: bpe-llama count --file README.md --tokenizer tokenizer.json"
+
+
+def command(
+    text: TextArgument = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="A UTF-8 file; may be given many times.")
+    ] = None,
+    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+) -> None:
+    """Print how many tokens a text or each of several files has."""
+    loaded = Tokenizer.from_file(tokenizer)
+    if not file or len(file) == 1:
+        typer.echo(loaded.count(read_text(text, file[0] if file else None)))
+        return
+    total = 0
+    for path in file:
+        tokens = loaded.count(read_text(text, path))
+        total += tokens
+        typer.echo(f"{tokens:>12} {path}")
+    typer.echo(f"{total:>12} total")

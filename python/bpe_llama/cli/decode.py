@@ -1,0 +1,54 @@
+"""``bpe-llama decode``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, TokenizerPath
+from bpe_llama.tokenizer import Tokenizer
+
+EXAMPLE = "Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken"
+
+
+def command(
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids; without them and without --file, standard input.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read ids from a .npy file, or text with spaces.")
+    ] = None,
+    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+) -> None:
+    """Print the text of ids: exactly its bytes, with no line end added to a pipe or file."""
+    chosen = _read_ids(ids, file)
+    content = Tokenizer.from_file(tokenizer).decode_bytes(chosen)
+    sys.stdout.buffer.write(content)
+    if sys.stdout.isatty() and not content.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _read_ids(ids: list[str] | None, file: Path | None) -> list[int]:
+    if ids and file is not None:
+        raise ValueError("give ids or --file, not both")
+    if file is not None and file.suffix == ".npy":
+        array = np.load(file, allow_pickle=False)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"{file}: expected a flat array of integers, got {array.dtype} of shape {array.shape}")
+        return [int(token_id) for token_id in array]
+    if not ids:
+        content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+        ids = content.decode("utf-8", "replace").split()
+    return [_whole_number(word) for word in ids]
+
+
+def _whole_number(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"ids must be whole numbers, got {word[:40]!r}") from None

@@ -1,0 +1,42 @@
+"""``bpe-llama encode``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bpe_llama._files import written_whole
+from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerPath, read_text
+from bpe_llama.tokenizer import Tokenizer
+
+EXAMPLE = "Example: bpe-llama encode 'Hello world' --tokenizer tokenizer.json"
+
+
+def command(
+    text: TextArgument = None,
+    file: FileOption = None,
+    tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy array of ids here (.npy).")] = None,
+    bos: Annotated[bool, typer.Option("--bos", help="Begin with the beginning-of-text token.")] = False,
+    eos: Annotated[bool, typer.Option("--eos", help="End with the end-of-text token.")] = False,
+    allow_special: Annotated[bool, typer.Option(help="Turn special tokens' names in the text into their ids.")] = False,
+) -> None:
+    """Print the ids of a text, or save them."""
+    loaded = Tokenizer.from_file(tokenizer)
+    content = read_text(text, file)
+    ids = loaded.encode(content, bos=bos, eos=eos, allowed_special="all" if allow_special else ())
+    if out is None:
+        typer.echo(" ".join(map(str, ids)))
+    else:
+        _save_ids(ids, loaded.vocab_size, out)
+        typer.echo(f"{out}: {len(ids):,} ids")
+
+
+def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
+    """Write ids as .npy: uint16 where the vocabulary allows, under a temporary name first."""
+    array = np.asarray(ids, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    with written_whole(out) as temporary, temporary.open("wb") as handle:
+        np.save(handle, array)

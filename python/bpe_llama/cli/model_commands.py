@@ -1,0 +1,29 @@
+"""Forwards the commands that need torch to `bpe_llama.model.cli`, which is imported only when such a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+# With the line that `bpe-llama --help` shows for each.
+MODEL_COMMANDS = {
+    "pretrain": "Train a LLaMA from scratch on a file of ids.",
+    "finetune": "Train a model further on your own text, with LoRA or in full.",
+    "generate": "Continue a prompt.",
+    "chat": "Talk to an instruction-tuned model.",
+    "convert": "Rewrite weights in another format.",
+    "demo": "Train a tokenizer and a small LLaMA on this machine's Python, then generate.",
+}
+
+
+def forward(context: typer.Context) -> None:
+    """Run a command of `bpe_llama.model.cli`, which needs torch."""
+    try:
+        from bpe_llama.model.cli import app as model_app
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("bpe_llama"):
+            raise
+        message = f"{context.info_name} needs {error.name}: pip install 'bpe-llama[model]'"
+        raise ValueError(message) from error
+    code = model_app(args=[str(context.info_name), *context.args], prog_name="bpe-llama", standalone_mode=False)
+    if isinstance(code, int):
+        raise typer.Exit(code)

@@ -1,0 +1,94 @@
+"""``bpe-llama train-tokenizer``."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpe_llama.cli.options import DEFAULT_TOKENIZER
+from bpe_llama.tokenizer import Tokenizer
+
+EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 --special '<|end|>'"
+
+
+def command(
+    corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .gz, .zst.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens in all: 256 bytes, merges, special tokens.")] = 32_000,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; by default cl100k, or that of --base."
+        ),
+    ] = None,
+    special: Annotated[list[str] | None, typer.Option(help="A special token; may be given many times.")] = None,
+    base: Annotated[Path | None, typer.Option(help="A tokenizer to train further; its ids stay what they are.")] = None,
+    superword_from: Annotated[
+        int | None, typer.Option(help="From this many tokens on, merge across the ends of words (SuperBPE).")
+    ] = None,
+    min_frequency: Annotated[int, typer.Option(help="Merge no pair that occurs less often.")] = 0,
+    max_token_length: Annotated[int | None, typer.Option(help="Make no token of more bytes.")] = None,
+    on_error: Annotated[
+        str, typer.Option(metavar="raise|skip", help="At a row without text: stop, or skip it and say how many.")
+    ] = "raise",
+    threads: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")
+    ] = DEFAULT_TOKENIZER,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Count on this Ray cluster; auto finds it, local starts one.")
+    ] = None,
+    report: Annotated[
+        bool | None,
+        typer.Option(
+            "--report/--no-report",
+            help="Encode the corpus at the end and report; by default without --ray.",
+        ),
+    ] = None,
+) -> None:
+    """Train a vocabulary on text and save it."""
+    from rich.console import Console
+
+    from bpe_llama import report as reporting
+
+    for name, value in (("--threads", threads), ("--base", base), ("--superword-from", superword_from)):
+        if ray is not None and value is not None:
+            raise ValueError(f"give {name} or --ray, not both")
+    started = time.perf_counter()
+    if pattern is None and base is None:
+        pattern = "cl100k"
+    if ray is not None:
+        from bpe_llama import scale
+
+        with scale.cluster(ray):
+            counts = scale.count_files(
+                corpus, pattern=pattern or "cl100k", special_tokens=special or [], on_error=on_error
+            )
+        tokenizer = Tokenizer.train_from_counts(
+            counts, vocab_size=vocab_size, min_frequency=min_frequency, max_token_length=max_token_length
+        )
+    else:
+        tokenizer = Tokenizer.train(
+            corpus,
+            vocab_size=vocab_size,
+            pattern=pattern,
+            special_tokens=special or [],
+            base=None if base is None else Tokenizer.from_file(base),
+            superword_from=superword_from,
+            min_frequency=min_frequency,
+            max_token_length=max_token_length,
+            on_error=on_error,
+            num_threads=threads,
+        )
+    tokenizer.save(out)
+    peak = reporting.peak_memory()
+    memory = f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""
+    typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}")
+    if report or (report is None and ray is None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of skipped rows, which training warned of already
+            found = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
+        Console(soft_wrap=True, highlight=False).print(reporting.report_tables(found))
