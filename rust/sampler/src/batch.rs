@@ -9,13 +9,13 @@ use std::sync::OnceLock;
 /// Starting a thread takes some tens of microseconds, which pays off from this many logits.
 const LOGITS_PER_THREAD: usize = 1 << 18;
 
-/// Scratch memory between calls. Threads end with their call, so that a forked child misses none; their memory stays here.
+/// Scratch memory that later calls reuse. Threads end with their call, so a forked child lacks none of them.
 static SCRATCH: ScratchPool<Scratch> = ScratchPool::new();
 
 /// Calls `process` for each row with its `width` elements of `out`.
 ///
-/// `num_threads` of `None` means one thread per [`LOGITS_PER_THREAD`] logits, at most one per CPU. The results do not depend
-/// on the number of threads.
+/// `num_threads` of `None` means one thread per [`LOGITS_PER_THREAD`] logits, at most one per CPU. The results do not
+/// depend on the number of threads.
 ///
 /// # Errors
 /// That of the first row that fails.

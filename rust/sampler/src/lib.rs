@@ -1,8 +1,8 @@
 //! Samples token ids from logits: exact and reproducible, without sorting the vocabulary.
 //!
-//! A [`Sampler`] changes logits by biases, bans and penalties, divides them by the temperature, restricts them by top-k, top-p,
-//! min-p and typical-p, in that order, and draws from what remains. Each filter sees the renormalised result of the one
-//! before it. Ties go to the lower id. Temperature 0 is argmax.
+//! A [`Sampler`] applies biases, bans, penalties, temperature, top-k, top-p, min-p and typical-p, in that order, and
+//! draws from the result. Each filter applies to the renormalised result of the one before. Ties go to the lower id.
+//! Temperature 0 is argmax. A [`Preset`] follows the order and the ties of another implementation instead.
 //!
 //! ```
 //! use bpe_llama_sampler::{BatchOptions, Elements, LogitsView, Options, Sampler};
@@ -22,18 +22,20 @@
 //! ```
 //!
 //! # Design
-//! **No sort.** Top-k, top-p and min-p keep a prefix of the ids in the order of falling logits. A threshold and, for ties at
-//! it, a last id describe that prefix. Finding the threshold is a selection problem, which takes linear time.
+//! **No sort.** Top-k, top-p and min-p keep a prefix of the ids in the order of falling logits: all logits above a
+//! threshold and the lowest ids of those equal to it. Finding that threshold is a selection problem, which takes linear
+//! time.
 //!
-//! **Threshold search.** A logit's weight is its unnormalised probability; mass is a sum of weights. A small sample of a long
-//! row, or approximate sums over a short one, give a bracket around the threshold. One pass over the row counts and sums the
-//! logits above the bracket and collects those inside, usually a few. Bisection narrows them to a dozen, which are sorted. If the
-//! bracket was wrong, bisection goes on over the whole row.
+//! **Threshold search.** The search starts from a bracket around the threshold, estimated from a sample of a long row
+//! or from approximate sums over a short one. One pass adds the probabilities above the bracket and collects the few
+//! logits inside. Bisection reduces them to a dozen, which are sorted. If the bracket was wrong, bisection continues
+//! over the whole row.
 //!
-//! **Exact top-p.** Weights are float32. If their rounding errors could have moved the threshold of top-p, the search is
-//! repeated with float64 weights. A mass within a factor of 1 - 2^-50 of p reaches p.
+//! **Exact top-p.** Probabilities are float32. If their rounding errors could have moved the threshold of top-p, the
+//! search is repeated in float64. A mass of at least p (1 - 2^-50) reaches p.
 //!
-//! **Reproducible.** The same seed, step and logits give the same id, whatever the batch, the number of threads or the CPU:
+//! **Reproducible.** The same seed, step and logits give the same id, whatever the batch, the number of threads or the
+//! CPU:
 //!
 //! | source of differences | here |
 //! |---|---|
@@ -43,8 +45,8 @@
 //! | other rows of the batch | not used: all rows take the random number of the same step |
 //!
 //! # Modules
-//! `sampler` and `batch` split a batch into rows. `row` processes one row: `penalties`, `filters`, draw. `threshold` searches the
-//! threshold for the filters, and `simd` holds the passes over the row that this takes.
+//! `sampler` and `batch` split a batch into rows. `row` applies `penalties` and `filters` to one row and draws from it.
+//! The filters use the search in `threshold`, and all of them the vector passes in `simd`.
 //!
 //! # Sources
 //! | method | source |

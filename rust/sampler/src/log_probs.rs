@@ -38,7 +38,7 @@ pub(crate) fn row_log_probs(
         let cutoff = (top_n <= finite).then(|| {
             let bounds = (extrema.min.max(f32::MIN), extrema.max);
             let target = Target::Count(top_n);
-            // A count needs no weights; the logits stand in for them.
+            // A count needs no weights, so the logits are passed instead.
             let bracket = bracket_from_sums(scratch.backend, &row, &row, target, row.len() as f64, bounds);
             select(scratch.backend, &row, &row, Search { target, bounds, bracket }, &mut scratch.buffers).cutoff
         });

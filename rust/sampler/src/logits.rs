@@ -72,7 +72,7 @@ impl<'a> LogitsView<'a> {
             )));
         }
         if rows > 0 {
-            // The lowest and the highest index lie at corners of the matrix.
+            // The lowest and the highest index are at corners of the matrix.
             let mut low = offset as i128;
             let mut high = offset as i128;
             for (count, stride) in [(rows, row_stride), (vocab_size, id_stride)] {

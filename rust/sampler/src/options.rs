@@ -39,11 +39,11 @@ pub enum Preset {
     /// This crate's: see [the crate](crate).
     #[default]
     Exact,
-    /// Meta's reference `sample_top_p`: an id is dropped if the mass before it *exceeds* p, so one more id is kept if that
-    /// mass equals p.
+    /// Meta's reference `sample_top_p`: an id is dropped if the mass before it *exceeds* p, so one more id is kept if
+    /// that mass equals p.
     Meta,
-    /// Hugging Face transformers' logits warpers: top-k and typical-p keep all ids tied at the threshold, top-p the highest
-    /// ids of a tie. transformers does the latter for up to 16 ids; beyond, torch's sort is not stable.
+    /// Hugging Face transformers' logits warpers: top-k and typical-p keep all ids tied at the threshold, top-p the
+    /// highest ids of a tie. transformers does the latter for up to 16 ids; beyond, torch's sort is not stable.
     Transformers,
     /// llama.cpp's default chain: top-k, typical-p, top-p and min-p at temperature 1, then the temperature.
     LlamaCpp,

@@ -16,8 +16,8 @@ pub(crate) fn check_history(history: &[i64], vocab_size: usize, row_index: usize
 
 /// Applies the penalties to the logits of the ids in `history`, in place.
 ///
-/// The repetition penalty comes first, then the frequency penalty times the count, then the presence penalty: computed in
-/// float64, rounded once. `counts` is scratch, all zero before and after. Ids must be below `row.len()`.
+/// The repetition penalty comes first, then the frequency penalty times the count, then the presence penalty: computed
+/// in float64, rounded once. `counts` is scratch, all zero before and after. Ids must be below `row.len()`.
 ///
 /// # Source
 /// Repetition: Keskar et al. 2019, arXiv:1909.05858, section 4.1. The others: `OpenAI`'s API reference.
@@ -43,7 +43,8 @@ pub(crate) fn apply_penalties(row: &mut [f32], history: &[i64], options: &Option
 /// Adds the biases, then sets banned ids and ids that are not allowed to -inf, in place.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an id is not below `row.len()`; the row is then unchanged.
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an id is not below `row.len()`; the row is then
+/// unchanged.
 pub(crate) fn apply_bias_and_bans(row: &mut [f32], options: &Options, row_index: usize) -> Result<()> {
     let allowed = options.allowed_ids.as_deref();
     let biased = options.logit_bias.iter().map(|&(id, _)| ("logit_bias", id));

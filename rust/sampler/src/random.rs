@@ -4,8 +4,8 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// Returns the random number of a step, in [0, 1), a multiple of 2^-53.
 ///
-/// This is output `step` of `SplitMix64` with the initial state `mix(seed)`, computed without the outputs before it. So a draw
-/// can be repeated, skipped or made on another device.
+/// This is output `step` of `SplitMix64` with the initial state `mix(seed)`, computed without the outputs before it. So
+/// a draw can be repeated, skipped or made on another device.
 ///
 /// # Source
 /// Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 16.
@@ -36,7 +36,7 @@ mod tests {
         assert!(draws.iter().all(|u| (0.0..1.0).contains(u)));
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
         assert!((mean - 0.5).abs() < 0.01, "{mean}");
-        // The numbers have more than 24 bits: most are no multiple of 2^-24.
+        // The draws have more than 24 bits: most are no multiple of 2^-24.
         let coarse = draws.iter().filter(|u| (*u * f64::from(1u32 << 24)).fract() == 0.0).count();
         assert!(coarse < 10, "{coarse}");
     }

@@ -12,7 +12,7 @@ use bpe_llama_simd::Backend;
 use bpe_llama_simd::exp::exp64;
 use std::ops::Range;
 
-/// The draw skips blocks of so many ids by their mass, then small blocks, and only then goes id by id.
+/// The draw skips blocks of this size by their mass, then small blocks, then single ids.
 const BLOCK: usize = 1024;
 const SMALL_BLOCK: usize = 64;
 
@@ -136,7 +136,7 @@ fn draw(row: &[f32], weights: &[f32], cutoff: Cutoff, mass: f64, uniform: f64, b
     draw_in_block(row, weights, block, threshold, f64::INFINITY, backend).unwrap_or(0)
 }
 
-/// Returns the first id of a block at which the cumulative mass exceeds `target`, else the last kept id, if there is one.
+/// Returns the first id of a block at which the cumulative mass exceeds `target`, else the last kept id, if any.
 fn draw_in_block(
     row: &[f32],
     weights: &[f32],

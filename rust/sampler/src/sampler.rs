@@ -1,4 +1,4 @@
-//! [`Sampler`]: validated options and a step counter.
+//! The public API: [`Sampler`], validated options and a step counter.
 
 use crate::batch::for_each_row;
 use crate::error::{Error, Result};
@@ -70,12 +70,12 @@ impl Sampler {
 
     /// Writes the id drawn from each row of `logits`, (B, V), to `ids`, (B,).
     ///
-    /// All rows use the random number of the same (seed, step), so an id depends on its own row only and equal rows give equal
-    /// ids. With `seeds`, equal rows may differ.
+    /// All rows use the random number of the same (seed, step), so an id depends on its own row only and equal rows
+    /// give equal ids. With `seeds`, equal rows may differ.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a row holds NaN or +inf or only -inf, if an id of a history is outside the vocabulary, or
-    /// if `ids`, histories or seeds are not one per row. The step is then not taken.
+    /// [`Error::InvalidArgument`] if a row holds NaN or +inf or only -inf, if an id of a history is outside the
+    /// vocabulary, or if `ids`, histories or seeds are not one per row. The step is then not taken.
     ///
     /// # Cost
     /// Two passes over a row for extrema and weights, a few cheaper ones for the filters, half a pass for the draw.

@@ -7,13 +7,13 @@ use bpe_llama_simd::Backend;
 #[derive(Debug)]
 pub(crate) struct Scratch {
     pub(crate) backend: Backend,
-    /// A float32 copy of the row, where it is converted or changed.
+    /// A float32 copy of the row, if it must be converted or changed.
     pub(crate) logits: Vec<f32>,
     /// Occurrences of each id in the history; all 0 between calls.
     pub(crate) counts: Vec<u32>,
     /// Unnormalised probabilities in float32, for the first `row.len()` ids.
     pub(crate) weights: Vec<f32>,
-    /// The same in float64, where float32's rounding could decide.
+    /// Unnormalised probabilities in float64, for top-p where float32 is not exact enough.
     pub(crate) weights64: Vec<f64>,
     pub(crate) sample: Sample,
     pub(crate) buffers: Buffers<f32>,

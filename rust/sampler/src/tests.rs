@@ -11,7 +11,8 @@ use bpe_llama_simd::Backend;
 use bpe_llama_simd::exp::exp64;
 use proptest::prelude::*;
 
-/// Returns the filtered distribution by definition, or `None` if a mass is so near to p that float64's rounding decides.
+/// Returns the filtered distribution by definition, or `None` if a mass is so near to p that float64's rounding
+/// decides.
 fn definition(row: &[f32], options: &Options) -> Option<Vec<f64>> {
     let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |x: f32| exp64((f64::from(x) - f64::from(highest)) / options.temperature);

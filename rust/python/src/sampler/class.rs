@@ -14,9 +14,9 @@ const MIN_LOGITS_TO_DETACH: usize = 1 << 15;
 
 /// Samples ids from logits: exact, reproducible, without sorting the vocabulary.
 ///
-/// Penalties, temperature, top-k, top-p and min-p apply in that order, each to the renormalised result of the one before.
-/// Ties go to the lower id. Each call of `sample` is one step. The sampled id of a row depends only on its logits, the seed
-/// and the step: not on the batch, the number of threads or the CPU. Threads may share a sampler.
+/// Penalties, temperature, top-k, top-p and min-p apply in that order, each to the renormalised result of the one
+/// before. Ties go to the lower id. Each call of `sample` is one step. The sampled id of a row depends only on its logits,
+/// the seed and the step: not on the batch, the number of threads or the CPU. Threads may share a sampler.
 ///
 /// Args:
 ///     temperature: Divides the logits; 0 means argmax, the lowest id among ties.
@@ -32,9 +32,9 @@ const MIN_LOGITS_TO_DETACH: usize = 1 << 15;
 ///     logit_bias: Added to the logits of these ids, before any penalty: a dict of id to number.
 ///     banned_ids: Ids never sampled.
 ///     allowed_ids: If given, only these ids are sampled.
-///     preset: The implementation to follow in the order of filters and in ties. "exact": as above. "meta": one more id is
-///         kept if the mass equals top_p. "transformers": top-k and typical-p keep all ids tied at the threshold, top-p
-///         the highest ids of a tie. "llama_cpp": top-k, typical-p, top-p and min-p at temperature 1, then the
+///     preset: The implementation to follow in the order of filters and in ties. "exact": as above. "meta": one more id
+///         is kept if the mass equals top_p. "transformers": top-k and typical-p keep all ids tied at the threshold,
+///         top-p the highest ids of a tie. "llama_cpp": top-k, typical-p, top-p and min-p at temperature 1, then the
 ///         temperature.
 ///
 /// Raises:
@@ -96,15 +96,15 @@ impl PySampler {
     /// Args:
     ///     logits: (V,) or (B, V): a NumPy array or a CPU tensor of float32, float16 or bfloat16, read without a copy;
     ///         float64 is rounded to float32 first. Any strides.
-    ///     history: The ids that penalties apply to: a sequence of ints for one row, one such sequence per row for a batch.
+    ///     history: The ids that penalties apply to: a sequence of ints for one row, one sequence per row for a batch.
     ///     step: The step to sample at, instead of the sampler's next, which this leaves unchanged.
-    ///     seeds: A seed per row, instead of the sampler's. Without it all rows of a batch use the same random number, so
-    ///         equal rows give equal ids; pass `range(B)` for B different continuations of one prompt.
+    ///     seeds: A seed per row, instead of the sampler's. Without it all rows of a batch use the same random number,
+    ///         so equal rows give equal ids; pass `range(B)` for B different continuations of one prompt.
     ///     num_threads: By default as many as pay off. The ids do not depend on it.
     ///
     /// Raises:
-    ///     ValueError: If a row holds NaN or +inf or only -inf, naming row and index; if an id of a history is outside the
-    ///         vocabulary; if the shape is wrong.
+    ///     ValueError: If a row holds NaN or +inf or only -inf, naming row and index; if an id of a history is outside
+    ///         the vocabulary; if the shape is wrong.
     ///     TypeError: If the dtype or the type of the object is not supported.
     ///
     /// Cost: about three reads of the row; no allocation after the first call.
@@ -197,7 +197,7 @@ impl PySampler {
         (ids, sampled, top_ids.reshape(shape)?, top_log_probs.reshape(shape)?).into_pyobject(py)
     }
 
-    /// Return the distribution that `sample` samples from, filtered and renormalised: float64, the logits' shape.
+    /// Return the distribution that `sample` draws from, filtered and renormalised: float64, of the logits' shape.
     ///
     /// Args:
     ///     logits: As in `sample`. ``history`` and ``num_threads`` likewise.

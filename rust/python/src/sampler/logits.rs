@@ -65,8 +65,8 @@ impl<'py> Logits<'py> {
             high += reach.max(0);
         }
         let length = if self.rows == 0 || self.vocab_size == 0 { 0 } else { (high - low + 1) as usize };
-        // SAFETY: shape and strides describe one allocation, which `_owner` keeps alive; `new` checked the alignment. As with
-        // every NumPy function that releases the GIL, the caller must not write to the array meanwhile.
+        // SAFETY: shape and strides describe one allocation, which `_owner` keeps alive; `new` checked the alignment.
+        // As with every NumPy function that releases the GIL, the caller must not write to the array meanwhile.
         let elements = unsafe {
             match self.dtype {
                 Dtype::F32 => Elements::F32(slice(self.data.cast::<f32>().wrapping_offset(low), length)),
@@ -130,8 +130,8 @@ impl<'py> Logits<'py> {
         })?;
         let capsule = capsule.cast_into::<PyCapsule>()?;
         let pointer = capsule.pointer_checked(Some(c"dltensor"))?.cast::<DlManagedTensor>();
-        // SAFETY: by the protocol, a capsule of this name holds a DLManagedTensor. As the capsule is not renamed, it owns the
-        // tensor until it is dropped.
+        // SAFETY: by the protocol, a capsule of this name holds a DLManagedTensor. As the capsule is not renamed, it
+        // owns the tensor until it is dropped.
         let tensor = unsafe { &pointer.as_ref().tensor };
         // kDLCPU and kDLCUDAHost: pageable and pinned host memory.
         if !matches!(tensor.device_type, 1 | 3) {

@@ -7,9 +7,9 @@ use crate::threshold::{Cutoff, Target, bracket_from_sample, bracket_from_sums};
 use bpe_llama_simd::Backend;
 use bpe_llama_simd::exp::Scale;
 
-/// A mass that falls short of p by this factor still reaches it: p was rounded from decimal, and the mass is a rounded sum.
+/// A factor on p with which a mass equal to p reaches it in spite of rounding errors.
 pub(super) const ROUNDING_DOWN: f64 = 1.0 - 1.0 / (1u64 << 50) as f64;
-/// A mass that exceeds p by less than this factor counts as equal to p.
+/// A factor on p with which a mass must exceed p to reach it, in spite of rounding errors.
 pub(super) const ROUNDING_UP: f64 = 1.0 + 1.0 / (1u64 << 50) as f64;
 
 /// The ids kept: those that the cutoff keeps, without [`Scratch::removed`].

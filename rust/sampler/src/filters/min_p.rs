@@ -1,4 +1,4 @@
-//! Min-p: drops ids with less than p times the highest probability. Nguyen et al. 2024, arXiv:2407.01082, section 3.
+//! Min-p: drops ids with less than p times the highest probability. Nguyen et al. 2024, arXiv:2407.01082.
 
 use super::kept::Kept;
 use crate::scratch::Scratch;

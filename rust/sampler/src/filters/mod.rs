@@ -1,6 +1,6 @@
 //! The filters: each restricts what the one before it kept.
 //!
-//! Preset [`LlamaCpp`](Preset::LlamaCpp) has an order of its own, filters at temperature 1 and applies the temperature last.
+//! Each file adds one filter as a method of [`Kept`], the ids kept so far.
 
 mod kept;
 mod min_p;
@@ -16,7 +16,8 @@ use kept::Kept;
 
 /// Returns what the filters keep of a row: a cutoff and the mass of the ids it keeps.
 ///
-/// Leaves the row's weights in `scratch.weights`; ids removed above the cutoff, `scratch.removed`, have the weight 0.
+/// Leaves the row's weights in `scratch.weights`, and in `scratch.removed` the ids that are removed though the cutoff
+/// keeps them.
 pub(crate) fn apply_filters(row: &[f32], extrema: Extrema, options: &Options, scratch: &mut Scratch) -> (Cutoff, f64) {
     let mut kept = Kept::all(row, extrema, options, scratch);
     kept.top_k(scratch);

@@ -1,4 +1,4 @@
-//! Top-k: keeps the k highest logits. Fan et al. 2018, arXiv:1805.04833, section 5.4.
+//! Top-k: keeps the k highest logits. Fan et al. 2018, arXiv:1805.04833.
 
 use super::kept::Kept;
 use crate::options::Preset;

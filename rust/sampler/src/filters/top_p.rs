@@ -9,9 +9,9 @@ use crate::simd::{Extrema, compute_weights_f64};
 use crate::threshold::{Cutoff, Search, Selection, Target, select};
 use bpe_llama_simd::exp::RELATIVE_ERROR;
 
-/// Below `exp(-746)` a float64 weight is 0.
+/// Float64 weights are 0 from this many nats below the maximum.
 const MAX_NATS_F64: f64 = 746.0;
-/// Below `exp(-88)` a float32 weight is 0.
+/// Float32 weights are 0 from this many nats below the maximum.
 const MAX_NATS_F32: f64 = 88.0;
 
 impl Kept<'_> {
@@ -23,8 +23,8 @@ impl Kept<'_> {
         let weights = &scratch.weights[..row.len()];
         let target_mass = self.target_mass(self.mass);
         let target = Target::Mass(target_mass);
-        // An id so many nats below the maximum, whose weight is at most 1.5, weighs less than its part of the mass to leave
-        // out, so the threshold is higher.
+        // The maximum's weight is at most 1.5, so the ids at least so many nats below it hold less than the mass to
+        // leave out, and the threshold is above them.
         let nats = (2.0 * row.len() as f64 / (self.mass - target_mass)).ln().min(MAX_NATS_F32);
         let bounds = (lower_bound(extrema, self.temperature, nats), extrema.max);
         let bracket = self.estimate_bracket(target, total_mass, bounds, scratch);
@@ -40,13 +40,13 @@ impl Kept<'_> {
         }
     }
 
-    /// Returns the mass that top-p keeps of `mass`.
+    /// Returns the mass that top-p must keep of `mass`.
     fn target_mass(&self, mass: f64) -> f64 {
         let rounding = if self.options.preset == Preset::Meta { ROUNDING_UP } else { ROUNDING_DOWN };
         rounding * self.options.top_p * mass
     }
 
-    /// Returns the cutoff of top-p with float64 weights; with float32 ones the threshold is `approximate`.
+    /// Returns the cutoff of top-p with float64 weights, given its threshold with float32 weights.
     fn top_p_in_f64(&self, approximate: f32, scratch: &mut Scratch) -> Cutoff {
         let Self { row, extrema, temperature, .. } = *self;
         if scratch.weights64.len() < row.len() {
@@ -64,7 +64,7 @@ impl Kept<'_> {
         select(scratch.backend, row, weights, Search { target, bounds, bracket }, &mut scratch.buffers64).cutoff
     }
 
-    /// Keeps as many of the ids tied at the threshold as the cutoff does, but the highest instead of the lowest.
+    /// Keeps the highest of the ids tied at the threshold instead of the lowest, and as many of them.
     ///
     /// transformers sorts by rising logit, equal logits by rising id, and drops from the front.
     fn keep_highest_tied_ids(&mut self, scratch: &mut Scratch) {
@@ -85,7 +85,7 @@ impl Kept<'_> {
     }
 }
 
-/// Returns whether the errors of float32 weights are too small to have moved the cutoff.
+/// Returns whether the cutoff is certain in spite of the rounding errors of float32 weights.
 fn is_exact(selection: Selection, target_mass: f64, total_mass: f64) -> bool {
     let error = 2.0 * RELATIVE_ERROR * total_mass;
     selection.mass_before + error < target_mass && target_mass + error < selection.mass

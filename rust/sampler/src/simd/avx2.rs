@@ -29,7 +29,7 @@ pub(crate) fn cumulative(row: &[f32], weights: &[f32], threshold: f32) -> Cumula
     }
     let mut sums = [0f64; LANES];
     for (quarter, lanes) in quarters.iter().zip(sums.as_chunks_mut::<4>().0) {
-        // SAFETY: four doubles are written to four doubles.
+        // SAFETY: `lanes` has room for the four doubles that are written.
         unsafe { _mm256_storeu_pd(lanes.as_mut_ptr(), *quarter) };
     }
     for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {

@@ -39,14 +39,7 @@ impl Sums {
         self.1 = _mm512_add_pd(self.1, _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(weights)));
     }
 
-    /// Adds weights from memory: converting a memory operand needs no shuffle, converting a register does.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn add_loaded(&mut self, weights: &[f32; LANES]) {
-        self.add_masked(0xffff, weights);
-    }
-
-    /// Adds the weights of the lanes in `mask`, from memory as in [`add_loaded`](Self::add_loaded).
+    /// Adds the weights of the lanes in `mask` from memory, where the conversion needs no shuffle.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn add_masked(&mut self, mask: __mmask16, weights: &[f32; LANES]) {
@@ -107,14 +100,14 @@ pub(crate) fn compute_weights(row: &[f32], scale: &Scale, weights: &mut [f32]) -
     let mut sums = Sums::new();
     let (chunks, tail) = row.as_chunks::<LANES>();
     let (weight_chunks, weight_tail) = weights.as_chunks_mut::<LANES>();
-    // A block of weights is written first and then added from the cache, which `add_loaded` converts in half the instructions.
+    // A block of weights is stored first and then read back: see `add_masked`.
     for (chunks, outs) in chunks.chunks(LANES).zip(weight_chunks.chunks_mut(LANES)) {
         for (chunk, out) in chunks.iter().zip(outs.iter_mut()) {
             // SAFETY: the target has room for the sixteen floats that are written.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), weight(load(chunk), scale)) };
         }
         for out in outs {
-            sums.add_loaded(out);
+            sums.add_masked(0xffff, out);
         }
     }
     let weight = weight(load_tail(tail, f32::NEG_INFINITY), scale);
@@ -264,8 +257,8 @@ impl<'a> CandidateWriter<'a> {
     #[inline]
     #[target_feature(enable = "avx512f,popcnt")]
     fn push(&mut self, mask: __mmask16, logits: __m512, weights: __m512, ids: __m512i) {
-        // SAFETY: each logit is pushed at most once, so `length` does not exceed the capacity given to `new`, which reserved
-        // sixteen more. Elements past `length` are overwritten or never exposed.
+        // SAFETY: each logit is pushed at most once, so `length` does not exceed the capacity given to `new`, which
+        // reserved sixteen more. Elements past `length` are overwritten or never exposed.
         unsafe {
             _mm512_storeu_ps(
                 self.candidates.logits.as_mut_ptr().add(self.length),

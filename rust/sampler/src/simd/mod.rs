@@ -1,8 +1,10 @@
 //! The vector passes over a row of logits.
 //!
-//! Each pass is a loop over sixteen lanes (`passes.rs`), compiled for every backend. Where the compiler's code is slower,
-//! a twin in intrinsics (`avx2.rs`, `avx512.rs`) does the same operations lane by lane. All backends add the lanes as one
-//! balanced tree (`lanes.rs`) and so return the same bits.
+//! A logit's *weight* is its unnormalised probability; *mass* is a sum of weights.
+//!
+//! Each pass is a loop over sixteen lanes, compiled for every backend (`passes.rs`). A pass that the compiler
+//! vectorizes badly has twins in intrinsics (`avx2.rs`, `avx512.rs`). All of them do the same operations in each lane
+//! and add the lanes as the same balanced tree (`lanes.rs`), so all backends return the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -41,12 +41,8 @@ macro_rules! pass {
     };
 }
 
-/// The type of a row's weights, its unnormalised probabilities: float32, or float64 where float32's rounding could decide.
-///
-/// Sums of either type are float64.
-pub(crate) trait Weight: Copy + Default + Send + Sync {
-    fn to_f64(self) -> f64;
-
+/// The type of weights: float32, or float64 where rounding to float32 could change the result. Their sums are float64.
+pub(crate) trait Weight: Copy + Default + Into<f64> + Send + Sync {
     /// Returns the count and mass of the logits that are at least `threshold`.
     fn cumulative(backend: Backend, row: &[f32], weights: &[Self], threshold: f32) -> Cumulative;
 
@@ -64,11 +60,6 @@ pub(crate) trait Weight: Copy + Default + Send + Sync {
 }
 
 impl Weight for f32 {
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        f64::from(self)
-    }
-
     fn cumulative(backend: Backend, row: &[f32], weights: &[Self], threshold: f32) -> Cumulative {
         cumulative(backend, row, weights, threshold)
     }
@@ -86,11 +77,6 @@ impl Weight for f32 {
 }
 
 impl Weight for f64 {
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        self
-    }
-
     fn cumulative(backend: Backend, row: &[f32], weights: &[Self], threshold: f32) -> Cumulative {
         cumulative_f64(backend, row, weights, threshold)
     }
@@ -211,8 +197,8 @@ pass! {
 }
 
 pass! {
-    /// Returns the sum of weights, sum of squared weights and count of the logits below `threshold`, added in float32: for
-    /// estimates only.
+    /// Returns the sum of weights, the sum of squared weights and the count of the logits below `threshold`, in
+    /// float32.
     moments_below, (row: &[f32], weights: &[f32], threshold: f32) -> (f32, f32, f32) {
         let mut sums = [0f32; LANES];
         let mut squares = [0f32; LANES];
@@ -230,7 +216,7 @@ pass! {
 }
 
 pass! {
-    /// Returns the count of the logits that are at least `threshold` and their mass added in float32: for estimates only.
+    /// Returns the count of the logits that are at least `threshold`, and their mass added in float32.
     approximate_cumulative as avx512::approximate_cumulative, (row: &[f32], weights: &[f32], threshold: f32) -> (usize, f32) {
         let mut counts = [0u32; WIDE_LANES];
         let mut sums = [0f32; WIDE_LANES];
@@ -260,13 +246,13 @@ fn cumulative_generic<W: Weight>(row: &[f32], weights: &[W], threshold: f32) -> 
         for lane in 0..LANES {
             let selected = chunk[lane] >= threshold;
             counts[lane] += u32::from(selected);
-            sums[lane] += if selected { weight[lane] } else { W::default() }.to_f64();
+            sums[lane] += Into::<f64>::into(if selected { weight[lane] } else { W::default() });
         }
     }
     for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {
         let selected = value >= threshold;
         counts[lane] += u32::from(selected);
-        sums[lane] += if selected { weight } else { W::default() }.to_f64();
+        sums[lane] += Into::<f64>::into(if selected { weight } else { W::default() });
     }
     Cumulative { count: counts.iter().map(|&count| count as usize).sum(), mass: tree_sum(sums) }
 }

@@ -66,7 +66,7 @@ pub(crate) fn bracket_from_sums(
         Target::Count(count) => (count as f64, true),
         Target::Mass(mass) => (mass, false),
     };
-    // Either end: threshold, count, and the count or mass that the target is compared with.
+    // Each end is a threshold, the count at or above it, and the count or mass that is compared with the target.
     let mut low = (lowest, row.len(), total);
     let mut high = (highest.next_up(), 0, 0.0);
     // The target's position between `high` (0) and `low` (1) if logits were spread evenly. The first step bisects.
@@ -75,7 +75,7 @@ pub(crate) fn bracket_from_sums(
         if low.1 - high.1 <= MAX_SORTED {
             break;
         }
-        // Twice the target's distance from the nearer end: the target likely lies between that end and the new threshold.
+        // At twice the target's distance from the nearer end, so that the target likely lies between the two.
         let distance = (2.0 * position.min(1.0 - position)).clamp(MIN_STEP, 0.5);
         let fraction = if position < 0.5 { distance } else { 1.0 - distance };
         let threshold = (f64::from(high.0) - fraction * (f64::from(high.0) - f64::from(low.0))) as f32;
@@ -92,10 +92,10 @@ pub(crate) fn bracket_from_sums(
 
 /// Returns a bracket `[low, high)` that likely holds the threshold, estimated from a sample.
 ///
-/// `bounds` are thresholds that keep too much and only the maximum; `total` is the row's count or mass, like `target`.
+/// `bounds` are a threshold that reaches the target and the row's maximum; `total` is the row's whole count or mass.
 ///
-/// The estimate is of the mass *below* a threshold, not above it: weights below it are all small, so the sample's sum has
-/// a small variance even if a few ids have most of the mass.
+/// It estimates the mass *below* a threshold, not above it. All weights below it are small, so the variance of their
+/// sum is small, too, even if a few ids hold most of the mass.
 pub(crate) fn bracket_from_sample(
     backend: Backend,
     sample: &Sample,
@@ -109,11 +109,12 @@ pub(crate) fn bracket_from_sample(
     };
     let target_below = (total - target) as f32 / sample.scale;
     let size = sample.logits.len() as f32;
-    // The sample's mass below a threshold minus the target, the margin of error of that difference, the count above.
+    // The count or mass below a threshold in excess of its target, the margin of error of that excess, and the count
+    // above.
     let estimate = |threshold: f32| {
         let (sum, squares, count) = moments_below(backend, &sample.logits, &sample.weights, threshold);
         if is_count {
-            // The variance of a count is bounded by the smaller side's.
+            // The count on either side bounds the variance of a binomial count.
             (count - target_below, MARGIN * (count.min(size - count) + 4.0).sqrt(), size - count)
         } else {
             (sum - target_below, MARGIN * squares.sqrt(), size - count)
@@ -127,8 +128,8 @@ pub(crate) fn bracket_from_sample(
         }
         (low as f32, high as f32)
     };
-    // The highest threshold with surely too little below, and the lowest with surely enough. With very few sampled logits
-    // above a threshold, the sample says nothing about it.
+    // `low` is the highest threshold with too little below it even with the margin; `high` is the lowest with enough.
+    // The sample says nothing about thresholds with very few sampled logits above.
     let (low, _) = bisect(&|(excess, margin, above)| excess + margin <= 0.0 && above >= MIN_SAMPLED_ABOVE);
     let (_, high) = bisect(&|(excess, margin, _)| excess - margin < 0.0);
     (low, if high < highest { high } else { f32::INFINITY })

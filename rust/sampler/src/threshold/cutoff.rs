@@ -3,8 +3,9 @@
 use crate::simd::Cumulative;
 use std::ops::Range;
 
-/// A prefix of the ids ordered by falling logit, ties by rising id: all logits above `threshold`, and those equal to it up to
-/// `last_id`.
+/// Describes a prefix of the ids in the order of falling logits, ties in the order of rising ids.
+///
+/// It keeps all logits above `threshold`, and of those equal to it the ids up to `last_id`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Cutoff {
     pub(crate) threshold: f32,
@@ -32,15 +33,14 @@ impl Cutoff {
         if other_is_stricter { other } else { self }
     }
 
-    /// Splits the ids of a row at `last_id`, so that a plain threshold decides in either range: a logit of at least the range's
-    /// threshold is kept.
+    /// Returns the ids of a row as two ranges, each with a threshold that keeps the logits at or above it.
     pub(crate) fn ranges(self, vocab_size: usize) -> [(Range<usize>, f32); 2] {
         let middle = (self.last_id as usize).saturating_add(1).min(vocab_size);
         [(0..middle, self.threshold), (middle..vocab_size, self.threshold.next_up())]
     }
 }
 
-/// How much a prefix must hold.
+/// The number of ids or the mass that a prefix must hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target {
     Count(usize),

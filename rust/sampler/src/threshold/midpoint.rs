@@ -2,8 +2,8 @@
 
 /// Returns a float strictly between `low` and `high`, or `None` if there is none.
 ///
-/// `by_value` halves the interval of values, else (or if that rounds to an end) the number of floats in it. The latter needs
-/// at most 32 steps for any bracket.
+/// `by_value` halves the interval of values. Otherwise the step halves the number of floats in it, which ends any
+/// bisection within 32 steps.
 pub(super) fn midpoint(low: f32, high: f32, by_value: bool) -> Option<f32> {
     if by_value {
         let middle = (f64::midpoint(f64::from(low), f64::from(high))) as f32;

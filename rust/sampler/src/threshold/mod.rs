@@ -1,11 +1,11 @@
-//! The threshold search: where a filter cuts off a row.
+//! The threshold search: finds the shortest prefix of a row, by falling logits, with a given count or mass.
 //!
 //! | file | what it has |
 //! |---|---|
-//! | `cutoff.rs` | [`Target`] (how much to keep) and [`Cutoff`] (a threshold and how ties at it are broken) |
-//! | `bracket.rs` | a first bracket around the threshold: from a sample of a long row, from approximate sums of a short one |
-//! | `select.rs` | [`select`]: the exact search, which starts from that bracket |
-//! | `midpoint.rs` | the bisection step, by value or by position among the floats |
+//! | `cutoff.rs` | [`Target`], the count or mass, and [`Cutoff`], the prefix |
+//! | `bracket.rs` | estimates of a bracket around the threshold |
+//! | `select.rs` | [`select`]: the exact search from such a bracket |
+//! | `midpoint.rs` | the step of its bisection |
 
 mod bracket;
 mod cutoff;

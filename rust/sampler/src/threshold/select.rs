@@ -1,8 +1,8 @@
 //! The exact threshold search.
 //!
-//! The row is not sorted. A bracket of two thresholds around the cutoff is narrowed, one pass over the row at a time. Each pass
-//! counts and sums the logits above a threshold. Once few logits are left inside the bracket, they are copied out (compacted)
-//! and only they are searched further; the last dozen is sorted.
+//! Bisection narrows a bracket `[low, high)` of thresholds. Each step is one pass that counts and sums the logits above
+//! a threshold. Once few logits are inside the bracket, they are copied out (compacted), and later passes read only the
+//! copies. The last dozen are sorted.
 
 use super::cutoff::{Cutoff, Target};
 use super::midpoint::midpoint;
@@ -10,13 +10,13 @@ use crate::simd::{Candidates, Cumulative, Weight};
 use bpe_llama_simd::Backend;
 use std::cmp::Ordering;
 
-/// A bracket with at most this many logits is sorted; with more, another pass is cheaper.
+/// With more logits in the bracket, another pass is faster than sorting.
 pub(super) const MAX_SORTED: usize = 12;
-/// Compacting fewer logits than this does not pay: a pass over them costs about as much as one over a quarter of them.
+/// A pass over fewer logits than this is too fast for compaction to pay off.
 const MIN_COMPACTED: usize = 256;
-/// First steps that halve the bracket by value. Weighted logits span a few temperatures; for a count, one outlier may stretch
-/// the bracket.
+/// The first steps halve the bracket by value; after them, every third step halves the number of floats in it.
 const STEPS_BY_VALUE_FOR_MASS: u32 = 9;
+/// Fewer than for a mass: a single outlier may stretch the bracket, as logits without weight count, too.
 const STEPS_BY_VALUE_FOR_COUNT: u32 = 2;
 
 /// The cutoff found, the mass before the last id that it keeps, and the mass with that id.
@@ -41,7 +41,7 @@ pub(crate) struct Search {
     pub(crate) target: Target,
     /// A finite threshold that reaches the target, and the row's maximum.
     pub(crate) bounds: (f32, f32),
-    /// An estimate of a bracket around the threshold: a good one saves passes, a wrong one costs one.
+    /// An estimate of a bracket around the threshold; a wrong one costs one pass.
     pub(crate) bracket: (f32, f32),
 }
 
@@ -63,7 +63,8 @@ pub(crate) fn select<W: Weight>(
     let mut high = highest.next_up();
     let mut above = Cumulative { count: 0, mass: 0.0 };
     let mut count_at_low = row.len();
-    // Whether the candidates are all logits in the bracket, and the count and mass above them when they were collected.
+    // Whether the candidates include all logits in the bracket; if so, `base` is the count and mass above the
+    // candidates.
     let mut compacted = false;
     let mut base = above;
     let (bracket_low, bracket_high) = (bracket.0, bracket.1.min(high));
@@ -72,7 +73,7 @@ pub(crate) fn select<W: Weight>(
         (low, count_at_low) = (bracket_high, at_high.count);
     } else {
         (high, above) = (bracket_high, at_high);
-        let mass = candidates.weights.iter().fold(at_high.mass, |mass, weight| mass + weight.to_f64());
+        let mass = candidates.weights.iter().fold(at_high.mass, |mass, &weight| mass + weight.into());
         let at_low = Cumulative { count: at_high.count + candidates.ids.len(), mass };
         if target.is_reached_by(at_low) {
             (low, count_at_low, base, compacted) = (bracket_low, at_low.count, at_high, true);
@@ -84,7 +85,6 @@ pub(crate) fn select<W: Weight>(
         if matches!(target, Target::Mass(_)) { STEPS_BY_VALUE_FOR_MASS } else { STEPS_BY_VALUE_FOR_COUNT };
     let mut step = 0;
     while count_at_low - above.count > MAX_SORTED {
-        // Every third of the later steps halves the number of floats, so the search ends for any distribution of logits.
         let Some(middle) = midpoint(low, high, step < steps_by_value || step % 3 < 2) else { break };
         step += 1;
         let (searched, part) = if compacted {
@@ -133,13 +133,13 @@ fn compact<W: Weight>(
     }
 }
 
-/// Returns the first prefix that reaches the target, of those that extend the ids counted in `above` by sorted ones.
+/// Extends the prefix counted in `above` by sorted ids until it reaches the target.
 fn scan<W: Weight>(sorted: &[(f32, u32, W)], target: Target, above: Cumulative, low: f32) -> Selection {
     let mut selection = Selection { cutoff: Cutoff::at_least(low), mass_before: above.mass, mass: above.mass };
     let mut cumulative = above;
     for &(logit, id, weight) in sorted {
         let mass_before = cumulative.mass;
-        cumulative = Cumulative { count: cumulative.count + 1, mass: mass_before + weight.to_f64() };
+        cumulative = Cumulative { count: cumulative.count + 1, mass: mass_before + weight.into() };
         selection = Selection { cutoff: Cutoff { threshold: logit, last_id: id }, mass_before, mass: cumulative.mass };
         if target.is_reached_by(cumulative) {
             break;
