@@ -23,9 +23,9 @@ pub struct Options {
     pub frequency_penalty: f64,
     /// Added to the logits of these ids, before any penalty.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Never drawn.
+    /// Ids that are never drawn.
     pub banned_ids: Vec<u32>,
-    /// If given, only these are drawn.
+    /// If given, only these ids are drawn.
     pub allowed_ids: Option<Vec<u32>>,
     /// Which implementation's order of filters and tie-breaking to follow.
     pub preset: Preset,

@@ -45,18 +45,18 @@ fn definition(row: &[f32], options: &Options) -> Option<Vec<f64>> {
 
 fn assert_follows_definition(row: &[f32], options: &Options) -> Result<(), TestCaseError> {
     let Some(expected) = definition(row, options) else { return Ok(()) };
-    let rows = LogitsView::contiguous(Elements::F32(row), 1, row.len()).expect("contiguous");
+    let logits = LogitsView::contiguous(Elements::F32(row), 1, row.len()).expect("contiguous");
     let mut ids = Vec::new();
     for backend in Backend::available() {
         let mut scratch = Scratch::new(backend);
         let mut probs = vec![0.0; row.len()];
-        row_probs(&rows, 0, None, options, &mut scratch, &mut probs).expect("valid");
+        row_probs(&logits, 0, None, options, &mut scratch, &mut probs).expect("valid");
         for (id, (&got, &want)) in probs.iter().zip(&expected).enumerate() {
             prop_assert!((got - want).abs() <= 1e-12 * want, "{backend:?} id {id}: {got} for {want}, {options:?}");
         }
         for step in 0..8 {
             let u = uniform(options.seed, step);
-            let id = sample_row(&rows, 0, None, options, u, &mut scratch).expect("valid") as usize;
+            let id = sample_row(&logits, 0, None, options, u, &mut scratch).expect("valid") as usize;
             let below: f64 = expected[..id].iter().sum();
             prop_assert!(expected[id] > 0.0, "{backend:?} drew {id}, which is filtered out");
             prop_assert!(below - 1e-6 <= u && u <= below + expected[id] + 1e-6, "{backend:?} {u} drew {id}");
@@ -177,9 +177,9 @@ fn a_mass_equal_to_p_needs_no_further_id() {
         for kept in 1..count {
             let options = Options { temperature: 0.8, top_p: kept as f64 / count as f64, ..Options::default() };
             let sampler = Sampler::new(options).expect("in range");
-            let rows = LogitsView::contiguous(Elements::F32(&row), 1, count).expect("contiguous");
+            let logits = LogitsView::contiguous(Elements::F32(&row), 1, count).expect("contiguous");
             let mut probs = vec![0.0; count];
-            sampler.probs_batch(&rows, &BatchOptions::default(), &mut probs).expect("valid");
+            sampler.probs_batch(&logits, &BatchOptions::default(), &mut probs).expect("valid");
             let (head, tail) = probs.split_at(kept);
             assert!(head.iter().all(|&p| p > 0.0) && tail.iter().all(|&p| p == 0.0), "{kept} of {count}");
         }
@@ -205,10 +205,10 @@ fn errors_name_the_row_and_the_logit() {
         let error = sampler.sample(&data[2 * row..2 * row + 2]).expect_err("invalid").to_string();
         assert_eq!(error, message);
     }
-    let rows = LogitsView::contiguous(Elements::F32(&data), 4, 2).expect("contiguous");
+    let logits = LogitsView::contiguous(Elements::F32(&data), 4, 2).expect("contiguous");
     for threads in [1, 2, 4] {
         let batch_options = BatchOptions { num_threads: std::num::NonZero::new(threads), ..BatchOptions::default() };
-        let error = sampler.sample_batch(&rows, &batch_options, &mut [0; 4]).expect_err("invalid").to_string();
+        let error = sampler.sample_batch(&logits, &batch_options, &mut [0; 4]).expect_err("invalid").to_string();
         assert!(error.starts_with("row 1: logit 1 is NaN"), "{error}");
     }
     assert!(sampler.sample(&[]).is_err());
@@ -219,13 +219,13 @@ fn errors_name_the_row_and_the_logit() {
 fn ids_do_not_depend_on_the_batch() {
     let vocab_size = 700;
     let data: Vec<f32> = (0..12 * vocab_size).map(|i| uniform(5, i as u64) as f32 * 4.0).collect();
-    let rows = LogitsView::contiguous(Elements::F32(&data), 12, vocab_size).expect("contiguous");
+    let logits = LogitsView::contiguous(Elements::F32(&data), 12, vocab_size).expect("contiguous");
     let sampler = Sampler::new(Options { seed: 11, top_p: 0.9, ..Options::default() }).expect("in range");
     let mut together = [0; 12];
     for threads in [1, 2, 5, 12, 40] {
         let batch_options =
             BatchOptions { step: Some(4), num_threads: std::num::NonZero::new(threads), ..BatchOptions::default() };
-        sampler.sample_batch(&rows, &batch_options, &mut together).expect("valid");
+        sampler.sample_batch(&logits, &batch_options, &mut together).expect("valid");
         for (row, &id) in data.chunks(vocab_size).zip(&together) {
             let one = LogitsView::contiguous(Elements::F32(row), 1, vocab_size).expect("contiguous");
             let mut alone = [0];

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `cutoff.rs` | [`Target`], the count or mass, and [`Cutoff`], the prefix |
 //! | `bracket.rs` | estimates of a bracket around the threshold |
-//! | `select.rs` | [`select`]: the exact search from such a bracket |
+//! | `select.rs` | [`select()`]: the exact search from such a bracket |
 //! | `midpoint.rs` | the step of its bisection |
 
 mod bracket;
