@@ -1,8 +1,8 @@
-"""Each preset keeps the ids its namesake keeps: transformers and llama.cpp run for real, Meta's recipe from its text.
+"""Each preset keeps the same ids as its reference: transformers and llama.cpp themselves, Meta's algorithm rewritten.
 
 llama.cpp's samplers are those in the library that the gpt4all package carries (2.8.2, of August 2024), called one by
-one in the order of the default chain. The package is large, so no extra installs it; where it is missing, only
-llama.cpp's definition is left.
+one in the order of the default chain. The package is large, so no extra installs it; without it, only the test against
+llama.cpp's definition runs.
 """
 
 import ctypes
@@ -27,9 +27,9 @@ ROWS = {
     "one finite": np.where(np.arange(50) == 17, 1.0, -np.inf),
     "one": np.zeros(1),
 }
-# Shares that no sum of these rows' probabilities hits, as the references sum in float32. Exact hits have a test of
-# their own.
-SHARES = [0.1003, 0.3331, 0.5007, 0.9001, 0.9903]
+# No cumulative probability of these rows equals one of these, as the references add in float32. Equality has a test of
+# its own.
+MASSES = [0.1003, 0.3331, 0.5007, 0.9001, 0.9903]
 ALL_ROWS = pytest.mark.parametrize("row", [pytest.param(row.astype(np.float32), id=name) for name, row in ROWS.items()])
 
 
@@ -45,7 +45,7 @@ def warped(row, *warpers):
 
 
 def assert_same(row, got, expected):
-    """Compare logits: of ids that tie at the boundary, torch's sort keeps some, in no order that it promises."""
+    """Compare the logits of the ids: which of the tied ids are kept depends on torch's sort, which is not stable."""
     assert sorted(row[got]) == sorted(row[expected])
     if len(set(row)) == len(row):
         assert got == expected
@@ -60,10 +60,10 @@ def test_transformers(row, temperature):
     for k in (1, 3, 40, 400):
         expected = warped(row, heat, process.TopKLogitsWarper(k))
         assert kept(row, top_k=k, **common) == expected
-        for p in SHARES:
+        for p in MASSES:
             expected = warped(row, heat, process.TopKLogitsWarper(k), process.TopPLogitsWarper(p))
             assert_same(row, kept(row, top_k=k, top_p=p, **common), expected)
-    for p in SHARES:
+    for p in MASSES:
         top_p = process.TopPLogitsWarper(p)
         assert_same(row, kept(row, top_p=p, **common), warped(row, heat, top_p))
         assert kept(row, typical_p=p, **common) == warped(row, heat, process.TypicalLogitsWarper(p))
@@ -74,14 +74,14 @@ def test_transformers(row, temperature):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_of_ids_that_tie_at_top_p_transformers_keeps_the_highest(seed):
-    """torch's sort is stable up to 16 ids, and leaves longer rows in no order that it promises."""
+def test_transformers_keeps_the_highest_ids_of_a_tie_at_top_p(seed):
+    """Rows have at most 16 ids, for which torch's sort is stable."""
     process = pytest.importorskip("transformers.generation.logits_process", reason="needs transformers")
     from bpe_llama.model.sampling import filtered_probs
 
     random = np.random.default_rng(seed)
     row = np.round(random.normal(size=random.integers(2, 17)) * 3).astype(np.float32) / 2
-    for p in (*SHARES, 0.25, 0.75):
+    for p in (*MASSES, 0.25, 0.75):
         top_p, top_k = process.TopPLogitsWarper(p), process.TopKLogitsWarper(3)
         for warpers, options in (((top_p,), {}), ((top_k, top_p), {"top_k": 3})):
             expected = warped(row, *warpers)
@@ -107,7 +107,7 @@ def test_transformers_repetition_penalty():
 
 
 def meta_kept(row, top_p, temperature):
-    """Return what Meta's reference keeps: sorted probabilities, dropped where the mass before exceeds p."""
+    """Return the ids that Meta's reference keeps: in sorted order, the mass before each is at most p."""
     probs = torch.softmax(torch.from_numpy(row) / temperature, dim=-1)
     ordered, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
     before = torch.cumsum(ordered, dim=-1) - ordered
@@ -117,11 +117,11 @@ def meta_kept(row, top_p, temperature):
 @ALL_ROWS
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_meta(row, temperature):
-    for p in SHARES:
+    for p in MASSES:
         assert kept(row, top_p=p, temperature=temperature, preset="meta") == meta_kept(row, p, temperature)
 
 
-def test_only_meta_lets_one_more_in_where_the_mass_hits_p():
+def test_only_meta_keeps_one_more_id_if_the_mass_equals_p():
     row = np.zeros(4, dtype=np.float32)
     assert meta_kept(row, 0.5, 1.0) == [0, 1, 2]
     assert kept(row, top_p=0.5, preset="meta") == [0, 1, 2]
@@ -129,7 +129,7 @@ def test_only_meta_lets_one_more_in_where_the_mass_hits_p():
 
 
 def llama_cpp_probs(row, *, top_k=0, typical_p=1.0, top_p=1.0, min_p=0.0, temperature=1.0):
-    """Return the default chain by definition: each sampler sees the softmax of what the one before left."""
+    """Return the probabilities after the default chain, by definition: each filter renormalises what it receives."""
     ids = np.argsort(-row.astype(np.float64), kind="stable")
     ids = ids[row[ids] > -np.inf]
     if top_k > 0:
@@ -181,7 +181,7 @@ class TokenDataArray(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> Callable[..., list[int]]:
-    """Return what applies llama.cpp's samplers to a row, in the order given, and returns the ids left."""
+    """Return a function that applies llama.cpp's samplers to a row, in the order given, and returns the ids kept."""
     found = importlib.util.find_spec("gpt4all")
     folders = found.submodule_search_locations or [] if found else []
     libraries = [path for folder in folders for path in Path(folder).glob("llmodel*/build/libllamamodel*-avxonly.so")]
@@ -208,11 +208,11 @@ def test_llama_cpp_itself(llama_cpp, row, temperature):
     common = {"preset": "llama_cpp", "temperature": temperature}
     for k in (1, 3, 40, 400):
         assert_same(row, kept(row, top_k=k, **common), llama_cpp(row, top_k=k, temp=temperature))
-        for p in SHARES:
+        for p in MASSES:
             expected = llama_cpp(row, top_k=k, typical=p, top_p=0.9001, min_p=0.0503, temp=temperature)
             got = kept(row, top_k=k, typical_p=p, top_p=0.9001, min_p=0.0503, **common)
             assert_same(row, got, expected)
-    for p in SHARES:
+    for p in MASSES:
         assert_same(row, kept(row, top_p=p, **common), llama_cpp(row, top_p=p, temp=temperature))
         assert_same(row, kept(row, min_p=p, **common), llama_cpp(row, min_p=p, temp=temperature))
         assert_same(row, kept(row, typical_p=p, **common), llama_cpp(row, typical=p, temp=temperature))

@@ -1,4 +1,4 @@
-"""The sampler against its definition in NumPy: sort, sum and cut in float64."""
+"""The sampler against its definition in NumPy: sort, cumulative sum and threshold in float64."""
 
 import numpy as np
 import pytest
@@ -9,23 +9,23 @@ from bpe_llama import Sampler
 
 
 def definition(row, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """Return (probs, doubt): the distribution, and how near to p the mass came at the cut, before and after it."""
+    """Return (probs, margin): the distribution, and the least distance of a cumulative mass from p."""
     wide = row.astype(np.float64)
     probs = np.exp((wide - wide.max()) / temperature)
     order = np.argsort(-wide, kind="stable")
-    doubt = 1.0
+    margin = 1.0
     if 0 < top_k < len(row):
         order = order[:top_k]
     if top_p < 1:
         mass = np.cumsum(probs[order]) / probs[order].sum()
-        doubt = np.abs(mass - top_p).min()
+        margin = np.abs(mass - top_p).min()
         order = order[: int(np.searchsorted(mass, top_p)) + 1]
     kept = np.zeros_like(probs)
     kept[order] = probs[order]
     if min_p > 0:
-        doubt = min(doubt, np.abs(kept[order] / kept.max() - min_p).min())
+        margin = min(margin, np.abs(kept[order] / kept.max() - min_p).min())
         kept[kept < min_p * kept.max()] = 0
-    return kept / kept.sum(), doubt
+    return kept / kept.sum(), margin
 
 
 finite = st.floats(-1e4, 1e4, width=32)
@@ -58,16 +58,16 @@ def sampler(seed=0, **given_parameters):
 
 @given(rows, parameters)
 def test_probs_are_those_of_the_definition(row, given_parameters):
-    expected, doubt = definition(row, **given_parameters)
+    expected, margin = definition(row, **given_parameters)
     got = sampler(**given_parameters).probs(row)
     assert got.dtype == np.float64
     assert got.sum() == pytest.approx(1, abs=1e-12)
-    if doubt > 1e-12:
+    if margin > 1e-12:
         np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-300)
 
 
 @given(rows, parameters, st.integers(0, 2**64 - 1))
-def test_draws_come_from_what_is_kept(row, given_parameters, seed):
+def test_draws_come_from_the_filtered_ids(row, given_parameters, seed):
     chosen = sampler(seed, **given_parameters)
     probs = chosen.probs(row)
     assert all(probs[chosen.sample(row)] > 0 for _ in range(4))
@@ -88,7 +88,7 @@ def test_adding_a_constant_changes_nothing(numerators, shift, given_parameters):
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(-50, 50, width=32))
-def test_equal_logits_are_cut_by_id(size, kept, value):
+def test_ties_are_broken_by_id(size, kept, value):
     row = np.full(size, value, dtype=np.float32)
     expected = list(range(min(size, kept)))
     assert np.flatnonzero(sampler(top_k=kept).probs(row)).tolist() == expected
@@ -115,9 +115,9 @@ def test_rows_of_every_size_and_kind(size, kind):
         {"top_k": 500, "top_p": 0.3, "min_p": 0.05},
     ):
         chosen = sampler(seed=size, **given_parameters)
-        expected, doubt = definition(row, **given_parameters)
+        expected, margin = definition(row, **given_parameters)
         probs = chosen.probs(row)
-        if doubt > 1e-12:
+        if margin > 1e-12:
             np.testing.assert_allclose(probs, expected, rtol=1e-10)
         assert all(probs[chosen.sample(row)] > 0 for _ in range(3))
 
@@ -135,7 +135,7 @@ def test_draws_follow_probs(kind, given_parameters):
         "tied": lambda: np.round(random.normal(size=500) * 2) / 2,
     }[kind]().astype(np.float32)
     chosen = sampler(**given_parameters)
-    # Typical-p orders all that is left, row by row.
+    # Typical-p sorts each row.
     draws = 10_000 if "typical_p" in given_parameters else 60_000
     ids = chosen.sample(np.broadcast_to(row, (draws, 500)), seeds=range(draws), step=5)
     probs = chosen.probs(row)
@@ -145,12 +145,12 @@ def test_draws_follow_probs(kind, given_parameters):
     expected = draws * probs[kept]
     freedom = kept.sum() - 1
     chi_square = ((counts[kept] - expected) ** 2 / expected).sum()
-    # Four and a half standard deviations; the seeds are fixed, so this never flickers.
+    # Four and a half standard deviations; the seeds are fixed, so the test is not flaky.
     assert abs(chi_square - freedom) < 4.5 * np.sqrt(2 * freedom)
 
 
 def uniforms(seed, steps):
-    """Return the numbers of a stream at some steps, by NumPy's own wrapping integers: SplitMix64 from its paper."""
+    """Return a stream's random numbers at some steps: SplitMix64 from its paper, in NumPy's wrapping integers."""
 
     def mix(word):
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -162,8 +162,8 @@ def uniforms(seed, steps):
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def test_what_only_one_draw_in_a_billion_takes_is_drawn():
-    """A random number of 24 bits could reach but 16 of the 1024 ids that share the last 2^-20 of this mass."""
+def test_random_numbers_are_fine_enough_for_rare_ids():
+    """Random numbers of 24 bits would reach only 16 of the 1024 ids that hold the last 2^-20 of this mass."""
     row = np.zeros(1025, dtype=np.float32)
     row[1:] = -30 * np.log(2)
     chosen = sampler(seed=9)
@@ -171,11 +171,11 @@ def test_what_only_one_draw_in_a_billion_takes_is_drawn():
     found = {}
     for start in range(0, 24_000_000, 2_000_000):
         steps = np.arange(start, start + 2_000_000, dtype=np.uint64)
-        numbers = uniforms(9, steps)
-        for place in np.flatnonzero(numbers > mass[0]):
-            found[int(steps[place])] = int(np.searchsorted(mass, numbers[place], side="right"))
+        draws = uniforms(9, steps)
+        for index in np.flatnonzero(draws > mass[0]):
+            found[int(steps[index])] = int(np.searchsorted(mass, draws[index], side="right"))
     assert len(found) >= 10
     for step, expected in found.items():
         assert abs(chosen.sample(row, step=step) - expected) <= 1
-    places = np.array(list(found.values())) - 1
-    assert len(set(places % 64)) > 5
+    rare_ids = np.array(list(found.values())) - 1
+    assert len(set(rare_ids % 64)) > 5

@@ -40,7 +40,7 @@ def test_dtypes_agree(dtype: type) -> None:
     assert (Sampler(seed=3).sample(rounded.astype(dtype)) == expected).all()
 
 
-def test_strided_arrays_are_read_where_they_lie() -> None:
+def test_strided_arrays_are_read_without_a_copy() -> None:
     expected = Sampler(seed=3).sample(BATCH)
     wide = np.zeros((12, 2, 1500), dtype=np.float32)
     wide[:, -1, :1000] = BATCH
@@ -51,7 +51,7 @@ def test_strided_arrays_are_read_where_they_lie() -> None:
     assert (Sampler(seed=3).sample(np.broadcast_to(ROW, (3, 1000))) == Sampler(seed=3).sample(ROW)).all()
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_do_not_change() -> None:
     row = ROW.copy()
     row.flags.writeable = False
     Sampler(repetition_penalty=2.0).sample(row, history=[1, 2, 3])
@@ -118,7 +118,7 @@ def test_k_above_the_vocabulary_keeps_everything() -> None:
         assert (Sampler(temperature=1.0, top_k=top_k, top_p=1.0).probs(ROW) == plain).all()
 
 
-def test_top_p_keeps_the_token_that_crosses() -> None:
+def test_top_p_keeps_the_id_that_reaches_p() -> None:
     row = np.log(np.array([0.1, 0.5, 0.3, 0.1], dtype=np.float32))
     for top_p, kept in (
         (0.01, [1]),
@@ -131,7 +131,7 @@ def test_top_p_keeps_the_token_that_crosses() -> None:
         assert np.flatnonzero(Sampler(temperature=1.0, top_p=top_p).probs(row)).tolist() == kept
 
 
-def test_penalties_by_hand() -> None:
+def test_penalties_follow_their_formulas() -> None:
     row = np.array([2.0, -2.0, 1.0, 0.5], dtype=np.float32)
     sampler = Sampler(1.0, 0, 1.0, repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.125)
     penalised = np.array([1.0 - 0.25 - 0.25, -4.0 - 0.25 - 0.125, 1.0, 0.5])
@@ -257,7 +257,7 @@ def test_bad_histories() -> None:
         sampler.sample(ROW, history=[2**70])
 
 
-def test_copies_go_on_where_the_original_stood() -> None:
+def test_copies_continue_at_the_same_step() -> None:
     sampler = Sampler(temperature=0.7, top_k=50, top_p=0.9, min_p=0.01, presence_penalty=0.5, seed=2**64 - 1)
     full = Sampler(typical_p=0.9, logit_bias={1: 2.0}, banned_ids=[3], allowed_ids=[1, 4], preset="llama_cpp")
     assert repr(pickle.loads(pickle.dumps(full))) == repr(eval(repr(full))) == repr(full)
@@ -297,7 +297,7 @@ def test_draws_follow_probs() -> None:
         assert (counts[probs == 0] == 0).all()
         kept = probs > 0
         chi_square = ((counts[kept] - 20_000 * probs[kept]) ** 2 / (20_000 * probs[kept])).sum()
-        # 99.99th percentile of chi-square with four degrees of freedom; the seeds are fixed, so this never flickers.
+        # 99.99th percentile of chi-square with four degrees of freedom; the seeds are fixed, so the test is not flaky.
         assert kept.sum() == 5
         assert chi_square < 23.5
 
@@ -326,7 +326,7 @@ def test_biases_and_bans() -> None:
         Sampler(allowed_ids=[0]).sample(np.array([0, np.nan], dtype=np.float32))
 
 
-def test_log_probabilities_are_the_models_own() -> None:
+def test_log_probabilities_are_those_of_the_logits_as_given() -> None:
     expected = BATCH.astype(np.float64)
     expected -= np.log(np.exp(expected).sum(1, keepdims=True))
     sampler = Sampler(temperature=0.5, top_k=3, seed=6)

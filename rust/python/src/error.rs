@@ -1,21 +1,21 @@
-//! Rust errors to Python exceptions, in one place.
+//! Converts Rust errors to Python exceptions.
 
 use bpe_llama::Error;
 use pyo3::PyErr;
 use pyo3::exceptions::{PyKeyError, PyKeyboardInterrupt, PyOSError, PyValueError};
 
-/// Maps a core error to the Python exception its documentation names.
+/// Converts an error of the tokenizer to the exception that its documentation names.
 pub(crate) fn to_py(error: Error) -> PyErr {
     let message = error.to_string();
     match error {
         Error::NotFound(_) => PyKeyError::new_err(message),
-        // errno and path first, so that Python picks FileNotFoundError and its siblings.
+        // With errno first, OSError becomes FileNotFoundError or another subclass.
         Error::Io { path, source } => match source.raw_os_error() {
             Some(errno) => {
-                // As Python words it: the number stands before, and the path is a str.
-                let words = source.to_string();
-                let words = words.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&words);
-                PyOSError::new_err((errno, words.to_owned(), path.into_os_string()))
+                // Python's own messages have the errno in front, so the suffix with it goes.
+                let text = source.to_string();
+                let text = text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text);
+                PyOSError::new_err((errno, text.to_owned(), path.into_os_string()))
             }
             None => PyOSError::new_err(message),
         },
@@ -24,7 +24,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
     }
 }
 
-/// Maps an error of the sampler or the kernels, whose only kind is a bad argument.
+/// Converts an error of the sampler or the kernels, which only report invalid arguments.
 pub(crate) fn value_error(error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(error.to_string())
 }

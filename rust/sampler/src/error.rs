@@ -1,13 +1,24 @@
-//! The error type of the crate.
+//! The error type of the crate, and the checks that several modules share.
 
-/// What every fallible function of this crate returns.
+/// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong. The message names the offending value and says what was expected.
+/// An invalid argument. The message names the offending value and says what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value the caller passed is out of its documented range. Python: `ValueError`.
+    /// An argument is out of its documented range. Python: `ValueError`.
     #[error("{0}")]
     InvalidArgument(String),
+}
+
+/// Returns the id as an index; `subject` begins the error message.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if the id is negative or not below `vocab_size`.
+pub(crate) fn check_id(id: i64, vocab_size: usize, subject: impl FnOnce() -> String) -> Result<usize> {
+    usize::try_from(id)
+        .ok()
+        .filter(|id| *id < vocab_size)
+        .ok_or_else(|| Error::InvalidArgument(format!("{} outside the vocabulary of {vocab_size}", subject())))
 }

@@ -1,13 +1,15 @@
-//! Rows of logits as they lie in someone else's memory: any float type, any strides.
+//! Views of logits in the caller's memory: any float type, any strides.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::simd::{Extrema, extrema};
+use bpe_llama_simd::Backend;
 
-/// The numbers of a logits array, borrowed, in one of the types models emit.
+/// Borrowed logits in one of the dtypes that models return.
 #[derive(Debug, Clone, Copy)]
 pub enum Elements<'a> {
     /// IEEE single precision.
     F32(&'a [f32]),
-    /// IEEE double precision; each is rounded to single before anything else happens.
+    /// IEEE double precision; rounded to single before anything else.
     F64(&'a [f64]),
     /// IEEE half precision, as bits.
     F16(&'a [u16]),
@@ -25,36 +27,36 @@ impl Elements<'_> {
     }
 }
 
-/// A matrix of logits, one row a draw: element (row, id) is `data[offset + row * row_stride + id * id_stride]`.
+/// A strided matrix of logits, (B, V): element (row, id) is `data[offset + row * row_stride + id * id_stride]`.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+pub struct LogitsView<'a> {
     data: Elements<'a>,
     offset: usize,
-    count: usize,
+    rows: usize,
     vocab_size: usize,
     row_stride: isize,
     id_stride: isize,
 }
 
-impl<'a> Rows<'a> {
-    /// Returns a matrix of `rows` rows of `vocab_size` logits each, one after the other.
+impl<'a> LogitsView<'a> {
+    /// Returns a view of a contiguous matrix, (rows, `vocab_size`).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the data is not exactly that long or a row is empty.
+    /// [`Error::InvalidArgument`] if the length of `data` is not the product of the two, or `vocab_size` is 0.
     pub fn contiguous(data: Elements<'a>, rows: usize, vocab_size: usize) -> Result<Self> {
         if rows.checked_mul(vocab_size) != Some(data.len()) {
             return Err(Error::InvalidArgument(format!(
-                "{rows} rows of {vocab_size} logits were announced, but there are {} numbers",
+                "logits have {} elements; expected {rows} rows of {vocab_size}",
                 data.len()
             )));
         }
         Self::strided(data, 0, (rows, vocab_size), (vocab_size as isize, 1))
     }
 
-    /// Returns a matrix of the given shape, steps of `strides` elements apart, its first element at `offset`.
+    /// Returns a view of the given shape and strides, both in elements, that starts at `data[offset]`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a row is empty, ids would not fit 32 bits, or an element lies outside the data.
+    /// [`Error::InvalidArgument`] if `vocab_size` is 0 or exceeds 32 bits, or an element lies outside `data`.
     pub fn strided(
         data: Elements<'a>,
         offset: usize,
@@ -65,10 +67,12 @@ impl<'a> Rows<'a> {
             return Err(Error::InvalidArgument("logits have an empty row; expected at least one logit".into()));
         }
         if u32::try_from(vocab_size).is_err() {
-            return Err(Error::InvalidArgument(format!("a row of {vocab_size} logits has ids beyond 32 bits")));
+            return Err(Error::InvalidArgument(format!(
+                "logits have rows of {vocab_size}; expected ids of at most 32 bits"
+            )));
         }
         if rows > 0 {
-            // The extremes of a linear map over a box lie at its corners.
+            // The lowest and the highest index are at corners of the matrix.
             let mut low = offset as i128;
             let mut high = offset as i128;
             for (count, stride) in [(rows, row_stride), (vocab_size, id_stride)] {
@@ -78,26 +82,26 @@ impl<'a> Rows<'a> {
             }
             if low < 0 || high >= data.len() as i128 {
                 return Err(Error::InvalidArgument(format!(
-                    "strides ({row_stride}, {id_stride}) from {offset} leave the {} numbers given",
+                    "logits have {} elements; strides ({row_stride}, {id_stride}) from offset {offset} leave them",
                     data.len()
                 )));
             }
         }
-        Ok(Self { data, offset, count: rows, vocab_size, row_stride, id_stride })
+        Ok(Self { data, offset, rows, vocab_size, row_stride, id_stride })
     }
 
-    /// Returns how many rows there are.
+    /// Returns the number of rows, B.
     pub fn rows(&self) -> usize {
-        self.count
+        self.rows
     }
 
-    /// Returns how many logits a row has.
+    /// Returns the number of logits per row, V.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Returns a row where it lies, if it is contiguous float32.
-    pub(crate) fn borrow(&self, row: usize) -> Option<&'a [f32]> {
+    /// Returns a row without a copy, if it is contiguous float32.
+    pub(crate) fn contiguous_row(&self, row: usize) -> Option<&'a [f32]> {
         match self.data {
             Elements::F32(data) if self.id_stride == 1 => {
                 let start = self.start(row);
@@ -108,13 +112,13 @@ impl<'a> Rows<'a> {
     }
 
     /// Writes a row to `out` as float32.
-    pub(crate) fn widen(&self, row: usize, out: &mut Vec<f32>) {
+    pub(crate) fn copy_row(&self, row: usize, out: &mut Vec<f32>) {
         out.clear();
         match self.data {
-            Elements::F32(data) => self.copy(row, data, out, |value| value),
-            Elements::F64(data) => self.copy(row, data, out, |value| value as f32),
-            Elements::F16(data) => self.copy(row, data, out, half_to_f32),
-            Elements::Bf16(data) => self.copy(row, data, out, |bits| f32::from_bits(u32::from(bits) << 16)),
+            Elements::F32(data) => self.convert_row(row, data, out, |value| value),
+            Elements::F64(data) => self.convert_row(row, data, out, |value| value as f32),
+            Elements::F16(data) => self.convert_row(row, data, out, half_to_f32),
+            Elements::Bf16(data) => self.convert_row(row, data, out, |bits| f32::from_bits(u32::from(bits) << 16)),
         }
     }
 
@@ -122,7 +126,7 @@ impl<'a> Rows<'a> {
         (self.offset as isize + row as isize * self.row_stride) as usize
     }
 
-    fn copy<T: Copy>(&self, row: usize, data: &[T], out: &mut Vec<f32>, convert: impl Fn(T) -> f32) {
+    fn convert_row<T: Copy>(&self, row: usize, data: &[T], out: &mut Vec<f32>, convert: impl Fn(T) -> f32) {
         let start = self.start(row);
         if self.id_stride == 1 {
             out.extend(data[start..start + self.vocab_size].iter().map(|&value| convert(value)));
@@ -134,7 +138,29 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Returns a half-precision number as a single: exact, without branches, so that loops of it become vector code.
+/// Returns the extrema of a row that can be sampled from; `when` is appended to the values that an error names.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] naming the row and its first NaN or +inf, or if every logit is -inf.
+pub(crate) fn checked_extrema(row: &[f32], row_index: usize, backend: Backend, when: &str) -> Result<Extrema> {
+    let extrema = extrema(backend, row);
+    if !extrema.valid {
+        let invalid = row.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY);
+        if let Some((index, value)) = invalid {
+            return Err(Error::InvalidArgument(format!(
+                "row {row_index}: logit {index} is {value}{when}; expected a finite number or -inf"
+            )));
+        }
+    }
+    if extrema.max == f32::NEG_INFINITY {
+        return Err(Error::InvalidArgument(format!(
+            "row {row_index}: every logit is -inf{when}; at least one must be finite"
+        )));
+    }
+    Ok(extrema)
+}
+
+/// Converts half to single precision, exactly and without branches, so that loops vectorize.
 #[inline(always)]
 fn half_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff);
@@ -149,7 +175,7 @@ fn half_to_f32(bits: u16) -> f32 {
 mod tests {
     use super::*;
 
-    /// The definition: sign, exponent and fraction put together in float64.
+    /// The definition in IEEE 754, in float64.
     fn half_by_definition(bits: u16) -> f64 {
         let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
         let exponent = i32::from(bits >> 10 & 31);
@@ -163,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn widens_every_half() {
+    fn converts_every_half() {
         for bits in 0..=u16::MAX {
             let got = f64::from(half_to_f32(bits));
             let expected = half_by_definition(bits);
@@ -175,17 +201,17 @@ mod tests {
     fn reads_strided_and_reversed_rows() {
         let data: Vec<f32> = (0..12u8).map(f32::from).collect();
         let mut out = Vec::new();
-        let transposed = Rows::strided(Elements::F32(&data), 0, (4, 3), (1, 4)).expect("in range");
-        transposed.widen(1, &mut out);
+        let transposed = LogitsView::strided(Elements::F32(&data), 0, (4, 3), (1, 4)).expect("in range");
+        transposed.copy_row(1, &mut out);
         assert_eq!(out, [1.0, 5.0, 9.0]);
-        let reversed = Rows::strided(Elements::F32(&data), 11, (3, 4), (-4, -1)).expect("in range");
-        reversed.widen(0, &mut out);
+        let reversed = LogitsView::strided(Elements::F32(&data), 11, (3, 4), (-4, -1)).expect("in range");
+        reversed.copy_row(0, &mut out);
         assert_eq!(out, [11.0, 10.0, 9.0, 8.0]);
-        assert!(reversed.borrow(0).is_none());
-        assert!(Rows::strided(Elements::F32(&data), 0, (3, 4), (5, 1)).is_err());
-        assert!(Rows::strided(Elements::F32(&data), 0, (3, 4), (-4, 1)).is_err());
-        assert!(Rows::contiguous(Elements::F32(&data), 3, 5).is_err());
-        assert!(Rows::contiguous(Elements::F32(&[]), 3, 0).is_err());
-        assert!(Rows::contiguous(Elements::F32(&[]), 0, 5).is_ok());
+        assert!(reversed.contiguous_row(0).is_none());
+        assert!(LogitsView::strided(Elements::F32(&data), 0, (3, 4), (5, 1)).is_err());
+        assert!(LogitsView::strided(Elements::F32(&data), 0, (3, 4), (-4, 1)).is_err());
+        assert!(LogitsView::contiguous(Elements::F32(&data), 3, 5).is_err());
+        assert!(LogitsView::contiguous(Elements::F32(&[]), 3, 0).is_err());
+        assert!(LogitsView::contiguous(Elements::F32(&[]), 0, 5).is_ok());
     }
 }

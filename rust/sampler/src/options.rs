@@ -1,54 +1,51 @@
-//! What a sampler is asked to do, checked once.
+//! The sampling parameters and their validation.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// The parameters of a [`Sampler`](super::Sampler). Each is off at the value [`Options::default`] gives it,
-/// but for `temperature`, which is then 1.
+/// The parameters of a [`Sampler`](crate::Sampler). The default of each leaves the model's distribution unchanged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Divides the logits; 0 takes the highest logit, the lowest id among equals.
+    /// Divides the logits; 0 means argmax, the lowest id among ties.
     pub temperature: f64,
-    /// Keeps the `top_k` highest; 0, or the vocabulary's size and more, keeps all.
+    /// Keeps the `top_k` highest logits; 0, or at least the size of the vocabulary, keeps all.
     pub top_k: usize,
-    /// Keeps the fewest highest whose mass reaches `top_p`; in (0, 1].
+    /// Keeps the fewest highest logits with a probability mass of at least `top_p`; in (0, 1].
     pub top_p: f64,
-    /// Drops what has less than `min_p` times the highest probability; in [0, 1].
+    /// Drops ids with less than `min_p` times the highest probability; in [0, 1].
     pub min_p: f64,
-    /// Keeps the ids whose surprise is nearest to the row's entropy, until their mass reaches `typical_p`; in (0, 1].
+    /// Keeps the ids of surprisal nearest to the entropy until their mass is at least `typical_p`; in (0, 1].
     pub typical_p: f64,
     /// Divides the positive and multiplies the negative logits of ids in the history; above 0.
     pub repetition_penalty: f64,
-    /// Is subtracted from the logit of every id in the history.
+    /// Subtracted from the logit of every id in the history.
     pub presence_penalty: f64,
-    /// Is subtracted from an id's logit once for each time the history holds it.
+    /// Subtracted from an id's logit once per occurrence in the history.
     pub frequency_penalty: f64,
-    /// Is added to the logits of these ids, before any penalty.
+    /// Added to the logits of these ids, before any penalty.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Never drawn.
+    /// Ids that are never drawn.
     pub banned_ids: Vec<u32>,
-    /// If given, only these are ever drawn; one alone is forced.
+    /// If given, only these ids are drawn.
     pub allowed_ids: Option<Vec<u32>>,
-    /// Whose order of filters, and whose boundaries.
+    /// Which implementation's order of filters and tie-breaking to follow.
     pub preset: Preset,
-    /// Names the stream of random numbers.
+    /// Selects the stream of random numbers.
     pub seed: u64,
 }
 
-/// Whose semantics the filters follow where implementations differ.
+/// The implementation to follow where implementations differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Preset {
-    /// This crate's: see [the module](super).
+    /// This crate's: see [the crate](crate).
     #[default]
     Exact,
-    /// Meta's reference `sample_top_p`: an id is dropped where the mass before it *exceeds* p, so a mass that hits p
-    /// exactly lets one more id in.
+    /// Meta's reference `sample_top_p`: an id is dropped if the mass before it *exceeds* p, so one more id is kept if
+    /// that mass equals p.
     Meta,
-    /// Hugging Face transformers' warpers: all ids that tie with the k-th stay, and all that tie at typical-p's boundary;
-    /// of those that tie at top-p's the highest ids do, as there for up to 16 ids. Beyond, torch's sort leaves equals in no
-    /// order that it promises.
+    /// Hugging Face transformers' logits warpers: top-k and typical-p keep all ids tied at the threshold, top-p the
+    /// highest ids of a tie. transformers does the latter for up to 16 ids; beyond, torch's sort is not stable.
     Transformers,
-    /// llama.cpp's default chain: top-k, typical-p, top-p, min-p judge the distribution at temperature 1, and the
-    /// temperature comes last.
+    /// llama.cpp's default chain: top-k, typical-p, top-p and min-p at temperature 1, then the temperature.
     LlamaCpp,
 }
 
@@ -101,20 +98,20 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Returns whether any penalty would change a logit.
-    pub fn penalises(&self) -> bool {
+    /// Returns whether a penalty would change logits of ids in the history.
+    pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
-    /// Returns whether a bias, a ban or a choice of ids would change a logit.
-    pub fn adjusts(&self) -> bool {
+    /// Returns whether biases, banned or allowed ids would change a logit.
+    pub fn has_bias_or_bans(&self) -> bool {
         !self.logit_bias.is_empty() || !self.banned_ids.is_empty() || self.allowed_ids.is_some()
     }
 
-    /// Returns nothing if every parameter is in range.
+    /// Checks that every parameter is in range.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the first parameter that is not, its value and its range.
+    /// [`Error::InvalidArgument`] naming the first parameter out of range, its value and its range.
     pub fn validate(&self) -> Result<()> {
         let rules = [
             ("temperature", self.temperature, self.temperature >= 0.0, "finite and at least 0"),

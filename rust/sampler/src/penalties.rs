@@ -1,31 +1,27 @@
-//! What changes logits before any filter: biases, bans, and penalties on ids already seen.
+//! Changes of logits before any filter: biases, bans, and penalties on ids in the history.
 
-use super::Options;
-use crate::{Error, Result};
+use crate::error::{Result, check_id};
+use crate::options::Options;
 
-/// Refuses ids that are not below `vocab_size`.
+/// Checks that every id of a row's history is in the vocabulary.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] naming the first of them.
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) naming the first id that is not.
 pub(crate) fn check_history(history: &[i64], vocab_size: usize, row_index: usize) -> Result<()> {
     for (index, &id) in history.iter().enumerate() {
-        if usize::try_from(id).map_or(true, |id| id >= vocab_size) {
-            return Err(Error::InvalidArgument(format!(
-                "row {row_index}: history id {id} at index {index} is outside the vocabulary of {vocab_size}"
-            )));
-        }
+        check_id(id, vocab_size, || format!("row {row_index}: history id {id} at index {index} is"))?;
     }
     Ok(())
 }
 
-/// Lowers in place the logits of the ids in `history`; each id once, however often it occurs.
+/// Applies the penalties to the logits of the ids in `history`, in place.
 ///
-/// Repetition first (divide what is positive, multiply what is not), then frequency times the count, then presence,
+/// The repetition penalty comes first, then the frequency penalty times the count, then the presence penalty: computed
 /// in float64, rounded once. `counts` is scratch, all zero before and after. Ids must be below `row.len()`.
 ///
 /// # Source
 /// Repetition: Keskar et al. 2019, arXiv:1909.05858, section 4.1. The others: `OpenAI`'s API reference.
-pub(crate) fn penalise(row: &mut [f32], history: &[i64], options: &Options, counts: &mut Vec<u32>) {
+pub(crate) fn apply_penalties(row: &mut [f32], history: &[i64], options: &Options, counts: &mut Vec<u32>) {
     if counts.len() < row.len() {
         counts.resize(row.len(), 0);
     }
@@ -37,36 +33,32 @@ pub(crate) fn penalise(row: &mut [f32], history: &[i64], options: &Options, coun
         if count > 0 {
             let logit = &mut row[id as usize];
             let wide = f64::from(*logit);
-            let repeated =
+            let penalised =
                 if wide > 0.0 { wide / options.repetition_penalty } else { wide * options.repetition_penalty };
-            *logit = (repeated - options.frequency_penalty * f64::from(count) - options.presence_penalty) as f32;
+            *logit = (penalised - options.frequency_penalty * f64::from(count) - options.presence_penalty) as f32;
         }
     }
 }
 
-/// Adds the biases, then leaves only what is allowed and not banned, in place.
+/// Adds the biases, then sets banned ids and ids that are not allowed to -inf, in place.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if an id is not below `row.len()`; the row is then unchanged.
-pub(crate) fn adjust(row: &mut [f32], options: &Options, row_index: usize) -> Result<()> {
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an id is not below `row.len()`; the row is then
+/// unchanged.
+pub(crate) fn apply_bias_and_bans(row: &mut [f32], options: &Options, row_index: usize) -> Result<()> {
     let allowed = options.allowed_ids.as_deref();
     let biased = options.logit_bias.iter().map(|&(id, _)| ("logit_bias", id));
     let banned = options.banned_ids.iter().map(|&id| ("banned_ids", id));
-    let chosen = allowed.into_iter().flatten().map(|&id| ("allowed_ids", id));
-    for (name, id) in biased.chain(banned).chain(chosen) {
-        if id as usize >= row.len() {
-            return Err(Error::InvalidArgument(format!(
-                "row {row_index}: {name} holds id {id}, outside the vocabulary of {}",
-                row.len()
-            )));
-        }
+    let only = allowed.into_iter().flatten().map(|&id| ("allowed_ids", id));
+    for (name, id) in biased.chain(banned).chain(only) {
+        check_id(id.into(), row.len(), || format!("row {row_index}: {name} holds id {id},"))?;
     }
     for &(id, bias) in &options.logit_bias {
         row[id as usize] += bias;
     }
     if let Some(allowed) = allowed {
         let kept: Vec<(u32, f32)> = allowed.iter().map(|&id| (id, row[id as usize])).collect();
-        // NaN and +inf stay, to be found and named.
+        // NaN and +inf stay, so that the check after this names them.
         for logit in row.iter_mut().filter(|logit| **logit < f32::INFINITY) {
             *logit = f32::NEG_INFINITY;
         }
@@ -88,12 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_each_id_once_for_presence_and_often_for_frequency() {
+    fn presence_applies_once_and_frequency_per_occurrence() {
         let options =
             Options { repetition_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..Options::default() };
         let mut row = [4.0, -4.0, 1.0, f32::NEG_INFINITY];
         let mut counts = Vec::new();
-        penalise(&mut row, &[0, 1, 0, 3], &options, &mut counts);
+        apply_penalties(&mut row, &[0, 1, 0, 3], &options, &mut counts);
         assert_eq!(row, [2.0 - 0.5 - 0.5, -8.0 - 0.5 - 0.25, 1.0, f32::NEG_INFINITY]);
         assert!(counts.iter().all(|&count| count == 0));
     }
@@ -107,14 +99,14 @@ mod tests {
             ..Options::default()
         };
         let mut row = [1.0, 9.0, 3.0];
-        adjust(&mut row, &options, 0).expect("ids are in range");
+        apply_bias_and_bans(&mut row, &options, 0).expect("ids are in range");
         assert_eq!(row, [2.5, f32::NEG_INFINITY, f32::NEG_INFINITY]);
-        let error = adjust(&mut [0.0], &options, 4).expect_err("outside").to_string();
+        let error = apply_bias_and_bans(&mut [0.0], &options, 4).expect_err("outside").to_string();
         assert_eq!(error, "row 4: logit_bias holds id 2, outside the vocabulary of 1");
     }
 
     #[test]
-    fn names_an_id_outside() {
+    fn names_an_id_outside_the_vocabulary() {
         for bad in [2, -1] {
             let message = check_history(&[0, bad], 2, 3).expect_err("outside").to_string();
             assert_eq!(message, format!("row 3: history id {bad} at index 1 is outside the vocabulary of 2"));

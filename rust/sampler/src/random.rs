@@ -1,11 +1,11 @@
-//! Random numbers that are a function of (seed, step): nothing to keep, nothing to share.
+//! Counter-based random numbers: a pure function of (seed, step), without state.
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Returns the number in [0, 1) of draw `step` of stream `seed`, a multiple of 2^-53.
+/// Returns the random number of a step, in [0, 1), a multiple of 2^-53.
 ///
-/// The streams are `SplitMix64`'s, started at `mix(seed)` and read at any place: the same everywhere, so a draw can be
-/// repeated, skipped or moved to another device.
+/// This is output `step` of `SplitMix64` with the initial state `mix(seed)`, computed without the outputs before it. So
+/// a draw can be repeated, skipped or made on another device.
 ///
 /// # Source
 /// Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 16.
@@ -19,7 +19,7 @@ pub fn uniform(seed: u64, step: u64) -> f64 {
     (word >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// Returns `SplitMix64`'s finaliser of a word.
+/// The finaliser of `SplitMix64`.
 fn mix(mut word: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -36,13 +36,13 @@ mod tests {
         assert!(draws.iter().all(|u| (0.0..1.0).contains(u)));
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
         assert!((mean - 0.5).abs() < 0.01, "{mean}");
-        // More than 24 bits: most draws are no multiple of 2^-24.
+        // The draws have more than 24 bits: most are no multiple of 2^-24.
         let coarse = draws.iter().filter(|u| (*u * f64::from(1u32 << 24)).fract() == 0.0).count();
         assert!(coarse < 10, "{coarse}");
     }
 
     #[test]
-    fn wraps_at_the_ends() {
+    fn seeds_and_steps_wrap() {
         assert!((0.0..1.0).contains(&uniform(u64::MAX, u64::MAX)));
         assert_ne!(uniform(0, 0).to_bits(), uniform(0, 1).to_bits());
         assert_ne!(uniform(0, 0).to_bits(), uniform(1, 0).to_bits());

@@ -1,13 +1,18 @@
-//! The sampler against its definition: sort everything, sum in float64.
+//! The sampler against its definition: sort the whole row, add in float64.
 
-use super::kernels::{measure, rough};
-use super::row::{Scratch, row_probs, sample_row};
-use super::{Elements, Options, Request, Rows, Sampler, uniform};
+use crate::logits::{Elements, LogitsView};
+use crate::options::Options;
+use crate::random::uniform;
+use crate::row::{row_probs, sample_row};
+use crate::sampler::{BatchOptions, Sampler};
+use crate::scratch::Scratch;
+use crate::simd::{approximate_cumulative, cumulative};
 use bpe_llama_simd::Backend;
 use bpe_llama_simd::exp::exp64;
 use proptest::prelude::*;
 
-/// Returns the kept distribution by definition, or `None` where the mass comes so near to p that float64's rounding decides.
+/// Returns the filtered distribution by definition, or `None` if a mass is so near to p that float64's rounding
+/// decides.
 fn definition(row: &[f32], options: &Options) -> Option<Vec<f64>> {
     let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |x: f32| exp64((f64::from(x) - f64::from(highest)) / options.temperature);
@@ -40,20 +45,20 @@ fn definition(row: &[f32], options: &Options) -> Option<Vec<f64>> {
 
 fn assert_follows_definition(row: &[f32], options: &Options) -> Result<(), TestCaseError> {
     let Some(expected) = definition(row, options) else { return Ok(()) };
-    let rows = Rows::contiguous(Elements::F32(row), 1, row.len()).expect("contiguous");
+    let logits = LogitsView::contiguous(Elements::F32(row), 1, row.len()).expect("contiguous");
     let mut ids = Vec::new();
     for backend in Backend::available() {
         let mut scratch = Scratch::new(backend);
         let mut probs = vec![0.0; row.len()];
-        row_probs(&rows, 0, None, options, &mut scratch, &mut probs).expect("valid");
+        row_probs(&logits, 0, None, options, &mut scratch, &mut probs).expect("valid");
         for (id, (&got, &want)) in probs.iter().zip(&expected).enumerate() {
             prop_assert!((got - want).abs() <= 1e-12 * want, "{backend:?} id {id}: {got} for {want}, {options:?}");
         }
         for step in 0..8 {
             let u = uniform(options.seed, step);
-            let id = sample_row(&rows, 0, None, options, u, &mut scratch).expect("valid") as usize;
+            let id = sample_row(&logits, 0, None, options, u, &mut scratch).expect("valid") as usize;
             let below: f64 = expected[..id].iter().sum();
-            prop_assert!(expected[id] > 0.0, "{backend:?} drew {id}, which is not kept");
+            prop_assert!(expected[id] > 0.0, "{backend:?} drew {id}, which is filtered out");
             prop_assert!(below - 1e-6 <= u && u <= below + expected[id] + 1e-6, "{backend:?} {u} drew {id}");
             ids.push(id);
         }
@@ -151,13 +156,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn rough_sums_are_near_the_sums_and_alike_on_every_tier(row in rows(), place in 0usize..3000) {
+    fn approximate_sums_are_close_and_equal_on_every_backend(row in rows(), index in 0usize..3000) {
         let weights: Vec<f32> = (0..row.len()).map(|i| uniform(9, i as u64) as f32).collect();
-        let threshold = row[place % row.len()];
-        let exact = measure(Backend::best(), &row, &weights, threshold);
+        let threshold = row[index % row.len()];
+        let exact = cumulative(Backend::best(), &row, &weights, threshold);
         let mut first = None;
         for backend in Backend::available() {
-            let (count, mass) = rough(backend, &row, &weights, threshold);
+            let (count, mass) = approximate_cumulative(backend, &row, &weights, threshold);
             prop_assert_eq!(count, exact.count);
             prop_assert!((f64::from(mass) - exact.mass).abs() <= 1e-5 * exact.mass, "{mass} for {}", exact.mass);
             prop_assert_eq!(first.get_or_insert(mass).to_bits(), mass.to_bits(), "backends differ");
@@ -166,15 +171,15 @@ proptest! {
 }
 
 #[test]
-fn a_mass_that_is_reached_exactly_needs_no_more() {
+fn a_mass_equal_to_p_needs_no_further_id() {
     for count in [4usize, 10, 100] {
         let row = vec![0.7f32; count];
         for kept in 1..count {
             let options = Options { temperature: 0.8, top_p: kept as f64 / count as f64, ..Options::default() };
             let sampler = Sampler::new(options).expect("in range");
-            let rows = Rows::contiguous(Elements::F32(&row), 1, count).expect("contiguous");
+            let logits = LogitsView::contiguous(Elements::F32(&row), 1, count).expect("contiguous");
             let mut probs = vec![0.0; count];
-            sampler.probs_rows(&rows, &Request::default(), &mut probs).expect("valid");
+            sampler.probs_batch(&logits, &BatchOptions::default(), &mut probs).expect("valid");
             let (head, tail) = probs.split_at(kept);
             assert!(head.iter().all(|&p| p > 0.0) && tail.iter().all(|&p| p == 0.0), "{kept} of {count}");
         }
@@ -182,14 +187,14 @@ fn a_mass_that_is_reached_exactly_needs_no_more() {
 }
 
 #[test]
-fn greedy_takes_the_lowest_of_equals() {
+fn argmax_takes_the_lowest_id_of_a_tie() {
     let sampler = Sampler::new(Options { temperature: 0.0, ..Options::default() }).expect("in range");
     assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, -1.0]).expect("valid"), 1);
     assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -5.0]).expect("valid"), 1);
 }
 
 #[test]
-fn names_what_is_wrong_with_a_row() {
+fn errors_name_the_row_and_the_logit() {
     let sampler = Sampler::new(Options::default()).expect("in range");
     let data = [0.0, 1.0, 0.0, f32::NAN, f32::INFINITY, 0.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
     for (row, message) in [
@@ -200,32 +205,35 @@ fn names_what_is_wrong_with_a_row() {
         let error = sampler.sample(&data[2 * row..2 * row + 2]).expect_err("invalid").to_string();
         assert_eq!(error, message);
     }
-    let rows = Rows::contiguous(Elements::F32(&data), 4, 2).expect("contiguous");
+    let logits = LogitsView::contiguous(Elements::F32(&data), 4, 2).expect("contiguous");
     for threads in [1, 2, 4] {
-        let request = Request { num_threads: std::num::NonZero::new(threads), ..Request::default() };
-        let error = sampler.sample_rows(&rows, &request, &mut [0; 4]).expect_err("invalid").to_string();
+        let batch_options = BatchOptions { num_threads: std::num::NonZero::new(threads), ..BatchOptions::default() };
+        let error = sampler.sample_batch(&logits, &batch_options, &mut [0; 4]).expect_err("invalid").to_string();
         assert!(error.starts_with("row 1: logit 1 is NaN"), "{error}");
     }
     assert!(sampler.sample(&[]).is_err());
-    assert_eq!(sampler.step(), 0, "a failed draw takes no step");
+    assert_eq!(sampler.step(), 0, "a failed call takes no step");
 }
 
 #[test]
-fn a_row_does_not_know_its_batch() {
+fn ids_do_not_depend_on_the_batch() {
     let vocab_size = 700;
     let data: Vec<f32> = (0..12 * vocab_size).map(|i| uniform(5, i as u64) as f32 * 4.0).collect();
-    let rows = Rows::contiguous(Elements::F32(&data), 12, vocab_size).expect("contiguous");
+    let logits = LogitsView::contiguous(Elements::F32(&data), 12, vocab_size).expect("contiguous");
     let sampler = Sampler::new(Options { seed: 11, top_p: 0.9, ..Options::default() }).expect("in range");
     let mut together = [0; 12];
     for threads in [1, 2, 5, 12, 40] {
-        let request = Request { step: Some(4), num_threads: std::num::NonZero::new(threads), ..Request::default() };
-        sampler.sample_rows(&rows, &request, &mut together).expect("valid");
+        let batch_options =
+            BatchOptions { step: Some(4), num_threads: std::num::NonZero::new(threads), ..BatchOptions::default() };
+        sampler.sample_batch(&logits, &batch_options, &mut together).expect("valid");
         for (row, &id) in data.chunks(vocab_size).zip(&together) {
-            let one = Rows::contiguous(Elements::F32(row), 1, vocab_size).expect("contiguous");
+            let one = LogitsView::contiguous(Elements::F32(row), 1, vocab_size).expect("contiguous");
             let mut alone = [0];
-            sampler.sample_rows(&one, &Request { step: Some(4), ..Request::default() }, &mut alone).expect("valid");
+            sampler
+                .sample_batch(&one, &BatchOptions { step: Some(4), ..BatchOptions::default() }, &mut alone)
+                .expect("valid");
             assert_eq!(alone[0], id);
         }
     }
-    assert_eq!(sampler.step(), 0, "a step that is given is not counted");
+    assert_eq!(sampler.step(), 0, "an explicit step does not count");
 }

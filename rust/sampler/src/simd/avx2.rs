@@ -1,15 +1,13 @@
-//! The one float32 pass of `kernels.rs` that the compiler leaves scalar in AVX2.
-//!
-//! Lane for lane the same operations in the same order, so the same bits: the tests hold all backends equal.
+//! The one float32 pass of `passes.rs` that the compiler does not vectorize for AVX2.
 
-use super::kernels::{LANES, Measure, total};
+use super::lanes::{Cumulative, LANES, tree_sum};
 use std::arch::x86_64::{
     _CMP_GE_OQ, _mm256_add_pd, _mm256_and_ps, _mm256_castps256_ps128, _mm256_cmp_ps, _mm256_cvtps_pd,
     _mm256_extractf128_ps, _mm256_loadu_ps, _mm256_movemask_ps, _mm256_set1_ps, _mm256_setzero_pd, _mm256_storeu_pd,
 };
 
 #[target_feature(enable = "avx2,popcnt")]
-pub(crate) fn measure(row: &[f32], weights: &[f32], threshold: f32) -> Measure {
+pub(crate) fn cumulative(row: &[f32], weights: &[f32], threshold: f32) -> Cumulative {
     let limit = _mm256_set1_ps(threshold);
     let mut quarters = [_mm256_setzero_pd(); 4];
     let mut count = 0;
@@ -17,21 +15,21 @@ pub(crate) fn measure(row: &[f32], weights: &[f32], threshold: f32) -> Measure {
     let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
     for (chunk, weight) in chunks.iter().zip(weight_chunks) {
         for half in 0..2 {
-            // SAFETY: eight floats are read from the eight of each half of sixteen.
+            // SAFETY: each load reads one half, eight floats, of a chunk of sixteen.
             let (values, weight) = unsafe {
                 (_mm256_loadu_ps(chunk.as_ptr().add(8 * half)), _mm256_loadu_ps(weight.as_ptr().add(8 * half)))
             };
-            let above = _mm256_cmp_ps::<_CMP_GE_OQ>(values, limit);
-            count += _mm256_movemask_ps(above).count_ones() as usize;
-            let kept = _mm256_and_ps(above, weight);
-            let (low, high) = (_mm256_castps256_ps128(kept), _mm256_extractf128_ps::<1>(kept));
+            let selected = _mm256_cmp_ps::<_CMP_GE_OQ>(values, limit);
+            count += _mm256_movemask_ps(selected).count_ones() as usize;
+            let masked = _mm256_and_ps(selected, weight);
+            let (low, high) = (_mm256_castps256_ps128(masked), _mm256_extractf128_ps::<1>(masked));
             quarters[2 * half] = _mm256_add_pd(quarters[2 * half], _mm256_cvtps_pd(low));
             quarters[2 * half + 1] = _mm256_add_pd(quarters[2 * half + 1], _mm256_cvtps_pd(high));
         }
     }
     let mut sums = [0f64; LANES];
     for (quarter, lanes) in quarters.iter().zip(sums.as_chunks_mut::<4>().0) {
-        // SAFETY: four doubles are written to four doubles.
+        // SAFETY: `lanes` has room for the four doubles that are written.
         unsafe { _mm256_storeu_pd(lanes.as_mut_ptr(), *quarter) };
     }
     for (lane, (&value, &weight)) in tail.iter().zip(weight_tail).enumerate() {
@@ -40,5 +38,5 @@ pub(crate) fn measure(row: &[f32], weights: &[f32], threshold: f32) -> Measure {
             sums[lane] += f64::from(weight);
         }
     }
-    Measure { count, mass: total(sums) }
+    Cumulative { count, mass: tree_sum(sums) }
 }

@@ -1,42 +1,41 @@
-//! `Sampler` for Python.
+//! The class `Sampler`.
 #![allow(clippy::doc_markdown, reason = "these are Python docstrings")]
 
+use super::arguments::{Call, read_biases, read_count, read_ids, read_u64};
 use crate::arguments::Threads;
 use crate::error::value_error;
-use crate::logits::Logits;
-use crate::sampler_arguments::{natural, read_biases, read_history, read_ids, read_seeds};
-use bpe_llama_sampler::{Options, Preset, Request, Sampler};
+use bpe_llama_sampler::{LogitsView, Options, Preset, Sampler};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyDict, PyTuple};
 
-/// Below this many logits a call is over before another thread could use the interpreter.
-const RELEASE_LOGITS: usize = 1 << 15;
+/// Calls on fewer logits than this keep the GIL: they end before another thread could use it.
+const MIN_LOGITS_TO_DETACH: usize = 1 << 15;
 
-/// Draws ids from logits: exact, reproducible, without sorting the vocabulary.
+/// Samples ids from logits: exact, reproducible, without sorting the vocabulary.
 ///
-/// Penalties, temperature, top-k, top-p and min-p act in that order, each on what the one before left, renormalised.
-/// Ties go to the lower id. Each call of `sample` is one step; the id a row gets depends on its logits, the seed and the
-/// step alone: not on the rest of the batch, the number of threads or the CPU. Safe to share among threads.
+/// Penalties, temperature, top-k, top-p and min-p apply in that order, each to the renormalised result of the one
+/// before. Ties go to the lower id. Each call of `sample` is one step. The sampled id of a row depends only on its logits,
+/// the seed and the step: not on the batch, the number of threads or the CPU. Threads may share a sampler.
 ///
 /// Args:
-///     temperature: Divides the logits; 0 takes the highest, the lowest id among equals.
-///     top_k: Keep the k highest; 0, or at least V, keeps all.
-///     top_p: Keep the fewest highest whose mass reaches this; in (0, 1].
-///     min_p: Drop what has less than this times the highest probability; in [0, 1].
+///     temperature: Divides the logits; 0 means argmax, the lowest id among ties.
+///     top_k: Keep the k highest logits; 0, or at least V, keeps all.
+///     top_p: Keep the fewest highest logits with at least this probability mass; in (0, 1].
+///     min_p: Drop ids with less than this times the highest probability; in [0, 1].
 ///     repetition_penalty: Divides positive and multiplies negative logits of ids in the history.
 ///     presence_penalty: Subtracted from the logit of every id in the history.
-///     frequency_penalty: Subtracted once for each time the id occurs in the history.
-///     seed: Names the stream of random numbers, 0 to 2**64 - 1.
-///     typical_p: Keep the ids whose surprise is nearest to the entropy until their mass reaches this; in (0, 1]. Acts
-///         after min-p (arXiv:2202.00666).
+///     frequency_penalty: Subtracted from an id's logit once per occurrence in the history.
+///     seed: Selects the stream of random numbers; in [0, 2**64).
+///     typical_p: Keep the ids of surprisal nearest to the entropy until they hold this mass; in (0, 1]. Applies after
+///         min-p (arXiv:2202.00666).
 ///     logit_bias: Added to the logits of these ids, before any penalty: a dict of id to number.
-///     banned_ids: Never drawn.
-///     allowed_ids: If given, only these are drawn; one alone is forced.
-///     preset: Whose boundaries and order of filters: "exact" is what is said above; "meta" lets one more id in where
-///         the mass hits top_p exactly; "transformers" keeps all ids that tie with the k-th or at typical-p's
-///         boundary, and of those that tie at top-p's the highest; "llama_cpp" applies top-k, typical-p, top-p, min-p at
-///         temperature 1 and the temperature last.
+///     banned_ids: Ids never sampled.
+///     allowed_ids: If given, only these ids are sampled.
+///     preset: The implementation to follow in the order of filters and in ties. "exact": as above. "meta": one more id
+///         is kept if the mass equals top_p. "transformers": top-k and typical-p keep all ids tied at the threshold,
+///         top-p the highest ids of a tie. "llama_cpp": top-k, typical-p, top-p and min-p at temperature 1, then the
+///         temperature.
 ///
 /// Raises:
 ///     ValueError: If a parameter is out of range.
@@ -76,7 +75,7 @@ impl PySampler {
     ) -> PyResult<Self> {
         let options = Options {
             temperature,
-            top_k: usize::try_from(natural("top_k", top_k)?).unwrap_or(usize::MAX),
+            top_k: read_count("top_k", top_k)?,
             top_p,
             min_p,
             typical_p,
@@ -87,28 +86,28 @@ impl PySampler {
             banned_ids: banned_ids.map_or(Ok(Vec::new()), |ids| read_ids("banned_ids", ids))?,
             allowed_ids: allowed_ids.map(|ids| read_ids("allowed_ids", ids)).transpose()?,
             preset: Preset::from_name(preset).map_err(value_error)?,
-            seed: natural("seed", seed)?,
+            seed: seed.map_or(Ok(0), |seed| read_u64("seed", seed))?,
         };
         Sampler::new(options).map(Self).map_err(value_error)
     }
 
-    /// Return the id drawn from one row, an int, or from each row of a batch, int64 (B,).
+    /// Return the id sampled from one row, an int, or from each row of a batch, int64 (B,).
     ///
     /// Args:
-    ///     logits: (V,) or (B, V): a NumPy array or a CPU tensor of float32, float16 or bfloat16, read where it lies;
+    ///     logits: (V,) or (B, V): a NumPy array or a CPU tensor of float32, float16 or bfloat16, read without a copy;
     ///         float64 is rounded to float32 first. Any strides.
-    ///     history: Ids the penalties look at: a sequence of ints for one row, one such sequence a row for a batch.
-    ///     step: The number of this draw; by default the sampler's own count, which this then leaves alone.
-    ///     seeds: For each row a seed in place of the sampler's. Without it all rows of a batch use the same random
-    ///         number, so equal rows give equal ids; pass `range(B)` to continue one prompt in B ways.
-    ///     num_threads: Threads that share the rows; by default as many as pay. The ids do not depend on it.
+    ///     history: The ids that penalties apply to: a sequence of ints for one row, one sequence per row for a batch.
+    ///     step: The step to sample at, instead of the sampler's next, which this leaves unchanged.
+    ///     seeds: A seed per row, instead of the sampler's. Without it all rows of a batch use the same random number,
+    ///         so equal rows give equal ids; pass `range(B)` for B different continuations of one prompt.
+    ///     num_threads: By default as many as pay off. The ids do not depend on it.
     ///
     /// Raises:
-    ///     ValueError: If a row holds NaN or +inf or nothing finite, naming row and index; if an id of a history is
-    ///         outside the vocabulary; if the shape is another.
-    ///     TypeError: If the dtype or the kind of object is another.
+    ///     ValueError: If a row holds NaN or +inf or only -inf, naming row and index; if an id of a history is outside
+    ///         the vocabulary; if the shape is wrong.
+    ///     TypeError: If the dtype or the type of the object is not supported.
     ///
-    /// Cost: about the time of three reads of the row; no allocation once warm.
+    /// Cost: about three reads of the row; no allocation after the first call.
     ///
     /// Example:
     ///     >>> import numpy as np
@@ -127,38 +126,29 @@ impl PySampler {
         seeds: Option<&Bound<'py, PyAny>>,
         num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let logits = Logits::of(logits)?;
-        let rows = logits.rows()?;
-        let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
-        let seeds = seeds.map(read_seeds).transpose()?;
-        let request = Request {
-            histories: histories.as_deref(),
-            step: step.map(|step| natural("step", Some(step))).transpose()?,
-            seeds: seeds.as_deref(),
-            num_threads: num_threads.map(|threads| threads.0),
-        };
-        if logits.single {
+        let call = Call::read(logits, history, step, seeds, num_threads)?;
+        let (logits, options) = (call.logits.view()?, call.batch_options());
+        if !call.logits.is_batch {
             let mut id = [0];
-            release(py, rows.vocab_size(), || self.0.sample_rows(&rows, &request, &mut id)).map_err(value_error)?;
+            detach(py, &logits, || self.0.sample_batch(&logits, &options, &mut id))?;
             return Ok(id[0].into_pyobject(py)?.into_any());
         }
-        let mut ids = vec![0; rows.rows()];
-        let work = rows.vocab_size() * rows.rows();
-        release(py, work, || self.0.sample_rows(&rows, &request, &mut ids)).map_err(value_error)?;
+        let mut ids = vec![0; logits.rows()];
+        detach(py, &logits, || self.0.sample_batch(&logits, &options, &mut ids))?;
         Ok(PyArray1::from_vec(py, ids).into_any())
     }
 
-    /// Return what `sample` draws, with log-probabilities: (ids, logprobs, top_ids, top_logprobs).
+    /// Return the result of `sample` with log-probabilities: (ids, logprobs, top_ids, top_logprobs).
     ///
-    /// The log-probabilities are the model's own: of the logits as given, before penalties, temperature and filters.
+    /// The log-probabilities are those of the logits as given, before penalties, temperature and filters.
     ///
     /// Args:
-    ///     logits: As for `sample`. ``history``, ``step`` and ``seeds`` likewise.
-    ///     top_n: How many of the likeliest ids to return, likeliest first, equals by rising id.
+    ///     logits: As in `sample`. ``history``, ``step`` and ``seeds`` likewise.
+    ///     top_n: How many of the most likely ids to return, most likely first, ties by rising id.
     ///
     /// Returns:
     ///     For one row an int, a float, int64 (n,) and float64 (n,); for a batch int64 (B,), float64 (B,), int64 (B, n)
-    ///     and float64 (B, n). n is top_n; a row with fewer finite logits fills up with id -1 at -inf.
+    ///     and float64 (B, n). n is top_n; a row with fewer finite logits is padded with id -1 at -inf.
     ///
     /// Raises:
     ///     ValueError: As `sample`; if top_n exceeds the vocabulary.
@@ -181,53 +171,36 @@ impl PySampler {
         step: Option<&Bound<'py, PyAny>>,
         seeds: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let logits = Logits::of(logits)?;
-        let rows = logits.rows()?;
-        let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
-        let seeds = seeds.map(read_seeds).transpose()?;
-        let request = Request {
-            histories: histories.as_deref(),
-            step: step.map(|step| natural("step", Some(step))).transpose()?,
-            seeds: seeds.as_deref(),
-            num_threads: None,
-        };
-        let top_n = usize::try_from(natural("top_n", top_n)?).unwrap_or(usize::MAX);
-        let mut ids = vec![0; rows.rows()];
-        let work = rows.vocab_size() * rows.rows();
-        let found = release(py, work, || {
-            self.0.sample_rows(&rows, &request, &mut ids)?;
-            Sampler::log_probs(&rows, &ids, top_n)
-        })
-        .map_err(value_error)?;
-        let mut top_ids = Vec::with_capacity(found.len() * top_n);
-        let mut top_log_probs = Vec::with_capacity(found.len() * top_n);
-        for row in &found {
-            let missing = std::iter::repeat_n((-1, f64::NEG_INFINITY), top_n - row.top.len());
-            for (id, log_prob) in row.top.iter().map(|&(id, log_prob)| (i64::from(id), log_prob)).chain(missing) {
-                top_ids.push(id);
-                top_log_probs.push(log_prob);
-            }
+        let call = Call::read(logits, history, step, seeds, None)?;
+        let (logits, options) = (call.logits.view()?, call.batch_options());
+        let top_n = read_count("top_n", top_n)?;
+        let mut ids = vec![0; logits.rows()];
+        let rows = detach(py, &logits, || {
+            self.0.sample_batch(&logits, &options, &mut ids)?;
+            Sampler::log_probs(&logits, &ids, top_n)
+        })?;
+        let padding = (-1, f64::NEG_INFINITY);
+        let (top_ids, top_log_probs): (Vec<i64>, Vec<f64>) = rows
+            .iter()
+            .flat_map(|row| {
+                let top = row.top.iter().map(|&(id, log_prob)| (i64::from(id), log_prob));
+                top.chain(std::iter::repeat(padding)).take(top_n)
+            })
+            .unzip();
+        let sampled: Vec<f64> = rows.iter().map(|row| row.sampled).collect();
+        let (top_ids, top_log_probs) = (PyArray1::from_vec(py, top_ids), PyArray1::from_vec(py, top_log_probs));
+        if !call.logits.is_batch {
+            return (ids[0], sampled[0], top_ids, top_log_probs).into_pyobject(py);
         }
-        let chosen: Vec<f64> = found.iter().map(|row| row.chosen).collect();
-        let top_ids = PyArray1::from_vec(py, top_ids);
-        let top_log_probs = PyArray1::from_vec(py, top_log_probs);
-        if logits.single {
-            return (ids[0], chosen[0], top_ids, top_log_probs).into_pyobject(py);
-        }
-        let shape = [rows.rows(), top_n];
-        let arrays = (
-            PyArray1::from_vec(py, ids),
-            PyArray1::from_vec(py, chosen),
-            top_ids.reshape(shape)?,
-            top_log_probs.reshape(shape)?,
-        );
-        arrays.into_pyobject(py)
+        let shape = [rows.len(), top_n];
+        let (ids, sampled) = (PyArray1::from_vec(py, ids), PyArray1::from_vec(py, sampled));
+        (ids, sampled, top_ids.reshape(shape)?, top_log_probs.reshape(shape)?).into_pyobject(py)
     }
 
-    /// Return the distribution `sample` draws from, filtered and renormalised: float64, the logits' shape.
+    /// Return the distribution that `sample` draws from, filtered and renormalised: float64, of the logits' shape.
     ///
     /// Args:
-    ///     logits: As for `sample`. ``history`` and ``num_threads`` likewise.
+    ///     logits: As in `sample`. ``history`` and ``num_threads`` likewise.
     ///
     /// Raises:
     ///     ValueError: As `sample`.
@@ -245,21 +218,16 @@ impl PySampler {
         history: Option<&Bound<'py, PyAny>>,
         num_threads: Option<Threads>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let logits = Logits::of(logits)?;
-        let rows = logits.rows()?;
-        let histories = history.map(|history| read_history(history, logits.single)).transpose()?;
-        let request = Request {
-            histories: histories.as_deref(),
-            num_threads: num_threads.map(|threads| threads.0),
-            ..Request::default()
-        };
-        let mut probs = vec![0.0; rows.rows() * rows.vocab_size()];
-        release(py, probs.len(), || self.0.probs_rows(&rows, &request, &mut probs)).map_err(value_error)?;
-        let flat = PyArray1::from_vec(py, probs);
-        if logits.single { Ok(flat.into_any()) } else { Ok(flat.reshape([rows.rows(), rows.vocab_size()])?.into_any()) }
+        let call = Call::read(logits, history, None, None, num_threads)?;
+        let (logits, options) = (call.logits.view()?, call.batch_options());
+        let shape = [logits.rows(), logits.vocab_size()];
+        let mut probs = vec![0.0; shape[0] * shape[1]];
+        detach(py, &logits, || self.0.probs_batch(&logits, &options, &mut probs))?;
+        let probs = PyArray1::from_vec(py, probs);
+        if call.logits.is_batch { Ok(probs.reshape(shape)?.into_any()) } else { Ok(probs.into_any()) }
     }
 
-    /// Make `step` the number of the next draw.
+    /// Set the next step.
     ///
     /// Example:
     ///     >>> import numpy as np
@@ -270,11 +238,11 @@ impl PySampler {
     ///     >>> sampler.sample(logits) == first
     ///     True
     fn seek(&self, step: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.0.set_step(natural("step", Some(step))?);
+        self.0.set_step(read_u64("step", step)?);
         Ok(())
     }
 
-    /// The number of the next draw.
+    /// The next step.
     #[getter]
     fn step(&self) -> u64 {
         self.0.step()
@@ -366,7 +334,7 @@ impl PySampler {
 }
 
 impl PySampler {
-    /// Returns the arguments that make an equal sampler; of those that are seldom given only what is not the default.
+    /// Returns the arguments of an equal sampler; the keyword-only ones only if they differ from their defaults.
     fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let options = self.0.options();
         let arguments = PyDict::new(py);
@@ -397,7 +365,13 @@ impl PySampler {
     }
 }
 
-/// Runs `act`, letting other Python threads run meanwhile if it is worth it.
-fn release<T: Send>(py: Python<'_>, logits: usize, act: impl FnOnce() -> T + Send) -> T {
-    if logits < RELEASE_LOGITS { act() } else { py.detach(act) }
+/// Returns the result of `sample`, called without the GIL unless there are few logits.
+fn detach<T: Send>(
+    py: Python<'_>,
+    logits: &LogitsView<'_>,
+    sample: impl FnOnce() -> bpe_llama_sampler::Result<T> + Send,
+) -> PyResult<T> {
+    let detaches = logits.rows() * logits.vocab_size() >= MIN_LOGITS_TO_DETACH;
+    let result = if detaches { py.detach(sample) } else { sample() };
+    result.map_err(value_error)
 }

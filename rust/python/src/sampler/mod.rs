@@ -1,0 +1,7 @@
+//! `bpe_llama.Sampler`: the class, its arguments, and logits in `NumPy` arrays and tensors.
+
+mod arguments;
+mod class;
+mod logits;
+
+pub(crate) use class::PySampler;

@@ -1,0 +1,60 @@
+//! What all backends share: the number of lanes, the order in which lanes are added, and the results of the passes.
+
+use std::ops::AddAssign;
+
+/// Float32 lanes of every pass but [`super::approximate_cumulative`].
+pub(crate) const LANES: usize = 16;
+/// Lanes of [`super::approximate_cumulative`], which is bound by the latency of an addition.
+pub(crate) const WIDE_LANES: usize = 32;
+
+/// The maximum and minimum of a row, and whether the row is free of NaN and +inf.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Extrema {
+    pub(crate) max: f32,
+    pub(crate) min: f32,
+    pub(crate) valid: bool,
+}
+
+/// The number of logits at or above a threshold, and their probability mass: the sum of their weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Cumulative {
+    pub(crate) count: usize,
+    pub(crate) mass: f64,
+}
+
+/// A subset of a row's logits with their weights and ids, in id order.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates<W> {
+    pub(crate) logits: Vec<f32>,
+    pub(crate) weights: Vec<W>,
+    pub(crate) ids: Vec<u32>,
+}
+
+impl<W> Candidates<W> {
+    pub(super) fn clear(&mut self) {
+        self.logits.clear();
+        self.weights.clear();
+        self.ids.clear();
+    }
+
+    #[inline(always)]
+    pub(super) fn push(&mut self, logit: f32, weight: W, id: u32) {
+        self.logits.push(logit);
+        self.weights.push(weight);
+        self.ids.push(id);
+    }
+}
+
+/// Returns the sum of the lanes, added as a balanced tree.
+#[inline(always)]
+pub(super) fn tree_sum<T: Copy + AddAssign, const LANES: usize>(mut sums: [T; LANES]) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            let other = sums[lane + width];
+            sums[lane] += other;
+        }
+        width /= 2;
+    }
+    sums[0]
+}
