@@ -499,9 +499,8 @@ class Sampler:
 class Linear:
     """Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
 
-    The weights of a layer are float32 (O, I); the bits of bfloat16, uint16 (O, I); int8 (O, I) with scales float32 (O,);
-    or 4-bit codes, uint8 (O, I / 2), with scales and offsets as the bits of bfloat16, uint16 (O, Q, 2). `help(Linear)`
-    documents the rest.
+    The weights of a layer are float32 (O, I); bfloat16 as uint16 (O, I); int8 (O, I) and scales, float32 (O,);
+    or 4-bit codes, uint8 (O, I / 2), and bfloat16 scales and offsets as uint16 (O, Q, 2); see `help(Linear)`.
     """
 
     def __new__(
