@@ -497,11 +497,10 @@ class Sampler:
 
 @final
 class Linear:
-    """Matrices, one below the other, that a few vectors are multiplied with: as fast as the weights can be read.
+    """Several linear layers on the same input: one matrix product with their weights, `x @ W.T`.
 
-    Each is a float32 array (O, I); a uint16 array (O, I), the bits of bfloat16; an int8 array (O, I) with its scales,
-    float32 (O,); or a uint8 array (O, I / 2), four bits a weight, with scales and offsets as the bits of bfloat16,
-    uint16 (O, Q, 2). `help(Linear)` says the rest.
+    The weights of a layer are float32 (O, I); bfloat16 as uint16 (O, I); int8 (O, I) and scales, float32 (O,);
+    or 4-bit codes, uint8 (O, I / 2), and bfloat16 scales and offsets as uint16 (O, Q, 2); see `help(Linear)`.
     """
 
     def __new__(
@@ -510,29 +509,29 @@ class Linear:
     def multiply(
         self, x: NDArray[np.float32], out: NDArray[np.float32], add: bool = False, num_threads: int = 1
     ) -> None:
-        """Write the product with each of M vectors to `out`, or add it there."""
+        """Write the product with each of M rows to `out`, or add it to `out`."""
+
+def has_amx() -> bool:
+    """Return whether `Linear` multiplies more than eight rows with AMX."""
 
 def has_avx512() -> bool:
-    """Return whether this processor has AVX-512, and `Linear` and `attend` use it."""
+    """Return whether `Linear` and `attend` use AVX-512."""
 
-def has_bfloat16_pairs() -> bool:
-    """Return whether this processor multiplies pairs of bfloat16, and `Linear` rounds many vectors to them."""
-
-def has_matrix_unit() -> bool:
-    """Return whether this processor has a unit for matrices, and `Linear` uses it."""
+def has_avx512_bf16() -> bool:
+    """Return whether `Linear` rounds more than eight rows to bfloat16 for AVX-512 BF16; false where `has_amx`."""
 
 def attend(
     qkv: NDArray[np.float32],
     cos: NDArray[np.float32],
     sin: NDArray[np.float32],
-    store: NDArray[Any],
+    cache: NDArray[Any],
     layer: int,
-    places: NDArray[np.int64],
+    positions: NDArray[np.int64],
     out: NDArray[np.float32],
     window: int = 0,
     num_threads: int = 1,
 ) -> None:
-    """Attend from M new tokens to those before them in the cache, and to themselves; `help(attend)` says the rest."""
+    """Apply RoPE to M new tokens, append them to the KV cache and write their attention output; see `help(attend)`."""
 
 @final
 class TokenFile:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpe_llama._core import has_avx512, has_matrix_unit
+from bpe_llama._core import has_amx, has_avx512
 from bpe_llama.model import KVCache, LlamaForCausalLM, quantize
 from bpe_llama.model.backends.cpu.decoder import FusedDecoder
 from bpe_llama.model.backends.cpu.ragged import PackedDecoder
@@ -100,7 +100,7 @@ def test_refusals_leave_the_cache_as_it_was(tiny_model: Make) -> None:
 
 
 @pytest.mark.skipif(
-    not has_avx512() or has_matrix_unit(), reason="many rows go through torch without AVX-512, or through a matrix unit"
+    not has_avx512() or has_amx(), reason="many rows go through torch without AVX-512, or through a matrix unit"
 )
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("window", [None, 5])

@@ -1,4 +1,4 @@
-"""Products through the compiled core, from Python: formats, shapes, threads, forks, and what is refused."""
+"""`_core.Linear`: weight formats, shapes, threads, forks and errors."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def product(linear: Linear, x: NDArray[np.float32], rows: int, threads: int = 1)
     return out
 
 
-def test_every_format_is_the_product_with_what_it_stands_for() -> None:
+def test_every_format_is_the_product_with_its_dequantized_weights() -> None:
     columns = 192
     plain, half = floats(5, columns), halves(floats(3, columns))
     bytes_, scales = RANDOM.integers(-128, 128, (7, columns), dtype=np.int8), floats(7)
-    codes, pairs = RANDOM.integers(0, 256, (4, columns // 2), dtype=np.uint8), halves(floats(4, 3, 2))
+    codes, groups = RANDOM.integers(0, 256, (4, columns // 2), dtype=np.uint8), halves(floats(4, 3, 2))
     four = np.stack([codes & 15, codes >> 4], axis=-1).reshape(4, 3, 64).astype(np.float32) - 8
     whole = np.concatenate(
         [
             plain,
             wide(half),
             bytes_ * scales[:, None],
-            (four * wide(pairs)[..., :1] + wide(pairs)[..., 1:]).reshape(4, columns),
+            (four * wide(groups)[..., :1] + wide(groups)[..., 1:]).reshape(4, columns),
         ]
     ).astype(np.float64)
     x, norm = floats(3, columns), floats(columns)
-    parts = [plain, half, (bytes_, scales), (codes, pairs)]
+    parts = [plain, half, (bytes_, scales), (codes, groups)]
     expected = x @ whole.T
     np.testing.assert_allclose(product(Linear(parts), x, 19), expected, atol=0.05, rtol=1e-4)
     normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-2) * norm
@@ -65,15 +65,15 @@ def test_every_format_is_the_product_with_what_it_stands_for() -> None:
     np.testing.assert_array_equal(out, before + product(Linear(parts), x, 19))
 
 
-def test_weights_are_read_where_they_lie() -> None:
+def test_weights_are_read_in_place() -> None:
     weights = np.zeros((2, 4), dtype=np.float32)
     linear = Linear([weights])
     weights[:] = 1
     assert product(linear, np.ones((1, 4), dtype=np.float32), 2).tolist() == [[4, 4]]
 
 
-@pytest.mark.parametrize(("rows", "fewer"), [(8, 1), (40, 9)])  # more than eight may go through a unit for matrices
-def test_threads_callers_and_company_change_no_bit(rows: int, fewer: int) -> None:
+@pytest.mark.parametrize(("rows", "fewer"), [(8, 1), (40, 9)])  # more than eight may use AMX
+def test_products_do_not_depend_on_threads_callers_or_batch(rows: int, fewer: int) -> None:
     linear, x = Linear([floats(2000, 100)]), floats(rows, 100)
     expected = product(linear, x, 2000)
     for threads in (2, 3, 7):
@@ -96,7 +96,7 @@ def test_threads_callers_and_company_change_no_bit(rows: int, fewer: int) -> Non
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="processes do not fork there")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_computes_too() -> None:
+def test_a_forked_child_can_multiply() -> None:
     linear, x = Linear([floats(2000, 100)]), floats(1, 100)
     expected = product(linear, x, 2000, 2)
     with multiprocessing.get_context("fork").Pool(1, initializer=_remember, initargs=(linear, x)) as pool:
@@ -104,15 +104,15 @@ def test_a_forked_child_computes_too() -> None:
 
 
 def _remember(linear: Linear, x: NDArray[np.float32]) -> None:
-    _compute.held = linear, x  # type: ignore[attr-defined]  # a lambda would not travel
+    _compute.operands = linear, x  # type: ignore[attr-defined]  # a lambda cannot be pickled
 
 
 def _compute() -> NDArray[np.float32]:
-    linear, x = _compute.held  # type: ignore[attr-defined]
+    linear, x = _compute.operands  # type: ignore[attr-defined]
     return product(linear, x, 2000, 2)
 
 
-def test_refusals() -> None:
+def test_invalid_arguments() -> None:
     plain = floats(2, 4)
     linear = Linear([plain])
     with pytest.raises(TypeError, match="expected a float32 or uint16 array"):
@@ -134,7 +134,7 @@ def test_refusals() -> None:
         Linear([])
     with pytest.raises(ValueError, match="a norm of 3 weights for 4 columns"):
         Linear([plain], norm=floats(3))
-    with pytest.raises(ValueError, match="gated vectors are not normalised"):
+    with pytest.raises(ValueError, match="gated input is not normalized"):
         Linear([plain], norm=floats(4), gated=True)
     with pytest.raises(ValueError, match="scales do not fit"):
         Linear([(np.zeros((2, 24), dtype=np.uint8), np.zeros((2, 1, 2), dtype=np.uint16))])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear, attend, has_avx512, has_bfloat16_pairs, has_matrix_unit
+from bpe_llama._core import Linear, attend, has_amx, has_avx512, has_avx512_bf16
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import Rotation
@@ -54,9 +54,9 @@ def can_compile(linears: Sequence[nn.Module]) -> bool:
 def most_rows(linears: Sequence[nn.Module]) -> int:
     """Return up to how many rows the compiled products of these layers, which it `can_compile`, serve best."""
     if any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears):
-        if has_matrix_unit():
+        if has_amx():
             return MOST_ROWS_OF_BFLOAT16_IN_UNIT
-        if not has_bfloat16_pairs():
+        if not has_avx512_bf16():
             return MOST_ROWS_OF_BFLOAT16
     return sys.maxsize if has_avx512() else MOST_ROWS
 
@@ -66,7 +66,7 @@ def reads_prompts() -> bool:
 
     Torch does so in float32 where no unit multiplies bfloat16, and `attend` with AVX-512 then takes half as long.
     """
-    return has_avx512() and not has_matrix_unit()
+    return has_avx512() and not has_amx()
 
 
 class Rows:

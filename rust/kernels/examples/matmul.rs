@@ -1,7 +1,8 @@
-//! Times products with the matrices of a model of SmolLM2-135M's shape: `cargo run --release --package bpe-llama-kernels --example matmul -- 1 int4 1`,
-//! threads, format and vectors.
+//! Times `matmul` with the matrices of a model of SmolLM2-135M's shape.
+//!
+//! `cargo run --release --package bpe-llama-kernels --example matmul -- 1 int4 1`: threads, weight format, activation rows.
 
-use bpe_llama_kernels::{Input, Matrix, Weights, multiply};
+use bpe_llama_kernels::{Activations, Matrix, Weights, matmul};
 use std::time::Instant;
 
 const SHAPES: [(usize, usize); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
@@ -10,15 +11,15 @@ const GROUP: usize = 64;
 
 fn main() -> Result<(), bpe_llama_kernels::Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |place: usize| arguments.get(place).and_then(|text| text.parse().ok()).unwrap_or(1);
-    let (threads, format, vectors) = (number(0), arguments.get(1).map_or("int4", String::as_str), number(2));
+    let number = |index: usize| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(1);
+    let (threads, format, rows) = (number(0), arguments.get(1).map_or("int4", String::as_str), number(2));
     let weights: usize = LAYERS * SHAPES.iter().map(|(rows, columns)| rows * columns).sum::<usize>();
     let floats = vec![0.25f32; if format == "float32" { weights } else { 0 }];
     let halves = vec![0x3e80u16; if format == "bfloat16" { weights } else { 0 }];
     let bytes = vec![7i8; if format == "int8" { weights } else { 0 }];
     let scales = vec![0.5f32; 3072];
     let codes = vec![0x7au8; if format == "int4" { weights / 2 } else { 0 }];
-    let pairs = vec![[0x3f00u16, 0x3e80]; if format == "int4" { weights / GROUP } else { 0 }];
+    let int4_scales = vec![[0x3f00u16, 0x3e80]; if format == "int4" { weights / GROUP } else { 0 }];
 
     let mut matrices = Vec::new();
     let mut start = 0;
@@ -28,7 +29,7 @@ fn main() -> Result<(), bpe_llama_kernels::Error> {
             "float32" => Weights::F32(&floats[start..end]),
             "bfloat16" => Weights::Bf16(&halves[start..end]),
             "int8" => Weights::Int8(&bytes[start..end], &scales[..rows]),
-            "int4" => Weights::Int4(&codes[start / 2..end / 2], &pairs[start / GROUP..end / GROUP]),
+            "int4" => Weights::Int4(&codes[start / 2..end / 2], &int4_scales[start / GROUP..end / GROUP]),
             other => {
                 let message = format!("format {other}; expected float32, bfloat16, int8 or int4");
                 return Err(bpe_llama_kernels::Error::InvalidArgument(message));
@@ -37,34 +38,34 @@ fn main() -> Result<(), bpe_llama_kernels::Error> {
         matrices.push(Matrix::new(rows, columns, weights)?);
         start = end;
     }
-    let x = vec![0.5f32; vectors * 1536];
-    let mut out = vec![0f32; vectors * 3072];
+    let x = vec![0.5f32; rows * 1536];
+    let mut out = vec![0f32; rows * 3072];
     let all = time(&matrices, &x, &mut out, threads)?;
     let bytes: usize = matrices.iter().map(Matrix::bytes).sum();
     println!(
-        "{format}, {vectors} vectors, {threads} threads: {:.2} ms, {:.1} GB/s, {:.0} GFLOP/s",
+        "{format}, {rows} rows, {threads} threads: {:.2} ms, {:.1} GB/s, {:.0} GFLOP/s",
         all * 1e3,
         bytes as f64 / all / 1e9,
-        (2 * weights * vectors) as f64 / all / 1e9
+        (2 * weights * rows) as f64 / all / 1e9
     );
-    for (shape, (rows, columns)) in SHAPES.iter().enumerate() {
+    for (shape, (outputs, inputs)) in SHAPES.iter().enumerate() {
         let alike: Vec<_> = matrices.iter().copied().skip(shape).step_by(SHAPES.len()).collect();
         let seconds = time(&alike, &x, &mut out, threads)?;
-        let products = 2 * alike.len() * rows * columns * vectors;
-        println!("  {rows} x {columns}: {:.2} ms, {:.0} GFLOP/s", seconds * 1e3, products as f64 / seconds / 1e9);
+        let operations = 2 * alike.len() * outputs * inputs * rows;
+        println!("  {outputs} x {inputs}: {:.2} ms, {:.0} GFLOP/s", seconds * 1e3, operations as f64 / seconds / 1e9);
     }
     Ok(())
 }
 
-/// Returns the seconds that the products with all matrices take, one after the other: the best of nine runs.
+/// Returns the seconds of the products with all matrices, one after the other: the best of nine runs.
 fn time(matrices: &[Matrix<'_>], x: &[f32], out: &mut [f32], threads: usize) -> Result<f64, bpe_llama_kernels::Error> {
-    let vectors = x.len() / 1536;
+    let rows = x.len() / 1536;
     let mut best = f64::INFINITY;
     for _ in 0..9 {
         let start = Instant::now();
         for matrix in matrices {
-            let out = &mut out[..vectors * matrix.rows()];
-            multiply(&[*matrix], Input::Plain(&x[..vectors * matrix.columns()]), out, false, threads)?;
+            let out = &mut out[..rows * matrix.rows()];
+            matmul(&[*matrix], Activations::Plain(&x[..rows * matrix.columns()]), out, false, threads)?;
         }
         best = best.min(start.elapsed().as_secs_f64());
     }

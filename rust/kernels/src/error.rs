@@ -1,13 +1,13 @@
 //! The error type of the crate.
 
-/// What every fallible function of this crate returns.
+/// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong. The message names the offending value and says what was expected.
+/// Why a call failed. The message names the offending value and the expected one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value the caller passed is out of its documented range. Python: `ValueError`.
+    /// An argument is out of its documented range. Python: `ValueError`.
     #[error("{0}")]
     InvalidArgument(String),
 }

@@ -25,9 +25,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     pretokenize::register(module)?;
     module.add_class::<sampler::PySampler>()?;
     module.add_class::<linear::PyLinear>()?;
+    module.add_function(wrap_pyfunction!(linear::py_has_amx, module)?)?;
     module.add_function(wrap_pyfunction!(linear::py_has_avx512, module)?)?;
-    module.add_function(wrap_pyfunction!(linear::py_has_bfloat16_pairs, module)?)?;
-    module.add_function(wrap_pyfunction!(linear::py_has_matrix_unit, module)?)?;
+    module.add_function(wrap_pyfunction!(linear::py_has_avx512_bf16, module)?)?;
     module.add_function(wrap_pyfunction!(attention::py_attend, module)?)?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;

@@ -1,6 +1,6 @@
-//! `exp((x - highest) / temperature)`: one polynomial in float32 for speed, one in float64 for the sums that decide.
+//! `exp((x - highest) / temperature)`: a polynomial in float32 for speed, and one in float64 for exact decisions.
 //!
-//! Both are plain fused multiply-adds, additions and bit shifts in a fixed order, so every CPU gives the same bits.
+//! Both are fused multiply-adds, additions and bit shifts in a fixed order, so every CPU returns the same bits.
 
 use std::f64::consts::LOG2_E;
 
@@ -27,20 +27,20 @@ pub struct Scale {
     pub shift: f32,
     /// `log2(e) / temperature`, rounded to float32.
     pub factor: f32,
-    /// What that rounding left off.
+    /// The rounding error of `factor`.
     pub factor_low: f32,
     /// Subtracted from the bits of the rounded product to give the exponent of the weight.
     pub exponent: i32,
-    /// Rounded products below it give the weight 0.
+    /// Rounded products below it have weight 0.
     pub lowest: f32,
 }
 
 impl Scale {
     /// Returns the constants for a row whose highest logit is `highest`.
     ///
-    /// Weights are relative to a power of two next to the highest logit's, so that nothing is subtracted from the
-    /// logits and no digit lost. Only where logits / temperature are too large to round that way is the highest logit
-    /// subtracted first; those that still count are then so close to it that the difference is exact.
+    /// Weights are relative to a power of two near the highest weight, so no logit is subtracted and no digit is lost.
+    /// If `highest / temperature` is too large to round that way, the highest logit is subtracted first. The difference
+    /// is then exact for every logit whose weight is not 0.
     pub fn new(highest: f32, temperature: f64) -> Self {
         let factor = (LOG2_E / temperature).min(f64::from(f32::MAX));
         let top = f64::from(highest) * factor;
@@ -56,8 +56,8 @@ impl Scale {
         }
     }
 
-    /// Returns the weight of one logit, within [`RELATIVE_ERROR`] of a constant times `exp(logit / temperature)`;
-    /// 0 for -inf and for what is below 2^-125 times the highest.
+    /// Returns a constant times `exp(logit / temperature)`, within [`RELATIVE_ERROR`]; 0 for -inf and for weights below
+    /// 2^-125 times the highest.
     #[inline(always)]
     pub fn weight(&self, logit: f32) -> f32 {
         let x = logit - self.shift;
@@ -81,7 +81,7 @@ pub fn exp64(z: f64) -> f64 {
     const MAGIC64: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
     const LN2_HIGH: f64 = f64::from_bits(0x3fe6_2e42_fee0_0000);
     const LN2_LOW: f64 = f64::from_bits(0x3dea_39ef_3579_3c76);
-    // 1/13! down to 1/2!: Taylor's series is exact to the last bit on so short an interval.
+    // 1/13! down to 1/2!: on this short interval the Taylor series is exact to the last bit.
     const INVERSE_FACTORIALS: [f64; 12] = [
         1.0 / 6_227_020_800.0,
         1.0 / 479_001_600.0,
@@ -106,7 +106,7 @@ pub fn exp64(z: f64) -> f64 {
         q = q.mul_add(r, *coefficient);
     }
     let power = (q * r).mul_add(r, r) + 1.0;
-    // Two factors, as 2^n alone may be subnormal.
+    // Two factors: 2^n alone may be subnormal.
     let n = (rounded.to_bits() as i64).wrapping_sub(MAGIC64.to_bits() as i64);
     let half = n >> 1;
     let two_to = |n: i64| f64::from_bits(((n + 1023) << 52) as u64);
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn float32_weights_keep_their_error_bound() {
+    fn float32_weights_are_within_the_error_bound() {
         let mut worst: f64 = 0.0;
         for temperature in [1.0, 0.8, 0.3, 1.7, 1e-3, 1e-6, 40.0, 1e9] {
             for highest in [0.0f32, 17.3, -22.5, 1e-3, 812.7, 1e6] {
@@ -131,17 +131,17 @@ mod tests {
                     if exact < 1e-37 {
                         break;
                     }
-                    // Both weights err, so twice the bound less what the top one took.
+                    // Both weights have an error, so the bound holds twice.
                     worst = worst.max((f64::from(scale.weight(x)) / top / exact - 1.0).abs());
                 }
             }
         }
         assert!(worst < 2.0 * RELATIVE_ERROR, "{worst:e}");
-        assert!(worst > 1e-9, "a bound that nothing approaches tests nothing");
+        assert!(worst > 1e-9, "a worst error of about 0 tests nothing");
     }
 
     #[test]
-    fn weights_vanish_at_the_bottom() {
+    fn very_low_logits_have_weight_zero() {
         for temperature in [1.0, 1e-40, 1e40, 1e-300, 1e300] {
             for highest in [0.0f32, -5.0, 3e38, -3e38] {
                 let scale = Scale::new(highest, temperature);

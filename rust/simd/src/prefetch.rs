@@ -4,7 +4,7 @@
 #[inline(always)]
 pub fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing, and faults at no address.
+    // SAFETY: a prefetch returns no data and never faults.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
@@ -13,7 +13,7 @@ pub fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// Prefetches the cache line at `address` into the second-level cache, for data that is used later.
+/// Prefetches the cache line at `address` into the second-level cache, for later use.
 #[inline(always)]
 pub fn prefetch_l2<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]

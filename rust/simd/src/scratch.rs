@@ -1,15 +1,15 @@
-//! Scratch memory that outlives a call, for whatever thread comes next.
+//! Scratch memory that threads reuse from call to call.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many values are kept at most.
+/// The most values that a pool stores.
 const SLOTS: usize = 64;
 
-/// Values that threads take and give back, mostly each thread its own.
+/// A pool of values that threads take and give back; a thread usually gets its own value again.
 ///
-/// No lock is ever waited for: a forked child may have inherited one from a thread that does not exist there, and then
-/// goes on to the next slot.
+/// Locks are tried, never waited for: a forked child may inherit a lock that no thread of it will release, and then uses
+/// the next slot.
 pub struct ScratchPool<T> {
     slots: [Mutex<Option<Box<T>>>; SLOTS],
 }
@@ -26,12 +26,12 @@ impl<T> ScratchPool<T> {
         Self { slots: [const { Mutex::new(None) }; SLOTS] }
     }
 
-    /// Returns the value that this thread gave back last, else that of another, if there is one.
+    /// Returns the value that this thread gave back last, another thread's value, or `None` if the pool is empty.
     pub fn take(&self) -> Option<Box<T>> {
         self.home_first().find_map(|slot| slot.try_lock().ok()?.take())
     }
 
-    /// Keeps the value, or drops it if too many are kept already.
+    /// Stores the value, or drops it if the pool is full.
     pub fn give_back(&self, value: Box<T>) {
         let free = self.home_first().find_map(|slot| slot.try_lock().ok().filter(|slot| slot.is_none()));
         if let Some(mut slot) = free {
@@ -39,12 +39,12 @@ impl<T> ScratchPool<T> {
         }
     }
 
-    /// Drops all values that no thread uses.
+    /// Drops all stored values.
     pub fn clear(&self) {
         while self.take().is_some() {}
     }
 
-    /// All slots, from the one on that is this thread's alone unless there are more threads than slots.
+    /// Returns all slots, starting at the home slot of this thread. Up to 64 threads have different home slots.
     fn home_first(&self) -> impl Iterator<Item = &Mutex<Option<Box<T>>>> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static HOME: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SLOTS);
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_given_back_is_taken_again_by_this_thread_or_another() {
+    fn values_are_reused_by_this_thread_or_another() {
         let pool = ScratchPool::new();
         assert!(pool.take().is_none());
         pool.give_back(Box::new(7));
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_held_for_ever_is_passed_over() {
+    fn a_slot_locked_for_ever_is_skipped() {
         let pool = ScratchPool::new();
         let held: Vec<_> = pool.home_first().take(3).map(|slot| slot.lock().expect("not poisoned")).collect();
         assert!(pool.take().is_none());

@@ -1,7 +1,11 @@
-//! Every backend and format against sums in float64, and against each other bit by bit.
+//! Every backend and weight format against a float64 oracle, and every backend against the portable one bit by bit.
 
-use super::lanes::from_bf16;
-use super::*;
+use super::activations::{Activations, NormWeights};
+use super::weights::{GROUP_SIZES, Matrix, Weights};
+use super::{matmul, matmul_with};
+use crate::Result;
+use crate::backend::GemmBackend;
+use bpe_llama_simd::{Backend, bf16};
 use proptest::prelude::*;
 use std::cmp::Ordering;
 
@@ -15,10 +19,10 @@ enum Owned {
 }
 
 impl Owned {
-    /// Returns weights made of one number each, the same for the same numbers.
-    fn of(kind: usize, numbers: &[f32], rows: usize, columns: usize, group: usize) -> Self {
+    /// Returns weights in a format, derived from one number each.
+    fn new(format: usize, numbers: &[f32], rows: usize, columns: usize, group: usize) -> Self {
         let bits = |x: f32| (x.to_bits() >> 16) as u16;
-        match kind {
+        match format {
             0 => Self::F32(numbers.to_vec()),
             1 => Self::Bf16(numbers.iter().copied().map(bits).collect()),
             2 => Self::Int8(
@@ -26,47 +30,47 @@ impl Owned {
                 (0..rows).map(|row| 0.01 + row as f32 / 64.0).collect(),
             ),
             _ => {
-                let pairs = (0..rows * columns / group).map(|g| [bits(0.1 + g as f32 / 8.0), bits(3.0 - g as f32)]);
+                let scales = (0..rows * columns / group).map(|g| [bits(0.1 + g as f32 / 8.0), bits(3.0 - g as f32)]);
                 let codes = numbers.as_chunks::<2>().0.iter().map(|pair| (pair[0].to_bits() >> 15) as u8);
-                Self::Int4(codes.collect(), pairs.collect())
+                Self::Int4(codes.collect(), scales.collect())
             }
         }
     }
 
     fn weights(&self) -> Weights<'_> {
         match self {
-            Self::F32(numbers) => Weights::F32(numbers),
-            Self::Bf16(numbers) => Weights::Bf16(numbers),
+            Self::F32(weights) => Weights::F32(weights),
+            Self::Bf16(bits) => Weights::Bf16(bits),
             Self::Int8(codes, scales) => Weights::Int8(codes, scales),
-            Self::Int4(codes, pairs) => Weights::Int4(codes, pairs),
+            Self::Int4(codes, scales) => Weights::Int4(codes, scales),
         }
     }
 
-    /// Returns one weight, by definition.
+    /// Returns one dequantized weight.
     fn weight(&self, row: usize, column: usize, columns: usize) -> f64 {
-        let place = row * columns + column;
+        let index = row * columns + column;
         f64::from(match self {
-            Self::F32(numbers) => numbers[place],
-            Self::Bf16(numbers) => from_bf16(numbers[place]),
-            Self::Int8(codes, scales) => f32::from(codes[place]) * scales[row],
-            Self::Int4(codes, pairs) => {
-                let code = codes[place / 2] >> (4 * (place % 2)) & 15;
-                let [scale, offset] = pairs[place / (2 * codes.len() / pairs.len())].map(from_bf16);
+            Self::F32(weights) => weights[index],
+            Self::Bf16(bits) => bf16::to_f32(bits[index]),
+            Self::Int8(codes, scales) => f32::from(codes[index]) * scales[row],
+            Self::Int4(codes, scales) => {
+                let code = codes[index / 2] >> (4 * (index % 2)) & 15;
+                let [scale, offset] = scales[index / (2 * codes.len() / scales.len())].map(bf16::to_f32);
                 (f32::from(code) - 8.0) * scale + offset
             }
         })
     }
 }
 
-/// Returns the ways to multiply many vectors that this processor has or can emulate.
-fn ways() -> impl Iterator<Item = Many> {
-    let wide = Backend::best().has_wide_registers();
-    [(Many::Passes, true), (Many::Pairs, wide), (Many::Unit, wide && cfg!(target_os = "linux"))]
+/// Returns the GEMM backends that this CPU has or can emulate.
+fn gemm_backends() -> impl Iterator<Item = GemmBackend> {
+    let avx512 = Backend::best().is_avx512();
+    [(GemmBackend::Fma, true), (GemmBackend::Avx512Bf16, avx512), (GemmBackend::Amx, avx512)]
         .into_iter()
-        .filter_map(|(way, there)| there.then_some(way))
+        .filter_map(|(gemm, available)| available.then_some(gemm))
 }
 
-/// Returns the nearest bfloat16, of two the even one.
+/// Returns the nearest bfloat16, ties to even.
 fn rounded(x: f32) -> f32 {
     let below = f32::from_bits(x.to_bits() & 0xffff_0000);
     let above = f32::from_bits((x.to_bits() & 0xffff_0000).wrapping_add(1 << 16)); // away from zero
@@ -77,24 +81,24 @@ fn rounded(x: f32) -> f32 {
     }
 }
 
-/// Returns what each input makes of its vectors, by definition in float64.
-fn made(input: Input<'_>, columns: usize) -> Vec<f64> {
+/// Returns the activations by definition, in float64.
+fn oracle(activations: Activations<'_>, columns: usize) -> Vec<f64> {
     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
-    match input {
-        Input::Plain(x) => wide(x),
-        Input::Normed { x, weight, eps } => wide(x)
+    match activations {
+        Activations::Plain(x) => wide(x),
+        Activations::RmsNorm { x, weights, eps } => wide(x)
             .chunks(columns)
             .flat_map(|x| {
                 let mean = x.iter().map(|x| x * x).sum::<f64>() / columns as f64;
                 let scale = 1.0 / (mean + f64::from(eps)).sqrt();
-                let weights: Vec<f64> = match weight {
-                    Numbers::F32(weight) => wide(weight),
-                    Numbers::Bf16(weight) => weight.iter().map(|&bits| f64::from(from_bf16(bits))).collect(),
+                let weights: Vec<f64> = match weights {
+                    NormWeights::F32(weights) => wide(weights),
+                    NormWeights::Bf16(bits) => bits.iter().map(|&bits| f64::from(bf16::to_f32(bits))).collect(),
                 };
                 x.iter().zip(weights).map(|(x, weight)| x * scale * weight).collect::<Vec<_>>()
             })
             .collect(),
-        Input::Gated(x) => wide(x)
+        Activations::SwiGlu(x) => wide(x)
             .chunks(2 * columns)
             .flat_map(|x| {
                 let (gate, up) = x.split_at(columns);
@@ -104,33 +108,33 @@ fn made(input: Input<'_>, columns: usize) -> Vec<f64> {
     }
 }
 
-/// Returns numbers in [-1, 1), the same for the same seed: the high bits of a multiplicative hash of (seed, place).
+/// Returns numbers in [-1, 1), fixed by the seed: the high bits of a multiplicative hash of (seed, index).
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     (0..count as u64)
-        .map(|place| {
-            let hash = (place + 1).wrapping_mul(seed.wrapping_add(0x9E37_79B9_7F4A_7C15) | 1);
+        .map(|index| {
+            let hash = (index + 1).wrapping_mul(seed.wrapping_add(0x9E37_79B9_7F4A_7C15) | 1);
             ((hash ^ (hash >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40) as f32 / (1 << 23) as f32 - 1.0
         })
         .collect()
 }
 
-/// Checks products, as bits, against sums in float64: with bfloat16 of these vectors.
+/// Checks the bits of products against float64 sums: of `rounded` for bfloat16 weights, of `x` for others.
 fn check(
     found: &[u32],
     owned: &[(usize, Owned)],
     (start, add): (&[f32], bool),
     x: &[f64],
-    of_bf16: &[f64],
-    room: f64,
+    rounded: &[f64],
+    tolerance: f64,
     columns: usize,
 ) -> std::result::Result<(), TestCaseError> {
     let width: usize = owned.iter().map(|(rows, _)| rows).sum();
-    for (vector, (x, of_bf16)) in x.chunks(columns).zip(of_bf16.chunks(columns)).enumerate() {
-        let mut place = vector * width;
+    for (row, (x, rounded)) in x.chunks(columns).zip(rounded.chunks(columns)).enumerate() {
+        let mut index = row * width;
         for (rows, owned) in owned {
-            let (x, room) = match owned {
-                Owned::Bf16(_) => (of_bf16, room),
-                // Four bits sum codes less 8 and offsets apart, which may be larger than what they come to.
+            let (x, tolerance) = match owned {
+                Owned::Bf16(_) => (rounded, tolerance),
+                // Sums of codes and of offsets may be larger than their total.
                 Owned::Int4(..) => (x, 64.0),
                 Owned::F32(_) | Owned::Int8(..) => (x, 1.0),
             };
@@ -138,10 +142,10 @@ fn check(
                 let products = (0..columns).map(|column| owned.weight(row, column, columns) * x[column]);
                 let (sum, size) =
                     products.fold((0.0, 1e-3), |(sum, size), product| (sum + product, size + product.abs()));
-                let expected = sum + if add { f64::from(start[place]) } else { 0.0 };
-                let off = (f64::from(f32::from_bits(found[place])) - expected).abs();
-                prop_assert!(off <= room * size * 1e-5, "{} off in {}", off, expected);
-                place += 1;
+                let expected = sum + if add { f64::from(start[index]) } else { 0.0 };
+                let off = (f64::from(f32::from_bits(found[index])) - expected).abs();
+                prop_assert!(off <= tolerance * size * 1e-5, "{} off in {}", off, expected);
+                index += 1;
             }
         }
     }
@@ -152,119 +156,120 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn every_tier_gives_the_sums_of_the_definition_and_the_same_bits(
-        kinds in prop::collection::vec((0_usize..4, 0_usize..14), 1..4),
+    fn every_backend_agrees_with_the_oracle_and_gives_the_same_bits(
+        formats in prop::collection::vec((0_usize..4, 0_usize..14), 1..4),
         (group, groups, rest) in (prop::sample::select(vec![32_usize, 64, 128, 256]), 1_usize..4, 0_usize..33),
-        vectors in 0_usize..11,
-        form in 0_usize..4,
+        batch in 0_usize..11,
+        fused in 0_usize..4,
         add in any::<bool>(),
         threads in 1_usize..4,
         seed in any::<u64>(),
     ) {
-        let four_bits = kinds.iter().any(|&(kind, _)| kind == 3);
-        let columns = if four_bits { groups * group } else { 31 * groups + rest };
-        let owned: Vec<(usize, Owned)> = kinds.iter().enumerate().map(|(part, &(kind, rows))| {
-            (rows, Owned::of(kind, &numbers(rows * columns, seed ^ part as u64), rows, columns, group))
+        let has_int4 = formats.iter().any(|&(format, _)| format == 3);
+        let columns = if has_int4 { groups * group } else { 31 * groups + rest };
+        let owned: Vec<(usize, Owned)> = formats.iter().enumerate().map(|(part, &(format, rows))| {
+            (rows, Owned::new(format, &numbers(rows * columns, seed ^ part as u64), rows, columns, group))
         }).collect();
         let matrices: Vec<Matrix<'_>> = owned.iter()
             .map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape"))
             .collect();
-        let (x, norm) = (numbers(2 * columns * vectors, seed ^ 8), numbers(columns, seed ^ 9));
+        let (x, norm) = (numbers(2 * columns * batch, seed ^ 8), numbers(columns, seed ^ 9));
         let norm_bits: Vec<u16> = norm.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
-        let single = &x[..columns * vectors];
-        let input = match form {
-            0 => Input::Plain(single),
-            1 => Input::Normed { x: single, weight: Numbers::F32(&norm), eps: 1e-5 },
-            2 => Input::Normed { x: single, weight: Numbers::Bf16(&norm_bits), eps: 1e-2 },
-            _ => Input::Gated(&x),
+        let single = &x[..columns * batch];
+        let input = match fused {
+            0 => Activations::Plain(single),
+            1 => Activations::RmsNorm { x: single, weights: NormWeights::F32(&norm), eps: 1e-5 },
+            2 => Activations::RmsNorm { x: single, weights: NormWeights::Bf16(&norm_bits), eps: 1e-2 },
+            _ => Activations::SwiGlu(&x),
         };
         let width: usize = owned.iter().map(|(rows, _)| rows).sum();
-        let start = numbers(width * vectors, seed ^ 0xa);
+        let start = numbers(width * batch, seed ^ 0xa);
 
         let mut portable = None;
         for backend in Backend::available() {
             let mut out = start.clone();
-            multiply_with(backend, Many::Passes, &matrices, input, &mut out, add, threads).expect("fitting shapes");
+            matmul_with(backend, GemmBackend::Fma, &matrices, input, &mut out, add, threads).expect("fitting shapes");
             let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
             prop_assert_eq!(portable.get_or_insert_with(|| bits.clone()), &bits, "{:?}", backend);
         }
         let found = portable.unwrap_or_default();
 
-        let made = made(input, columns);
-        check(&found, &owned, (&start, add), &made, &made, 1.0, columns)?;
+        let exact = oracle(input, columns);
+        check(&found, &owned, (&start, add), &exact, &exact, 1.0, columns)?;
     }
 
     #[test]
-    fn more_vectors_give_the_sums_of_the_definition_in_every_way(
-        kinds in prop::collection::vec((0_usize..4, 0_usize..100), 1..4),
+    fn every_gemm_backend_agrees_with_the_oracle_and_is_batch_invariant(
+        formats in prop::collection::vec((0_usize..4, 0_usize..100), 1..4),
         (groups, rest) in (1_usize..6, 0_usize..33),
-        vectors in 9_usize..150,
+        batch in 9_usize..150,
         (normed, add) in any::<(bool, bool)>(),
         threads in 1_usize..4,
         seed in any::<u64>(),
     ) {
-        let columns = if kinds.iter().any(|&(kind, _)| kind == 3) { 64 * groups } else { 31 * groups + rest };
-        let owned: Vec<(usize, Owned)> = kinds.iter().enumerate().map(|(part, &(kind, rows))| {
-            (rows, Owned::of(kind, &numbers(rows * columns, seed ^ part as u64), rows, columns, 64))
+        let columns = if formats.iter().any(|&(format, _)| format == 3) { 64 * groups } else { 31 * groups + rest };
+        let owned: Vec<(usize, Owned)> = formats.iter().enumerate().map(|(part, &(format, rows))| {
+            (rows, Owned::new(format, &numbers(rows * columns, seed ^ part as u64), rows, columns, 64))
         }).collect();
         let matrices: Vec<Matrix<'_>> = owned.iter()
             .map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape"))
             .collect();
-        let (x, norm) = (numbers(columns * vectors, seed ^ 8), numbers(columns, seed ^ 9));
+        let (x, norm) = (numbers(columns * batch, seed ^ 8), numbers(columns, seed ^ 9));
         let input = |x| {
-            if normed { Input::Normed { x, weight: Numbers::F32(&norm), eps: 1e-5 } } else { Input::Plain(x) }
+            if normed { Activations::RmsNorm { x, weights: NormWeights::F32(&norm), eps: 1e-5 } } else { Activations::Plain(x) }
         };
         let width: usize = owned.iter().map(|(rows, _)| rows).sum();
-        let start = numbers(width * vectors, seed ^ 0xa);
-        let wide = made(input(&x), columns);
+        let start = numbers(width * batch, seed ^ 0xa);
+        let exact = oracle(input(&x), columns);
         let rounded: Vec<f64> = x.iter().map(|&x| f64::from(rounded(x))).collect();
-        for many in ways() {
+        for gemm in gemm_backends() {
             let multiply = |x, out: &mut [f32], threads| {
-                multiply_with(Backend::best(), many, &matrices, input(x), out, add, threads).expect("fitting shapes");
+                matmul_with(Backend::best(), gemm, &matrices, input(x), out, add, threads).expect("fitting shapes");
                 out.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
             };
             let bits = multiply(&x, &mut start.clone(), threads);
-            // What is rounded after a norm is not known to the last bit: half a step of bfloat16 off, at most.
-            let (of_bf16, room) = match (many, normed) {
-                (Many::Pairs, false) => (&rounded, 1.0),
-                (Many::Pairs, true) => (&wide, 1e5 / 256.0),
-                _ => (&wide, 1.0),
+            // After a norm a float64 oracle may round to another bfloat16: half a step off, at most.
+            let (rounded, tolerance) = match (gemm, normed) {
+                (GemmBackend::Avx512Bf16, false) => (&rounded, 1.0),
+                (GemmBackend::Avx512Bf16, true) => (&exact, 1e5 / 256.0),
+                _ => (&exact, 1.0),
             };
-            check(&bits, &owned, (&start, add), &wide, of_bf16, room, columns)?;
+            check(&bits, &owned, (&start, add), &exact, rounded, tolerance, columns)?;
 
-            // Fewer of the vectors, the last ones, get the same bits.
-            let first = vectors - 9;
+            // The last rows get the same bits in a smaller batch.
+            let first = batch - 9;
             let fewer = multiply(&x[first * columns..], &mut start[first * width..].to_vec(), 1);
             prop_assert_eq!(&fewer, &bits[first * width..]);
         }
     }
 
     #[test]
-    fn a_vector_meets_the_same_bits_alone_and_in_company(
-        kind in 0_usize..4, rows in 1_usize..300, vectors in 2_usize..9, threads in 1_usize..4, seed in any::<u64>(),
+    fn up_to_eight_rows_are_batch_invariant(
+        format in 0_usize..4, rows in 1_usize..300, batch in 2_usize..9, threads in 1_usize..4, seed in any::<u64>(),
     ) {
         let columns = 192;
-        let owned = Owned::of(kind, &numbers(rows * columns, seed), rows, columns, 64);
+        let owned = Owned::new(format, &numbers(rows * columns, seed), rows, columns, 64);
         let matrix = Matrix::new(rows, columns, owned.weights()).expect("a fitting shape");
-        let x = numbers(columns * vectors, seed ^ 1);
-        let mut together = vec![0.0; rows * vectors];
-        multiply(&[matrix], Input::Plain(&x), &mut together, false, threads).expect("fitting shapes");
+        let x = numbers(columns * batch, seed ^ 1);
+        let mut together = vec![0.0; rows * batch];
+        matmul(&[matrix], Activations::Plain(&x), &mut together, false, threads).expect("fitting shapes");
         for (x, together) in x.chunks(columns).zip(together.chunks(rows)) {
             let mut alone = vec![0.0; rows];
-            multiply(&[matrix], Input::Plain(x), &mut alone, false, 1).expect("fitting shapes");
+            matmul(&[matrix], Activations::Plain(x), &mut alone, false, 1).expect("fitting shapes");
             prop_assert_eq!(&alone, together);
         }
     }
 }
 
 #[test]
-fn no_part_of_a_float32_is_lost() {
+fn three_bfloat16_terms_keep_every_digit_of_a_float32() {
     let x: Vec<f32> = numbers(500, 3).into_iter().zip(-60..).map(|(x, power)| x * 2_f32.powi(power / 5)).collect();
     let mut out = vec![0.0; x.len()];
     let mut multiply = |weights: Weights<'_>| {
         let matrix = Matrix::new(1, 1, weights).expect("a fitting shape");
-        let many = ways().find(|way| *way == Many::Unit).unwrap_or(Many::Passes);
-        multiply_with(Backend::best(), many, &[matrix], Input::Plain(&x), &mut out, false, 1).expect("fitting shapes");
+        let gemm = gemm_backends().find(|gemm| *gemm == GemmBackend::Amx).unwrap_or(GemmBackend::Fma);
+        matmul_with(Backend::best(), gemm, &[matrix], Activations::Plain(&x), &mut out, false, 1)
+            .expect("fitting shapes");
         out.clone()
     };
     for weights in [Weights::Bf16(&[0x3f80]), Weights::F32(&[1.0]), Weights::Int8(&[1], &[1.0])] {
@@ -280,8 +285,8 @@ fn no_part_of_a_float32_is_lost() {
 }
 
 #[test]
-fn pairs_round_vectors_to_the_nearest_bfloat16() {
-    if !ways().any(|way| way == Many::Pairs) {
+fn avx512_bf16_rounds_activations_to_the_nearest_bfloat16() {
+    if !gemm_backends().any(|gemm| gemm == GemmBackend::Avx512Bf16) {
         return;
     }
     let mut x: Vec<f32> = numbers(500, 5).into_iter().zip(-60..).map(|(x, power)| x * 2_f32.powi(power / 5)).collect();
@@ -290,7 +295,7 @@ fn pairs_round_vectors_to_the_nearest_bfloat16() {
     let multiply = |x: &[f32]| {
         let matrix = Matrix::new(1, 1, Weights::Bf16(&[0x3f80])).expect("a fitting shape");
         let mut out = vec![0.0; x.len()];
-        multiply_with(Backend::best(), Many::Pairs, &[matrix], Input::Plain(x), &mut out, false, 1)
+        matmul_with(Backend::best(), GemmBackend::Avx512Bf16, &[matrix], Activations::Plain(x), &mut out, false, 1)
             .expect("fitting shapes");
         out
     };
@@ -302,17 +307,25 @@ fn pairs_round_vectors_to_the_nearest_bfloat16() {
 }
 
 #[test]
-fn a_row_that_is_no_number_leaves_its_neighbours_alone() {
+fn an_infinite_row_does_not_change_its_neighbours() {
     let (rows, infinite) = (3, 0x7f80);
     for columns in [32_usize, 96, 160, 192, 256] {
-        for group in GROUPS.into_iter().filter(|&group| columns.is_multiple_of(group)) {
-            let (codes, mut pairs) = (vec![0x99; rows * columns / 2], vec![[0x3f80; 2]; rows * columns / group]);
-            pairs[columns / group..2 * columns / group].fill([infinite; 2]);
-            let matrix = Matrix::new(rows, columns, Weights::Int4(&codes, &pairs)).expect("a fitting shape");
+        for group in GROUP_SIZES.into_iter().filter(|&group| columns.is_multiple_of(group)) {
+            let (codes, mut scales) = (vec![0x99; rows * columns / 2], vec![[0x3f80; 2]; rows * columns / group]);
+            scales[columns / group..2 * columns / group].fill([infinite; 2]);
+            let matrix = Matrix::new(rows, columns, Weights::Int4(&codes, &scales)).expect("a fitting shape");
             for backend in Backend::available() {
                 let mut out = [0.0; 3];
-                multiply_with(backend, Many::Passes, &[matrix], Input::Plain(&vec![1.0; columns]), &mut out, false, 1)
-                    .expect("one vector");
+                matmul_with(
+                    backend,
+                    GemmBackend::Fma,
+                    &[matrix],
+                    Activations::Plain(&vec![1.0; columns]),
+                    &mut out,
+                    false,
+                    1,
+                )
+                .expect("one row");
                 let expected = 2.0 * columns as f32;
                 assert_eq!((out[0], out[2]), (expected, expected), "{columns} columns in {group}, {backend:?}");
                 assert!(!out[1].is_finite());
@@ -322,12 +335,12 @@ fn a_row_that_is_no_number_leaves_its_neighbours_alone() {
 }
 
 #[test]
-fn gates_at_the_ends_of_float32_stay_finite() {
+fn swiglu_of_extreme_gates_is_finite() {
     let matrix = Matrix::new(1, 1, Weights::F32(&[1.0])).expect("a fitting shape");
     for (gate, expected) in [(0.0, 0.0), (100.0, 100.0), (1e30, 1e30), (-100.0, 0.0), (-87.5, 0.0), (-1e4, 0.0)] {
         for backend in Backend::available() {
             let mut out = [0.0];
-            multiply_with(backend, Many::Passes, &[matrix], Input::Gated(&[gate, 1.0]), &mut out, false, 1)
+            matmul_with(backend, GemmBackend::Fma, &[matrix], Activations::SwiGlu(&[gate, 1.0]), &mut out, false, 1)
                 .expect("fitting shapes");
             assert!((out[0] - expected).abs() <= 1e-6 * expected + 1e-30, "{gate}: {}", out[0]);
         }
@@ -335,7 +348,7 @@ fn gates_at_the_ends_of_float32_stay_finite() {
 }
 
 #[test]
-fn refusals_name_what_does_not_fit() {
+fn invalid_arguments_are_named() {
     fn new(rows: usize, columns: usize, weights: Weights<'_>) -> Result<()> {
         Matrix::new(rows, columns, weights).map(drop)
     }
@@ -357,14 +370,17 @@ fn refusals_name_what_does_not_fit() {
 
     let matrix = |columns| Matrix::new(1, columns, Weights::F32(&numbers[..columns])).expect("a fitting shape");
     let mut out = [0.0; 2];
-    says(multiply(&[], Input::Plain(&[]), &mut out, false, 1), "no matrix");
-    says(multiply(&[matrix(2), matrix(3)], Input::Plain(&[]), &mut out, false, 1), "matrices of 2 and 3 columns");
+    says(matmul(&[], Activations::Plain(&[]), &mut out, false, 1), "no matrix");
+    says(matmul(&[matrix(2), matrix(3)], Activations::Plain(&[]), &mut out, false, 1), "matrices of 2 and 3 columns");
     says(
-        multiply(&[matrix(3)], Input::Plain(&[0.0; 4]), &mut out, false, 1),
-        "4 numbers in and 2 out; expected 3 and 1",
+        matmul(&[matrix(3)], Activations::Plain(&[0.0; 4]), &mut out, false, 1),
+        "4 activations and 2 outputs; expected 3 and 1",
     );
-    says(multiply(&[matrix(3)], Input::Plain(&[0.0; 3]), &mut out, false, 1), "3 numbers in and 2 out");
-    says(multiply(&[matrix(2)], Input::Gated(&[0.0; 6]), &mut out, false, 1), "6 numbers in and 2 out; expected 4");
-    let normed = Input::Normed { x: &[0.0; 2], weight: Numbers::F32(&[1.0]), eps: 0.0 };
-    says(multiply(&[matrix(2)], normed, &mut out[..1], false, 1), "a norm of 1 weights for 2 columns");
+    says(matmul(&[matrix(3)], Activations::Plain(&[0.0; 3]), &mut out, false, 1), "3 activations and 2 outputs");
+    says(
+        matmul(&[matrix(2)], Activations::SwiGlu(&[0.0; 6]), &mut out, false, 1),
+        "6 activations and 2 outputs; expected 4",
+    );
+    let normed = Activations::RmsNorm { x: &[0.0; 2], weights: NormWeights::F32(&[1.0]), eps: 0.0 };
+    says(matmul(&[matrix(2)], normed, &mut out[..1], false, 1), "a norm of 1 weights for 2 columns");
 }

@@ -1,0 +1,53 @@
+//! The dispatch of matrix products: which instructions multiply how many activation rows.
+
+use bpe_llama_simd::{Backend, backend};
+
+/// Activation rows that one pass of the GEMV micro-kernel multiplies with AVX-512. A product of more rows is a GEMM.
+pub(crate) const GEMV_ROWS: usize = 8;
+/// The same without AVX-512, whose registers are more and wider.
+pub(crate) const GEMV_ROWS_WITHOUT_AVX512: usize = 4;
+/// Activation rows that one pass of AMX or AVX-512 BF16 multiplies: two tiles.
+pub(crate) const GEMM_ROWS: usize = 32;
+
+/// The instructions that multiply more than [`GEMV_ROWS`] activation rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GemmBackend {
+    /// Float32 fused multiply-adds: several passes of the GEMV micro-kernel.
+    Fma,
+    /// AVX-512 BF16 for bfloat16 weights, [`GemmBackend::Fma`] for all others.
+    Avx512Bf16,
+    /// AMX for all weights.
+    Amx,
+}
+
+impl GemmBackend {
+    /// Returns the fastest backend of this CPU.
+    pub(crate) fn best() -> Self {
+        if backend::has_amx() {
+            Self::Amx
+        } else if backend::has_avx512_bf16() {
+            Self::Avx512Bf16
+        } else {
+            Self::Fma
+        }
+    }
+}
+
+/// Returns whether [`matmul`](crate::matmul) multiplies more than 8 activation rows with AMX.
+///
+/// The CPU must have AMX for bfloat16, and the system must let this process use it.
+pub fn has_amx() -> bool {
+    GemmBackend::best() == GemmBackend::Amx
+}
+
+/// Returns whether [`matmul`](crate::matmul) multiplies more than 8 activation rows with bfloat16 weights by AVX-512 BF16.
+///
+/// False where [`has_amx`], which takes precedence.
+pub fn has_avx512_bf16() -> bool {
+    GemmBackend::best() == GemmBackend::Avx512Bf16
+}
+
+/// Returns whether [`matmul`](crate::matmul) and [`attend`](crate::attend) use AVX-512.
+pub fn has_avx512() -> bool {
+    Backend::best().is_avx512()
+}

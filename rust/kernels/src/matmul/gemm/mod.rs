@@ -1,0 +1,20 @@
+//! GEMM: products with more activation rows than GEMV takes, by instructions that multiply bfloat16.
+//!
+//! | file | instructions | weights | activations |
+//! |---|---|---|---|
+//! | `amx/` | AMX, `TDPBF16PS` | all | as three bfloat16 terms: exact |
+//! | `avx512_bf16.rs` | AVX-512 BF16, `VDPBF16PS` | bfloat16 | rounded to bfloat16 |
+//! | `tile.rs` | AVX-512 | packs activations, transposes tiles | |
+//!
+//! Without these instructions, such a product is several passes of GEMV.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tile;
+#[cfg(not(target_arch = "x86_64"))]
+mod unavailable;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use unavailable::{self as amx, self as avx512_bf16};

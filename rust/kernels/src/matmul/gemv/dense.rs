@@ -1,0 +1,160 @@
+//! The micro-kernel of float32, bfloat16 and int8 weights, which widen to float32 one by one.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over array indices unroll; iterators would move arrays to memory"
+)]
+
+use super::int4_vector::Int4Vector;
+use super::micro_kernel::{MicroKernel, multiply_add, rows_in_steps, sum_lanes};
+use crate::matmul::prefetch_distance::PrefetchDistance;
+use bpe_llama_simd::f32x16::{CacheLine, F32x16, LANES, zero_padded};
+
+/// A format in which `N` consecutive weights of a row widen to `S` vectors.
+trait Dense<const N: usize, const S: usize> {
+    type Element: Copy + Default;
+
+    /// # Safety
+    /// The CPU has the features of `V`.
+    unsafe fn widen<V: F32x16>(weights: &[Self::Element; N]) -> [V; S];
+}
+
+/// See [`MicroKernel::multiply`].
+///
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn multiply<D: Dense<N, S>, V: F32x16, const N: usize, const S: usize, const R: usize, const M: usize>(
+    weights: &[D::Element],
+    row: usize,
+    columns: usize,
+    x: &[CacheLine],
+    mut prefetch: PrefetchDistance,
+) -> [[f32; M]; R] {
+    let rows = rows_in_steps::<_, R, N>(weights, row, columns);
+    let x = x.as_chunks::<M>().0.as_chunks::<S>().0;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero = V::splat(0.0);
+        let mut accumulators = [[zero; M]; R];
+        let whole = columns / N;
+        for (step, x) in x[..whole].iter().enumerate() {
+            prefetch.prefetch::<_, R, N>(weights, row * columns, step);
+            let mut vectors = [[zero; R]; S];
+            for next in 0..R {
+                let widened = D::widen(&rows[next].0[step]);
+                for vector in 0..S {
+                    vectors[vector][next] = widened[vector];
+                }
+            }
+            for vector in 0..S {
+                multiply_add(&mut accumulators, vectors[vector], &x[vector]);
+            }
+        }
+        if let Some(x) = x.get(whole) {
+            let mut vectors = [[zero; R]; S];
+            for next in 0..R {
+                let widened = D::widen(&zero_padded(rows[next].1));
+                for vector in 0..S {
+                    vectors[vector][next] = widened[vector];
+                }
+            }
+            for vector in 0..S {
+                multiply_add(&mut accumulators, vectors[vector], &x[vector]);
+            }
+        }
+        sum_lanes(accumulators)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct F32<'a>(pub(super) &'a [f32]);
+
+impl Dense<LANES, 1> for F32<'_> {
+    type Element = f32;
+
+    #[inline(always)]
+    unsafe fn widen<V: F32x16>(weights: &[f32; LANES]) -> [V; 1] {
+        // SAFETY: the caller's promise.
+        [unsafe { V::load(weights) }]
+    }
+}
+
+impl MicroKernel for F32<'_> {
+    #[inline(always)]
+    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[CacheLine],
+        prefetch: PrefetchDistance,
+    ) -> [[f32; M]; R] {
+        // SAFETY: the caller's promise.
+        unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
+    }
+}
+
+/// 32 bfloat16 widen to the even columns and the odd ones.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16<'a>(pub(super) &'a [u16]);
+
+impl Dense<{ 2 * LANES }, 2> for Bf16<'_> {
+    type Element = u16;
+
+    #[inline(always)]
+    unsafe fn widen<V: F32x16>(weights: &[u16; 2 * LANES]) -> [V; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_bf16(weights) }
+    }
+}
+
+impl MicroKernel for Bf16<'_> {
+    #[inline(always)]
+    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[CacheLine],
+        prefetch: PrefetchDistance,
+    ) -> [[f32; M]; R] {
+        // SAFETY: the caller's promise.
+        unsafe { multiply::<Self, V, _, _, R, M>(self.0, row, columns, x, prefetch) }
+    }
+}
+
+/// Signed bytes; the scale of a row multiplies its sum.
+#[derive(Clone, Copy)]
+pub(super) struct Int8<'a> {
+    pub(super) codes: &'a [i8],
+    pub(super) scales: &'a [f32],
+}
+
+impl Dense<LANES, 1> for Int8<'_> {
+    type Element = i8;
+
+    #[inline(always)]
+    unsafe fn widen<V: F32x16>(weights: &[i8; LANES]) -> [V; 1] {
+        // SAFETY: the caller's promise.
+        [unsafe { V::load_i8(weights) }]
+    }
+}
+
+impl MicroKernel for Int8<'_> {
+    #[inline(always)]
+    unsafe fn multiply<V: Int4Vector, const R: usize, const M: usize>(
+        self,
+        row: usize,
+        columns: usize,
+        x: &[CacheLine],
+        prefetch: PrefetchDistance,
+    ) -> [[f32; M]; R] {
+        // SAFETY: the caller's promise.
+        let mut products = unsafe { multiply::<Self, V, _, _, R, M>(self.codes, row, columns, x, prefetch) };
+        for (products, scale) in products.iter_mut().zip(&self.scales[row..]) {
+            for product in products {
+                *product *= scale;
+            }
+        }
+        products
+    }
+}

@@ -1,0 +1,133 @@
+//! GEMV: products with up to eight activation rows at a time, by float32 fused multiply-adds on every CPU.
+//!
+//! Up to eight rows a product is bound by memory bandwidth: each weight is read once, widened to float32 and multiplied with
+//! all rows. More rows take several passes over a chunk of weights that the second-level cache holds.
+//!
+//! Source of the register blocking: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
+
+mod dense;
+mod int4;
+mod int4_vector;
+mod micro_kernel;
+
+pub(super) use int4_vector::BLOCK as INT4_BLOCK;
+
+use super::prefetch_distance::PrefetchDistance;
+use super::task::{Panel, Task};
+use super::weights::Weights;
+use crate::backend::{GEMV_ROWS, GEMV_ROWS_WITHOUT_AVX512};
+use bpe_llama_simd::f32x16::Portable;
+#[cfg(target_arch = "x86_64")]
+use bpe_llama_simd::f32x16::{Avx2, Avx512};
+use bpe_llama_simd::{Backend, Kind};
+use dense::{Bf16, F32, Int8};
+use int4::Int4;
+use int4_vector::Int4Vector;
+use micro_kernel::MicroKernel;
+use std::ops::Range;
+
+/// Multiplies some weight rows with all panels.
+pub(super) fn run(task: &Task<'_>, backend: Backend, rows: Range<usize>) {
+    match backend.kind() {
+        // SAFETY: the portable backend needs no CPU feature.
+        Kind::Portable => unsafe { run_in::<Portable>(task, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Backend` exists only if the CPU has it.
+        Kind::Avx2 => unsafe { run_avx2(task, rows) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx512 => unsafe { run_avx512(task, rows) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2(task: &Task<'_>, rows: Range<usize>) {
+    // SAFETY: AVX2 and FMA are enabled here.
+    unsafe { run_in::<Avx2>(task, rows) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+fn run_avx512(task: &Task<'_>, rows: Range<usize>) {
+    // SAFETY: AVX-512 F, BW and VL are enabled here.
+    unsafe { run_in::<Avx512>(task, rows) };
+}
+
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn run_in<V: Int4Vector>(task: &Task<'_>, rows: Range<usize>) {
+    let passes = task.panels.len();
+    let bytes = rows.len() * task.matrix.row_bytes();
+    for (pass, panel) in task.panels.iter().enumerate() {
+        let prefetch = PrefetchDistance::of_pass(pass, passes, bytes);
+        let rows = rows.clone();
+        // SAFETY: the caller's promise.
+        unsafe {
+            match task.matrix.weights {
+                Weights::F32(weights) => run_pass::<V, _>(task, F32(weights), panel, rows, prefetch),
+                Weights::Bf16(weights) => run_pass::<V, _>(task, Bf16(weights), panel, rows, prefetch),
+                Weights::Int8(codes, scales) => run_pass::<V, _>(task, Int8 { codes, scales }, panel, rows, prefetch),
+                Weights::Int4(codes, scales) => run_pass::<V, _>(task, Int4 { codes, scales }, panel, rows, prefetch),
+            }
+        }
+    }
+}
+
+/// Chooses the register blocking for the rows of a panel.
+///
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn run_pass<V: Int4Vector, K: MicroKernel>(
+    task: &Task<'_>,
+    kernel: K,
+    panel: &Panel,
+    rows: Range<usize>,
+    prefetch: PrefetchDistance,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match panel.rows {
+            1 => sweep::<V, K, 4, 1>(task, kernel, panel, rows, prefetch),
+            2 => sweep::<V, K, 2, 2>(task, kernel, panel, rows, prefetch),
+            3 if V::REGISTERS < 16 => sweep::<V, K, 1, 3>(task, kernel, panel, rows, prefetch),
+            3 => sweep::<V, K, 2, 3>(task, kernel, panel, rows, prefetch),
+            GEMV_ROWS_WITHOUT_AVX512 if V::REGISTERS < 16 => {
+                sweep::<V, K, 1, GEMV_ROWS_WITHOUT_AVX512>(task, kernel, panel, rows, prefetch);
+            }
+            GEMV_ROWS_WITHOUT_AVX512 => sweep::<V, K, 2, GEMV_ROWS_WITHOUT_AVX512>(task, kernel, panel, rows, prefetch),
+            // 24 accumulators, three weight vectors and one activation vector.
+            _ => sweep::<V, K, 3, GEMV_ROWS>(task, kernel, panel, rows, prefetch),
+        }
+    }
+}
+
+/// Multiplies `R` weight rows at a time, and the rest one by one, with the `M` rows of a panel.
+///
+/// # Safety
+/// The CPU has the features of `V`.
+#[inline(always)]
+unsafe fn sweep<V: Int4Vector, K: MicroKernel, const R: usize, const M: usize>(
+    task: &Task<'_>,
+    kernel: K,
+    panel: &Panel,
+    rows: Range<usize>,
+    prefetch: PrefetchDistance,
+) {
+    let (columns, x) = (task.matrix.columns, task.packed(panel));
+    let first = task.output_index(0, panel.first_row);
+    let mut row = rows.start;
+    while row + R <= rows.end {
+        // SAFETY: the caller's promise.
+        let products = unsafe { kernel.multiply::<V, R, M>(row, columns, x, prefetch) };
+        task.out.store(first + row, &products);
+        row += R;
+    }
+    for row in row..rows.end {
+        // SAFETY: the caller's promise.
+        let products = unsafe { kernel.multiply::<V, 1, M>(row, columns, x, prefetch) };
+        task.out.store(first + row, &products);
+    }
+}

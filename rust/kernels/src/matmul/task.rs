@@ -1,0 +1,69 @@
+//! A task: one matrix, the activations packed for it, and the place of its results.
+
+use super::weights::{Matrix, Weights};
+use crate::backend::GemmBackend;
+use crate::output::Output;
+use bpe_llama_simd::f32x16::CacheLine;
+use std::ops::Range;
+
+/// In which order activations are packed. Zeros pad the last columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// 16 columns at a time.
+    Sequential,
+    /// Of 32 columns, first the even ones, then the odd ones, as bfloat16 weights widen.
+    EvenOdd,
+    /// Of 128 columns, every eighth from the first on, then every eighth from the second on, and so on, as four-bit codes
+    /// widen; then the sums of these eight vectors.
+    Int4,
+    /// Tiles of three bfloat16 terms, for AMX.
+    AmxTiles,
+    /// Tiles rounded to bfloat16, for AVX-512 BF16.
+    Bf16Tiles,
+}
+
+impl Layout {
+    /// Returns the layout that a product of these weights needs.
+    pub(crate) fn of(weights: &Weights<'_>, gemm: GemmBackend) -> Self {
+        match weights {
+            _ if gemm == GemmBackend::Amx => Self::AmxTiles,
+            Weights::Bf16(_) if gemm == GemmBackend::Avx512Bf16 => Self::Bf16Tiles,
+            Weights::F32(_) | Weights::Int8(..) => Self::Sequential,
+            Weights::Bf16(_) => Self::EvenOdd,
+            Weights::Int4(..) => Self::Int4,
+        }
+    }
+}
+
+/// Activation rows that one pass over the weights multiplies.
+pub(crate) struct Panel {
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    /// Where the packed activations are.
+    pub(crate) packed: Range<usize>,
+}
+
+/// The product of one matrix with all panels.
+pub(crate) struct Task<'a> {
+    pub(crate) matrix: &'a Matrix<'a>,
+    pub(crate) layout: Layout,
+    pub(crate) panels: &'a [Panel],
+    pub(crate) packed: &'a [CacheLine],
+    /// Weight rows that a thread takes at a time.
+    pub(crate) chunk_rows: usize,
+    /// The output column of the first weight row.
+    pub(crate) first_column: usize,
+    pub(crate) out: &'a Output<'a>,
+}
+
+impl Task<'_> {
+    /// Returns the packed activations of a panel.
+    pub(crate) fn packed(&self, panel: &Panel) -> &[CacheLine] {
+        &self.packed[panel.packed.clone()]
+    }
+
+    /// Returns where the product of a weight row with an activation row belongs in the output.
+    pub(crate) fn output_index(&self, weight_row: usize, activation_row: usize) -> usize {
+        activation_row * self.out.width + self.first_column + weight_row
+    }
+}

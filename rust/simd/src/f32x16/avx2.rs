@@ -1,0 +1,93 @@
+//! The AVX2 backend.
+
+use super::vector::{F32x16, LANES};
+#[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
+use std::arch::x86_64::*;
+
+/// Two 256-bit registers, with lanes 0 to 7 and 8 to 15. Needs AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(pub [__m256; 2]);
+
+/// Returns the sum of 8 lanes: lanes 4 apart are added first, then lanes 2 and 1 apart.
+///
+/// # Safety
+/// Needs AVX.
+#[inline(always)]
+pub(super) unsafe fn sum_8(x: __m256) -> f32 {
+    // SAFETY: the caller has AVX.
+    unsafe {
+        let sum_4 = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let sum_2 = _mm_add_ps(sum_4, _mm_movehl_ps(sum_4, sum_4));
+        _mm_cvtss_f32(_mm_add_ss(sum_2, _mm_movehdup_ps(sum_2)))
+    }
+}
+
+impl Avx2 {
+    /// Returns the bfloat16 in the low and in the high halves of 16 words.
+    ///
+    /// # Safety
+    /// Needs AVX2.
+    #[inline(always)]
+    pub unsafe fn from_bf16_pairs(words: [__m256i; 2]) -> [Self; 2] {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let mask = _mm256_set1_epi32(-1 << 16);
+            let low = [_mm256_slli_epi32::<16>(words[0]), _mm256_slli_epi32::<16>(words[1])];
+            let high = [_mm256_and_si256(words[0], mask), _mm256_and_si256(words[1], mask)];
+            [
+                Self([_mm256_castsi256_ps(low[0]), _mm256_castsi256_ps(low[1])]),
+                Self([_mm256_castsi256_ps(high[0]), _mm256_castsi256_ps(high[1])]),
+            ]
+        }
+    }
+}
+
+// SAFETY of every block: the trait's callers have AVX2 and FMA, and loads read what the references hold.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for all blocks")]
+impl F32x16 for Avx2 {
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load(from: &[f32; LANES]) -> Self {
+        unsafe { Self([_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))]) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: &mut [f32; LANES]) {
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), self.0[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), self.0[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self {
+        unsafe {
+            Self([_mm256_fmadd_ps(self.0[0], by.0[0], plus.0[0]), _mm256_fmadd_ps(self.0[1], by.0[1], plus.0[1])])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: &[u16; 2 * LANES]) -> [Self; 2] {
+        unsafe {
+            Self::from_bf16_pairs([
+                _mm256_loadu_si256(from.as_ptr().cast()),
+                _mm256_loadu_si256(from.as_ptr().add(16).cast()),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: &[i8; LANES]) -> Self {
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let high = _mm_unpackhi_epi64(bytes, bytes);
+            Self([_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe { sum_8(_mm256_add_ps(self.0[0], self.0[1])) }
+    }
+}
