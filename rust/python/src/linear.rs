@@ -100,7 +100,7 @@ fn shape<T: Element>(array: &Py<PyArray2<T>>, py: Python<'_>) -> [usize; 2] {
     [shape[0], shape[1]]
 }
 
-fn numbers<'py, T: Element, D: Dimension>(array: &'py Py<PyArray<T, D>>, py: Python<'py>) -> PyResult<&'py [T]> {
+fn elements<'py, T: Element, D: Dimension>(array: &'py Py<PyArray<T, D>>, py: Python<'py>) -> PyResult<&'py [T]> {
     let array = array.bind(py);
     check_order(array)?;
     // SAFETY: the array is contiguous and aligned, and the reference keeps its memory alive. The caller must not write to it
