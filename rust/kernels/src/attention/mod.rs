@@ -7,7 +7,7 @@
 //! | `f32x16.rs` | attention of a block in float32, on every CPU |
 //! | `avx512_bf16.rs`, `online_softmax.rs` | attention of a block over a bfloat16 cache by AVX-512 BF16 |
 //!
-//! Shapes: `M` tokens, `N` query heads, `K` KV heads, `H` head_dim, `R` rotated features of a head, `B` slots of the cache,
+//! Shapes: `M` tokens, `N` query heads, `K` KV heads, `H` features of a head, `R` of them rotated, `B` slots of the cache,
 //! `S` positions of a slot.
 
 #[cfg(target_arch = "x86_64")]
