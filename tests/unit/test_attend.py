@@ -117,7 +117,7 @@ def test_invalid_arguments() -> None:
     raises(ValueError, "cosines", sin=np.zeros((3, 7), dtype=np.float32))
     raises(ValueError, "cosines", cos=np.zeros((3, 11), dtype=np.float32), sin=np.zeros((3, 11), dtype=np.float32))
     raises(ValueError, r"sin has shape \[6, 4\]; expected 3 rows", sin=np.zeros((6, 4), dtype=np.float32))
-    raises(ValueError, "numbers in", qkv=np.zeros((3, 5), dtype=np.float32))
+    raises(ValueError, "elements in", qkv=np.zeros((3, 5), dtype=np.float32))
     raises(ValueError, "expected a multiple", out=np.zeros((3, 7), dtype=np.float32))
     raises(ValueError, "layer is -1; expected at least 0", layer=-1)
     raises(ValueError, "window is -1; expected at least 0", window=-1)

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Returns the numbers as atomic bits. Each is written by one thread, with relaxed stores that cost nothing.
-pub(crate) fn atomic_bits(numbers: &mut [f32]) -> &[AtomicU32] {
+/// Returns the elements as atomic bits. One thread writes each element, with relaxed stores, which cost nothing.
+pub(crate) fn atomic_bits(elements: &mut [f32]) -> &[AtomicU32] {
     // SAFETY: `AtomicU32` has the size and alignment of `f32`, and the exclusive borrow lasts as long as the result.
-    unsafe { std::slice::from_raw_parts(numbers.as_mut_ptr().cast::<AtomicU32>(), numbers.len()) }
+    unsafe { std::slice::from_raw_parts(elements.as_mut_ptr().cast::<AtomicU32>(), elements.len()) }
 }
 
 /// The output of a product, `(M, width)`.

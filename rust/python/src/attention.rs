@@ -84,11 +84,11 @@ pub(crate) fn py_attend<'py>(
     let tokens = NewTokens { qkv: qkv.as_slice()?, cos: cos.as_slice()?, sin: sin.as_slice()?, positions: &positions };
     let width = out.shape()[1];
     let mut run = |shape: [usize; 6], cache: KvCache<'_>| {
-        let [_, _, _, kv_heads, capacity, head_size] = shape;
-        let shape = AttentionShape { heads: width / head_size.max(1), kv_heads, head_size, capacity, window };
+        let [_, _, _, kv_heads, capacity, head_dim] = shape;
+        let shape = AttentionShape { heads: width / head_dim.max(1), kv_heads, head_dim, capacity, window };
         let out = written.as_slice_mut()?;
         let attended = positions.iter().flatten().fold(0_usize, |sum, (_, position)| sum.saturating_add(*position));
-        let is_short = attended.saturating_mul(kv_heads * head_size) < RELEASE_ELEMENTS;
+        let is_short = attended.saturating_mul(kv_heads * head_dim) < RELEASE_ELEMENTS;
         let call = || attend(shape, tokens, cache, out, num_threads);
         if is_short { call() } else { py.detach(call) }.map_err(value_error)
     };

@@ -35,35 +35,35 @@ const KERNEL_ROWS: usize = 8;
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VL, and except in tests AVX-512 BF16.
-pub(super) unsafe fn attend(head_size: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
+pub(super) unsafe fn attend(head_dim: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
     #[cfg(test)]
     if !has_avx512_bf16() {
         // SAFETY: the caller's promise.
-        return unsafe { attend_emulated(head_size, keys, values, scratch) };
+        return unsafe { attend_emulated(head_dim, keys, values, scratch) };
     }
     debug_assert!(has_avx512_bf16(), "selected only where the CPU has it");
     // SAFETY: the caller's promise.
-    unsafe { attend_native(head_size, keys, values, scratch) }
+    unsafe { attend_native(head_dim, keys, values, scratch) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn attend_native(head_size: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
+unsafe fn attend_native(head_dim: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { attend_in::<false>(head_size, keys, values, scratch) }
+    unsafe { attend_in::<false>(head_dim, keys, values, scratch) }
 }
 
 #[cfg(test)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn attend_emulated(head_size: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
+unsafe fn attend_emulated(head_dim: usize, keys: &[u16], values: &[u16], scratch: &mut Scratch) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { attend_in::<true>(head_size, keys, values, scratch) }
+    unsafe { attend_in::<true>(head_dim, keys, values, scratch) }
 }
 
 /// # Safety
 /// As for [`attend`].
 #[inline(always)]
 unsafe fn attend_in<const EMULATED: bool>(
-    head_size: usize,
+    head_dim: usize,
     keys: &[u16],
     values: &[u16],
     scratch: &mut Scratch,
@@ -71,9 +71,9 @@ unsafe fn attend_in<const EMULATED: bool>(
     // SAFETY: the caller's promise.
     unsafe {
         if scratch.attended.len() <= TILE_ROWS {
-            attend_tiles::<1, EMULATED>(head_size, keys, values, scratch)
+            attend_tiles::<1, EMULATED>(head_dim, keys, values, scratch)
         } else {
-            attend_tiles::<2, EMULATED>(head_size, keys, values, scratch)
+            attend_tiles::<2, EMULATED>(head_dim, keys, values, scratch)
         }
     }
 }
@@ -82,14 +82,14 @@ unsafe fn attend_in<const EMULATED: bool>(
 /// As for [`attend`].
 #[inline(always)]
 unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
-    head_size: usize,
+    head_dim: usize,
     keys: &[u16],
     values: &[u16],
     scratch: &mut Scratch,
 ) -> bool {
     let Scratch { queries, attended, tiles, value_pairs, output, .. } = scratch;
-    let (count, padded_size) = (attended.len(), head_size.next_multiple_of(LANES));
-    let all_keys = keys.len() / head_size;
+    let (count, padded_dim) = (attended.len(), head_dim.next_multiple_of(LANES));
+    let all_keys = keys.len() / head_dim;
     // Lanes without a query attend to all keys.
     let mut starts = [[0; LANES]; T];
     let mut ends = [[i32::MAX; LANES]; T];
@@ -102,7 +102,7 @@ unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
     let needs_no_mask = |keys: &Range<usize>| of_all_queries.start <= keys.start && keys.end <= of_all_queries.end;
     let chunks = (0..all_keys).step_by(CHUNK_KEYS).map(|start| start..(start + CHUNK_KEYS).min(all_keys));
     for keys in chunks.clone().filter(|keys| !needs_no_mask(keys)) {
-        let values = &values[keys.start * head_size..keys.end * head_size];
+        let values = &values[keys.start * head_dim..keys.end * head_dim];
         // A sum vectorizes, `any` does not.
         if values.iter().map(|bits| u32::from(bits & 0x7f80 == 0x7f80)).sum::<u32>() > 0 {
             return false;
@@ -110,20 +110,20 @@ unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
     }
     tiles.clear();
     // SAFETY: the caller's promise.
-    unsafe { pack(queries, padded_size, tiles) };
+    unsafe { pack(queries, padded_dim, tiles) };
     let queries = tiles.as_chunks::<TILE_ROWS>().0.as_chunks::<T>().0;
-    let mut accumulators = vec![[CacheLine::ZERO; T]; padded_size];
-    value_pairs.resize(CHUNK_KEYS / 2 * padded_size, 0);
+    let mut accumulators = vec![[CacheLine::ZERO; T]; padded_dim];
+    value_pairs.resize(CHUNK_KEYS / 2 * padded_dim, 0);
     let mut scores = [[CacheLine::ZERO; CHUNK_KEYS]; T];
     // SAFETY: the caller's promise.
     unsafe {
-        let mut softmax = OnlineSoftmax::<T>::new(head_size);
+        let mut softmax = OnlineSoftmax::<T>::new(head_dim);
         for chunk in chunks {
-            let cached = chunk.start * head_size..chunk.end * head_size;
+            let cached = chunk.start * head_dim..chunk.end * head_dim;
             let keys = &keys[cached.clone()];
             multiply::<KERNEL_ROWS, T, CHUNK_KEYS, EMULATED>(
                 keys,
-                head_size,
+                head_dim,
                 queries,
                 PrefetchDistance::NONE,
                 &mut scores,
@@ -132,9 +132,9 @@ unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
                 mask(&mut scores, chunk.clone(), &starts, &ends);
             }
             let rescale = softmax.weights(&mut scores, chunk.len());
-            interleave(&values[cached], head_size, padded_size, value_pairs);
+            interleave(&values[cached], head_dim, padded_dim, value_pairs);
             let pairs = chunk.len().div_ceil(2);
-            add_values::<T, EMULATED>(&scores, pairs, value_pairs, padded_size, rescale, &mut accumulators);
+            add_values::<T, EMULATED>(&scores, pairs, value_pairs, padded_dim, rescale, &mut accumulators);
         }
         for tile in 0..T {
             let normalizer = softmax.normalizer(tile);
@@ -142,7 +142,7 @@ unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
                 let mut sums: [CacheLine; TILE_ROWS] = std::array::from_fn(|row| accumulators[row][tile]);
                 transpose(&mut sums);
                 for (lane, sums) in sums.iter().enumerate().take(count.saturating_sub(tile * TILE_ROWS)) {
-                    let to = &mut output[(tile * TILE_ROWS + lane) * padded_size + part * TILE_ROWS..][..LANES];
+                    let to = &mut output[(tile * TILE_ROWS + lane) * padded_dim + part * TILE_ROWS..][..LANES];
                     to.iter_mut().zip(sums.0).for_each(|(to, sum)| *to = sum * normalizer.0[lane]);
                 }
             }
@@ -151,12 +151,9 @@ unsafe fn attend_tiles<const T: usize, const EMULATED: bool>(
     true
 }
 
-/// Sets the scores of keys that a query does not attend to to -inf.
-///
-/// # Safety
-/// The CPU has AVX-512 F.
+/// Sets scores to -inf where a query does not attend to the key.
 #[inline(always)]
-unsafe fn mask<const T: usize>(
+fn mask<const T: usize>(
     scores: &mut [[CacheLine; CHUNK_KEYS]; T],
     keys: Range<usize>,
     starts: &[[i32; LANES]; T],
@@ -173,11 +170,11 @@ unsafe fn mask<const T: usize>(
     }
 }
 
-/// Writes the values of keys `2 i` and `2 i + 1` as pairs, `padded_size` for each `i`; a missing value is zero.
+/// Writes the values of keys `2 i` and `2 i + 1` as pairs, `padded_dim` for each `i`; a missing value is zero.
 #[inline(always)]
-fn interleave(values: &[u16], head_size: usize, padded_size: usize, pairs: &mut [u32]) {
-    for (values, pairs) in values.chunks(2 * head_size).zip(pairs.chunks_exact_mut(padded_size)) {
-        let (first, second) = values.split_at(head_size);
+fn interleave(values: &[u16], head_dim: usize, padded_dim: usize, pairs: &mut [u32]) {
+    for (values, pairs) in values.chunks(2 * head_dim).zip(pairs.chunks_exact_mut(padded_dim)) {
+        let (first, second) = values.split_at(head_dim);
         if second.is_empty() {
             pairs.iter_mut().zip(first).for_each(|(pair, first)| *pair = u32::from(*first));
         }
@@ -196,7 +193,7 @@ unsafe fn add_values<const T: usize, const EMULATED: bool>(
     weights: &[[CacheLine; CHUNK_KEYS]; T],
     count: usize,
     value_pairs: &[u32],
-    padded_size: usize,
+    padded_dim: usize,
     rescale: [__m512; T],
     accumulators: &mut [[CacheLine; T]],
 ) {
@@ -210,7 +207,7 @@ unsafe fn add_values<const T: usize, const EMULATED: bool>(
                         _mm512_mul_ps(_mm512_load_ps(memory[row][tile].0.as_ptr()), rescale[tile]);
                 }
             }
-            for (keys, pairs) in value_pairs.chunks_exact(padded_size).enumerate().take(count) {
+            for (keys, pairs) in value_pairs.chunks_exact(padded_dim).enumerate().take(count) {
                 let pairs = &pairs[part * KERNEL_ROWS..][..KERNEL_ROWS];
                 let mut x = [_mm512_setzero_si512(); T];
                 for tile in 0..T {

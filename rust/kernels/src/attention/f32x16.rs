@@ -20,9 +20,9 @@ const MAX_QUERIES: usize = 4;
 
 /// The cached keys and values that a block attends to.
 pub(super) struct KeysAndValues<'a, T> {
-    pub(super) head_size: usize,
-    /// The head size, rounded up to whole vectors.
-    pub(super) padded_size: usize,
+    pub(super) head_dim: usize,
+    /// `head_dim`, rounded up to whole vectors.
+    pub(super) padded_dim: usize,
     pub(super) keys: &'a [T],
     pub(super) values: &'a [T],
 }
@@ -49,10 +49,10 @@ impl<T: Element> KeysAndValues<'_, T> {
     #[inline(always)]
     pub(super) unsafe fn attend<V: F32x16>(&self, scratch: &mut Scratch) {
         let Scratch { queries, attended, scores, widened, output, .. } = scratch;
-        let (count, size) = (self.keys.len() / self.head_size, self.padded_size);
+        let (count, size) = (self.keys.len() / self.head_dim, self.padded_dim);
         let most = if V::REGISTERS < 32 { 1 } else { MAX_QUERIES };
         scores.resize(queries.len() / size * count, 0.0);
-        for (chunk, keys) in self.keys.chunks(CHUNK_KEYS * self.head_size).enumerate() {
+        for (chunk, keys) in self.keys.chunks(CHUNK_KEYS * self.head_dim).enumerate() {
             let keys = self.widen(keys, widened).as_chunks().0;
             for (queries, scores) in queries.chunks(most * size).zip(scores.chunks_mut(most * count)) {
                 let (queries, scores) = (queries.as_chunks().0, &mut scores[chunk * CHUNK_KEYS..]);
@@ -67,12 +67,12 @@ impl<T: Element> KeysAndValues<'_, T> {
                 }
             }
         }
-        // Scaling scores by 1 / sqrt(head size) is a softmax of that temperature.
-        let temperature = (self.head_size as f64).sqrt();
+        // Dividing scores by sqrt(head_dim) is a softmax of that temperature.
+        let temperature = (self.head_dim as f64).sqrt();
         for (scores, attended) in scores.chunks_exact_mut(count).zip(attended.iter()) {
             softmax(&mut scores[attended.clone()], temperature);
         }
-        for (chunk, values) in self.values.chunks(CHUNK_KEYS * self.head_size).enumerate() {
+        for (chunk, values) in self.values.chunks(CHUNK_KEYS * self.head_dim).enumerate() {
             let values = self.widen(values, widened).as_chunks().0;
             let keys = chunk * CHUNK_KEYS..chunk * CHUNK_KEYS + values.len() * LANES / size;
             let queries = scores.chunks(most * count).zip(output.chunks_mut(most * size)).zip(attended.chunks(most));
@@ -111,14 +111,14 @@ impl<T: Element> KeysAndValues<'_, T> {
     /// Returns the keys or values as float32, each padded with zeros to whole vectors.
     #[inline(always)]
     fn widen<'a>(&self, elements: &'a [T], widened: &'a mut Vec<f32>) -> &'a [f32] {
-        if self.padded_size == self.head_size
+        if self.padded_dim == self.head_dim
             && let Some(elements) = T::as_f32(elements)
         {
             return elements;
         }
         widened.clear();
-        widened.resize(elements.len() / self.head_size * self.padded_size, 0.0);
-        for (to, from) in widened.chunks_exact_mut(self.padded_size).zip(elements.chunks_exact(self.head_size)) {
+        widened.resize(elements.len() / self.head_dim * self.padded_dim, 0.0);
+        for (to, from) in widened.chunks_exact_mut(self.padded_dim).zip(elements.chunks_exact(self.head_dim)) {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f32());
         }
         widened

@@ -19,7 +19,7 @@ pub struct AttentionShape {
     /// Heads of keys and values, `K`.
     pub kv_heads: usize,
     /// Features of a head, `H`.
-    pub head_size: usize,
+    pub head_dim: usize,
     /// Positions of a slot, `S`.
     pub capacity: usize,
     /// The sliding window: how many positions a query attends to, its own included. 0 means all.
@@ -42,22 +42,22 @@ pub struct NewTokens<'a> {
 impl AttentionShape {
     /// Checks the sizes of all operands.
     pub(super) fn check(&self, tokens: &NewTokens<'_>, keys: usize, values: usize, out: usize) -> Result<()> {
-        let Self { heads, kv_heads, head_size, capacity, .. } = *self;
+        let Self { heads, kv_heads, head_dim, capacity, .. } = *self;
         let NewTokens { qkv, cos, sin, positions } = *tokens;
         let invalid = |message: String| Err(Error::InvalidArgument(message));
-        if head_size == 0 || kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return invalid(format!("{heads} heads of size {head_size} for {kv_heads} KV heads; expected a multiple"));
+        if head_dim == 0 || kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return invalid(format!("{heads} heads of size {head_dim} for {kv_heads} KV heads; expected a multiple"));
         }
         let rows = positions.len();
         let all_heads = kv_heads.saturating_mul(2).saturating_add(heads);
-        if product([all_heads, head_size, rows]) != Some(qkv.len()) || product([heads, head_size, rows]) != Some(out) {
-            return invalid(format!("{} numbers in qkv and {out} in out do not fit {rows} rows", qkv.len()));
+        if product([all_heads, head_dim, rows]) != Some(qkv.len()) || product([heads, head_dim, rows]) != Some(out) {
+            return invalid(format!("{} elements in qkv and {out} in out do not fit {rows} rows", qkv.len()));
         }
         let half = cos.len() / rows.max(1);
-        if cos.len() != sin.len() || cos.len() != half * rows || half > head_size / 2 {
+        if cos.len() != sin.len() || cos.len() != half * rows || half > head_dim / 2 {
             return invalid(format!("{} cosines and {} sines for {rows} rows", cos.len(), sin.len()));
         }
-        let slot_size = product([kv_heads, capacity, head_size]).unwrap_or(0);
+        let slot_size = product([kv_heads, capacity, head_dim]).unwrap_or(0);
         if keys != values || slot_size == 0 || !keys.is_multiple_of(slot_size) {
             return invalid(format!("{keys} keys and {values} values do not fit slots of {capacity} positions"));
         }

@@ -62,14 +62,14 @@ impl Layer<'_> {
         out: &mut [f32],
         threads: usize,
     ) -> Result<()> {
-        let AttentionShape { kv_heads, head_size, .. } = self.shape;
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         self.shape.check(&self.tokens, keys.len(), values.len(), out.len())?;
         self.append(keys, values);
         let (keys, values) = (&*keys, &*values);
         let blocks = self.blocks(self.gemm == GemmBackend::Avx512Bf16 && T::as_bf16(keys).is_some());
         let attended: usize =
             self.tokens.positions.iter().flatten().map(|(_, position)| self.attended(*position).len()).sum();
-        let threads = threads.min(attended * kv_heads * head_size / ELEMENTS_PER_THREAD + 1);
+        let threads = threads.min(attended * kv_heads * head_dim / ELEMENTS_PER_THREAD + 1);
         let (units, next, out) = (blocks.len() * kv_heads, AtomicUsize::new(0), atomic_bits(out));
         thread_pool::run(threads.min(units), &|| {
             let mut scratch = Scratch::default();
@@ -126,7 +126,7 @@ impl Layer<'_> {
 
     /// Returns where the cache holds a position of a slot for one head.
     fn cache_index(&self, slot: usize, kv_head: usize, position: usize) -> usize {
-        ((slot * self.shape.kv_heads + kv_head) * self.shape.capacity + position) * self.shape.head_size
+        ((slot * self.shape.kv_heads + kv_head) * self.shape.capacity + position) * self.shape.head_dim
     }
 
     /// Returns the positions that a query attends to.
@@ -137,8 +137,8 @@ impl Layer<'_> {
 
     /// Returns the features of a head, before rotation. Heads are numbered queries first, then keys, then values.
     fn head(&self, row: usize, head: usize) -> &[f32] {
-        let AttentionShape { heads, kv_heads, head_size, .. } = self.shape;
-        &self.tokens.qkv[(row * (heads + 2 * kv_heads) + head) * head_size..][..head_size]
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        &self.tokens.qkv[(row * (heads + 2 * kv_heads) + head) * head_dim..][..head_dim]
     }
 
     /// Applies `RoPE` to a head, and passes each feature to `put`.
@@ -168,13 +168,13 @@ impl Layer<'_> {
         scratch: &mut Scratch,
         out: &[AtomicU32],
     ) {
-        let AttentionShape { heads, kv_heads, head_size, .. } = self.shape;
-        let (group, padded_size) = (heads / kv_heads, head_size.next_multiple_of(LANES));
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (group, padded_dim) = (heads / kv_heads, head_dim.next_multiple_of(LANES));
         let first = self.attended(block.position).start;
         scratch.queries.clear();
-        scratch.queries.resize(block.rows.len() * group * padded_size, 0.0);
+        scratch.queries.resize(block.rows.len() * group * padded_dim, 0.0);
         scratch.attended.clear();
-        for (index, query) in scratch.queries.chunks_exact_mut(padded_size).enumerate() {
+        for (index, query) in scratch.queries.chunks_exact_mut(padded_dim).enumerate() {
             let head = kv_head * group + index % group;
             self.rotate(block.rows.start + index / group, head, |feature, x| query[feature] = x);
             let attended = self.attended(block.position + index / group);
@@ -182,13 +182,13 @@ impl Layer<'_> {
         }
         scratch.output.clear();
         scratch.output.resize(scratch.queries.len(), 0.0);
-        let cached = KeysAndValues { head_size, padded_size, keys, values };
+        let cached = KeysAndValues { head_dim, padded_dim, keys, values };
         match self.backend.kind() {
             // SAFETY: blocks select AVX-512 BF16 only where the CPU has it.
             _ if block.avx512_bf16
                 && let Some(keys) = T::as_bf16(keys)
                 && let Some(values) = T::as_bf16(values)
-                && unsafe { avx512_bf16::attend(head_size, keys, values, scratch) } => {}
+                && unsafe { avx512_bf16::attend(head_dim, keys, values, scratch) } => {}
             // SAFETY: the portable backend needs no CPU feature.
             Kind::Portable => unsafe { cached.attend::<Portable>(scratch) },
             // SAFETY: a `Backend` exists only if the CPU has it.
@@ -198,9 +198,9 @@ impl Layer<'_> {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => unsafe { cached.attend_avx512(scratch) },
         }
-        for (index, output) in scratch.output.chunks_exact(padded_size).enumerate() {
+        for (index, output) in scratch.output.chunks_exact(padded_dim).enumerate() {
             let head = (block.rows.start + index / group) * heads + kv_head * group + index % group;
-            for (bits, x) in out[head * head_size..][..head_size].iter().zip(output) {
+            for (bits, x) in out[head * head_dim..][..head_dim].iter().zip(output) {
                 bits.store(x.to_bits(), Ordering::Relaxed);
             }
         }

@@ -7,7 +7,7 @@
 //! | `f32x16.rs` | attention of a block in float32, on every CPU |
 //! | `avx512_bf16.rs`, `online_softmax.rs` | attention of a block over a bfloat16 cache by AVX-512 BF16 |
 //!
-//! Shapes: `M` tokens, `N` query heads, `K` KV heads, `H` head size, `R` rotated features of a head, `B` slots of the cache,
+//! Shapes: `M` tokens, `N` query heads, `K` KV heads, `H` features of a head, `R` of them rotated, `B` slots of the cache,
 //! `S` positions of a slot.
 
 #[cfg(target_arch = "x86_64")]
@@ -39,8 +39,8 @@ use layer::Layer;
 /// [`Error::InvalidArgument`](crate::Error) if shapes do not fit or a position is outside the cache. Nothing is then written.
 ///
 /// # Cost
-/// One read of the keys and values of each token, or of several consecutive tokens of a slot together; four operations for
-/// each number read and query head.
+/// One read of the keys and values for each token, or for several consecutive tokens of a slot together; four operations
+/// for each element and query head.
 ///
 /// # Source
 /// `RoPE`: Su et al. 2021, arXiv:2104.09864, in the half-split layout. Grouped queries: Ainslie et al. 2023,

@@ -16,7 +16,7 @@ fn oracle(
     values: &mut [f64],
     is_bf16: bool,
 ) -> Vec<f64> {
-    let AttentionShape { heads, kv_heads, head_size: size, capacity, window } = shape;
+    let AttentionShape { heads, kv_heads, head_dim: size, capacity, window } = shape;
     let half = tokens.cos.len() / tokens.positions.len();
     let cached = |x: f64| if is_bf16 { f64::from(bf16::to_f32(bf16::from_f32(x as f32))) } else { x };
     let head = |row: usize, head: usize, rotate: bool| -> Vec<f64> {
@@ -85,7 +85,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let heads = kv_heads * group;
-        let shape = AttentionShape { heads, kv_heads, head_size: size, capacity: 70, window };
+        let shape = AttentionShape { heads, kv_heads, head_dim: size, capacity: 70, window };
         let half = size / 2 * rotated / 10;
         // One token in each slot, and more tokens that follow the last one in its slot.
         let mut positions: Vec<_> =
@@ -147,7 +147,7 @@ fn a_prompt_by_avx512_bf16_differs_from_float32_by_rounding_alone() {
     let (kv_heads, group, size, rows, before) = (2, 3, 64, 100, 30);
     for window in [0, 7, 33] {
         let shape =
-            AttentionShape { heads: kv_heads * group, kv_heads, head_size: size, capacity: rows + before, window };
+            AttentionShape { heads: kv_heads * group, kv_heads, head_dim: size, capacity: rows + before, window };
         let width = (shape.heads + 2 * kv_heads) * size;
         for broken in [f32::NAN, f32::INFINITY] {
             let mut qkv = numbers(rows * width, 5);
@@ -180,7 +180,7 @@ fn avx512_bf16_attends_to_the_highest_score_and_keeps_nan() {
         return;
     }
     let (rows, size) = (70, 2);
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_size: size, capacity: rows, window: 0 };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: size, capacity: rows, window: 0 };
     let positions: Vec<_> = (0..rows).map(|row| Some((0, row))).collect();
     // Keys grow, so each score is the highest so far or the lowest, by the sign of the query.
     for (query, broken) in [(1e10, None), (-1e10, None), (1e10, Some(3)), (1e38, None), (0.0, Some(65))] {
@@ -209,7 +209,7 @@ fn float32_attention_is_batch_invariant() {
     let (kv_heads, group, size, rows, before) = (2, 3, 64, 40, 30);
     for window in [0, 7, 33] {
         let shape =
-            AttentionShape { heads: kv_heads * group, kv_heads, head_size: size, capacity: rows + before, window };
+            AttentionShape { heads: kv_heads * group, kv_heads, head_dim: size, capacity: rows + before, window };
         let width = (shape.heads + 2 * kv_heads) * size;
         let mut qkv = numbers(rows * width, 5);
         qkv[(rows - 1) * width..].fill(f32::NAN); // the last token, which the others do not attend to
@@ -241,7 +241,7 @@ fn float32_attention_is_batch_invariant() {
 
 #[test]
 fn large_scores_attend_to_the_highest_and_nan_stays_nan() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_size: 2, capacity: 3, window: 0 };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, capacity: 3, window: 0 };
     let run = |query: f32| {
         let (mut keys, mut values) = ([1e20, 0.0, 2e20, 0.0, 0.0, 0.0], [5.0, 1.0, 7.0, 2.0, 0.0, 0.0]);
         let qkv = [query, 0.0, -3e20, 0.0, 9.0, 9.0];
@@ -269,7 +269,7 @@ fn large_scores_attend_to_the_highest_and_nan_stays_nan() {
 
 #[test]
 fn invalid_shapes_and_positions_are_named() {
-    let shape = AttentionShape { heads: 2, kv_heads: 1, head_size: 2, capacity: 3, window: 0 };
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 2, capacity: 3, window: 0 };
     let refused = |shape: AttentionShape, qkv: usize, half: usize, position: (usize, usize), cached: usize| {
         let (mut keys, mut values) = (vec![0.0; cached], vec![0.0; cached]);
         let (qkv, angles) = (vec![0.0; qkv], vec![0.0; half]);
@@ -277,13 +277,13 @@ fn invalid_shapes_and_positions_are_named() {
         let cache = KvCache::F32(&mut keys, &mut values);
         attend(shape, tokens, cache, &mut [0.0; 4], 1).unwrap_err().to_string()
     };
-    assert!(refused(shape, 7, 1, (0, 0), 6).contains("7 numbers in qkv"));
+    assert!(refused(shape, 7, 1, (0, 0), 6).contains("7 elements in qkv"));
     assert!(refused(shape, 8, 2, (0, 0), 6).contains("2 cosines"));
     assert!(refused(shape, 8, 1, (0, 3), 6).contains("position 3 of slot 0"));
     assert!(refused(shape, 8, 1, (1, 0), 6).contains("position 0 of slot 1"));
     assert!(refused(shape, 8, 1, (0, 0), 7).contains("7 keys"));
     assert!(refused(AttentionShape { kv_heads: 0, ..shape }, 8, 1, (0, 0), 6).contains("2 heads of size 2 for 0 KV"));
-    let huge = AttentionShape { heads: 1 << 32, head_size: 1 << 32, ..shape };
+    let huge = AttentionShape { heads: 1 << 32, head_dim: 1 << 32, ..shape };
     assert!(refused(huge, 8, 1, (0, 0), 6).contains("do not fit"));
     let none = NewTokens { qkv: &[], cos: &[], sin: &[], positions: &[] };
     assert!(attend(huge, none, KvCache::F32(&mut [], &mut []), &mut [], 1).is_err());

@@ -42,7 +42,7 @@ impl NormWeights<'_> {
 }
 
 impl<'a> Activations<'a> {
-    /// Returns the given numbers, and how many of them a row of `columns` activations takes.
+    /// Returns the given elements, and how many of them a row of `columns` activations takes.
     pub(crate) fn given(self, columns: usize) -> (&'a [f32], usize) {
         match self {
             Self::Plain(x) | Self::RmsNorm { x, .. } => (x, columns),

@@ -41,16 +41,14 @@ impl PrefetchDistance {
     /// `step` counts the steps of `N` elements a row since `start`, where the first row begins.
     #[inline(always)]
     pub(crate) fn prefetch<T, const R: usize, const N: usize>(&mut self, weights: &[T], start: usize, step: usize) {
-        if self.skip > 0 {
-            self.skip -= 1;
-            return;
+        if self.skip == 0 {
+            let first = weights.as_ptr().wrapping_add(start + step * R * N).wrapping_byte_add(self.bytes);
+            for line in 0..(R * N * size_of::<T>()).div_ceil(64) {
+                let line = first.wrapping_byte_add(64 * line);
+                if self.into_l2 { prefetch_l2(line) } else { prefetch(line) }
+            }
+            self.skip = self.passes;
         }
-        self.skip = self.passes - 1;
-        let first = weights.as_ptr().wrapping_add(start + step * R * N).wrapping_byte_add(self.bytes);
-        let bytes = R * N * size_of::<T>();
-        for line in 0..bytes.div_ceil(64) {
-            let line = first.wrapping_byte_add(64 * line);
-            if self.into_l2 { prefetch_l2(line) } else { prefetch(line) }
-        }
+        self.skip -= 1;
     }
 }

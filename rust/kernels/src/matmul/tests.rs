@@ -37,6 +37,21 @@ impl Owned {
         }
     }
 
+    /// Returns weights for each format and number of rows.
+    fn of_formats(formats: &[(usize, usize)], columns: usize, group: usize, seed: u64) -> Vec<(usize, Self)> {
+        let parts = formats.iter().enumerate();
+        parts
+            .map(|(part, &(format, rows))| {
+                (rows, Self::new(format, &numbers(rows * columns, seed ^ part as u64), rows, columns, group))
+            })
+            .collect()
+    }
+
+    fn matrices(owned: &[(usize, Self)], columns: usize) -> Vec<Matrix<'_>> {
+        let parts = owned.iter();
+        parts.map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape")).collect()
+    }
+
     fn weights(&self) -> Weights<'_> {
         match self {
             Self::F32(weights) => Weights::F32(weights),
@@ -167,12 +182,8 @@ proptest! {
     ) {
         let has_int4 = formats.iter().any(|&(format, _)| format == 3);
         let columns = if has_int4 { groups * group } else { 31 * groups + rest };
-        let owned: Vec<(usize, Owned)> = formats.iter().enumerate().map(|(part, &(format, rows))| {
-            (rows, Owned::new(format, &numbers(rows * columns, seed ^ part as u64), rows, columns, group))
-        }).collect();
-        let matrices: Vec<Matrix<'_>> = owned.iter()
-            .map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape"))
-            .collect();
+        let owned = Owned::of_formats(&formats, columns, group, seed);
+        let matrices = Owned::matrices(&owned, columns);
         let (x, norm) = (numbers(2 * columns * batch, seed ^ 8), numbers(columns, seed ^ 9));
         let norm_bits: Vec<u16> = norm.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
         let single = &x[..columns * batch];
@@ -208,12 +219,8 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let columns = if formats.iter().any(|&(format, _)| format == 3) { 64 * groups } else { 31 * groups + rest };
-        let owned: Vec<(usize, Owned)> = formats.iter().enumerate().map(|(part, &(format, rows))| {
-            (rows, Owned::new(format, &numbers(rows * columns, seed ^ part as u64), rows, columns, 64))
-        }).collect();
-        let matrices: Vec<Matrix<'_>> = owned.iter()
-            .map(|(rows, owned)| Matrix::new(*rows, columns, owned.weights()).expect("a fitting shape"))
-            .collect();
+        let owned = Owned::of_formats(&formats, columns, 64, seed);
+        let matrices = Owned::matrices(&owned, columns);
         let (x, norm) = (numbers(columns * batch, seed ^ 8), numbers(columns, seed ^ 9));
         let input = |x| {
             if normed { Activations::RmsNorm { x, weights: NormWeights::F32(&norm), eps: 1e-5 } } else { Activations::Plain(x) }

@@ -46,6 +46,7 @@ pub trait F32x16: Copy {
     unsafe fn store(self, to: &mut [f32; LANES]);
 
     /// Returns `self * by + plus`, rounded once. `VFMADD`.
+    #[must_use]
     unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
 
     /// Returns the 16 bfloat16 at even positions and the 16 at odd positions. A shift and a mask.

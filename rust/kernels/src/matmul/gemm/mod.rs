@@ -15,6 +15,8 @@ pub(crate) mod avx512_bf16;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tile;
 #[cfg(not(target_arch = "x86_64"))]
-mod unavailable;
+pub(crate) mod unavailable;
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use unavailable::{self as amx, self as avx512_bf16};
+pub(crate) use unavailable as amx;
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use unavailable as avx512_bf16;
