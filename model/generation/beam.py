@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import FusedDecoder, can_fuse
+from bpe_llama.model.backends.forward import decoder_for, forward_for
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -91,7 +91,7 @@ def beam_search(
     ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
     cache = KVCache(model.config, num_beams, len(prompt) + limit, dtype=model.dtype, device=model.device)
     logits_NV = _read_prompt(model, prompt, cache, prefill_chunk)
-    fused = FusedDecoder(model) if can_fuse(model) else None
+    forward = forward_for(model, cache, decoder_for(model))
 
     running = [Continuation([], 0.0)]  # score: here the plain sum
     finished: list[Continuation] = []
@@ -135,11 +135,7 @@ def beam_search(
         sources += [0] * (num_beams - len(sources))  # slots without a beam, in vocabularies smaller than the search
         cache.reorder(sources, len(prompt))
         ids_N1 = [[beam.new_ids[-1]] for beam in running] + [[0]] * (num_beams - len(running))
-        if fused is None:
-            logits_BTV = model(torch.tensor(ids_N1, device=model.device), past_key_values=cache).logits
-        else:
-            logits_BTV = fused(ids_N1, cache)
-        logits_NV = logits_BTV[: len(running), 0]
+        logits_NV = forward(ids_N1, cache)[: len(running)]
     return finished
 
 

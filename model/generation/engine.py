@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import FusedDecoder
+from bpe_llama.model.backends.cpu.decoder import CpuDecoder
 from bpe_llama.model.backends.forward import Forward, decoder_for, forward_for, prefill_padded
 from bpe_llama.model.cache.forms import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
@@ -74,7 +74,7 @@ class Engine:
         """Requests without a slot yet, first come first served."""
         self._prefix_cache: list[list[int]] = [[] for _ in range(slots)]
         """For each free slot the ids whose keys and values it still holds."""
-        self._decoder: FusedDecoder | None = None
+        self._decoder: CpuDecoder | None = None
         self._forward: Forward = forward_for(model, self.cache, None)
         self._fingerprint: list[object] = []
 

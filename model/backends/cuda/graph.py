@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.backends.cpu.decoder import is_plain
-from bpe_llama.model.backends.cpu.decoder_parts import shared_input
-from bpe_llama.model.backends.cpu.weight_layout import decoder_layers
+from bpe_llama.model.backends.dense import decoder_layers, is_dense, shared_input
 from bpe_llama.model.cache.kv_cache import KVCache, Places
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.attention import Attention
@@ -99,7 +97,7 @@ def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
         return "triton is not installed"
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"the model is of {model.dtype}, and the kernels take float32 and bfloat16"
-    if not is_plain(model):
+    if not is_dense(model):
         return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
     for layer in decoder_layers(model):
         for linears in (*shared_input(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj], [model.lm_head]):

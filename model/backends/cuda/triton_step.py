@@ -18,8 +18,8 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from bpe_llama.model.backends.cpu.decoder_parts import shared_input
-from bpe_llama.model.backends.cpu.weight_layout import decoder_layers, lay_side_by_side
+from bpe_llama.model.backends.cpu.weight_layout import make_adjacent
+from bpe_llama.model.backends.dense import decoder_layers, shared_input
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
@@ -35,11 +35,11 @@ def _product(
     weights, scales = zip(*(_stored(linear) for linear in linears), strict=True)
     biases = [linear.bias for linear in linears if isinstance(linear.bias, Tensor)]
     return TritonProduct(
-        lay_side_by_side(weights),
+        make_adjacent(weights),
         dtype,
-        scale=None if scales[0] is None else lay_side_by_side(scales),
+        scale=None if scales[0] is None else make_adjacent(scales),
         group=linears[0].group_size if isinstance(linears[0], PackedLinear) else 0,
-        bias_O=lay_side_by_side(biases) if biases else None,
+        bias_O=make_adjacent(biases) if biases else None,
         norm_I=None if norm is None else norm.weight,
         eps=0.0 if norm is None else norm.eps,
         gated=gated,
