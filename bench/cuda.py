@@ -22,7 +22,8 @@ import torch
 
 from bench import measure
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder, unsupported_by_triton
+from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token, read_bandwidth
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cuda.graph import (
-    CudaGraphDecoder,
+from bpe_llama.model.backends.cuda.dispatch import (
+    graph_backend,
     options_unsupported_by_cuda_graph,
     unsupported_by_cuda_graph,
-    unsupported_by_triton,
 )
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.beam import EarlyStopping, beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import inferred_padding_id, padding_id, unpad
@@ -233,8 +233,8 @@ def _generate_by_cuda_graph(
     """Return what follows the prompts, (B, new)."""
     engine, sequences, padding = _joined(model, input_ids, attention_mask, copies, "full", options)
     if engine.running:  # first ids may have ended some
-        backend = "triton" if model.device.type == "cuda" and unsupported_by_triton(model) is None else None
-        CudaGraphDecoder(model, engine.cache.rows(0, len(engine.running)), backend).run(engine.running)
+        cache = engine.cache.rows(0, len(engine.running))
+        CudaGraphDecoder(model, cache, graph_backend(model)).run(engine.running)
     width = max(len(sequence.new_ids) for sequence in sequences)
     rows = [sequence.new_ids + [padding] * (width - len(sequence.new_ids)) for sequence in sequences]
     return torch.tensor(rows, device=model.device)

@@ -110,9 +110,9 @@ def test_generate_captures_where_it_can(tiny_model: Make, ids: Tensor) -> None:
 
 def test_refusals(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
-    with pytest.raises(ValueError, match="captured with a Int8Cache; expected a full cache"):
+    with pytest.raises(ValueError, match="over a Int8Cache; expected a full cache"):
         CudaGraphDecoder(model, Int8Cache(model.config))
-    with pytest.raises(ValueError, match="cannot be captured: the experts"):
+    with pytest.raises(ValueError, match="no CUDA graph: the experts"):
         CudaGraphDecoder(tiny_model(num_local_experts=2), Engine(model).cache)
     engine = Engine(model, 2)
     decoder = CudaGraphDecoder(model, engine.cache)

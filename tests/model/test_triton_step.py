@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder, unsupported_by_triton
+from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 
@@ -100,7 +101,7 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
     assert unsupported_by_triton(tiny_model()) is None
     half = tiny_model().half()
     assert unsupported_by_triton(half) == "the model is of torch.float16, and the kernels take float32 and bfloat16"
-    with pytest.raises(ValueError, match=r"cannot run through Triton: the model is of torch\.float16"):
+    with pytest.raises(ValueError, match=r"no Triton kernels: the model is of torch\.float16"):
         CudaGraphDecoder(half, Engine(half).cache, "triton")
     hooked, other = tiny_model(), tiny_model()
     hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)

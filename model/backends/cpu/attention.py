@@ -231,7 +231,7 @@ def write_rotated(space: Workspace, cos_M1R: Tensor, sin_M1R: Tensor) -> None:
 
 
 def attend_grouped(query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the attention output, (M, N * H); the query heads of a KV head are laid out as if they were more tokens."""
+    """Return the attention output, (M, N * H); query heads of one KV head are laid out as further tokens."""
     batch, kv_heads, _, size = key_BKSH.shape
     query_BTKGH = query_MNH.view(batch, -1, kv_heads, query_MNH.shape[1] // kv_heads, size)
     length, groups = query_BTKGH.shape[1], query_BTKGH.shape[3]
