@@ -95,7 +95,7 @@ class NativeAttention:
 
 
 class FullCacheAttention:
-    """Attention over a full cache: native for the sequences that `native_attention` names, PyTorch for the others.
+    """Attention over a full cache: by native kernels, or by PyTorch for sequences that `native_attention` excludes.
 
     Args:
         batch: The new tokens.
@@ -116,7 +116,7 @@ class FullCacheAttention:
         """For each sequence left to PyTorch its slot, rows, length afterwards and visible keys."""
         self.torch_keys = 0
         """Query rows times keys of PyTorch's attention in each layer."""
-        native = [native_attention(count, native_layers) for count in batch.counts]
+        native = [native_layers or native_attention(count) for count in batch.counts]
         columns_M = batch.positions_M  # in a full cache a token's column is its position
         places_M2 = torch.stack((torch.tensor(batch.slots, device="cpu") + cache.first_slot, columns_M), dim=1)
         if all(native):

@@ -33,7 +33,6 @@ from bpe_llama.model.backends.cpu.workspace import Workspace
 from bpe_llama.model.backends.dense import decoder_layers, shared_input
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.rope import Rotation
-from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.llama import LlamaForCausalLM
 
 _LAYING_OUT = threading.Lock()
@@ -146,7 +145,7 @@ class CpuDecoder:
         """Return cosines and sines of all rows, (M, R / 2)."""
         stack = self.model.model
         parts, lengths = [batch.positions_M], [0]
-        if stack.config.rope["rope_type"] in LENGTH_DEPENDENT:  # on the length of each sequence
+        if stack.rotary_emb.length_dependent:  # on the length of each sequence
             parts, lengths = list(torch.split(batch.positions_M, batch.counts)), prompt_lengths
         rotations = [stack.rotary_emb(part[None], [length]) for part, length in zip(parts, lengths, strict=True)]
         cos_MR, sin_MR = (torch.cat(angles, dim=1)[0] for angles in zip(*rotations, strict=True))

@@ -3,7 +3,7 @@
 | part of a pass | native kernels | PyTorch |
 |---|---|---|
 | linear layers, norms, SwiGLU | up to `native_rows` rows, weights that `has_native_kernels` knows | other passes |
-| attention, full cache | one new token; prompts too, where `native_attention` says so | other prompts |
+| attention, full cache | passes with native layers; else as `native_attention` says | other prompts |
 | attention, quantized or sliding-window cache | none | all |
 | a pass by the modules of `llama.py` | | models that `can_decode` refuses; see `decoder_serves` |
 
@@ -83,17 +83,13 @@ def native_rows(linears: Sequence[nn.Module]) -> int:
     return sys.maxsize if has_avx512() else NATIVE_ROWS
 
 
-def native_attention(new_tokens: int, native_layers: bool) -> bool:
-    """Return whether native kernels compute the attention of a sequence over a full cache.
+def native_attention(new_tokens: int) -> bool:
+    """Return whether native kernels compute a sequence's attention over a full cache although PyTorch runs the layers.
 
-    They do wherever the layers are native. Else they are faster for one new token, and for a prompt with AVX-512
-    without AMX: there they take half of PyTorch's time in float32, and PyTorch computes bfloat16 without hardware.
-
-    Args:
-        new_tokens: Of the sequence in this pass.
-        native_layers: Whether native kernels run the layers of this pass.
+    They are faster for one new token, and for a prompt with AVX-512 without AMX: in float32 they take half of PyTorch's
+    time. (Where native kernels run the layers, they compute attention, too.)
     """
-    return new_tokens == 1 or native_layers or (has_avx512() and not has_matrix_unit())
+    return new_tokens == 1 or (has_avx512() and not has_matrix_unit())
 
 
 def decoder_serves(cache: KVCache, rows: int, new_tokens: int, every: bool) -> bool:
