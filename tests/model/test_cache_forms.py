@@ -78,15 +78,15 @@ def test_a_ring_holds_no_more_than_the_window_needs(tiny_model: Make, ids: Tenso
     assert run(ring, [ids[0].tolist()], [options], 1) == run(full, [ids[0].tolist()], [options], 1)
 
 
-def test_a_ring_forgets_rejected_guesses(tiny_model: Make, ids: Tensor) -> None:
+def test_a_ring_drops_rejected_draft_tokens(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(sliding_window=6, eos_token_id=None)
     options, prompt = GenerationOptions(max_new_tokens=30, temperature=0.0), ids[0].tolist()
     engine = Engine(model, 1, prefill_chunk=8, cache="ring")
     (sequence,) = engine.prefill([prompt], [options])
     draft = PromptLookupDraft()
     while not sequence.finish_reason:
-        guesses = [*draft(sequence, 2), 5, 6, 7, 8, 9][: min(5, 29 - len(sequence.new_ids))]
-        engine.verify(sequence, guesses)
+        draft_ids = [*draft(sequence, 2), 5, 6, 7, 8, 9][: min(5, 29 - len(sequence.new_ids))]
+        engine.verify(sequence, draft_ids)
     assert sequence.new_ids == run(Engine(model, 1), [prompt], [options], 1)[0]
 
 

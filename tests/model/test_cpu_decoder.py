@@ -145,7 +145,7 @@ def test_torch_keeps_one_thread_for_few_keys_and_has_all_back(
     assert (used, torch_threads) == ([2], [2 if form == "int8" and keys > FEW_KEYS else 1])
 
 
-def test_memory_is_kept_for_a_few_numbers_of_rows(tiny_model: Make) -> None:
+def test_memory_is_kept_for_few_rows_alone(tiny_model: Make) -> None:
     decoder = CpuDecoder(tiny_model())
     for rows in [*range(1, 2 * FEW_ROWS), 1]:
         found = decoder([[5]] * rows, KVCache(decoder.model.config, rows, 4))

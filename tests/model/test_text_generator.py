@@ -204,7 +204,7 @@ def fresh(generator: TextGenerator) -> TextGenerator:
     return TextGenerator(copy.deepcopy(generator.model), generator.tokenizer)
 
 
-def test_a_prompt_that_begins_alike_is_not_read_again(generator: TextGenerator, prefilled: list[Sequence]) -> None:
+def test_a_common_prefix_is_not_computed_again(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     options = {"max_new_tokens": 12, "temperature": 0.9, "seed": 4, "eos_id": ()}
     prompts = [
         "Once upon a time",
@@ -271,7 +271,7 @@ def test_streams_may_overlap_and_end_early(generator: TextGenerator) -> None:
         )
 
 
-def test_a_conversation_reads_only_what_is_new(generator: TextGenerator, prefilled: list[Sequence]) -> None:
+def test_a_conversation_prefills_only_new_ids(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
     tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k", special_tokens=SPECIAL)
     tokenizer.chat_template = template

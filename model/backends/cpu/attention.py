@@ -1,4 +1,4 @@
-"""Attention of one pass: RoPE, the new keys and values, and what each new token gathers from the cache.
+"""Attention of one pass: RoPE, the new keys and values, and the attention output of each new token.
 
 Shapes: ``B`` sequences, ``T`` new tokens of one, ``M`` rows (the new tokens of all), ``P`` rows of native attention,
 ``S`` key length, ``N`` heads, ``K`` KV heads, ``G`` query heads per KV head, ``H`` head_dim, ``R`` rotated features of
@@ -175,7 +175,7 @@ class FullCacheAttention:
 
 
 class UniformAttention:
-    """PyTorch's attention for as many new tokens in every slot, over what any form of cache returns as keys and values.
+    """PyTorch's attention for as many new tokens in every slot, over any form of cache.
 
     Args:
         batch: The new tokens.

@@ -10,7 +10,7 @@ which.
 Shapes: ``B`` sequences, ``M`` rows (the new tokens of all), ``D`` hidden_size, ``R`` rotated features of a head, ``V``
 vocab_size.
 
-Source: Yu et al. 2022, "Orca", section 3.2: only attention needs to know whose token a row is.
+Source: Yu et al. 2022, "Orca", section 3.2: only attention depends on the sequence that a row belongs to.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class CpuDecoder:
         kept = self._few if rows <= FEW_ROWS else self._many
         if rows not in kept:
             if rows > FEW_ROWS:
-                kept.clear()  # before its successor takes memory
+                kept.clear()  # frees its memory first
             kept[rows] = self._new_layers(rows)
         return kept[rows]
 

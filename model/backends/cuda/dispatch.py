@@ -84,7 +84,7 @@ def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
         >>> from bpe_llama.model.config import LlamaConfig
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2)
-        >>> unsupported_by_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # whose range is too small
+        >>> unsupported_by_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # float16's range is too small
         False
     """
     if not HAS_TRITON:
