@@ -102,3 +102,14 @@ def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache:
     cache.truncate(lengths)
     logits_BV: Tensor = model.lm_head(last_BD)
     return logits_BV
+
+
+def fingerprint_of(model: LlamaForCausalLM) -> list[object]:
+    """Return a value that changes whenever the weights, or the layers that use them, do."""
+    marks: list[object] = []
+    for module in model.modules():
+        marks.append((id(module), module.training, getattr(module, "active", ())))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                marks.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
+    return marks

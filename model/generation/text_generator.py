@@ -111,7 +111,7 @@ class TextGenerator:
 
         Args:
             prompt: To be continued.
-            n: How many answers: a list of as many, with the seeds ``seed``, ``seed + 1`` ...; of a beam search the best.
+            n: How many answers: a list of as many, with the seeds ``seed``, ``seed + 1`` ...; the best of a search.
             **options: As of `stream`.
         """
         given: dict[str, Any] = dict(options)

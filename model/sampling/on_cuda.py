@@ -108,7 +108,8 @@ def _search(pass_: dict[str, Any], filters: Filters, goal: float, base: Tensor |
     }
     for number in range(rounds):
         kernels._weigh_digits[rows, splits](
-            sums=sums[number % 2], sums_before=sums[1 - number % 2], state=states[number], state_before=states[number - 1],
+            sums=sums[number % 2], sums_before=sums[1 - number % 2],
+            state=states[number], state_before=states[number - 1],
             unseen=key_bits - kernels.DIGIT_BITS * (number + 1), ROUND=min(number, 2), **search, **pass_,
         )  # fmt: skip
     kernels._settle[rows,](

@@ -9,8 +9,14 @@ Legend: T ids so far.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeAlias
+
+from torch import Tensor
+
+LogitsProcessor: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""Takes the ids so far, int64 (1, T), and logits, float32 (1, V); returns logits of that shape, as in transformers."""
 
 LARGEST_EXPONENT = 88.7228391
 """The logarithm of the largest float32; llama.cpp limits the exponent of a DRY penalty by it."""

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
+from bpe_llama.model.backends.adjacent import adjacent
 from bpe_llama.model.backends.cpu.decoder import CpuDecoder
 from bpe_llama.model.backends.cpu.dispatch import FEW_KEYS, FEW_ROWS, can_decode
 from bpe_llama.model.backends.cpu.native import Rows
-from bpe_llama.model.backends.cpu.weight_layout import adjacent, lay_out_weights
+from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.cache.forms import Int8Cache
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 

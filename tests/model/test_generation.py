@@ -347,9 +347,7 @@ def test_the_prefix_cache_moves_with_its_slot(tiny_model: Make, ids: Tensor) -> 
     model = tiny_model(eos_token_id=None)
     short, long = (GenerationOptions(max_new_tokens=n, temperature=0.0) for n in (2, 6))
     engine = Engine(model, slots=2)
-    engine.prefill(
-        [ids[0].tolist(), ids[1].tolist()], [short, long]
-    )  # the first finishes, the second moves to its slot
+    engine.prefill([ids[0].tolist(), ids[1].tolist()], [short, long])  # the second takes the first's slot
     while len(engine.running) == 2:
         engine.step()
     (sequence,) = engine.prefill([ids[1].tolist()], [long])
@@ -419,9 +417,7 @@ def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
 
 @pytest.mark.parametrize("form", ["full", "int8"])
 @pytest.mark.parametrize("chunk", [1, 4, 64])
-def test_prompts_are_prefilled_beside_sequences_that_decode(
-    tiny_model: Make, ids: Tensor, form: str, chunk: int
-) -> None:
+def test_prompts_are_prefilled_beside_decoding_sequences(tiny_model: Make, ids: Tensor, form: str, chunk: int) -> None:
     model = tiny_model(eos_token_id=None)
     rows = ids.flatten().tolist()
     requests = [

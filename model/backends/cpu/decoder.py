@@ -24,11 +24,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bpe_llama.model.backends.adjacent import adjacent
 from bpe_llama.model.backends.cpu.attention import FullCacheAttention, RaggedBatch, UniformAttention
 from bpe_llama.model.backends.cpu.dispatch import FEW_ROWS, has_native_kernels, native_rows
 from bpe_llama.model.backends.cpu.native import NativeLayers, NativeWeights
 from bpe_llama.model.backends.cpu.torch_layers import TorchLayers, TorchWeights, weight_parts
-from bpe_llama.model.backends.cpu.weight_layout import adjacent, lay_out_weights
+from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.backends.cpu.workspace import Workspace
 from bpe_llama.model.backends.dense import decoder_layers, shared_input
 from bpe_llama.model.cache.kv_cache import KVCache

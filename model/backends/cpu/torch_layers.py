@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama.model.backends.adjacent import adjacent
 from bpe_llama.model.backends.cpu.dispatch import WEIGHTS_FIRST_ROWS
-from bpe_llama.model.backends.cpu.weight_layout import adjacent
 from bpe_llama.model.backends.cpu.workspace import Workspace
 from bpe_llama.model.backends.dense import decoder_layers, shared_input
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM

@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from bpe_llama.model.backends.cpu.weight_layout import make_adjacent
+from bpe_llama.model.backends.adjacent import make_adjacent
 from bpe_llama.model.backends.dense import decoder_layers, shared_input
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.norm import RMSNorm
