@@ -1,6 +1,6 @@
-"""Decoding speed on a GPU: the captured step by Triton's kernels, torch.compile or plain torch, against transformers.
+"""Decoding speed on a GPU: CUDA graphs of Triton kernels, of torch.compile or of plain torch, against transformers.
 
-Random weights of the real shapes. Ids of the captured steps are compared with plain generation first, in float32 and
+Random weights of the real shapes. Ids of the CUDA graphs are compared with plain generation first, in float32 and
 two layers, as bfloat16 rounds differently with the number of keys that a kernel looks at. The floor is the time to read
 all weights once a step at the bandwidth measured here. Warm-up is shown and not counted.
 
@@ -22,7 +22,8 @@ import torch
 
 from bench import measure
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder, unsupported_by_triton
+from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token, read_bandwidth
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
@@ -39,30 +40,32 @@ HEADS = {"tiny": 4, "1b": 32, "8b": 32}
 
 
 def check(config: LlamaConfig, prompts: list[list[int]], device: str, backends: list[str | None]) -> None:
-    """Leave if captured and plain generation give different ids."""
+    """Exit if CUDA graphs and plain generation give different ids."""
     two = replace(config, num_hidden_layers=2)
     model = LlamaForCausalLM(two, seed=0, device=device).eval()
     options = [GenerationOptions(max_new_tokens=64, top_p=0.9, seed=row, eos_id=()) for row in range(len(prompts))]
     engine = Engine(model, len(prompts), config.context_length)
-    plain = [sequence.new_ids for sequence in _grown(engine, prompts, options)]
+    plain = [sequence.new_ids for sequence in _decoded(engine, prompts, options)]
     for backend in backends:
-        sequences = _joined(engine, prompts, options)
+        sequences = _prefilled(engine, prompts, options)
         CudaGraphDecoder(model, engine.cache, backend).run(sequences)
         if [sequence.new_ids for sequence in sequences] != plain:
-            raise SystemExit(f"captured ({backend}) and plain generation give different ids; no time is worth printing")
+            raise SystemExit(
+                f"the CUDA graph ({backend}) and plain generation give different ids; no time is worth printing"
+            )
 
 
-def _joined(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
-    """Return sequences whose prompts are read, alone in the engine."""
+def _prefilled(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
+    """Return the prefilled sequences, alone in the engine."""
     for sequence in list(engine.running):
         engine.abort(sequence)
     engine.reset_prefix_cache()
     return engine.prefill(prompts, options)
 
 
-def _grown(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
-    """Return the same, grown to their ends step by step."""
-    sequences = _joined(engine, prompts, options)
+def _decoded(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
+    """Return the same, decoded to their ends step by step."""
+    sequences = _prefilled(engine, prompts, options)
     while engine.step():
         pass
     return sequences
@@ -100,20 +103,20 @@ def main() -> None:
     ]
     engine = Engine(model, chosen.batch, context)
 
-    def captured(decoder: CudaGraphDecoder) -> float:
-        sequences = _joined(engine, prompts, options)
+    def replayed(decoder: CudaGraphDecoder) -> float:
+        sequences = _prefilled(engine, prompts, options)
         before = decoder.warm_up_seconds
         decoder.run(sequences)
         return sequences[0].decode_seconds - (decoder.warm_up_seconds - before)
 
     decoders = {
-        f"captured, {backend or 'plain'}": CudaGraphDecoder(model, engine.cache, backend) for backend in backends
+        f"CUDA graph, {backend or 'plain'}": CudaGraphDecoder(model, engine.cache, backend) for backend in backends
     }
     runs: dict[str, Callable[[], float]] = {
-        "kernel by kernel": lambda: _grown(engine, prompts, options)[0].decode_seconds
+        "kernel by kernel": lambda: _decoded(engine, prompts, options)[0].decode_seconds
     }
     for name, decoder in decoders.items():
-        runs[name] = partial(captured, decoder)
+        runs[name] = partial(replayed, decoder)
     for run in runs.values():
         run()
 

@@ -3,7 +3,7 @@
     python -m bench.sample                 # the table, and bench/results/sample.jsonl
     python -m bench.sample --rounds 5      # quicker, noisier
 
-One thread, p = 0.9, T = 0.8; where there is a GPU, also the torch twin there, in a captured graph. Peers take turns
+One thread, p = 0.9, T = 0.8; where there is a GPU, also the torch twin there, in a CUDA graph. Peers take turns
 within each round, and the best round counts: other work on the machine only ever adds. The floor
 is torch.logsumexp, one read of the row. Before any time is taken, all must keep the same ids.
 """

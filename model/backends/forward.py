@@ -9,13 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import FusedDecoder, can_fuse
-from bpe_llama.model.backends.cpu.ragged import PackedDecoder
+from bpe_llama.model.backends.cpu.decoder import CpuDecoder
+from bpe_llama.model.backends.cpu.dispatch import can_decode, decoder_serves
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.llama import LlamaForCausalLM
-
-FUSED_ROWS = 8
-"""Up to so many rows, of sequences that bring as many new ids each, one pass costs less if it keeps its memory."""
 
 
 class Forward(Protocol):
@@ -36,34 +33,21 @@ class Forward(Protocol):
         """
 
 
-def decoder_for(model: LlamaForCausalLM, previous: FusedDecoder | None = None) -> FusedDecoder | None:
+def decoder_for(model: LlamaForCausalLM, previous: CpuDecoder | None = None) -> CpuDecoder | None:
     """Return the CPU decoder of a model's present weights, ``previous`` refreshed if given; None if it has none."""
-    if not can_fuse(model):
+    if not can_decode(model):
         return None
     if previous is None:
-        return FusedDecoder(model)
+        return CpuDecoder(model)
     previous.refresh()
     return previous
 
 
-def forward_for(model: LlamaForCausalLM, cache: KVCache, decoder: FusedDecoder | None) -> Forward:
+def forward_for(model: LlamaForCausalLM, cache: KVCache, decoder: CpuDecoder | None) -> Forward:
     """Return what runs a model over this form of cache."""
     if decoder is not None and type(cache) is KVCache:
-        return _Ragged(decoder)
+        return decoder
     return _ByLength(model, decoder)
-
-
-class _Ragged:
-    ragged = True
-
-    def __init__(self, decoder: FusedDecoder) -> None:
-        self.fused, self.packed = decoder, PackedDecoder(decoder)
-
-    def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
-        if len({len(new) for new in ids}) > 1 or len(ids) * len(ids[0]) > FUSED_ROWS:
-            return self.packed(ids, cache, every)
-        logits_BTV = self.fused(ids, cache)
-        return logits_BTV.flatten(0, 1) if every else logits_BTV[:, -1]
 
 
 class _ByLength:
@@ -71,7 +55,7 @@ class _ByLength:
 
     ragged = False
 
-    def __init__(self, model: LlamaForCausalLM, decoder: FusedDecoder | None) -> None:
+    def __init__(self, model: LlamaForCausalLM, decoder: CpuDecoder | None) -> None:
         self.model, self.decoder = model, decoder
 
     def __call__(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool = False) -> Tensor:
@@ -86,10 +70,8 @@ class _ByLength:
         return torch.cat(parts)
 
     def _uniform(self, ids: Sequence[Sequence[int]], cache: KVCache, every: bool) -> Tensor:
-        few = len(ids) * len(ids[0]) <= FUSED_ROWS
-        if self.decoder is not None and (few or every or len(ids[0]) == 1):
-            logits_BTV = self.decoder(ids, cache)
-            return logits_BTV.flatten(0, 1) if every else logits_BTV[:, -1]
+        if self.decoder is not None and decoder_serves(cache, len(ids) * len(ids[0]), len(ids[0]), every):
+            return self.decoder(ids, cache, every)
         ids_BT = torch.tensor(ids, device=self.model.device)
         logits: Tensor = self.model(ids_BT, past_key_values=cache, logits_to_keep=0 if every else 1).logits
         return logits.flatten(0, 1)
@@ -120,3 +102,14 @@ def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache:
     cache.truncate(lengths)
     logits_BV: Tensor = model.lm_head(last_BD)
     return logits_BV
+
+
+def fingerprint_of(model: LlamaForCausalLM) -> list[object]:
+    """Return a value that changes whenever the weights, or the layers that use them, do."""
+    marks: list[object] = []
+    for module in model.modules():
+        marks.append((id(module), module.training, getattr(module, "active", ())))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                marks.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
+    return marks

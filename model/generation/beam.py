@@ -1,8 +1,8 @@
-"""Beam search: the few likeliest continuations side by side, in place of one drawn by chance.
+"""Beam search: several continuations in parallel, each step keeping those of the highest score.
 
 Shapes: ``N`` beams, ``V`` vocab_size.
 
-Source: when a search ends, and how scores are penalised, follows transformers 5.23, which the tests hold it to.
+Source: ending and length penalty follow transformers 5.23, with which the tests compare.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import FusedDecoder, can_fuse
+from bpe_llama.model.backends.forward import decoder_for, forward_for
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -25,12 +25,12 @@ from bpe_llama.model.sampling.uniform import SEED_BITS, uniform
 
 EarlyStopping = bool | Literal["never"]
 LARGEST_PENALTY = 10
-"""Of length, either way: already it makes any difference in length outweigh the scores."""
+"""The largest length penalty, of either sign: there any difference in length outweighs the scores."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """New ids, and their score: the sum of their log-probabilities over their number to the length penalty."""
+    """New ids and their score: the sum of their log-probabilities / number of ids ** length penalty."""
 
     new_ids: list[int]
     score: float
@@ -52,21 +52,21 @@ def beam_search(
     Args:
         model: Weights to generate with.
         prompt: Ids.
-        options: How many new ids, which of them end a text, and all that changes scores before a filter: biases,
-            penalties, n-grams ... They act on log-probabilities. Filters and the seed count with ``do_sample`` alone.
-        num_beams: Continuations followed at a time.
-        length_penalty: Above 0 favours long ones, below 0 short ones.
+        options: Number of new ids, ending ids, and everything that changes scores before the filters: biases,
+            penalties, n-grams ... They act on log-probabilities. Filters and seed matter only with ``do_sample``.
+        num_beams: Running continuations.
+        length_penalty: Above 0 favours long continuations, below 0 short ones.
         early_stopping: True ends with the first ``num_beams`` finished continuations; False once the best running one
-            would score no better if it ended now; ``"never"`` only when none can become better.
+            would score no better if it ended now; ``"never"`` once no running one can score better.
         prefill_chunk: Prompt tokens per forward pass.
-        do_sample: Draw the candidates of a step without replacement, in place of taking the best. The weight of a
+        do_sample: Draw the candidates of a step without replacement instead of taking the best. The weight of a
             candidate is the exponential of its score so far.
 
     Raises:
-        ValueError: If a number is out of range, the prompt is empty or leaves no room in the context, or the logits
+        ValueError: If an argument is out of range, the prompt is empty or leaves no room in the context, or the logits
             hold NaN, +inf or nothing finite.
 
-    Cost: a forward pass of ``num_beams`` rows an id; cached keys and values move as beams do, the prompt's never.
+    Cost: a forward pass of ``num_beams`` rows per id; keys and values of new ids are copied when beams are reordered.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -90,10 +90,10 @@ def beam_search(
     limit = min(options.max_new_tokens, context - len(prompt))
     ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
     cache = KVCache(model.config, num_beams, len(prompt) + limit, dtype=model.dtype, device=model.device)
-    logits_NV = _read_prompt(model, prompt, cache, prefill_chunk)
-    fused = FusedDecoder(model) if can_fuse(model) else None
+    logits_NV = _prefill(model, prompt, cache, prefill_chunk)
+    forward = forward_for(model, cache, decoder_for(model))
 
-    running = [Continuation([], 0.0)]  # score: here the plain sum
+    running = [Continuation([], 0.0)]  # the score is the plain sum here
     finished: list[Continuation] = []
     for length in range(1, limit + 1):
         logprobs_NV = logits_NV.float().log_softmax(-1)
@@ -106,9 +106,9 @@ def beam_search(
         if length <= options.min_new_tokens:
             logprobs_NV[:, list(ends)] = -torch.inf
         logprobs_NV += logprobs_NV.new_tensor([beam.score for beam in running])[:, None]
-        # Enough candidates for num_beams to run on, should every one of them also propose every ending.
-        enough = min(max(2, 1 + len(ends)) * num_beams, logprobs_NV.numel())
-        scores, places = _drawn(logprobs_NV, enough, options, length) if do_sample else _best(logprobs_NV, enough)
+        # Enough candidates for num_beams to continue even if every beam also proposes every ending id.
+        count = min(max(2, 1 + len(ends)) * num_beams, logprobs_NV.numel())
+        scores, places = _drawn(logprobs_NV, count, options, length) if do_sample else _best(logprobs_NV, count)
         ongoing: list[Continuation] = []
         sources: list[int] = []
         unended: list[tuple[Continuation, int]] = []
@@ -132,14 +132,10 @@ def beam_search(
             if early_stopping is True or ongoing[0].score / reach**length_penalty <= finished[-1].score:
                 break
         running = ongoing
-        sources += [0] * (num_beams - len(sources))  # slots without a beam, in vocabularies smaller than the search
+        sources += [0] * (num_beams - len(sources))  # unused slots, in vocabularies smaller than the number of beams
         cache.reorder(sources, len(prompt))
         ids_N1 = [[beam.new_ids[-1]] for beam in running] + [[0]] * (num_beams - len(running))
-        if fused is None:
-            logits_BTV = model(torch.tensor(ids_N1, device=model.device), past_key_values=cache).logits
-        else:
-            logits_BTV = fused(ids_N1, cache)
-        logits_NV = logits_BTV[: len(running), 0]
+        logits_NV = forward(ids_N1, cache)[: len(running)]
     return finished
 
 
@@ -151,7 +147,7 @@ def _processed(
     logprobs_V: Tensor,
     do_sample: bool,
 ) -> Tensor:
-    """Return the scores of what follows one beam, processors and, where candidates are drawn, filters applied, (V,)."""
+    """Return the scores of one beam's next ids, (V,), after processors and, where candidates are drawn, filters."""
     history = [*prompt, *new_ids] if options.penalty_scope == "context" else new_ids
     scores_V = processed_scores(options, [*prompt, *new_ids], history, ends, logprobs_V)
     if not do_sample:
@@ -159,7 +155,7 @@ def _processed(
     chance = xtc_chance((options.seed or 0) & SEED_BITS, len(new_ids)) if options.xtc_probability else 1.0
     order = options.filters or FILTERS
     kept_V = filtered_in_order(scores_V, order, options.filter_values, chance)
-    # The filters leave at least as many as can end and one more, so that the search goes on; as in transformers.
+    # Filters keep at least one id more than can end the text, so that the search continues; as in transformers.
     least = scores_V.topk(min(max(2, 1 + len(ends)), len(scores_V))).indices
     temperature = options.temperature if "temperature" in order else 1.0
     if temperature > 0:
@@ -168,14 +164,14 @@ def _processed(
 
 
 def _best(logprobs_NV: Tensor, count: int) -> tuple[list[float], list[int]]:
-    """Return the highest scores, falling, and their places in the flattened rows."""
+    """Return the highest scores, in falling order, and their indices in the flattened rows."""
     best = logprobs_NV.flatten().topk(count)
     _check_finite(best.values[0])
     return best.values.tolist(), best.indices.tolist()
 
 
 def _drawn(logprobs_NV: Tensor, count: int, options: GenerationOptions, length: int) -> tuple[list[float], list[int]]:
-    """Return scores and their places in the flattened rows, drawn without replacement; fewer if too few are finite."""
+    """Return scores and their indices in the flattened rows, drawn without replacement; fewer if too few are finite."""
     flat = logprobs_NV.flatten()
     _check_finite(flat.max())
     weights = flat.double().softmax(-1)
@@ -194,8 +190,8 @@ def _check_finite(highest: Tensor) -> None:
         raise ValueError("a row of the logits holds NaN, +inf or nothing finite")
 
 
-def _read_prompt(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chunk: int) -> Tensor:
-    """Read the prompt into every slot; return the logits after it, (1, V)."""
+def _prefill(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chunk: int) -> Tensor:
+    """Prefill the prompt into every slot; return the logits after it, (1, V)."""
     cache.prompt_lengths[:] = [len(prompt)] * cache.batch_size
     first = cache.rows(0, 1)
     ids_1T = torch.tensor([list(prompt)], device=model.device)

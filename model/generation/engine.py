@@ -19,8 +19,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import FusedDecoder
-from bpe_llama.model.backends.forward import Forward, decoder_for, forward_for, prefill_padded
+from bpe_llama.model.backends.cpu.decoder import CpuDecoder
+from bpe_llama.model.backends.forward import Forward, decoder_for, fingerprint_of, forward_for, prefill_padded
 from bpe_llama.model.cache import make_cache
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.generation.prompts import whole_ids
@@ -74,7 +74,7 @@ class Engine:
         """Requests without a slot yet, first come first served."""
         self._prefix_cache: list[list[int]] = [[] for _ in range(slots)]
         """For each free slot the ids whose keys and values it still holds."""
-        self._decoder: FusedDecoder | None = None
+        self._decoder: CpuDecoder | None = None
         self._forward: Forward = forward_for(model, self.cache, None)
         self._fingerprint: list[object] = []
 
@@ -322,7 +322,7 @@ class Engine:
         """Notice what was done to the model since the last admission: other weights, adapters or layers."""
         self._decoder = decoder_for(self.model, self._decoder)
         self._forward = forward_for(self.model, self.cache, self._decoder)
-        fingerprint = _fingerprint_of(self.model)
+        fingerprint = fingerprint_of(self.model)
         if fingerprint != self._fingerprint:
             self.reset_prefix_cache()
             self._fingerprint = fingerprint
@@ -386,17 +386,6 @@ def _copy_of(sequence: Sequence, number: int) -> Sequence:
         prompt_logprobs=sequence.prompt_logprobs,
         prompt_top_logprobs=sequence.prompt_top_logprobs,
     )
-
-
-def _fingerprint_of(model: LlamaForCausalLM) -> list[object]:
-    """Return a value that changes whenever the weights, or the layers that use them, do."""
-    marks: list[object] = []
-    for module in model.modules():
-        marks.append((id(module), module.training, getattr(module, "active", ())))
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                marks.append((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version))
-    return marks
 
 
 def _common_prefix(cached_ids: abc.Sequence[int], prompt: list[int]) -> int:

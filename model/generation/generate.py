@@ -1,8 +1,8 @@
-"""From ids to more ids: a batch of prompts served from start to end by an `Engine`.
+"""Generation of a batch of prompts from start to end, by an `Engine`.
 
 Shapes: ``B`` sequences, ``T`` prompt length, ``V`` vocab_size.
 
-This file knows ids and tensors, never text.
+It handles ids and tensors, never text.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bpe_llama.model.backends.cuda.graph import (
-    CudaGraphDecoder,
+from bpe_llama.model.backends.cuda.dispatch import (
+    graph_backend,
     options_unsupported_by_cuda_graph,
     unsupported_by_cuda_graph,
-    unsupported_by_triton,
 )
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.beam import EarlyStopping, beam_search
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.generation.prompts import inferred_padding_id, padding_id, unpad
@@ -51,30 +51,31 @@ def generate(
 ) -> Tensor:
     """Return prompts and what follows them, int64 (B, T + new), as transformers does.
 
-    ``new`` is that of the longest continuation; rows that end earlier are filled with the padding id (the config's,
-    or else the first ending id).
+    ``new`` is the length of the longest continuation; shorter rows are filled with the padding id (the config's, or
+    else the first ending id).
 
     Args:
         model: Weights to generate with.
         input_ids: int64 (B, T), rows padded on the left.
-        attention_mask: (B, T), zero where a row is padded. Without it ids equal to the model's padding id are padding,
-            unless that id also ends a text; padding elsewhere than on the left is refused.
-        num_return_sequences: Continuations of each row, side by side, with the seeds ``seed``, ``seed + 1`` …; of a
-            beam search the best ones.
-        num_beams: More than 1 searches (see `bpe_llama.model.generation.beam.beam_search`) instead of drawing.
-        length_penalty: Of the search; by default the generation config's, or 1.
-        early_stopping: Of the search; by default the generation config's, or False.
-        cache: The form of the cache: see `Engine`. A search keeps a full one.
+        attention_mask: (B, T), zero where a row is padded. Without it, ids equal to the model's padding id are padding,
+            unless that id also ends a text. Padding elsewhere than on the left is refused.
+        num_return_sequences: Continuations of each row, in consecutive rows, with the seeds ``seed``, ``seed + 1`` …;
+            of a beam search the best ones.
+        num_beams: More than 1 runs `bpe_llama.model.generation.beam.beam_search` instead of sampling.
+        length_penalty: Of the beam search; by default the generation config's, or 1.
+        early_stopping: Of the beam search; by default the generation config's, or False.
+        cache: The form of the cache: see `Engine`. A beam search uses a full one.
         cuda_graph: Run each step as one CUDA graph, sampler included (`bpe_llama.model.backends.cuda.graph`);
-            warns and generates plainly where that cannot be.
+            warns and generates without one where it is unsupported.
         do_sample: Whether ids are drawn; by default as the generation config says. False is temperature 0; True takes
-            the config's temperature and top-p, or 1, even where it says false. A search draws its candidates.
-        **options: Of `GenerationOptions`; a search that draws nothing takes none that say how to draw. With a ``seed``
-            of None each row draws its own.
+            the config's temperature and top-p, or 1, even if its own ``do_sample`` is false. A beam search draws its
+            candidates.
+        **options: Of `GenerationOptions`; a beam search that draws nothing takes none of `DRAWING_OPTIONS`. With a
+            ``seed`` of None each row has its own.
 
     Raises:
-        ValueError: If an option is out of range or a search is told how to draw; if a prompt is empty, padded on the
-            wrong side, or leaves no room in the context.
+        ValueError: If an option is out of range or not one of a beam search; if a prompt is empty, padded on the wrong
+            side, or leaves no room in the context.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -122,15 +123,15 @@ def generate(
     return torch.cat([prompts_BT, new_BT], dim=1)
 
 
-_OF_SAMPLES = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
-"""Options that no search supports, even one that draws."""
+_NOT_OF_SEARCH = {"logprobs", "top_logprobs", "prompt_logprobs", "mirostat", "mirostat_tau", "mirostat_eta"}
+"""Options that no beam search supports, even one that draws."""
 
 
 def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> dict[str, Any]:
-    """Return options with what `do_sample` says of them, None being what the model's own file says.
+    """Return options with the temperature and top-p that ``do_sample`` implies, as in transformers.
 
-    False is a temperature of 0. True takes the file's temperature and top-p, or 1, even if the file itself draws
-    nothing; as in transformers.
+    False is a temperature of 0. True takes the generation config's temperature and top-p, or 1, even if its own
+    ``do_sample`` is false. None changes nothing.
 
     Raises:
         ValueError: If ids are to be drawn at a temperature of 0.
@@ -148,7 +149,7 @@ def with_do_sample(model: LlamaForCausalLM, options: dict[str, Any], do_sample: 
 
 
 def search_draws(model: LlamaForCausalLM, options: dict[str, Any], do_sample: bool | None) -> bool:
-    """Return whether a beam search draws its candidates: as it is asked to, else as the model's own file says.
+    """Return whether a beam search draws its candidates: by ``do_sample``, else by the model's generation config.
 
     A temperature of 0 draws nothing.
     """
@@ -164,7 +165,7 @@ def search_options(
     ``prompt_length`` is as of `GenerationOptions.for_model`.
 
     Raises:
-        ValueError: If an option of drawing is given and the search draws nothing, or an option that no search supports.
+        ValueError: If one of `DRAWING_OPTIONS` is given and the search draws nothing, or no search supports an option.
     """
     chosen = GenerationOptions.for_model(model, prompt_length, **options)
     for name in options:
@@ -172,7 +173,7 @@ def search_options(
             raise ValueError(
                 f"{name} is {options[name]!r}, but a beam search draws nothing; leave it out, or ask for do_sample=True"
             )
-        if name in _OF_SAMPLES and options[name] != getattr(GenerationOptions, name):
+        if name in _NOT_OF_SEARCH and options[name] != getattr(GenerationOptions, name):
             raise ValueError(f"{name} is {options[name]!r}, but a beam search has no place for it; leave it out")
     return chosen
 
@@ -185,11 +186,13 @@ def stream_ids(
     cache: str = "full",
     **options: Unpack[GenerationKeywords],
 ) -> Iterator[Tensor]:
-    """Yield the next id of every row, int64 (B,), until all have ended; ended rows get the padding id.
+    """Yield the next id of every row, int64 (B,), until all have finished; finished rows get the padding id.
 
     Arguments and errors are those of `generate`.
     """
-    engine, sequences, padding = _joined(model, input_ids, attention_mask, num_return_sequences, cache, dict(options))
+    engine, sequences, padding = _prefilled(
+        model, input_ids, attention_mask, num_return_sequences, cache, dict(options)
+    )
     step = 0
     while True:
         row = [s.new_ids[step] if step < len(s.new_ids) else padding for s in sequences]
@@ -210,7 +213,7 @@ def _warn_of_stop_strings(model: LlamaForCausalLM) -> None:
         )
 
 
-def _joined(
+def _prefilled(
     model: LlamaForCausalLM,
     input_ids: Tensor,
     attention_mask: Tensor | None,
@@ -218,7 +221,7 @@ def _joined(
     cache: str,
     options: dict[str, Any],
 ) -> tuple[Engine, list[Sequence], int]:
-    """Return an engine that has read the prompts, their sequences, and the padding id."""
+    """Return an engine that has prefilled the prompts, their sequences, and the padding id."""
     _warn_of_stop_strings(model)
     chosen = GenerationOptions.for_model(model, input_ids.shape[-1:].numel(), **options)
     prompts = unpad(input_ids, attention_mask, inferred_padding_id(model, chosen))
@@ -234,11 +237,11 @@ def _joined(
 def _generate_by_cuda_graph(
     model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, copies: int, options: dict[str, Any]
 ) -> Tensor:
-    """Return what follows the prompts, (B, new)."""
-    engine, sequences, padding = _joined(model, input_ids, attention_mask, copies, "full", options)
-    if engine.running:  # first ids may have ended some
-        backend = "triton" if model.device.type == "cuda" and unsupported_by_triton(model) is None else None
-        CudaGraphDecoder(model, engine.cache.rows(0, len(engine.running)), backend).run(engine.running)
+    """Return the continuations, (B, new)."""
+    engine, sequences, padding = _prefilled(model, input_ids, attention_mask, copies, "full", options)
+    if engine.running:  # the first id may have ended some
+        cache = engine.cache.rows(0, len(engine.running))
+        CudaGraphDecoder(model, cache, graph_backend(model)).run(engine.running)
     width = max(len(sequence.new_ids) for sequence in sequences)
     rows = [sequence.new_ids + [padding] * (width - len(sequence.new_ids)) for sequence in sequences]
     return torch.tensor(rows, device=model.device)

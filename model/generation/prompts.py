@@ -112,7 +112,7 @@ def whole_ids(prompt: Sequence[int], row: int = 0) -> list[int]:
 
 
 def padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int:
-    """Return the id that fills rows which have ended."""
+    """Return the id that fills finished rows."""
     padding = _padding_of(model)
     return (
         next(iter(options.ending_ids(model.config, model.generation_config.eos_token_ids)), 0)
@@ -122,7 +122,7 @@ def padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int:
 
 
 def inferred_padding_id(model: LlamaForCausalLM, options: GenerationOptions) -> int | None:
-    """Return the id of padding in prompts without a mask: the model's, or None if it also ends a text."""
+    """Return the padding id of prompts without a mask: the model's, or None if it also ends a text."""
     padding = _padding_of(model)
     ends = options.ending_ids(model.config, model.generation_config.eos_token_ids)
     return None if padding in ends else padding

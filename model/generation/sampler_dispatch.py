@@ -1,4 +1,8 @@
-"""From the logits of a running batch to the next id of each of its sequences.
+"""The sampler dispatch: from the logits of a running batch to the next id of each sequence.
+
+Options of `bpe_llama.Sampler` go to it, or to its torch twin on other devices. Options that need the earlier ids
+(``sampling/processors.py``) or an order of filters (``sampling/ordered.py``) change the scores first, row by row, and
+set the ids that they drop to -inf.
 
 Shapes: ``B`` sequences, ``T`` ids of one, ``D`` hidden_size, ``V`` vocab_size.
 """
@@ -19,15 +23,15 @@ from bpe_llama.model.sampling.scores import adjusted_scores
 from bpe_llama.model.sampling.sequence import Sequence
 from bpe_llama.model.sampling.uniform import SEED_BITS
 
-_CHUNK = 256  # positions of a prompt whose logits are held at once
+_CHUNK = 256  # positions of a prompt whose logits are computed at once
 
 
 def sample_next_ids(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> list[int]:
-    """Return each sequence's next id; its draw depends on its own seed and length, never on its neighbours."""
+    """Return each sequence's next id; its draw depends on its own seed and length alone, not on the batch."""
     barred = [row for row, s in enumerate(sequences) if s.eos_ids and len(s.new_ids) < s.options.min_new_tokens]
     prepared = [row for row, s in enumerate(sequences) if s.options.prepares_scores]
     if barred or prepared:
-        logits_BV = logits_BV.detach().float() if prepared else logits_BV  # scores are changed as float32
+        logits_BV = logits_BV.detach().float() if prepared else logits_BV  # scores are changed in float32
         logits_BV = logits_BV.clone()
         for row in barred:
             logits_BV[row, list(sequences[row].eos_ids)] = -torch.inf
@@ -36,14 +40,14 @@ def sample_next_ids(sequences: abc.Sequence[Sequence], logits_BV: Tensor) -> lis
     on_cpu = logits_BV.device.type == "cpu"
     groups: dict[tuple[object, ...], list[int]] = {}
     for row, sequence in enumerate(sequences):
-        alike: tuple[object, ...] = (sequence.options.sampling_key, sequence.options.penalty_scope)
-        if on_cpu:  # the compiled sampler takes one step number, and one history, a call
-            alike += (len(sequence.new_ids), row if sequence.options.uses_history else -1)
-        groups.setdefault(alike, []).append(row)
-    sample_alike = _sample_native if on_cpu else _sample_with_torch
+        key: tuple[object, ...] = (sequence.options.sampling_key, sequence.options.penalty_scope)
+        if on_cpu:  # the native sampler takes one step number and one history per call
+            key += (len(sequence.new_ids), row if sequence.options.uses_history else -1)
+        groups.setdefault(key, []).append(row)
+    sample = _sample_native if on_cpu else _sample_with_torch
     chosen = [0] * len(sequences)
     for rows in groups.values():
-        ids = sample_alike([sequences[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
+        ids = sample([sequences[row] for row in rows], logits_BV if len(groups) == 1 else logits_BV[rows])
         for row, new_id in zip(rows, ids, strict=True):
             chosen[row] = new_id
     for row in prepared:
@@ -62,10 +66,10 @@ def processed_scores(
     """Return scores after biases, bans, penalties, n-grams, bad words, DRY and logits processors, float32 (V,).
 
     Args:
-        options: Which of these act, and how.
+        options: Of the sequence.
         ids: Prompt and continuation.
-        history: The ids that penalties look at.
-        eos_ids: The ids that end the sequence; none of them alone is a bad word.
+        history: The ids that penalties apply to.
+        eos_ids: The ids that end the sequence; a bad word of one such id is ignored.
         scores_V: Logits, or log-probabilities.
 
     Raises:
@@ -107,7 +111,7 @@ def processed_scores(
 
 
 def _prepared(sequence: Sequence, logits_V: Tensor, row: int) -> Tensor:
-    """Return the scores that are left for the sampler to draw from, float32 (V,), -inf for ids that are dropped."""
+    """Return the scores that the sampler draws from, float32 (V,), -inf for dropped ids."""
     options, step = sequence.options, len(sequence.new_ids)
     scores_V = processed_scores(options, sequence.ids, sequence.penalised_ids, sequence.eos_ids, logits_V)
     if not bool(scores_V.max().isfinite()):  # NaN counts as the largest
@@ -115,7 +119,7 @@ def _prepared(sequence: Sequence, logits_V: Tensor, row: int) -> Tensor:
     if options.mirostat:
         if options.temperature == 0:
             return filtered_in_order(scores_V, ["temperature"], options.filter_values, 0.0)
-        del sequence.mirostat_bounds[step:]  # of ids that were taken back
+        del sequence.mirostat_bounds[step:]  # of rejected draft tokens
         return mirostat_kept(scores_V / options.temperature, options.mirostat, _bound_of(sequence))
     if options.filters is None:
         return scores_V
@@ -134,12 +138,12 @@ def _move_bound(sequence: Sequence, scores_V: Tensor, new_id: int) -> None:
 
 
 def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int], logits_BV: Tensor) -> None:
-    """Append the log-probabilities of the new ids, and of the likeliest ids, to the sequences that keep them.
+    """Append log-probabilities of new ids, and of the most likely ids, to the sequences that ask for them.
 
     Args:
         sequences: The sequences.
         chosen: Their new ids.
-        logits_BV: What they were chosen from, before any option acted.
+        logits_BV: Before any option acts.
     """
     rows = [row for row, s in enumerate(sequences) if s.options.logprobs or s.options.top_logprobs]
     if not rows:
@@ -150,11 +154,11 @@ def record_logprobs(sequences: abc.Sequence[Sequence], chosen: abc.Sequence[int]
     for row, logprobs_V, logprob in zip(rows, logprobs_BV, picked, strict=True):
         sequences[row].logprobs.append(logprob)
         if sequences[row].options.top_logprobs:
-            sequences[row].top_logprobs.append(_likeliest(logprobs_V, sequences[row].options.top_logprobs))
+            sequences[row].top_logprobs.append(_most_likely(logprobs_V, sequences[row].options.top_logprobs))
 
 
 def record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
-    """Store the log-probabilities of a prompt's ids, and of the likeliest ids at each position.
+    """Store the log-probabilities of a prompt's ids, and of the most likely ids at each position.
 
     Cost: one more pass over the prompt, and logits of 256 positions at a time.
     """
@@ -162,23 +166,23 @@ def record_prompt_logprobs(model: LlamaForCausalLM, sequence: Sequence) -> None:
     hidden_TD = model.model(ids_T[None])[0]
     count = sequence.options.top_logprobs
     own: list[float | None] = [None]
-    likeliest: list[list[tuple[int, float]]] = [[]]
+    most_likely: list[list[tuple[int, float]]] = [[]]
     for begin in range(0, len(sequence.prompt) - 1, _CHUNK):
         next_T = ids_T[begin + 1 : begin + 1 + _CHUNK]
         logprobs_TV = model.lm_head(hidden_TD[begin : begin + len(next_T)]).float().log_softmax(-1)
         own += logprobs_TV.gather(1, next_T[:, None]).flatten().tolist()
-        likeliest += [_likeliest(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
-    sequence.prompt_logprobs, sequence.prompt_top_logprobs = own, likeliest
+        most_likely += [_most_likely(logprobs_V, count) if count else [] for logprobs_V in logprobs_TV]
+    sequence.prompt_logprobs, sequence.prompt_top_logprobs = own, most_likely
 
 
-def _likeliest(logprobs_V: Tensor, count: int) -> list[tuple[int, float]]:
-    """Return the likeliest ids and their log-probabilities, equals by rising id."""
+def _most_likely(logprobs_V: Tensor, count: int) -> list[tuple[int, float]]:
+    """Return the most likely ids and their log-probabilities; equal ones by rising id."""
     found = torch.sort(logprobs_V, descending=True, stable=True)
     return list(zip(found.indices[:count].tolist(), found.values[:count].tolist(), strict=True))
 
 
 def _sample_native(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:
-    """Return the next ids of sequences that share their sampling options and length, by the compiled sampler."""
+    """Return the next ids of sequences with equal sampling options and length, by the Rust sampler."""
     first = sequences[0]
     seeds = [(sequence.options.seed or 0) & SEED_BITS for sequence in sequences]
     history = first.penalised_ids if first.options.uses_history else None
@@ -191,7 +195,7 @@ def _sample_native(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:
 
 
 def _sample_with_torch(sequences: list[Sequence], logits_BV: Tensor) -> list[int]:
-    """Return the next ids of sequences that share their sampling options, by the sampler's torch twin."""
+    """Return the next ids of sequences with equal sampling options, by the sampler's torch twin."""
     options, device = sequences[0].options, logits_BV.device
     history_BT = None
     if options.uses_history:

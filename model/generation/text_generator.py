@@ -106,12 +106,12 @@ class TextGenerator:
     ) -> str | list[str]:
         """Return the continuation of one prompt; arguments and errors are those of `stream`.
 
-        ``num_beams``, ``length_penalty``, ``early_stopping`` and ``do_sample`` search for the likeliest instead of
-        drawing, as in `bpe_llama.model.generation.generate.generate`.
+        ``num_beams``, ``length_penalty``, ``early_stopping`` and ``do_sample`` are those of
+        `bpe_llama.model.generation.generate.generate`.
 
         Args:
             prompt: To be continued.
-            n: How many answers: a list of as many, with the seeds ``seed``, ``seed + 1`` ...; of a search the best.
+            n: How many answers: a list of as many, with the seeds ``seed``, ``seed + 1`` ...; the best of a search.
             **options: As of `stream`.
         """
         given: dict[str, Any] = dict(options)

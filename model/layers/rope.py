@@ -30,6 +30,7 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        self.length_dependent = config.rope["rope_type"] in LENGTH_DEPENDENT
         self.scale = 1.0
         self.register_buffer("inv_freq", torch.empty(0), persistent=False)
         self.reset_frequencies()
@@ -65,7 +66,7 @@ class RotaryEmbedding(nn.Module):
             Cosines and sines, float32 (B, T, R / 2).
         """
         frequencies = self.inv_freq
-        if self.config.rope["rope_type"] in LENGTH_DEPENDENT:
+        if self.length_dependent:
             lengths_BT = positions_BT.amax(-1, keepdim=True) + 1
             if any(prompt_lengths):
                 prompts_B1 = torch.tensor(prompt_lengths, device=positions_BT.device)[:, None]

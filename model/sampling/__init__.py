@@ -44,10 +44,10 @@ def sample_logits(
 ) -> Tensor:
     """Return one id a row, int64 (B,), drawn from the filtered distribution.
 
-    Penalties, temperature, top-k, top-p, min-p act in that order, each on what the one before kept. The draw inverts
-    the distribution function in id order at ``uniform(seed, step)``: every row of a batch uses the same number, so a
-    row's id depends on its logits, the seed and the step, never on its neighbours. Equal prompts that should
-    continue differently take a ``seed`` tensor with one entry a row.
+    Penalties, temperature, top-k, top-p, min-p act in that order, each on the ids that the one before kept. The draw
+    inverts the distribution function in id order at ``uniform(seed, step)``. Every row of a batch uses the same random
+    number, so a row's id depends on its logits, the seed and the step alone. Equal prompts that should continue
+    differently take a ``seed`` tensor with one entry a row.
 
     Args:
         logits_BV: (B, V) or (V,), any floating dtype; float64 is rounded to float32 first.

@@ -126,7 +126,7 @@ def kept_weights(scores_BV: Tensor, filters: Filters) -> Tensor:
 
 
 def _fewest(weights_BV: Tensor, keep_BV: Tensor, order_BV: Tensor, share: float) -> Tensor:
-    """Return the first of those kept, in the given order, whose mass reaches a share of all of theirs."""
+    """Return the fewest kept ids, in the given order, whose mass reaches a share of the kept mass."""
     by_rank_BV = torch.where(keep_BV, weights_BV, 0.0).gather(-1, order_BV)
     mass_BV = by_rank_BV.cumsum(-1)
     before_BV = torch.nn.functional.pad(mass_BV[:, :-1], (1, 0))
@@ -135,7 +135,7 @@ def _fewest(weights_BV: Tensor, keep_BV: Tensor, order_BV: Tensor, share: float)
 
 
 def _typical(weights_BV: Tensor, shifted_BV: Tensor, keep_BV: Tensor, filters: Filters) -> Tensor:
-    """Return those kept whose surprise is nearest to the entropy: Meister et al. 2022, arXiv:2202.00666, section 4."""
+    """Return the kept ids with a surprise nearest to the entropy: Meister et al. 2022, arXiv:2202.00666, section 4."""
     if filters.typical_p >= 1:
         return keep_BV
     kept_BV = torch.where(keep_BV, weights_BV, 0.0)

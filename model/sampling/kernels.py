@@ -1,4 +1,4 @@
-"""The Triton functions that ``on_cuda.py`` launches: a search for a cut, digit by digit, and the draw.
+"""The Triton kernels that ``on_cuda.py`` launches: a radix search for the cut, and the draw.
 
 Legend: B rows, V vocabulary, S programs a row.
 """
@@ -12,7 +12,7 @@ from bpe_llama.model.sampling.uniform import GOLDEN, MIX_1, MIX_2
 
 DIGIT_BITS = 4
 DIGITS = tl.constexpr(1 << DIGIT_BITS)
-# Logits that a program holds at a time: one of each digit's comparisons, and the draw's.
+# Logits that a program processes at a time, in the search and in the draw.
 SEARCH_BLOCK = tl.constexpr(512)
 DRAW_BLOCK = tl.constexpr(1024)
 # Per row and round: the key's digits so far, the count and the mass above them, and the goal.
@@ -22,14 +22,14 @@ _GOLDEN, _MIX_1, _MIX_2 = (tl.constexpr(word) for word in (GOLDEN, MIX_1, MIX_2)
 
 @triton.jit
 def _load(scores, row_stride, ids, inside):
-    """Return a row's scores at some ids as float32, -inf where there is none."""
+    """Return a row's scores at some ids as float32, -inf outside the row."""
     place = tl.program_id(0).to(tl.int64) * row_stride + ids
     return tl.load(scores + place, mask=inside, other=-float("inf")).to(tl.float32)
 
 
 @triton.jit
 def _key(score, KEY_BITS: tl.constexpr):
-    """Return a float32's place in the order of all floats, its highest KEY_BITS bits, int64; the two zeros are one."""
+    """Return the rank of a float32 among all floats, its highest KEY_BITS bits, int64; -0 and 0 have the same."""
     bits = score.to(tl.int32, bitcast=True)
     bits = tl.where(bits == -2147483648, 0, bits)
     ordered = tl.where(bits < 0, bits ^ 2147483647, bits).to(tl.int64) + 2147483648
@@ -38,16 +38,16 @@ def _key(score, KEY_BITS: tl.constexpr):
 
 @triton.jit
 def _score(key, KEY_BITS: tl.constexpr):
-    """Return the float32 of a key: of those that share its bits the one that a narrower type can hold."""
+    """Return the float32 of a key; of several with the same key, the one that the narrower type represents."""
     low = (key << (32 - KEY_BITS)) - 2147483648
-    # What a narrower type lacks at the end is zeros; below zero the order counts backwards.
+    # The low bits of a narrower type are zeros; negative floats are in reverse order.
     low = tl.where(low < 0, (low + ((1 << (32 - KEY_BITS)) - 1)) ^ 2147483647, low)
     return low.to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _weight(score, highest, inverse):
-    """Return exp((score - highest) * inverse) in float64; 0 below e^-700, which is nothing beside the highest."""
+    """Return exp((score - highest) * inverse) in float64; 0 below e^-700, which is negligible."""
     z = (score.to(tl.float64) - highest) * inverse
     alive = z > -700.0
     z = tl.where(alive, z, 0.0)
@@ -97,7 +97,7 @@ def _extent(extents, scores, row_stride, vocab_size, chunk, SPLITS: tl.constexpr
 def _narrow(
     sums, state, base, goal, SPLITS: tl.constexpr, COUNTING: tl.constexpr, OF_BASE: tl.constexpr, ROUND: tl.constexpr
 ):
-    """Return what the round before this one found: digits, count above, mass above, goal, count with the cut."""
+    """Return the result of the previous round: digits, count above, mass above, goal, count with the cut."""
     row = tl.program_id(0)
     digits = tl.arange(0, DIGITS)
     place = row * 2 * SPLITS * DIGITS + tl.arange(0, SPLITS)[:, None] * DIGITS + digits[None, :]
@@ -149,7 +149,7 @@ def _weigh_digits(
 ):
     """Write count and mass of each part's logits at or above each value of the next digit, `unseen` bits below it.
 
-    ROUND is 0 for the first, which knows no digit yet, 1 for the second, whose goal is not yet in the state, then 2.
+    ROUND is 0 for the first, without a digit yet, 1 for the second, whose goal is not yet in the state, then 2.
     """
     row, part = tl.program_id(0), tl.program_id(1)
     prefix = tl.zeros((), tl.int64)
@@ -195,9 +195,9 @@ def _settle(
     KEEP_TIES: tl.constexpr,
     KEY_BITS: tl.constexpr,
 ):
-    """Write each row's cut: its key, how many of the ids that tie there stay, and the mass kept.
+    """Write each row's cut: its key, how many ids of equal score stay, and the mass kept.
 
-    The lowest ids stay; the number is negative where the highest do.
+    The lowest ids stay; the number is negative where the highest ids do.
     """
     row = tl.program_id(0)
     key, above_count, above_mass, goal, count = _narrow(sums, state, base, goal, SPLITS, COUNTING, OF_BASE, 2)
@@ -219,7 +219,7 @@ def _settle(
 
 @triton.jit
 def _judge(score, inside, cut, highest, gap, CUT: tl.constexpr, KEY_BITS: tl.constexpr):
-    """Return which scores are kept whatever their ids, and which tie at the cut."""
+    """Return which scores are above the cut, and which are equal to it."""
     kept = inside & (score.to(tl.float64) >= highest + gap) & (score > -float("inf"))
     tied = kept & (score != score)
     if CUT:
@@ -245,7 +245,7 @@ def _tally(
     CUT: tl.constexpr,
     KEY_BITS: tl.constexpr,
 ):
-    """Write for each part the mass surely kept, and how many ids tie at the cut."""
+    """Write for each part the mass above the cut, and how many ids are equal to it."""
     row, part = tl.program_id(0), tl.program_id(1)
     highest = _highest(extents, SPLITS)
     mass = tl.zeros((DRAW_BLOCK,), tl.float64)
@@ -295,7 +295,7 @@ def _draw(
     CUT: tl.constexpr,
     KEY_BITS: tl.constexpr,
 ):
-    """Write the first id, in id order, at which the mass of what is kept exceeds the random share of all of it."""
+    """Write the first id, in id order, at which the cumulative kept mass exceeds a random share of the whole mass."""
     row = tl.program_id(0)
     highest = _highest(extents, SPLITS)
     parts = tl.arange(0, SPLITS)
@@ -315,7 +315,7 @@ def _draw(
     passed = tl.cumsum(masses, 0)
     whole = tl.max(passed, 0)
     share = _uniform(tl.load(seeds + row * seed_stride), tl.load(steps + row * step_stride))
-    # The product may round up to the mass itself, which nothing exceeds: the last part with any mass holds it then.
+    # The product may round up to the mass itself, which no part exceeds: then the last part with mass has the id.
     target = share * whole
     last = tl.max(tl.where(masses > 0.0, parts, 0), 0)
     part = tl.minimum(tl.min(tl.where((passed > target) & (masses > 0.0), parts, SPLITS), 0), last)
@@ -342,7 +342,7 @@ def _draw(
         seen = tl.sum(tied.to(tl.int32), 0).to(tl.float64)
         room -= seen
         skipped -= seen
-    # Where rounding left the target beyond the last one kept, that one it is.
+    # If rounding left the target beyond the last kept id, take that one.
     chosen = tl.where(chosen < vocab_size, chosen, latest)
     drawable = (highest == highest) & (highest > -float("inf"))
     tl.store(ids_out + row, tl.where(drawable, chosen, -1).to(tl.int64))

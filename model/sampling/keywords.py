@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 from torch import Tensor
 
-from bpe_llama.model.sampling.params import LogitsProcessor
+from bpe_llama.model.sampling.processors import LogitsProcessor
 
 
 class SamplerKeywords(TypedDict, total=False):

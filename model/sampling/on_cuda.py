@@ -1,13 +1,13 @@
-"""Top-k, top-p, min-p and the draw on CUDA without a sort: a search for the cut, digit by digit of a logit's bits.
+"""Top-k, top-p, min-p and the draw on CUDA without a sort: a radix search for the cut over the bits of the logits.
 
 Every float32 has a key, an unsigned integer in the same order. The cut's key is found from its highest digit down: each
-round weighs, for the sixteen values of one digit, all logits at or above, and takes the highest that still reaches the
-goal. bfloat16 has four digits, float32 eight. A row is read by up to 32 programs, which leave their sums for the next
-launch to add in order: no atomics, no waiting, one result whatever the batch. The number of launches depends on the
-options alone, so a captured graph replays them.
+round sums, for the sixteen values of one digit, the weights of all logits at or above, and takes the highest value that
+still reaches the goal. bfloat16 has four digits, float32 eight. Up to 32 programs read a row; the next launch adds
+their partial sums in order. So there are no atomics and no waiting, and the result does not depend on the batch. The
+number of launches depends on the options alone, so a CUDA graph can replay them.
 
-Weights and sums are float64; what is launched is in ``kernels.py``, and ``filters.py`` is the plain version that the
-tests hold this one to.
+Weights and sums are float64. The kernels are in ``kernels.py``; ``filters.py`` is the plain version that the tests
+compare with.
 
 Legend: B rows, V vocabulary, S programs a row.
 """
@@ -26,7 +26,7 @@ from bpe_llama.model.sampling import kernels
 from bpe_llama.model.sampling.filters import Filters
 from bpe_llama.model.sampling.uniform import as_word
 
-# Said, as its default differs between versions of Triton.
+# Explicit, since its default differs between versions of Triton.
 _OPTIONS = {"enable_fp_fusion": True}
 _KEY_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 
@@ -43,8 +43,7 @@ def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Te
     Raises:
         ValueError: If the filters are others.
 
-    Cost: three launches and one a digit for top-k and for top-p each, every one a read of the logits, that of the draw
-    a small part of one.
+    Cost: three launches, and one per digit for each of top-k and top-p. Every launch but the last reads all logits.
     """
     if filters.temperature == 0 or filters.typical_p < 1:
         raise ValueError(f"the kernels take temperature > 0 and typical_p of 1, got {filters}")
@@ -55,7 +54,7 @@ def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Te
     ids_B = torch.empty(rows, dtype=torch.int64, device=device)
     if rows == 0:
         return ids_B
-    # By the vocabulary alone, so that sums round alike in every batch.
+    # From the vocabulary alone, so that rounding does not depend on the batch.
     splits = min(32, triton.next_power_of_2(triton.cdiv(vocab_size, 4096)))
     extents = torch.empty(rows, splits, dtype=torch.float64, device=device)
     pass_: dict[str, Any] = {
@@ -89,9 +88,9 @@ def draw(scores_BV: Tensor, filters: Filters, seed: int | Tensor, step: int | Te
 
 
 def _search(pass_: dict[str, Any], filters: Filters, goal: float, base: Tensor | None, *, counting: bool) -> Tensor:
-    """Return each row's cut, float64 (B, 3): its key, how many of the ids that tie there stay, and the mass kept.
+    """Return each row's cut, float64 (B, 3): its key, how many ids of equal score stay, and the mass kept.
 
-    The goal is a count, or a share of the mass that ``base``, an earlier cut, keeps; of all where there is none.
+    The goal is a count, or a share of the mass that ``base``, an earlier cut, keeps; of the whole mass without one.
     """
     rows, splits = pass_["extents"].shape
     key_bits = _KEY_BITS[pass_["scores"].dtype]
@@ -107,10 +106,11 @@ def _search(pass_: dict[str, Any], filters: Filters, goal: float, base: Tensor |
         "OF_BASE": base is not None,
         "KEY_BITS": key_bits,
     }
-    for turn in range(rounds):
+    for number in range(rounds):
         kernels._weigh_digits[rows, splits](
-            sums=sums[turn % 2], sums_before=sums[1 - turn % 2], state=states[turn], state_before=states[turn - 1],
-            unseen=key_bits - kernels.DIGIT_BITS * (turn + 1), ROUND=min(turn, 2), **search, **pass_,
+            sums=sums[number % 2], sums_before=sums[1 - number % 2],
+            state=states[number], state_before=states[number - 1],
+            unseen=key_bits - kernels.DIGIT_BITS * (number + 1), ROUND=min(number, 2), **search, **pass_,
         )  # fmt: skip
     kernels._settle[rows,](
         cut=cut, sums=sums[1 - rounds % 2], state=states[-1], extents=pass_["extents"],

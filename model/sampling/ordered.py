@@ -1,7 +1,7 @@
-"""Filters in any order, and those that the compiled sampler lacks: top-n-sigma, XTC and mirostat.
+"""Filters in any order, and those that the Rust sampler lacks: top-n-sigma, XTC and mirostat.
 
-Each filter takes scores and returns them with -inf for the ids that it drops, so filters can follow each other. top-k,
-top-p, min-p and typical-p are those of ``filters.py``. The next id is drawn from the softmax of the scores that remain.
+Each filter takes scores and returns them with -inf for the ids that it drops, so that filters compose. top-k, top-p,
+min-p and typical-p are those of ``filters.py``. The next id is drawn from the softmax of the result.
 
 Legend: V vocabulary.
 """
@@ -21,13 +21,13 @@ from bpe_llama.model.sampling.uniform import uniform
 FILTERS = ("top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p", "xtc")
 """All filters, in their default order."""
 LLAMA_CPP_FILTERS = ("top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature")
-"""The order of llama.cpp's own chain."""
+"""The order of llama.cpp's default chain."""
 XTC_STREAM = 0x5854435F58544321
-"""Combined with the seed by exclusive or, so that XTC's random numbers differ from those of the draw."""
+"""Combined with the seed by exclusive or, so that XTC's random numbers are independent of the draw's."""
 
 
 def filtered_in_order(scores_V: Tensor, order: Sequence[str], values: dict[str, Any], chance: float) -> Tensor:
-    """Return the scores after the filters, float32 (V,), -inf for the ids that they drop.
+    """Return the scores after the filters, float32 (V,), -inf for dropped ids.
 
     Args:
         scores_V: Logits, biases and penalties applied.
@@ -61,7 +61,7 @@ def xtc_chance(seed: int, step: int) -> float:
 
 
 def top_n_sigma(scores_V: Tensor, sigmas: float) -> Tensor:
-    """Return the scores, float32 (V,), with -inf for those more than ``sigmas`` standard deviations below the highest.
+    """Return the scores, float32 (V,), with -inf more than ``sigmas`` standard deviations below the highest.
 
     0 keeps all.
 
@@ -80,7 +80,7 @@ def top_n_sigma(scores_V: Tensor, sigmas: float) -> Tensor:
 
 
 def exclude_top_choices(scores_V: Tensor, threshold: float) -> Tensor:
-    """Return the scores, (V,), with -inf for those whose probability reaches a threshold, but the least likely of them.
+    """Return the scores, (V,), with -inf where the probability reaches a threshold, except at the least likely such id.
 
     Source: p-e-w, https://github.com/oobabooga/text-generation-webui/pull/6335; as in llama.cpp a threshold above 0.5
     changes nothing.
@@ -102,10 +102,10 @@ def exclude_top_choices(scores_V: Tensor, threshold: float) -> Tensor:
 
 
 def mirostat_kept(scores_V: Tensor, version: int, mu: float) -> Tensor:
-    """Return the scores, (V,), with -inf for the ids that mirostat drops at a surprise of at most ``mu`` bits.
+    """Return the scores, (V,), with -inf for the ids that mirostat drops at a bound of ``mu`` bits.
 
-    Version 2 drops the ids of a larger surprise. Version 1 estimates Zipf's exponent from the 100 likeliest ids and
-    keeps as many of the likeliest as then have that surprise. Both keep the likeliest id.
+    Version 2 drops ids with a surprise above ``mu``. Version 1 estimates Zipf's exponent from the 100 most likely ids,
+    and from it the number of ids within that surprise. Both keep the most likely id.
 
     Source: Basu et al. 2021, arXiv:2007.14966, algorithm 1; version 2 is llama.cpp's ``llama_sampler_mirostat_v2``.
 
@@ -132,7 +132,7 @@ def mirostat_kept(scores_V: Tensor, version: int, mu: float) -> Tensor:
 
 
 def mirostat_bound(scores_V: Tensor, new_id: int, mu: float, tau: float, eta: float) -> float:
-    """Return the ``mu`` of the next step, after an id was drawn from the scores of `mirostat_kept`.
+    """Return ``mu`` of the next step, after an id was drawn from the scores of `mirostat_kept`.
 
     Args:
         scores_V: The scores that the id was drawn from.

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import index
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -27,15 +27,13 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.filters import Filters
 from bpe_llama.model.sampling.ordered import FILTERS, LLAMA_CPP_FILTERS
+from bpe_llama.model.sampling.processors import LogitsProcessor
 from bpe_llama.sampling import Sampler
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from bpe_llama.model.sampling.keywords import GenerationKeywords
-
-LogitsProcessor: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""Takes the ids so far, int64 (1, T), and logits, float32 (1, V); returns logits of that shape, as in transformers."""
 
 PENALTY_SCOPES = ("context", "output")
 

@@ -1,7 +1,7 @@
-"""Logits processors that look at the earlier ids: no repeated n-grams, no bad words, and DRY.
+"""Logits processors that need the earlier ids: no repeated n-grams, no bad words, and DRY.
 
-They are plain Python over lists of ids: each searches the whole text for a handful of ids, whose scores
-`bpe_llama.model.generation.sampler_dispatch` then changes. `GenerationOptions` holds their options and ranges.
+They are plain Python over lists of ids: each searches the sequence for a few ids, whose scores
+`bpe_llama.model.generation.sampler_dispatch` then changes. `SamplingParams` has their options and ranges.
 
 Legend: T ids so far.
 """
@@ -9,11 +9,17 @@ Legend: T ids so far.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeAlias
+
+from torch import Tensor
+
+LogitsProcessor: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""Takes the ids so far, int64 (1, T), and logits, float32 (1, V); returns logits of that shape, as in transformers."""
 
 LARGEST_EXPONENT = 88.7228391
-"""The logarithm of the largest float32, which llama.cpp keeps a DRY penalty below, by whole exponents."""
+"""The logarithm of the largest float32; llama.cpp limits the exponent of a DRY penalty by it."""
 
 
 def repeated_ngram_ids(ids: Sequence[int], size: int) -> set[int]:
@@ -75,9 +81,9 @@ def dry_penalties(
         ids: Prompt and continuation.
         multiplier: Scales every penalty.
         base: Above 1; the factor by which a penalty grows with each further id.
-        allowed_length: The longest repetition that is free, in ids; the id that would lengthen it is penalised.
+        allowed_length: The longest repetition without a penalty, in ids; the id that would lengthen it is penalised.
         last_n: How many of the last ids are searched; -1 for all.
-        breakers: Sequences of ids that no repetition crosses.
+        breakers: Sequences of ids across which nothing is a repetition.
 
     Cost: linear in T.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 _MASK64 = (1 << 64) - 1
 SEED_BITS = 0xFFFF_FFFF_FFFF_FFFF
-"""The part of a seed that counts."""
+"""The bits of a seed that have an effect."""
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
@@ -16,8 +16,8 @@ MIX_2 = 0x94D049BB133111EB
 def uniform(seed: int | Tensor, step: int | Tensor, device: torch.device | str | None = None) -> Tensor:
     """Return the number in [0, 1) of draw ``step`` of stream ``seed``: float64, 53 bits, the inputs' broadcast shape.
 
-    SplitMix64 started at ``mix(seed)`` and read at place ``step``: a function of (seed, step) alone, with no state to
-    keep, equal to the Rust sampler's bit for bit. int64 tensors hold the unsigned words, as their products wrap alike.
+    SplitMix64 started at ``mix(seed)`` and evaluated at ``step``: a function of (seed, step) without state, bit for bit
+    the Rust sampler's. int64 tensors hold the unsigned words, since products modulo 2**64 are the same.
 
     Raises:
         ValueError: If an int is outside [0, 2**64).
@@ -34,7 +34,7 @@ def uniform(seed: int | Tensor, step: int | Tensor, device: torch.device | str |
 
 
 def as_word(value: int | Tensor, device: torch.device | str | None) -> Tensor:
-    """Return a seed or step as an int64 tensor of the same 64 bits, made on the device where it is an int.
+    """Return a seed or step as an int64 tensor of the same 64 bits, created on the device if it is an int.
 
     Example:
         >>> as_word(2**64 - 1, "cpu")

@@ -1,4 +1,4 @@
-"""Run the Triton kernels of a captured step on the CPU, in Triton's interpreter, and hold them to the model.
+"""Run the Triton kernels of a CUDA graph on the CPU, in Triton's interpreter, and hold them to the model.
 
 A script of its own, which `test_triton_step.py` starts with TRITON_INTERPRET=1: the interpreter is chosen for a
 whole process, when Triton is imported.
@@ -111,20 +111,20 @@ def check_that_rows_are_alone() -> None:
 
 
 def check_generation() -> None:
-    """Compare ids, through the whole of a captured step; a decoder notices when a weight is replaced by another."""
+    """Compare ids, through the whole of a CUDA graph; a decoder notices when a weight is replaced by another."""
     prompts = [[5, 9, 11, 39], [7], [30, 31, 32]]
     model = model_of(eos_token_id=[2, 7])
     engines = [Engine(model, 3, 12) for _ in range(2)]
     decoder = CudaGraphDecoder(model, engines[1].cache, "triton")
     for changes in ({"temperature": 0.0, "min_new_tokens": 2}, {"min_new_tokens": 5, "frequency_penalty": 0.3}):
         wanted = [GenerationOptions(seed=seed, **{"max_new_tokens": 7, **changes}) for seed in (3, 0, 7)]
-        plain, captured = (engine.prefill(prompts, wanted) for engine in engines)
+        plain, by_graph = (engine.prefill(prompts, wanted) for engine in engines)
         while engines[0].step():
             pass
-        decoder.run(captured, check_every=3)
-        for sequence in captured:
+        decoder.run(by_graph, check_every=3)
+        for sequence in by_graph:
             engines[1].abort(sequence)
-        for found, expected in zip(captured, plain, strict=True):
+        for found, expected in zip(by_graph, plain, strict=True):
             assert (found.new_ids, found.finish_reason) == (expected.new_ids, expected.finish_reason), changes
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
 

@@ -84,8 +84,8 @@ def test_rejected_draft_tokens_in_the_sliding_window_cache(tiny_model: Make, ids
     (sequence,) = engine.prefill([prompt], [options])
     draft = PromptLookupDraft()
     while not sequence.finish_reason:
-        guesses = [*draft(sequence, 2), 5, 6, 7, 8, 9][: min(5, 29 - len(sequence.new_ids))]
-        engine.verify(sequence, guesses)
+        draft_ids = [*draft(sequence, 2), 5, 6, 7, 8, 9][: min(5, 29 - len(sequence.new_ids))]
+        engine.verify(sequence, draft_ids)
     assert sequence.new_ids == run(Engine(model, 1), [prompt], [options], 1)[0]
 
 

@@ -1,4 +1,4 @@
-"""The step of fixed shapes against plain generation; on CUDA the same as a captured graph."""
+"""The step of fixed shapes against plain generation; on CUDA the same as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ OPTIONS: list[dict[str, Any]] = [
 def both(
     model: LlamaForCausalLM, ids: Tensor, check_every: int, backend: str | None = None, **options: Any
 ) -> tuple[list[Sequence], list[Sequence]]:
-    """Return what an engine makes of three prompts of unlike length, and what the captured step does."""
+    """Return what an engine makes of three prompts of unequal length, and what the CUDA graph's program does."""
     prompts = [ids[0].tolist(), ids[1, :3].tolist(), ids[2, :11].tolist()]
     wanted = [GenerationOptions(seed=seed, **options) for seed in (2**64 - 1, 0, 7)]
     engines = [Engine(model, 3, 48) for _ in range(2)]
-    plain, captured = (engine.prefill(prompts, wanted) for engine in engines)
+    plain, by_graph = (engine.prefill(prompts, wanted) for engine in engines)
     while engines[0].step():
         pass
     decoder = CudaGraphDecoder(model, engines[1].cache, backend)
-    decoder.run(captured, check_every)
+    decoder.run(by_graph, check_every)
     assert (decoder.fallback_reason is None) == (model.device.type == "cuda")
     assert decoder.warm_up_seconds > 0
-    return plain, captured
+    return plain, by_graph
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -69,7 +69,7 @@ def test_nothing_in_a_step_waits_for_the_host(tiny_model: Make, ids: Tensor) -> 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and none is here")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("backend", [None, "inductor"])
-def test_a_captured_graph_gives_the_ids_of_plain_generation(
+def test_a_cuda_graph_gives_the_ids_of_plain_generation(
     tiny_model: Make, ids: Tensor, options: dict[str, Any], backend: str | None
 ) -> None:
     model = tiny_model(eos_token_id=[2, 7, 8, 9, 10]).cuda()
@@ -93,7 +93,7 @@ def test_the_context_ends_a_sequence_and_a_decoder_serves_again(tiny_model: Make
     assert len(decoder._steps) == 1
 
 
-def test_generate_captures_where_it_can(tiny_model: Make, ids: Tensor) -> None:
+def test_generate_uses_a_cuda_graph_where_it_can(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=[2, 7, 8, 9, 10])
     for options in ({"max_new_tokens": 1}, {"max_new_tokens": 30, "num_return_sequences": 2}):
         expected = model.generate(ids, seed=4, temperature=1.3, **options)
@@ -110,9 +110,9 @@ def test_generate_captures_where_it_can(tiny_model: Make, ids: Tensor) -> None:
 
 def test_refusals(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
-    with pytest.raises(ValueError, match="captured with a QuantizedCache; expected a full cache"):
+    with pytest.raises(ValueError, match="over a QuantizedCache; expected a full cache"):
         CudaGraphDecoder(model, QuantizedCache(model.config))
-    with pytest.raises(ValueError, match="cannot be captured: the experts"):
+    with pytest.raises(ValueError, match="no CUDA graph: the experts"):
         CudaGraphDecoder(tiny_model(num_local_experts=2), Engine(model).cache)
     engine = Engine(model, 2)
     decoder = CudaGraphDecoder(model, engine.cache)

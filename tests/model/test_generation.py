@@ -1,4 +1,4 @@
-"""Generation against itself: batches, padding, chunks, seeds, joining and leaving."""
+"""Generation against naive generation: batches, padding, chunks, seeds, continuous batching, speculation."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_generation_stops_where_the_context_ends(tiny_model: Make, ids: Tensor) 
     assert out.shape == (3, 24)
 
 
-def test_penalties_look_at_what_is_there(tiny_model: Make, ids: Tensor) -> None:
+def test_penalties_apply_to_earlier_ids(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     out = model.generate(ids, max_new_tokens=20, temperature=0.0, frequency_penalty=1e4, eos_id=())
     assert all(len(set(row[20:])) == 20 and not set(row[20:]) & set(row[:20]) for row in out.tolist())
@@ -249,11 +249,11 @@ def test_a_model_that_generated_in_inference_mode_can_be_trained(tiny_model: Mak
     model = tiny_model(eos_token_id=None, attention_bias=True)
     engine, options = Engine(model, 1, 30, cache=form), GenerationOptions(max_new_tokens=3)
     with torch.inference_mode():
-        made_inside = Engine(model, 1, 10, cache=form)
-        for either in (engine, made_inside):
+        created_inside = Engine(model, 1, 10, cache=form)
+        for either in (engine, created_inside):
             either.prefill([[5, 6, 7]], [options])
             either.reserve(40)
-    for either in (engine, made_inside):
+    for either in (engine, created_inside):
         while either.step():
             pass
     with torch.enable_grad():
@@ -264,7 +264,7 @@ def test_a_model_that_generated_in_inference_mode_can_be_trained(tiny_model: Mak
 
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("copies", [1, 2])
-def test_prompts_that_fail_to_join_leave_nothing_behind(
+def test_failed_prompts_leave_no_prefix_cache(
     tiny_model: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, slots: int, copies: int
 ) -> None:
     model = tiny_model(eos_token_id=None)
@@ -295,7 +295,7 @@ def test_prompts_that_fail_to_join_leave_nothing_behind(
     run()
 
 
-def test_a_prompt_that_fails_to_join_leaves_its_neighbours_running(tiny_model: Make, ids: Tensor) -> None:
+def test_a_failed_prompt_leaves_other_sequences_running(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=6, temperature=0.0)
     engine = Engine(model, 3)
@@ -322,7 +322,7 @@ def test_copies_share_a_prefill_and_differ_by_seed(tiny_model: Make, ids: Tensor
         model.generate(ids, num_return_sequences=0)
 
 
-def test_a_prompt_that_begins_as_the_last_one_did_is_not_read_again(tiny_model: Make, ids: Tensor) -> None:
+def test_a_common_prefix_is_not_computed_again(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=5, temperature=0.7, seed=1)
     engine = Engine(model, slots=2)
@@ -343,11 +343,11 @@ def test_a_prompt_that_begins_as_the_last_one_did_is_not_read_again(tiny_model: 
     assert run(ids[1].tolist()) == 0
 
 
-def test_what_is_left_behind_is_the_right_slots(tiny_model: Make, ids: Tensor) -> None:
+def test_the_prefix_cache_moves_with_its_slot(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     short, long = (GenerationOptions(max_new_tokens=n, temperature=0.0) for n in (2, 6))
     engine = Engine(model, slots=2)
-    engine.prefill([ids[0].tolist(), ids[1].tolist()], [short, long])  # the first leaves, the second moves to its slot
+    engine.prefill([ids[0].tolist(), ids[1].tolist()], [short, long])  # the second takes the first's slot
     while len(engine.running) == 2:
         engine.step()
     (sequence,) = engine.prefill([ids[1].tolist()], [long])
@@ -378,7 +378,7 @@ def test_speculation_changes_no_id(
             assert result.num_accepted_tokens <= result.num_draft_tokens
             # Each pass adds an id of the model's own, but for a last one that ended on a draft token.
             assert result.num_forward_passes - (len(expected) - result.num_accepted_tokens) in (0, 1)
-        assert result.num_accepted_tokens == result.num_draft_tokens  # the model never refuses its own guesses
+        assert result.num_accepted_tokens == result.num_draft_tokens  # a model accepts all of its own draft tokens
 
 
 def test_speculation_pays_on_repetitive_text(tiny_model: Make) -> None:
@@ -394,7 +394,7 @@ def test_speculation_pays_on_repetitive_text(tiny_model: Make) -> None:
     assert result.num_forward_passes <= 4
 
 
-def test_a_look_up_matches_as_many_ids_as_it_is_told() -> None:
+def test_prompt_lookup_matches_n_grams_of_the_given_lengths() -> None:
     sequence = Sequence([5, 6, 7, 8, 9, 6], GenerationOptions(), ())
     assert PromptLookupDraft()(sequence, 2) == []
     assert PromptLookupDraft(min_ngram=1)(sequence, 2) == PromptLookupDraft(1)(sequence, 2) == [7, 8]
@@ -417,7 +417,7 @@ def test_speculation_refusals(tiny_model: Make, ids: Tensor) -> None:
 
 @pytest.mark.parametrize("form", ["full", "int8"])
 @pytest.mark.parametrize("chunk", [1, 4, 64])
-def test_prompts_are_read_beside_sequences_that_grow(tiny_model: Make, ids: Tensor, form: str, chunk: int) -> None:
+def test_prompts_are_prefilled_beside_decoding_sequences(tiny_model: Make, ids: Tensor, form: str, chunk: int) -> None:
     model = tiny_model(eos_token_id=None)
     rows = ids.flatten().tolist()
     requests = [
@@ -446,7 +446,7 @@ def test_prompts_are_read_beside_sequences_that_grow(tiny_model: Make, ids: Tens
 
 
 @pytest.mark.parametrize("form", ["full", "int8", "ring"])
-def test_logits_of_unlike_prompts_outlive_each_others_passes(tiny_model: Make, ids: Tensor, form: str) -> None:
+def test_logits_of_unequal_prompts_outlive_each_others_passes(tiny_model: Make, ids: Tensor, form: str) -> None:
     model = tiny_model(eos_token_id=None, sliding_window=12)
     prompts = [row[:length] for row, length in zip(ids.repeat(3, 1).tolist(), (1, 6, 1, 13, 1, 2, 2, 4), strict=False)]
     options = [GenerationOptions(max_new_tokens=4 + 3 * row % 7, temperature=0.0) for row in range(len(prompts))]
@@ -486,7 +486,7 @@ class Interruption:
 
 
 @pytest.mark.parametrize("form", ["full", "ring"])
-def test_an_interruption_anywhere_loses_and_doubles_nothing(tiny_model: Make, ids: Tensor, form: str) -> None:
+def test_an_interruption_anywhere_loses_and_repeats_nothing(tiny_model: Make, ids: Tensor, form: str) -> None:
     model = tiny_model(eos_token_id=None, sliding_window=12, num_hidden_layers=1)
     rows = ids.tolist()
     options = [GenerationOptions(max_new_tokens=count, temperature=0.7, logprobs=True) for count in (2, 4, 3, 1)]
@@ -522,7 +522,7 @@ def test_an_interruption_anywhere_loses_and_doubles_nothing(tiny_model: Make, id
 
 
 @pytest.mark.parametrize("form", ["full", "int8"])
-def test_an_interrupted_step_is_done_again(
+def test_an_interrupted_step_can_be_repeated(
     tiny_model: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     model = tiny_model(eos_token_id=None)
@@ -547,13 +547,13 @@ def test_an_interrupted_step_is_done_again(
     assert run(interrupted=True) == run(interrupted=False)
 
 
-def test_one_that_leaves_before_it_is_read_disturbs_nobody(tiny_model: Make, ids: Tensor) -> None:
+def test_an_aborted_prefill_disturbs_no_other_sequence(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=6, temperature=0.0)
     engine = Engine(model, 3, prefill_chunk=4)
     first, second, third = (engine.add_request(row.tolist(), options) for row in ids)
     engine.step()
-    engine.abort(first)  # the last takes its place, half read
+    engine.abort(first)  # the last takes its slot, prefilled in part
     while engine.running:
         engine.step()
     assert (first.finish_reason, first.new_ids) == ("stop", [])

@@ -65,7 +65,7 @@ EVERY: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", EVERY, ids=lambda options: next(iter(options)))
-def test_every_road_gives_the_same_ids(
+def test_every_way_to_generate_gives_the_same_ids(
     tiny_model: Make, ids: Tensor, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(eos_token_id=None)
@@ -101,7 +101,7 @@ def test_every_road_gives_the_same_ids(
     with pytest.warns(UserWarning, match="generating without a CUDA graph"):
         assert torch.equal(generate(model, ids, cuda_graph=True, **options, **common), expected)
 
-    model.set_attn_implementation("eager")  # the PyTorch layers in place of the compiled core
+    model.set_attn_implementation("eager")  # the modules in place of the CPU decoder
     assert torch.equal(generate(model, ids, **options, **common), expected)
     monkeypatch.setattr(sampler_dispatch, "_sample_native", sampler_dispatch._sample_with_torch)
     assert torch.equal(generate(model, ids, **options, **common), expected)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from bpe_llama.model import LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cpu.weight_layout import lay_flat
+from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 
 Make = Callable[..., LlamaForCausalLM]
 SHAPE = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
@@ -100,7 +100,7 @@ def test_a_model_keeps_its_ways(tiny_model: Make, ids: Tensor, kind: str, tmp_pa
 def test_what_is_not_quantised_lets_go_of_the_rest(tiny_model: Make, ids: Tensor, tied: bool) -> None:
     model = tiny_model(**SHAPE, tie_word_embeddings=tied)
     never_laid = quantize.quantize(tiny_model(**SHAPE, tie_word_embeddings=tied), "int8")
-    lay_flat(model)
+    lay_out_weights(model)
     assert model.model.embed_tokens.weight.untyped_storage().nbytes() > 2 * model.model.embed_tokens.weight.nbytes
     quantize.quantize(model, "int8")
     assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in model.parameters())

@@ -1,4 +1,4 @@
-"""Sequences that bring unlike numbers of ids in one pass, against the model reading each of them alone."""
+"""A ragged batch in one pass of the CPU decoder, against the model running each sequence alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from bpe_llama._core import has_amx, has_avx512
 from bpe_llama.model import KVCache, LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cpu.decoder import FusedDecoder
-from bpe_llama.model.backends.cpu.ragged import PackedDecoder
+from bpe_llama.model.backends.cpu.decoder import CpuDecoder
 
 from .test_cpu_decoder import VARIANTS, uneven
 
@@ -26,8 +25,8 @@ def drawn(length: int, seed: int) -> list[int]:
 
 
 def differences(model: LlamaForCausalLM, held: list[int], new: list[int]) -> tuple[float, float]:
-    """Return how far logits and cache are from those of the model reading each sequence alone."""
-    packed, cache = PackedDecoder(FusedDecoder(model)), KVCache(model.config, len(held), 32, dtype=model.dtype)
+    """Return how far logits and cache are from those of the model running each sequence alone."""
+    decoder, cache = CpuDecoder(model), KVCache(model.config, len(held), 32, dtype=model.dtype)
     ids = [drawn(before + count, seed) for seed, (before, count) in enumerate(zip(held, new, strict=True))]
     apart, expected = [], []
     for slot, (row, before) in enumerate(zip(ids, held, strict=True)):
@@ -40,10 +39,10 @@ def differences(model: LlamaForCausalLM, held: list[int], new: list[int]) -> tup
     lengths = [before + count for before, count in zip(held, new, strict=True)]
     fresh = [row[before:] for row, before in zip(ids, held, strict=True)]
 
-    found = packed(fresh, cache, every=True)
+    found = decoder(fresh, cache, every=True)
     assert cache.lengths == lengths
     cache.lengths[:] = held
-    last = packed(fresh, cache)
+    last = decoder(fresh, cache)
     torch.testing.assert_close(last, found[torch.tensor(new).cumsum(0) - 1])
     in_cache = max(
         float((cache.store[:, :, slot, :, :end] - alone.store[:, :, 0, :, :end]).abs().max())
@@ -81,21 +80,21 @@ def test_bfloat16_is_as_near_to_float32_as_the_model_is(tiny_model: Make) -> Non
     exact = uneven(tiny_model()).to(torch.bfloat16).float()
     rows = [drawn(count, count) for count in range(1, 17)]
     truth, plain = (torch.stack([m(torch.tensor([row])).logits[0, -1] for row in rows]) for m in (exact, half))
-    found = PackedDecoder(FusedDecoder(half))(rows, KVCache(half.config, 16, 32, dtype=torch.bfloat16))
+    found = CpuDecoder(half)(rows, KVCache(half.config, 16, 32, dtype=torch.bfloat16))
     assert (found - truth).abs().mean() < 1.1 * (plain - truth).abs().mean()
 
 
 def test_refusals_leave_the_cache_as_it_was(tiny_model: Make) -> None:
     model = tiny_model()
-    packed, cache = PackedDecoder(FusedDecoder(model)), KVCache(model.config, 2, 4)
+    decoder, cache = CpuDecoder(model), KVCache(model.config, 2, 4)
     with pytest.raises(ValueError, match="input id 97 is outside the vocabulary of 97"):
-        packed([[5, 97], [6]], cache)
+        decoder([[5, 97], [6]], cache)
     with pytest.raises(ValueError, match=r"\[2, 0\] new ids for 2 slots"):
-        packed([[5, 6], []], cache)
+        decoder([[5, 6], []], cache)
     with pytest.raises(ValueError, match=r"\[1\] new ids for 2 slots"):
-        packed([[5]], cache)
+        decoder([[5]], cache)
     with pytest.raises(ValueError, match="slot 1 holds 0 tokens and 5 more exceed the cache's 4"):
-        packed([[5], [6] * 5], cache)
+        decoder([[5], [6] * 5], cache)
     assert cache.lengths == [0, 0]
 
 
@@ -104,7 +103,7 @@ def test_refusals_leave_the_cache_as_it_was(tiny_model: Make) -> None:
 )
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("window", [None, 5])
-def test_the_same_bits_whatever_is_read_together(tiny_model: Make, kind: str | None, window: int | None) -> None:
+def test_float32_logits_are_batch_invariant(tiny_model: Make, kind: str | None, window: int | None) -> None:
     model = uneven(tiny_model(hidden_size=64, num_attention_heads=8, intermediate_size=96, sliding_window=window))
     if kind is not None:
         quantize.quantize(model, kind, group_size=32)
@@ -112,13 +111,13 @@ def test_the_same_bits_whatever_is_read_together(tiny_model: Make, kind: str | N
 
     def logits(chunk: int, beside: bool) -> torch.Tensor:
         cache, found = KVCache(model.config, 1 + beside, 64), []
-        packed = PackedDecoder(FusedDecoder(model))
+        decoder = CpuDecoder(model)
         for start in range(0, len(ids), chunk):
             new = ids[start : start + chunk]
             rows = [new, other[: len(new) + 1]] if beside else [new]
             if beside:
                 cache.lengths[1] = 0
-            found.append(packed(rows, cache, every=True)[: len(new)].clone())
+            found.append(decoder(rows, cache, every=True)[: len(new)].clone())
         return torch.cat(found)
 
     alone = logits(1, beside=False)

@@ -64,7 +64,7 @@ LOGITS = torch.randn(8, 128_256, generator=torch.Generator().manual_seed(6))
 @pytest.mark.parametrize("options", [{}, {"top_k": 50, "min_p": 0.01}, {"typical_p": 0.9}, {"temperature": 0.0}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("_", [pytest.param(None, marks=on_cuda, id="cuda")])
-def test_a_captured_graph_draws_as_the_cpu_does(options, dtype, _):
+def test_a_cuda_graph_draws_as_the_cpu_does(options, dtype, _):
     logits = LOGITS.to(dtype)
     on_device = logits.cuda()
     step = torch.zeros((), dtype=torch.int64, device="cuda")

@@ -157,7 +157,7 @@ def test_k_above_the_vocabulary_keeps_all_and_no_rows_give_no_ids():
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_nothing_waits_for_the_device(monkeypatch, preset, temperature):
     """Fake tensors of a CUDA device hold no values: reading one, or a shape that depends on one, raises."""
-    # The kernels cannot run on them; that these read nothing back, their captured graph shows on a GPU.
+    # The kernels cannot run on them; that these read nothing back, their CUDA graph shows on a GPU.
     monkeypatch.setattr(sampling, "HAS_TRITON", False)
     with FakeTensorMode():
         logits = torch.empty(3, 100, device="cuda", dtype=torch.bfloat16)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 
 from bpe_llama import Tokenizer, _core
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, generation, lora
 from bpe_llama.model.cli.chat import Conversation
 from bpe_llama.model.generation.generate import Engine, Sequence
 
@@ -200,7 +204,7 @@ def fresh(generator: TextGenerator) -> TextGenerator:
     return TextGenerator(copy.deepcopy(generator.model), generator.tokenizer)
 
 
-def test_a_prompt_that_begins_alike_is_not_read_again(generator: TextGenerator, prefilled: list[Sequence]) -> None:
+def test_a_common_prefix_is_not_computed_again(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     options = {"max_new_tokens": 12, "temperature": 0.9, "seed": 4, "eos_id": ()}
     prompts = [
         "Once upon a time",
@@ -267,7 +271,7 @@ def test_streams_may_overlap_and_end_early(generator: TextGenerator) -> None:
         )
 
 
-def test_a_conversation_reads_only_what_is_new(generator: TextGenerator, prefilled: list[Sequence]) -> None:
+def test_a_conversation_prefills_only_new_ids(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
     tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k", special_tokens=SPECIAL)
     tokenizer.chat_template = template
@@ -279,3 +283,24 @@ def test_a_conversation_reads_only_what_is_new(generator: TextGenerator, prefill
     assert first.num_cached_tokens == 0
     assert second.num_cached_tokens >= len(first.prompt) and third.num_cached_tokens >= len(second.prompt)
     assert 257 not in third.prompt  # what looks special in a message stays text
+
+
+def test_a_step_visits_the_eight_files_that_the_documentation_lists(generator: TextGenerator) -> None:
+    root = Path(generation.__file__).parents[1]
+    visited: set[str] = set()
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(root):
+            visited.add(path.relative_to(root).as_posix())
+
+    pieces = fresh(generator).stream("Once upon", max_new_tokens=9, eos_id=())
+    next(pieces)
+    before = sys.gettrace()
+    sys.settrace(record)
+    try:
+        next(pieces)
+    finally:
+        sys.settrace(before)
+    listed = re.findall(r"^\d\. ``(.*?)``", generation.__doc__ or "", re.MULTILINE)
+    assert len(listed) == 8 and visited == set(listed)

@@ -1,4 +1,4 @@
-"""The Triton kernels of a captured step: their logic on the CPU, their compilation for a GPU and, on one, a run."""
+"""The Triton kernels of a CUDA graph: their logic on the CPU, their compilation for a GPU and, on one, a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, quantize
-from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder, unsupported_by_triton
+from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
+from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 
@@ -100,7 +101,7 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
     assert unsupported_by_triton(tiny_model()) is None
     half = tiny_model().half()
     assert unsupported_by_triton(half) == "the model is of torch.float16, and the kernels take float32 and bfloat16"
-    with pytest.raises(ValueError, match=r"cannot run through Triton: the model is of torch\.float16"):
+    with pytest.raises(ValueError, match=r"no Triton kernels: the model is of torch\.float16"):
         CudaGraphDecoder(half, Engine(half).cache, "triton")
     hooked, other = tiny_model(), tiny_model()
     hooked.model.layers[1].mlp.register_forward_hook(lambda *_: None)
@@ -119,7 +120,7 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and none is here")
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
-def test_a_captured_graph_of_kernels_gives_the_ids_of_plain_generation(
+def test_a_cuda_graph_of_kernels_gives_the_ids_of_plain_generation(
     tiny_model: Make, ids: Tensor, kind: str | None
 ) -> None:
     model = tiny_model(eos_token_id=None, hidden_size=64, num_attention_heads=4, intermediate_size=128)
@@ -129,10 +130,10 @@ def test_a_captured_graph_of_kernels_gives_the_ids_of_plain_generation(
     wanted = [GenerationOptions(seed=seed, max_new_tokens=20, top_p=0.9) for seed in (2**64 - 1, 0, 7)]
     prompts = [ids[0].tolist(), ids[1, :3].tolist(), ids[2, :11].tolist()]
     engines = [Engine(model, 3, 48) for _ in range(2)]
-    plain, captured = (engine.prefill(prompts, wanted) for engine in engines)
+    plain, by_graph = (engine.prefill(prompts, wanted) for engine in engines)
     while engines[0].step():
         pass
     decoder = CudaGraphDecoder(model, engines[1].cache, "triton")
-    decoder.run(captured, 5)
+    decoder.run(by_graph, 5)
     assert decoder.fallback_reason is None
-    assert [found.new_ids for found in captured] == [expected.new_ids for expected in plain]
+    assert [found.new_ids for found in by_graph] == [expected.new_ids for expected in plain]

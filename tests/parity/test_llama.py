@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM
-from bpe_llama.model.backends.cpu.decoder import can_fuse
-from bpe_llama.model.backends.cuda.graph import unsupported_by_cuda_graph
+from bpe_llama.model.backends.cpu.dispatch import can_decode
+from bpe_llama.model.backends.cuda.dispatch import unsupported_by_cuda_graph
 from bpe_llama.model.generation.beam import beam_search
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence
 from bpe_llama.model.generation.speculative import generate_speculative
@@ -192,7 +192,7 @@ def test_attention_dropout_is_applied_in_training_alone(kind: str, backend: str,
     whole = outs[False].argmax(-1)[:, -1:]
     assert torch.equal(ours.generate(ids, max_new_tokens=1, temperature=0.0, eos_id=())[:, -1:], whole)
     ours.train()
-    assert not can_fuse(ours) and unsupported_by_cuda_graph(ours, "full") is not None  # which would drop nothing
+    assert not can_decode(ours) and unsupported_by_cuda_graph(ours, "full") is not None  # which would drop nothing
     ours.set_attn_implementation("flex")
     with pytest.raises(ValueError, match=r"attention_dropout is 0\.4, which flex attention cannot apply"):
         ours(ids)

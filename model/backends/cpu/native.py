@@ -1,14 +1,13 @@
-"""The products of a layer and its attention through the compiled core, for as many rows as it is faster than torch.
+"""The layers of a model by native kernels (the Rust crate `kernels`), for as many rows as they are faster than PyTorch.
 
-Hidden states are float32 whatever the weights are: nothing is rounded between a layer's input and its output but what
-goes into the cache, and what many rows of a bfloat16 model are multiplied as (see `Linear`).
+Hidden states are float32 whatever the weights are: between a layer's input and output nothing is rounded but what goes
+into the cache, and activations of many rows of a bfloat16 model (see `bpe_llama._core.Linear`).
 
-Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size, ``R`` rotated features of a head.
+Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features, ``D`` hidden_size.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,73 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpe_llama._core import Linear, attend, has_amx, has_avx512, has_avx512_bf16
-from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama._core import Linear
+from bpe_llama.model.backends.cpu.dispatch import FEW_KEYS
+from bpe_llama.model.backends.cpu.workspace import Workspace
+from bpe_llama.model.backends.dense import decoder_layers, shared_input
 from bpe_llama.model.layers.norm import RMSNorm
-from bpe_llama.model.layers.rope import Rotation
-from bpe_llama.model.llama import DecoderLayer
+from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
 from bpe_llama.model.quantization.quantize import PackedLinear
-
-MOST_ROWS = 48
-"""Up to so many rows products with float32 and packed weights are as fast as torch's or faster; with AVX-512, of any
-number."""
-
-MOST_ROWS_OF_BFLOAT16, MOST_ROWS_OF_BFLOAT16_IN_UNIT = 32, 64
-"""The same for bfloat16, which torch rounds hidden states to: that unit multiplies what ours have not three times.
-Where pairs of bfloat16 are multiplied, ours rounds, too, and may have any number."""
-
-FEW_KEYS = 2048
-"""Looking at more, counted for each row, torch's attention gains more by several threads than the products lose."""
-
-
-def can_compile(linears: Sequence[nn.Module]) -> bool:
-    """Return whether the compiled core knows the format of these layers' weights, and can read them where they lie.
-
-    Example:
-        >>> can_compile([nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.bfloat16)])
-        True
-        >>> can_compile([nn.Linear(2, 2, dtype=torch.float64)])
-        False
-    """
-    return all(
-        (isinstance(linear, PackedLinear) and linear.is_shared())
-        or (type(linear) is nn.Linear and linear.weight.dtype in (torch.float32, torch.bfloat16))
-        for linear in linears
-    )
-
-
-def most_rows(linears: Sequence[nn.Module]) -> int:
-    """Return up to how many rows the compiled products of these layers, which it `can_compile`, serve best."""
-    if any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears):
-        if has_amx():
-            return MOST_ROWS_OF_BFLOAT16_IN_UNIT
-        if not has_avx512_bf16():
-            return MOST_ROWS_OF_BFLOAT16
-    return sys.maxsize if has_avx512() else MOST_ROWS
-
-
-def reads_prompts() -> bool:
-    """Return whether the compiled core looks at the keys of prompts sooner than torch, in whatever dtype these are.
-
-    Torch does so in float32 where no unit multiplies bfloat16, and `attend` with AVX-512 then takes half as long.
-    """
-    return has_avx512() and not has_amx()
 
 
 class Rows:
-    """M rows of float32 in memory kept, as torch and as the compiled core see it."""
+    """M rows of float32, as a tensor and as a NumPy array of the same memory."""
 
     def __init__(self, tensor_MI: Tensor) -> None:
         self.tensor, self.array = tensor_MI, tensor_MI.numpy()
 
 
-class CompiledProduct:
-    """The product with the matrices of several linear layers that share their input, side by side.
+class NativeProduct:
+    """The product with the adjacent matrices of linear layers that share their input.
 
     Args:
-        linears: Layers that `can_compile`; their memory is shared.
+        linears: Layers with native kernels; their memory is shared.
         norm: Normalises the input first.
-        gated: Whether the input is gates and as many numbers more, as a feed-forward block's last product takes it.
+        gated: Whether the input is gate and up projections, from which SwiGLU computes the activations.
     """
 
     def __init__(self, linears: Sequence[nn.Module], norm: RMSNorm | None = None, gated: bool = False) -> None:
@@ -103,95 +58,85 @@ class CompiledProduct:
 
 
 def _matrix(linear: nn.Module) -> Any:
-    """Return a layer's weights as the compiled core takes them."""
+    """Return a layer's weights as the native kernels take them."""
     if isinstance(linear, PackedLinear):
         return linear.packed_matrix()
     return _array(linear.weight)  # type: ignore[arg-type]  # that of nn.Linear
 
 
 def _array(weight: Tensor) -> Any:
-    """Return NumPy's view of a weight: float32, or the bits of bfloat16."""
+    """Return a NumPy view of a weight: float32, or the bits of bfloat16."""
     weight = weight.detach()
     return (weight if weight.dtype == torch.float32 else weight.view(torch.uint16)).numpy()
 
 
-class CompiledLayer:
+class _Layer:
     """The products of one layer."""
 
     def __init__(self, layer: DecoderLayer) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = CompiledProduct([attention.q_proj, attention.k_proj, attention.v_proj], layer.input_layernorm)
-        self.out = CompiledProduct([attention.o_proj])
-        self.gate_up = CompiledProduct([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm)
-        self.down = CompiledProduct([mlp.down_proj], gated=True)
+        qkv, gate_up = shared_input(layer)
+        self.qkv = NativeProduct(qkv, layer.input_layernorm)
+        self.out = NativeProduct([layer.self_attn.o_proj])
+        self.gate_up = NativeProduct(gate_up, layer.post_attention_layernorm)
+        self.down = NativeProduct([layer.mlp.down_proj], gated=True)
 
 
-class CompiledAttention:
-    """The attention of one pass over a full cache, by rows that are one token each: one or more of every sequence.
+class NativeWeights:
+    """The products of a model's layers and of its head."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.layers = [_Layer(layer) for layer in decoder_layers(model)]
+        self.head = NativeProduct([model.lm_head], model.model.norm)
+
+    def write_logits(self, x_MD: Tensor, logits_MV: Tensor) -> None:
+        """Write the logits of float32 hidden states, float32."""
+        self.head.into(Rows(x_MD), Rows(logits_MV), torch.get_num_threads())
+
+
+class NativeLayers:
+    """A `LayerBackend` of native kernels.
 
     Args:
-        cache: Written to and read; its lengths do not change.
-        slots_M: int64; the slot of each row.
-        columns_M: int64; its column there, which is its position.
-        rotation: Cosines and sines of the rows, float32 (M, R / 2).
-        window: Keys that a row looks at, its own included; None is all.
-
-    Raises:
-        ValueError: If the cache is of another dtype than float32 and bfloat16.
+        weights: Of the model.
+        space: In float32.
     """
 
-    def __init__(
-        self, cache: KVCache, slots_M: Tensor, columns_M: Tensor, rotation: Rotation, window: int | None
-    ) -> None:
-        whole = cache.whole.detach()
-        if whole.dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"the cache is of {whole.dtype}; expected torch.float32 or torch.bfloat16")
-        self.store = (whole if whole.dtype == torch.float32 else whole.view(torch.uint16)).numpy()
-        self.places = torch.stack((slots_M + cache.first_slot, columns_M), dim=1).numpy()
-        self.cos, self.sin = (part.contiguous().numpy() for part in rotation)
-        self.window = window or 0
-        self.threads = torch.get_num_threads()
+    native = True
 
-    def into(self, layer: int, qkv_MO: Tensor, gathered_MO: Tensor) -> None:
-        """Turn queries and keys, write keys and values to the cache, and write what each row gathers; both float32."""
-        attend(
-            qkv_MO.numpy(), self.cos, self.sin, self.store, layer, self.places, gathered_MO.numpy(), self.window,
-            self.threads,
-        )  # fmt: skip
+    def __init__(self, weights: NativeWeights, space: Workspace) -> None:
+        self.weights, self.space = weights, space
+        parts = (space.x_MD, space.qkv_MO, space.attention_MO, space.gate_up_MO)
+        self._x_MD, self._qkv_MO, self._attention_MO, self._gate_up_MO = map(Rows, parts)
+        self._threads = 1
 
+    def project_qkv(self, layer: int) -> None:
+        """Write queries, keys and values of a layer to ``space.qkv_MO``."""
+        self.weights.layers[layer].qkv.into(self._x_MD, self._qkv_MO, self._threads)
 
-class CompiledPass:
-    """The memory that the products of one pass of M rows read and write."""
-
-    def __init__(self, x_MD: Tensor, qkv_MO: Tensor, gathered_MO: Tensor, gate_up_MO: Tensor) -> None:
-        self.x_MD, self.qkv_MO, self.gathered_MO, self.gate_up_MO = map(Rows, (x_MD, qkv_MO, gathered_MO, gate_up_MO))
-        self.threads = 1
+    def finish_layer(self, layer: int) -> None:
+        """Add output projection and feed-forward block of a layer to ``space.x_MD``."""
+        products, threads = self.weights.layers[layer], self._threads
+        products.out.into(self._attention_MO, self._x_MD, threads, add=True)
+        products.gate_up.into(self._x_MD, self._gate_up_MO, threads)
+        products.down.into(self._gate_up_MO, self._x_MD, threads, add=True)
 
     @contextmanager
-    def looking_at(self, keys: int) -> Iterator[None]:
-        """Let these products have torch's threads for a pass in which torch has so many keys to look at a layer.
+    def threads(self, keys: int) -> Iterator[None]:
+        """Give native products PyTorch's threads for one pass.
 
-        If they are few, torch keeps one thread to itself: its others would wait for more to do by turning round and
-        round, on the processors that the products need. A thread of the process whose very first use of torch falls
-        into such a pass is given one thread by torch, too, until it asks for more.
+        If PyTorch's attention has few keys, PyTorch keeps one thread: its other OpenMP workers would spin on the cores
+        that the products need. Exception: a Python thread whose first use of PyTorch falls into such a pass gets one
+        PyTorch thread until it sets another number.
+
+        Args:
+            keys: Query rows times keys of PyTorch's attention in each layer.
         """
-        self.threads = torch.get_num_threads()
-        if self.threads == 1 or keys > FEW_KEYS:
+        self._threads = torch.get_num_threads()
+        if self._threads == 1 or keys > FEW_KEYS:
             yield
             return
         torch.set_num_threads(1)
         try:
             yield
         finally:
-            torch.set_num_threads(self.threads)
-
-    def begin_layer(self, layer: CompiledLayer) -> None:
-        """Write the queries, keys and values of a layer."""
-        layer.qkv.into(self.x_MD, self.qkv_MO, self.threads)
-
-    def end_layer(self, layer: CompiledLayer, gathered_MO: Tensor) -> None:
-        """Add what the attention gathered, and what the feed-forward block makes of it, to the hidden states."""
-        self.gathered_MO.tensor.copy_(gathered_MO)
-        layer.out.into(self.gathered_MO, self.x_MD, self.threads, add=True)
-        layer.gate_up.into(self.x_MD, self.gate_up_MO, self.threads)
-        layer.down.into(self.gate_up_MO, self.x_MD, self.threads, add=True)
+            torch.set_num_threads(self._threads)

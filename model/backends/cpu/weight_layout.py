@@ -1,26 +1,26 @@
-"""All weights of a model in one piece of memory, in the order in which a token needs them.
+"""The weight layout: all weights of a model in one buffer, in the order in which a token reads them.
 
-Reading weights is nearly all that decoding one sequence does. One buffer on huge pages spares the processor most
-look-ups of addresses, and layers that share an input come to lie side by side, so that one product can serve them.
+Decoding one sequence is bound by memory bandwidth. One buffer on huge pages avoids most TLB misses, and the weights of
+layers that share an input are adjacent, so that one product serves them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
+from bpe_llama.model.backends.dense import decoder_layers, shared_input
+from bpe_llama.model.llama import LlamaForCausalLM
 
 ALIGNMENT = 64
 """Bytes; each group of weights begins at a multiple of it, a cache line of most processors."""
 
 
 def huge_page_buffer(size: int) -> Tensor:
-    """Return ``size`` bytes of memory, uint8, on huge pages where the system grants them.
+    """Return ``size`` bytes of memory, uint8, on huge pages where the system supports them.
 
     Example:
         >>> huge_page_buffer(1000).shape
@@ -29,74 +29,24 @@ def huge_page_buffer(size: int) -> Tensor:
     if not hasattr(mmap, "MADV_HUGEPAGE"):  # Linux has it
         return torch.empty(size, dtype=torch.uint8)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel built without them: small pages serve as well
+    with contextlib.suppress(OSError):  # a kernel built without them uses small pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
-    """Return one matrix over several that lie one after the other in memory, sharing it; None if they do not.
-
-    Example:
-        >>> whole = torch.arange(12.0).view(6, 2)
-        >>> side_by_side([whole[:2], whole[2:5]]).shape
-        torch.Size([5, 2])
-        >>> side_by_side([whole[:2], whole[3:]]) is None
-        True
-    """
-    first = weights[0]
-    end = first.data_ptr()
-    for weight in weights:
-        same_kind = weight.dtype == first.dtype and weight.shape[1:] == first.shape[1:]
-        if not (same_kind and weight.is_contiguous() and weight.data_ptr() == end):
-            return None
-        end += weight.numel() * weight.element_size()
-    if end - first.data_ptr() > first.untyped_storage().nbytes() - first.storage_offset() * first.element_size():
-        return None  # neighbours by accident: each has memory of its own
-    rows = sum(weight.shape[0] for weight in weights)
-    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
-
-
-def lay_side_by_side(weights: Sequence[Tensor]) -> Tensor:
-    """Return one matrix over several, which share it from then on; they are moved if they lie elsewhere.
-
-    Example:
-        >>> first, second = torch.zeros(2, 3), torch.ones(4, 3)
-        >>> lay_side_by_side([first, second]).shape, second.storage_offset()
-        (torch.Size([6, 3]), 6)
-    """
-    whole = side_by_side(weights)
-    if whole is None:
-        whole = torch.cat([weight.detach() for weight in weights])
-        for weight, part in zip(weights, torch.split(whole, [len(weight) for weight in weights]), strict=True):
-            weight.data = part
-    return whole
-
-
-def decoder_layers(model: LlamaForCausalLM) -> list[DecoderLayer]:
-    """Return the layers of the stack, in order."""
-    return [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
-
-
-@torch.inference_mode(False)  # a caller's may be on, and weights made in it could never be trained again
+@torch.inference_mode(False)  # weights created in a caller's inference mode could not be trained
 @torch.no_grad()
-def lay_flat(model: LlamaForCausalLM) -> None:
-    """Move a dense CPU model's weights into one buffer: queries, keys and values side by side, gate and up likewise.
+def lay_out_weights(model: LlamaForCausalLM) -> None:
+    """Move a dense CPU model's weights into one buffer: queries, keys and values adjacent, gate and up likewise.
 
     The parameters stay the same objects with the same values, so optimisers and `save_pretrained` do not notice.
-    Costs one copy of the weights; each old one is let go as soon as it is copied.
+    Costs one copy of the weights; each old one is freed as soon as it is copied.
     """
     modules: list[list[nn.Module]] = [[model.model.embed_tokens]]
     for layer in decoder_layers(model):
-        attention, mlp = layer.self_attn, layer.mlp
-        modules += [
-            [layer.input_layernorm],
-            [attention.q_proj, attention.k_proj, attention.v_proj],
-            [attention.o_proj],
-            [layer.post_attention_layernorm],
-            [mlp.gate_proj, mlp.up_proj],
-            [mlp.down_proj],
-        ]
+        qkv, gate_up = shared_input(layer)
+        modules += [[layer.input_layernorm], [*qkv], [layer.self_attn.o_proj]]
+        modules += [[layer.post_attention_layernorm], [*gate_up], [layer.mlp.down_proj]]
     modules.append([model.model.norm])
     if model.lm_head.weight is not model.model.embed_tokens.weight:
         modules.append([model.lm_head])

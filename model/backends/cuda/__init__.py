@@ -1,1 +1,1 @@
-"""Decoding on CUDA."""
+"""A decoding step as a CUDA graph: graph.py captures it, dispatch.py says what it supports."""

@@ -1,13 +1,13 @@
-"""A step of decoding as one program of fixed shapes, sampler and all: on CUDA a graph that runs without the host.
+"""A decoding step as one program of fixed shapes, sampler included: on CUDA a graph that replays without the host.
 
-For a few sequences, launching the kernels of a step takes longer than running them. Here all that a step needs and
-changes lies on the device (ids, places, how many are drawn, who has ended), so that a captured graph can be replayed
-again and again; only now and then does the host ask whether all have ended, and it goes on before it has the answer.
-On other devices the same program runs uncaptured, slower than `fused`: so its ids can be tested without a GPU.
+For a few sequences, launching the kernels of a step takes longer than running them. So the whole state of a step (ids,
+positions, draw counts, finished sequences) lies on the device and a CUDA graph is replayed again and again. Every few
+steps the host asks whether all sequences have finished, and launches further steps before it has the answer. On other
+devices the same program runs without a graph, slower than the CPU decoder, so that its ids can be tested without a GPU.
 
 Shapes: ``B`` sequences, ``S`` key length, ``D`` hidden_size, ``V`` vocab_size.
 
-Source: the idea of a static cache and a step captured whole is gpt-fast's.
+Source: the static cache and the capture of a whole step are gpt-fast's.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bpe_llama.model.backends.cpu.decoder import is_plain
-from bpe_llama.model.backends.cpu.decoder_parts import shared_input
-from bpe_llama.model.backends.cpu.weight_layout import decoder_layers
+from bpe_llama.model.backends.cuda.dispatch import (
+    options_unsupported_by_cuda_graph,
+    unsupported_by_cuda_graph,
+    unsupported_by_triton,
+)
 from bpe_llama.model.cache.kv_cache import KVCache, Places
-from bpe_llama.model.device import HAS_TRITON
-from bpe_llama.model.layers.attention import Attention
-from bpe_llama.model.layers.attention_backends import Visible, eager, sdpa
-from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
+from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.quantization.quantize import Float8Linear, Int4Linear, Int8Linear
 from bpe_llama.model.sampling import sample_logits
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -40,95 +38,20 @@ from bpe_llama.model.sampling.uniform import SEED_BITS, as_word
 if TYPE_CHECKING:
     from bpe_llama.model.backends.cuda.triton_step import TritonStep
 
-TRITON_LINEARS = (nn.Linear, Int8Linear, Int4Linear, Float8Linear)
 SHORTEST = 256
-"""Keys looked at in a step are rounded up to this times a power of two, or the cache's capacity: a graph for each."""
-
-
-def unsupported_by_cuda_graph(model: LlamaForCausalLM, cache: str = "full") -> str | None:
-    """Return what keeps the model's step, with this form of cache, from having fixed shapes; None where nothing does.
-
-    Example:
-        >>> from bpe_llama.model.config import LlamaConfig
-        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        ...                      num_attention_heads=2, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
-        >>> unsupported_by_cuda_graph(LlamaForCausalLM(config))
-        "rotary positions of the kind 'dynamic' depend on the length"
-    """
-    config = model.config
-    if cache != "full":
-        return f"the cache is of the form {cache!r}"
-    if config.num_local_experts:
-        return "the experts of a mixture are chosen anew for every token"
-    if config.position_encoding != "rotary":
-        return f"position_encoding is {config.position_encoding!r}"
-    if config.rope["rope_type"] in LENGTH_DEPENDENT:
-        return f"rotary positions of the kind {config.rope['rope_type']!r} depend on the length"
-    if any(isinstance(part, Attention) and part.dropout for part in model.modules()):
-        return f"attention_dropout is {config.attention_dropout} and the model in training mode"
-    if any(isinstance(part, Attention) and part.backend not in (sdpa, eager) for part in model.modules()):
-        return "the attention back end is neither 'sdpa' nor 'eager'"
-    return None
-
-
-def options_unsupported_by_cuda_graph(options: GenerationOptions) -> str | None:
-    """Return why a captured step cannot serve these options; None if it can.
-
-    Example:
-        >>> options_unsupported_by_cuda_graph(GenerationOptions(no_repeat_ngram_size=3))
-        'scores are changed by more than the sampler does, row by row on the host'
-    """
-    if options.prepares_scores:
-        return "scores are changed by more than the sampler does, row by row on the host"
-    if options.penalises and options.penalty_scope != "context":
-        return f"penalty_scope is {options.penalty_scope!r}"
-    if options.logprobs or options.top_logprobs:
-        return "log-probabilities are kept"
-    return None
-
-
-def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
-    """Return what keeps a model, which can be captured, from running through `decode_on_cuda`; None where nothing does.
-
-    Example:
-        >>> from bpe_llama.model.config import LlamaConfig
-        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        ...                      num_attention_heads=2)
-        >>> unsupported_by_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # whose range is too small
-        False
-    """
-    if not HAS_TRITON:
-        return "triton is not installed"
-    if model.dtype not in (torch.float32, torch.bfloat16):
-        return f"the model is of {model.dtype}, and the kernels take float32 and bfloat16"
-    if not is_plain(model):
-        return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
-    for layer in decoder_layers(model):
-        for linears in (*shared_input(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj], [model.lm_head]):
-            names = {type(linear).__name__ for linear in linears}
-            kinds = {_kind_of(linear) for linear in linears}
-            if len(kinds) > 1 or type(linears[0]) not in TRITON_LINEARS:
-                return f"the kernels have no product with layers that share an input and are {', '.join(sorted(names))}"
-    return None
-
-
-def _kind_of(linear: nn.Module) -> tuple[object, ...]:
-    """Return what layers must share to lie side by side."""
-    dtypes = tuple(tensor.dtype for tensor in (*linear.parameters(), *linear.buffers()))
-    return type(linear), getattr(linear, "group_size", None), linear.bias is None, dtypes
+"""Keys of a step are rounded up to this times a power of two, or to the cache's capacity; each length has a graph."""
 
 
 class CudaGraphDecoder:
-    """Runs sequences whose prompts are read to their ends.
+    """Decodes prefilled sequences to their ends.
 
     Args:
-        model: One that `unsupported_by_cuda_graph` has nothing against.
+        model: One for which `unsupported_by_cuda_graph` is None.
         cache: A full one, a slot for each sequence.
-        backend: ``"triton"`` runs the layers through the kernels of `decode_on_cuda`, which lays weights side by side;
-            another has `torch.compile` join the small operations of a step, through its back end of this name
-            (``"inductor"``); None leaves them as they are.
+        backend: ``"triton"`` runs the layers by the kernels of `triton_step`, which makes weights adjacent; another
+            name is a backend of `torch.compile` that fuses the operations of a step (``"inductor"``); None fuses none.
 
-    Weights may change between runs; where they have moved, graphs are captured anew.
+    Weights may change between runs; if they have moved, graphs are captured anew.
 
     Raises:
         ValueError: If the model or the cache is of another kind, or not for the kernels (see `unsupported_by_triton`).
@@ -137,20 +60,20 @@ class CudaGraphDecoder:
     def __init__(self, model: LlamaForCausalLM, cache: KVCache, backend: str | None = None) -> None:
         reason = unsupported_by_cuda_graph(model)
         if reason is not None:
-            raise ValueError(f"the step cannot be captured: {reason}")
+            raise ValueError(f"no CUDA graph: {reason}")
         if type(cache) is not KVCache:
-            raise ValueError(f"the step cannot be captured with a {type(cache).__name__}; expected a full cache")
+            raise ValueError(f"no CUDA graph over a {type(cache).__name__}; expected a full cache")
         self.model = model
         self.cache = cache
         self.warm_up_seconds = 0.0
-        """Spent on capturing, compiling included."""
+        """Time spent on captures, compilation included."""
         self.fallback_reason: str | None = None if model.device.type == "cuda" else f"{model.device.type} has no graphs"
-        """Why steps run one by one, if they do."""
+        """Why steps run without a graph; None if they have one."""
         batch, capacity, device = cache.batch_size, cache.capacity, model.device
         self.ids_BS = torch.full((batch, capacity), -1, device=device)
-        """Prompt and continuation, -1 behind them."""
+        """Prompt and continuation; -1 after them."""
         self.place_B, self.drawn_B, self.seed_B = (torch.zeros(batch, dtype=torch.long, device=device) for _ in "123")
-        """Where the last id is; how many ids are new; the seeds' bits."""
+        """Position of the last id; number of new ids; the seeds' bits."""
         self.ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
         self._key_S = torch.arange(capacity, device=device)
         self._is_eos_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
@@ -165,23 +88,23 @@ class CudaGraphDecoder:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Let go of all that knows where weights were, if they are there no more."""
+        """Drop graphs and kernels that hold addresses of weights, if weights have moved."""
         if self._known and self._known == self._places_of_weights():
             return
         self._steps.clear()
         if self._through_triton:
             reason = unsupported_by_triton(self.model)
             if reason is not None:
-                raise ValueError(f"the step cannot run through Triton: {reason}")
+                raise ValueError(f"no Triton kernels: {reason}")
             from bpe_llama.model.backends.cuda.triton_step import TritonStep
 
             self._kernels = TritonStep(self.model, self.cache)
         self._known = self._places_of_weights()
 
     def _places_of_weights(self) -> list[object]:
-        """Return where weights are, how often buffers have changed, and which adapters take part.
+        """Return addresses of weights, versions of buffers, and the active adapters.
 
-        Some scales of few bits are kept as copies of buffers, and a graph keeps to the branches it was captured with.
+        Kernels copy some scales of quantized weights, and a graph repeats the branches that it was captured with.
         """
         places: list[object] = [weight.data_ptr() for weight in (*self.model.parameters(), *self.model.buffers())]
         places += [0 if buffer.is_inference() else buffer._version for buffer in self.model.buffers()]
@@ -192,17 +115,17 @@ class CudaGraphDecoder:
 
     @torch.no_grad()
     def run(self, sequences: abc.Sequence[Sequence], check_every: int = 16) -> None:
-        """Grow the sequences, in the order of their slots, until all have ended.
+        """Decode the sequences, in the order of their slots, until all have finished.
 
         Args:
-            sequences: With one new id each, or more, and not ended; of equal options but for the seed.
-            check_every: Steps after which the host asks whether all have ended.
+            sequences: Unfinished, with one new id each or more; their options may differ in the seed alone.
+            check_every: Steps after which the host asks whether all have finished.
 
         Raises:
             ValueError: If the sequences do not fill the slots, their options differ, or ask for log-probabilities, or
                 a row of the logits holds NaN, +inf or nothing finite.
         """
-        self._begin(sequences, check_every)
+        self._load(sequences, check_every)
         start = time.perf_counter()
         limit = min(self.options.max_new_tokens - min(len(s.new_ids) for s in sequences), self.cache.capacity)
         longest, done, asked = max(len(s.ids) for s in sequences), 0, None
@@ -212,13 +135,13 @@ class CudaGraphDecoder:
             for _ in range(count):
                 step()
             done += count
-            if asked is not None and asked():  # of the round before: this one runs on meanwhile
+            if asked is not None and asked():  # about the round before, while this one runs
                 break
             asked = self._ask()
         counts = self.drawn_B.tolist()  # waits for the last steps
-        self._hand_back(sequences, counts, time.perf_counter() - start)
+        self._write_back(sequences, counts, time.perf_counter() - start)
 
-    def _begin(self, sequences: abc.Sequence[Sequence], check_every: int) -> None:
+    def _load(self, sequences: abc.Sequence[Sequence], check_every: int) -> None:
         if len(sequences) != self.cache.batch_size:
             raise ValueError(f"{len(sequences)} sequences for {self.cache.batch_size} slots; expected one for each")
         if check_every < 1:
@@ -226,19 +149,19 @@ class CudaGraphDecoder:
         if any(
             sequence.num_prompt_tokens_left or sequence.finish_reason or not sequence.new_ids for sequence in sequences
         ):
-            raise ValueError("a sequence has ended, or its prompt is not read")
+            raise ValueError("a sequence has ended, or its prompt is not prefilled")
         kinds = {(s.options.sampling_key, s.options.max_new_tokens, s.options.min_new_tokens) for s in sequences}
         if len(kinds) > 1 or len({sequence.eos_ids for sequence in sequences}) > 1:
-            raise ValueError("the sequences have unlike options; only seeds may differ in a captured step")
+            raise ValueError("the sequences have unequal options; only seeds may differ in a CUDA graph")
         if any(sequence.options.logprobs for sequence in sequences):
-            raise ValueError("logprobs is True, but a captured step keeps none")
+            raise ValueError("logprobs is True, but a CUDA graph records none")
         reasons = [reason for s in sequences if (reason := options_unsupported_by_cuda_graph(s.options)) is not None]
         if reasons:
-            raise ValueError(f"the step cannot be captured: {reasons[0]}")
+            raise ValueError(f"no CUDA graph: {reasons[0]}")
         self._refresh()
         self.options = sequences[0].options
         self._kind = kinds.pop()
-        if self._kind not in self._sampling:  # graphs keep where these tensors are
+        if self._kind not in self._sampling:  # graphs hold the addresses of these tensors
             self._sampling[self._kind] = _on_device(self.options, self.model.config.vocab_size, self.model.device)
         self._is_eos_V.zero_()
         self._is_eos_V[list(sequences[0].eos_ids)] = True
@@ -253,7 +176,7 @@ class CudaGraphDecoder:
         self.ended_B.zero_()
 
     def _step(self, end: int) -> None:
-        """Add an id to every sequence that has not ended, looking at the first ``end`` columns of the cache."""
+        """Add an id to every unfinished sequence; attention covers the first ``end`` columns of the cache."""
         options = self.options
         last_B1 = self.ids_BS.gather(1, self.place_B[:, None])
         logits_BV = self._logits(last_B1[:, 0].clamp(min=0), end)
@@ -267,15 +190,15 @@ class CudaGraphDecoder:
             seed=self.seed_B,
             step=self.drawn_B,
         )
-        goes_on_B = (~self.ended_B).long()
-        self.place_B += goes_on_B
-        self.drawn_B += goes_on_B
+        unfinished_B = (~self.ended_B).long()
+        self.place_B += unfinished_B
+        self.drawn_B += unfinished_B
         self.ids_BS.scatter_(1, self.place_B[:, None], torch.where(self.ended_B, last_B1[:, 0], new_B)[:, None])
         self.ended_B |= (new_B < 0) | self._is_eos_V[new_B.clamp(min=0)]
         self.ended_B |= (self.drawn_B >= options.max_new_tokens) | (self.place_B >= self.cache.capacity - 1)
 
     def _logits(self, ids_B: Tensor, end: int) -> Tensor:
-        """Return the scores of what follows each id, (B, V), by kernels or the model's own modules."""
+        """Return the logits after each id, (B, V), by Triton kernels or the model's modules."""
         if self._kernels is not None:
             return self._kernels.logits(ids_B, self.place_B)
         stack, place_B1 = self.model.model, self.place_B[:, None]
@@ -291,43 +214,44 @@ class CudaGraphDecoder:
         return logits_BV
 
     def _step_of(self, longest: int) -> Callable[[], None]:
-        """Return the step that looks at so many columns at least, captured where that can be."""
+        """Return the step whose attention covers at least ``longest`` columns, as a graph where there are graphs."""
         end = SHORTEST
         while end < longest:
             end *= 2
-        # The kernels look at as many keys as there are, whatever the number.
+        # Triton kernels attend to each sequence's own length, so one graph serves all.
         end = min(end, self.cache.capacity) if self._kernels is None else self.cache.capacity
         if (end, self._kind) not in self._steps:
             start = time.perf_counter()
-            step = self._captured(end) if self.fallback_reason is None else partial(self._program, end)
+            step = self._capture(end) if self.fallback_reason is None else partial(self._program, end)
             self._steps[end, self._kind] = step
             self.warm_up_seconds += time.perf_counter() - start
         return self._steps[end, self._kind]
 
-    def _captured(self, end: int) -> Callable[[], None]:
+    def _capture(self, end: int) -> Callable[[], None]:
         state = (self.ids_BS, self.place_B, self.drawn_B, self.ended_B)
         before = [tensor.clone() for tensor in state]
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(self.model.device):
-                aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                aside.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(aside):  # compiles kernels and takes memory, which a capture must not
+                warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                warm_up.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(warm_up):  # compiles kernels and allocates memory, which a capture must not
                     self._program(end)
-                torch.cuda.current_stream().wait_stream(aside)
+                torch.cuda.current_stream().wait_stream(warm_up)
                 with torch.cuda.graph(graph):
                     self._program(end)
         except RuntimeError as error:
             self.fallback_reason = str(error).partition("\n")[0]
             warnings.warn(
-                f"the step could not be captured and runs kernel by kernel: {self.fallback_reason}", stacklevel=4
+                f"the CUDA graph could not be captured, so the step runs kernel by kernel: {self.fallback_reason}",
+                stacklevel=4,
             )
-        for tensor, held in zip(state, before, strict=True):
-            tensor.copy_(held)
+        for tensor, saved in zip(state, before, strict=True):
+            tensor.copy_(saved)
         return graph.replay if self.fallback_reason is None else partial(self._program, end)
 
     def _ask(self) -> Callable[[], bool]:
-        """Ask the device, without waiting, whether all have ended; return what waits for the answer."""
+        """Ask the device, without waiting, whether all have finished; return a function that waits for the answer."""
         if self.model.device.type != "cuda":
             answer = bool(self.ended_B.all())
             return lambda: answer
@@ -342,7 +266,7 @@ class CudaGraphDecoder:
 
         return answer_of
 
-    def _hand_back(self, sequences: abc.Sequence[Sequence], counts: abc.Sequence[int], seconds: float) -> None:
+    def _write_back(self, sequences: abc.Sequence[Sequence], counts: abc.Sequence[int], seconds: float) -> None:
         for slot, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
             first = len(sequence.prompt)
             sequence.new_ids[:] = self.ids_BS[slot, first : first + count].tolist()

@@ -1,9 +1,8 @@
-"""A step of decoding in seven Triton kernels a layer, for few sequences: every weight is read once, in its own format.
+"""A decoding step in seven Triton kernels a layer, for few sequences: every weight is read once, in its own format.
 
-The model of `llama.py` once more, as `fused` is for the CPU: norms, residuals and SwiGLU are taken into the products,
-queries, keys and values are one product, and the attention is split among programs. Hidden states are float32
-between the products. What is launched is in `decode_kernels`; nothing in it depends on how long the sequences are,
-so one captured graph serves all lengths.
+It computes what `llama.py` does. Norms, residuals and SwiGLU are fused into the products; queries, keys and values are
+one product; attention is split among programs over the keys. Hidden states are float32 between the products. No launch
+depends on the lengths of the sequences, so one CUDA graph serves all lengths.
 
 Shapes: ``M`` rows, one a sequence, ``D`` hidden_size, ``N`` heads, ``K`` KV heads, ``H`` head_dim, ``I`` inputs,
 ``O`` outputs, ``C`` chunks of the keys, ``F`` intermediate_size, ``V`` vocab_size.
@@ -18,9 +17,9 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from bpe_llama.model.backends.cpu.decoder_parts import shared_input
-from bpe_llama.model.backends.cpu.weight_layout import decoder_layers, lay_side_by_side
+from bpe_llama.model.backends.adjacent import make_adjacent
 from bpe_llama.model.backends.cuda import triton_kernels as kernels
+from bpe_llama.model.backends.dense import decoder_layers, shared_input
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM
@@ -31,15 +30,15 @@ from bpe_llama.model.quantization.triton_matmul import TritonMatmul
 def _product(
     linears: Sequence[nn.Module], dtype: torch.dtype, norm: RMSNorm | None = None, gated: bool = False
 ) -> TritonMatmul:
-    """Return the product with layers of one kind that share their input; their weights are laid side by side."""
+    """Return the product with layers of one kind that share their input; their weights become adjacent."""
     weights, scales = zip(*(_stored(linear) for linear in linears), strict=True)
     biases = [linear.bias for linear in linears if isinstance(linear.bias, Tensor)]
     return TritonMatmul(
-        lay_side_by_side(weights),
+        make_adjacent(weights),
         dtype,
-        scale=None if scales[0] is None else lay_side_by_side(scales),
+        scale=None if scales[0] is None else make_adjacent(scales),
         group=linears[0].group_size if isinstance(linears[0], PackedLinear) else 0,
-        bias_O=lay_side_by_side(biases) if biases else None,
+        bias_O=make_adjacent(biases) if biases else None,
         norm_I=None if norm is None else norm.weight,
         eps=0.0 if norm is None else norm.eps,
         gated=gated,
@@ -84,7 +83,7 @@ class TritonStep:
         self.head = _product([model.lm_head], model.dtype, model.model.norm)
         rows, size = cache.batch_size, config.head_size
         self.heads, self.kv_heads = config.num_attention_heads, config.kv_heads
-        self.chunk = 64 if model.dtype == torch.float32 else 128  # keys of one program, as many as registers hold
+        self.chunk = 64 if model.dtype == torch.float32 else 128  # keys of one program, limited by registers
         self.chunks = triton.cdiv(cache.capacity, self.chunk)
         empty = partial(torch.empty, dtype=model.dtype, device=model.device)
         wide = partial(torch.empty, dtype=torch.float32, device=model.device)
@@ -92,19 +91,18 @@ class TritonStep:
         self.query_MNH = empty(rows, self.heads, size)
         self.parts_MNCH = wide(rows, self.heads, self.chunks, size)
         self.extents_MNC2 = wide(rows, self.heads, self.chunks, 2)
-        self.gathered_MO = empty(rows, self.heads * size)
+        self.attention_MO = empty(rows, self.heads * size)
         self.gated_MF = empty(rows, config.intermediate_size)
         self.logits_MV = empty(rows, config.vocab_size)
 
     def logits(self, ids_M: Tensor, place_M: Tensor) -> Tensor:
-        """Return the scores of what follows each id, (M, V), in memory that the next step writes to.
+        """Return the logits after each id, (M, V), in memory that the next step overwrites.
 
         Args:
             ids_M: int64.
-            place_M: int64; the position of each, whose keys and values are written to the cache. Those before it are
-                read from there.
+            place_M: int64; the position of each, at which its keys and values are written to the cache.
         """
-        with torch.cuda.device_of(ids_M):  # type: ignore[no-untyped-call]  # which Triton's launches do not see to
+        with torch.cuda.device_of(ids_M):  # type: ignore[no-untyped-call]  # Triton launches on the current device
             return self._logits(ids_M, place_M)
 
     def _logits(self, ids_M: Tensor, place_M: Tensor) -> Tensor:
@@ -114,14 +112,14 @@ class TritonStep:
         for number, layer in enumerate(self.layers):
             layer.qkv.into(x_MD, self.qkv_MO)
             self._attend(number, cos_MR, sin_MR, place_M)
-            layer.out.into(self.gathered_MO, x_MD, add=True)
+            layer.out.into(self.attention_MO, x_MD, add=True)
             layer.gate_up.into(x_MD, self.gated_MF)
             layer.down.into(self.gated_MF, x_MD, add=True)
         self.head.into(x_MD, self.logits_MV)
         return self.logits_MV
 
     def _attend(self, number: int, cos_MR: Tensor, sin_MR: Tensor, place_M: Tensor) -> None:
-        """Turn queries and keys, extend the cache, and write what each row gathers."""
+        """Apply RoPE, extend the cache, and write the attention output."""
         rows, heads, kv_heads, size = len(place_M), self.heads, self.kv_heads, self.query_MNH.shape[2]
         keys, values = self.cache.keys[number], self.cache.values[number]
         block = triton.next_power_of_2(size)
@@ -137,4 +135,4 @@ class TritonStep:
             KV_HEADS=kv_heads, GROUPS=heads // kv_heads, BLOCK_G=max(triton.next_power_of_2(heads // kv_heads), 16),
             BLOCK=max(block, 16), **seen, **partial,
         )  # fmt: skip
-        kernels._combine_chunks[rows * heads,](out=self.gathered_MO, HEADS=heads, BLOCK=block, **seen, **partial)
+        kernels._combine_chunks[rows * heads,](out=self.attention_MO, HEADS=heads, BLOCK=block, **seen, **partial)

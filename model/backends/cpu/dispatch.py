@@ -1,0 +1,106 @@
+"""What runs a pass on the CPU: every row limit and every decision by CPU feature, in one place.
+
+| part of a pass | native kernels | PyTorch |
+|---|---|---|
+| linear layers, norms, SwiGLU | up to `native_rows` rows, weights that `has_native_kernels` knows | other passes |
+| attention, full cache | passes with native layers; else as `native_attention` says | other prompts |
+| attention, quantized or sliding-window cache | none | all |
+| a pass by the modules of `llama.py` | | models that `can_decode` refuses; see `decoder_serves` |
+
+Why PyTorch is left a share: where a CPU multiplies bfloat16 matrices in hardware (AMX), or where the kernels lack an
+instruction set, its GEMMs are faster from some number of rows on. The limits are measured.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from bpe_llama._core import has_amx, has_avx512, has_avx512_bf16
+from bpe_llama.model.backends.dense import is_dense
+from bpe_llama.model.cache.kv_cache import KVCache
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.quantization.quantize import PackedLinear
+
+FEW_ROWS = 8
+"""Up to so many rows, memory for hidden states and logits is kept from pass to pass: allocating it costs more."""
+
+NATIVE_ROWS = 48
+"""Rows up to which native products with float32 and packed weights are at least as fast as PyTorch's, without AVX-512;
+with it there is no limit."""
+
+NATIVE_ROWS_BFLOAT16, NATIVE_ROWS_BFLOAT16_AMX = 32, 64
+"""The same for bfloat16 weights, which PyTorch multiplies with activations rounded to bfloat16. AMX does so once where
+the exact native product takes three passes. With AVX-512 BF16, native products round too, and there is no limit."""
+
+FEW_KEYS = 2048
+"""Query rows times keys of PyTorch's attention, up to which its threads do not pay beside the native thread pool."""
+
+WEIGHTS_FIRST_ROWS = 64
+"""Rows of bfloat16 up to which PyTorch's product is computed as weights times activations and transposed: oneDNN packs
+the second operand anew in each call. With more rows, transposing the product costs more than packing the weights."""
+
+
+def can_decode(model: LlamaForCausalLM) -> bool:
+    """Return whether `CpuDecoder` serves a model: a dense one (see `is_dense`) on the CPU.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, max_position_embeddings=64)
+        >>> can_decode(LlamaForCausalLM(config))
+        True
+    """
+    return model.device.type == "cpu" and is_dense(model)
+
+
+def has_native_kernels(linears: Sequence[nn.Module]) -> bool:
+    """Return whether native kernels know the format of these layers' weights, and can read them in place.
+
+    Example:
+        >>> has_native_kernels([nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.bfloat16)])
+        True
+        >>> has_native_kernels([nn.Linear(2, 2, dtype=torch.float64)])
+        False
+    """
+    return all(
+        (isinstance(linear, PackedLinear) and linear.is_shared())
+        or (type(linear) is nn.Linear and linear.weight.dtype in (torch.float32, torch.bfloat16))
+        for linear in linears
+    )
+
+
+def native_rows(linears: Sequence[nn.Module]) -> int:
+    """Return the most rows that native products serve best; the layers must have native kernels."""
+    if any(not isinstance(linear, PackedLinear) and linear.weight.dtype == torch.bfloat16 for linear in linears):
+        if has_amx():
+            return NATIVE_ROWS_BFLOAT16_AMX
+        if not has_avx512_bf16():
+            return NATIVE_ROWS_BFLOAT16
+    return sys.maxsize if has_avx512() else NATIVE_ROWS
+
+
+def native_attention(new_tokens: int) -> bool:
+    """Return whether native kernels compute a sequence's attention over a full cache although PyTorch runs the layers.
+
+    They are faster for one new token, and for a prompt with AVX-512 without AMX: in float32 they take half of PyTorch's
+    time. (Where native kernels run the layers, they compute attention, too.)
+    """
+    return new_tokens == 1 or (has_avx512() and not has_amx())
+
+
+def decoder_serves(cache: KVCache, rows: int, new_tokens: int, every: bool) -> bool:
+    """Return whether `CpuDecoder` runs a pass over slots with equally many new tokens, not the modules of `llama.py`.
+
+    Over a full cache it runs all. Over other forms both use PyTorch's attention, and modules are as fast for a prompt.
+
+    Args:
+        cache: Of the pass.
+        rows: New tokens of all slots.
+        new_tokens: New tokens of each slot.
+        every: Whether logits after every token are asked for.
+    """
+    return type(cache) is KVCache or every or new_tokens == 1 or rows <= FEW_ROWS

@@ -1,0 +1,110 @@
+"""What runs a step on CUDA: which models, caches and options CUDA graphs and Triton kernels support.
+
+| step | needs |
+|---|---|
+| a CUDA graph of Triton kernels | both functions below return None for the model |
+| a CUDA graph of PyTorch operations | `unsupported_by_cuda_graph` and `options_unsupported_by_cuda_graph` return None |
+| the modules of `llama.py`, kernel by kernel | nothing |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bpe_llama.model.backends.dense import decoder_layers, is_dense, shared_input
+from bpe_llama.model.device import HAS_TRITON
+from bpe_llama.model.layers.attention import Attention
+from bpe_llama.model.layers.attention_backends import eager, sdpa
+from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.quantization.quantize import Float8Linear, Int4Linear, Int8Linear
+from bpe_llama.model.sampling.params import GenerationOptions
+
+TRITON_LINEARS = (nn.Linear, Int8Linear, Int4Linear, Float8Linear)
+
+
+def graph_backend(model: LlamaForCausalLM) -> str | None:
+    """Return the ``backend`` of `CudaGraphDecoder` that is fastest for a model.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> graph_backend(LlamaForCausalLM(config)) is None  # on the CPU
+        True
+    """
+    return "triton" if model.device.type == "cuda" and unsupported_by_triton(model) is None else None
+
+
+def unsupported_by_cuda_graph(model: LlamaForCausalLM, cache: str = "full") -> str | None:
+    """Return why a model's step over this form of cache has no fixed shapes, as a graph needs; None if it has.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+        >>> unsupported_by_cuda_graph(LlamaForCausalLM(config))
+        "rotary positions of the kind 'dynamic' depend on the length"
+    """
+    config = model.config
+    if cache != "full":
+        return f"the cache is of the form {cache!r}"
+    if config.num_local_experts:
+        return "the experts of a mixture are chosen anew for every token"
+    if config.position_encoding != "rotary":
+        return f"position_encoding is {config.position_encoding!r}"
+    if config.rope["rope_type"] in LENGTH_DEPENDENT:
+        return f"rotary positions of the kind {config.rope['rope_type']!r} depend on the length"
+    if any(isinstance(part, Attention) and part.dropout for part in model.modules()):
+        return f"attention_dropout is {config.attention_dropout} and the model in training mode"
+    if any(isinstance(part, Attention) and part.backend not in (sdpa, eager) for part in model.modules()):
+        return "the attention backend is neither 'sdpa' nor 'eager'"
+    return None
+
+
+def options_unsupported_by_cuda_graph(options: GenerationOptions) -> str | None:
+    """Return why the step of a CUDA graph cannot serve these options; None if it can.
+
+    Example:
+        >>> options_unsupported_by_cuda_graph(GenerationOptions(no_repeat_ngram_size=3))
+        'logits processors and further filters run row by row on the host'
+    """
+    if options.prepares_scores:
+        return "logits processors and further filters run row by row on the host"
+    if options.penalises and options.penalty_scope != "context":
+        return f"penalty_scope is {options.penalty_scope!r}"
+    if options.logprobs or options.top_logprobs:
+        return "logprobs are recorded on the host"
+    return None
+
+
+def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
+    """Return why the Triton kernels cannot run a model that a CUDA graph supports; None if they can.
+
+    Example:
+        >>> from bpe_llama.model.config import LlamaConfig
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> unsupported_by_triton(LlamaForCausalLM(config, dtype=torch.float16)) is None  # float16's range is too small
+        False
+    """
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return f"the model is of {model.dtype}, and the kernels take float32 and bfloat16"
+    if not is_dense(model):
+        return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
+    for layer in decoder_layers(model):
+        for linears in (*shared_input(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj], [model.lm_head]):
+            names = {type(linear).__name__ for linear in linears}
+            kinds = {_kind_of(linear) for linear in linears}
+            if len(kinds) > 1 or type(linears[0]) not in TRITON_LINEARS:
+                return f"the kernels have no product with layers that share an input and are {', '.join(sorted(names))}"
+    return None
+
+
+def _kind_of(linear: nn.Module) -> tuple[object, ...]:
+    """Return what layers must have in common to be adjacent."""
+    dtypes = tuple(tensor.dtype for tensor in (*linear.parameters(), *linear.buffers()))
+    return type(linear), getattr(linear, "group_size", None), linear.bias is None, dtypes
