@@ -182,7 +182,7 @@ def test_a_classifier_begins_with_a_causal_models_layers(
 ) -> None:
     model = tiny_model(tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"holds no score\.weight; drawn afresh") as caught:
+    with pytest.warns(UserWarning, match=r"holds no score\.weight; initialized at random") as caught:
         judge = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu", num_labels=5)
     assert caught[0].filename == __file__
     assert judge(ids).logits.shape == (3, 5)
@@ -190,7 +190,7 @@ def test_a_classifier_begins_with_a_causal_models_layers(
         torch.equal(weight, model.state_dict()[f"model.{name}"]) for name, weight in judge.model.state_dict().items()
     )
     assert 0.1 < judge.score.weight.std() < 0.3  # initializer_range is 0.2
-    with pytest.warns(UserWarning, match="drawn afresh"):
+    with pytest.warns(UserWarning, match="initialized at random"):
         again = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu", num_labels=5)
     assert torch.equal(again.score.weight, judge.score.weight)
     judge.save_pretrained(tmp_path / "judge")

@@ -342,7 +342,7 @@ def test_gradients_through_a_cache(tiny_model: Make, ids: Tensor, form: str) -> 
         assert (steps[0] - steps[1]) / 2 == pytest.approx(slope, rel=0.02)
     # After one that recorded gradients of its own, what is lost is said; a cache that is emptied begins anew.
     store = cache()
-    with pytest.raises(RuntimeError, match="a KVCache keeps no gradients: the loss depends on keys and values"):
+    with pytest.raises(RuntimeError, match="a KVCache stores no gradients: the loss depends on keys and values"):
         gradients(slice(0, 15), slice(15, 20), past_key_values=store)
     store.truncate([0] * 3)
     again = gradients(whole, past_key_values=store)

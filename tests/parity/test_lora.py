@@ -352,7 +352,7 @@ def test_an_adapter_beside_quantised_weights(
     lora.load(ours, tmp_path / "adapter")
     assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0)
     assert ours.generate(ids, max_new_tokens=6, temperature=0.0).tolist()[0][:18] == greedy(theirs, ids)[0][:18]
-    with pytest.raises(ValueError, match="cannot hold what an adapter adds"):
+    with pytest.raises(ValueError, match="cannot hold an adapter's update"):
         lora.merge(ours)
 
 
@@ -430,7 +430,7 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "missing": (lambda t: {k: v for k, v in t.items() if k != KEY}, r"q_proj but lacks .*q_proj\.lora_A\.weight"),
     "missing layer": (lambda t: {k: v for k, v in t.items() if "s.0." not in k}, r"no update of model\.layers\.0"),
-    "extra": (lambda t: {**t, OF_THE_MODEL + "lm_head.bias": torch.zeros(3)}, r"lm_head\.bias, which .* not speak of"),
+    "extra": (lambda t: {**t, OF_THE_MODEL + "lm_head.bias": torch.zeros(3)}, r"lm_head\.bias, which .* does not name"),
     "extra module": (
         lambda t: {**t, OF_THE_MODEL + "x.weight": torch.zeros(3)},
         r"x\.weight, which the model does not",
@@ -443,7 +443,7 @@ BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], s
         lambda t: {**t, OF_THE_MODEL + "model.embed_tokens.weight": torch.zeros(110, 64)},
         r"embed_tokens\.weight is \[110, 64\]; expected \[101, 64\]",
     ),
-    "magnitude": (lambda t: {**t, KEY.replace("A.weight", "magnitude_vector"): torch.ones(64)}, "not speak of"),
+    "magnitude": (lambda t: {**t, KEY.replace("A.weight", "magnitude_vector"): torch.ones(64)}, "does not name"),
 }
 
 
