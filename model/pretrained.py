@@ -1,4 +1,7 @@
-"""The base class of all models: initialization from a seed, loading, saving, attention backends."""
+"""The base class of all models: initialization from a seed, loading, saving, attention backends.
+
+Shapes: ``B`` batch, ``T`` length, ``N`` heads.
+"""
 
 from __future__ import annotations
 
@@ -177,6 +180,16 @@ class Pretrained(nn.Module):
 
         Raises:
             ValueError: If layers were adapted or quantized, or the model is not portable.
+
+        Example:
+            >>> import tempfile
+            >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+            >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+            ...                      num_attention_heads=2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     LlamaForCausalLM(config).save_pretrained(folder)
+            ...     LlamaForCausalLM.from_pretrained(folder, device="cpu").config.hidden_size
+            16
         """
         from bpe_llama.model.checkpoints.huggingface import save
 

@@ -33,6 +33,7 @@ from bpe_llama.model.adapters.layers import (
     Update,
     base_modules,
     is_linear,
+    parent_of,
     weight_of,
 )
 
@@ -201,11 +202,7 @@ def _update(
 
 def _adapted_layer(model: nn.Module, path: str) -> AdaptedLayer:
     """Return the `AdaptedLayer` of a module, which replaces the module if it has none yet."""
-    parent: nn.Module = model
-    above, _, last = path.rpartition(".")
-    for name in above.split(".") if above else ():
-        parent = getattr(parent, name)
-        parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+    parent, last = parent_of(model, path)
     layer = getattr(parent, last)
     if not isinstance(layer, AdaptedLayer):
         kind = LoraLinear if is_linear(layer) else AdaptedLayer

@@ -367,6 +367,16 @@ def base_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.M
         yield from base_modules(base, f"{prefix}{name}.")
 
 
+def parent_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that contains a path of the model without adapters, and the last name of the path."""
+    parent: nn.Module = model
+    *names, last = path.split(".")
+    for name in names:
+        parent = getattr(parent, name)
+        parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+    return parent, last
+
+
 def adapted_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, AdaptedLayer]]:
     """Yield the modules with adapters, with their paths in the model without adapters."""
     for name, child in model.named_children():

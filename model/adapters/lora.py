@@ -33,6 +33,7 @@ from bpe_llama.model.adapters.layers import (
     TrainedRows,
     adapted_layers,
     base_modules,
+    parent_of,
 )
 from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
 
@@ -159,11 +160,7 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
 def remove(model: AnyModel) -> AnyModel:
     """Remove all adapters and return the model; merged weights stay merged."""
     for path, layer in reversed(list(adapted_layers(model))):
-        parent: nn.Module = model
-        *above, last = path.split(".")
-        for name in above:
-            parent = getattr(parent, name)
-            parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+        parent, last = parent_of(model, path)
         setattr(parent, last, layer.base_layer)
     _configs(model).clear()
     return model
@@ -359,6 +356,8 @@ def _check_known(model: nn.Module, name: str) -> None:
 
 def _check_name(model: nn.Module, name: str) -> None:
     if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"an adapter cannot be named {name!r}; expected a name without a dot, unlike {'keys'!r}")
+        raise ValueError(
+            f"an adapter cannot be named {name!r}; expected one without a dot that is no method of ModuleDict"
+        )
     if name in names(model):
-        raise ValueError(f"an adapter named {name!r} is there already")
+        raise ValueError(f"an adapter named {name!r} exists already")

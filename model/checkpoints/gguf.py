@@ -88,7 +88,7 @@ def _check_counts(header: GGUFHeader, config: LlamaConfig) -> None:
     for name, info in header.tensors.items():
         if info.nbytes is None or not _can_dequantize(info.type_id):
             raise ValueError(
-                f"{info.path}: tensor {name!r} has number format {info.type_name}, which the gguf package does not "
+                f"{info.path}: tensor {name!r} has tensor type {info.type_name}, which the gguf package does not "
                 "dequantize"
             )
     layers, experts = set(), set()

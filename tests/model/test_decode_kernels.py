@@ -1,4 +1,4 @@
-"""The Triton kernels of a captured step: their logic on the CPU, their compilation for a GPU and, on one, a run."""
+"""The Triton kernels of a decoding step: in the interpreter, compiled for Hopper, and run on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from bpe_llama.model.sampling.params import GenerationOptions
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
 Make = Callable[..., LlamaForCausalLM]
 SHARED_MEMORY = 227 * 1024
-"""Bytes that one program may take on an H100 or H200."""
+"""Bytes of shared memory per program on an H100 or H200."""
 
 
 @pytest.mark.slow
-def test_the_kernels_compute_what_the_model_does() -> None:
+def test_the_kernels_compute_the_models_logits() -> None:
     script = Path(__file__).with_name("interpreted_decoding.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
@@ -47,7 +47,7 @@ FORMATS = [
 @pytest.mark.parametrize("rows", [1, 64])
 @pytest.mark.parametrize(("number", "weight", "group"), FORMATS)
 @pytest.mark.parametrize("gated", [False, True])
-def test_the_products_compile_for_hopper(
+def test_the_matmul_compiles_for_hopper(
     compiled_for_hopper: Callable[..., Any], rows: int, number: str, weight: str, group: int, gated: bool
 ) -> None:
     import triton.language as tl
@@ -72,7 +72,7 @@ def test_the_products_compile_for_hopper(
     compiled = compiled_for_hopper(kernels._matmul, types, constants | tile, **options)
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= SHARED_MEMORY
-    # Reads run ahead of the arithmetic, and bfloat16 is multiplied by the matrix units.
+    # Loads are asynchronous, and tensor cores multiply bfloat16.
     assert "cp.async" in compiled.asm["ptx"]
     assert ("mma" in compiled.asm["ptx"]) == (number == "bf16")
 
@@ -119,9 +119,7 @@ def test_models_without_kernels_are_named(tiny_model: Make) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and none is here")
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
-def test_a_captured_graph_of_kernels_gives_the_ids_of_plain_generation(
-    tiny_model: Make, ids: Tensor, kind: str | None
-) -> None:
+def test_a_captured_graph_of_kernels_generates_the_same_ids(tiny_model: Make, ids: Tensor, kind: str | None) -> None:
     model = tiny_model(eos_token_id=None, hidden_size=64, num_attention_heads=4, intermediate_size=128)
     if kind is not None:
         quantize.quantize(model, kind)
