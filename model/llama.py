@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible
@@ -42,10 +42,10 @@ class DecoderLayer(nn.Module):
         rotation: Rotation,
         visible: Visible,
         cache: KVCache | None = None,
-        places: Places | None = None,
+        columns: CacheColumns | None = None,
     ) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, places)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
         return x_BTD + self.feed_forward(self.post_attention_layernorm(x_BTD))
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
@@ -106,10 +106,10 @@ class LlamaModel(Pretrained):
             ValueError: If shapes do not fit, an id is outside the vocabulary, or the cache is full.
         """
         batch, length = check_ids(input_ids, self.config.vocab_size)
-        places = past_key_values.place(batch, length) if past_key_values else None
-        visible = visible_keys(length, places, attention_mask, input_ids.device, self.config.sliding_window)
+        columns = past_key_values.place(batch, length) if past_key_values else None
+        visible = visible_keys(length, columns, attention_mask, input_ids.device, self.config.sliding_window)
         if position_ids is None:
-            position_ids = self._positions(length, attention_mask, places, input_ids.device)
+            position_ids = self._positions(length, attention_mask, columns, input_ids.device)
 
         x_BTD = self.embed_tokens(input_ids)
         if self.position_emb is not None:
@@ -121,19 +121,19 @@ class LlamaModel(Pretrained):
                     raise ValueError("gradient checkpointing computes layers twice, which a cache cannot bear; use one")
                 x_BTD = checkpoint(layer, x_BTD, rotation, visible, use_reentrant=False)
             else:
-                x_BTD = layer(x_BTD, rotation, visible, past_key_values, places)
+                x_BTD = layer(x_BTD, rotation, visible, past_key_values, columns)
         if past_key_values is not None:
             past_key_values.advance(length)
         normed: Tensor = self.norm(x_BTD)
         return normed
 
     @staticmethod
-    def _positions(length: int, mask: Tensor | None, places: Places | None, device: torch.device) -> Tensor:
+    def _positions(length: int, mask: Tensor | None, columns: CacheColumns | None, device: torch.device) -> Tensor:
         if mask is not None:
             return positions_of(mask)[:, -length:]
-        if places is not None and places.positions is not None:
-            return places.positions
-        end = places.end if places else length
+        if columns is not None and columns.positions is not None:
+            return columns.positions
+        end = columns.end if columns else length
         return torch.arange(end - length, end, device=device)[None]
 
 

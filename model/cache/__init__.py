@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import torch
 
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.cache.sliding_window import SlidingWindowCache
 from bpe_llama.model.config import LlamaConfig
 
-__all__ = ["KVCache", "Places", "QuantizedCache", "SlidingWindowCache", "make_cache"]
+__all__ = ["CacheColumns", "KVCache", "QuantizedCache", "SlidingWindowCache", "make_cache"]
 
 FORMS = ("full", "int8", "ring")
 """The values of the option ``cache``; ``"ring"`` is the sliding-window cache."""

@@ -38,7 +38,7 @@ from bpe_llama.model.backends.cpu.native import (
     most_rows,
 )
 from bpe_llama.model.backends.cpu.weight_layout import decoder_layers, lay_flat, side_by_side
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible, sdpa
@@ -207,7 +207,7 @@ class FusedDecoder:
                 attention.into(number, space.qkv_MO, space.gathered_MO)
                 self.end_layer(number, space, space.gathered_MO)
 
-    def _run(self, space: Workspace, cache: KVCache, places: Places, rotation: Rotation) -> None:
+    def _run(self, space: Workspace, cache: KVCache, places: CacheColumns, rotation: Rotation) -> None:
         """Do the same with torch's attention, over whatever the cache makes of its keys and values."""
         config, batch, length = self.model.config, cache.batch_size, len(space.x_MD) // cache.batch_size
         mask = _query_group_mask(
@@ -263,7 +263,7 @@ class FusedDecoder:
         return logits_MV
 
 
-def _query_group_mask(visible: Visible, config: LlamaConfig, places: Places, length: int) -> Tensor | None:
+def _query_group_mask(visible: Visible, config: LlamaConfig, places: CacheColumns, length: int) -> Tensor | None:
     """Return which keys each row of `attend` may look at, (B or 1, 1, G * T, S); None where it is all of them."""
     if visible.mask is None and not visible.causal:
         return None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bpe_llama.model.backends.cpu.decoder import is_plain
 from bpe_llama.model.backends.cpu.decoder_parts import shared_input
 from bpe_llama.model.backends.cpu.weight_layout import decoder_layers
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.device import HAS_TRITON
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import Visible, eager, sdpa
@@ -274,7 +274,7 @@ class CapturedDecoder:
         mask_BS = self._key_S[:end] <= place_B1
         if self.model.config.sliding_window is not None:
             mask_BS = mask_BS & (self._key_S[:end] > place_B1 - self.model.config.sliding_window)
-        visible, places = Visible(mask=mask_BS[:, None, None]), Places(0, end, place_B1)
+        visible, places = Visible(mask=mask_BS[:, None, None]), CacheColumns(0, end, place_B1)
         x_B1D = stack.embed_tokens(ids_B[:, None])
         rotation = stack.rotary_emb(place_B1)
         for layer in stack.layers:
