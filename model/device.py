@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -77,14 +78,14 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
         return torch.cuda.mem_get_info(device)[0] + reserved
     if device.type != "cpu":
         return None
-    free = _kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+    free = []
+    with contextlib.suppress(OSError, ValueError):  # not Linux
+        free.append(1024 * _number(Path("/proc/meminfo"), "MemAvailable:"))
     group = Path("/sys/fs/cgroup")
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        left = int(limit) - int(used) + _number(group / "memory.stat", "inactive_file")
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return None if free is None else 1024 * free
-    return left if free is None else min(left, 1024 * free)
+        free.append(int(limit) - int(used) + _number(group / "memory.stat", "inactive_file"))
+    return min(free, default=None)
 
 
 def check_memory(size: int, device: torch.device | str | None, what: str, remedy: str) -> None:
@@ -105,13 +106,6 @@ def check_memory(size: int, device: torch.device | str | None, what: str, remedy
     free = free_memory(torch.get_default_device() if device is None else device)
     if free is not None and size > free:
         raise ValueError(f"{what} takes {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; {remedy}")
-
-
-def _kilobytes(path: Path, name: str) -> int | None:
-    try:
-        return _number(path, name)
-    except (OSError, ValueError):
-        return None
 
 
 def _number(path: Path, name: str) -> int:

@@ -171,10 +171,7 @@ class Int4Linear(PackedLinear):
 
     def __init__(self, linear: nn.Linear, group_size: int = 64) -> None:
         super().__init__(linear)
-        if group_size not in (32, 64, 128, 256) or self.in_features % group_size:
-            raise ValueError(
-                f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {self.in_features}"
-            )
+        _check_group_size(group_size, self.in_features, f"{self.in_features}")
         self.group_size = group_size
         weight_OQI = linear.weight.detach().float().view(self.out_features, -1, group_size)
         low, high = weight_OQI.amin(-1), weight_OQI.amax(-1)
@@ -289,11 +286,7 @@ def quantize(
     }
     if kind == "int4":
         for path, layer in layers.items():
-            if group_size not in (32, 64, 128, 256) or layer.in_features % group_size:
-                raise ValueError(
-                    f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {path}'s "
-                    f"{layer.in_features} inputs"
-                )
+            _check_group_size(group_size, layer.in_features, f"{path}'s {layer.in_features} inputs")
     for path, layer in layers.items():
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, _quantized(layer, kind, group_size, per_row))
@@ -301,6 +294,11 @@ def quantize(
         if weight.untyped_storage().nbytes() > weight.nbytes:
             weight.data = weight.data.clone()
     return model
+
+
+def _check_group_size(group_size: int, inputs: int, divided: str) -> None:
+    if group_size not in (32, 64, 128, 256) or inputs % group_size:
+        raise ValueError(f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {divided}")
 
 
 def _skipped(path: str, skip: Collection[str]) -> bool:
