@@ -1,4 +1,4 @@
-"""LLaMA in PyTorch: `bpe_llama.model`.
+"""LLaMA in PyTorch.
 
 Read in this order: `config`, `layers`, `cache`, `llama`; then `checkpoints`, `sampling`, `generation`, `training`.
 """

@@ -1,4 +1,4 @@
-"""A LLaMA that judges a whole text: one score for each label.
+"""A LLaMA for sequence classification: one score per label.
 
 Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``L`` num_labels.
 """
@@ -18,17 +18,17 @@ from bpe_llama.model.pretrained import Pretrained
 
 @dataclass
 class SequenceClassifierOutput:
-    """What a classifier returns: ``logits`` (B, L) and, where labels were given, the mean ``loss``."""
+    """The output of a classifier: ``logits`` (B, L) and, if labels were given, the mean ``loss``, float32."""
 
     logits: Tensor
     loss: Tensor | None = None
 
 
 class LlamaForSequenceClassification(Pretrained):
-    """Scores a text by the hidden state of its last token, the only one that has seen all of it.
+    """Classifies a sequence by the hidden state of its last token.
 
-    ``from_pretrained`` also takes a causal LM's folder, to be trained further: ``num_labels=3`` says how many labels
-    there are to be, and a warning that their scores are drawn afresh.
+    ``from_pretrained`` also loads the folder of a causal LM; it then initializes the head, which needs training, and
+    warns. ``num_labels=3`` sets the number of labels.
 
     Example:
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
@@ -40,25 +40,25 @@ class LlamaForSequenceClassification(Pretrained):
     NEW_HEAD = ("score.weight",)
 
     def build(self, config: LlamaConfig) -> None:
-        """Make the modules; their weights are set later."""
+        """Create the modules; their weights are initialized later."""
         self.model = LlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
-        """Return a score for each label and, given labels, the loss.
+        """Return the score of each label and, given labels, the loss.
 
         Args:
             input_ids: int64 (B, T), padded on either side.
-            attention_mask: (B, T), zero where a column is padding; by default, where the id is the config's padding.
-            labels: For regression float (B,) or (B, L); for one label of several int64 (B,); for several at once
-                float (B, L). The kind is the config's ``problem_type``, or else follows from the labels.
+            attention_mask: (B, T), zero for padding; by default zero where the id is the config's ``pad_token_id``.
+            labels: For regression float (B,) or (B, L); for single-label classification int64 (B,); for multi-label
+                classification float (B, L). The config's ``problem_type`` decides, or else the labels' dtype.
 
         Raises:
-            ValueError: If a text is all padding, several texts come with no way to tell padding, or labels have another
+            ValueError: If a row is all padding, a batch has neither mask nor ``pad_token_id``, or labels have another
                 shape or are out of range.
-            TypeError: If labels that name one of several are not int64.
+            TypeError: If labels of single-label classification are not int64.
         """
         if attention_mask is None:
             padding = self.config.pad_token_id
@@ -68,7 +68,7 @@ class LlamaForSequenceClassification(Pretrained):
         present_BT = attention_mask.bool()
         empty = (~present_BT.any(-1)).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"rows {empty} are all padding; there is no token to judge by")
+            raise ValueError(f"rows {empty} are all padding; there is no token to classify")
         hidden_BTD = self.model(input_ids, attention_mask)
         last_B = (torch.arange(input_ids.shape[1], device=input_ids.device) * present_BT).argmax(-1)
         logits_BL = self.score(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])

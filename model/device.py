@@ -1,14 +1,15 @@
-"""From the names of devices and number formats to torch's own, with clear errors."""
+"""Devices and dtypes by name, and the free memory of a device."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
 import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-"""Whether kernels can be launched on CUDA: Triton comes with torch for CUDA on Linux."""
+"""Whether Triton is installed; it comes with torch for CUDA on Linux."""
 
 _DTYPES = {
     "float32": torch.float32,
@@ -19,10 +20,10 @@ _DTYPES = {
 
 
 def resolve_device(device: torch.device | str = "auto") -> torch.device:
-    """Return the device of that name; ``"auto"`` is CUDA where there is one, else the CPU.
+    """Return the device with this name; ``"auto"`` is CUDA if available, else the CPU.
 
     Raises:
-        ValueError: If there is no such device on this machine.
+        ValueError: If this machine has no such device.
 
     Example:
         >>> resolve_device("cpu")
@@ -44,10 +45,10 @@ def resolve_device(device: torch.device | str = "auto") -> torch.device:
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, auto: torch.dtype | str | None = None) -> torch.dtype:
-    """Return the number format of that name; ``"auto"`` or None gives ``auto``, and float32 failing that.
+    """Return the dtype with this name; ``"auto"`` and None are ``auto``, or float32 if ``auto`` is None.
 
     Raises:
-        ValueError: If the name is unknown or the format is not one weights are computed in.
+        ValueError: If the name is unknown or models are not computed in this dtype.
 
     Example:
         >>> resolve_dtype("bfloat16"), resolve_dtype("auto", auto="float16")
@@ -62,9 +63,9 @@ def resolve_dtype(dtype: torch.dtype | str | None, auto: torch.dtype | str | Non
 
 
 def free_memory(device: torch.device | str = "cpu") -> int | None:
-    """Return the bytes that can still be taken on a device, or None where the system does not say.
+    """Return the bytes that can be allocated on a device, or None if the system does not report it.
 
-    On Linux a container's limit counts, and what files hold of its memory does not.
+    On Linux the memory limit of a container (cgroup v2) counts; its page cache counts as free.
 
     Example:
         >>> free = free_memory()
@@ -73,31 +74,31 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
     if device.type != "cpu":
         return None
-    free = _kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+    free = []
+    with contextlib.suppress(OSError, ValueError):  # not Linux
+        free.append(1024 * _number(Path("/proc/meminfo"), "MemAvailable:"))
     group = Path("/sys/fs/cgroup")
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        left = int(limit) - int(used) + _number(group / "memory.stat", "inactive_file")
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return None if free is None else 1024 * free
-    return left if free is None else min(left, 1024 * free)
+        free.append(int(limit) - int(used) + _number(group / "memory.stat", "inactive_file"))
+    return min(free, default=None)
 
 
 def check_memory(size: int, device: torch.device | str | None, what: str, remedy: str) -> None:
-    """Refuse what would not fit.
+    """Check that an allocation fits into a device's free memory.
 
     Args:
-        size: Bytes about to be taken.
-        device: Where.
-        what: That takes them, as the subject of the message.
-        remedy: What takes less.
+        size: Bytes.
+        device: The device; torch's default device if None.
+        what: What is allocated: the subject of the error message.
+        remedy: How to use less memory: the end of the message.
 
     Raises:
-        ValueError: If fewer are free; it says how many of each.
+        ValueError: If less is free; it names both sizes.
 
     Example:
         >>> check_memory(10**18, "meta", "nothing", "")  # allocates nothing
@@ -107,15 +108,8 @@ def check_memory(size: int, device: torch.device | str | None, what: str, remedy
         raise ValueError(f"{what} takes {size / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free; {remedy}")
 
 
-def _kilobytes(path: Path, name: str) -> int | None:
-    try:
-        return _number(path, name)
-    except (OSError, ValueError):
-        return None
-
-
 def _number(path: Path, name: str) -> int:
-    """Return the number after a name in a file of lines of them."""
+    """Return the number after a name in a file of such lines."""
     for line in path.read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1])

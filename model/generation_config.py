@@ -1,6 +1,6 @@
-"""``generation_config.json``: the ids that begin, end and pad a text, and the defaults of sampling.
+"""``generation_config.json``: BOS, EOS and padding ids, and the sampling defaults of a model.
 
-Source: ``GenerationConfig`` of transformers 5.23, whose file it is.
+Source: ``GenerationConfig`` of transformers 5.23.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "renormalize_logits": (False,),
     "low_memory": (False,),
 }
-"""Fields that are not supported, with the values (beside null) that have no effect."""
+"""Fields that are not supported, with the values besides null that have no effect."""
 
 _WITHOUT_EFFECT = {
     *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "do_sample"),
@@ -75,7 +75,7 @@ _WITHOUT_EFFECT = {
     *("prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"),
     *("target_lookbehind", "assistant_ensemble_weight", "speculation_type", "generation_kwargs", "chat_format"),
 }
-"""Fields that are read elsewhere, do not change the ids, or that arguments of the caller take the place of."""
+"""Fields that are read elsewhere, do not change the ids, or are arguments of the caller here."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class GenerationConfig:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Return the ids that end a text: none, one or several."""
+        """Return the EOS ids."""
         given = self.values.get("eos_token_id")
         if given is None:
             return ()
@@ -129,12 +129,12 @@ class GenerationConfig:
 
     @property
     def bos_token_id(self) -> int | None:
-        """Return the id that begins a text, if the file names one."""
+        """Return the BOS id, or None."""
         return self.values.get("bos_token_id")
 
     @property
     def pad_token_id(self) -> int | None:
-        """Return the padding id, if the file names one."""
+        """Return the padding id, or None."""
         return self.values.get("pad_token_id")
 
     @property
@@ -150,10 +150,10 @@ class GenerationConfig:
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Return the defaults that the file gives to options of `GenerationOptions`.
+        """Return the file's defaults for the options of `GenerationOptions`.
 
-        ``do_sample: false`` is temperature 0. With ``do_sample: true`` the temperature and top-p are 1 unless the file
-        names them, as in transformers and vLLM. Without ``do_sample`` only the fields in the file have defaults.
+        ``do_sample: false`` sets the temperature 0. With ``do_sample: true`` temperature and top-p default to 1, as in
+        transformers and vLLM. Without ``do_sample`` only the fields in the file set defaults.
         """
         do_sample = self.values.get("do_sample")
         defaults: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0} if do_sample else {}
@@ -166,7 +166,7 @@ class GenerationConfig:
         return defaults
 
     def search_options(self, **given: Any) -> dict[str, Any]:
-        """Return the options of a beam search: those given that are not None, else the file's, else transformers'.
+        """Return the options of a beam search: arguments that are not None, else the file's, else transformers'.
 
         Example:
             >>> GenerationConfig({"length_penalty": 2.0}).search_options(do_sample=True, early_stopping=None)
@@ -178,7 +178,7 @@ class GenerationConfig:
 
     @property
     def unsupported(self) -> dict[str, Any]:
-        """Return the fields with an effect that is not supported, and unknown fields, with their values."""
+        """Return the fields that are unknown or not supported and have an effect, with their values."""
         return {
             name: value
             for name, value in self.values.items()
@@ -190,13 +190,13 @@ class GenerationConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> GenerationConfig:
-        """Return the config of a folder. Without such a file it is what ``config.json`` says of generation.
+        """Return the config of a folder: its ``generation_config.json``, else the generation fields of ``config.json``.
 
         Warns:
-            UserWarning: If a field is not supported; it names all such fields and their values.
+            UserWarning: If fields are not supported; it names them and their values.
 
         Raises:
-            ValueError: If the file holds no JSON object or a field has a wrong value; it names the file and the field.
+            ValueError: If the file is not a JSON object or a field has a wrong value; it names the file and the field.
         """
         path = folder / FILE
         if path.is_file():

@@ -1,4 +1,4 @@
-"""LLaMA, top to bottom: embed, then layer by layer attend and transform, then score every token of the vocabulary.
+"""LLaMA, top to bottom: token embedding, decoder layers, final norm, language-model head.
 
 Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``D`` hidden_size, ``V`` vocab_size.
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible
@@ -27,7 +27,7 @@ from bpe_llama.model.pretrained import Pretrained, check_ids
 
 
 class DecoderLayer(nn.Module):
-    """One layer: attention, then the feed-forward block, each on a normalised input and added to what came in."""
+    """One layer: attention, then the feed-forward block, each with a pre-norm and a residual connection."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -42,20 +42,20 @@ class DecoderLayer(nn.Module):
         rotation: Rotation,
         visible: Visible,
         cache: KVCache | None = None,
-        places: Places | None = None,
+        columns: CacheColumns | None = None,
     ) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, places)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
         return x_BTD + self.feed_forward(self.post_attention_layernorm(x_BTD))
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
-        """Return what each token makes of its own features, (B, T, D)."""
+        """Return the output of the MLP, (B, T, D)."""
         out: Tensor = self.mlp(x_BTD)
         return out
 
 
 class MixtureDecoderLayer(DecoderLayer):
-    """A layer whose feed-forward block is a mixture of experts (Mixtral)."""
+    """A layer with a mixture of experts as its feed-forward block (Mixtral)."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -63,20 +63,20 @@ class MixtureDecoderLayer(DecoderLayer):
         self.block_sparse_moe = MixtureOfExperts(config)
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
-        """Return what each token's experts make of its features, (B, T, D)."""
+        """Return the output of the mixture of experts, (B, T, D)."""
         out: Tensor = self.block_sparse_moe(x_BTD)
         return out
 
 
 class LlamaModel(Pretrained):
-    """The stack without a head: ids to hidden states.
+    """The decoder without a head: ids to hidden states.
 
     Source: Touvron et al. 2023, arXiv:2302.13971.
     """
 
     def build(self, config: LlamaConfig) -> None:
-        """Make the modules; their weights are set later."""
-        # An nn.Embedding made in the usual way draws its numbers, which on the meta device costs seconds of imports.
+        """Create the modules; their weights are initialized later."""
+        # Without _weight, nn.Embedding initializes itself, which costs seconds of imports on the meta device.
         empty = torch.empty(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty)
         layer_type = MixtureDecoderLayer if config.num_local_experts else DecoderLayer
@@ -94,22 +94,22 @@ class LlamaModel(Pretrained):
         position_ids: Tensor | None = None,
         past_key_values: KVCache | None = None,
     ) -> Tensor:
-        """Return the normalised hidden states, (B, T, D).
+        """Return the normalized hidden states, (B, T, D).
 
         Args:
             input_ids: int64 (B, T).
-            attention_mask: (B, S), zero where a column is padding; S counts the cached columns too.
-            position_ids: int64 (B, T) or (1, T); counted from the mask and the cache by default.
-            past_key_values: Read, and extended by T tokens.
+            attention_mask: (B, S), zero for padding; S includes the cached columns.
+            position_ids: int64 (B, T) or (1, T); by default they follow from the mask and the cache.
+            past_key_values: The cache, to which the T tokens are appended.
 
         Raises:
             ValueError: If shapes do not fit, an id is outside the vocabulary, or the cache is full.
         """
         batch, length = check_ids(input_ids, self.config.vocab_size)
-        places = past_key_values.place(batch, length) if past_key_values else None
-        visible = visible_keys(length, places, attention_mask, input_ids.device, self.config.sliding_window)
+        columns = past_key_values.place(batch, length) if past_key_values else None
+        visible = visible_keys(length, columns, attention_mask, input_ids.device, self.config.sliding_window)
         if position_ids is None:
-            position_ids = self._positions(length, attention_mask, places, input_ids.device)
+            position_ids = self._positions(length, attention_mask, columns, input_ids.device)
 
         x_BTD = self.embed_tokens(input_ids)
         if self.position_emb is not None:
@@ -121,25 +121,25 @@ class LlamaModel(Pretrained):
                     raise ValueError("gradient checkpointing computes layers twice, which a cache cannot bear; use one")
                 x_BTD = checkpoint(layer, x_BTD, rotation, visible, use_reentrant=False)
             else:
-                x_BTD = layer(x_BTD, rotation, visible, past_key_values, places)
+                x_BTD = layer(x_BTD, rotation, visible, past_key_values, columns)
         if past_key_values is not None:
             past_key_values.advance(length)
         normed: Tensor = self.norm(x_BTD)
         return normed
 
     @staticmethod
-    def _positions(length: int, mask: Tensor | None, places: Places | None, device: torch.device) -> Tensor:
+    def _positions(length: int, mask: Tensor | None, columns: CacheColumns | None, device: torch.device) -> Tensor:
         if mask is not None:
             return positions_of(mask)[:, -length:]
-        if places is not None and places.positions is not None:
-            return places.positions
-        end = places.end if places else length
+        if columns is not None and columns.positions is not None:
+            return columns.positions
+        end = columns.end if columns else length
         return torch.arange(end - length, end, device=device)[None]
 
 
 @dataclass
 class CausalLMOutput:
-    """What a causal LM returns: ``logits`` (B, T, V) and, where labels were given, the mean ``loss``, float32."""
+    """The output of a causal LM: ``logits`` (B, T, V) and, if labels were given, the mean ``loss``, float32."""
 
     logits: Tensor
     loss: Tensor | None = None
@@ -159,12 +159,12 @@ class LlamaForCausalLM(Pretrained):
     """
 
     def build(self, config: LlamaConfig) -> None:
-        """Make the modules; their weights are set later."""
+        """Create the modules; their weights are initialized later."""
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def tie_weights(self) -> None:
-        """Make the head share the embedding's matrix, where the config says so."""
+        """Tie ``lm_head`` to the embedding if the config has ``tie_word_embeddings``."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -182,13 +182,13 @@ class LlamaForCausalLM(Pretrained):
 
         Args:
             input_ids: int64 (B, T).
-            attention_mask: (B, S), zero where a column is padding; S counts the cached columns too.
-            position_ids: int64 (B, T) or (1, T); counted from the mask and the cache by default.
-            past_key_values: A `KVCache`, read and extended by T tokens.
-            labels: int64 (B, T), usually ``input_ids`` themselves: the shift happens here. -100 is ignored.
-            logits_to_keep: Score only this many last positions; 0 scores all.
-            num_items_in_batch: Divide the summed loss by this instead of by the number of labels here: the learned
-                tokens of all the batches whose gradients are added up.
+            attention_mask: (B, S), zero for padding; S includes the cached columns.
+            position_ids: int64 (B, T) or (1, T); by default they follow from the mask and the cache.
+            past_key_values: The cache, to which the T tokens are appended.
+            labels: int64 (B, T), usually ``input_ids``: they are shifted here. -100 is ignored.
+            logits_to_keep: Compute the logits of this many last positions; 0 computes all.
+            num_items_in_batch: Divide the summed loss by this number instead of by the number of labels: with gradient
+                accumulation, the learned tokens of all batches.
 
         Raises:
             ValueError: If shapes do not fit, an id or label is outside the vocabulary, or the cache is full.
@@ -198,7 +198,7 @@ class LlamaForCausalLM(Pretrained):
         loss = None
         if labels is not None:
             if logits_to_keep:
-                raise ValueError("labels score every position; leave logits_to_keep at 0")
+                raise ValueError("labels need the logits of all positions; expected logits_to_keep 0")
             loss = next_token_loss(logits_BTV, labels, num_items_in_batch)
             loss = self._with_routing(loss, labels, attention_mask, num_items_in_batch)
         return CausalLMOutput(logits_BTV, loss, past_key_values)
@@ -211,10 +211,10 @@ class LlamaForCausalLM(Pretrained):
         chunk_size: int = 1024,
         num_items_in_batch: int | None = None,
     ) -> Tensor:
-        """Return the loss alone, float32, never holding the logits of more than ``chunk_size`` positions.
+        """Return the loss alone, a float32 scalar equal to ``model(input_ids, labels=labels, ...).loss``.
 
-        Equal to ``model(input_ids, labels=labels, ...).loss``; with a vocabulary of 128,000 the memory saved is most of
-        what a training step takes. The head is computed a second time in the backward pass.
+        Cost: memory for the logits of ``chunk_size`` positions instead of all, most of a training step's memory at a
+        vocabulary of 128,000. The backward pass computes the head again.
         """
         hidden_BTD = self.model(input_ids, attention_mask)
         loss = chunked_next_token_loss(hidden_BTD, self.lm_head, labels, chunk_size, num_items_in_batch)
@@ -225,13 +225,13 @@ class LlamaForCausalLM(Pretrained):
     ) -> Tensor:
         if self.training and self.config.num_local_experts:
             routing = routing_loss(self, self.config, attention_mask)
-            if num_items_in_batch is not None:  # of several batches, each counts by what is learned of it
+            if num_items_in_batch is not None:  # weight each batch by its learned tokens
                 routing = routing * ((labels[:, 1:] != IGNORED).sum() / num_items_in_batch)
             return loss + routing
         return loss
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """Return prompts and what follows them, int64 (B, T + new); see `bpe_llama.model.generation.generate`."""
+        """Return prompts and generated ids, int64 (B, T + new); see `bpe_llama.model.generation.generate`."""
         from bpe_llama.model.generation.generate import generate
 
         return generate(self, input_ids, attention_mask, **options)

@@ -1,4 +1,7 @@
-"""What every model of this package can do: be initialised from a seed, loaded, saved, and told how to compute."""
+"""The base class of all models: initialization from a seed, loading, saving, attention backends.
+
+Shapes: ``B`` batch, ``T`` length, ``N`` heads.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,17 @@ Model = TypeVar("Model", bound="Pretrained")
 
 
 class Pretrained(nn.Module):
-    """A model made from a config.
-
-    Weights are drawn from a generator of their own, so a seed gives the same model whatever else ran before.
+    """A model that is built from a config.
 
     Args:
-        config: The shape.
-        device: Where the weights go; torch's default device by default (``meta`` allocates nothing).
-        dtype: Of the weights; torch's default dtype by default.
-        seed: Of the initialisation.
+        config: Config of the model.
+        device: Device of the weights, by default torch's default device; ``meta`` allocates nothing.
+        dtype: Dtype of the weights, by default torch's default dtype.
+        seed: Seed of the initialization, which does not use torch's global generator.
     """
 
     NEW_HEAD: ClassVar[tuple[str, ...]] = ()
-    """Weights that a checkpoint of a causal LM lacks; loading one draws them afresh."""
+    """Weights that a checkpoint of a causal LM lacks; loading one initializes them."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Pretrained(nn.Module):
     ) -> None:
         super().__init__()
         device = torch.get_default_device() if device is None else torch.device(device)
-        with torch.device("meta"):  # torch's own initialisation would draw from the global generator
+        with torch.device("meta"):  # torch's own initialization would use the global generator
             self.build(config)
         self.config = config
         self.generation_config = GenerationConfig()
@@ -54,14 +55,14 @@ class Pretrained(nn.Module):
             self.reset_parameters(seed)
 
     def build(self, config: LlamaConfig) -> None:
-        """Make the modules; their weights are set later."""
+        """Create the modules; their weights are initialized later."""
         raise NotImplementedError
 
     def tie_weights(self) -> None:
-        """Make two names share one matrix, where the config says so."""
+        """Tie ``lm_head`` to the embedding if the config has ``tie_word_embeddings``."""
 
     def allocate(self, device: torch.device) -> None:
-        """Give every weight memory on a device, its values not set: `nn.Module.to_empty` without its slow imports."""
+        """Allocate uninitialized weights on a device, as `nn.Module.to_empty` does, without its slow imports."""
         for module in self.modules():
             for name, weight in module.named_parameters(recurse=False):
                 empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
@@ -73,7 +74,7 @@ class Pretrained(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0, only: Collection[str] | None = None) -> None:
-        """Draw weights afresh, all or those named: normal with deviation ``initializer_range``, biases 0, norms 1."""
+        """Initialize all weights, or those in ``only``: normal (``initializer_range``), biases 0, norms 1."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if only is not None and name not in only:
@@ -83,29 +84,29 @@ class Pretrained(nn.Module):
             elif weight.ndim == 1:
                 weight.fill_(1.0)
             else:
-                drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
-                weight.copy_(drawn.normal_(0.0, self.config.initializer_range, generator=generator))
+                values = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+                weight.copy_(values.normal_(0.0, self.config.initializer_range, generator=generator))
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Return the ids that end a text: those of ``config`` and of ``generation_config``."""
+        """Return the EOS ids of ``config`` and ``generation_config``."""
         return tuple(dict.fromkeys((*self.config.eos_token_ids, *self.generation_config.eos_token_ids)))
 
     @property
     def device(self) -> torch.device:
-        """Return where the weights are."""
+        """Return the device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the number format of the embedding, and so of the hidden states."""
+        """Return the dtype of the embedding and the hidden states."""
         return next(self.parameters()).dtype
 
     def set_attn_implementation(self, name: str) -> None:
-        """Compute attention by ``"sdpa"`` (the default), ``"eager"``, ``"flex"`` or ``"flash"``; all agree.
+        """Set the attention backend: ``"sdpa"`` (the default), ``"eager"``, ``"flex"`` or ``"flash"``.
 
         Raises:
-            ValueError: If there is no such back end.
+            ValueError: If there is no such backend.
             ImportError: If it needs a package that is not installed.
         """
         backend = backend_named(name)
@@ -114,16 +115,16 @@ class Pretrained(nn.Module):
                 module.backend = backend
 
     def attention_weights(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Return how much each token looks at each, (B, N, T, T) for each layer; rows sum to 1.
-
-        The whole text is computed by the ``eager`` back end, whichever is set, and its memory grows with T squared.
+        """Return the attention weights of each layer, (B, N, T, T); rows sum to 1.
 
         Args:
             input_ids: int64 (B, T).
-            attention_mask: (B, T), zero where a column is padding; what padding itself looks at means nothing.
+            attention_mask: (B, T), zero for padding; the rows of padding are meaningless.
 
         Raises:
             ValueError: If shapes do not fit or an id is outside the vocabulary.
+
+        Cost: one forward pass by the ``eager`` backend; memory grows with T squared.
 
         Example:
             >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
@@ -134,18 +135,18 @@ class Pretrained(nn.Module):
             (torch.Size([1, 2, 3, 3]), [1.0, 0.0, 0.0])
         """
         layers = [module for module in self.modules() if isinstance(module, Attention)]
-        backends, kept = [layer.backend for layer in layers], list[Tensor]()
+        backends, recorded = [layer.backend for layer in layers], list[Tensor]()
         try:
             for layer in layers:
-                layer.backend = recording(kept)
+                layer.backend = recording(recorded)
             self(input_ids, attention_mask)
         finally:
             for layer, backend in zip(layers, backends, strict=True):
                 layer.backend = backend
-        return kept
+        return recorded
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
-        """Keep only each layer's input for the backward pass and compute the rest again: less memory, more time."""
+        """Store only each layer's input for the backward pass, which recomputes the layer: less memory, more time."""
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = enable  # type: ignore[assignment]  # a plain bool of LlamaModel
@@ -158,15 +159,15 @@ class Pretrained(nn.Module):
         device: torch.device | str = "auto",
         **options: Any,
     ) -> Model:
-        """Return the model stored in a folder or file, in evaluation mode; see `bpe_llama.model.checkpoints.load`.
+        """Return the model of a folder or file, in evaluation mode; see `bpe_llama.model.checkpoints.load`.
 
         Args:
             path: A Hugging Face folder, a Meta or Mistral folder, or a ``.gguf`` file.
-            dtype: ``"auto"`` keeps what the checkpoint says.
-            device: ``"auto"`` is CUDA where there is one, else the CPU.
-            **options: Passed on to the loader.
+            dtype: ``"auto"`` is the checkpoint's.
+            device: ``"auto"`` is CUDA if available, else the CPU.
+            **options: Options of the loader.
         """
-        from bpe_llama.model.checkpoints import load  # loaders build models, so they come later in the import order
+        from bpe_llama.model.checkpoints import load  # loaders import models
 
         return load(path, cls, dtype=dtype, device=device, **options)
 
@@ -174,11 +175,21 @@ class Pretrained(nn.Module):
         """Write config, generation config and weights into a folder; see `checkpoints.huggingface.save`.
 
         Args:
-            folder: Made if need be.
+            folder: Created if it does not exist.
             portable: Refuse a model that no class of transformers computes; False writes it for this package alone.
 
         Raises:
-            ValueError: If the model is no plain checkpoint, or transformers would compute something else.
+            ValueError: If layers were adapted or quantized, or the model is not portable.
+
+        Example:
+            >>> import tempfile
+            >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+            >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+            ...                      num_attention_heads=2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     LlamaForCausalLM(config).save_pretrained(folder)
+            ...     LlamaForCausalLM.from_pretrained(folder, device="cpu").config.hidden_size
+            16
         """
         from bpe_llama.model.checkpoints.huggingface import save
 
@@ -186,13 +197,13 @@ class Pretrained(nn.Module):
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:
-    """Return (B, T) of well-formed ids.
+    """Return the shape (B, T) of valid ids.
 
-    On the CPU the values are checked too; elsewhere that would stall the device, and torch reports them itself.
+    The range of the ids is checked on the CPU alone: on CUDA the check would wait for the device, and torch reports it.
 
     Raises:
-        ValueError: If ``input_ids`` is not two-dimensional or empty, or an id is outside the vocabulary.
-        TypeError: If they are not integers.
+        ValueError: If ``input_ids`` is not two-dimensional or is empty, or an id is outside the vocabulary.
+        TypeError: If the dtype is not an integer type.
     """
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length), neither of them 0")

@@ -1,6 +1,12 @@
-"""Adapters: what is trained beside frozen weights, in the files of the peft library.
+"""LoRA adapters, in the files of the peft library. The functions for users are in `lora`.
 
-`lora` holds the functions to use them. Read in this order: `config` (what ``adapter_config.json`` says and what of it
-is refused), `layers` (what is computed), `files` (tensors, and whether they fit a model), `place` (adapters put beside
-a model's modules), `merging` (written into the weights), `weighted` (sums of adapters).
+| file | what it does |
+|---|---|
+| `config` | reads ``adapter_config.json``; refuses fields that are not honoured |
+| `layers` | computes the adapted layers |
+| `files` | reads and writes an adapter's tensors, and checks them against a model |
+| `inject` | adds adapters, loaded or new, to a model's modules |
+| `merging` | merges adapters into the weights, and unmerges them |
+| `weighted` | computes weighted sums of adapters |
+| `lora` | the public functions |
 """

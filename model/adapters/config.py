@@ -1,7 +1,7 @@
-"""``adapter_config.json``: an adapter's layers, ranks and scales.
+"""``adapter_config.json``: an adapter's target modules, ranks and scales.
 
-peft ignores fields that it does not know. Here each field is honoured, listed in `HARMLESS` because it changes no
-output, or refused by name.
+peft ignores fields that it does not know. Here each field is honoured, listed in `HARMLESS` because it does not change
+the output, or refused by name.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 
 CONFIG = "adapter_config.json"
 DEFAULT_TARGETS = ("q_proj", "v_proj")
-"""What peft adapts of every family that this package knows, where ``target_modules`` is null."""
+"""peft's default target modules of LLaMA, Mistral and Mixtral, if ``target_modules`` is null."""
 ALL_LINEAR = "all-linear"
 HARMLESS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
-        "corda_config",  # this and the next three: how matrices are initialised, and the file holds the trained ones
+        "corda_config",  # this and the next three: initialization, but the file holds trained matrices
         "eva_config",
         "loftq_config",
         "lora_ga_config",
         "fan_in_fan_out",  # peft resets it for torch.nn.Linear, the only layers here
         "inference_mode",
-        "megatron_core",  # a module's name, without effect unless megatron_config is given
+        "megatron_core",  # without effect unless megatron_config is given
         "peft_type",
         "peft_version",
         "qalora_group_size",  # without effect unless use_qalora is given
@@ -36,16 +36,16 @@ HARMLESS = frozenset(
         "runtime_config",
     }
 )
-"""Fields of peft's that change no output, whatever they hold."""
+"""peft's fields that do not change the output, whatever their value."""
 PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of ``init_lora_weights`` under which the base is the model's weight."""
+"""Values of ``init_lora_weights`` with the model's weight as the base weight."""
 OFFSET_INITS = ("pissa", "olora")
-"""Values under which the base is the model's weight minus the product of the initial matrices, computed from it."""
+"""Values with the model's weight minus the scaled product of the initial matrices as the base weight."""
 _REFUSED_INITS = {
-    "loftq": "its base is the model's weight as LoftQ quantises it",
+    "loftq": "its base is the model's weight as LoftQ quantizes it",
     "corda": "its base depends on data that the folder does not hold",
     "lora_ga": "its base depends on gradients that the folder does not hold",
-    "pissa_niter": "its base is drawn by a random decomposition",
+    "pissa_niter": "its base follows from a randomized decomposition",
 }
 _ADVICE = (
     "save it with peft's path_initial_model_for_weight_conversion, or beside its own base with init_lora_weights true"
@@ -84,35 +84,35 @@ class AdapterConfig:
     ensure_weight_tying: bool = False
     task_type: str | None = "CAUSAL_LM"
     described: Mapping[str, Any] = field(default_factory=dict)
-    """The fields as they were given, to be written again."""
+    """The given fields, which `to_json` writes again."""
 
     @classmethod
     def of(cls, described: Mapping[str, Any], source: str = CONFIG) -> AdapterConfig:
-        """Return what the fields say.
+        """Return the config with these fields.
 
         Args:
-            described: Fields of ``adapter_config.json``; those absent have peft's defaults.
-            source: Named in errors.
+            described: Fields of ``adapter_config.json``; absent fields have peft's defaults.
+            source: The name of the file in error messages.
 
         Raises:
-            ValueError: If a field is unknown and set, not honoured, or of a wrong value; it names the source, the
-                field, the value and what was expected.
+            ValueError: If a field is not honoured or has a wrong value; it names the source, the field, the value and
+                the expectation.
         """
         known = {name for name in cls.__dataclass_fields__ if name != "described"}
         for name, value in described.items():
             if name not in known | HARMLESS and value not in _UNSET:
                 raise ValueError(f"{source}: {name} is {value!r:.100}, which is not supported; expected it left out")
         values: dict[str, Any] = {}
-        for name, (reads, expected) in _READERS.items():
+        for name, (parse, expected) in _PARSERS.items():
             if described.get(name) is None or (name == "layers_pattern" and not described[name]):
                 if name == "task_type" and "task_type" in described:
                     values[name] = None
                 continue
             try:
-                values[name] = reads(described[name])
+                values[name] = parse(described[name])
             except (ValueError, TypeError, AttributeError, re.error) as error:
                 raise ValueError(f"{source}: {name} is {described[name]!r:.100}; expected {expected}") from error
-        if values.get("task_type") == "SEQ_CLS":  # peft adds the scores to what is saved
+        if values.get("task_type") == "SEQ_CLS":  # peft adds the classifier's head
             saved = values.get("modules_to_save", ())
             values["modules_to_save"] = saved if "score" in saved else (*saved, "score")
         config = cls(**values, described=dict(described))
@@ -121,11 +121,11 @@ class AdapterConfig:
 
     @classmethod
     def read(cls, folder: Path) -> AdapterConfig:
-        """Return what a folder's ``adapter_config.json`` says.
+        """Return the config of a folder's ``adapter_config.json``.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: As `of` does, or if the file is no JSON or describes something else than LoRA.
+            ValueError: As `of` does, or if the file is not JSON or not of a LoRA adapter.
         """
         source = folder / CONFIG
         try:
@@ -135,7 +135,7 @@ class AdapterConfig:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{source}: does not describe a LoRA adapter ({error!r})") from error
         if kind != "LORA":
-            raise ValueError(f"{source}: peft_type is {kind!r:.100}; only plain LoRA is known, and its kinds: 'LORA'")
+            raise ValueError(f"{source}: peft_type is {kind!r:.100}; expected 'LORA'")
         if missing:
             raise ValueError(f"{source}: {missing[0]} is null; expected a number")
         return cls.of(described, str(source))
@@ -157,7 +157,7 @@ class AdapterConfig:
             raise ValueError(f"{source}: layers_pattern is given without layers_to_transform")
 
     def rank(self, path: str) -> int:
-        """Return the rank of the update of a layer."""
+        """Return the rank of a layer's update."""
         return int(_of_pattern(self.rank_pattern, path, self.r))
 
     def alpha(self, path: str) -> float:
@@ -173,11 +173,11 @@ class AdapterConfig:
         return self.alpha(path) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, path: str, in_head: bool = False) -> bool:
-        """Return whether a linear layer or an embedding is given low-rank matrices.
+        """Return whether a linear layer or an embedding has low-rank matrices.
 
         Args:
-            path: Of the module.
-            in_head: Whether it is the model's output layer, which "all-linear" leaves out.
+            path: Path of the module.
+            in_head: Whether the module is the model's head, which "all-linear" excludes.
         """
         if self.exclude_modules and _named(self.exclude_modules, path):
             return False
@@ -193,11 +193,11 @@ class AdapterConfig:
 
     @staticmethod
     def is_embedding(path: str) -> bool:
-        """Return whether this is the path of the input embedding."""
+        """Return whether a path is that of the input embedding."""
         return path.rpartition(".")[2] == "embed_tokens"
 
     def _transforms(self, path: str) -> bool:
-        """Return whether a layer's number is among those to transform: the first number in the path."""
+        """Return whether the layer number, the first number in the path, is in ``layers_to_transform``."""
         if not self.layers_to_transform:
             return True
         if self.layers_pattern:
@@ -208,11 +208,11 @@ class AdapterConfig:
         return found is not None and int(found[1]) in self.layers_to_transform
 
     def saves(self, path: str) -> bool:
-        """Return whether a module is trained and stored whole: peft asks how its path ends, not for a whole name."""
+        """Return whether a module is in ``modules_to_save``: as in peft, its path may end inside a name."""
         return path.endswith(self.modules_to_save) if self.modules_to_save else False
 
     def rows(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the ids whose rows are trained, by the name of their embedding."""
+        """Return the ids of ``trainable_token_indices`` by the name of their embedding."""
         if self.trainable_token_indices is None:
             return {}
         if isinstance(self.trainable_token_indices, tuple):
@@ -220,7 +220,7 @@ class AdapterConfig:
         return self.trainable_token_indices
 
     def to_json(self, base: str | None = None) -> str:
-        """Return the text of ``adapter_config.json``, with everything that was read or asked for."""
+        """Return the text of ``adapter_config.json``, with all given fields."""
         own = {
             name: _plain(value)
             for name, (value, default) in self._values().items()
@@ -233,14 +233,14 @@ class AdapterConfig:
         return json.dumps(described, indent=2, sort_keys=True) + "\n"
 
     def _values(self) -> dict[str, tuple[Any, Any]]:
-        """Return the fields' values and peft's defaults."""
+        """Return the value of each field and peft's default."""
         fields = {name: spec for name, spec in self.__dataclass_fields__.items() if name != "described"}
         return {name: (getattr(self, name), _default(spec)) for name, spec in fields.items()}
 
     def _was(self, name: str) -> Any:
-        """Return a field's value as the file gave it; its current value if the file did not."""
+        """Return a field's value in the file; its current value if the file lacks it."""
         given = self.described.get(name)
-        return getattr(self, name) if given is None else _READERS[name][0](given)
+        return getattr(self, name) if given is None else _PARSERS[name][0](given)
 
 
 _SHOWN = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type")
@@ -251,7 +251,7 @@ def _default(spec: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; numbers without a fraction as integers, as peft writes them."""
+    """Return a value for JSON; floats without a fraction become integers, as in peft."""
     if isinstance(value, tuple):
         return list(value)
     if isinstance(value, Mapping):
@@ -260,26 +260,26 @@ def _plain(value: Any) -> Any:
 
 
 def _named(names: tuple[str, ...] | str, path: str) -> bool:
-    """Return whether a path is named: by a pattern for all of it, in full, or by its last parts."""
+    """Return whether names match a path: a regex all of it, a list the path or its last parts."""
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
     return path in names or any(path.endswith(f".{name}") for name in names)
 
 
 def _of_pattern(patterns: Mapping[str, float], path: str, default: float) -> float:
-    """Return the value of the first pattern that the path's last parts match."""
+    """Return the value of the first pattern that matches the path's last parts."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
 
 
 def _number(low: float, high: float = math.inf, whole: bool = False, open_end: bool = False) -> Callable[[Any], Any]:
-    def reads(value: Any) -> Any:
+    def parse(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise TypeError
         if not (low <= value < high if open_end else low <= value <= high) or not math.isfinite(value):
             raise ValueError
         return value if whole else float(value)
 
-    return reads
+    return parse
 
 
 def _flag(value: Any) -> bool:
@@ -288,34 +288,34 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _strings(value: Any) -> tuple[str, ...]:
     if isinstance(value, (str, Mapping)) or not all(isinstance(text, str) and text for text in value):
         raise TypeError
     return tuple(value)
 
 
 def _expressions(value: Any) -> tuple[str, ...]:
-    texts = _texts([value] if isinstance(value, str) else value)
+    texts = _strings([value] if isinstance(value, str) else value)
     for text in texts:
         re.compile(text)
     return texts
 
 
-def _texts_or_pattern(value: Any) -> tuple[str, ...] | str:
+def _strings_or_pattern(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
         if value.lower() != ALL_LINEAR:
             re.compile(value)
         return value
-    return _texts(value)
+    return _strings(value)
 
 
 def _patterns(of: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def reads(value: Any) -> dict[str, Any]:
+    def parse(value: Any) -> dict[str, Any]:
         for key in value.keys():  # noqa: SIM118 - a list, which has no keys, is refused
             re.compile(key)
         return {key: of(inner) for key, inner in value.items()}
 
-    return reads
+    return parse
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
@@ -332,12 +332,12 @@ def _indices(value: Any) -> Any:
 
 
 def _one_of(*texts: str) -> Callable[[Any], str]:
-    def reads(value: Any) -> str:
+    def parse(value: Any) -> str:
         if value not in texts:
             raise ValueError
         return str(value)
 
-    return reads
+    return parse
 
 
 def _init(value: Any) -> bool | str:
@@ -346,7 +346,7 @@ def _init(value: Any) -> bool | str:
     return value.lower()  # type: ignore[no-any-return]
 
 
-_READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+_PARSERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "r": (_number(1, whole=True), "an integer of at least 1"),
     "lora_alpha": (_number(-math.inf), "a number"),
     "lora_dropout": (_number(0, 1, open_end=True), "a number in [0, 1)"),
@@ -355,8 +355,8 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "lora_bias": (_flag, "true or false"),
     "bias": (_one_of("none", "all", "lora_only"), "'none', 'all' or 'lora_only'"),
     "init_lora_weights": (_init, "true, false or a name"),
-    "target_modules": (_texts_or_pattern, "a list of names, a pattern or 'all-linear'"),
-    "exclude_modules": (_texts_or_pattern, "a list of names or a pattern"),
+    "target_modules": (_strings_or_pattern, "a list of names, a pattern or 'all-linear'"),
+    "exclude_modules": (_strings_or_pattern, "a list of names or a pattern"),
     "layers_to_transform": (_numbers, "a list of layer numbers"),
     "layers_pattern": (_expressions, "a list of names"),
     "rank_pattern": (_patterns(_number(1, whole=True)), "patterns and ranks of at least 1"),
@@ -369,4 +369,4 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "'CAUSAL_LM', 'SEQ_CLS' or 'FEATURE_EXTRACTION'",
     ),
 }
-"""Each field that is honoured: how its value is read, and what it may be."""
+"""The parser of each honoured field, and the expectation that errors name."""

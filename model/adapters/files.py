@@ -1,6 +1,6 @@
-"""An adapter's tensors: read from a folder, held to its config and to a model, and written.
+"""An adapter's tensors: read from a folder, checked against its config and a model, and written.
 
-Nothing here changes a model: `fit` raises before anything is put in.
+Nothing here changes a model.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _LOW_RANK = re.compile(
     r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)"
 )
 _STORED_BASES = ("embed_tokens", "lm_head")
-"""peft writes these beside their adapters, in case they were resized."""
+"""peft writes the weights of adapted embeddings and heads, in case they were resized."""
 
 
 @dataclass
-class Part:
-    """The tensors of an adapter for one module, by peft's names.
+class ModuleTensors:
+    """An adapter's tensors for one module, by peft's names.
 
     Attributes:
-        update: Low-rank matrices, their bias and magnitude; or rows of an embedding.
-        own: Parameters that replace the module's own.
+        update: Low-rank matrices with their bias and magnitude; or trained rows of an embedding.
+        own: Parameters that replace the module's.
         trained: Whether the parameters in ``own`` are trained.
-        rows: The ids of the rows.
+        rows: The ids of the trained rows.
     """
 
     update: dict[str, Tensor] = field(default_factory=dict)
@@ -55,11 +55,11 @@ class Part:
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
-    """Return an adapter's tensors without the prefix that peft puts before their names, and the file they are from.
+    """Return an adapter's tensors, their names without peft's prefix, and the file that holds them.
 
     Raises:
-        FileNotFoundError: If the folder holds none.
-        ValueError: If the file is damaged, or holds something else than an adapter's tensors of floats.
+        FileNotFoundError: If the folder has no such file.
+        ValueError: If the file is damaged, or has entries that are not an adapter's float tensors.
     """
     source = folder / WEIGHTS
     if not source.is_file() and (folder / PICKLED).is_file():
@@ -87,36 +87,38 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}, source
 
 
-def fit(config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path, model: nn.Module) -> dict[str, Part]:
-    """Return the tensors of an adapter for each module of a model, by path.
+def match(
+    config: AdapterConfig, tensors: Mapping[str, Tensor], source: Path, model: nn.Module
+) -> dict[str, ModuleTensors]:
+    """Return an adapter's tensors by the paths of a model's modules.
 
     Raises:
-        ValueError: If a tensor is missing, unknown or misshapen, or the adapter is for another model; it names the
-            file, the tensor, what was found and what was expected.
+        ValueError: If a tensor is missing, unexpected or of another shape, or the adapter belongs to another model; it
+            names the file, the tensor, its shape and the expected one.
     """
-    bases, said_in = dict(base_modules(model)), source.parent / CONFIG
-    check_task(config, bases, said_in)
-    check_saved_names(config, bases, said_in)
-    parts: dict[str, Part] = {}
+    bases, config_file = dict(base_modules(model)), source.parent / CONFIG
+    check_task(config, bases, config_file)
+    check_saved_names(config, bases, config_file)
+    parts: dict[str, ModuleTensors] = {}
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         found = _LOW_RANK.fullmatch(key.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"))
         if found is None:
             whole[key] = tensor
         else:
-            parts.setdefault(found[1], Part()).update[found[2]] = tensor
+            parts.setdefault(found[1], ModuleTensors()).update[found[2]] = tensor
     for path in saved_whole(config, bases):
-        check_savable(path, bases[path], said_in)
+        check_savable(path, bases[path], config_file)
     _check_updates(config, parts, source, bases)
     for path, own in _sort_whole(config, whole, source, bases).items():
-        parts.setdefault(path, Part()).own.update(own)
+        parts.setdefault(path, ModuleTensors()).own.update(own)
         parts[path].trained = not _is_stored_base(config, path)
     _check_rows(config, parts, source, bases)
     return parts
 
 
 def check_task(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> None:
-    """Raise a ValueError if an adapter is for another kind of model."""
+    """Raise a ValueError if an adapter's task is that of another model class."""
     if config.task_type == "SEQ_CLS" and "score" not in bases:
         raise ValueError(f"{source}: task_type is 'SEQ_CLS'; expected it beside a LlamaForSequenceClassification")
 
@@ -140,7 +142,7 @@ def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]
 
 
 def saved_whole(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
-    """Return the paths of the modules that are stored whole, the outermost ones."""
+    """Return the paths of ``modules_to_save``; of nested modules the outermost."""
     chosen: list[str] = []
     for path in bases:
         if config.saves(path) and not any(path.startswith(f"{outer}.") for outer in chosen):
@@ -148,8 +150,8 @@ def saved_whole(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[s
     return chosen
 
 
-def learned_biases(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
-    """Return the paths of the modules whose biases an adapter replaces."""
+def trained_biases(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
+    """Return the paths of the modules whose biases the adapter trains."""
     if config.bias == "none":
         return []
     among = targeted(config, bases) if config.bias == "lora_only" else list(bases)
@@ -179,7 +181,7 @@ def expected_shapes(config: AdapterConfig, path: str, base: nn.Module) -> dict[s
 
 
 def _check_updates(
-    config: AdapterConfig, parts: Mapping[str, Part], source: Path, bases: Mapping[str, nn.Module]
+    config: AdapterConfig, parts: Mapping[str, ModuleTensors], source: Path, bases: Mapping[str, nn.Module]
 ) -> None:
     wanted = targeted(config, bases)
     with_matrices = [path for path, part in parts.items() if any("lora_" in name for name in part.update)]
@@ -198,7 +200,7 @@ def _check_updates(
             lacks = "but not its lora_B:" if "_B" in name else "but lacks"
             raise ValueError(f"{source}: holds an update of {path} {lacks} {PREFIX}{path}.{name}, of {shapes[name]}")
         for name in sorted(found.keys() - shapes.keys()):
-            raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not speak of")
+            raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not name")
         first, second = list(shapes)[:2]
         given = [list(found[name].shape) for name in (second, first)]
         if given != [shapes[second], shapes[first]]:
@@ -216,18 +218,18 @@ def _sort_whole(
     source: Path,
     bases: Mapping[str, nn.Module],
 ) -> dict[str, dict[str, Tensor]]:
-    """Return the parameters that take the place of the base's, by module: saved modules, biases, other embeddings."""
-    saved, biased = saved_whole(config, bases), learned_biases(config, bases)
+    """Return the parameters that replace the base's, by path: saved modules, biases, resized embeddings."""
+    saved, biased = saved_whole(config, bases), trained_biases(config, bases)
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in whole.items():
         if config.bias == "all" and (".modules_to_save." in key or ".original_module." in key):
-            continue  # peft writes the biases of saved modules a second time, and does not read them
+            continue  # peft writes the biases of saved modules twice and ignores these
         outer = next((path for path in saved if key.startswith(f"{path}.")), None)
         path, _, name = key.replace(".base_layer.", ".").rpartition(".")
         if outer is not None:
             path, name = outer, key.removeprefix(f"{outer}.")
         elif not (name == "bias" and path in biased) and not (name == "weight" and path in _paths_of_embeddings(bases)):
-            what = "which the model does not have" if path not in bases else f"which {CONFIG} does not speak of"
+            what = "which the model does not have" if path not in bases else f"which {CONFIG} does not name"
             raise ValueError(f"{source}: holds other tensors than pairs of lora_A and lora_B: {PREFIX}{key}, {what}")
         found.setdefault(path, {})[name] = tensor
     for path in {**found, **dict.fromkeys([*saved, *biased])}:
@@ -252,14 +254,14 @@ def _paths_of_embeddings(bases: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _is_stored_base(config: AdapterConfig, path: str) -> bool:
-    """Return whether parameters are the base's as they were, and not trained."""
+    """Return whether stored parameters are the base's, not trained ones."""
     return not config.saves(path) and path.rpartition(".")[2] in _STORED_BASES
 
 
 def _without_the_same(
     config: AdapterConfig, found: dict[str, dict[str, Tensor]], bases: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return the parameters without stored embeddings that are the model's own; another one also is a tied layer's."""
+    """Return the parameters without embeddings equal to the model's; others apply to tied layers, too."""
     weights = {path: dict(bases[path].named_parameters()).get("weight") for path in _paths_of_embeddings(bases)}
     for path in [path for path in found if _is_stored_base(config, path)]:
         weight, stored = weights[path], found[path]["weight"]
@@ -272,24 +274,26 @@ def _without_the_same(
 
 
 def check_savable(path: str, base: nn.Module, source: object) -> None:
-    """Raise a ValueError if a module cannot be replaced by an adapter's own copy of it."""
+    """Raise a ValueError if a module cannot be in ``modules_to_save``."""
     if isinstance(base, nn.ModuleList) or any(isinstance(part, nn.ModuleList) for part in base.children()):
         raise ValueError(f"{source}: modules_to_save names {path}; expected single layers, not all of them")
     if any(isinstance(part, AdaptedLayer) for part in base.modules()):
         raise ValueError(f"{source}: modules_to_save names {path}, in which another adapter's layers are")
     if any(hasattr(part, "dequantized") for part in base.modules()):
-        raise ValueError(f"{source}: modules_to_save names {path}, whose weights are quantised; dequantize them first")
+        raise ValueError(f"{source}: modules_to_save names {path}, whose weights are quantized; dequantize them first")
 
 
-def _check_rows(config: AdapterConfig, parts: dict[str, Part], source: Path, bases: Mapping[str, nn.Module]) -> None:
-    """Give each embedding with trained rows their ids, and hold the rows to them."""
+def _check_rows(
+    config: AdapterConfig, parts: dict[str, ModuleTensors], source: Path, bases: Mapping[str, nn.Module]
+) -> None:
+    """Set the ids of each embedding's trained rows, and check the rows against them."""
     name = TRAINED_ROWS
     wanted = rows_of(config, bases, source.parent / CONFIG)
     for path, part in parts.items():
         if name in part.update and path not in wanted:
-            raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not speak of")
+            raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which {CONFIG} does not name")
     for path, index in wanted.items():
-        part = parts.get(path, Part())
+        part = parts.get(path, ModuleTensors())
         if name not in part.update:
             raise ValueError(f"{source}: has no {PREFIX}{path}.{name}, which trainable_token_indices asks for")
         if len(part.update) > 1 or part.own:
@@ -300,9 +304,9 @@ def _check_rows(config: AdapterConfig, parts: dict[str, Part], source: Path, bas
 
 
 def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: object) -> dict[str, tuple[int, ...]]:
-    """Return the ids whose rows an adapter trains, by the path of the embedding or head.
+    """Return the ids of the rows that an adapter trains, by the path of the embedding or head.
 
-    A head that is tied to an embedding with the same rows goes with it and is left out.
+    A head that is tied to an embedding with the same rows is left out.
 
     Raises:
         ValueError: If there is no such module, or an id is outside the vocabulary.
@@ -325,36 +329,36 @@ def rows_of(config: AdapterConfig, bases: Mapping[str, nn.Module], source: objec
 
 
 def tied_to_embedding(bases: Mapping[str, nn.Module]) -> list[str]:
-    """Return the paths of the layers that share the embedding's matrix."""
+    """Return the paths of the linear layers that are tied to the embedding."""
     tables = [id(base.weight) for base in bases.values() if isinstance(base, nn.Embedding)]
     return [path for path, base in bases.items() if is_linear(base) and id(getattr(base, "weight", None)) in tables]
 
 
-def stored_parts(model: nn.Module, name: str) -> dict[str, Part]:
-    """Return one adapter's own tensors by path, not copied; those of rows that a tied head shares once."""
-    parts: dict[str, Part] = {}
+def stored_parts(model: nn.Module, name: str) -> dict[str, ModuleTensors]:
+    """Return one adapter's tensors by path, not copied; rows that a tied head shares are returned once."""
+    parts: dict[str, ModuleTensors] = {}
     written = set()
     for path, layer in adapted_layers(model):
         if name in layer.adapters and id(layer.adapters[name]) not in written:
             written.add(id(layer.adapters[name]))
-            parts.setdefault(path, Part()).update = layer.adapter(name).stored()
+            parts.setdefault(path, ModuleTensors()).update = layer.adapter(name).stored()
         if name in layer.replacements:
             replacement = layer.replacements[name]
-            assert isinstance(replacement, Replacement)  # nothing else is put there; for the type checker
-            parts.setdefault(path, Part()).own = dict(replacement.parameters_of_its_own())
+            assert isinstance(replacement, Replacement)  # for the type checker
+            parts.setdefault(path, ModuleTensors()).own = dict(replacement.own_parameters())
     return parts
 
 
 def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base: str | None) -> None:
-    """Write one adapter's files into a folder; each appears whole or not at all."""
-    kept: dict[str, Tensor] = {}
+    """Write one adapter's files into a folder, each to a temporary name that is then renamed."""
+    tensors: dict[str, Tensor] = {}
     for path, part in stored_parts(model, name).items():
         own = {f"base_layer.{key}" if part.update else key: tensor for key, tensor in part.own.items()}
         for key, tensor in {**part.update, **own}.items():
-            kept[f"{PREFIX}{path}.{key}"] = tensor.detach().cpu().contiguous()
+            tensors[f"{PREFIX}{path}.{key}"] = tensor.detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / WEIGHTS) as temporary:
-        save_file(kept, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt"})
     with written_whole(folder / CONFIG) as temporary:
         temporary.write_text(config.to_json(base), encoding="utf-8")
 

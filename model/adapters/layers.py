@@ -1,7 +1,7 @@
-"""A module with adapters beside it, and how each kind of adapter changes the module's output.
+"""A module with adapters, and how each type of adapter changes the module's output.
 
 Shapes: ``B`` batch, ``T`` length, ``I`` in_features, ``O`` out_features, ``R`` rank, ``V`` vocab_size, ``D``
-hidden_size, ``K`` rows of an embedding that are trained.
+hidden_size, ``K`` trained rows of an embedding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
-"""peft's name for the rows of `TrainedRows`."""
+"""peft's name of the tensor of `TrainedRows`."""
 
 
 def weight_of(base: nn.Module) -> Tensor:
@@ -27,7 +27,7 @@ def weight_of(base: nn.Module) -> Tensor:
 
 
 class Update(nn.Module):
-    """How one adapter changes a module's output; a subclass for each kind of adapter."""
+    """How one adapter changes a module's output: the base class of all types of adapters."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Update(nn.Module):
             out: The module's output, with the updates of earlier adapters.
             x: The module's input.
             base: The module.
-            strength: A factor of the update, besides its scale.
+            strength: A factor that multiplies the update, besides its scale.
         """
         raise NotImplementedError
 
@@ -59,15 +59,15 @@ class Update(nn.Module):
         return bias
 
     def stored(self) -> dict[str, Tensor]:
-        """Return the tensors as peft names them, behind the path of the module."""
+        """Return the tensors by peft's names, without the path of the module."""
         raise NotImplementedError
 
 
 class Adapter(Update):
-    """A low-rank update of a linear layer, ``scale * B @ A``; with a magnitude, DoRA.
+    """A low-rank update of a linear layer, ``scale * B @ A``; with a magnitude vector, DoRA.
 
-    With ``initial`` matrices ``scale * B0 @ A0`` is subtracted from the layer's weight in the computation, as PiSSA and
-    OLoRA do; the stored weight does not change.
+    With ``initial`` matrices (PiSSA, OLoRA) the layer computes with its weight minus ``scale * B0 @ A0``; the stored
+    weight does not change.
 
     Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; Liu et al. 2024, arXiv:2402.09353, eq. 5 and section 4.3;
     Meng et al. 2024, arXiv:2404.02948, section 3.
@@ -100,29 +100,29 @@ class Adapter(Update):
         x = x.to(self.lora_A.dtype)
         if self.initial_A is not None and self.initial_B is not None:
             out = out - functional.linear(functional.linear(x, self.initial_A), self.initial_B) * self.scale
-        seen = functional.dropout(x, self.dropout, self.training)
-        added = functional.linear(functional.linear(seen, self.lora_A), self.lora_B, self.lora_bias)
+        dropped = functional.dropout(x, self.dropout, self.training)
+        added = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B, self.lora_bias)
         added = added * (self.scale * strength)
         if self.lora_magnitude_vector is None:
             return out + added
         weight_OI = self.without_initial(weight_of(base).to(x.dtype))
-        # A constant to the gradient: section 4.3 of the paper.
+        # Detached: section 4.3 of the DoRA paper.
         norm_O = torch.linalg.norm(weight_OI + self.update(strength).to(x.dtype).detach(), dim=1).detach()
-        share_O = self.lora_magnitude_vector / norm_O
+        ratio_O = self.lora_magnitude_vector / norm_O
         if self.training and self.dropout:
-            plain = functional.linear(seen, weight_OI)
+            plain = functional.linear(dropped, weight_OI)
         else:
             plain = out - base.bias if isinstance(base.bias, Tensor) else out
-        adapted: Tensor = out + (share_O - 1) * plain + share_O * added
+        adapted: Tensor = out + (ratio_O - 1) * plain + ratio_O * added
         return adapted
 
     def update(self, strength: float = 1.0) -> Tensor:
-        """Return what is added to the layer's weight, float32 (O, I)."""
+        """Return the update of the layer's weight, float32 (O, I)."""
         product_OI: Tensor = self.lora_B.float() @ self.lora_A.float()
         return product_OI * (self.scale * strength)
 
     def without_initial(self, weight_OI: Tensor) -> Tensor:
-        """Return a weight minus the scaled product of the initial matrices, (O, I)."""
+        """Return a weight minus ``scale * B0 @ A0``, (O, I)."""
         if self.initial_A is None or self.initial_B is None:
             return weight_OI
         return weight_OI - (self.scale * (self.initial_B.float() @ self.initial_A.float())).to(weight_OI.dtype)
@@ -143,7 +143,7 @@ class Adapter(Update):
         return bias + self.lora_bias.float() * (self.scale * strength)
 
     def stored(self) -> dict[str, Tensor]:
-        """Return the tensors as peft names them."""
+        """Return the tensors by peft's names."""
         tensors = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
         if self.lora_bias is not None:
             tensors["lora_B.bias"] = self.lora_bias
@@ -153,7 +153,7 @@ class Adapter(Update):
 
 
 class EmbeddingAdapter(Update):
-    """A low-rank update of an embedding, ``scale * (B @ A).T``; with a magnitude for each feature, DoRA."""
+    """A low-rank update of an embedding, ``scale * (B @ A).T``; with a magnitude vector, DoRA."""
 
     def __init__(self, lora_A: Tensor, lora_B: Tensor, scale: float, magnitude: Tensor | None = None) -> None:
         super().__init__(scale)
@@ -171,7 +171,7 @@ class EmbeddingAdapter(Update):
         return out
 
     def update(self, strength: float = 1.0) -> Tensor:
-        """Return what is added to the embedding's weight, float32 (V, D)."""
+        """Return the update of the embedding's weight, float32 (V, D)."""
         product_DV: Tensor = self.lora_embedding_B.float() @ self.lora_embedding_A.float()
         return product_DV.T * (self.scale * strength)
 
@@ -184,7 +184,7 @@ class EmbeddingAdapter(Update):
         return total_VD
 
     def stored(self) -> dict[str, Tensor]:
-        """Return the tensors as peft names them."""
+        """Return the tensors by peft's names."""
         tensors = {"lora_embedding_A": self.lora_embedding_A, "lora_embedding_B": self.lora_embedding_B}
         if self.lora_magnitude_vector is not None:
             tensors["lora_magnitude_vector"] = self.lora_magnitude_vector
@@ -192,9 +192,9 @@ class EmbeddingAdapter(Update):
 
 
 class TrainedRows(Update):
-    """Rows of an embedding, or of a head, that take the place of the base's own (peft's ``trainable_token_indices``).
+    """Trained rows of an embedding or head that replace the base's rows (peft's ``trainable_token_indices``).
 
-    One object serves a head that is tied to the embedding, too.
+    A tied head and its embedding share one object.
     """
 
     index_K: Tensor
@@ -205,7 +205,7 @@ class TrainedRows(Update):
         self.trainable_tokens_delta = nn.Parameter(rows_KD)
 
     def forward(self, out: Tensor, x: Tensor, base: nn.Module, strength: float) -> Tensor:
-        """Return the output where these rows are used instead, (B, T, D) or, of a head, (B, T, V)."""
+        """Return the output with these rows, (B, T, D) of an embedding or (B, T, V) of a head."""
         rows_KD = self.trainable_tokens_delta.to(out.dtype)
         if not isinstance(base, nn.Embedding):
             return out.index_copy(-1, self.index_K, functional.linear(x.to(out.dtype), rows_KD))
@@ -217,19 +217,19 @@ class TrainedRows(Update):
         return weight.index_copy(0, self.index_K, self.trainable_tokens_delta.float())
 
     def stored(self) -> dict[str, Tensor]:
-        """Return the tensor as peft names it."""
+        """Return the tensor by peft's name."""
         return {TRAINED_ROWS: self.trainable_tokens_delta}
 
 
 class Replacement(nn.Module):
-    """A copy of a module of which some parameters are an adapter's own; it shares the others with the module.
+    """A copy of a module with an adapter's own values of some parameters; the other parameters are shared.
 
-    peft's ``modules_to_save`` own all of them, its ``bias`` the biases.
+    peft's ``modules_to_save`` replaces all parameters of a module, its ``bias`` option the biases.
 
     Args:
         base: The module.
-        own: By name, the parameters in place of the base's.
-        trained: Whether they are trained where the adapter is.
+        own: The adapter's parameters by name.
+        trained: Whether they are trained when the adapter is active.
     """
 
     def __init__(self, base: nn.Module, own: Mapping[str, Tensor], trained: bool) -> None:
@@ -244,7 +244,7 @@ class Replacement(nn.Module):
         self.trained = trained
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the copy's output; its trained parameters may be float32 beside bfloat16 ones."""
+        """Return the copy's output; a float32 bias beside a bfloat16 weight is allowed."""
         module = self.module
         if x.is_floating_point():
             x = x.to(next(module.parameters()).dtype)
@@ -253,13 +253,13 @@ class Replacement(nn.Module):
         out: Tensor = module(x, *args, **kwargs)
         return out
 
-    def parameters_of_its_own(self) -> dict[str, nn.Parameter]:
-        """Return those that are not the base's."""
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are not shared with the base."""
         return {name: self.module.get_parameter(name) for name in self.own}
 
 
 class AdaptedLayer(nn.Module):
-    """A frozen module, quantized or not, and its adapters; those in ``active`` change its output, in that order."""
+    """A frozen module, quantized or not, with adapters; the active ones change its output in order."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -267,12 +267,12 @@ class AdaptedLayer(nn.Module):
         self.adapters = nn.ModuleDict()
         self.replacements = nn.ModuleDict()
         self.active: tuple[tuple[str, float], ...] = ()
-        """Names, and what each one's update is multiplied by."""
+        """The names of the active adapters, and the strength of each update."""
         self.unmerged: dict[str, Tensor] | None = None
-        """The parameters as they were before adapters were merged into them; None while they are not."""
+        """The parameters before adapters were merged into them; None if none are merged."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the module's output with the active adapters' updates, of the shape and dtype of the module's own."""
+        """Return the output with the active adapters' updates, of the shape and dtype of the module's output."""
         replacement = None if self.unmerged is not None else self.replacement()
         if replacement is None:
             base, out = self.base_layer, self.base_layer(x, *args, **kwargs)
@@ -288,18 +288,18 @@ class AdaptedLayer(nn.Module):
         return adapted
 
     def replacement(self) -> Replacement | None:
-        """Return the active copy of the module, if there is one."""
+        """Return the active replacement of the module, or None."""
         for name, _ in self.active:
             if name in self.replacements:
                 found = self.replacements[name]
-                assert isinstance(found, Replacement)  # nothing else is put there; for the type checker
+                assert isinstance(found, Replacement)  # for the type checker
                 return found
         return None
 
     def adapter(self, name: str) -> Update:
-        """Return the adapter of that name."""
+        """Return the update with this name."""
         adapter = self.adapters[name]
-        assert isinstance(adapter, Update)  # likewise
+        assert isinstance(adapter, Update)  # for the type checker
         return adapter
 
     def names(self) -> set[str]:
@@ -307,17 +307,17 @@ class AdaptedLayer(nn.Module):
         return {*self.adapters, *self.replacements}
 
     def learned(self, name: str) -> Iterator[nn.Parameter]:
-        """Yield the parameters of an adapter that are trained."""
+        """Yield the trained parameters of an adapter."""
         if name in self.adapters:
             yield from self.adapters[name].parameters()
         if name in self.replacements:
             replacement = self.replacements[name]
             assert isinstance(replacement, Replacement)
             if replacement.trained:
-                yield from replacement.parameters_of_its_own().values()
+                yield from replacement.own_parameters().values()
 
     def changed(self) -> set[str]:
-        """Return the names of the base's parameters whose values the active adapters change."""
+        """Return the names of the base's parameters that merging the active adapters would change."""
         replacement, names = self.replacement(), {name for name, _ in self.active}
         own = set() if replacement is None else set(replacement.own)
         updates = [self.adapter(name) for name in names if name in self.adapters]
@@ -328,7 +328,7 @@ class AdaptedLayer(nn.Module):
         return own
 
     def merge(self) -> None:
-        """Write what the active adapters compute into the base's parameters."""
+        """Merge the active adapters into the base's parameters."""
         base, changed = self.base_layer, self.changed()
         replacement = self.replacement()
         source = base if replacement is None else replacement.module
@@ -344,14 +344,14 @@ class AdaptedLayer(nn.Module):
             base.get_parameter(name).copy_(value)
 
     def unmerge(self) -> None:
-        """Give the base's parameters back exactly the values they had before `merge`."""
+        """Restore the exact values that the base's parameters had before `merge`."""
         for name, value in (self.unmerged or {}).items():
             self.base_layer.get_parameter(name).copy_(value)
         self.unmerged = None
 
 
 class LoraLinear(AdaptedLayer):
-    """A linear layer with adapters beside it."""
+    """A linear layer with adapters."""
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -360,15 +360,25 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def base_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the model as it is without adapters, with their paths there; outer ones first."""
+    """Yield the modules of the model without its adapters, with their paths in that model, outer ones first."""
     for name, child in model.named_children():
         base = child.base_layer if isinstance(child, AdaptedLayer) else child
         yield prefix + name, base
         yield from base_modules(base, f"{prefix}{name}.")
 
 
+def parent_of(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that contains a path of the model without adapters, and the last name of the path."""
+    parent: nn.Module = model
+    *names, last = path.split(".")
+    for name in names:
+        parent = getattr(parent, name)
+        parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+    return parent, last
+
+
 def adapted_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, AdaptedLayer]]:
-    """Yield the modules with adapters, with the paths that they have in the model without."""
+    """Yield the modules with adapters, with their paths in the model without adapters."""
     for name, child in model.named_children():
         if isinstance(child, AdaptedLayer):
             yield prefix + name, child

@@ -1,7 +1,6 @@
-"""LoRA: small trainable matrices beside frozen weights, in the files of the peft library.
+"""LoRA adapters: add, load, train, combine, merge and save them, in the files of the peft library.
 
-What an adapter computes is in `bpe_llama.model.adapters`; here are the functions to put it beside a model, train it,
-merge it and store it. peft's names are used for everything that a file holds.
+Source: Hu et al. 2021, arXiv:2106.09685.
 
 Example:
     >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
@@ -23,9 +22,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.adapters import files, place, weighted
+from bpe_llama.model.adapters import files, inject, weighted
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
-from bpe_llama.model.adapters.files import WEIGHTS, Part
+from bpe_llama.model.adapters.files import WEIGHTS, ModuleTensors
 from bpe_llama.model.adapters.layers import (
     AdaptedLayer,
     Adapter,
@@ -34,6 +33,7 @@ from bpe_llama.model.adapters.layers import (
     TrainedRows,
     adapted_layers,
     base_modules,
+    parent_of,
 )
 from bpe_llama.model.adapters.merging import merge, shared_layers, unmerge, why_not_merge
 
@@ -72,14 +72,14 @@ def add(
     seed: int = 0,
     **fields: Any,
 ) -> AnyModel:
-    """Put a new adapter beside the modules so named, make it the active one, and freeze all else; return the model.
+    """Add a new adapter to the model, activate it, freeze all other weights, and return the model.
 
-    A new adapter adds nothing until it is trained: its second matrix is zero.
+    The model's output does not change until the adapter is trained.
 
     Args:
         model: Any model of this package; its layers may be quantized.
         rank: Rank of the low-rank updates.
-        alpha: Each update is scaled by ``alpha / rank``.
+        alpha: Updates are scaled by ``alpha / rank``.
         target_modules: Last parts of module names (``"embed_tokens"`` and ``"lm_head"`` too), a regex for whole
             names, or ``"all-linear"``.
         name: The adapter's name; a model can have several adapters.
@@ -89,15 +89,15 @@ def add(
             ``use_rslora=True``, ``modules_to_save=["lm_head"]``, ``bias="all"``, ``init_lora_weights="pissa"``.
 
     Raises:
-        ValueError: If a field is unknown, not honoured or out of range, the name is taken or holds a dot, or no layer
-            is so named. The model is then unchanged.
+        ValueError: If a field is not honoured or out of range, the name is taken or contains a dot, or no layer
+            matches. The model is then unchanged.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not 0 <= dropout < 1:
         raise ValueError(f"rank is {rank} and dropout {dropout}; expected at least 1, and a number in [0, 1)")
     _check_name(model, name)
     bases = dict(base_modules(model))
     targets: str | list[str] = target_modules if isinstance(target_modules, str) else sorted(target_modules)
-    if isinstance(targets, list):  # the file names those that are there
+    if isinstance(targets, list):  # only names that the model has are saved
         targets = [last for last in targets if any(f".{path}".endswith(f".{last}") for path in bases)] or targets
     task = "SEQ_CLS" if "score" in dict(model.named_children()) else "CAUSAL_LM"
     described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
@@ -109,20 +109,18 @@ def add(
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
     if config.ensure_weight_tying:
         _check_tying(config, bases, "adapter")
-    parts = place.initial_parts(config, model, seed, "adapter")
-    _put(model, name, config, place.prepare(config, parts, model, "adapter"))
+    parts = inject.initial_parts(config, model, seed, "adapter")
+    _inject(model, name, config, inject.prepare(config, parts, model, "adapter"))
     return model
 
 
 def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None) -> None:
-    """Make these adapters the active ones, in this order: their updates add up; without names none is active.
-
-    Only active adapters are trained.
+    """Activate these adapters and no others: their updates add up, and only they are trained.
 
     Args:
         model: A model with adapters.
-        names: Names of adapters, each once.
-        weights: For each a factor of its low-rank update, 1 by default; peft's ``set_scale``.
+        names: Names of adapters, each once; without names no adapter is active.
+        weights: A factor of each adapter's update, 1 by default; peft's ``set_scale``.
 
     Raises:
         ValueError: If there is no such adapter, adapters are merged, two of them replace the same module, or there is
@@ -152,19 +150,15 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
         for name, _ in layer.active:
             for weight in layer.learned(name):
                 weight.requires_grad_(True)
-            if _configs(model)[name].init_lora_weights == "mica" and name in layer.adapters:  # which trains A alone
+            if _configs(model)[name].init_lora_weights == "mica" and name in layer.adapters:  # MiCA trains A alone
                 for key, weight in layer.adapters[name].named_parameters():
                     weight.requires_grad_(not key.endswith("_B"))
 
 
 def remove(model: AnyModel) -> AnyModel:
-    """Take all adapters away and return the model; what was merged stays in the weights."""
+    """Remove all adapters and return the model; merged weights stay merged."""
     for path, layer in reversed(list(adapted_layers(model))):
-        parent: nn.Module = model
-        *above, last = path.split(".")
-        for name in above:
-            parent = getattr(parent, name)
-            parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+        parent, last = parent_of(model, path)
         setattr(parent, last, layer.base_layer)
     _configs(model).clear()
     return model
@@ -179,13 +173,13 @@ _names = names  # also the name of an argument
 
 
 def save(model: nn.Module, folder: str | Path, name: str = "default", base: str | None = None) -> None:
-    """Write one adapter, and nothing of the model, into a folder that peft loads.
+    """Write one adapter into a folder that peft loads.
 
     Args:
-        model: With the adapter.
-        folder: Made if need be; each file in it appears whole or not at all.
-        name: Of the adapter.
-        base: Noted in the file as the model that the adapter belongs to.
+        model: A model with the adapter.
+        folder: Created if it does not exist; an interrupted call leaves no partial file.
+        name: Name of the adapter.
+        base: The ``base_model_name_or_path`` in the file.
 
     Raises:
         ValueError: If there is no such adapter.
@@ -195,29 +189,29 @@ def save(model: nn.Module, folder: str | Path, name: str = "default", base: str 
 
 
 def load(model: AnyModel, folder: str | Path, name: str = "default") -> AnyModel:
-    """Put the adapter that peft or `save` wrote into a folder beside the model's modules, and make it the active one.
+    """Add the adapter of a folder, written by peft or `save`, to the model, activate it, and return the model.
 
-    It takes over the model's train or eval mode. Its weights are float32 at least, as in peft.
+    The adapter has the model's train or eval mode. Its weights are at least float32, as in peft.
 
     Raises:
-        FileNotFoundError: If the folder holds no adapter.
+        FileNotFoundError: If the folder has no adapter.
         ValueError: If a file is damaged, a field of the config is not honoured, or the adapter does not fit the model;
-            the message names the file, the field or tensor, and what was expected. The model is then unchanged.
+            it names the file, the field or tensor, and the expectation. The model is then unchanged.
     """
     folder = Path(folder)
     config, parts = _read(model, folder)
     _check_name(model, name)
-    _put(model, name, config, place.prepare(config, parts, model, folder / CONFIG))
+    _inject(model, name, config, inject.prepare(config, parts, model, folder / CONFIG))
     return model
 
 
 @torch.no_grad()
 def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None:
-    """Load the tensors that `save` wrote into the model's adapter of that name; nothing else about it changes.
+    """Load the tensors that `save` wrote into an adapter that the model already has.
 
     Raises:
-        FileNotFoundError: If the folder holds no adapter.
-        ValueError: If a file is damaged, or its adapter is not of the same layers, sizes and scale.
+        FileNotFoundError: If the folder has no adapter.
+        ValueError: If a file is damaged, or its adapter has other layers, shapes or scales.
     """
     _check_known(model, name)
     own = _tensors(files.stored_parts(model, name))
@@ -242,8 +236,8 @@ def restore(model: nn.Module, folder: str | Path, name: str = "default") -> None
         scale, expected = config.scale(path), float(scales[path])
         if not math.isclose(scale, expected):
             raise ValueError(f"{folder}: the adapter's scale, alpha / rank, of {path} is {scale}; expected {expected}")
-    for place_of, tensor in found.items():
-        own[place_of].copy_(tensor)
+    for key, tensor in found.items():
+        own[key].copy_(tensor)
 
 
 @torch.no_grad()
@@ -255,22 +249,22 @@ def add_weighted_adapter(
     combination_type: str = "svd",
     svd_rank: int | None = None,
 ) -> AnyModel:
-    """Add the weighted sum of adapters as a new adapter, make it the active one, and return the model.
+    """Add the weighted sum of adapters as a new adapter, activate it, and return the model.
 
-    Arguments and results are those of the method of this name in peft; ``merge`` then writes the sum into the weights.
+    Arguments and result are those of peft's method with this name.
 
     Args:
         model: A model with adapters.
         adapters: Names of the adapters to sum.
-        weights: The factor of each; may be negative.
-        adapter_name: Name of the sum.
-        combination_type: ``"cat"`` is the sum exactly, its rank the sum of the ranks; ``"svd"`` the nearest of the
-            largest rank, or of ``svd_rank``; ``"linear"`` the product of the summed matrices, which is not the sum of
-            the products.
-        svd_rank: For ``"svd"``.
+        weights: A factor for each; it may be negative.
+        adapter_name: Name of the new adapter.
+        combination_type: ``"cat"``: the exact sum; its rank is the sum of the ranks. ``"svd"``: the nearest update of
+            the largest rank, or of ``svd_rank``. ``"linear"``: the product of the summed matrices, which is not the
+            sum of the products.
+        svd_rank: The rank of ``"svd"``.
 
     Raises:
-        ValueError: If an adapter is unknown or not plain LoRA, the name is taken, or the combination is another.
+        ValueError: If an adapter is unknown or not plain LoRA, the name is taken, or the combination type is unknown.
     """
     for name in adapters:
         _check_known(model, name)
@@ -283,7 +277,7 @@ def add_weighted_adapter(
         raise ValueError(f"svd_rank is {svd_rank}; expected at least 1")
     kind = "linear" if len(adapters) == 1 else combination_type
     config = weighted.weighted_config([_configs(model)[name] for name in adapters], adapters, kind, svd_rank)
-    parts: dict[str, Part] = {}
+    parts: dict[str, ModuleTensors] = {}
     for path, layer in adapted_layers(model):
         updates = []
         for name, weight in zip(adapters, weights, strict=True):
@@ -292,17 +286,17 @@ def add_weighted_adapter(
                 updates.append((update, weight))
         if updates:
             parts[path] = weighted.weighted_part(updates, kind, config.r)
-    _put(model, adapter_name, config, place.prepare(config, parts, model, "adapter"))
+    _inject(model, adapter_name, config, inject.prepare(config, parts, model, "adapter"))
     return model
 
 
-def _read(model: nn.Module, folder: Path) -> tuple[AdapterConfig, dict[str, Part]]:
+def _read(model: nn.Module, folder: Path) -> tuple[AdapterConfig, dict[str, ModuleTensors]]:
     config = AdapterConfig.read(folder)
     tensors, source = files.read_tensors(folder)
     bases = dict(base_modules(model))
     if config.ensure_weight_tying:
         _check_tying(config, bases, str(folder / CONFIG))
-    parts = files.fit(config, tensors, source, model)
+    parts = files.match(config, tensors, source, model)
     if not parts:
         raise ValueError(f"{source}: holds no tensor of an adapter")
     return config, parts
@@ -317,25 +311,25 @@ def _check_tying(config: AdapterConfig, bases: dict[str, nn.Module], source: str
         )
 
 
-def _put(model: nn.Module, name: str, config: AdapterConfig, placed: dict[str, Any]) -> None:
-    """Put a checked adapter beside the model's modules and make it the active one."""
+def _inject(model: nn.Module, name: str, config: AdapterConfig, prepared: dict[str, Any]) -> None:
+    """Add a prepared adapter to the model and activate it."""
     if any(layer.unmerged is not None for _, layer in adapted_layers(model)):
         raise ValueError("adapters are merged into the weights; unmerge them first")
     for weight in model.parameters():
         weight.requires_grad_(False)
-    place.put(model, name, placed)
+    inject.inject(model, name, prepared)
     _configs(model)[name] = config
     activate(model, name)
 
 
 def _configs(model: nn.Module) -> dict[str, AdapterConfig]:
-    """Return the configs of the model's adapters by name, where they are kept."""
+    """Return the configs of the model's adapters by name; changes to the dict are stored."""
     configs: dict[str, AdapterConfig] = model.__dict__.setdefault("adapter_configs", {})
     return configs
 
 
-def _tensors(parts: Mapping[str, Part]) -> dict[tuple[str, str], Tensor]:
-    """Return the tensors of an adapter by path and name, a module's own parameters behind ``own.``."""
+def _tensors(parts: Mapping[str, ModuleTensors]) -> dict[tuple[str, str], Tensor]:
+    """Return the tensors of an adapter by path and name; replacement parameters have the prefix ``own.``."""
     return {
         (path, key): tensor
         for path, part in parts.items()
@@ -344,7 +338,7 @@ def _tensors(parts: Mapping[str, Part]) -> dict[tuple[str, str], Tensor]:
 
 
 def _rows(model: nn.Module, path: str, name: str) -> tuple[int, ...]:
-    """Return the ids of the rows of an embedding or head that an adapter trains; none if it trains no rows."""
+    """Return the ids of the rows of an embedding or head that an adapter trains; empty if there are none."""
     update = dict(adapted_layers(model))[path].adapter(name)
     return tuple(update.index_K.tolist()) if isinstance(update, TrainedRows) else ()
 
@@ -360,6 +354,8 @@ def _check_known(model: nn.Module, name: str) -> None:
 
 def _check_name(model: nn.Module, name: str) -> None:
     if not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"an adapter cannot be named {name!r}; expected a name without a dot, unlike {'keys'!r}")
+        raise ValueError(
+            f"an adapter cannot be named {name!r}; expected one without a dot that is no method of ModuleDict"
+        )
     if name in names(model):
-        raise ValueError(f"an adapter named {name!r} is there already")
+        raise ValueError(f"an adapter named {name!r} exists already")

@@ -1,4 +1,4 @@
-"""Adapters written into the weights, and taken out of them again."""
+"""Merges adapters into the weights, and restores the weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from bpe_llama.model.adapters.layers import AdaptedLayer, TrainedRows, adapted_l
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Write the active adapters into the weights, so that they cost no time; the old weights are kept for `unmerge`.
+    """Merge the active adapters into the weights, so that they cost no time; `unmerge` restores the weights.
 
     Raises:
-        ValueError: If a weight is quantised, for it could not hold the sum, or is another module's too, as a tied
-            head's is, for that would change with it. Nothing is merged then.
+        ValueError: If a weight is quantized, or shared with a module that must not change, as with a tied head. The
+            model is then unchanged.
+
+    Cost: memory for a copy of each changed weight.
     """
     reason = why_not_merge(model)
     if reason is not None:
@@ -26,31 +28,31 @@ def merge(model: nn.Module) -> None:
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """Give the weights back exactly the values they had before `merge`."""
-    for _, layer in reversed(list(adapted_layers(model))):  # a tied head's weight was merged into after its embedding's
+    """Restore the exact values that the weights had before `merge`."""
+    for _, layer in reversed(list(adapted_layers(model))):  # `merge` changed a tied head's weight after its embedding's
         if layer.unmerged is not None:
             layer.unmerge()
 
 
 def why_not_merge(model: nn.Module) -> str | None:
-    """Return what keeps the active adapters from being merged into the weights; None where nothing does."""
+    """Return why the active adapters cannot be merged into the weights; None if they can."""
     for path, layer in adapted_layers(model):
         if not layer.active or layer.unmerged is not None:
             continue
         base = layer.base_layer
         if any(name in layer.adapters for name, _ in layer.active) and not isinstance(base, (nn.Linear, nn.Embedding)):
-            return f"a {type(base).__name__} cannot hold what an adapter adds; dequantize it first"
+            return f"a {type(base).__name__} cannot hold an adapter's update; dequantize it first"
         if "bias" in layer.changed() and getattr(base, "bias", None) is None:
-            return f"the adapter's lora_bias has no place in {path}, which has no bias"
+            return f"the adapter's lora_bias cannot be merged into {path}, which has no bias"
     if shared := shared_layers(model):
-        return f"the weight of {', '.join(shared)} is another module's too, which must not change"
+        return f"the weight of {', '.join(shared)} is shared with a module that must not change"
     return None
 
 
 def shared_layers(model: nn.Module) -> list[str]:
-    """Return the paths of the layers under active adapters whose weight another module holds as well: a tied head.
+    """Return the paths of the adapted layers that share a weight with a module without the same update: a tied head.
 
-    Rows that an adapter replaces in a tied head and its embedding alike are no matter.
+    Trained rows that a tied head and its embedding have in common do not count.
 
     Example:
         >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
@@ -69,15 +71,15 @@ def shared_layers(model: nn.Module) -> list[str]:
     for path, layer in layers.items():
         parameters = dict(layer.base_layer.named_parameters())
         for together in (holders[id(parameters[name])] for name in layer.changed() & parameters.keys()):
-            alike = {_only_rows(layers.get(other)) for other in together}
-            if len(together) > 1 and (None in alike or len(alike) > 1):
+            rows = {_trained_rows(layers.get(other)) for other in together}
+            if len(together) > 1 and (None in rows or len(rows) > 1):
                 found.append(path)
                 break
     return found
 
 
-def _only_rows(layer: AdaptedLayer | None) -> int | None:
-    """Return which rows are all that the active adapters change of a module; None where it is more, or none."""
+def _trained_rows(layer: AdaptedLayer | None) -> int | None:
+    """Return the ``id`` of the `TrainedRows` that is a module's only active update; None if there is no such one."""
     if layer is None or layer.replacement() is not None:
         return None
     updates = [layer.adapters[name] for name, _ in layer.active if name in layer.adapters]

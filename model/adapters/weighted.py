@@ -1,4 +1,4 @@
-"""Sums of adapters, weighted, as one new adapter."""
+"""Weighted sums of adapters as one new adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model.adapters.config import OFFSET_INITS, AdapterConfig
-from bpe_llama.model.adapters.files import Part
+from bpe_llama.model.adapters.files import ModuleTensors
 from bpe_llama.model.adapters.layers import Adapter, EmbeddingAdapter
 
 KINDS = ("svd", "linear", "cat")
@@ -22,21 +22,21 @@ def weighted_config(
     """Return the config of a weighted sum.
 
     Raises:
-        ValueError: If the adapters are of kinds that have no such sum, or their ranks differ where they must not.
+        ValueError: If an adapter is not plain LoRA, or the ranks of a linear sum differ.
     """
     for name, config in zip(names, configs, strict=True):
-        unlike = [
+        unsupported = [
             field
             for field in ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices")
             if getattr(config, field)
         ]
         if config.bias != "none":
-            unlike.append("bias")
+            unsupported.append("bias")
         if config.init_lora_weights in OFFSET_INITS:
-            unlike.append("init_lora_weights")
-        if unlike:
-            value = getattr(config, unlike[0])
-            raise ValueError(f"adapter {name!r} has {unlike[0]} {value!r}; only plain low-rank updates can be summed")
+            unsupported.append("init_lora_weights")
+        if unsupported:
+            value = getattr(config, unsupported[0])
+            raise ValueError(f"adapter {name!r} has {unsupported[0]} {value!r}; only plain LoRA can be summed")
     ranks = [max([config.r, *config.rank_pattern.values()]) for config in configs]
     if kind == "linear" and len(set(ranks)) > 1:
         raise ValueError(
@@ -60,8 +60,8 @@ def weighted_config(
     )
 
 
-def weighted_part(updates: Sequence[tuple[Adapter | EmbeddingAdapter, float]], kind: str, rank: int) -> Part:
-    """Return a layer's matrices whose product is the weighted sum of the updates, as far as ``kind`` allows."""
+def weighted_part(updates: Sequence[tuple[Adapter | EmbeddingAdapter, float]], kind: str, rank: int) -> ModuleTensors:
+    """Return a layer's matrices of a weighted sum of updates; see `lora.add_weighted_adapter` for ``kind``."""
     pairs = [_matrices(update) for update, _ in updates]
     factors = [weight * update.scale for update, weight in updates]
     if kind == "cat":
@@ -81,7 +81,7 @@ def weighted_part(updates: Sequence[tuple[Adapter | EmbeddingAdapter, float]], k
     names = ("lora_A.weight", "lora_B.weight")
     if isinstance(updates[0][0], EmbeddingAdapter):
         names = ("lora_embedding_A", "lora_embedding_B")
-    return Part(update=dict(zip(names, (down, up), strict=True)))
+    return ModuleTensors(update=dict(zip(names, (down, up), strict=True)))
 
 
 def _matrices(update: Adapter | EmbeddingAdapter) -> tuple[Tensor, Tensor]:

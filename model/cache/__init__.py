@@ -1,22 +1,15 @@
-"""The KV cache, its quantized form and its sliding-window form.
-
-| file | cache | memory of a slot |
-|---|---|---|
-| `kv_cache` | `KVCache`, the full one | grows with the capacity |
-| `quantized` | `QuantizedCache`: int8 with scales | about a quarter of a full one in float32 |
-| `sliding_window` | `SlidingWindowCache`: the last tokens alone | does not grow with the sequence |
-"""
+"""The KV cache, and its smaller forms: quantized to int8, and the last tokens of a sliding window."""
 
 from __future__ import annotations
 
 import torch
 
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.cache.sliding_window import SlidingWindowCache
 from bpe_llama.model.config import LlamaConfig
 
-__all__ = ["KVCache", "Places", "QuantizedCache", "SlidingWindowCache", "make_cache"]
+__all__ = ["CacheColumns", "KVCache", "QuantizedCache", "SlidingWindowCache", "make_cache"]
 
 FORMS = ("full", "int8", "ring")
 """The values of the option ``cache``; ``"ring"`` is the sliding-window cache."""
@@ -35,18 +28,10 @@ def make_cache(
 ) -> KVCache:
     """Return an empty cache of a form: ``"full"``, ``"int8"`` or ``"ring"``.
 
-    Args:
-        form: See `FORMS`.
-        config: Config of the model.
-        slots: Sequences that the cache holds.
-        max_length: Tokens of a sequence.
-        chunk: Tokens of one forward pass, at most; only the sliding-window cache uses it.
-        dtype: Of keys and values.
-        device: Device of the model.
+    The arguments are those of the caches; only the sliding-window cache uses ``chunk``.
 
     Raises:
-        ValueError: If there is no such form, the sliding-window cache is asked for and the model has no
-            ``sliding_window``, or there is too little memory.
+        ValueError: If there is no such form, ``"ring"`` is asked for a model without a window, or memory is too small.
 
     Example:
         >>> config = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)

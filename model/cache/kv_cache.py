@@ -34,33 +34,33 @@ class _Unreachable(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Places:
+class CacheColumns:
     """The columns of the cache that one forward pass writes.
 
     Attributes:
         start: The first column.
         end: One more than the last column that any slot fills.
-        columns_BT: The column of each new token; None if they are ``start`` to ``end`` in every slot.
+        index_BT: The column of each new token; None if they are ``start`` to ``end`` in every slot.
         positions_BT: The position of each new token; None if it is the column's index.
-        held_BS: The position of the token in each column, negative if the column is empty; None if it is the column's
-            index.
+        positions_BS: The position of the token in each column, negative if the column is empty; None if it is the
+            column's index.
     """
 
     start: int
     end: int
-    columns_BT: Tensor | None
+    index_BT: Tensor | None
     positions_BT: Tensor | None = None
-    held_BS: Tensor | None = None
+    positions_BS: Tensor | None = None
 
     @property
     def positions(self) -> Tensor | None:
         """Return the position of each new token, (B, T); None if they are ``start`` to ``end`` in every slot."""
-        return self.columns_BT if self.positions_BT is None else self.positions_BT
+        return self.index_BT if self.positions_BT is None else self.positions_BT
 
     @property
     def uniform(self) -> bool:
         """Return whether all slots have the same length."""
-        return self.columns_BT is None
+        return self.index_BT is None
 
 
 class KVCache:
@@ -138,7 +138,7 @@ class KVCache:
         """Return the number of slots."""
         return self.keys[0].shape[0]
 
-    def place(self, batch_size: int, new: int) -> Places:
+    def place(self, batch_size: int, new: int) -> CacheColumns:
         """Return the columns of ``new`` tokens of each slot.
 
         Raises:
@@ -153,38 +153,40 @@ class KVCache:
                 f"slot {slot} holds {self.lengths[slot]} tokens and {new} more exceed the cache's {self.capacity}"
             )
         if end - new == start:
-            return Places(start, end, None)
-        return Places(start, end, self._positions(new))
+            return CacheColumns(start, end, None)
+        return CacheColumns(start, end, self._positions(new))
 
     def _positions(self, new: int) -> Tensor:
         """Return the positions of the next tokens of each slot, (B, new)."""
         lengths_B = torch.tensor(self.lengths, device=self.store.device)
         return lengths_B[:, None] + torch.arange(new, device=self.store.device)
 
-    def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values; return views of all columns up to ``places.end``.
+    def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, columns: CacheColumns) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values; return views of all columns up to ``columns.end``.
 
         The slots' lengths do not change until `advance`, so that every layer writes to the same columns.
         """
-        self._put(self.keys[layer], keys_BKTH, places)
-        self._put(self.values[layer], values_BKTH, places)
-        return self.keys[layer][:, :, : places.end], self.values[layer][:, :, : places.end]
+        self._put(self.keys[layer], keys_BKTH, columns)
+        self._put(self.values[layer], values_BKTH, columns)
+        return self.keys[layer][:, :, : columns.end], self.values[layer][:, :, : columns.end]
 
-    def extend(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    def extend(
+        self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, columns: CacheColumns
+    ) -> tuple[Tensor, Tensor]:
         """Call `write`; if autograd is on, return copies through which gradients flow to the new keys and values.
 
         Keys and values of earlier passes without autograd are constants. If an earlier pass recorded gradients, a
         backward pass that reaches its keys and values raises a RuntimeError, since their gradients are lost.
         """
         if not (torch.is_grad_enabled() and (keys_BKTH.requires_grad or values_BKTH.requires_grad)):
-            return self.write(layer, keys_BKTH, values_BKTH, places)
-        columns_BT = places.columns_BT
-        if columns_BT is None:
-            columns_BT = torch.arange(places.start, places.end, device=keys_BKTH.device)[None]
+            return self.write(layer, keys_BKTH, values_BKTH, columns)
+        index_BT = columns.index_BT
+        if index_BT is None:
+            index_BT = torch.arange(columns.start, columns.end, device=keys_BKTH.device)[None]
         rows = torch.arange(self.batch_size, device=keys_BKTH.device)[:, None]
         self._recorded &= max(self.lengths) > 0
         with torch.no_grad():
-            stored = self.write(layer, keys_BKTH, values_BKTH, places)
+            stored = self.write(layer, keys_BKTH, values_BKTH, columns)
         whole = []
         for part_BKSH, new_BKTH in zip(stored, (keys_BKTH, values_BKTH), strict=True):
             # Copies, since later passes write to the store before the backward pass. New columns hold stored values.
@@ -193,18 +195,18 @@ class KVCache:
                 copy_BKSH = _Unreachable.apply(copy_BKSH.requires_grad_())
                 copy_BKSH = copy_BKSH.clone()
             new_BTKH = (new_BKTH - new_BKTH.detach()).transpose(1, 2).to(copy_BKSH.dtype)
-            copy_BKSH[rows, :, columns_BT] = part_BKSH[rows, :, columns_BT] + new_BTKH
+            copy_BKSH[rows, :, index_BT] = part_BKSH[rows, :, index_BT] + new_BTKH
             whole.append(copy_BKSH)
         self._records = True
         return whole[0], whole[1]
 
     @staticmethod
-    def _put(store_BKSH: Tensor, new_BKTH: Tensor, places: Places) -> None:
-        if places.columns_BT is None:
-            store_BKSH[:, :, places.start : places.end] = new_BKTH
+    def _put(store_BKSH: Tensor, new_BKTH: Tensor, columns: CacheColumns) -> None:
+        if columns.index_BT is None:
+            store_BKSH[:, :, columns.start : columns.end] = new_BKTH
         else:
             rows = torch.arange(store_BKSH.shape[0], device=store_BKSH.device)[:, None]
-            store_BKSH[rows, :, places.columns_BT] = new_BKTH.transpose(1, 2).to(store_BKSH.dtype)
+            store_BKSH[rows, :, columns.index_BT] = new_BKTH.transpose(1, 2).to(store_BKSH.dtype)
 
     def advance(self, new: int) -> None:
         """Add ``new`` to the length of every slot."""
@@ -219,9 +221,9 @@ class KVCache:
         """
         if len(lengths) != self.batch_size:
             raise ValueError(f"{len(lengths)} lengths for {self.batch_size} slots")
-        for slot, (length, held) in enumerate(zip(lengths, self.lengths, strict=True)):
-            if not 0 <= length <= held:
-                raise ValueError(f"slot {slot} holds {held} tokens; it cannot be cut to {length}")
+        for slot, (length, present) in enumerate(zip(lengths, self.lengths, strict=True)):
+            if not 0 <= length <= present:
+                raise ValueError(f"slot {slot} holds {present} tokens; it cannot be cut to {length}")
         self.lengths[:] = lengths
 
     @torch.inference_mode(False)  # a tensor allocated in inference mode could not be written to outside of it

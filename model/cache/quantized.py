@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 
 
@@ -40,14 +40,14 @@ class QuantizedCache(KVCache):
         scales = torch.zeros(*self.store.shape[:5], 1, dtype=torch.float32, device=self.store.device)
         self._share([self.store, scales], self.lengths, self.prompt_lengths)
 
-    def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """Quantize and store one layer's new keys and values; return all columns up to ``places.end``, dequantized."""
+    def write(self, layer: int, keys_BKTH: Tensor, values_BKTH: Tensor, columns: CacheColumns) -> tuple[Tensor, Tensor]:
+        """Quantize and store one layer's new keys and values; return all columns up to ``columns.end``, dequantized."""
         dequantized = []
         for part, new_BKTH in enumerate((keys_BKTH, values_BKTH)):
             scale_BKT1 = new_BKTH.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
             quantized_BKSH, scales_BKS1 = (store[part, layer] for store in self.stores)
-            self._put(quantized_BKSH, (new_BKTH.float() / scale_BKT1).round(), places)
-            self._put(scales_BKS1, scale_BKT1, places)
-            columns = quantized_BKSH[:, :, : places.end] * scales_BKS1[:, :, : places.end]
-            dequantized.append(columns.to(self.dtype))
+            self._put(quantized_BKSH, (new_BKTH.float() / scale_BKT1).round(), columns)
+            self._put(scales_BKS1, scale_BKT1, columns)
+            whole_BKSH = quantized_BKSH[:, :, : columns.end] * scales_BKS1[:, :, : columns.end]
+            dequantized.append(whole_BKSH.to(self.dtype))
         return dequantized[0], dequantized[1]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 
 
@@ -64,7 +64,7 @@ class SlidingWindowCache(KVCache):
         """Return the most tokens that a sequence may have; the columns are fewer."""
         return self._limit
 
-    def place(self, batch_size: int, new: int) -> Places:
+    def place(self, batch_size: int, new: int) -> CacheColumns:
         """Return the columns of ``new`` tokens of each slot, and the position that each column then holds.
 
         Raises:
@@ -73,12 +73,12 @@ class SlidingWindowCache(KVCache):
         if new > self.chunk:
             raise ValueError(f"{new} tokens in one pass; expected at most the cache's chunk of {self.chunk}")
         super().place(batch_size, new)  # for its checks
-        columns = self.store.shape[4]
+        count = self.store.shape[4]
         positions_BT = self._positions(new)
         last_B1 = positions_BT[:, -1:]
-        column_S = torch.arange(columns, device=self.store.device)
-        held_BS = last_B1 - (last_B1 - column_S) % columns
-        return Places(0, columns, positions_BT % columns, positions_BT, held_BS)
+        column_S = torch.arange(count, device=self.store.device)
+        positions_BS = last_B1 - (last_B1 - column_S) % count
+        return CacheColumns(0, count, positions_BT % count, positions_BT, positions_BS)
 
     def copy(self, source: int, target: int) -> None:
         """Copy one slot to another (several sequences of one prompt)."""

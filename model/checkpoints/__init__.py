@@ -1,4 +1,4 @@
-"""Weights in and out: one file a format, and the door that tells them apart."""
+"""Reads and writes checkpoints, one file per format: Hugging Face, Meta and Mistral, GGUF."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ def load(
     device: torch.device | str = "auto",
     **options: Any,
 ) -> Model:
-    """Return the model stored at ``path``, in evaluation mode.
+    """Return the model of a folder or file, in evaluation mode.
 
     Args:
-        path: A Hugging Face folder (``config.json`` beside safetensors or ``.bin`` files), a folder of Meta's or
-            Mistral's (``params.json`` and ``consolidated*``), or a ``.gguf`` file, of which there may be several parts.
-        model_class: What to make; GGUF and Meta files hold causal LMs only.
-        dtype: ``"auto"`` keeps what the checkpoint says.
-        device: ``"auto"`` is CUDA where there is one, else the CPU.
-        **options: Of the format's own loader.
+        path: A Hugging Face folder (``config.json`` with safetensors or ``.bin`` files), a Meta or Mistral folder
+            (``params.json`` with ``consolidated*``), or a ``.gguf`` file, which may be one part of several.
+        model_class: The class of the result; GGUF, Meta and Mistral files hold causal LMs only.
+        dtype: ``"auto"`` is the checkpoint's.
+        device: ``"auto"`` is CUDA if available, else the CPU.
+        **options: Options of the format's loader.
 
     Raises:
-        FileNotFoundError: If there is nothing at ``path``, or a folder holds no checkpoint.
-        ValueError: If the format is unknown, the file is damaged or holds another kind of model; nothing is
-            half-loaded.
+        FileNotFoundError: If ``path`` does not exist, or a folder has no checkpoint.
+        ValueError: If the format is unknown, or the file is damaged or of another model class.
     """
     path = Path(path)
     if not path.exists():
@@ -47,7 +46,7 @@ def load(
                 f"{path}: holds an adapter and no model; load the model that {ADAPTER} names, and the adapter with "
                 "lora.load (--adapter)"
             )
-        # Mistral's folders may hold both layouts, or a config.json beside the weights of the other.
+        # Mistral's folders may have both layouts, or a config.json with the other layout's weights.
         has_config, has_params = (path / "config.json").is_file(), (path / "params.json").is_file()
         if has_params and not (has_config and (huggingface.holds_weights(path) or not meta.holds_weights(path))):
             _check_causal(model_class, path)

@@ -1,13 +1,7 @@
 """Reads a LLaMA from a GGUF file, llama.cpp's format, and dequantizes it tensor by tensor.
 
-A GGUF file differs from a Hugging Face checkpoint in four ways:
-
-| GGUF | Hugging Face |
-|---|---|
-| tensors have llama.cpp's names | the names of the modules |
-| rows of queries and keys are ordered for interleaved RoPE pairs | for half-split pairs |
-| a tied output matrix is not stored | is not stored either, or is stored twice |
-| one tensor holds all experts of a layer | one tensor per expert |
+A GGUF file has other tensor names than a Hugging Face checkpoint, rows of queries and keys that are ordered for
+interleaved RoPE pairs, no matrix of a tied head, and one tensor for all experts of a layer.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and `convert_hf_to_gguf.py` of llama.cpp.
 """
@@ -88,7 +82,7 @@ def _check_counts(header: GGUFHeader, config: LlamaConfig) -> None:
     for name, info in header.tensors.items():
         if info.nbytes is None or not _can_dequantize(info.type_id):
             raise ValueError(
-                f"{info.path}: tensor {name!r} has number format {info.type_name}, which the gguf package does not "
+                f"{info.path}: tensor {name!r} has tensor type {info.type_name}, which the gguf package does not "
                 "dequantize"
             )
     layers, experts = set(), set()

@@ -66,7 +66,7 @@ def read_tensor(header: GGUFHeader, info: TensorInfo, dtype: torch.dtype) -> Ten
     from gguf.quants import dequantize
 
     if info.nbytes is None:
-        raise ValueError(f"{info.path}: tensor {info.name!r} has number format {info.type_id}, which is not known")
+        raise ValueError(f"{info.path}: tensor {info.name!r} has tensor type {info.type_id}, which is not known")
     rows = info.shape[0] if len(info.shape) > 1 else 1
     out = torch.empty(info.shape, dtype=dtype)
     if out.numel() == 0:

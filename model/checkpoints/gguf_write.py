@@ -60,6 +60,15 @@ def save_gguf(
         OSError: If the file cannot be written.
 
     Cost: one pass; memory for one tensor in float32 besides the model.
+
+    Example:
+        >>> import tempfile
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_gguf(LlamaForCausalLM(config), f"{folder}/m.gguf", dtype="q8_0")
+        ...     LlamaForCausalLM.from_pretrained(f"{folder}/m.gguf", device="cpu").config.vocab_size
+        32
     """
     import gguf
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders: ``config.json`` beside one file of weights or several shards and their index."""
+"""Hugging Face folders: ``config.json`` with one file of weights, or with shards and their index."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from bpe_llama.model.pretrained import Model, Pretrained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-IN_THIS_ORDER = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""The first of these that a folder holds is read, as transformers does."""
+WEIGHT_FILES = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""A folder's first file in this order is read, as in transformers."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _OLD_BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
-"""What old versions of transformers stored though the config says it."""
+"""Buffers in checkpoints of old versions of transformers; they follow from the config."""
 
 
 def load(
@@ -37,35 +37,36 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     num_labels: int | None = None,
 ) -> Model:
-    """Return the model stored in a folder, in evaluation mode.
+    """Return the model of a folder, in evaluation mode.
 
-    Tensors are read one at a time, so memory peaks at the weights and the largest tensor. Names may lack the prefix
-    ``model.``. A head that is stored beside the embedding and differs from it is kept though ``tie_word_embeddings`` is
-    true, as transformers 5 does.
+    Tensor names may lack the prefix ``model.``. If ``tie_word_embeddings`` is true and a stored head differs from the
+    embedding, the head is loaded untied, as in transformers 5.
 
     Args:
-        folder: Holds ``config.json`` and the weights: safetensors or PyTorch's ``.bin``, one file or shards.
-        model_class: What to make; its tensors must be what the folder holds.
-        dtype: ``"auto"`` is the config's, or failing that the embedding's own.
-        device: ``"auto"`` is CUDA where there is one, else the CPU.
-        progress: Called with tensors read and tensors in all, after each.
-        num_labels: Of a classifier, in place of the config's.
+        folder: A folder with ``config.json`` and weights: safetensors or PyTorch's ``.bin``, one file or shards.
+        model_class: The class of the result.
+        dtype: ``"auto"`` is the config's, or else the embedding's.
+        device: ``"auto"`` is CUDA if available, else the CPU.
+        progress: Called after each tensor with the tensors read so far and their total.
+        num_labels: The number of labels of a classifier instead of the config's.
 
     Warns:
-        UserWarning: If the folder also holds an adapter. If a classifier is made of a causal LM, whose folder holds no
-            scores: they are drawn afresh. If a head is kept that the config calls tied. If ``generation_config.json``
-            asks for what generation here does not do.
+        UserWarning: If the folder also has an adapter, a classifier is loaded from a causal LM (its head is then
+            initialized), a head is loaded untied against the config, or ``generation_config.json`` has fields that are
+            not supported.
 
     Raises:
-        FileNotFoundError: If the config, the weights or a shard is absent.
-        ValueError: If a file is damaged, or tensors are missing, unexpected, misshapen (all named at once), no floats,
-            or stored twice with unlike values.
+        FileNotFoundError: If the config, the weights or a shard is missing.
+        ValueError: If a file is damaged, or tensors are missing, unexpected or of another shape (all are named), not
+            floats, or stored twice with different values.
+
+    Cost: memory peaks at the weights plus the largest tensor.
     """
     folder = Path(folder)
     config = LlamaConfig.from_json(folder)
     generation_config = GenerationConfig.from_folder(folder)
-    if generation_config.eos_token_ids and not _names_an_end(folder):
-        config = config.replace(eos_token_id=None)  # not LLaMA's 2, which no file here says
+    if generation_config.eos_token_ids and not _has_eos(folder):
+        config = config.replace(eos_token_id=None)  # not LLaMA's default 2, which no file states
     if (folder / "adapter_config.json").is_file():
         warnings.warn(
             f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
@@ -77,7 +78,7 @@ def load(
     expected = expected_shapes(config.replace(tie_word_embeddings=False), model_class)
     found = _named_for(stored_together(_files_of(folder)), expected, folder)
     if HEAD in found and HEAD not in expected and not model_class.NEW_HEAD:
-        del found[HEAD]  # of a model without one
+        del found[HEAD]  # the model class has no head
     embedding = next((found[name] for name in (EMBEDDING, "embed_tokens.weight", HEAD) if name in found), None)
     chosen_dtype = resolve_dtype(dtype, auto=config.dtype or (embedding[1].dtype if embedding else None))
     if config.tie_word_embeddings and HEAD in found:
@@ -89,29 +90,27 @@ def load(
             config = config.replace(tie_word_embeddings=False)
             warnings.warn(
                 f"{folder}: tie_word_embeddings is true, but {HEAD} is stored and differs from {EMBEDDING}; it is "
-                "kept, and the config of the model says false",
+                "loaded, and tie_word_embeddings of the model is false",
                 UserWarning,
                 stacklevel=4,
             )
     if config.tie_word_embeddings:
         expected.pop(HEAD, None)
-    fresh = [name for name in model_class.NEW_HEAD if name not in found]
-    if fresh:
+    uninitialized = [name for name in model_class.NEW_HEAD if name not in found]
+    if uninitialized:
         found.pop(HEAD, None)
-        expected = {name: shape for name, shape in expected.items() if name not in fresh}
+        expected = {name: shape for name, shape in expected.items() if name not in uninitialized}
     check_shapes({name: stored.shape for name, (_, stored) in found.items()}, expected, folder)
-    for name, (theirs, stored) in found.items():
+    for theirs, stored in found.values():
         if stored.dtype not in FLOATS:
-            raise ValueError(
-                f"{stored.path}: {theirs} is stored as {stored.dtype}; {name} is read of {', '.join(FLOATS)}"
-            )
+            raise ValueError(f"{stored.path}: {theirs} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
     model = empty_model(config, chosen_dtype, resolve_device(device), model_class)
     model.generation_config = generation_config
     fill(model, _stream(found, progress))
-    if fresh:
-        model.reset_parameters(only=fresh)
+    if uninitialized:
+        model.reset_parameters(only=uninitialized)
         warnings.warn(
-            f"{folder}: holds no {', '.join(fresh)}; drawn afresh, so train the model before you use it",
+            f"{folder}: holds no {', '.join(uninitialized)}; initialized at random, so it needs training",
             UserWarning,
             stacklevel=4,
         )
@@ -119,19 +118,19 @@ def load(
 
 
 def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
-    """Write config, generation config and weights into a folder, making it if need be; transformers loads them.
+    """Write config, generation config and weights into a folder, which transformers loads.
 
-    A model that came without a generation config leaves none in the folder. Each file is written under a temporary name
-    and renamed, so a killed process leaves the old file or the new one.
+    A model without a generation config removes the folder's. Each file is written to a temporary name and renamed, so
+    a killed process leaves the old file or the new one.
 
     Args:
-        model: Whose weights are written.
-        folder: Where to.
+        model: The model.
+        folder: Created if it does not exist.
         portable: Refuse a model that no class of transformers computes. False writes it for this package alone, under
             a ``model_type`` that transformers does not load.
 
     Raises:
-        ValueError: If layers were replaced by adapted or quantised ones, or transformers would compute something else.
+        ValueError: If layers were adapted or quantized, or the model is not portable; it names the option.
         OSError: If the folder cannot be written.
     """
     folder = Path(folder)
@@ -142,9 +141,9 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
             f"{name} is {value!r}, which transformers' {config.model_type} does not compute; "
             "save_pretrained(folder, portable=False) writes a folder that this package alone reads"
         )
-    kept = expected_shapes(config, type(model))
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in kept}
-    check_plain(model, kept)
+    expected = expected_shapes(config, type(model))
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in expected}
+    check_plain(model, expected)
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -161,7 +160,7 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
 
 
 def _generation_values(model: Pretrained) -> dict[str, Any]:
-    """Return what ``generation_config.json`` holds: what was read, with every id that the model ends at."""
+    """Return the fields of ``generation_config.json``: those that were read, with all EOS ids of the model."""
     values = dict(model.generation_config.values)
     ends = [token_id for token_id in model.end_ids if token_id >= 0]
     if set(ends) - set(model.generation_config.eos_token_ids):
@@ -169,28 +168,28 @@ def _generation_values(model: Pretrained) -> dict[str, Any]:
     return values
 
 
-def _names_an_end(folder: Path) -> bool:
-    """Return whether a folder's ``config.json`` names an id that ends a text."""
+def _has_eos(folder: Path) -> bool:
+    """Return whether a folder's ``config.json`` has ``eos_token_id``."""
     return "eos_token_id" in read_json_object(folder / "config.json")
 
 
 def _architecture(model: Pretrained) -> str:
-    """Return the name of the class that transformers would load it with."""
+    """Return the name of transformers' class of this model."""
     return type(model).__name__.replace("Llama", model.config.model_type.capitalize())
 
 
 def holds_weights(folder: Path) -> bool:
-    """Return whether a folder holds weights under one of the names that are read."""
-    return any((folder / name).is_file() for name in IN_THIS_ORDER)
+    """Return whether a folder has weights under one of the names that are read."""
+    return any((folder / name).is_file() for name in WEIGHT_FILES)
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """Return the files to read; those of an index hold all that it promises."""
-    name = next((name for name in IN_THIS_ORDER if (folder / name).is_file()), None)
+    """Return the files to read; shards contain all tensors that their index lists."""
+    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if name is None:
         shards = sorted(path.name for path in folder.glob("*model-*-of-*.*"))
         alone = f"; {shards[0]} is a shard, whose index is absent" if shards else ""
-        raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {', '.join(IN_THIS_ORDER[1:])}{alone}")
+        raise FileNotFoundError(f"{folder}: holds neither {WEIGHTS} nor {', '.join(WEIGHT_FILES[1:])}{alone}")
     if not name.endswith(".json"):
         return [folder / name]
     files: dict[Path, list[str]] = {}
@@ -206,9 +205,9 @@ def _files_of(folder: Path) -> list[Path]:
     absent = [path.name for path in files if not path.is_file()]
     if absent:
         raise FileNotFoundError(f"{folder}: the index names shards that are absent: {', '.join(absent)}")
-    for path, promised in files.items():
-        held = stored_in(path)
-        lacking = [tensor for tensor in promised if tensor not in held]
+    for path, listed in files.items():
+        stored = stored_in(path)
+        lacking = [tensor for tensor in listed if tensor not in stored]
         if lacking:
             raise ValueError(f"{path}: the index promises tensors that are not in it: {', '.join(lacking)}")
     return list(files)
@@ -217,7 +216,7 @@ def _files_of(folder: Path) -> list[Path]:
 def _named_for(
     stored: dict[str, Stored], expected: Mapping[str, tuple[int, ...]], folder: Path
 ) -> dict[str, tuple[str, Stored]]:
-    """Return each tensor under the model's name of it, with the file's; names that the model lacks stay as they are."""
+    """Return each stored tensor and its name in the file, by the model's name; names that the model lacks are kept."""
     found: dict[str, tuple[str, Stored]] = {}
     for theirs, place in stored.items():
         if theirs.endswith(_OLD_BUFFERS):
@@ -231,7 +230,7 @@ def _named_for(
 
 
 def _are_tied(embedding: tuple[str, Stored], head: tuple[str, Stored], dtype: torch.dtype) -> bool:
-    """Return whether both are the same matrix in the number format that the model is to have."""
+    """Return whether both matrices are equal in the dtype of the model."""
     if embedding[1].shape != head[1].shape:
         return False
     first, second = (next(read(stored.path, [name]))[1].to(dtype) for name, stored in (embedding, head))

@@ -1,8 +1,8 @@
-"""Meta's and Mistral's folders: ``params.json`` beside the shards of a model-parallel run or one set of safetensors.
+"""Meta's and Mistral's folders: ``params.json`` with the shards of a model-parallel run or with safetensors.
 
-| files | what they hold |
+| files | content |
 |---|---|
-| ``consolidated.00.pth``, ``.01.pth`` … | parts of every matrix, cut along one axis |
+| ``consolidated.00.pth``, ``.01.pth`` … | every matrix, sharded along one axis |
 | ``consolidated.safetensors`` | all tensors |
 | ``consolidated-00001-of-00002.safetensors`` … | some of the tensors each |
 """
@@ -24,7 +24,7 @@ from bpe_llama.model.checkpoints.tensor_files import (
     Stored,
     open_pickled,
     read,
-    reopening_after,
+    remap_after,
     stored_in,
     stored_together,
 )
@@ -32,7 +32,7 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device, resolve_dtype
 from bpe_llama.model.llama import LlamaForCausalLM
 
-# Meta's name in a layer -> (Hugging Face's, the axis the shards were cut along; None: every shard holds all of it).
+# Meta's name in a layer -> (Hugging Face's name, the sharded axis; None if every shard has all of the tensor).
 _LAYER: dict[str, tuple[str, int | None]] = {
     "attention.wq.weight": ("self_attn.q_proj.weight", 0),
     "attention.wk.weight": ("self_attn.k_proj.weight", 0),
@@ -57,7 +57,7 @@ _KNOWN = """
     rope_scaling_factor low_freq_factor high_freq_factor moe tied_embeddings max_seq_len max_position_embeddings
     max_batch_size multiple_of ffn_dim_multiplier
 """
-"""Keys of ``params.json`` that are read, or whose effect the shapes of the tensors show."""
+"""Keys of ``params.json`` that are read, or that the tensors' shapes imply."""
 
 
 def load(
@@ -66,20 +66,22 @@ def load(
     device: torch.device | str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> LlamaForCausalLM:
-    """Return the model stored in a folder of Meta's or Mistral's layout, in evaluation mode.
+    """Return the model of a folder in Meta's or Mistral's layout, in evaluation mode.
 
-    Shards are mapped, not read into memory, and ``.pth`` is unpickled with ``weights_only=True``. Queries and keys are
-    permuted from Meta's interleaved rotary pairs to the half-split ones this package computes with.
+    The rows of queries and keys are permuted from interleaved RoPE pairs to half-split ones. ``.pth`` is unpickled with
+    ``weights_only=True``.
 
     Args:
-        folder: Holds ``params.json`` and the shards.
-        dtype: ``"auto"`` is that of the stored embedding.
-        device: ``"auto"`` is CUDA where there is one, else the CPU.
-        progress: Called with tensors read and tensors in all, after each.
+        folder: A folder with ``params.json`` and the shards.
+        dtype: ``"auto"`` is the stored embedding's.
+        device: ``"auto"`` is CUDA if available, else the CPU.
+        progress: Called after each tensor with the tensors read so far and their total.
 
     Raises:
-        FileNotFoundError: If the parameters or the shards are absent.
-        ValueError: If a file is damaged, or tensors are missing, unexpected or misshapen (all named at once).
+        FileNotFoundError: If the parameters or shards are missing.
+        ValueError: If a file is damaged, or tensors are missing, unexpected or of another shape (all are named).
+
+    Cost: memory peaks at the weights plus the largest tensor, since shards are memory-mapped.
     """
     folder = Path(folder)
     shards = _shards(folder)
@@ -111,12 +113,12 @@ def load(
 
 
 def holds_weights(folder: Path) -> bool:
-    """Return whether a folder holds weights under one of the names that are read."""
+    """Return whether a folder has weights under one of the names that are read."""
     return any(folder.glob("consolidated*"))
 
 
 def _shards(folder: Path) -> list[dict[str, Stored]]:
-    """Return what each part of a model-parallel run holds, or all that the safetensors hold as one part."""
+    """Return the tensors of each shard of a model-parallel run; safetensors count as one shard."""
     if pickled := sorted(folder.glob("consolidated.*.pth")):
         return [stored_in(path) for path in pickled]
     if (whole := folder / "consolidated.safetensors").is_file():
@@ -128,12 +130,12 @@ def _shards(folder: Path) -> list[dict[str, Stored]]:
     expected = [folder / f"consolidated-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     absent = [path.name for path in expected if path not in pieces]
     if absent or len(pieces) != count:
-        raise FileNotFoundError(f"{folder}: shards are absent, or of unlike numbers: {', '.join(absent)}")
+        raise FileNotFoundError(f"{folder}: shards are absent, or their counts differ: {', '.join(absent)}")
     return [stored_together(expected)]
 
 
 def _parts(shards: list[dict[str, Stored]], names: list[str]) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield each tensor's parts, one of each shard."""
+    """Yield the parts of each tensor, one per shard."""
     paths = [shard[names[0]].path for shard in shards]
     if paths[0].suffix == ".safetensors":
         by_path: dict[Path, list[str]] = {}
@@ -142,19 +144,19 @@ def _parts(shards: list[dict[str, Stored]], names: list[str]) -> Iterator[tuple[
         for path, held in by_path.items():
             yield from ((name, [tensor]) for name, tensor in read(path, held))
         return
-    mapped, done = [open_pickled(path) for path in paths], 0
-    limit = reopening_after(paths)
+    mapped, read_bytes = [open_pickled(path) for path in paths], 0
+    limit = remap_after(paths)
     for name in names:
-        if done > limit:
-            mapped, done = [open_pickled(path) for path in paths], 0
+        if read_bytes > limit:
+            mapped, read_bytes = [open_pickled(path) for path in paths], 0
         yield name, [shard[name] for shard in mapped]
-        done += sum(shard[name].nbytes for shard in mapped)
+        read_bytes += sum(shard[name].nbytes for shard in mapped)
 
 
 def _translate(name: str) -> tuple[str, int | None]:
-    """Return Hugging Face's name and the cut axis; unknown names stay as they are, to be reported as unexpected."""
+    """Return Hugging Face's name and the sharded axis; unknown names are returned as they are, for `check_shapes`."""
     if name == _EMBEDDING:
-        return "model.embed_tokens.weight", -1  # Llama 2 cut its columns, Llama 3 its rows: see _embedding_axis
+        return "model.embed_tokens.weight", -1  # Llama 2 shards its columns, Llama 3 its rows: see _embedding_axis
     if name in _TOP:
         return _TOP[name]
     start, _, rest = name.partition(".")
@@ -177,7 +179,7 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
         params: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for key, value in params.items():
             if key not in _KNOWN.split() and value not in (None, False) and (key, value) != ("causal", True):
-                raise ValueError(f"{key} is {value!r}, a key that is not known and may change what is computed")
+                raise ValueError(f"{key} is {value!r}, a key that is not known and may change the computation")
         experts = params.get("moe") or {}
         if set(experts) - {"num_experts", "num_experts_per_tok"}:
             raise ValueError(f"moe is {experts!r}; expected num_experts and num_experts_per_tok alone")
@@ -187,7 +189,7 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
         if params.get("hidden_dim") not in (None, width):
             raise ValueError(f"hidden_dim is {params['hidden_dim']!r}, but {inner} has {width} rows")
         vocab_size = int(params.get("vocab_size", -1))
-        if vocab_size < 1:  # Llama 2 left it to the tokenizer
+        if vocab_size < 1:  # Llama 2's files leave it to the tokenizer
             vocab_size = shards[0]["output.weight"].shape[0] * len(shards)
         scaling = None
         if params.get("use_scaled_rope"):
@@ -198,9 +200,9 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
                 "high_freq_factor": float(params.get("high_freq_factor", 4.0)),
                 "original_max_position_embeddings": 8192,
             }
-        of_mistral = "hidden_dim" in params  # which Meta leaves to multiple_of
-        of_llama3 = not of_mistral and vocab_size > 128_009
-        context = 32_768 if of_mistral else 131_072 if scaling else 8192 if vocab_size > 100_000 else 4096
+        is_mistral = "hidden_dim" in params  # Meta's files have multiple_of instead
+        is_llama3 = not is_mistral and vocab_size > 128_009
+        context = 32_768 if is_mistral else 131_072 if scaling else 8192 if vocab_size > 100_000 else 4096
         return LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=params["dim"],
@@ -217,8 +219,8 @@ def _config(folder: Path, shards: list[dict[str, Stored]]) -> LlamaConfig:
             num_experts_per_tok=experts.get("num_experts_per_tok", 2),
             max_position_embeddings=params.get("max_position_embeddings") or params.get("max_seq_len") or context,
             tie_word_embeddings="output.weight" not in shards[0] and params.get("tied_embeddings") is not False,
-            bos_token_id=128_000 if of_llama3 else 1,
-            eos_token_id=[128_001, 128_008, 128_009] if of_llama3 else 2,
+            bos_token_id=128_000 if is_llama3 else 1,
+            eos_token_id=[128_001, 128_008, 128_009] if is_llama3 else 2,
             dtype=embedding.dtype if embedding.dtype in FLOATS else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, and PyTorch's ``.bin`` and ``.pth``, of which tensors alone are unpickled."""
+"""Files of named tensors: safetensors, and PyTorch's ``.bin`` and ``.pth``, which are unpickled as tensors only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 _SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-REOPENINGS = 32
-"""PyTorch's files are mapped anew after each such share: a mapping holds every page it has touched in memory."""
+REMAPPINGS = 32
+"""A PyTorch file is mapped again after each 1/32 of its bytes, since a mapping keeps the pages it read in memory."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies, its shape, and its dtype: one of `FLOATS`, or the file's own name of another."""
+    """The file, shape and dtype of one tensor; the dtype is one of `FLOATS`, or else the file's name of it."""
 
     path: Path
     shape: tuple[int, ...]
@@ -29,10 +29,10 @@ class Stored:
 
 
 def stored_in(path: Path) -> dict[str, Stored]:
-    """Return what a file holds under each name; no data is read.
+    """Return the tensors of a file by name, without their data.
 
     Raises:
-        ValueError: If the file is damaged, or holds something else than tensors.
+        ValueError: If the file is damaged, or has entries that are not tensors.
     """
     if path.suffix != ".safetensors":
         return {
@@ -58,29 +58,29 @@ def read(path: Path, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """
     if path.suffix == ".safetensors":
         for name in names:
-            # Opened anew for each tensor: a mapping kept open would hold every page it has touched in memory.
+            # Opened for each tensor, since a mapping keeps all pages it has read in memory.
             with safe_open(path, framework="pt") as file:
                 yield name, file.get_tensor(name)
         return
-    tensors, done, limit = open_pickled(path), 0, reopening_after([path])
+    tensors, read_bytes, limit = open_pickled(path), 0, remap_after([path])
     for name in names:
-        if done > limit:
-            tensors, done = open_pickled(path), 0
+        if read_bytes > limit:
+            tensors, read_bytes = open_pickled(path), 0
         yield name, tensors[name]
-        done += tensors[name].nbytes
+        read_bytes += tensors[name].nbytes
 
 
-def reopening_after(paths: Sequence[Path]) -> float:
-    """Return after how many bytes PyTorch's files had better be mapped anew; never if they are read, not mapped."""
+def remap_after(paths: Sequence[Path]) -> float:
+    """Return after how many bytes PyTorch files should be mapped again; infinity if they cannot be mapped."""
     mapped = all(is_zipfile(path) for path in paths)
-    return sum(path.stat().st_size for path in paths) // REOPENINGS if mapped else math.inf
+    return sum(path.stat().st_size for path in paths) // REMAPPINGS if mapped else math.inf
 
 
 def open_pickled(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a PyTorch file, mapped where it can be, unpickled with ``weights_only=True``.
+    """Return the tensors of a PyTorch file, memory-mapped if possible, unpickled with ``weights_only=True``.
 
     Raises:
-        ValueError: If the file is damaged, or holds something else than named tensors.
+        ValueError: If the file is damaged, or has entries that are not named tensors.
     """
     try:
         try:
@@ -90,7 +90,7 @@ def open_pickled(path: Path) -> dict[str, Tensor]:
                 raise
             tensors = torch.load(path, map_location="cpu", weights_only=True)  # the format of torch before 1.6
     except (OSError, RuntimeError, pickle.UnpicklingError, BadZipFile, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition(". ")[0]  # what follows says how to load it all the same
+        reason = str(error).partition(". ")[0]  # torch's next sentence advises weights_only=False
         raise ValueError(f"{path}: damaged, or not a file of tensors alone ({reason})") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path}: expected a table of named tensors")
@@ -98,10 +98,10 @@ def open_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def stored_together(paths: Iterable[Path]) -> dict[str, Stored]:
-    """Return what several files hold under each name.
+    """Return the tensors of several files by name, without their data.
 
     Raises:
-        ValueError: If a file is damaged, or two files hold different tensors of one name.
+        ValueError: If a file is damaged, or two files have different tensors of one name.
     """
     found: dict[str, Stored] = {}
     for path in paths:

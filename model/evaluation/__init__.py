@@ -1,1 +1,1 @@
-"""Perplexity."""
+"""Perplexity of token sequences."""

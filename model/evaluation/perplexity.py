@@ -1,6 +1,6 @@
-"""How well a model predicts a text: the measure by which number formats and trainings are compared.
+"""Perplexity: how well a model predicts a text.
 
-Shapes: ``T`` length, ``W`` window, ``D`` hidden_size, ``V`` vocab_size.
+Shapes: ``T`` length, ``W`` window, ``C`` positions of one chunk, ``D`` hidden_size, ``V`` vocab_size.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from torch.nn import functional
 
 from bpe_llama.model.llama import LlamaForCausalLM
 
-_CHUNK = 256  # positions whose logits are held at once
+_CHUNK = 256  # positions whose logits are in memory at once
 
 
 @torch.no_grad()
 def perplexity(
     model: LlamaForCausalLM, ids: Sequence[int] | Tensor, *, window: int | None = None, stride: int | None = None
 ) -> float:
-    """Return the perplexity of a text: the exponential of the mean loss in nats over its tokens, the first left out.
+    """Return the perplexity of a text: the exponential of the mean cross-entropy in nats of all tokens but the first.
 
-    The text is read in windows that begin ``stride`` tokens apart; each token is scored once, in the first window that
-    holds it, given all before it there. A smaller stride gives each token more to go by, at the price of reading more.
-    Perplexities compare only at equal vocabulary, text, window and stride. Beyond a float's range it is infinite.
+    The model reads windows that begin ``stride`` tokens apart. Each token is predicted once, in the first window that
+    contains it, from the tokens before it in that window; a smaller stride gives longer contexts. Compare perplexities
+    only at equal vocabulary, text, window and stride. The result is infinite if it exceeds a float's range.
 
     Args:
-        model: Weights of any number format; left in the mode it was in.
-        ids: (T,) of at least two tokens.
-        window: Tokens W that the model sees at once; by default its context, but 1024 at most.
-        stride: 1 to ``window - 1``, which is the default: the last token of a window is the first of the next.
+        model: A model of any dtype, quantized or not; its train or eval mode does not change.
+        ids: (T,), at least two tokens.
+        window: W, the tokens of one forward pass; by default the context length, but at most 1024.
+        stride: 1 to ``window - 1``, the default, with which windows overlap by one token.
 
     Raises:
-        ValueError: If the text is too short, ``window`` or ``stride`` is out of range, or an id is no integer or
+        ValueError: If the text is too short, ``window`` or ``stride`` is out of range, or an id is not an integer or
             outside the vocabulary.
 
-    Cost: ``T / stride`` forward passes of W tokens; the logits of 256 positions are held at a time.
+    Cost: ``T / stride`` forward passes of W tokens; memory for the logits of 256 positions.
 
     Source: Jelinek et al. 1977, doi:10.1121/1.2016299; windows as in
     https://huggingface.co/docs/transformers/perplexity.
@@ -46,7 +46,7 @@ def perplexity(
         >>> from bpe_llama.model import LlamaConfig
         >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
         ...                      num_attention_heads=2, initializer_range=0.0)
-        >>> round(perplexity(LlamaForCausalLM(config), [1, 5, 7, 9]), 3)  # a model that knows nothing: 1 in 32
+        >>> round(perplexity(LlamaForCausalLM(config), [1, 5, 7, 9]), 3)  # uniform over 32 tokens
         32.0
     """
     tokens_T = torch.as_tensor(ids)
@@ -65,7 +65,7 @@ def perplexity(
     was_training = model.training
     model.eval()
     try:
-        total, scored = 0.0, 1  # the first token has nothing before it
+        total, scored = 0.0, 1  # the first token has no context
         for begin in range(0, len(tokens_T), stride):
             end = min(begin + window, len(tokens_T))
             if end > scored:
@@ -80,7 +80,7 @@ def perplexity(
 
 
 def _loss_of(model: LlamaForCausalLM, tokens_W: Tensor, first: int) -> float:
-    """Return the summed loss of the window's tokens from place ``first`` on."""
+    """Return the summed cross-entropy of the window's tokens from index ``first`` on."""
     tokens_W = tokens_W.to(model.device)
     hidden_WD = model.model(tokens_W[None])[0]
     total = torch.zeros((), dtype=torch.float64, device=hidden_WD.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention_backends import Backend, Visible, sdpa
 from bpe_llama.model.layers.linear import linear
@@ -18,7 +18,7 @@ from bpe_llama.model.layers.rope import Rotation, apply_rope
 
 def visible_keys(
     length: int,
-    places: Places | None,
+    columns: CacheColumns | None,
     attention_mask: Tensor | None,
     device: torch.device,
     window: int | None = None,
@@ -27,7 +27,7 @@ def visible_keys(
 
     Args:
         length: T, the new tokens of each row.
-        places: The cache columns of the new tokens; None without a cache.
+        columns: The cache columns of the new tokens; None without a cache.
         attention_mask: (B, S), nonzero for tokens and zero for padding; S includes the cached columns. None if nothing
             is padded.
         device: Device of the mask.
@@ -36,27 +36,27 @@ def visible_keys(
     Raises:
         ValueError: If the mask does not cover S columns.
     """
-    end = places.end if places else length
-    if places is not None and places.held_BS is not None and places.positions_BT is not None:
+    end = columns.end if columns else length
+    if columns is not None and columns.positions_BS is not None and columns.positions_BT is not None:
         if attention_mask is not None:
             raise ValueError("a sliding-window cache takes no attention_mask; give each row a length of its own")
-        query_BT1, held_B1S = places.positions_BT[..., None], places.held_BS[:, None]
-        mask_BTS = (held_B1S >= 0) & (held_B1S <= query_BT1)
+        query_BT1, key_B1S = columns.positions_BT[..., None], columns.positions_BS[:, None]
+        mask_BTS = (key_B1S >= 0) & (key_B1S <= query_BT1)
         if window is not None:
-            mask_BTS &= held_B1S > query_BT1 - window
+            mask_BTS &= key_B1S > query_BT1 - window
         return Visible(mask=mask_BTS[:, None])
     if attention_mask is not None and attention_mask.shape[-1] != end:
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
         )
     window_covers_all = window is None or window >= end
-    if attention_mask is None and window_covers_all and (places is None or places.uniform):
+    if attention_mask is None and window_covers_all and (columns is None or columns.uniform):
         if end == length:
             return Visible(causal=True)
         if length == 1:
             return Visible()
-    if places is not None and places.columns_BT is not None:
-        query_BT1 = places.columns_BT[..., None]
+    if columns is not None and columns.index_BT is not None:
+        query_BT1 = columns.index_BT[..., None]
     else:
         query_BT1 = torch.arange(end - length, end, device=device)[None, :, None]
     key_S = torch.arange(end, device=device)
@@ -98,15 +98,15 @@ class Attention(nn.Module):
         rotation: Rotation,
         visible: Visible,
         cache: KVCache | None = None,
-        places: Places | None = None,
+        columns: CacheColumns | None = None,
     ) -> Tensor:
         """Return the attention output, (B, T, D); with a cache, append the new keys and values to it."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         query_BNTH = apply_rope(self.q_proj(x_BTD).view(heads).transpose(1, 2), rotation)
         key_BKSH = apply_rope(self.k_proj(x_BTD).view(heads).transpose(1, 2), rotation)
         value_BKSH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
-        if cache is not None and places is not None:
-            key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, places)
+        if cache is not None and columns is not None:
+            key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, columns)
         attention_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out

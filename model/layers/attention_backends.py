@@ -154,9 +154,7 @@ def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Vis
     from flash_attn import flash_attn_func
 
     if visible.mask is not None:
-        raise ValueError(
-            "flash attention takes no mask; use 'sdpa' for padded rows, sliding windows or rows of different lengths"
-        )
+        raise ValueError("flash attention takes no mask; use 'sdpa' for padding, sliding windows or unequal lengths")
     if query_BNTH.device.type != "cuda" or query_BNTH.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"flash attention computes float16 and bfloat16 on CUDA, not {query_BNTH.dtype} on {query_BNTH.device}"

@@ -98,7 +98,7 @@ def _yarn(rope: Mapping[str, Any], width: int, max_positions: int, length: int) 
 
 
 def _longrope(rope: Mapping[str, Any], width: int, max_positions: int, length: int) -> Frequencies:
-    """LongRoPE: a searched factor for each pair, one set for short sequences, one for long; arXiv:2402.13753."""
+    """LongRoPE: searched factors, one set for short sequences, one for long; Ding et al. 2024, arXiv:2402.13753."""
     context = rope["original_max_position_embeddings"]
     factors = rope["long_factor"] if length > context else rope["short_factor"]
     frequencies = [f / by for f, by in zip(_unscaled(rope["rope_theta"], width), factors, strict=True)]

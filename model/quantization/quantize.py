@@ -1,4 +1,10 @@
-"""Weights in fewer bits: int8 and int4 by groups, float8 by rows or whole tensors. Activations keep their format.
+"""Weight-only quantization of linear layers; activations keep their dtype.
+
+| kind | weight | scale |
+|---|---|---|
+| ``int8`` | int8, symmetric | one per row |
+| ``int4`` | 4 bits, two per byte | scale and zero point per group of a row |
+| ``float8_e4m3``, ``float8_e5m2`` | float8 | one per row, or one per matrix |
 
 Shapes: ``M`` rows of input, ``I`` in_features, ``O`` out_features, ``Q`` groups of a row.
 
@@ -28,14 +34,14 @@ from bpe_llama.model.device import HAS_TRITON
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 PACKED_ROWS = 32
-"""Up to so many rows the packed kernels win without AVX-512; beyond, one dequantised product does."""
+"""The most rows of input for which the packed kernel beats dequantization and one matrix product without AVX-512."""
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer whose weight is stored in fewer bits; subclasses say how.
+    """A linear layer with a quantized weight: the base class of all formats.
 
-    The stored tensors are buffers: they are saved and moved with the model, and never trained. Gradients flow
-    through to the input, so adapters can be trained on top (Dettmers et al. 2023, arXiv:2305.14314).
+    The quantized tensors are buffers: they are saved and moved with the model, and not trained. Gradients flow to the
+    input, so adapters can be trained (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -44,93 +50,93 @@ class QuantizedLinear(nn.Module):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
 
     def dequantized(self) -> Tensor:
-        """Return the weight as it now is, float32 (O, I)."""
+        """Return the dequantized weight, float32 (O, I)."""
         raise NotImplementedError
 
     def most_rows(self) -> int:
-        """Return for how many rows of input, where the weight now is, `product` serves better than dequantising."""
+        """Return the most rows of input for which `product` is faster than dequantization, on the weight's device."""
         return PACKED_ROWS
 
     def product(self, x_MI: Tensor) -> Tensor | None:
-        """Return the product with the packed weight, (M, O), or None where no kernel for it is at hand."""
+        """Return the product with the quantized weight, (M, O), or None if there is no kernel for it."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x @ weight.T + bias`` in the dtype of ``x``, (..., O)."""
         x_MI = x.reshape(-1, self.in_features)
-        learning = torch.is_grad_enabled() and x.requires_grad
-        out = None if learning or len(x_MI) > self.most_rows() else self.product(x_MI)
+        needs_grad = torch.is_grad_enabled() and x.requires_grad
+        out = None if needs_grad or len(x_MI) > self.most_rows() else self.product(x_MI)
         if out is None:
             out = functional.linear(x_MI, self.dequantized().to(x.dtype))
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Return what ``print(model)`` shows of this layer."""
+        """Return the text that ``print(model)`` shows for this layer."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 class PackedLinear(QuantizedLinear):
-    """A quantised layer whose weights the compiled core multiplies with on the CPU, where they lie, in float32."""
+    """A quantized layer whose weight the Rust kernels read in place on the CPU; they compute in float32."""
 
     core_dtype: torch.dtype
-    """Of the scales, for the compiled core to read them where they lie."""
+    """The dtype of scales that the Rust kernels read in place."""
     group_size = 0
-    """Weights of a row that share a scale; 0 where all do."""
+    """Group size: the weights of a row that share a scale; 0 if all do."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         self._kernel: tuple[tuple[int, int] | None, Linear] | None = None
 
     def stored(self) -> tuple[Tensor, Tensor]:
-        """Return the weights' codes, and their scales."""
+        """Return the quantized weight and its scales."""
         raise NotImplementedError
 
     def is_shared(self) -> bool:
-        """Return whether `packed_matrix` shares memory: not after the model was converted to a dtype, scales too."""
+        """Return whether `packed_matrix` shares the layer's memory: False if a cast changed the scales' dtype."""
         return self.stored()[1].dtype == self.core_dtype
 
     def packed_matrix(self) -> tuple[Any, Any]:
-        """Return the weights as NumPy arrays, the way `bpe_llama._core.Linear` takes them."""
-        codes, scales = self.stored()
+        """Return the quantized weight and its scales as NumPy arrays for `bpe_llama._core.Linear`."""
+        weight, scales = self.stored()
         scales = scales.to(self.core_dtype)
-        return codes.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
+        return weight.numpy(), (scales if scales.dtype == torch.float32 else scales.view(torch.uint16)).numpy()
 
     def most_rows(self) -> int:
-        """Return any number on a CPU with AVX-512."""
+        """Return no limit on a CPU with AVX-512, else `PACKED_ROWS`."""
         return sys.maxsize if has_avx512() and self.stored()[0].device.type == "cpu" else PACKED_ROWS
 
     def product(self, x_MI: Tensor) -> Tensor | None:
-        """Return the product with the packed weight, (M, O), on the CPU in float32, on CUDA in the input's format."""
+        """Return the product with the quantized weight, (M, O): float32 on the CPU, the input's dtype on CUDA."""
         if x_MI.device.type != "cpu":
             return self._product_on_cuda(x_MI)
-        codes, scales = self.stored()
-        places = (codes.data_ptr(), scales.data_ptr()) if self.is_shared() else None
-        if self._kernel is None or places is None or self._kernel[0] != places:
-            self._kernel = places, Linear([self.packed_matrix()])
+        weight, scales = self.stored()
+        addresses = (weight.data_ptr(), scales.data_ptr()) if self.is_shared() else None
+        if self._kernel is None or addresses is None or self._kernel[0] != addresses:
+            self._kernel = addresses, Linear([self.packed_matrix()])
         out_MO = torch.empty(len(x_MI), self.out_features, device="cpu", dtype=torch.float32)
         x_MI = x_MI.detach().float().contiguous()
         self._kernel[1].multiply(x_MI.numpy(), out_MO.numpy(), num_threads=torch.get_num_threads())
         return out_MO
 
     def _product_on_cuda(self, x_MI: Tensor) -> Tensor | None:
-        taken = x_MI.device.type == "cuda" and x_MI.dtype in (torch.float32, torch.bfloat16) and HAS_TRITON
-        if not taken or torch.compiler.is_compiling():  # whose own kernels take the dequantising in
+        supported = x_MI.device.type == "cuda" and x_MI.dtype in (torch.float32, torch.bfloat16) and HAS_TRITON
+        if not supported or torch.compiler.is_compiling():  # torch.compile fuses the dequantization itself
             return None
         from bpe_llama.model.quantization.triton_matmul import TritonMatmul
 
-        codes, scale = self.stored()
+        weight, scale = self.stored()
         out_MO = x_MI.new_empty(len(x_MI), self.out_features)
         with torch.cuda.device_of(x_MI):  # type: ignore[no-untyped-call]
-            TritonMatmul(codes, x_MI.dtype, scale=scale, group=self.group_size).into(x_MI.contiguous(), out_MO)
+            TritonMatmul(weight, x_MI.dtype, scale=scale, group=self.group_size).into(x_MI.contiguous(), out_MO)
         return out_MO
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernel": None}  # a copy has weights of its own
+        return {**self.__dict__, "_kernel": None}  # a copy has its own weights
 
 
 class Int8Linear(PackedLinear):
-    """One signed byte a weight, one scale a row."""
+    """An int8 weight with one float32 scale per row, symmetric."""
 
     weight: Tensor
     scale: Tensor
@@ -144,16 +150,16 @@ class Int8Linear(PackedLinear):
         self.register_buffer("scale", scale_O)
 
     def dequantized(self) -> Tensor:
-        """Return the weight as it now is, float32 (O, I)."""
+        """Return the dequantized weight, float32 (O, I)."""
         return self.weight.float() * self.scale.float()[:, None]
 
     def stored(self) -> tuple[Tensor, Tensor]:
-        """Return int8 (O, I), and (O,)."""
+        """Return the weight, int8 (O, I), and the scales (O,)."""
         return self.weight, self.scale
 
 
 class Int4Linear(PackedLinear):
-    """Four bits a weight, a scale and an offset for each group of a row.
+    """A 4-bit weight with a bfloat16 scale and zero point per group: ``(code - 8) * scale + zero``.
 
     Raises:
         ValueError: If the group size is not 32, 64, 128 or 256, or does not divide the input.
@@ -165,40 +171,37 @@ class Int4Linear(PackedLinear):
 
     def __init__(self, linear: nn.Linear, group_size: int = 64) -> None:
         super().__init__(linear)
-        if group_size not in (32, 64, 128, 256) or self.in_features % group_size:
-            raise ValueError(
-                f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {self.in_features}"
-            )
+        _check_group_size(group_size, self.in_features, f"{self.in_features}")
         self.group_size = group_size
         weight_OQI = linear.weight.detach().float().view(self.out_features, -1, group_size)
         low, high = weight_OQI.amin(-1), weight_OQI.amax(-1)
         scale_OQ = ((high - low) / 15).clamp(min=1e-12).to(torch.bfloat16).float()
-        zero_OQ = (low + 8 * scale_OQ).to(torch.bfloat16).float()  # the value of the middle code, 8
+        zero_OQ = (low + 8 * scale_OQ).to(torch.bfloat16).float()  # the value of code 8
         codes = ((weight_OQI - zero_OQ[..., None]) / scale_OQ[..., None]).round().add(8).clamp(0, 15)
         codes_OI = codes.view(self.out_features, self.in_features).to(torch.uint8)
         self.register_buffer("packed", codes_OI[:, ::2] | codes_OI[:, 1::2] << 4)
         self.register_buffer("scale_and_zero", torch.stack([scale_OQ, zero_OQ], dim=-1).to(torch.bfloat16))
 
     def codes(self) -> Tensor:
-        """Return the stored four-bit numbers, 0 to 15, uint8 (O, I)."""
+        """Return the 4-bit codes, 0 to 15, uint8 (O, I)."""
         return torch.stack([self.packed & 15, self.packed >> 4], dim=-1).flatten(1)
 
     def dequantized(self) -> Tensor:
-        """Return the weight as it now is, float32 (O, I)."""
+        """Return the dequantized weight, float32 (O, I)."""
         scale_OQ1, zero_OQ1 = self.scale_and_zero.float()[..., None].unbind(2)
         codes_OQI = self.codes().view(self.out_features, -1, self.group_size).float()
         return ((codes_OQI - 8) * scale_OQ1 + zero_OQ1).view(self.out_features, self.in_features)
 
     def stored(self) -> tuple[Tensor, Tensor]:
-        """Return uint8 (O, I / 2), and scales and offsets (O, Q, 2)."""
+        """Return the packed codes, uint8 (O, I / 2), and the scales and zero points, (O, Q, 2)."""
         return self.packed, self.scale_and_zero
 
 
 class Float8Linear(QuantizedLinear):
-    """Eight-bit floats: e4m3 for precision or e5m2 for range, scaled by rows or as a whole.
+    """A float8 weight, e4m3 for precision or e5m2 for range, with one scale per row or per matrix.
 
-    On CUDA devices with float8 units (compute capability 8.9 and later) the product is torch's scaled one, its
-    input rounded to float8 too; elsewhere the weight is dequantised.
+    On CUDA devices of compute capability 8.9 or later the product is `torch._scaled_mm`, and the input is rounded to
+    float8, too; elsewhere the weight is dequantized.
 
     Source: Micikevicius et al. 2022, arXiv:2209.05433.
     """
@@ -209,21 +212,21 @@ class Float8Linear(QuantizedLinear):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float8_e4m3fn, per_row: bool = True) -> None:
         super().__init__(linear)
         weight_OI = linear.weight.detach().float()
-        peak = weight_OI.abs().amax(1, keepdim=True) if per_row else weight_OI.abs().amax().view(1, 1)
-        scale = peak.clamp(min=1e-12) / torch.finfo(dtype).max
+        maximum = weight_OI.abs().amax(1, keepdim=True) if per_row else weight_OI.abs().amax().view(1, 1)
+        scale = maximum.clamp(min=1e-12) / torch.finfo(dtype).max
         self.register_buffer("weight", (weight_OI / scale).to(dtype))
         self.register_buffer("scale", scale)
 
     def dequantized(self) -> Tensor:
-        """Return the weight as it now is, float32 (O, I)."""
+        """Return the dequantized weight, float32 (O, I)."""
         return self.weight.float() * self.scale.float()
 
     def most_rows(self) -> int:
-        """Return any number."""
+        """Return no limit."""
         return sys.maxsize
 
     def product(self, x_MI: Tensor) -> Tensor | None:
-        """Return the scaled product in float8, (M, O), on CUDA devices that have it."""
+        """Return the float8 product, bfloat16 (M, O), or None on a device that lacks it."""
         if x_MI.device.type != "cuda" or torch.cuda.get_device_capability(x_MI.device) < (8, 9):
             return None
         if self.in_features % 16 or self.out_features % 16:
@@ -232,20 +235,20 @@ class Float8Linear(QuantizedLinear):
 
 
 def scaled_product(x_MI: Tensor, weight_OI: Tensor, scale: Tensor) -> Tensor:
-    """Return ``x @ (weight * scale).T`` by torch's scaled kernel, bfloat16 (M, O), the input rounded to e4m3.
+    """Return ``x @ (weight * scale).T`` by `torch._scaled_mm`, bfloat16 (M, O); the input is rounded to e4m3.
 
     Args:
-        x_MI: Any floating dtype.
+        x_MI: Any float dtype.
         weight_OI: float8; on CUDA O and I are multiples of 16.
-        scale: float32, (O, 1), whose input is then scaled by rows too, or (1, 1).
+        scale: float32, (O, 1) or (1, 1). The input is scaled per row or as a whole likewise.
     """
-    size_MI = x_MI.float().abs()
-    peak = size_MI.amax(1, keepdim=True) if scale.numel() > 1 else size_MI.amax().view(1, 1)
-    x_scale = peak.clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    magnitude_MI = x_MI.float().abs()
+    maximum = magnitude_MI.amax(1, keepdim=True) if scale.numel() > 1 else magnitude_MI.amax().view(1, 1)
+    x_scale = maximum.clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
     x8_MI = (x_MI.float() / x_scale).to(torch.float8_e4m3fn)
     if scale.numel() == 1 or weight_OI.dtype == torch.float8_e4m3fn:
         return torch._scaled_mm(x8_MI, weight_OI.t(), scale_a=x_scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
-    # CUDA's kernel takes row scales with weights of e4m3 alone: others are multiplied without, and scaled after.
+    # CUDA's kernel supports row scales with e4m3 weights alone: for e5m2 the product is scaled afterwards.
     one = torch.ones((), device=x_MI.device)
     product_MO = torch._scaled_mm(x8_MI, weight_OI.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
     return (product_MO * x_scale * scale.t()).to(torch.bfloat16)
@@ -261,17 +264,18 @@ def quantize(
     per_row: bool = True,
     skip: Collection[str] = ("lm_head", "gate", "score"),
 ) -> AnyModel:
-    """Replace every linear layer's weight by one in fewer bits, in place, and return the model.
+    """Quantize every linear layer of a model in place, and return the model.
 
     Args:
         model: Any model of this package.
         kind: ``"int8"``, ``"int4"``, ``"float8_e4m3"`` or ``"float8_e5m2"``.
-        group_size: Weights that share a scale, for int4.
-        per_row: For float8, one scale a row rather than one in all.
-        skip: Last parts of the names of layers to leave alone: heads and routers, by default.
+        group_size: Weights that share a scale, for int4: 32, 64, 128 or 256.
+        per_row: For float8, one scale per row instead of one per matrix.
+        skip: Last parts of the names of layers that are not quantized: by default heads and routers.
 
     Raises:
-        ValueError: If the kind is unknown or the group size does not fit a layer; then nothing is replaced.
+        ValueError: If the kind is unknown or the group size does not divide a layer's inputs. The model is then
+            unchanged.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
@@ -282,22 +286,23 @@ def quantize(
     }
     if kind == "int4":
         for path, layer in layers.items():
-            if group_size not in (32, 64, 128, 256) or layer.in_features % group_size:
-                raise ValueError(
-                    f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {path}'s "
-                    f"{layer.in_features} inputs"
-                )
+            _check_group_size(group_size, layer.in_features, f"{path}'s {layer.in_features} inputs")
     for path, layer in layers.items():
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, _quantized(layer, kind, group_size, per_row))
-    for weight in model.parameters():  # generation lays weights in one buffer, which any of them would keep
+    for weight in model.parameters():  # a view of the decoder's shared buffer would keep all of it in memory
         if weight.untyped_storage().nbytes() > weight.nbytes:
             weight.data = weight.data.clone()
     return model
 
 
+def _check_group_size(group_size: int, inputs: int, divided: str) -> None:
+    if group_size not in (32, 64, 128, 256) or inputs % group_size:
+        raise ValueError(f"group_size is {group_size}; expected 32, 64, 128 or 256, and a divisor of {divided}")
+
+
 def _skipped(path: str, skip: Collection[str]) -> bool:
-    """Return whether a layer is left alone: by its name, adapters beside it or not, or as an adapter's trained copy."""
+    """Return whether a layer stays as it is: its name is in ``skip``, or it is an adapter's replacement."""
     return ".replacements." in path or path.removesuffix(".base_layer").rpartition(".")[2] in skip
 
 
@@ -311,7 +316,7 @@ def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> Q
 
 
 def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
-    """Replace every quantised layer by a plain one of the same weight, in place, and return the model."""
+    """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model."""
     for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
         plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
         plain.weight = nn.Parameter(module.dequantized().to(dtype))

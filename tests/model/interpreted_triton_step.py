@@ -21,8 +21,8 @@ from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 
 
-def mend_the_interpreter() -> None:
-    """Have it treat bfloat16 as a GPU does: Triton 3.9's multiplies its bits, and cuts numbers off to it."""
+def patch_interpreter() -> None:
+    """Make bfloat16 behave as on a GPU: Triton 3.9's interpreter multiplies its bits, and truncates to it."""
     builder = interpreter.InterpreterBuilder
     multiply, convert, cast = builder.create_dot, builder.create_si_to_fp, builder.cast_impl
 
@@ -54,29 +54,29 @@ def model_of(dtype: torch.dtype = torch.float32, kind: str | None = None, **chan
 
 
 def sequences(lengths: list[int]) -> list[torch.Tensor]:
-    """Return sequences of these lengths and an id more, each (1, T)."""
+    """Return random sequences, each (1, T) with T one more than the length."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 40, (1, length + 1), generator=generator) for length in lengths]
 
 
 def by_model(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
-    """Return the logits after each, (B, V)."""
+    """Return the model's last logits of each row, (B, V)."""
     return torch.cat([model(row).logits[:, -1] for row in rows])
 
 
 def by_kernels(model: LlamaForCausalLM, rows: list[torch.Tensor]) -> torch.Tensor:
-    """Return the same, all but the last ids of each taken from a cache."""
+    """Return the kernels' last logits of each row, (B, V), with all but the last id in a cache."""
     cache = KVCache(model.config, len(rows), max(row.shape[1] for row in rows) + 9, dtype=model.dtype)
     for slot, row in enumerate(rows):
         model(row[:, :-1], past_key_values=cache.rows(slot, slot + 1))
-    places = torch.tensor([row.shape[1] - 1 for row in rows])
-    return TritonStep(model, cache).logits(torch.stack([row[0, -1] for row in rows]), places)
+    positions = torch.tensor([row.shape[1] - 1 for row in rows])
+    return TritonStep(model, cache).logits(torch.stack([row[0, -1] for row in rows]), positions)
 
 
 VARIANTS: list[dict[str, Any]] = [
     {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
     {"attention_bias": True, "mlp_bias": True, "sliding_window": 6, "tie_word_embeddings": True},
-    {  # sizes that fill no tile, and a window that begins inside a chunk
+    {  # sizes that do not fill a tile, and a window that begins inside a chunk
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
         "hidden_size": 72,
@@ -88,7 +88,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def check_logits() -> None:
-    """Compare every shape, and every format of numbers and weights."""
+    """Compare logits for all shapes, dtypes and quantized formats."""
     for changes in VARIANTS:
         model, rows = model_of(**changes), sequences([1, 64, 140])
         assert_close(by_kernels(model, rows), by_model(model, rows), rtol=1e-4, atol=1e-4)
@@ -100,12 +100,12 @@ def check_logits() -> None:
         narrow = model_of(torch.bfloat16, kind)
         found, expected = by_kernels(narrow, rows), by_model(narrow, rows)
         exact = by_model(narrow.float(), rows)
-        # About as far from what float32 makes of the same weights as the model's own bfloat16 is, or nearer.
+        # The error against float32 with the same weights is about that of the model in bfloat16, or less.
         assert (found - exact).norm() < 1.5 * (expected - exact).norm(), kind
 
 
-def check_that_rows_are_alone() -> None:
-    """In float32 a row's logits are the same bits by itself and among more rows than one tile has."""
+def check_batch_invariance() -> None:
+    """In float32 a row has the same logits, bit for bit, alone and in a batch larger than one tile."""
     model, rows = model_of(), sequences([66, *[2] * 16])
     assert torch.equal(by_kernels(model, rows[:1])[0], by_kernels(model, rows)[0])
 
@@ -132,9 +132,9 @@ def check_generation() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    mend_the_interpreter()
+    patch_interpreter()
     check_logits()
-    check_that_rows_are_alone()
+    check_batch_invariance()
     check_generation()
     print("equal")
 

@@ -97,9 +97,9 @@ def test_copy_and_reorder_in_every_form(tiny_model: Make) -> None:
         KVCache(model.config, 3, 16),
     ):
         new = torch.randn(3, 2, 2, 8, generator=torch.Generator().manual_seed(0))
-        places = cache.place(3, 2)
+        columns = cache.place(3, 2)
         for layer in range(3):
-            cache.write(layer, new, -new, places)
+            cache.write(layer, new, -new, columns)
         cache.advance(2)
         before = [store.clone() for store in cache.stores]
         cache.reorder([2, 0, 0])

@@ -1,4 +1,4 @@
-"""LlamaConfig: what it reads, what it writes, what it refuses."""
+"""LlamaConfig: reading, writing, refused values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LLAMA3 = {
 }
 
 
-def test_defaults_follow_from_what_is_given() -> None:
+def test_defaults_follow_from_given_values() -> None:
     config = LlamaConfig(hidden_size=96, num_attention_heads=6)
     assert (config.head_dim, config.num_key_value_heads) == (16, 6)
 
@@ -39,12 +39,12 @@ def test_rope_is_read_in_every_spelling(spelling: dict[str, Any]) -> None:
     assert (config.rope_theta, config.rope_scaling) == (5e5, LLAMA3)
 
 
-def test_plain_rope_has_no_scaling() -> None:
+def test_default_rope_has_no_scaling() -> None:
     assert LlamaConfig().rope_scaling is None
     assert LlamaConfig(rope_scaling={"rope_type": "default"}).rope_scaling is None
 
 
-def test_replace_changes_one_thing() -> None:
+def test_replace_changes_one_field() -> None:
     config = LlamaConfig(rope_theta=5e5, rope_scaling=LLAMA3)
     assert config.replace(rope_theta=1e6).rope == config.rope | {"rope_theta": 1e6}
     assert config.replace(rope_scaling=None).rope == {"rope_theta": 5e5, "rope_type": "default"}
@@ -58,7 +58,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert LlamaConfig.from_json(tmp_path / "config.json") == config
 
 
-def test_unknown_keys_are_passed_over_and_old_ones_read() -> None:
+def test_keys_without_effect_and_old_keys() -> None:
     config = LlamaConfig.from_dict({"use_cache": True, "torch_dtype": "float16", "architectures": ["LlamaForCausalLM"]})
     assert config.dtype == "float16"
 
@@ -171,7 +171,7 @@ YARN = """{"_name_or_path": "llama", "architectures": ["LlamaForCausalLM"], "aut
 
 
 @pytest.mark.parametrize("text", [SMOLLM2, LLAMA_3_2, MISTRAL_V1, MIXTRAL, YARN])
-def test_published_configs_are_read_without_a_word(text: str, tmp_path: Path) -> None:
+def test_published_configs_are_read_without_a_warning(text: str, tmp_path: Path) -> None:
     stated = json.loads(text)
     (tmp_path / "config.json").write_text(text)
     config = LlamaConfig.from_json(tmp_path)

@@ -27,7 +27,7 @@ MODEL = LlamaForCausalLM(
 
 
 def by_definition(ids: list[int], window: int, stride: int) -> float:
-    """Score each token alone, in the first window that holds it."""
+    """Return the perplexity from one forward pass per token, in the first window that contains the token."""
     total = 0.0
     for place in range(1, len(ids)):
         begin = next(begin for begin in range(0, len(ids), stride) if begin <= place < begin + window)
@@ -38,7 +38,7 @@ def by_definition(ids: list[int], window: int, stride: int) -> float:
 
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
-def test_every_token_is_scored_once_given_what_its_window_holds(data: st.DataObject) -> None:
+def test_perplexity_equals_its_definition(data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, 30), min_size=2, max_size=30))
     window = data.draw(st.integers(2, 20))
     stride = data.draw(st.none() | st.integers(1, window - 1))
@@ -46,7 +46,7 @@ def test_every_token_is_scored_once_given_what_its_window_holds(data: st.DataObj
     assert perplexity(MODEL, ids, window=window, stride=stride) == pytest.approx(expected, rel=1e-5)
 
 
-def test_logits_in_chunks_and_the_models_mode_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perplexity_does_not_depend_on_chunks_or_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.randint(0, 31, (60,), generator=torch.Generator().manual_seed(0))
     whole = perplexity(MODEL.train(), ids, window=50)
     assert MODEL.training

@@ -1,4 +1,4 @@
-"""GGUF in: every number format, names, rotary order, config; and files that must be refused."""
+"""GGUF files: tensor types, names, RoPE row order, configs, splits, refused files, and writing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, leave_out: str = "", **metad
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
-def test_a_model_comes_back_weight_for_weight(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_weights_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = LlamaForCausalLM(CONFIG.replace(**changes), seed=3)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -110,17 +110,17 @@ def test_a_model_comes_back_weight_for_weight(tmp_path: Path, changes: dict[str,
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_formats_that_the_package_writes_come_back_as_it_reads_them(tmp_path: Path, name: str) -> None:
+def test_tensor_types_that_the_package_writes(tmp_path: Path, name: str) -> None:
     values = np.random.default_rng(0).normal(size=(48, 256)).astype(np.float32)
     check_format(tmp_path / "t.gguf", name, gguf.quants.quantize(values, gguf.GGMLQuantizationType[name]))
 
 
 DEQUANTIZED = sorted(kind.name for kind in gguf.quants._type_traits)
-"""All that the package dequantises; a newer one that knows more makes this test fail."""
+"""All tensor types that the package dequantizes; a newer package with more of them fails this test."""
 
 
 @pytest.mark.parametrize("name", DEQUANTIZED)
-def test_random_blocks_of_every_format_come_back_as_the_package_reads_them(tmp_path: Path, name: str) -> None:
+def test_random_blocks_of_every_tensor_type(tmp_path: Path, name: str) -> None:
     numbers, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
     shape = (48, nbytes * 256 // numbers)
     stored = np.random.default_rng(1).integers(0, 120, size=shape, dtype=np.uint8)  # no byte makes a scale inf
@@ -128,7 +128,7 @@ def test_random_blocks_of_every_format_come_back_as_the_package_reads_them(tmp_p
 
 
 @pytest.mark.parametrize("name", ["IQ2_XXS", "TQ1_0", "MXFP4", "IQ4_NL", "Q1_0", "I8", "F64"])
-def test_a_model_of_any_format_is_loaded_or_the_format_named(tmp_path: Path, name: str) -> None:
+def test_a_model_of_any_tensor_type_is_loaded_or_the_type_named(tmp_path: Path, name: str) -> None:
     config = CONFIG.replace(hidden_size=256, intermediate_size=256, num_hidden_layers=1, head_dim=64)
     save_gguf(LlamaForCausalLM(config, seed=1), tmp_path / "plain.gguf", dtype="float32")
     kind = gguf.GGMLQuantizationType[name]
@@ -146,7 +146,7 @@ def test_a_model_of_any_format_is_loaded_or_the_format_named(tmp_path: Path, nam
             writer.add_tensor(tensor.name, values, raw_dtype=kind)
     finish(writer)
     if name not in DEQUANTIZED:
-        with pytest.raises(ValueError, match=rf"m\.gguf: tensor '.*' has number format {name}, which the gguf package"):
+        with pytest.raises(ValueError, match=rf"m\.gguf: tensor '.*' has tensor type {name}, which the gguf package"):
             load_gguf(tmp_path / "m.gguf")
         return
     loaded = load_gguf(tmp_path / "m.gguf", device="cpu", dtype="float32").state_dict()
@@ -156,7 +156,7 @@ def test_a_model_of_any_format_is_loaded_or_the_format_named(tmp_path: Path, nam
 
 
 def copied(source: Path, target: Path, **changes: Any) -> Any:
-    """Return a writer that has the metadata of a file, changed."""
+    """Return a writer with the metadata of a file and changes to it."""
     writer = gguf.GGUFWriter(target, "llama")
     for key, value in (read_gguf_header(source).metadata | changes).items():
         if key != "general.architecture" and value is not None:
@@ -173,7 +173,7 @@ def finish(writer: Any) -> None:
 
 
 def split(source: Path, parts: int = 3, **changes: Any) -> list[Path]:
-    """Cut a file as `llama-gguf-split` does: all metadata in the first part, tensors in their order."""
+    """Split a file as `llama-gguf-split` does: all metadata in the first part, tensors in their order."""
     tensors = gguf.GGUFReader(source).tensors
     paths = [source.with_name(f"part-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
     each = -(-len(tensors) // parts)
@@ -201,7 +201,7 @@ def test_a_model_split_over_files(tmp_path: Path, experts: int | None) -> None:
             assert torch.equal(tensor, whole.state_dict()[name]), name
 
 
-def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
     save_gguf(LlamaForCausalLM(CONFIG), tmp_path / "m.gguf")
     first, second, third = split(tmp_path / "m.gguf")
     (tmp_path / "renamed.gguf").write_bytes(first.read_bytes())
@@ -247,7 +247,7 @@ def test_chunked_reading_equals_reading_at_once(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("shape", [(24,), (24, 5)])
-def test_rotary_orders_undo_each_other_and_match_the_conversion(shape: tuple[int, ...]) -> None:
+def test_row_orders_are_inverse_and_match_the_conversion(shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for heads in (1, 2, 3):
         assert np.array_equal(interleaved_rows(weight, heads).numpy(), permuted(weight.numpy(), heads))
@@ -300,7 +300,7 @@ def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
         ({"llama.attention.value_length": 8}, r"'llama\.attention\.value_length' is 8; only 16 is supported"),
     ],
 )
-def test_files_that_are_no_such_model_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_unsupported_files_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG), **options)
     with pytest.raises(ValueError, match=message):
         load_gguf(path, device="cpu")
@@ -314,7 +314,7 @@ def test_files_that_are_no_such_model_are_refused(tmp_path: Path, options: dict[
         (None, r"unexpected: stray\.0, stray\.1, .*, stray\.7 and 4 more$"),
     ],
 )
-def test_a_small_file_costs_little_whatever_it_counts(
+def test_memory_is_bounded_by_the_file_not_by_its_counts(
     tmp_path: Path, values: np.ndarray[Any, Any] | None, message: str
 ) -> None:
     config = CONFIG.replace(num_hidden_layers=1, num_local_experts=None if values is None else 2)
@@ -340,20 +340,20 @@ def test_a_small_file_costs_little_whatever_it_counts(
         load_gguf(tmp_path / "m.gguf", device="cpu")
 
 
-def test_a_truncated_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG))
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="truncated GGUF file: tensor"):
         LlamaForCausalLM.from_pretrained(path)
 
 
-def test_a_classifier_is_not_made_of_a_gguf_file(tmp_path: Path) -> None:
+def test_a_classifier_from_a_gguf_file_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG))
     with pytest.raises(ValueError, match="not a LlamaForSequenceClassification, which is made of a"):
         LlamaForSequenceClassification.from_pretrained(path, num_labels=3)
 
 
-def test_a_chosen_dtype_is_kept(tmp_path: Path) -> None:
+def test_a_chosen_dtype(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG, seed=1))
     loaded = LlamaForCausalLM.from_pretrained(path, dtype="bfloat16", device="cpu")
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
@@ -366,12 +366,12 @@ def test_progress_counts_every_tensor(tmp_path: Path) -> None:
     assert seen == [(done, 21) for done in range(1, 22)]
 
 
-# ---- out ----
+# ---- writing
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "attention_bias": True}])
-def test_what_we_write_the_package_reads_and_so_do_we(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+def test_the_package_reads_what_we_write(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
     model = LlamaForCausalLM(CONFIG.replace(**changes), seed=5)
     path = tmp_path / "out.gguf"
     save_gguf(model, path, dtype=name)
@@ -399,7 +399,7 @@ def test_what_we_write_the_package_reads_and_so_do_we(tmp_path: Path, name: str,
 
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("name", ["float32", "q8_0"])
-def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, name: str, biases: bool) -> None:
+def test_a_mixture_of_experts_round_trips(tmp_path: Path, name: str, biases: bool) -> None:
     config = CONFIG.replace(num_local_experts=3, num_experts_per_tok=2, attention_bias=biases)
     model = LlamaForCausalLM(config, seed=5).eval()
     path = tmp_path / "out.gguf"
@@ -425,7 +425,7 @@ def test_a_mixture_of_experts_goes_out_and_in(tmp_path: Path, name: str, biases:
         assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
-def test_rope_scaling_survives_the_way_out_and_in(tmp_path: Path) -> None:
+def test_rope_scaling_round_trips(tmp_path: Path) -> None:
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for scaling in (
         {**llama3, "original_max_position_embeddings": 8192},
@@ -446,7 +446,7 @@ def test_a_model_gguf_cannot_express_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["r50k", "llama3", "qwen2", "smollm", "deepseek_v3"])
-def test_a_tokenizer_goes_out_and_in(tmp_path: Path, pattern: str) -> None:
+def test_a_tokenizer_round_trips(tmp_path: Path, pattern: str) -> None:
     text = "Some words, some more words; 12345 numbers of another 678.\n\tAnd   spaces — naïve 語, she said."
     tokenizer = Tokenizer.train_from_iterator(
         [text] * 3, vocab_size=300, pattern=pattern, special_tokens=["<|endoftext|>"], progress=False

@@ -1,4 +1,4 @@
-"""Folders in and out: round trips, shards, and damage told before anything is loaded."""
+"""Hugging Face folders: round trips, shards, and damaged files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Make = Callable[..., LlamaForCausalLM]
 
 
 def shard(folder: Path, parts: int = 3) -> None:
-    """Split ``model.safetensors`` into shards with an index, as large checkpoints come."""
+    """Split ``model.safetensors`` into shards with an index, as in large checkpoints."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     weight_map = {}
@@ -57,7 +57,7 @@ def test_dtype_is_kept_or_chosen(tiny_model: Make, tmp_path: Path) -> None:
     assert LlamaForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
-def test_old_extras_are_passed_over(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+def test_buffers_of_old_versions_are_ignored(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
     model = tiny_model(tie_word_embeddings=True)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -93,7 +93,7 @@ def test_a_truncated_file_is_named(tiny_model: Make, tmp_path: Path, keep: int) 
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_a_header_that_promises_too_much_takes_no_memory(tiny_model: Make, tmp_path: Path) -> None:
+def test_a_header_larger_than_its_file_allocates_no_memory(tiny_model: Make, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
@@ -101,7 +101,7 @@ def test_a_header_that_promises_too_much_takes_no_memory(tiny_model: Make, tmp_p
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_absent_parts_are_named(tiny_model: Make, tmp_path: Path) -> None:
+def test_missing_files_are_named(tiny_model: Make, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         LlamaForCausalLM.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
@@ -126,7 +126,7 @@ def test_a_bad_index_is_refused(tiny_model: Make, tmp_path: Path, index: str) ->
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_an_index_that_promises_more_than_its_shards_hold(tiny_model: Make, tmp_path: Path) -> None:
+def test_an_index_that_lists_tensors_missing_from_its_shards(tiny_model: Make, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     shard(tmp_path)
     path = tmp_path / "model-00001-of-00003.safetensors"
@@ -138,7 +138,7 @@ def test_an_index_that_promises_more_than_its_shards_hold(tiny_model: Make, tmp_
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_files(
+def test_a_failed_save_keeps_the_old_files(
     tiny_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: Tensor
 ) -> None:
     old = tiny_model()
@@ -163,7 +163,7 @@ def test_a_failed_save_leaves_the_old_files(
         ({"dtype": "float7"}, "dtype 'float7'"),
     ],
 )
-def test_bad_choices_are_named(tiny_model: Make, tmp_path: Path, options: dict[str, str], message: str) -> None:
+def test_bad_options_are_named(tiny_model: Make, tmp_path: Path, options: dict[str, str], message: str) -> None:
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         LlamaForCausalLM.from_pretrained(tmp_path, **options)
@@ -177,24 +177,23 @@ def test_an_unknown_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_classifier_begins_with_a_causal_models_layers(
-    tiny_model: Make, ids: Tensor, tmp_path: Path, tied: bool
-) -> None:
+def test_a_classifier_from_a_causal_lm(tiny_model: Make, ids: Tensor, tmp_path: Path, tied: bool) -> None:
     model = tiny_model(tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"holds no score\.weight; drawn afresh") as caught:
-        judge = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu", num_labels=5)
+    with pytest.warns(UserWarning, match=r"holds no score\.weight; initialized at random") as caught:
+        classifier = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu", num_labels=5)
     assert caught[0].filename == __file__
-    assert judge(ids).logits.shape == (3, 5)
+    assert classifier(ids).logits.shape == (3, 5)
     assert all(
-        torch.equal(weight, model.state_dict()[f"model.{name}"]) for name, weight in judge.model.state_dict().items()
+        torch.equal(weight, model.state_dict()[f"model.{name}"])
+        for name, weight in classifier.model.state_dict().items()
     )
-    assert 0.1 < judge.score.weight.std() < 0.3  # initializer_range is 0.2
-    with pytest.warns(UserWarning, match="drawn afresh"):
+    assert 0.1 < classifier.score.weight.std() < 0.3  # initializer_range is 0.2
+    with pytest.warns(UserWarning, match="initialized at random"):
         again = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu", num_labels=5)
-    assert torch.equal(again.score.weight, judge.score.weight)
-    judge.save_pretrained(tmp_path / "judge")
-    loaded = LlamaForSequenceClassification.from_pretrained(tmp_path / "judge", device="cpu")  # and no warning
-    assert torch.equal(loaded(ids).logits, judge(ids).logits)
+    assert torch.equal(again.score.weight, classifier.score.weight)
+    classifier.save_pretrained(tmp_path / "classifier")
+    loaded = LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier", device="cpu")  # and no warning
+    assert torch.equal(loaded(ids).logits, classifier(ids).logits)
     with pytest.raises(ValueError, match=r"missing: lm_head\.weight|unexpected: score\.weight"):
-        LlamaForCausalLM.from_pretrained(tmp_path / "judge")
+        LlamaForCausalLM.from_pretrained(tmp_path / "classifier")

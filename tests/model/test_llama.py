@@ -1,4 +1,4 @@
-"""The model against itself: what must not change its output, and what it refuses."""
+"""The model's invariances (cache, batch, padding), its loss and gradients, and refused inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def cached(model: LlamaForCausalLM, ids: Tensor, sizes: list[int], mask: Tensor | None = None) -> Tensor:
-    """Return the logits of ``ids`` fed in pieces of the given sizes."""
+    """Return the logits of ``ids`` prefilled in chunks of the given sizes."""
     cache, parts, start = KVCache(model.config, ids.shape[0]), [], 0
     for size in sizes:
         seen = None if mask is None else mask[:, : start + size]
@@ -36,12 +36,12 @@ def cached(model: LlamaForCausalLM, ids: Tensor, sizes: list[int], mask: Tensor 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("sizes", [[20], [7, 13], [1] * 20, [5, 1, 1, 13]])
-def test_the_cache_changes_nothing(tiny_model: Make, ids: Tensor, kv_heads: int, sizes: list[int]) -> None:
+def test_logits_do_not_depend_on_the_cache(tiny_model: Make, ids: Tensor, kv_heads: int, sizes: list[int]) -> None:
     model = tiny_model(num_key_value_heads=kv_heads)
     close(cached(model, ids, sizes), model(ids).logits)
 
 
-def test_a_row_does_not_depend_on_its_batch(tiny_model: Make, ids: Tensor) -> None:
+def test_logits_do_not_depend_on_the_batch(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     together = model(ids).logits
     for row in range(3):
@@ -49,7 +49,7 @@ def test_a_row_does_not_depend_on_its_batch(tiny_model: Make, ids: Tensor) -> No
 
 
 @pytest.mark.parametrize("sizes", [[20], [6, 14], [9] + [1] * 11])
-def test_padding_on_the_left_changes_nothing(tiny_model: Make, ids: Tensor, sizes: list[int]) -> None:
+def test_logits_do_not_depend_on_left_padding(tiny_model: Make, ids: Tensor, sizes: list[int]) -> None:
     model = tiny_model()
     mask = torch.ones_like(ids)
     mask[1, :5], mask[2, :8] = 0, 0
@@ -58,7 +58,7 @@ def test_padding_on_the_left_changes_nothing(tiny_model: Make, ids: Tensor, size
         close(logits[row, pads:], model(ids[row : row + 1, pads:]).logits[0])
 
 
-def test_padding_on_the_right_changes_nothing(tiny_model: Make, ids: Tensor) -> None:
+def test_logits_do_not_depend_on_right_padding(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     mask = torch.ones_like(ids)
     mask[1, 12:] = 0
@@ -71,7 +71,7 @@ def test_padding_gives_no_nan(tiny_model: Make, ids: Tensor) -> None:
     assert tiny_model()(ids, mask).logits.isfinite().all()
 
 
-def test_slots_of_unlike_length_share_a_batch(tiny_model: Make, ids: Tensor) -> None:
+def test_slots_of_different_lengths(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     cache = KVCache(model.config, batch_size=3, max_length=32)
     for row, length in enumerate([3, 9, 14]):
@@ -86,7 +86,7 @@ def test_slots_of_unlike_length_share_a_batch(tiny_model: Make, ids: Tensor) -> 
     assert cache.lengths == [5, 11, 16]
 
 
-def test_a_cache_can_forget_and_its_slots_move(tiny_model: Make, ids: Tensor) -> None:
+def test_truncate_and_move(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     cache = KVCache(model.config, batch_size=3, max_length=32)
     model(ids, past_key_values=cache)
@@ -101,21 +101,21 @@ def test_a_cache_can_forget_and_its_slots_move(tiny_model: Make, ids: Tensor) ->
         close(logits[row], model(whole).logits[0, -1:])
 
 
-def test_later_tokens_do_not_reach_back(tiny_model: Make, ids: Tensor) -> None:
+def test_attention_is_causal(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     other = ids.clone()
     other[:, 12:] = 5
     close(model(other).logits[:, :12], model(ids).logits[:, :12])
 
 
-def test_only_the_last_logits_when_asked(tiny_model: Make, ids: Tensor) -> None:
+def test_logits_to_keep(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
     with pytest.raises(ValueError, match="logits_to_keep"):
         model(ids, labels=ids, logits_to_keep=2)
 
 
-def test_the_loss_is_the_mean_over_counted_labels(tiny_model: Make, ids: Tensor) -> None:
+def test_the_loss_is_the_mean_over_labels_that_are_not_ignored(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     labels = ids.clone()
     labels[:, :8] = -100
@@ -124,7 +124,7 @@ def test_the_loss_is_the_mean_over_counted_labels(tiny_model: Make, ids: Tensor)
     assert out.loss.item() == pytest.approx(-picked.mean().item(), rel=1e-5)
 
 
-def test_a_seed_gives_the_same_model_and_leaves_the_global_generator_alone(tiny_model: Make) -> None:
+def test_initialization_depends_on_the_seed_alone(tiny_model: Make) -> None:
     before = torch.get_rng_state()
     first, second, other = tiny_model(seed=4), tiny_model(seed=4), tiny_model(seed=5)
     assert torch.equal(torch.get_rng_state(), before)
@@ -139,14 +139,14 @@ def test_tied_embeddings_are_one_matrix(tiny_model: Make) -> None:
     assert len(list(model.parameters())) == len(list(tiny_model().parameters())) - 1
 
 
-def test_frequencies_keep_float32_through_casts(tiny_model: Make, ids: Tensor) -> None:
+def test_inverse_frequencies_stay_float32_through_casts(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model().to(torch.bfloat16)
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(model.model.rotary_emb.inv_freq, tiny_model().model.rotary_emb.inv_freq)
     assert model(ids).logits.dtype == torch.bfloat16
 
 
-# What their config.json says of the shape.
+# The sizes in their config.json.
 _LLAMA3 = {"model_type": "llama", "vocab_size": 128_256, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
 _LLAMA3 |= {"bos_token_id": 128_000, "eos_token_id": 128_001, "torch_dtype": "bfloat16", "num_key_value_heads": 8}
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
@@ -236,7 +236,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))
-def test_published_shapes_have_the_published_size(name: str, tmp_path: Path) -> None:
+def test_published_configs_have_the_published_parameter_count(name: str, tmp_path: Path) -> None:
     values, parameters = PUBLISHED[name]
     (tmp_path / "config.json").write_text(json.dumps(values))
     config = LlamaConfig.from_json(tmp_path)
@@ -286,7 +286,7 @@ def test_a_mask_of_the_wrong_width_is_refused(tiny_model: Make, ids: Tensor) -> 
         tiny_model()(ids, torch.ones(3, 19))
 
 
-def test_a_full_cache_says_so(tiny_model: Make, ids: Tensor) -> None:
+def test_a_full_cache_is_named(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     cache = KVCache(model.config, batch_size=3, max_length=8)
     with pytest.raises(ValueError, match="exceed the cache's 8"):
@@ -299,7 +299,7 @@ def test_a_full_cache_says_so(tiny_model: Make, ids: Tensor) -> None:
 
 
 @torch.enable_grad()
-def test_every_weight_learns(tiny_model: Make, ids: Tensor) -> None:
+def test_every_weight_has_a_gradient(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     model(ids, labels=ids).loss.backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
@@ -325,7 +325,7 @@ def test_gradients_through_a_cache(tiny_model: Make, ids: Tensor, form: str) -> 
     expected, found = gradients(whole), gradients(whole, past_key_values=cache())
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() < (0.1 if form == "int8" else 1e-5) * gradient.norm(), name
-    # The last part alone, after one that is a constant: compare with a step along the gradient.
+    # Gradients of the last chunk alone, after a constant one: compared with a finite difference along the gradient.
     store = cache()
     found = gradients(slice(0, 15), slice(15, 20), frozen=1, past_key_values=store)
     if form == "full":
@@ -340,9 +340,9 @@ def test_gradients_through_a_cache(tiny_model: Make, ids: Tensor, form: str) -> 
                 steps.append(float(other(ids[:, 15:], past_key_values=store).logits[:, -5:].square().sum()))
         slope = sum(float((gradient * direction[name]).sum()) for name, gradient in found.items())
         assert (steps[0] - steps[1]) / 2 == pytest.approx(slope, rel=0.02)
-    # After one that recorded gradients of its own, what is lost is said; a cache that is emptied begins anew.
+    # After a chunk that recorded gradients the loss of gradients raises; an emptied cache can be used again.
     store = cache()
-    with pytest.raises(RuntimeError, match="a KVCache keeps no gradients: the loss depends on keys and values"):
+    with pytest.raises(RuntimeError, match="a KVCache stores no gradients: the loss depends on keys and values"):
         gradients(slice(0, 15), slice(15, 20), past_key_values=store)
     store.truncate([0] * 3)
     again = gradients(whole, past_key_values=store)

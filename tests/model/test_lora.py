@@ -1,4 +1,4 @@
-"""Adapters: what they train, merge, forget and refuse."""
+"""Adapters: training, merging, several at once, quantized bases, refusals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train(model: LlamaForCausalLM, ids: Tensor, steps: int = 20) -> list[float]:
     return losses
 
 
-def test_only_the_adapter_learns(tiny_model: Make, ids: Tensor) -> None:
+def test_only_the_adapter_is_trained(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     bare = model(ids).logits
@@ -52,7 +52,9 @@ def test_only_the_adapter_learns(tiny_model: Make, ids: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merging_changes_no_output_and_unmerging_no_weight(tiny_model: Make, ids: Tensor, dtype: torch.dtype) -> None:
+def test_merge_keeps_the_output_and_unmerge_restores_the_weights(
+    tiny_model: Make, ids: Tensor, dtype: torch.dtype
+) -> None:
     model = lora.add(tiny_model().to(dtype), rank=2)
     before = model.model.layers[0].self_attn.q_proj.base_layer.weight.clone()
     train(model, ids, 5)
@@ -68,7 +70,7 @@ def test_merging_changes_no_output_and_unmerging_no_weight(tiny_model: Make, ids
     assert torch.equal(model(ids).logits, adapted)
 
 
-def test_a_merged_model_is_an_ordinary_one(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+def test_a_merged_model_without_adapters_can_be_saved(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
     model = lora.add(tiny_model(), rank=2)
     train(model, ids, 5)
     with pytest.raises(ValueError, match="not a plain checkpoint"):
@@ -98,7 +100,7 @@ def test_several_adapters(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None
     assert torch.equal(lora.load(tiny_model(), tmp_path)(ids).logits, second)
 
 
-def test_adapters_learn_over_quantised_weights(tiny_model: Make, ids: Tensor) -> None:
+def test_adapters_train_over_quantized_weights(tiny_model: Make, ids: Tensor) -> None:
     model = quantize.quantize(tiny_model(hidden_size=64, num_attention_heads=4, intermediate_size=64), "int4")
     losses = train(lora.add(model, rank=4, target_modules=("q_proj", "down_proj")), ids)
     assert losses[-1] < losses[0] - 0.3
@@ -122,7 +124,7 @@ def test_bad_requests_are_named(tiny_model: Make, options: dict[str, object], me
 
 def test_unknown_names_are_refused(tiny_model: Make, tmp_path: Path) -> None:
     model = lora.add(tiny_model())
-    with pytest.raises(ValueError, match="named 'default' is there already"):
+    with pytest.raises(ValueError, match="named 'default' exists already"):
         lora.add(model)
     with pytest.raises(ValueError, match="no adapter is named other; there are default"):
         lora.activate(model, "other")
@@ -132,7 +134,7 @@ def test_unknown_names_are_refused(tiny_model: Make, tmp_path: Path) -> None:
         lora.load(model, tmp_path)
 
 
-def test_a_bad_adapter_is_refused_and_nothing_added(tiny_model: Make, tmp_path: Path) -> None:
+def test_a_bad_adapter_is_refused_and_the_model_unchanged(tiny_model: Make, tmp_path: Path) -> None:
     lora.save(lora.add(tiny_model(), rank=2), tmp_path)
     weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     good_weights, good_config = weights.read_bytes(), json.loads(config.read_text())
@@ -159,7 +161,7 @@ def test_a_bad_adapter_is_refused_and_nothing_added(tiny_model: Make, tmp_path: 
     weights.write_bytes(good_weights)
     for change, message in (
         ({"use_dora": True}, "lacks .*q_proj.lora_magnitude_vector"),
-        ({"peft_type": "IA3"}, "only plain LoRA is known"),
+        ({"peft_type": "IA3"}, "peft_type is .IA3.; expected .LORA."),
         ({"use_qalora": True}, "adapter_config.json: use_qalora is True, which is not supported"),
     ):
         config.write_text(json.dumps(good_config | change))
@@ -179,7 +181,7 @@ def test_a_bad_adapter_is_refused_and_nothing_added(tiny_model: Make, tmp_path: 
     refused("adapter_model.bin: damaged, or holds more than tensors")
 
 
-def test_an_adapter_gets_its_own_numbers_back(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
+def test_restore(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
     model = lora.add(tiny_model(), rank=2)
     assert lora.names(model) == ["default"] and lora.names(tiny_model()) == []
     train(model, ids, steps=3)
@@ -213,7 +215,7 @@ def test_a_tied_head_is_adapted_but_not_merged(tiny_model: Make, ids: Tensor) ->
     train(model, ids, 5)
     adapted, embedding = model(ids).logits, model.model.embed_tokens.weight.clone()
     assert lora.shared_layers(model) == ["lm_head"]
-    with pytest.raises(ValueError, match="the weight of lm_head is another module's too"):
+    with pytest.raises(ValueError, match="the weight of lm_head is shared with a module"):
         lora.merge(model)
     assert torch.equal(model(ids).logits, adapted)
     assert torch.equal(model.model.embed_tokens.weight, embedding)
@@ -232,7 +234,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def learned(model: LlamaForCausalLM, kind: str, name: str = "default", seed: int = 0) -> LlamaForCausalLM:
-    """Return the model with an adapter as training would leave it."""
+    """Return the model with an adapter whose weights are random, as if trained."""
     lora.add(model, rank=3, name=name, **KINDS[kind])
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
@@ -242,7 +244,7 @@ def learned(model: LlamaForCausalLM, kind: str, name: str = "default", seed: int
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_way_to_generate_computes_the_adapter(tiny_model: Make, ids: Tensor, kind: str) -> None:
+def test_all_backends_compute_the_adapter(tiny_model: Make, ids: Tensor, kind: str) -> None:
     biases = {"attention_bias": True, "mlp_bias": True}
     model, bare = learned(tiny_model(**biases), kind), tiny_model(**biases)
     merged = copy.deepcopy(model)
@@ -267,7 +269,7 @@ def test_every_way_to_generate_computes_the_adapter(tiny_model: Make, ids: Tenso
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [True, False])
-def test_an_adapter_takes_over_the_mode(
+def test_an_adapter_has_the_models_mode(
     tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str, training: bool
 ) -> None:
     lora.save(learned(tiny_model(), kind), tmp_path)
@@ -275,12 +277,12 @@ def test_an_adapter_takes_over_the_mode(
     assert {module.training for module in model.modules()} == {training}
     first, second = model(ids).logits, model(ids).logits
     assert torch.equal(first, second) != (training and "dropout" in KINDS[kind])
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         lora.load(model, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_quantising_around_an_adapter_leaves_it_whole(tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str) -> None:
+def test_quantizing_does_not_change_an_adapter(tiny_model: Make, ids: Tensor, tmp_path: Path, kind: str) -> None:
     model = quantize.quantize(learned(tiny_model(), kind), "int8")
     layer = model.model.layers[0].self_attn.q_proj
     assert type(getattr(layer, "base_layer", layer)) is quantize.Int8Linear
@@ -289,7 +291,7 @@ def test_quantising_around_an_adapter_leaves_it_whole(tiny_model: Make, ids: Ten
     assert type(getattr(model.lm_head, "base_layer", model.lm_head)) is torch.nn.Linear
     assert bytes_per_token(model) < bytes_per_token(whole)
     lora.save(model, tmp_path)
-    if kind not in ("pissa", "saved"):  # these need whole weights to begin with
+    if kind not in ("pissa", "saved"):  # their base needs unquantized weights
         again = lora.load(quantize.quantize(tiny_model(), "int8"), tmp_path)
         assert torch.equal(again(ids).logits, model(ids).logits)
 
@@ -344,13 +346,13 @@ def test_cuda_graphs_are_dropped_when_active_adapters_change(tiny_model: Make) -
         assert is_forgotten() and not is_forgotten()
 
 
-def test_sums_that_cannot_be_are_refused(tiny_model: Make) -> None:
+def test_impossible_sums_are_refused(tiny_model: Make) -> None:
     model = learned(learned(tiny_model(), "plain", "a"), "dora", "b")
     lora.add(model, rank=2, name="c", target_modules="all-linear")
     for arguments, message in (
         ((["a", "b"], [1, 1], "d"), "adapter 'b' has use_dora True"),
         ((["a", "e"], [1, 1], "d"), "no adapter is named 'e'"),
-        ((["a", "c"], [1, 1], "a"), "named 'a' is there already"),
+        ((["a", "c"], [1, 1], "a"), "named 'a' exists already"),
         ((["a", "c"], [1], "d"), "expected a finite number for each"),
         ((["a", "c"], [1, 1], "d", "ties"), "combination_type is 'ties'; expected one of svd, linear, cat"),
         ((["a", "c"], [1, 1], "d", "linear"), "the ranks are 3, 2; a 'linear' sum"),
@@ -361,10 +363,10 @@ def test_sums_that_cannot_be_are_refused(tiny_model: Make) -> None:
     assert lora.names(model) == ["a", "b", "c"]
 
 
-def test_a_refused_new_adapter_changes_nothing(tiny_model: Make) -> None:
+def test_a_refused_new_adapter_leaves_the_model_unchanged(tiny_model: Make) -> None:
     for options, message in (
         ({"use_qalora": True}, "adapter: use_qalora is True, which is not supported"),
-        ({"init_lora_weights": "eva"}, "a new adapter begins with true"),
+        ({"init_lora_weights": "eva"}, "expected true, false, .gaussian."),
         ({"modules_to_save": ["layers"], "target_modules": "lm_head"}, "modules_to_save names model.layers"),
         ({"modules_to_save": ["lm_haed"]}, "modules_to_save names 'lm_haed', no module"),
         ({"trainable_token_indices": [97]}, "trainable_token_indices holds 97; expected 0 to 96"),
@@ -379,7 +381,7 @@ def test_a_refused_new_adapter_changes_nothing(tiny_model: Make) -> None:
         assert lora.names(model) == [] and all(weight.requires_grad for weight in model.parameters())
 
 
-def test_an_adapter_alone_is_not_taken_for_a_model(tmp_path: Path) -> None:
+def test_a_folder_of_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape))
     model.save_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""What loading costs in memory: a process of its own for each format reports its peak."""
+"""Peak memory of loading a model, measured in one process per format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bpe_llama.model.checkpoints.gguf_write import save_gguf
 SHAPE = {"vocab_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 4, "initializer_range": 0.0}
 LARGE = LlamaConfig(hidden_size=512, intermediate_size=1536, num_hidden_layers=12, **SHAPE)
 SMALL = LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=1, **SHAPE)
-# A small model first, so that what the loader imports and its threads' stacks are not counted.
+# A small model is loaded first, so that imports and thread stacks are not counted.
 CHILD = """
 import pathlib, re, sys
 from bpe_llama.model import LlamaForCausalLM
 def status(key):
     return int(re.search(key + r":\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 LlamaForCausalLM.from_pretrained(sys.argv[1], device="cpu")
-pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = status("VmRSS")
 model = LlamaForCausalLM.from_pretrained(sys.argv[2], device="cpu")
 print((status("VmHWM") - before) * 1024, sum(weight.nbytes for weight in model.parameters()))
@@ -32,7 +32,7 @@ print((status("VmHWM") - before) * 1024, sum(weight.nbytes for weight in model.p
 
 
 def write(config: LlamaConfig, kind: str, folder: Path) -> Path:
-    """Write a model in a format and return what to load."""
+    """Write a model in a format, and return the path to load."""
     model = LlamaForCausalLM(config)
     folder.mkdir(parents=True)
     if kind.startswith("gguf"):
@@ -54,7 +54,7 @@ def write(config: LlamaConfig, kind: str, folder: Path) -> Path:
 
 
 def write_meta(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write two shards in Meta's layout; the weights are all alike, so the order of rows does not matter."""
+    """Write two shards in Meta's layout; all matrices are 0, so the order of rows does not matter."""
     config, state = model.config, model.state_dict()
     names = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
     for layer in range(config.num_hidden_layers):

@@ -1,4 +1,4 @@
-"""Meta's folders, written here from a model's own weights as Meta's training code lays them out."""
+"""Meta's and Mistral's folders, written here in their layouts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Make = Callable[..., LlamaForCausalLM]
 
 
 def interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """Return rows in Meta's order: the two halves of each head dealt out in turn."""
+    """Return rows in Meta's order: the two halves of each head interleaved."""
     heads = weight.view(-1, 2, head_dim // 2, weight.shape[1])
     return torch.stack([heads[:, 0], heads[:, 1]], dim=2).reshape(weight.shape)
 
 
 def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axis: int) -> None:
-    config, whole = model.config, in_metas_names(model, embedding_axis)
+    config, whole = model.config, metas_tensors(model, embedding_axis)
     for shard in range(shards):
         part = {
             name: tensor.clone() if axis is None else tensor.chunk(shards, dim=axis)[shard].clone()
@@ -43,8 +43,8 @@ def write_meta(model: LlamaForCausalLM, folder: Path, shards: int, embedding_axi
     (folder / "params.json").write_text(json.dumps(params))
 
 
-def in_metas_names(model: LlamaForCausalLM, embedding_axis: int = 0) -> dict[str, tuple[Tensor, int | None]]:
-    """Return each tensor as Meta and Mistral name and order it, and the axis along which it is cut."""
+def metas_tensors(model: LlamaForCausalLM, embedding_axis: int = 0) -> dict[str, tuple[Tensor, int | None]]:
+    """Return each tensor by Meta's name and in its row order, and its sharded axis."""
     config, state = model.config, model.state_dict()
     whole: dict[str, tuple[Tensor, int | None]] = {
         "tok_embeddings.weight": (state["model.embed_tokens.weight"], embedding_axis),
@@ -79,9 +79,9 @@ def in_metas_names(model: LlamaForCausalLM, embedding_axis: int = 0) -> dict[str
 
 
 def write_mistral(model: LlamaForCausalLM, folder: Path, pieces: int = 1, **changes: object) -> None:
-    """Write what mistral-inference reads: ``consolidated.safetensors``, or pieces that hold some tensors each."""
+    """Write a folder of mistral-inference: ``consolidated.safetensors``, or several such files."""
     config = model.config
-    tensors = {name: tensor.contiguous() for name, (tensor, _) in in_metas_names(model).items() if "rope" not in name}
+    tensors = {name: tensor.contiguous() for name, (tensor, _) in metas_tensors(model).items() if "rope" not in name}
     names = sorted(tensors)
     for piece in range(pieces):
         file = "consolidated" + (f"-{piece + 1:05}-of-{pieces:05}" if pieces > 1 else "") + ".safetensors"
@@ -129,7 +129,7 @@ def test_a_folder_of_both_layouts(tiny_model: Make, ids: Tensor, tmp_path: Path)
     write_mistral(model, tmp_path)
     other.save_pretrained(tmp_path)
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits, other(ids).logits)
-    (tmp_path / "model.safetensors").unlink()  # what is left of the other layout is a config
+    (tmp_path / "model.safetensors").unlink()  # a config without weights remains of the other layout
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits, model(ids).logits)
 
 
@@ -156,7 +156,7 @@ def test_parameters_that_are_not_honoured(
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_pieces_that_are_absent_are_named(tiny_model: Make, tmp_path: Path) -> None:
+def test_missing_files_are_named(tiny_model: Make, tmp_path: Path) -> None:
     write_mistral(tiny_model(), tmp_path, 3)
     (tmp_path / "consolidated-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"absent.*: consolidated-00002-of-00003\.safetensors"):
@@ -164,9 +164,7 @@ def test_pieces_that_are_absent_are_named(tiny_model: Make, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("shards", "axis", "tied"), [(1, 1, False), (2, 1, False), (2, 0, False), (1, 0, True)])
-def test_the_same_model_comes_back(
-    tiny_model: Make, ids: Tensor, tmp_path: Path, shards: int, axis: int, tied: bool
-) -> None:
+def test_round_trip(tiny_model: Make, ids: Tensor, tmp_path: Path, shards: int, axis: int, tied: bool) -> None:
     model = tiny_model(vocab_size=98, rope_theta=5e5, tie_word_embeddings=tied)
     write_meta(model, tmp_path, shards, axis)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")
@@ -209,7 +207,7 @@ class _Harmful:
         return print, ("code from a checkpoint ran",)
 
 
-def test_nothing_else_is_unpickled(tiny_model: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_tensors_are_unpickled(tiny_model: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_meta(tiny_model(vocab_size=98), tmp_path, 1, 1)
     torch.save({"tok_embeddings.weight": _Harmful()}, tmp_path / "consolidated.00.pth")
     with pytest.raises(ValueError, match="not a file of tensors alone"):

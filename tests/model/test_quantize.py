@@ -1,4 +1,4 @@
-"""Weights in fewer bits: how far off they are, and that every path agrees."""
+"""Quantized weights: their error, and the agreement of all kernels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def layer(bias: bool = False) -> nn.Linear:
     return plain
 
 
-def test_int8_is_within_half_a_step() -> None:
+def test_int8_error_is_half_a_step() -> None:
     plain = layer()
     packed = quantize.Int8Linear(plain)
     off = (packed.dequantized() - plain.weight).abs()
@@ -35,7 +35,7 @@ def test_int8_is_within_half_a_step() -> None:
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_int4_is_within_a_step(group_size: int) -> None:
+def test_int4_error_is_a_step(group_size: int) -> None:
     plain = layer()
     packed = quantize.Int4Linear(plain, group_size)
     scale = packed.scale_and_zero[..., 0].float().repeat_interleave(group_size, 1)
@@ -48,7 +48,7 @@ def test_int4_is_within_a_step(group_size: int) -> None:
 
 @pytest.mark.parametrize(("kind", "relative"), [(torch.float8_e4m3fn, 2**-4), (torch.float8_e5m2, 2**-3)])
 @pytest.mark.parametrize("per_row", [False, True])
-def test_float8_is_within_its_rounding(kind: torch.dtype, relative: float, per_row: bool) -> None:
+def test_float8_error_is_that_of_rounding(kind: torch.dtype, relative: float, per_row: bool) -> None:
     plain = layer()
     packed = quantize.Float8Linear(plain, kind, per_row)
     floor = torch.finfo(kind).smallest_normal * packed.scale * relative
@@ -60,7 +60,7 @@ def test_float8_is_within_its_rounding(kind: torch.dtype, relative: float, per_r
 @pytest.mark.parametrize("kind", quantize.KINDS)
 @pytest.mark.parametrize("rows", [1, 5, quantize.PACKED_ROWS, quantize.PACKED_ROWS + 1])
 @pytest.mark.parametrize("bias", [False, True])
-def test_kernels_equal_the_dequantised_product(kind: str, rows: int, bias: bool) -> None:
+def test_kernels_equal_the_dequantized_product(kind: str, rows: int, bias: bool) -> None:
     plain = layer(bias)
     packed = quantize.quantize(nn.Sequential(plain), kind)[0]
     x = torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
@@ -82,7 +82,9 @@ def test_gradients_reach_the_input(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", quantize.KINDS)
-def test_a_model_keeps_its_ways(tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path) -> None:
+def test_a_quantized_model_trains_generates_and_round_trips(
+    tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path
+) -> None:
     model = tiny_model(**SHAPE)
     exact = model(ids).logits
     quantize.quantize(model, kind, group_size=32)
@@ -97,7 +99,7 @@ def test_a_model_keeps_its_ways(tiny_model: Make, ids: Tensor, kind: str, tmp_pa
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_is_not_quantised_lets_go_of_the_rest(tiny_model: Make, ids: Tensor, tied: bool) -> None:
+def test_unquantized_weights_do_not_keep_the_shared_buffer_in_memory(tiny_model: Make, ids: Tensor, tied: bool) -> None:
     model = tiny_model(**SHAPE, tie_word_embeddings=tied)
     never_laid = quantize.quantize(tiny_model(**SHAPE, tie_word_embeddings=tied), "int8")
     lay_out_weights(model)
@@ -123,7 +125,7 @@ FLOAT8 = [(kind, per_row) for kind in (torch.float8_e4m3fn, torch.float8_e5m2) f
 
 
 @pytest.mark.parametrize(("kind", "per_row"), FLOAT8)
-def test_a_scaled_product_is_that_of_the_rounded_input(kind: torch.dtype, per_row: bool) -> None:
+def test_scaled_product_equals_the_product_of_the_rounded_input(kind: torch.dtype, per_row: bool) -> None:
     packed = quantize.Float8Linear(layer(), kind, per_row)
     x = torch.randn(40, 128, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, 40)[:, None]
     x[7] = 0
@@ -134,9 +136,9 @@ def test_a_scaled_product_is_that_of_the_rounded_input(kind: torch.dtype, per_ro
     step = peak.clamp(min=1e-12) / 448
     rounded = (rounded / step).to(torch.float8_e4m3fn).float() * step
     expected = rounded @ packed.dequantized().T
-    # bfloat16 keeps eight bits; what is left of a sum that cancels is off by float32's rounding of its addends.
+    # bfloat16 has eight bits of precision; where a sum cancels, float32's rounding of its addends remains.
     assert bool(((out.float() - expected).abs() <= 2**-8 * expected.abs() + 1e-4 * peak).all())
-    assert packed.product(x) is None  # no processor has float8 units: the weight is dequantised
+    assert packed.product(x) is None  # no CPU has float8 instructions: the weight is dequantized
 
 
 @pytest.mark.cuda

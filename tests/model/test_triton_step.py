@@ -22,7 +22,7 @@ from bpe_llama.model.sampling.params import GenerationOptions
 pytest.importorskip("triton", reason="needs Triton, which comes with torch for CUDA on Linux")
 Make = Callable[..., LlamaForCausalLM]
 SHARED_MEMORY = 227 * 1024
-"""Bytes that one program may take on an H100 or H200."""
+"""Bytes of shared memory per program on an H100 or H200."""
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ FORMATS = [
 @pytest.mark.parametrize("rows", [1, 64])
 @pytest.mark.parametrize(("number", "weight", "group"), FORMATS)
 @pytest.mark.parametrize("gated", [False, True])
-def test_the_products_compile_for_hopper(
+def test_the_matmul_compiles_for_hopper(
     compiled_for_hopper: Callable[..., Any], rows: int, number: str, weight: str, group: int, gated: bool
 ) -> None:
     import triton.language as tl
@@ -73,7 +73,7 @@ def test_the_products_compile_for_hopper(
     compiled = compiled_for_hopper(kernels._matmul, types, constants | tile, **options)
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= SHARED_MEMORY
-    # Reads run ahead of the arithmetic, and bfloat16 is multiplied by the matrix units.
+    # Loads are asynchronous, and tensor cores multiply bfloat16.
     assert "cp.async" in compiled.asm["ptx"]
     assert ("mma" in compiled.asm["ptx"]) == (number == "bf16")
 

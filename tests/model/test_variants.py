@@ -1,4 +1,4 @@
-"""Variants that must agree with the plain model, and what each refuses."""
+"""Variants of the model: attention backends, windows, slices, RoPE, experts, classification, compilation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_attention_back_ends_agree(tiny_model: Make, ids: Tensor, window: int | None) -> None:
+def test_attention_backends_agree(tiny_model: Make, ids: Tensor, window: int | None) -> None:
     model = tiny_model(sliding_window=window)
     mask = torch.ones_like(ids)
     mask[1, :6] = 0
@@ -50,7 +50,7 @@ def test_flex_attention_agrees(tiny_model: Make, ids: Tensor, window: int | None
     close(model(ids, mask).logits[mask > 0], padded[mask > 0])
 
 
-def test_back_ends_that_are_not_there(tiny_model: Make) -> None:
+def test_missing_attention_backends(tiny_model: Make) -> None:
     with pytest.raises(ValueError, match="'magic' is not one of sdpa, eager, flex, flash"):
         tiny_model().set_attn_implementation("magic")
     if importlib.util.find_spec("flash_attn") is None:
@@ -58,7 +58,7 @@ def test_back_ends_that_are_not_there(tiny_model: Make) -> None:
             tiny_model().set_attn_implementation("flash")
 
 
-def test_attention_weights_are_shares(ids: Tensor) -> None:
+def test_attention_weights_sum_to_one(ids: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 4, 5, 8, generator=generator), torch.randn(2, 2, 5, 8, generator=generator)
     weights = attention_weights(query, key, Visible(causal=True))
@@ -67,7 +67,7 @@ def test_attention_weights_are_shares(ids: Tensor) -> None:
     assert torch.equal(weights.tril(), weights)
 
 
-def test_a_models_attention_can_be_looked_at(tiny_model: Make, ids: Tensor) -> None:
+def test_attention_weights_of_a_model(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(sliding_window=4)
     before = [layer.self_attn.backend for layer in model.model.layers]
     weights = model.attention_weights(ids)
@@ -81,7 +81,7 @@ def test_a_models_attention_can_be_looked_at(tiny_model: Make, ids: Tensor) -> N
     assert [layer.self_attn.backend for layer in model.model.layers] == before
 
 
-def test_a_window_hides_what_lies_before_it(tiny_model: Make, ids: Tensor) -> None:
+def test_a_sliding_window_hides_earlier_tokens(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(sliding_window=4, num_hidden_layers=1)
     other = ids.clone()
     other[:, :10] = 5
@@ -91,7 +91,7 @@ def test_a_window_hides_what_lies_before_it(tiny_model: Make, ids: Tensor) -> No
 
 
 @pytest.mark.parametrize("slices", [2, 3])
-def test_slices_change_nothing(tiny_model: Make, ids: Tensor, slices: int) -> None:
+def test_slices_compute_the_same(tiny_model: Make, ids: Tensor, slices: int) -> None:
     shape = {
         "num_key_value_heads": 6,
         "intermediate_size": 84,
@@ -115,7 +115,7 @@ def test_the_chunked_loss_is_the_loss(tiny_model: Make, ids: Tensor, chunk: int)
     whole.backward()
     expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
-    rows: list[int] = []  # that the head scores at once
+    rows: list[int] = []  # of each call of the head
     watching = model.lm_head.register_forward_hook(lambda head, given, logits: rows.append(logits.shape[0]))
     loss = model.loss(ids, labels, chunk_size=chunk)
     loss.backward()
@@ -159,14 +159,14 @@ def test_checkpointing_gives_the_same_gradients(tiny_model: Make, ids: Tensor) -
 # ---- positions
 
 
-def test_partial_rotation_leaves_the_rest(tiny_model: Make, ids: Tensor) -> None:
+def test_partial_rotation(tiny_model: Make, ids: Tensor) -> None:
     config = tiny_model(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}).config
     rotation = RotaryEmbedding(config)(torch.arange(20)[None])
     assert rotation[0].shape == (1, 20, 2)
     x = torch.randn(1, 6, 20, 8, generator=torch.Generator().manual_seed(0))
-    turned = apply_rope(x, rotation)
-    assert torch.equal(turned[..., 4:], x[..., 4:])
-    close(turned.norm(dim=-1), x.norm(dim=-1))
+    rotated = apply_rope(x, rotation)
+    assert torch.equal(rotated[..., 4:], x[..., 4:])
+    close(rotated.norm(dim=-1), x.norm(dim=-1))
     assert config.from_dict(config.to_dict()) == config
     old = {"hidden_size": 64, "num_attention_heads": 4, "partial_rotary_factor": 0.25, "rope_theta": 500.0}
     assert LlamaConfig.from_dict(old).rope == {
@@ -182,7 +182,7 @@ def test_a_rotation_wider_than_the_heads_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_a_row_is_scaled_for_its_own_length(tiny_model: Make, kind: str) -> None:
+def test_dynamic_scaling_of_a_row_follows_its_own_length(tiny_model: Make, kind: str) -> None:
     scaling = {
         "rope_type": kind,
         "factor": 4.0,
@@ -201,14 +201,14 @@ def test_a_row_is_scaled_for_its_own_length(tiny_model: Make, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "none"])
-def test_other_positions_for_study(tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path) -> None:
+def test_other_position_encodings(tiny_model: Make, ids: Tensor, kind: str, tmp_path: Path) -> None:
     model = tiny_model(position_encoding=kind)
     logits = model(ids).logits
     cache = KVCache(model.config, 3)
     parts = [model(ids[:, a:b], past_key_values=cache).logits for a, b in [(0, 9), (9, 19), (19, 20)]]
     close(torch.cat(parts, 1), logits)
     swapped = ids.clone()
-    swapped[:, [3, 8]] = ids[:, [8, 3]]  # without positions the last token cannot tell; in one layer, that is
+    swapped[:, [3, 8]] = ids[:, [8, 3]]  # without positions one layer's last token is invariant to order
     single = tiny_model(position_encoding=kind, num_hidden_layers=1)
     assert torch.allclose(single(swapped).logits[:, -1], single(ids).logits[:, -1], atol=2e-5) == (kind == "none")
     with pytest.raises(ValueError, match=f"position_encoding is '{kind}', which transformers' llama does not compute"):
@@ -218,7 +218,7 @@ def test_other_positions_for_study(tiny_model: Make, ids: Tensor, kind: str, tmp
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, logits)
 
 
-def test_the_rotation_can_be_drawn(tiny_model: Make, tmp_path: Path) -> None:
+def test_draw_rotation(tiny_model: Make, tmp_path: Path) -> None:
     draw_rotation(tiny_model().config, tmp_path / "rope.png")
     assert (tmp_path / "rope.png").read_bytes().startswith(b"\x89PNG")
 
@@ -226,7 +226,7 @@ def test_the_rotation_can_be_drawn(tiny_model: Make, tmp_path: Path) -> None:
 # ---- experts
 
 
-def test_experts_are_a_weighted_sum(tiny_model: Make) -> None:
+def test_the_mixture_is_a_weighted_sum_of_experts(tiny_model: Make) -> None:
     mixture = tiny_model(num_local_experts=5, num_experts_per_tok=3).model.layers[0].block_sparse_moe
     x = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0))
     expected = torch.zeros_like(x)
@@ -238,7 +238,7 @@ def test_experts_are_a_weighted_sum(tiny_model: Make) -> None:
     close(mixture(x), expected)
 
 
-def test_even_routing_has_the_least_balancing_loss() -> None:
+def test_equal_loads_minimize_the_load_balancing_loss() -> None:
     even = torch.eye(4).repeat(5, 1) * 50
     assert load_balancing_loss([even], 1).item() == pytest.approx(1.0)
     assert load_balancing_loss([torch.eye(4)[:1].repeat(20, 1) * 50], 1).item() == pytest.approx(4.0)
@@ -249,7 +249,7 @@ def test_even_routing_has_the_least_balancing_loss() -> None:
 
 
 @torch.enable_grad()
-def test_the_balancing_loss_spreads_a_routers_load() -> None:
+def test_the_load_balancing_loss_equalizes_loads() -> None:
     def busiest_share(coefficient: float) -> float:
         config = LlamaConfig(
             vocab_size=32,
@@ -267,7 +267,7 @@ def test_the_balancing_loss_spreads_a_routers_load() -> None:
         mixture = model.model.layers[0].block_sparse_moe
         assert isinstance(mixture, MixtureOfExperts)
         with torch.no_grad():
-            mixture.gate.weight[0] += 0.5 * model.model.embed_tokens.weight.mean(0).sign()  # a lopsided start
+            mixture.gate.weight[0] += 0.5 * model.model.embed_tokens.weight.mean(0).sign()  # unequal loads at the start
             model.model.embed_tokens.weight += 0.3 * mixture.gate.weight[0]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         ids = torch.randint(0, 32, (8, 16), generator=torch.Generator().manual_seed(0))
@@ -297,7 +297,7 @@ def test_the_balancing_loss_spreads_a_routers_load() -> None:
         ),
     ],
 )
-def test_configs_that_contradict_themselves(changes: dict[str, object], message: str) -> None:
+def test_contradictory_configs_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LlamaConfig(**changes)
 
@@ -343,7 +343,7 @@ def test_classifier_refusals() -> None:
     ],
     ids=["dense", "experts", "experts in bfloat16", "adapted experts"],
 )
-def test_forward_and_a_training_step_compile_without_a_break(
+def test_forward_and_training_step_compile_without_a_graph_break(
     tiny_model: Make, ids: Tensor, changes: dict[str, Any], adapted: tuple[str, ...], half: bool
 ) -> None:
     model = tiny_model(num_hidden_layers=1 if changes else 3, **changes).train()

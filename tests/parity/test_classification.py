@@ -1,4 +1,4 @@
-"""The classifier against transformers, on random weights that pass through the files both read."""
+"""The classifier against transformers: random weights in a folder that both load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as people have them on disk: the logits of transformers, or a refusal that names what is wrong."""
+"""Folders in all layouts: the logits equal transformers', or the error names the key, file or tensor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids() -> Tensor:
 
 
 def make(folder: Path, family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-    """Write a folder by transformers alone."""
+    """Write a folder with transformers."""
     kind = {"llama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral"}[family]
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**(SHAPE | FAMILIES[family] | changes))
@@ -58,7 +58,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor
 
 
 def shards(folder: Path, suffix: str, parts: int = 3) -> None:
-    """Cut the weights into shards of that kind, with their index."""
+    """Split the weights into shards with an index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     start = "model" if suffix == "safetensors" else "pytorch_model"
@@ -145,7 +145,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Callable[[Path], object]]] = {
         {},
         lambda folder: edit(folder, rope_parameters=..., rope_scaling={"type": "linear", "factor": 2.0}),
     ),
-    "both spellings of the kind": (
+    "both spellings of the rope type": (
         {},
         lambda f: edit(f, rope_parameters=..., rope_scaling={"type": "linear", "rope_type": "linear", "factor": 2.0}),
     ),
@@ -168,13 +168,15 @@ def test_a_layout(family: str, layout: str, ids: Tensor, tmp_path: Path) -> None
     ours, theirs = both(tmp_path, ids)
     if ours.dtype == torch.float32:
         assert_close(ours, theirs, atol=1e-4, rtol=0)
-    else:  # within the rounding of the format: both are read in float32 instead
+    else:  # bfloat16 rounds: both are loaded in float32 instead
         ours, theirs = both(tmp_path, ids, dtype=torch.float32)
         assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_head_that_is_not_the_embedding_is_kept_and_said(family: str, ids: Tensor, tmp_path: Path) -> None:
+def test_a_head_that_differs_from_the_embedding_is_loaded_with_a_warning(
+    family: str, ids: Tensor, tmp_path: Path
+) -> None:
     make(tmp_path, family, tie_word_embeddings=True)
     head = torch.randn(101, 64, generator=torch.Generator().manual_seed(2))
     rewrite(tmp_path, lambda tensors: tensors | {"lm_head.weight": head})
@@ -191,7 +193,7 @@ def test_a_head_that_is_not_the_embedding_is_kept_and_said(family: str, ids: Ten
     assert_close(ours(ids).logits, again(ids).logits, atol=1e-4, rtol=0)
 
 
-def test_an_adapter_beside_the_weights_is_said(tmp_path: Path) -> None:
+def test_an_adapter_beside_the_weights_warns(tmp_path: Path) -> None:
     make(tmp_path, "llama")
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.warns(UserWarning, match=r"adapter_config\.json; the adapter is not applied"):
@@ -199,7 +201,7 @@ def test_an_adapter_beside_the_weights_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_stack_without_a_head(tied: bool, ids: Tensor, tmp_path: Path) -> None:
+def test_the_model_without_a_head(tied: bool, ids: Tensor, tmp_path: Path) -> None:
     make(tmp_path, "llama", tie_word_embeddings=tied)
     theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
     ours = LlamaModel.from_pretrained(tmp_path, device="cpu")
@@ -214,7 +216,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 32,
     },
     "longrope, length in it": {"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 32} | LONG},
-    "longrope, unlike lengths": {
+    "longrope, different lengths": {
         "rope_scaling": {"type": "longrope", "original_max_position_embeddings": 100} | LONG,
         "original_max_position_embeddings": 32,
     },
@@ -244,7 +246,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rope", ROPES)
-def test_rotary_spellings(family: str, rope: str, ids: Tensor, tmp_path: Path) -> None:
+def test_rope_spellings(family: str, rope: str, ids: Tensor, tmp_path: Path) -> None:
     make(tmp_path, family)
     edit(tmp_path, **({"rope_parameters": ...} | ROPES[rope]))
     ours, theirs = both(tmp_path, ids)
@@ -255,7 +257,7 @@ def test_su_is_longrope(ids: Tensor, tmp_path: Path) -> None:
     make(tmp_path, "llama")
     edit(tmp_path, rope_parameters=..., original_max_position_embeddings=32, rope_scaling={"type": "longrope"} | LONG)
     _, theirs = both(tmp_path, ids)
-    edit(tmp_path, rope_scaling={"type": "su"} | LONG)  # which transformers' llama does not know
+    edit(tmp_path, rope_scaling={"type": "su"} | LONG)  # transformers' llama does not know this name
     ours = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu")(ids).logits
     assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -277,7 +279,7 @@ PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
         {"use_sliding_window": True, "max_window_layers": 1},
         "use_sliding_window is True, but",
     ),
-    "kinds of layers": (
+    "layer types": (
         "llama",
         {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 7},
         "sliding_window is 7, but",
@@ -294,7 +296,7 @@ PASSED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", PASSED_OVER)
-def test_what_transformers_passes_over_is_said(case: str, ids: Tensor, tmp_path: Path) -> None:
+def test_keys_that_transformers_ignores_warn(case: str, ids: Tensor, tmp_path: Path) -> None:
     family, changes, message = PASSED_OVER[case]
     edit(make(tmp_path, family), **changes)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -317,7 +319,7 @@ QUIET: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", QUIET)
-def test_what_transformers_reads_so_do_we(case: str, ids: Tensor, tmp_path: Path) -> None:
+def test_keys_that_transformers_reads(case: str, ids: Tensor, tmp_path: Path) -> None:
     family, changes = QUIET[case]
     edit(make(tmp_path, family), **changes)
     ours, theirs = both(tmp_path, ids)
@@ -374,7 +376,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
         "rope_scaling has 'mrope_section'",
     ),
-    "kind": ("llama", {"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral'; expected one of default"),
+    "rope type": (
+        "llama",
+        {"rope_parameters": {"rope_type": "spiral"}},
+        "rope_type is 'spiral'; expected one of default",
+    ),
     "padding beyond": ("llama", {"pad_token_id": 101}, "pad_token_id is 101, outside the vocabulary of 101"),
     "activation": ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "other architecture": ("llama", {"model_type": "qwen2"}, "model_type is 'qwen2'; expected one of llama, mistral"),
@@ -382,7 +388,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_computed_is_refused_by_name(case: str, tmp_path: Path) -> None:
+def test_unsupported_keys_are_refused_by_name(case: str, tmp_path: Path) -> None:
     family, changes, message = REFUSED[case]
     edit(make(tmp_path, family), **changes)
     with pytest.raises(ValueError) as caught:
@@ -436,7 +442,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "integers": (
         lambda f: rewrite(f, lambda tensors: tensors | {"model.norm.weight": torch.ones(64, dtype=torch.int8)}),
         ValueError,
-        r"model\.safetensors: model\.norm\.weight is stored as I8; .* is read of float32, bfloat16, float16, float64",
+        r"model\.safetensors: model\.norm\.weight is stored as I8; expected float32, bfloat16, float16, float64",
     ),
     "wrong shape": (
         lambda f: edit(f, num_key_value_heads=4),
@@ -452,7 +458,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_broken_is_named(case: str, tmp_path: Path) -> None:
+def test_damage_is_named(case: str, tmp_path: Path) -> None:
     change, kind, message = BROKEN[case]
     change(make(tmp_path, "llama"))
     with pytest.raises(kind, match=message) as caught:
@@ -465,7 +471,7 @@ class _Harmful:
         return print, ("code from a checkpoint ran",)
 
 
-def test_nothing_but_tensors_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_tensors_are_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one_bin(make(tmp_path, "llama"))
     torch.save({"lm_head.weight": _Harmful()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin: damaged, or not a file of tensors alone"):
@@ -473,7 +479,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path, capsys: pytest.Capture
     assert "ran" not in capsys.readouterr().out
 
 
-# ---- out
+# ---- saving
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -492,7 +498,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sinusoidal": {"position_encoding": "sinusoidal"},
     "half a rotation": {"rope_parameters": {"partial_rotary_factor": 0.5}},
     "eps 0": {"rms_norm_eps": 0},
-    "wide initialisation": {"initializer_range": 2},
+    "wide initialization": {"initializer_range": 2},
     "swish": {"hidden_act": "swish"},
     "slices": {"pretraining_tp": 2, "vocab_size": 102},
     "tied": {"tie_word_embeddings": True},
@@ -520,7 +526,7 @@ NOT_THEIRS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_what_we_save_transformers_computes_or_we_refuse(option: str, ids: Tensor, tmp_path: Path) -> None:
+def test_transformers_computes_what_we_save_or_we_refuse(option: str, ids: Tensor, tmp_path: Path) -> None:
     config = LlamaConfig(**(SHAPE | OPTIONS[option]))
     ours = LlamaForCausalLM(config, seed=3).eval()
     for name, weight in ours.named_parameters():

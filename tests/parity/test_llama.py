@@ -1,4 +1,4 @@
-"""The model against transformers, on random weights that pass through the files both read."""
+"""The model against transformers: random weights in a folder that both load."""
 
 from __future__ import annotations
 
@@ -84,17 +84,17 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[LlamaForCausal
     return ours, theirs.eval()
 
 
-def rescales(model: LlamaForCausalLM) -> bool:
+def is_length_dependent(model: LlamaForCausalLM) -> bool:
     return model.config.rope["rope_type"] in LENGTH_DEPENDENT
 
 
 def mask_for(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Return a mask of unlike lengths; where frequencies depend on the length, of like ones.
+    """Return a mask of rows of different lengths, or of equal ones if RoPE depends on the sequence length.
 
-    There transformers turns every row as if it were as long as the longest, where ours does not look at other rows.
+    transformers then rotates all rows for the length of the longest; ours rotates each row for its own length.
     """
     mask = torch.ones_like(ids)
-    if not rescales(model):
+    if not is_length_dependent(model):
         mask[1, :20], mask[2, :59] = 0, 0
     return mask
 
@@ -115,11 +115,13 @@ def test_logits_and_loss(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> Non
 
 def test_cached_logits(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
     ours, theirs = pair
-    expected = theirs(ids).logits  # what the cache must not change, unless it holds keys turned for a shorter text
+    expected = theirs(
+        ids
+    ).logits  # a cache does not change the logits, unless its keys were rotated for a shorter sequence
     cache, past = KVCache(ours.config, 3, max_length=60), None
     for start, end in [(0, 31), (31, 50), *((i, i + 1) for i in range(50, 60))]:
         logits = ours(ids[:, start:end], past_key_values=cache).logits
-        if not rescales(ours):
+        if not is_length_dependent(ours):
             assert_close(logits, expected[:, start:end], atol=1e-4, rtol=0)
         out = theirs(ids[:, start:end], past_key_values=past, use_cache=True)
         past = out.past_key_values
@@ -133,14 +135,14 @@ def test_padded_logits(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
     assert_close(logits[mask > 0], expected[mask > 0], atol=1e-4, rtol=0)
 
 
-def test_greedy_text(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
+def test_greedy_ids(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
     ours, theirs = pair
     mask = mask_for(ours, ids)
     expected = theirs.generate(ids, attention_mask=mask, max_new_tokens=40, do_sample=False)
     assert ours.generate(ids, mask, max_new_tokens=40, temperature=0.0).tolist() == expected.tolist()
 
 
-def test_what_transformers_saves(pair: tuple[LlamaForCausalLM, Any], ids: Tensor, tmp_path: Path) -> None:
+def test_loading_what_transformers_saves(pair: tuple[LlamaForCausalLM, Any], ids: Tensor, tmp_path: Path) -> None:
     ours, theirs = pair
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
@@ -149,12 +151,12 @@ def test_what_transformers_saves(pair: tuple[LlamaForCausalLM, Any], ids: Tensor
     assert torch.equal(again(ids).logits, ours(ids).logits)
 
 
-def test_bfloat16_within_its_rounding(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
+def test_bfloat16_error_is_that_of_rounding(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
     ours, theirs = pair
     exact = theirs(ids).logits
     out = ours.to(torch.bfloat16)(ids).logits.float()
     expected = theirs.to(torch.bfloat16)(ids).logits.float()
-    # Rounding grows through the layers; ours must not stray further from float32 than the reference does.
+    # Rounding errors grow through the layers; ours must not exceed the reference's.
     assert (out - exact).square().mean() < 1.5 * (expected - exact).square().mean()
 
 
@@ -207,12 +209,12 @@ def test_attention_weights(ids: Tensor, tmp_path: Path) -> None:
     mask = mask_for(ours, ids)
     expected = theirs(ids, attention_mask=mask, output_attentions=True).attentions
     for weights, layer in zip(ours.attention_weights(ids, mask), expected, strict=True):
-        present = mask[:, None, :, None].expand_as(weights) > 0  # what padding looks at means nothing
+        present = mask[:, None, :, None].expand_as(weights) > 0  # rows of padding are meaningless
         assert_close(weights[present], layer[present], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["experts (Mixtral)", "three experts a token (Mixtral)"])
-def test_the_balancing_loss(case: str, ids: Tensor, tmp_path: Path) -> None:
+def test_the_load_balancing_loss(case: str, ids: Tensor, tmp_path: Path) -> None:
     ours = LlamaForCausalLM(config_of(case).replace(router_aux_loss_coef=0.3), seed=3)
     ours.save_pretrained(tmp_path)
     theirs = transformers.MixtralForCausalLM.from_pretrained(tmp_path, output_router_logits=True)
@@ -225,7 +227,7 @@ def test_the_balancing_loss(case: str, ids: Tensor, tmp_path: Path) -> None:
 
 
 def test_partial_rotation() -> None:
-    """No llama of transformers has it: held to the rotation of its StableLM."""
+    """transformers' llama has no partial rotation; its StableLM has."""
     from transformers.models.stablelm import modeling_stablelm as stablelm
 
     common = {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 5e3, "partial_rotary_factor": 0.25}
@@ -247,8 +249,8 @@ SWITCHING = {
 
 @pytest.mark.parametrize("kind", SWITCHING)
 @pytest.mark.parametrize("path", ["packed", "modules", "int8", "experts", "window", "ring"])
-def test_prompts_read_in_parts_are_rotated_as_whole_ones(kind: str, path: str, tmp_path: Path) -> None:
-    """Prompts below and above the switch, and one whose continuation crosses it; alone, together and beside others."""
+def test_rotation_does_not_depend_on_prefill_chunks(kind: str, path: str, tmp_path: Path) -> None:
+    """Prompts below and above the pretraining context, and one that crosses it while decoding; alone and in batches."""
     context = {"longrope": 128, "dynamic": 40}[kind]
     changes: dict[str, Any] = {"rope_scaling": SWITCHING[kind], "max_position_embeddings": context}
     if path == "experts":
@@ -261,7 +263,7 @@ def test_prompts_read_in_parts_are_rotated_as_whole_ones(kind: str, path: str, t
         ours.set_attn_implementation("eager")
     prompts = [torch.arange(3, 3 + length).tolist() for length in (60, 20, 33, 75, 41)]
     expected = []
-    for prompt in prompts:  # a model of their own: transformers' keeps the last rotation for the next text
+    for prompt in prompts:  # a new model each, since transformers' reuses the last rotation for the next sequence
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
         found = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None)
         expected.append(found[0, len(prompt) :].tolist())
@@ -282,14 +284,14 @@ def test_prompts_read_in_parts_are_rotated_as_whole_ones(kind: str, path: str, t
             while engine.has_unfinished_requests():
                 engine.step()
             made.append([sequence.new_ids for sequence in sequences])
-    if cache == "int8":  # rounded, so not transformers' ids; but the same ones however prompts are read
+    if cache == "int8":  # quantized, so the ids may differ from transformers', but not between prefill chunks
         assert made == made[:1] * 4
     else:
         assert made == [expected] * 4
 
 
 @pytest.mark.parametrize("kind", SWITCHING)
-def test_a_switch_in_other_ways_to_generate(kind: str, tmp_path: Path) -> None:
+def test_length_dependent_rotation_in_beam_search_speculation_and_prefix_cache(kind: str, tmp_path: Path) -> None:
     context = {"longrope": 128, "dynamic": 40}[kind]
     changes: dict[str, Any] = {"rope_scaling": SWITCHING[kind], "max_position_embeddings": context}
     ours = LlamaForCausalLM(config_of("grouped-query").replace(**changes), seed=3).eval()
@@ -299,7 +301,7 @@ def test_a_switch_in_other_ways_to_generate(kind: str, tmp_path: Path) -> None:
 
     def theirs(prompt: list[int], **options: Any) -> list[int]:
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-        ids = torch.tensor([prompt])  # with a mask of its own: new ids may be the padding's
+        ids = torch.tensor([prompt])  # with an explicit mask, since new ids may equal the padding id
         found = model.generate(ids, attention_mask=ids * 0 + 1, do_sample=False, eos_token_id=None, **options)
         return found[0, len(prompt) :].tolist()
 
@@ -312,7 +314,7 @@ def test_a_switch_in_other_ways_to_generate(kind: str, tmp_path: Path) -> None:
     assert guessed.new_ids == plain and guessed.num_accepted_tokens > 10
     found = beam_search(ours, [*begin, *begin], options, num_beams=3, prefill_chunk=16)[0].new_ids
     assert found == theirs([*begin, *begin], max_new_tokens=20, num_beams=3)
-    # What an earlier text left is begun from only where it was rotated as the new one is.
+    # The prefix cache is reused only if the prefix has the same rotation in both sequences.
     engine = Engine(ours, 1, prefill_chunk=16)
     for prompt in (begin[:10], begin[:20], begin, begin + plain[:12], begin + plain + begin[:9], begin[:12]):
         (sequence,) = engine.prefill([prompt], [options])

@@ -1,4 +1,4 @@
-"""Adapters against peft, run live: what either saves the other loads, and logits, ids and merged weights are equal."""
+"""Adapters against peft: each loads what the other saves, with equal logits, ids and merged weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.small_models import SMALL
 
 transformers = pytest.importorskip("transformers", reason="parity with peft needs transformers installed")
 peft = pytest.importorskip("peft", reason="parity with peft needs peft installed")
-# peft asks transformers by a name that transformers has since changed, and warns of what it does on purpose.
+# peft uses a deprecated name of transformers, and warns of intended behaviour.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 OF_THE_MODEL, STORED_HEAD = "base_model.model.", "lm_head.base_layer.weight"
@@ -84,7 +84,7 @@ Pair = tuple[LlamaForCausalLM, Callable[[], Any]]
 
 @pytest.fixture
 def bases(tmp_path: Path) -> Callable[..., Pair]:
-    """Return a maker of equal base models: ours, and a maker of fresh ones of transformers'."""
+    """Return a function that builds our base model and a function that loads it with transformers."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
@@ -101,7 +101,7 @@ def bases(tmp_path: Path) -> Callable[..., Pair]:
 
 @torch.no_grad()
 def shake(model: torch.nn.Module, seed: int = 0, keep: float = 1.0, only: str = "") -> None:
-    """Move every trainable number, as training would."""
+    """Add noise to all trained weights, as if trained."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.requires_grad and name.endswith(only):
@@ -123,7 +123,7 @@ def greedy(theirs: Any, ids: Tensor, count: int = 8) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 @torch.no_grad()
-def test_we_compute_what_peft_does(kind: str, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
+def test_loading_what_peft_saves(kind: str, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
     options = dict(EVERY_KIND[kind])
     ours, fresh = bases(biased=options.pop("biased", False), tied=options.pop("tied", False))
     saved_by_peft(fresh(), tmp_path / "adapter", **options)
@@ -137,22 +137,22 @@ def test_we_compute_what_peft_does(kind: str, bases: Callable[..., Pair], ids: T
     assert_close(ours(ids).logits, expected, atol=1e-4, rtol=0)
     assert ours.generate(ids, max_new_tokens=8, temperature=0.0).tolist() == greedy(theirs, ids)
 
-    # What we save, peft loads with the same outputs, and nothing of it is lost.
+    # peft loads what we save, with the same outputs and all tensors.
     lora.save(ours, tmp_path / "again")
     again = peft.PeftModel.from_pretrained(fresh(), tmp_path / "again").eval()
     assert_close(again(ids).logits, expected, atol=1e-4, rtol=0)
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "again"))
-    if kind == "pissa, tied":  # the stored head is the embedding's matrix, too
+    if kind == "pissa, tied":  # the stored head is also the embedding
         assert torch.equal(second.pop(OF_THE_MODEL + "model.embed_tokens.weight"), first[OF_THE_MODEL + STORED_HEAD])
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
-    assert all("base_layer.weight" in name for name in first.keys() - second.keys())  # the base's own, not ours to keep
+    assert all("base_layer.weight" in name for name in first.keys() - second.keys())  # the base's weights
     given, kept = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("adapter", "again"))
     assert {key: value for key, value in given.items() if kept[key] != value and key != "target_modules"} in (
         {},
         {"fan_in_fan_out": True},
     )
 
-    # Merged, too, unless a weight is another module's.
+    # Merged, too, unless a weight is shared with another module.
     if lora.why_not_merge(ours) is None:
         lora.merge(ours)
         assert_close(ours(ids).logits, theirs.merge_and_unload()(ids).logits, atol=1e-4, rtol=0)
@@ -188,7 +188,7 @@ def test_peft_loads_what_we_train(
     ours, fresh = bases(biased=True)
     bare = ours(ids).logits
     lora.add(ours, rank=4, alpha=12, **{"target_modules": ("q_proj", "v_proj"), **options})
-    assert_close(ours(ids).logits, bare, atol=1e-4, rtol=0)  # a new adapter adds nothing
+    assert_close(ours(ids).logits, bare, atol=1e-4, rtol=0)  # a new adapter does not change the output
     shake(ours)
     lora.save(ours, tmp_path / "adapter")
     adapted = peft.PeftModel.from_pretrained(fresh(), tmp_path / "adapter").eval()
@@ -197,7 +197,7 @@ def test_peft_loads_what_we_train(
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
-def test_a_step_of_training_is_pefts(
+def test_a_training_step_equals_pefts(
     options: dict[str, Any], bases: Callable[..., Pair], ids: Tensor, tmp_path: Path
 ) -> None:
     ours, fresh = bases()
@@ -214,7 +214,7 @@ def test_a_step_of_training_is_pefts(
 
 @pytest.mark.parametrize("kind", ["svd", "linear", "cat"])
 @torch.no_grad()
-def test_weighted_sums_are_pefts(kind: str, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
+def test_weighted_sums_equal_pefts(kind: str, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
     ours, fresh = bases()
     second = ["k_proj", "v_proj", "embed_tokens"]
     for number, (name, targets) in enumerate({"first": ["q_proj", "v_proj"], "second": second}.items()):
@@ -249,9 +249,7 @@ def test_weighted_sums_are_pefts(kind: str, bases: Callable[..., Pair], ids: Ten
 
 
 @torch.no_grad()
-def test_a_dora_after_another_is_merged_as_it_is_computed(
-    bases: Callable[..., Pair], ids: Tensor, tmp_path: Path
-) -> None:
+def test_merging_two_active_doras(bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
     ours, fresh = bases()
     theirs: Any = None
     for number, options in enumerate([{}, {"use_dora": True}]):
@@ -271,7 +269,7 @@ def test_a_dora_after_another_is_merged_as_it_is_computed(
 
 
 @torch.no_grad()
-def test_a_classifier_has_the_adapters_score(bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
+def test_a_classifiers_head_is_saved_with_its_adapter(bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
     bases()
     folder = tmp_path / "base"
     base = transformers.LlamaForSequenceClassification.from_pretrained(folder, num_labels=3)
@@ -322,7 +320,7 @@ def test_a_pickled_adapter_loads(bases: Callable[..., Pair], ids: Tensor, tmp_pa
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
 @torch.no_grad()
-def test_beside_bfloat16_weights_an_adapter_stays_float32(
+def test_an_adapter_of_a_bfloat16_model_is_float32(
     options: dict[str, Any], bases: Callable[..., Pair], ids: Tensor, tmp_path: Path
 ) -> None:
     ours, fresh = bases()
@@ -338,7 +336,7 @@ def test_beside_bfloat16_weights_an_adapter_stays_float32(
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
 @torch.no_grad()
-def test_an_adapter_beside_quantised_weights(
+def test_an_adapter_of_a_quantized_model(
     kind: str, options: dict[str, Any], bases: Callable[..., Pair], ids: Tensor, tmp_path: Path
 ) -> None:
     ours, fresh = bases()
@@ -352,7 +350,7 @@ def test_an_adapter_beside_quantised_weights(
     lora.load(ours, tmp_path / "adapter")
     assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0)
     assert ours.generate(ids, max_new_tokens=6, temperature=0.0).tolist()[0][:18] == greedy(theirs, ids)[0][:18]
-    with pytest.raises(ValueError, match="cannot hold what an adapter adds"):
+    with pytest.raises(ValueError, match="cannot hold an adapter's update"):
         lora.merge(ours)
 
 
@@ -406,7 +404,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(change) for change, _ in REFUSED])
 @torch.no_grad()
-def test_what_is_not_honoured_is_refused_and_nothing_loaded(
+def test_unsupported_fields_are_refused_and_the_model_unchanged(
     change: dict[str, Any], message: str, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path
 ) -> None:
     ours, fresh = bases()
@@ -431,7 +429,7 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "missing": (lambda t: {k: v for k, v in t.items() if k != KEY}, r"q_proj but lacks .*q_proj\.lora_A\.weight"),
     "missing layer": (lambda t: {k: v for k, v in t.items() if "s.0." not in k}, r"no update of model\.layers\.0"),
-    "extra": (lambda t: {**t, OF_THE_MODEL + "lm_head.bias": torch.zeros(3)}, r"lm_head\.bias, which .* not speak of"),
+    "extra": (lambda t: {**t, OF_THE_MODEL + "lm_head.bias": torch.zeros(3)}, r"lm_head\.bias, which .* does not name"),
     "extra module": (
         lambda t: {**t, OF_THE_MODEL + "x.weight": torch.zeros(3)},
         r"x\.weight, which the model does not",
@@ -444,13 +442,13 @@ BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], s
         lambda t: {**t, OF_THE_MODEL + "model.embed_tokens.weight": torch.zeros(110, 64)},
         r"embed_tokens\.weight is \[110, 64\]; expected \[101, 64\]",
     ),
-    "magnitude": (lambda t: {**t, KEY.replace("A.weight", "magnitude_vector"): torch.ones(64)}, "not speak of"),
+    "magnitude": (lambda t: {**t, KEY.replace("A.weight", "magnitude_vector"): torch.ones(64)}, "does not name"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_TENSORS)
 @torch.no_grad()
-def test_bad_tensors_are_named_and_nothing_loaded(
+def test_bad_tensors_are_named_and_the_model_unchanged(
     kind: str, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path
 ) -> None:
     ours, fresh = bases()
@@ -461,7 +459,7 @@ def test_bad_tensors_are_named_and_nothing_loaded(
 
 
 @torch.no_grad()
-def test_bases_that_cannot_be_had_are_refused(bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
+def test_bases_that_cannot_be_computed_are_refused(bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
     ours, fresh = bases(tied=True)
     saved_by_peft(fresh(), tmp_path / "pissa", target_modules=["lm_head"], init_lora_weights="pissa")
     file = tmp_path / "pissa" / "adapter_model.safetensors"
@@ -473,12 +471,12 @@ def test_bases_that_cannot_be_had_are_refused(bases: Callable[..., Pair], ids: T
     quantize.quantize(ours, "int8")
     _refused(ours, tmp_path / "olora", "'olora', whose base is computed from whole weights, but .* Int8Linear", ids)
     saved_by_peft(fresh(), tmp_path / "mlp", target_modules=["q_proj"], modules_to_save=["mlp"])
-    _refused(ours, tmp_path / "mlp", "modules_to_save names .*mlp, whose weights are quantised", ids)
+    _refused(ours, tmp_path / "mlp", "modules_to_save names .*mlp, whose weights are quantized", ids)
 
 
 @pytest.mark.parametrize("seed", range(12))
 @torch.no_grad()
-def test_fields_drawn_at_random(seed: int, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
+def test_random_fields(seed: int, bases: Callable[..., Pair], ids: Tensor, tmp_path: Path) -> None:
     draw = random.Random(seed)
     names = ["q_proj", "o_proj", "up_proj", "down_proj", "lm_head", "embed_tokens", "layers.1.mlp.gate_proj"]
     options: dict[str, Any] = {
@@ -520,7 +518,7 @@ def test_fields_drawn_at_random(seed: int, bases: Callable[..., Pair], ids: Tens
     ids=str,
 )
 @torch.no_grad()
-def test_experts_are_adapted_as_peft_reads_them(options: dict[str, Any], ids: Tensor, tmp_path: Path) -> None:
+def test_adapters_of_experts(options: dict[str, Any], ids: Tensor, tmp_path: Path) -> None:
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "initializer_range": 0.1}
     ours = LlamaForCausalLM(LlamaConfig(**(SMALL | experts)), seed=1).eval()
     ours.save_pretrained(tmp_path / "base")

@@ -268,7 +268,7 @@ def test_an_adapter_of_a_tied_head_leaves_the_embedding_alone(
     assert main(arguments) == 0
     capsys.readouterr()
     generator = load_generator(tmp_path / "tied", None, "float32", "cpu", tmp_path / "tuned" / "adapter")
-    assert "stays beside the weights, which is slower: the weight of lm_head is another" in capsys.readouterr().err
+    assert "stays beside the weights, which is slower: the weight of lm_head is shared" in capsys.readouterr().err
     assert torch.equal(generator.model.model.embed_tokens.weight, tied.model.embed_tokens.weight)
     ids = torch.arange(3, 15)[None]
     adapted = lora.load(tied, tmp_path / "tuned" / "adapter").eval()

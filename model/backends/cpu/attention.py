@@ -16,7 +16,7 @@ from torch.nn import functional
 from bpe_llama._core import attend
 from bpe_llama.model.backends.cpu.dispatch import native_attention
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import visible_keys
 from bpe_llama.model.layers.attention_backends import Visible, sdpa
@@ -241,7 +241,7 @@ def attend_grouped(query_MNH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, mask
     return out_BTKGH.reshape(batch * length, -1)
 
 
-def _query_group_mask(visible: Visible, config: LlamaConfig, places: Places, length: int) -> Tensor | None:
+def _query_group_mask(visible: Visible, config: LlamaConfig, places: CacheColumns, length: int) -> Tensor | None:
     """Return which keys each row of `attend_grouped` attends to, (B or 1, 1, G * T, S); None for all of them."""
     if visible.mask is None and not visible.causal:
         return None

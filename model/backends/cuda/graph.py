@@ -27,7 +27,7 @@ from bpe_llama.model.backends.cuda.dispatch import (
     unsupported_by_cuda_graph,
     unsupported_by_triton,
 )
-from bpe_llama.model.cache.kv_cache import KVCache, Places
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling import sample_logits
@@ -205,7 +205,7 @@ class CudaGraphDecoder:
         mask_BS = self._key_S[:end] <= place_B1
         if self.model.config.sliding_window is not None:
             mask_BS = mask_BS & (self._key_S[:end] > place_B1 - self.model.config.sliding_window)
-        visible, places = Visible(mask=mask_BS[:, None, None]), Places(0, end, place_B1)
+        visible, places = Visible(mask=mask_BS[:, None, None]), CacheColumns(0, end, place_B1)
         x_B1D = stack.embed_tokens(ids_B[:, None])
         rotation = stack.rotary_emb(place_B1)
         for layer in stack.layers:

@@ -1,6 +1,6 @@
-"""Adapters put beside a model's modules: those read from files, and new ones with their initial matrices.
+"""Adds adapters to a model's modules, loaded ones and new ones with their initial matrices.
 
-Shapes: ``I`` in_features, ``O`` out_features, ``Q`` the smaller of these, ``R`` rank.
+Shapes: ``I`` in_features, ``O`` out_features, ``Q`` the smaller of both, ``R`` rank.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from bpe_llama.model.adapters.config import OFFSET_INITS, AdapterConfig
 from bpe_llama.model.adapters.files import (
-    Part,
+    ModuleTensors,
     expected_shapes,
-    learned_biases,
     rows_of,
     saved_whole,
     targeted,
     tied_to_embedding,
+    trained_biases,
 )
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
@@ -33,24 +33,26 @@ from bpe_llama.model.adapters.layers import (
     Update,
     base_modules,
     is_linear,
+    parent_of,
     weight_of,
 )
 
 
 def prepare(
-    config: AdapterConfig, parts: Mapping[str, Part], model: nn.Module, source: object
+    config: AdapterConfig, parts: Mapping[str, ModuleTensors], model: nn.Module, source: object
 ) -> dict[str, tuple[Update | None, Replacement | None]]:
-    """Return what an adapter puts beside each module, by path; the model is not changed.
+    """Return an adapter's update and replacement of each module, by path; the model does not change.
 
     Raises:
-        ValueError: If a base that the adapter implies cannot be had; it names the source and the layer.
+        ValueError: If the base weight that ``init_lora_weights`` implies cannot be computed, or two updates conflict;
+            it names the source and the layer.
     """
     bases = dict(base_modules(model))
-    placed: dict[str, tuple[Update | None, Replacement | None]] = {}
+    prepared: dict[str, tuple[Update | None, Replacement | None]] = {}
     for path, part in parts.items():
         replacement = Replacement(bases[path], part.own, part.trained) if part.own else None
         update = _update(config, path, part, bases[path], source, bases) if part.update else None
-        placed[path] = update, replacement
+        prepared[path] = update, replacement
         if isinstance(update, TrainedRows):
             for head in tied_to_embedding(bases):
                 if bases[head].weight is not bases[path].weight:
@@ -61,49 +63,49 @@ def prepare(
                         f"and {head} has another update, too; expected one of them"
                     )
                 if head not in parts:
-                    placed[head] = update, None
-    return placed
+                    prepared[head] = update, None
+    return prepared
 
 
-def put(model: nn.Module, name: str, placed: Mapping[str, tuple[Update | None, Replacement | None]]) -> None:
-    """Put an adapter's parts beside the modules of a model, in its train or eval mode."""
-    for path, (update, replacement) in placed.items():
-        layer = _layer(model, path)
-        for part, among in ((update, layer.adapters), (replacement, layer.replacements)):
-            if part is not None:
-                among[name] = part.train(model.training)
+def inject(model: nn.Module, name: str, prepared: Mapping[str, tuple[Update | None, Replacement | None]]) -> None:
+    """Add what `prepare` returned to the modules of a model, in its train or eval mode."""
+    for path, (update, replacement) in prepared.items():
+        layer = _adapted_layer(model, path)
+        for module, modules in ((update, layer.adapters), (replacement, layer.replacements)):
+            if module is not None:
+                modules[name] = module.train(model.training)
 
 
-def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> dict[str, Part]:
-    """Return a new adapter's parts, which change nothing about the model's output until they are trained.
+def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: str) -> dict[str, ModuleTensors]:
+    """Return a new adapter's tensors by path; until they are trained the model's output does not change.
 
     Raises:
-        ValueError: If nothing is named, or the way to begin is not known.
+        ValueError: If a new adapter cannot have this ``init_lora_weights``, or the rows to train do not exist.
     """
     bases = dict(base_modules(model))
     generator = torch.Generator().manual_seed(seed)
-    parts: dict[str, Part] = {}
+    parts: dict[str, ModuleTensors] = {}
     if config.init_lora_weights not in (True, False, "gaussian", *OFFSET_INITS):
         raise ValueError(
-            f"{source}: init_lora_weights is {config.init_lora_weights!r}; a new adapter begins with true, false, "
-            f"'gaussian', {', '.join(map(repr, OFFSET_INITS))}"
+            f"{source}: init_lora_weights is {config.init_lora_weights!r}; expected true, false, 'gaussian', "
+            f"{', '.join(map(repr, OFFSET_INITS))}"
         )
     for path in targeted(config, bases):
-        parts[path] = Part(update=_first_matrices(config, path, bases[path], generator, source))
+        parts[path] = ModuleTensors(update=_initial_tensors(config, path, bases[path], generator, source))
     for path, index in rows_of(config, bases, source).items():
         rows = weight_of(bases[path])[torch.tensor(index, device=weight_of(bases[path]).device)]
-        parts.setdefault(path, Part()).update[TRAINED_ROWS] = rows
+        parts.setdefault(path, ModuleTensors()).update[TRAINED_ROWS] = rows
         parts[path].rows = index
     for path in saved_whole(config, bases):
-        parts.setdefault(path, Part()).own.update(dict(bases[path].named_parameters()))
+        parts.setdefault(path, ModuleTensors()).own.update(dict(bases[path].named_parameters()))
         parts[path].trained = True
-    for path in learned_biases(config, bases):
-        parts.setdefault(path, Part()).own["bias"] = bases[path].bias  # type: ignore[assignment]
+    for path in trained_biases(config, bases):
+        parts.setdefault(path, ModuleTensors()).own["bias"] = bases[path].bias  # type: ignore[assignment]
         parts[path].trained = True
     return parts
 
 
-def _first_matrices(
+def _initial_tensors(
     config: AdapterConfig, path: str, base: nn.Module, generator: torch.Generator, source: object
 ) -> dict[str, Tensor]:
     shapes = expected_shapes(config, path, base)
@@ -135,16 +137,16 @@ def _first_matrices(
 
 
 def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: object) -> tuple[Tensor, Tensor]:
-    """Return the initial matrices of PiSSA and OLoRA, (R, I) and (O, R), computed from the layer's own weight.
+    """Return the initial matrices of PiSSA or OLoRA, (R, I) and (O, R), computed from the layer's weight.
 
     Source: Meng et al. 2024, arXiv:2404.02948, eq. 2 and 3; Büyükakyüz 2024, arXiv:2406.01775, algorithm 1.
     """
     init, rank, scale = config.init_lora_weights, config.rank(path), config.scale(path)
     if not isinstance(base, nn.Linear):
-        held = type(base).__name__
+        found = type(base).__name__
         raise ValueError(
-            f"{source}: init_lora_weights is {init!r}, whose base is computed from whole weights, but {path} is held "
-            f"as {held}; load the adapter before quantizing"
+            f"{source}: init_lora_weights is {init!r}, whose base is computed from whole weights, but {path} is "
+            f"a {found}; load the adapter before quantizing"
         )
     weight_OI = base.weight.detach().float()
     if init == "olora":
@@ -160,13 +162,13 @@ def initial_matrices(config: AdapterConfig, path: str, base: nn.Module, source: 
 def _update(
     config: AdapterConfig,
     path: str,
-    part: Part,
+    part: ModuleTensors,
     base: nn.Module,
     source: object,
     bases: Mapping[str, nn.Module],
 ) -> Update:
     device, dtype = _device_of(base), _dtype_of(base, bases)
-    # Copied row by row: the fused AdamW pairs numbers with its moments by their places in memory.
+    # Contiguous copies: the fused AdamW assumes that a weight and its moments have the same memory layout.
     given = {name: tensor.detach().to(device, dtype).contiguous().clone() for name, tensor in part.update.items()}
     if part.rows:
         rows = part.update[TRAINED_ROWS].detach()
@@ -177,7 +179,7 @@ def _update(
     if isinstance(base, nn.Embedding):
         return EmbeddingAdapter(given["lora_embedding_A"], given["lora_embedding_B"], scale, magnitude)
     initial = None
-    # peft stores a head that it adapts; the base is then that one, from which the first matrices are gone already.
+    # peft stores an adapted head; the stored weight is the base, with the initial matrices already subtracted.
     if config.init_lora_weights in OFFSET_INITS and "weight" not in part.own:
         if path in tied_to_embedding(bases):
             init = config.init_lora_weights
@@ -198,13 +200,9 @@ def _update(
     )
 
 
-def _layer(model: nn.Module, path: str) -> AdaptedLayer:
-    """Return what holds the adapters of a module, put in its place if need be."""
-    parent: nn.Module = model
-    above, _, last = path.rpartition(".")
-    for name in above.split(".") if above else ():
-        parent = getattr(parent, name)
-        parent = parent.base_layer if isinstance(parent, AdaptedLayer) else parent
+def _adapted_layer(model: nn.Module, path: str) -> AdaptedLayer:
+    """Return the `AdaptedLayer` of a module, which replaces the module if it has none yet."""
+    parent, last = parent_of(model, path)
     layer = getattr(parent, last)
     if not isinstance(layer, AdaptedLayer):
         kind = LoraLinear if is_linear(layer) else AdaptedLayer
@@ -220,7 +218,7 @@ def _device_of(base: nn.Module) -> torch.device:
 
 
 def _dtype_of(base: nn.Module, bases: Mapping[str, nn.Module]) -> torch.dtype:
-    """Return the number format of an adapter: float32 at least, as in peft, whatever the layer is held in."""
+    """Return the dtype of an adapter: as in peft at least float32, whatever the layer's dtype is."""
     like = next((t for t in base.parameters() if t.is_floating_point() and t.element_size() > 1), None)
     if like is None:
         every = (t for module in bases.values() for t in module.parameters(recurse=False))
