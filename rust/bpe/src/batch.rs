@@ -7,59 +7,19 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::normalize::After;
-use crate::special::SpecialSet;
+use crate::encode::room_for_ids;
+use crate::encode_options::EncodeOptions;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result, Tokenizer};
-use bpe_llama_simd::huge_pages;
 
 /// A text longer than this many bytes is cut, so that threads can share it.
 const SEGMENT: usize = 1 << 18;
 
-/// Bytes of text between two pauses.
+/// Bytes of text between two interrupt checks.
 const PAUSE_EVERY: usize = 1 << 20;
 
-/// How long the calling thread waits for the others between two pauses.
+/// How long the calling thread waits for the others between two interrupt checks.
 const WAIT: Duration = Duration::from_millis(50);
-
-/// Turns of a loop between two pauses: some microseconds of work.
-const TURNS: usize = 256;
-
-/// What a long call asks now and then: whether to go on. An error ends the call.
-#[derive(Clone, Copy, Default)]
-pub struct Pause<'a>(pub Option<&'a (dyn Fn() -> Result<()> + Sync)>);
-
-impl Pause<'_> {
-    pub(crate) fn ask(self) -> Result<()> {
-        self.0.map_or(Ok(()), |ask| ask())
-    }
-
-    /// Asks at this turn of a loop, counted from 0, if it is one of every 256.
-    #[inline]
-    pub(crate) fn ask_at(self, turn: usize) -> Result<()> {
-        if turn % TURNS == TURNS - 1 { self.ask() } else { Ok(()) }
-    }
-}
-
-impl std::fmt::Debug for Pause<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pause({})", self.0.is_some())
-    }
-}
-
-/// What a text, or every text of a batch, is treated with.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct EncodeOptions<'a> {
-    /// Special tokens that stand for themselves.
-    pub allowed: SpecialSet<'a>,
-    /// An id put before each text.
-    pub bos: Option<u32>,
-    /// An id put after each text.
-    pub eos: Option<u32>,
-    /// What each text comes after, which matters where a space is put before it.
-    pub after: After,
-    /// Asked every few milliseconds at least, on the calling thread. It had better be cheap.
-    pub pause: Pause<'a>,
-}
 
 /// Work for one thread: a run of whole texts, or a part of a long one.
 struct Task {
@@ -91,7 +51,7 @@ impl Tokenizer {
             for text in texts {
                 since_pause += text.len();
                 if since_pause > PAUSE_EVERY {
-                    options.pause.ask()?;
+                    options.interrupt.check()?;
                     since_pause = 0;
                 }
                 self.encode_into(text, options, &mut ids)?;
@@ -117,7 +77,7 @@ impl Tokenizer {
                 let mut start = 0;
                 while start < text.len() {
                     let cut = start + segment;
-                    let end = if cut < text.len() { self.pretokenizer().safe_cut(text, cut) } else { None };
+                    let end = if cut < text.len() { self.pretokenizer().chunk_boundary(text, cut) } else { None };
                     let end = end.unwrap_or(text.len());
                     push(i..i + 1, Some(start..end));
                     start = end;
@@ -152,8 +112,8 @@ impl Tokenizer {
             for turn in 1.. {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(task) = tasks.get(number) else { break };
-                let pause = if turn % (PAUSE_EVERY / SEGMENT) == 0 { options.pause.ask() } else { Ok(()) };
-                if let Err(error) = pause.and_then(|()| self.encode_task(texts, options, task, &mut encoded)) {
+                let interrupt = if turn % (PAUSE_EVERY / SEGMENT) == 0 { options.interrupt.check() } else { Ok(()) };
+                if let Err(error) = interrupt.and_then(|()| self.encode_task(texts, options, task, &mut encoded)) {
                     // Nobody needs the rest.
                     next.store(tasks.len(), Ordering::Relaxed);
                     is_interrupted.fetch_or(matches!(error, Error::Interrupted), Ordering::Relaxed);
@@ -165,7 +125,7 @@ impl Tokenizer {
         };
         // Only the calling thread may ask. It tells the others, and asks on while it waits for them.
         let told = || if is_interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
-        let others = EncodeOptions { pause: Pause(Some(&told)), ..options };
+        let others = EncodeOptions { interrupt: Interrupt::new(&told), ..options };
         let work = &work;
         let results: Vec<_> = std::thread::scope(|scope| {
             let (at_work, all_done) = channel::<()>();
@@ -180,7 +140,7 @@ impl Tokenizer {
             drop(at_work);
             let mut first = work(options);
             while first.is_ok() && all_done.recv_timeout(WAIT) == Err(RecvTimeoutError::Timeout) {
-                if let Err(error) = options.pause.ask() {
+                if let Err(error) = options.interrupt.check() {
                     is_interrupted.store(true, Ordering::Relaxed);
                     first = Err((0, error));
                 }
@@ -231,13 +191,6 @@ impl Tokenizer {
 struct Encoded {
     ids: Vec<u32>,
     ends: Vec<usize>,
-}
-
-/// Returns memory for about as many ids as so many bytes of text become.
-pub(crate) fn room_for_ids(bytes: usize) -> Vec<u32> {
-    let mut ids = Vec::with_capacity(bytes / 3 + 8);
-    huge_pages::advise(ids.spare_capacity_mut());
-    ids
 }
 
 /// What all threads encoded, put together in order while they work, so that few parts are held twice.

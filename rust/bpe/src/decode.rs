@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use crate::sentencepiece::{Decoding, SentencePieceModel};
-use crate::{Error, Pause, Result, Tokenizer};
+use crate::utf8::is_continuation;
+use crate::{Error, Interrupt, Result, Tokenizer};
 
-/// Ids between two pauses, where a token is no more than its bytes.
+/// Ids between two interrupt checks, where a token is no more than its bytes.
 const PAUSE_EVERY: usize = 1 << 20;
 
 impl Tokenizer {
@@ -16,24 +17,24 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
     pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        self.decode(ids, false, Pause::default())
+        self.decode(ids, false, Interrupt::NEVER)
     }
 
     /// Returns the bytes of [`Tokenizer::decode_bytes`], special tokens left out if `skip_special`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has; what the pause returns.
-    pub fn decode(&self, ids: &[u32], skip_special: bool, pause: Pause<'_>) -> Result<Vec<u8>> {
+    /// [`Error::NotFound`] for an id that no token has; what the interrupt check returns.
+    pub fn decode(&self, ids: &[u32], skip_special: bool, interrupt: Interrupt<'_>) -> Result<Vec<u8>> {
         if let Some(pipeline) = self.pipeline.as_ref().filter(|pipeline| !pipeline.decodes_bytes()) {
-            return Ok(pipeline.decode(ids, &self.added, skip_special, pause)?.into_bytes());
+            return Ok(pipeline.decode(ids, &self.added, skip_special, interrupt)?.into_bytes());
         }
         if let Some(model) = self.sentencepiece() {
-            return model.decode(&self.kept(ids, skip_special), false, &self.added, pause);
+            return model.decode(&self.kept(ids, skip_special), false, &self.added, interrupt);
         }
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         if !skip_special && !self.drops_space() {
             for ids in ids.chunks(PAUSE_EVERY) {
-                pause.ask()?;
+                interrupt.check()?;
                 for &id in ids {
                     bytes.extend_from_slice(self.id_to_bytes(id)?);
                 }
@@ -42,7 +43,7 @@ impl Tokenizer {
         }
         let mut at_start = self.drops_space();
         for (turn, &id) in ids.iter().enumerate() {
-            pause.ask_at(turn)?;
+            interrupt.check_at(turn)?;
             let token = self.id_to_bytes(id)?;
             if !(skip_special && self.added.is_left_out(id)) {
                 bytes.extend_from_slice(if at_start {
@@ -60,10 +61,10 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
-    pub fn decode_lossy(&self, ids: &[u32], skip_special: bool, pause: Pause<'_>) -> Result<String> {
+    pub fn decode_lossy(&self, ids: &[u32], skip_special: bool, interrupt: Interrupt<'_>) -> Result<String> {
         let bytes = match self.sentencepiece() {
-            Some(model) => model.decode(&self.kept(ids, skip_special), true, &self.added, pause)?,
-            None => self.decode(ids, skip_special, pause)?,
+            Some(model) => model.decode(&self.kept(ids, skip_special), true, &self.added, interrupt)?,
+            None => self.decode(ids, skip_special, interrupt)?,
         };
         let mut stream = Utf8Stream::new(self.decodes_as_sentencepiece());
         match String::from_utf8(bytes) {
@@ -182,7 +183,7 @@ impl DecodeStream {
         Ok(match &mut self.way {
             Way::Bytes { utf8, .. } => utf8.flush(),
             Way::Model(utf8, decoding) => {
-                let end = |model: &SentencePieceModel| model.decode_end(decoding, Pause::default());
+                let end = |model: &SentencePieceModel| model.decode_end(decoding, Interrupt::NEVER);
                 let rest = tokenizer.sentencepiece().map(end).transpose()?.unwrap_or_default();
                 utf8.push(&rest) + &utf8.flush()
             }
@@ -234,7 +235,7 @@ impl Window {
 
 impl Tokenizer {
     fn decode_text(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        String::from_utf8(self.decode(ids, skip_special, Pause::default())?)
+        String::from_utf8(self.decode(ids, skip_special, Interrupt::NEVER)?)
             .map_err(|error| Error::Format(error.to_string()))
     }
 }
@@ -294,7 +295,7 @@ impl Utf8Stream {
 fn incomplete_tail(bytes: &[u8]) -> usize {
     for length in 1..=bytes.len().min(3) {
         let tail = &bytes[bytes.len() - length..];
-        if tail[0] & 0xC0 != 0x80 {
+        if !is_continuation(tail[0]) {
             let incomplete = std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
             return if incomplete { length } else { 0 };
         }

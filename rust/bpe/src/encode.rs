@@ -1,17 +1,19 @@
 //! Ordinary text to ids: pieces from the splitter, ids from the cache or from BPE.
 
-use crate::batch::Pause;
-use crate::boundaries::Boundaries;
-use crate::cache::{IDS_A_PIECE, LONGEST, PieceCache, Probe, SHORT_BYTES};
+use crate::cache::{IDS_A_PIECE, LONGEST, PieceCache, Probe};
+use crate::inline_key::INLINE_BYTES;
+use crate::interrupt::Interrupt;
 use crate::merge::{FEW, Merger};
 use crate::pretokenize::Pretokenizer;
+use crate::unmergeable::UnmergeableBoundaries;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
+use bpe_llama_simd::huge_pages;
 
 /// How many pieces the splitter hands over at a time.
 const BATCH: usize = 1024;
 
-/// Batches between two pauses: a megabyte or so of text. Regexes have pauses of their own.
+/// Batches between two interrupt checks: a megabyte or so of text. Regexes make checks of their own.
 const PAUSE_EVERY: u64 = 256;
 
 /// Where ids go.
@@ -35,6 +37,13 @@ impl Sink for Counter {
     fn take(&mut self, ids: &[u32]) {
         self.0 += ids.len();
     }
+}
+
+/// Returns memory for about as many ids as so many bytes of text become.
+pub(crate) fn room_for_ids(bytes: usize) -> Vec<u32> {
+    let mut ids = Vec::with_capacity(bytes / 3 + 8);
+    huge_pages::advise(ids.spare_capacity_mut());
+    ids
 }
 
 /// What a thread needs to encode, reused from call to call: nothing is allocated once it is warm.
@@ -73,8 +82,8 @@ impl Scratch {
 pub(crate) struct Encoder<'a> {
     pub(crate) vocab: &'a Vocab,
     pub(crate) pretokenizer: &'a Pretokenizer,
-    pub(crate) boundaries: &'a Boundaries,
-    pub(crate) pause: Pause<'a>,
+    pub(crate) boundaries: &'a UnmergeableBoundaries,
+    pub(crate) interrupt: Interrupt<'a>,
 }
 
 impl Encoder<'_> {
@@ -84,10 +93,10 @@ impl Encoder<'_> {
         let mut start = 0;
         for batch in 1u64.. {
             if batch % PAUSE_EVERY == 0 {
-                self.pause.ask()?;
+                self.interrupt.check()?;
             }
             scratch.ends.clear();
-            self.pretokenizer.fill_ends_pausing(text, start, &mut scratch.ends, self.pause)?;
+            self.pretokenizer.fill_ends_interruptible(text, start, &mut scratch.ends, self.interrupt)?;
             let count = scratch.ends.len();
             if count == 0 {
                 break;
@@ -138,7 +147,7 @@ impl Encoder<'_> {
         }
         // What stands on both sides of bytes that are left out meets, so such a piece is not cut.
         let leaves_out = || piece.iter().any(|&byte| self.vocab.byte_id(byte).is_none());
-        if piece.len() <= SHORT_BYTES || (self.vocab.drops_unknown() && leaves_out()) {
+        if piece.len() <= INLINE_BYTES || (self.vocab.drops_unknown() && leaves_out()) {
             return self.merge(piece, scratch);
         }
         // No merge crosses these cuts, so what lies between can be encoded, and remembered, alone.
@@ -155,7 +164,7 @@ impl Encoder<'_> {
     ///
     /// That the part is itself a token plays no role, so it is remembered apart from whole pieces.
     fn unit(&self, unit: &[u8], scratch: &mut Scratch) -> Result<()> {
-        if unit.len() > SHORT_BYTES || unit.len() <= FEW {
+        if unit.len() > INLINE_BYTES || unit.len() <= FEW {
             return self.merge(unit, scratch);
         }
         let probe = Probe::of_part(unit);

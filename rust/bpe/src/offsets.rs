@@ -1,6 +1,7 @@
 //! Where in a text its tokens stand.
 
-use crate::batch::{EncodeOptions, Pause};
+use crate::encode_options::EncodeOptions;
+use crate::interrupt::Interrupt;
 use crate::normalize::After;
 use crate::pipeline::{Token, spaces_around};
 use crate::special::SpecialSet;
@@ -19,14 +20,14 @@ impl Tokenizer {
         &self,
         text: &str,
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<Vec<Token>> {
         if let Some(pipeline) = &self.pipeline {
-            return pipeline.encode_with_offsets(text, (&self.added, allowed), pause);
+            return pipeline.encode_with_offsets(text, (&self.added, allowed), interrupt);
         }
         let mut tokens = Vec::new();
         self.added.check(allowed)?;
-        self.added.cut_raw(text, allowed, pause, &mut |part| {
+        self.added.split_raw(text, allowed, interrupt, &mut |part| {
             let (start, end) = (part.bytes.start, part.bytes.end);
             if let Some(id) = part.added {
                 tokens.push(Token { id, start, end, spaces: spaces_around(&text[start..end]) });
@@ -34,7 +35,7 @@ impl Tokenizer {
             }
             let after = if start == 0 { After::Nothing } else { After::Special };
             if let Some(model) = self.sentencepiece() {
-                let ranges = model.encode_with_ranges(&text.as_bytes()[start..end], after, pause)?.into_iter();
+                let ranges = model.encode_with_ranges(&text.as_bytes()[start..end], after, interrupt)?.into_iter();
                 let token = |(id, range): (u32, std::ops::Range<usize>)| Token {
                     id,
                     start: start + range.start,
@@ -44,8 +45,8 @@ impl Tokenizer {
                 tokens.extend(ranges.map(token));
                 return Ok(());
             }
-            let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after, pause)?;
-            self.added.cut_normalized(&normal.text, allowed, pause, &mut |part| {
+            let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after, interrupt)?;
+            self.added.split_normalized(&normal.text, allowed, interrupt, &mut |part| {
                 let (stretch, spans) = (&normal.text[part.bytes.clone()], &normal.spans[part.bytes]);
                 let mut push = |id: u32, from: usize, to: usize, spaces| {
                     let (start, end) = (spans[from].0 as usize, spans[to - 1].1 as usize);
@@ -56,10 +57,10 @@ impl Tokenizer {
                     return Ok(());
                 }
                 let mut ids = Vec::new();
-                self.with_scratch(pause, |encoder, scratch| encoder.encode(stretch, scratch, &mut ids))?;
+                self.with_scratch(interrupt, |encoder, scratch| encoder.encode(stretch, scratch, &mut ids))?;
                 let mut at = 0;
                 for (turn, id) in ids.into_iter().enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     let bytes = self.vocab.id_to_bytes(id).unwrap_or_default();
                     let is_space = |byte: &&u8| **byte == b' ';
                     let spaces =
@@ -86,13 +87,13 @@ impl Tokenizer {
         &self,
         text: &str,
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<(Vec<u32>, Offsets)> {
-        let tokens = self.encode_with_spans(text, allowed, pause)?;
-        let characters = Characters::of(text, pause)?;
+        let tokens = self.encode_with_spans(text, allowed, interrupt)?;
+        let characters = Characters::of(text, interrupt)?;
         let (mut ids, mut offsets) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
         for (place, token) in tokens.iter().enumerate() {
-            pause.ask_at(place)?;
+            interrupt.check_at(place)?;
             let range = match self.sentencepiece() {
                 Some(_) => (characters.before(token.start), characters.before(token.end)),
                 None => characters.range(token.start, token.end),
@@ -115,10 +116,10 @@ impl Tokenizer {
         text: &'t str,
         max_tokens: usize,
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<&'t str> {
-        let tokens = self.encode_with_spans(text, allowed, pause)?;
-        let options = EncodeOptions { allowed, pause, ..EncodeOptions::default() };
+        let tokens = self.encode_with_spans(text, allowed, interrupt)?;
+        let options = EncodeOptions { allowed, interrupt, ..EncodeOptions::default() };
         if tokens.len() <= max_tokens {
             return Ok(text);
         }
@@ -137,13 +138,13 @@ impl Tokenizer {
 struct Characters(Option<Vec<u32>>);
 
 impl Characters {
-    fn of(text: &str, pause: Pause<'_>) -> Result<Self> {
+    fn of(text: &str, interrupt: Interrupt<'_>) -> Result<Self> {
         if text.is_ascii() {
             return Ok(Self(None));
         }
         let mut numbers = Vec::with_capacity(text.len());
         for (i, c) in text.chars().enumerate() {
-            pause.ask_at(i)?;
+            interrupt.check_at(i)?;
             numbers.extend(std::iter::repeat_n(i as u32, c.len_utf8()));
         }
         Ok(Self(Some(numbers)))

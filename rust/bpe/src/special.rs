@@ -12,11 +12,11 @@ use aho_corasick::{AhoCorasick, Input, Match, MatchKind};
 use fancy_regex::Regex;
 use hashbrown::HashMap;
 
-use crate::batch::Pause;
-use crate::pairs::ID_BOUND;
+use crate::interrupt::Interrupt;
+use crate::vocab::ID_BOUND;
 use crate::{Error, Result};
 
-/// Bytes that are searched for added tokens between two pauses.
+/// Bytes that are searched for added tokens between two interrupt checks.
 const WINDOW: usize = 1 << 18;
 
 /// A token that is matched as a whole before the text is split. The flags are those of `tokenizer.json`.
@@ -172,14 +172,14 @@ impl AddedTokens {
 
     /// # Errors
     /// [`Error::InvalidArgument`] if the text holds a special token of `set`, naming it and the byte where it starts; what
-    /// the pause returns.
-    pub(crate) fn refuse(&self, text: &str, set: SpecialSet<'_>, pause: Pause<'_>) -> Result<()> {
+    /// the interrupt returns.
+    pub(crate) fn refuse(&self, text: &str, set: SpecialSet<'_>, interrupt: Interrupt<'_>) -> Result<()> {
         if set.is_none() {
             return Ok(());
         }
         let mut first = None;
         for token in self.tokens.iter().filter(|token| token.special && set.contains(&token.content)) {
-            pause.ask()?;
+            interrupt.check()?;
             let found = text.find(&token.content).map(|at| (at, &token.content));
             first = first.into_iter().chain(found).min();
         }
@@ -207,26 +207,26 @@ impl AddedTokens {
     /// Cuts a text that is not yet normalized into ordinary parts and added tokens, calling back for each in order.
     ///
     /// # Errors
-    /// What `each` and the pause return.
-    pub(crate) fn cut_raw(
+    /// What `each` and the interrupt check return.
+    pub(crate) fn split_raw(
         &self,
         text: &str,
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
-        self.cut(self.raw.as_ref(), text, allowed, pause, each)
+        self.cut(self.raw.as_ref(), text, allowed, interrupt, each)
     }
 
     /// The same for an ordinary part that is normalized.
-    pub(crate) fn cut_normalized(
+    pub(crate) fn split_normalized(
         &self,
         text: &str,
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
-        self.cut(self.normalized.as_ref(), text, allowed, pause, each)
+        self.cut(self.normalized.as_ref(), text, allowed, interrupt, each)
     }
 
     fn cut(
@@ -234,11 +234,11 @@ impl AddedTokens {
         matcher: Option<&Matcher>,
         text: &str,
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
         match matcher {
-            Some(matcher) if !matcher.finds_none(allowed) => matcher.cut(text, &self.tokens, allowed, pause, each),
+            Some(matcher) if !matcher.finds_none(allowed) => matcher.cut(text, &self.tokens, allowed, interrupt, each),
             _ if text.is_empty() => Ok(()),
             _ => each(Part { bytes: 0..text.len(), added: None }),
         }
@@ -297,13 +297,13 @@ impl Matcher {
         text: &str,
         tokens: &[AddedToken],
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         each: &mut dyn FnMut(Part) -> Result<()>,
     ) -> Result<()> {
         let (mut done, mut from) = (0, 0);
         for turn in 0.. {
-            pause.ask_at(turn)?;
-            let Some(found) = self.find(text, from, pause)? else { break };
+            interrupt.check_at(turn)?;
+            let Some(found) = self.find(text, from, interrupt)? else { break };
             from = found.end();
             let token = &tokens[self.tokens[found.pattern().as_usize()]];
             let (mut start, mut end) = (found.start(), found.end());
@@ -330,7 +330,7 @@ impl Matcher {
     }
 
     /// Returns the first match behind `from`: the leftmost, and of those the longest.
-    fn find(&self, text: &str, mut from: usize, pause: Pause<'_>) -> Result<Option<Match>> {
+    fn find(&self, text: &str, mut from: usize, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
         while from < text.len() {
             // A match that begins within the window has room for the longest pattern.
             let window = from..from + WINDOW;
@@ -338,7 +338,7 @@ impl Matcher {
             if let Some(found) = self.automaton.find(input).filter(|found| window.contains(&found.start())) {
                 return Ok(Some(found));
             }
-            pause.ask()?;
+            interrupt.check()?;
             from = window.end;
         }
         Ok(None)

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use crate::atomic_write::temporary_path;
 use crate::documents::{Chunk, Documents};
-use crate::formats::temporary_beside;
 use crate::{EncodeOptions, Error, Result, Tokenizer};
 
 /// Bytes of text that are encoded at a time.
@@ -37,7 +37,7 @@ impl TokenFile {
     /// # Errors
     /// [`Error::Io`] if it cannot be written there.
     pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
-        let temporary = temporary_beside(path);
+        let temporary = temporary_path(path);
         let is_narrow = vocab_size <= 1 << 16;
         let mut this = Self { path: path.to_owned(), temporary, file: None, is_narrow, len: 0, bytes: Vec::new() };
         let file = File::create(&this.temporary).map_err(|source| this.io_error(source))?;
@@ -151,7 +151,7 @@ impl Tokenizer {
         out: &mut TokenFile,
     ) -> Result<()> {
         let texts: Vec<&str> = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
-        let plain = EncodeOptions { pause: options.pause, ..EncodeOptions::default() };
+        let plain = EncodeOptions { interrupt: options.interrupt, ..EncodeOptions::default() };
         let (ids, offsets) = self.encode_batch(&texts, plain, threads)?;
         for (chunk, row) in chunks.iter().zip(offsets.windows(2)) {
             out.push(&ids[row[0] as usize..row[1] as usize])?;

@@ -4,18 +4,19 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::batch::{EncodeOptions, Pause, room_for_ids};
-use crate::boundaries::Boundaries;
-use crate::byte_alphabet::{to_bytes, to_chars};
+use crate::byte_alphabet::{byte_of, to_bytes, to_chars};
 use crate::cache::DEFAULT_LIMIT;
+use crate::encode::room_for_ids;
 use crate::encode::{Counter, Encoder, Scratch, Sink};
-use crate::formats::byte_of;
+use crate::encode_options::EncodeOptions;
+use crate::interrupt::Interrupt;
 use crate::normalize::{After, Normalizer, SPACE, Spaces};
 use crate::pipeline::components::{PostProcessor, TemplateText};
 use crate::pipeline::{Components, Item, Pipeline, Template};
 use crate::pretokenize::Pretokenizer;
 use crate::sentencepiece::SentencePieceModel;
 use crate::special::{AddedToken, AddedTokens, SpecialSet};
+use crate::unmergeable::UnmergeableBoundaries;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 use bpe_llama_simd::ScratchPool;
@@ -24,16 +25,16 @@ use bpe_llama_simd::ScratchPool;
 const BOS_NAMES: &[&str] = &["<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>"];
 const EOS_NAMES: &[&str] = &["<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"];
 
-/// The ids with a role of their own, where a tokenizer has them.
+/// The ids of the tokens with a special role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Ends {
-    /// Begins a text.
+pub struct SpecialIds {
+    /// The beginning of a text.
     pub bos: Option<u32>,
-    /// Ends a text.
+    /// The end of a text.
     pub eos: Option<u32>,
-    /// Fills short rows.
+    /// Padding of short rows.
     pub pad: Option<u32>,
-    /// Stands for what no token does.
+    /// What unknown text is encoded as.
     pub unk: Option<u32>,
 }
 
@@ -58,7 +59,7 @@ pub struct Tokenizer {
     pretokenizer: Pretokenizer,
     pub(crate) added: AddedTokens,
     pub(crate) normalizer: Normalizer,
-    ends: Ends,
+    ends: SpecialIds,
     pub(crate) post_processor: Option<Arc<PostProcessor>>,
     /// What the post-processor puts around a text.
     pub(crate) template: Template,
@@ -67,7 +68,7 @@ pub struct Tokenizer {
     /// Gives offsets and decodes where a `tokenizer.json` asks for more than bytes.
     pub(crate) pipeline: Option<Arc<Pipeline>>,
     /// What this tokenizer does as a pipeline, once it was asked for.
-    pub(crate) spelt: OnceLock<Arc<Pipeline>>,
+    pub(crate) equivalent: OnceLock<Arc<Pipeline>>,
     /// Why the pipeline encodes too, if it does: the part of the file that no faster way is known for.
     general_because: Option<String>,
     /// What encodes and decodes instead of the vocabulary, where byte-level merging cannot say a SentencePiece model.
@@ -76,7 +77,7 @@ pub struct Tokenizer {
     decodes_as_sentencepiece: bool,
     /// Whether an added token is decoded to other bytes than the ordinary token of its id.
     added_go_first: bool,
-    boundaries: Boundaries,
+    boundaries: UnmergeableBoundaries,
     /// Warm scratch memory, one for each thread that was ever in here at the same time as others.
     idle: ScratchPool<Scratch>,
     cache_limit: AtomicUsize,
@@ -112,10 +113,10 @@ impl Tokenizer {
         normalizer: Normalizer,
     ) -> Self {
         let named = |names: &[&str]| names.iter().find_map(|name| Some(added.by_content(name)?.id));
-        let ends = Ends { bos: named(BOS_NAMES), eos: named(EOS_NAMES), pad: None, unk: None };
+        let ends = SpecialIds { bos: named(BOS_NAMES), eos: named(EOS_NAMES), pad: None, unk: None };
         Self {
             ends,
-            boundaries: Boundaries::new(&vocab),
+            boundaries: UnmergeableBoundaries::new(&vocab),
             vocab,
             pretokenizer,
             added,
@@ -124,7 +125,7 @@ impl Tokenizer {
             template: Template::default(),
             components: None,
             pipeline: None,
-            spelt: OnceLock::new(),
+            equivalent: OnceLock::new(),
             general_because: None,
             sentencepiece: None,
             decodes_as_sentencepiece: false,
@@ -181,7 +182,7 @@ impl Tokenizer {
     }
 
     /// Decodes the ids of added tokens as these, where ordinary tokens of the same ids have other bytes.
-    pub(crate) fn put_added_first(&mut self) {
+    pub(crate) fn prefer_added_tokens(&mut self) {
         let differs = |token: &AddedToken| {
             self.vocab.id_to_bytes(token.id).is_some_and(|bytes| self.added.bytes_of(token.id) != Some(bytes))
         };
@@ -194,7 +195,7 @@ impl Tokenizer {
     }
 
     /// Returns the tokenizer whose pipeline encodes from now on.
-    pub(crate) fn made_general(mut self, because: &str) -> Self {
+    pub(crate) fn encoding_by_pipeline(mut self, because: &str) -> Self {
         self.general_because = Some(because.to_owned());
         self
     }
@@ -221,15 +222,15 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
     pub fn with_bos_eos(self, bos: Option<u32>, eos: Option<u32>) -> Result<Self> {
-        let ends = Ends { bos, eos, ..self.ends };
-        self.with_ends(ends)
+        let ends = SpecialIds { bos, eos, ..self.ends };
+        self.with_special_ids(ends)
     }
 
     /// Returns the tokenizer with these ids in their roles.
     ///
     /// # Errors
     /// [`Error::NotFound`] for an id that no token has.
-    pub fn with_ends(mut self, ends: Ends) -> Result<Self> {
+    pub fn with_special_ids(mut self, ends: SpecialIds) -> Result<Self> {
         for id in [ends.bos, ends.eos, ends.pad, ends.unk].into_iter().flatten() {
             self.id_to_bytes(id)?;
         }
@@ -270,7 +271,7 @@ impl Tokenizer {
     }
 
     /// The ids with a role of their own.
-    pub fn ends(&self) -> Ends {
+    pub fn special_ids(&self) -> SpecialIds {
         self.ends
     }
 
@@ -350,7 +351,7 @@ impl Tokenizer {
     /// Appends the ids of `text` to `ids`. On an error, `ids` may have grown.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`], and what `options.pause` returns.
+    /// As [`Tokenizer::encode`], and what `options.interrupt` returns.
     pub fn encode_into(&self, text: &str, options: EncodeOptions<'_>, ids: &mut Vec<u32>) -> Result<()> {
         if ids.capacity() == 0 {
             *ids = room_for_ids(text.len());
@@ -367,19 +368,19 @@ impl Tokenizer {
     /// but for the one that was left out at the end of that text where spaces collapse.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_ordinary`], and what the pause returns.
-    pub fn encode_following(&self, text: &str, before: Option<&str>, pause: Pause<'_>) -> Result<Vec<u32>> {
+    /// As [`Tokenizer::encode_ordinary`], and what the interrupt check returns.
+    pub fn encode_following(&self, text: &str, before: Option<&str>, interrupt: Interrupt<'_>) -> Result<Vec<u32>> {
         if self.general_because.is_some()
             && let Some(before) = before.filter(|before| !before.is_empty())
         {
             let whole = [before, text].concat();
-            let tokens = self.encode_with_spans(&whole, SpecialSet::None, pause)?;
+            let tokens = self.encode_with_spans(&whole, SpecialSet::None, interrupt)?;
             let is_new = |token: &&crate::pipeline::Token| token.end > before.len();
             return Ok(tokens.iter().filter(is_new).map(|token| token.id).collect());
         }
         let mut ids = Vec::new();
         let after = before.map_or(After::Special, After::of);
-        self.encode_into(text, EncodeOptions { after, pause, ..EncodeOptions::default() }, &mut ids)?;
+        self.encode_into(text, EncodeOptions { after, interrupt, ..EncodeOptions::default() }, &mut ids)?;
         Ok(ids)
     }
 
@@ -394,7 +395,7 @@ impl Tokenizer {
     /// Returns all tokens but the added ones with their bytes, in id order.
     pub fn tokens(&self) -> Vec<(&[u8], u32)> {
         if self.general_because.is_some() {
-            return self.vocab.silent_tokens().collect();
+            return self.vocab.decode_only_tokens().collect();
         }
         self.vocab.tokens().collect()
     }
@@ -453,14 +454,14 @@ impl Tokenizer {
     /// for `▁`, which to SentencePiece is a space).
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_ordinary`], and what the pause returns.
+    /// As [`Tokenizer::encode_ordinary`], and what the interrupt check returns.
     ///
     /// # Source
     /// tiktoken treats bytes that are no UTF-8 the same way.
-    pub fn encode_bytes(&self, bytes: &[u8], pause: Pause<'_>) -> Result<Vec<u32>> {
+    pub fn encode_bytes(&self, bytes: &[u8], interrupt: Interrupt<'_>) -> Result<Vec<u32>> {
         let encode = |text: &str| {
             let mut ids = Vec::new();
-            self.encode_into(text, EncodeOptions { pause, ..EncodeOptions::default() }, &mut ids)?;
+            self.encode_into(text, EncodeOptions { interrupt, ..EncodeOptions::default() }, &mut ids)?;
             Ok::<_, Error>(ids)
         };
         let (text, tail) = match std::str::from_utf8(bytes) {
@@ -478,18 +479,18 @@ impl Tokenizer {
         }
         if let Some(model) = &self.sentencepiece {
             let mut ids = Vec::new();
-            model.encode(bytes, After::Nothing, pause, &mut ids)?;
+            model.encode(bytes, After::Nothing, interrupt, &mut ids)?;
             return Ok(ids);
         }
         if self.spaces().is_some() {
             // The byte that is no text becomes a token of its own, so nothing merges across it.
             let mut ids = encode(text)?;
-            self.with_scratch(pause, |encoder, scratch| encoder.bytes(tail, scratch, &mut ids))?;
+            self.with_scratch(interrupt, |encoder, scratch| encoder.bytes(tail, scratch, &mut ids))?;
             return Ok(ids);
         }
         let mut ids = encode(text)?;
         let mut last = 0;
-        self.pretokenizer.each_piece(text, pause, |start, _| last = start)?;
+        self.pretokenizer.each_piece(text, interrupt, |start, _| last = start)?;
         let mut unsettled = encode(&text[last..])?.len();
         // A piece of white space may take in the white space before it once more follows.
         let is_blank =
@@ -500,16 +501,16 @@ impl Tokenizer {
         let mut joined = self.decode_bytes(&ids[ids.len() - unsettled..])?;
         joined.extend_from_slice(tail);
         ids.truncate(ids.len() - unsettled);
-        self.with_scratch(pause, |encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
+        self.with_scratch(interrupt, |encoder, scratch| encoder.bytes(&joined, scratch, &mut ids))?;
         Ok(ids)
     }
 
     /// Returns nothing if the text holds no special token of `disallowed`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it holds one, naming it and where it stands; what the pause returns.
-    pub fn refuse_special(&self, text: &str, disallowed: SpecialSet<'_>, pause: Pause<'_>) -> Result<()> {
-        self.added.refuse(text, disallowed, pause)
+    /// [`Error::InvalidArgument`] if it holds one, naming it and where it stands; what the interrupt check returns.
+    pub fn refuse_special(&self, text: &str, disallowed: SpecialSet<'_>, interrupt: Interrupt<'_>) -> Result<()> {
+        self.added.refuse(text, disallowed, interrupt)
     }
 
     /// Returns the bytes of one token, special or not.
@@ -578,7 +579,7 @@ impl Tokenizer {
     /// Hands the ids of a text to `sink`.
     #[inline]
     fn run<S: Sink>(&self, text: &str, options: EncodeOptions<'_>, sink: &mut S) -> Result<()> {
-        self.with_scratch(options.pause, |encoder, scratch| {
+        self.with_scratch(options.interrupt, |encoder, scratch| {
             if self.is_cut_safe(options.allowed) {
                 encoder.encode(text, scratch, sink)
             } else {
@@ -599,21 +600,21 @@ impl Tokenizer {
     ) -> Result<()> {
         if let (Some(pipeline), Some(_)) = (&self.pipeline, &self.general_because) {
             let added = (&self.added, options.allowed);
-            return pipeline.encode(text, added, options.pause, None, &mut |ids| sink.take(ids));
+            return pipeline.encode(text, added, options.interrupt, None, &mut |ids| sink.take(ids));
         }
         self.added.check(options.allowed)?;
         let mut after = options.after;
-        self.added.cut_raw(text, options.allowed, options.pause, &mut |part| {
+        self.added.split_raw(text, options.allowed, options.interrupt, &mut |part| {
             let after = std::mem::replace(&mut after, After::Special);
             if let Some(id) = part.added {
                 sink.take(&[id]);
                 return Ok(());
             }
             if let Some(model) = &self.sentencepiece {
-                return model.encode(text[part.bytes].as_bytes(), after, options.pause, sink);
+                return model.encode(text[part.bytes].as_bytes(), after, options.interrupt, sink);
             }
-            let normal = self.normalizer.apply(&text[part.bytes], after, options.pause)?;
-            self.added.cut_normalized(&normal, options.allowed, options.pause, &mut |part| {
+            let normal = self.normalizer.apply(&text[part.bytes], after, options.interrupt)?;
+            self.added.split_normalized(&normal, options.allowed, options.interrupt, &mut |part| {
                 if let Some(id) = part.added {
                     sink.take(&[id]);
                     return Ok(());
@@ -625,9 +626,13 @@ impl Tokenizer {
 
     /// Runs `work` with scratch memory that no other thread uses, warm if there is any.
     #[inline]
-    pub(crate) fn with_scratch<R>(&self, pause: Pause<'_>, work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R) -> R {
+    pub(crate) fn with_scratch<R>(
+        &self,
+        interrupt: Interrupt<'_>,
+        work: impl FnOnce(Encoder<'_>, &mut Scratch) -> R,
+    ) -> R {
         let encoder =
-            Encoder { pause, vocab: &self.vocab, pretokenizer: &self.pretokenizer, boundaries: &self.boundaries };
+            Encoder { interrupt, vocab: &self.vocab, pretokenizer: &self.pretokenizer, boundaries: &self.boundaries };
         let limit = self.cache_limit();
         let idle = self.idle.take().filter(|scratch| scratch.cache_limit() == limit);
         let mut scratch = idle.unwrap_or_else(|| Box::new(Scratch::new(limit)));
@@ -650,12 +655,12 @@ impl Clone for Tokenizer {
             template: self.template.clone(),
             components: self.components.clone(),
             pipeline: self.pipeline.clone(),
-            spelt: self.spelt.clone(),
+            equivalent: self.equivalent.clone(),
             general_because: self.general_because.clone(),
             sentencepiece: self.sentencepiece.clone(),
             decodes_as_sentencepiece: self.decodes_as_sentencepiece,
             added_go_first: self.added_go_first,
-            boundaries: Boundaries::new(&self.vocab),
+            boundaries: UnmergeableBoundaries::new(&self.vocab),
             idle: ScratchPool::new(),
             cache_limit: AtomicUsize::new(self.cache_limit()),
         }

@@ -8,10 +8,11 @@ mod long;
 mod probe;
 mod short;
 
+use crate::inline_key::INLINE_BYTES;
 use bpe_llama_simd::prefetch::prefetch;
 use long::LongTable;
 use probe::LONG;
-pub(crate) use probe::{Probe, SHORT_BYTES};
+pub(crate) use probe::Probe;
 use short::{MANY, SHORT_IDS, ShortTable, find, unpack_ids};
 
 /// How much room a piece needs in a run of ids.
@@ -51,7 +52,7 @@ impl PieceCache {
         let (mut long_slots, mut long_count) = ([0; 64], 0);
         for (&end, probe) in ends.iter().zip(probes) {
             *probe = Probe::new(bytes, start, end);
-            if end - start > SHORT_BYTES {
+            if end - start > INLINE_BYTES {
                 let slot = self.long.first_slot(probe.hash);
                 prefetch(self.long.slots.as_ptr().wrapping_add(slot));
                 long_slots[long_count % 64] = slot;
@@ -175,7 +176,7 @@ mod tests {
         ) {
             let mut cache = PieceCache::new(limit);
             for (piece, is_part) in pieces.iter().chain(&pieces) {
-                let is_part = *is_part && piece.len() <= SHORT_BYTES;
+                let is_part = *is_part && piece.len() <= INLINE_BYTES;
                 let probe = if is_part { Probe::of_part(piece) } else { Probe::new(piece, 0, piece.len()) };
                 let expected = ids_of(piece, is_part);
                 for room in [2, 4, 9] {

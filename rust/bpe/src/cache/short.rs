@@ -1,6 +1,7 @@
 //! Short pieces with few ids.
 
-use super::probe::{Probe, ShortKey, hash_short};
+use super::probe::{Probe, hash_short};
+use crate::inline_key::InlineKey;
 use bpe_llama_simd::huge_pages;
 
 /// How many ids an entry holds at most.
@@ -108,7 +109,7 @@ impl ShortTable {
 
 /// Returns the entry of a line that has this key, if there is one, else another.
 #[inline(always)]
-pub(super) fn find(line: &Line, key: ShortKey) -> Entry {
+pub(super) fn find(line: &Line, key: InlineKey) -> Entry {
     // Which of the two cannot be foreseen: no branch may depend on it.
     let second = usize::from((line[0] ^ key[0]) | (line[1] ^ key[1]) != 0) * 4;
     [line[second], line[second + 1], line[second + 2], line[second + 3]]

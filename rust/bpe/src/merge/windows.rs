@@ -4,10 +4,10 @@
 
 use super::byte_id;
 use crate::Result;
-use crate::pairs::{ID_BOUND, NO_RANK, Query};
 #[cfg(target_arch = "x86_64")]
-use crate::search::{Avx2, Avx512};
-use crate::search::{KEYS, Portable, Search};
+use crate::simd_search::{Avx2, Avx512};
+use crate::simd_search::{KEYS, Portable, SimdSearch};
+use crate::vocab::{ID_BOUND, NO_RANK, Query};
 use crate::vocab::{NO_ID, Vocab};
 
 /// How many bytes a window has at most.
@@ -48,7 +48,7 @@ struct Asked {
 impl Asked {
     #[inline(always)]
     fn new(vocab: &Vocab, place: usize, pair: (u32, u32)) -> Self {
-        Self { place, query: vocab.pairs().ask(pair) }
+        Self { place, query: vocab.pair_table().prefetch(pair) }
     }
 }
 
@@ -108,9 +108,9 @@ impl Window {
 
     /// Takes the answers to what [`Window::merge`] asked.
     #[inline(always)]
-    fn answer(&mut self, search: impl Search, vocab: &Vocab) {
+    fn answer(&mut self, search: impl SimdSearch, vocab: &Vocab) {
         for asked in self.asked {
-            let rank = vocab.pairs().look_up(search, asked.query);
+            let rank = vocab.pair_table().look_up(search, asked.query);
             if let Some(answer) = self.keys.get_mut(asked.place) {
                 *answer = key(rank, asked.place);
             }
@@ -171,7 +171,7 @@ pub(super) fn merge_beginning(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -
 }
 
 #[inline(always)]
-fn merge(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+fn merge(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     if piece.len() > WIDTH {
         return merge_side_by_side(search, vocab, piece, out);
     }
@@ -188,7 +188,7 @@ fn merge(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -
 /// are so are an encoding. Two windows are therefore joined at a token that both hold: what stands before it in one, and
 /// behind it in the other, does not merge with it.
 #[inline(always)]
-fn merge_side_by_side(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+fn merge_side_by_side(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     let mut windows = [Window::EMPTY; WINDOWS];
     let length = piece.len().min(SPAN);
     let count = (length - OVERLAP).div_ceil(STRIDE);

@@ -3,7 +3,7 @@
 use fancy_regex::{Regex, RegexBuilder};
 
 use super::oniguruma::MATCHES;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
 /// Steps of backtracking that one match may take. Patterns in use need a few dozen; this stops the exponential ones.
@@ -27,12 +27,18 @@ impl Custom {
     /// Appends the ends of the next pieces, within the capacity of `ends`.
     ///
     /// A match of no characters, as of `(?=[A-Z])`, cuts the text without being a piece.
-    pub(super) fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>, pause: Pause<'_>) -> Result<()> {
+    pub(super) fn fill_ends(
+        &self,
+        text: &str,
+        start: usize,
+        ends: &mut Vec<usize>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<()> {
         let mut piece_start = start;
         let mut search_from = start;
         while piece_start < text.len() && ends.len() < ends.capacity() {
             if ends.len() % MATCHES == MATCHES - 1 {
-                pause.ask()?;
+                interrupt.check()?;
             }
             let (match_start, match_end) = self.find(text, search_from)?;
             if match_start > piece_start {

@@ -7,7 +7,7 @@ use super::unicode::{LETTER, NUMBER, SPACE, SYMBOL, class_at};
 /// Between a letter or number and what follows it, if that is white space or punctuation: every pattern ends a piece
 /// there whatever came before, and the letter or number before the cut is the same piece at the end of a text. The
 /// apostrophe is left out, since `o200k` lets a word keep its contraction.
-pub(super) fn safe_cut(text: &[u8], from: usize) -> Option<usize> {
+pub(super) fn chunk_boundary(text: &[u8], from: usize) -> Option<usize> {
     let is_start = |at: usize| text[at] & 0xc0 != 0x80;
     let mut at = from.min(text.len());
     while at > 0 && at < text.len() && !is_start(at) {

@@ -49,7 +49,7 @@ pub use self::superwords::PATTERN as SUPERWORD_PATTERN;
 use self::custom::Custom;
 use self::named::Named;
 use self::oniguruma::Oniguruma;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
 /// The Unicode version of the classes (`\p{L}`, `\s` …) that named patterns and regexes match.
@@ -238,24 +238,24 @@ impl Pretokenizer {
     /// # Ok::<(), bpe_llama::Error>(())
     /// ```
     pub fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
-        self.fill_ends_pausing(text, start, ends, Pause::default())
+        self.fill_ends_interruptible(text, start, ends, Interrupt::NEVER)
     }
 
-    /// The same with a pause, where regexes split: hand-written splitters need none.
-    pub(crate) fn fill_ends_pausing(
+    /// The same with a interrupt, where regexes split: hand-written splitters need none.
+    pub(crate) fn fill_ends_interruptible(
         &self,
         text: &str,
         start: usize,
         ends: &mut Vec<usize>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<()> {
         match &self.splitter {
             Splitter::Named(named) => named.fill_ends(text, start, ends),
             Splitter::Words => words::fill_ends(text.as_bytes(), start, ends),
             Splitter::Superwords => superwords::fill_ends(text.as_bytes(), start, ends),
-            Splitter::Custom(custom) => custom.fill_ends(text, start, ends, pause)?,
-            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends, pause)?,
-            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends, pause)?,
+            Splitter::Custom(custom) => custom.fill_ends(text, start, ends, interrupt)?,
+            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends, interrupt)?,
+            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends, interrupt)?,
         }
         Ok(())
     }
@@ -266,21 +266,26 @@ impl Pretokenizer {
     /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
     pub fn split<'text>(&self, text: &'text str) -> Result<Vec<&'text str>> {
         let mut pieces = Vec::new();
-        self.each_piece(text, Pause::default(), |start, end| pieces.push(&text[start..end]))?;
+        self.each_piece(text, Interrupt::NEVER, |start, end| pieces.push(&text[start..end]))?;
         Ok(pieces)
     }
 
     /// Calls back with where each piece begins and ends.
     ///
     /// # Errors
-    /// As [`Pretokenizer::split`], and what the pause returns.
-    pub(crate) fn each_piece(&self, text: &str, pause: Pause<'_>, mut each: impl FnMut(usize, usize)) -> Result<()> {
+    /// As [`Pretokenizer::split`], and what the interrupt check returns.
+    pub(crate) fn each_piece(
+        &self,
+        text: &str,
+        interrupt: Interrupt<'_>,
+        mut each: impl FnMut(usize, usize),
+    ) -> Result<()> {
         let mut ends = Vec::with_capacity(256);
         let mut start = 0;
         while start < text.len() {
-            pause.ask()?;
+            interrupt.check()?;
             ends.clear();
-            self.fill_ends_pausing(text, start, &mut ends, pause)?;
+            self.fill_ends_interruptible(text, start, &mut ends, interrupt)?;
             for &end in &ends {
                 each(start, end);
                 start = end;
@@ -298,13 +303,13 @@ impl Pretokenizer {
     /// ```
     /// use bpe_llama::pretokenize::Pretokenizer;
     ///
-    /// assert_eq!(Pretokenizer::new("cl100k")?.safe_cut("several words", 3), Some(7));
+    /// assert_eq!(Pretokenizer::new("cl100k")?.chunk_boundary("several words", 3), Some(7));
     /// # Ok::<(), bpe_llama::Error>(())
     /// ```
-    pub fn safe_cut(&self, text: &str, from: usize) -> Option<usize> {
+    pub fn chunk_boundary(&self, text: &str, from: usize) -> Option<usize> {
         match self.splitter {
-            Splitter::Named(_) => cut::safe_cut(text.as_bytes(), from),
-            Splitter::Superwords => superwords::safe_cut(text.as_bytes(), from),
+            Splitter::Named(_) => cut::chunk_boundary(text.as_bytes(), from),
+            Splitter::Superwords => superwords::chunk_boundary(text.as_bytes(), from),
             _ => None,
         }
     }
@@ -336,26 +341,26 @@ fn fill_sequence(
     text: &str,
     start: usize,
     ends: &mut Vec<usize>,
-    pause: Pause<'_>,
+    interrupt: Interrupt<'_>,
 ) -> Result<()> {
     let Some((first, rest)) = steps.split_first() else {
         ends.push(text.len());
         return Ok(());
     };
     if rest.is_empty() {
-        return first.fill_ends_pausing(text, start, ends, pause);
+        return first.fill_ends_interruptible(text, start, ends, interrupt);
     }
     let capacity = ends.capacity();
     let mut parts = Vec::with_capacity(64);
     let mut part_start = start;
     while part_start < text.len() && ends.len() < capacity {
         parts.clear();
-        first.fill_ends_pausing(text, part_start, &mut parts, pause)?;
+        first.fill_ends_interruptible(text, part_start, &mut parts, interrupt)?;
         for &part_end in &parts {
             if ends.len() >= capacity {
                 break;
             }
-            fill_part(rest, text, part_start..part_end, ends, pause)?;
+            fill_part(rest, text, part_start..part_end, ends, interrupt)?;
             part_start = part_end;
         }
     }
@@ -368,14 +373,14 @@ fn fill_part(
     text: &str,
     part: std::ops::Range<usize>,
     ends: &mut Vec<usize>,
-    pause: Pause<'_>,
+    interrupt: Interrupt<'_>,
 ) -> Result<()> {
     let part_text = &text[part.clone()];
     let mut piece_start = 0;
     while piece_start < part_text.len() {
         let known = ends.len();
         ends.reserve(16);
-        fill_sequence(steps, part_text, piece_start, ends, pause)?;
+        fill_sequence(steps, part_text, piece_start, ends, interrupt)?;
         for end in &mut ends[known..] {
             piece_start = *end;
             *end += part.start;

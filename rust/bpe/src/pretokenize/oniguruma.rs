@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
 /// Steps of backtracking that one match may take: Oniguruma's own bound.
 const BACKTRACK_LIMIT: u32 = 10_000_000;
 
-/// Matches between two pauses: each may take many steps.
+/// Matches between two interrupt checks: each may take many steps.
 pub(crate) const MATCHES: usize = 64;
 
 /// A regex in Oniguruma's syntax, which differs from that of Rust's regexes.
@@ -95,12 +95,18 @@ impl Oniguruma {
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`: matches, and what lies between them.
-    pub(super) fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>, pause: Pause<'_>) -> Result<()> {
+    pub(super) fn fill_ends(
+        &self,
+        text: &str,
+        start: usize,
+        ends: &mut Vec<usize>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<()> {
         let mut piece_start = start;
         let mut cursor = Cursor::at(start);
         while piece_start < text.len() && ends.len() < ends.capacity() {
             if ends.len() % MATCHES == MATCHES - 1 {
-                pause.ask()?;
+                interrupt.check()?;
             }
             let (match_start, match_end) = self.next_match(text, &mut cursor)?.unwrap_or((text.len(), text.len()));
             if match_start > piece_start {

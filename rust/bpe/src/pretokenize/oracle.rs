@@ -1,12 +1,12 @@
 //! What the tests hold splitters to.
 
 use super::custom::Custom;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 
 /// Returns the ends that the regex finds.
 pub(super) fn ends_of_regex(pattern: &str, text: &str) -> Vec<usize> {
     let mut ends = Vec::with_capacity(2 * text.len() + 1);
-    Custom::new(pattern).expect("valid").fill_ends(text, 0, &mut ends, Pause::default()).expect("linear");
+    Custom::new(pattern).expect("valid").fill_ends(text, 0, &mut ends, Interrupt::NEVER).expect("linear");
     ends
 }
 

@@ -88,7 +88,7 @@ fn match_end(text: &[u8], at: usize, class: u8, length: usize) -> usize {
 /// Returns an offset of at least `from` where text may be cut: behind a line's end, where no match goes on.
 ///
 /// White space behind it is left out, as special tokens before the line's end may take all that follows them.
-pub(super) fn safe_cut(text: &[u8], from: usize) -> Option<usize> {
+pub(super) fn chunk_boundary(text: &[u8], from: usize) -> Option<usize> {
     let from = from.max(1);
     let newlines = memchr::memchr2_iter(b'\r', b'\n', text.get(from - 1..)?);
     newlines
@@ -100,7 +100,7 @@ pub(super) fn safe_cut(text: &[u8], from: usize) -> Option<usize> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{PATTERN, fill_ends, safe_cut};
+    use super::{PATTERN, chunk_boundary, fill_ends};
     use crate::pretokenize::oracle::{all_ends, ends_of_regex};
 
     fn expected(text: &str) -> Vec<usize> {
@@ -118,7 +118,7 @@ mod tests {
 
         #[test]
         fn a_cut_changes_no_piece(text in "([a1./ \t\r\n]|\u{301}|\u{a0}){0,40}", from in 0usize..40) {
-            if let Some(cut) = safe_cut(text.as_bytes(), from) {
+            if let Some(cut) = chunk_boundary(text.as_bytes(), from) {
                 prop_assert!(cut >= from && cut < text.len());
                 let mut ends = expected(&text[..cut]);
                 ends.extend(expected(&text[cut..]).iter().map(|end| cut + end));

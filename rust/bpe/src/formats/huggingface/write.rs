@@ -179,8 +179,8 @@ impl Tokenizer {
             None => self.vocab().tokens().map(|(token, id)| (to_chars(token), id)).collect(),
         };
         if self.spaces().is_none() {
-            let silent = self.vocab().silent_tokens();
-            entries.extend(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
+            let decode_only = self.vocab().decode_only_tokens();
+            entries.extend(decode_only.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
         }
         let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
         let mut missing = Vec::new();

@@ -5,12 +5,13 @@
 //! found, wider stretches are tried, merged in passes of one rank each or, where these are many, by a heap of all pairs, and
 //! at last the heap takes the whole piece. All ways give the same ids, and the cost is linear in the piece but for that last resort.
 
+mod derive;
 mod windows;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::pairs::NO_RANK;
+use crate::vocab::NO_RANK;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 

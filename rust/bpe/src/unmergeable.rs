@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashSet;
 
+use crate::utf8::{char_len, is_continuation};
 use crate::vocab::Vocab;
 
 /// Which pairs of neighbouring characters some token holds side by side, whole or in part.
-pub(crate) struct Boundaries {
+pub(crate) struct UnmergeableBoundaries {
     /// Both sides of every character boundary inside a token, each cut to what the token shows of that character.
     crossings: HashSet<u64, foldhash::fast::FixedState>,
     /// A bit for each two bytes, by the first times 256 and the second, that meet at such a boundary.
@@ -22,7 +23,7 @@ pub(crate) struct Boundaries {
 const MEMO_BITS: u32 = 14;
 const APART: u64 = 1 << 63;
 
-impl Boundaries {
+impl UnmergeableBoundaries {
     pub(crate) fn new(vocab: &Vocab) -> Self {
         let mut crossings = HashSet::default();
         let mut meeting = Box::new([0; 1 << 10]);
@@ -115,19 +116,4 @@ fn crossing_key(left: &[u8], right: &[u8]) -> u64 {
 /// Where the bit of two bytes is.
 fn meeting_bit(first: u8, second: u8) -> (usize, u64) {
     (usize::from(first) << 2 | usize::from(second) >> 6, 1 << (second & 63))
-}
-
-fn is_continuation(byte: u8) -> bool {
-    byte & 0xC0 == 0x80
-}
-
-/// Returns how many bytes the character with this first byte takes.
-#[inline]
-fn char_len(first: u8) -> usize {
-    match first {
-        0..0xC0 => 1,
-        0xC0..0xE0 => 2,
-        0xE0..0xF0 => 3,
-        _ => 4,
-    }
 }

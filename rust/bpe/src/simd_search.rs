@@ -7,7 +7,7 @@ pub(crate) const KEYS: usize = 64;
 pub(crate) const ENTRIES: usize = 8;
 
 /// A backend of instructions that this CPU has.
-pub(crate) trait Search: Copy {
+pub(crate) trait SimdSearch: Copy {
     fn smallest(self, keys: &[i32; KEYS]) -> i32;
 
     /// Returns the entry that its lowest `SHIFT` bits shifted out leave as `key`, or all ones if there is none.
@@ -18,7 +18,7 @@ pub(crate) trait Search: Copy {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
-impl Search for Portable {
+impl SimdSearch for Portable {
     #[inline(always)]
     fn smallest(self, keys: &[i32; KEYS]) -> i32 {
         keys.iter().fold(i32::MAX, |smallest, &key| smallest.min(key))
@@ -38,7 +38,7 @@ mod x86 {
     #[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this module")]
     use std::arch::x86_64::*;
 
-    use super::{ENTRIES, KEYS, Search};
+    use super::{ENTRIES, KEYS, SimdSearch};
 
     /// AVX2, and with it the instructions on single bits.
     #[derive(Debug, Clone, Copy)]
@@ -51,7 +51,7 @@ mod x86 {
         }
     }
 
-    impl Search for Avx2 {
+    impl SimdSearch for Avx2 {
         #[inline(always)]
         fn smallest(self, keys: &[i32; KEYS]) -> i32 {
             // SAFETY: the eight vectors of the array are read, and the CPU has the instructions.
@@ -95,7 +95,7 @@ mod x86 {
         }
     }
 
-    impl Search for Avx512 {
+    impl SimdSearch for Avx512 {
         #[inline(always)]
         fn smallest(self, keys: &[i32; KEYS]) -> i32 {
             // SAFETY: the four vectors of the array are read, and the CPU has the instructions.
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn assert_finds(search: impl Search, keys: &[i32; KEYS], entries: &[u64; ENTRIES], key: u64) {
+    fn assert_finds(search: impl SimdSearch, keys: &[i32; KEYS], entries: &[u64; ENTRIES], key: u64) {
         assert_eq!(search.smallest(keys), Portable.smallest(keys));
         assert_eq!(search.find::<22>(entries, key), Portable.find::<22>(entries, key));
     }
