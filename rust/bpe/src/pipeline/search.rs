@@ -7,7 +7,7 @@ use memchr::memmem;
 
 use super::components::{Behavior, Pattern};
 use crate::interrupt::Interrupt;
-use crate::pretokenize::oniguruma::{MATCHES, Oniguruma};
+use crate::pretokenize::{MATCHES_PER_CHECK, Oniguruma};
 use crate::{Error, Result};
 
 /// What is looked for.
@@ -74,7 +74,7 @@ impl Search {
                 while let Some((start, end)) = regex.next_match(text, &mut cursor)? {
                     each(start, end);
                     turn += 1;
-                    if turn % MATCHES == 0 {
+                    if turn % MATCHES_PER_CHECK == 0 {
                         interrupt.check()?;
                     }
                 }

@@ -13,7 +13,7 @@ use crate::pipeline::components::{
     Behavior, ByteLevel, Decoder, Normalizer, Padding, Pattern, PostProcessor, PreTokenizer, Truncation,
 };
 use crate::pipeline::{Components, ModelOptions};
-use crate::pretokenize::{WHOLE, dialect};
+use crate::pretokenize::{WHOLE, to_oniguruma};
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer};
 
 /// Tokens and merges as a file spells them.
@@ -241,7 +241,7 @@ fn describe_splits(pretokenizer: &Pretokenizer, byte_level: ByteLevel, is_own: b
             None if step.pattern() == WHOLE => continue,
             None if step.name().is_some() => Pattern::Regex(step.pattern().to_owned()),
             None if is_own => Pattern::FancyRegex(step.pattern().to_owned()),
-            None => Pattern::Regex(dialect::to_oniguruma(step)?),
+            None => Pattern::Regex(to_oniguruma(step)?),
         };
         steps.push(PreTokenizer::Split { pattern, behavior: Behavior::Isolated, invert: false });
     }

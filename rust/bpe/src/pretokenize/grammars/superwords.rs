@@ -1,7 +1,7 @@
 //! Superwords: text cut at digits, punctuation and the ends of lines, but not at words.
 
-use super::scan::{is_other as is_unspaced, newlines_end, numbers_end};
-use super::unicode::{LETTER, MARK, NEWLINE, NUMBER, SPACE, class_at, run_end};
+use crate::pretokenize::scan::{is_other as is_unspaced, newlines_end, numbers_end};
+use crate::pretokenize::unicode::{LETTER, MARK, NEWLINE, NUMBER, WHITESPACE, class_at, run_end};
 
 /// Where superwords end (`SuperBPE`): the regex whose matches, and what lies between them, are the pieces.
 ///
@@ -13,7 +13,7 @@ use super::unicode::{LETTER, MARK, NEWLINE, NUMBER, SPACE, class_at, run_end};
 pub const PATTERN: &str = r"\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{2,}[\r\n/]*| ?[^\s\p{L}\p{M}\p{N}]?[\r\n]+| +(?!\S)";
 
 /// Appends the ends of the next pieces, within the capacity of `ends`: matches, and what lies between them.
-pub(super) fn fill_ends(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+pub(crate) fn fill_ends(text: &[u8], start: usize, ends: &mut Vec<usize>) {
     let (mut start, mut at) = (start, start);
     while at < text.len() && ends.len() < ends.capacity() {
         let (class, length) = class_at(text, at);
@@ -53,7 +53,7 @@ fn match_end(text: &[u8], at: usize, class: u8, length: usize) -> usize {
     if class & NEWLINE != 0 {
         return newlines_end(text, at);
     }
-    let class_of = |at: usize| if at < text.len() { class_at(text, at) } else { (SPACE, 0) };
+    let class_of = |at: usize| if at < text.len() { class_at(text, at) } else { (WHITESPACE, 0) };
     let is_space = text[at] == b' ';
     let body = at + usize::from(is_space);
     let (body_class, body_length) = if is_space { class_of(body) } else { (class, length) };
@@ -76,7 +76,7 @@ fn match_end(text: &[u8], at: usize, class: u8, length: usize) -> usize {
         return newlines_end(text, body);
     }
     let end = body + text[body..].iter().take_while(|&&byte| byte == b' ').count();
-    if class_of(end).0 & SPACE != 0 {
+    if class_of(end).0 & WHITESPACE != 0 {
         end
     } else if end - at > 1 {
         end - 1
@@ -88,12 +88,12 @@ fn match_end(text: &[u8], at: usize, class: u8, length: usize) -> usize {
 /// Returns an offset of at least `from` where text may be cut: behind a line's end, where no match goes on.
 ///
 /// White space behind it is left out, as special tokens before the line's end may take all that follows them.
-pub(super) fn chunk_boundary(text: &[u8], from: usize) -> Option<usize> {
+pub(crate) fn chunk_boundary(text: &[u8], from: usize) -> Option<usize> {
     let from = from.max(1);
     let newlines = memchr::memchr2_iter(b'\r', b'\n', text.get(from - 1..)?);
     newlines
         .map(|newline| from + newline)
-        .find(|&at| at < text.len() && text[at] != b'/' && class_at(text, at).0 & SPACE == 0)
+        .find(|&at| at < text.len() && text[at] != b'/' && class_at(text, at).0 & WHITESPACE == 0)
 }
 
 #[cfg(test)]
@@ -101,7 +101,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{PATTERN, chunk_boundary, fill_ends};
-    use crate::pretokenize::oracle::{all_ends, ends_of_regex};
+    use crate::pretokenize::tests::oracle::{all_ends, ends_of_regex};
 
     fn expected(text: &str) -> Vec<usize> {
         ends_of_regex(PATTERN, text)

@@ -1,22 +1,24 @@
 //! `cl100k`: the pattern of GPT-3.5 and GPT-4, and the grammar that `llama3` and `qwen2` share with it.
 
-use super::block::{BlockGrammar, Classes, split_contractions};
-use super::scan::{Grammar, contraction_end, is_other, letters_end, newlines_end, numbers_end, others_end, whitespace};
-use super::unicode::{LETTER, NEWLINE, NUMBER, SPACE, class_at};
+use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, split_contractions};
+use crate::pretokenize::scan::{
+    Grammar, contraction_end, is_other, letters_end, newlines_end, numbers_end, others_end, whitespace,
+};
+use crate::pretokenize::unicode::{LETTER, NEWLINE, NUMBER, WHITESPACE, class_at};
 
 /// tiktoken's, spelled so that `regex` for Python and Oniguruma read it alike (the latter takes `{1,3}+` for a repeat).
-pub(super) const PATTERN: &str =
+pub(crate) const PATTERN: &str =
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
 
 /// Other spellings with the same meaning: tiktoken's own.
-pub(super) const VARIANTS: &[&str] = &[
+pub(crate) const VARIANTS: &[&str] = &[
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
 ];
 
 /// At most `NUMBERS` numbers to a piece; with `WHOLE_TAIL` the white space that ends a text is one piece (`\s++$`).
-pub(super) struct Family<const NUMBERS: usize, const WHOLE_TAIL: bool>;
+pub(crate) struct Family<const NUMBERS: usize, const WHOLE_TAIL: bool>;
 
-pub(super) type Cl100k = Family<3, true>;
+pub(crate) type Cl100k = Family<3, true>;
 
 impl<const NUMBERS: usize, const WHOLE_TAIL: bool> Grammar for Family<NUMBERS, WHOLE_TAIL> {
     #[inline]
@@ -44,7 +46,7 @@ impl<const NUMBERS: usize, const WHOLE_TAIL: bool> Grammar for Family<NUMBERS, W
                 return newlines_end(text, others_end(text, second + length));
             }
         }
-        if first & SPACE == 0 {
+        if first & WHITESPACE == 0 {
             return newlines_end(text, others_end(text, second));
         }
         let run = whitespace(text, at);
@@ -56,17 +58,17 @@ impl<const NUMBERS: usize, const WHOLE_TAIL: bool> Grammar for Family<NUMBERS, W
     }
 }
 
-impl<const NUMBERS: usize, const WHOLE_TAIL: bool> BlockGrammar for Family<NUMBERS, WHOLE_TAIL> {
+impl<const NUMBERS: usize, const WHOLE_TAIL: bool> BitmaskGrammar for Family<NUMBERS, WHOLE_TAIL> {
     #[inline(always)]
     fn starts(block: &Classes<'_>) -> u64 {
         let (letter, other, first) = (block.letter(), block.other(), block.first());
-        let other_starts = first & other & !((other | block.blank) << 1);
+        let other_starts = first & other & !((other | block.space) << 1);
         // A word takes one character before it along: any white space but a line break, or what starts a piece.
-        let prefix = (block.space & !block.newline) | block.whole(other_starts);
+        let prefix = (block.whitespace & !block.newline) | block.whole(other_starts);
         let mut starts = first & letter & !((letter | prefix) << 1);
         starts |= other_starts;
         starts |= if NUMBERS == 1 { first & block.number } else { block.number_triples() };
-        starts |= block.space_starts(other, first & !block.space, WHOLE_TAIL);
+        starts |= block.whitespace_starts(other, first & !block.whitespace, WHOLE_TAIL);
         split_contractions::<true>(block, block.apostrophe & other_starts & letter >> 1, starts)
     }
 }

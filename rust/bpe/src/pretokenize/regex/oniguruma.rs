@@ -12,7 +12,7 @@ use crate::{Error, Result};
 const BACKTRACK_LIMIT: u32 = 10_000_000;
 
 /// Matches between two interrupt checks: each may take many steps.
-pub(crate) const MATCHES: usize = 64;
+pub(crate) const MATCHES_PER_CHECK: usize = 64;
 
 /// A regex in Oniguruma's syntax, which differs from that of Rust's regexes.
 ///
@@ -95,7 +95,7 @@ impl Oniguruma {
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`: matches, and what lies between them.
-    pub(super) fn fill_ends(
+    pub(crate) fn fill_ends(
         &self,
         text: &str,
         start: usize,
@@ -105,7 +105,7 @@ impl Oniguruma {
         let mut piece_start = start;
         let mut cursor = Cursor::at(start);
         while piece_start < text.len() && ends.len() < ends.capacity() {
-            if ends.len() % MATCHES == MATCHES - 1 {
+            if ends.len() % MATCHES_PER_CHECK == MATCHES_PER_CHECK - 1 {
                 interrupt.check()?;
             }
             let (match_start, match_end) = self.next_match(text, &mut cursor)?.unwrap_or((text.len(), text.len()));

@@ -2,20 +2,22 @@
 //!
 //! Words break where upper case follows lower case, carry their contraction with them, and may hold marks.
 
-use super::block::{BlockGrammar, Classes, run_from};
-use super::scan::{Grammar, contraction_end, newlines_end, numbers_end, whitespace};
-use super::unicode::{CASELESS, LETTER, LOWER, MARK, NEWLINE, NUMBER, SPACE, UPPER, class_at, run_end};
+use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, run_from};
+use crate::pretokenize::scan::{Grammar, contraction_end, newlines_end, numbers_end, whitespace};
+use crate::pretokenize::unicode::{
+    CASELESS, LETTER, LOWER, MARK, NEWLINE, NUMBER, UPPER, WHITESPACE, class_at, run_end,
+};
 
 /// As published in tiktoken.
-pub(super) const PATTERN: &str = concat!(
+pub(crate) const PATTERN: &str = concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
-pub(super) const VARIANTS: &[&str] = &[];
+pub(crate) const VARIANTS: &[&str] = &[];
 
-pub(super) struct O200k;
+pub(crate) struct O200k;
 
 impl Grammar for O200k {
     #[inline]
@@ -41,11 +43,11 @@ impl Grammar for O200k {
                 // A mark is a word by itself, and the first alternative prefers it to a word of capitals.
                 return contraction_end::<true>(text, second);
             }
-            if text[at] == b' ' && next & (SPACE | LETTER | NUMBER) == 0 && second < text.len() {
+            if text[at] == b' ' && next & (WHITESPACE | LETTER | NUMBER) == 0 && second < text.len() {
                 return others_end(text, second);
             }
         }
-        if first & SPACE == 0 {
+        if first & WHITESPACE == 0 {
             return others_end(text, second);
         }
         let run = whitespace(text, at);
@@ -55,7 +57,7 @@ impl Grammar for O200k {
 
 /// `[^\s\p{L}\p{N}]*[\r\n/]*`: a slash is in the first class too, so the second only matters from a line break on.
 fn others_end(text: &[u8], at: usize) -> usize {
-    let mut end = super::scan::others_end(text, at);
+    let mut end = crate::pretokenize::scan::others_end(text, at);
     loop {
         let next = newlines_end(text, end);
         if next == end {
@@ -105,7 +107,7 @@ fn word(text: &[u8], at: usize) -> Word {
     Word { letters_end: after_shared.unwrap_or(end), is_upper: after_shared.is_none() }
 }
 
-impl BlockGrammar for O200k {
+impl BitmaskGrammar for O200k {
     const CASED: bool = true;
 
     /// Cuts the block short before characters whose piece the masks cannot tell: capitals right behind a caseless
@@ -115,7 +117,7 @@ impl BlockGrammar for O200k {
         let other = block.other() & !block.mark;
         let rare = (block.upper & (block.caseless | block.mark) << 1) | (block.mark & other << 1);
         if rare != 0 {
-            block.cut_before(rare.trailing_zeros());
+            block.truncate(rare.trailing_zeros());
         }
     }
 
@@ -128,16 +130,18 @@ impl BlockGrammar for O200k {
         let breaks = block.newline & any_other << 1;
         let swallowed = (run_from(breaks, block.newline | block.slash) | breaks) & block.slash;
         let other = any_other & !swallowed;
-        let other_starts = first & other & !((other | block.blank) << 1);
-        let prefix = (block.space & !block.newline) | block.whole(other_starts);
+        let other_starts = first & other & !((other | block.space) << 1);
+        let prefix = (block.whitespace & !block.newline) | block.whole(other_starts);
         // Behind lower case a capital starts a word of its own.
         let mut starts = first & ((word & !((word | prefix) << 1)) | (block.upper & block.lower << 1));
-        starts |= other_starts | block.number_triples() | block.space_starts(any_other, first & !block.space, false);
+        starts |= other_starts
+            | block.number_triples()
+            | block.whitespace_starts(any_other, first & !block.whitespace, false);
         split_suffixes(block, block.apostrophe & word << 1, starts)
     }
 }
 
-/// As [`super::block::split_contractions`], where a contraction belongs to the word before it.
+/// As [`crate::pretokenize::bitmask::split_contractions`], where a contraction belongs to the word before it.
 #[inline(always)]
 fn split_suffixes(block: &Classes<'_>, apostrophes: u64, mut starts: u64) -> u64 {
     let mut left = apostrophes;

@@ -2,7 +2,7 @@
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::oniguruma::MATCHES;
+use super::oniguruma::MATCHES_PER_CHECK;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
@@ -11,12 +11,12 @@ const BACKTRACK_LIMIT: usize = 1_000_000;
 
 /// A regex that splits text the way Hugging Face's `Split(behavior="isolated")` does.
 #[derive(Debug, Clone)]
-pub(super) struct Custom {
+pub(crate) struct FancyRegex {
     regex: Regex,
 }
 
-impl Custom {
-    pub(super) fn new(pattern: &str) -> Result<Self> {
+impl FancyRegex {
+    pub(crate) fn new(pattern: &str) -> Result<Self> {
         let regex = RegexBuilder::new(pattern)
             .backtrack_limit(BACKTRACK_LIMIT)
             .build()
@@ -27,7 +27,7 @@ impl Custom {
     /// Appends the ends of the next pieces, within the capacity of `ends`.
     ///
     /// A match of no characters, as of `(?=[A-Z])`, cuts the text without being a piece.
-    pub(super) fn fill_ends(
+    pub(crate) fn fill_ends(
         &self,
         text: &str,
         start: usize,
@@ -37,7 +37,7 @@ impl Custom {
         let mut piece_start = start;
         let mut search_from = start;
         while piece_start < text.len() && ends.len() < ends.capacity() {
-            if ends.len() % MATCHES == MATCHES - 1 {
+            if ends.len() % MATCHES_PER_CHECK == MATCHES_PER_CHECK - 1 {
                 interrupt.check()?;
             }
             let (match_start, match_end) = self.find(text, search_from)?;

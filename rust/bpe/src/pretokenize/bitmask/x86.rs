@@ -8,42 +8,32 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::super::block::{self, Ascii, BLOCK, BlockGrammar};
-use super::Backend;
+#[cfg(test)]
+use super::backend::{Ascii, Leads};
+use super::backend::{BLOCK, ByteVector};
+use super::splitter::{self, BitmaskGrammar};
 use bpe_llama_simd::backend::has_avx2_and_bits;
 
-/// 32 bytes at a time. To be used only within [`fill_ends_avx2`].
-struct Avx2;
-/// 64 bytes at a time. To be used only within [`fill_ends_avx512`].
-struct Avx512;
-
 #[inline(always)]
-pub(super) fn has_avx512() -> bool {
+pub(crate) fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi2") && has_avx2_and_bits()
 }
 
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-pub(super) fn fill_ends_avx2<G: BlockGrammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
-    block::fill_ends::<Avx2, G>(text, start, ends);
+pub(crate) fn fill_ends_avx2<G: BitmaskGrammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+    splitter::fill_ends::<Avx2, G>(text, start, ends);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-pub(super) fn fill_ends_avx512<G: BlockGrammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
-    block::fill_ends::<Avx512, G>(text, start, ends);
+pub(crate) fn fill_ends_avx512<G: BitmaskGrammar>(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+    splitter::fill_ends::<Avx512, G>(text, start, ends);
 }
 
-/// Two vectors of 32 bytes.
+/// Two vectors of 32 bytes. Used only within [`fill_ends_avx2`].
 #[derive(Clone, Copy)]
-struct Pair(__m256i, __m256i);
+struct Avx2(__m256i, __m256i);
 
-impl Pair {
-    #[inline(always)]
-    fn load(bytes: &[u8; BLOCK]) -> Self {
-        let at = bytes.as_ptr().cast::<__m256i>();
-        // SAFETY: 64 bytes may be read, at any alignment; only called where AVX2 is enabled.
-        unsafe { Self(_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))) }
-    }
-
+impl Avx2 {
     /// The high bit of each byte.
     #[inline(always)]
     fn mask(self) -> u64 {
@@ -51,14 +41,14 @@ impl Pair {
         let (low, high) = unsafe { (movemask(self.0), movemask(self.1)) };
         u64::from(low) | u64::from(high) << 32
     }
+}
 
+impl ByteVector for Avx2 {
     #[inline(always)]
-    fn equal(self, byte: u8) -> u64 {
-        // SAFETY: only called where AVX2 is enabled.
-        unsafe {
-            let wanted = _mm256_set1_epi8(byte as i8);
-            Self(_mm256_cmpeq_epi8(self.0, wanted), _mm256_cmpeq_epi8(self.1, wanted)).mask()
-        }
+    fn load(bytes: &[u8; BLOCK]) -> Self {
+        let at = bytes.as_ptr().cast::<__m256i>();
+        // SAFETY: 64 bytes may be read, at any alignment; only called where AVX2 is enabled.
+        unsafe { Self(_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))) }
     }
 
     #[inline(always)]
@@ -71,6 +61,20 @@ impl Pair {
             let high_in = _mm256_cmpeq_epi8(_mm256_min_epu8(high, width), high);
             Self(low_in, high_in).mask()
         }
+    }
+
+    #[inline(always)]
+    fn equal(self, byte: u8) -> u64 {
+        // SAFETY: only called where AVX2 is enabled.
+        unsafe {
+            let wanted = _mm256_set1_epi8(byte as i8);
+            Self(_mm256_cmpeq_epi8(self.0, wanted), _mm256_cmpeq_epi8(self.1, wanted)).mask()
+        }
+    }
+
+    #[inline(always)]
+    fn non_ascii(self) -> u64 {
+        self.mask()
     }
 }
 
@@ -94,45 +98,15 @@ fn movemask(vector: __m256i) -> u32 {
     mask
 }
 
-impl Backend for Avx2 {
-    #[inline(always)]
-    fn ascii(bytes: &[u8; BLOCK]) -> Ascii {
-        let pair = Pair::load(bytes);
-        let blank = pair.equal(b' ');
-        Ascii {
-            upper: pair.range(b'A', b'Z'),
-            lower: pair.range(b'a', b'z'),
-            number: pair.range(b'0', b'9'),
-            graph: pair.range(b'!', b'~'),
-            space: pair.range(b'\t', b'\r') | blank,
-            newline: pair.equal(b'\n') | pair.equal(b'\r'),
-            blank,
-            apostrophe: pair.equal(b'\''),
-            slash: pair.equal(b'/'),
-            wide: pair.mask(),
-        }
-    }
-
-    #[inline(always)]
-    fn wide_range(bytes: &[u8; BLOCK], first: u8, last: u8) -> u64 {
-        Pair::load(bytes).range(first, last)
-    }
-}
-
+/// One vector of 64 bytes. Used only within [`fill_ends_avx512`].
 #[derive(Clone, Copy)]
-struct Vector(__m512i);
+struct Avx512(__m512i);
 
-impl Vector {
+impl ByteVector for Avx512 {
     #[inline(always)]
     fn load(bytes: &[u8; BLOCK]) -> Self {
         // SAFETY: 64 bytes may be read, at any alignment; only called where AVX-512 is enabled.
         Self(unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) })
-    }
-
-    #[inline(always)]
-    fn equal(self, byte: u8) -> u64 {
-        // SAFETY: only called where AVX-512BW is enabled.
-        unsafe { _mm512_cmpeq_epi8_mask(self.0, _mm512_set1_epi8(byte as i8)) }
     }
 
     #[inline(always)]
@@ -143,31 +117,17 @@ impl Vector {
             _mm512_cmple_epu8_mask(offset, _mm512_set1_epi8((last - first) as i8))
         }
     }
-}
 
-impl Backend for Avx512 {
     #[inline(always)]
-    fn ascii(bytes: &[u8; BLOCK]) -> Ascii {
-        let vector = Vector::load(bytes);
-        let blank = vector.equal(b' ');
-        Ascii {
-            upper: vector.range(b'A', b'Z'),
-            lower: vector.range(b'a', b'z'),
-            number: vector.range(b'0', b'9'),
-            graph: vector.range(b'!', b'~'),
-            space: vector.range(b'\t', b'\r') | blank,
-            newline: vector.equal(b'\n') | vector.equal(b'\r'),
-            blank,
-            apostrophe: vector.equal(b'\''),
-            slash: vector.equal(b'/'),
-            // SAFETY: only called where AVX-512BW is enabled.
-            wide: unsafe { _mm512_movepi8_mask(vector.0) },
-        }
+    fn equal(self, byte: u8) -> u64 {
+        // SAFETY: only called where AVX-512BW is enabled.
+        unsafe { _mm512_cmpeq_epi8_mask(self.0, _mm512_set1_epi8(byte as i8)) }
     }
 
     #[inline(always)]
-    fn wide_range(bytes: &[u8; BLOCK], first: u8, last: u8) -> u64 {
-        Vector::load(bytes).range(first, last)
+    fn non_ascii(self) -> u64 {
+        // SAFETY: only called where AVX-512BW is enabled.
+        unsafe { _mm512_movepi8_mask(self.0) }
     }
 
     #[inline(always)]
@@ -182,7 +142,7 @@ impl Backend for Avx512 {
             _mm512_storeu_si512(positions.as_mut_ptr().cast(), _mm512_maskz_compress_epi8(bits, order));
             let out = ends.as_mut_ptr().add(ends.len());
             let base = _mm512_set1_epi64(first as i64);
-            // Whether there are 8 or 24 cannot be foreseen, and costs more to find out than to write.
+            // At least 24 are written: a branch on 8 or 24 would be mispredicted, which costs more than the stores.
             for eight in (0..count.max(USUAL)).step_by(8) {
                 let offsets = _mm512_cvtepu8_epi64(_mm_loadl_epi64(positions.as_ptr().add(eight).cast()));
                 _mm512_storeu_si512(out.add(eight).cast(), _mm512_add_epi64(offsets, base));
@@ -194,14 +154,14 @@ impl Backend for Avx512 {
 
 /// The masks of every backend that this CPU can run.
 #[cfg(test)]
-pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, block::Wide)> {
+pub(crate) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, Leads)> {
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn avx2(bytes: &[u8; BLOCK]) -> (Ascii, block::Wide) {
-        (Avx2::ascii(bytes), Avx2::wide(bytes))
+    fn avx2(bytes: &[u8; BLOCK]) -> (Ascii, Leads) {
+        (Avx2::ascii(bytes), Avx2::leads(bytes))
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn avx512(bytes: &[u8; BLOCK]) -> (Ascii, block::Wide) {
-        (Avx512::ascii(bytes), Avx512::wide(bytes))
+    fn avx512(bytes: &[u8; BLOCK]) -> (Ascii, Leads) {
+        (Avx512::ascii(bytes), Avx512::leads(bytes))
     }
     let mut masks = Vec::new();
     if has_avx2_and_bits() {
@@ -215,7 +175,7 @@ pub(super) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, block::Wide)> {
     masks
 }
 
-/// As many ends as most blocks have at most.
+/// Most blocks have at most this many ends.
 const USUAL: usize = 24;
 
 /// 0, 1, 2 … 63

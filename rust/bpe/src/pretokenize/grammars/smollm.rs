@@ -3,16 +3,16 @@
 //! Two steps, `Digits(individual_digits)` and `ByteLevel(use_regex)`: the second sees each part on its own, so a number
 //! ends a part as the end of the text would. [`PATTERN`] says the same in one regex.
 
-use super::block::{BlockGrammar, Classes, split_contractions};
-use super::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
-use super::unicode::{LETTER, NUMBER, SPACE, class_at};
+use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, split_contractions};
+use crate::pretokenize::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
+use crate::pretokenize::unicode::{LETTER, NUMBER, WHITESPACE, class_at};
 
 /// One regex with the meaning of both steps: before a number, white space stays whole.
-pub(super) const PATTERN: &str = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+";
+pub(crate) const PATTERN: &str = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+";
 
-pub(super) const VARIANTS: &[&str] = &[];
+pub(crate) const VARIANTS: &[&str] = &[];
 
-pub(super) struct SmolLm;
+pub(crate) struct SmolLm;
 
 impl Grammar for SmolLm {
     #[inline]
@@ -40,22 +40,22 @@ impl Grammar for SmolLm {
                 return others_end(text, body + length);
             }
         }
-        debug_assert!(first & SPACE != 0);
+        debug_assert!(first & WHITESPACE != 0);
         let run = whitespace(text, at);
         let is_last = run.end == text.len() || class_at(text, run.end).0 & NUMBER != 0;
         run.piece_end(at, is_last)
     }
 }
 
-impl BlockGrammar for SmolLm {
+impl BitmaskGrammar for SmolLm {
     #[inline(always)]
     fn starts(block: &Classes<'_>) -> u64 {
         let (letter, other, first) = (block.letter(), block.other(), block.first());
-        let other_starts = first & other & !((other | block.blank) << 1);
-        let mut starts = first & letter & !((letter | block.blank) << 1);
+        let other_starts = first & other & !((other | block.space) << 1);
+        let mut starts = first & letter & !((letter | block.space) << 1);
         starts |= first & block.number;
-        starts |= other_starts | (first & block.space & !(block.space << 1));
-        starts |= block.before(first & !(block.space | block.number), block.space);
+        starts |= other_starts | (first & block.whitespace & !(block.whitespace << 1));
+        starts |= block.before(first & !(block.whitespace | block.number), block.whitespace);
         split_contractions::<false>(block, block.apostrophe & other_starts & letter >> 1, starts)
     }
 }

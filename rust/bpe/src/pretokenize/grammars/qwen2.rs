@@ -3,9 +3,9 @@
 use super::cl100k::Family;
 
 /// As published with Qwen.
-pub(super) const PATTERN: &str =
+pub(crate) const PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-pub(super) const VARIANTS: &[&str] = &[];
+pub(crate) const VARIANTS: &[&str] = &[];
 
-pub(super) type Qwen2 = Family<1, false>;
+pub(crate) type Qwen2 = Family<1, false>;

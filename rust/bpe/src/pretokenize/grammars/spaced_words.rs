@@ -1,10 +1,10 @@
 //! Words with the spaces before them: how SentencePiece's whole texts are cut where no token spans two words.
 
 /// What is split like this, as a regex.
-pub(super) const PATTERN: &str = " *[^ ]+| +";
+pub(crate) const PATTERN: &str = " *[^ ]+| +";
 
 /// Appends the ends of the next pieces, within the capacity of `ends`.
-pub(super) fn fill_ends(text: &[u8], start: usize, ends: &mut Vec<usize>) {
+pub(crate) fn fill_ends(text: &[u8], start: usize, ends: &mut Vec<usize>) {
     let mut at = start;
     while at < text.len() && ends.len() < ends.capacity() {
         at += text[at..].iter().take_while(|&&byte| byte == b' ').count();
@@ -18,7 +18,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{PATTERN, fill_ends};
-    use crate::pretokenize::oracle::{all_ends, ends_of_regex};
+    use crate::pretokenize::tests::oracle::{all_ends, ends_of_regex};
 
     proptest! {
         #[test]

@@ -4,19 +4,19 @@
 //! of Han or Kana, and what lies between are parts, and a part ends as a text would. What no step matches (control
 //! characters, say) is a piece too. [`PATTERN`] says the same in one regex.
 
-use super::block::{BlockGrammar, Classes, run_from};
-use super::scan::{Grammar, newlines_end, numbers_end, whitespace};
-use super::unicode::{LETTER, MARK, NEWLINE, NUMBER, SPACE, SYMBOL, class_at};
+use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, run_from};
+use crate::pretokenize::scan::{Grammar, newlines_end, numbers_end, whitespace};
+use crate::pretokenize::unicode::{LETTER, MARK, NEWLINE, NUMBER, SYMBOL, WHITESPACE, class_at, is_han_or_kana};
 
 /// The steps of the published tokenizer.json.
-pub(super) const STEPS: [&str; 3] = [
+pub(crate) const STEPS: [&str; 3] = [
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
 
 /// One regex with the meaning of the three steps: numbers, the four alternatives within Han and Kana, then the rest.
-pub(super) const PATTERN: &str = concat!(
+pub(crate) const PATTERN: &str = concat!(
     r"\p{N}{1,3}",
     r"|(?:(?=[一-龥぀-ゟ゠-ヿ])[^\p{L}\p{P}\p{S}])?(?:(?=[一-龥぀-ゟ゠-ヿ])[\p{L}\p{M}])+",
     r"|(?:(?=[一-龥぀-ゟ゠-ヿ])[\p{P}\p{S}])+",
@@ -27,9 +27,9 @@ pub(super) const PATTERN: &str = concat!(
     r"|\s*[\r\n]+|\s+(?![^\s\p{N}一-龥぀-ゟ゠-ヿ])|\s+",
 );
 
-pub(super) const VARIANTS: &[&str] = &[];
+pub(crate) const VARIANTS: &[&str] = &[];
 
-pub(super) struct DeepSeekV3;
+pub(crate) struct DeepSeekV3;
 
 /// Set with the class bits of every character of the part, so that unassigned characters differ from its end.
 const IN_PART: u16 = 1 << 8;
@@ -87,17 +87,6 @@ impl Part<'_> {
     }
 }
 
-/// `[一-龥぀-ゟ゠-ヿ]`
-#[inline(always)]
-pub(super) fn is_han_or_kana(text: &[u8], at: usize, length: usize) -> bool {
-    if length != 3 {
-        return false;
-    }
-    // The UTF-8 bytes of U+3040..=U+30FF and U+4E00..=U+9FA5, read as one number.
-    let unit = u32::from_be_bytes([0, text[at], text[at + 1], text[at + 2]]);
-    (0x00e3_8180..=0x00e3_83bf).contains(&unit) || (0x00e4_b880..=0x00e9_bea5).contains(&unit)
-}
-
 impl Grammar for DeepSeekV3 {
     #[inline]
     fn piece_end(text: &[u8], at: usize) -> usize {
@@ -118,7 +107,7 @@ impl Grammar for DeepSeekV3 {
         if first & NEWLINE == 0 && next & WORD != 0 {
             return part.run_end(second + next_length, WORD);
         }
-        if first & SPACE == 0 {
+        if first & WHITESPACE == 0 {
             return part.unmatched_end(second);
         }
         if text[at] == b' ' && next & u16::from(SYMBOL) != 0 {
@@ -130,7 +119,7 @@ impl Grammar for DeepSeekV3 {
     }
 }
 
-impl BlockGrammar for DeepSeekV3 {
+impl BitmaskGrammar for DeepSeekV3 {
     const LETTERS: u8 = LETTER | MARK;
     const SYMBOLS: bool = true;
 
@@ -139,7 +128,7 @@ impl BlockGrammar for DeepSeekV3 {
     fn restrict(block: &mut Classes<'_>) {
         let unmatched = block.other() & !block.symbol;
         if unmatched != 0 {
-            block.cut_before(unmatched.trailing_zeros());
+            block.truncate(unmatched.trailing_zeros());
         }
     }
 
@@ -148,16 +137,16 @@ impl BlockGrammar for DeepSeekV3 {
         let (word, symbol, first) = (block.letter(), block.symbol, block.first());
         // A run of Han and Kana is a part of its own: whatever changes into or out of it starts a piece.
         let part_starts = block.han_or_kana ^ block.han_or_kana << 1;
-        let symbol_starts = first & symbol & (part_starts | !((symbol | block.blank) << 1));
+        let symbol_starts = first & symbol & (part_starts | !((symbol | block.space) << 1));
         // `[!-~][A-Za-z]+`: such a word ends where other letters begin.
-        let ascii_letters = word & !block.wide;
-        let joined = ascii_letters & (symbol_starts & !block.wide) << 1;
+        let ascii_letters = word & !block.non_ascii;
+        let joined = ascii_letters & (symbol_starts & !block.non_ascii) << 1;
         let ascii_words = run_from(joined, ascii_letters);
-        let inline = block.space & !block.newline;
+        let inline = block.whitespace & !block.newline;
         let mut starts = word & (part_starts | !((word | inline) << 1) | (ascii_words << 1 & !ascii_letters));
         starts &= first & !joined;
         starts |= symbol_starts | block.number_triples();
-        let next = first & !(block.space | block.number | block.han_or_kana);
-        starts | block.space_starts(symbol & !block.han_or_kana, next, false)
+        let next = first & !(block.whitespace | block.number | block.han_or_kana);
+        starts | block.whitespace_starts(symbol & !block.han_or_kana, next, false)
     }
 }

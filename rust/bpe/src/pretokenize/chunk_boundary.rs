@@ -1,6 +1,6 @@
 //! Where a long text may be cut without changing its pieces.
 
-use super::unicode::{LETTER, NUMBER, SPACE, SYMBOL, class_at};
+use super::unicode::{LETTER, NUMBER, SYMBOL, WHITESPACE, class_at};
 
 /// Returns an offset of at least `from` that is safe under every named pattern.
 ///
@@ -17,7 +17,7 @@ pub(super) fn chunk_boundary(text: &[u8], from: usize) -> Option<usize> {
     let mut before = 0;
     while at < text.len() {
         let (class, length) = class_at(text, at);
-        let ends_piece = class & (SPACE | SYMBOL) != 0 && text[at] != b'\'';
+        let ends_piece = class & (WHITESPACE | SYMBOL) != 0 && text[at] != b'\'';
         if at >= from && ends_piece && before & (LETTER | NUMBER) != 0 {
             return Some(at);
         }

@@ -15,7 +15,7 @@ use std::fmt::Write;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::{Pretokenizer, Splitter};
+use super::pretokenizer::{Pretokenizer, Splitter};
 use crate::{Error, Result};
 
 /// Rust's `\w`, as the inside of a class.

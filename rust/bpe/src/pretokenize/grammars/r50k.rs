@@ -1,20 +1,20 @@
 //! `r50k`: the pattern of GPT-2, also used by `p50k` and by every "byte-level" tokenizer.json.
 
-use super::block::{BlockGrammar, Classes, split_contractions};
-use super::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
-use super::unicode::{LETTER, NUMBER, SPACE, class_at, run_end};
+use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, split_contractions};
+use crate::pretokenize::scan::{Grammar, contraction_end, is_other, letters_end, others_end, whitespace};
+use crate::pretokenize::unicode::{LETTER, NUMBER, WHITESPACE, class_at, run_end};
 
 /// As published with GPT-2.
-pub(super) const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// Other spellings with the same meaning: tiktoken's, now and before, and GPT-2's own.
-pub(super) const VARIANTS: &[&str] = &[
+pub(crate) const VARIANTS: &[&str] = &[
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 ];
 
-pub(super) struct R50k;
+pub(crate) struct R50k;
 
 impl Grammar for R50k {
     #[inline]
@@ -43,21 +43,21 @@ impl Grammar for R50k {
                 return others_end(text, body + length);
             }
         }
-        debug_assert!(first & SPACE != 0);
+        debug_assert!(first & WHITESPACE != 0);
         let run = whitespace(text, at);
         run.piece_end(at, run.end == text.len())
     }
 }
 
-impl BlockGrammar for R50k {
+impl BitmaskGrammar for R50k {
     #[inline(always)]
     fn starts(block: &Classes<'_>) -> u64 {
         let (letter, other, first) = (block.letter(), block.other(), block.first());
-        let other_starts = first & other & !((other | block.blank) << 1);
-        let mut starts = first & letter & !((letter | block.blank) << 1);
-        starts |= first & block.number & !((block.number | block.blank) << 1);
-        starts |= other_starts | (first & block.space & !(block.space << 1));
-        starts |= block.before(first & !block.space, block.space);
+        let other_starts = first & other & !((other | block.space) << 1);
+        let mut starts = first & letter & !((letter | block.space) << 1);
+        starts |= first & block.number & !((block.number | block.space) << 1);
+        starts |= other_starts | (first & block.whitespace & !(block.whitespace << 1));
+        starts |= block.before(first & !block.whitespace, block.whitespace);
         split_contractions::<false>(block, block.apostrophe & other_starts & letter >> 1, starts)
     }
 }
