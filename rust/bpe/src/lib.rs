@@ -5,13 +5,11 @@
 //! [`Tokenizer`] puts them together.
 
 mod atomic_write;
-mod batch;
 mod byte_alphabet;
 mod cache;
 mod decode;
 pub mod documents;
 mod encode;
-mod encode_options;
 mod error;
 pub mod formats;
 mod grow;
@@ -19,28 +17,22 @@ mod inline_key;
 mod interrupt;
 mod merge;
 mod normalize;
-mod offsets;
 mod pipeline;
 pub mod pretokenize;
 mod sentencepiece;
-mod simd_search;
 mod special;
-mod token_file;
 mod tokenizer;
 pub mod train;
-mod unmergeable;
 mod utf8;
 mod vocab;
 
 pub use atomic_write::write_atomically;
 pub use decode::{DecodeStream, Utf8Stream};
-pub use encode_options::EncodeOptions;
+pub use encode::EncodeOptions;
 pub use error::{Error, Result};
 pub use interrupt::Interrupt;
 pub use normalize::{After, SpacePrefix, Spaces};
-pub use offsets::Offsets;
 pub use pretokenize::Pretokenizer;
 pub use special::{AddedToken, SpecialSet};
-pub use token_file::TokenFile;
-pub use tokenizer::{SpecialIds, Tokenizer};
+pub use tokenizer::{Offsets, SpecialIds, TokenFile, Tokenizer};
 pub use vocab::{SentencePieceTokens, Vocab};

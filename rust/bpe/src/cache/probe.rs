@@ -1,18 +1,18 @@
-//! What pieces are looked up by.
+//! The keys and hashes of pieces.
 
 use crate::inline_key::{INLINE_BYTES, InlineKey, inline_key, word};
 
-/// What a piece is looked up by.
+/// The key and hash of a piece.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Probe {
     pub(super) key: InlineKey,
     pub(super) hash: u64,
 }
 
-/// Set in the top byte of the key of a part of a piece, which whole pieces must not be taken for.
-const PART: u64 = 1 << 63;
+/// Set in the top byte of a fragment's key: a whole piece of the same bytes may have other ids.
+const FRAGMENT: u64 = 1 << 63;
 
-/// The key of a piece too long for one: no short piece has it, nor an empty entry.
+/// The key of every long piece: no short piece and no empty entry has it.
 pub(super) const LONG: InlineKey = [0, 0x7F << 56];
 
 impl Probe {
@@ -27,10 +27,10 @@ impl Probe {
         Self { key, hash: hash_short(key) }
     }
 
-    /// Returns the probe of a part, of at most 15 bytes, of a piece.
-    pub(crate) fn of_part(part: &[u8]) -> Self {
-        let [low, high] = inline_key(part, 0, part.len());
-        let key = [low, high | PART];
+    /// Returns the probe of a fragment of a piece, of at most 15 bytes.
+    pub(crate) fn of_fragment(fragment: &[u8]) -> Self {
+        let [low, high] = inline_key(fragment, 0, fragment.len());
+        let key = [low, high | FRAGMENT];
         Self { key, hash: hash_short(key) }
     }
 }
@@ -40,7 +40,7 @@ pub(super) fn hash_short(key: InlineKey) -> u64 {
     fold(key[0] ^ 0x9E37_79B9_7F4A_7C15, key[1] ^ 0xD1B5_4A32_D192_ED03)
 }
 
-/// Returns the hash, not 0, of at least 16 bytes.
+/// Returns the hash of at least 16 bytes, which is not 0.
 #[inline(never)]
 fn hash_long(piece: &[u8]) -> u64 {
     let mut hash = piece.len() as u64;
@@ -51,7 +51,7 @@ fn hash_long(piece: &[u8]) -> u64 {
     hash | 1 << 63
 }
 
-/// Both halves of the 128-bit product, mixed: every input bit reaches every output bit.
+/// Returns both halves of the 128-bit product, combined: every input bit affects every output bit.
 #[inline(always)]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);

@@ -4,11 +4,15 @@ mod limits;
 mod merge_table;
 mod pair_table;
 mod sentencepiece;
+mod simd_search;
 mod token_table;
 
 pub(crate) use self::limits::{ID_BOUND, NO_ID, NO_RANK};
 pub(crate) use self::pair_table::{PairTable, Query};
 pub use self::sentencepiece::SentencePieceTokens;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::simd_search::{Avx2, Avx512};
+pub(crate) use self::simd_search::{KEYS, Portable, SimdSearch};
 
 use self::merge_table::MergeTable;
 use self::token_table::TokenTable;
@@ -227,6 +231,19 @@ impl Vocab {
     pub(crate) fn byte_id(&self, byte: u8) -> Option<u32> {
         let id = self.byte_ids()[byte as usize];
         (id != NO_ID).then_some(id)
+    }
+
+    /// Returns the id of the token that is this one byte.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is none.
+    #[inline]
+    pub(crate) fn require_byte(&self, byte: u8) -> Result<u32> {
+        self.byte_id(byte).ok_or_else(|| {
+            Error::InvalidArgument(format!(
+                "byte 0x{byte:02X} has no token in this vocabulary: the text cannot be encoded"
+            ))
+        })
     }
 
     /// Returns the rank of the pair of these bytes' tokens, or [`NO_RANK`].

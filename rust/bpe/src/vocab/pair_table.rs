@@ -1,7 +1,7 @@
 //! A hash table from a pair of ids to its rank.
 
 use super::limits::{ID_BITS, ID_BOUND, NO_RANK, RANK_BITS};
-use crate::simd_search::{ENTRIES, Portable, SimdSearch};
+use super::simd_search::{ENTRIES, Portable, SimdSearch};
 use bpe_llama_simd::prefetch::prefetch;
 
 /// An empty slot: no pair has both ids and the rank at their largest values.

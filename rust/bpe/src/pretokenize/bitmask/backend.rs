@@ -5,7 +5,7 @@ pub(crate) const BLOCK: usize = 64;
 
 /// Bit masks of the ASCII bytes of a block: bit `i` is byte `i`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ascii {
+pub(crate) struct AsciiMasks {
     /// `[A-Z]`
     pub(crate) upper: u64,
     /// `[a-z]`
@@ -27,7 +27,7 @@ pub(crate) struct Ascii {
 
 /// Bit masks of the lead bytes of longer characters in a block.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Leads {
+pub(crate) struct LeadMasks {
     /// Bytes of 0xC0 and above.
     pub(crate) lead: u64,
     /// Leads of three-byte characters that are certainly Han or Kana, and caseless letters.
@@ -61,10 +61,10 @@ pub(crate) trait ByteVector: Copy {
 
     /// Classifies the ASCII bytes of a block.
     #[inline(always)]
-    fn ascii(bytes: &[u8; BLOCK]) -> Ascii {
+    fn ascii(bytes: &[u8; BLOCK]) -> AsciiMasks {
         let vector = Self::load(bytes);
         let space = vector.equal(b' ');
-        Ascii {
+        AsciiMasks {
             upper: vector.range(b'A', b'Z'),
             lower: vector.range(b'a', b'z'),
             number: vector.range(b'0', b'9'),
@@ -82,9 +82,9 @@ pub(crate) trait ByteVector: Copy {
     ///
     /// A script is classified only if its leads occur: a branch that is well predicted within one script.
     #[inline(always)]
-    fn leads(bytes: &[u8; BLOCK]) -> Leads {
+    fn leads(bytes: &[u8; BLOCK]) -> LeadMasks {
         let vector = Self::load(bytes);
-        let mut leads = Leads { lead: vector.range(0xc0, 0xff), ..Leads::default() };
+        let mut leads = LeadMasks { lead: vector.range(0xc0, 0xff), ..LeadMasks::default() };
         let cyrillic = vector.range(0xd0, 0xd1);
         if cyrillic != 0 {
             let d0 = vector.range(0xd0, 0xd0);

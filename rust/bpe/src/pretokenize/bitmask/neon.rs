@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 
 #[cfg(test)]
-use super::backend::{Ascii, Leads};
+use super::backend::{AsciiMasks, LeadMasks};
 use super::backend::{BLOCK, ByteVector};
 use super::splitter::{self, BitmaskGrammar};
 
@@ -59,9 +59,9 @@ impl ByteVector for Neon {
 
 /// The masks of every backend that this CPU can run.
 #[cfg(test)]
-pub(crate) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, Leads)> {
+pub(crate) fn masks(bytes: &[u8; BLOCK]) -> Vec<(AsciiMasks, LeadMasks)> {
     #[target_feature(enable = "neon")]
-    fn neon(bytes: &[u8; BLOCK]) -> (Ascii, Leads) {
+    fn neon(bytes: &[u8; BLOCK]) -> (AsciiMasks, LeadMasks) {
         (Neon::ascii(bytes), Neon::leads(bytes))
     }
     // SAFETY: every 64-bit ARM has NEON.

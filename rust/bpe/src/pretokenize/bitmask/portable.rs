@@ -1,6 +1,6 @@
 //! Eight bytes at a time in a 64-bit register, for every CPU.
 
-use super::backend::{Ascii, BLOCK, ByteVector, Leads};
+use super::backend::{AsciiMasks, BLOCK, ByteVector, LeadMasks};
 
 /// Eight words of eight bytes.
 #[derive(Clone, Copy)]
@@ -63,14 +63,15 @@ impl ByteVector for Portable {
 
     #[inline(always)]
     fn range(self, first: u8, last: u8) -> u64 {
-        let [mask] = self
-            .masks(|word| [if first < 0x80 { word.ascii_range(first, last) } else { word.non_ascii_range(first, last) }]);
+        let [mask] = self.masks(|word| {
+            [if first < 0x80 { word.ascii_range(first, last) } else { word.non_ascii_range(first, last) }]
+        });
         mask
     }
 
     /// All masks of a word before the next word is loaded.
     #[inline(always)]
-    fn ascii(bytes: &[u8; BLOCK]) -> Ascii {
+    fn ascii(bytes: &[u8; BLOCK]) -> AsciiMasks {
         let [upper, lower, number, graph, whitespace, newline, space, apostrophe, slash, non_ascii] = Self::load(bytes)
             .masks(|word| {
                 let space = word.ascii_range(b' ', b' ');
@@ -87,12 +88,12 @@ impl ByteVector for Portable {
                     word.0 & HIGH,
                 ]
             });
-        Ascii { upper, lower, number, graph, whitespace, newline, space, apostrophe, slash, non_ascii }
+        AsciiMasks { upper, lower, number, graph, whitespace, newline, space, apostrophe, slash, non_ascii }
     }
 
     /// Classifies no script: here a table look-up costs less than the masks.
     #[inline(always)]
-    fn leads(bytes: &[u8; BLOCK]) -> Leads {
-        Leads { lead: Self::load(bytes).range(0xc0, 0xff), ..Leads::default() }
+    fn leads(bytes: &[u8; BLOCK]) -> LeadMasks {
+        LeadMasks { lead: Self::load(bytes).range(0xc0, 0xff), ..LeadMasks::default() }
     }
 }

@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 #[cfg(test)]
-use super::backend::{Ascii, Leads};
+use super::backend::{AsciiMasks, LeadMasks};
 use super::backend::{BLOCK, ByteVector};
 use super::splitter::{self, BitmaskGrammar};
 use bpe_llama_simd::backend::has_avx2_and_bits;
@@ -154,13 +154,13 @@ impl ByteVector for Avx512 {
 
 /// The masks of every backend that this CPU can run.
 #[cfg(test)]
-pub(crate) fn masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, Leads)> {
+pub(crate) fn masks(bytes: &[u8; BLOCK]) -> Vec<(AsciiMasks, LeadMasks)> {
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn avx2(bytes: &[u8; BLOCK]) -> (Ascii, Leads) {
+    fn avx2(bytes: &[u8; BLOCK]) -> (AsciiMasks, LeadMasks) {
         (Avx2::ascii(bytes), Avx2::leads(bytes))
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,avx2,bmi1,bmi2,lzcnt,popcnt")]
-    fn avx512(bytes: &[u8; BLOCK]) -> (Ascii, Leads) {
+    fn avx512(bytes: &[u8; BLOCK]) -> (AsciiMasks, LeadMasks) {
         (Avx512::ascii(bytes), Avx512::leads(bytes))
     }
     let mut masks = Vec::new();

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::oracle::all_ends;
-use crate::pretokenize::bitmask::backend::{Ascii, BLOCK, ByteVector, Leads};
+use crate::pretokenize::bitmask::backend::{AsciiMasks, BLOCK, ByteVector, LeadMasks};
 #[cfg(target_arch = "aarch64")]
 use crate::pretokenize::bitmask::neon;
 use crate::pretokenize::bitmask::splitter::fill_ends;
@@ -28,7 +28,7 @@ fn naive<G: Grammar>(text: &[u8]) -> Vec<usize> {
 }
 
 /// The masks of one block by every backend but the portable one.
-fn fast_masks(bytes: &[u8; BLOCK]) -> Vec<(Ascii, Leads)> {
+fn fast_masks(bytes: &[u8; BLOCK]) -> Vec<(AsciiMasks, LeadMasks)> {
     #[cfg(target_arch = "x86_64")]
     return x86::masks(bytes);
     #[cfg(target_arch = "aarch64")]

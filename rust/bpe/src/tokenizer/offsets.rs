@@ -1,21 +1,22 @@
-//! Where in a text its tokens stand.
+//! Ids with their ranges in the text.
 
-use crate::encode_options::EncodeOptions;
+use super::Tokenizer;
+use crate::Result;
+use crate::encode::EncodeOptions;
 use crate::interrupt::Interrupt;
 use crate::normalize::After;
 use crate::pipeline::{Token, spaces_around};
 use crate::special::SpecialSet;
-use crate::{Result, Tokenizer};
 
-/// For each token, the characters its bytes fall into: the first, and the one after the last.
+/// For each token, the range of characters that contain its bytes.
 pub type Offsets = Vec<(usize, usize)>;
 
 impl Tokenizer {
-    /// Returns the tokens of `text` with the bytes they stand for.
+    /// Returns the tokens of `text` with their ranges in bytes.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`]; and if SentencePiece's treatment of spaces changes the text, so that no place in it can
-    /// be named.
+    /// As [`Tokenizer::encode`]; and if SentencePiece's normalization of spaces changes the text, so that ranges are
+    /// undefined.
     pub(crate) fn encode_with_spans(
         &self,
         text: &str,
@@ -27,9 +28,9 @@ impl Tokenizer {
         }
         let mut tokens = Vec::new();
         self.added.check(allowed)?;
-        self.added.split_raw(text, allowed, interrupt, &mut |part| {
-            let (start, end) = (part.bytes.start, part.bytes.end);
-            if let Some(id) = part.added {
+        self.added.split_raw(text, allowed, interrupt, &mut |segment| {
+            let (start, end) = (segment.bytes.start, segment.bytes.end);
+            if let Some(id) = segment.added {
                 tokens.push(Token { id, start, end, spaces: spaces_around(&text[start..end]) });
                 return Ok(());
             }
@@ -46,21 +47,21 @@ impl Tokenizer {
                 return Ok(());
             }
             let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after, interrupt)?;
-            self.added.split_normalized(&normal.text, allowed, interrupt, &mut |part| {
-                let (stretch, spans) = (&normal.text[part.bytes.clone()], &normal.spans[part.bytes]);
+            self.added.split_normalized(&normal.text, allowed, interrupt, &mut |segment| {
+                let (part, spans) = (&normal.text[segment.bytes.clone()], &normal.spans[segment.bytes]);
                 let mut push = |id: u32, from: usize, to: usize, spaces| {
                     let (start, end) = (spans[from].0 as usize, spans[to - 1].1 as usize);
                     tokens.push(Token { id, start, end, spaces });
                 };
-                if let Some(id) = part.added {
-                    push(id, 0, stretch.len(), spaces_around(stretch));
+                if let Some(id) = segment.added {
+                    push(id, 0, part.len(), spaces_around(part));
                     return Ok(());
                 }
                 let mut ids = Vec::new();
-                self.with_scratch(interrupt, |encoder, scratch| encoder.encode(stretch, scratch, &mut ids))?;
+                self.with_scratch(interrupt, |encoder, scratch| encoder.encode(part, scratch, &mut ids))?;
                 let mut at = 0;
-                for (turn, id) in ids.into_iter().enumerate() {
-                    interrupt.check_at(turn)?;
+                for (index, id) in ids.into_iter().enumerate() {
+                    interrupt.check_at(index)?;
                     let bytes = self.vocab.id_to_bytes(id).unwrap_or_default();
                     let is_space = |byte: &&u8| **byte == b' ';
                     let spaces =
@@ -75,14 +76,14 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Returns the ids of `text`, and for each the range of characters its bytes fall into.
+    /// Returns the ids of `text`, and for each the range of characters that contain its bytes.
     ///
-    /// Tokens that share a character both name it. Where the tokenizer's file says so (`trim_offsets`), white space at
-    /// the ends of a token is left out.
+    /// Two tokens that share a character both include it. With `trim_offsets` in the tokenizer's file, white space at the
+    /// ends of a token is excluded.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`]; and if SentencePiece's treatment of spaces changes the text, so that no place in it can
-    /// be named.
+    /// As [`Tokenizer::encode`]; and if SentencePiece's normalization of spaces changes the text, so that ranges are
+    /// undefined.
     pub fn encode_with_offsets(
         &self,
         text: &str,
@@ -107,7 +108,8 @@ impl Tokenizer {
         Ok((ids, offsets))
     }
 
-    /// Returns the longest start of `text` that ends where a token and a character end and has at most `max_tokens` ids.
+    /// Returns the longest prefix of `text` that ends at the end of a token and of a character and has at most `max_tokens`
+    /// ids.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_with_offsets`].
@@ -124,17 +126,17 @@ impl Tokenizer {
             return Ok(text);
         }
         for token in tokens[..max_tokens].iter().rev() {
-            // A shorter text may split otherwise and so have more ids: then a token less is tried.
-            let start = text.get(..token.end).unwrap_or_default();
-            if self.count(start, options)? <= max_tokens {
-                return Ok(start);
+            // The prefix may have other pieces and so more ids: then try a shorter one.
+            let prefix = text.get(..token.end).unwrap_or_default();
+            if self.count(prefix, options)? <= max_tokens {
+                return Ok(prefix);
             }
         }
         Ok("")
     }
 }
 
-/// The number of the character that each byte of a text belongs to.
+/// For each byte of a text, the index of its character; `None` for ASCII.
 struct Characters(Option<Vec<u32>>);
 
 impl Characters {
@@ -142,32 +144,32 @@ impl Characters {
         if text.is_ascii() {
             return Ok(Self(None));
         }
-        let mut numbers = Vec::with_capacity(text.len());
+        let mut indices = Vec::with_capacity(text.len());
         for (i, c) in text.chars().enumerate() {
             interrupt.check_at(i)?;
-            numbers.extend(std::iter::repeat_n(i as u32, c.len_utf8()));
+            indices.extend(std::iter::repeat_n(i as u32, c.len_utf8()));
         }
-        Ok(Self(Some(numbers)))
+        Ok(Self(Some(indices)))
     }
 
-    /// Returns how many characters begin before a byte that begins one, or before the end.
+    /// Returns the index of the character that begins at `byte`, or the index of characters at the end of the text.
     fn before(&self, byte: usize) -> usize {
-        let Some(numbers) = &self.0 else { return byte };
-        let all = || numbers.last().map_or(0, |&last| last as usize + 1);
-        numbers.get(byte).map_or_else(all, |&number| number as usize)
+        let Some(indices) = &self.0 else { return byte };
+        let all = || indices.last().map_or(0, |&last| last as usize + 1);
+        indices.get(byte).map_or_else(all, |&index| index as usize)
     }
 
-    /// Returns the characters of a range of bytes, as `tokenizers` counts them: what lies beyond the text stays bytes.
+    /// Returns the range of characters of a range of bytes, as `tokenizers` does: a range beyond the text remains in bytes.
     fn range(&self, start: usize, end: usize) -> (usize, usize) {
-        let Some(numbers) = &self.0 else { return (start, end) };
-        let number = |byte: usize| numbers.get(byte).map(|&number| number as usize);
-        let Some(first) = number(start) else { return (start, end) };
-        let last = || number(end.wrapping_sub(1)).unwrap_or(first + 1) + 1;
-        (first, number(end).unwrap_or_else(last))
+        let Some(indices) = &self.0 else { return (start, end) };
+        let index = |byte: usize| indices.get(byte).map(|&index| index as usize);
+        let Some(first) = index(start) else { return (start, end) };
+        let last = || index(end.wrapping_sub(1)).unwrap_or(first + 1) + 1;
+        (first, index(end).unwrap_or_else(last))
     }
 }
 
-/// Leaves out white space at the ends of a token, but for one space that was put before the first token of a text.
+/// Excludes white space at the ends of a token, except the space prefix of the first token of a text.
 ///
 /// Source: `process_offsets` of Hugging Face `tokenizers`.
 fn trim(

@@ -1,25 +1,27 @@
-//! What merging asks of many numbers at once, in each backend's instructions: no branch, as none could be foreseen.
+//! SIMD search: the smallest of 64 keys, and an entry by key, without unpredictable branches.
 
-/// How many keys a window of symbols has.
+/// The keys of a window of symbols.
 pub(crate) const KEYS: usize = 64;
 
-/// How many entries a line of the table of pairs has.
+/// The entries of a bucket of the pair table.
 pub(crate) const ENTRIES: usize = 8;
 
-/// A backend of instructions that this CPU has.
+/// An instruction set that this CPU has.
 pub(crate) trait SimdSearch: Copy {
+    /// Returns the smallest key.
     fn smallest(self, keys: &[i32; KEYS]) -> i32;
 
-    /// Returns the entry that its lowest `SHIFT` bits shifted out leave as `key`, or all ones if there is none.
+    /// Returns the entry with `entry >> SHIFT == key`, or all ones if there is none.
     fn find<const SHIFT: u32>(self, entries: &[u64; ENTRIES], key: u64) -> u64;
 }
 
-/// Whatever the compiler makes of arrays: the twin of the others, for every CPU.
+/// Plain loops over arrays, for every CPU: the safe twin of the others.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
 impl SimdSearch for Portable {
     #[inline(always)]
+    /// Returns the smallest key.
     fn smallest(self, keys: &[i32; KEYS]) -> i32 {
         keys.iter().fold(i32::MAX, |smallest, &key| smallest.min(key))
     }
@@ -40,7 +42,7 @@ mod x86 {
 
     use super::{ENTRIES, KEYS, SimdSearch};
 
-    /// AVX2, and with it the instructions on single bits.
+    /// AVX2 and the bit-manipulation instructions.
     #[derive(Debug, Clone, Copy)]
     pub(crate) struct Avx2(());
 
@@ -53,6 +55,7 @@ mod x86 {
 
     impl SimdSearch for Avx2 {
         #[inline(always)]
+        /// Returns the smallest key.
         fn smallest(self, keys: &[i32; KEYS]) -> i32 {
             // SAFETY: the eight vectors of the array are read, and the CPU has the instructions.
             unsafe {
@@ -75,7 +78,7 @@ mod x86 {
                 let (key, shift) = (_mm256_set1_epi64x(key.cast_signed()), _mm_cvtsi32_si128(SHIFT.cast_signed()));
                 let low = _mm256_andnot_si256(low, _mm256_cmpeq_epi64(_mm256_srl_epi64(low, shift), key));
                 let high = _mm256_andnot_si256(high, _mm256_cmpeq_epi64(_mm256_srl_epi64(high, shift), key));
-                // The complement of the entry, and zeros for all others.
+                // The complement of the entry that matches; zeros for all others.
                 let four = _mm256_or_si256(low, high);
                 let two = _mm_or_si128(_mm256_castsi256_si128(four), _mm256_extracti128_si256::<1>(four));
                 let one = _mm_or_si128(two, _mm_unpackhi_epi64(two, two));
@@ -84,7 +87,7 @@ mod x86 {
         }
     }
 
-    /// AVX-512, and all of [`Avx2`].
+    /// AVX-512F and all of [`Avx2`].
     #[derive(Debug, Clone, Copy)]
     pub(crate) struct Avx512(());
 
@@ -97,6 +100,7 @@ mod x86 {
 
     impl SimdSearch for Avx512 {
         #[inline(always)]
+        /// Returns the smallest key.
         fn smallest(self, keys: &[i32; KEYS]) -> i32 {
             // SAFETY: the four vectors of the array are read, and the CPU has the instructions.
             unsafe {
@@ -134,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_tiers_find_the_same(
+        fn all_backends_find_the_same(
             keys in prop::collection::vec(any::<i32>(), KEYS),
             mut entries in prop::array::uniform8(any::<u64>()),
             at in 0..2 * ENTRIES,

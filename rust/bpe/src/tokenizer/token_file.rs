@@ -1,22 +1,24 @@
-//! Ids on disk: a `.npy` file that grows as documents are encoded, in bounded memory.
+//! Files of ids: a `.npy` file that grows as documents are encoded, in bounded memory.
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use super::Tokenizer;
 use crate::atomic_write::temporary_path;
 use crate::documents::{Chunk, Documents};
-use crate::{EncodeOptions, Error, Result, Tokenizer};
+use crate::encode::EncodeOptions;
+use crate::{Error, Result};
 
-/// Bytes of text that are encoded at a time.
+/// Bytes of text encoded at a time.
 const BATCH_BYTES: usize = 1 << 22;
 
-/// The header's length in bytes: room for any count, so that it can be written again at the end.
+/// The length of the header in bytes, padded so that the final count can overwrite it.
 const HEADER: usize = 128;
 
-/// A one-dimensional `.npy` file of ids: uint16 where the vocabulary allows, else uint32.
+/// A one-dimensional `.npy` file of ids: uint16 if the vocabulary has at most 65,536 ids, otherwise uint32.
 ///
-/// It is written under a temporary name, which [`TokenFile::finish`] changes to the real one; dropped before, it is gone.
+/// It is written under a temporary name; [`TokenFile::finish`] renames it. Dropping it before deletes the temporary file.
 ///
 /// # Source
 /// `numpy/lib/format.py`, version 1.0.
@@ -32,10 +34,10 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// Starts the file that is to stand at `path`, for ids below `vocab_size`.
+    /// Creates the file for ids below `vocab_size` that will be at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written there.
+    /// [`Error::Io`] if it cannot be written.
     pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
         let temporary = temporary_path(path);
         let is_narrow = vocab_size <= 1 << 16;
@@ -49,7 +51,7 @@ impl TokenFile {
     /// Appends ids.
     ///
     /// # Errors
-    /// [`Error::Io`], on a full disk for one.
+    /// [`Error::Io`], for example on a full disk.
     pub fn push(&mut self, ids: &[u32]) -> Result<()> {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
@@ -64,10 +66,10 @@ impl TokenFile {
         written
     }
 
-    /// Returns the number of ids, now that the file stands at its path.
+    /// Completes the file at its path and returns the number of ids.
     ///
     /// # Errors
-    /// [`Error::Io`]; then nothing is left behind.
+    /// [`Error::Io`]; the temporary file is deleted.
     pub fn finish(mut self) -> Result<u64> {
         let header = self.header();
         let Some(writer) = self.file.take() else { return Ok(self.len) };
@@ -105,16 +107,16 @@ impl TokenFile {
 
 impl Drop for TokenFile {
     fn drop(&mut self) {
-        // After `finish` has renamed it there is nothing to remove.
+        // Fails after `finish`, which has renamed it.
         let _ = std::fs::remove_file(&self.temporary);
     }
 }
 
 impl Tokenizer {
-    /// Appends the ids of the next documents, some megabytes of them, and returns whether to go on.
+    /// Appends the ids of the next documents, a few megabytes of text, and returns whether there may be more.
     ///
-    /// They are the ids of encoding each document alone. `options.eos` is put after each document; special tokens are
-    /// ordinary text, and there is no `bos`.
+    /// Every document is encoded alone, with `options.eos` after it. Special tokens are ordinary text, and `options.bos` is
+    /// ignored.
     ///
     /// # Errors
     /// As [`Documents::next_chunk`], [`Tokenizer::encode_batch`] and [`TokenFile::push`].
@@ -139,7 +141,7 @@ impl Tokenizer {
         Ok(!chunks.is_empty())
     }
 
-    /// Appends the ids of these chunks.
+    /// Appends the ids of these chunks of documents.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_documents`].

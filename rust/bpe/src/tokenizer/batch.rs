@@ -1,4 +1,4 @@
-//! Many texts at once, on many threads.
+//! Many texts on many threads.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,77 +7,77 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::encode::room_for_ids;
-use crate::encode_options::EncodeOptions;
+use super::Tokenizer;
+use crate::encode::{EncodeOptions, reserve_ids};
 use crate::interrupt::Interrupt;
-use crate::{Error, Result, Tokenizer};
+use crate::{Error, Result};
 
-/// A text longer than this many bytes is cut, so that threads can share it.
-const SEGMENT: usize = 1 << 18;
+/// A longer text, in bytes, is split into chunks, so that threads can share it.
+const CHUNK: usize = 1 << 18;
 
 /// Bytes of text between two interrupt checks.
-const PAUSE_EVERY: usize = 1 << 20;
+const CHECK_BYTES: usize = 1 << 20;
 
-/// How long the calling thread waits for the others between two interrupt checks.
+/// Time that the calling thread waits for the others between two interrupt checks.
 const WAIT: Duration = Duration::from_millis(50);
 
-/// Work for one thread: a run of whole texts, or a part of a long one.
+/// Work for one thread: consecutive whole texts, or a chunk of a long one.
 struct Task {
     texts: Range<usize>,
-    /// Bytes of the one text, where it is cut.
+    /// The range in bytes, for a chunk of one text.
     bytes: Option<Range<usize>>,
 }
 
 impl Tokenizer {
-    /// Returns the ids of all texts in one run, and where each begins: row `i` is `ids[offsets[i]..offsets[i + 1]]`.
+    /// Returns the ids of all texts in one list, and their offsets: row `i` is `ids[offsets[i]..offsets[i + 1]]`.
     ///
-    /// The ids do not depend on `threads`.
+    /// The result does not depend on `threads`.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`], for the first text that has one.
+    /// As [`Tokenizer::encode`], for the first text with an error.
     pub fn encode_batch(
         &self,
         texts: &[&str],
         options: EncodeOptions<'_>,
         threads: usize,
     ) -> Result<(Vec<u32>, Vec<i64>)> {
-        let tasks = self.plan(texts, options, if threads > 1 { SEGMENT } else { usize::MAX });
+        let tasks = self.plan(texts, options, if threads > 1 { CHUNK } else { usize::MAX });
         let threads = threads.min(tasks.len());
         if threads <= 1 {
             let bytes: usize = texts.iter().map(|text| text.len()).sum();
-            let mut ids = room_for_ids(bytes);
+            let mut ids = reserve_ids(bytes);
             let mut offsets = vec![0];
-            let mut since_pause = 0;
+            let mut since_check = 0;
             for text in texts {
-                since_pause += text.len();
-                if since_pause > PAUSE_EVERY {
+                since_check += text.len();
+                if since_check > CHECK_BYTES {
                     options.interrupt.check()?;
-                    since_pause = 0;
+                    since_check = 0;
                 }
                 self.encode_into(text, options, &mut ids)?;
                 offsets.push(ids.len() as i64);
             }
             return Ok((ids, offsets));
         }
-        self.on_threads(texts, options, &tasks, threads)
+        self.encode_on_threads(texts, options, &tasks, threads)
     }
 
-    /// Puts short texts together and cuts long ones, so that tasks are of about equal length.
-    fn plan(&self, texts: &[&str], options: EncodeOptions<'_>, segment: usize) -> Vec<Task> {
-        // Where a special or normalized text could be cut is harder to tell: such texts stay whole.
-        let may_cut = self.is_cut_safe(options.allowed);
+    /// Returns tasks of about equal length: short texts together, long texts in chunks.
+    fn plan(&self, texts: &[&str], options: EncodeOptions<'_>, chunk: usize) -> Vec<Task> {
+        // Texts with special tokens or normalization stay whole: chunk boundaries are defined for plain text.
+        let can_chunk = self.can_chunk(options.allowed);
         let mut tasks = Vec::new();
         let mut push = |texts, bytes| tasks.push(Task { texts, bytes });
         let (mut first, mut bytes) = (0, 0);
         for (i, text) in texts.iter().enumerate() {
-            if text.len() > segment && may_cut {
+            if text.len() > chunk && can_chunk {
                 if first < i {
                     push(first..i, None);
                 }
                 let mut start = 0;
                 while start < text.len() {
-                    let cut = start + segment;
-                    let end = if cut < text.len() { self.pretokenizer().chunk_boundary(text, cut) } else { None };
+                    let from = start + chunk;
+                    let end = if from < text.len() { self.pretokenizer().chunk_boundary(text, from) } else { None };
                     let end = end.unwrap_or(text.len());
                     push(i..i + 1, Some(start..end));
                     start = end;
@@ -86,7 +86,7 @@ impl Tokenizer {
                 continue;
             }
             bytes += text.len() + 16;
-            if bytes >= segment / 4 {
+            if bytes >= chunk / 4 {
                 push(first..i + 1, None);
                 (first, bytes) = (i + 1, 0);
             }
@@ -97,7 +97,7 @@ impl Tokenizer {
         tasks
     }
 
-    fn on_threads(
+    fn encode_on_threads(
         &self,
         texts: &[&str],
         options: EncodeOptions<'_>,
@@ -109,35 +109,35 @@ impl Tokenizer {
         let joined = Mutex::new(Joined::new(texts));
         let work = |options: EncodeOptions<'_>| {
             let mut encoded = Encoded::default();
-            for turn in 1.. {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(task) = tasks.get(number) else { break };
-                let interrupt = if turn % (PAUSE_EVERY / SEGMENT) == 0 { options.interrupt.check() } else { Ok(()) };
-                if let Err(error) = interrupt.and_then(|()| self.encode_task(texts, options, task, &mut encoded)) {
-                    // Nobody needs the rest.
+            for iteration in 1.. {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(task) = tasks.get(index) else { break };
+                let checked = if iteration % (CHECK_BYTES / CHUNK) == 0 { options.interrupt.check() } else { Ok(()) };
+                if let Err(error) = checked.and_then(|()| self.encode_task(texts, options, task, &mut encoded)) {
+                    // The remaining tasks are not needed.
                     next.store(tasks.len(), Ordering::Relaxed);
                     is_interrupted.fetch_or(matches!(error, Error::Interrupted), Ordering::Relaxed);
-                    return Err((number, error));
+                    return Err((index, error));
                 }
-                encoded = joined.lock().unwrap_or_else(PoisonError::into_inner).append(number, encoded);
+                encoded = joined.lock().unwrap_or_else(PoisonError::into_inner).append(index, encoded);
             }
             Ok(())
         };
-        // Only the calling thread may ask. It tells the others, and asks on while it waits for them.
-        let told = || if is_interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
-        let others = EncodeOptions { interrupt: Interrupt::new(&told), ..options };
+        // Only the calling thread may run the interrupt check. It does so while it waits, and sets a flag for the others.
+        let flag = || if is_interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+        let others = EncodeOptions { interrupt: Interrupt::new(&flag), ..options };
         let work = &work;
         let results: Vec<_> = std::thread::scope(|scope| {
-            let (at_work, all_done) = channel::<()>();
+            let (working, all_done) = channel::<()>();
             let spawn = |_| {
-                let at_work = at_work.clone();
+                let working = working.clone();
                 scope.spawn(move || {
-                    let _at_work = at_work;
+                    let _working = working;
                     work(others)
                 })
             };
             let handles: Vec<_> = (1..threads).map(spawn).collect();
-            drop(at_work);
+            drop(working);
             let mut first = work(options);
             while first.is_ok() && all_done.recv_timeout(WAIT) == Err(RecvTimeoutError::Timeout) {
                 if let Err(error) = options.interrupt.check() {
@@ -151,7 +151,7 @@ impl Tokenizer {
             std::iter::once(first).chain(rest).collect()
         });
         if let Some((_, error)) =
-            results.into_iter().filter_map(std::result::Result::err).min_by_key(|&(number, _)| number)
+            results.into_iter().filter_map(std::result::Result::err).min_by_key(|&(index, _)| index)
         {
             return Err(error);
         }
@@ -159,7 +159,7 @@ impl Tokenizer {
         Ok((ids, offsets))
     }
 
-    /// Leaves the ids of a task in `encoded`.
+    /// Writes the ids of a task to `encoded`.
     fn encode_task(
         &self,
         texts: &[&str],
@@ -186,21 +186,21 @@ impl Tokenizer {
     }
 }
 
-/// The ids of one task, and where texts end in them.
+/// The ids of one task, and the ends of its texts in them.
 #[derive(Default)]
 struct Encoded {
     ids: Vec<u32>,
     ends: Vec<usize>,
 }
 
-/// What all threads encoded, put together in order while they work, so that few parts are held twice.
+/// The ids of all tasks in order. Tasks are appended as they finish, so that little is in memory twice.
 struct Joined {
     ids: Vec<u32>,
     offsets: Vec<i64>,
-    /// The number of the task whose ids come next.
+    /// The index of the task to append next.
     next: usize,
     waiting: BTreeMap<usize, Encoded>,
-    /// Memory to use again.
+    /// Buffers to reuse.
     spare: Vec<Encoded>,
 }
 
@@ -209,12 +209,12 @@ impl Joined {
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
         let mut offsets = Vec::with_capacity(texts.len() + 1);
         offsets.push(0);
-        Self { ids: room_for_ids(bytes), offsets, next: 0, waiting: BTreeMap::new(), spare: Vec::new() }
+        Self { ids: reserve_ids(bytes), offsets, next: 0, waiting: BTreeMap::new(), spare: Vec::new() }
     }
 
-    /// Takes the ids of a task and returns memory for another's.
-    fn append(&mut self, number: usize, encoded: Encoded) -> Encoded {
-        self.waiting.insert(number, encoded);
+    /// Adds the ids of a task and returns a buffer for the next task.
+    fn append(&mut self, index: usize, encoded: Encoded) -> Encoded {
+        self.waiting.insert(index, encoded);
         while let Some(encoded) = self.waiting.remove(&self.next) {
             let begin = self.ids.len();
             self.ids.extend_from_slice(&encoded.ids);
