@@ -49,6 +49,13 @@ pub(crate) fn to_bytes(token: &str) -> Option<Vec<u8>> {
     token.chars().map(|c| BYTES.get(c as usize).copied().flatten()).collect()
 }
 
+/// Returns the byte that a byte token such as `<0x0A>` of SentencePiece stands for.
+pub(crate) fn byte_of(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_hex = digits.len() == 2 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'A'..=b'F'));
+    if is_hex { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use crate::formats::pipeline_of;
 use crate::normalize::SPACE;
 use crate::pipeline::Pipeline;
 use crate::special::{AddedToken, AddedTokens, SpecialSet};
-use crate::{Error, Pause, Result, Tokenizer};
+use crate::{Error, Interrupt, Result, Tokenizer};
 
 impl Tokenizer {
     /// Returns this tokenizer with more added tokens; the ids of `tokens` are not looked at.
@@ -47,7 +47,7 @@ impl Tokenizer {
                         .to_owned(),
                 ));
             }
-            grown = grown.made_general("added tokens that are normalized");
+            grown = grown.encoding_by_pipeline("added tokens that are normalized");
         }
         grown.added = match &self.pipeline {
             Some(pipeline) => AddedTokens::new(all, |text| pipeline.normalize(text))?,
@@ -61,7 +61,7 @@ impl Tokenizer {
             grown.added.decode_by(|name| to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()));
         }
         if self.components.is_some() {
-            grown.put_added_first();
+            grown.prefer_added_tokens();
         }
         Ok(grown)
     }
@@ -81,7 +81,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; as
-    /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot hold; and what the pause returns.
+    /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot hold; and what the interrupt check returns.
     ///
     /// # Source
     /// Provilkov et al. 2020, arXiv:1910.13267.
@@ -91,17 +91,17 @@ impl Tokenizer {
         allowed: SpecialSet<'_>,
         dropout: f64,
         seed: u64,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<Vec<u32>> {
         if !(0.0..=1.0).contains(&dropout) {
             return Err(Error::InvalidArgument(format!("dropout is {dropout}; expected 0 to 1")));
         }
-        let pipeline = self.spelt_out()?;
+        let pipeline = self.equivalent_pipeline()?;
         let mut state = seed;
         let mut drops = || uniform(&mut state) < dropout;
         let mut ids = Vec::new();
         let added = (&self.added, allowed);
-        pipeline.encode(text, added, pause, Some(&mut drops), &mut |new| ids.extend_from_slice(new))?;
+        pipeline.encode(text, added, interrupt, Some(&mut drops), &mut |new| ids.extend_from_slice(new))?;
         Ok(ids)
     }
 
@@ -111,12 +111,12 @@ impl Tokenizer {
     }
 
     /// Returns the pipeline that spells out what this tokenizer does.
-    fn spelt_out(&self) -> Result<Arc<Pipeline>> {
-        if let Some(pipeline) = self.pipeline.as_ref().or_else(|| self.spelt.get()) {
+    fn equivalent_pipeline(&self) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = self.pipeline.as_ref().or_else(|| self.equivalent.get()) {
             return Ok(Arc::clone(pipeline));
         }
         let pipeline = Arc::new(pipeline_of(self.to_own_json()?.as_bytes())?);
-        Ok(Arc::clone(self.spelt.get_or_init(|| pipeline)))
+        Ok(Arc::clone(self.equivalent.get_or_init(|| pipeline)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use unicode_normalization::{IsNormalized, is_nfc_quick};
 use unicode_normalization_alignments::UnicodeNormalization;
 
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::pipeline::Aligned;
 use crate::{Error, Result};
 
@@ -86,13 +86,13 @@ impl Normalizer {
     /// Returns the normal form of a stretch of ordinary text.
     ///
     /// # Errors
-    /// What the pause returns.
-    pub(crate) fn apply<'t>(self, text: &'t str, after: After, pause: Pause<'_>) -> Result<Cow<'t, str>> {
+    /// What the interrupt check returns.
+    pub(crate) fn apply<'t>(self, text: &'t str, after: After, interrupt: Interrupt<'_>) -> Result<Cow<'t, str>> {
         match self {
             Self::Nfc if is_nfc_quick(text.chars()) != IsNormalized::Yes => {
                 let mut normal = String::with_capacity(text.len());
                 for (turn, (c, _)) in text.nfc().enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     normal.push(c);
                 }
                 Ok(Cow::Owned(normal))
@@ -104,21 +104,27 @@ impl Normalizer {
 
     /// Returns the normal form of an added token.
     pub(crate) fn normal_form(self, text: &str) -> Result<String> {
-        self.apply(text, After::Nothing, Pause::default()).map(Cow::into_owned)
+        self.apply(text, After::Nothing, Interrupt::NEVER).map(Cow::into_owned)
     }
 
     /// Returns the normal form with, for each byte, the range of the original text that it stands for.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if SentencePiece's treatment of spaces changes more than the beginning; what the pause
+    /// [`Error::InvalidArgument`] if SentencePiece's treatment of spaces changes more than the beginning; what the interrupt check
     /// returns.
-    pub(crate) fn apply_aligned(self, text: &str, start: u32, after: After, pause: Pause<'_>) -> Result<Aligned> {
-        let mut aligned = Aligned::new(text, start, pause)?;
+    pub(crate) fn apply_aligned(
+        self,
+        text: &str,
+        start: u32,
+        after: After,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Aligned> {
+        let mut aligned = Aligned::new(text, start, interrupt)?;
         match self {
             Self::None => {}
             Self::Nfc => {
                 if is_nfc_quick(text.chars()) != IsNormalized::Yes {
-                    aligned = aligned.transform(0, text.nfc(), pause)?;
+                    aligned = aligned.transform(0, text.nfc(), interrupt)?;
                 }
             }
             Self::Spaces(spaces) => {

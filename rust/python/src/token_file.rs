@@ -10,8 +10,8 @@ use pyo3::prelude::*;
 
 use crate::arguments::{Texts, Threads, thread_count};
 use crate::error::to_py;
+use crate::interrupt::interruptible;
 use crate::reading::{Reading, SkippedRows};
-use crate::signals::interruptible;
 use crate::tokenizer::PyTokenizer;
 
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
@@ -30,8 +30,8 @@ impl PyTokenFile {
         py: Python<'_>,
         work: impl FnOnce(&mut TokenFile, EncodeOptions<'_>) -> bpe_llama::Result<R> + Send,
     ) -> PyResult<R> {
-        let done = interruptible(py, |pause| {
-            let options = EncodeOptions { eos: self.end, pause, ..EncodeOptions::default() };
+        let done = interruptible(py, |interrupt| {
+            let options = EncodeOptions { eos: self.end, interrupt, ..EncodeOptions::default() };
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             file.as_mut().map(|file| work(file, options)).transpose()
         })?;

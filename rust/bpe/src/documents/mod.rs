@@ -214,7 +214,7 @@ impl Rules {
         let margin = self.longest_special.max(self.options.separator.as_ref().map_or(0, String::len));
         let mut from = ceil_char(text, from);
         loop {
-            let cut = self.splitter.safe_cut(text, from)?;
+            let cut = self.splitter.chunk_boundary(text, from)?;
             if cut + margin > text.len() {
                 return None;
             }
@@ -324,7 +324,7 @@ mod tests {
             let mut documents = Documents::new(vec![path], splitter, options).expect("a file");
             documents.rules.block_bytes = block_bytes;
             let counts = crate::train::count_files(&mut documents, 1 + block_bytes % 2, &mut |_| Ok(())).expect("text");
-            let sorted = |counts: &crate::train::WordCounts| counts.most_common(usize::MAX, crate::Pause::default()).expect("not stopped");
+            let sorted = |counts: &crate::train::WordCounts| counts.most_common(usize::MAX, crate::Interrupt::NEVER).expect("not stopped");
             prop_assert_eq!(sorted(&counts), sorted(&counter.finish()));
         }
     }

@@ -3,10 +3,10 @@
 use hashbrown::HashSet;
 
 use super::huggingface::spaces::{require_space, words_or_whole};
-use super::sentencepiece::{Piece, PieceKind, byte_of};
-use crate::byte_alphabet::to_bytes;
+use super::sentencepiece::{Piece, PieceKind};
+use crate::byte_alphabet::{byte_of, to_bytes};
 use crate::normalize::SPACE;
-use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
+use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 /// Lines, and the line breaks between them.
 const LINES: &str = r"[^\n]+|\n+";
@@ -49,14 +49,14 @@ impl Tokenizer {
                 merged.push((content.clone(), *id));
             }
         }
-        let (mut ordinary, mut silent) = (Vec::with_capacity(tokens.len()), Vec::new());
+        let (mut ordinary, mut decode_only) = (Vec::with_capacity(tokens.len()), Vec::new());
         for (token, id) in tokens.iter().zip(0u32..).filter(|(_, id)| !apart.contains(id)) {
             match to_bytes(token) {
                 Some(bytes) => ordinary.push((bytes, id)),
-                None => silent.push((token.as_bytes().to_vec(), id)),
+                None => decode_only.push((token.as_bytes().to_vec(), id)),
             }
         }
-        let vocab = Vocab::from_merges_and_silent(ordinary, silent, merges, ignore_merges)?;
+        let vocab = Vocab::from_merges_and_decode_only(ordinary, decode_only, merges, ignore_merges)?;
         let steps = patterns.iter().map(|pattern| Pretokenizer::new(pattern)).collect::<Result<_>>()?;
         let tokenizer = Self::new(vocab, Pretokenizer::sequence(steps)?, added, false)?;
         for (content, id) in merged {
@@ -95,19 +95,19 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Format`] if several line breaks are a token that merges do not make: it is one of the few that llama.cpp
-    /// looks up whole. As [`Vocab::from_piece_merges`] and [`Tokenizer::new`].
+    /// looks up whole. As [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
     ///
     /// # Source
     /// `LLAMA_VOCAB_PRE_TYPE_GEMMA4` in `src/llama-vocab.cpp` of llama.cpp.
     pub fn from_gguf_characters(pieces: Vec<Piece>, merges: Vec<(u32, u32)>, added: Vec<AddedToken>) -> Result<Self> {
-        let (mut sorted, mut bytes) = (Pieces::default(), [None; 256]);
+        let (mut sorted, mut bytes) = (SentencePieceTokens::default(), [None; 256]);
         for (Piece { text, kind, .. }, id) in pieces.into_iter().zip(0u32..) {
             let spaced = text.replace(SPACE, " ").into_bytes();
             match (kind, byte_of(&text)) {
                 (PieceKind::Control, _) => {}
                 (PieceKind::Byte, Some(byte)) => bytes[usize::from(byte)] = Some(id),
                 // Spaces are `▁` before tokens are looked for.
-                _ if text.contains(' ') => sorted.silent.push((spaced, id)),
+                _ if text.contains(' ') => sorted.decode_only.push((spaced, id)),
                 _ => sorted.merged.push((spaced, id)),
             }
         }
@@ -116,7 +116,7 @@ impl Tokenizer {
         let is_breaks = |bytes: &[u8]| bytes.iter().all(|&byte| byte == b'\n');
         let mixes = sorted.merged.iter().any(|(bytes, _)| bytes.contains(&b'\n') && !is_breaks(bytes));
         let pretokenizer = if mixes { Pretokenizer::new(LINES)? } else { words_or_whole(&sorted.merged)? };
-        let vocab = Vocab::from_piece_merges(&sorted, merges, false)?;
+        let vocab = Vocab::from_sentencepiece_merges(&sorted, merges, false)?;
         if !vocab.merges_reach_all(is_breaks)? {
             return Err(Error::Format("several line breaks are a token that merges do not make".to_owned()));
         }

@@ -1,6 +1,6 @@
 //! Text that remembers where in the original each byte of it came from.
 
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
 /// A range of bytes of the original text.
@@ -21,10 +21,10 @@ impl Aligned {
     /// Returns a stretch of the original as it stands.
     ///
     /// # Errors
-    /// What the pause returns, as all that follow.
-    pub(crate) fn new(text: &str, start: u32, pause: Pause<'_>) -> Result<Self> {
+    /// What the interrupt check returns, as all that follow.
+    pub(crate) fn new(text: &str, start: u32, interrupt: Interrupt<'_>) -> Result<Self> {
         let mut spans = Vec::with_capacity(text.len());
-        push_spans(&mut spans, text, start, pause)?;
+        push_spans(&mut spans, text, start, interrupt)?;
         Ok(Self { text: text.to_owned(), spans, start, has_rootless_start: false })
     }
 
@@ -43,7 +43,7 @@ impl Aligned {
         &self,
         skipped: usize,
         changes: impl Iterator<Item = (char, isize)>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<Self> {
         let mut text = String::with_capacity(self.text.len());
         let mut spans = Vec::with_capacity(self.spans.len());
@@ -54,7 +54,7 @@ impl Aligned {
             return Err(rootless());
         }
         for (turn, (character, change)) in changes.enumerate() {
-            pause.ask_at(turn)?;
+            interrupt.check_at(turn)?;
             let span = if change <= 0 {
                 *self.spans.get(at).ok_or_else(rootless)?
             } else if at == 0 {
@@ -73,7 +73,7 @@ impl Aligned {
     }
 
     /// Keeps the characters that `keep` wants.
-    pub(crate) fn filter(&mut self, keep: impl Fn(char) -> bool, pause: Pause<'_>) -> Result<()> {
+    pub(crate) fn filter(&mut self, keep: impl Fn(char) -> bool, interrupt: Interrupt<'_>) -> Result<()> {
         let skipped = self.text.chars().take_while(|&c| !keep(c)).count();
         let mut rest = self.text.chars().skip(skipped).peekable();
         let changes = std::iter::from_fn(|| {
@@ -81,25 +81,25 @@ impl Aligned {
             let dropped = std::iter::from_fn(|| rest.next_if(|&c| !keep(c))).count();
             Some((kept, -(dropped as isize)))
         });
-        *self = self.transform(skipped, changes, pause)?;
+        *self = self.transform(skipped, changes, interrupt)?;
         Ok(())
     }
 
     /// Replaces each character by another.
-    pub(crate) fn map(&mut self, map: impl Fn(char) -> char, pause: Pause<'_>) -> Result<()> {
-        *self = self.transform(0, self.text.chars().map(|c| (map(c), 0)), pause)?;
+    pub(crate) fn map(&mut self, map: impl Fn(char) -> char, interrupt: Interrupt<'_>) -> Result<()> {
+        *self = self.transform(0, self.text.chars().map(|c| (map(c), 0)), interrupt)?;
         Ok(())
     }
 
     /// Removes white space at the ends.
-    pub(crate) fn strip(&mut self, left: bool, right: bool, pause: Pause<'_>) -> Result<()> {
+    pub(crate) fn strip(&mut self, left: bool, right: bool, interrupt: Interrupt<'_>) -> Result<()> {
         let kept = if left { self.text.trim_start() } else { &self.text };
         let skipped = self.text[..self.text.len() - kept.len()].chars().count();
         let kept = if right { kept.trim_end() } else { kept };
         if kept.len() == self.text.len() {
             return Ok(());
         }
-        *self = self.transform(skipped, kept.chars().map(|c| (c, 0)), pause)?;
+        *self = self.transform(skipped, kept.chars().map(|c| (c, 0)), interrupt)?;
         Ok(())
     }
 
@@ -114,7 +114,7 @@ impl Aligned {
     /// Puts `content` in the place of each of these ranges, which follow one another.
     ///
     /// It stands for what the last byte of the range stood for; where the range is empty, for what came before.
-    pub(crate) fn replace(&mut self, ranges: &[(usize, usize)], content: &str, pause: Pause<'_>) -> Result<()> {
+    pub(crate) fn replace(&mut self, ranges: &[(usize, usize)], content: &str, interrupt: Interrupt<'_>) -> Result<()> {
         if ranges.is_empty() {
             return Ok(());
         }
@@ -122,7 +122,7 @@ impl Aligned {
         let mut spans = Vec::with_capacity(self.spans.len());
         let mut done = 0;
         for (turn, &(start, end)) in ranges.iter().enumerate() {
-            pause.ask_at(turn)?;
+            interrupt.check_at(turn)?;
             text.push_str(&self.text[done..start]);
             spans.extend_from_slice(&self.spans[done..start]);
             let span = if end == 0 { (self.start, self.start) } else { self.spans[end - 1] };
@@ -139,10 +139,10 @@ impl Aligned {
 }
 
 /// Appends the spans of unchanged text that begins at byte `start` of the original.
-pub(crate) fn push_spans(spans: &mut Vec<Span>, text: &str, start: u32, pause: Pause<'_>) -> Result<()> {
+pub(crate) fn push_spans(spans: &mut Vec<Span>, text: &str, start: u32, interrupt: Interrupt<'_>) -> Result<()> {
     let mut at = start;
     for (turn, character) in text.chars().enumerate() {
-        pause.ask_at(turn)?;
+        interrupt.check_at(turn)?;
         let end = at + character.len_utf8() as u32;
         spans.extend(std::iter::repeat_n((at, end), character.len_utf8()));
         at = end;
@@ -159,12 +159,12 @@ pub(super) fn rootless() -> Error {
 #[cfg(test)]
 mod tests {
     use super::Aligned;
-    use crate::batch::Pause;
+    use crate::interrupt::Interrupt;
 
     #[test]
     fn spans_follow_every_change() {
-        let go_on = Pause::default();
-        let mut text = Aligned::new(" aé b ", 10, go_on).expect("no pause");
+        let go_on = Interrupt::NEVER;
+        let mut text = Aligned::new(" aé b ", 10, go_on).expect("no interrupt");
         text.strip(true, true, go_on).expect("nothing stands before");
         assert_eq!(
             (text.text.as_str(), &text.spans[..]),
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(text.spans[..3], [(11, 12), (11, 12), (11, 12)]);
         text.filter(|c| c != 'é', go_on).expect("nothing stands before");
         assert_eq!((text.text.as_str(), &text.spans[2..]), ("__a b", &[(11, 12), (14, 15), (15, 16)][..]));
-        text.replace(&[(3, 4)], "▁", go_on).expect("no pause");
+        text.replace(&[(3, 4)], "▁", go_on).expect("no interrupt");
         assert_eq!((text.text.as_str(), text.spans[3]), ("__a▁b", (14, 15)));
     }
 }

@@ -3,8 +3,8 @@
 use super::components::{Decoder, Metaspace, PrependScheme};
 use super::search::Search;
 use crate::Result;
-use crate::batch::Pause;
 use crate::byte_alphabet::to_bytes;
+use crate::interrupt::Interrupt;
 
 /// The steps of a decoder, ready to run; without one, tokens are joined by spaces.
 #[derive(Debug)]
@@ -77,11 +77,11 @@ impl Decoders {
     /// Returns the text of tokens.
     ///
     /// # Errors
-    /// What the pause returns; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
-    pub(super) fn decode(&self, mut tokens: Vec<String>, pause: Pause<'_>) -> Result<String> {
+    /// What the interrupt check returns; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    pub(super) fn decode(&self, mut tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<String> {
         let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };
         for step in steps {
-            tokens = step.apply(tokens, pause)?;
+            tokens = step.apply(tokens, interrupt)?;
         }
         Ok(tokens.concat())
     }
@@ -111,26 +111,26 @@ impl Step {
             Self::Metaspace(metaspace) => text.replace(metaspace.replacement, " ").into_bytes(),
             Self::Bpe { suffix } => text.replace(suffix, " ").into_bytes(),
             Self::Replace(search, content) => {
-                replace(text, search, content, Pause::default()).map_or(token, String::into_bytes)
+                replace(text, search, content, Interrupt::NEVER).map_or(token, String::into_bytes)
             }
             Self::Fuse | Self::Strip { .. } | Self::WordPiece { .. } => token,
         }
     }
 
-    fn apply(&self, mut tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
+    fn apply(&self, mut tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
         match self {
             Self::Bpe { suffix } => {
                 let last = tokens.len().saturating_sub(1);
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     *token = token.replace(suffix, if i == last { "" } else { " " });
                 }
             }
-            Self::ByteFallback => return join_bytes(tokens, pause),
+            Self::ByteFallback => return join_bytes(tokens, interrupt),
             Self::ByteLevel => {
                 let mut bytes = Vec::with_capacity(tokens.len() * 4);
                 for (i, token) in tokens.into_iter().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     bytes.extend(to_bytes(&token).unwrap_or(token.into_bytes()));
                 }
                 return Ok(vec![String::from_utf8_lossy(&bytes).into_owned()]);
@@ -138,26 +138,26 @@ impl Step {
             Self::Fuse => return Ok(vec![tokens.concat()]),
             Self::Metaspace(metaspace) => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     let is_dropped = i == 0 && metaspace.prepend_scheme != PrependScheme::Never;
                     *token = token.replace(metaspace.replacement, if is_dropped { "" } else { " " });
                 }
             }
             Self::Replace(search, content) => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
-                    *token = replace(token, search, content, pause)?;
+                    interrupt.check_at(i)?;
+                    *token = replace(token, search, content, interrupt)?;
                 }
             }
             &Self::Strip { content, start, stop } => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     *token = strip(token, content, start, stop);
                 }
             }
             Self::WordPiece { prefix, cleanup } => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     if i > 0 {
                         *token = token.strip_prefix(prefix.as_str()).map_or_else(|| format!(" {token}"), str::to_owned);
                     }
@@ -178,7 +178,7 @@ fn byte_of(token: &str) -> Option<u8> {
 }
 
 /// Makes text of runs of tokens such as `<0xE4>`; each byte of a run that is no UTF-8 becomes U+FFFD.
-fn join_bytes(tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
+fn join_bytes(tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
     let mut joined = Vec::with_capacity(tokens.len());
     let mut run = Vec::new();
     let settle = |run: &mut Vec<u8>, joined: &mut Vec<String>| {
@@ -190,7 +190,7 @@ fn join_bytes(tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
         }
     };
     for (turn, token) in tokens.into_iter().enumerate() {
-        pause.ask_at(turn)?;
+        interrupt.check_at(turn)?;
         if let Some(byte) = byte_of(&token) {
             run.push(byte);
             continue;
@@ -203,9 +203,9 @@ fn join_bytes(tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
 }
 
 /// Puts `content` in the place of each match.
-fn replace(token: &str, search: &Search, content: &str, pause: Pause<'_>) -> Result<String> {
+fn replace(token: &str, search: &Search, content: &str, interrupt: Interrupt<'_>) -> Result<String> {
     let (mut new, mut done) = (String::new(), 0);
-    search.find_all(token, pause, |start, end| {
+    search.find_all(token, interrupt, |start, end| {
         new.push_str(&token[done..start]);
         new.push_str(content);
         done = end;

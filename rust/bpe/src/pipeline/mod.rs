@@ -25,7 +25,7 @@ use self::decoder::Decoders;
 use self::model::{Dropout, Memory, Model};
 use self::normalizer::Normalizers;
 use self::pre_tokenizer::{Piece, PreTokenized, PreTokenizers};
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::special::{AddedTokens, SpecialSet};
 use crate::{Error, Result};
 use bpe_llama_simd::ScratchPool;
@@ -100,22 +100,28 @@ impl Pipeline {
         &self,
         text: &str,
         (added, allowed): (&AddedTokens, SpecialSet<'_>),
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         mut dropout: Dropout<'_>,
         sink: &mut dyn FnMut(&[u32]),
     ) -> Result<()> {
-        let cut = self.pre_tokenize(text, added, allowed, pause)?;
+        let cut = self.pre_tokenize(text, added, allowed, interrupt)?;
         let (mut parts, mut ids) = (Vec::new(), Vec::new());
         self.with_memory(|memory| {
             for (number, piece) in cut.pieces.iter().enumerate() {
-                pause.ask_at(number)?;
+                interrupt.check_at(number)?;
                 if let Some(id) = piece.added {
                     sink(&[id]);
                     continue;
                 }
                 parts.clear();
                 let text = &cut.text[piece.start..piece.end];
-                self.model.encode(text, memory, dropout.as_mut().map(|drops| &mut **drops as _), pause, &mut parts)?;
+                self.model.encode(
+                    text,
+                    memory,
+                    dropout.as_mut().map(|drops| &mut **drops as _),
+                    interrupt,
+                    &mut parts,
+                )?;
                 ids.clear();
                 ids.extend(parts.iter().map(|&(id, _)| id));
                 sink(&ids);
@@ -129,22 +135,22 @@ impl Pipeline {
         &self,
         text: &str,
         (added, allowed): (&AddedTokens, SpecialSet<'_>),
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<Vec<Token>> {
-        let cut = self.pre_tokenize(text, added, allowed, pause)?;
+        let cut = self.pre_tokenize(text, added, allowed, interrupt)?;
         let (mut tokens, mut parts) = (Vec::new(), Vec::new());
         self.with_memory(|memory| {
             for (number, piece) in cut.pieces.iter().enumerate() {
-                pause.ask_at(number)?;
+                interrupt.check_at(number)?;
                 let (text, spans) = (&cut.text[piece.start..piece.end], &cut.spans[piece.start..piece.end]);
                 parts.clear();
                 match piece.added {
                     Some(id) => parts.push((id, text.len() as u32)),
-                    None => self.model.encode(text, memory, None, pause, &mut parts)?,
+                    None => self.model.encode(text, memory, None, interrupt, &mut parts)?,
                 }
                 let mut at = 0;
                 for &(id, length) in &parts {
-                    pause.ask_at(tokens.len())?;
+                    interrupt.check_at(tokens.len())?;
                     let end = at + length as usize;
                     let range = spans.get(at..end).and_then(|spans| Some((spans.first()?.0, spans.last()?.1)));
                     // Where unknown characters were left out the lengths may lead beyond the piece.
@@ -162,24 +168,24 @@ impl Pipeline {
     /// Returns the text of tokens, special ones left out if asked for.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has; what the pause returns.
+    /// [`Error::NotFound`] for an id that no token has; what the interrupt check returns.
     pub(crate) fn decode(
         &self,
         ids: &[u32],
         added: &AddedTokens,
         skip_special: bool,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<String> {
         let mut tokens = Vec::with_capacity(ids.len());
         for (turn, &id) in ids.iter().enumerate() {
-            pause.ask_at(turn)?;
+            interrupt.check_at(turn)?;
             let name = added.name_of(id).or_else(|| self.model.token(id));
             let name = name.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
             if !(skip_special && added.by_content(name).is_some_and(|token| token.special)) {
                 tokens.push(name.to_owned());
             }
         }
-        self.decoders.decode(tokens, pause)
+        self.decoders.decode(tokens, interrupt)
     }
 
     /// Returns whether decoding leaves a token out where special tokens are not wanted.
@@ -214,33 +220,33 @@ impl Pipeline {
         text: &str,
         added: &AddedTokens,
         allowed: SpecialSet<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<PreTokenized> {
         if u32::try_from(text.len()).is_err() {
             return Err(Error::InvalidArgument(format!("the text has {} bytes; expected less than 4 GiB", text.len())));
         }
         added.check(allowed)?;
         let mut whole = PreTokenized::default();
-        added.cut_raw(text, allowed, pause, &mut |part| {
+        added.split_raw(text, allowed, interrupt, &mut |part| {
             let (start, stretch) = (part.bytes.start as u32, &text[part.bytes]);
             if part.added.is_some() {
                 let begin = whole.text.len();
                 whole.text.push_str(stretch);
-                push_spans(&mut whole.spans, stretch, start, pause)?;
+                push_spans(&mut whole.spans, stretch, start, interrupt)?;
                 whole.pieces.push(Piece { start: begin, end: whole.text.len(), added: part.added });
                 return Ok(());
             }
-            let mut aligned = Aligned::new(stretch, start, pause)?;
-            self.normalizers.apply(&mut aligned, pause)?;
+            let mut aligned = Aligned::new(stretch, start, interrupt)?;
+            self.normalizers.apply(&mut aligned, interrupt)?;
             whole.has_rootless_start |= aligned.has_rootless_start;
-            added.cut_normalized(&aligned.text, allowed, pause, &mut |part| {
+            added.split_normalized(&aligned.text, allowed, interrupt, &mut |part| {
                 let begin = whole.text.len();
                 whole.extend(&aligned.text[part.bytes.clone()], &aligned.spans[part.bytes]);
                 whole.pieces.push(Piece { start: begin, end: whole.text.len(), added: part.added });
                 Ok(())
             })
         })?;
-        self.pre_tokenizers.apply(&mut whole, pause)?;
+        self.pre_tokenizers.apply(&mut whole, interrupt)?;
         Ok(whole)
     }
 

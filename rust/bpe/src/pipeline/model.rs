@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
 /// Pieces longer than this are not remembered.
@@ -148,18 +148,18 @@ impl Model {
     /// Appends the tokens of a piece.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a character is unknown and the unknown token is not in the vocabulary; what the pause
+    /// [`Error::InvalidArgument`] if a character is unknown and the unknown token is not in the vocabulary; what the interrupt check
     /// returns.
     pub(super) fn encode(
         &self,
         piece: &str,
         memory: &mut Memory,
         dropout: Dropout<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         parts: &mut Vec<Part>,
     ) -> Result<()> {
         if dropout.is_some() {
-            return self.merge(piece, dropout, pause, parts);
+            return self.merge(piece, dropout, interrupt, parts);
         }
         if let Some(known) = memory.pieces.get(piece) {
             parts.extend_from_slice(known);
@@ -172,7 +172,7 @@ impl Model {
             return Ok(());
         }
         let start = parts.len();
-        self.merge(piece, None, pause, parts)?;
+        self.merge(piece, None, interrupt, parts)?;
         if piece.len() <= LONGEST_REMEMBERED {
             if memory.pieces.len() >= MOST_REMEMBERED {
                 memory.pieces.clear();
@@ -189,7 +189,7 @@ impl Model {
     ///
     /// # Source
     /// Sennrich et al. 2016, arXiv:1508.07909; `models/bpe` of Hugging Face `tokenizers` for the rest.
-    fn merge(&self, piece: &str, dropout: Dropout<'_>, pause: Pause<'_>, parts: &mut Vec<Part>) -> Result<()> {
+    fn merge(&self, piece: &str, dropout: Dropout<'_>, interrupt: Interrupt<'_>, parts: &mut Vec<Part>) -> Result<()> {
         let mut symbols: Vec<Symbol> = Vec::with_capacity(piece.len());
         let mut push = |id, length: usize| {
             let place = symbols.len() as u32;
@@ -199,7 +199,7 @@ impl Model {
         let mut unknown: Option<(u32, usize)> = None;
         let mut name = String::new();
         for (turn, (at, character)) in piece.char_indices().enumerate() {
-            pause.ask_at(turn)?;
+            interrupt.check_at(turn)?;
             let length = character.len_utf8();
             name.clear();
             if at > 0 {
@@ -242,13 +242,13 @@ impl Model {
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
-        self.merge_symbols(&mut symbols, dropout, pause)?;
+        self.merge_symbols(&mut symbols, dropout, interrupt)?;
         parts.extend(symbols.iter().filter(|symbol| symbol.length > 0).map(|symbol| (symbol.id, symbol.length)));
         Ok(())
     }
 
     /// Merges the pair of the lowest rank, the leftmost of equals, until none is left. Merged symbols get length 0.
-    fn merge_symbols(&self, symbols: &mut [Symbol], mut dropout: Dropout<'_>, pause: Pause<'_>) -> Result<()> {
+    fn merge_symbols(&self, symbols: &mut [Symbol], mut dropout: Dropout<'_>, interrupt: Interrupt<'_>) -> Result<()> {
         let candidate = |symbols: &[Symbol], place: u32| {
             let symbol = symbols.get(place as usize)?;
             let right = symbols.get(symbol.next as usize)?;
@@ -258,13 +258,13 @@ impl Model {
         // By rank, then place; with the token that the pair makes.
         let mut queue = Vec::with_capacity(symbols.len());
         for place in 0..symbols.len() {
-            pause.ask_at(place)?;
+            interrupt.check_at(place)?;
             queue.extend(candidate(symbols, place as u32));
         }
         let mut queue = BinaryHeap::from(queue);
         let mut skipped = Vec::new();
         for turn in 0.. {
-            pause.ask_at(turn)?;
+            interrupt.check_at(turn)?;
             let Some(Reverse((rank, place, merged))) = queue.pop() else { break };
             if dropout.as_mut().is_some_and(|drops| drops()) {
                 skipped.push(Reverse((rank, place, merged)));

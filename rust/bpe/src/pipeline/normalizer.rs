@@ -12,8 +12,8 @@ use super::charsmap::Charsmap;
 use super::components::Normalizer;
 use super::search::Search;
 use crate::Result;
-use crate::batch::Pause;
 use crate::byte_alphabet::CHARS;
+use crate::interrupt::Interrupt;
 
 /// The steps of a normalizer, ready to run.
 #[derive(Debug)]
@@ -44,14 +44,14 @@ impl Normalizers {
         steps.into_iter().map(Step::compile).collect::<Result<_>>().map(Self)
     }
 
-    pub(super) fn apply(&self, text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
-        self.0.iter().try_for_each(|step| step.apply(text, pause))
+    pub(super) fn apply(&self, text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
+        self.0.iter().try_for_each(|step| step.apply(text, interrupt))
     }
 
     /// Returns the normal form of a text alone.
     pub(super) fn normalize(&self, text: &str) -> Result<String> {
-        let mut aligned = Aligned::new(text, 0, Pause::default())?;
-        self.apply(&mut aligned, Pause::default())?;
+        let mut aligned = Aligned::new(text, 0, Interrupt::NEVER)?;
+        self.apply(&mut aligned, Interrupt::NEVER)?;
         Ok(aligned.text)
     }
 }
@@ -83,40 +83,40 @@ impl Step {
         })
     }
 
-    fn apply(&self, text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+    fn apply(&self, text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
         match self {
             // ASCII is known to stay as it is.
             Self::Nfc | Self::Nfd | Self::Nfkc | Self::Nfkd if text.text.is_ascii() => {}
-            Self::Nfc => *text = text.transform(0, text.text.nfc(), pause)?,
-            Self::Nfd => *text = text.transform(0, text.text.nfd(), pause)?,
-            Self::Nfkc => *text = text.transform(0, text.text.nfkc(), pause)?,
-            Self::Nfkd => *text = text.transform(0, text.text.nfkd(), pause)?,
-            Self::Lowercase => lowercase(text, pause)?,
-            Self::Nmt => nmt(text, pause)?,
-            Self::StripAccents => text.filter(|c| !is_combining_mark(c), pause)?,
-            Self::ByteLevel => to_byte_alphabet(text, pause)?,
-            &Self::Strip { left, right } => text.strip(left, right, pause)?,
+            Self::Nfc => *text = text.transform(0, text.text.nfc(), interrupt)?,
+            Self::Nfd => *text = text.transform(0, text.text.nfd(), interrupt)?,
+            Self::Nfkc => *text = text.transform(0, text.text.nfkc(), interrupt)?,
+            Self::Nfkd => *text = text.transform(0, text.text.nfkd(), interrupt)?,
+            Self::Lowercase => lowercase(text, interrupt)?,
+            Self::Nmt => nmt(text, interrupt)?,
+            Self::StripAccents => text.filter(|c| !is_combining_mark(c), interrupt)?,
+            Self::ByteLevel => to_byte_alphabet(text, interrupt)?,
+            &Self::Strip { left, right } => text.strip(left, right, interrupt)?,
             Self::Replace(search, content) => {
                 let mut found = Vec::new();
-                search.find_all(&text.text, pause, |start, end| found.push((start, end)))?;
-                text.replace(&found, content, pause)?;
+                search.find_all(&text.text, interrupt, |start, end| found.push((start, end)))?;
+                text.replace(&found, content, interrupt)?;
             }
             Self::Prepend(prefix) => text.prepend(prefix),
-            Self::Precompiled(charsmap) => precompiled(text, charsmap, pause)?,
+            Self::Precompiled(charsmap) => precompiled(text, charsmap, interrupt)?,
             &Self::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase: lower } => {
                 if clean_text {
-                    text.filter(|c| !(c == '\0' || c == '\u{fffd}' || is_control(c)), pause)?;
-                    text.map(|c| if c.is_whitespace() { ' ' } else { c }, pause)?;
+                    text.filter(|c| !(c == '\0' || c == '\u{fffd}' || is_control(c)), interrupt)?;
+                    text.map(|c| if c.is_whitespace() { ' ' } else { c }, interrupt)?;
                 }
                 if handle_chinese_chars {
-                    space_around_ideographs(text, pause)?;
+                    space_around_ideographs(text, interrupt)?;
                 }
                 if strip_accents {
-                    Self::Nfd.apply(text, pause)?;
-                    text.filter(|c| !c.is_mark_nonspacing(), pause)?;
+                    Self::Nfd.apply(text, interrupt)?;
+                    text.filter(|c| !c.is_mark_nonspacing(), interrupt)?;
                 }
                 if lower {
-                    lowercase(text, pause)?;
+                    lowercase(text, interrupt)?;
                 }
             }
         }
@@ -124,26 +124,26 @@ impl Step {
     }
 }
 
-fn lowercase(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+fn lowercase(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let lower = |c: char| c.to_lowercase().enumerate().map(|(i, c)| (c, isize::from(i > 0)));
-    *text = text.transform(0, text.text.chars().flat_map(lower), pause)?;
+    *text = text.transform(0, text.text.chars().flat_map(lower), interrupt)?;
     Ok(())
 }
 
 /// Writes each byte as its character of GPT-2's printable alphabet.
-fn to_byte_alphabet(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+fn to_byte_alphabet(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let bytes = |(at, c): (usize, char)| {
         let bytes = &text.text.as_bytes()[at..at + c.len_utf8()];
         bytes.iter().enumerate().map(|(i, &byte)| (CHARS[usize::from(byte)], isize::from(i > 0)))
     };
-    *text = text.transform(0, text.text.char_indices().flat_map(bytes), pause)?;
+    *text = text.transform(0, text.text.char_indices().flat_map(bytes), interrupt)?;
     Ok(())
 }
 
 /// The rules of SentencePiece's `nmt_nfkc` that are not Unicode's.
-fn nmt(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+fn nmt(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let is_kept = |c| !matches!(c, '\u{1}'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{8f}' | '\u{9f}');
-    text.filter(is_kept, pause)?;
+    text.filter(is_kept, interrupt)?;
     let to_space = |c| match c {
         '\t'
         | '\n'
@@ -158,14 +158,14 @@ fn nmt(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
         | '\u{fffd}' => ' ',
         other => other,
     };
-    text.map(to_space, pause)
+    text.map(to_space, interrupt)
 }
 
 fn is_control(c: char) -> bool {
     !matches!(c, '\t' | '\n' | '\r') && c.is_other()
 }
 
-fn space_around_ideographs(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+fn space_around_ideographs(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     // The blocks that BERT's own tokenizer names; its last range but two starts one block late, and so does this.
     let is_ideograph = |c| {
         matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}' | '\u{20000}'..='\u{2a6df}'
@@ -180,16 +180,16 @@ fn space_around_ideographs(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
             if is_ideograph(c) { [Some((' ', 0)), Some((c, 1)), Some((' ', 1))] } else { [Some((c, 0)), None, None] };
         changes.into_iter().flatten()
     };
-    *text = text.transform(0, text.text.chars().flat_map(spaced), pause)?;
+    *text = text.transform(0, text.text.chars().flat_map(spaced), interrupt)?;
     Ok(())
 }
 
 /// Applies SentencePiece's table to grapheme clusters of less than six bytes and to the characters of the others.
-fn precompiled(text: &mut Aligned, charsmap: &Charsmap, pause: Pause<'_>) -> Result<()> {
+fn precompiled(text: &mut Aligned, charsmap: &Charsmap, interrupt: Interrupt<'_>) -> Result<()> {
     let mut changes: Vec<(char, isize)> = Vec::with_capacity(text.text.len());
     let mut changed = false;
     for (turn, cluster) in text.text.graphemes(true).enumerate() {
-        pause.ask_at(turn)?;
+        interrupt.check_at(turn)?;
         if cluster.len() < 6
             && let Some(new) = charsmap.first(cluster)
         {
@@ -208,7 +208,7 @@ fn precompiled(text: &mut Aligned, charsmap: &Charsmap, pause: Pause<'_>) -> Res
         }
     }
     if changed {
-        *text = text.transform(0, changes.into_iter(), pause)?;
+        *text = text.transform(0, changes.into_iter(), interrupt)?;
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use super::aligned::{Span, rootless};
 use super::components::{Behavior, Pattern, PreTokenizer, PrependScheme};
 use super::scripts;
 use super::search::Search;
-use crate::batch::Pause;
 use crate::byte_alphabet::CHARS;
+use crate::interrupt::Interrupt;
 use crate::pretokenize::Pretokenizer;
 use crate::{Error, Result};
 
@@ -64,10 +64,10 @@ impl PreTokenizers {
         Ok(Self(steps))
     }
 
-    pub(super) fn apply(&self, text: &mut PreTokenized, pause: Pause<'_>) -> Result<()> {
+    pub(super) fn apply(&self, text: &mut PreTokenized, interrupt: Interrupt<'_>) -> Result<()> {
         self.0.iter().try_for_each(|step| {
-            pause.ask()?;
-            step.apply(text, pause)
+            interrupt.check()?;
+            step.apply(text, interrupt)
         })
     }
 }
@@ -142,29 +142,29 @@ fn in_file(error: &Error) -> Error {
 }
 
 impl Step {
-    fn apply(&self, text: &mut PreTokenized, pause: Pause<'_>) -> Result<()> {
+    fn apply(&self, text: &mut PreTokenized, interrupt: Interrupt<'_>) -> Result<()> {
         match self {
-            Self::Split(search, behavior, invert) => {
-                text.cut(pause, |piece, base, pieces| search.split(piece, base, (*behavior, *invert), pause, pieces))
-            }
-            Self::Named(pretokenizer) => text.cut(pause, |piece, base, pieces| {
-                pretokenizer.each_piece(piece, pause, |start, end| pieces.push(base + start..base + end))
+            Self::Split(search, behavior, invert) => text.cut(interrupt, |piece, base, pieces| {
+                search.split(piece, base, (*behavior, *invert), interrupt, pieces)
             }),
-            Self::Words => text.cut(pause, |piece, base, pieces| {
+            Self::Named(pretokenizer) => text.cut(interrupt, |piece, base, pieces| {
+                pretokenizer.each_piece(piece, interrupt, |start, end| pieces.push(base + start..base + end))
+            }),
+            Self::Words => text.cut(interrupt, |piece, base, pieces| {
                 static WORDS: LazyLock<std::result::Result<Regex, fancy_regex::Error>> =
                     LazyLock::new(|| Regex::new(r"\w+|[^\w\s]+"));
                 let words = WORDS.as_ref().map_err(|error| Error::InvalidArgument(error.to_string()))?;
                 for (turn, found) in words.find_iter(piece).enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     let found = found.map_err(|error| Error::InvalidArgument(error.to_string()))?;
                     pieces.push(base + found.start()..base + found.end());
                 }
                 Ok(())
             }),
-            Self::FixedLength(length) => text.cut(pause, |piece, base, pieces| {
+            Self::FixedLength(length) => text.cut(interrupt, |piece, base, pieces| {
                 let mut start = 0;
                 for (turn, (end, _)) in piece.char_indices().chain([(piece.len(), '\0')]).enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     if end > start && (turn % length == 0 || end == piece.len()) {
                         pieces.push(base + start..base + end);
                         start = end;
@@ -172,12 +172,12 @@ impl Step {
                 }
                 Ok(())
             }),
-            Self::UnicodeScripts => text.cut(pause, |piece, base, pieces| {
-                let starts = scripts::starts(piece, pause)?;
+            Self::UnicodeScripts => text.cut(interrupt, |piece, base, pieces| {
+                let starts = scripts::starts(piece, interrupt)?;
                 pieces.extend(starts.windows(2).map(|pair| base + pair[0]..base + pair[1]));
                 Ok(())
             }),
-            Self::PrefixSpace => text.rewrite(pause, |piece, spans, new| {
+            Self::PrefixSpace => text.rewrite(interrupt, |piece, spans, new| {
                 if !piece.starts_with(' ') {
                     new.push(' ', spans[0]);
                 }
@@ -186,14 +186,14 @@ impl Step {
             }),
             // `tokenizers` fails there, or gives that text twice.
             Self::ByteAlphabet if text.has_rootless_start => Err(rootless()),
-            Self::ByteAlphabet => text.rewrite(pause, |piece, spans, new| {
+            Self::ByteAlphabet => text.rewrite(interrupt, |piece, spans, new| {
                 for (turn, (byte, &span)) in piece.bytes().zip(spans).enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     new.push(CHARS[usize::from(byte)], span);
                 }
                 Ok(())
             }),
-            &Self::Metaspace(replacement, scheme) => text.rewrite(pause, |piece, spans, new| {
+            &Self::Metaspace(replacement, scheme) => text.rewrite(interrupt, |piece, spans, new| {
                 let begins = piece.starts_with([' ', replacement]);
                 let is_wanted = match scheme {
                     PrependScheme::Always => true,
@@ -204,7 +204,7 @@ impl Step {
                     new.push(replacement, spans[0]);
                 }
                 for (turn, (at, c)) in piece.char_indices().enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     new.push(if c == ' ' { replacement } else { c }, spans[at]);
                 }
                 Ok(())
@@ -217,13 +217,13 @@ impl PreTokenized {
     /// Cuts each piece into those that `cut` appends, given its text and where it begins.
     fn cut(
         &mut self,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         mut cut: impl FnMut(&str, usize, &mut Vec<Range<usize>>) -> Result<()>,
     ) -> Result<()> {
         let mut pieces = Vec::with_capacity(self.pieces.len() * 2);
         let mut parts = Vec::new();
         for (number, piece) in self.pieces.iter().enumerate() {
-            pause.ask_at(number)?;
+            interrupt.check_at(number)?;
             if piece.added.is_some() {
                 pieces.push(*piece);
                 continue;
@@ -239,7 +239,7 @@ impl PreTokenized {
     /// Writes every piece anew, as `write` does given its text and spans.
     fn rewrite(
         &mut self,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         write: impl Fn(&str, &[Span], &mut PreTokenized) -> Result<()>,
     ) -> Result<()> {
         let mut new = Self {
@@ -249,7 +249,7 @@ impl PreTokenized {
             has_rootless_start: self.has_rootless_start,
         };
         for (number, piece) in self.pieces.iter().enumerate() {
-            pause.ask_at(number)?;
+            interrupt.check_at(number)?;
             let start = new.text.len();
             let (text, spans) = (&self.text[piece.start..piece.end], &self.spans[piece.start..piece.end]);
             if piece.added.is_some() {

@@ -2,7 +2,7 @@
 
 use super::script_table::RUNS;
 use crate::Result;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 
 /// The number of "no script": unassigned characters and the space, which belong to what is before them.
 const ANY: u8 = 0;
@@ -15,14 +15,14 @@ fn script_of(c: char) -> u8 {
 /// Returns where the pieces of a text begin, and its end. Characters without a script before the first are in none.
 ///
 /// # Errors
-/// What the pause returns.
+/// What the interrupt check returns.
 ///
 /// Source: the pre-tokenizer `UnicodeScripts` of Hugging Face `tokenizers`, after SentencePiece.
-pub(super) fn starts(text: &str, pause: Pause<'_>) -> Result<Vec<usize>> {
+pub(super) fn starts(text: &str, interrupt: Interrupt<'_>) -> Result<Vec<usize>> {
     let mut starts = Vec::new();
     let mut last = ANY;
     for (turn, (at, c)) in text.char_indices().enumerate() {
-        pause.ask_at(turn)?;
+        interrupt.check_at(turn)?;
         let script = script_of(c);
         if script != ANY {
             if script != last {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use memchr::memmem;
 
 use super::components::{Behavior, Pattern};
-use crate::batch::Pause;
-use crate::pretokenize::oniguruma::{MATCHES, Oniguruma};
+use crate::interrupt::Interrupt;
+use crate::pretokenize::{MATCHES_PER_CHECK, Oniguruma};
 use crate::{Error, Result};
 
 /// What is looked for.
@@ -50,8 +50,13 @@ impl Search {
     /// Calls back with every match, from left to right. There is none in the empty text.
     ///
     /// # Errors
-    /// What the pause returns; [`Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
-    pub(super) fn find_all(&self, text: &str, pause: Pause<'_>, mut each: impl FnMut(usize, usize)) -> Result<()> {
+    /// What the interrupt check returns; [`Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    pub(super) fn find_all(
+        &self,
+        text: &str,
+        interrupt: Interrupt<'_>,
+        mut each: impl FnMut(usize, usize),
+    ) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
@@ -59,7 +64,7 @@ impl Search {
             Self::Literal(finder) => {
                 let length = finder.needle().len();
                 for (turn, start) in finder.find_iter(text.as_bytes()).enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     each(start, start + length);
                 }
             }
@@ -69,14 +74,14 @@ impl Search {
                 while let Some((start, end)) = regex.next_match(text, &mut cursor)? {
                     each(start, end);
                     turn += 1;
-                    if turn % MATCHES == 0 {
-                        pause.ask()?;
+                    if turn % MATCHES_PER_CHECK == 0 {
+                        interrupt.check()?;
                     }
                 }
             }
             Self::Characters(wanted) => {
                 for (turn, (at, c)) in text.char_indices().enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     if wanted(c) {
                         each(at, at + c.len_utf8());
                     }
@@ -85,7 +90,7 @@ impl Search {
             Self::Character(wanted) => {
                 let length = wanted.len_utf8();
                 for (turn, (at, _)) in text.match_indices(*wanted).enumerate() {
-                    pause.ask_at(turn)?;
+                    interrupt.check_at(turn)?;
                     each(at, at + length);
                 }
             }
@@ -99,12 +104,12 @@ impl Search {
         text: &str,
         base: usize,
         (behavior, invert): (Behavior, bool),
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         pieces: &mut Vec<Range<usize>>,
     ) -> Result<()> {
         let mut parts: Vec<(Range<usize>, bool)> = Vec::new();
         let mut done = 0;
-        self.find_all(text, pause, |start, end| {
+        self.find_all(text, interrupt, |start, end| {
             if start > done {
                 parts.push((done..start, invert));
             }

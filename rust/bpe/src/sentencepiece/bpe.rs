@@ -13,8 +13,8 @@ use super::normalizer::{character_len, too_long};
 use super::pieces::{Hashes, Pieces};
 use super::prefix_trie::PrefixTrie;
 use crate::Result;
-use crate::batch::Pause;
 use crate::formats::PieceKind;
+use crate::interrupt::Interrupt;
 
 /// An unused piece is made of two that may be unused themselves, but not more often than this.
 const DEEPEST: usize = 100;
@@ -36,7 +36,7 @@ pub(super) struct Merges<'a> {
     pub(super) splits_unused: bool,
     /// Whether a byte that is no UTF-8 stands alone, so that it comes back.
     pub(super) keeps_bytes: bool,
-    pub(super) pause: Pause<'a>,
+    pub(super) interrupt: Interrupt<'a>,
 }
 
 /// Where a text may be cut because no piece reaches across, so that what lies between is merged alone.
@@ -115,7 +115,7 @@ impl Merges<'_> {
     /// Hands over the pieces of a normalized text in order, with their places in it; `None` is what no piece stands for.
     ///
     /// # Errors
-    /// What the pause returns; [`crate::Error::InvalidArgument`] for 4 GiB of text that cannot be cut.
+    /// What the interrupt check returns; [`crate::Error::InvalidArgument`] for 4 GiB of text that cannot be cut.
     ///
     /// # Cost
     /// `O(n log n)` in the length of the longest part that no cut divides.
@@ -135,7 +135,7 @@ impl Merges<'_> {
             if at == text.len() {
                 break;
             }
-            self.pause.ask_at(turn)?;
+            self.interrupt.check_at(turn)?;
             let found = self.user_defined.map_or(0, |trie| trie.longest_match(&text[at..]));
             let length = match found {
                 0 if self.keeps_bytes => character_len(&text[at..]).unwrap_or(1),
@@ -216,18 +216,18 @@ impl Merges<'_> {
         scratch.hashes.read(text);
         scratch.parts.clear();
         for (turn, symbol) in scratch.symbols.iter_mut().enumerate() {
-            self.pause.ask_at(turn)?;
+            self.interrupt.check_at(turn)?;
             let id = scratch.hashes.id_of(self.pieces, text, symbol.begin as usize, symbol.length as usize);
             symbol.id = id.unwrap_or(NONE);
         }
         let mut pairs = std::mem::take(&mut scratch.agenda).into_vec();
         for right in 1..scratch.symbols.len() as u32 {
-            self.pause.ask_at(right as usize)?;
+            self.interrupt.check_at(right as usize)?;
             pairs.extend(self.pair(text, scratch, right - 1, right));
         }
         scratch.agenda = pairs.into();
         for turn in 0.. {
-            self.pause.ask_at(turn)?;
+            self.interrupt.check_at(turn)?;
             let Some(pair) = scratch.agenda.pop() else { break };
             let [left, right] = [pair.left, pair.right].map(|symbol| scratch.symbols[symbol as usize]);
             if left.length == 0 || right.length == 0 || left.length + right.length != pair.length {
@@ -251,7 +251,7 @@ impl Merges<'_> {
             if index == NONE {
                 break;
             }
-            self.pause.ask_at(turn)?;
+            self.interrupt.check_at(turn)?;
             let symbol = scratch.symbols[index as usize];
             let range = symbol.begin..symbol.begin + symbol.length;
             self.hand_over(text, start, symbol.id, range, scratch, 0, each);

@@ -2,8 +2,8 @@
 
 use super::normalizer::{Call, ESCAPED_SPACE, REPLACEMENT};
 use super::{Rules, SentencePieceModel};
-use crate::batch::Pause;
 use crate::formats::PieceKind;
+use crate::interrupt::Interrupt;
 use crate::special::AddedTokens;
 use crate::{Error, Result};
 
@@ -69,18 +69,24 @@ impl SentencePieceModel {
     /// With `replaces`, a byte that is no UTF-8 becomes U+FFFD, as in SentencePiece.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that neither a piece nor an added token has; what the pause returns.
+    /// [`Error::NotFound`] for an id that neither a piece nor an added token has; what the interrupt check returns.
     ///
     /// # Source
     /// `SentencePieceProcessor::DecodeOptimized` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
-    pub(crate) fn decode(&self, ids: &[u32], replaces: bool, added: &AddedTokens, pause: Pause<'_>) -> Result<Vec<u8>> {
+    pub(crate) fn decode(
+        &self,
+        ids: &[u32],
+        replaces: bool,
+        added: &AddedTokens,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Vec<u8>> {
         let mut decoding = Decoding::new(replaces);
         decoding.text.reserve(ids.len() * 4);
         for (turn, &id) in ids.iter().enumerate() {
-            pause.ask_at(turn)?;
+            interrupt.check_at(turn)?;
             self.decode_id(&mut decoding, id, added)?;
         }
-        self.decode_end(&mut decoding, pause)
+        self.decode_end(&mut decoding, interrupt)
     }
 
     /// Returns the text that is complete now that one more id has come.
@@ -97,13 +103,13 @@ impl SentencePieceModel {
     /// Returns the text that is left when no more ids come.
     ///
     /// # Errors
-    /// What the pause returns.
-    pub(crate) fn decode_end(&self, decoding: &mut Decoding, pause: Pause<'_>) -> Result<Vec<u8>> {
+    /// What the interrupt check returns.
+    pub(crate) fn decode_end(&self, decoding: &mut Decoding, interrupt: Interrupt<'_>) -> Result<Vec<u8>> {
         decoding.settle(true);
         let text = std::mem::take(&mut decoding.text);
         let Some(denormalizer) = &self.denormalizer else { return Ok(text) };
         let begins_with_space = denormalizer.add_dummy_prefix;
-        let call = Call { protected: None, begins_with_space, with_places: false, pause };
+        let call = Call { protected: None, begins_with_space, with_places: false, interrupt };
         Ok(denormalizer.apply(&text, call)?.bytes)
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use memchr::memmem::Finder;
 
 use crate::Result;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 
 /// The user-defined symbols of a vocabulary in a GGUF file.
 #[derive(Debug, Clone)]
@@ -25,21 +25,21 @@ impl Fragments {
     /// Returns the parts of a text in order; those that are symbols with their ids.
     ///
     /// # Errors
-    /// What the pause returns.
+    /// What the interrupt check returns.
     ///
     /// # Source
     /// `tokenizer_st_partition` in `src/llama-vocab.cpp` of llama.cpp. Which of two symbols of one length comes first is
     /// not defined there; here it is the one with the smaller id.
-    pub(super) fn cut(&self, text: &[u8], pause: Pause<'_>) -> Result<Vec<(Option<u32>, Range<usize>)>> {
+    pub(super) fn cut(&self, text: &[u8], interrupt: Interrupt<'_>) -> Result<Vec<(Option<u32>, Range<usize>)>> {
         let mut found: Vec<(u32, Range<usize>)> = Vec::new();
         let mut is_taken = Vec::new();
         for (finder, id) in &self.symbols {
             let length = finder.needle().len();
-            pause.ask()?;
+            interrupt.check()?;
             let (mut at, mut turn) = (0, 0);
             while let Some(begin) = text.get(at..).and_then(|rest| finder.find(rest)).map(|begin| at + begin) {
                 let end = begin + length;
-                pause.ask_at(turn)?;
+                interrupt.check_at(turn)?;
                 turn += 1;
                 is_taken.resize(text.len(), false);
                 // What is taken already is not shorter, so it would cover an end of this one.
@@ -71,12 +71,12 @@ impl Fragments {
 #[cfg(test)]
 mod tests {
     use super::Fragments;
-    use crate::batch::Pause;
+    use crate::interrupt::Interrupt;
 
     #[test]
     fn the_longest_comes_first() {
         let fragments = Fragments::new([("ab", 1), ("bcd", 2), ("\n", 3), ("\n\n", 4)].into_iter()).expect("symbols");
-        let cut = |text: &str| fragments.cut(text.as_bytes(), Pause::default()).expect("no pause");
+        let cut = |text: &str| fragments.cut(text.as_bytes(), Interrupt::NEVER).expect("no interrupt");
         assert_eq!(cut("xabcdab"), [(None, 0..2), (Some(2), 2..5), (Some(1), 5..7)]);
         assert_eq!(cut("\n\n\n"), [(Some(4), 0..2), (Some(3), 2..3)]);
         assert_eq!(cut("x"), [(None, 0..1)]);

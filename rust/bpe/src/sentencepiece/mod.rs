@@ -28,9 +28,9 @@ use self::normalizer::Call;
 pub(crate) use self::normalizer::Normalizer;
 use self::pieces::Pieces;
 use self::prefix_trie::PrefixTrie;
-use crate::batch::Pause;
 use crate::encode::Sink;
 use crate::formats::{Piece, PieceKind};
+use crate::interrupt::Interrupt;
 use crate::normalize::After;
 use crate::{Error, Result, SpacePrefix, Spaces};
 use bpe_llama_simd::ScratchPool;
@@ -209,29 +209,35 @@ impl SentencePieceModel {
 
     /// Returns the byte that a piece stands for.
     fn byte_of(&self, id: u32) -> Option<u8> {
-        crate::formats::byte_of(self.piece(id)?)
+        crate::byte_alphabet::byte_of(self.piece(id)?)
     }
 
     /// Hands over the ids of a text, which need not be UTF-8.
     ///
     /// # Errors
-    /// What the pause returns; [`Error::InvalidArgument`] for 4 GiB of text that cannot be cut.
-    pub(crate) fn encode(&self, text: &[u8], after: After, pause: Pause<'_>, sink: &mut impl Sink) -> Result<()> {
-        let Some(fragments) = &self.fragments else { return self.encode_fragment(text, after, pause, sink) };
-        for (symbol, range) in fragments.cut(text, pause)? {
+    /// What the interrupt check returns; [`Error::InvalidArgument`] for 4 GiB of text that cannot be cut.
+    pub(crate) fn encode(
+        &self,
+        text: &[u8],
+        after: After,
+        interrupt: Interrupt<'_>,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        let Some(fragments) = &self.fragments else { return self.encode_fragment(text, after, interrupt, sink) };
+        for (symbol, range) in fragments.cut(text, interrupt)? {
             let after = if range.start == 0 { after } else { After::Special };
             match symbol {
                 Some(id) => sink.take(&[id]),
-                None => self.encode_fragment(&text[range], after, pause, sink)?,
+                None => self.encode_fragment(&text[range], after, interrupt, sink)?,
             }
         }
         Ok(())
     }
 
-    fn encode_fragment(&self, text: &[u8], after: After, pause: Pause<'_>, sink: &mut impl Sink) -> Result<()> {
-        let normal = self.normalizer.apply(text, self.call(text, after, false, pause))?;
+    fn encode_fragment(&self, text: &[u8], after: After, interrupt: Interrupt<'_>, sink: &mut impl Sink) -> Result<()> {
+        let normal = self.normalizer.apply(text, self.call(text, after, false, interrupt))?;
         let mut after_unknown = false;
-        self.merge(&normal.bytes, pause, &mut |id, range| {
+        self.merge(&normal.bytes, interrupt, &mut |id, range| {
             match (id, &self.bytes, self.unknown) {
                 (Some(id), ..) => sink.take(&[id]),
                 (None, Some(bytes), _) => {
@@ -258,18 +264,18 @@ impl SentencePieceModel {
         &self,
         text: &[u8],
         after: After,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<Vec<(u32, Range<usize>)>> {
         let mut found = Vec::new();
         let Some(fragments) = &self.fragments else {
-            self.add_ranges(text, 0, after, pause, &mut found)?;
+            self.add_ranges(text, 0, after, interrupt, &mut found)?;
             return Ok(found);
         };
-        for (symbol, range) in fragments.cut(text, pause)? {
+        for (symbol, range) in fragments.cut(text, interrupt)? {
             let after = if range.start == 0 { after } else { After::Special };
             match symbol {
                 Some(id) => found.push((id, range)),
-                None => self.add_ranges(&text[range.clone()], range.start, after, pause, &mut found)?,
+                None => self.add_ranges(&text[range.clone()], range.start, after, interrupt, &mut found)?,
             }
         }
         Ok(found)
@@ -281,12 +287,12 @@ impl SentencePieceModel {
         text: &[u8],
         start: usize,
         after: After,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         found: &mut Vec<(u32, Range<usize>)>,
     ) -> Result<()> {
-        let normal = self.normalizer.apply(text, self.call(text, after, true, pause))?;
+        let normal = self.normalizer.apply(text, self.call(text, after, true, interrupt))?;
         let mut after_unknown = false;
-        self.merge(&normal.bytes, pause, &mut |id, range| {
+        self.merge(&normal.bytes, interrupt, &mut |id, range| {
             let (begin, end) = (start + normal.places[range.start], start + normal.places[range.end]);
             match (id, &self.bytes, self.unknown) {
                 (Some(id), ..) => found.push((id, begin..end)),
@@ -316,7 +322,7 @@ impl SentencePieceModel {
         }
     }
 
-    fn call<'a>(&'a self, text: &[u8], after: After, with_places: bool, pause: Pause<'a>) -> Call<'a> {
+    fn call<'a>(&'a self, text: &[u8], after: After, with_places: bool, interrupt: Interrupt<'a>) -> Call<'a> {
         let collapses = self.normalizer.remove_extra_whitespaces;
         let begins_with_space = match after {
             After::Nothing | After::Special => {
@@ -325,10 +331,15 @@ impl SentencePieceModel {
             After::Text => collapses && text.starts_with(b" "),
             After::Space => collapses,
         };
-        Call { protected: self.user_defined.as_ref(), begins_with_space, with_places, pause }
+        Call { protected: self.user_defined.as_ref(), begins_with_space, with_places, interrupt }
     }
 
-    fn merge(&self, normal: &[u8], pause: Pause<'_>, each: &mut impl FnMut(Option<u32>, Range<usize>)) -> Result<()> {
+    fn merge(
+        &self,
+        normal: &[u8],
+        interrupt: Interrupt<'_>,
+        each: &mut impl FnMut(Option<u32>, Range<usize>),
+    ) -> Result<()> {
         let merges = Merges {
             pieces: &self.pieces,
             user_defined: self.user_defined.as_ref(),
@@ -336,7 +347,7 @@ impl SentencePieceModel {
             cuts: self.cuts,
             splits_unused: self.has_unused,
             keeps_bytes: self.normalizer.keeps_bytes,
-            pause,
+            interrupt,
         };
         let mut scratch = self.idle.take().unwrap_or_default();
         let result = merges.encode(normal, &mut scratch, each);
@@ -366,7 +377,7 @@ fn cuts(pieces: &Pieces, space: &[u8]) -> Cuts {
 }
 
 fn byte_of(piece: &Piece, id: u32) -> Result<u8> {
-    crate::formats::byte_of(&piece.text).ok_or_else(|| {
+    crate::byte_alphabet::byte_of(&piece.text).ok_or_else(|| {
         let text = &piece.text;
         Error::Format(format!("piece {id} stands for a byte, but is {text:?}; expected such as \"<0x0A>\""))
     })

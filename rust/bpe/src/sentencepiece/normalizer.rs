@@ -2,7 +2,7 @@
 
 use super::charsmap::CharsMap;
 use super::prefix_trie::PrefixTrie;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
 /// What a space is escaped as: U+2581.
@@ -46,7 +46,7 @@ pub(super) struct Call<'a> {
     pub(super) begins_with_space: bool,
     /// Whether [`Normalized::places`] is wanted.
     pub(super) with_places: bool,
-    pub(super) pause: Pause<'a>,
+    pub(super) interrupt: Interrupt<'a>,
 }
 
 impl Normalizer {
@@ -58,7 +58,7 @@ impl Normalizer {
     /// Returns the normal form of a text, which need not be UTF-8: a byte that is none becomes U+FFFD or stays.
     ///
     /// # Errors
-    /// What the pause returns.
+    /// What the interrupt check returns.
     ///
     /// # Source
     /// `Normalizer::Normalize` in `src/normalizer.cc` of SentencePiece 0.2.3.
@@ -87,7 +87,7 @@ impl Normalizer {
             if at == text.len() {
                 break;
             }
-            call.pause.ask_at(turn)?;
+            call.interrupt.check_at(turn)?;
             let (mut replaced, length) = self.first_step(&text[at..], call.protected);
             while after_space && let Some((b' ', rest)) = replaced.split_first() {
                 replaced = rest;

@@ -4,7 +4,7 @@ use super::{TieOrder, TrainOptions, Trained, byte_order};
 use std::sync::Arc;
 
 use crate::special::AddedToken;
-use crate::{Ends, Error, Pretokenizer, Result, Tokenizer, Vocab};
+use crate::{Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
 impl TrainOptions {
     /// Returns the tokens that training begins with, by id: those of the base, or the 256 bytes.
@@ -82,6 +82,6 @@ impl Tokenizer {
         let is_new = |id: &u32| *id >= first_special;
         let bos = self.bos_id().or(extended.bos_id().filter(is_new));
         let eos = self.eos_id().or(extended.eos_id().filter(is_new));
-        extended.with_ends(Ends { bos, eos, ..self.ends() })
+        extended.with_special_ids(SpecialIds { bos, eos, ..self.special_ids() })
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
 
-use super::Check;
 use super::counts::WordCounts;
+use crate::interrupt::Interrupt;
 use crate::merge::Merger;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
@@ -46,11 +46,11 @@ impl Corpus {
     /// Lays out all words of two bytes and more; `symbols` gives the symbol of each byte.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more together; what `check` returns.
-    pub(super) fn new(counts: &WordCounts, symbols: &[u32; 256], check: Check<'_>) -> Result<Self> {
+    /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more together; what `interrupt` returns.
+    pub(super) fn new(counts: &WordCounts, symbols: &[u32; 256], interrupt: Interrupt<'_>) -> Result<Self> {
         // A counting sort: where the words of each count begin follows from the slots that they need.
         let mut slots_of_count = BTreeMap::new();
-        counts.for_each_until(check, |word, count| {
+        counts.for_each_until(interrupt, |word, count| {
             if word.len() > 1 {
                 *slots_of_count.entry(Reverse(count)).or_insert(0usize) += word.len() + 1;
             }
@@ -68,7 +68,7 @@ impl Corpus {
             )));
         }
         let mut slots = vec![SEPARATOR; total];
-        counts.for_each_until(check, |word, count| {
+        counts.for_each_until(interrupt, |word, count| {
             if word.len() > 1
                 && let Some(next) = next_of_count.get_mut(&count)
             {
@@ -84,11 +84,16 @@ impl Corpus {
     /// Encodes each word, so far in byte values, with `vocab`; `symbol` gives the symbol of an id.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a byte of some word has no token; what `check` returns.
-    pub(super) fn encode_words(&mut self, vocab: &Vocab, symbol: impl Fn(u32) -> u32, check: Check<'_>) -> Result<()> {
+    /// [`Error::InvalidArgument`] if a byte of some word has no token; what `interrupt` returns.
+    pub(super) fn encode_words(
+        &mut self,
+        vocab: &Vocab,
+        symbol: impl Fn(u32) -> u32,
+        interrupt: Interrupt<'_>,
+    ) -> Result<()> {
         let (mut merger, mut word, mut symbols) = (Merger::default(), Vec::new(), Vec::new());
         for slots in self.slots.split_mut(|&slot| slot == SEPARATOR).filter(|slots| !slots.is_empty()) {
-            check()?;
+            interrupt.check()?;
             word.clear();
             symbols.clear();
             word.extend(slots.iter().map(|&byte| byte as u8));
@@ -102,7 +107,7 @@ impl Corpus {
             }
         }
         self.spans = vec![1; vocab.id_bound() as usize];
-        self.compact(check)
+        self.compact(interrupt)
     }
 
     /// How often the word that holds `place` occurs.
@@ -150,8 +155,8 @@ impl Corpus {
     /// Squeezes the corpus so that every symbol spans one slot, and drops words of one symbol. Positions change.
     ///
     /// # Errors
-    /// What `check` returns, which is called now and then: the corpus is of no use then.
-    pub(super) fn compact(&mut self, check: Check<'_>) -> Result<()> {
+    /// What `interrupt` returns, which is called now and then: the corpus is of no use then.
+    pub(super) fn compact(&mut self, interrupt: Interrupt<'_>) -> Result<()> {
         let block = 1 << BLOCK_BITS;
         let mut counts = vec![0];
         let (mut read, mut write, mut next_check) = (block, block, 0);
@@ -162,7 +167,7 @@ impl Corpus {
             }
             let count = self.counts[read >> BLOCK_BITS];
             if read >= next_check {
-                check()?;
+                interrupt.check()?;
                 next_check = read + (CHECK_BLOCKS << BLOCK_BITS);
             }
             if counts.last() != Some(&count) {
@@ -200,12 +205,12 @@ impl Corpus {
     /// Calls `visit(place, left, right)` wherever two symbols meet, in order. Every symbol must span one slot.
     ///
     /// # Errors
-    /// What `check` returns, which is called now and then.
-    pub(super) fn for_each_pair(&self, check: Check<'_>, mut visit: impl FnMut(u32, u32, u32)) -> Result<()> {
+    /// What `interrupt` returns, which is called now and then.
+    pub(super) fn for_each_pair(&self, interrupt: Interrupt<'_>, mut visit: impl FnMut(u32, u32, u32)) -> Result<()> {
         let mut left = SEPARATOR;
         let mut places = 0..;
         for slots in self.slots.chunks(CHECK_BLOCKS << BLOCK_BITS) {
-            check()?;
+            interrupt.check()?;
             for (&right, place) in slots.iter().zip(&mut places) {
                 if left != SEPARATOR && right != SEPARATOR {
                     visit(place, left, right);

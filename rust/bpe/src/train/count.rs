@@ -1,6 +1,6 @@
 //! Text to word counts.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Thread};
@@ -9,9 +9,10 @@ use std::time::Duration;
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use super::counts::{SHARD_BITS, WordCounts};
+use super::progress::{OnProgress, Progress, Reporter};
 use super::words::{Key, WordMap};
-use super::{Check, OnProgress, Progress, Ticker};
 use crate::documents::Documents;
+use crate::interrupt::Interrupt;
 use crate::pretokenize::Pretokenizer;
 use crate::{Error, Result};
 
@@ -50,25 +51,25 @@ impl Counter {
     /// # Errors
     /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
     pub fn add(&mut self, document: &str) -> Result<()> {
-        self.add_until(document, &mut || Ok(()))
+        self.add_until(document, Interrupt::NEVER)
     }
 
-    /// As [`Counter::add`], stopped by an error of `check`, which is called about every thousand words.
-    fn add_until(&mut self, document: &str, check: Check<'_>) -> Result<()> {
-        let Some(matcher) = self.special_tokens.clone() else { return self.add_ordinary(document, check) };
+    /// As [`Counter::add`], stopped by an error of `interrupt`, which is called about every thousand words.
+    fn add_until(&mut self, document: &str, interrupt: Interrupt<'_>) -> Result<()> {
+        let Some(matcher) = self.special_tokens.clone() else { return self.add_ordinary(document, interrupt) };
         let mut start = 0;
         for special in matcher.find_iter(document) {
-            self.add_ordinary(&document[start..special.start()], check)?;
+            self.add_ordinary(&document[start..special.start()], interrupt)?;
             start = special.end();
         }
-        self.add_ordinary(&document[start..], check)
+        self.add_ordinary(&document[start..], interrupt)
     }
 
-    fn add_ordinary(&mut self, text: &str, check: Check<'_>) -> Result<()> {
+    fn add_ordinary(&mut self, text: &str, interrupt: Interrupt<'_>) -> Result<()> {
         let bytes = text.as_bytes();
         let mut start = 0;
         loop {
-            check()?;
+            interrupt.check()?;
             self.ends.clear();
             self.splitter.fill_ends(text, start, &mut self.ends)?;
             if self.ends.is_empty() {
@@ -141,10 +142,10 @@ impl Batch {
         self.text.len()
     }
 
-    fn count_into(&self, counter: &mut Counter, check: Check<'_>) -> Result<()> {
+    fn count_into(&self, counter: &mut Counter, interrupt: Interrupt<'_>) -> Result<()> {
         let mut start = 0;
         for &end in &self.ends {
-            counter.add_until(&self.text[start..end], check)?;
+            counter.add_until(&self.text[start..end], interrupt)?;
             start = end;
         }
         Ok(())
@@ -164,24 +165,26 @@ pub fn count_batches(
     next_batch: &mut dyn FnMut() -> Result<Option<Batch>>,
     on_progress: OnProgress<'_>,
 ) -> Result<WordCounts> {
-    let mut feed = Feed { next_batch, ticker: Ticker::new(on_progress), bytes: 0 };
+    let reporter = Reporter::new(on_progress);
+    let mut feed = Feed { next_batch, reporter: &reporter, bytes: 0 };
     if num_threads <= 1 {
         let mut counter = Counter::new(splitter.clone(), special_tokens)?;
         while let Some(batch) = feed.next()? {
-            batch.count_into(&mut counter, &mut || feed.tick())?;
+            let tick = || reporter.tick(|| counting(feed.bytes));
+            batch.count_into(&mut counter, Interrupt::new(&tick))?;
         }
         return Ok(counter.finish());
     }
     let counters =
         (0..num_threads).map(|_| Counter::new(splitter.clone(), special_tokens)).collect::<Result<Vec<_>>>()?;
     let counted = count_on_threads(counters, &mut feed)?;
-    add_up(counted, &mut || feed.tick())
+    add_up(counted, Interrupt::new(&|| reporter.tick(|| counting(feed.bytes))))
 }
 
 /// Where batches come from, and who hears of them.
 struct Feed<'a> {
     next_batch: &'a mut dyn FnMut() -> Result<Option<Batch>>,
-    ticker: Ticker<'a>,
+    reporter: &'a Reporter<'a>,
     bytes: u64,
 }
 
@@ -192,18 +195,13 @@ impl Feed<'_> {
         if batch.is_some() {
             self.tick()?;
         } else {
-            self.ticker.report(self.progress())?;
+            self.reporter.report(counting(self.bytes))?;
         }
         Ok(batch)
     }
 
-    fn tick(&mut self) -> Result<()> {
-        let progress = self.progress();
-        self.ticker.tick(|| progress)
-    }
-
-    fn progress(&self) -> Progress {
-        Progress::Counting { bytes: self.bytes, read: None, total: None }
+    fn tick(&self) -> Result<()> {
+        self.reporter.tick(|| counting(self.bytes))
     }
 
     /// Hands out batches until none is left or a worker has failed. Workers wake this thread when they take one.
@@ -214,11 +212,15 @@ impl Feed<'_> {
             while let Err(TrySendError::Full(refused)) = sender.try_send(batch) {
                 batch = refused;
                 self.tick()?;
-                thread::park_timeout(Ticker::INTERVAL);
+                thread::park_timeout(Reporter::INTERVAL);
             }
         }
         Ok(())
     }
+}
+
+fn counting(bytes: u64) -> Progress {
+    Progress::Counting { bytes, read: None, total: None }
 }
 
 /// Hands batches to one thread a counter.
@@ -259,12 +261,12 @@ fn count_received(
     failed: &AtomicBool,
 ) -> Result<WordCounts> {
     let mut outcome = Ok(());
-    let mut check = || if failed.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+    let stop = || if failed.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
     loop {
         let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(batch) = batch else { break };
         feeder.unpark();
-        match batch.count_into(&mut counter, &mut check) {
+        match batch.count_into(&mut counter, Interrupt::new(&stop)) {
             // Who stopped the others says why.
             Ok(()) | Err(Error::Interrupted) => {}
             Err(error) => {
@@ -277,7 +279,7 @@ fn count_received(
 }
 
 /// Adds the threads' counts, each shard by itself, on as many threads.
-fn add_up(mut counted: Vec<WordCounts>, check: Check<'_>) -> Result<WordCounts> {
+fn add_up(mut counted: Vec<WordCounts>, interrupt: Interrupt<'_>) -> Result<WordCounts> {
     let Some(mut sum) = counted.pop() else { unreachable!("there is at least one thread") };
     let mut shards: Vec<(&mut WordMap, Vec<WordMap>)> =
         sum.shards.iter_mut().map(|shard| (shard, Vec::new())).collect();
@@ -288,22 +290,23 @@ fn add_up(mut counted: Vec<WordCounts>, check: Check<'_>) -> Result<WordCounts> 
         }
     }
     let (work, stopped) = (Mutex::new(shards), AtomicBool::new(false));
-    let add_shards = |check: Check<'_>| {
+    let add_shards = |interrupt: Interrupt<'_>| {
         loop {
             let shard = work.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some((sum, maps)) = shard else { return Ok(()) };
             for map in maps {
-                sum.merge(&map, check)?;
+                sum.merge(&map, interrupt)?;
             }
         }
     };
     thread::scope(|scope| {
         for _ in 0..others {
             scope.spawn(|| {
-                add_shards(&mut || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) })
+                let stop = || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+                add_shards(Interrupt::new(&stop))
             });
         }
-        let outcome = add_shards(check);
+        let outcome = add_shards(interrupt);
         stopped.store(outcome.is_err(), Ordering::Relaxed);
         outcome
     })?;
@@ -318,7 +321,7 @@ pub fn count_files(documents: &mut Documents, num_threads: usize, on_progress: O
     let (splitter, special_tokens) = (documents.splitter().clone(), documents.special_tokens().to_vec());
     let total = documents.total_bytes();
     // Shared by the two functions below, which take turns.
-    let read = std::cell::Cell::new(0);
+    let read = AtomicU64::new(0);
     let mut next_batch = || -> Result<Option<Batch>> {
         let mut batch = Batch::default();
         while !batch.is_full() {
@@ -328,12 +331,12 @@ pub fn count_files(documents: &mut Documents, num_threads: usize, on_progress: O
                 break;
             }
         }
-        read.set(documents.bytes_read());
+        read.store(documents.bytes_read(), Ordering::Relaxed);
         Ok((!batch.is_empty()).then_some(batch))
     };
     let mut on_progress = |progress| match progress {
         Progress::Counting { bytes, .. } => {
-            on_progress(Progress::Counting { bytes, read: Some(read.get()), total: Some(total) })
+            on_progress(Progress::Counting { bytes, read: Some(read.load(Ordering::Relaxed)), total: Some(total) })
         }
         other => on_progress(other),
     };
@@ -368,7 +371,7 @@ mod tests {
         let mut counter = Counter::new(splitter, &[]).expect("no special tokens");
         counter.add("some words").expect("a linear pattern");
         let counts = counter.finish();
-        let mut stop = || Err(Error::Interrupted);
-        assert!(matches!(add_up(vec![counts.clone(), counts], &mut stop), Err(Error::Interrupted)));
+        let stop = || Err(Error::Interrupted);
+        assert!(matches!(add_up(vec![counts.clone(), counts], Interrupt::new(&stop)), Err(Error::Interrupted)));
     }
 }

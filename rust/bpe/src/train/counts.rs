@@ -3,14 +3,14 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::Check;
 use super::words::{Key, WordMap};
-use crate::{Error, Pause, Result};
+use crate::interrupt::Interrupt;
+use crate::{Error, Result};
 
 /// Each map is cut into `1 << SHARD_BITS` by hash, so that the threads' maps are added up in parallel, without locks.
 pub(super) const SHARD_BITS: u32 = 4;
 
-/// Words to sort between two pauses.
+/// Words to sort between two interrupt checks.
 const SORTED_AT_ONCE: usize = 1 << 15;
 
 /// Words of which one is taken to part the others by.
@@ -64,24 +64,24 @@ impl WordCounts {
     /// Calls `visit` with every word and its count, in no particular order.
     ///
     /// # Errors
-    /// What `pause` returns, here and wherever one is taken: it is asked now and then.
-    pub fn for_each(&self, pause: Pause<'_>, visit: impl FnMut(&[u8], u64)) -> Result<()> {
-        self.for_each_until(&mut || pause.ask(), visit)
+    /// What `interrupt` returns, here and wherever one is taken: it is asked now and then.
+    pub fn for_each(&self, interrupt: Interrupt<'_>, visit: impl FnMut(&[u8], u64)) -> Result<()> {
+        self.for_each_until(interrupt, visit)
     }
 
-    /// As [`WordCounts::for_each`], stopped by an error of `check`.
-    pub(super) fn for_each_until(&self, check: Check<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
-        self.shards.iter().try_for_each(|shard| shard.for_each(check, &mut visit))
+    /// As [`WordCounts::for_each`], stopped by an error of `interrupt`.
+    pub(super) fn for_each_until(&self, interrupt: Interrupt<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
+        self.shards.iter().try_for_each(|shard| shard.for_each(interrupt, &mut visit))
     }
 
     /// Returns the `n` most frequent words with their counts; equal counts are ordered by bytes.
     ///
     /// # Errors
-    /// What `pause` returns.
-    pub fn most_common(&self, n: usize, pause: Pause<'_>) -> Result<Vec<(Vec<u8>, u64)>> {
+    /// What `interrupt` returns.
+    pub fn most_common(&self, n: usize, interrupt: Interrupt<'_>) -> Result<Vec<(Vec<u8>, u64)>> {
         // The last of the best so far is on top.
         let mut best = BinaryHeap::new();
-        self.for_each(pause, |word, count| {
+        self.for_each(interrupt, |word, count| {
             if best.len() < n {
                 best.push((Reverse(count), word.to_vec()));
             } else if let Some(mut last) = best.peek_mut()
@@ -91,15 +91,15 @@ impl WordCounts {
             }
         })?;
         let mut words = best.into_vec();
-        sort(&mut words, pause)?;
+        sort(&mut words, interrupt)?;
         Ok(words.into_iter().map(|(Reverse(count), word)| (word, count)).collect())
     }
 
     /// Adds another text's counts.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the pattern or the special tokens differ; what `pause` returns: part of the counts is added then.
-    pub fn merge(&mut self, other: &Self, pause: Pause<'_>) -> Result<()> {
+    /// [`Error::InvalidArgument`] if the pattern or the special tokens differ; what `interrupt` returns: part of the counts is added then.
+    pub fn merge(&mut self, other: &Self, interrupt: Interrupt<'_>) -> Result<()> {
         if self.pattern != other.pattern {
             return Err(Error::InvalidArgument(format!(
                 "cannot add counts of different patterns: {:?} and {:?}",
@@ -113,7 +113,7 @@ impl WordCounts {
             )));
         }
         for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
-            mine.merge(theirs, &mut || pause.ask())?;
+            mine.merge(theirs, interrupt)?;
         }
         Ok(())
     }
@@ -134,11 +134,11 @@ impl WordCounts {
     /// it has in a distinct word left out. Prune sums, not their parts: a word that is rare in each part may not be in the sum.
     ///
     /// # Errors
-    /// What `pause` returns.
-    pub fn pruned(&self, min_count: u64, pause: Pause<'_>) -> Result<Self> {
+    /// What `interrupt` returns.
+    pub fn pruned(&self, min_count: u64, interrupt: Interrupt<'_>) -> Result<Self> {
         let mut pruned = Self::empty(&self.pattern, &self.special_tokens);
         for (kept, shard) in pruned.shards.iter_mut().zip(&self.shards) {
-            shard.for_each(&mut || pause.ask(), |word, count| {
+            shard.for_each(interrupt, |word, count| {
                 if count >= min_count {
                     kept.add(Key::new(word, 0, word.len()), count);
                 }
@@ -174,7 +174,7 @@ impl WordCounts {
 /// Sorts what differs from one another, by parts, asking `pause` every few milliseconds.
 ///
 /// (`sort_unstable` cannot be stopped, nor can `select_nth_unstable`: a second and more for some millions of words.)
-pub(super) fn sort<T: Ord>(mut items: &mut [T], pause: Pause<'_>) -> Result<()> {
+pub(super) fn sort<T: Ord>(mut items: &mut [T], interrupt: Interrupt<'_>) -> Result<()> {
     while items.len() > SORTED_AT_ONCE {
         // The median of some items from everywhere is near that of all.
         let step = items.len() / PIVOT_SAMPLE;
@@ -186,7 +186,7 @@ pub(super) fn sort<T: Ord>(mut items: &mut [T], pause: Pause<'_>) -> Result<()> 
         let mut middle = 0;
         for index in 1..items.len() {
             if index % SORTED_AT_ONCE == 1 {
-                pause.ask()?;
+                interrupt.check()?;
             }
             if items[index] < items[0] {
                 middle += 1;
@@ -198,10 +198,10 @@ pub(super) fn sort<T: Ord>(mut items: &mut [T], pause: Pause<'_>) -> Result<()> 
         let larger = &mut larger[1..];
         // The shorter part by recursion: its depth is then the logarithm of the length at most.
         let (shorter, longer) = if smaller.len() < larger.len() { (smaller, larger) } else { (larger, smaller) };
-        sort(shorter, pause)?;
+        sort(shorter, interrupt)?;
         items = longer;
     }
-    pause.ask()?;
+    interrupt.check()?;
     items.sort_unstable();
     Ok(())
 }
@@ -219,7 +219,7 @@ mod tests {
         for mut items in orders {
             let mut expected = items.clone();
             expected.sort_unstable();
-            sort(&mut items, Pause::default()).expect("not stopped");
+            sort(&mut items, Interrupt::NEVER).expect("not stopped");
             assert!(items == expected);
         }
     }
@@ -230,10 +230,10 @@ mod tests {
         let counts =
             WordCounts::from_words("a+", words.iter().zip((1..).map(|n| n % 17)).map(|(w, n)| (w.as_bytes(), n)));
         let mut all = Vec::new();
-        counts.for_each(Pause::default(), |word, count| all.push((word.to_vec(), count))).expect("not stopped");
+        counts.for_each(Interrupt::NEVER, |word, count| all.push((word.to_vec(), count))).expect("not stopped");
         all.sort_by_key(|(word, count)| (Reverse(*count), word.clone()));
         for n in [0, 1, 2, 50, 299, 300, usize::MAX] {
-            assert_eq!(counts.most_common(n, Pause::default()).expect("not stopped"), all[..n.min(all.len())]);
+            assert_eq!(counts.most_common(n, Interrupt::NEVER).expect("not stopped"), all[..n.min(all.len())]);
         }
     }
 }

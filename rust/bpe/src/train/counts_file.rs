@@ -8,31 +8,31 @@
 use std::path::Path;
 
 use super::counts::{WordCounts, sort};
-use crate::formats::write_atomically;
-use crate::{Error, Pause, Result};
+use crate::atomic_write::write_atomically;
+use crate::{Error, Interrupt, Result};
 
 const MAGIC: &[u8; 8] = b"BPEWORDS";
 const VERSION: u8 = 1;
 
-/// Words between two pauses.
+/// Words between two interrupt checks.
 const PAUSE_WORDS: usize = 1 << 16;
 
 impl WordCounts {
     /// Writes the counts to a file, by way of a temporary file beside it: the file is the old one or the new one, never part of one.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written; what `pause` returns.
-    pub fn save(&self, path: &Path, pause: Pause<'_>) -> Result<()> {
-        write_atomically(path, &self.to_bytes(pause)?)
+    /// [`Error::Io`] if it cannot be written; what `interrupt` returns.
+    pub fn save(&self, path: &Path, interrupt: Interrupt<'_>) -> Result<()> {
+        write_atomically(path, &self.to_bytes(interrupt)?)
     }
 
     /// Reads counts that [`WordCounts::save`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or no such file; what `pause` returns.
-    pub fn load(path: &Path, pause: Pause<'_>) -> Result<Self> {
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or no such file; what `interrupt` returns.
+    pub fn load(path: &Path, interrupt: Interrupt<'_>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        Self::from_bytes(&bytes, pause).map_err(|error| match error {
+        Self::from_bytes(&bytes, interrupt).map_err(|error| match error {
             Error::Format(problem) => Error::Format(format!("{}: {problem}", path.display())),
             other => other,
         })
@@ -41,8 +41,8 @@ impl WordCounts {
     /// Returns the counts in the file format: equal counts give equal bytes.
     ///
     /// # Errors
-    /// What `pause` returns.
-    pub fn to_bytes(&self, pause: Pause<'_>) -> Result<Vec<u8>> {
+    /// What `interrupt` returns.
+    pub fn to_bytes(&self, interrupt: Interrupt<'_>) -> Result<Vec<u8>> {
         let mut bytes = MAGIC.to_vec();
         bytes.push(VERSION);
         put_string(&mut bytes, self.pattern().as_bytes());
@@ -51,13 +51,13 @@ impl WordCounts {
             put_string(&mut bytes, token.as_bytes());
         }
         let mut words = Vec::with_capacity(self.len());
-        self.for_each(pause, |word, count| words.push((word.to_vec(), count)))?;
-        sort(&mut words, pause)?;
+        self.for_each(interrupt, |word, count| words.push((word.to_vec(), count)))?;
+        sort(&mut words, interrupt)?;
         put(&mut bytes, words.len() as u64);
         let mut before: &[u8] = &[];
         for (index, (word, count)) in words.iter().enumerate() {
             if index.is_multiple_of(PAUSE_WORDS) {
-                pause.ask()?;
+                interrupt.check()?;
             }
             let shared = word.iter().zip(before).take_while(|(a, b)| a == b).count();
             put(&mut bytes, shared as u64);
@@ -73,8 +73,8 @@ impl WordCounts {
     /// Returns the counts that [`WordCounts::to_bytes`] wrote.
     ///
     /// # Errors
-    /// [`Error::Format`] if the bytes are anything else; what `pause` returns.
-    pub fn from_bytes(bytes: &[u8], pause: Pause<'_>) -> Result<Self> {
+    /// [`Error::Format`] if the bytes are anything else; what `interrupt` returns.
+    pub fn from_bytes(bytes: &[u8], interrupt: Interrupt<'_>) -> Result<Self> {
         let damaged = |what: &str| Error::Format(format!("damaged word counts: {what}"));
         if !bytes.starts_with(MAGIC) {
             return Err(Error::Format(format!(
@@ -103,7 +103,7 @@ impl WordCounts {
             let mut word = Vec::new();
             for index in 0..take(&mut rest)? {
                 if index % PAUSE_WORDS as u64 == 0
-                    && let Err(error) = pause.ask()
+                    && let Err(error) = interrupt.check()
                 {
                     return Some(Err(error));
                 }
@@ -159,9 +159,9 @@ mod tests {
 
     use super::*;
 
-    const GO_ON: Pause<'_> = Pause(None);
+    const GO_ON: Interrupt<'_> = Interrupt::NEVER;
 
-    type Step<'a> = &'a dyn Fn(Pause<'_>) -> Result<()>;
+    type Step<'a> = &'a dyn Fn(Interrupt<'_>) -> Result<()>;
 
     fn sorted(counts: &WordCounts) -> Vec<(Vec<u8>, u64)> {
         counts.most_common(usize::MAX, GO_ON).expect("not stopped")
@@ -203,26 +203,26 @@ mod tests {
         let counts = WordCounts::from_words("a+", words.iter().map(|word| (word.as_bytes(), 1)));
         let bytes = counts.to_bytes(GO_ON).expect("not stopped");
         let steps: [Step<'_>; 6] = [
-            &|pause| counts.for_each(pause, |_, _| ()),
-            &|pause| counts.most_common(usize::MAX, pause).map(|_| ()),
-            &|pause| counts.to_bytes(pause).map(|_| ()),
-            &|pause| WordCounts::from_bytes(&bytes, pause).map(|_| ()),
-            &|pause| counts.clone().merge(&counts, pause),
-            &|pause| counts.pruned(2, pause).map(|_| ()),
+            &|interrupt| counts.for_each(interrupt, |_, _| ()),
+            &|interrupt| counts.most_common(usize::MAX, interrupt).map(|_| ()),
+            &|interrupt| counts.to_bytes(interrupt).map(|_| ()),
+            &|interrupt| WordCounts::from_bytes(&bytes, interrupt).map(|_| ()),
+            &|interrupt| counts.clone().merge(&counts, interrupt),
+            &|interrupt| counts.pruned(2, interrupt).map(|_| ()),
         ];
         for (index, step) in steps.iter().enumerate() {
             let asked = AtomicUsize::new(0);
             // Stopped as late as possible: at the last time that it asks.
             let count = || asked.fetch_add(1, Ordering::Relaxed);
-            step(Pause(Some(&|| {
+            step(Interrupt::new(&|| {
                 count();
                 Ok(())
-            })))
+            }))
             .expect("not stopped");
             let last = asked.swap(0, Ordering::Relaxed);
             assert!(last > 1, "step {index} asks {last} times");
             let stop = || if count() + 1 == last { Err(Error::Interrupted) } else { Ok(()) };
-            assert!(matches!(step(Pause(Some(&stop))), Err(Error::Interrupted)), "step {index}");
+            assert!(matches!(step(Interrupt::new(&stop)), Err(Error::Interrupted)), "step {index}");
         }
     }
 }

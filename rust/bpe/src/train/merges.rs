@@ -15,10 +15,11 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::TrainOptions;
 use super::corpus::{Corpus, Joint};
 use super::neighbours::{Neighbour, Neighbours};
-use super::{Check, TrainOptions};
 use crate::Result;
+use crate::interrupt::Interrupt;
 
 /// Of how much smaller counts than its highest a round keeps lists.
 const ROUND_DEPTH: u64 = 256;
@@ -77,10 +78,15 @@ impl Merger {
     /// Prepares to merge `corpus`, in which the symbol `i` stands for `lengths[i]` bytes.
     ///
     /// # Errors
-    /// What `check` returns, here and in [`Merger::next_merge`]: the merger is of no use then.
-    pub(super) fn new(corpus: Corpus, lengths: Vec<usize>, options: &TrainOptions, check: Check<'_>) -> Result<Self> {
+    /// What `interrupt` returns, here and in [`Merger::next_merge`]: the merger is of no use then.
+    pub(super) fn new(
+        corpus: Corpus,
+        lengths: Vec<usize>,
+        options: &TrainOptions,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Self> {
         let depth = if corpus.len() < SMALL_CORPUS { u64::MAX } else { ROUND_DEPTH };
-        Self::with_depth(corpus, lengths, options, depth, check)
+        Self::with_depth(corpus, lengths, options, depth, interrupt)
     }
 
     /// As [`Merger::new`], keeping lists of pairs down to the highest count divided by `depth` in each round.
@@ -89,7 +95,7 @@ impl Merger {
         lengths: Vec<usize>,
         options: &TrainOptions,
         depth: u64,
-        check: Check<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<Self> {
         let mut merger = Self {
             corpus,
@@ -109,7 +115,7 @@ impl Merger {
         };
         merger.on_left.resize(merger.lengths.len());
         merger.on_right.resize(merger.lengths.len());
-        merger.begin_round(check)?;
+        merger.begin_round(interrupt)?;
         Ok(merger)
     }
 
@@ -119,7 +125,7 @@ impl Merger {
     pub(super) fn next_merge(
         &mut self,
         may_merge: impl Fn(u32, u32) -> bool,
-        check: Check<'_>,
+        interrupt: Interrupt<'_>,
     ) -> Result<Option<Pair>> {
         loop {
             let Some((bound, Reverse(pair))) = self.heap.pop() else {
@@ -127,8 +133,8 @@ impl Merger {
                     if self.threshold <= self.min_frequency {
                         return Ok(None);
                     }
-                    self.corpus.compact(check)?;
-                    self.begin_round(check)?;
+                    self.corpus.compact(interrupt)?;
+                    self.begin_round(interrupt)?;
                 }
                 self.fill_heap();
                 continue;
@@ -139,7 +145,7 @@ impl Merger {
                 self.candidates.remove(&pair);
                 let pair = unpack(pair);
                 if may_merge(pair.0, pair.1) {
-                    self.merge(pair, list, check)?;
+                    self.merge(pair, list, interrupt)?;
                     return Ok(Some(pair));
                 }
                 self.refused.insert(pair);
@@ -161,12 +167,12 @@ impl Merger {
     }
 
     /// Lists all pairs from a threshold on, which it sets.
-    fn begin_round(&mut self, check: Check<'_>) -> Result<()> {
+    fn begin_round(&mut self, interrupt: Interrupt<'_>) -> Result<()> {
         let Self { corpus, candidates, lists, lengths, max_token_length, refused, .. } = self;
         lists.clear();
         candidates.clear();
         // So far `list` is the number of places.
-        corpus.for_each_pair(check, |place, left, right| {
+        corpus.for_each_pair(interrupt, |place, left, right| {
             let candidate = candidates.entry(pack((left, right))).or_insert(Candidate { count: 0, list: 0 });
             candidate.count += corpus.count_at(place);
             candidate.list += 1;
@@ -189,7 +195,7 @@ impl Merger {
         candidates.shrink_to_fit();
         lists.resize(end, 0);
         lists.shrink_to_fit();
-        corpus.for_each_pair(check, |place, left, right| {
+        corpus.for_each_pair(interrupt, |place, left, right| {
             if let Some(&Candidate { list, .. }) = candidates.get(&pack((left, right))) {
                 lists[list] += 1;
                 let last = list + lists[list] as usize;
@@ -198,7 +204,7 @@ impl Merger {
         })
     }
 
-    fn merge(&mut self, (left, right): Pair, list: usize, check: Check<'_>) -> Result<()> {
+    fn merge(&mut self, (left, right): Pair, list: usize, interrupt: Interrupt<'_>) -> Result<()> {
         let joint = self.corpus.add_symbol(left, right);
         self.lengths.push(self.lengths[left as usize] + self.lengths[right as usize]);
         self.on_left.resize(self.lengths.len());
@@ -212,7 +218,7 @@ impl Merger {
         // Which places are alive cannot be predicted, so no branch depends on it.
         for index in 0..length {
             if index.is_multiple_of(CHECK_PLACES) {
-                check()?;
+                interrupt.check()?;
             }
             let place = places[index];
             places[kept] = place;
@@ -234,7 +240,7 @@ impl Merger {
             }
         }
         for places in places[..kept].chunks(CHECK_PLACES) {
-            check()?;
+            interrupt.check()?;
             self.note_around(places, joint);
         }
         self.lists = lists;

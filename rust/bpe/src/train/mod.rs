@@ -17,8 +17,8 @@
 //! ```
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
 
+use crate::interrupt::Interrupt;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 
@@ -31,71 +31,18 @@ mod merges;
 #[cfg(test)]
 mod naive;
 mod neighbours;
+mod progress;
 mod words;
 
 pub use count::{Batch, Counter, count_batches, count_files};
 pub use counts::WordCounts;
+pub use progress::{OnProgress, Progress};
 
 pub(crate) use count::special_matcher;
 
 use corpus::{Corpus, MAX_IDS};
 use merges::Merger;
-
-/// How far the work is: passed to the caller's function about ten times a second, and at the end of each stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Progress {
-    /// Text is being read and its words counted.
-    Counting {
-        /// Bytes of text counted so far.
-        bytes: u64,
-        /// Bytes of input read so far, before decompression, if they come from files.
-        read: Option<u64>,
-        /// The size of all input files together, if there are any.
-        total: Option<u64>,
-    },
-    /// Pairs are being merged.
-    Merging {
-        /// Merges done.
-        done: usize,
-        /// Merges asked for.
-        total: usize,
-    },
-}
-
-/// What the caller hears of the work, and how it stops it: an error returned from it ends the work and is passed on.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> Result<()>;
-
-/// Called often within long steps; its error ends them.
-type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
-
-/// Calls the caller's function at most once in [`Ticker::INTERVAL`].
-struct Ticker<'a> {
-    on_progress: OnProgress<'a>,
-    last: Instant,
-}
-
-impl<'a> Ticker<'a> {
-    const INTERVAL: Duration = Duration::from_millis(100);
-
-    fn new(on_progress: OnProgress<'a>) -> Self {
-        Self { on_progress, last: Instant::now() }
-    }
-
-    fn tick(&mut self, progress: impl FnOnce() -> Progress) -> Result<()> {
-        if self.last.elapsed() < Self::INTERVAL {
-            return Ok(());
-        }
-        let result = self.report(progress());
-        self.last = Instant::now();
-        result
-    }
-
-    /// Calls it whatever the time: at the end of a stage.
-    fn report(&mut self, progress: Progress) -> Result<()> {
-        (self.on_progress)(progress)
-    }
-}
+use progress::Reporter;
 
 /// Which of two bytes is the smaller where pairs of equal count are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -158,9 +105,9 @@ pub fn byte_order() -> impl Iterator<Item = u8> {
 /// Sennrich et al. 2016, arXiv:1508.07909, algorithm 1.
 pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
-    let mut ticker = Ticker::new(on_progress);
-    let corpus = lay_out(counts, options, &mut || ticker.tick(|| options.progress(0)))?;
-    merge(corpus, options, &mut ticker)
+    let reporter = Reporter::new(on_progress);
+    let corpus = lay_out(counts, options, Interrupt::new(&|| reporter.tick(|| options.progress(0))))?;
+    merge(corpus, options, &reporter)
 }
 
 /// As [`train`], but frees the counts before merging begins: the peak of memory is lower.
@@ -169,10 +116,10 @@ pub fn train(counts: &WordCounts, options: &TrainOptions, on_progress: OnProgres
 /// As [`train`].
 pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnProgress<'_>) -> Result<Trained> {
     options.check()?;
-    let mut ticker = Ticker::new(on_progress);
-    let corpus = lay_out(&counts, options, &mut || ticker.tick(|| options.progress(0)))?;
+    let reporter = Reporter::new(on_progress);
+    let corpus = lay_out(&counts, options, Interrupt::new(&|| reporter.tick(|| options.progress(0))))?;
     drop(counts);
-    merge(corpus, options, &mut ticker)
+    merge(corpus, options, &reporter)
 }
 
 impl TrainOptions {
@@ -214,13 +161,13 @@ impl TrainOptions {
 }
 
 /// Lays out the words, encoded with the base, in symbols that compare as the tie order says: ids, or byte values.
-fn lay_out(counts: &WordCounts, options: &TrainOptions, check: Check<'_>) -> Result<Corpus> {
+fn lay_out(counts: &WordCounts, options: &TrainOptions, interrupt: Interrupt<'_>) -> Result<Corpus> {
     if counts.is_empty() {
         return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));
     }
     // No pair can then be counted beyond 64 bits. Only a damaged file of counts holds more.
     let mut text_bytes = 0_u128;
-    counts.for_each_until(check, |word, count| text_bytes += word.len() as u128 * u128::from(count))?;
+    counts.for_each_until(interrupt, |word, count| text_bytes += word.len() as u128 * u128::from(count))?;
     if text_bytes > u128::from(u64::MAX) {
         return Err(Error::InvalidArgument(format!(
             "the words counted make {text_bytes} bytes of text; at most {} can be",
@@ -233,22 +180,22 @@ fn lay_out(counts: &WordCounts, options: &TrainOptions, check: Check<'_>) -> Res
             symbols[usize::from(byte)] = id;
         }
     }
-    let mut corpus = Corpus::new(counts, &symbols, check)?;
+    let mut corpus = Corpus::new(counts, &symbols, interrupt)?;
     if let Some(base) = &options.base {
         let symbol = |id: u32| match (options.tie_order, base.id_to_bytes(id)) {
             (TieOrder::ByteValues, Some(&[byte])) => u32::from(byte),
             _ => id,
         };
-        corpus.encode_words(base, symbol, check)?;
+        corpus.encode_words(base, symbol, interrupt)?;
     }
     Ok(corpus)
 }
 
-fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Result<Trained> {
-    let mut tick = |done| ticker.tick(|| options.progress(done));
+fn merge(corpus: Corpus, options: &TrainOptions, reporter: &Reporter<'_>) -> Result<Trained> {
+    let tick = |done| reporter.tick(|| options.progress(done));
     let mut trained = Trained { tokens: options.first_tokens(), merges: Vec::new() };
     let lengths = trained.tokens.iter().map(Vec::len).collect();
-    let mut merger = Merger::new(corpus, lengths, options, &mut || tick(0))?;
+    let mut merger = Merger::new(corpus, lengths, options, Interrupt::new(&|| tick(0)))?;
     // Symbols are ids, but for the bytes where ties go by their values.
     let mut ids: Vec<u32> = (0..256).collect();
     if options.tie_order == TieOrder::ByteValues {
@@ -264,7 +211,7 @@ fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Res
         let done = trained.merges.len();
         let join = |left, right| [&trained.tokens[id(left) as usize][..], &trained.tokens[id(right) as usize]].concat();
         let may_merge = |left, right| known.is_empty() || !known.contains(&join(left, right));
-        let Some((left, right)) = merger.next_merge(may_merge, &mut || tick(done))? else { break };
+        let Some((left, right)) = merger.next_merge(may_merge, Interrupt::new(&|| tick(done)))? else { break };
         let token = join(left, right);
         if !known.is_empty() {
             known.insert(token.clone());
@@ -272,7 +219,7 @@ fn merge(corpus: Corpus, options: &TrainOptions, ticker: &mut Ticker<'_>) -> Res
         trained.tokens.push(token);
         trained.merges.push((id(left), id(right)));
     }
-    ticker.report(options.progress(trained.merges.len()))?;
+    reporter.report(options.progress(trained.merges.len()))?;
     Ok(trained)
 }
 
@@ -281,7 +228,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Pause;
     use crate::pretokenize::Pretokenizer;
 
     fn counts_of(words: &[(String, u64)]) -> WordCounts {
@@ -314,7 +260,7 @@ mod tests {
             let got = train(&counts, &options, &mut |_| Ok(())).expect("valid options");
             prop_assert_eq!(&got, &expected);
 
-            let go_on: Check<'_> = &mut || Ok(());
+            let go_on = Interrupt::NEVER;
             let corpus = lay_out(&counts, &options, go_on).expect("not empty");
             let mut merger =
                 Merger::with_depth(corpus, vec![1; 256], &options, depth, go_on).expect("not stopped");
@@ -384,7 +330,7 @@ mod tests {
             let trained = train(&counts, &options, &mut |_| Ok(())).expect("valid");
             prop_assert_eq!(&trained, &naive::train(&counts, &options));
             // In rounds, each of which may hold nothing but pairs that are tokens already.
-            let go_on: Check<'_> = &mut || Ok(());
+            let go_on = Interrupt::NEVER;
             let lengths = || trained.tokens.iter().map(Vec::len).take(base.id_bound() as usize).collect();
             for depth in [1, 2, 16] {
                 let corpus = lay_out(&counts, &options, go_on).expect("not empty");
@@ -442,7 +388,7 @@ mod tests {
     #[test]
     fn every_long_step_can_be_stopped() {
         let counts = counts_of(&[("abcd".to_owned(), 3)]);
-        let (go_on, stop): (Check<'_>, Check<'_>) = (&mut || Ok(()), &mut || Err(Error::Interrupted));
+        let (go_on, stop) = (Interrupt::NEVER, Interrupt::new(&|| Err(Error::Interrupted)));
         assert!(matches!(lay_out(&counts, &TrainOptions::default(), stop), Err(Error::Interrupted)));
         let corpus = lay_out(&counts, &TrainOptions::default(), go_on).expect("not empty");
         assert!(matches!(Merger::new(corpus, vec![1; 256], &options(10, 0, None), stop), Err(Error::Interrupted)));
@@ -491,7 +437,7 @@ mod tests {
     fn counts_beyond_any_text_are_refused() {
         let word = (b"ab".as_slice(), u64::MAX);
         let counts = WordCounts::from_words("a+", [word, word]);
-        assert_eq!(counts.most_common(1, Pause::default()).expect("not stopped"), [(b"ab".to_vec(), u64::MAX)]);
+        assert_eq!(counts.most_common(1, Interrupt::NEVER).expect("not stopped"), [(b"ab".to_vec(), u64::MAX)]);
         let error = train(&counts, &options(1, 0, None), &mut |_| Ok(())).expect_err("no text is so long");
         assert!(error.to_string().contains(&(2 * u128::from(u64::MAX)).to_string()), "{error}");
     }

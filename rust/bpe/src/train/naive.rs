@@ -4,15 +4,15 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::{TieOrder, TrainOptions, Trained, WordCounts};
-use crate::Pause;
-use crate::pairs::NO_RANK;
+use crate::Interrupt;
+use crate::vocab::NO_RANK;
 use crate::vocab::Vocab;
 
 /// Counts every pair of every word before each merge.
 pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
     let (mut tokens, mut merges) = (options.first_tokens(), Vec::new());
     let mut words = Vec::new();
-    let each = counts.for_each(Pause::default(), |word, count| {
+    let each = counts.for_each(Interrupt::NEVER, |word, count| {
         let ids = word.iter().map(|byte| tokens.iter().position(|token| token == &[*byte]).expect("all bytes") as u32);
         let ids = match &options.base {
             Some(base) => encode(base, word, ids.collect()),

@@ -4,11 +4,9 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
 
-use super::Check;
 use crate::Result;
-
-/// Words of at most this many bytes lie in their entry; longer ones in the arena.
-const INLINE: usize = 15;
+use crate::inline_key::{INLINE_BYTES, inline_key};
+use crate::interrupt::Interrupt;
 
 /// Words between two looks whether to stop: some milliseconds.
 const CHECK_WORDS: usize = 1 << 16;
@@ -30,15 +28,8 @@ impl<'a> Key<'a> {
     #[inline]
     pub(super) fn new(text: &'a [u8], start: usize, end: usize) -> Self {
         let bytes = &text[start..end];
-        if bytes.len() <= INLINE {
-            let packed = if let Some(Ok(block)) = text.get(start..start + 16).map(<[u8; 16]>::try_from) {
-                u128::from_le_bytes(block) & ((1 << (8 * bytes.len())) - 1)
-            } else {
-                let mut block = [0; 16];
-                block[..bytes.len()].copy_from_slice(bytes);
-                u128::from_le_bytes(block)
-            };
-            let (low, high) = (packed as u64, (packed >> 64) as u64 | (bytes.len() as u64) << 56);
+        if bytes.len() <= INLINE_BYTES {
+            let [low, high] = inline_key(text, start, bytes.len());
             Self { low, high, hash: fold(low, high), bytes }
         } else {
             let hash = FixedState::with_seed(0).hash_one(bytes);
@@ -179,11 +170,11 @@ impl WordMap {
     /// Calls `visit` with each word and its count, in order of first appearance.
     ///
     /// # Errors
-    /// What `check` returns, which is called now and then.
-    pub(super) fn for_each(&self, check: Check<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
+    /// What `interrupt` returns, which is called now and then.
+    pub(super) fn for_each(&self, interrupt: Interrupt<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
         for (index, word) in self.words.iter().enumerate() {
             if index.is_multiple_of(CHECK_WORDS) {
-                check()?;
+                interrupt.check()?;
             }
             if word.high >> 56 == IN_ARENA {
                 visit(self.arena_bytes(word), word.count);
@@ -198,9 +189,9 @@ impl WordMap {
     /// Adds all of `other`'s counts.
     ///
     /// # Errors
-    /// What `check` returns, which is called now and then: some counts are added then.
-    pub(super) fn merge(&mut self, other: &Self, check: Check<'_>) -> Result<()> {
-        other.for_each(check, |bytes, count| self.add(Key::new(bytes, 0, bytes.len()), count))
+    /// What `interrupt` returns, which is called now and then: some counts are added then.
+    pub(super) fn merge(&mut self, other: &Self, interrupt: Interrupt<'_>) -> Result<()> {
+        other.for_each(interrupt, |bytes, count| self.add(Key::new(bytes, 0, bytes.len()), count))
     }
 
     /// The sum of all counts.
@@ -237,7 +228,7 @@ mod tests {
                 expected.entry(b"another".to_vec()).or_insert(0);
             }
             let mut got = BTreeMap::new();
-            let go_on: Check<'_> = &mut || Ok(());
+            let go_on = Interrupt::NEVER;
             map.for_each(go_on, |bytes, count| assert!(got.insert(bytes.to_vec(), count).is_none())).expect("not stopped");
             prop_assert_eq!(&got, &expected);
             let mut twice = map.clone();

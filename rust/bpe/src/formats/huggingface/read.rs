@@ -12,7 +12,7 @@ use crate::pipeline::components::{self, Behavior, Pattern, PostProcessor, PreTok
 use crate::pipeline::{Components, ModelOptions, Pipeline};
 use crate::pretokenize::DIGIT;
 use crate::special::AddedTokens;
-use crate::{AddedToken, Ends, Error, Pretokenizer, Result, Spaces, Tokenizer, Vocab};
+use crate::{AddedToken, Error, Pretokenizer, Result, Spaces, SpecialIds, Tokenizer, Vocab};
 
 /// A file, parsed.
 pub(super) struct Parsed<'a> {
@@ -204,7 +204,7 @@ impl Parsed<'_> {
         let tokens = self.ids.iter().filter(|(token, _)| !token.is_empty());
         let tokens = tokens.map(|(token, &id)| (pipeline.token_bytes(token), id));
         let tokens = tokens.filter(|(bytes, _)| !bytes.is_empty()).collect();
-        let vocab = Vocab::from_merges_and_silent(Vec::new(), tokens, Vec::new(), false)?;
+        let vocab = Vocab::from_merges_and_decode_only(Vec::new(), tokens, Vec::new(), false)?;
         let tokenizer = Tokenizer::general(vocab, added, pipeline, because)?;
         self.finish(tokenizer)
     }
@@ -234,7 +234,7 @@ impl Parsed<'_> {
 
     /// Adds what all ways have in common.
     fn finish(self, mut tokenizer: Tokenizer) -> Result<Tokenizer> {
-        tokenizer.put_added_first();
+        tokenizer.prefer_added_tokens();
         let components = Components { model: self.options.clone(), ..self.components };
         tokenizer.components = Some(Arc::new(components));
         if let Some(post_processor) = self.post_processor {
@@ -247,8 +247,8 @@ impl Parsed<'_> {
         let padding = tokenizer.components.as_ref().and_then(|components| components.padding.as_ref());
         let pad = padding.and_then(|padding| named(&padding.pad_token));
         let unk = self.options.unk_token.as_ref().and_then(named);
-        let ends = Ends { pad, unk, ..tokenizer.ends() };
-        tokenizer.with_ends(ends)
+        let ends = SpecialIds { pad, unk, ..tokenizer.special_ids() };
+        tokenizer.with_special_ids(ends)
     }
 
     fn added_tokens(&self, normalize: impl Fn(&str) -> Result<String>) -> Result<AddedTokens> {
@@ -341,7 +341,7 @@ impl Parsed<'_> {
             let tokens = [left.as_ref(), right, &result].map(|token| foreign.get(token).copied());
             merged.extend(tokens.into_iter().flatten());
         }
-        let (mut tokens, mut silent) = (Vec::with_capacity(self.entries.len()), Vec::new());
+        let (mut tokens, mut decode_only) = (Vec::with_capacity(self.entries.len()), Vec::new());
         let mut used = HashSet::with_capacity(self.entries.len());
         for (token, id) in self.entries {
             // Two names for one special token, as o200k_harmony has, are saved so.
@@ -362,7 +362,7 @@ impl Parsed<'_> {
                 None if merged.contains(token.as_ref()) => {
                     return Ok(Err(format!("a merge of {token:?}, which is not of the byte alphabet")));
                 }
-                None => silent.push((token.as_bytes().to_vec(), *id)),
+                None => decode_only.push((token.as_bytes().to_vec(), *id)),
             }
         }
         let mut added = self.added_tokens(|text| normalizer.normal_form(text))?;
@@ -377,7 +377,7 @@ impl Parsed<'_> {
             None => to_bytes(name).unwrap_or_else(|| name.as_bytes().to_vec()),
         });
         self.refuse_taken_ids(&added)?;
-        let mut vocab = Vocab::from_merges_and_silent(tokens, silent, pairs, self.options.ignore_merges)?;
+        let mut vocab = Vocab::from_merges_and_decode_only(tokens, decode_only, pairs, self.options.ignore_merges)?;
         if !has_all_bytes && self.own.is_none() {
             vocab = vocab.dropping_unknown();
         }

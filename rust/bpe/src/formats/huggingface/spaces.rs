@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use super::Merge;
 use super::read::Parsed;
-use crate::formats::byte_of;
+use crate::byte_alphabet::byte_of;
 use crate::normalize::SPACE;
 use crate::pipeline::Components;
 use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};
 use crate::pretokenize::WHOLE;
-use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
+use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 /// Words with the spaces before them; `pretokenize/words.rs` splits so.
 const WORDS: &str = " *[^ ]+| +";
@@ -43,7 +43,7 @@ pub(in crate::formats) fn words_or_whole(merged: &[(Vec<u8>, u32)]) -> Result<Pr
 }
 
 /// Refuses a vocabulary in which a space is no token: its `▁` would fall back on other bytes than the space has.
-pub(in crate::formats) fn require_space(pieces: &Pieces) -> Result<()> {
+pub(in crate::formats) fn require_space(pieces: &SentencePieceTokens) -> Result<()> {
     if pieces.merged.iter().chain(&pieces.whole).any(|(bytes, _)| bytes == b" ") {
         return Ok(());
     }
@@ -87,7 +87,7 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
         let (Some(left), Some(right), Some(_)) = (left, right, merged) else { return Ok(None) };
         pairs.push((left, right));
     }
-    let vocab = Vocab::from_piece_merges(&pieces, pairs, ignore_merges)?;
+    let vocab = Vocab::from_sentencepiece_merges(&pieces, pairs, ignore_merges)?;
     let is_apart = |bytes: &[u8]| layout.apart.iter().any(|text| text.as_bytes() == bytes);
     // Pieces that are tokens come before merges, so there the ends of pieces matter.
     let may_split = !ignore_merges || vocab.merges_reach_all(|bytes| !is_apart(bytes))?;
@@ -111,9 +111,9 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
 fn pieces_of<'a>(
     entries: &'a [(Cow<'_, str>, u32)],
     added: &[AddedToken],
-) -> Option<(Pieces, HashMap<&'a str, Option<u32>>)> {
+) -> Option<(SentencePieceTokens, HashMap<&'a str, Option<u32>>)> {
     let added: HashMap<&str, &AddedToken> = added.iter().map(|token| (token.content.as_str(), token)).collect();
-    let (mut pieces, mut bytes) = (Pieces::default(), [None; 256]);
+    let (mut pieces, mut bytes) = (SentencePieceTokens::default(), [None; 256]);
     let mut ids = HashMap::with_capacity(entries.len());
     for (token, id) in entries {
         let spaced = token.replace(SPACE, " ").into_bytes();
@@ -124,7 +124,7 @@ fn pieces_of<'a>(
             bytes[usize::from(byte)] = Some(*id);
         } else if token.contains(' ') && !is_added {
             // Spaces are `▁` before tokens are looked for.
-            pieces.silent.push((spaced, *id));
+            pieces.decode_only.push((spaced, *id));
         } else if !is_added {
             pieces.merged.push((spaced, *id));
         }

@@ -13,7 +13,7 @@ use crate::pipeline::components::{
     Behavior, ByteLevel, Decoder, Normalizer, Padding, Pattern, PostProcessor, PreTokenizer, Truncation,
 };
 use crate::pipeline::{Components, ModelOptions};
-use crate::pretokenize::{WHOLE, dialect};
+use crate::pretokenize::{WHOLE, to_oniguruma};
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer};
 
 /// Tokens and merges as a file spells them.
@@ -216,8 +216,8 @@ impl Tokenizer {
             None => self.vocab().tokens().map(|(token, id)| (to_chars(token), id)).collect(),
         };
         if self.spaces().is_none() {
-            let silent = self.vocab().silent_tokens();
-            entries.extend(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
+            let decode_only = self.vocab().decode_only_tokens();
+            entries.extend(decode_only.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
         }
         let token_chars = |id: u32| to_name(self.vocab().id_to_bytes(id).unwrap_or_default());
         let merges = self.vocab().merges().iter().map(|&(left, right)| [token_chars(left), token_chars(right)]);
@@ -261,7 +261,7 @@ fn describe_splits(pretokenizer: &Pretokenizer, byte_level: ByteLevel, is_own: b
             None if step.pattern() == WHOLE => continue,
             None if step.name().is_some() => Pattern::Regex(step.pattern().to_owned()),
             None if is_own => Pattern::FancyRegex(step.pattern().to_owned()),
-            None => Pattern::Regex(dialect::to_oniguruma(step)?),
+            None => Pattern::Regex(to_oniguruma(step)?),
         };
         steps.push(PreTokenizer::Split { pattern, behavior: Behavior::Isolated, invert: false });
     }

@@ -1,9 +1,10 @@
 //! SentencePiece pieces as a vocabulary for byte-level merging.
 
-use super::{Piece, PieceKind, byte_of};
+use super::{Piece, PieceKind};
+use crate::byte_alphabet::byte_of;
 use crate::formats::huggingface::spaces::{require_space, split_apart, words_or_whole};
 use crate::normalize::SPACE;
-use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
+use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 impl Tokenizer {
     /// Returns the tokenizer of a SentencePiece vocabulary as byte-level merging expresses it.
@@ -17,7 +18,7 @@ impl Tokenizer {
     /// gives the same ids.
     pub(super) fn from_merged_pieces(pieces: Vec<Piece>, prefix: bool, collapse: bool) -> Result<Self> {
         let mut normal = Vec::new();
-        let (mut sorted, mut added, mut bytes) = (Pieces::default(), Vec::new(), [None; 256]);
+        let (mut sorted, mut added, mut bytes) = (SentencePieceTokens::default(), Vec::new(), [None; 256]);
         for (piece, id) in pieces.into_iter().zip(0u32..) {
             let Piece { text, score, kind } = piece;
             if text.is_empty() {
@@ -26,10 +27,12 @@ impl Tokenizer {
             let spaced = text.replace(SPACE, " ").into_bytes();
             match kind {
                 // A space is written `▁` before pieces are looked for: what holds a plain one cannot be found.
-                PieceKind::Normal | PieceKind::UserDefined if text.contains(' ') => sorted.silent.push((spaced, id)),
+                PieceKind::Normal | PieceKind::UserDefined if text.contains(' ') => {
+                    sorted.decode_only.push((spaced, id));
+                }
                 PieceKind::Normal => normal.push((spaced, id, score)),
                 PieceKind::UserDefined => sorted.whole.push((spaced, id)),
-                PieceKind::Unused => sorted.silent.push((spaced, id)),
+                PieceKind::Unused => sorted.decode_only.push((spaced, id)),
                 PieceKind::Unknown | PieceKind::Control => added.push(AddedToken::special(text, id)),
                 PieceKind::Byte => {
                     let byte = byte_of(&text).ok_or_else(|| {
@@ -53,7 +56,7 @@ impl Tokenizer {
         sorted.merged = in_order(normal)?;
         require_space(&sorted)?;
         let pretokenizer = pretokenizer_of(&sorted)?;
-        let vocab = Vocab::from_pieces(&sorted)?;
+        let vocab = Vocab::from_sentencepiece_tokens(&sorted)?;
         let prefix_kind = if prefix { SpacePrefix::Always } else { SpacePrefix::Never };
         let spaces = Spaces { prefix: prefix_kind, collapse, drop_first: prefix || collapse };
         Ok(Self::new(vocab, pretokenizer, added, false)?.with_spaces(spaces))
@@ -103,7 +106,7 @@ fn char_count(bytes: &[u8]) -> usize {
 }
 
 /// Returns what splits off user-defined pieces, the longest first, and the rest into words where that changes nothing.
-fn pretokenizer_of(pieces: &Pieces) -> Result<Pretokenizer> {
+fn pretokenizer_of(pieces: &SentencePieceTokens) -> Result<Pretokenizer> {
     let rest = words_or_whole(&pieces.merged)?;
     if pieces.whole.is_empty() {
         return Ok(rest);

@@ -9,9 +9,10 @@ mod merged;
 use hashbrown::HashSet;
 
 use self::file::{ModelFile, write_pieces};
+use crate::byte_alphabet::byte_of;
 use crate::normalize::SPACE;
 use crate::sentencepiece::{Normalizer, Options, Rules, SentencePieceModel};
-use crate::{AddedToken, Ends, Error, Pretokenizer, Result, Tokenizer, Vocab};
+use crate::{AddedToken, Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
 /// One entry of a SentencePiece vocabulary; its id is its place.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,13 +84,13 @@ impl Tokenizer {
         let model = SentencePieceModel::new(&file.pieces, options, model.to_vec())?;
         let [bos, eos, pad, unknown] = &names;
         let [bos, eos, pad] = [bos, eos, pad].map(|name| model.id_of(name, PieceKind::Control));
-        let ends = Ends { bos, eos, pad, unk: model.id_of(unknown, PieceKind::Unknown) };
+        let ends = SpecialIds { bos, eos, pad, unk: model.id_of(unknown, PieceKind::Unknown) };
         let merged = if is_plain { Self::from_merged_pieces(file.pieces, prefix, collapse).ok() } else { None };
         let tokenizer = match merged {
             Some(tokenizer) => tokenizer.decoding_as_sentencepiece(),
             None => Self::from_model(model)?,
         };
-        tokenizer.with_ends(ends)
+        tokenizer.with_special_ids(ends)
     }
 
     /// Returns the `tokenizer.model` that this tokenizer was read from.
@@ -110,7 +111,7 @@ impl Tokenizer {
 
     /// Returns the tokenizer that encodes and decodes as this model does.
     fn from_model(model: SentencePieceModel) -> Result<Self> {
-        let (mut tokens, mut added, mut silent) = (Vec::new(), Vec::new(), HashSet::new());
+        let (mut tokens, mut added, mut decode_only) = (Vec::new(), Vec::new(), HashSet::new());
         let mut known = HashSet::new();
         for (id, text, kind) in model.pieces() {
             let bytes = match kind {
@@ -126,16 +127,16 @@ impl Tokenizer {
                 tokens.push((bytes, id));
                 continue;
             }
-            silent.insert(id);
+            decode_only.insert(id);
             tokens.push((bytes, id));
         }
         // A byte's piece is found by its byte if no other piece is.
         for (bytes, id) in &tokens {
             if model.kind(*id) == Some(PieceKind::Byte) && known.insert(bytes.clone()) {
-                silent.remove(id);
+                decode_only.remove(id);
             }
         }
-        let vocab = Vocab::of_model_pieces(tokens, |id| silent.contains(&id))?;
+        let vocab = Vocab::of_sentencepiece_model(tokens, |id| decode_only.contains(&id))?;
         let spaces = model.spaces();
         let tokenizer = Self::new(vocab, Pretokenizer::whole()?, added, false)?;
         Ok(tokenizer.with_spaces(spaces).with_sentencepiece(model))
@@ -179,11 +180,4 @@ impl Tokenizer {
         let source = write_pieces(&pieces, prefix, collapse);
         Self::from_model(SentencePieceModel::new(&pieces, options, source)?)
     }
-}
-
-/// Returns the byte that a piece such as `<0x0A>` stands for.
-pub(crate) fn byte_of(text: &str) -> Option<u8> {
-    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    let is_hex = digits.len() == 2 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'A'..=b'F'));
-    if is_hex { u8::from_str_radix(digits, 16).ok() } else { None }
 }
