@@ -7,6 +7,14 @@ const fn is_printable(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
+/// Returns the 256 bytes in the order of their ids in GPT-2 and in `tokenizers`' byte-level alphabet: printable Latin-1 first.
+///
+/// # Source
+/// `bytes_to_unicode` in the GPT-2 release.
+pub fn byte_order() -> impl Iterator<Item = u8> {
+    (0..=255).filter(|&byte| is_printable(byte)).chain((0..=255).filter(|&byte| !is_printable(byte)))
+}
+
 /// `CHARS[byte]` is the character of a byte: itself if printable, else the next free one from U+0100 on.
 pub(crate) const CHARS: [char; 256] = {
     let mut chars = ['\0'; 256];

@@ -7,8 +7,8 @@
 mod atomic_write;
 mod byte_alphabet;
 mod cache;
+pub mod corpus;
 mod decode;
-pub mod documents;
 mod encode;
 mod error;
 pub mod formats;

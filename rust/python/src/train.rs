@@ -1,9 +1,9 @@
-//! Counting words and learning merges.
+//! Word counts and training.
 
 use std::path::PathBuf;
 
 use bpe_llama::Result;
-use bpe_llama::documents::{Documents, Skipped, expand_paths as expand};
+use bpe_llama::corpus::{CorpusReader, Skipped};
 use bpe_llama::pretokenize::Pretokenizer;
 use bpe_llama::train::{Batch, OnProgress, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
 use bpe_llama::train::{count_batches, count_files, train, train_owned};
@@ -11,12 +11,12 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
+use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::{PendingError, interruptible};
-use crate::reading::{Reading, SkippedRows};
 use crate::tokenizer::PyTokenizer;
 
-/// Runs `work` without the GIL, with a function that reports progress and checks signals; raises what either raised.
+/// Runs `work` without the GIL. Its function reports progress and checks signals; a Python exception in it is raised.
 fn run<T: Send>(
     py: Python<'_>,
     on_progress: Option<&Py<PyAny>>,
@@ -42,7 +42,7 @@ fn report(py: Python<'_>, on_progress: Option<&Py<PyAny>>, progress: Progress) -
     Ok(())
 }
 
-/// What decides which words a text has.
+/// What determines the words of a text, and the number of threads: a dict on the Python side.
 #[derive(FromPyObject)]
 struct Splitting {
     #[pyo3(item)]
@@ -69,9 +69,9 @@ fn from_files(
     run(py, on_progress, |on_progress, _| {
         let splitter = Pretokenizer::new(&splitting.pattern)?;
         let num_threads = splitting.threads();
-        let mut documents = Documents::new(paths, splitter, reading.into_core(splitting.special_tokens))?;
-        let counts = count_files(&mut documents, num_threads, on_progress)?;
-        Ok((counts, documents.skipped().clone()))
+        let mut corpus = CorpusReader::new(paths, splitter, reading.into_core(splitting.special_tokens))?;
+        let counts = count_files(&mut corpus, num_threads, on_progress)?;
+        Ok((counts, corpus.skipped().clone()))
     })
 }
 
@@ -88,7 +88,7 @@ fn from_iterator(texts: &Bound<'_, PyAny>, splitting: &Splitting, on_progress: O
     })
 }
 
-/// Takes texts from the iterator until the batch is full.
+/// Moves texts from the iterator to a batch until it is full.
 fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<Batch> {
     let mut batch = Batch::default();
     for text in iterator.clone() {
@@ -101,7 +101,7 @@ fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<B
         if let Ok(text) = text.to_str() {
             batch.push(text);
         } else {
-            // Lone surrogates become U+FFFD, and pairs of them the character they mean.
+            // Lone surrogates become U+FFFD, surrogate pairs their character.
             let utf16 = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;
             batch.push(utf16.call_method1("decode", ("utf-16-le", "replace"))?.cast::<PyString>()?.to_str()?);
         }
@@ -112,7 +112,7 @@ fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<B
     Ok(batch)
 }
 
-/// What to train, as the Python side passes it.
+/// What to train: a dict on the Python side.
 #[derive(FromPyObject)]
 struct Options {
     #[pyo3(item)]
@@ -146,7 +146,7 @@ impl Options {
     }
 }
 
-/// Tokens in order of id, and merges as pairs of ids.
+/// Tokens by id, and merges as pairs of ids.
 type Vocabulary<'py> = (Vec<Bound<'py, PyBytes>>, Vec<Bound<'py, PyTuple>>);
 
 fn vocabulary(py: Python<'_>, trained: Trained) -> PyResult<Vocabulary<'_>> {
@@ -169,7 +169,7 @@ impl WordCounts {
         on_progress: Option<Py<PyAny>>,
     ) -> PyResult<(Self, SkippedRows)> {
         let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
-        Ok((Self(counts), (skipped.rows, skipped.first)))
+        Ok((Self(counts), skipped_rows(&skipped)))
     }
 
     #[staticmethod]
@@ -236,11 +236,6 @@ impl WordCounts {
 }
 
 #[pyfunction]
-fn expand_paths(py: Python<'_>, path: &str) -> PyResult<Vec<PathBuf>> {
-    py.detach(|| expand(path)).map_err(to_py)
-}
-
-#[pyfunction]
 fn train_merges<'py>(
     py: Python<'py>,
     counts: &WordCounts,
@@ -252,7 +247,7 @@ fn train_merges<'py>(
     vocabulary(py, trained)
 }
 
-/// Counts and trains in one call, so that the counts' memory is free when merging begins.
+/// Counts and trains in one call, so that the memory of the counts is freed before the merges.
 #[pyfunction]
 fn train_from_files(
     py: Python<'_>,
@@ -265,10 +260,10 @@ fn train_from_files(
     let options = options.into_core()?;
     let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
     let trained = run(py, on_progress.as_ref(), |on_progress, _| train_owned(counts, &options, on_progress))?;
-    Ok((vocabulary(py, trained)?, (skipped.rows, skipped.first)))
+    Ok((vocabulary(py, trained)?, skipped_rows(&skipped)))
 }
 
-/// As [`train_from_files`], from an iterator of texts.
+/// Counts and trains like [`train_from_files`], from an iterator of texts.
 #[pyfunction]
 fn train_from_iterator<'py>(
     texts: &Bound<'py, PyAny>,
@@ -283,10 +278,9 @@ fn train_from_iterator<'py>(
     vocabulary(py, trained)
 }
 
-/// Adds this file's names to the module.
+/// Adds the names of this file to the module.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<WordCounts>()?;
-    module.add_function(wrap_pyfunction!(expand_paths, module)?)?;
     module.add_function(wrap_pyfunction!(train_merges, module)?)?;
     module.add_function(wrap_pyfunction!(train_from_files, module)?)?;
     module.add_function(wrap_pyfunction!(train_from_iterator, module)?)

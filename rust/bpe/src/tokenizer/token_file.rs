@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Tokenizer;
 use crate::atomic_write::temporary_path;
-use crate::documents::{Chunk, Documents};
+use crate::corpus::{Chunk, CorpusReader};
 use crate::encode::EncodeOptions;
 use crate::{Error, Result};
 
@@ -119,19 +119,19 @@ impl Tokenizer {
     /// ignored.
     ///
     /// # Errors
-    /// As [`Documents::next_chunk`], [`Tokenizer::encode_batch`] and [`TokenFile::push`].
+    /// As [`CorpusReader::next_chunk`], [`Tokenizer::encode_batch`] and [`TokenFile::push`].
     pub fn encode_documents(
         &self,
-        documents: &mut Documents,
+        corpus: &mut CorpusReader,
         options: EncodeOptions<'_>,
         threads: usize,
         out: &mut TokenFile,
     ) -> Result<bool> {
         let (mut chunks, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES {
-            let Some(chunk) = documents.next_chunk()? else { break };
+            let Some(chunk) = corpus.next_chunk()? else { break };
             bytes += chunk.text.len() + 64;
-            let is_pause = chunk.is_pause();
+            let is_pause = chunk.is_heartbeat();
             chunks.push(chunk);
             if is_pause {
                 break;

@@ -1,36 +1,36 @@
-//! Progress reports of long calls, which are also where a caller can stop them.
+//! Progress reports, which are also the interrupt checks of training.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// How far the work is: passed to the caller's function about ten times a second, and at the end of each stage.
+/// The progress of a call, reported about ten times a second and at the end of each stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// Text is being read and its words counted.
+    /// Words are being counted.
     Counting {
         /// Bytes of text counted so far.
         bytes: u64,
-        /// Bytes of input read so far, before decompression, if they come from files.
+        /// Bytes of the input files read so far, before decompression; `None` for other input.
         read: Option<u64>,
-        /// The size of all input files together, if there are any.
+        /// The total size of the input files; `None` for other input.
         total: Option<u64>,
     },
     /// Pairs are being merged.
     Merging {
-        /// Merges done.
+        /// Merges learned so far.
         done: usize,
-        /// Merges asked for.
+        /// Merges requested.
         total: usize,
     },
 }
 
-/// Receives progress; an error that it returns ends the call and is passed on.
+/// The caller's function that receives progress. Its error ends the call and is returned.
 pub type OnProgress<'a> = &'a mut (dyn FnMut(Progress) -> Result<()> + Send);
 
-/// Calls the caller's function at most once in [`Reporter::INTERVAL`].
+/// Calls the caller's function at most once per [`Reporter::INTERVAL`].
 pub(super) struct Reporter<'a>(Mutex<State<'a>>);
 
 struct State<'a> {
@@ -45,10 +45,10 @@ impl<'a> Reporter<'a> {
         Self(Mutex::new(State { on_progress, last: Instant::now() }))
     }
 
-    /// Reports if the interval since the last report is over.
+    /// Reports if the interval since the last report has passed.
     ///
     /// # Errors
-    /// What the caller's function returns.
+    /// The error of the caller's function.
     pub(super) fn tick(&self, progress: impl FnOnce() -> Progress) -> Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.last.elapsed() < Self::INTERVAL {
@@ -59,10 +59,10 @@ impl<'a> Reporter<'a> {
         result
     }
 
-    /// Reports whatever the time: at the end of a stage.
+    /// Reports in any case: at the end of a stage.
     ///
     /// # Errors
-    /// What the caller's function returns.
+    /// The error of the caller's function.
     pub(super) fn report(&self, progress: Progress) -> Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (state.on_progress)(progress)

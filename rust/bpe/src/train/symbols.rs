@@ -1,4 +1,4 @@
-//! All distinct words as symbols in one array, in which a merge costs three writes and a neighbour one or two loads.
+//! The symbol array: the symbols of all distinct words, in which a merge takes three stores and a neighbor one or two loads.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,50 +7,50 @@ use hashbrown::HashMap;
 
 use super::counts::WordCounts;
 use crate::interrupt::Interrupt;
-use crate::merge::Merger;
+use crate::merge::Merger as Encoder;
 use crate::vocab::Vocab;
 use crate::{Error, Result};
 
-/// Between words: a symbol that is in no pair.
+/// Between words: no symbol, and in no pair.
 const SEPARATOR: u32 = u32::MAX;
 
-/// A slot within a symbol, where the right half of a merge began.
-const DEAD: u32 = SEPARATOR - 1;
+/// The slot within a symbol where the right symbol of its merge began.
+const TOMBSTONE: u32 = SEPARATOR - 1;
 
-/// Symbols are ids below this.
-pub(super) const MAX_IDS: usize = DEAD as usize;
+/// The limit on ids, which symbols are.
+pub(super) const MAX_IDS: usize = TOMBSTONE as usize;
 
-/// Slots to a block, as a power of two. All words of a block occur equally often.
+/// The logarithm of the slots in a block. All words of a block have the same count.
 const BLOCK_BITS: u32 = 6;
 
-/// Blocks between two looks whether to stop: some milliseconds.
+/// Blocks between two interrupt checks: some milliseconds.
 const CHECK_BLOCKS: usize = 1 << 13;
 
-/// The words' symbols, and how often each word occurs.
+/// The symbols of all distinct words, and the counts of the words.
 ///
-/// A symbol has its id in its first slot and in its last one. A place is where two symbols meet: the first slot of the right one,
-/// behind the last of the left one, so that a pair is told from two slots side by side. Merging at a place makes its slot `DEAD`, or
-/// gives it the id of the new symbol, which is newer than both: no pair is ever seen again where two of its symbols no longer meet.
+/// The first slot and the last slot of a symbol hold its id. The position of a pair is the first slot of its right symbol: with the
+/// slot before, it determines the pair. A merge overwrites its position with [`TOMBSTONE`] or with the id of the new symbol, which
+/// is newer than both, so a stale position never matches its pair again.
 ///
-/// Words are sorted by falling count, and words of another count begin in another block, so that the count at a place is one load.
+/// Words are sorted by descending count, and each count begins in a new block, so that the count at a position is one load.
 #[derive(Debug)]
-pub(super) struct Corpus {
+pub(super) struct SymbolArray {
     slots: Vec<u32>,
-    /// How many slots a symbol spans, by id.
+    /// The number of slots that each symbol spans.
     spans: Vec<u32>,
-    /// How often each block's words occur.
+    /// The count of the words of each block.
     counts: Vec<u64>,
 }
 
-impl Corpus {
-    /// Lays out all words of two bytes and more; `symbols` gives the symbol of each byte.
+impl SymbolArray {
+    /// Returns the array of all words of at least two bytes; `symbols` maps bytes to symbols.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more together; what `interrupt` returns.
+    /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more in total; the error of the interrupt check.
     pub(super) fn new(counts: &WordCounts, symbols: &[u32; 256], interrupt: Interrupt<'_>) -> Result<Self> {
-        // A counting sort: where the words of each count begin follows from the slots that they need.
+        // A counting sort: the slots of each count determine where the next count begins.
         let mut slots_of_count = BTreeMap::new();
-        counts.for_each_until(interrupt, |word, count| {
+        counts.for_each(interrupt, |word, count| {
             if word.len() > 1 {
                 *slots_of_count.entry(Reverse(count)).or_insert(0usize) += word.len() + 1;
             }
@@ -62,13 +62,13 @@ impl Corpus {
             block_counts.resize(block_counts.len() + (slots >> BLOCK_BITS) + 1, count);
         }
         let total = block_counts.len() << BLOCK_BITS;
-        if total >= DEAD as usize {
+        if total >= TOMBSTONE as usize {
             return Err(Error::InvalidArgument(format!(
-                "the distinct words hold about {total} bytes; training needs them below {DEAD}"
+                "the distinct words hold about {total} bytes; training needs them below {TOMBSTONE}"
             )));
         }
         let mut slots = vec![SEPARATOR; total];
-        counts.for_each_until(interrupt, |word, count| {
+        counts.for_each(interrupt, |word, count| {
             if word.len() > 1
                 && let Some(next) = next_of_count.get_mut(&count)
             {
@@ -81,17 +81,17 @@ impl Corpus {
         Ok(Self { slots, spans: vec![1; 256], counts: block_counts })
     }
 
-    /// Encodes each word, so far in byte values, with `vocab`; `symbol` gives the symbol of an id.
+    /// Encodes each word with `vocab`; `symbol` maps ids to symbols. Symbols must be byte values.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a byte of some word has no token; what `interrupt` returns.
+    /// [`Error::InvalidArgument`] if a byte of some word has no token; the error of the interrupt check.
     pub(super) fn encode_words(
         &mut self,
         vocab: &Vocab,
         symbol: impl Fn(u32) -> u32,
         interrupt: Interrupt<'_>,
     ) -> Result<()> {
-        let (mut merger, mut word, mut symbols) = (Merger::default(), Vec::new(), Vec::new());
+        let (mut encoder, mut word, mut symbols) = (Encoder::default(), Vec::new(), Vec::new());
         for slots in self.slots.split_mut(|&slot| slot == SEPARATOR).filter(|slots| !slots.is_empty()) {
             interrupt.check()?;
             word.clear();
@@ -99,7 +99,7 @@ impl Corpus {
             word.extend(slots.iter().map(|&byte| byte as u8));
             match vocab.bytes_to_id(&word).filter(|_| vocab.whole_piece_first()) {
                 Some(id) => symbols.push(id),
-                None => merger.merge(vocab, &word, &mut symbols)?,
+                None => encoder.merge(vocab, &word, &mut symbols)?,
             }
             slots.fill(SEPARATOR);
             for (slot, &id) in slots.iter_mut().zip(&symbols) {
@@ -110,52 +110,52 @@ impl Corpus {
         self.compact(interrupt)
     }
 
-    /// How often the word that holds `place` occurs.
+    /// Returns the count of the word at `position`.
     #[inline]
-    pub(super) fn count_at(&self, place: u32) -> u64 {
-        self.counts[(place >> BLOCK_BITS) as usize]
+    pub(super) fn count_at(&self, position: u32) -> u64 {
+        self.counts[(position >> BLOCK_BITS) as usize]
     }
 
-    /// The number of slots.
+    /// Returns the number of slots.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether the symbols `left` and `right` meet at `place`, where they once did.
+    /// Returns whether the pair is still at `position`, where it was once.
     #[inline]
-    pub(super) fn has_pair(&self, place: u32, left: u32, right: u32) -> bool {
-        let place = place as usize;
-        (self.slots[place - 1] ^ left) | (self.slots[place] ^ right) == 0
+    pub(super) fn has_pair(&self, position: u32, left: u32, right: u32) -> bool {
+        let position = position as usize;
+        (self.slots[position - 1] ^ left) | (self.slots[position] ^ right) == 0
     }
 
-    /// Adds a symbol made of `left` and `right`; its id is the number of symbols before.
-    pub(super) fn add_symbol(&mut self, left: u32, right: u32) -> Joint {
+    /// Adds the symbol that a pair merges to; its id is the number of symbols before.
+    pub(super) fn add_symbol(&mut self, left: u32, right: u32) -> Merge {
         let (left, right) = (self.spans[left as usize], self.spans[right as usize]);
         self.spans.push(left + right);
-        Joint { left, right, merged: self.spans.len() as u32 - 1 }
+        Merge { left, right, merged: self.spans.len() as u32 - 1 }
     }
 
-    /// Replaces the two symbols that meet at `place` by the one they make.
+    /// Merges the pair at `position`.
     #[inline]
-    pub(super) fn merge_at(&mut self, place: u32, joint: Joint) {
-        let (start, end) = joint.extent(place);
-        self.slots[place as usize] = DEAD;
-        self.slots[end as usize - 1] = joint.merged;
-        self.slots[start as usize] = joint.merged;
+    pub(super) fn merge_at(&mut self, position: u32, merge: Merge) {
+        let (start, end) = merge.extent(position);
+        self.slots[position as usize] = TOMBSTONE;
+        self.slots[end as usize - 1] = merge.merged;
+        self.slots[start as usize] = merge.merged;
     }
 
-    /// The symbols before and after the one made at `place`, each with the place where they meet, within the word.
+    /// Returns the neighbors within the word of the symbol merged at `position`, each with the position of its pair.
     #[inline]
-    pub(super) fn around(&self, place: u32, joint: Joint) -> [Option<(u32, u32)>; 2] {
-        let (start, end) = joint.extent(place);
+    pub(super) fn around(&self, position: u32, merge: Merge) -> [Option<(u32, u32)>; 2] {
+        let (start, end) = merge.extent(position);
         let (previous, next) = (self.slots[start as usize - 1], self.slots[end as usize]);
         [(previous != SEPARATOR).then_some((previous, start)), (next != SEPARATOR).then_some((next, end))]
     }
 
-    /// Squeezes the corpus so that every symbol spans one slot, and drops words of one symbol. Positions change.
+    /// Compacts the array so that every symbol spans one slot, and drops words of one symbol. Positions change.
     ///
     /// # Errors
-    /// What `interrupt` returns, which is called now and then: the corpus is of no use then.
+    /// The error of the interrupt check; the array is unusable then.
     pub(super) fn compact(&mut self, interrupt: Interrupt<'_>) -> Result<()> {
         let block = 1 << BLOCK_BITS;
         let mut counts = vec![0];
@@ -171,7 +171,7 @@ impl Corpus {
                 next_check = read + (CHECK_BLOCKS << BLOCK_BITS);
             }
             if counts.last() != Some(&count) {
-                // Words of another count began in another block before, so this is not beyond `read`.
+                // Each count began in a new block before, so `write` does not overtake `read`.
                 while write % block != 0 {
                     self.slots[write] = SEPARATOR;
                     write += 1;
@@ -202,18 +202,18 @@ impl Corpus {
         Ok(())
     }
 
-    /// Calls `visit(place, left, right)` wherever two symbols meet, in order. Every symbol must span one slot.
+    /// Calls `visit(position, left, right)` for every pair, in order. Every symbol must span one slot.
     ///
     /// # Errors
-    /// What `interrupt` returns, which is called now and then.
+    /// The error of the interrupt check.
     pub(super) fn for_each_pair(&self, interrupt: Interrupt<'_>, mut visit: impl FnMut(u32, u32, u32)) -> Result<()> {
         let mut left = SEPARATOR;
-        let mut places = 0..;
+        let mut positions = 0..;
         for slots in self.slots.chunks(CHECK_BLOCKS << BLOCK_BITS) {
             interrupt.check()?;
-            for (&right, place) in slots.iter().zip(&mut places) {
+            for (&right, position) in slots.iter().zip(&mut positions) {
                 if left != SEPARATOR && right != SEPARATOR {
-                    visit(place, left, right);
+                    visit(position, left, right);
                 }
                 left = right;
             }
@@ -222,18 +222,18 @@ impl Corpus {
     }
 }
 
-/// A merge: how many slots its two symbols span, and the id of the one they make.
+/// A merge: the slots that its two symbols span, and the id of the merged symbol.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Joint {
+pub(super) struct Merge {
     left: u32,
     right: u32,
     pub(super) merged: u32,
 }
 
-impl Joint {
-    /// The first slot of the symbol made at `place`, and the slot behind it.
+impl Merge {
+    /// Returns the first slot of the symbol merged at `position`, and the slot after it.
     #[inline]
-    fn extent(self, place: u32) -> (u32, u32) {
-        (place - self.left, place + self.right)
+    fn extent(self, position: u32) -> (u32, u32) {
+        (position - self.left, position + self.right)
     }
 }

@@ -1,21 +1,21 @@
-//! Paths, folders and patterns to files.
+//! The files that a path, a folder or a glob pattern names.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::io_error;
+use super::decompress::io_error;
 use crate::{Error, Result};
 
-/// Returns the files that `path` stands for, sorted: itself, all files below a folder, or what matches a glob pattern.
+/// Returns the files that `path` names, sorted: the file itself, all files below a folder, or the matches of a glob pattern.
 ///
-/// Hidden files and folders below a folder are left out, unless named. In a pattern `**` stands for any number of folders.
+/// Hidden files and folders below a folder are omitted. In a pattern, `**` matches any number of folders.
 ///
 /// # Errors
 /// [`Error::Io`] of kind `NotFound`, naming the pattern, if there is no such file; [`Error::InvalidArgument`] for a bad pattern.
 pub fn expand_paths(path: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    // A file whose name happens to hold a star is found before the pattern is tried.
+    // A file whose name contains `*` takes precedence over the pattern.
     if Path::new(path).exists() {
         collect(Path::new(path), &mut files)?;
     } else {
@@ -28,7 +28,7 @@ pub fn expand_paths(path: &str) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        // 2 is ENOENT and ERROR_FILE_NOT_FOUND: an error made of it says so in the system's words.
+        // 2 is ENOENT on Unix and ERROR_FILE_NOT_FOUND on Windows: the message is the system's.
         return Err(Error::Io { path: path.into(), source: io::Error::from_raw_os_error(2) });
     }
     files.sort();

@@ -1,47 +1,50 @@
-//! One file of JSON lines: each line an object, one of its fields the text.
+//! One file of JSON Lines: each line is an object with the text in one field.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{BYTE_ORDER_MARK, Rules, Skipped, io_error};
+use super::boundaries::Rules;
+use super::decompress::{Reader, io_error};
+use super::options::BYTE_ORDER_MARK;
+use super::skipped::Skipped;
 use crate::Result;
 
-/// Gives a file's lines.
-pub(super) struct LineSource {
+/// Reads the texts of a file's lines.
+pub(super) struct JsonLines {
     path: PathBuf,
-    reader: BufReader<Box<dyn Read + Send + Sync>>,
+    reader: BufReader<Reader>,
     line: Vec<u8>,
     number: u64,
 }
 
-impl fmt::Debug for LineSource {
+impl fmt::Debug for JsonLines {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("LineSource").field("path", &self.path).finish_non_exhaustive()
+        formatter.debug_struct("JsonLines").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-impl LineSource {
-    pub(super) fn new(path: &Path, reader: Box<dyn Read + Send + Sync>) -> Self {
+impl JsonLines {
+    pub(super) fn new(path: &Path, reader: Reader) -> Self {
         Self { path: path.to_owned(), reader: BufReader::with_capacity(1 << 18, reader), line: Vec::new(), number: 0 }
     }
 
-    /// The text of the next line that is not blank, and true; `None` at the end of the file.
+    /// Returns the text of the next line that is not blank, and true; `None` at the end of the file.
     ///
-    /// After a block of lines without text it is nothing, and false, so that the caller can be stopped.
-    pub(super) fn next_line(&mut self, rules: &Rules, skipped: &mut Skipped) -> Result<Option<(String, bool)>> {
-        let mut passed_over = 0;
-        while passed_over < rules.block_bytes {
+    /// After a block of lines without text it returns no text, and false, so that the caller can check for an interrupt.
+    pub(super) fn next_text(&mut self, rules: &Rules, skipped: &mut Skipped) -> Result<Option<(String, bool)>> {
+        let mut skipped_bytes = 0;
+        while skipped_bytes < rules.block_bytes {
             self.line.clear();
             self.number += 1;
             let read = self.reader.read_until(b'\n', &mut self.line).map_err(|error| io_error(&self.path, error))?;
             if read == 0 {
                 return Ok(None);
             }
-            passed_over += read;
+            skipped_bytes += read;
             let mut line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
             if self.number == 1 {
                 line = line.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(line);
@@ -61,7 +64,7 @@ impl LineSource {
     }
 }
 
-/// The text in the field of a line, or what is wrong with the line.
+/// Returns the text in the field of a line, or an error message.
 fn text_of(line: &[u8], field: &str) -> std::result::Result<String, String> {
     let line = std::str::from_utf8(line)
         .map_err(|error| format!("invalid UTF-8 at byte {} of the line", error.valid_up_to()))?;
@@ -70,15 +73,15 @@ fn text_of(line: &[u8], field: &str) -> std::result::Result<String, String> {
     match found {
         Ok(Found::Text(text)) => Ok(text),
         Ok(Found::Null) => Err(format!("field {field:?} is null, where a string was expected")),
-        Ok(Found::Nothing) => Err(format!("no field {field:?}")),
+        Ok(Found::Missing) => Err(format!("no field {field:?}")),
         Err(error) => Err(in_line(&error, field)),
     }
 }
 
-/// What is wrong with a line; JSON's own count of lines would begin at this one.
+/// Returns the message of a JSON error without its line number, which is always 1 here.
 fn in_line(error: &serde_json::Error, field: &str) -> String {
     let (what, column) = (error.to_string(), error.column());
-    // Half of a surrogate pair alone; the second wording is for one that no escape follows.
+    // serde_json words a lone surrogate differently if no escape follows it.
     if what.starts_with("lone leading surrogate") || what.starts_with("unexpected end of hex escape") {
         return format!("lone surrogate at column {column}");
     }
@@ -87,14 +90,14 @@ fn in_line(error: &serde_json::Error, field: &str) -> String {
     format!("{what} at column {column}, where an object with the string field {field:?} was expected")
 }
 
-/// What a line's object has in the field.
+/// The value of the field.
 enum Found {
-    Nothing,
+    Missing,
     Null,
     Text(String),
 }
 
-/// Reads an object for one field of it, a string; skips the others unread.
+/// Deserializes one string field of an object and ignores the others.
 struct Field<'a>(&'a str);
 
 impl<'de> DeserializeSeed<'de> for Field<'_> {
@@ -113,7 +116,7 @@ impl<'de> Visitor<'de> for Field<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        let mut found = Found::Nothing;
+        let mut found = Found::Missing;
         while let Some(key) = map.next_key::<Cow<'_, str>>()? {
             if key == self.0 {
                 found = map.next_value::<Option<String>>()?.map_or(Found::Null, Found::Text);

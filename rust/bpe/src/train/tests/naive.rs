@@ -1,18 +1,17 @@
-//! The definition, in the shortest code: the oracle of the tests.
+//! The naive oracle: the definition of training, in the shortest code.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::{TieOrder, TrainOptions, Trained, WordCounts};
 use crate::Interrupt;
-use crate::vocab::NO_RANK;
-use crate::vocab::Vocab;
+use crate::train::{TieOrder, TrainOptions, Trained, WordCounts};
+use crate::vocab::{NO_RANK, Vocab};
 
-/// Counts every pair of every word before each merge.
+/// Trains by counting every pair of every word before each merge.
 pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
     let (mut tokens, mut merges) = (options.first_tokens(), Vec::new());
     let mut words = Vec::new();
-    let each = counts.for_each(Interrupt::NEVER, |word, count| {
+    let visited = counts.for_each(Interrupt::NEVER, |word, count| {
         let ids = word.iter().map(|byte| tokens.iter().position(|token| token == &[*byte]).expect("all bytes") as u32);
         let ids = match &options.base {
             Some(base) => encode(base, word, ids.collect()),
@@ -20,7 +19,7 @@ pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
         };
         words.push((ids, count));
     });
-    each.expect("not stopped");
+    visited.expect("not stopped");
     while merges.len() < options.merges() {
         let mut pairs = BTreeMap::new();
         for (ids, count) in &words {
@@ -56,7 +55,7 @@ pub(super) fn train(counts: &WordCounts, options: &TrainOptions) -> Trained {
     Trained { tokens, merges }
 }
 
-/// Merges the leftmost pair of the lowest rank again and again.
+/// Encodes a word by merging the leftmost pair of the lowest rank until none is left.
 pub(super) fn encode(vocab: &Vocab, word: &[u8], mut ids: Vec<u32>) -> Vec<u32> {
     if let Some(id) = vocab.bytes_to_id(word).filter(|_| vocab.whole_piece_first()) {
         return vec![id];

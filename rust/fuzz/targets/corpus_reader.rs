@@ -1,9 +1,9 @@
-//! Files to documents.
+//! The corpus reader: files to documents.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use bpe_llama::documents::{DocumentOptions, Documents};
+use bpe_llama::corpus::{CorpusOptions, CorpusReader};
 use bpe_llama::{Pretokenizer, Tokenizer, Vocab};
 
 use super::input::Input;
@@ -11,20 +11,20 @@ use super::input::Input;
 const SUFFIXES: [&str; 6] = ["txt", "txt.gz", "txt.zst", "jsonl", "jsonl.gz", "jsonl.zst"];
 const SPECIAL: &str = "<s>";
 
-/// The documents of a file are what a plain reading of it gives, and encoding their chunks what encoding the whole gives.
+/// The documents are those of a naive reader, and the ids of a document are the concatenated ids of its chunks.
 ///
-/// The input: the suffix; what is done (compress, repeat, cut at a separator); the separator; the content.
-pub(crate) fn documents(input: &[u8]) {
+/// Input: the suffix; flags (repeat, compress, separator); the separator; the content.
+pub(crate) fn corpus_reader(input: &[u8]) {
     let mut input = Input(input);
     let suffix = SUFFIXES[input.byte() as usize % SUFFIXES.len()];
     let flags = input.byte();
     let separator = ["|", "\n\n", "<s>", "é"][input.byte() as usize % 4];
     let mut content = input.0.to_vec();
     if flags & 1 != 0 && !content.is_empty() {
-        // Beyond what is read at a time.
+        // Longer than a block.
         content = content.repeat(300_000 / content.len() + 1);
     }
-    // Uncompressed content under a compressed name is what damaged data looks like.
+    // Uncompressed content in a file with a compressed suffix is damaged data.
     let is_sound = flags & 2 != 0 || !suffix.contains('.');
     let stored = if is_sound { compress(&content, suffix) } else { content.clone() };
 
@@ -32,10 +32,10 @@ pub(crate) fn documents(input: &[u8]) {
     let path = folder.path().join("file").with_extension(suffix);
     std::fs::write(&path, stored).expect("a file");
     let separator = (flags & 4 != 0).then(|| separator.to_owned());
-    let options = DocumentOptions {
+    let options = CorpusOptions {
         separator: separator.clone(),
         special_tokens: vec![SPECIAL.to_owned()],
-        ..DocumentOptions::default()
+        ..CorpusOptions::default()
     };
     let expected = if suffix.starts_with("txt") { split(&content, separator.as_deref()) } else { lines(&content) };
     match (read(&path, options), expected) {
@@ -59,12 +59,12 @@ fn compress(content: &[u8], suffix: &str) -> Vec<u8> {
     }
 }
 
-/// All documents, put together from their chunks, whose ids are checked on the way.
-fn read(path: &Path, options: DocumentOptions) -> bpe_llama::Result<Vec<String>> {
+/// Returns the documents of a file, and checks the ids of their chunks.
+fn read(path: &Path, options: CorpusOptions) -> bpe_llama::Result<Vec<String>> {
     let tokenizer = bytes_and_spaces();
-    let mut documents = Documents::new(vec![PathBuf::from(path)], tokenizer.pretokenizer().clone(), options)?;
+    let mut corpus = CorpusReader::new(vec![PathBuf::from(path)], tokenizer.pretokenizer().clone(), options)?;
     let (mut texts, mut text, mut ids) = (Vec::new(), String::new(), Vec::new());
-    while let Some(chunk) = documents.next_chunk()? {
+    while let Some(chunk) = corpus.next_chunk()? {
         assert_eq!(chunk.document, texts.len() as u64);
         ids.extend(tokenizer.encode_ordinary(&chunk.text)?);
         text += &chunk.text;
@@ -75,11 +75,11 @@ fn read(path: &Path, options: DocumentOptions) -> bpe_llama::Result<Vec<String>>
         }
     }
     assert!(text.is_empty(), "the last chunk ends its document");
-    assert_eq!(documents.bytes_read(), documents.total_bytes());
+    assert_eq!(corpus.bytes_read(), corpus.total_bytes());
     Ok(texts)
 }
 
-/// A tokenizer whose ids show where pieces end.
+/// Returns a tokenizer with tokens that pre-tokenization separates or not, so that ids depend on the boundaries.
 fn bytes_and_spaces() -> Tokenizer {
     let tokens = (0..=255_u8)
         .map(|byte| vec![byte])
@@ -88,7 +88,7 @@ fn bytes_and_spaces() -> Tokenizer {
     Tokenizer::new(vocab, Pretokenizer::new("cl100k").expect("a name"), vec![], false).expect("no clash")
 }
 
-/// The text between separators, but for a byte-order mark at the start; nothing behind the last is no document.
+/// Returns the texts between separators, without a byte-order mark; an empty text after the last separator is no document.
 fn split(content: &[u8], separator: Option<&str>) -> Option<Vec<String>> {
     let text = std::str::from_utf8(content).ok()?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -100,7 +100,7 @@ fn split(content: &[u8], separator: Option<&str>) -> Option<Vec<String>> {
     Some(parts)
 }
 
-/// The field of every line, if all lines are JSON to the letter; else it is not said what comes.
+/// Returns the field of every line, or `None` if a line is not valid JSON: then the outcome is unspecified.
 fn lines(content: &[u8]) -> Option<Vec<String>> {
     let lines = content.split(|&byte| byte == b'\n').filter(|line| !line.iter().all(u8::is_ascii_whitespace));
     lines

@@ -1,4 +1,5 @@
-//! A map from words to 64-bit counts, made for many short words: no allocation a word, one or two cache lines a look-up.
+//! The word map: a hash map from words to 64-bit counts. Short words are stored inline, so a word needs no allocation and a look-up one
+//! or two cache lines.
 
 use std::hash::BuildHasher;
 
@@ -8,15 +9,15 @@ use crate::Result;
 use crate::inline_key::{INLINE_BYTES, inline_key};
 use crate::interrupt::Interrupt;
 
-/// Words between two looks whether to stop: some milliseconds.
+/// Words between two interrupt checks: some milliseconds.
 const CHECK_WORDS: usize = 1 << 16;
 
-/// In the top byte of `Word::high`: the word lies in the arena.
+/// The top byte of [`Word::high`] if the word is in the arena.
 const IN_ARENA: u64 = 0xFF;
 
-/// What one look-up needs: the packed word and its hash. Made by [`Key::new`] without looking at any map.
+/// A word, packed and hashed.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Key<'a> {
+pub(in crate::train) struct Key<'a> {
     low: u64,
     high: u64,
     hash: u64,
@@ -24,9 +25,9 @@ pub(super) struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// Packs and hashes `text[start..end]`. Given the whole text, a short word is one 16-byte load and a mask.
+    /// Packs and hashes `text[start..end]`. With the whole text at hand, packing a short word is one 16-byte load and a mask.
     #[inline]
-    pub(super) fn new(text: &'a [u8], start: usize, end: usize) -> Self {
+    pub(in crate::train) fn new(text: &'a [u8], start: usize, end: usize) -> Self {
         let bytes = &text[start..end];
         if bytes.len() <= INLINE_BYTES {
             let [low, high] = inline_key(text, start, bytes.len());
@@ -37,58 +38,58 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// The top bits of the hash: which of `1 << bits` shards the word belongs to.
+    /// Returns the shard of the word, of `1 << bits`: the top bits of the hash.
     #[inline]
-    pub(super) fn shard(&self, bits: u32) -> usize {
+    pub(in crate::train) fn shard(&self, bits: u32) -> usize {
         (self.hash >> (64 - bits)) as usize
     }
 }
 
-/// Mixes 128 bits into 64: the two halves of one wide product.
+/// Mixes 128 bits into 64: the two halves of one 128-bit product.
 #[inline]
 fn fold(low: u64, high: u64) -> u64 {
-    // The digits of pi, so that no key of interest makes a factor zero.
+    // Digits of pi, so that no likely key makes a factor zero.
     let wide = u128::from(low ^ 0x243F_6A88_85A3_08D3) * u128::from(high ^ 0x1319_8A2E_0370_7344);
     let mixed = wide as u64 ^ (wide >> 64) as u64;
-    // The low bits pick the slot, the high bits the shard: both must depend on everything.
+    // The low bits select the slot, the high bits the shard: both must depend on all input bits.
     mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (mixed >> 29)
 }
 
-/// 24 bytes a distinct word.
+/// A distinct word and its count: 24 bytes.
 #[derive(Debug, Clone, Copy)]
 struct Word {
-    /// The first 8 bytes, or where in the arena the word begins.
+    /// The first 8 bytes, or the offset of the word in the arena.
     low: u64,
-    /// The next 7 bytes and the length, or the length and `IN_ARENA`.
+    /// The next 7 bytes and the length, or the length and [`IN_ARENA`].
     high: u64,
     count: u64,
 }
 
-/// Word counts. Iteration is in order of first appearance, so no hash reaches a result.
+/// Word counts. Iteration is in order of first occurrence, so results do not depend on hashes.
 #[derive(Debug, Clone, Default)]
-pub(super) struct WordMap {
-    /// `tag << 32 | index + 1` into `words`; 0 is empty. A power of two long, at most two thirds full.
+pub(in crate::train) struct WordMap {
+    /// `tag << 32 | index into words + 1`, or 0 if empty. The length is a power of two; at most two thirds are in use.
     slots: Vec<u64>,
     words: Vec<Word>,
     arena: Vec<u8>,
 }
 
 impl WordMap {
-    /// The number of distinct words.
+    /// Returns the number of distinct words.
     pub(super) fn len(&self) -> usize {
         self.words.len()
     }
 
-    /// Loads the slot where the search for the word begins, to be passed to [`WordMap::add_from`].
+    /// Returns the first slot that a look-up of the word probes, for [`WordMap::add_from`].
     #[inline]
-    pub(super) fn peek(&self, key: &Key<'_>) -> u64 {
+    pub(in crate::train) fn peek(&self, key: &Key<'_>) -> u64 {
         let mask = self.slots.len().wrapping_sub(1);
         self.slots.get(key.hash as usize & mask).copied().unwrap_or(0)
     }
 
-    /// Adds 1 to the word's count. `slot` is what [`WordMap::peek`] gave, other words having been added since or not.
+    /// Adds 1 to the count of the word. `slot` comes from [`WordMap::peek`]; other words may have been added since.
     #[inline]
-    pub(super) fn add_from(&mut self, key: Key<'_>, slot: u64) {
+    pub(in crate::train) fn add_from(&mut self, key: Key<'_>, slot: u64) {
         if slot != 0 && (slot ^ key.hash) >> 32 == 0 {
             let index = (slot as u32 - 1) as usize;
             if self.holds(index, &key) {
@@ -99,7 +100,7 @@ impl WordMap {
         self.add(key, 1);
     }
 
-    /// Adds `count` to the word's count, which no file can make overflow.
+    /// Adds `count` to the count of the word, saturating.
     #[inline]
     pub(super) fn add(&mut self, key: Key<'_>, count: u64) {
         if (self.words.len() + 1) * 3 > self.slots.len() * 2 {
@@ -150,7 +151,7 @@ impl WordMap {
         let size = (self.slots.len() * 2).max(64);
         let mask = size - 1;
         let mut slots = vec![0u64; size];
-        // Free the old table before the new one fills: the peak counts.
+        // Free the old table first, to lower the peak of memory.
         self.slots = Vec::new();
         for (index, word) in self.words.iter().enumerate() {
             let hash = if word.high >> 56 == IN_ARENA {
@@ -167,10 +168,10 @@ impl WordMap {
         self.slots = slots;
     }
 
-    /// Calls `visit` with each word and its count, in order of first appearance.
+    /// Calls `visit` with each word and its count, in order of first occurrence.
     ///
     /// # Errors
-    /// What `interrupt` returns, which is called now and then.
+    /// The error of the interrupt check.
     pub(super) fn for_each(&self, interrupt: Interrupt<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
         for (index, word) in self.words.iter().enumerate() {
             if index.is_multiple_of(CHECK_WORDS) {
@@ -186,15 +187,15 @@ impl WordMap {
         Ok(())
     }
 
-    /// Adds all of `other`'s counts.
+    /// Adds all counts of `other`.
     ///
     /// # Errors
-    /// What `interrupt` returns, which is called now and then: some counts are added then.
-    pub(super) fn merge(&mut self, other: &Self, interrupt: Interrupt<'_>) -> Result<()> {
+    /// The error of the interrupt check, after part of the counts is added.
+    pub(in crate::train) fn merge(&mut self, other: &Self, interrupt: Interrupt<'_>) -> Result<()> {
         other.for_each(interrupt, |bytes, count| self.add(Key::new(bytes, 0, bytes.len()), count))
     }
 
-    /// The sum of all counts.
+    /// Returns the sum of all counts.
     pub(super) fn total(&self) -> u64 {
         self.words.iter().fold(0, |total, word| total.saturating_add(word.count))
     }
@@ -209,12 +210,12 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Words of every length around the inline bound, zeros included, against the standard map.
+        /// Against the standard map, with words shorter and longer than an inline key, zero bytes included.
         #[test]
         fn counts_like_a_btree_map(words in prop::collection::vec(prop::collection::vec(0u8..3, 0..20), 0..300)) {
             let (mut map, mut expected) = (WordMap::default(), BTreeMap::new());
             for word in &words {
-                // The word with text behind it and at the very end: both ways of loading it.
+                // With text after the word and without: two ways to load it.
                 for tail in [&b"0123456789abcdef"[..], b""] {
                     let text = [&word[..], tail].concat();
                     let key = Key::new(&text, 0, word.len());

@@ -1,13 +1,20 @@
-//! Word counts to bytes and back.
+//! The file format of word counts.
 //!
-//! The format, all integers LEB128 unless said otherwise: the magic `BPEWORDS`, a version byte; the pattern (length, bytes); the number
-//! of special tokens and each of them; the number of words; each word in order of its bytes as the number of leading bytes that it
-//! shares with the word before, the number of further bytes, these bytes, and the count. Last, a CRC-32 of everything before it, four
-//! bytes, little-endian. Equal counts make equal files.
+//! Integers are LEB128, strings a length and bytes. Equal counts give equal files.
+//!
+//! | field | |
+//! |---|---|
+//! | magic | `BPEWORDS` |
+//! | version | one byte |
+//! | pattern | a string |
+//! | special tokens | their number, then strings |
+//! | words | their number, then each in the order of its bytes: the length of the prefix shared with the word before, the rest as a string, the count |
+//! | checksum | CRC-32 of all bytes before, four bytes, little-endian |
 
 use std::path::Path;
 
-use super::counts::{WordCounts, sort};
+use super::sort::sort;
+use super::word_counts::WordCounts;
 use crate::atomic_write::write_atomically;
 use crate::{Error, Interrupt, Result};
 
@@ -15,13 +22,13 @@ const MAGIC: &[u8; 8] = b"BPEWORDS";
 const VERSION: u8 = 1;
 
 /// Words between two interrupt checks.
-const PAUSE_WORDS: usize = 1 << 16;
+const CHECK_WORDS: usize = 1 << 16;
 
 impl WordCounts {
-    /// Writes the counts to a file, by way of a temporary file beside it: the file is the old one or the new one, never part of one.
+    /// Writes the counts to a file, atomically: to a temporary file beside it, which is renamed.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written; what `interrupt` returns.
+    /// [`Error::Io`] if it cannot be written; the error of the interrupt check.
     pub fn save(&self, path: &Path, interrupt: Interrupt<'_>) -> Result<()> {
         write_atomically(path, &self.to_bytes(interrupt)?)
     }
@@ -29,7 +36,8 @@ impl WordCounts {
     /// Reads counts that [`WordCounts::save`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or no such file; what `interrupt` returns.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or of another format; the error of the
+    /// interrupt check.
     pub fn load(path: &Path, interrupt: Interrupt<'_>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         Self::from_bytes(&bytes, interrupt).map_err(|error| match error {
@@ -38,10 +46,10 @@ impl WordCounts {
         })
     }
 
-    /// Returns the counts in the file format: equal counts give equal bytes.
+    /// Returns the counts in the file format.
     ///
     /// # Errors
-    /// What `interrupt` returns.
+    /// The error of the interrupt check.
     pub fn to_bytes(&self, interrupt: Interrupt<'_>) -> Result<Vec<u8>> {
         let mut bytes = MAGIC.to_vec();
         bytes.push(VERSION);
@@ -56,7 +64,7 @@ impl WordCounts {
         put(&mut bytes, words.len() as u64);
         let mut before: &[u8] = &[];
         for (index, (word, count)) in words.iter().enumerate() {
-            if index.is_multiple_of(PAUSE_WORDS) {
+            if index.is_multiple_of(CHECK_WORDS) {
                 interrupt.check()?;
             }
             let shared = word.iter().zip(before).take_while(|(a, b)| a == b).count();
@@ -73,7 +81,7 @@ impl WordCounts {
     /// Returns the counts that [`WordCounts::to_bytes`] wrote.
     ///
     /// # Errors
-    /// [`Error::Format`] if the bytes are anything else; what `interrupt` returns.
+    /// [`Error::Format`] if the bytes are damaged or of another format; the error of the interrupt check.
     pub fn from_bytes(bytes: &[u8], interrupt: Interrupt<'_>) -> Result<Self> {
         let damaged = |what: &str| Error::Format(format!("damaged word counts: {what}"));
         if !bytes.starts_with(MAGIC) {
@@ -91,7 +99,7 @@ impl WordCounts {
         if body[MAGIC.len()] != VERSION {
             return Err(damaged(&format!("version {}, expected {VERSION}", body[MAGIC.len()])));
         }
-        // Past the checksum only a writer's error is left, but nothing here trusts a length.
+        // The checksum matches, but lengths are still checked: another program may have written them.
         let mut rest = &body[MAGIC.len() + 1..];
         let parsed = (|| {
             let pattern = String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?;
@@ -102,7 +110,7 @@ impl WordCounts {
             let mut counts = Self::from_parts(&pattern, &special_tokens, []);
             let mut word = Vec::new();
             for index in 0..take(&mut rest)? {
-                if index % PAUSE_WORDS as u64 == 0
+                if index % CHECK_WORDS as u64 == 0
                     && let Err(error) = interrupt.check()
                 {
                     return Some(Err(error));
@@ -118,12 +126,12 @@ impl WordCounts {
     }
 }
 
-fn put(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
+fn put(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
     }
-    bytes.push(number as u8);
+    bytes.push(value as u8);
 }
 
 fn put_string(bytes: &mut Vec<u8>, string: &[u8]) {
@@ -132,13 +140,13 @@ fn put_string(bytes: &mut Vec<u8>, string: &[u8]) {
 }
 
 fn take(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
+    let mut value = 0;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;
         *bytes = rest;
-        number |= u64::from(byte & 0x7F) << shift;
+        value |= u64::from(byte & 0x7F) << shift;
         if byte < 0x80 {
-            return Some(number);
+            return Some(value);
         }
     }
     None
@@ -169,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn comes_back_as_it_was(words in prop::collection::btree_map(prop::collection::vec(any::<u8>(), 1..20), 1u64.., 0..50)) {
+        fn round_trips(words in prop::collection::btree_map(prop::collection::vec(any::<u8>(), 1..20), 1u64.., 0..50)) {
             let counts = WordCounts::from_parts("a+", &["<x>".to_owned()], words.iter().map(|(word, &count)| (&word[..], count)));
             let back = WordCounts::from_bytes(&counts.to_bytes(GO_ON).expect("not stopped"), GO_ON).expect("what was written");
             prop_assert_eq!(sorted(&back), sorted(&counts));
@@ -178,7 +186,7 @@ mod tests {
         }
 
         #[test]
-        fn damage_is_noticed(at in 0usize..1000, flip in 1u8.., cut in 0usize..1000) {
+        fn damage_is_an_error(at in 0usize..1000, flip in 1u8.., cut in 0usize..1000) {
             let bytes = WordCounts::from_words("a+", [(&b"word"[..], 3), (b"words", 70_000)]).to_bytes(GO_ON).expect("not stopped");
             let mut damaged = bytes.clone();
             damaged[at % bytes.len()] ^= flip;
@@ -186,9 +194,9 @@ mod tests {
             prop_assert!(WordCounts::from_bytes(&bytes[..cut % bytes.len()], GO_ON).is_err());
         }
 
-        /// With the checksum made to fit: no panic, no memory beyond the file's size.
+        /// Random bytes with a valid checksum: no panic, no memory beyond the file's size.
         #[test]
-        fn any_lengths_are_survived(body in prop::collection::vec(any::<u8>(), 0..60)) {
+        fn random_lengths_are_safe(body in prop::collection::vec(any::<u8>(), 0..60)) {
             let mut bytes = [&MAGIC[..], &[VERSION], &body].concat();
             let checksum = crc32fast::hash(&bytes);
             bytes.extend_from_slice(&checksum.to_le_bytes());
@@ -196,10 +204,10 @@ mod tests {
         }
     }
 
-    /// Enough words for each step to ask more than once.
+    /// Enough words that each step checks more than once.
     #[test]
-    fn every_step_can_be_stopped() {
-        let words: Vec<String> = (0..(1 << 17)).map(|number| number.to_string()).collect();
+    fn every_step_checks_for_an_interrupt() {
+        let words: Vec<String> = (0..(1 << 17)).map(|word| word.to_string()).collect();
         let counts = WordCounts::from_words("a+", words.iter().map(|word| (word.as_bytes(), 1)));
         let bytes = counts.to_bytes(GO_ON).expect("not stopped");
         let steps: [Step<'_>; 6] = [
@@ -211,16 +219,16 @@ mod tests {
             &|interrupt| counts.pruned(2, interrupt).map(|_| ()),
         ];
         for (index, step) in steps.iter().enumerate() {
-            let asked = AtomicUsize::new(0);
-            // Stopped as late as possible: at the last time that it asks.
-            let count = || asked.fetch_add(1, Ordering::Relaxed);
+            let checks = AtomicUsize::new(0);
+            // Interrupts at the last check.
+            let count = || checks.fetch_add(1, Ordering::Relaxed);
             step(Interrupt::new(&|| {
                 count();
                 Ok(())
             }))
             .expect("not stopped");
-            let last = asked.swap(0, Ordering::Relaxed);
-            assert!(last > 1, "step {index} asks {last} times");
+            let last = checks.swap(0, Ordering::Relaxed);
+            assert!(last > 1, "step {index} checks {last} times");
             let stop = || if count() + 1 == last { Err(Error::Interrupted) } else { Ok(()) };
             assert!(matches!(step(Interrupt::new(&stop)), Err(Error::Interrupted)), "step {index}");
         }

@@ -1,26 +1,28 @@
-//! A file's lines as they are, whatever they hold.
+//! The lines of a file, unchanged.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{decompressed, io_error};
+use super::decompress::{Reader, decompressed, io_error};
 use crate::Result;
 
-/// The lines of a file, with their ends, decompressed where its name ends in `.gz` or `.zst`; in bounded memory.
+/// Iterates over the lines of a file as bytes, with their line ends. Memory is bounded by the longest line.
+///
+/// A file whose name ends in `.gz` or `.zst` is decompressed.
 ///
 /// ```
 /// let path = std::env::temp_dir().join(format!("bpe_llama-{}.txt", std::process::id()));
 /// std::fs::write(&path, "one\ntwo")?;
-/// let lines: bpe_llama::Result<Vec<_>> = bpe_llama::documents::FileLines::open(&path)?.collect();
+/// let lines: bpe_llama::Result<Vec<_>> = bpe_llama::corpus::FileLines::open(&path)?.collect();
 /// assert_eq!(lines?, [b"one\n".to_vec(), b"two".to_vec()]);
 /// # std::fs::remove_file(&path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct FileLines {
     path: PathBuf,
-    reader: BufReader<Box<dyn Read + Send + Sync>>,
+    reader: BufReader<Reader>,
 }
 
 impl fmt::Debug for FileLines {
@@ -30,11 +32,11 @@ impl fmt::Debug for FileLines {
 }
 
 impl FileLines {
-    /// Returns the lines of this file, none of them read yet.
+    /// Returns an iterator over the lines of this file.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if it cannot be opened. Lines come with the same error, or
-    /// [`Error::Format`](crate::Error::Format) where compressed data is damaged.
+    /// [`Error::Io`](crate::Error::Io) if it cannot be opened. An item is the same error if the file cannot be read, or
+    /// [`Error::Format`](crate::Error::Format) if compressed data is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let (reader, _) = decompressed(path, &Arc::default())?;
         Ok(Self { path: path.to_owned(), reader: BufReader::new(reader) })

@@ -1,42 +1,41 @@
-//! Which documents of a file are not UTF-8, found before any of them is given out.
+//! The first pass over a text file: which documents are not UTF-8.
 //!
-//! A long document is given out in parts before its end is known, so a file that may hold bad documents is read twice.
+//! Parts of a long document are returned before its end is read, so a document to skip must be known beforehand.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memchr::memmem;
 
-use super::io_error;
+use super::decompress::{Reader, io_error, read_some};
 use crate::Result;
 
-/// Finds the documents of a file that are not UTF-8, in bounded memory, a block at a time.
+/// Finds the documents of a file that are not UTF-8, one block at a time, in bounded memory.
 pub(super) struct Utf8Scan {
     path: PathBuf,
-    reader: Box<dyn Read + Send + Sync>,
+    reader: Reader,
     separator: Option<Vec<u8>>,
     block_bytes: usize,
-    /// Bytes read and not yet checked, or among which a separator may begin.
+    /// Bytes not yet checked, or in which a separator may begin.
     buffer: Vec<u8>,
-    /// Where in the file `buffer` begins.
+    /// The offset of `buffer` in the file.
     offset: u64,
-    /// Where in the file this document begins.
+    /// The offset of the current document in the file.
     start: u64,
-    /// Where in the file this document stops being UTF-8.
+    /// The offset of the first byte of the current document that is not UTF-8.
     invalid: Option<u64>,
-    found: BadDocuments,
+    found: InvalidDocuments,
 }
 
 /// The documents of a file that are not UTF-8.
 #[derive(Debug, Default)]
-pub(super) struct BadDocuments {
-    /// Where in the file they stand, each with the separator that ends it; neighbours are one range.
+pub(super) struct InvalidDocuments {
+    /// Their byte ranges in the file, separators included; adjacent documents share a range.
     pub(super) ranges: VecDeque<Range<u64>>,
-    /// How many they are.
+    /// The number of documents.
     pub(super) count: u64,
-    /// Where in the file the first stops being UTF-8.
+    /// The offset of the first invalid byte of the first of them.
     pub(super) first: Option<u64>,
 }
 
@@ -47,12 +46,7 @@ impl std::fmt::Debug for Utf8Scan {
 }
 
 impl Utf8Scan {
-    pub(super) fn new(
-        path: &Path,
-        reader: Box<dyn Read + Send + Sync>,
-        separator: Option<&str>,
-        block_bytes: usize,
-    ) -> Self {
+    pub(super) fn new(path: &Path, reader: Reader, separator: Option<&str>, block_bytes: usize) -> Self {
         Self {
             path: path.to_owned(),
             reader,
@@ -62,17 +56,17 @@ impl Utf8Scan {
             offset: 0,
             start: 0,
             invalid: None,
-            found: BadDocuments::default(),
+            found: InvalidDocuments::default(),
         }
     }
 
-    /// The file scanned.
+    /// Returns the path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Checks one block; returns what was found once the file is at its end.
-    pub(super) fn step(&mut self) -> Result<Option<BadDocuments>> {
+    /// Checks one block; at the end of the file, returns the documents found.
+    pub(super) fn step(&mut self) -> Result<Option<InvalidDocuments>> {
         let kept = self.buffer.len();
         self.buffer.resize(kept + self.block_bytes, 0);
         let read =
@@ -92,7 +86,7 @@ impl Utf8Scan {
             self.end_document(self.buffer.len());
             return Ok(Some(std::mem::take(&mut self.found)));
         }
-        // A separator may begin in the last bytes, so they wait for more.
+        // A separator may begin in the last bytes: the next block decides.
         let margin = self.separator.as_ref().map_or(0, |separator| separator.len() - 1);
         let checked = self.check(from, from.max(self.buffer.len().saturating_sub(margin)), false);
         self.buffer.drain(..checked);
@@ -100,7 +94,7 @@ impl Utf8Scan {
         Ok(None)
     }
 
-    /// Checks this part of the buffer, and returns up to where: a character may be cut there, unless the document ends.
+    /// Checks a range of the buffer and returns the end of what is decided: before an incomplete character, unless it `is_last`.
     fn check(&mut self, from: usize, end: usize, is_last: bool) -> usize {
         let Err(error) = std::str::from_utf8(&self.buffer[from..end]) else { return end };
         let valid = from + error.valid_up_to();
@@ -111,7 +105,7 @@ impl Utf8Scan {
         valid
     }
 
-    /// Begins a document at `next` of the buffer, and keeps the last one's place if it was bad.
+    /// Ends the current document at offset `next` of the buffer and records it if it is invalid.
     fn end_document(&mut self, next: usize) {
         let next = self.offset + next as u64;
         if let Some(at) = self.invalid.take() {
@@ -123,15 +117,5 @@ impl Utf8Scan {
             }
         }
         self.start = next;
-    }
-}
-
-/// Reads what one call gives, however often a signal interrupts it.
-pub(super) fn read_some(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match reader.read(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
     }
 }

@@ -1,51 +1,51 @@
-//! One file of text, read in blocks.
+//! One text file, read in blocks.
 
 use std::collections::VecDeque;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memchr::memmem;
 
-use super::bad_rows::invalid_utf8;
-use super::utf8_scan::read_some;
-use super::{BYTE_ORDER_MARK, Rules, ceil_char, io_error};
+use super::boundaries::{Rules, ceil_char};
+use super::decompress::{Reader, io_error, read_some};
+use super::options::BYTE_ORDER_MARK;
+use super::skipped::invalid_utf8;
 use crate::{Error, Result};
 
-/// How far from the end of what was read a cut is looked for first: little is carried over.
-const CUT_WINDOW: usize = 1 << 12;
+/// A chunk boundary is searched first in this many bytes at the end, so that little text is carried over to the next block.
+const BOUNDARY_WINDOW: usize = 1 << 12;
 
-/// Gives a file's documents in parts.
-pub(super) struct TextSource {
+/// Reads the documents of a text file in parts.
+pub(super) struct TextFile {
     path: PathBuf,
-    reader: Box<dyn Read + Send + Sync>,
-    /// Text read and not yet given out.
+    reader: Reader,
+    /// Text read and not yet returned.
     text: String,
-    /// The bytes of a character that the last block cut.
+    /// The first bytes of a character that the last block ends in.
     partial: Vec<u8>,
     /// Scratch for one block.
     block: Vec<u8>,
-    /// Where in the file `partial` begins.
+    /// The offset of `partial` in the file.
     offset: u64,
-    /// What of the file is left out, in order: documents with their separators.
-    left_out: VecDeque<Range<u64>>,
-    /// `text` up to here holds no separator and no place to cut.
+    /// The byte ranges to skip, in order: documents with their separators.
+    to_skip: VecDeque<Range<u64>>,
+    /// `text` has no separator and no chunk boundary before this offset.
     searched: usize,
-    is_read: bool,
+    at_end: bool,
     is_done: bool,
-    /// Whether the last part given out ended with a separator.
+    /// Whether a separator ended the last part returned.
     after_separator: bool,
 }
 
-impl std::fmt::Debug for TextSource {
+impl std::fmt::Debug for TextFile {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("TextSource").field("path", &self.path).finish_non_exhaustive()
+        formatter.debug_struct("TextFile").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-impl TextSource {
-    /// Reads what a file holds outside `left_out`.
-    pub(super) fn new(path: &Path, reader: Box<dyn Read + Send + Sync>, left_out: VecDeque<Range<u64>>) -> Self {
+impl TextFile {
+    /// Returns a reader of the bytes outside the ranges `to_skip`.
+    pub(super) fn new(path: &Path, reader: Reader, to_skip: VecDeque<Range<u64>>) -> Self {
         Self {
             path: path.to_owned(),
             reader,
@@ -54,17 +54,17 @@ impl TextSource {
             block: Vec::new(),
             offset: 0,
             searched: 0,
-            is_read: false,
+            at_end: false,
             is_done: false,
-            // Where all documents are left out, there is no empty one.
-            after_separator: !left_out.is_empty(),
-            left_out,
+            // A file whose documents are all skipped has no empty document.
+            after_separator: !to_skip.is_empty(),
+            to_skip,
         }
     }
 
-    /// The next part of the current document, and whether it is the last; `None` at the end of the file.
+    /// Returns the next part of the current document, and whether it is the last; `None` at the end of the file.
     ///
-    /// A part is empty, and not the last, after a block of what is left out, so that the caller can be stopped.
+    /// After a skipped block it returns an empty part that is not the last, so that the caller can check for an interrupt.
     pub(super) fn next_part(&mut self, rules: &Rules) -> Result<Option<(String, bool)>> {
         while !self.is_done {
             if let Some(separator) = &rules.options.separator
@@ -77,25 +77,25 @@ impl TextSource {
                 self.after_separator = true;
                 return Ok(Some((part, true)));
             }
-            if self.is_read {
+            if self.at_end {
                 self.is_done = true;
                 let part = std::mem::take(&mut self.text);
-                // Nothing after the last separator is no document; an empty file is one.
+                // An empty rest after the last separator is no document; an empty file is one.
                 return Ok((!(part.is_empty() && self.after_separator)).then_some((part, true)));
             }
             if self.text.len() >= rules.block_bytes {
-                let from = self.searched.max(self.text.len().saturating_sub(CUT_WINDOW));
-                if let Some(cut) = rules.cut(&self.text, from) {
-                    let rest = self.text.split_off(cut);
+                let from = self.searched.max(self.text.len().saturating_sub(BOUNDARY_WINDOW));
+                if let Some(boundary) = rules.chunk_boundary(&self.text, from) {
+                    let rest = self.text.split_off(boundary);
                     self.searched = 0;
                     self.after_separator = false;
                     return Ok(Some((std::mem::replace(&mut self.text, rest), false)));
                 }
             }
-            // A separator or a place to cut may lie across the end of what was read.
+            // A separator or a chunk boundary may span the end of this block.
             let margin = rules.options.separator.as_ref().map_or(0, String::len) + rules.longest_special + 256;
             self.searched = self.searched.max(ceil_char(&self.text, self.text.len().saturating_sub(margin)));
-            if self.leave_out_block(rules.block_bytes)? {
+            if self.skip_block(rules.block_bytes)? {
                 return Ok(Some((String::new(), false)));
             }
             self.read_block(rules.block_bytes)?;
@@ -103,9 +103,9 @@ impl TextSource {
         Ok(None)
     }
 
-    /// Reads past one block of what is left out here, if anything is.
-    fn leave_out_block(&mut self, block_bytes: usize) -> Result<bool> {
-        let Some(range) = self.left_out.front() else { return Ok(false) };
+    /// Reads past one block of the range to skip that begins here; returns whether there is one.
+    fn skip_block(&mut self, block_bytes: usize) -> Result<bool> {
+        let Some(range) = self.to_skip.front() else { return Ok(false) };
         if self.offset < range.start {
             return Ok(false);
         }
@@ -113,7 +113,7 @@ impl TextSource {
         let read = read_some(&mut self.reader, &mut self.block).map_err(|error| io_error(&self.path, error))?;
         self.offset += read as u64;
         if read == 0 || self.offset == range.end {
-            self.left_out.pop_front();
+            self.to_skip.pop_front();
         }
         Ok(true)
     }
@@ -124,21 +124,21 @@ impl TextSource {
         self.block.append(&mut self.partial);
         let carried = self.block.len();
         let position = self.offset + carried as u64;
-        // What is left out begins after a separator, where no character is cut, unless the file was changed meanwhile.
+        // A skipped range begins after a separator, so inside no character, unless the file changed since the first pass.
         let most = self
-            .left_out
+            .to_skip
             .front()
             .map_or(block_bytes, |range| up_to(range.start.saturating_sub(position), block_bytes).max(1));
         self.block.resize(carried + most, 0);
         let read =
             read_some(&mut self.reader, &mut self.block[carried..]).map_err(|error| io_error(&self.path, error))?;
-        self.is_read = read == 0;
+        self.at_end = read == 0;
         self.block.truncate(carried + read);
         let valid = match std::str::from_utf8(&self.block) {
             Ok(text) => text,
             Err(error) => {
                 let (valid, rest) = self.block.split_at(error.valid_up_to());
-                if error.error_len().is_some() || self.is_read {
+                if error.error_len().is_some() || self.at_end {
                     let at = self.offset + error.valid_up_to() as u64;
                     return Err(Error::Format(invalid_utf8(&self.path, at)));
                 }
@@ -153,7 +153,7 @@ impl TextSource {
     }
 }
 
-/// `bytes`, but at most `limit`.
+/// Returns `bytes`, limited to `limit`.
 fn up_to(bytes: u64, limit: usize) -> usize {
     usize::try_from(bytes).map_or(limit, |bytes| bytes.min(limit))
 }

@@ -1,15 +1,20 @@
-//! A file's bytes, decompressed and counted.
+//! The bytes of a file, decompressed and counted.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// Returns what reads a file, decompressing it if its name says so, and the name without that ending.
-pub(super) fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(Box<dyn Read + Send + Sync>, PathBuf)> {
+/// Any reader, decompressing or not.
+pub(super) type Reader = Box<dyn Read + Send + Sync>;
+
+/// Returns a reader of the file, decompressing if its name ends in `.gz` or `.zst`, and its name without that ending.
+///
+/// Bytes read, before decompression, are added to `bytes_read`.
+pub(super) fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(Reader, PathBuf)> {
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     let size = file.metadata().map_err(|source| io_error(path, source))?.len();
     let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
@@ -23,11 +28,12 @@ pub(super) fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(
     })
 }
 
+/// Returns the extension in lower case.
 pub(super) fn extension(path: &Path) -> Option<String> {
     Some(path.extension()?.to_str()?.to_ascii_lowercase())
 }
 
-/// An error of reading `path`: the system's own, or the decompressor's that the data is damaged.
+/// Returns the error of reading `path`: an error of the system, or of the decompressor about damaged data.
 pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
     if source.raw_os_error().is_none()
         && extension(path).is_some_and(|extension| extension == "gz" || extension == "zst")
@@ -37,7 +43,17 @@ pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
     Error::Io { path: path.to_owned(), source }
 }
 
-/// A file that adds to a shared count what is read from it, and refuses to end before the size that it had when it was opened.
+/// Reads once, and again if a signal interrupts the call.
+pub(super) fn read_some(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// A file that adds the bytes read to a shared counter and fails if it ends before the size that it had when opened.
 #[derive(Debug)]
 struct CountingReader {
     file: File,
@@ -51,7 +67,7 @@ impl Read for CountingReader {
         let read = self.file.read(buffer)?;
         self.read += read as u64;
         self.bytes_read.fetch_add(read as u64, Ordering::Relaxed);
-        // Text that somebody cut off while it was read would be missed in silence.
+        // A file truncated while it is read would lose text silently.
         if read == 0 && !buffer.is_empty() && self.read < self.size {
             let (read, size) = (self.read, self.size);
             return Err(io::Error::other(format!(

@@ -1,44 +1,16 @@
-//! Vocabularies to go on from: what training needs of one, and what becomes of it.
+//! Training that continues from a tokenizer.
 
-use super::{TieOrder, TrainOptions, Trained, byte_order};
 use std::sync::Arc;
 
+use super::options::Trained;
 use crate::special::AddedToken;
 use crate::{Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
-impl TrainOptions {
-    /// Returns the tokens that training begins with, by id: those of the base, or the 256 bytes.
-    pub(super) fn first_tokens(&self) -> Vec<Vec<u8>> {
-        let Some(base) = &self.base else { return byte_order().map(|byte| vec![byte]).collect() };
-        (0..base.id_bound()).map(|id| base.id_to_bytes(id).unwrap_or_default().to_vec()).collect()
-    }
-
-    /// Refuses a base that is not byte-level, and an order of ties that its ids do not allow.
-    pub(super) fn check_base(&self) -> Result<()> {
-        let Some(base) = &self.base else { return Ok(()) };
-        if base.byte_fallback().is_some() {
-            return Err(Error::InvalidArgument(
-                "the base is a SentencePiece vocabulary, whose merging begins with characters: it cannot be trained further"
-                    .to_owned(),
-            ));
-        }
-        if self.tie_order == TieOrder::ByteValues
-            && let Some(id) = (0..256).find(|&id| base.id_to_bytes(id).is_none_or(|token| token.len() != 1))
-        {
-            let token = String::from_utf8_lossy(base.id_to_bytes(id).unwrap_or_default());
-            return Err(Error::InvalidArgument(format!(
-                "ties by byte value need a base whose first 256 ids are the bytes; its id {id} is {token:?}"
-            )));
-        }
-        Ok(())
-    }
-}
-
 impl Tokenizer {
-    /// Returns the vocabulary that training may go on from.
+    /// Returns the vocabulary that training can continue from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the text would not be cut and merged as this tokenizer does.
+    /// [`Error::InvalidArgument`] if training cannot split and merge text as this tokenizer does.
     pub fn base(&self) -> Result<Vocab> {
         match self.general_because() {
             Some(because) => Err(Error::InvalidArgument(format!(
@@ -48,10 +20,10 @@ impl Tokenizer {
         }
     }
 
-    /// Returns this tokenizer with the tokens that further training added, and with more special tokens.
+    /// Returns this tokenizer with the tokens of further training and with more special tokens.
     ///
-    /// `trained` began from this tokenizer's vocabulary ([`TrainOptions::base`]). All ids stay what they are; the new tokens come
-    /// after the last of them, new special tokens after those. `pretokenizer` is what cut the text of that training.
+    /// `trained` started from this tokenizer's vocabulary ([`TrainOptions::base`](super::TrainOptions::base)) and `pretokenizer`
+    /// split its text. Existing ids do not change: new tokens follow the last id, new special tokens follow them.
     ///
     /// # Errors
     /// As [`Tokenizer::new`]; [`Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is a SentencePiece vocabulary.
@@ -71,7 +43,7 @@ impl Tokenizer {
         extended.post_processor.clone_from(&self.post_processor);
         extended.template.clone_from(&self.template);
         if let Some(components) = &self.components {
-            // What the file of the base says holds for the new tokens too, but for how text is split, where that is new.
+            // The components of the base's file also apply to the new tokens, except for a new pre-tokenizer.
             let mut components = (**components).clone();
             if extended.pretokenizer().pattern() != self.pretokenizer().pattern() {
                 components.pre_tokenizer = extended.describe(false)?.pre_tokenizer;
