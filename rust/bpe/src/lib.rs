@@ -4,15 +4,16 @@
 //! the help of a cache and of `merge`, which runs byte-pair encoding over a [`Vocab`]; `decode` is the way back.
 //! [`Tokenizer`] puts them together.
 
+mod add_tokens;
 mod atomic_write;
 mod byte_alphabet;
 mod cache;
 pub mod corpus;
 mod decode;
+mod dropout;
 mod encode;
 mod error;
 pub mod formats;
-mod grow;
 mod inline_key;
 mod interrupt;
 mod merge;

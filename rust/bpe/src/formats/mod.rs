@@ -1,4 +1,4 @@
-//! Vocabularies in files: reading and writing other people's formats.
+//! File formats of other tokenizer libraries: `tokenizer.json`, `tokenizer.model`, `.tiktoken`, and the vocabularies of GGUF files.
 
 mod gguf;
 mod huggingface;
@@ -7,13 +7,4 @@ mod sentencepiece;
 mod tiktoken;
 
 pub(crate) use self::huggingface::pipeline_of;
-pub use self::sentencepiece::{Piece, PieceKind};
-
-use std::path::Path;
-
-use crate::{Error, Result};
-
-/// Reads a whole file.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
-}
+pub use crate::sentencepiece::{Piece, PieceKind};

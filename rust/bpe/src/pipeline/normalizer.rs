@@ -1,4 +1,4 @@
-//! Normalizers, compiled and applied.
+//! Normalizers.
 
 use std::cmp::Ordering;
 
@@ -7,15 +7,14 @@ use unicode_normalization_alignments::UnicodeNormalization;
 use unicode_normalization_alignments::char::is_combining_mark;
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::aligned::Aligned;
-use super::charsmap::Charsmap;
 use super::components::Normalizer;
 use super::search::Search;
 use crate::Result;
 use crate::byte_alphabet::CHARS;
 use crate::interrupt::Interrupt;
+use crate::normalize::{Aligned, CharsMap};
 
-/// The steps of a normalizer, ready to run.
+/// The compiled steps of a normalizer.
 #[derive(Debug)]
 pub(super) struct Normalizers(Vec<Step>);
 
@@ -32,13 +31,15 @@ enum Step {
     Strip { left: bool, right: bool },
     Replace(Search, String),
     Prepend(String),
-    Precompiled(Charsmap),
+    Precompiled(CharsMap),
     Bert { clean_text: bool, handle_chinese_chars: bool, strip_accents: bool, lowercase: bool },
 }
 
 impl Normalizers {
+    /// Returns the steps of a normalizer.
+    ///
     /// # Errors
-    /// [`crate::Error::Format`] for a broken regex or table, naming it.
+    /// [`crate::Error::Format`] naming an invalid regex or table.
     pub(super) fn compile(normalizer: Option<&Normalizer>) -> Result<Self> {
         let steps = normalizer.map(Normalizer::steps).unwrap_or_default();
         steps.into_iter().map(Step::compile).collect::<Result<_>>().map(Self)
@@ -48,7 +49,7 @@ impl Normalizers {
         self.0.iter().try_for_each(|step| step.apply(text, interrupt))
     }
 
-    /// Returns the normal form of a text alone.
+    /// Returns the normal form of a text, without alignment.
     pub(super) fn normalize(&self, text: &str) -> Result<String> {
         let mut aligned = Aligned::new(text, 0, Interrupt::NEVER)?;
         self.apply(&mut aligned, Interrupt::NEVER)?;
@@ -71,7 +72,7 @@ impl Step {
             Normalizer::Replace { pattern, content } => Self::Replace(Search::of(pattern)?, content.clone()),
             Normalizer::Prepend { prepend } => Self::Prepend(prepend.clone()),
             Normalizer::Precompiled { precompiled_charsmap } => {
-                Self::Precompiled(Charsmap::from_base64(precompiled_charsmap)?)
+                Self::Precompiled(CharsMap::from_base64(precompiled_charsmap)?)
             }
             &Normalizer::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase } => Self::Bert {
                 clean_text,
@@ -79,13 +80,13 @@ impl Step {
                 strip_accents: strip_accents.unwrap_or(lowercase),
                 lowercase,
             },
-            Normalizer::Sequence { .. } => unreachable!("steps lays sequences flat"),
+            Normalizer::Sequence { .. } => unreachable!("steps flattens sequences"),
         })
     }
 
     fn apply(&self, text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
         match self {
-            // ASCII is known to stay as it is.
+            // ASCII is in all four normal forms.
             Self::Nfc | Self::Nfd | Self::Nfkc | Self::Nfkd if text.text.is_ascii() => {}
             Self::Nfc => *text = text.transform(0, text.text.nfc(), interrupt)?,
             Self::Nfd => *text = text.transform(0, text.text.nfd(), interrupt)?,
@@ -130,7 +131,7 @@ fn lowercase(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Writes each byte as its character of GPT-2's printable alphabet.
+/// Replaces each byte by its character in GPT-2's byte alphabet.
 fn to_byte_alphabet(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let bytes = |(at, c): (usize, char)| {
         let bytes = &text.text.as_bytes()[at..at + c.len_utf8()];
@@ -140,7 +141,7 @@ fn to_byte_alphabet(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> 
     Ok(())
 }
 
-/// The rules of SentencePiece's `nmt_nfkc` that are not Unicode's.
+/// Applies the rules of SentencePiece's `nmt_nfkc` that are not NFKC.
 fn nmt(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let is_kept = |c| !matches!(c, '\u{1}'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{8f}' | '\u{9f}');
     text.filter(is_kept, interrupt)?;
@@ -166,7 +167,7 @@ fn is_control(c: char) -> bool {
 }
 
 fn space_around_ideographs(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
-    // The blocks that BERT's own tokenizer names; its last range but two starts one block late, and so does this.
+    // The blocks of BERT's tokenizer, whose third-to-last range starts one block late.
     let is_ideograph = |c| {
         matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}' | '\u{20000}'..='\u{2a6df}'
             | '\u{2a700}'..='\u{2b73f}' | '\u{2b740}'..='\u{2b81f}' | '\u{2b920}'..='\u{2ceaf}'
@@ -184,14 +185,14 @@ fn space_around_ideographs(text: &mut Aligned, interrupt: Interrupt<'_>) -> Resu
     Ok(())
 }
 
-/// Applies SentencePiece's table to grapheme clusters of less than six bytes and to the characters of the others.
-fn precompiled(text: &mut Aligned, charsmap: &Charsmap, interrupt: Interrupt<'_>) -> Result<()> {
+/// Applies SentencePiece's rules to grapheme clusters of less than six bytes, and to the characters of longer ones.
+fn precompiled(text: &mut Aligned, charsmap: &CharsMap, interrupt: Interrupt<'_>) -> Result<()> {
     let mut changes: Vec<(char, isize)> = Vec::with_capacity(text.text.len());
     let mut changed = false;
-    for (turn, cluster) in text.text.graphemes(true).enumerate() {
-        interrupt.check_at(turn)?;
+    for (index, cluster) in text.text.graphemes(true).enumerate() {
+        interrupt.check_at(index)?;
         if cluster.len() < 6
-            && let Some(new) = charsmap.first(cluster)
+            && let Some(new) = charsmap.shortest_match(cluster)
         {
             changed = true;
             substitute(&mut changes, cluster, new);
@@ -199,7 +200,7 @@ fn precompiled(text: &mut Aligned, charsmap: &Charsmap, interrupt: Interrupt<'_>
         }
         for (at, c) in cluster.char_indices() {
             let part = &cluster[at..at + c.len_utf8()];
-            if let Some(new) = charsmap.first(part) {
+            if let Some(new) = charsmap.shortest_match(part) {
                 changed = true;
                 substitute(&mut changes, part, new);
             } else {
@@ -213,7 +214,7 @@ fn precompiled(text: &mut Aligned, charsmap: &Charsmap, interrupt: Interrupt<'_>
     Ok(())
 }
 
-/// Appends the change of one part of a text to another; the lengths are settled at its end.
+/// Appends the replacement of a part of a text; the last characters absorb a difference in length.
 fn substitute(changes: &mut Vec<(char, isize)>, old: &str, new: &str) {
     let (old, count) = (old.chars().count(), new.chars().count());
     changes.extend(new.chars().map(|c| (c, 0)));

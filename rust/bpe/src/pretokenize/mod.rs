@@ -34,6 +34,7 @@ mod to_oniguruma;
 mod unicode;
 mod unicode_tables;
 
+pub(crate) use self::grammars::spaced_words::PATTERN as SPACED_WORDS_PATTERN;
 pub use self::grammars::superwords::PATTERN as SUPERWORD_PATTERN;
 pub(crate) use self::named::{DIGIT, WHOLE};
 pub use self::pretokenizer::Pretokenizer;

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::encode::EncodeOptions;
 use crate::interrupt::Interrupt;
 use crate::normalize::After;
-use crate::pipeline::{Token, spaces_around};
+use crate::pipeline::{Token, whitespace_around};
 use crate::special::SpecialSet;
 
 /// For each token, the range of characters that contain its bytes.
@@ -31,7 +31,7 @@ impl Tokenizer {
         self.added.split_raw(text, allowed, interrupt, &mut |segment| {
             let (start, end) = (segment.bytes.start, segment.bytes.end);
             if let Some(id) = segment.added {
-                tokens.push(Token { id, start, end, spaces: spaces_around(&text[start..end]) });
+                tokens.push(Token { id, start, end, whitespace: whitespace_around(&text[start..end]) });
                 return Ok(());
             }
             let after = if start == 0 { After::Nothing } else { After::Special };
@@ -41,7 +41,7 @@ impl Tokenizer {
                     id,
                     start: start + range.start,
                     end: start + range.end,
-                    spaces: (0, 0),
+                    whitespace: (0, 0),
                 };
                 tokens.extend(ranges.map(token));
                 return Ok(());
@@ -49,12 +49,12 @@ impl Tokenizer {
             let normal = self.normalizer.apply_aligned(&text[start..end], start as u32, after, interrupt)?;
             self.added.split_normalized(&normal.text, allowed, interrupt, &mut |segment| {
                 let (part, spans) = (&normal.text[segment.bytes.clone()], &normal.spans[segment.bytes]);
-                let mut push = |id: u32, from: usize, to: usize, spaces| {
+                let mut push = |id: u32, from: usize, to: usize, whitespace| {
                     let (start, end) = (spans[from].0 as usize, spans[to - 1].1 as usize);
-                    tokens.push(Token { id, start, end, spaces });
+                    tokens.push(Token { id, start, end, whitespace });
                 };
                 if let Some(id) = segment.added {
-                    push(id, 0, part.len(), spaces_around(part));
+                    push(id, 0, part.len(), whitespace_around(part));
                     return Ok(());
                 }
                 let mut ids = Vec::new();
@@ -100,7 +100,7 @@ impl Tokenizer {
                 None => characters.range(token.start, token.end),
             };
             let trimmed = self.template.trims.iter().fold(range, |range, &may_be_prefixed| {
-                trim(range, token.spaces, may_be_prefixed && (place == 0 || range.0 == 0))
+                trim(range, token.whitespace, may_be_prefixed && (place == 0 || range.0 == 0))
             });
             ids.push(token.id);
             offsets.push(trimmed);

@@ -1,74 +1,35 @@
-//! SentencePiece's `tokenizer.model`, and the pieces of one in a GGUF file.
+//! SentencePiece's `tokenizer.model`, and the SentencePiece pieces of a GGUF file.
 //!
-//! `file.rs` reads a model and writes pieces as one. Where byte-level merging gives the same ids and texts (Llama 2,
-//! Mistral 7B), `merged.rs` makes a vocabulary of it; else the model encodes itself, as `crate::sentencepiece` defines.
+//! | file | |
+//! |---|---|
+//! | `model_file.rs` | the fields of a model file, read and written |
+//! | `byte_level.rs` | a vocabulary over bytes, if its merges give the same ids (Llama 2, Mistral 7B) |
+//! | `splits.rs` | pre-tokenizers for SentencePiece vocabularies |
+//!
+//! Any other model is encoded by [`crate::sentencepiece`].
 
-mod file;
-mod merged;
+mod byte_level;
+mod model_file;
+mod splits;
+
+pub(super) use self::splits::{require_space, split_apart, words_or_whole};
 
 use hashbrown::HashSet;
 
-use self::file::{ModelFile, write_pieces};
+use self::model_file::{ModelFile, write_pieces};
 use crate::byte_alphabet::byte_of;
 use crate::normalize::SPACE;
-use crate::sentencepiece::{Normalizer, Options, Rules, SentencePieceModel};
+use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules, SentencePieceModel};
 use crate::{AddedToken, Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
-/// One entry of a SentencePiece vocabulary; its id is its place.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Piece {
-    /// Its text, with `▁` for a space.
-    pub text: String,
-    /// The higher, the sooner it is merged.
-    pub score: f32,
-    /// What it is for.
-    pub kind: PieceKind,
-}
-
-/// What a piece is for: the numbers are those of `tokenizer.model` and of GGUF's `token_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PieceKind {
-    /// An ordinary token.
-    Normal = 1,
-    /// Stands for what no token does.
-    Unknown = 2,
-    /// Controls the model, and is never text.
-    Control = 3,
-    /// Taken whole wherever its text occurs.
-    UserDefined = 4,
-    /// Text never becomes it.
-    Unused = 5,
-    /// Stands for one byte.
-    Byte = 6,
-}
-
-impl PieceKind {
-    /// Returns the kind of a number.
-    ///
-    /// # Errors
-    /// [`Error::Format`] if it is not 1 to 6.
-    pub fn from_number(number: u64) -> Result<Self> {
-        Ok(match number {
-            1 => Self::Normal,
-            2 => Self::Unknown,
-            3 => Self::Control,
-            4 => Self::UserDefined,
-            5 => Self::Unused,
-            6 => Self::Byte,
-            _ => return Err(Error::Format(format!("a piece is of type {number}; expected 1 to 6"))),
-        })
-    }
-}
-
 impl Tokenizer {
-    /// Returns the tokenizer in SentencePiece's `tokenizer.model`.
+    /// Returns the tokenizer of SentencePiece's `tokenizer.model`.
     ///
-    /// Ids, offsets and texts are SentencePiece's. What lies between special tokens, where they are allowed, is encoded
-    /// as a text of its own. Where byte-level merging gives the same ids (Llama 2, Mistral 7B) it is used, which is
-    /// faster.
+    /// Ids, offsets and texts equal SentencePiece's. Each segment between allowed special tokens is encoded as a text of its own.
+    /// Byte-level merges, which are faster, are used if they give the same ids (Llama 2, Mistral 7B).
     ///
     /// # Errors
-    /// [`Error::Format`] if it is damaged, or its model is not of the type BPE.
+    /// [`Error::Format`] if the file is damaged, or its model is not BPE.
     ///
     /// # Source
     /// SentencePiece 0.2.3: `src/sentencepiece_model.proto`, `normalizer.cc`, `bpe_model.cc`,
@@ -85,8 +46,8 @@ impl Tokenizer {
         let [bos, eos, pad, unknown] = &names;
         let [bos, eos, pad] = [bos, eos, pad].map(|name| model.id_of(name, PieceKind::Control));
         let ends = SpecialIds { bos, eos, pad, unk: model.id_of(unknown, PieceKind::Unknown) };
-        let merged = if is_plain { Self::from_merged_pieces(file.pieces, prefix, collapse).ok() } else { None };
-        let tokenizer = match merged {
+        let byte_level = if is_plain { Self::from_byte_level_pieces(file.pieces, prefix, collapse).ok() } else { None };
+        let tokenizer = match byte_level {
             Some(tokenizer) => tokenizer.decoding_as_sentencepiece(),
             None => Self::from_model(model)?,
         };
@@ -96,7 +57,8 @@ impl Tokenizer {
     /// Returns the `tokenizer.model` that this tokenizer was read from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if none is kept: byte-level merging expresses it, or it was read from another file.
+    /// [`Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was read from another
+    /// format.
     pub fn to_sentencepiece(&self) -> Result<&[u8]> {
         let refuse =
             |why: &str| Err(Error::InvalidArgument(format!("this vocabulary cannot be saved as .model: {why}")));
@@ -109,7 +71,7 @@ impl Tokenizer {
         }
     }
 
-    /// Returns the tokenizer that encodes and decodes as this model does.
+    /// Returns the tokenizer that encodes and decodes by this model.
     fn from_model(model: SentencePieceModel) -> Result<Self> {
         let (mut tokens, mut added, mut decode_only) = (Vec::new(), Vec::new(), HashSet::new());
         let mut known = HashSet::new();
@@ -130,7 +92,7 @@ impl Tokenizer {
             decode_only.insert(id);
             tokens.push((bytes, id));
         }
-        // A byte's piece is found by its byte if no other piece is.
+        // The byte piece is the token of its byte if no other piece is.
         for (bytes, id) in &tokens {
             if model.kind(*id) == Some(PieceKind::Byte) && known.insert(bytes.clone()) {
                 decode_only.remove(id);
@@ -142,13 +104,13 @@ impl Tokenizer {
         Ok(tokenizer.with_spaces(spaces).with_sentencepiece(model))
     }
 
-    /// Returns the tokenizer of the SentencePiece pieces that a GGUF file holds, as llama.cpp encodes by them.
+    /// Returns the tokenizer of the SentencePiece pieces of a GGUF file, with the ids of llama.cpp.
     ///
-    /// `prefix` puts a space before a text, `collapse` removes spaces at both ends and makes several in a row one, which
-    /// llama.cpp itself does not do for such pieces.
+    /// `prefix` adds a space before a text. `collapse` removes spaces at both ends and collapses runs of spaces, which llama.cpp
+    /// does not do for such pieces.
     ///
     /// # Errors
-    /// [`Error::Format`] if one of the 256 bytes has no piece, a score is no number, or two pieces have one text.
+    /// [`Error::Format`] if one of the 256 bytes has no piece, a score is NaN, or two pieces have the same text.
     ///
     /// # Source
     /// `llm_tokenizer_spm_session` in `src/llama-vocab.cpp` of llama.cpp.
@@ -157,11 +119,11 @@ impl Tokenizer {
             if piece.score.is_nan() {
                 return Err(Error::Format(format!("piece {id} has the score {}", piece.score)));
             }
-            // Of zero and minus zero neither is higher.
+            // Zero and minus zero are the same score.
             piece.score += 0.0;
         }
         let is_plain = !pieces.iter().any(|piece| matches!(piece.kind, PieceKind::Unused | PieceKind::UserDefined));
-        if is_plain && let Ok(tokenizer) = Self::from_merged_pieces(pieces.clone(), prefix, collapse) {
+        if is_plain && let Ok(tokenizer) = Self::from_byte_level_pieces(pieces.clone(), prefix, collapse) {
             return Ok(tokenizer);
         }
         let normalizer = Normalizer {

@@ -1,17 +1,16 @@
-//! Reading a `tokenizer.model`, and writing pieces as one.
+//! The fields of a `tokenizer.model`, read and written.
 
-use super::{Piece, PieceKind};
 use crate::formats::protobuf::{Fields, Message, Value};
-use crate::sentencepiece::{Normalizer, Options, Rules};
+use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules};
 use crate::{Error, Result};
 
 /// The text of an unknown piece unless the file says otherwise: U+2047 between spaces.
 const UNKNOWN_SURFACE: &str = " \u{2047} ";
 
-/// The number of a field that SentencePiece leaves to others: the pieces are those of a GGUF file.
+/// An extension field, which SentencePiece ignores: the pieces come from a GGUF file.
 const OF_GGUF: u64 = 1000;
 
-/// What of a `tokenizer.model` matters for encoding and decoding.
+/// The fields of a `tokenizer.model` that encoding and decoding use.
 #[derive(Default)]
 pub(super) struct ModelFile<'a> {
     pub(super) pieces: Vec<Piece>,
@@ -25,12 +24,12 @@ pub(super) struct ModelFile<'a> {
 /// `trainer_spec`.
 #[derive(Default)]
 struct Trainer {
-    /// 1 unless it is given: Unigram.
+    /// 1, Unigram, by default.
     model_type: Option<u64>,
     whitespace_as_suffix: bool,
     byte_fallback: Option<bool>,
     unknown_surface: Option<String>,
-    /// The names of the pieces that begin a text, end it, fill short rows and stand for unknown text.
+    /// The texts of the BOS, EOS, padding and unknown pieces.
     special_names: [Option<String>; 4],
 }
 
@@ -42,7 +41,7 @@ struct NormalizerSpec<'a> {
 }
 
 impl<'a> ModelFile<'a> {
-    /// Returns what a file says.
+    /// Returns the fields of a file.
     ///
     /// # Errors
     /// [`Error::Format`] if it is damaged.
@@ -51,7 +50,7 @@ impl<'a> ModelFile<'a> {
         each_field(message, |number, value| {
             match (number, value) {
                 (1, Value::Bytes(piece)) => file.pieces.push(read_piece(piece, file.pieces.len())?),
-                // A message that is given again adds its fields to the first one.
+                // A repeated message adds its fields to the first.
                 (2, Value::Bytes(spec)) => file.trainer.get_or_insert_default().read(spec)?,
                 (3, Value::Bytes(spec)) => file.normalizer.get_or_insert_default().read(spec)?,
                 (5, Value::Bytes(spec)) => file.denormalizer.get_or_insert_default().read(spec)?,
@@ -63,10 +62,10 @@ impl<'a> ModelFile<'a> {
         Ok(file)
     }
 
-    /// Returns what the model is made of, beside its pieces.
+    /// Returns the options of the model.
     ///
     /// # Errors
-    /// [`Error::Format`] if a part is missing or damaged, or the model is not of the type BPE.
+    /// [`Error::Format`] if a message is missing or damaged, or the model is not BPE.
     pub(super) fn options(&self) -> Result<Options> {
         let (Some(trainer), Some(normalizer)) = (&self.trainer, &self.normalizer) else {
             return Err(Error::Format("it holds no trainer_spec and normalizer_spec: it may be cut short".to_owned()));
@@ -80,14 +79,14 @@ impl<'a> ModelFile<'a> {
                 ..normalizer.build("normalizer_spec")?
             },
             denormalizer: denormalizer.map(|spec| spec.build("denormalizer_spec")).transpose()?,
-            // A file that does not say, which SentencePiece refuses if there are bytes, falls back on them.
+            // SentencePiece refuses byte pieces without this field; here they imply byte fallback.
             byte_fallback: trainer.byte_fallback.unwrap_or_else(|| self.has_all_bytes()),
             unknown_surface: surface.unwrap_or(UNKNOWN_SURFACE).to_owned(),
             rules: Rules::SentencePiece,
         })
     }
 
-    /// Returns the texts of the pieces that begin a text, end it, fill short rows and stand for unknown text.
+    /// Returns the texts of the BOS, EOS, padding and unknown pieces.
     pub(super) fn special_names(&self) -> [String; 4] {
         let names = self.trainer.as_ref().map(|trainer| &trainer.special_names);
         std::array::from_fn(|which| {
@@ -100,12 +99,12 @@ impl<'a> ModelFile<'a> {
         self.pieces.iter().filter(|piece| piece.kind == PieceKind::Byte).count() >= 256
     }
 
-    /// Returns whether byte-level merging may express this model; its pieces decide the rest.
+    /// Returns whether byte-level merges can give the same ids, as far as the options decide.
     pub(super) fn is_plain(&self, options: &Options) -> bool {
         let Options { normalizer, denormalizer, byte_fallback, .. } = options;
         let is_odd = |piece: &Piece| match piece.kind {
             PieceKind::Unused => true,
-            // A space of a piece's own is neither an extra one nor the one before a text, which decoding drops.
+            // Decoding must not drop a space that belongs to a piece.
             PieceKind::UserDefined | PieceKind::Normal if piece.text.contains(' ') => {
                 normalizer.remove_extra_whitespaces || (normalizer.add_dummy_prefix && piece.text.starts_with(' '))
             }
@@ -159,7 +158,7 @@ impl<'a> NormalizerSpec<'a> {
     }
 }
 
-/// Refuses a model of another type, saying what to do with it.
+/// Refuses other models than BPE with a message that says what to do.
 fn require_bpe(model_type: u64) -> Result<()> {
     if model_type == 2 {
         return Ok(());
@@ -203,7 +202,7 @@ fn read_piece(message: &[u8], id: usize) -> Result<Piece> {
     Ok(piece)
 }
 
-/// Returns the `tokenizer.model` from which [`Tokenizer::from_sentencepiece`] makes [`Tokenizer::from_pieces`] again.
+/// Returns a `tokenizer.model` from which `Tokenizer::from_sentencepiece` restores `Tokenizer::from_pieces`.
 pub(super) fn write_pieces(pieces: &[Piece], prefix: bool, collapse: bool) -> Vec<u8> {
     let mut model = Message::default();
     for piece in pieces {

@@ -1,22 +1,22 @@
-//! SentencePiece pieces as a vocabulary for byte-level merging.
+//! SentencePiece pieces as a vocabulary over bytes.
 
-use super::{Piece, PieceKind};
+use super::splits::{require_space, split_apart, words_or_whole};
 use crate::byte_alphabet::byte_of;
-use crate::formats::huggingface::spaces::{require_space, split_apart, words_or_whole};
 use crate::normalize::SPACE;
+use crate::sentencepiece::{Piece, PieceKind};
+use crate::utf8::char_count;
 use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 impl Tokenizer {
-    /// Returns the tokenizer of a SentencePiece vocabulary as byte-level merging expresses it.
+    /// Returns the tokenizer with byte-level merges that gives the ids of these pieces.
     ///
-    /// Control and unknown pieces are special tokens. `prefix` puts a space before a text, `collapse` removes spaces at
-    /// both ends and makes several in a row one.
+    /// Control and unknown pieces become special tokens. `prefix` adds a space before a text, `collapse` removes spaces at both
+    /// ends and collapses runs of spaces.
     ///
     /// # Errors
-    /// [`Error::Format`] if one of the 256 bytes has no piece, or two pieces are merged at the same score, so that the
-    /// order of the text would decide. Runs of one character may share a score: there the longer comes first, which
-    /// gives the same ids.
-    pub(super) fn from_merged_pieces(pieces: Vec<Piece>, prefix: bool, collapse: bool) -> Result<Self> {
+    /// [`Error::Format`] if one of the 256 bytes has no piece, or if two pieces have the same score, so that the leftmost would
+    /// merge first. Runs of one character may share a score: the longest merges first, which gives the same ids.
+    pub(super) fn from_byte_level_pieces(pieces: Vec<Piece>, prefix: bool, collapse: bool) -> Result<Self> {
         let mut normal = Vec::new();
         let (mut sorted, mut added, mut bytes) = (SentencePieceTokens::default(), Vec::new(), [None; 256]);
         for (piece, id) in pieces.into_iter().zip(0u32..) {
@@ -26,7 +26,7 @@ impl Tokenizer {
             }
             let spaced = text.replace(SPACE, " ").into_bytes();
             match kind {
-                // A space is written `▁` before pieces are looked for: what holds a plain one cannot be found.
+                // Spaces become `▁` before merging, so text never becomes a piece with a space.
                 PieceKind::Normal | PieceKind::UserDefined if text.contains(' ') => {
                     sorted.decode_only.push((spaced, id));
                 }
@@ -67,7 +67,7 @@ fn unsupported(what: &str) -> Error {
     Error::Format(format!("{what} is not supported in a SentencePiece vocabulary"))
 }
 
-/// Returns the pieces by falling score.
+/// Returns the pieces by descending score.
 fn in_order(mut pieces: Vec<(Vec<u8>, u32, f32)>) -> Result<Vec<(Vec<u8>, u32)>> {
     if let Some((_, id, score)) = pieces.iter().find(|(.., score)| score.is_nan()) {
         return Err(Error::Format(format!("piece {id} has the score {score}")));
@@ -81,8 +81,8 @@ fn in_order(mut pieces: Vec<(Vec<u8>, u32, f32)>) -> Result<Vec<(Vec<u8>, u32)>>
         if score.total_cmp(other).is_ne() || (run.is_some() && run == known && run == run_of(b)) {
             continue;
         }
-        // From left to right, runs of one character grow alike whether of equal scores the leftmost comes first or the
-        // longest: all pairs further right are of single characters. But for that no run may have another score.
+        // A run of one character merges from the left, and all pairs further right are of single characters, so the leftmost and
+        // the longest pair are the same, provided that all runs of this character share the score.
         let is_alone =
             |(bytes, _, score): &&(Vec<u8>, u32, f32)| run_of(bytes) != run || score.total_cmp(other).is_eq();
         if run.is_none() || run != run_of(b) || !several.iter().all(is_alone) {
@@ -94,18 +94,14 @@ fn in_order(mut pieces: Vec<(Vec<u8>, u32, f32)>) -> Result<Vec<(Vec<u8>, u32)>>
     Ok(pieces.into_iter().map(|(bytes, id, _)| (bytes, id)).collect())
 }
 
-/// Returns the character that a text repeats, if it is of one.
+/// Returns the character that a text consists of, if it is only one.
 fn run_of(bytes: &[u8]) -> Option<char> {
     let mut characters = std::str::from_utf8(bytes).ok()?.chars();
     let first = characters.next()?;
     characters.all(|character| character == first).then_some(first)
 }
 
-fn char_count(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count()
-}
-
-/// Returns what splits off user-defined pieces, the longest first, and the rest into words where that changes nothing.
+/// Returns the pre-tokenizer that isolates user-defined pieces and splits words where that does not change ids.
 fn pretokenizer_of(pieces: &SentencePieceTokens) -> Result<Pretokenizer> {
     let rest = words_or_whole(&pieces.merged)?;
     if pieces.whole.is_empty() {

@@ -1,30 +1,27 @@
-//! The parts of a `tokenizer.json` that spell SentencePiece: `▁` for spaces, bytes to fall back on.
+//! The `tokenizer.json` of a SentencePiece model: `▁` for spaces, and byte fallback.
 //!
-//! There are two layouts. Older files normalize: `Prepend` puts a `▁` first, `Replace` writes it for spaces. Newer ones
-//! leave that to the pre-tokenizer `Metaspace`, which puts none before a space and may put it at the start of the whole
-//! text only.
+//! There are two layouts. Older files have normalizers: `Prepend` adds a leading `▁`, `Replace` replaces spaces. Newer files have the
+//! pre-tokenizer `Metaspace`, which adds no `▁` before a space and can be restricted to the start of the text.
 
 use std::borrow::Cow;
 
 use hashbrown::{HashMap, HashSet};
 use serde_json::{Value, json};
 
-use super::Merge;
-use super::read::Parsed;
+use super::parse::Parsed;
+use super::schema::Merge;
 use crate::byte_alphabet::byte_of;
+use crate::formats::sentencepiece::{require_space, split_apart, words_or_whole};
 use crate::normalize::SPACE;
 use crate::pipeline::Components;
 use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};
-use crate::pretokenize::WHOLE;
+use crate::pretokenize::{SPACED_WORDS_PATTERN, WHOLE};
 use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
-/// Words with the spaces before them; `pretokenize/words.rs` splits so.
-const WORDS: &str = " *[^ ]+| +";
-
-/// What begins with a space: `Metaspace` that splits.
+/// Pieces that begin at each space: a `Metaspace` that splits.
 const EACH_SPACE: &str = " [^ ]*|[^ ]+";
 
-/// What removes spaces at both ends and makes several in a row one, as regexes and what replaces their matches.
+/// The regexes and replacements that remove spaces at both ends and collapse runs of spaces.
 const COLLAPSE: [(&str, &str); 3] = [(r"\A +", ""), (" {2,}", " "), ("[ \u{2581}]+\\z", "")];
 
 /// How a file treats spaces and splits.
@@ -32,36 +29,15 @@ struct Layout {
     spaces: Spaces,
     /// Whether every space begins a piece.
     splits: bool,
-    /// Texts that are pieces wherever they occur.
+    /// Texts that are isolated wherever they occur.
     apart: Vec<String>,
-}
-
-/// Returns words as pieces if no token spans two of them, so that no merge does; else the whole text.
-pub(in crate::formats) fn words_or_whole(merged: &[(Vec<u8>, u32)]) -> Result<Pretokenizer> {
-    let spans_words = |(bytes, _): &(Vec<u8>, u32)| bytes.windows(2).any(|pair| pair[0] != b' ' && pair[1] == b' ');
-    Pretokenizer::new(if merged.iter().any(spans_words) { WHOLE } else { WORDS })
-}
-
-/// Refuses a vocabulary in which a space is no token: its `▁` would fall back on other bytes than the space has.
-pub(in crate::formats) fn require_space(pieces: &SentencePieceTokens) -> Result<()> {
-    if pieces.merged.iter().chain(&pieces.whole).any(|(bytes, _)| bytes == b" ") {
-        return Ok(());
-    }
-    Err(Error::Format(format!("no token is {:?}, which stands for a space: this is not supported", SPACE.to_string())))
-}
-
-/// Returns what splits off these texts, the longest first.
-pub(in crate::formats) fn split_apart(mut texts: Vec<String>) -> Result<Pretokenizer> {
-    texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-    let texts: Vec<_> = texts.iter().map(|text| fancy_regex::escape(text)).collect();
-    Pretokenizer::new(&format!("(?:{})", texts.join("|")))
 }
 
 /// Returns the tokenizer of a file whose model is BPE with byte fallback, if the file is of a known layout.
 pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
     let (entries, added, ignore_merges) = (file.entries, &file.added, file.options.ignore_merges);
     let affixes = [&file.options.continuing_subword_prefix, &file.options.end_of_word_suffix];
-    // Added tokens are looked for in text as it is here, before spaces become `▁`.
+    // Added tokens must match in the original text, where spaces are no `▁` yet.
     let is_plain =
         |token: &AddedToken| !token.normalized && !token.content.contains(SPACE) && byte_of(&token.content).is_none();
     if !file.options.byte_fallback || affixes.iter().any(|affix| affix.is_some()) || !added.iter().all(is_plain) {
@@ -73,23 +49,23 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
         return Ok(None);
     }
     let mut pairs = Vec::with_capacity(file.merges.len());
-    for (number, Merge(left, right)) in file.merges.iter().enumerate() {
+    for (index, Merge(left, right)) in file.merges.iter().enumerate() {
         let id_of = |token: &str| {
             ids.get(token).copied().ok_or_else(|| {
-                Error::Format(format!("tokenizer.json: merge {number} names {token:?}, which is not in the vocabulary"))
+                Error::Format(format!("tokenizer.json: merge {index} names {token:?}, which is not in the vocabulary"))
             })
         };
         if byte_of(left).is_some() || byte_of(right).is_some() {
             return Ok(None);
         }
         let (left, right, merged) = (id_of(left)?, id_of(right)?, id_of(&format!("{left}{right}"))?);
-        // A merge of what text never becomes, an added token for one.
+        // A merge with a token that text never becomes, such as an added token.
         let (Some(left), Some(right), Some(_)) = (left, right, merged) else { return Ok(None) };
         pairs.push((left, right));
     }
     let vocab = Vocab::from_sentencepiece_merges(&pieces, pairs, ignore_merges)?;
     let is_apart = |bytes: &[u8]| layout.apart.iter().any(|text| text.as_bytes() == bytes);
-    // Pieces that are tokens come before merges, so there the ends of pieces matter.
+    // With `ignore_merges`, the boundaries of pieces matter, unless merges reach every token.
     let may_split = !ignore_merges || vocab.merges_reach_all(|bytes| !is_apart(bytes))?;
     let mut steps = Vec::new();
     if layout.splits {
@@ -106,8 +82,7 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
     Ok(Some(Tokenizer::new(vocab, pretokenizer, added.clone(), false)?.with_spaces(layout.spaces)))
 }
 
-/// Returns the tokens by what they are for, if all bytes are there, and their ids by name: `None` for what text never
-/// becomes.
+/// Returns the tokens by type, if all 256 bytes are among them, and their ids by name: `None` for tokens that text never becomes.
 fn pieces_of<'a>(
     entries: &'a [(Cow<'_, str>, u32)],
     added: &[AddedToken],
@@ -123,7 +98,7 @@ fn pieces_of<'a>(
         if let Some(byte) = byte {
             bytes[usize::from(byte)] = Some(*id);
         } else if token.contains(' ') && !is_added {
-            // Spaces are `▁` before tokens are looked for.
+            // Spaces become `▁` before merging, so text never becomes this token.
             pieces.decode_only.push((spaced, *id));
         } else if !is_added {
             pieces.merged.push((spaced, *id));
@@ -136,7 +111,7 @@ fn pieces_of<'a>(
 }
 
 impl Layout {
-    /// Returns how a file treats spaces, if it is in one of the known ways.
+    /// Returns the layout of a file, if it is a known one.
     fn of(components: &Components) -> Option<Self> {
         let space = SPACE.to_string();
         let normalizers = components.normalizer.as_ref().map(Normalizer::steps).unwrap_or_default();
@@ -148,7 +123,7 @@ impl Layout {
         let (mut prefix, mut replaced) = (SpacePrefix::Never, false);
         for step in &normalizers[if collapse { COLLAPSE.len() } else { 0 }..] {
             match step {
-                // One alone: two of them put two before the text.
+                // Only one: two of them would add two `▁`.
                 Normalizer::Prepend { prepend } if *prepend == space && !replaced && prefix == SpacePrefix::Never => {
                     prefix = SpacePrefix::Always;
                 }
@@ -163,7 +138,7 @@ impl Layout {
             match step {
                 PreTokenizer::Metaspace(metaspace) if metaspace.replacement == SPACE && apart.is_empty() => {
                     prefix = match metaspace.prepend_scheme {
-                        // After `Prepend` no text begins without a space.
+                        // After `Prepend`, every text begins with a space.
                         _ if prefix == SpacePrefix::Always => prefix,
                         PrependScheme::Always => SpacePrefix::UnlessSpace,
                         PrependScheme::First => SpacePrefix::FirstUnlessSpace,
@@ -171,7 +146,7 @@ impl Layout {
                     };
                     (replaced, splits) = (true, metaspace.split);
                 }
-                // There is no space left to split at.
+                // No space is left to split at.
                 PreTokenizer::Split { pattern: Pattern::String(text), invert: false, .. }
                     if replaced && text == " " => {}
                 PreTokenizer::Split { pattern: Pattern::Regex(regex), behavior: Behavior::Isolated, .. }
@@ -182,13 +157,13 @@ impl Layout {
                 _ => return None,
             }
         }
-        // Where spaces were removed first, `Metaspace` no longer sees that a text begins there.
+        // If spaces were removed before, `Metaspace` does not recognize the start of the text.
         let is_clear = replaced && !(collapse && prefix == SpacePrefix::FirstUnlessSpace);
         is_clear.then_some(Self { spaces: Spaces { prefix, collapse, drop_first: false }, splits, apart })
     }
 }
 
-/// Returns the texts, with spaces for `▁`, of a regex that is a choice of them, as [`split_apart`] makes it.
+/// Returns the alternatives, with spaces for `▁`, of a regex like that of [`split_apart`].
 fn literals(regex: &str) -> Option<Vec<String>> {
     let mut texts = vec![String::new()];
     let mut characters = regex.strip_prefix("(?:")?.strip_suffix(')')?.chars();
@@ -238,7 +213,7 @@ pub(super) fn to_json(tokenizer: &Tokenizer, spaces: Spaces) -> [Value; 3] {
     } else {
         normalizers.push(json!({"type": "Replace", "pattern": {"String": " "}, "content": space}));
     }
-    for step in steps.iter().filter(|step| ![WHOLE, WORDS, EACH_SPACE].contains(&step.pattern())) {
+    for step in steps.iter().filter(|step| ![WHOLE, SPACED_WORDS_PATTERN, EACH_SPACE].contains(&step.pattern())) {
         let pattern = step.pattern().replace(' ', &space);
         pretokenizers
             .push(json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}));
@@ -257,7 +232,7 @@ pub(super) fn to_json(tokenizer: &Tokenizer, spaces: Spaces) -> [Value; 3] {
     [sequence("normalizers", normalizers), sequence("pretokenizers", pretokenizers), sequence("decoders", decoders)]
 }
 
-/// Returns how a token is written: `▁` for spaces.
+/// Returns the name of a token in a file: its text with `▁` for spaces.
 pub(super) fn name_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace(' ', &SPACE.to_string())
 }
@@ -265,8 +240,8 @@ pub(super) fn name_of(bytes: &[u8]) -> String {
 /// Returns the names of all tokens with their ids.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if two have one name; or if merges cannot be written as a list, since characters that are
-/// no tokens take part, or several ways to one token are worth the same.
+/// [`Error::InvalidArgument`] if two tokens have the same name, or if no list can express the merges: characters without a token take
+/// part in them, or several merges of a token have the same rank.
 pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
     let refuse =
         |why: String| Error::InvalidArgument(format!("this vocabulary cannot be saved as tokenizer.json: {why}"));
