@@ -10,8 +10,8 @@ use crate::{Error, Result, Tokenizer};
 impl Tokenizer {
     /// Returns this tokenizer with more added tokens; the ids of `tokens` are ignored.
     ///
-    /// An existing token, added or ordinary, keeps its id; the others get the ids after the last one, in order. Flags of an existing
-    /// added token are replaced.
+    /// An existing token, added or ordinary, keeps its id; the others get the ids after the last one, in order. Flags
+    /// of an existing added token are replaced.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a token is empty, or if two tokens have the same normal form.

@@ -12,7 +12,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; as
-    /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot express; the error of the interrupt check.
+    /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot express; the error of the
+    /// interrupt check.
     ///
     /// # Source
     /// Provilkov et al. 2020, arXiv:1910.13267.

@@ -88,7 +88,8 @@ fn bytes_and_spaces() -> Tokenizer {
     Tokenizer::new(vocab, Pretokenizer::new("cl100k").expect("a name"), vec![], false).expect("no clash")
 }
 
-/// Returns the texts between separators, without a byte-order mark; an empty text after the last separator is no document.
+/// Returns the texts between separators, without a byte-order mark; an empty text after the last separator is no
+/// document.
 fn split(content: &[u8], separator: Option<&str>) -> Option<Vec<String>> {
     let text = std::str::from_utf8(content).ok()?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);

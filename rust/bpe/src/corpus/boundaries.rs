@@ -56,8 +56,8 @@ impl Rules {
 
     /// Returns the end of the special token that contains or touches `boundary`.
     ///
-    /// A special token must keep its neighbours, which can decide whether it matches: an added token can require white space
-    /// beside it, or the absence of word characters.
+    /// A chunk must not begin or end at a special token, since adjacent characters can decide whether an added token
+    /// matches: it can require white space beside it, or the absence of word characters.
     fn special_around(&self, text: &str, boundary: usize) -> Option<usize> {
         let matcher = self.special_tokens.as_ref()?;
         // Matches do not overlap, so the start of the search matters: begin where no earlier match can reach.

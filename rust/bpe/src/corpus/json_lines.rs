@@ -34,7 +34,8 @@ impl JsonLines {
 
     /// Returns the text of the next line that is not blank, and true; `None` at the end of the file.
     ///
-    /// After a block of lines without text it returns no text, and false, so that the caller can check for an interrupt.
+    /// After a block of lines without text it returns no text, and false, so that the caller can check for an
+    /// interrupt.
     pub(super) fn next_text(&mut self, rules: &Rules, skipped: &mut Skipped) -> Result<Option<(String, bool)>> {
         let mut skipped_bytes = 0;
         while skipped_bytes < rules.block_bytes {

@@ -1,7 +1,8 @@
 //! The corpus reader: files to documents, in bounded memory.
 //!
-//! A file is one document unless a separator divides it; a line of JSON Lines is one document. A long document is returned in
-//! chunks that end where pre-tokens end whatever follows, so the pre-tokens of its chunks are the pre-tokens of the document.
+//! A file is one document unless a separator divides it; a line of JSON Lines is one document. A long document is
+//! returned in chunks that end where pre-tokens end whatever follows, so the pre-tokens of its chunks are the
+//! pre-tokens of the document.
 //!
 //! | file | |
 //! |---|---|

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use super::decompress::io_error;
 use crate::{Error, Result};
 
-/// Returns the files that `path` names, sorted: the file itself, all files below a folder, or the matches of a glob pattern.
+/// Returns the files that `path` names, sorted: the file itself, all files below a folder, or the matches of a glob
+/// pattern.
 ///
 /// Hidden files and folders below a folder are omitted. In a pattern, `**` matches any number of folders.
 ///
 /// # Errors
-/// [`Error::Io`] of kind `NotFound`, naming the pattern, if there is no such file; [`Error::InvalidArgument`] for a bad pattern.
+/// [`Error::Io`] of kind `NotFound`, naming the pattern, if there is no such file; [`Error::InvalidArgument`] for a bad
+/// pattern.
 pub fn expand_paths(path: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     // A file whose name contains `*` takes precedence over the pattern.

@@ -4,7 +4,8 @@ use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::{Error, Result};
 
-/// Returns a matcher of special tokens, or `None` without any. Of several that begin at one place, it finds the longest.
+/// Returns a matcher of special tokens, or `None` without any. Of several that begin at one place, it finds the
+/// longest.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if a special token is empty or given twice.

@@ -12,7 +12,8 @@ use super::options::BYTE_ORDER_MARK;
 use super::skipped::invalid_utf8;
 use crate::{Error, Result};
 
-/// A chunk boundary is searched first in this many bytes at the end, so that little text is carried over to the next block.
+/// A chunk boundary is searched first in this many bytes at the end, so that little text is carried over to the next
+/// block.
 const BOUNDARY_WINDOW: usize = 1 << 12;
 
 /// Reads the documents of a text file in parts.
@@ -64,7 +65,8 @@ impl TextFile {
 
     /// Returns the next part of the current document, and whether it is the last; `None` at the end of the file.
     ///
-    /// After a skipped block it returns an empty part that is not the last, so that the caller can check for an interrupt.
+    /// After a skipped block it returns an empty part that is not the last, so that the caller can check for an
+    /// interrupt.
     pub(super) fn next_part(&mut self, rules: &Rules) -> Result<Option<(String, bool)>> {
         while !self.is_done {
             if let Some(separator) = &rules.options.separator
@@ -124,7 +126,8 @@ impl TextFile {
         self.block.append(&mut self.partial);
         let carried = self.block.len();
         let position = self.offset + carried as u64;
-        // A skipped range begins after a separator, so inside no character, unless the file changed since the first pass.
+        // A skipped range begins after a separator, so inside no character, unless the file changed since the first
+        // pass.
         let most = self
             .to_skip
             .front()

@@ -94,7 +94,8 @@ impl Utf8Scan {
         Ok(None)
     }
 
-    /// Checks a range of the buffer and returns the end of what is decided: before an incomplete character, unless it `is_last`.
+    /// Checks a range of the buffer and returns the end of what is decided: before an incomplete character, unless it
+    /// `is_last`.
     fn check(&mut self, from: usize, end: usize, is_last: bool) -> usize {
         let Err(error) = std::str::from_utf8(&self.buffer[from..end]) else { return end };
         let valid = from + error.valid_up_to();

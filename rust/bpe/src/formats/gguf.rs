@@ -14,13 +14,14 @@ const LINES: &str = r"[^\n]+|\n+";
 impl Tokenizer {
     /// Returns the byte-level tokenizer of a GGUF file.
     ///
-    /// `tokens` are in GPT-2's byte alphabet, and their ids are their indices; text never becomes a token with other characters.
-    /// `merges` are pairs of ids by rank. Each of the `patterns` splits the pieces of the one before. `added` tokens match before
-    /// the text is split; they are also ordinary tokens if a merge names them.
+    /// `tokens` are in GPT-2's byte alphabet, and their ids are their indices; text never becomes a token with other
+    /// characters. `merges` are pairs of ids by rank. Each of the `patterns` splits the pieces of the one before.
+    /// `added` tokens match before the text is split; they are also ordinary tokens if a merge names them.
     ///
     /// # Errors
-    /// [`Error::Format`] if a merge names an added token whose bytes in the byte alphabet are not its text, or if merges turn the
-    /// text of a special token into it; as [`Vocab::from_merges`], [`Pretokenizer::new`] and [`Tokenizer::new`].
+    /// [`Error::Format`] if a merge names an added token whose bytes in the byte alphabet are not its text, or if
+    /// merges turn the text of a special token into it; as [`Vocab::from_merges`], [`Pretokenizer::new`] and
+    /// [`Tokenizer::new`].
     ///
     /// # Source
     /// `src/llama-vocab.cpp` of llama.cpp.
@@ -69,8 +70,8 @@ impl Tokenizer {
 
     /// Returns the tokenizer of a GGUF file with a SentencePiece vocabulary.
     ///
-    /// It is the tokenizer of [`Tokenizer::from_pieces`] with `added` tokens, which match before everything else. With `prefix`, a
-    /// space is added before the text after an added token. Control pieces take no part in merges.
+    /// It is the tokenizer of [`Tokenizer::from_pieces`] with `added` tokens, which match before everything else. With
+    /// `prefix`, a space is added before the text after an added token. Control pieces take no part in merges.
     ///
     /// # Errors
     /// As [`Tokenizer::from_pieces`] and [`Tokenizer::new`].
@@ -89,11 +90,12 @@ impl Tokenizer {
 
     /// Returns the tokenizer of a GGUF file with a vocabulary over characters and a list of merges.
     ///
-    /// Unknown characters become their bytes. The ids of `pieces` are their indices; scores are ignored, and control pieces take no
-    /// part in merges. Lines and the line breaks between them merge separately.
+    /// Unknown characters become their bytes. The ids of `pieces` are their indices; scores are ignored, and control
+    /// pieces take no part in merges. Lines and the line breaks between them merge separately.
     ///
     /// # Errors
-    /// [`Error::Format`] if merges do not reach a token of several line breaks, which llama.cpp looks up as a whole. As [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
+    /// [`Error::Format`] if merges do not reach a token of several line breaks, which llama.cpp looks up as a whole. As
+    /// [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
     ///
     /// # Source
     /// `LLAMA_VOCAB_PRE_TYPE_GEMMA4` in `src/llama-vocab.cpp` of llama.cpp.

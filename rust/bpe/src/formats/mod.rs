@@ -1,4 +1,5 @@
-//! File formats of other tokenizer libraries: `tokenizer.json`, `tokenizer.model`, `.tiktoken`, and the vocabularies of GGUF files.
+//! File formats of other tokenizer libraries: `tokenizer.json`, `tokenizer.model`, `.tiktoken`, and the vocabularies of
+//! GGUF files.
 
 mod gguf;
 mod huggingface;

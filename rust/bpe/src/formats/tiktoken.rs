@@ -40,7 +40,8 @@ impl Vocab {
     /// Returns the vocabulary of the text of a `.tiktoken` file.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the line that is not `base64 rank`; [`Error::InvalidArgument`] as [`Vocab::from_ranks`].
+    /// [`Error::Format`] naming the line that is not `base64 rank`; [`Error::InvalidArgument`] as
+    /// [`Vocab::from_ranks`].
     ///
     /// # Source
     /// `tiktoken.load.load_tiktoken_bpe` reads the same.
@@ -94,8 +95,8 @@ impl Vocab {
     /// Returns the text of a `.tiktoken` file that holds this vocabulary.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges whose order is not that
-    /// of their results' ids, or tokens that merges do not reach.
+    /// [`Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges whose
+    /// order is not that of their results' ids, or tokens that merges do not reach.
     pub fn to_tiktoken(&self) -> Result<String> {
         if self.byte_fallback().is_some() || !self.ids_are_ranks()? {
             return Err(Error::InvalidArgument(

@@ -30,8 +30,8 @@ impl Aligned {
 
     /// Returns the text with its characters replaced by `changes`, after removal of the first `skipped` characters.
     ///
-    /// The change of a character is 0 if it replaces the next one, positive if it is inserted after it, and `-n` if it replaces the
-    /// next one and the `n` characters that follow.
+    /// The change of a character is 0 if it replaces the next one, positive if it is inserted after it, and `-n` if it
+    /// replaces the next one and the `n` characters that follow.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if text was inserted before the first character earlier; `tokenizers` fails, too.

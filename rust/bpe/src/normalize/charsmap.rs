@@ -1,8 +1,8 @@
 //! SentencePiece's `precompiled_charsmap`: a trie of texts, and the replacement of each.
 //!
-//! The trie is a double array as Darts-clone writes it. A unit is a node: its label is the byte that leads to it, and its index XOR
-//! its offset XOR a byte is the index of a child. A node that ends a text has a child with the label 0, which holds the index of
-//! the replacement. Every index is checked, since files are untrusted.
+//! The trie is a double array as Darts-clone writes it. A unit is a node: its label is the byte that leads to it, and
+//! its index XOR its offset XOR a byte is the index of a child. A node that ends a text has a child with the label 0,
+//! which holds the index of the replacement. Every index is checked, since files are untrusted.
 //!
 //! Source: `src/normalizer.cc` of SentencePiece 0.2.3; `darts.h` of Darts-clone.
 
@@ -88,7 +88,8 @@ impl CharsMap {
         })
     }
 
-    /// Returns the replacement of the longest rule that matches at the start of `text`, and the number of bytes it replaces.
+    /// Returns the replacement of the longest rule that matches at the start of `text`, and the number of bytes it
+    /// replaces.
     #[inline]
     pub(crate) fn longest_match(&self, text: &[u8]) -> Option<(&[u8], usize)> {
         let (length, at) = self.matches(text).take(MAX_MATCHES).last()?;
@@ -101,7 +102,8 @@ impl CharsMap {
         std::str::from_utf8(self.replacement(at)?).ok()
     }
 
-    /// Returns the lengths of the rules that match at the start of `text`, the shortest first, with their replacements' offsets.
+    /// Returns the lengths of the rules that match at the start of `text`, the shortest first, with their replacements'
+    /// offsets.
     #[inline]
     fn matches<'a>(&'a self, text: &'a [u8]) -> impl Iterator<Item = (usize, usize)> + 'a {
         let mut at = self.units.first().map_or(0, |&root| offset(root));

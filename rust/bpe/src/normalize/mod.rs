@@ -7,7 +7,8 @@
 //! | `aligned.rs` | text that records which bytes of the original each of its bytes comes from |
 //! | `charsmap.rs` | SentencePiece's `precompiled_charsmap`: compiled rules for characters |
 //!
-//! The normalizers of a `tokenizer.json` are in [`crate::pipeline`], those of a `tokenizer.model` in [`crate::sentencepiece`].
+//! The normalizers of a `tokenizer.json` are in [`crate::pipeline`], those of a `tokenizer.model` in
+//! [`crate::sentencepiece`].
 
 pub(crate) mod aligned;
 mod charsmap;

@@ -46,8 +46,8 @@ impl Normalizer {
     /// Returns the normal form with the range of the original text for each byte.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if SentencePiece's treatment of white space changes more than the first character; the error of
-    /// the interrupt check.
+    /// [`Error::InvalidArgument`] if SentencePiece's treatment of white space changes more than the first character;
+    /// the error of the interrupt check.
     pub(crate) fn apply_aligned(
         self,
         text: &str,

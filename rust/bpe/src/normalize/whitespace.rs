@@ -7,8 +7,8 @@ pub(crate) const SPACE: char = '\u{2581}';
 
 /// How SentencePiece treats the spaces of a text.
 ///
-/// SentencePiece replaces each space by `▁` (U+2581), so the two are equivalent. Here `▁` is replaced by a space instead, in texts
-/// and in tokens: the same tokens match, and most texts remain unchanged.
+/// SentencePiece replaces each space by `▁` (U+2581), so the two are equivalent. Here `▁` is replaced by a space
+/// instead, in texts and in tokens: the same tokens match, and most texts remain unchanged.
 ///
 /// ```
 /// use bpe_llama::{After, SpacePrefix, Spaces};

@@ -79,7 +79,8 @@ impl Decoders {
     /// Returns the text of tokens.
     ///
     /// # Errors
-    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its
+    /// bound.
     pub(super) fn decode(&self, mut tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<String> {
         let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };
         for step in steps {

@@ -144,8 +144,8 @@ impl Pipeline {
     /// Returns the tokens of a text with their ranges of bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a text of 4 GiB or more, or an unknown character without an unknown token; the errors of the
-    /// components and of the interrupt check.
+    /// [`Error::InvalidArgument`] for a text of 4 GiB or more, or an unknown character without an unknown token; the
+    /// errors of the components and of the interrupt check.
     pub(crate) fn encode_with_offsets(
         &self,
         text: &str,

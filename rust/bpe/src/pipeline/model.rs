@@ -69,7 +69,8 @@ impl Model {
     /// Returns the model of these tokens and merges.
     ///
     /// # Errors
-    /// [`Error::Format`] if a merge names or results in a token that is not in the vocabulary, or if two tokens share an id.
+    /// [`Error::Format`] if a merge names or results in a token that is not in the vocabulary, or if two tokens share
+    /// an id.
     pub(super) fn new<'a>(
         entries: impl Iterator<Item = (&'a str, u32)>,
         merges: impl Iterator<Item = (&'a str, &'a str)>,
@@ -151,8 +152,8 @@ impl Model {
     /// Appends the tokens of a piece.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a character is unknown and the unknown token is not in the vocabulary; the error of the interrupt
-    /// check.
+    /// [`Error::InvalidArgument`] if a character is unknown and the unknown token is not in the vocabulary; the error
+    /// of the interrupt check.
     pub(super) fn encode(
         &self,
         piece: &str,
@@ -250,7 +251,8 @@ impl Model {
         Ok(())
     }
 
-    /// Merges the pair of the lowest rank, the leftmost of equals, until none is left. The right symbol of a merge gets length 0.
+    /// Merges the pair of the lowest rank, the leftmost of equals, until none is left. The right symbol of a merge gets
+    /// length 0.
     fn merge_symbols(&self, symbols: &mut [Symbol], mut dropout: Dropout<'_>, interrupt: Interrupt<'_>) -> Result<()> {
         let candidate = |symbols: &[Symbol], index: u32| {
             let symbol = symbols.get(index as usize)?;

@@ -8,7 +8,8 @@ use crate::{Error, Result};
 pub(crate) struct Template {
     pub(crate) single: Vec<Item>,
     pub(crate) pair: Vec<Item>,
-    /// One item for each step that excludes white space from offsets: whether a space can have been added to the first token.
+    /// One item for each step that excludes white space from offsets: whether a space can have been added to the first
+    /// token.
     pub(crate) trims: Vec<bool>,
 }
 

@@ -1,8 +1,8 @@
-//! Byte-pair encoding by SentencePiece's rules: the pair whose piece has the highest score merges first, the leftmost of equal
-//! scores.
+//! Byte-pair encoding by SentencePiece's rules: the pair whose piece has the highest score merges first, the leftmost
+//! of equal scores.
 //!
-//! Merging begins with the characters of the text and its user-defined symbols. A pair merges if its concatenated text is a piece.
-//! Candidate pairs are in a heap; a pair that an earlier merge invalidated is discarded when popped.
+//! Merging begins with the characters of the text and its user-defined symbols. A pair merges if its concatenated text
+//! is a piece. Candidate pairs are in a heap; a pair that an earlier merge invalidated is discarded when popped.
 
 use std::collections::BinaryHeap;
 use std::ops::Range;

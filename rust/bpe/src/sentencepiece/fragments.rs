@@ -28,8 +28,8 @@ impl Fragments {
     /// The error of the interrupt check.
     ///
     /// # Source
-    /// `tokenizer_st_partition` in `src/llama-vocab.cpp` of llama.cpp, which leaves the order of symbols of equal length
-    /// undefined; here the smaller id comes first.
+    /// `tokenizer_st_partition` in `src/llama-vocab.cpp` of llama.cpp, which leaves the order of symbols of equal
+    /// length undefined; here the smaller id comes first.
     pub(super) fn split(&self, text: &[u8], interrupt: Interrupt<'_>) -> Result<Vec<(Option<u32>, Range<usize>)>> {
         let mut found: Vec<(u32, Range<usize>)> = Vec::new();
         let mut is_taken = Vec::new();

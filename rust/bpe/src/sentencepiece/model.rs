@@ -42,13 +42,13 @@ pub(crate) enum Rules {
     SentencePiece,
     /// llama.cpp, for the pieces of a GGUF file. Merges are the same; the rest differs:
     ///
-    /// - User-defined symbols are matched in the original text, the longest first. The text after a symbol is encoded as a text
-    ///   of its own, with a space before it. Merges can also result in user-defined symbols.
+    /// - User-defined symbols are matched in the original text, the longest first. The text after a symbol is encoded
+    ///   as a text of its own, with a space before it. Merges can also result in user-defined symbols.
     /// - Unused pieces are like normal ones, but are decoded to nothing, like the unknown piece.
     /// - Zero and minus zero are the same score.
     ///
-    /// Deviations from llama.cpp: text never becomes a control piece, and each byte of invalid UTF-8 is encoded alone, so that
-    /// it round-trips, while llama.cpp takes as many bytes as the lead byte announces.
+    /// Deviations from llama.cpp: text never becomes a control piece, and each byte of invalid UTF-8 is encoded alone,
+    /// so that it round-trips, while llama.cpp takes as many bytes as the lead byte announces.
     LlamaCpp,
 }
 
@@ -70,9 +70,9 @@ impl SentencePieceModel {
     /// Returns the model of these pieces, whose ids are their indices; `source` is the file they come from.
     ///
     /// # Errors
-    /// [`Error::Format`] for what SentencePiece refuses: an empty piece, one of 8000 bytes or more, or one with a zero byte; two
-    /// pieces with the same text; two unknown pieces; byte pieces without byte fallback, or fewer than 256 with it; neither an
-    /// unknown piece nor byte fallback.
+    /// [`Error::Format`] for what SentencePiece refuses: an empty piece, one of 8000 bytes or more, or one with a zero
+    /// byte; two pieces with the same text; two unknown pieces; byte pieces without byte fallback, or fewer than 256
+    /// with it; neither an unknown piece nor byte fallback.
     ///
     /// # Source
     /// `ModelInterface::InitializePieces` in `src/model_interface.cc` of SentencePiece 0.2.3.
@@ -91,7 +91,7 @@ impl SentencePieceModel {
                 PieceKind::Byte if !options.byte_fallback => {
                     let text = &piece.text;
                     return Err(Error::Format(format!(
-                        "piece {id}, {text:?}, stands for a byte, but trainer_spec.byte_fallback is not set"
+                        "piece {id}, {text:?}, is a byte piece, but trainer_spec.byte_fallback is not set"
                     )));
                 }
                 PieceKind::Byte => bytes[usize::from(byte_of(piece, id)?)] = Some(id),
@@ -103,7 +103,7 @@ impl SentencePieceModel {
             let ids = bytes.map(Option::unwrap_or_default);
             if count < 256 {
                 return Err(Error::Format(format!(
-                    "it falls back on bytes (trainer_spec.byte_fallback; every GGUF file does), but it has {count} of 256 bytes"
+                    "byte fallback is set (trainer_spec.byte_fallback; always for a GGUF file), but it has {count} of 256 bytes"
                 )));
             }
             Some(Box::new(ids))
@@ -233,7 +233,8 @@ impl SentencePieceModel {
 
     /// Returns the ids of a text, each with its range of bytes in the text.
     ///
-    /// By SentencePiece's rules, the last byte piece of a character has the range of the character, the others an empty range.
+    /// By SentencePiece's rules, the last byte piece of a character has the range of the character, the others an empty
+    /// range.
     ///
     /// # Errors
     /// As [`SentencePieceModel::encode`].
@@ -359,7 +360,7 @@ fn boundaries(pieces: &Pieces, space: &[u8]) -> Boundaries {
 fn byte_of(piece: &Piece, id: u32) -> Result<u8> {
     crate::byte_alphabet::byte_of(&piece.text).ok_or_else(|| {
         let text = &piece.text;
-        Error::Format(format!("piece {id} stands for a byte, but is {text:?}; expected such as \"<0x0A>\""))
+        Error::Format(format!("piece {id} is a byte piece, but its text is {text:?}; expected such as \"<0x0A>\""))
     })
 }
 

@@ -56,7 +56,7 @@ impl Pieces {
             pieces.scores.push(score);
             pieces.kinds.push(kind);
             if u32::try_from(pieces.arena.len()).is_err() {
-                return damaged("is too much: the pieces take more than 4 GiB together");
+                return damaged("exceeds the limit: the pieces have more than 4 GiB in total");
             }
             if text == "\0" && kind == PieceKind::Unused {
                 continue; // not found by its text

@@ -25,7 +25,8 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Returns a counter of the pre-tokens of `splitter`. Special tokens in the text separate words and are not counted.
+    /// Returns a counter of the pre-tokens of `splitter`. Special tokens in the text separate words and are not
+    /// counted.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a special token is empty or given twice.

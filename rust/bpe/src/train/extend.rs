@@ -22,11 +22,13 @@ impl Tokenizer {
 
     /// Returns this tokenizer with the tokens of further training and with more special tokens.
     ///
-    /// `trained` started from this tokenizer's vocabulary ([`TrainOptions::base`](super::TrainOptions::base)) and `pretokenizer`
-    /// split its text. Existing ids do not change: new tokens follow the last id, new special tokens follow them.
+    /// `trained` started from this tokenizer's vocabulary ([`TrainOptions::base`](super::TrainOptions::base)) and
+    /// `pretokenizer` split its text. Existing ids do not change: new tokens follow the last id, new special tokens
+    /// follow them.
     ///
     /// # Errors
-    /// As [`Tokenizer::new`]; [`Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is a SentencePiece vocabulary.
+    /// As [`Tokenizer::new`]; [`Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is a
+    /// SentencePiece vocabulary.
     pub fn extended(&self, trained: &Trained, pretokenizer: Pretokenizer, special_tokens: &[String]) -> Result<Self> {
         let (bound, first_new) = (self.vocab().id_bound(), self.vocab_size() as u32);
         let Some(new_tokens) = trained.tokens.get(bound as usize..) else {

@@ -1,12 +1,12 @@
 //! The merge of the most frequent pair, repeated.
 //!
-//! Each pair of adjacent symbols has an exact count and a list of positions. A merge replaces the pairs around it: at each of its
-//! positions, a new pair was an old pair before, so the count of the old pair falls by the count of the new one. Updates are lazy:
-//! stale positions remain in the lists and are filtered when the pair merges, and since counts only fall, the heap holds upper
-//! bounds: a pair popped with a lower count than its bound is pushed again.
+//! Each pair of adjacent symbols has an exact count and a list of positions. A merge replaces the pairs around it: at
+//! each of its positions, a new pair was an old pair before, so the count of the old pair falls by the count of the new
+//! one. Updates are lazy: stale positions remain in the lists and are filtered when the pair merges, and since counts
+//! only fall, the heap holds upper bounds: a pair popped with a lower count than its bound is pushed again.
 //!
-//! Only pairs with a count of at least `threshold` are tracked. When none is left, the symbol array is compacted, which also improves
-//! locality, and a new round begins with a lower threshold.
+//! Only pairs with a count of at least `threshold` are tracked. When none is left, the symbol array is compacted, which
+//! also improves locality, and a new round begins with a lower threshold.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
@@ -15,7 +15,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
-use super::neighbors::{Neighbor, Neighbors};
+use super::neighbours::{Neighbour, Neighbours};
 use super::options::TrainOptions;
 use super::symbols::{Merge, SymbolArray};
 use crate::Result;
@@ -69,9 +69,9 @@ pub(super) struct Merger {
     /// Upper bounds of the candidates with a count of at least `heap_from`: the highest first, then the smaller pair.
     heap: BinaryHeap<(u64, Reverse<u64>)>,
     heap_from: u64,
-    /// Scratch memory of one merge: the neighbors of the new symbol.
-    on_left: Neighbors,
-    on_right: Neighbors,
+    /// Scratch memory of one merge: the neighbours of the new symbol.
+    on_left: Neighbours,
+    on_right: Neighbours,
 }
 
 impl Merger {
@@ -109,8 +109,8 @@ impl Merger {
             lists: Vec::new(),
             heap: BinaryHeap::new(),
             heap_from: u64::MAX,
-            on_left: Neighbors::default(),
-            on_right: Neighbors::default(),
+            on_left: Neighbours::default(),
+            on_right: Neighbours::default(),
             lengths,
         };
         merger.on_left.resize(merger.lengths.len());
@@ -241,15 +241,15 @@ impl Merger {
         }
         for positions in positions[..live].chunks(CHECK_POSITIONS) {
             interrupt.check()?;
-            self.add_neighbors(positions, merge);
+            self.add_neighbours(positions, merge);
         }
         self.lists = lists;
         self.add_candidates((left, right), merge.merged);
         Ok(())
     }
 
-    /// Adds the neighbors of the symbols merged at these positions.
-    fn add_neighbors(&mut self, positions: &[u32], merge: Merge) {
+    /// Adds the neighbours of the symbols merged at these positions.
+    fn add_neighbours(&mut self, positions: &[u32], merge: Merge) {
         for &position in positions {
             let count = self.symbols.count_at(position);
             let [previous, next] = self.symbols.around(position, merge);
@@ -265,20 +265,21 @@ impl Merger {
         }
     }
 
-    /// Subtracts the counts of the new pairs from the pairs that they replace, and tracks the new pairs above the threshold.
+    /// Subtracts the counts of the new pairs from the pairs that they replace, and tracks the new pairs above the
+    /// threshold.
     fn add_candidates(&mut self, (left, right): Pair, merged: u32) {
         let Self { candidates, heap, lengths, max_token_length, refused, threshold, heap_from, .. } = self;
-        let mut replace = |old: Pair, new: Pair, neighbor: &mut Neighbor, lists: &mut Vec<u32>| {
+        let mut replace = |old: Pair, new: Pair, neighbour: &mut Neighbour, lists: &mut Vec<u32>| {
             if let Entry::Occupied(mut entry) = candidates.entry(pack(old)) {
-                entry.get_mut().count -= neighbor.count;
+                entry.get_mut().count -= neighbour.count;
                 if entry.get().count < *threshold {
                     entry.remove();
                 }
             }
-            if neighbor.count >= *threshold && is_allowed(lengths, *max_token_length, refused, new) {
-                candidates.insert(pack(new), reserve_list(neighbor, lists));
-                if neighbor.count >= *heap_from {
-                    heap.push((neighbor.count, Reverse(pack(new))));
+            if neighbour.count >= *threshold && is_allowed(lengths, *max_token_length, refused, new) {
+                candidates.insert(pack(new), reserve_list(neighbour, lists));
+                if neighbour.count >= *heap_from {
+                    heap.push((neighbour.count, Reverse(pack(new))));
                 }
             }
         };
@@ -298,11 +299,11 @@ fn is_allowed(lengths: &[usize], max_token_length: usize, refused: &HashSet<Pair
     (length == 2 || length < max_token_length) && !refused.contains(&pair)
 }
 
-/// Reserves a list for the positions of a neighbor at the end of `lists`.
-fn reserve_list(neighbor: &mut Neighbor, lists: &mut Vec<u32>) -> Candidate {
+/// Reserves a list for the positions of a neighbour at the end of `lists`.
+fn reserve_list(neighbour: &mut Neighbour, lists: &mut Vec<u32>) -> Candidate {
     let list = lists.len();
-    lists.push(neighbor.positions);
-    neighbor.write = lists.len();
-    lists.resize(lists.len() + neighbor.positions as usize, 0);
-    Candidate { count: neighbor.count, list }
+    lists.push(neighbour.positions);
+    neighbour.write = lists.len();
+    lists.resize(lists.len() + neighbour.positions as usize, 0);
+    Candidate { count: neighbour.count, list }
 }

@@ -1,8 +1,8 @@
 //! Training: text to word counts ([`WordCounts`]), word counts to merges ([`train`]).
 //!
-//! A word is a pre-token of the text. The merges equal those of `BpeTrainer` in Hugging Face's `tokenizers` for the same
-//! documents and options: the pair with the highest count first, ties to the smaller `(left id, right id)`. They do not depend on
-//! the number of threads, nor on the order or the chunking of the text.
+//! A word is a pre-token of the text. The merges equal those of `BpeTrainer` in Hugging Face's `tokenizers` for the
+//! same documents and options: the pair with the highest count first, ties to the smaller `(left id, right id)`. They
+//! do not depend on the number of threads, nor on the order or the chunking of the text.
 //!
 //! ```
 //! use bpe_llama::pretokenize::Pretokenizer;
@@ -21,7 +21,7 @@
 //! | `counter.rs`, `parallel.rs` | text to word counts, on one thread or several |
 //! | `counts/` | word counts: the hash map, the file format |
 //! | `options.rs`, `trainer.rs` | what to train, and the loop over merges |
-//! | `symbols.rs`, `merger.rs`, `neighbors.rs` | all words in one array of symbols, and the merge of the most frequent pair |
+//! | `symbols.rs`, `merger.rs`, `neighbours.rs` | all words in one array of symbols, and the merge of the most frequent pair |
 //! | `extend.rs` | training that continues from a tokenizer |
 //! | `progress.rs` | progress reports |
 
@@ -29,7 +29,7 @@ mod counter;
 mod counts;
 mod extend;
 mod merger;
-mod neighbors;
+mod neighbours;
 mod options;
 mod parallel;
 mod progress;

@@ -29,20 +29,22 @@ pub struct TrainOptions {
     pub max_token_length: Option<usize>,
     /// How pairs of equal count are ordered. It changes the merges, not the ids of the bytes.
     pub tie_order: TieOrder,
-    /// The vocabulary to start from instead of the 256 bytes. Words are encoded with it, and `vocab_size` includes its tokens.
+    /// The vocabulary to start from instead of the 256 bytes. Words are encoded with it, and `vocab_size` includes its
+    /// tokens.
     ///
-    /// A pair does not merge if its bytes already are a token of the base. In a trained vocabulary no such pair occurs, so
-    /// training in two steps on the same text gives the same merges as in one.
+    /// A pair does not merge if its bytes already are a token of the base. In a trained vocabulary no such pair occurs,
+    /// so training in two steps on the same text gives the same merges as in one.
     pub base: Option<Vocab>,
 }
 
 /// A trained vocabulary, without its special tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trained {
-    /// The bytes of each token by id: the 256 bytes in GPT-2's order or the tokens of the base (empty for an unused id), then
-    /// one token a merge.
+    /// The bytes of each token by id: the 256 bytes in GPT-2's order or the tokens of the base (empty for an unused
+    /// id), then one token a merge.
     pub tokens: Vec<Vec<u8>>,
-    /// The learned merges in order, one for each of the last tokens: fewer than requested if the text has no more pairs.
+    /// The learned merges in order, one for each of the last tokens: fewer than requested if the text has no more
+    /// pairs.
     pub merges: Vec<(u32, u32)>,
 }
 
@@ -50,15 +52,16 @@ impl TrainOptions {
     /// Checks the options before any text is read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and the special tokens, or too large for an id; if the
-    /// base is a SentencePiece vocabulary; if ties are ordered by byte values and the first 256 ids of the base are not the bytes.
+    /// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and the special tokens, or too large for an
+    /// id; if the base is a SentencePiece vocabulary; if ties are ordered by byte values and the first 256 ids of the
+    /// base are not the bytes.
     pub fn check(&self) -> Result<()> {
         self.check_base()?;
         let (base, special) = (self.base_tokens(), self.special_tokens);
         let least = base.saturating_add(special);
         if self.vocab_size < least {
             return Err(Error::InvalidArgument(format!(
-                "vocab_size is {}; it must be at least {least}: {base} tokens to begin with and {special} special tokens",
+                "vocab_size is {}; it must be at least {least}: {base} tokens to start from and {special} special tokens",
                 self.vocab_size,
             )));
         }

@@ -1,4 +1,5 @@
-//! The symbol array: the symbols of all distinct words, in which a merge takes three stores and a neighbor one or two loads.
+//! The symbol array: the symbols of all distinct words, in which a merge takes three stores and a neighbour one or two
+//! loads.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -28,11 +29,12 @@ const CHECK_BLOCKS: usize = 1 << 13;
 
 /// The symbols of all distinct words, and the counts of the words.
 ///
-/// The first slot and the last slot of a symbol hold its id. The position of a pair is the first slot of its right symbol: with the
-/// slot before, it determines the pair. A merge overwrites its position with [`TOMBSTONE`] or with the id of the new symbol, which
-/// is newer than both, so a stale position never matches its pair again.
+/// The first slot and the last slot of a symbol hold its id. The position of a pair is the first slot of its right
+/// symbol: with the slot before, it determines the pair. A merge overwrites its position with [`TOMBSTONE`] or with the
+/// id of the new symbol, which is newer than both, so a stale position never matches its pair again.
 ///
-/// Words are sorted by descending count, and each count begins in a new block, so that the count at a position is one load.
+/// Words are sorted by descending count, and each count begins in a new block, so that the count at a position is one
+/// load.
 #[derive(Debug)]
 pub(super) struct SymbolArray {
     slots: Vec<u32>,
@@ -144,7 +146,7 @@ impl SymbolArray {
         self.slots[start as usize] = merge.merged;
     }
 
-    /// Returns the neighbors within the word of the symbol merged at `position`, each with the position of its pair.
+    /// Returns the neighbours within the word of the symbol merged at `position`, each with the position of its pair.
     #[inline]
     pub(super) fn around(&self, position: u32, merge: Merge) -> [Option<(u32, u32)>; 2] {
         let (start, end) = merge.extent(position);

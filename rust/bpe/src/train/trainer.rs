@@ -14,8 +14,9 @@ use crate::{Error, Result};
 /// Returns the vocabulary that byte-pair encoding learns from `counts`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no token for a byte of
-/// some word, or if `counts` is empty or counts more than 2^64 bytes of text; the errors of `on_progress`.
+/// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no token
+/// for a byte of some word, or if `counts` is empty or counts more than 2^64 bytes of text; the errors of
+/// `on_progress`.
 ///
 /// # Cost
 /// Time is about proportional to the number of pairs merged; memory is 4 to 12 bytes a byte of distinct words.
@@ -41,7 +42,8 @@ pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnPr
     merge(symbols, options, &reporter)
 }
 
-/// Returns the words, encoded with the base, as symbols whose order is the tie order: ids, or byte values for the bytes.
+/// Returns the words, encoded with the base, as symbols whose order is the tie order: ids, or byte values for the
+/// bytes.
 pub(super) fn symbols_of(counts: &WordCounts, options: &TrainOptions, interrupt: Interrupt<'_>) -> Result<SymbolArray> {
     if counts.is_empty() {
         return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));

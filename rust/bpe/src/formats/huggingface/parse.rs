@@ -103,8 +103,8 @@ fn require_bpe(model: &str) -> Result<()> {
     )))
 }
 
-/// Returns the added tokens with the ids of `tokenizers`: the id of the token in the model's vocabulary, or the next id from the
-/// size of this vocabulary on.
+/// Returns the added tokens with the ids of `tokenizers`: the id of the token in the model's vocabulary, or the next id
+/// from the size of this vocabulary on.
 fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<AddedToken>> {
     let mut next = ids.len() as u32;
     let names: HashMap<u32, &str> = ids.iter().map(|(token, &id)| (id, *token)).collect();

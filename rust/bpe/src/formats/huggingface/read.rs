@@ -14,12 +14,13 @@ use crate::{Error, Result, Spaces, SpecialIds, Tokenizer, Vocab};
 impl Tokenizer {
     /// Returns the tokenizer that a `tokenizer.json` with a BPE model describes.
     ///
-    /// Every component that `tokenizers` 0.23 writes for BPE is supported or refused by name. Byte-level BPE and SentencePiece's
-    /// BPE with byte fallback have a fast path with the same ids; otherwise [`Tokenizer::general_because`] names the component
-    /// without one.
+    /// Every component that `tokenizers` 0.23 writes for BPE is supported or refused by name. Byte-level BPE and
+    /// SentencePiece's BPE with byte fallback have a fast path with the same ids; otherwise
+    /// [`Tokenizer::general_because`] names the component without one.
     ///
     /// # Errors
-    /// [`Error::Format`] if the file is not JSON, lacks a field, or requires something unsupported, which the message names.
+    /// [`Error::Format`] if the file is not JSON, lacks a field, or requires something unsupported, which the message
+    /// names.
     pub fn from_huggingface(json: &[u8]) -> Result<Self> {
         parse(json, false, |parsed| parsed.build())
     }

@@ -1,7 +1,8 @@
 //! The `tokenizer.json` of a SentencePiece model: `▁` for spaces, and byte fallback.
 //!
-//! There are two layouts. Older files have normalizers: `Prepend` adds a leading `▁`, `Replace` replaces spaces. Newer files have the
-//! pre-tokenizer `Metaspace`, which adds no `▁` before a space and can be restricted to the start of the text.
+//! There are two layouts. Older files have normalizers: `Prepend` adds a leading `▁`, `Replace` replaces spaces. Newer
+//! files have the pre-tokenizer `Metaspace`, which adds no `▁` before a space and can be restricted to the start of the
+//! text.
 
 use std::borrow::Cow;
 
@@ -82,7 +83,8 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
     Ok(Some(Tokenizer::new(vocab, pretokenizer, added.clone(), false)?.with_spaces(layout.spaces)))
 }
 
-/// Returns the tokens by type, if all 256 bytes are among them, and their ids by name: `None` for tokens that text never becomes.
+/// Returns the tokens by type, if all 256 bytes are among them, and their ids by name: `None` for tokens that text
+/// never becomes.
 fn pieces_of<'a>(
     entries: &'a [(Cow<'_, str>, u32)],
     added: &[AddedToken],
@@ -240,8 +242,8 @@ pub(super) fn name_of(bytes: &[u8]) -> String {
 /// Returns the names of all tokens with their ids.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if two tokens have the same name, or if no list can express the merges: characters without a token take
-/// part in them, or several merges of a token have the same rank.
+/// [`Error::InvalidArgument`] if two tokens have the same name, or if no list can express the merges: characters
+/// without a token take part in them, or several merges of a token have the same rank.
 pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
     let refuse =
         |why: String| Error::InvalidArgument(format!("this vocabulary cannot be saved as tokenizer.json: {why}"));
@@ -255,7 +257,7 @@ pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
         let is_text = vocab.bytes_to_id(token) == Some(id);
         if !is_text && token != b" " && String::from_utf8_lossy(token).chars().count() == 1 {
             return Err(refuse(format!(
-                "no text becomes its token {:?}, which a tokenizer.json cannot say of a character",
+                "text never becomes its token {:?}, which a tokenizer.json cannot express for a single character",
                 String::from_utf8_lossy(token)
             )));
         }
@@ -269,13 +271,13 @@ pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
     let mut last = None;
     for &(left, right) in vocab.merges() {
         let [Some(a), Some(b)] = [left, right].map(|id| vocab.id_to_bytes(id).filter(|_| !bytes.contains(&id))) else {
-            return Err(refuse("a token holds a character that is no token".to_owned()));
+            return Err(refuse("a token contains a character that is not a token".to_owned()));
         };
         let rank = vocab.rank(left, right);
         let merged = name_of(&[a, b].concat());
         let is_run = merged.chars().all(|character| merged.starts_with(character));
         if last == Some(rank) && !is_run {
-            return Err(refuse(format!("it has several merges of {merged:?} that are worth the same")));
+            return Err(refuse(format!("several merges of {merged:?} have the same rank")));
         }
         last = Some(rank);
     }

@@ -20,14 +20,14 @@ impl Tokenizer {
     /// Returns the text of a `tokenizer.json` that `tokenizers` loads and that gives the same ids.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a special token has the name of an ordinary token in the file, or if the file cannot express
-    /// the vocabulary or its pattern; the message names the reason.
+    /// [`Error::InvalidArgument`] if a special token has the name of an ordinary token in the file, or if the file
+    /// cannot express the vocabulary or its pattern; the message names the reason.
     pub fn to_huggingface(&self) -> Result<String> {
         self.write(false)
     }
 
-    /// Returns the text in an extended format for [`Tokenizer::from_own_json`]: it also expresses any pattern, and the decoding of
-    /// a tokenizer that was not read from a `tokenizer.json`.
+    /// Returns the text in an extended format for [`Tokenizer::from_own_json`]: it also expresses any pattern, and the
+    /// decoding of a tokenizer that was not read from a `tokenizer.json`.
     ///
     /// # Errors
     /// As [`Tokenizer::to_huggingface`], except for the pattern.
@@ -44,8 +44,8 @@ impl Tokenizer {
         serde_json::to_string(&tokens).map_err(|error| Error::Format(error.to_string()))
     }
 
-    /// Returns the fields `truncation`, `padding`, `normalizer`, `pre_tokenizer` and `ignore_merges` of the `tokenizer.json` as
-    /// JSON, or `None` if this tokenizer was not read from such a file.
+    /// Returns the fields `truncation`, `padding`, `normalizer`, `pre_tokenizer` and `ignore_merges` of the
+    /// `tokenizer.json` as JSON, or `None` if this tokenizer was not read from such a file.
     pub fn components_json(&self) -> Option<String> {
         let Components { normalizer, pre_tokenizer, truncation, padding, model, .. } = &**self.components.as_ref()?;
         let parts = json!({
@@ -61,7 +61,7 @@ impl Tokenizer {
     fn write(&self, is_own: bool) -> Result<String> {
         if self.sentencepiece_model().is_some() {
             return Err(Error::InvalidArgument(
-                "this SentencePiece model cannot be saved as tokenizer.json, which cannot say all it asks for: rules for \
+                "this SentencePiece model cannot be saved as tokenizer.json, which cannot express rules for \
                  characters, pieces of equal scores, unused pieces, or unknown text without byte fallback; save it as .model"
                     .to_owned(),
             ));
@@ -136,8 +136,8 @@ impl Tokenizer {
 
     /// Returns the decoder of a byte-level tokenizer.
     ///
-    /// `ByteLevel` decodes an added token whose characters are all in GPT-2's alphabet to the bytes of that alphabet: `ï` to 0xEF.
-    /// A `Replace` before it respells such tokens in the alphabet.
+    /// `ByteLevel` decodes an added token whose characters are all in GPT-2's alphabet to the bytes of that alphabet:
+    /// `ï` to 0xEF. A `Replace` before it respells such tokens in the alphabet.
     fn describe_decoder(&self, byte_level: ByteLevel) -> Decoder {
         let respelled = self.added_tokens().iter().filter_map(|AddedToken { content, id, .. }| {
             let bytes = self.id_to_bytes(*id).ok()?;
@@ -154,8 +154,8 @@ impl Tokenizer {
 
     /// Returns the tokens of the model by id, and its merges.
     ///
-    /// Added tokens are among them only if `tokenizers` would otherwise assign other ids, since the model could then produce them
-    /// from text: the byte 0xE9 would become the added token `é`.
+    /// Added tokens are among them only if `tokenizers` would otherwise assign other ids, since the model could then
+    /// produce them from text: the byte 0xE9 would become the added token `é`.
     fn model(&self, is_own: bool) -> Result<FileVocab> {
         let (mut entries, merges) = match &self.pipeline {
             Some(pipeline) => {
@@ -194,8 +194,8 @@ impl Tokenizer {
         Ok((entries, merges))
     }
 
-    /// Returns whether the model could produce an added token in its vocabulary from text in which the token does not match: from
-    /// the bytes that its characters encode, or from its text where matching is restricted.
+    /// Returns whether the model could produce an added token in its vocabulary from text in which the token does not
+    /// match: from the bytes that its characters encode, or from its text where matching is restricted.
     fn model_could_give(&self, token: &AddedToken) -> bool {
         let components = self.components.as_deref();
         let rewrites = components.map_or(self.normalizes(), |components| components.normalizer.is_some());

@@ -10,12 +10,13 @@ use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpaceP
 impl Tokenizer {
     /// Returns the tokenizer with byte-level merges that gives the ids of these pieces.
     ///
-    /// Control and unknown pieces become special tokens. `prefix` adds a space before a text, `collapse` removes spaces at both
-    /// ends and collapses runs of spaces.
+    /// Control and unknown pieces become special tokens. `prefix` adds a space before a text, `collapse` removes spaces
+    /// at both ends and collapses runs of spaces.
     ///
     /// # Errors
-    /// [`Error::Format`] if one of the 256 bytes has no piece, or if two pieces have the same score, so that the leftmost would
-    /// merge first. Runs of one character may share a score: the longest merges first, which gives the same ids.
+    /// [`Error::Format`] if one of the 256 bytes has no piece, or if two pieces have the same score, so that the
+    /// leftmost would merge first. Runs of one character may share a score: the longest merges first, which gives the
+    /// same ids.
     pub(super) fn from_byte_level_pieces(pieces: Vec<Piece>, prefix: bool, collapse: bool) -> Result<Self> {
         let mut normal = Vec::new();
         let (mut sorted, mut added, mut bytes) = (SentencePieceTokens::default(), Vec::new(), [None; 256]);
@@ -37,7 +38,7 @@ impl Tokenizer {
                 PieceKind::Byte => {
                     let byte = byte_of(&text).ok_or_else(|| {
                         Error::Format(format!(
-                            "piece {id} stands for a byte, but is {text:?}; expected such as \"<0x0A>\""
+                            "piece {id} is a byte piece, but its text is {text:?}; expected such as \"<0x0A>\""
                         ))
                     })?;
                     if bytes[usize::from(byte)].replace(id).is_some() {
@@ -81,8 +82,8 @@ fn in_order(mut pieces: Vec<(Vec<u8>, u32, f32)>) -> Result<Vec<(Vec<u8>, u32)>>
         if score.total_cmp(other).is_ne() || (run.is_some() && run == known && run == run_of(b)) {
             continue;
         }
-        // A run of one character merges from the left, and all pairs further right are of single characters, so the leftmost and
-        // the longest pair are the same, provided that all runs of this character share the score.
+        // A run of one character merges from the left, and all pairs further right are of single characters, so the
+        // leftmost and the longest pair are the same, provided that all runs of this character share the score.
         let is_alone =
             |(bytes, _, score): &&(Vec<u8>, u32, f32)| run_of(bytes) != run || score.total_cmp(other).is_eq();
         if run.is_none() || run != run_of(b) || !several.iter().all(is_alone) {

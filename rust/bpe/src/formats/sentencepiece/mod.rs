@@ -25,8 +25,8 @@ use crate::{AddedToken, Error, Pretokenizer, Result, SpecialIds, Tokenizer, Voca
 impl Tokenizer {
     /// Returns the tokenizer of SentencePiece's `tokenizer.model`.
     ///
-    /// Ids, offsets and texts equal SentencePiece's. Each segment between allowed special tokens is encoded as a text of its own.
-    /// Byte-level merges, which are faster, are used if they give the same ids (Llama 2, Mistral 7B).
+    /// Ids, offsets and texts equal SentencePiece's. Each segment between allowed special tokens is encoded as a text
+    /// of its own. Byte-level merges, which are faster, are used if they give the same ids (Llama 2, Mistral 7B).
     ///
     /// # Errors
     /// [`Error::Format`] if the file is damaged, or its model is not BPE.
@@ -57,8 +57,8 @@ impl Tokenizer {
     /// Returns the `tokenizer.model` that this tokenizer was read from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was read from another
-    /// format.
+    /// [`Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was read
+    /// from another format.
     pub fn to_sentencepiece(&self) -> Result<&[u8]> {
         let refuse =
             |why: &str| Err(Error::InvalidArgument(format!("this vocabulary cannot be saved as .model: {why}")));
@@ -106,8 +106,8 @@ impl Tokenizer {
 
     /// Returns the tokenizer of the SentencePiece pieces of a GGUF file, with the ids of llama.cpp.
     ///
-    /// `prefix` adds a space before a text. `collapse` removes spaces at both ends and collapses runs of spaces, which llama.cpp
-    /// does not do for such pieces.
+    /// `prefix` adds a space before a text. `collapse` removes spaces at both ends and collapses runs of spaces, which
+    /// llama.cpp does not do for such pieces.
     ///
     /// # Errors
     /// [`Error::Format`] if one of the 256 bytes has no piece, a score is NaN, or two pieces have the same text.

@@ -68,7 +68,7 @@ impl<'a> ModelFile<'a> {
     /// [`Error::Format`] if a message is missing or damaged, or the model is not BPE.
     pub(super) fn options(&self) -> Result<Options> {
         let (Some(trainer), Some(normalizer)) = (&self.trainer, &self.normalizer) else {
-            return Err(Error::Format("it holds no trainer_spec and normalizer_spec: it may be cut short".to_owned()));
+            return Err(Error::Format("it holds no trainer_spec and normalizer_spec: it may be truncated".to_owned()));
         };
         require_bpe(trainer.model_type.unwrap_or(1))?;
         let denormalizer = self.denormalizer.as_ref().filter(|spec| !spec.charsmap.is_empty());

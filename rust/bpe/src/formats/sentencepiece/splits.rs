@@ -4,8 +4,8 @@ use crate::normalize::SPACE;
 use crate::pretokenize::{SPACED_WORDS_PATTERN, WHOLE};
 use crate::{Error, Pretokenizer, Result, SentencePieceTokens};
 
-/// Returns the pre-tokenizer that splits words, with the spaces before them, if no token spans two words and so no merge does;
-/// otherwise the pre-tokenizer that does not split.
+/// Returns the pre-tokenizer that splits words, with the spaces before them, if no token spans two words and so no
+/// merge does; otherwise the pre-tokenizer that does not split.
 pub(in crate::formats) fn words_or_whole(merged: &[(Vec<u8>, u32)]) -> Result<Pretokenizer> {
     let spans_words = |(bytes, _): &(Vec<u8>, u32)| bytes.windows(2).any(|pair| pair[0] != b' ' && pair[1] == b' ');
     Pretokenizer::new(if merged.iter().any(spans_words) { WHOLE } else { SPACED_WORDS_PATTERN })

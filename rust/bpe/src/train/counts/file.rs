@@ -36,8 +36,8 @@ impl WordCounts {
     /// Reads counts that [`WordCounts::save`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or of another format; the error of the
-    /// interrupt check.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or of another format; the error of
+    /// the interrupt check.
     pub fn load(path: &Path, interrupt: Interrupt<'_>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         Self::from_bytes(&bytes, interrupt).map_err(|error| match error {

@@ -8,8 +8,8 @@ use super::word_map::{Key, WordMap};
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
-/// Each map is divided by hash into `1 << SHARD_BITS` shards, so that the maps of several threads are added in parallel without
-/// locks.
+/// Each map is divided by hash into `1 << SHARD_BITS` shards, so that the maps of several threads are added in parallel
+/// without locks.
 pub(in crate::train) const SHARD_BITS: u32 = 4;
 
 /// How often each word (a pre-token of the pattern) occurs in a text.
@@ -120,8 +120,8 @@ impl WordCounts {
         Ok(())
     }
 
-    /// Returns `parts` counts whose sum is these counts, divided by the hash of the word: equal parts of several counts can be
-    /// added in parallel.
+    /// Returns `parts` counts whose sum is these counts, divided by the hash of the word: equal parts of several counts
+    /// can be added in parallel.
     pub fn split(&self, parts: usize) -> Vec<Self> {
         let parts = parts.clamp(1, self.shards.len());
         let mut split = vec![Self::empty(&self.pattern, &self.special_tokens); parts];
@@ -133,8 +133,8 @@ impl WordCounts {
 
     /// Returns the counts of the words that occur at least `min_count` times.
     ///
-    /// Training ignores the other words: for each occurrence in a distinct word pruned, the count of a pair falls by less than
-    /// `min_count`. Prune a sum, not its parts: a word that is rare in each part can be frequent in the sum.
+    /// Training ignores the other words: for each occurrence in a distinct word pruned, the count of a pair falls by
+    /// less than `min_count`. Prune a sum, not its parts: a word that is rare in each part can be frequent in the sum.
     ///
     /// # Errors
     /// The error of the interrupt check.

@@ -1,5 +1,5 @@
-//! The word map: a hash map from words to 64-bit counts. Short words are stored inline, so a word needs no allocation and a look-up one
-//! or two cache lines.
+//! The word map: a hash map from words to 64-bit counts. Short words are stored inline, so a word needs no allocation
+//! and a look-up one or two cache lines.
 
 use std::hash::BuildHasher;
 
@@ -25,7 +25,8 @@ pub(in crate::train) struct Key<'a> {
 }
 
 impl<'a> Key<'a> {
-    /// Packs and hashes `text[start..end]`. With the whole text at hand, packing a short word is one 16-byte load and a mask.
+    /// Packs and hashes `text[start..end]`. With the whole text at hand, packing a short word is one 16-byte load and a
+    /// mask.
     #[inline]
     pub(in crate::train) fn new(text: &'a [u8], start: usize, end: usize) -> Self {
         let bytes = &text[start..end];

@@ -59,7 +59,8 @@ fn vocab_of(trained: &Trained) -> Vocab {
 }
 
 proptest! {
-    /// With a base of the same text, the merges are those of one training; with a base of another text, those of the oracle.
+    /// With a base of the same text, the merges are those of one training; with a base of another text, those of the
+    /// oracle.
     #[test]
     fn continues_from_a_base(
         words in prop::collection::vec(("[ab]{1,12}|[abcd ]{1,40}|a{1,30}|\\PC{1,6}", 1u64..9), 1..30),

@@ -1,11 +1,11 @@
-//! The neighbors of one symbol on one side, with their positions. The memory is reused from merge to merge.
+//! The neighbours of one symbol on one side, with their positions. The memory is reused from merge to merge.
 
-/// A neighbor whose positions are not stored.
+/// A neighbour whose positions are not stored.
 pub(super) const NOT_STORED: usize = usize::MAX;
 
 /// A symbol adjacent to the new symbol.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Neighbor {
+pub(super) struct Neighbour {
     pub(super) symbol: u32,
     /// The number of positions; `count` is the sum of their words' counts.
     pub(super) positions: u32,
@@ -14,17 +14,17 @@ pub(super) struct Neighbor {
     pub(super) write: usize,
 }
 
-/// All neighbors on one side.
+/// All neighbours on one side.
 #[derive(Debug, Default)]
-pub(super) struct Neighbors {
-    /// The index into `found` plus one, by symbol; 0 if the symbol is no neighbor.
+pub(super) struct Neighbours {
+    /// The index into `found` plus one, by symbol; 0 if the symbol is no neighbour.
     index: Vec<u32>,
-    found: Vec<Neighbor>,
+    found: Vec<Neighbour>,
     /// The index into `found` and the position of each pair.
     positions: Vec<(u32, u32)>,
 }
 
-impl Neighbors {
+impl Neighbours {
     /// Reserves memory for symbols below `symbols`.
     pub(super) fn resize(&mut self, symbols: usize) {
         self.index.resize(symbols, 0);
@@ -35,27 +35,27 @@ impl Neighbors {
     pub(super) fn add(&mut self, symbol: u32, position: u32, count: u64) {
         let mut index = self.index[symbol as usize];
         if index == 0 {
-            self.found.push(Neighbor { symbol, positions: 0, count: 0, write: NOT_STORED });
+            self.found.push(Neighbour { symbol, positions: 0, count: 0, write: NOT_STORED });
             index = self.found.len() as u32;
             self.index[symbol as usize] = index;
         }
-        let neighbor = &mut self.found[index as usize - 1];
-        neighbor.positions += 1;
-        neighbor.count += count;
+        let neighbour = &mut self.found[index as usize - 1];
+        neighbour.positions += 1;
+        neighbour.count += count;
         self.positions.push((index - 1, position));
     }
 
-    /// Calls `reserve` with each neighbor, stores the positions of each neighbor whose `write` it set, and clears all.
-    pub(super) fn drain(&mut self, lists: &mut Vec<u32>, mut reserve: impl FnMut(&mut Neighbor, &mut Vec<u32>)) {
-        for neighbor in &mut self.found {
-            self.index[neighbor.symbol as usize] = 0;
-            reserve(neighbor, lists);
+    /// Calls `reserve` with each neighbour, stores the positions of each neighbour whose `write` it set, and clears all.
+    pub(super) fn drain(&mut self, lists: &mut Vec<u32>, mut reserve: impl FnMut(&mut Neighbour, &mut Vec<u32>)) {
+        for neighbour in &mut self.found {
+            self.index[neighbour.symbol as usize] = 0;
+            reserve(neighbour, lists);
         }
         for &(index, position) in &self.positions {
-            let neighbor = &mut self.found[index as usize];
-            if let Some(slot) = lists.get_mut(neighbor.write) {
+            let neighbour = &mut self.found[index as usize];
+            if let Some(slot) = lists.get_mut(neighbour.write) {
                 *slot = position;
-                neighbor.write += 1;
+                neighbour.write += 1;
             }
         }
         self.found.clear();
