@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use bpe_llama::documents::{DocumentOptions, Documents, expand_paths};
+use bpe_llama::corpus::{CorpusOptions, CorpusReader, expand_paths};
 use bpe_llama::pretokenize::Pretokenizer;
 use bpe_llama::train::{TrainOptions, count_files, train_owned};
 
@@ -18,13 +18,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         paths.extend(expand_paths(pattern)?);
     }
     let start = Instant::now();
-    let mut documents = Documents::new(paths, Pretokenizer::new(pattern)?, DocumentOptions::default())?;
-    let counts = count_files(&mut documents, num_threads.parse()?, &mut |_| Ok(()))?;
+    let mut corpus = CorpusReader::new(paths, Pretokenizer::new(pattern)?, CorpusOptions::default())?;
+    let counts = count_files(&mut corpus, num_threads.parse()?, &mut |_| Ok(()))?;
     let (words, counted) = (counts.len(), start.elapsed());
     let options = TrainOptions { vocab_size: vocab_size.parse()?, ..TrainOptions::default() };
     let trained = train_owned(counts, &options, &mut |_| Ok(()))?;
     let merged = start.elapsed().saturating_sub(counted);
-    println!("{} bytes, {words} distinct words: counted in {counted:.2?}", documents.total_bytes());
+    println!("{} bytes, {words} distinct words: counted in {counted:.2?}", corpus.total_bytes());
     println!("{} merges in {merged:.2?}", trained.merges.len());
     Ok(())
 }

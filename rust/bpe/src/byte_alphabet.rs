@@ -7,6 +7,14 @@ const fn is_printable(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
+/// Returns the 256 bytes in the order of their ids in GPT-2 and in `tokenizers`' byte-level alphabet: printable Latin-1 first.
+///
+/// # Source
+/// `bytes_to_unicode` in the GPT-2 release.
+pub fn byte_order() -> impl Iterator<Item = u8> {
+    (0..=255).filter(|&byte| is_printable(byte)).chain((0..=255).filter(|&byte| !is_printable(byte)))
+}
+
 /// `CHARS[byte]` is the character of a byte: itself if printable, else the next free one from U+0100 on.
 pub(crate) const CHARS: [char; 256] = {
     let mut chars = ['\0'; 256];
@@ -47,6 +55,13 @@ pub(crate) fn to_chars(bytes: &[u8]) -> String {
 /// Returns the bytes that `token` stands for, or `None` if a character is not of the alphabet.
 pub(crate) fn to_bytes(token: &str) -> Option<Vec<u8>> {
     token.chars().map(|c| BYTES.get(c as usize).copied().flatten()).collect()
+}
+
+/// Returns the byte that a byte token such as `<0x0A>` of SentencePiece stands for.
+pub(crate) fn byte_of(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_hex = digits.len() == 2 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'A'..=b'F'));
+    if is_hex { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
 #[cfg(test)]

@@ -4,37 +4,36 @@
 //! the help of a cache and of `merge`, which runs byte-pair encoding over a [`Vocab`]; `decode` is the way back.
 //! [`Tokenizer`] puts them together.
 
-mod batch;
-mod boundaries;
+mod add_tokens;
+mod atomic_write;
 mod byte_alphabet;
 mod cache;
+pub mod corpus;
 mod decode;
-pub mod documents;
+mod dropout;
 mod encode;
 mod error;
 pub mod formats;
-mod grow;
+mod inline_key;
+mod interrupt;
 mod merge;
 mod normalize;
-mod offsets;
-mod pairs;
 mod pipeline;
 pub mod pretokenize;
-mod search;
 mod sentencepiece;
 mod special;
-mod token_file;
 mod tokenizer;
 pub mod train;
+mod utf8;
 mod vocab;
 
-pub use batch::{EncodeOptions, Pause};
+pub use atomic_write::write_atomically;
 pub use decode::{DecodeStream, Utf8Stream};
+pub use encode::EncodeOptions;
 pub use error::{Error, Result};
+pub use interrupt::Interrupt;
 pub use normalize::{After, SpacePrefix, Spaces};
-pub use offsets::Offsets;
 pub use pretokenize::Pretokenizer;
 pub use special::{AddedToken, SpecialSet};
-pub use token_file::TokenFile;
-pub use tokenizer::{Ends, Tokenizer};
-pub use vocab::{Pieces, Vocab};
+pub use tokenizer::{Offsets, SpecialIds, TokenFile, Tokenizer};
+pub use vocab::{SentencePieceTokens, Vocab};

@@ -242,7 +242,7 @@ proptest! {
     fn cutting_where_it_is_safe_changes_no_piece(text in text(), from in 0..400_usize) {
         for name in NAMES {
             let pretokenizer = named(name);
-            let Some(cut) = pretokenizer.safe_cut(&text, from) else { continue };
+            let Some(cut) = pretokenizer.chunk_boundary(&text, from) else { continue };
             prop_assert!(cut >= from);
             let mut pieces = pretokenizer.split(&text[..cut]).expect("named patterns do not fail");
             pieces.extend(pretokenizer.split(&text[cut..]).expect("named patterns do not fail"));
@@ -313,7 +313,7 @@ fn steps_in_sequence_split_each_others_pieces() {
     assert_eq!(pieces[..12], expected);
     assert_eq!(pieces[12..15], [" a", "-", "b"]);
     assert_eq!(pieces.len(), 12 * 100 + 1);
-    assert!(custom.safe_cut(&text, 0).is_none());
+    assert!(custom.chunk_boundary(&text, 0).is_none());
 }
 
 #[test]

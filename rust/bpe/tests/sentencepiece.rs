@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bpe_llama::formats::{Piece, PieceKind};
 use bpe_llama::train::Trained;
-use bpe_llama::{After, Pause, Pretokenizer, SpacePrefix, Spaces, SpecialSet, Tokenizer};
+use bpe_llama::{After, Interrupt, Pretokenizer, SpacePrefix, Spaces, SpecialSet, Tokenizer};
 use proptest::prelude::*;
 
 const SPACE: &str = "\u{2581}";
@@ -144,7 +144,7 @@ proptest! {
         let tokenizer = Tokenizer::from_pieces(pieces, true, false).expect("sound");
         let bytes = [start.replace(SPACE, "").as_bytes(), &[0xE2, 0xFF], &tail].concat();
         prop_assume!(!bytes.windows(3).any(|three| three == SPACE.as_bytes()));
-        let ids = tokenizer.encode_bytes(&bytes, Pause::default()).expect("bytes to fall back on");
+        let ids = tokenizer.encode_bytes(&bytes, Interrupt::NEVER).expect("bytes to fall back on");
         prop_assert_eq!(tokenizer.decode_bytes(&ids).expect("known ids"), bytes);
     }
 
@@ -153,7 +153,7 @@ proptest! {
         let has_symbols = pieces.iter().any(|piece| piece.kind == PieceKind::UserDefined);
         let tokenizer = Tokenizer::from_pieces(pieces, true, false).expect("sound");
         let text = text.replace(SPACE, "");
-        let (ids, offsets) = tokenizer.encode_with_offsets(&text, SpecialSet::None, Pause::default()).expect("nothing replaced");
+        let (ids, offsets) = tokenizer.encode_with_offsets(&text, SpecialSet::None, Interrupt::NEVER).expect("nothing replaced");
         prop_assert_eq!(&ids, &tokenizer.encode_ordinary(&text).expect("bytes to fall back on"));
         let characters: Vec<char> = text.chars().collect();
         prop_assert_eq!(offsets.last().map_or(0, |&(_, end)| end), characters.len());
@@ -169,7 +169,7 @@ proptest! {
             prop_assert!(start <= done && done <= end.max(done));
             done = end;
         }
-        let kept = tokenizer.truncate(&text, 3, SpecialSet::None, Pause::default()).expect("nothing replaced");
+        let kept = tokenizer.truncate(&text, 3, SpecialSet::None, Interrupt::NEVER).expect("nothing replaced");
         prop_assert!(text.starts_with(kept) && tokenizer.encode_ordinary(kept).expect("as before").len() <= 3);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bpe_llama::{AddedToken, EncodeOptions, Pause, Pretokenizer, SpecialSet, Tokenizer, Utf8Stream, Vocab};
+use bpe_llama::{AddedToken, EncodeOptions, Interrupt, Pretokenizer, SpecialSet, Tokenizer, Utf8Stream, Vocab};
 
 use super::input::{self, Input};
 use super::naive;
@@ -37,15 +37,15 @@ pub(crate) fn encode(input: &[u8]) {
     let options = EncodeOptions::default();
     assert_eq!(tokenizer.count(text, options).expect("as above"), expected.len());
     assert_eq!(tokenizer.encode_batch(&[text, text], options, 1).expect("as above").0, expected.repeat(2));
-    assert_eq!(tokenizer.encode_with_offsets(text, SpecialSet::None, Pause::default()).expect("as above").0, expected);
+    assert_eq!(tokenizer.encode_with_offsets(text, SpecialSet::None, Interrupt::NEVER).expect("as above").0, expected);
     assert_eq!(tokenizer.decode_bytes(&expected).expect("known ids"), text.as_bytes());
-    let part = tokenizer.truncate(text, expected.len() / 2, SpecialSet::None, Pause::default()).expect("as above");
+    let part = tokenizer.truncate(text, expected.len() / 2, SpecialSet::None, Interrupt::NEVER).expect("as above");
     assert!(text.starts_with(part));
     assert!(tokenizer.count(part, options).expect("as above") <= expected.len() / 2);
 
     let special = tokenizer.encode(text, SpecialSet::All).expect("as above");
     assert_eq!(tokenizer.decode_bytes(&special).expect("known ids"), text.as_bytes());
-    let ids = tokenizer.encode_bytes(bytes, Pause::default()).expect("every byte is a token");
+    let ids = tokenizer.encode_bytes(bytes, Interrupt::NEVER).expect("every byte is a token");
     assert_eq!(tokenizer.decode_bytes(&ids).expect("known ids"), bytes);
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use bpe_llama::train::{TrainOptions, WordCounts, train};
-use bpe_llama::{After, Pause, Pretokenizer, SpecialSet, Tokenizer, Vocab};
+use bpe_llama::{After, Interrupt, Pretokenizer, SpecialSet, Tokenizer, Vocab};
 
 use super::naive;
 
@@ -50,7 +50,7 @@ pub(crate) fn sentencepiece_model(input: &[u8]) {
         for allowed in [SpecialSet::None, SpecialSet::All] {
             let ids = tokenizer.encode(text, allowed).expect("any text");
             assert_eq!(again.encode(text, allowed).expect("as before"), ids);
-            let (same, offsets) = tokenizer.encode_with_offsets(text, allowed, Pause::default()).expect("any text");
+            let (same, offsets) = tokenizer.encode_with_offsets(text, allowed, Interrupt::NEVER).expect("any text");
             assert_eq!(same, ids);
             assert!(offsets.iter().all(|&(begin, end)| begin <= end && end <= text.chars().count()));
             let mut stream = tokenizer.decode_stream(false);
@@ -59,7 +59,7 @@ pub(crate) fn sentencepiece_model(input: &[u8]) {
                 decoded += &stream.push(&tokenizer, id).expect("known ids");
             }
             decoded += &stream.flush(&tokenizer).expect("a decoder of bytes");
-            assert_eq!(decoded, tokenizer.decode_lossy(&ids, false, Pause::default()).expect("known ids"));
+            assert_eq!(decoded, tokenizer.decode_lossy(&ids, false, Interrupt::NEVER).expect("known ids"));
         }
     }
 }
@@ -105,16 +105,16 @@ pub(crate) fn counts_file(input: &[u8]) {
 }
 
 fn check_counts(file: &[u8]) {
-    let Ok(counts) = WordCounts::from_bytes(file, Pause::default()) else { return };
-    let to_bytes = |counts: &WordCounts| counts.to_bytes(Pause::default()).expect("not stopped");
+    let Ok(counts) = WordCounts::from_bytes(file, Interrupt::NEVER) else { return };
+    let to_bytes = |counts: &WordCounts| counts.to_bytes(Interrupt::NEVER).expect("not stopped");
     let bytes = to_bytes(&counts);
-    let again = WordCounts::from_bytes(&bytes, Pause::default()).expect("what was saved");
+    let again = WordCounts::from_bytes(&bytes, Interrupt::NEVER).expect("what was saved");
     assert_eq!(to_bytes(&again), bytes);
     let parts = counts.split(3);
     let mut sum = parts[0].clone();
-    parts[1..].iter().for_each(|part| sum.merge(part, Pause::default()).expect("of one kind"));
+    parts[1..].iter().for_each(|part| sum.merge(part, Interrupt::NEVER).expect("of one kind"));
     assert_eq!(to_bytes(&sum), bytes);
-    sum.merge(&counts, Pause::default()).expect("of one kind");
+    sum.merge(&counts, Interrupt::NEVER).expect("of one kind");
     assert_eq!((sum.len(), sum.is_empty()), (counts.len(), counts.is_empty()));
     let options = TrainOptions { vocab_size: 280, ..TrainOptions::default() };
     if let Ok(trained) = train(&counts, &options, &mut |_| Ok(())) {

@@ -3,14 +3,14 @@
 //! `make fuzz` gives them what cargo-fuzz thinks up; `rust/bpe/tests/fuzz.rs` replays what is kept under `tests/fuzz/`.
 #![allow(dead_code, unused_imports, reason = "each fuzzing binary runs one of them")]
 
-mod documents;
+mod corpus_reader;
 mod encode;
 mod formats;
 mod input;
 mod naive;
 mod pretokenize;
 
-pub(crate) use documents::documents;
+pub(crate) use corpus_reader::corpus_reader;
 pub(crate) use encode::{decode, encode};
 pub(crate) use formats::{counts_file, sentencepiece_model, tiktoken_file, tokenizer_json};
 pub(crate) use pretokenize::{pattern, pretokenize};
@@ -25,7 +25,7 @@ pub(crate) const TARGETS: [(&str, Target); 9] = [
     ("tokenizer_json", tokenizer_json),
     ("sentencepiece_model", sentencepiece_model),
     ("counts_file", counts_file),
-    ("documents", documents),
+    ("corpus_reader", corpus_reader),
     ("pretokenize", pretokenize),
     ("pattern", pattern),
 ];

@@ -13,7 +13,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyIterator, PyList, PyString};
 
 use crate::error::to_py;
-use crate::signals::check_at;
+use crate::interrupt::check_at;
 
 /// A `str` as UTF-8, without a copy but where it holds lone surrogates.
 pub(crate) enum Text {

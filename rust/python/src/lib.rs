@@ -6,15 +6,14 @@ use pyo3::prelude::*;
 
 mod arguments;
 mod attention;
+mod corpus;
 mod decode_stream;
 mod error;
-mod file_lines;
 mod ids;
+mod interrupt;
 mod linear;
 mod pretokenize;
-mod reading;
 mod sampler;
-mod signals;
 mod token_file;
 mod tokenizer;
 mod train;
@@ -33,6 +32,5 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<tokenizer::PyTokenizer>()?;
     module.add_class::<decode_stream::DecodeStream>()?;
     module.add_class::<token_file::PyTokenFile>()?;
-    module.add_class::<file_lines::PyFileLines>()?;
-    Ok(())
+    corpus::register(module)
 }

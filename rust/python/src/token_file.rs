@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bpe_llama::documents::{Chunk, Documents};
+use bpe_llama::corpus::{Chunk, CorpusReader};
 use bpe_llama::{EncodeOptions, TokenFile, Tokenizer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arguments::{Texts, Threads, thread_count};
+use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
-use crate::reading::{Reading, SkippedRows};
-use crate::signals::interruptible;
+use crate::interrupt::interruptible;
 use crate::tokenizer::PyTokenizer;
 
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
@@ -30,8 +30,8 @@ impl PyTokenFile {
         py: Python<'_>,
         work: impl FnOnce(&mut TokenFile, EncodeOptions<'_>) -> bpe_llama::Result<R> + Send,
     ) -> PyResult<R> {
-        let done = interruptible(py, |pause| {
-            let options = EncodeOptions { eos: self.end, pause, ..EncodeOptions::default() };
+        let done = interruptible(py, |interrupt| {
+            let options = EncodeOptions { eos: self.end, interrupt, ..EncodeOptions::default() };
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             file.as_mut().map(|file| work(file, options)).transpose()
         })?;
@@ -69,18 +69,17 @@ impl PyTokenFile {
         let tokens = self.tokenizer.added_tokens();
         let special_tokens = tokens.iter().map(|token| token.content.clone()).collect();
         let options = reading.into_core(special_tokens);
-        let mut documents = Documents::new(paths, self.tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
-        let total = documents.total_bytes();
-        while self.with_file(py, |file, options| {
-            self.tokenizer.encode_documents(&mut documents, options, self.threads, file)
-        })? {
+        let mut corpus = CorpusReader::new(paths, self.tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
+        let total = corpus.total_bytes();
+        while self
+            .with_file(py, |file, options| self.tokenizer.encode_documents(&mut corpus, options, self.threads, file))?
+        {
             py.check_signals()?;
             if let Some(on_progress) = &on_progress {
-                on_progress.call1(py, ("encode", documents.bytes_read(), total))?;
+                on_progress.call1(py, ("encode", corpus.bytes_read(), total))?;
             }
         }
-        let skipped = documents.skipped();
-        Ok((skipped.rows, skipped.first.clone()))
+        Ok(skipped_rows(corpus.skipped()))
     }
 
     fn add_texts(&self, py: Python<'_>, texts: Texts) -> PyResult<()> {

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bpe_llama::formats::{Piece, PieceKind, write_atomically};
+use bpe_llama::formats::{Piece, PieceKind};
 use bpe_llama::train::Trained;
-use bpe_llama::{AddedToken, EncodeOptions, Ends, Pause, Pretokenizer, Result, SpecialSet, Tokenizer, Vocab};
+use bpe_llama::{
+    AddedToken, EncodeOptions, Interrupt, Pretokenizer, Result, SpecialIds, SpecialSet, Tokenizer, Vocab,
+    write_atomically,
+};
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -17,7 +20,7 @@ use crate::arguments::{
 use crate::decode_stream::DecodeStream;
 use crate::error::to_py;
 use crate::ids::IdInts;
-use crate::signals::{interruptible, list};
+use crate::interrupt::{interruptible, list};
 
 /// Below this many bytes the GIL is kept: giving it up and taking it back costs more than the work.
 const KEEP_GIL: usize = 2048;
@@ -48,8 +51,8 @@ type Rows<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>);
 type Added = (String, bool, bool, bool, bool, bool);
 
 /// Runs `work` without the GIL, and so that Ctrl-C stops it, where there is enough of it.
-fn run<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce(Pause<'_>) -> Result<R> + Send) -> PyResult<R> {
-    if bytes < KEEP_GIL { work(Pause::default()).map_err(to_py) } else { interruptible(py, work) }
+fn run<R: Send>(py: Python<'_>, bytes: usize, work: impl FnOnce(Interrupt<'_>) -> Result<R> + Send) -> PyResult<R> {
+    if bytes < KEEP_GIL { work(Interrupt::NEVER).map_err(to_py) } else { interruptible(py, work) }
 }
 
 fn special_tokens(tokens: Option<Vec<(String, u32)>>) -> Vec<AddedToken> {
@@ -90,7 +93,9 @@ impl PyTokenizer {
         let bytes = texts.iter().map(|text| text.len()).sum();
         refused.view(|set| match set {
             SpecialSet::None => Ok(()),
-            _ => run(py, bytes, |pause| texts.iter().try_for_each(|text| self.inner.refuse_special(text, set, pause))),
+            _ => run(py, bytes, |interrupt| {
+                texts.iter().try_for_each(|text| self.inner.refuse_special(text, set, interrupt))
+            }),
         })?;
         allowed.view(|allowed| work(EncodeOptions { allowed, bos, eos, ..EncodeOptions::default() }))
     }
@@ -111,7 +116,9 @@ impl PyTokenizer {
     ) -> PyResult<Vec<u32>> {
         self.with_options(py, &[text], ends, allowed, disallowed, |options| {
             let mut ids = Vec::new();
-            run(py, text.len(), |pause| self.inner.encode_into(text, EncodeOptions { pause, ..options }, &mut ids))?;
+            run(py, text.len(), |interrupt| {
+                self.inner.encode_into(text, EncodeOptions { interrupt, ..options }, &mut ids)
+            })?;
             Ok(ids)
         })
     }
@@ -141,10 +148,10 @@ impl PyTokenizer {
         skip: bool,
     ) -> PyResult<Bound<'py, PyString>> {
         if errors == "replace" {
-            let text = run(py, ids.len() * 4, |pause| self.inner.decode_lossy(ids, skip, pause))?;
+            let text = run(py, ids.len() * 4, |interrupt| self.inner.decode_lossy(ids, skip, interrupt))?;
             return Ok(PyString::new(py, &text));
         }
-        let bytes = run(py, ids.len() * 4, |pause| self.inner.decode(ids, skip, pause))?;
+        let bytes = run(py, ids.len() * 4, |interrupt| self.inner.decode(ids, skip, interrupt))?;
         if let Ok(text) = std::str::from_utf8(&bytes) {
             return Ok(PyString::new(py, text));
         }
@@ -300,8 +307,8 @@ impl PyTokenizer {
         pad_id: Option<u32>,
         unk_id: Option<u32>,
     ) -> PyResult<Self> {
-        let ends = Ends { bos: bos_id, eos: eos_id, pad: pad_id, unk: unk_id };
-        self.inner.as_ref().clone().with_ends(ends).map(Self::new).map_err(to_py)
+        let ends = SpecialIds { bos: bos_id, eos: eos_id, pad: pad_id, unk: unk_id };
+        self.inner.as_ref().clone().with_special_ids(ends).map(Self::new).map_err(to_py)
     }
 
     fn with_template(&self, before: Option<u32>, after: Option<u32>) -> PyResult<Self> {
@@ -372,7 +379,7 @@ impl PyTokenizer {
     #[pyo3(signature = (text, before))]
     fn encode_following<'py>(&self, py: Python<'py>, text: Text, before: Option<Text>) -> PyResult<Bound<'py, PyList>> {
         let before = before.as_deref();
-        let ids = run(py, text.len(), |pause| self.inner.encode_following(&text, before, pause))?;
+        let ids = run(py, text.len(), |interrupt| self.inner.encode_following(&text, before, interrupt))?;
         self.list(py, &ids)
     }
 
@@ -389,13 +396,13 @@ impl PyTokenizer {
             PyValueError::new_err("dropout is None, and the tokenizer's file names none; expected a number from 0 to 1")
         })?;
         let ids = allowed_special.view(|allowed| {
-            run(py, text.len(), |pause| self.inner.encode_with_dropout(&text, allowed, dropout, seed, pause))
+            run(py, text.len(), |interrupt| self.inner.encode_with_dropout(&text, allowed, dropout, seed, interrupt))
         })?;
         self.list(py, &ids)
     }
 
     fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyList>> {
-        self.list(py, &run(py, data.len(), |pause| self.inner.encode_bytes(data, pause))?)
+        self.list(py, &run(py, data.len(), |interrupt| self.inner.encode_bytes(data, interrupt))?)
     }
 
     #[pyo3(signature = (text, *, bos=false, eos=false, allowed_special=Specials::default(), disallowed_special=Specials::default()))]
@@ -428,7 +435,9 @@ impl PyTokenizer {
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(py, &texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
-                interruptible(py, |pause| self.inner.encode_batch(&texts, EncodeOptions { pause, ..options }, threads))
+                interruptible(py, |interrupt| {
+                    self.inner.encode_batch(&texts, EncodeOptions { interrupt, ..options }, threads)
+                })
             })?;
         list(py, offsets.windows(2).map(|row| self.list(py, &ids[row[0] as usize..row[1] as usize])))
     }
@@ -450,7 +459,9 @@ impl PyTokenizer {
         let texts: Vec<&str> = texts.iter().collect();
         let (ids, offsets) =
             self.with_options(py, &texts, (bos, eos), &allowed_special, &disallowed_special, |options| {
-                interruptible(py, |pause| self.inner.encode_batch(&texts, EncodeOptions { pause, ..options }, threads))
+                interruptible(py, |interrupt| {
+                    self.inner.encode_batch(&texts, EncodeOptions { interrupt, ..options }, threads)
+                })
             })?;
         Ok((ids.into_pyarray(py), offsets.into_pyarray(py)))
     }
@@ -463,15 +474,15 @@ impl PyTokenizer {
         allowed_special: Specials,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>)> {
         let (ids, offsets) = allowed_special
-            .view(|allowed| interruptible(py, |pause| self.inner.encode_with_offsets(&text, allowed, pause)))?;
+            .view(|allowed| interruptible(py, |interrupt| self.inner.encode_with_offsets(&text, allowed, interrupt)))?;
         Ok((self.list(py, &ids)?, list(py, offsets.into_iter().map(Ok))?))
     }
 
     #[pyo3(signature = (text, *, allowed_special=Specials::default()))]
     fn count(&self, py: Python<'_>, text: Text, allowed_special: Specials) -> PyResult<usize> {
         allowed_special.view(|allowed| {
-            interruptible(py, |pause| {
-                self.inner.count(&text, EncodeOptions { allowed, pause, ..EncodeOptions::default() })
+            interruptible(py, |interrupt| {
+                self.inner.count(&text, EncodeOptions { allowed, interrupt, ..EncodeOptions::default() })
             })
         })
     }
@@ -486,8 +497,9 @@ impl PyTokenizer {
     ) -> PyResult<Bound<'py, PyString>> {
         let max_tokens = usize::try_from(max_tokens)
             .map_err(|_| PyValueError::new_err(format!("max_tokens must be at least 0, got {max_tokens}")))?;
-        let kept = allowed_special
-            .view(|allowed| run(py, text.len(), |pause| self.inner.truncate(&text, max_tokens, allowed, pause)))?;
+        let kept = allowed_special.view(|allowed| {
+            run(py, text.len(), |interrupt| self.inner.truncate(&text, max_tokens, allowed, interrupt))
+        })?;
         Ok(PyString::new(py, kept))
     }
 
@@ -511,7 +523,7 @@ impl PyTokenizer {
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let ids = self.ids(ids)?;
-        let bytes = run(py, ids.len() * 4, |pause| self.inner.decode(&ids, false, pause))?;
+        let bytes = run(py, ids.len() * 4, |interrupt| self.inner.decode(&ids, false, interrupt))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
@@ -619,12 +631,12 @@ impl PyTokenizer {
 
     #[getter]
     fn pad_id(&self) -> Option<u32> {
-        self.inner.ends().pad
+        self.inner.special_ids().pad
     }
 
     #[getter]
     fn unk_id(&self) -> Option<u32> {
-        self.inner.ends().unk
+        self.inner.special_ids().unk
     }
 
     #[getter]

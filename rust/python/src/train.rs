@@ -1,47 +1,35 @@
-//! Counting words and learning merges.
+//! Word counts and training.
 
 use std::path::PathBuf;
 
-use bpe_llama::documents::{Documents, Skipped, expand_paths as expand};
+use bpe_llama::Result;
+use bpe_llama::corpus::{CorpusReader, Skipped};
 use bpe_llama::pretokenize::Pretokenizer;
-use bpe_llama::train::{Batch, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
+use bpe_llama::train::{Batch, OnProgress, Progress, TieOrder, TrainOptions, Trained, WordCounts as Counts};
 use bpe_llama::train::{count_batches, count_files, train, train_owned};
-use bpe_llama::{Error, Result};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyString, PyTuple};
 
+use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
-use crate::reading::{Reading, SkippedRows};
-use crate::signals::interruptible;
+use crate::interrupt::{PendingError, interruptible};
 use crate::tokenizer::PyTokenizer;
 
-/// What a call to Python raised, kept while the core unwinds with [`Error::Interrupted`].
-#[derive(Default)]
-struct Raised(Option<PyErr>);
-
-impl Raised {
-    fn keep<T>(&mut self, result: PyResult<T>) -> Result<T> {
-        result.map_err(|error| {
-            self.0 = Some(error);
-            Error::Interrupted
-        })
-    }
-}
-
-/// Runs `work` without the GIL. It gets a function that reports progress and notices signals; what that raised comes out.
+/// Runs `work` without the GIL. Its function reports progress and checks signals; a Python exception in it is raised.
 fn run<T: Send>(
     py: Python<'_>,
     on_progress: Option<&Py<PyAny>>,
-    work: impl FnOnce(&mut dyn FnMut(Progress) -> Result<()>) -> Result<T> + Send,
+    work: impl FnOnce(OnProgress<'_>, &PendingError) -> Result<T> + Send,
 ) -> PyResult<T> {
-    let mut raised = Raised::default();
+    let pending = PendingError::default();
     let result = py.detach(|| {
-        work(&mut |progress| {
-            Python::attach(|py| raised.keep(py.check_signals().and_then(|()| report(py, on_progress, progress))))
-        })
+        let mut on_progress = |progress| {
+            Python::attach(|py| pending.store(py.check_signals().and_then(|()| report(py, on_progress, progress))))
+        };
+        work(&mut on_progress, &pending)
     });
-    result.map_err(|error| raised.0.unwrap_or_else(|| to_py(error)))
+    pending.raise(result)
 }
 
 fn report(py: Python<'_>, on_progress: Option<&Py<PyAny>>, progress: Progress) -> PyResult<()> {
@@ -54,7 +42,7 @@ fn report(py: Python<'_>, on_progress: Option<&Py<PyAny>>, progress: Progress) -
     Ok(())
 }
 
-/// What decides which words a text has.
+/// What determines the words of a text, and the number of threads: a dict on the Python side.
 #[derive(FromPyObject)]
 struct Splitting {
     #[pyo3(item)]
@@ -78,31 +66,29 @@ fn from_files(
     reading: Reading,
     on_progress: Option<&Py<PyAny>>,
 ) -> PyResult<(Counts, Skipped)> {
-    run(py, on_progress, |on_progress| {
+    run(py, on_progress, |on_progress, _| {
         let splitter = Pretokenizer::new(&splitting.pattern)?;
         let num_threads = splitting.threads();
-        let mut documents = Documents::new(paths, splitter, reading.into_core(splitting.special_tokens))?;
-        let counts = count_files(&mut documents, num_threads, on_progress)?;
-        Ok((counts, documents.skipped().clone()))
+        let mut corpus = CorpusReader::new(paths, splitter, reading.into_core(splitting.special_tokens))?;
+        let counts = count_files(&mut corpus, num_threads, on_progress)?;
+        Ok((counts, corpus.skipped().clone()))
     })
 }
 
 fn from_iterator(texts: &Bound<'_, PyAny>, splitting: &Splitting, on_progress: Option<&Py<PyAny>>) -> PyResult<Counts> {
     let iterator = texts.try_iter()?.unbind();
-    let mut raised = Raised::default();
     let mut index = 0;
-    let result = run(texts.py(), on_progress, |on_progress| {
+    run(texts.py(), on_progress, |on_progress, pending| {
         let mut next_batch = || {
             let batch = Python::attach(|py| fill_batch(iterator.bind(py), &mut index));
-            raised.keep(batch).map(|batch| (!batch.is_empty()).then_some(batch))
+            pending.store(batch).map(|batch| (!batch.is_empty()).then_some(batch))
         };
         let splitter = Pretokenizer::new(&splitting.pattern)?;
         count_batches(&splitter, &splitting.special_tokens, splitting.threads(), &mut next_batch, on_progress)
-    });
-    result.map_err(|error| raised.0.unwrap_or(error))
+    })
 }
 
-/// Takes texts from the iterator until the batch is full.
+/// Moves texts from the iterator to a batch until it is full.
 fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<Batch> {
     let mut batch = Batch::default();
     for text in iterator.clone() {
@@ -115,7 +101,7 @@ fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<B
         if let Ok(text) = text.to_str() {
             batch.push(text);
         } else {
-            // Lone surrogates become U+FFFD, and pairs of them the character they mean.
+            // Lone surrogates become U+FFFD, surrogate pairs their character.
             let utf16 = text.call_method1("encode", ("utf-16-le", "surrogatepass"))?;
             batch.push(utf16.call_method1("decode", ("utf-16-le", "replace"))?.cast::<PyString>()?.to_str()?);
         }
@@ -126,7 +112,7 @@ fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<B
     Ok(batch)
 }
 
-/// What to train, as the Python side passes it.
+/// What to train: a dict on the Python side.
 #[derive(FromPyObject)]
 struct Options {
     #[pyo3(item)]
@@ -160,7 +146,7 @@ impl Options {
     }
 }
 
-/// Tokens in order of id, and merges as pairs of ids.
+/// Tokens by id, and merges as pairs of ids.
 type Vocabulary<'py> = (Vec<Bound<'py, PyBytes>>, Vec<Bound<'py, PyTuple>>);
 
 fn vocabulary(py: Python<'_>, trained: Trained) -> PyResult<Vocabulary<'_>> {
@@ -183,7 +169,7 @@ impl WordCounts {
         on_progress: Option<Py<PyAny>>,
     ) -> PyResult<(Self, SkippedRows)> {
         let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
-        Ok((Self(counts), (skipped.rows, skipped.first)))
+        Ok((Self(counts), skipped_rows(&skipped)))
     }
 
     #[staticmethod]
@@ -193,26 +179,26 @@ impl WordCounts {
 
     #[staticmethod]
     fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
-        interruptible(py, |pause| Counts::from_bytes(data, pause)).map(Self)
+        interruptible(py, |interrupt| Counts::from_bytes(data, interrupt)).map(Self)
     }
 
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        interruptible(py, |pause| Counts::load(&path, pause)).map(Self)
+        interruptible(py, |interrupt| Counts::load(&path, interrupt)).map(Self)
     }
 
     fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        interruptible(py, |pause| self.0.to_bytes(pause)).map(|bytes| PyBytes::new(py, &bytes))
+        interruptible(py, |interrupt| self.0.to_bytes(interrupt)).map(|bytes| PyBytes::new(py, &bytes))
     }
 
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        interruptible(py, |pause| self.0.save(&path, pause))
+        interruptible(py, |interrupt| self.0.save(&path, interrupt))
     }
 
     fn __add__(&self, py: Python<'_>, other: &Self) -> PyResult<Self> {
-        interruptible(py, |pause| {
+        interruptible(py, |interrupt| {
             let mut sum = self.0.clone();
-            sum.merge(&other.0, pause).map(|()| Self(sum))
+            sum.merge(&other.0, interrupt).map(|()| Self(sum))
         })
     }
 
@@ -221,7 +207,7 @@ impl WordCounts {
     }
 
     fn pruned(&self, py: Python<'_>, min_count: u64) -> PyResult<Self> {
-        interruptible(py, |pause| self.0.pruned(min_count, pause)).map(Self)
+        interruptible(py, |interrupt| self.0.pruned(min_count, interrupt)).map(Self)
     }
 
     fn __len__(&self) -> usize {
@@ -244,14 +230,9 @@ impl WordCounts {
     }
 
     fn most_common<'py>(&self, py: Python<'py>, n: Option<usize>) -> PyResult<Vec<(Bound<'py, PyBytes>, u64)>> {
-        let words = interruptible(py, |pause| self.0.most_common(n.unwrap_or(usize::MAX), pause))?;
+        let words = interruptible(py, |interrupt| self.0.most_common(n.unwrap_or(usize::MAX), interrupt))?;
         Ok(words.into_iter().map(|(word, count)| (PyBytes::new(py, &word), count)).collect())
     }
-}
-
-#[pyfunction]
-fn expand_paths(py: Python<'_>, path: &str) -> PyResult<Vec<PathBuf>> {
-    py.detach(|| expand(path)).map_err(to_py)
 }
 
 #[pyfunction]
@@ -262,11 +243,11 @@ fn train_merges<'py>(
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<Vocabulary<'py>> {
     let options = options.into_core()?;
-    let trained = run(py, on_progress.as_ref(), |on_progress| train(&counts.0, &options, on_progress))?;
+    let trained = run(py, on_progress.as_ref(), |on_progress, _| train(&counts.0, &options, on_progress))?;
     vocabulary(py, trained)
 }
 
-/// Counts and trains in one call, so that the counts' memory is free when merging begins.
+/// Counts and trains in one call, so that the memory of the counts is freed before the merges.
 #[pyfunction]
 fn train_from_files(
     py: Python<'_>,
@@ -278,11 +259,11 @@ fn train_from_files(
 ) -> PyResult<(Vocabulary<'_>, SkippedRows)> {
     let options = options.into_core()?;
     let (counts, skipped) = from_files(py, paths, splitting, reading, on_progress.as_ref())?;
-    let trained = run(py, on_progress.as_ref(), |on_progress| train_owned(counts, &options, on_progress))?;
-    Ok((vocabulary(py, trained)?, (skipped.rows, skipped.first)))
+    let trained = run(py, on_progress.as_ref(), |on_progress, _| train_owned(counts, &options, on_progress))?;
+    Ok((vocabulary(py, trained)?, skipped_rows(&skipped)))
 }
 
-/// As [`train_from_files`], from an iterator of texts.
+/// Counts and trains like [`train_from_files`], from an iterator of texts.
 #[pyfunction]
 fn train_from_iterator<'py>(
     texts: &Bound<'py, PyAny>,
@@ -293,14 +274,13 @@ fn train_from_iterator<'py>(
     let options = options.into_core()?;
     let py = texts.py();
     let counts = from_iterator(texts, &splitting, on_progress.as_ref())?;
-    let trained = run(py, on_progress.as_ref(), |on_progress| train_owned(counts, &options, on_progress))?;
+    let trained = run(py, on_progress.as_ref(), |on_progress, _| train_owned(counts, &options, on_progress))?;
     vocabulary(py, trained)
 }
 
-/// Adds this file's names to the module.
+/// Adds the names of this file to the module.
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<WordCounts>()?;
-    module.add_function(wrap_pyfunction!(expand_paths, module)?)?;
     module.add_function(wrap_pyfunction!(train_merges, module)?)?;
     module.add_function(wrap_pyfunction!(train_from_files, module)?)?;
     module.add_function(wrap_pyfunction!(train_from_iterator, module)?)

@@ -1,25 +1,25 @@
-//! Pieces that are long, of at least sixteen bytes, or have many ids.
+//! Pieces of 16 bytes or more, and lists of more ids than an inline entry holds.
 
 use bpe_llama_simd::prefetch::prefetch;
 
-/// Open addressing from hashes to records in an arena: a piece's windows of sixteen bytes, then its ids.
+/// Open addressing from hashes to records in an arena. A record is a piece in windows of 16 bytes, then its ids.
 pub(super) struct LongTable {
-    /// A hash, 0 for an empty slot; where its record is, how many bytes and how many ids it has.
+    /// A hash, 0 for an empty slot; and the position, byte count and id count of its record, packed.
     pub(super) slots: Vec<[u64; 2]>,
     used: usize,
     max_slots: usize,
     pub(super) arena: Vec<u32>,
     max_arena: usize,
-    /// How often the arena was emptied.
+    /// How often the arena was cleared.
     pub(super) generation: u32,
 }
 
-/// How many numbers a line of the CPU's cache holds.
-const LINE: usize = 16;
+/// The words of a cache line.
+const CACHE_LINE: usize = 16;
 
 const MIN_SLOTS: usize = 1 << 10;
 
-/// Numbers that sixteen bytes fill.
+/// The words of a 16-byte window.
 const WINDOW: usize = 4;
 
 impl LongTable {
@@ -35,17 +35,17 @@ impl LongTable {
         (hash as usize) & (self.slots.len() - 1)
     }
 
-    /// Asks the CPU to load the record that a slot points to.
+    /// Prefetches the record that a slot points to.
     #[inline]
     pub(super) fn prefetch_record(&self, slot: usize) {
         let [_, record] = self.slots[slot];
         let (at, _, _) = unpack(record);
         let record = self.arena.as_ptr().wrapping_add(at);
         prefetch(record);
-        prefetch(record.wrapping_add(LINE));
+        prefetch(record.wrapping_add(CACHE_LINE));
     }
 
-    /// Returns where in the arena the ids of `piece` are.
+    /// Returns the position of the ids of `piece` in the arena.
     pub(super) fn find(&self, hash: u64, piece: &[u8]) -> Option<std::ops::Range<usize>> {
         let mut slot = self.first_slot(hash);
         loop {
@@ -90,7 +90,7 @@ impl LongTable {
         self.slots[slot] = entry;
     }
 
-    /// Appends a record to the arena, emptied first if it is full, and returns where it is.
+    /// Appends a record to the arena, which is cleared first if it is full, and returns its position.
     pub(super) fn store(&mut self, piece: &[u8], ids: &[u32]) -> u32 {
         let size = WINDOW * piece.len().div_ceil(16) + ids.len();
         if self.arena.len() + size > self.max_arena {
@@ -98,7 +98,7 @@ impl LongTable {
         }
         let at = self.arena.len();
         if at + size > self.arena.capacity() {
-            // Twice as much, but never more than is allowed.
+            // Double the capacity, within the limit.
             self.arena.reserve_exact(((at + size) * 2).min(self.max_arena.max(size)) - at);
         }
         windows_of(piece).for_each(|window| self.arena.extend(window));
@@ -114,7 +114,7 @@ impl LongTable {
     }
 }
 
-/// Returns the bytes of no piece or a long one, sixteen at a time; the last may repeat some of those before.
+/// Returns the 16-byte windows of a long piece, or none of an empty one; the last window may overlap the one before.
 fn windows_of(piece: &[u8]) -> impl Iterator<Item = [u32; WINDOW]> {
     let (windows, rest) = piece.as_chunks::<16>();
     let last = if rest.is_empty() { None } else { piece.last_chunk() };
@@ -124,7 +124,7 @@ fn windows_of(piece: &[u8]) -> impl Iterator<Item = [u32; WINDOW]> {
     })
 }
 
-/// Where a record is, how many bytes and how many ids it has.
+/// Returns the position, byte count and id count of a record.
 fn unpack(record: u64) -> (usize, usize, usize) {
     ((record >> 32) as usize, (record >> 16 & 0xFFFF) as usize, (record & 0xFFFF) as usize)
 }

@@ -1,39 +1,41 @@
-//! What pieces were encoded to, so that a word met again costs one look-up.
+//! The cache from pieces to ids: a piece that occurs again costs one look-up.
 //!
-//! Short pieces with few ids, nearly all there are, lie in a table whose lines hold two entries each, key and ids
-//! inline: a hit touches one cache line. What is longer lies in an arena, found through a table of hashes. Both grow with
-//! the text up to a limit. Beyond it a short piece replaces another of its line, and a full arena is emptied.
+//! Short pieces with few ids, nearly all there are, are in a two-way set-associative table with key and ids inline, so a
+//! hit touches one cache line (`short.rs`). Longer pieces and id lists are records in an arena, found through a hash table
+//! (`long.rs`). Both grow with the text up to a limit. Beyond it a short piece replaces another of its bucket, and a full
+//! arena is cleared.
 
 mod long;
 mod probe;
 mod short;
 
+use crate::inline_key::INLINE_BYTES;
 use bpe_llama_simd::prefetch::prefetch;
 use long::LongTable;
 use probe::LONG;
-pub(crate) use probe::{Probe, SHORT_BYTES};
-use short::{MANY, SHORT_IDS, ShortTable, find, unpack_ids};
+pub(crate) use probe::Probe;
+use short::{IN_ARENA, SHORT_IDS, ShortTable, find, unpack_ids};
 
-/// How much room a piece needs in a run of ids.
-pub(crate) const IDS_A_PIECE: usize = SHORT_IDS + 1;
+/// The space that a piece needs in a run of ids.
+pub(crate) const IDS_PER_PIECE: usize = SHORT_IDS + 1;
 
-/// As many ids as most long pieces have.
+/// Most long pieces have at most this many ids.
 const SOME: usize = 8;
 
-/// Longer pieces, which may have as many ids, are not remembered.
-pub(crate) const LONGEST: usize = 512;
+/// The longest piece that is cached, in bytes; it has at most as many ids.
+pub(crate) const MAX_PIECE: usize = 512;
 
-/// How much memory the cache of one thread may take, unless told otherwise: 60 MiB, which is less than 64 MB.
+/// The default limit on the memory of one thread's cache: 60 MiB, which is less than 64 MB.
 pub(crate) const DEFAULT_LIMIT: usize = 60 << 20;
 
-/// The memory of one thread.
+/// The cache of one thread.
 pub(crate) struct PieceCache {
     short: ShortTable,
     long: LongTable,
 }
 
 impl PieceCache {
-    /// Returns an empty cache that will take at most about `limit` bytes.
+    /// Returns an empty cache that takes at most about `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         // The short table's size is a power of two.
         let short = ShortTable::new(limit / 9 * 5);
@@ -41,36 +43,35 @@ impl PieceCache {
         Self { short, long }
     }
 
-    /// Writes to `probes` those of the pieces of `bytes` from `start` on that end at `ends`, and starts to load what they
-    /// will be compared with.
+    /// Writes the probes of the pieces of `bytes` from `start` on, which end at `ends`, and prefetches their buckets.
     ///
-    /// So all look-ups are under way before the first is waited for.
+    /// So the memory latencies of all look-ups of a batch overlap.
     #[inline(never)]
     pub(crate) fn prepare(&self, bytes: &[u8], mut start: usize, ends: &[usize], probes: &mut [Probe]) {
-        let (lines, line_shift) = (self.short.lines(), 64 - self.short.line_bits);
+        let (buckets, bucket_shift) = (self.short.buckets(), 64 - self.short.bucket_bits);
         let (mut long_slots, mut long_count) = ([0; 64], 0);
         for (&end, probe) in ends.iter().zip(probes) {
             *probe = Probe::new(bytes, start, end);
-            if end - start > SHORT_BYTES {
+            if end - start > INLINE_BYTES {
                 let slot = self.long.first_slot(probe.hash);
                 prefetch(self.long.slots.as_ptr().wrapping_add(slot));
                 long_slots[long_count % 64] = slot;
                 long_count += 1;
             } else {
-                prefetch(lines.as_ptr().wrapping_add((probe.hash >> line_shift) as usize));
+                prefetch(buckets.as_ptr().wrapping_add((probe.hash >> bucket_shift) as usize));
             }
             start = end;
         }
-        // The slots are there by now, and say where the pieces themselves are.
+        // The slots have arrived by now: prefetch the records that they point to.
         for &slot in &long_slots[..long_count.min(64)] {
             self.long.prefetch_record(slot);
         }
     }
 
-    /// Writes to `run` the ids of the pieces of `bytes` from `start` on that end at `ends`, up to the first that is not
-    /// known or finds no room.
+    /// Writes the ids of the pieces of `bytes` from `start` on, which end at `ends`, to `run`, up to the first piece that
+    /// is not cached or does not fit. Returns the number of pieces and of ids.
     ///
-    /// Returns how many pieces and how many ids there were. `probes` are those of the same pieces.
+    /// `probes` belong to the same pieces.
     #[inline(never)]
     pub(crate) fn get_run(
         &self,
@@ -80,60 +81,60 @@ impl PieceCache {
         probes: &[Probe],
         run: &mut [u32],
     ) -> (usize, usize) {
-        let (lines, line_shift) = (self.short.lines(), 64 - self.short.line_bits);
+        let (buckets, bucket_shift) = (self.short.buckets(), 64 - self.short.bucket_bits);
         let (mut done, mut count) = (0, 0);
         loop {
-            // Apart from what follows, so that its few values stay in registers.
+            // The common case has a loop of its own, so that its few values stay in registers.
             for probe in &probes[done..] {
-                let entry = find(&lines[(probe.hash >> line_shift) as usize], probe.key);
+                let entry = find(&buckets[(probe.hash >> bucket_shift) as usize], probe.key);
                 let ids = unpack_ids(entry);
-                if entry[..2] != probe.key || ids[SHORT_IDS] == MANY || count + ids.len() > run.len() {
+                if entry[..2] != probe.key || ids[SHORT_IDS] == IN_ARENA || count + ids.len() > run.len() {
                     break;
                 }
-                // One store of fixed width; what is too much of it is overwritten by the next.
+                // One store of fixed width; the next store overwrites the excess.
                 run[count..count + ids.len()].copy_from_slice(&ids);
                 count += ids[SHORT_IDS] as usize;
                 done += 1;
             }
             let (Some(probe), Some(&end)) = (probes.get(done), ends.get(done)) else { break };
             let begin = if done > 0 { ends[done - 1] } else { start };
-            let Some(many) = self.get(probe, &bytes[begin..end], &mut run[count..]) else { break };
-            count += many;
+            let Some(more) = self.get(probe, &bytes[begin..end], &mut run[count..]) else { break };
+            count += more;
             done += 1;
         }
         (done, count)
     }
 
-    /// Writes the ids of `piece` to `ids` and returns their number, if they are known and find room.
+    /// Writes the ids of `piece` to `ids` and returns their number, if they are cached and fit.
     #[inline(never)]
     pub(crate) fn get(&self, probe: &Probe, piece: &[u8], ids: &mut [u32]) -> Option<usize> {
         let range = if probe.key == LONG {
             self.long.find(probe.hash, piece)?
         } else {
             match self.short.get(probe)? {
-                [at, count, generation, MANY] if generation == self.long.generation => {
+                [at, count, generation, IN_ARENA] if generation == self.long.generation => {
                     at as usize..at as usize + count as usize
                 }
-                [.., MANY] => return None,
-                few => {
-                    let count = few[SHORT_IDS] as usize;
-                    ids.get_mut(..count)?.copy_from_slice(&few[..count]);
+                [.., IN_ARENA] => return None,
+                inline => {
+                    let count = inline[SHORT_IDS] as usize;
+                    ids.get_mut(..count)?.copy_from_slice(&inline[..count]);
                     return Some(count);
                 }
             }
         };
         let count = range.len();
         match (ids.first_chunk_mut::<SOME>(), self.long.arena[range.start..].first_chunk()) {
-            // As above: a copy of fixed width, of which what is too much will be overwritten.
+            // As above: a copy of fixed width, whose excess is overwritten.
             (Some(some), Some(from)) if count <= SOME => *some = *from,
             _ => ids.get_mut(..count)?.copy_from_slice(&self.long.arena[range]),
         }
         Some(count)
     }
 
-    /// Remembers the ids of a piece that is not known.
+    /// Caches the ids of a piece.
     pub(crate) fn put(&mut self, probe: &Probe, piece: &[u8], ids: &[u32]) {
-        if piece.len() > LONGEST {
+        if piece.len() > MAX_PIECE {
             return;
         }
         if probe.key == LONG {
@@ -146,7 +147,7 @@ impl PieceCache {
             entry[SHORT_IDS] = ids.len() as u32;
         } else {
             let at = self.long.store(&[], ids);
-            entry = [at, ids.len() as u32, self.long.generation, MANY];
+            entry = [at, ids.len() as u32, self.long.generation, IN_ARENA];
         }
         self.short.put(probe, entry);
     }
@@ -161,23 +162,23 @@ mod tests {
     use super::*;
 
     /// Ids that only this piece has.
-    fn ids_of(piece: &[u8], is_part: bool) -> Vec<u32> {
-        let count = piece[0] as usize % 6 + usize::from(is_part);
+    fn ids_of(piece: &[u8], is_fragment: bool) -> Vec<u32> {
+        let count = piece[0] as usize % 6 + usize::from(is_fragment);
         let id = |i| piece.iter().fold(i, |id: u32, &byte| id.wrapping_mul(31).wrapping_add(u32::from(byte)));
         (0..=count as u32).map(id).collect()
     }
 
     proptest! {
         #[test]
-        fn what_is_known_is_right(
+        fn cached_ids_are_right(
             pieces in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..40), any::<bool>()), 1..400),
             limit in prop_oneof![Just(0), Just(1 << 20)],
         ) {
             let mut cache = PieceCache::new(limit);
-            for (piece, is_part) in pieces.iter().chain(&pieces) {
-                let is_part = *is_part && piece.len() <= SHORT_BYTES;
-                let probe = if is_part { Probe::of_part(piece) } else { Probe::new(piece, 0, piece.len()) };
-                let expected = ids_of(piece, is_part);
+            for (piece, is_fragment) in pieces.iter().chain(&pieces) {
+                let is_fragment = *is_fragment && piece.len() <= INLINE_BYTES;
+                let probe = if is_fragment { Probe::of_fragment(piece) } else { Probe::new(piece, 0, piece.len()) };
+                let expected = ids_of(piece, is_fragment);
                 for room in [2, 4, 9] {
                     let mut run = vec![0; room];
                     if let (1, count) = cache.get_run(piece, 0, &[piece.len()], &[probe], &mut run) {
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_forgotten_within_the_limit_and_memory_stays_below_it() {
+    fn entries_stay_within_the_limit_and_memory_below_it() {
         let limit = 8 << 20;
         let mut cache = PieceCache::new(limit);
         let mut known = HashMap::new();
@@ -213,7 +214,7 @@ mod tests {
                     let count = cache.get(&Probe::new(piece, 0, piece.len()), piece, &mut found);
                     count == Some(ids.len()) && found[..ids.len()] == ids[..]
                 });
-                // A line of two, beside another that is full, may have lost one.
+                // A full bucket whose neighbour is full as well may have lost an entry.
                 assert!(found.count() > 9_950);
             }
         }
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_at_the_end_of_a_text_has_the_probe_it_has_in_the_middle() {
+    fn a_probe_does_not_depend_on_the_text_after_the_piece() {
         let text = b"a few words, then more of them";
         for end in 1..text.len() {
             for start in end.saturating_sub(15)..end {

@@ -1,104 +1,107 @@
-//! Short pieces with few ids.
+//! Short pieces with few ids: a two-way set-associative table.
 
-use super::probe::{Probe, ShortKey, hash_short};
+use super::probe::{Probe, hash_short};
+use crate::inline_key::InlineKey;
 use bpe_llama_simd::huge_pages;
 
-/// How many ids an entry holds at most.
+/// The most ids that an entry holds inline.
 pub(super) const SHORT_IDS: usize = 3;
 
-/// Up to three ids and how many there are, or [`MANY`] and where in the arena they are.
+/// Up to three ids and their number, or a position in the arena and [`IN_ARENA`].
 pub(super) type ShortIds = [u32; SHORT_IDS + 1];
 
-/// In place of the number of ids: `[where, how many, generation of the arena, MANY]`.
-pub(super) const MANY: u32 = u32::MAX;
+/// In place of the number of ids: `[position, count, generation of the arena, IN_ARENA]`.
+pub(super) const IN_ARENA: u32 = u32::MAX;
 
-/// Two-way set-associative: a line of 64 bytes has two entries of a key and ids.
+/// Buckets of 64 bytes, one cache line, with two entries each. The newer entry is the first.
+///
+/// A full bucket spills its older entry to the neighbouring bucket if that has space.
 pub(super) struct ShortTable {
-    /// Lines from `base` on, where a cache line begins. As plain words, memory that is never used costs nothing.
+    /// Buckets from `base` on, where a cache line begins. Zeroed words are allocated lazily: unused buckets cost no memory.
     pub(super) words: Vec<u64>,
     base: usize,
-    pub(super) line_bits: u32,
-    max_line_bits: u32,
-    /// How many entries were filled.
+    pub(super) bucket_bits: u32,
+    max_bucket_bits: u32,
+    /// The number of entries in use.
     used: usize,
 }
 
-pub(super) type Line = [u64; 8];
+pub(super) type Bucket = [u64; 8];
 
-/// A key, ids and their number; all 0 where nothing is.
+/// A key, ids and their number; all 0 if empty.
 pub(super) type Entry = [u64; 4];
 
-/// Lines of the smallest table: 128 KiB.
-const MIN_LINE_BITS: u32 = 11;
+/// Buckets of the smallest table: 128 KiB.
+const MIN_BUCKET_BITS: u32 = 11;
 
 impl ShortTable {
     pub(super) fn new(limit: usize) -> Self {
-        let max_line_bits = (limit / size_of::<Line>()).max(1).ilog2().clamp(MIN_LINE_BITS, 28);
-        Self::with_lines(MIN_LINE_BITS, max_line_bits)
+        let max_bucket_bits = (limit / size_of::<Bucket>()).max(1).ilog2().clamp(MIN_BUCKET_BITS, 28);
+        Self::with_buckets(MIN_BUCKET_BITS, max_bucket_bits)
     }
 
-    fn with_lines(line_bits: u32, max_line_bits: u32) -> Self {
-        let words = vec![0; 8 * ((1 << line_bits) + 1)];
+    fn with_buckets(bucket_bits: u32, max_bucket_bits: u32) -> Self {
+        let words = vec![0; 8 * ((1 << bucket_bits) + 1)];
         huge_pages::advise(&words);
-        let base = words.as_ptr().align_offset(size_of::<Line>()).min(8);
-        Self { words, base, line_bits, max_line_bits, used: 0 }
+        let base = words.as_ptr().align_offset(size_of::<Bucket>()).min(8);
+        Self { words, base, bucket_bits, max_bucket_bits, used: 0 }
     }
 
-    /// How much memory it takes at most.
+    /// The most memory that the table takes.
     pub(super) fn max_bytes(&self) -> usize {
-        size_of::<Line>() << self.max_line_bits
+        size_of::<Bucket>() << self.max_bucket_bits
     }
 
     #[inline(always)]
-    pub(super) fn lines(&self) -> &[Line] {
+    pub(super) fn buckets(&self) -> &[Bucket] {
         self.words[self.base..].as_chunks().0
     }
 
     pub(super) fn get(&self, probe: &Probe) -> Option<ShortIds> {
-        let at = (probe.hash >> (64 - self.line_bits)) as usize;
-        let line = &self.lines()[at];
-        let entry = find(line, probe.key);
+        let at = (probe.hash >> (64 - self.bucket_bits)) as usize;
+        let bucket = &self.buckets()[at];
+        let entry = find(bucket, probe.key);
         if entry[..2] == probe.key {
             return Some(unpack_ids(entry));
         }
-        if line[5] == 0 {
-            // Only what a full line had to give away is in the neighbouring one, which is rarely in the CPU's cache.
+        if bucket[5] == 0 {
+            // Only a full bucket spills to its neighbour, which is rarely in the CPU's cache.
             return None;
         }
-        let entry = find(&self.lines()[at ^ 1], probe.key);
+        let entry = find(&self.buckets()[at ^ 1], probe.key);
         (entry[..2] == probe.key).then(|| unpack_ids(entry))
     }
 
     pub(super) fn put(&mut self, probe: &Probe, ids: ShortIds) {
-        if self.used * 2 > 1 << self.line_bits && self.line_bits < self.max_line_bits {
+        if self.used * 2 > 1 << self.bucket_bits && self.bucket_bits < self.max_bucket_bits {
             self.grow();
         }
         let [low, high] = probe.key;
         self.insert(probe.hash, [low, high, pair(ids[0], ids[1]), pair(ids[2], ids[3])]);
     }
 
-    /// Puts an entry before the others of its line. The last of these moves to the neighbouring line, if there is room.
+    /// Inserts an entry as the first of its bucket. The older of a full bucket spills to the neighbour if that has space.
     fn insert(&mut self, hash: u64, entry: Entry) {
-        let at = (hash >> (64 - self.line_bits)) as usize;
-        let lines = self.words[self.base..].as_chunks_mut::<8>().0;
-        // An entry of this key may be there, if its ids were lost with the arena.
-        if lines[at][..2] != entry[..2] {
-            let moved = lines[at];
-            if moved[5] != 0 && lines[at ^ 1][5] == 0 {
-                lines[at ^ 1][4..].copy_from_slice(&moved[4..]);
+        let at = (hash >> (64 - self.bucket_bits)) as usize;
+        let buckets = self.words[self.base..].as_chunks_mut::<8>().0;
+        // The key may have an entry already, whose ids were lost when the arena was cleared.
+        if buckets[at][..2] != entry[..2] {
+            let old = buckets[at];
+            if old[5] != 0 && buckets[at ^ 1][5] == 0 {
+                buckets[at ^ 1][4..].copy_from_slice(&old[4..]);
             }
-            self.used += usize::from(moved[5] == 0);
-            lines[at][4..].copy_from_slice(&moved[..4]);
+            self.used += usize::from(old[5] == 0);
+            buckets[at][4..].copy_from_slice(&old[..4]);
         }
-        lines[at][..4].copy_from_slice(&entry);
+        buckets[at][..4].copy_from_slice(&entry);
     }
 
     #[cold]
     fn grow(&mut self) {
-        let mut larger = Self::with_lines((self.line_bits + 2).min(self.max_line_bits), self.max_line_bits);
-        for line in self.lines() {
-            // The older first, so that the order stays.
-            for entry in line.as_chunks::<4>().0.iter().rev().filter(|entry| entry[1] != 0) {
+        let mut larger = Self::with_buckets((self.bucket_bits + 2).min(self.max_bucket_bits), self.max_bucket_bits);
+        for bucket in self.buckets() {
+            // The older entry first, so that the order is preserved.
+            for entry in bucket.as_chunks::<4>().0.iter().rev().filter(|entry| entry[1] != 0) {
                 larger.insert(hash_short([entry[0], entry[1]]), *entry);
             }
         }
@@ -106,12 +109,12 @@ impl ShortTable {
     }
 }
 
-/// Returns the entry of a line that has this key, if there is one, else another.
+/// Returns the entry of a bucket with this key if there is one, otherwise the other entry.
 #[inline(always)]
-pub(super) fn find(line: &Line, key: ShortKey) -> Entry {
-    // Which of the two cannot be foreseen: no branch may depend on it.
-    let second = usize::from((line[0] ^ key[0]) | (line[1] ^ key[1]) != 0) * 4;
-    [line[second], line[second + 1], line[second + 2], line[second + 3]]
+pub(super) fn find(bucket: &Bucket, key: InlineKey) -> Entry {
+    // Which of the two it is cannot be predicted, so there is no branch on it.
+    let second = usize::from((bucket[0] ^ key[0]) | (bucket[1] ^ key[1]) != 0) * 4;
+    [bucket[second], bucket[second + 1], bucket[second + 2], bucket[second + 3]]
 }
 
 pub(super) fn unpack_ids(entry: Entry) -> ShortIds {

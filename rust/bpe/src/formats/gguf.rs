@@ -1,12 +1,12 @@
-//! The tokenizers in the metadata of GGUF files, which encode as llama.cpp does.
+//! The tokenizers in the metadata of GGUF files, with the ids of llama.cpp.
 
 use hashbrown::HashSet;
 
-use super::huggingface::spaces::{require_space, words_or_whole};
-use super::sentencepiece::{Piece, PieceKind, byte_of};
-use crate::byte_alphabet::to_bytes;
+use super::sentencepiece::{require_space, words_or_whole};
+use crate::byte_alphabet::{byte_of, to_bytes};
 use crate::normalize::SPACE;
-use crate::{AddedToken, Error, Pieces, Pretokenizer, Result, SpacePrefix, Spaces, Tokenizer, Vocab};
+use crate::sentencepiece::{Piece, PieceKind};
+use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 /// Lines, and the line breaks between them.
 const LINES: &str = r"[^\n]+|\n+";
@@ -14,13 +14,14 @@ const LINES: &str = r"[^\n]+|\n+";
 impl Tokenizer {
     /// Returns the byte-level tokenizer of a GGUF file.
     ///
-    /// `tokens` are written in GPT-2's byte alphabet and have their place as id; what is written in other characters
-    /// never comes of text. `merges` are pairs of ids, best first. `patterns` split one after another. `added` tokens
-    /// are matched before the text is split; they are ordinary tokens, too, only where a merge names them.
+    /// `tokens` are in GPT-2's byte alphabet, and their ids are their indices; text never becomes a token with other
+    /// characters. `merges` are pairs of ids by rank. Each of the `patterns` splits the pieces of the one before.
+    /// `added` tokens match before the text is split; they are also ordinary tokens if a merge names them.
     ///
     /// # Errors
-    /// [`Error::Format`] if a merge names an added token that stands for other bytes than its text has, or if merges make
-    /// a special token of its own text; as [`Vocab::from_merges`], [`Pretokenizer::new`] and [`Tokenizer::new`].
+    /// [`Error::Format`] if a merge names an added token whose bytes in the byte alphabet are not its text, or if
+    /// merges turn the text of a special token into it; as [`Vocab::from_merges`], [`Pretokenizer::new`] and
+    /// [`Tokenizer::new`].
     ///
     /// # Source
     /// `src/llama-vocab.cpp` of llama.cpp.
@@ -49,14 +50,14 @@ impl Tokenizer {
                 merged.push((content.clone(), *id));
             }
         }
-        let (mut ordinary, mut silent) = (Vec::with_capacity(tokens.len()), Vec::new());
+        let (mut ordinary, mut decode_only) = (Vec::with_capacity(tokens.len()), Vec::new());
         for (token, id) in tokens.iter().zip(0u32..).filter(|(_, id)| !apart.contains(id)) {
             match to_bytes(token) {
                 Some(bytes) => ordinary.push((bytes, id)),
-                None => silent.push((token.as_bytes().to_vec(), id)),
+                None => decode_only.push((token.as_bytes().to_vec(), id)),
             }
         }
-        let vocab = Vocab::from_merges_and_silent(ordinary, silent, merges, ignore_merges)?;
+        let vocab = Vocab::from_merges_and_decode_only(ordinary, decode_only, merges, ignore_merges)?;
         let steps = patterns.iter().map(|pattern| Pretokenizer::new(pattern)).collect::<Result<_>>()?;
         let tokenizer = Self::new(vocab, Pretokenizer::sequence(steps)?, added, false)?;
         for (content, id) in merged {
@@ -67,11 +68,10 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Returns the tokenizer of a GGUF file that holds a SentencePiece vocabulary.
+    /// Returns the tokenizer of a GGUF file with a SentencePiece vocabulary.
     ///
-    /// It is that of [`Tokenizer::from_pieces`], but for the `added` tokens: they are matched before everything else,
-    /// and where `prefix` is set, a space is put before the text that follows one. Pieces of the kind `Control` take no
-    /// part in merging.
+    /// It is the tokenizer of [`Tokenizer::from_pieces`] with `added` tokens, which match before everything else. With
+    /// `prefix`, a space is added before the text after an added token. Control pieces take no part in merges.
     ///
     /// # Errors
     /// As [`Tokenizer::from_pieces`] and [`Tokenizer::new`].
@@ -88,26 +88,26 @@ impl Tokenizer {
         Ok(whole.encoding_as(&merging))
     }
 
-    /// Returns the tokenizer of a GGUF file that holds a vocabulary over characters and the list of its merges.
+    /// Returns the tokenizer of a GGUF file with a vocabulary over characters and a list of merges.
     ///
-    /// Bytes stand in for unknown characters. `pieces` have their place as id, and their scores mean nothing; those of
-    /// the kind `Control` take no part in merging. Lines and the line breaks between them are merged apart.
+    /// Unknown characters become their bytes. The ids of `pieces` are their indices; scores are ignored, and control
+    /// pieces take no part in merges. Lines and the line breaks between them merge separately.
     ///
     /// # Errors
-    /// [`Error::Format`] if several line breaks are a token that merges do not make: it is one of the few that llama.cpp
-    /// looks up whole. As [`Vocab::from_piece_merges`] and [`Tokenizer::new`].
+    /// [`Error::Format`] if merges do not reach a token of several line breaks, which llama.cpp looks up as a whole. As
+    /// [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
     ///
     /// # Source
     /// `LLAMA_VOCAB_PRE_TYPE_GEMMA4` in `src/llama-vocab.cpp` of llama.cpp.
     pub fn from_gguf_characters(pieces: Vec<Piece>, merges: Vec<(u32, u32)>, added: Vec<AddedToken>) -> Result<Self> {
-        let (mut sorted, mut bytes) = (Pieces::default(), [None; 256]);
+        let (mut sorted, mut bytes) = (SentencePieceTokens::default(), [None; 256]);
         for (Piece { text, kind, .. }, id) in pieces.into_iter().zip(0u32..) {
             let spaced = text.replace(SPACE, " ").into_bytes();
             match (kind, byte_of(&text)) {
                 (PieceKind::Control, _) => {}
                 (PieceKind::Byte, Some(byte)) => bytes[usize::from(byte)] = Some(id),
-                // Spaces are `▁` before tokens are looked for.
-                _ if text.contains(' ') => sorted.silent.push((spaced, id)),
+                // Spaces become `▁` before merging, so text never becomes this token.
+                _ if text.contains(' ') => sorted.decode_only.push((spaced, id)),
                 _ => sorted.merged.push((spaced, id)),
             }
         }
@@ -116,7 +116,7 @@ impl Tokenizer {
         let is_breaks = |bytes: &[u8]| bytes.iter().all(|&byte| byte == b'\n');
         let mixes = sorted.merged.iter().any(|(bytes, _)| bytes.contains(&b'\n') && !is_breaks(bytes));
         let pretokenizer = if mixes { Pretokenizer::new(LINES)? } else { words_or_whole(&sorted.merged)? };
-        let vocab = Vocab::from_piece_merges(&sorted, merges, false)?;
+        let vocab = Vocab::from_sentencepiece_merges(&sorted, merges, false)?;
         if !vocab.merges_reach_all(is_breaks)? {
             return Err(Error::Format("several line breaks are a token that merges do not make".to_owned()));
         }
@@ -145,13 +145,13 @@ mod tests {
         assert_eq!(tokenizer.decode_bytes(&[4]).ok(), Some("語".as_bytes().to_vec()));
         let saved = tokenizer.to_huggingface().expect("JSON");
         let read = Tokenizer::from_huggingface(saved.as_bytes()).expect("a tokenizer");
-        // `tokenizers` leaves out what no token stands for.
+        // `tokenizers` drops unknown characters.
         assert_eq!(read.encode_ordinary("語").ok(), Some(Vec::new()));
         assert_eq!(read.decode_bytes(&[4, 2]).ok(), Some("語ab".as_bytes().to_vec()));
     }
 
     #[test]
-    fn merges_do_not_make_special_tokens() {
+    fn merges_do_not_result_in_special_tokens() {
         let error = build(vec![AddedToken::special("ab", 2)]).expect_err("a merge makes it");
         assert!(error.to_string().contains("merges make the special token 2"), "{error}");
         let apart = ["a(?=b)".to_owned()];

@@ -1,10 +1,10 @@
-//! The wire format of protocol buffers, as much as reading a `tokenizer.model` needs.
+//! The wire format of protocol buffers, as far as a `tokenizer.model` uses it.
 //!
-//! Nothing is copied and no length is believed: every field is a slice of the message it stands in.
+//! Fields are slices of their message, without copies; lengths are checked.
 
 use crate::{Error, Result};
 
-/// What a field holds.
+/// The value of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value<'a> {
     /// An integer, a boolean or an enumeration.
@@ -15,7 +15,7 @@ pub(super) enum Value<'a> {
     Fixed32(u32),
 }
 
-/// The fields of a message, in the order they stand in it.
+/// The fields of a message, in order.
 pub(super) struct Fields<'a> {
     message: &'a [u8],
     at: usize,
@@ -29,10 +29,10 @@ impl<'a> Fields<'a> {
     /// Returns the number and the value of the next field, or `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Format`] if the message ends within it, or it is none.
+    /// [`Error::Format`] if the message ends within the field, or the field is invalid.
     ///
     /// # Source
-    /// <https://protobuf.dev/programming-guides/encoding>. Groups, which no current file holds, are not read.
+    /// <https://protobuf.dev/programming-guides/encoding>. Groups, which are deprecated, are not supported.
     pub(super) fn next_field(&mut self) -> Result<Option<(u64, Value<'a>)>> {
         if self.at == self.message.len() {
             return Ok(None);
@@ -88,7 +88,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A message that is being written.
+/// A message to write.
 #[derive(Debug, Default)]
 pub(super) struct Message(Vec<u8>);
 
@@ -98,22 +98,22 @@ impl Message {
     }
 
     pub(super) fn varint(&mut self, field: u64, value: u64) {
-        self.number(field << 3);
-        self.number(value);
+        self.put_varint(field << 3);
+        self.put_varint(value);
     }
 
     pub(super) fn fixed32(&mut self, field: u64, value: u32) {
-        self.number(field << 3 | 5);
+        self.put_varint(field << 3 | 5);
         self.0.extend(value.to_le_bytes());
     }
 
     pub(super) fn bytes(&mut self, field: u64, value: &[u8]) {
-        self.number(field << 3 | 2);
-        self.number(value.len() as u64);
+        self.put_varint(field << 3 | 2);
+        self.put_varint(value.len() as u64);
         self.0.extend_from_slice(value);
     }
 
-    fn number(&mut self, mut value: u64) {
+    fn put_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
             value >>= 7;
@@ -158,7 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(number in 1u64..1 << 29, value: u64, bits: u32, text in ".*") {
+        fn round_trips(number in 1u64..1 << 29, value: u64, bits: u32, text in ".*") {
             let mut message = Message::default();
             message.varint(number, value);
             message.fixed32(number, bits);
@@ -171,7 +171,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_end_in_fields_or_an_error(message in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn random_bytes_end_in_fields_or_an_error(message in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut fields = Fields::new(&message);
             let mut count = 0;
             while let Ok(Some(_)) = fields.next_field() {

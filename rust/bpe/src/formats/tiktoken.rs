@@ -1,4 +1,4 @@
-//! `.tiktoken` files, and Llama 3's `tokenizer.model`: a line a token, its bytes in base64, a space, its rank.
+//! `.tiktoken` files, and Llama 3's `tokenizer.model`: each line is a token in base64, a space, and its rank.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -13,8 +13,8 @@ impl Tokenizer {
     /// Returns the text of a `.tiktoken` file that holds this tokenizer's vocabulary.
     ///
     /// # Errors
-    /// As [`Vocab::to_tiktoken`]; and [`Error::InvalidArgument`] naming what tiktoken has no place for: normalization, a
-    /// post-processor, or added tokens that are more than special.
+    /// As [`Vocab::to_tiktoken`]; [`Error::InvalidArgument`] naming what the format cannot express: normalization, a
+    /// post-processor, or added tokens with flags other than `special`.
     pub fn to_tiktoken(&self) -> Result<String> {
         let more = |token: &&AddedToken| {
             !token.special || token.single_word || token.lstrip || token.rstrip || token.normalized
@@ -37,64 +37,66 @@ impl Tokenizer {
 }
 
 impl Vocab {
-    /// Returns the vocabulary in the text of a `.tiktoken` file.
+    /// Returns the vocabulary of the text of a `.tiktoken` file.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the line that is not `base64 rank`; [`Error::InvalidArgument`] as [`Vocab::from_ranks`].
+    /// [`Error::Format`] naming the line that is not `base64 rank`; [`Error::InvalidArgument`] as
+    /// [`Vocab::from_ranks`].
     ///
     /// # Source
     /// `tiktoken.load.load_tiktoken_bpe` reads the same.
     pub fn from_tiktoken(text: &[u8]) -> Result<Self> {
-        // All tokens' bytes, and where each lies in them.
+        // The concatenated tokens, and the range of each.
         let mut arena = Vec::with_capacity(text.len() / 2);
-        let mut places: Vec<(Range<usize>, u32)> = Vec::with_capacity(text.len() / 12);
+        let mut tokens: Vec<(Range<usize>, u32)> = Vec::with_capacity(text.len() / 12);
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
             let line = line.trim_ascii();
             if line.is_empty() {
                 continue;
             }
-            let place = parse_line(line, &mut arena).ok_or_else(|| {
+            let token = parse_line(line, &mut arena).ok_or_else(|| {
                 let shown = String::from_utf8_lossy(&line[..line.len().min(40)]);
                 Error::Format(format!(
                     "line {}: expected a token in base64, a space and its rank, got {shown:?}",
                     number + 1
                 ))
             })?;
-            places.push(place);
+            tokens.push(token);
         }
-        if places.is_empty() {
+        if tokens.is_empty() {
             return Err(Error::Format(
                 "no token in it: expected lines of a token in base64, a space and its rank".to_owned(),
             ));
         }
-        if !text.ends_with(b"\n") && places.len() > 1 {
-            // Written by line: a last line without its end may have lost digits, and so read as another rank.
-            let mut seen: Vec<u32> = places.iter().map(|&(_, rank)| rank).collect();
+        if !text.ends_with(b"\n") && tokens.len() > 1 {
+            // A last line without a line end can be truncated within its rank.
+            let mut seen: Vec<u32> = tokens.iter().map(|&(_, rank)| rank).collect();
             seen.sort_unstable();
-            let last = places[places.len() - 1].1;
+            let last = tokens[tokens.len() - 1].1;
             if seen.windows(2).any(|pair| pair[0] == pair[1]) || last != seen[seen.len() - 1] {
                 return Err(Error::Format(format!(
                     "the file ends in the middle of line {}: it is truncated",
-                    places.len()
+                    tokens.len()
                 )));
             }
         }
-        Self::from_ranks(places.into_iter().map(|(place, rank)| (&arena[place], rank)).collect())
+        Self::from_ranks(tokens.into_iter().map(|(range, rank)| (&arena[range], rank)).collect())
     }
 
-    /// Returns the vocabulary in a `.tiktoken` file.
+    /// Returns the vocabulary of a `.tiktoken` file.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read; else as [`Vocab::from_tiktoken`], naming the file.
     pub fn from_tiktoken_file(path: &Path) -> Result<Self> {
-        Self::from_tiktoken(&super::read(path)?).map_err(|error| Error::Format(format!("{}: {error}", path.display())))
+        let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Self::from_tiktoken(&text).map_err(|error| Error::Format(format!("{}: {error}", path.display())))
     }
 
     /// Returns the text of a `.tiktoken` file that holds this vocabulary.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges in another
-    /// order than their results' ids, or tokens that merges do not reach.
+    /// [`Error::InvalidArgument`] if the ids are not the ranks, so that the file would give other ids: merges whose
+    /// order is not that of their results' ids, or tokens that merges do not reach.
     pub fn to_tiktoken(&self) -> Result<String> {
         if self.byte_fallback().is_some() || !self.ids_are_ranks()? {
             return Err(Error::InvalidArgument(
@@ -111,7 +113,7 @@ impl Vocab {
         Ok(text)
     }
 
-    /// Returns whether a vocabulary made of the same tokens by rank would encode alike.
+    /// Returns whether a vocabulary of the same tokens by rank gives the same ids.
     fn ids_are_ranks(&self) -> Result<bool> {
         let by_rank = Self::from_ranks(self.tokens().collect())?;
         let whole_piece_alike = self.whole_piece_first() || by_rank.merges().len() + 256 >= by_rank.len();
@@ -119,11 +121,11 @@ impl Vocab {
     }
 }
 
-/// Appends the token of a line to `arena`, and returns where it lies there, and its rank.
+/// Appends the token of a line to `arena`, and returns its range there and its rank.
 fn parse_line(line: &[u8], arena: &mut Vec<u8>) -> Option<(Range<usize>, u32)> {
     let (token, digits) = line.split_at(memchr::memchr(b' ', line)?);
     let digits = digits.trim_ascii();
-    // Ten digits at most, and no sign, which `parse` would take.
+    // At most ten digits, and no sign, which `parse` would accept.
     if token.is_empty() || digits.is_empty() || digits.len() > 10 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

@@ -1,54 +1,53 @@
-//! Up to 64 bytes merge in arrays on the stack, and several such windows side by side.
+//! Windows of up to 64 bytes, merged in arrays on the stack; a longer segment is several overlapping windows.
 //!
-//! A merge waits for the look-up of the merge before it, most of its time for memory. While one window waits, others work.
+//! A merge depends on the look-up of the merge before it, which mostly waits for memory. So up to 12 windows are merged in
+//! an interleaved way: their look-ups overlap.
 
-use super::byte_id;
 use crate::Result;
-use crate::pairs::{ID_BOUND, NO_RANK, Query};
 #[cfg(target_arch = "x86_64")]
-use crate::search::{Avx2, Avx512};
-use crate::search::{KEYS, Portable, Search};
-use crate::vocab::{NO_ID, Vocab};
+use crate::vocab::{Avx2, Avx512};
+use crate::vocab::{ID_BOUND, KEYS, NO_ID, NO_RANK, Portable, Query, SimdSearch, Vocab};
 
-/// How many bytes a window has at most.
+/// The bytes of a window.
 pub(super) const WIDTH: usize = KEYS;
 
-/// How many bytes two neighbouring windows share.
+/// The bytes that two neighbouring windows share.
 const OVERLAP: usize = 12;
 
-/// How many windows are merged side by side.
+/// The most windows of a segment.
 const WINDOWS: usize = 12;
 
 const STRIDE: usize = WIDTH - OVERLAP;
 
-/// The most bytes that windows side by side cover.
+/// The most bytes of a segment.
 pub(super) const SPAN: usize = STRIDE * WINDOWS + OVERLAP;
 
-/// Every symbol stays where its first byte is: the key of a pair is its rank and, below it, the place of its left
-/// symbol, so that the smallest key is the leftmost pair of the best rank.
+/// A symbol is stored at the place of its first byte. The key of a pair is its rank and, in the low bits, the place of its
+/// left symbol, so the smallest key is the leftmost pair of the best rank.
 const PLACE_BITS: u32 = WIDTH.ilog2();
 const NO_PAIR: i32 = (NO_RANK << PLACE_BITS) as i32;
 
 struct Window {
-    /// At [`WIDTH`] stands for the neighbour that the first and the last symbol do not have.
+    /// The entry at [`WIDTH`] is the missing neighbour of the first and the last symbol.
     ids: [u32; WIDTH + 1],
     keys: [i32; WIDTH],
-    /// A bit for each place that holds a symbol.
+    /// One bit for each place that holds a symbol.
     places: u64,
-    asked: [Asked; 2],
+    /// The look-ups of the pairs that the last merge created.
+    pending: [Pending; 2],
 }
 
-/// Which pair's rank is asked for, and the place of its left symbol.
+/// A look-up in progress, and the place of the pair's left symbol.
 #[derive(Clone, Copy)]
-struct Asked {
+struct Pending {
     place: usize,
     query: Query,
 }
 
-impl Asked {
+impl Pending {
     #[inline(always)]
     fn new(vocab: &Vocab, place: usize, pair: (u32, u32)) -> Self {
-        Self { place, query: vocab.pairs().ask(pair) }
+        Self { place, query: vocab.pair_table().prefetch(pair) }
     }
 }
 
@@ -57,10 +56,10 @@ impl Window {
         ids: [NO_ID; WIDTH + 1],
         keys: [NO_PAIR; WIDTH],
         places: 0,
-        asked: [Asked { place: 0, query: Query::NONE }; 2],
+        pending: [Pending { place: 0, query: Query::NONE }; 2],
     };
 
-    /// Takes the bytes of a piece, 1 to [`WIDTH`] of them; the window must be empty.
+    /// Fills the empty window with the bytes of a piece, 1 to [`WIDTH`] of them.
     #[inline(always)]
     fn fill(&mut self, vocab: &Vocab, piece: &[u8]) -> Result<()> {
         let mut all = 0;
@@ -71,18 +70,18 @@ impl Window {
             *pair = key(vocab.byte_rank(left, right), place);
         }
         let last = piece.len() - 1;
-        self.ids[last] = byte_id(vocab, piece[last])?;
+        self.ids[last] = vocab.require_byte(piece[last])?;
         if all >= ID_BOUND {
-            // Some byte has no id.
-            piece.iter().try_for_each(|&byte| byte_id(vocab, byte).map(drop))?;
+            // A byte has no id: find and report it.
+            piece.iter().try_for_each(|&byte| vocab.require_byte(byte).map(drop))?;
         }
         self.places = u64::MAX >> (WIDTH - piece.len());
         Ok(())
     }
 
-    /// Merges the pair of the smallest key, the leftmost of the best rank, and asks for the new ranks; returns whether there was one.
+    /// Merges the pair of the smallest key and starts to look up the two new pairs. Returns whether there was a pair.
     ///
-    /// [`Window::answer`] must follow.
+    /// [`Window::set_ranks`] must follow.
     #[inline(always)]
     fn merge(&mut self, vocab: &Vocab, best: i32) -> bool {
         if best >= NO_PAIR {
@@ -96,23 +95,23 @@ impl Window {
         self.keys[behind.trailing_zeros() as usize % WIDTH] = NO_PAIR;
         let behind = behind & behind.wrapping_sub(1);
         let before = self.places & ((1 << at) - 1);
-        // Where no bit is set, [`WIDTH`] zeros trail.
+        // Without a set bit there are [`WIDTH`] trailing zeros.
         let next = behind.trailing_zeros() as usize;
         let previous = if before == 0 { WIDTH } else { before.ilog2() as usize };
-        self.asked = [
-            Asked::new(vocab, previous, (self.ids[previous], merged)),
-            Asked::new(vocab, at, (merged, self.ids[next])),
+        self.pending = [
+            Pending::new(vocab, previous, (self.ids[previous], merged)),
+            Pending::new(vocab, at, (merged, self.ids[next])),
         ];
         true
     }
 
-    /// Takes the answers to what [`Window::merge`] asked.
+    /// Stores the ranks that [`Window::merge`] started to look up.
     #[inline(always)]
-    fn answer(&mut self, search: impl Search, vocab: &Vocab) {
-        for asked in self.asked {
-            let rank = vocab.pairs().look_up(search, asked.query);
-            if let Some(answer) = self.keys.get_mut(asked.place) {
-                *answer = key(rank, asked.place);
+    fn set_ranks(&mut self, search: impl SimdSearch, vocab: &Vocab) {
+        for pending in self.pending {
+            let rank = vocab.pair_table().look_up(search, pending.query);
+            if let Some(entry) = self.keys.get_mut(pending.place) {
+                *entry = key(rank, pending.place);
             }
         }
     }
@@ -128,8 +127,8 @@ impl Window {
         }));
     }
 
-    /// Drops all symbols but the first that end behind `limit`, and returns where the last that is left ends.
-    fn cut(&mut self, limit: usize, length: usize) -> usize {
+    /// Drops the symbols that end after `limit`, except the first symbol, and returns the end of the last one left.
+    fn truncate(&mut self, limit: usize, length: usize) -> usize {
         let later = self.places & (self.places - 1);
         let within = later & (u64::MAX >> (WIDTH - 1 - limit));
         let end = if within != 0 { within.ilog2() as usize } else { (later.trailing_zeros() as usize).min(length) };
@@ -143,11 +142,14 @@ fn key(rank: u32, place: usize) -> i32 {
     (rank << PLACE_BITS) as i32 | place as i32
 }
 
-/// Appends the ids of a beginning of `piece`, which is not empty, and returns how many bytes they encode.
+/// Appends the ids of a prefix of `piece`, which is not empty, and returns the length of that prefix.
 ///
-/// Up to [`WIDTH`] bytes are encoded whole. Of a longer piece the ids depend on no more than [`SPAN`] bytes; those of the whole
-/// piece may begin otherwise.
-pub(super) fn merge_beginning(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+/// Up to [`WIDTH`] bytes are encoded whole. For a longer piece the ids depend on its first [`SPAN`] bytes alone; the encoding
+/// of the whole piece may begin with other ids.
+///
+/// # Errors
+/// As [`Merger::merge`](super::Merger::merge).
+pub(super) fn merge_prefix(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx512f,avx2,bmi1,bmi2,lzcnt,popcnt")]
@@ -171,24 +173,26 @@ pub(super) fn merge_beginning(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -
 }
 
 #[inline(always)]
-fn merge(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+fn merge(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     if piece.len() > WIDTH {
-        return merge_side_by_side(search, vocab, piece, out);
+        return merge_overlapping(search, vocab, piece, out);
     }
     let mut window = Window::EMPTY;
     window.fill(vocab, piece)?;
     while window.merge(vocab, search.smallest(&window.keys)) {
-        window.answer(search, vocab);
+        window.set_ranks(search, vocab);
     }
     window.push(out);
     Ok(piece.len())
 }
 
-/// Neighbouring tokens of an encoding are encoded alike without what surrounds them, and tokens of which all neighbours
-/// are so are an encoding. Two windows are therefore joined at a token that both hold: what stands before it in one, and
-/// behind it in the other, does not merge with it.
+/// Merges overlapping windows and concatenates them at tokens that two neighbouring windows share.
+///
+/// Any sequence of adjacent tokens of an encoding is the encoding of its own bytes, and tokens whose adjacent pairs all are
+/// encodings form an encoding. So at a shared token, the tokens before it in the left window and those after it in the right
+/// window form an encoding.
 #[inline(always)]
-fn merge_side_by_side(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
+fn merge_overlapping(search: impl SimdSearch, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     let mut windows = [Window::EMPTY; WINDOWS];
     let length = piece.len().min(SPAN);
     let count = (length - OVERLAP).div_ceil(STRIDE);
@@ -207,10 +211,10 @@ fn merge_side_by_side(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mu
             is_merging |= window.merge(vocab, best);
         }
         for window in &mut *windows {
-            window.answer(search, vocab);
+            window.set_ranks(search, vocab);
         }
     }
-    // Drop what the next window says better, and from that what this one does, until two do not agree.
+    // Keep the left window up to the shared token and the right one from it on; stop where two windows share none.
     let mut last = 0;
     while last + 1 < count {
         let (before, after) = windows.split_at_mut(last + 1);
@@ -222,8 +226,8 @@ fn merge_side_by_side(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mu
     }
     let (start, mut end) = (last * STRIDE, length.min(last * STRIDE + WIDTH));
     if end < piece.len() {
-        // The last bytes may yet merge with what follows.
-        end = start + windows[last].cut(end - start - OVERLAP, end - start);
+        // The last bytes may merge with the bytes after the segment.
+        end = start + windows[last].truncate(end - start - OVERLAP, end - start);
     }
     for window in &windows[..=last] {
         window.push(out);
@@ -231,10 +235,10 @@ fn merge_side_by_side(search: impl Search, vocab: &Vocab, piece: &[u8], out: &mu
     Ok(end)
 }
 
-/// Returns the place in `right` of the first token that both windows hold.
+/// Returns the place in `right` of the first token that both windows share.
 #[inline(always)]
 fn shared_token(left: &Window, right: &Window) -> Option<usize> {
-    // A place is where the token before ends, too. `left` ends where the overlap does, `right` later.
+    // A place is also the end of the token before it. `left` ends with the overlap, `right` later.
     let left_places = left.places >> STRIDE | 1 << OVERLAP;
     let mut shared = left.places >> STRIDE & right.places;
     while shared != 0 {

@@ -1,4 +1,4 @@
-//! The components of a `tokenizer.json`, as the file spells them. Unknown components and unknown fields are refused.
+//! The components of a `tokenizer.json`. Unknown components and unknown fields are refused.
 //!
 //! Source: the serialization of Hugging Face `tokenizers` 0.23.
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::model::ModelOptions;
 use crate::{Error, Result};
 
-/// Changes text before anything else; offsets stay those of the original text.
+/// Normalizes text; offsets remain those of the original text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 #[allow(clippy::upper_case_acronyms, reason = "the names of Unicode's normal forms")]
@@ -35,7 +35,7 @@ pub(crate) enum Normalizer {
         prepend: String,
     },
     Precompiled {
-        /// Base64 of SentencePiece's table of replacements.
+        /// SentencePiece's compiled rules for characters, in base64.
         precompiled_charsmap: String,
     },
     #[serde(rename = "BertNormalizer")]
@@ -50,18 +50,18 @@ pub(crate) enum Normalizer {
     },
 }
 
-/// What a `Split` or a `Replace` looks for.
+/// The pattern of a `Split` or a `Replace`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Pattern {
-    /// Text as it stands.
+    /// Literal text.
     String(String),
-    /// A regex as Oniguruma reads it.
+    /// A regex of Oniguruma.
     Regex(String),
-    /// A regex as `fancy-regex` reads it: never in a file of others, only in what a tokenizer is pickled as.
+    /// A regex of `fancy-regex`: only in a pickled tokenizer.
     FancyRegex(String),
 }
 
-/// What becomes of the matches of a pattern.
+/// What happens to the matches of a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) enum Behavior {
     Removed,
@@ -72,7 +72,7 @@ pub(crate) enum Behavior {
     Contiguous,
 }
 
-/// When `Metaspace` puts its replacement before a text.
+/// When `Metaspace` prepends its replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PrependScheme {
@@ -81,7 +81,7 @@ pub(crate) enum PrependScheme {
     Always,
 }
 
-/// Cuts text into the pre-tokens that byte-pair encoding treats one by one.
+/// Splits text into pre-tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 pub(crate) enum PreTokenizer {
@@ -151,7 +151,7 @@ struct MetaspaceFields {
     add_prefix_space: Option<bool>,
     prepend_scheme: Option<PrependScheme>,
     split: Option<bool>,
-    /// The replacement once more, in older files.
+    /// In older files: the replacement again.
     #[serde(rename = "str_rep")]
     _str_rep: Option<String>,
 }
@@ -168,7 +168,7 @@ impl TryFrom<MetaspaceFields> for Metaspace {
     }
 }
 
-/// Puts special tokens around one text or two.
+/// Adds special tokens to one text or a pair.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 pub(crate) enum PostProcessor {
@@ -193,7 +193,7 @@ pub(crate) enum PostProcessor {
     },
 }
 
-/// A place in a template.
+/// An item of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TemplateItem {
     #[serde(rename = "Sequence")]
@@ -207,14 +207,14 @@ pub(crate) enum TemplateItem {
     },
 }
 
-/// The first text of a pair, or the second.
+/// The first or the second text of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TemplateText {
     A,
     B,
 }
 
-/// What a name in a template stands for: usually one token.
+/// The tokens of a name in a template: usually one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TemplateToken {
@@ -223,7 +223,7 @@ pub(crate) struct TemplateToken {
     pub(crate) tokens: Vec<String>,
 }
 
-/// Makes text of tokens.
+/// Decodes tokens to text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
 pub(crate) enum Decoder {
@@ -253,7 +253,7 @@ pub(crate) enum Decoder {
     },
 }
 
-/// How texts are cut to a length.
+/// How texts are truncated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Truncation {
@@ -264,7 +264,7 @@ pub(crate) struct Truncation {
     pub(crate) stride: usize,
 }
 
-/// At which side something is cut or filled up.
+/// The side on which texts are truncated or padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) enum Direction {
     Left,
@@ -272,7 +272,7 @@ pub(crate) enum Direction {
     Right,
 }
 
-/// Which text of a pair is cut.
+/// Which text of a pair is truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TruncationStrategy {
     LongestFirst,
@@ -280,7 +280,7 @@ pub(crate) enum TruncationStrategy {
     OnlySecond,
 }
 
-/// How texts are filled up to a length.
+/// How texts are padded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Padding {
@@ -292,14 +292,14 @@ pub(crate) struct Padding {
     pub(crate) pad_token: String,
 }
 
-/// To which length texts are filled up.
+/// The length to which texts are padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum PaddingStrategy {
     BatchLongest,
     Fixed(usize),
 }
 
-/// The parts of a `tokenizer.json` that say how text becomes tokens, and tokens text.
+/// The components of a `tokenizer.json`, except for the post-processor.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Components {
     pub(crate) normalizer: Option<Normalizer>,
@@ -322,7 +322,7 @@ pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> R
         .map_err(|error| Error::Format(format!("tokenizer.json: {field} is {shown}: {error}; this is not supported")))
 }
 
-/// Refuses an empty text to prepend: `tokenizers` 0.23 panics on it, or drops a part of what it encodes.
+/// Refuses an empty text to prepend: `tokenizers` 0.23 panics, or drops a part of the text.
 fn not_empty<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<String, D::Error> {
     let text = String::deserialize(value)?;
     if text.is_empty() { Err(D::Error::custom("prepend is empty; expected text")) } else { Ok(text) }
@@ -336,7 +336,7 @@ fn shortened(text: &str) -> String {
 }
 
 impl Components {
-    /// The first regex in it that `fancy-regex` is to read.
+    /// Returns the first regex for `fancy-regex`.
     pub(crate) fn fancy_regex(&self) -> Option<&str> {
         let normalizers = self.normalizer.iter().flat_map(Normalizer::steps).filter_map(|step| match step {
             Normalizer::Replace { pattern, .. } => Some(pattern),
@@ -356,7 +356,7 @@ impl Components {
 }
 
 impl PreTokenizer {
-    /// The steps, nested sequences laid flat: each is applied to what the one before left.
+    /// Returns the steps in order, with nested sequences flattened.
     pub(crate) fn steps(&self) -> Vec<&Self> {
         match self {
             Self::Sequence { pretokenizers } => pretokenizers.iter().flat_map(Self::steps).collect(),
@@ -366,7 +366,7 @@ impl PreTokenizer {
 }
 
 impl Normalizer {
-    /// The steps, nested sequences laid flat.
+    /// Returns the steps in order, with nested sequences flattened.
     pub(crate) fn steps(&self) -> Vec<&Self> {
         match self {
             Self::Sequence { normalizers } => normalizers.iter().flat_map(Self::steps).collect(),
@@ -376,7 +376,7 @@ impl Normalizer {
 }
 
 impl Decoder {
-    /// The steps, nested sequences laid flat.
+    /// Returns the steps in order, with nested sequences flattened.
     pub(crate) fn steps(&self) -> Vec<&Self> {
         match self {
             Self::Sequence { decoders } => decoders.iter().flat_map(Self::steps).collect(),
@@ -386,7 +386,7 @@ impl Decoder {
 }
 
 impl PostProcessor {
-    /// The steps, nested sequences laid flat.
+    /// Returns the steps in order, with nested sequences flattened.
     pub(crate) fn steps(&self) -> Vec<&Self> {
         match self {
             Self::Sequence { processors } => processors.iter().flat_map(Self::steps).collect(),

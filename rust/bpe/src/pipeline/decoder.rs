@@ -1,12 +1,12 @@
-//! Decoders, compiled and applied: tokens to text.
+//! Decoders: tokens to text.
 
 use super::components::{Decoder, Metaspace, PrependScheme};
 use super::search::Search;
 use crate::Result;
-use crate::batch::Pause;
 use crate::byte_alphabet::to_bytes;
+use crate::interrupt::Interrupt;
 
-/// The steps of a decoder, ready to run; without one, tokens are joined by spaces.
+/// The compiled steps of a decoder. Without a decoder, tokens are joined by spaces.
 #[derive(Debug)]
 pub(super) struct Decoders(Option<Vec<Step>>);
 
@@ -23,27 +23,29 @@ enum Step {
 }
 
 impl Decoders {
+    /// Returns the steps of a decoder.
+    ///
     /// # Errors
-    /// [`crate::Error::Format`] for a broken regex.
+    /// [`crate::Error::Format`] for an invalid regex.
     pub(super) fn compile(decoder: Option<&Decoder>) -> Result<Self> {
         let compile = |decoder: &Decoder| decoder.steps().into_iter().map(Step::compile).collect::<Result<_>>();
         decoder.map(compile).transpose().map(Self)
     }
 
-    /// Returns whether all it does is to put the bytes of the byte alphabet together.
+    /// Returns whether the decoder only concatenates the bytes of the byte alphabet.
     pub(super) fn is_byte_level(&self) -> bool {
         matches!(self.0.as_deref(), Some([Step::ByteLevel]))
     }
 
-    /// Returns whether the text of tokens goes on from what the last few of those before were decoded to alone.
+    /// Returns whether the text of further tokens can be decoded from the last few tokens only.
     ///
-    /// Not if a step looks at all the text as one token, and may change it by what stands far from its end.
+    /// It cannot if a step processes the whole text as one token, since it can match across any distance.
     pub(super) fn decodes_by_parts(&self) -> bool {
         let steps = self.0.as_deref().unwrap_or_default();
         let joins = |step: &Step| matches!(step, Step::Fuse | Step::ByteLevel);
         let after = steps.iter().skip_while(|step| !joins(step)).skip(1);
         let mut stripped = 0;
-        // A strip takes at most one character: all parts have one. Other steps find in the whole what is in no part.
+        // A strip of at most one character applies to each part alike. Other steps can match across parts.
         after.into_iter().all(|step| match step {
             Step::Fuse | Step::Metaspace(_) => true,
             Step::Strip { start, .. } => {
@@ -54,15 +56,15 @@ impl Decoders {
         })
     }
 
-    /// Returns the bytes that a token stands for within a text.
+    /// Returns the bytes of a token within a text.
     pub(super) fn token_bytes(&self, name: &str) -> Vec<u8> {
         let steps = self.0.iter().flatten();
         steps.fold(name.as_bytes().to_vec(), |token, step| step.apply_inside(token))
     }
 
-    /// Returns whether a token is one byte of a run whose text is not known before the run ends.
+    /// Returns whether a token is one of a run of bytes whose text is unknown before the run ends.
     ///
-    /// Where a run is no UTF-8, each of its bytes becomes U+FFFD, also those that were characters before more came.
+    /// If a run is not UTF-8, each of its bytes becomes U+FFFD, even those of complete characters.
     pub(super) fn is_byte_of_run(&self, name: &str) -> bool {
         let mut token = name.as_bytes().to_vec();
         for step in self.0.iter().flatten() {
@@ -77,11 +79,12 @@ impl Decoders {
     /// Returns the text of tokens.
     ///
     /// # Errors
-    /// What the pause returns; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
-    pub(super) fn decode(&self, mut tokens: Vec<String>, pause: Pause<'_>) -> Result<String> {
+    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its
+    /// bound.
+    pub(super) fn decode(&self, mut tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<String> {
         let Some(steps) = &self.0 else { return Ok(tokens.join(" ")) };
         for step in steps {
-            tokens = step.apply(tokens, pause)?;
+            tokens = step.apply(tokens, interrupt)?;
         }
         Ok(tokens.concat())
     }
@@ -98,11 +101,11 @@ impl Step {
             Decoder::Replace { pattern, content } => Self::Replace(Search::of(pattern)?, content.clone()),
             &Decoder::Strip { content, start, stop } => Self::Strip { content, start, stop },
             Decoder::WordPiece { prefix, cleanup } => Self::WordPiece { prefix: prefix.clone(), cleanup: *cleanup },
-            Decoder::Sequence { .. } => unreachable!("steps lays sequences flat"),
+            Decoder::Sequence { .. } => unreachable!("steps flattens sequences"),
         })
     }
 
-    /// Changes the bytes of a token that others stand around.
+    /// Applies the step to a token that is neither first nor last.
     fn apply_inside(&self, token: Vec<u8>) -> Vec<u8> {
         let Ok(text) = std::str::from_utf8(&token) else { return token };
         match self {
@@ -111,26 +114,26 @@ impl Step {
             Self::Metaspace(metaspace) => text.replace(metaspace.replacement, " ").into_bytes(),
             Self::Bpe { suffix } => text.replace(suffix, " ").into_bytes(),
             Self::Replace(search, content) => {
-                replace(text, search, content, Pause::default()).map_or(token, String::into_bytes)
+                replace(text, search, content, Interrupt::NEVER).map_or(token, String::into_bytes)
             }
             Self::Fuse | Self::Strip { .. } | Self::WordPiece { .. } => token,
         }
     }
 
-    fn apply(&self, mut tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
+    fn apply(&self, mut tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
         match self {
             Self::Bpe { suffix } => {
                 let last = tokens.len().saturating_sub(1);
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     *token = token.replace(suffix, if i == last { "" } else { " " });
                 }
             }
-            Self::ByteFallback => return join_bytes(tokens, pause),
+            Self::ByteFallback => return join_bytes(tokens, interrupt),
             Self::ByteLevel => {
                 let mut bytes = Vec::with_capacity(tokens.len() * 4);
                 for (i, token) in tokens.into_iter().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     bytes.extend(to_bytes(&token).unwrap_or(token.into_bytes()));
                 }
                 return Ok(vec![String::from_utf8_lossy(&bytes).into_owned()]);
@@ -138,26 +141,26 @@ impl Step {
             Self::Fuse => return Ok(vec![tokens.concat()]),
             Self::Metaspace(metaspace) => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     let is_dropped = i == 0 && metaspace.prepend_scheme != PrependScheme::Never;
                     *token = token.replace(metaspace.replacement, if is_dropped { "" } else { " " });
                 }
             }
             Self::Replace(search, content) => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
-                    *token = replace(token, search, content, pause)?;
+                    interrupt.check_at(i)?;
+                    *token = replace(token, search, content, interrupt)?;
                 }
             }
             &Self::Strip { content, start, stop } => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     *token = strip(token, content, start, stop);
                 }
             }
             Self::WordPiece { prefix, cleanup } => {
                 for (i, token) in tokens.iter_mut().enumerate() {
-                    pause.ask_at(i)?;
+                    interrupt.check_at(i)?;
                     if i > 0 {
                         *token = token.strip_prefix(prefix.as_str()).map_or_else(|| format!(" {token}"), str::to_owned);
                     }
@@ -171,17 +174,17 @@ impl Step {
     }
 }
 
-/// Returns the byte that a token such as `<0xE4>` stands for.
+/// Returns the byte of a token such as `<0xE4>`: as in `tokenizers`, digits can be lower case.
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// Makes text of runs of tokens such as `<0xE4>`; each byte of a run that is no UTF-8 becomes U+FFFD.
-fn join_bytes(tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
+/// Decodes runs of tokens such as `<0xE4>`; each byte of a run that is not UTF-8 becomes U+FFFD.
+fn join_bytes(tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
     let mut joined = Vec::with_capacity(tokens.len());
     let mut run = Vec::new();
-    let settle = |run: &mut Vec<u8>, joined: &mut Vec<String>| {
+    let flush = |run: &mut Vec<u8>, joined: &mut Vec<String>| {
         let count = run.len();
         match String::from_utf8(std::mem::take(run)) {
             Ok(text) if text.is_empty() => {}
@@ -189,23 +192,23 @@ fn join_bytes(tokens: Vec<String>, pause: Pause<'_>) -> Result<Vec<String>> {
             Err(_) => joined.extend(std::iter::repeat_n("\u{fffd}".to_owned(), count)),
         }
     };
-    for (turn, token) in tokens.into_iter().enumerate() {
-        pause.ask_at(turn)?;
+    for (index, token) in tokens.into_iter().enumerate() {
+        interrupt.check_at(index)?;
         if let Some(byte) = byte_of(&token) {
             run.push(byte);
             continue;
         }
-        settle(&mut run, &mut joined);
+        flush(&mut run, &mut joined);
         joined.push(token);
     }
-    settle(&mut run, &mut joined);
+    flush(&mut run, &mut joined);
     Ok(joined)
 }
 
-/// Puts `content` in the place of each match.
-fn replace(token: &str, search: &Search, content: &str, pause: Pause<'_>) -> Result<String> {
+/// Replaces each match by `content`.
+fn replace(token: &str, search: &Search, content: &str, interrupt: Interrupt<'_>) -> Result<String> {
     let (mut new, mut done) = (String::new(), 0);
-    search.find_all(token, pause, |start, end| {
+    search.find_all(token, interrupt, |start, end| {
         new.push_str(&token[done..start]);
         new.push_str(content);
         done = end;
@@ -214,23 +217,23 @@ fn replace(token: &str, search: &Search, content: &str, pause: Pause<'_>) -> Res
     Ok(new)
 }
 
-/// Takes up to `start` times `content` from the front, and up to `stop` times from the end.
+/// Removes `content` up to `start` times at the start, and up to `stop` times at the end.
 fn strip(token: &str, content: char, start: usize, stop: usize) -> String {
-    let mut kept = token;
+    let mut token = token;
     for _ in 0..start {
-        let Some(rest) = kept.strip_prefix(content) else { break };
-        kept = rest;
+        let Some(rest) = token.strip_prefix(content) else { break };
+        token = rest;
     }
     for _ in 0..stop {
-        let Some(rest) = kept.strip_suffix(content) else { break };
-        kept = rest;
+        let Some(rest) = token.strip_suffix(content) else { break };
+        token = rest;
     }
-    kept.to_owned()
+    token.to_owned()
 }
 
-/// Takes out the spaces that English writes no longer.
+/// Removes the spaces before English punctuation and contractions.
 ///
-/// Source: `clean_up_tokenization` of transformers, in the order in which `tokenizers` has it.
+/// Source: `clean_up_tokenization` of transformers, in the order of `tokenizers`.
 fn clean_up(token: &str) -> String {
     const RULES: [(&str, &str); 11] = [
         (" .", "."),

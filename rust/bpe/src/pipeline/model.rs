@@ -1,4 +1,4 @@
-//! Byte-pair encoding over the characters of a piece, with everything that a `tokenizer.json` can ask of it.
+//! Byte-pair encoding over the characters of a piece, with all options of a `tokenizer.json`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -6,17 +6,18 @@ use std::collections::BinaryHeap;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
-/// Pieces longer than this are not remembered.
-const LONGEST_REMEMBERED: usize = 256;
-/// So many pieces are remembered before all are forgotten.
-const MOST_REMEMBERED: usize = 1 << 16;
+/// Longer pieces are not cached.
+const LONGEST_CACHED: usize = 256;
+
+/// The cache is cleared when it holds so many pieces.
+const MAX_CACHED: usize = 1 << 16;
 
 type Map<K, V> = HashMap<K, V, FixedState>;
 
-/// How a model treats characters that are no tokens, and what it appends to them.
+/// The options of a BPE model in a `tokenizer.json`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ModelOptions {
     pub(crate) dropout: Option<f32>,
@@ -33,7 +34,7 @@ pub(crate) struct ModelOptions {
 pub(crate) struct Model {
     ids: Map<Box<str>, u32>,
     tokens: Map<u32, Box<str>>,
-    /// The rank of a pair and the token it merges to.
+    /// The rank of each pair, and the token it merges to.
     merges: Map<(u32, u32), (u32, u32)>,
     /// The tokens `<0x00>` to `<0xFF>`.
     bytes: [Option<u32>; 256],
@@ -41,16 +42,16 @@ pub(crate) struct Model {
     pub(super) options: ModelOptions,
 }
 
-/// A token of a piece, and how many bytes of the piece it takes.
+/// A token of a piece, and the number of bytes of the piece it covers.
 pub(super) type Part = (u32, u32);
 
-/// What a thread remembers of the pieces it has seen.
+/// The tokens of pieces that one thread encoded.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(crate) struct Cache {
     pieces: Map<Box<str>, Box<[Part]>>,
 }
 
-/// A token on its way through merging; its neighbours are places in the list.
+/// A token during merging, in a doubly linked list of indices.
 #[derive(Clone, Copy)]
 struct Symbol {
     id: u32,
@@ -61,12 +62,15 @@ struct Symbol {
 
 const NONE: u32 = u32::MAX;
 
-/// Decides by chance which merges are left out.
+/// Decides at random which merges BPE-dropout skips.
 pub(super) type Dropout<'a> = Option<&'a mut dyn FnMut() -> bool>;
 
 impl Model {
+    /// Returns the model of these tokens and merges.
+    ///
     /// # Errors
-    /// [`Error::Format`] if a merge names or makes a token that is not there, or the unknown token is none.
+    /// [`Error::Format`] if a merge names or results in a token that is not in the vocabulary, or if two tokens share
+    /// an id.
     pub(super) fn new<'a>(
         entries: impl Iterator<Item = (&'a str, u32)>,
         merges: impl Iterator<Item = (&'a str, &'a str)>,
@@ -133,12 +137,12 @@ impl Model {
         self.tokens.get(&id).map(AsRef::as_ref)
     }
 
-    /// All tokens, in no order.
+    /// Returns all tokens, in no particular order.
     pub(super) fn tokens(&self) -> impl Iterator<Item = (&str, u32)> {
         self.tokens.iter().map(|(&id, token)| (token.as_ref(), id))
     }
 
-    /// The merges, best first.
+    /// Returns the merges by rank.
     pub(super) fn merges(&self) -> Vec<(u32, u32)> {
         let mut merges: Vec<_> = self.merges.iter().map(|(&pair, &(rank, _))| (rank, pair)).collect();
         merges.sort_unstable();
@@ -148,20 +152,20 @@ impl Model {
     /// Appends the tokens of a piece.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a character is unknown and the unknown token is not in the vocabulary; what the pause
-    /// returns.
+    /// [`Error::InvalidArgument`] if a character is unknown and the unknown token is not in the vocabulary; the error
+    /// of the interrupt check.
     pub(super) fn encode(
         &self,
         piece: &str,
-        memory: &mut Memory,
+        cache: &mut Cache,
         dropout: Dropout<'_>,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         parts: &mut Vec<Part>,
     ) -> Result<()> {
         if dropout.is_some() {
-            return self.merge(piece, dropout, pause, parts);
+            return self.merge(piece, dropout, interrupt, parts);
         }
-        if let Some(known) = memory.pieces.get(piece) {
+        if let Some(known) = cache.pieces.get(piece) {
             parts.extend_from_slice(known);
             return Ok(());
         }
@@ -172,34 +176,34 @@ impl Model {
             return Ok(());
         }
         let start = parts.len();
-        self.merge(piece, None, pause, parts)?;
-        if piece.len() <= LONGEST_REMEMBERED {
-            if memory.pieces.len() >= MOST_REMEMBERED {
-                memory.pieces.clear();
+        self.merge(piece, None, interrupt, parts)?;
+        if piece.len() <= LONGEST_CACHED {
+            if cache.pieces.len() >= MAX_CACHED {
+                cache.pieces.clear();
             }
-            memory.pieces.insert(piece.into(), parts[start..].into());
+            cache.pieces.insert(piece.into(), parts[start..].into());
         }
         Ok(())
     }
 
-    /// Appends the characters of a piece as tokens, and what merging leaves of them.
+    /// Appends the tokens to which the characters of a piece merge.
     ///
     /// # Cost
     /// `O(n log n)` in the length of the piece.
     ///
     /// # Source
     /// Sennrich et al. 2016, arXiv:1508.07909; `models/bpe` of Hugging Face `tokenizers` for the rest.
-    fn merge(&self, piece: &str, dropout: Dropout<'_>, pause: Pause<'_>, parts: &mut Vec<Part>) -> Result<()> {
+    fn merge(&self, piece: &str, dropout: Dropout<'_>, interrupt: Interrupt<'_>, parts: &mut Vec<Part>) -> Result<()> {
         let mut symbols: Vec<Symbol> = Vec::with_capacity(piece.len());
         let mut push = |id, length: usize| {
-            let place = symbols.len() as u32;
-            symbols.push(Symbol { id, length: length as u32, previous: place.wrapping_sub(1), next: place + 1 });
+            let index = symbols.len() as u32;
+            symbols.push(Symbol { id, length: length as u32, previous: index.wrapping_sub(1), next: index + 1 });
         };
-        // An unknown token that is not yet put down, since more may fuse with it.
+        // A pending unknown token, which can fuse with the next one.
         let mut unknown: Option<(u32, usize)> = None;
         let mut name = String::new();
-        for (turn, (at, character)) in piece.char_indices().enumerate() {
-            pause.ask_at(turn)?;
+        for (iteration, (at, character)) in piece.char_indices().enumerate() {
+            interrupt.check_at(iteration)?;
             let length = character.len_utf8();
             name.clear();
             if at > 0 {
@@ -242,50 +246,51 @@ impl Model {
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
-        self.merge_symbols(&mut symbols, dropout, pause)?;
+        self.merge_symbols(&mut symbols, dropout, interrupt)?;
         parts.extend(symbols.iter().filter(|symbol| symbol.length > 0).map(|symbol| (symbol.id, symbol.length)));
         Ok(())
     }
 
-    /// Merges the pair of the lowest rank, the leftmost of equals, until none is left. Merged symbols get length 0.
-    fn merge_symbols(&self, symbols: &mut [Symbol], mut dropout: Dropout<'_>, pause: Pause<'_>) -> Result<()> {
-        let candidate = |symbols: &[Symbol], place: u32| {
-            let symbol = symbols.get(place as usize)?;
+    /// Merges the pair of the lowest rank, the leftmost of equals, until none is left. The right symbol of a merge gets
+    /// length 0.
+    fn merge_symbols(&self, symbols: &mut [Symbol], mut dropout: Dropout<'_>, interrupt: Interrupt<'_>) -> Result<()> {
+        let candidate = |symbols: &[Symbol], index: u32| {
+            let symbol = symbols.get(index as usize)?;
             let right = symbols.get(symbol.next as usize)?;
             let &(rank, merged) = self.merges.get(&(symbol.id, right.id))?;
-            Some(Reverse((rank, place, merged)))
+            Some(Reverse((rank, index, merged)))
         };
-        // By rank, then place; with the token that the pair makes.
+        // By rank, then index; with the token that the pair merges to.
         let mut queue = Vec::with_capacity(symbols.len());
-        for place in 0..symbols.len() {
-            pause.ask_at(place)?;
-            queue.extend(candidate(symbols, place as u32));
+        for index in 0..symbols.len() {
+            interrupt.check_at(index)?;
+            queue.extend(candidate(symbols, index as u32));
         }
         let mut queue = BinaryHeap::from(queue);
         let mut skipped = Vec::new();
-        for turn in 0.. {
-            pause.ask_at(turn)?;
-            let Some(Reverse((rank, place, merged))) = queue.pop() else { break };
+        for iteration in 0.. {
+            interrupt.check_at(iteration)?;
+            let Some(Reverse((rank, index, merged))) = queue.pop() else { break };
             if dropout.as_mut().is_some_and(|drops| drops()) {
-                skipped.push(Reverse((rank, place, merged)));
+                skipped.push(Reverse((rank, index, merged)));
                 continue;
             }
             queue.extend(skipped.drain(..));
-            let left = symbols[place as usize];
+            let left = symbols[index as usize];
             let Some(&right) = symbols.get(left.next as usize) else { continue };
-            // An entry is out of date where its pair no longer makes its token.
+            // An entry is stale if its pair no longer merges to its token.
             let now = self.merges.get(&(left.id, right.id));
             if left.length == 0 || now.is_none_or(|&(_, id)| id != merged) {
                 continue;
             }
             symbols[left.next as usize].length = 0;
             if let Some(after) = symbols.get_mut(right.next as usize) {
-                after.previous = place;
+                after.previous = index;
             }
-            symbols[place as usize] =
+            symbols[index as usize] =
                 Symbol { id: merged, length: left.length + right.length, next: right.next, ..left };
             queue.extend(candidate(symbols, left.previous));
-            queue.extend(candidate(symbols, place));
+            queue.extend(candidate(symbols, index));
         }
         Ok(())
     }

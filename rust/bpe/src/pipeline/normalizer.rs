@@ -1,4 +1,4 @@
-//! Normalizers, compiled and applied.
+//! Normalizers.
 
 use std::cmp::Ordering;
 
@@ -7,15 +7,14 @@ use unicode_normalization_alignments::UnicodeNormalization;
 use unicode_normalization_alignments::char::is_combining_mark;
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::aligned::Aligned;
-use super::charsmap::Charsmap;
 use super::components::Normalizer;
 use super::search::Search;
 use crate::Result;
-use crate::batch::Pause;
 use crate::byte_alphabet::CHARS;
+use crate::interrupt::Interrupt;
+use crate::normalize::{Aligned, CharsMap};
 
-/// The steps of a normalizer, ready to run.
+/// The compiled steps of a normalizer.
 #[derive(Debug)]
 pub(super) struct Normalizers(Vec<Step>);
 
@@ -32,26 +31,28 @@ enum Step {
     Strip { left: bool, right: bool },
     Replace(Search, String),
     Prepend(String),
-    Precompiled(Charsmap),
+    Precompiled(CharsMap),
     Bert { clean_text: bool, handle_chinese_chars: bool, strip_accents: bool, lowercase: bool },
 }
 
 impl Normalizers {
+    /// Returns the steps of a normalizer.
+    ///
     /// # Errors
-    /// [`crate::Error::Format`] for a broken regex or table, naming it.
+    /// [`crate::Error::Format`] naming an invalid regex or table.
     pub(super) fn compile(normalizer: Option<&Normalizer>) -> Result<Self> {
         let steps = normalizer.map(Normalizer::steps).unwrap_or_default();
         steps.into_iter().map(Step::compile).collect::<Result<_>>().map(Self)
     }
 
-    pub(super) fn apply(&self, text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
-        self.0.iter().try_for_each(|step| step.apply(text, pause))
+    pub(super) fn apply(&self, text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
+        self.0.iter().try_for_each(|step| step.apply(text, interrupt))
     }
 
-    /// Returns the normal form of a text alone.
+    /// Returns the normal form of a text, without alignment.
     pub(super) fn normalize(&self, text: &str) -> Result<String> {
-        let mut aligned = Aligned::new(text, 0, Pause::default())?;
-        self.apply(&mut aligned, Pause::default())?;
+        let mut aligned = Aligned::new(text, 0, Interrupt::NEVER)?;
+        self.apply(&mut aligned, Interrupt::NEVER)?;
         Ok(aligned.text)
     }
 }
@@ -71,7 +72,7 @@ impl Step {
             Normalizer::Replace { pattern, content } => Self::Replace(Search::of(pattern)?, content.clone()),
             Normalizer::Prepend { prepend } => Self::Prepend(prepend.clone()),
             Normalizer::Precompiled { precompiled_charsmap } => {
-                Self::Precompiled(Charsmap::from_base64(precompiled_charsmap)?)
+                Self::Precompiled(CharsMap::from_base64(precompiled_charsmap)?)
             }
             &Normalizer::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase } => Self::Bert {
                 clean_text,
@@ -79,44 +80,44 @@ impl Step {
                 strip_accents: strip_accents.unwrap_or(lowercase),
                 lowercase,
             },
-            Normalizer::Sequence { .. } => unreachable!("steps lays sequences flat"),
+            Normalizer::Sequence { .. } => unreachable!("steps flattens sequences"),
         })
     }
 
-    fn apply(&self, text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+    fn apply(&self, text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
         match self {
-            // ASCII is known to stay as it is.
+            // ASCII is in all four normal forms.
             Self::Nfc | Self::Nfd | Self::Nfkc | Self::Nfkd if text.text.is_ascii() => {}
-            Self::Nfc => *text = text.transform(0, text.text.nfc(), pause)?,
-            Self::Nfd => *text = text.transform(0, text.text.nfd(), pause)?,
-            Self::Nfkc => *text = text.transform(0, text.text.nfkc(), pause)?,
-            Self::Nfkd => *text = text.transform(0, text.text.nfkd(), pause)?,
-            Self::Lowercase => lowercase(text, pause)?,
-            Self::Nmt => nmt(text, pause)?,
-            Self::StripAccents => text.filter(|c| !is_combining_mark(c), pause)?,
-            Self::ByteLevel => to_byte_alphabet(text, pause)?,
-            &Self::Strip { left, right } => text.strip(left, right, pause)?,
+            Self::Nfc => *text = text.transform(0, text.text.nfc(), interrupt)?,
+            Self::Nfd => *text = text.transform(0, text.text.nfd(), interrupt)?,
+            Self::Nfkc => *text = text.transform(0, text.text.nfkc(), interrupt)?,
+            Self::Nfkd => *text = text.transform(0, text.text.nfkd(), interrupt)?,
+            Self::Lowercase => lowercase(text, interrupt)?,
+            Self::Nmt => nmt(text, interrupt)?,
+            Self::StripAccents => text.filter(|c| !is_combining_mark(c), interrupt)?,
+            Self::ByteLevel => to_byte_alphabet(text, interrupt)?,
+            &Self::Strip { left, right } => text.strip(left, right, interrupt)?,
             Self::Replace(search, content) => {
                 let mut found = Vec::new();
-                search.find_all(&text.text, pause, |start, end| found.push((start, end)))?;
-                text.replace(&found, content, pause)?;
+                search.find_all(&text.text, interrupt, |start, end| found.push((start, end)))?;
+                text.replace(&found, content, interrupt)?;
             }
             Self::Prepend(prefix) => text.prepend(prefix),
-            Self::Precompiled(charsmap) => precompiled(text, charsmap, pause)?,
+            Self::Precompiled(charsmap) => precompiled(text, charsmap, interrupt)?,
             &Self::Bert { clean_text, handle_chinese_chars, strip_accents, lowercase: lower } => {
                 if clean_text {
-                    text.filter(|c| !(c == '\0' || c == '\u{fffd}' || is_control(c)), pause)?;
-                    text.map(|c| if c.is_whitespace() { ' ' } else { c }, pause)?;
+                    text.filter(|c| !(c == '\0' || c == '\u{fffd}' || is_control(c)), interrupt)?;
+                    text.map(|c| if c.is_whitespace() { ' ' } else { c }, interrupt)?;
                 }
                 if handle_chinese_chars {
-                    space_around_ideographs(text, pause)?;
+                    space_around_ideographs(text, interrupt)?;
                 }
                 if strip_accents {
-                    Self::Nfd.apply(text, pause)?;
-                    text.filter(|c| !c.is_mark_nonspacing(), pause)?;
+                    Self::Nfd.apply(text, interrupt)?;
+                    text.filter(|c| !c.is_mark_nonspacing(), interrupt)?;
                 }
                 if lower {
-                    lowercase(text, pause)?;
+                    lowercase(text, interrupt)?;
                 }
             }
         }
@@ -124,26 +125,26 @@ impl Step {
     }
 }
 
-fn lowercase(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+fn lowercase(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let lower = |c: char| c.to_lowercase().enumerate().map(|(i, c)| (c, isize::from(i > 0)));
-    *text = text.transform(0, text.text.chars().flat_map(lower), pause)?;
+    *text = text.transform(0, text.text.chars().flat_map(lower), interrupt)?;
     Ok(())
 }
 
-/// Writes each byte as its character of GPT-2's printable alphabet.
-fn to_byte_alphabet(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+/// Replaces each byte by its character in GPT-2's byte alphabet.
+fn to_byte_alphabet(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let bytes = |(at, c): (usize, char)| {
         let bytes = &text.text.as_bytes()[at..at + c.len_utf8()];
         bytes.iter().enumerate().map(|(i, &byte)| (CHARS[usize::from(byte)], isize::from(i > 0)))
     };
-    *text = text.transform(0, text.text.char_indices().flat_map(bytes), pause)?;
+    *text = text.transform(0, text.text.char_indices().flat_map(bytes), interrupt)?;
     Ok(())
 }
 
-/// The rules of SentencePiece's `nmt_nfkc` that are not Unicode's.
-fn nmt(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
+/// Applies the rules of SentencePiece's `nmt_nfkc` that are not NFKC.
+fn nmt(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
     let is_kept = |c| !matches!(c, '\u{1}'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{8f}' | '\u{9f}');
-    text.filter(is_kept, pause)?;
+    text.filter(is_kept, interrupt)?;
     let to_space = |c| match c {
         '\t'
         | '\n'
@@ -158,15 +159,15 @@ fn nmt(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
         | '\u{fffd}' => ' ',
         other => other,
     };
-    text.map(to_space, pause)
+    text.map(to_space, interrupt)
 }
 
 fn is_control(c: char) -> bool {
     !matches!(c, '\t' | '\n' | '\r') && c.is_other()
 }
 
-fn space_around_ideographs(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
-    // The blocks that BERT's own tokenizer names; its last range but two starts one block late, and so does this.
+fn space_around_ideographs(text: &mut Aligned, interrupt: Interrupt<'_>) -> Result<()> {
+    // The blocks of BERT's tokenizer, whose third-to-last range starts one block late.
     let is_ideograph = |c| {
         matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}' | '\u{20000}'..='\u{2a6df}'
             | '\u{2a700}'..='\u{2b73f}' | '\u{2b740}'..='\u{2b81f}' | '\u{2b920}'..='\u{2ceaf}'
@@ -180,18 +181,18 @@ fn space_around_ideographs(text: &mut Aligned, pause: Pause<'_>) -> Result<()> {
             if is_ideograph(c) { [Some((' ', 0)), Some((c, 1)), Some((' ', 1))] } else { [Some((c, 0)), None, None] };
         changes.into_iter().flatten()
     };
-    *text = text.transform(0, text.text.chars().flat_map(spaced), pause)?;
+    *text = text.transform(0, text.text.chars().flat_map(spaced), interrupt)?;
     Ok(())
 }
 
-/// Applies SentencePiece's table to grapheme clusters of less than six bytes and to the characters of the others.
-fn precompiled(text: &mut Aligned, charsmap: &Charsmap, pause: Pause<'_>) -> Result<()> {
+/// Applies SentencePiece's rules to grapheme clusters of less than six bytes, and to the characters of longer ones.
+fn precompiled(text: &mut Aligned, charsmap: &CharsMap, interrupt: Interrupt<'_>) -> Result<()> {
     let mut changes: Vec<(char, isize)> = Vec::with_capacity(text.text.len());
     let mut changed = false;
-    for (turn, cluster) in text.text.graphemes(true).enumerate() {
-        pause.ask_at(turn)?;
+    for (index, cluster) in text.text.graphemes(true).enumerate() {
+        interrupt.check_at(index)?;
         if cluster.len() < 6
-            && let Some(new) = charsmap.first(cluster)
+            && let Some(new) = charsmap.shortest_match(cluster)
         {
             changed = true;
             substitute(&mut changes, cluster, new);
@@ -199,7 +200,7 @@ fn precompiled(text: &mut Aligned, charsmap: &Charsmap, pause: Pause<'_>) -> Res
         }
         for (at, c) in cluster.char_indices() {
             let part = &cluster[at..at + c.len_utf8()];
-            if let Some(new) = charsmap.first(part) {
+            if let Some(new) = charsmap.shortest_match(part) {
                 changed = true;
                 substitute(&mut changes, part, new);
             } else {
@@ -208,12 +209,12 @@ fn precompiled(text: &mut Aligned, charsmap: &Charsmap, pause: Pause<'_>) -> Res
         }
     }
     if changed {
-        *text = text.transform(0, changes.into_iter(), pause)?;
+        *text = text.transform(0, changes.into_iter(), interrupt)?;
     }
     Ok(())
 }
 
-/// Appends the change of one part of a text to another; the lengths are settled at its end.
+/// Appends the replacement of a part of a text; the last characters absorb a difference in length.
 fn substitute(changes: &mut Vec<(char, isize)>, old: &str, new: &str) {
     let (old, count) = (old.chars().count(), new.chars().count());
     changes.extend(new.chars().map(|c| (c, 0)));

@@ -1,28 +1,29 @@
-//! Post-processors, reduced to what they all amount to: a template, and offsets without the spaces of their tokens.
+//! Post-processors, compiled to a template, and offsets that exclude white space.
 
 use super::components::{ByteLevel, PostProcessor, TemplateItem, TemplateText};
 use crate::{Error, Result};
 
-/// What is put around one text, or two.
+/// The special tokens around one text or a pair.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Template {
     pub(crate) single: Vec<Item>,
     pub(crate) pair: Vec<Item>,
-    /// For each time that offsets leave out white space: whether a space may have been put before the first token.
+    /// One item for each step that excludes white space from offsets: whether a space can have been added to the first
+    /// token.
     pub(crate) trims: Vec<bool>,
 }
 
-/// A place in a template; the second number is the type id.
+/// An item of a template, with its type id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// The first text or the second; `None` keeps the type ids it has, 0 and 1.
+    /// The first or the second text; `None` keeps its type id, 0 or 1.
     Text(TemplateText, Option<u32>),
-    /// A special token, which is left out where special tokens are not wanted.
+    /// A special token, which is omitted without `add_special_tokens`.
     Special(u32, u32),
 }
 
 impl Default for Template {
-    /// The texts alone.
+    /// Returns the template without special tokens.
     fn default() -> Self {
         let [a, b] = [TemplateText::A, TemplateText::B].map(|text| Item::Text(text, None));
         Self { single: vec![a], pair: vec![a, b], trims: Vec::new() }
@@ -30,10 +31,10 @@ impl Default for Template {
 }
 
 impl Template {
-    /// Returns the template that a post-processor amounts to.
+    /// Returns the template of a post-processor.
     ///
     /// # Errors
-    /// [`Error::Format`] if several templates follow one another, or one names a token that it does not define.
+    /// [`Error::Format`] for a sequence of several templates, or a template with an undefined token.
     pub(crate) fn compile(processor: &PostProcessor) -> Result<Self> {
         let keep = |text| Item::Text(text, None);
         let mut template = Self::default();
@@ -92,14 +93,14 @@ impl Template {
                         ));
                     }
                 }
-                PostProcessor::Sequence { .. } => unreachable!("steps lays sequences flat"),
+                PostProcessor::Sequence { .. } => unreachable!("steps flattens sequences"),
             }
             is_set = true;
         }
         Ok(template)
     }
 
-    /// The ids put before and after one text, where the template is no more than that.
+    /// Returns the ids before and after one text, if the template only adds ids.
     pub(crate) fn around(&self) -> Option<(Vec<u32>, Vec<u32>)> {
         let place = self.single.iter().position(|item| matches!(item, Item::Text(..)))?;
         let ids = |items: &[Item]| -> Option<Vec<u32>> {
@@ -108,7 +109,7 @@ impl Template {
         Some((ids(&self.single[..place])?, ids(&self.single[place + 1..])?))
     }
 
-    /// The ids of all special tokens in it.
+    /// Returns the ids of all special tokens.
     pub(crate) fn special_ids(&self) -> impl Iterator<Item = u32> {
         let items = self.single.iter().chain(&self.pair);
         items.filter_map(|item| if let Item::Special(id, _) = item { Some(*id) } else { None })

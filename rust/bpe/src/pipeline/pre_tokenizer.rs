@@ -6,47 +6,47 @@ use std::sync::LazyLock;
 use fancy_regex::Regex;
 use unicode_categories::UnicodeCategories;
 
-use super::aligned::{Span, rootless};
 use super::components::{Behavior, Pattern, PreTokenizer, PrependScheme};
 use super::scripts;
 use super::search::Search;
-use crate::batch::Pause;
 use crate::byte_alphabet::CHARS;
+use crate::interrupt::Interrupt;
+use crate::normalize::aligned::{Span, unaligned};
 use crate::pretokenize::Pretokenizer;
 use crate::{Error, Result};
 
-/// A whole text on its way through the pipeline: what normalization left of it, in pieces.
+/// A normalized text and its pieces.
 #[derive(Debug, Default)]
 pub(super) struct PreTokenized {
     pub(super) text: String,
-    /// For each byte of `text` the range of the original that it stands for.
+    /// For each byte of `text`, the range of the original that it comes from.
     pub(super) spans: Vec<Span>,
     pub(super) pieces: Vec<Piece>,
-    /// Whether normalization put text that stands for nothing at the very beginning of a stretch.
-    pub(super) has_rootless_start: bool,
+    /// Whether normalization inserted text before the first character of a segment: it comes from no byte.
+    pub(super) has_unaligned_start: bool,
 }
 
-/// A part of [`PreTokenized::text`].
+/// A range of [`PreTokenized::text`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
     pub(super) start: usize,
     pub(super) end: usize,
-    /// The id of an added token, which no pre-tokenizer touches.
+    /// The id of an added token, which no pre-tokenizer splits.
     pub(super) added: Option<u32>,
 }
 
-/// The steps of a pre-tokenizer, ready to run.
+/// The compiled steps of a pre-tokenizer.
 #[derive(Debug)]
 pub(super) struct PreTokenizers(Vec<Step>);
 
 #[derive(Debug)]
 enum Step {
     Split(Search, Behavior, bool),
-    /// A regex of a hand-written splitter.
+    /// A named pattern, or a regex of `fancy-regex`.
     Named(Pretokenizer),
     PrefixSpace,
     ByteAlphabet,
-    /// Spaces become this character, and it is put first as the scheme says.
+    /// Spaces become this character, which is also prepended by the scheme.
     Metaspace(char, PrependScheme),
     FixedLength(usize),
     UnicodeScripts,
@@ -54,8 +54,10 @@ enum Step {
 }
 
 impl PreTokenizers {
+    /// Returns the steps of a pre-tokenizer.
+    ///
     /// # Errors
-    /// [`Error::Format`] naming what is broken.
+    /// [`Error::Format`] naming an invalid component.
     pub(super) fn compile(pre_tokenizer: Option<&PreTokenizer>) -> Result<Self> {
         let mut steps = Vec::new();
         for step in pre_tokenizer.map(PreTokenizer::steps).unwrap_or_default() {
@@ -64,10 +66,10 @@ impl PreTokenizers {
         Ok(Self(steps))
     }
 
-    pub(super) fn apply(&self, text: &mut PreTokenized, pause: Pause<'_>) -> Result<()> {
+    pub(super) fn apply(&self, text: &mut PreTokenized, interrupt: Interrupt<'_>) -> Result<()> {
         self.0.iter().try_for_each(|step| {
-            pause.ask()?;
-            step.apply(text, pause)
+            interrupt.check()?;
+            step.apply(text, interrupt)
         })
     }
 }
@@ -113,7 +115,7 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
                 Pattern::String(text) => Search::literal(text)?,
                 Pattern::Regex(regex) => {
                     let named = Pretokenizer::oniguruma(regex).map_err(|error| in_file(&error))?;
-                    // What a hand-written splitter gives is matched everywhere: nothing lies between its pieces.
+                    // A named pattern matches all text, so its pieces are its matches.
                     if named.name().is_some() && *behavior == Behavior::Isolated {
                         steps.push(Step::Named(named));
                         return Ok(());
@@ -132,7 +134,7 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
         PreTokenizer::WhitespaceSplit {} => {
             steps.push(split(Search::Characters(char::is_whitespace), Behavior::Removed));
         }
-        PreTokenizer::Sequence { .. } => unreachable!("steps lays sequences flat"),
+        PreTokenizer::Sequence { .. } => unreachable!("steps flattens sequences"),
     }
     Ok(())
 }
@@ -142,58 +144,58 @@ fn in_file(error: &Error) -> Error {
 }
 
 impl Step {
-    fn apply(&self, text: &mut PreTokenized, pause: Pause<'_>) -> Result<()> {
+    fn apply(&self, text: &mut PreTokenized, interrupt: Interrupt<'_>) -> Result<()> {
         match self {
-            Self::Split(search, behavior, invert) => {
-                text.cut(pause, |piece, base, pieces| search.split(piece, base, (*behavior, *invert), pause, pieces))
-            }
-            Self::Named(pretokenizer) => text.cut(pause, |piece, base, pieces| {
-                pretokenizer.each_piece(piece, pause, |start, end| pieces.push(base + start..base + end))
+            Self::Split(search, behavior, invert) => text.split(interrupt, |piece, base, pieces| {
+                search.split(piece, base, (*behavior, *invert), interrupt, pieces)
             }),
-            Self::Words => text.cut(pause, |piece, base, pieces| {
+            Self::Named(pretokenizer) => text.split(interrupt, |piece, base, pieces| {
+                pretokenizer.each_piece(piece, interrupt, |start, end| pieces.push(base + start..base + end))
+            }),
+            Self::Words => text.split(interrupt, |piece, base, pieces| {
                 static WORDS: LazyLock<std::result::Result<Regex, fancy_regex::Error>> =
                     LazyLock::new(|| Regex::new(r"\w+|[^\w\s]+"));
                 let words = WORDS.as_ref().map_err(|error| Error::InvalidArgument(error.to_string()))?;
-                for (turn, found) in words.find_iter(piece).enumerate() {
-                    pause.ask_at(turn)?;
+                for (index, found) in words.find_iter(piece).enumerate() {
+                    interrupt.check_at(index)?;
                     let found = found.map_err(|error| Error::InvalidArgument(error.to_string()))?;
                     pieces.push(base + found.start()..base + found.end());
                 }
                 Ok(())
             }),
-            Self::FixedLength(length) => text.cut(pause, |piece, base, pieces| {
+            Self::FixedLength(length) => text.split(interrupt, |piece, base, pieces| {
                 let mut start = 0;
-                for (turn, (end, _)) in piece.char_indices().chain([(piece.len(), '\0')]).enumerate() {
-                    pause.ask_at(turn)?;
-                    if end > start && (turn % length == 0 || end == piece.len()) {
+                for (index, (end, _)) in piece.char_indices().chain([(piece.len(), '\0')]).enumerate() {
+                    interrupt.check_at(index)?;
+                    if end > start && (index % length == 0 || end == piece.len()) {
                         pieces.push(base + start..base + end);
                         start = end;
                     }
                 }
                 Ok(())
             }),
-            Self::UnicodeScripts => text.cut(pause, |piece, base, pieces| {
-                let starts = scripts::starts(piece, pause)?;
+            Self::UnicodeScripts => text.split(interrupt, |piece, base, pieces| {
+                let starts = scripts::starts(piece, interrupt)?;
                 pieces.extend(starts.windows(2).map(|pair| base + pair[0]..base + pair[1]));
                 Ok(())
             }),
-            Self::PrefixSpace => text.rewrite(pause, |piece, spans, new| {
+            Self::PrefixSpace => text.rewrite(interrupt, |piece, spans, new| {
                 if !piece.starts_with(' ') {
                     new.push(' ', spans[0]);
                 }
                 new.extend(piece, spans);
                 Ok(())
             }),
-            // `tokenizers` fails there, or gives that text twice.
-            Self::ByteAlphabet if text.has_rootless_start => Err(rootless()),
-            Self::ByteAlphabet => text.rewrite(pause, |piece, spans, new| {
-                for (turn, (byte, &span)) in piece.bytes().zip(spans).enumerate() {
-                    pause.ask_at(turn)?;
+            // `tokenizers` fails or duplicates the inserted text.
+            Self::ByteAlphabet if text.has_unaligned_start => Err(unaligned()),
+            Self::ByteAlphabet => text.rewrite(interrupt, |piece, spans, new| {
+                for (index, (byte, &span)) in piece.bytes().zip(spans).enumerate() {
+                    interrupt.check_at(index)?;
                     new.push(CHARS[usize::from(byte)], span);
                 }
                 Ok(())
             }),
-            &Self::Metaspace(replacement, scheme) => text.rewrite(pause, |piece, spans, new| {
+            &Self::Metaspace(replacement, scheme) => text.rewrite(interrupt, |piece, spans, new| {
                 let begins = piece.starts_with([' ', replacement]);
                 let is_wanted = match scheme {
                     PrependScheme::Always => true,
@@ -203,8 +205,8 @@ impl Step {
                 if is_wanted && !begins {
                     new.push(replacement, spans[0]);
                 }
-                for (turn, (at, c)) in piece.char_indices().enumerate() {
-                    pause.ask_at(turn)?;
+                for (index, (at, c)) in piece.char_indices().enumerate() {
+                    interrupt.check_at(index)?;
                     new.push(if c == ' ' { replacement } else { c }, spans[at]);
                 }
                 Ok(())
@@ -214,42 +216,42 @@ impl Step {
 }
 
 impl PreTokenized {
-    /// Cuts each piece into those that `cut` appends, given its text and where it begins.
-    fn cut(
+    /// Splits each piece into the ranges that `split` appends, given the piece and its offset.
+    fn split(
         &mut self,
-        pause: Pause<'_>,
-        mut cut: impl FnMut(&str, usize, &mut Vec<Range<usize>>) -> Result<()>,
+        interrupt: Interrupt<'_>,
+        mut split: impl FnMut(&str, usize, &mut Vec<Range<usize>>) -> Result<()>,
     ) -> Result<()> {
         let mut pieces = Vec::with_capacity(self.pieces.len() * 2);
         let mut parts = Vec::new();
-        for (number, piece) in self.pieces.iter().enumerate() {
-            pause.ask_at(number)?;
+        for (index, piece) in self.pieces.iter().enumerate() {
+            interrupt.check_at(index)?;
             if piece.added.is_some() {
                 pieces.push(*piece);
                 continue;
             }
             parts.clear();
-            cut(&self.text[piece.start..piece.end], piece.start, &mut parts)?;
+            split(&self.text[piece.start..piece.end], piece.start, &mut parts)?;
             pieces.extend(parts.iter().map(|part| Piece { start: part.start, end: part.end, added: None }));
         }
         self.pieces = pieces;
         Ok(())
     }
 
-    /// Writes every piece anew, as `write` does given its text and spans.
+    /// Rewrites each piece with `write`, given its text and spans.
     fn rewrite(
         &mut self,
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         write: impl Fn(&str, &[Span], &mut PreTokenized) -> Result<()>,
     ) -> Result<()> {
         let mut new = Self {
             text: String::with_capacity(self.text.len() * 2),
             spans: Vec::with_capacity(self.text.len() * 2),
             pieces: Vec::with_capacity(self.pieces.len()),
-            has_rootless_start: self.has_rootless_start,
+            has_unaligned_start: self.has_unaligned_start,
         };
-        for (number, piece) in self.pieces.iter().enumerate() {
-            pause.ask_at(number)?;
+        for (index, piece) in self.pieces.iter().enumerate() {
+            interrupt.check_at(index)?;
             let start = new.text.len();
             let (text, spans) = (&self.text[piece.start..piece.end], &self.spans[piece.start..piece.end]);
             if piece.added.is_some() {

@@ -1,6 +1,6 @@
-//! Where scripts begin: the first character of each run and the number of its script, 0 for none.
+//! The first character of each run of one script, and the index of the script, 0 for none.
 //!
-//! `tokenizers` keeps to the scripts of Unicode 9; kana count as Han, as in SentencePiece.
+//! `tokenizers` uses the scripts of Unicode 9; kana count as Han, as in SentencePiece.
 //!
 //! Source: Scripts.txt of the Unicode Character Database 9.0.0.
 

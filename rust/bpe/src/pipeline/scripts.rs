@@ -1,10 +1,10 @@
-//! Where the script of a text changes: the pre-tokenizer `UnicodeScripts`.
+//! The pre-tokenizer `UnicodeScripts`, which splits where the script changes.
 
 use super::script_table::RUNS;
 use crate::Result;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
 
-/// The number of "no script": unassigned characters and the space, which belong to what is before them.
+/// No script: unassigned characters and the space, which continue the piece before.
 const ANY: u8 = 0;
 
 fn script_of(c: char) -> u8 {
@@ -12,17 +12,17 @@ fn script_of(c: char) -> u8 {
     next.checked_sub(1).map_or(ANY, |run| RUNS[run].1)
 }
 
-/// Returns where the pieces of a text begin, and its end. Characters without a script before the first are in none.
+/// Returns the starts of the pieces of a text, and its end. Leading characters without a script are in no piece.
 ///
 /// # Errors
-/// What the pause returns.
+/// The error of the interrupt check.
 ///
 /// Source: the pre-tokenizer `UnicodeScripts` of Hugging Face `tokenizers`, after SentencePiece.
-pub(super) fn starts(text: &str, pause: Pause<'_>) -> Result<Vec<usize>> {
+pub(super) fn starts(text: &str, interrupt: Interrupt<'_>) -> Result<Vec<usize>> {
     let mut starts = Vec::new();
     let mut last = ANY;
-    for (turn, (at, c)) in text.char_indices().enumerate() {
-        pause.ask_at(turn)?;
+    for (index, (at, c)) in text.char_indices().enumerate() {
+        interrupt.check_at(index)?;
         let script = script_of(c);
         if script != ANY {
             if script != last {

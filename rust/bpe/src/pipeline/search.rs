@@ -1,4 +1,4 @@
-//! What a component looks for in text, and how its matches cut the text.
+//! The matches of a component's pattern, and the pieces that they split a text into.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,23 +6,25 @@ use std::sync::Arc;
 use memchr::memmem;
 
 use super::components::{Behavior, Pattern};
-use crate::batch::Pause;
-use crate::pretokenize::oniguruma::{MATCHES, Oniguruma};
+use crate::interrupt::Interrupt;
+use crate::pretokenize::{MATCHES_PER_CHECK, Oniguruma};
 use crate::{Error, Result};
 
-/// What is looked for.
+/// A pattern to search.
 #[derive(Debug, Clone)]
 pub(super) enum Search {
     Literal(Arc<memmem::Finder<'static>>),
     Regex(Oniguruma),
-    /// Each character that this is true of.
+    /// Every character for which the function is true.
     Characters(fn(char) -> bool),
     Character(char),
 }
 
 impl Search {
+    /// Returns the search of a pattern.
+    ///
     /// # Errors
-    /// [`Error::Format`] naming a regex that cannot be read; we write none here for `fancy-regex`.
+    /// [`Error::Format`] naming an invalid regex, or a regex for `fancy-regex`, which only a `Split` can have.
     pub(super) fn of(pattern: &Pattern) -> Result<Self> {
         match pattern {
             Pattern::String(text) => Self::literal(text),
@@ -33,13 +35,15 @@ impl Search {
         }
     }
 
+    /// Returns the search of a regex.
+    ///
     /// # Errors
-    /// [`Error::Format`] naming a regex that Oniguruma cannot read.
+    /// [`Error::Format`] naming a regex that Oniguruma cannot parse.
     pub(super) fn regex(pattern: &str) -> Result<Self> {
         Oniguruma::new(pattern).map(Self::Regex).map_err(|error| Error::Format(format!("tokenizer.json: {error}")))
     }
 
-    /// Text as it stands; the empty one is found between all characters.
+    /// Returns the search of a literal text; an empty text matches between all characters.
     pub(super) fn literal(text: &str) -> Result<Self> {
         if text.is_empty() {
             return Self::regex("");
@@ -47,36 +51,41 @@ impl Search {
         Ok(Self::Literal(Arc::new(memmem::Finder::new(text).into_owned())))
     }
 
-    /// Calls back with every match, from left to right. There is none in the empty text.
+    /// Calls `each` with every match, from left to right. An empty text has no match.
     ///
     /// # Errors
-    /// What the pause returns; [`Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
-    pub(super) fn find_all(&self, text: &str, pause: Pause<'_>, mut each: impl FnMut(usize, usize)) -> Result<()> {
+    /// The error of the interrupt check; [`Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    pub(super) fn find_all(
+        &self,
+        text: &str,
+        interrupt: Interrupt<'_>,
+        mut each: impl FnMut(usize, usize),
+    ) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
         match self {
             Self::Literal(finder) => {
                 let length = finder.needle().len();
-                for (turn, start) in finder.find_iter(text.as_bytes()).enumerate() {
-                    pause.ask_at(turn)?;
+                for (index, start) in finder.find_iter(text.as_bytes()).enumerate() {
+                    interrupt.check_at(index)?;
                     each(start, start + length);
                 }
             }
             Self::Regex(regex) => {
                 let mut cursor = regex.cursor();
-                let mut turn = 0;
+                let mut count = 0;
                 while let Some((start, end)) = regex.next_match(text, &mut cursor)? {
                     each(start, end);
-                    turn += 1;
-                    if turn % MATCHES == 0 {
-                        pause.ask()?;
+                    count += 1;
+                    if count % MATCHES_PER_CHECK == 0 {
+                        interrupt.check()?;
                     }
                 }
             }
             Self::Characters(wanted) => {
-                for (turn, (at, c)) in text.char_indices().enumerate() {
-                    pause.ask_at(turn)?;
+                for (index, (at, c)) in text.char_indices().enumerate() {
+                    interrupt.check_at(index)?;
                     if wanted(c) {
                         each(at, at + c.len_utf8());
                     }
@@ -84,8 +93,8 @@ impl Search {
             }
             Self::Character(wanted) => {
                 let length = wanted.len_utf8();
-                for (turn, (at, _)) in text.match_indices(*wanted).enumerate() {
-                    pause.ask_at(turn)?;
+                for (index, (at, _)) in text.match_indices(*wanted).enumerate() {
+                    interrupt.check_at(index)?;
                     each(at, at + length);
                 }
             }
@@ -93,18 +102,18 @@ impl Search {
         Ok(())
     }
 
-    /// Appends the pieces into which matches cut a text that stands at `base`; empty ones are left out.
+    /// Appends the pieces into which matches split a text at offset `base`, without empty ones.
     pub(super) fn split(
         &self,
         text: &str,
         base: usize,
         (behavior, invert): (Behavior, bool),
-        pause: Pause<'_>,
+        interrupt: Interrupt<'_>,
         pieces: &mut Vec<Range<usize>>,
     ) -> Result<()> {
         let mut parts: Vec<(Range<usize>, bool)> = Vec::new();
         let mut done = 0;
-        self.find_all(text, pause, |start, end| {
+        self.find_all(text, interrupt, |start, end| {
             if start > done {
                 parts.push((done..start, invert));
             }
@@ -122,7 +131,7 @@ impl Search {
         match behavior {
             Behavior::Isolated => parts.into_iter().for_each(|(range, _)| push(range)),
             Behavior::Removed => parts.into_iter().filter(|(_, is_match)| !is_match).for_each(|(range, _)| push(range)),
-            // Neighbours of one kind become one piece.
+            // Adjacent matches become one piece, as does the text between matches.
             Behavior::Contiguous => merge(parts, |is_match, before| is_match == before).into_iter().for_each(push),
             Behavior::MergedWithPrevious => {
                 merge(parts, |is_match, before| is_match && !before).into_iter().for_each(push);
@@ -137,7 +146,7 @@ impl Search {
     }
 }
 
-/// Joins each part to the one before where `joins` says so of whether it is a match and whether the one before was.
+/// Joins each part to the part before if `joins` accepts whether each of the two is a match.
 fn merge(parts: Vec<(Range<usize>, bool)>, joins: impl Fn(bool, bool) -> bool) -> Vec<Range<usize>> {
     let mut merged: Vec<Range<usize>> = Vec::with_capacity(parts.len());
     let mut before = false;

@@ -1,6 +1,13 @@
 //! The patterns that have a hand-written splitter: their names, their published regexes, and other spellings of these.
 
-use super::{DIGIT, cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
+use super::bitmask;
+use super::grammars::{cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
+
+/// The pattern that splits nowhere: a text is one piece.
+pub(crate) const WHOLE: &str = "(?s:.+)";
+
+/// A number as `tokenizers` sees it in `Digits`: by Unicode 17, thirteen more than Oniguruma's `\p{N}`, of Unicode 16.
+pub(crate) const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}]";
 
 /// A pattern with a hand-written splitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +54,7 @@ impl Named {
     }
 
     /// The regex whose pieces the splitter gives, and other spellings of the same meaning.
-    fn patterns(self) -> (&'static str, &'static [&'static str]) {
+    pub(super) fn patterns(self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::R50k => (r50k::PATTERN, r50k::VARIANTS),
             Self::Cl100k => (cl100k::PATTERN, cl100k::VARIANTS),
@@ -97,99 +104,19 @@ impl Named {
             _ => None,
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::{Pretokenizer, SUPERWORD_PATTERN, Splitter, custom::Custom, oniguruma::Oniguruma};
-    use super::{ALL, Named};
-
-    /// Every grammar beside each spelling of its regex.
-    fn pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
-        let spellings = |named: Named| {
-            let (pattern, variants) = named.patterns();
-            variants.iter().copied().chain([pattern]).map(move |spelling| {
-                let splitter = Splitter::Custom(Custom::new(spelling).expect("a valid regex"));
-                (named.into(), Pretokenizer { splitter, pattern: spelling.to_owned() })
-            })
-        };
-        ALL.into_iter().flat_map(spellings).collect()
-    }
-
-    /// Every grammar beside each spelling that it is found by in a tokenizer.json, as Oniguruma reads it.
-    fn oniguruma_pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
-        let spellings = |named: Named| {
-            let (pattern, variants) = named.patterns();
-            let known =
-                variants.iter().copied().chain([pattern]).filter(|regex| Named::find_oniguruma(regex).is_some());
-            known.map(move |regex| {
-                let splitter = Splitter::Oniguruma(Oniguruma::new(regex).expect("a valid regex"));
-                (named.into(), Pretokenizer { splitter, pattern: regex.to_owned() })
-            })
-        };
-        let sequence = |name: &str, steps: &[&str]| {
-            let steps = steps.iter().map(|regex| Splitter::Oniguruma(Oniguruma::new(regex).expect("a valid regex")));
-            let steps = steps.map(|splitter| Pretokenizer { splitter, pattern: String::new() }).collect();
-            let splitter = Splitter::Sequence(steps);
-            (Pretokenizer::new(name).expect("a name"), Pretokenizer { splitter, pattern: format!("steps of {name}") })
-        };
-        let sequences = [
-            sequence("deepseek_v3", &super::deepseek_v3::STEPS),
-            sequence("smollm", &[r"\p{N}", super::r50k::PATTERN]),
-            sequence("smollm_digits", &[super::DIGIT, super::r50k::PATTERN]),
-        ];
-        let superwords = Pretokenizer::new(SUPERWORD_PATTERN).expect("a pattern");
-        let splitter = Splitter::Oniguruma(Oniguruma::new(SUPERWORD_PATTERN).expect("a valid regex"));
-        let superwords = (superwords, Pretokenizer { splitter, pattern: SUPERWORD_PATTERN.to_owned() });
-        ALL.into_iter().flat_map(spellings).chain(sequences).chain([superwords]).collect()
-    }
-
-    #[test]
-    fn oniguruma_reads_every_character_as_the_grammars_do() {
-        let contexts = ["{}", "a{}a", " {}", "1{}1", "{}{} ", ".{}\n", "A{}'s"];
-        for (grammar, regex) in oniguruma_pairs() {
-            // Long texts of many characters, apart enough that what is split in one place has no bearing on the next.
-            for context in contexts {
-                let mut text = String::new();
-                // Of the long runs of characters alike, ideographs, Hangul and private use, every 97th will do.
-                let is_alike =
-                    |c: char| matches!(c, '㐀'..='鿿' | '가'..='힣' | '\u{e000}'..='\u{f8ff}' | '\u{20000}'..);
-                for c in ('\0'..=char::MAX).filter(|&c| !is_alike(c) || (c as u32).is_multiple_of(97) || c == char::MAX)
-                {
-                    text.push_str(&context.replace("{}", c.encode_utf8(&mut [0; 4])));
-                    text.push_str(" x\n");
-                    if text.len() > 1 << 16 || c == char::MAX {
-                        let (ours, theirs) = (grammar.split(&text), regex.split(&text));
-                        let (ours, theirs) = (ours.expect("linear"), theirs.expect("no backtracking"));
-                        let differs = ours.iter().zip(&theirs).find(|(a, b)| a != b);
-                        assert_eq!(differs, None, "{} in {context:?}", regex.pattern());
-                        text.clear();
-                    }
-                }
-            }
-        }
-    }
-
-    thread_local! {
-        static ONIGURUMA_PAIRS: Vec<(Pretokenizer, Pretokenizer)> = oniguruma_pairs();
-        static PAIRS: Vec<(Pretokenizer, Pretokenizer)> = pairs();
-    }
-
-    proptest! {
-        #[test]
-        fn spellings_mean_what_their_name_does(text in "([a-cſs'é中A1²٣!., \t\r\n\u{301}\u{a0}]|'s|'LL|'ve|  |123){0,40}") {
-            PAIRS.with(|pairs| {
-                for (grammar, regex) in pairs {
-                    assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
-                }
-            });
-            ONIGURUMA_PAIRS.with(|pairs| {
-                for (grammar, regex) in pairs {
-                    assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
-                }
-            });
+    /// Appends the ends of the next pieces, within the capacity of `ends`.
+    pub(super) fn fill_ends(self, text: &str, start: usize, ends: &mut Vec<usize>) {
+        let text = text.as_bytes();
+        match self {
+            Self::R50k => bitmask::fill_ends::<r50k::R50k>(text, start, ends),
+            Self::Cl100k => bitmask::fill_ends::<cl100k::Cl100k>(text, start, ends),
+            Self::Llama3 => bitmask::fill_ends::<llama3::Llama3>(text, start, ends),
+            Self::O200k => bitmask::fill_ends::<o200k::O200k>(text, start, ends),
+            Self::Qwen2 => bitmask::fill_ends::<qwen2::Qwen2>(text, start, ends),
+            Self::DeepSeekV3 => bitmask::fill_ends::<deepseek_v3::DeepSeekV3>(text, start, ends),
+            Self::SmolLm => bitmask::fill_ends::<smollm::SmolLm<false>>(text, start, ends),
+            Self::SmolLmDigits => bitmask::fill_ends::<smollm::SmolLm<true>>(text, start, ends),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything here takes the bytes of a valid UTF-8 text and offsets that lie between characters.
 
-use super::unicode::{LETTER, NEWLINE, NUMBER, SPACE, class_at, run_end};
+use super::unicode::{LETTER, NEWLINE, NUMBER, WHITESPACE, class_at, run_end};
 
 /// One splitting pattern, written out by hand.
 ///
@@ -34,7 +34,7 @@ pub(super) fn others_end(text: &[u8], at: usize) -> usize {
 /// `[^\s\p{L}\p{N}]`
 #[inline(always)]
 pub(super) fn is_other(class: u8) -> bool {
-    class & (SPACE | LETTER | NUMBER) == 0
+    class & (WHITESPACE | LETTER | NUMBER) == 0
 }
 
 /// `[\r\n]*`
@@ -88,7 +88,7 @@ pub(super) fn whitespace(text: &[u8], at: usize) -> Whitespace {
     let mut run = Whitespace { end: at, last_start: at, after_newline: None };
     while run.end < text.len() {
         let (class, length) = class_at(text, run.end);
-        if class & SPACE == 0 {
+        if class & WHITESPACE == 0 {
             break;
         }
         run.last_start = run.end;

@@ -16,10 +16,10 @@ pub(super) const MARK: u8 = 1 << 3;
 /// General category N.
 pub(super) const NUMBER: u8 = 1 << 4;
 /// The property `White_Space`: what `\s` matches.
-pub(super) const SPACE: u8 = 1 << 5;
+pub(super) const WHITESPACE: u8 = 1 << 5;
 /// General categories P and S.
 pub(super) const SYMBOL: u8 = 1 << 6;
-/// Carriage return and line feed; `SPACE` is set as well.
+/// Carriage return and line feed; `WHITESPACE` is set as well.
 pub(super) const NEWLINE: u8 = 1 << 7;
 /// General category L.
 pub(super) const LETTER: u8 = UPPER | LOWER | CASELESS;
@@ -41,12 +41,12 @@ pub(super) static ASCII: [u8; 256] = {
 #[inline(always)]
 pub(super) fn class_at(text: &[u8], at: usize) -> (u8, usize) {
     let lead = text[at];
-    if lead < 0x80 { (ASCII[lead as usize], 1) } else { wide_class_at(text, at) }
+    if lead < 0x80 { (ASCII[lead as usize], 1) } else { non_ascii_class_at(text, at) }
 }
 
 /// As [`class_at`], for a character of two to four bytes.
 #[inline]
-pub(super) fn wide_class_at(text: &[u8], at: usize) -> (u8, usize) {
+pub(super) fn non_ascii_class_at(text: &[u8], at: usize) -> (u8, usize) {
     let (block, last, length) = match text[at] {
         lead @ 0..0xe0 => (usize::from(lead & 0x1f), text[at + 1], 2),
         lead @ 0xe0..0xf0 => (usize::from(lead & 0x0f) << 6 | bits(text[at + 1]), text[at + 2], 3),
@@ -75,4 +75,15 @@ pub(super) fn run_end(text: &[u8], mut at: usize, is_member: impl Fn(u8) -> bool
         at += length;
     }
     at
+}
+
+/// `[一-龥぀-ゟ゠-ヿ]`
+#[inline(always)]
+pub(super) fn is_han_or_kana(text: &[u8], at: usize, length: usize) -> bool {
+    if length != 3 {
+        return false;
+    }
+    // The UTF-8 bytes of U+3040..=U+30FF and U+4E00..=U+9FA5, read as one number.
+    let unit = u32::from_be_bytes([0, text[at], text[at + 1], text[at + 2]]);
+    (0x00e3_8180..=0x00e3_83bf).contains(&unit) || (0x00e4_b880..=0x00e9_bea5).contains(&unit)
 }

@@ -1,8 +1,8 @@
-//! Byte-pair encoding as SentencePiece does it: the pair whose piece has the highest score is merged first, and of equal
-//! scores the leftmost.
+//! Byte-pair encoding by SentencePiece's rules: the pair whose piece has the highest score merges first, the leftmost
+//! of equal scores.
 //!
-//! Merging begins with the characters of the text and its user-defined symbols. A pair merges if its text is a piece,
-//! whatever it was made of. Pairs wait in a heap; one that a merge has outdated is left out when its turn comes.
+//! Merging begins with the characters of the text and its user-defined symbols. A pair merges if its concatenated text
+//! is a piece. Candidate pairs are in a heap; a pair that an earlier merge invalidated is discarded when popped.
 
 use std::collections::BinaryHeap;
 use std::ops::Range;
@@ -10,78 +10,79 @@ use std::ops::Range;
 use hashbrown::HashMap;
 
 use super::normalizer::{character_len, too_long};
+use super::piece::PieceKind;
 use super::pieces::{Hashes, Pieces};
 use super::prefix_trie::PrefixTrie;
 use crate::Result;
-use crate::batch::Pause;
-use crate::formats::PieceKind;
+use crate::interrupt::Interrupt;
+use crate::utf8::char_len;
 
-/// An unused piece is made of two that may be unused themselves, but not more often than this.
-const DEEPEST: usize = 100;
+/// The maximum depth of unused pieces within unused pieces.
+const MAX_DEPTH: usize = 100;
 
 const NONE: u32 = u32::MAX;
 
-/// The longest part of a text that is remembered, in bytes, and how many are.
-const LONGEST_KNOWN: usize = 48;
-const MOST_KNOWN: usize = 1 << 16;
+/// The longest segment that is cached, in bytes, and the maximum number of cached segments.
+const LONGEST_CACHED: usize = 48;
+const MAX_CACHED: usize = 1 << 16;
 
-/// What merging needs to know of a model.
+/// The parts of a model that merging uses.
 pub(super) struct Merges<'a> {
     pub(super) pieces: &'a Pieces,
     pub(super) user_defined: Option<&'a PrefixTrie>,
-    /// What a space is in normalized text.
+    /// A space in normalized text.
     pub(super) space: &'a [u8],
-    pub(super) cuts: Cuts,
-    /// Whether unused pieces are taken apart again.
+    pub(super) boundaries: Boundaries,
+    /// Whether unused pieces are split into the pieces they were merged from.
     pub(super) splits_unused: bool,
-    /// Whether a byte that is no UTF-8 stands alone, so that it comes back.
+    /// Whether each byte of invalid UTF-8 is a symbol, so that it round-trips.
     pub(super) keeps_bytes: bool,
-    pub(super) pause: Pause<'a>,
+    pub(super) interrupt: Interrupt<'a>,
 }
 
-/// Where a text may be cut because no piece reaches across, so that what lies between is merged alone.
+/// The boundaries that no piece crosses: the segments between them merge independently.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Cuts {
-    /// Between another character and a space after it.
+pub(super) struct Boundaries {
+    /// Between a character other than a space and a space.
     pub(super) before_spaces: bool,
-    /// Between a space and another character after it.
+    /// Between a space and a character other than a space.
     pub(super) after_spaces: bool,
 }
 
-/// A piece, or none, and its length.
+/// The id of a piece, or none for unknown text, and its length.
 type Found = (Option<u32>, u32);
 
-/// Memory that is used again from text to text.
+/// Scratch memory, reused from text to text.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     symbols: Vec<Symbol>,
     agenda: BinaryHeap<Pair>,
     hashes: Hashes,
-    /// What unused pieces were last found to be made of.
+    /// The two parts that each unused piece was last merged from.
     parts: HashMap<u32, [Range<u32>; 2]>,
-    /// What parts between cuts became: pieces and their lengths.
-    known: HashMap<Box<[u8]>, Box<[Found]>>,
+    /// The pieces of segments, with their lengths.
+    cache: HashMap<Box<[u8]>, Box<[Found]>>,
 }
 
-/// A part of the text. Merging makes the left one longer and empties the right one.
+/// A range of the text. A merge extends the left symbol and empties the right one.
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
     begin: u32,
     length: u32,
     previous: u32,
     next: u32,
-    /// The piece that it is, or [`NONE`].
+    /// The id of its piece, or [`NONE`].
     id: u32,
     is_user_defined: bool,
 }
 
-/// Two neighbours whose text is a piece.
+/// Two adjacent symbols whose concatenated text is a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pair {
     order: i32,
     left: u32,
     right: u32,
-    /// The length that the two had; another one now means that one of them was merged since.
+    /// The total length of the two symbols. Another length means that one of them has merged since.
     length: u32,
     id: u32,
 }
@@ -98,27 +99,27 @@ impl PartialOrd for Pair {
     }
 }
 
-impl Cuts {
+impl Boundaries {
     fn is_any(self) -> bool {
         self.before_spaces || self.after_spaces
     }
 }
 
 impl Scratch {
-    /// Returns whether it is worth keeping.
+    /// Returns whether the memory is small enough to be reused.
     pub(super) fn is_small(&self) -> bool {
         self.symbols.capacity() <= 1 << 20
     }
 }
 
 impl Merges<'_> {
-    /// Hands over the pieces of a normalized text in order, with their places in it; `None` is what no piece stands for.
+    /// Calls `each` with the pieces of a normalized text in order and their ranges; `None` is unknown text.
     ///
     /// # Errors
-    /// What the pause returns; [`crate::Error::InvalidArgument`] for 4 GiB of text that cannot be cut.
+    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] for 4 GiB of text without a boundary.
     ///
     /// # Cost
-    /// `O(n log n)` in the length of the longest part that no cut divides.
+    /// `O(n log n)` in the length of the longest segment between boundaries.
     ///
     /// # Source
     /// `bpe::Model::SampleEncode` in `src/bpe_model.cc` of SentencePiece 0.2.3, whose dropout is 0.
@@ -131,24 +132,24 @@ impl Merges<'_> {
         let (mut at, mut begin) = (0, 0);
         let mut after_space = None;
         scratch.symbols.clear();
-        for turn in 0.. {
+        for iteration in 0.. {
             if at == text.len() {
                 break;
             }
-            self.pause.ask_at(turn)?;
+            self.interrupt.check_at(iteration)?;
             let found = self.user_defined.map_or(0, |trie| trie.longest_match(&text[at..]));
             let length = match found {
                 0 if self.keeps_bytes => character_len(&text[at..]).unwrap_or(1),
-                0 => step_len(text[at]).min(text.len() - at),
+                0 => char_len(text[at]).min(text.len() - at),
                 _ => found,
             };
             let is_space = found == 0 && text[at..].starts_with(self.space);
-            let may_cut = match after_space {
-                Some(false) => is_space && self.cuts.before_spaces,
-                Some(true) => !is_space && self.cuts.after_spaces,
+            let is_boundary = match after_space {
+                Some(false) => is_space && self.boundaries.before_spaces,
+                Some(true) => !is_space && self.boundaries.after_spaces,
                 None => false,
             };
-            if may_cut {
+            if is_boundary {
                 self.merge(text, begin, scratch, each)?;
                 scratch.symbols.clear();
                 begin = at;
@@ -171,7 +172,7 @@ impl Merges<'_> {
         self.merge(text, begin, scratch, each)
     }
 
-    /// Merges the symbols of a part of the text that starts at `start`, and hands over what they become.
+    /// Merges the symbols of the segment that begins at `start`, and calls `each` with the pieces.
     fn merge(
         &self,
         text: &[u8],
@@ -183,51 +184,51 @@ impl Merges<'_> {
         last.next = NONE;
         let end = (last.begin + last.length) as usize;
         let text = &text[start..start + end];
-        if !self.cuts.is_any() || end > LONGEST_KNOWN {
-            return self.merge_anew(text, start, scratch, each);
+        if !self.boundaries.is_any() || end > LONGEST_CACHED {
+            return self.merge_uncached(text, start, scratch, each);
         }
         let mut at = start;
-        if let Some(known) = scratch.known.get(text) {
-            for &(id, length) in known {
+        if let Some(cached) = scratch.cache.get(text) {
+            for &(id, length) in cached {
                 each(id, at..at + length as usize);
                 at += length as usize;
             }
             return Ok(());
         }
         let mut found = Vec::new();
-        self.merge_anew(text, start, scratch, &mut |id, range| {
+        self.merge_uncached(text, start, scratch, &mut |id, range| {
             found.push((id, range.len() as u32));
             each(id, range);
         })?;
-        if scratch.known.len() == MOST_KNOWN {
-            scratch.known.clear();
+        if scratch.cache.len() == MAX_CACHED {
+            scratch.cache.clear();
         }
-        scratch.known.insert(text.into(), found.into());
+        scratch.cache.insert(text.into(), found.into());
         Ok(())
     }
 
-    fn merge_anew(
+    fn merge_uncached(
         &self,
         text: &[u8],
         start: usize,
         scratch: &mut Scratch,
         each: &mut dyn FnMut(Option<u32>, Range<usize>),
     ) -> Result<()> {
-        scratch.hashes.read(text);
+        scratch.hashes.compute(text);
         scratch.parts.clear();
-        for (turn, symbol) in scratch.symbols.iter_mut().enumerate() {
-            self.pause.ask_at(turn)?;
+        for (index, symbol) in scratch.symbols.iter_mut().enumerate() {
+            self.interrupt.check_at(index)?;
             let id = scratch.hashes.id_of(self.pieces, text, symbol.begin as usize, symbol.length as usize);
             symbol.id = id.unwrap_or(NONE);
         }
         let mut pairs = std::mem::take(&mut scratch.agenda).into_vec();
         for right in 1..scratch.symbols.len() as u32 {
-            self.pause.ask_at(right as usize)?;
+            self.interrupt.check_at(right as usize)?;
             pairs.extend(self.pair(text, scratch, right - 1, right));
         }
         scratch.agenda = pairs.into();
-        for turn in 0.. {
-            self.pause.ask_at(turn)?;
+        for iteration in 0.. {
+            self.interrupt.check_at(iteration)?;
             let Some(pair) = scratch.agenda.pop() else { break };
             let [left, right] = [pair.left, pair.right].map(|symbol| scratch.symbols[symbol as usize]);
             if left.length == 0 || right.length == 0 || left.length + right.length != pair.length {
@@ -247,20 +248,20 @@ impl Merges<'_> {
             }
         }
         let mut index = 0;
-        for turn in 0.. {
+        for iteration in 0.. {
             if index == NONE {
                 break;
             }
-            self.pause.ask_at(turn)?;
+            self.interrupt.check_at(iteration)?;
             let symbol = scratch.symbols[index as usize];
             let range = symbol.begin..symbol.begin + symbol.length;
-            self.hand_over(text, start, symbol.id, range, scratch, 0, each);
+            self.emit(text, start, symbol.id, range, scratch, 0, each);
             index = symbol.next;
         }
         Ok(())
     }
 
-    /// Returns what two neighbours would merge to.
+    /// Returns the pair of two adjacent symbols, if their text is a piece.
     #[inline]
     fn pair(&self, text: &[u8], scratch: &mut Scratch, left: u32, right: u32) -> Option<Pair> {
         let symbols = [left, right].map(|symbol| scratch.symbols[symbol as usize]);
@@ -280,9 +281,9 @@ impl Merges<'_> {
         Some(Pair { order: self.pieces.order(id), left, right, length, id })
     }
 
-    /// Hands over a part of the text that is this piece: an unused one in the parts it was made of.
+    /// Calls `each` with the piece of a range of the text, or with the parts that an unused piece was merged from.
     #[expect(clippy::too_many_arguments, reason = "the state of a recursion")]
-    fn hand_over(
+    fn emit(
         &self,
         text: &[u8],
         start: usize,
@@ -292,43 +293,29 @@ impl Merges<'_> {
         depth: usize,
         each: &mut dyn FnMut(Option<u32>, Range<usize>),
     ) {
-        let place = start + range.start as usize..start + range.end as usize;
+        let range_in_text = start + range.start as usize..start + range.end as usize;
         let kind = self.pieces.kind(id).filter(|&kind| is_text(kind));
         match (kind, scratch.parts.get(&id)) {
-            (None, _) => each(None, place),
-            (Some(PieceKind::Unused), parts) if self.splits_unused && depth <= DEEPEST => match parts {
-                None => each(None, place),
+            (None, _) => each(None, range_in_text),
+            (Some(PieceKind::Unused), parts) if self.splits_unused && depth <= MAX_DEPTH => match parts {
+                None => each(None, range_in_text),
                 Some(parts) => {
                     for part in parts {
                         let (begin, length) = (part.start as usize, part.len());
                         let id = scratch.hashes.id_of(self.pieces, text, begin, length).unwrap_or(NONE);
-                        // The same text, elsewhere: its places are those of the piece that it is a part of.
+                        // The parts are of another occurrence of this text: shift them to this range.
                         let begin = range.start + (part.start - parts[0].start);
                         let range = begin..begin + length as u32;
-                        self.hand_over(text, start, id, range, scratch, depth + 1, each);
+                        self.emit(text, start, id, range, scratch, depth + 1, each);
                     }
                 }
             },
-            (Some(_), _) => each(Some(id), place),
+            (Some(_), _) => each(Some(id), range_in_text),
         }
     }
 }
 
-/// Returns whether text becomes pieces of this kind.
+/// Returns whether merges can result in a piece of this kind.
 pub(super) fn is_text(kind: PieceKind) -> bool {
     matches!(kind, PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused)
-}
-
-/// Returns the length that a first byte announces; a byte that continues a character stands alone.
-///
-/// # Source
-/// `OneCharLen` in `src/util.h` of SentencePiece.
-#[inline]
-fn step_len(first: u8) -> usize {
-    match first {
-        0xF0.. => 4,
-        0xE0.. => 3,
-        0xC0.. => 2,
-        _ => 1,
-    }
 }

@@ -1,29 +1,29 @@
-//! Pieces to text.
+//! Ids of pieces to text.
 
+use super::model::{Rules, SentencePieceModel};
 use super::normalizer::{Call, ESCAPED_SPACE, REPLACEMENT};
-use super::{Rules, SentencePieceModel};
-use crate::batch::Pause;
-use crate::formats::PieceKind;
+use super::piece::PieceKind;
+use crate::interrupt::Interrupt;
 use crate::special::AddedTokens;
 use crate::{Error, Result};
 
-/// How far decoding has come.
+/// The state of decoding.
 #[derive(Debug, Clone)]
 pub(crate) struct Decoding {
-    /// What came out so far and is not yet taken.
+    /// Text decoded and not yet returned.
     text: Vec<u8>,
-    /// Bytes of byte pieces that are not yet a whole character.
+    /// The bytes of byte pieces that are not yet a complete character.
     bytes: Vec<u8>,
-    /// Whether no text came so far.
+    /// Whether no text has been decoded.
     is_empty: bool,
-    /// Whether a space that begins the next piece is left out.
+    /// Whether a leading space of the next piece is dropped.
     at_start: bool,
-    /// Whether a byte that is no UTF-8 becomes U+FFFD, as in SentencePiece, or stays.
+    /// Whether bytes of invalid UTF-8 become U+FFFD, as in SentencePiece, or remain unchanged.
     replaces: bool,
 }
 
 impl Decoding {
-    /// Returns the beginning, in which bytes that are no UTF-8 become U+FFFD or stay.
+    /// Returns the state before the first id. With `replaces`, bytes of invalid UTF-8 become U+FFFD.
     pub(crate) fn new(replaces: bool) -> Self {
         Self { text: Vec::new(), bytes: Vec::new(), is_empty: true, at_start: true, replaces }
     }
@@ -33,8 +33,8 @@ impl Decoding {
         self.text.extend_from_slice(text);
     }
 
-    /// Moves to the text what byte pieces made so far: all of it, or what more bytes cannot change.
-    fn settle(&mut self, all: bool) {
+    /// Appends the bytes of byte pieces to the text: all of them, or those that further bytes cannot change.
+    fn flush_bytes(&mut self, all: bool) {
         let bytes = std::mem::take(&mut self.bytes);
         let mut rest = &bytes[..];
         if !self.replaces {
@@ -64,46 +64,52 @@ impl Decoding {
 }
 
 impl SentencePieceModel {
-    /// Returns the text of these ids. Control pieces have none; tokens that were added to the model are text as it stands.
+    /// Returns the text of these ids. Control pieces have no text; an added token is decoded to its content.
     ///
-    /// With `replaces`, a byte that is no UTF-8 becomes U+FFFD, as in SentencePiece.
+    /// With `replaces`, bytes of invalid UTF-8 become U+FFFD, as in SentencePiece.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that neither a piece nor an added token has; what the pause returns.
+    /// [`Error::NotFound`] for an id without a piece and without an added token; the error of the interrupt check.
     ///
     /// # Source
     /// `SentencePieceProcessor::DecodeOptimized` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
-    pub(crate) fn decode(&self, ids: &[u32], replaces: bool, added: &AddedTokens, pause: Pause<'_>) -> Result<Vec<u8>> {
+    pub(crate) fn decode(
+        &self,
+        ids: &[u32],
+        replaces: bool,
+        added: &AddedTokens,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Vec<u8>> {
         let mut decoding = Decoding::new(replaces);
         decoding.text.reserve(ids.len() * 4);
-        for (turn, &id) in ids.iter().enumerate() {
-            pause.ask_at(turn)?;
+        for (index, &id) in ids.iter().enumerate() {
+            interrupt.check_at(index)?;
             self.decode_id(&mut decoding, id, added)?;
         }
-        self.decode_end(&mut decoding, pause)
+        self.decode_end(&mut decoding, interrupt)
     }
 
-    /// Returns the text that is complete now that one more id has come.
+    /// Returns the text that one more id completes.
     ///
     /// # Errors
     /// As [`SentencePieceModel::decode`].
     pub(crate) fn decode_next(&self, decoding: &mut Decoding, id: u32, added: &AddedTokens) -> Result<Vec<u8>> {
         self.decode_id(decoding, id, added)?;
-        decoding.settle(false);
-        // What the rules of a denormalizer make of the end of a text may depend on what follows.
+        decoding.flush_bytes(false);
+        // The rules of a denormalizer can depend on the text that follows.
         Ok(if self.denormalizer.is_some() { Vec::new() } else { std::mem::take(&mut decoding.text) })
     }
 
-    /// Returns the text that is left when no more ids come.
+    /// Returns the rest of the text after the last id.
     ///
     /// # Errors
-    /// What the pause returns.
-    pub(crate) fn decode_end(&self, decoding: &mut Decoding, pause: Pause<'_>) -> Result<Vec<u8>> {
-        decoding.settle(true);
+    /// The error of the interrupt check.
+    pub(crate) fn decode_end(&self, decoding: &mut Decoding, interrupt: Interrupt<'_>) -> Result<Vec<u8>> {
+        decoding.flush_bytes(true);
         let text = std::mem::take(&mut decoding.text);
         let Some(denormalizer) = &self.denormalizer else { return Ok(text) };
         let begins_with_space = denormalizer.add_dummy_prefix;
-        let call = Call { protected: None, begins_with_space, with_places: false, pause };
+        let call = Call { protected: None, begins_with_space, with_positions: false, interrupt };
         Ok(denormalizer.apply(&text, call)?.bytes)
     }
 
@@ -111,7 +117,7 @@ impl SentencePieceModel {
         let (Some(piece), Some(kind)) = (self.piece(id), self.kind(id)) else {
             let text =
                 added.bytes_of(id).ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
-            decoding.settle(true);
+            decoding.flush_bytes(true);
             decoding.push(text);
             return Ok(());
         };
@@ -119,7 +125,7 @@ impl SentencePieceModel {
             decoding.bytes.extend(self.byte_of(id));
             return Ok(());
         }
-        decoding.settle(true);
+        decoding.flush_bytes(true);
         decoding.at_start &= decoding.is_empty;
         if kind == PieceKind::Control {
             return Ok(());
@@ -130,7 +136,7 @@ impl SentencePieceModel {
             && (self.normalizer.add_dummy_prefix || self.normalizer.remove_extra_whitespaces)
             && let Some(rest) = text.strip_prefix(ESCAPED_SPACE)
         {
-            // Where white space was removed, no number of spaces begins a text; else it is one that was put there.
+            // If white space was removed, all leading spaces are dropped, else only the added one.
             (text, was_space) = (rest, !self.normalizer.remove_extra_whitespaces);
         }
         let is_llama_cpp = self.rules == Rules::LlamaCpp;

@@ -1,64 +1,64 @@
-//! Text as a SentencePiece model sees it: rules for characters applied, white space treated, places remembered.
+//! Normalization as a SentencePiece model requires it: rules for characters, then white space.
 
-use super::charsmap::CharsMap;
 use super::prefix_trie::PrefixTrie;
-use crate::batch::Pause;
+use crate::interrupt::Interrupt;
+use crate::normalize::CharsMap;
 use crate::{Error, Result};
 
-/// What a space is escaped as: U+2581.
+/// An escaped space: U+2581.
 pub(super) const ESCAPED_SPACE: &[u8] = "\u{2581}".as_bytes();
 
-/// What stands for a byte that is no UTF-8: U+FFFD.
+/// The replacement of a byte of invalid UTF-8: U+FFFD.
 pub(super) const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
-/// What `normalizer_spec` says, with `treat_whitespace_as_suffix` of `trainer_spec`.
+/// The options of `normalizer_spec`, and `treat_whitespace_as_suffix` of `trainer_spec`.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "the flags of the file format")]
 pub(crate) struct Normalizer {
     /// Rules for characters.
     pub(crate) charsmap: Option<CharsMap>,
-    /// A space is put before a text, or after it.
+    /// A space is added before a text, or after it.
     pub(crate) add_dummy_prefix: bool,
-    /// Spaces at both ends are removed, and several in a row become one.
+    /// Spaces at both ends are removed, and runs of spaces collapse to one.
     pub(crate) remove_extra_whitespaces: bool,
     /// A space becomes U+2581.
     pub(crate) escape_whitespaces: bool,
-    /// The dummy space comes after the text.
+    /// The dummy space is added after the text.
     pub(crate) whitespace_as_suffix: bool,
-    /// A byte that is no UTF-8 stays.
+    /// Bytes of invalid UTF-8 remain unchanged.
     pub(crate) keeps_bytes: bool,
 }
 
-/// What a text becomes.
+/// A normalized text.
 #[derive(Debug, Default)]
 pub(super) struct Normalized {
     pub(super) bytes: Vec<u8>,
-    /// If asked for: the place in the text of each byte, and of the end.
-    pub(super) places: Vec<usize>,
+    /// If requested: the offset in the original text of each byte, and of the end.
+    pub(super) positions: Vec<usize>,
 }
 
-/// How one text is normalized.
+/// The parameters of one call.
 #[derive(Clone, Copy)]
 pub(super) struct Call<'a> {
-    /// What no rule changes, though its spaces are escaped.
+    /// Symbols that no rule changes, except that their spaces are escaped.
     pub(super) protected: Option<&'a PrefixTrie>,
-    /// Whether a space comes first.
+    /// Whether a space is added before the text.
     pub(super) begins_with_space: bool,
-    /// Whether [`Normalized::places`] is wanted.
-    pub(super) with_places: bool,
-    pub(super) pause: Pause<'a>,
+    /// Whether to compute [`Normalized::positions`].
+    pub(super) with_positions: bool,
+    pub(super) interrupt: Interrupt<'a>,
 }
 
 impl Normalizer {
-    /// Returns what a space becomes.
+    /// Returns a space in normalized text.
     pub(super) fn space(&self) -> &'static [u8] {
         if self.escape_whitespaces { ESCAPED_SPACE } else { b" " }
     }
 
-    /// Returns the normal form of a text, which need not be UTF-8: a byte that is none becomes U+FFFD or stays.
+    /// Returns the normal form of a text. Bytes of invalid UTF-8 become U+FFFD or remain unchanged.
     ///
     /// # Errors
-    /// What the pause returns.
+    /// The error of the interrupt check.
     ///
     /// # Source
     /// `Normalizer::Normalize` in `src/normalizer.cc` of SentencePiece 0.2.3.
@@ -80,14 +80,14 @@ impl Normalizer {
         normal.bytes.reserve(text.len() + text.len() / 2);
         let space = self.space();
         if call.begins_with_space {
-            normal.push(space, at, call.with_places);
+            normal.push(space, at, call.with_positions);
         }
         let mut after_space = self.remove_extra_whitespaces;
-        for turn in 0.. {
+        for iteration in 0.. {
             if at == text.len() {
                 break;
             }
-            call.pause.ask_at(turn)?;
+            call.interrupt.check_at(iteration)?;
             let (mut replaced, length) = self.first_step(&text[at..], call.protected);
             while after_space && let Some((b' ', rest)) = replaced.split_first() {
                 replaced = rest;
@@ -95,9 +95,9 @@ impl Normalizer {
             if !replaced.is_empty() {
                 for part in replaced.split_inclusive(|&byte| byte == b' ') {
                     let (word, spaces) = part.split_at(part.len() - usize::from(part.ends_with(b" ")));
-                    normal.push(word, at, call.with_places);
+                    normal.push(word, at, call.with_positions);
                     if !spaces.is_empty() {
-                        normal.push(space, at, call.with_places);
+                        normal.push(space, at, call.with_positions);
                     }
                 }
                 after_space = self.remove_extra_whitespaces && replaced.ends_with(b" ");
@@ -107,21 +107,21 @@ impl Normalizer {
         let mut end = text.len();
         while self.remove_extra_whitespaces && normal.bytes.ends_with(space) {
             normal.bytes.truncate(normal.bytes.len() - space.len());
-            if call.with_places {
-                end = normal.places[normal.bytes.len()];
-                normal.places.truncate(normal.bytes.len());
+            if call.with_positions {
+                end = normal.positions[normal.bytes.len()];
+                normal.positions.truncate(normal.bytes.len());
             }
         }
         if self.whitespace_as_suffix && self.add_dummy_prefix {
-            normal.push(space, end, call.with_places);
+            normal.push(space, end, call.with_positions);
         }
-        if call.with_places {
-            normal.places.push(end);
+        if call.with_positions {
+            normal.positions.push(end);
         }
         Ok(normal)
     }
 
-    /// Returns what the start of a text becomes, and how many of its bytes that replaces.
+    /// Returns the normal form of the first character, rule or symbol of a text, and the number of bytes it replaces.
     #[inline]
     fn first_step<'a>(&'a self, text: &'a [u8], protected: Option<&PrefixTrie>) -> (&'a [u8], usize) {
         let length = protected.map_or(0, |trie| trie.longest_match(text));
@@ -141,15 +141,15 @@ impl Normalizer {
 
 impl Normalized {
     #[inline]
-    fn push(&mut self, bytes: &[u8], place: usize, with_places: bool) {
+    fn push(&mut self, bytes: &[u8], position: usize, with_positions: bool) {
         self.bytes.extend_from_slice(bytes);
-        if with_places {
-            self.places.resize(self.bytes.len(), place);
+        if with_positions {
+            self.positions.resize(self.bytes.len(), position);
         }
     }
 }
 
-/// Returns the length of the character that begins `text`, if that is UTF-8.
+/// Returns the length of the first character of `text`, or `None` if it is not UTF-8.
 #[inline]
 pub(super) fn character_len(text: &[u8]) -> Option<usize> {
     let length = match text.first()? {
@@ -163,7 +163,7 @@ pub(super) fn character_len(text: &[u8]) -> Option<usize> {
 }
 
 impl Normalizer {
-    /// Returns a normalizer without rules.
+    /// Returns the normalizer with these compiled rules.
     ///
     /// # Errors
     /// As [`CharsMap::new`].
@@ -174,7 +174,7 @@ impl Normalizer {
 }
 
 impl Default for Normalizer {
-    /// Returns what an empty `normalizer_spec` means.
+    /// Returns the options of an empty `normalizer_spec`.
     fn default() -> Self {
         Self {
             charsmap: None,
@@ -187,7 +187,7 @@ impl Default for Normalizer {
     }
 }
 
-/// Returns the error for a text of which one part is too long to merge.
+/// Returns the error for a segment that is too long to merge.
 pub(super) fn too_long(bytes: usize) -> Error {
     Error::InvalidArgument(format!("a text of {bytes} bytes that cannot be cut: expected less than 4 GiB"))
 }

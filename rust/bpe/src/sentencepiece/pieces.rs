@@ -1,22 +1,22 @@
-//! The pieces of a model, found by their id or by any part of a text in constant time.
+//! The pieces of a model, found by id or by any substring of a text in constant time.
 
 use hashbrown::HashTable;
 
-use crate::formats::PieceKind;
+use super::piece::PieceKind;
 use crate::{Error, Result};
 
-/// SentencePiece takes no piece of so many bytes or more.
+/// SentencePiece refuses pieces of so many bytes or more.
 const TOO_LONG: usize = 8000;
 
-/// The base of the rolling hash: odd, its bits evenly spread.
+/// The base of the rolling hash: odd, with evenly spread bits.
 const BASE: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The pieces of a model.
 #[derive(Debug, Clone)]
 pub(super) struct Pieces {
-    /// The texts of all pieces, one after another.
+    /// The concatenated texts of all pieces.
     arena: String,
-    /// Where each begins in `arena`, and where the last one ends.
+    /// The offset of each text in `arena`, and the end of the last.
     starts: Vec<u32>,
     scores: Vec<f32>,
     kinds: Vec<PieceKind>,
@@ -26,7 +26,7 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// Returns the pieces with these texts, scores and kinds; their ids are their places.
+    /// Returns the pieces with these texts, scores and kinds; their ids are their indices.
     ///
     /// # Errors
     /// [`Error::Format`] if a text is empty, too long or given twice, or holds a zero byte.
@@ -56,10 +56,10 @@ impl Pieces {
             pieces.scores.push(score);
             pieces.kinds.push(kind);
             if u32::try_from(pieces.arena.len()).is_err() {
-                return damaged("is too much: the pieces take more than 4 GiB together");
+                return damaged("exceeds the limit: the pieces have more than 4 GiB in total");
             }
             if text == "\0" && kind == PieceKind::Unused {
-                continue; // never found, but it has an id
+                continue; // not found by its text
             }
             if text.contains('\0') {
                 return damaged("holds a zero byte");
@@ -94,13 +94,13 @@ impl Pieces {
         self.arena.get(*begin as usize..*end as usize)
     }
 
-    /// Returns what the piece with this id is for.
+    /// Returns the type of the piece with this id.
     #[inline]
     pub(super) fn kind(&self, id: u32) -> Option<PieceKind> {
         self.kinds.get(id as usize).copied()
     }
 
-    /// Returns the score of a piece as an integer of the same order; minus zero comes before zero.
+    /// Returns the score of a piece as an integer with the same order; minus zero comes before zero.
     #[inline]
     pub(super) fn order(&self, id: u32) -> i32 {
         let bits = self.scores[id as usize].to_bits() as i32;
@@ -120,13 +120,13 @@ impl Pieces {
     }
 }
 
-/// The rolling hashes of a text, by which each part of it is looked up in constant time.
+/// The rolling hashes of all prefixes of a text, which give the hash of any substring in constant time.
 #[derive(Debug, Default)]
 pub(super) struct Hashes(Vec<u64>);
 
 impl Hashes {
-    /// Takes in a text.
-    pub(super) fn read(&mut self, text: &[u8]) {
+    /// Computes the hashes of a text.
+    pub(super) fn compute(&mut self, text: &[u8]) {
         self.0.clear();
         self.0.reserve(text.len() + 1);
         let mut hash = 0u64;
@@ -137,7 +137,7 @@ impl Hashes {
         }
     }
 
-    /// Returns the id of the piece that a part of the text, `begin` and a length, is.
+    /// Returns the id of the piece at `begin` with this length in the text.
     #[inline]
     pub(super) fn id_of(&self, pieces: &Pieces, text: &[u8], begin: usize, length: usize) -> Option<u32> {
         let power = *pieces.powers.get(length)?;
@@ -155,7 +155,7 @@ fn roll(text: &[u8]) -> u64 {
     text.iter().fold(0, |hash, &byte| step(hash, byte))
 }
 
-/// Spreads the bits of a rolling hash over all places.
+/// Mixes the bits of a rolling hash.
 #[inline]
 fn finish(hash: u64) -> u64 {
     let hash = (hash ^ hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9);

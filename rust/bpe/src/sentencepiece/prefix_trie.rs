@@ -1,12 +1,12 @@
-//! Which of many texts begins another one.
+//! The longest of several texts that another text starts with.
 
-/// A text has at most so many that begin it looked at, the shortest first.
+/// SentencePiece considers at most so many matching symbols, the shortest first.
 ///
 /// # Source
 /// `PrefixMatcher::PrefixMatch` in `src/normalizer.cc` of SentencePiece 0.2.3.
-const MOST_MATCHES: usize = 64;
+const MAX_MATCHES: usize = 64;
 
-/// The root is no one's child, so its number stands for "no child".
+/// No child: the index of the root, which is no node's child.
 const NONE: u32 = 0;
 
 /// A trie of user-defined symbols.
@@ -14,7 +14,7 @@ const NONE: u32 = 0;
 pub(super) struct PrefixTrie {
     /// The children of the root, by their byte.
     first: Box<[u32; 256]>,
-    /// Node 0 is the root, whose edges stand in `first`.
+    /// Node 0 is the root; its edges are in `first`.
     nodes: Vec<Node>,
 }
 
@@ -25,7 +25,7 @@ struct Node {
 }
 
 impl PrefixTrie {
-    /// Returns the trie of these texts, none of which is empty; `None` if there are none.
+    /// Returns the trie of these texts, which must not be empty, or `None` without any.
     pub(super) fn new<'a>(texts: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
         let mut trie = Self { first: Box::new([NONE; 256]), nodes: vec![Node::default()] };
         for text in texts {
@@ -39,7 +39,7 @@ impl PrefixTrie {
         (trie.nodes.len() > 1).then_some(trie)
     }
 
-    /// Returns the length of the longest of the texts that begins this one, or 0.
+    /// Returns the length of the longest of the texts that `text` starts with, or 0.
     #[inline]
     pub(super) fn longest_match(&self, text: &[u8]) -> usize {
         let Some(&byte) = text.first() else { return 0 };
@@ -55,7 +55,7 @@ impl PrefixTrie {
             }
             if self.nodes[node as usize].is_end {
                 (longest, count) = (length, count + 1);
-                if count == MOST_MATCHES {
+                if count == MAX_MATCHES {
                     break;
                 }
             }
@@ -85,20 +85,20 @@ impl PrefixTrie {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST_MATCHES, PrefixTrie};
+    use super::{MAX_MATCHES, PrefixTrie};
     use proptest::prelude::*;
 
     #[test]
-    fn only_the_first_matches_count() {
-        let texts: Vec<Vec<u8>> = (1..=MOST_MATCHES + 9).map(|length| vec![b'a'; length]).collect();
+    fn only_the_shortest_matches_count() {
+        let texts: Vec<Vec<u8>> = (1..=MAX_MATCHES + 9).map(|length| vec![b'a'; length]).collect();
         let trie = PrefixTrie::new(texts.iter().map(Vec::as_slice)).expect("texts");
-        assert_eq!(trie.longest_match(&[b'a'; 200]), MOST_MATCHES);
+        assert_eq!(trie.longest_match(&[b'a'; 200]), MAX_MATCHES);
         assert!(PrefixTrie::new(std::iter::empty()).is_none());
     }
 
     proptest! {
         #[test]
-        fn it_finds_what_starts_with_finds(texts in prop::collection::vec("[ab\u{2581}]{1,4}", 1..9), text in "[ab\u{2581}]{0,6}") {
+        fn matches_like_starts_with(texts in prop::collection::vec("[ab\u{2581}]{1,4}", 1..9), text in "[ab\u{2581}]{0,6}") {
             let trie = PrefixTrie::new(texts.iter().map(String::as_bytes)).expect("texts");
             let longest = texts.iter().filter(|prefix| text.starts_with(*prefix)).map(String::len).max();
             prop_assert_eq!(trie.longest_match(text.as_bytes()), longest.unwrap_or(0));

@@ -2,38 +2,35 @@
 
 use std::collections::HashMap;
 
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
 use serde_json::json;
 
-use super::read::escape;
-use super::{AddedTokenJson, Own, spaces};
+use super::byte_level::escape;
+use super::schema::{AddedTokenJson, OutEntries, OutFile, OutModel, Own};
+use super::sentencepiece;
 use crate::byte_alphabet::{to_bytes, to_chars};
-use crate::pipeline::components::{
-    Behavior, ByteLevel, Decoder, Normalizer, Padding, Pattern, PostProcessor, PreTokenizer, Truncation,
-};
+use crate::pipeline::components::{Behavior, ByteLevel, Decoder, Normalizer, Pattern, PostProcessor, PreTokenizer};
 use crate::pipeline::{Components, ModelOptions};
-use crate::pretokenize::{WHOLE, dialect};
+use crate::pretokenize::{WHOLE, to_oniguruma};
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer};
 
-/// Tokens and merges as a file spells them.
-type Spelt = (Vec<(String, u32)>, Vec<[String; 2]>);
+/// The tokens and merges of a file.
+type FileVocab = (Vec<(String, u32)>, Vec<[String; 2]>);
 
 impl Tokenizer {
     /// Returns the text of a `tokenizer.json` that `tokenizers` loads and that gives the same ids.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a special token is spelt as an ordinary token is in the file; if this vocabulary or
-    /// its pattern cannot be said there, naming why.
+    /// [`Error::InvalidArgument`] if a special token has the name of an ordinary token in the file, or if the file
+    /// cannot express the vocabulary or its pattern; the message names the reason.
     pub fn to_huggingface(&self) -> Result<String> {
         self.write(false)
     }
 
-    /// Returns the same text for [`Tokenizer::from_own_json`] alone: any pattern can be said in it, and how a tokenizer
-    /// decodes that was not read from a `tokenizer.json`.
+    /// Returns the text in an extended format for [`Tokenizer::from_own_json`]: it also expresses any pattern, and the
+    /// decoding of a tokenizer that was not read from a `tokenizer.json`.
     ///
     /// # Errors
-    /// As [`Tokenizer::to_huggingface`], but for the pattern.
+    /// As [`Tokenizer::to_huggingface`], except for the pattern.
     pub fn to_own_json(&self) -> Result<String> {
         self.write(true)
     }
@@ -47,8 +44,8 @@ impl Tokenizer {
         serde_json::to_string(&tokens).map_err(|error| Error::Format(error.to_string()))
     }
 
-    /// Returns what a `tokenizer.json` said beyond tokens and merges, as JSON: `truncation`, `padding`, `normalizer`,
-    /// `pre_tokenizer` and `ignore_merges`; or `None` if this tokenizer was read from no such file.
+    /// Returns the fields `truncation`, `padding`, `normalizer`, `pre_tokenizer` and `ignore_merges` of the
+    /// `tokenizer.json` as JSON, or `None` if this tokenizer was not read from such a file.
     pub fn components_json(&self) -> Option<String> {
         let Components { normalizer, pre_tokenizer, truncation, padding, model, .. } = &**self.components.as_ref()?;
         let parts = json!({
@@ -64,7 +61,7 @@ impl Tokenizer {
     fn write(&self, is_own: bool) -> Result<String> {
         if self.sentencepiece_model().is_some() {
             return Err(Error::InvalidArgument(
-                "this SentencePiece model cannot be saved as tokenizer.json, which cannot say all it asks for: rules for \
+                "this SentencePiece model cannot be saved as tokenizer.json, which cannot express rules for \
                  characters, pieces of equal scores, unused pieces, or unknown text without byte fallback; save it as .model"
                     .to_owned(),
             ));
@@ -117,7 +114,7 @@ impl Tokenizer {
     pub(crate) fn describe(&self, is_own: bool) -> Result<Components> {
         let model = ModelOptions { ignore_merges: self.vocab.whole_piece_first(), ..ModelOptions::default() };
         if let Some(spaces) = self.spaces() {
-            let [normalizer, pre_tokenizer, decoder] = spaces::to_json(self, spaces);
+            let [normalizer, pre_tokenizer, decoder] = sentencepiece::to_json(self, spaces);
             let parsed = |error: serde_json::Error| Error::Format(error.to_string());
             return Ok(Components {
                 normalizer: serde_json::from_value(normalizer).map_err(parsed)?,
@@ -139,8 +136,8 @@ impl Tokenizer {
 
     /// Returns the decoder of a byte-level tokenizer.
     ///
-    /// `ByteLevel` takes an added token for the bytes that its characters stand for in GPT-2's alphabet, if they are all of
-    /// it: `ï` for 0xEF. Such tokens are spelled in that alphabet before.
+    /// `ByteLevel` decodes an added token whose characters are all in GPT-2's alphabet to the bytes of that alphabet:
+    /// `ï` to 0xEF. A `Replace` before it respells such tokens in the alphabet.
     fn describe_decoder(&self, byte_level: ByteLevel) -> Decoder {
         let respelled = self.added_tokens().iter().filter_map(|AddedToken { content, id, .. }| {
             let bytes = self.id_to_bytes(*id).ok()?;
@@ -157,16 +154,16 @@ impl Tokenizer {
 
     /// Returns the tokens of the model by id, and its merges.
     ///
-    /// Added tokens are among the tokens only where `tokenizers` would number them otherwise: from there a text could give
-    /// them too, such as the byte 0xE9 the added token `é`.
-    fn model(&self, is_own: bool) -> Result<Spelt> {
+    /// Added tokens are among them only if `tokenizers` would otherwise assign other ids, since the model could then
+    /// produce them from text: the byte 0xE9 would become the added token `é`.
+    fn model(&self, is_own: bool) -> Result<FileVocab> {
         let (mut entries, merges) = match &self.pipeline {
             Some(pipeline) => {
                 let name = |id: u32| pipeline.token(id).unwrap_or_default().to_owned();
                 let merges = pipeline.merges().into_iter().map(|(left, right)| [name(left), name(right)]).collect();
                 (pipeline.tokens().map(|(token, id)| (token.to_owned(), id)).collect(), merges)
             }
-            None => self.spelt_vocab()?,
+            None => self.file_vocab()?,
         };
         let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_str(), *id)).collect();
         let mut new = Vec::new();
@@ -197,8 +194,8 @@ impl Tokenizer {
         Ok((entries, merges))
     }
 
-    /// Returns whether the model would give an added token that it gets to know, for text in which none is found: for the
-    /// bytes that its characters spell, or for its text where it is not looked for.
+    /// Returns whether the model could produce an added token in its vocabulary from text in which the token does not
+    /// match: from the bytes that its characters encode, or from its text where matching is restricted.
     fn model_could_give(&self, token: &AddedToken) -> bool {
         let components = self.components.as_deref();
         let rewrites = components.map_or(self.normalizes(), |components| components.normalizer.is_some());
@@ -208,26 +205,26 @@ impl Tokenizer {
         is_missed && (token.content.chars().nth(1).is_none() || (takes_whole && !token.special))
     }
 
-    /// Returns the tokens and merges of the vocabulary as a file spells them.
-    fn spelt_vocab(&self) -> Result<Spelt> {
-        let to_name = if self.spaces().is_some() { spaces::name_of } else { to_chars };
+    /// Returns the tokens and merges of the vocabulary with the names of a file.
+    fn file_vocab(&self) -> Result<FileVocab> {
+        let to_name = if self.spaces().is_some() { sentencepiece::name_of } else { to_chars };
         let mut entries: Vec<(String, u32)> = match self.spaces() {
-            Some(_) => spaces::names(self.vocab())?,
+            Some(_) => sentencepiece::names(self.vocab())?,
             None => self.vocab().tokens().map(|(token, id)| (to_chars(token), id)).collect(),
         };
         if self.spaces().is_none() {
-            let silent = self.vocab().silent_tokens();
-            entries.extend(silent.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
+            let decode_only = self.vocab().decode_only_tokens();
+            entries.extend(decode_only.map(|(token, id)| (String::from_utf8_lossy(token).into_owned(), id)));
         }
         let token_chars = |id: u32| to_name(self.vocab().id_to_bytes(id).unwrap_or_default());
         let merges = self.vocab().merges().iter().map(|&(left, right)| [token_chars(left), token_chars(right)]);
         Ok((entries, merges.collect()))
     }
 
-    /// Returns the tokenizer that puts this token before each text, and that one after, by a template.
+    /// Returns the tokenizer with a post-processor that adds the token `before` each text and the token `after` it.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`Error::NotFound`] for an id without a token.
     pub fn with_template(self, before: Option<u32>, after: Option<u32>) -> Result<Self> {
         let name = |id: u32| Ok::<_, Error>(String::from_utf8_lossy(self.id_to_bytes(id)?).into_owned());
         let special =
@@ -261,52 +258,10 @@ fn describe_splits(pretokenizer: &Pretokenizer, byte_level: ByteLevel, is_own: b
             None if step.pattern() == WHOLE => continue,
             None if step.name().is_some() => Pattern::Regex(step.pattern().to_owned()),
             None if is_own => Pattern::FancyRegex(step.pattern().to_owned()),
-            None => Pattern::Regex(dialect::to_oniguruma(step)?),
+            None => Pattern::Regex(to_oniguruma(step)?),
         };
         steps.push(PreTokenizer::Split { pattern, behavior: Behavior::Isolated, invert: false });
     }
     steps.push(PreTokenizer::ByteLevel(byte_level));
     Ok(PreTokenizer::Sequence { pretokenizers: steps })
-}
-
-/// The file as it is written: the same keys in the same order as `tokenizers` writes them.
-#[derive(Serialize)]
-struct OutFile<'a> {
-    version: &'static str,
-    truncation: Option<&'a Truncation>,
-    padding: Option<&'a Padding>,
-    added_tokens: Vec<AddedTokenJson>,
-    normalizer: Option<&'a Normalizer>,
-    pre_tokenizer: Option<&'a PreTokenizer>,
-    post_processor: Option<&'a PostProcessor>,
-    decoder: Option<&'a Decoder>,
-    model: OutModel<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    own: Option<Own>,
-}
-
-#[derive(Serialize)]
-struct OutModel<'a> {
-    r#type: &'static str,
-    dropout: Option<f32>,
-    unk_token: Option<String>,
-    continuing_subword_prefix: Option<String>,
-    end_of_word_suffix: Option<String>,
-    fuse_unk: bool,
-    byte_fallback: bool,
-    ignore_merges: bool,
-    vocab: OutEntries<'a>,
-    merges: Vec<[&'a str; 2]>,
-}
-
-struct OutEntries<'a>(&'a [(String, u32)]);
-
-impl Serialize for OutEntries<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (token, id) in self.0 {
-            map.serialize_entry(token, id)?;
-        }
-        map.end()
-    }
 }

@@ -1,73 +1,35 @@
-//! SentencePiece's `tokenizer.model`, and the pieces of one in a GGUF file.
+//! SentencePiece's `tokenizer.model`, and the SentencePiece pieces of a GGUF file.
 //!
-//! `file.rs` reads a model and writes pieces as one. Where byte-level merging gives the same ids and texts (Llama 2,
-//! Mistral 7B), `merged.rs` makes a vocabulary of it; else the model encodes itself, as `crate::sentencepiece` defines.
+//! | file | |
+//! |---|---|
+//! | `model_file.rs` | the fields of a model file, read and written |
+//! | `byte_level.rs` | a vocabulary over bytes, if its merges give the same ids (Llama 2, Mistral 7B) |
+//! | `splits.rs` | pre-tokenizers for SentencePiece vocabularies |
+//!
+//! Any other model is encoded by [`crate::sentencepiece`].
 
-mod file;
-mod merged;
+mod byte_level;
+mod model_file;
+mod splits;
+
+pub(super) use self::splits::{require_space, split_apart, words_or_whole};
 
 use hashbrown::HashSet;
 
-use self::file::{ModelFile, write_pieces};
+use self::model_file::{ModelFile, write_pieces};
+use crate::byte_alphabet::byte_of;
 use crate::normalize::SPACE;
-use crate::sentencepiece::{Normalizer, Options, Rules, SentencePieceModel};
-use crate::{AddedToken, Ends, Error, Pretokenizer, Result, Tokenizer, Vocab};
-
-/// One entry of a SentencePiece vocabulary; its id is its place.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Piece {
-    /// Its text, with `▁` for a space.
-    pub text: String,
-    /// The higher, the sooner it is merged.
-    pub score: f32,
-    /// What it is for.
-    pub kind: PieceKind,
-}
-
-/// What a piece is for: the numbers are those of `tokenizer.model` and of GGUF's `token_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PieceKind {
-    /// An ordinary token.
-    Normal = 1,
-    /// Stands for what no token does.
-    Unknown = 2,
-    /// Controls the model, and is never text.
-    Control = 3,
-    /// Taken whole wherever its text occurs.
-    UserDefined = 4,
-    /// Text never becomes it.
-    Unused = 5,
-    /// Stands for one byte.
-    Byte = 6,
-}
-
-impl PieceKind {
-    /// Returns the kind of a number.
-    ///
-    /// # Errors
-    /// [`Error::Format`] if it is not 1 to 6.
-    pub fn from_number(number: u64) -> Result<Self> {
-        Ok(match number {
-            1 => Self::Normal,
-            2 => Self::Unknown,
-            3 => Self::Control,
-            4 => Self::UserDefined,
-            5 => Self::Unused,
-            6 => Self::Byte,
-            _ => return Err(Error::Format(format!("a piece is of type {number}; expected 1 to 6"))),
-        })
-    }
-}
+use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules, SentencePieceModel};
+use crate::{AddedToken, Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
 impl Tokenizer {
-    /// Returns the tokenizer in SentencePiece's `tokenizer.model`.
+    /// Returns the tokenizer of SentencePiece's `tokenizer.model`.
     ///
-    /// Ids, offsets and texts are SentencePiece's. What lies between special tokens, where they are allowed, is encoded
-    /// as a text of its own. Where byte-level merging gives the same ids (Llama 2, Mistral 7B) it is used, which is
-    /// faster.
+    /// Ids, offsets and texts equal SentencePiece's. Each segment between allowed special tokens is encoded as a text
+    /// of its own. Byte-level merges, which are faster, are used if they give the same ids (Llama 2, Mistral 7B).
     ///
     /// # Errors
-    /// [`Error::Format`] if it is damaged, or its model is not of the type BPE.
+    /// [`Error::Format`] if the file is damaged, or its model is not BPE.
     ///
     /// # Source
     /// SentencePiece 0.2.3: `src/sentencepiece_model.proto`, `normalizer.cc`, `bpe_model.cc`,
@@ -83,19 +45,20 @@ impl Tokenizer {
         let model = SentencePieceModel::new(&file.pieces, options, model.to_vec())?;
         let [bos, eos, pad, unknown] = &names;
         let [bos, eos, pad] = [bos, eos, pad].map(|name| model.id_of(name, PieceKind::Control));
-        let ends = Ends { bos, eos, pad, unk: model.id_of(unknown, PieceKind::Unknown) };
-        let merged = if is_plain { Self::from_merged_pieces(file.pieces, prefix, collapse).ok() } else { None };
-        let tokenizer = match merged {
+        let ends = SpecialIds { bos, eos, pad, unk: model.id_of(unknown, PieceKind::Unknown) };
+        let byte_level = if is_plain { Self::from_byte_level_pieces(file.pieces, prefix, collapse).ok() } else { None };
+        let tokenizer = match byte_level {
             Some(tokenizer) => tokenizer.decoding_as_sentencepiece(),
             None => Self::from_model(model)?,
         };
-        tokenizer.with_ends(ends)
+        tokenizer.with_special_ids(ends)
     }
 
     /// Returns the `tokenizer.model` that this tokenizer was read from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if none is kept: byte-level merging expresses it, or it was read from another file.
+    /// [`Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was read
+    /// from another format.
     pub fn to_sentencepiece(&self) -> Result<&[u8]> {
         let refuse =
             |why: &str| Err(Error::InvalidArgument(format!("this vocabulary cannot be saved as .model: {why}")));
@@ -108,9 +71,9 @@ impl Tokenizer {
         }
     }
 
-    /// Returns the tokenizer that encodes and decodes as this model does.
+    /// Returns the tokenizer that encodes and decodes by this model.
     fn from_model(model: SentencePieceModel) -> Result<Self> {
-        let (mut tokens, mut added, mut silent) = (Vec::new(), Vec::new(), HashSet::new());
+        let (mut tokens, mut added, mut decode_only) = (Vec::new(), Vec::new(), HashSet::new());
         let mut known = HashSet::new();
         for (id, text, kind) in model.pieces() {
             let bytes = match kind {
@@ -126,28 +89,28 @@ impl Tokenizer {
                 tokens.push((bytes, id));
                 continue;
             }
-            silent.insert(id);
+            decode_only.insert(id);
             tokens.push((bytes, id));
         }
-        // A byte's piece is found by its byte if no other piece is.
+        // The byte piece is the token of its byte if no other piece is.
         for (bytes, id) in &tokens {
             if model.kind(*id) == Some(PieceKind::Byte) && known.insert(bytes.clone()) {
-                silent.remove(id);
+                decode_only.remove(id);
             }
         }
-        let vocab = Vocab::of_model_pieces(tokens, |id| silent.contains(&id))?;
+        let vocab = Vocab::of_sentencepiece_model(tokens, |id| decode_only.contains(&id))?;
         let spaces = model.spaces();
         let tokenizer = Self::new(vocab, Pretokenizer::whole()?, added, false)?;
         Ok(tokenizer.with_spaces(spaces).with_sentencepiece(model))
     }
 
-    /// Returns the tokenizer of the SentencePiece pieces that a GGUF file holds, as llama.cpp encodes by them.
+    /// Returns the tokenizer of the SentencePiece pieces of a GGUF file, with the ids of llama.cpp.
     ///
-    /// `prefix` puts a space before a text, `collapse` removes spaces at both ends and makes several in a row one, which
-    /// llama.cpp itself does not do for such pieces.
+    /// `prefix` adds a space before a text. `collapse` removes spaces at both ends and collapses runs of spaces, which
+    /// llama.cpp does not do for such pieces.
     ///
     /// # Errors
-    /// [`Error::Format`] if one of the 256 bytes has no piece, a score is no number, or two pieces have one text.
+    /// [`Error::Format`] if one of the 256 bytes has no piece, a score is NaN, or two pieces have the same text.
     ///
     /// # Source
     /// `llm_tokenizer_spm_session` in `src/llama-vocab.cpp` of llama.cpp.
@@ -156,11 +119,11 @@ impl Tokenizer {
             if piece.score.is_nan() {
                 return Err(Error::Format(format!("piece {id} has the score {}", piece.score)));
             }
-            // Of zero and minus zero neither is higher.
+            // Zero and minus zero are the same score.
             piece.score += 0.0;
         }
         let is_plain = !pieces.iter().any(|piece| matches!(piece.kind, PieceKind::Unused | PieceKind::UserDefined));
-        if is_plain && let Ok(tokenizer) = Self::from_merged_pieces(pieces.clone(), prefix, collapse) {
+        if is_plain && let Ok(tokenizer) = Self::from_byte_level_pieces(pieces.clone(), prefix, collapse) {
             return Ok(tokenizer);
         }
         let normalizer = Normalizer {
@@ -179,11 +142,4 @@ impl Tokenizer {
         let source = write_pieces(&pieces, prefix, collapse);
         Self::from_model(SentencePieceModel::new(&pieces, options, source)?)
     }
-}
-
-/// Returns the byte that a piece such as `<0x0A>` stands for.
-pub(crate) fn byte_of(text: &str) -> Option<u8> {
-    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    let is_hex = digits.len() == 2 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'A'..=b'F'));
-    if is_hex { u8::from_str_radix(digits, 16).ok() } else { None }
 }

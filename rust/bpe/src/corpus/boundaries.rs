@@ -1,0 +1,76 @@
+//! Where a document can be divided into chunks.
+
+use aho_corasick::AhoCorasick;
+
+use super::options::CorpusOptions;
+use super::special_tokens::special_matcher;
+use crate::pretokenize::Pretokenizer;
+use crate::{Error, Result};
+
+/// Bytes read at a time: they fit a core's cache.
+pub(super) const BLOCK_BYTES: usize = 1 << 18;
+
+/// The options of a reader, with what it needs to divide documents.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) options: CorpusOptions,
+    pub(super) splitter: Pretokenizer,
+    special_tokens: Option<AhoCorasick>,
+    pub(super) longest_special: usize,
+    /// Bytes read at a time; a longer document is divided.
+    pub(super) block_bytes: usize,
+}
+
+impl Rules {
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the separator is empty, or a special token is empty or given twice.
+    pub(super) fn new(options: CorpusOptions, splitter: Pretokenizer) -> Result<Self> {
+        if options.separator.as_deref() == Some("") {
+            return Err(Error::InvalidArgument("separator is empty; leave it out to keep files whole".to_owned()));
+        }
+        Ok(Self {
+            special_tokens: special_matcher(&options.special_tokens)?,
+            longest_special: options.special_tokens.iter().map(String::len).max().unwrap_or(0),
+            block_bytes: BLOCK_BYTES,
+            options,
+            splitter,
+        })
+    }
+
+    /// Returns an offset of at least `from` where `text` can be divided whatever follows it, outside special tokens.
+    pub(super) fn chunk_boundary(&self, text: &str, from: usize) -> Option<usize> {
+        // A special token or the separator may begin in the last bytes: the next chunk decides.
+        let margin = self.longest_special.max(self.options.separator.as_ref().map_or(0, String::len));
+        let mut from = ceil_char(text, from);
+        loop {
+            let boundary = self.splitter.chunk_boundary(text, from)?;
+            if boundary + margin > text.len() {
+                return None;
+            }
+            match self.special_around(text, boundary) {
+                None => return Some(boundary),
+                Some(end) => from = end + 1,
+            }
+        }
+    }
+
+    /// Returns the end of the special token that contains or touches `boundary`.
+    ///
+    /// A chunk must not begin or end at a special token, since adjacent characters can decide whether an added token
+    /// matches: it can require white space beside it, or the absence of word characters.
+    fn special_around(&self, text: &str, boundary: usize) -> Option<usize> {
+        let matcher = self.special_tokens.as_ref()?;
+        // Matches do not overlap, so the start of the search matters: begin where no earlier match can reach.
+        let start = ceil_char(text, boundary.saturating_sub(8 * self.longest_special));
+        let end = ceil_char(text, (boundary + self.longest_special).min(text.len()));
+        let mut matches = matcher.find_iter(&text[start..end]);
+        matches
+            .find(|found| (start + found.start()..=start + found.end()).contains(&boundary))
+            .map(|found| start + found.end())
+    }
+}
+
+/// Returns the first character boundary at or after `at`.
+pub(super) fn ceil_char(text: &str, at: usize) -> usize {
+    (at..text.len()).find(|&index| text.is_char_boundary(index)).unwrap_or(text.len())
+}

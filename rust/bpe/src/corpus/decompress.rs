@@ -1,0 +1,79 @@
+//! The bytes of a file, decompressed and counted.
+
+use std::fs::File;
+use std::io::{self, BufReader, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Error, Result};
+
+/// Any reader, decompressing or not.
+pub(super) type Reader = Box<dyn Read + Send + Sync>;
+
+/// Returns a reader of the file, decompressing if its name ends in `.gz` or `.zst`, and its name without that ending.
+///
+/// Bytes read, before decompression, are added to `bytes_read`.
+pub(super) fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(Reader, PathBuf)> {
+    let file = File::open(path).map_err(|source| io_error(path, source))?;
+    let size = file.metadata().map_err(|source| io_error(path, source))?.len();
+    let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
+    Ok(match extension(path).as_deref() {
+        Some("gz") => (Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))), path.with_extension("")),
+        Some("zst") => {
+            let decoder = zstd::Decoder::new(file).map_err(|source| io_error(path, source))?;
+            (Box::new(decoder), path.with_extension(""))
+        }
+        _ => (Box::new(file), path.to_owned()),
+    })
+}
+
+/// Returns the extension in lower case.
+pub(super) fn extension(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
+/// Returns the error of reading `path`: an error of the system, or of the decompressor about damaged data.
+pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
+    if source.raw_os_error().is_none()
+        && extension(path).is_some_and(|extension| extension == "gz" || extension == "zst")
+    {
+        return Error::Format(format!("{}: damaged compressed data: {source}", path.display()));
+    }
+    Error::Io { path: path.to_owned(), source }
+}
+
+/// Reads once, and again if a signal interrupts the call.
+pub(super) fn read_some(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// A file that adds the bytes read to a shared counter and fails if it ends before the size that it had when opened.
+#[derive(Debug)]
+struct CountingReader {
+    file: File,
+    size: u64,
+    read: u64,
+    bytes_read: Arc<AtomicU64>,
+}
+
+impl Read for CountingReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.read += read as u64;
+        self.bytes_read.fetch_add(read as u64, Ordering::Relaxed);
+        // A file truncated while it is read would lose text silently.
+        if read == 0 && !buffer.is_empty() && self.read < self.size {
+            let (read, size) = (self.read, self.size);
+            return Err(io::Error::other(format!(
+                "the file shrank while it was read: {read} of {size} bytes were there"
+            )));
+        }
+        Ok(read)
+    }
+}

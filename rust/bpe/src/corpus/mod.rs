@@ -1,0 +1,37 @@
+//! The corpus reader: files to documents, in bounded memory.
+//!
+//! A file is one document unless a separator divides it; a line of JSON Lines is one document. A long document is
+//! returned in chunks that end where pre-tokens end whatever follows, so the pre-tokens of its chunks are the
+//! pre-tokens of the document.
+//!
+//! | file | |
+//! |---|---|
+//! | `reader.rs` | [`CorpusReader`]: one file after another, one chunk at a time |
+//! | `options.rs` | how files are read as documents |
+//! | `boundaries.rs`, `special_tokens.rs` | where a document can be divided: never inside a special token |
+//! | `text.rs` | one text file |
+//! | `utf8_scan.rs`, `skipped.rs` | documents that are not UTF-8, rows without text |
+//! | `json_lines.rs` | one file of JSON Lines |
+//! | `decompress.rs` | the bytes of a file, decompressed |
+//! | `file_lines.rs`, `paths.rs` | the lines of a file; the files that a path or a pattern names |
+
+mod boundaries;
+mod decompress;
+mod file_lines;
+mod json_lines;
+mod options;
+mod paths;
+mod reader;
+mod skipped;
+mod special_tokens;
+#[cfg(test)]
+pub(crate) mod tests;
+mod text;
+mod utf8_scan;
+
+pub use self::file_lines::FileLines;
+pub use self::options::{CorpusOptions, OnError};
+pub use self::paths::expand_paths;
+pub use self::reader::{Chunk, CorpusReader};
+pub use self::skipped::Skipped;
+pub(crate) use self::special_tokens::special_matcher;

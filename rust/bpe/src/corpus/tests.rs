@@ -1,0 +1,123 @@
+//! The reader against plain ways to read the same files.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::{CorpusOptions, CorpusReader, FileLines};
+use crate::pretokenize::Pretokenizer;
+use crate::{Error, Result};
+
+/// Returns the documents of a file, read in blocks of this size, and the number of chunks.
+pub(crate) fn read(path: &Path, options: &CorpusOptions, block_bytes: usize) -> Result<(Vec<String>, usize)> {
+    let corpus = CorpusReader::new(vec![path.to_owned()], Pretokenizer::new("cl100k")?, options.clone())?;
+    let mut corpus = corpus.with_block_bytes(block_bytes);
+    let (mut texts, mut chunks) = (vec![String::new()], 0);
+    while let Some(chunk) = corpus.next_chunk()? {
+        chunks += 1;
+        assert_eq!(chunk.document as usize, texts.len() - 1);
+        texts[chunk.document as usize].push_str(&chunk.text);
+        if chunk.is_last {
+            texts.push(String::new());
+        }
+    }
+    assert_eq!(texts.pop().as_deref(), Some(""), "the last chunk ends its document");
+    Ok((texts, chunks))
+}
+
+/// Returns the path of a new file, and its temporary folder.
+pub(crate) fn write(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).expect("a file");
+    (folder, path)
+}
+
+proptest! {
+    #[test]
+    fn documents_are_the_text_between_separators(text in "([a-c]{0,9}[ |é日]{0,3}){0,60}", block_bytes in 1usize..40) {
+        let (_folder, path) = write("corpus.txt", text.as_bytes());
+        let whole = read(&path, &CorpusOptions::default(), block_bytes).expect("text").0;
+        prop_assert_eq!(whole, vec![text.clone()]);
+        let options = CorpusOptions { separator: Some("||".to_owned()), ..CorpusOptions::default() };
+        let mut expected: Vec<_> = text.split("||").collect();
+        if expected.len() > 1 && expected.last() == Some(&"") {
+            expected.pop();
+        }
+        prop_assert_eq!(read(&path, &options, block_bytes).expect("text").0, expected);
+    }
+}
+
+#[test]
+fn long_documents_come_in_parts() {
+    let (_folder, path) = write("corpus.txt", "some words ".repeat(10_000).as_bytes());
+    assert!(read(&path, &CorpusOptions::default(), 1 << 12).expect("text").1 > 10);
+}
+
+#[test]
+fn a_file_that_shrinks_is_an_error() {
+    for name in ["corpus.txt", "corpus.jsonl"] {
+        let (_folder, path) = write(name, "{\"text\": \"a line\"}\n".repeat(100_000).as_bytes());
+        let splitter = Pretokenizer::new("cl100k").expect("a known name");
+        let mut corpus = CorpusReader::new(vec![path.clone()], splitter, CorpusOptions::default()).expect("a file");
+        corpus.next_chunk().expect("text");
+        File::options().write(true).open(&path).and_then(|file| file.set_len(1_000_000)).expect("shorter");
+        let error = loop {
+            match corpus.next_chunk() {
+                Ok(chunk) => assert!(chunk.is_some(), "it ended in silence"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains(name) && error.contains("shrank") && error.contains("of 1900000"), "{error}");
+    }
+}
+
+#[test]
+fn compressed_files_and_json_lines() {
+    let lines = b"{\"text\": \"one\", \"n\": 1}\n\n{\"id\": [1], \"text\": \"t\\u0077o\"}";
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(lines).expect("in memory");
+    let gzip = gzip.finish().expect("in memory");
+    let zstd = zstd::encode_all(&lines[..], 1).expect("in memory");
+    for (name, bytes) in [("c.jsonl", &lines[..]), ("c.jsonl.gz", &gzip), ("c.ndjson.zst", &zstd)] {
+        let (_folder, path) = write(name, bytes);
+        assert_eq!(read(&path, &CorpusOptions::default(), 16).expect(name).0, ["one", "two"]);
+    }
+    for (name, bytes) in [("l.txt", &lines[..]), ("l.gz", &gzip), ("l.zst", &zstd)] {
+        let (_folder, path) = write(name, bytes);
+        let found: Result<Vec<_>> = FileLines::open(&path).expect(name).collect();
+        assert_eq!(found.expect(name), lines.split_inclusive(|&byte| byte == b'\n').collect::<Vec<_>>());
+    }
+    // Several compressed streams in one file are one text.
+    let (_folder, path) = write("c.txt.gz", &[&gzip[..], &gzip].concat());
+    assert_eq!(read(&path, &CorpusOptions::default(), 16).expect("text").0[0].len(), 2 * lines.len());
+    let (_folder, path) = write("c.txt.zst", &[&zstd[..], &zstd].concat());
+    assert_eq!(read(&path, &CorpusOptions::default(), 16).expect("text").0[0].len(), 2 * lines.len());
+    for (name, bytes) in [("c.gz", &gzip[..gzip.len() / 2]), ("c.zst", &zstd[..zstd.len() / 2]), ("d.gz", b"plain")] {
+        let (_folder, path) = write(name, bytes);
+        let error = read(&path, &CorpusOptions::default(), 16).expect_err("damaged");
+        assert!(matches!(error, Error::Format(_)) && error.to_string().contains(name), "{error}");
+        let lines: Result<Vec<_>> = FileLines::open(&path).and_then(Iterator::collect);
+        assert_eq!(lines.expect_err("damaged").to_string(), error.to_string());
+    }
+}
+
+#[test]
+fn errors_name_the_place() {
+    let (_folder, path) = write("bad.txt", &[&[b'a'; 50][..], b"\xff"].concat());
+    for block_bytes in [3, 1000] {
+        let error = read(&path, &CorpusOptions::default(), block_bytes).expect_err("not UTF-8");
+        assert!(error.to_string().ends_with("bad.txt: invalid UTF-8 at byte 50"), "{error}");
+    }
+    let (_folder, path) = write("cut.txt", "ab日".as_bytes().split_last().expect("bytes").1);
+    let error = read(&path, &CorpusOptions::default(), 3).expect_err("a character cut in two");
+    assert!(error.to_string().ends_with("cut.txt: invalid UTF-8 at byte 2"), "{error}");
+    for (line, what) in [("{}", "no field \"text\""), ("[1]", "an object"), ("{\"text\": 1}", "integer"), ("{", "EOF")]
+    {
+        let (_folder, path) = write("c.jsonl", format!("{{\"text\": \"\"}}\n{line}\n").as_bytes());
+        let error = read(&path, &CorpusOptions::default(), 16).expect_err("a bad line").to_string();
+        assert!(error.contains("c.jsonl, line 2") && error.contains(what), "{error}");
+    }
+}

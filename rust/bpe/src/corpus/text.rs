@@ -1,0 +1,162 @@
+//! One text file, read in blocks.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memchr::memmem;
+
+use super::boundaries::{Rules, ceil_char};
+use super::decompress::{Reader, io_error, read_some};
+use super::options::BYTE_ORDER_MARK;
+use super::skipped::invalid_utf8;
+use crate::{Error, Result};
+
+/// A chunk boundary is searched first in this many bytes at the end, so that little text is carried over to the next
+/// block.
+const BOUNDARY_WINDOW: usize = 1 << 12;
+
+/// Reads the documents of a text file in parts.
+pub(super) struct TextFile {
+    path: PathBuf,
+    reader: Reader,
+    /// Text read and not yet returned.
+    text: String,
+    /// The first bytes of a character that the last block ends in.
+    partial: Vec<u8>,
+    /// Scratch for one block.
+    block: Vec<u8>,
+    /// The offset of `partial` in the file.
+    offset: u64,
+    /// The byte ranges to skip, in order: documents with their separators.
+    to_skip: VecDeque<Range<u64>>,
+    /// `text` has no separator and no chunk boundary before this offset.
+    searched: usize,
+    at_end: bool,
+    is_done: bool,
+    /// Whether a separator ended the last part returned.
+    after_separator: bool,
+}
+
+impl std::fmt::Debug for TextFile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("TextFile").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl TextFile {
+    /// Returns a reader of the bytes outside the ranges `to_skip`.
+    pub(super) fn new(path: &Path, reader: Reader, to_skip: VecDeque<Range<u64>>) -> Self {
+        Self {
+            path: path.to_owned(),
+            reader,
+            text: String::new(),
+            partial: Vec::new(),
+            block: Vec::new(),
+            offset: 0,
+            searched: 0,
+            at_end: false,
+            is_done: false,
+            // A file whose documents are all skipped has no empty document.
+            after_separator: !to_skip.is_empty(),
+            to_skip,
+        }
+    }
+
+    /// Returns the next part of the current document, and whether it is the last; `None` at the end of the file.
+    ///
+    /// After a skipped block it returns an empty part that is not the last, so that the caller can check for an
+    /// interrupt.
+    pub(super) fn next_part(&mut self, rules: &Rules) -> Result<Option<(String, bool)>> {
+        while !self.is_done {
+            if let Some(separator) = &rules.options.separator
+                && let Some(at) = memmem::find(&self.text.as_bytes()[self.searched..], separator.as_bytes())
+            {
+                let rest = self.text.split_off(self.searched + at + separator.len());
+                let mut part = std::mem::replace(&mut self.text, rest);
+                part.truncate(self.searched + at);
+                self.searched = 0;
+                self.after_separator = true;
+                return Ok(Some((part, true)));
+            }
+            if self.at_end {
+                self.is_done = true;
+                let part = std::mem::take(&mut self.text);
+                // An empty rest after the last separator is no document; an empty file is one.
+                return Ok((!(part.is_empty() && self.after_separator)).then_some((part, true)));
+            }
+            if self.text.len() >= rules.block_bytes {
+                let from = self.searched.max(self.text.len().saturating_sub(BOUNDARY_WINDOW));
+                if let Some(boundary) = rules.chunk_boundary(&self.text, from) {
+                    let rest = self.text.split_off(boundary);
+                    self.searched = 0;
+                    self.after_separator = false;
+                    return Ok(Some((std::mem::replace(&mut self.text, rest), false)));
+                }
+            }
+            // A separator or a chunk boundary may span the end of this block.
+            let margin = rules.options.separator.as_ref().map_or(0, String::len) + rules.longest_special + 256;
+            self.searched = self.searched.max(ceil_char(&self.text, self.text.len().saturating_sub(margin)));
+            if self.skip_block(rules.block_bytes)? {
+                return Ok(Some((String::new(), false)));
+            }
+            self.read_block(rules.block_bytes)?;
+        }
+        Ok(None)
+    }
+
+    /// Reads past one block of the range to skip that begins here; returns whether there is one.
+    fn skip_block(&mut self, block_bytes: usize) -> Result<bool> {
+        let Some(range) = self.to_skip.front() else { return Ok(false) };
+        if self.offset < range.start {
+            return Ok(false);
+        }
+        self.block.resize(up_to(range.end - self.offset, block_bytes), 0);
+        let read = read_some(&mut self.reader, &mut self.block).map_err(|error| io_error(&self.path, error))?;
+        self.offset += read as u64;
+        if read == 0 || self.offset == range.end {
+            self.to_skip.pop_front();
+        }
+        Ok(true)
+    }
+
+    /// Appends one block of the file to `text`.
+    fn read_block(&mut self, block_bytes: usize) -> Result<()> {
+        self.block.clear();
+        self.block.append(&mut self.partial);
+        let carried = self.block.len();
+        let position = self.offset + carried as u64;
+        // A skipped range begins after a separator, so inside no character, unless the file changed since the first
+        // pass.
+        let most = self
+            .to_skip
+            .front()
+            .map_or(block_bytes, |range| up_to(range.start.saturating_sub(position), block_bytes).max(1));
+        self.block.resize(carried + most, 0);
+        let read =
+            read_some(&mut self.reader, &mut self.block[carried..]).map_err(|error| io_error(&self.path, error))?;
+        self.at_end = read == 0;
+        self.block.truncate(carried + read);
+        let valid = match std::str::from_utf8(&self.block) {
+            Ok(text) => text,
+            Err(error) => {
+                let (valid, rest) = self.block.split_at(error.valid_up_to());
+                if error.error_len().is_some() || self.at_end {
+                    let at = self.offset + error.valid_up_to() as u64;
+                    return Err(Error::Format(invalid_utf8(&self.path, at)));
+                }
+                self.partial.extend_from_slice(rest);
+                std::str::from_utf8(valid).unwrap_or_default()
+            }
+        };
+        let is_start = self.offset == 0;
+        self.offset += valid.len() as u64;
+        self.text.push_str(if is_start { valid.strip_prefix(BYTE_ORDER_MARK).unwrap_or(valid) } else { valid });
+        Ok(())
+    }
+}
+
+/// Returns `bytes`, limited to `limit`.
+fn up_to(bytes: u64, limit: usize) -> usize {
+    usize::try_from(bytes).map_or(limit, |bytes| bytes.min(limit))
+}

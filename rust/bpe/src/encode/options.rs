@@ -1,0 +1,20 @@
+//! Options that all encoding calls share.
+
+use crate::interrupt::Interrupt;
+use crate::normalize::After;
+use crate::special::SpecialSet;
+
+/// Options for one text, or for every text of a batch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EncodeOptions<'a> {
+    /// Special tokens that text may produce.
+    pub allowed: SpecialSet<'a>,
+    /// An id put before each text.
+    pub bos: Option<u32>,
+    /// An id put after each text.
+    pub eos: Option<u32>,
+    /// What precedes each text; it decides whether SentencePiece's space prefix is added.
+    pub after: After,
+    /// Checked every few milliseconds on the calling thread.
+    pub interrupt: Interrupt<'a>,
+}

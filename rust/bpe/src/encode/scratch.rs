@@ -1,0 +1,39 @@
+//! The memory that encoding reuses from call to call.
+
+use crate::cache::{IDS_PER_PIECE, MAX_PIECE, PieceCache, Probe};
+use crate::merge::Merger;
+
+/// Pieces that the pre-tokenizer yields at a time: all their cache look-ups are prefetched together.
+pub(super) const BATCH: usize = 1024;
+
+/// The cache and the buffers of one thread. Once warm, encoding allocates nothing.
+pub(crate) struct Scratch {
+    pub(super) cache: PieceCache,
+    cache_limit: usize,
+    pub(super) merger: Merger,
+    pub(super) ends: Vec<usize>,
+    pub(super) probes: Vec<Probe>,
+    /// The ids of a run of cached pieces.
+    pub(super) run: Vec<u32>,
+    /// The ids of one piece that is not cached.
+    pub(super) ids: Vec<u32>,
+}
+
+impl Scratch {
+    /// Returns empty scratch memory whose cache takes at most about `cache_limit` bytes.
+    pub(crate) fn new(cache_limit: usize) -> Self {
+        Self {
+            cache: PieceCache::new(cache_limit),
+            cache_limit,
+            merger: Merger::default(),
+            ends: Vec::with_capacity(BATCH),
+            probes: vec![Probe::default(); BATCH],
+            run: vec![0; BATCH * IDS_PER_PIECE + MAX_PIECE],
+            ids: Vec::new(),
+        }
+    }
+
+    pub(crate) fn cache_limit(&self) -> usize {
+        self.cache_limit
+    }
+}

@@ -1,0 +1,112 @@
+//! SentencePiece's treatment of white space: U+0020, written as U+2581.
+
+use std::borrow::Cow;
+
+/// SentencePiece's character for a space: U+2581.
+pub(crate) const SPACE: char = '\u{2581}';
+
+/// How SentencePiece treats the spaces of a text.
+///
+/// SentencePiece replaces each space by `▁` (U+2581), so the two are equivalent. Here `▁` is replaced by a space
+/// instead, in texts and in tokens: the same tokens match, and most texts remain unchanged.
+///
+/// ```
+/// use bpe_llama::{After, SpacePrefix, Spaces};
+///
+/// let llama = Spaces { prefix: SpacePrefix::Always, collapse: false, drop_first: true };
+/// assert_eq!(llama.normalize("a▁b ", After::Nothing), " a b ");
+/// assert_eq!(llama.normalize("", After::Nothing), "");
+/// let collapsing = Spaces { collapse: true, ..llama };
+/// assert_eq!(collapsing.normalize("a  b ", After::Nothing) + &*collapsing.normalize("c", After::Space), " a b c");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spaces {
+    /// When a space is prepended to a segment of ordinary text.
+    pub prefix: SpacePrefix,
+    /// Whether spaces at both ends are removed and runs of spaces collapse to one.
+    pub collapse: bool,
+    /// Whether decoding drops a leading space.
+    pub drop_first: bool,
+}
+
+/// When a space is prepended to a segment of ordinary text: the whole text, or the text between special tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpacePrefix {
+    /// Never.
+    Never,
+    /// To every segment that is not empty.
+    Always,
+    /// To every segment that does not begin with a space.
+    UnlessSpace,
+    /// To the segment at the start of the text, if it does not begin with a space.
+    FirstUnlessSpace,
+}
+
+/// What precedes a segment of ordinary text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum After {
+    /// The start of the text.
+    #[default]
+    Nothing,
+    /// A special token.
+    Special,
+    /// Text: no space is prepended.
+    Text,
+    /// Text that ends in a space. If spaces collapse, the space was dropped there and is prepended here.
+    Space,
+}
+
+impl After {
+    /// Returns what precedes a segment if this is all the text before it.
+    pub fn of(text: &str) -> Self {
+        match text.chars().next_back() {
+            None => Self::Nothing,
+            Some(' ' | SPACE) => Self::Space,
+            Some(_) => Self::Text,
+        }
+    }
+}
+
+impl Spaces {
+    /// Returns the normal form of `text`, a segment of ordinary text.
+    ///
+    /// # Source
+    /// `src/normalizer.cc` of SentencePiece; `Metaspace` of Hugging Face `tokenizers`.
+    pub fn normalize(self, text: &str, after: After) -> Cow<'_, str> {
+        let begins_with_space = text.starts_with([' ', SPACE]);
+        let is_prefixed = !text.is_empty()
+            && match (after, self.prefix) {
+                (After::Text, _) => self.collapse && text.starts_with(' '),
+                (After::Space, _) => self.collapse,
+                (_, SpacePrefix::Never) => false,
+                (_, SpacePrefix::Always) => true,
+                (_, SpacePrefix::UnlessSpace) => !begins_with_space,
+                (_, SpacePrefix::FirstUnlessSpace) => after == After::Nothing && !begins_with_space,
+            };
+        if !is_prefixed && !self.collapse && !text.contains(SPACE) {
+            return Cow::Borrowed(text);
+        }
+        let mut normal = String::with_capacity(text.len() + 1);
+        if is_prefixed {
+            normal.push(' ');
+        }
+        if self.collapse {
+            for (i, word) in text.split(' ').filter(|word| !word.is_empty()).enumerate() {
+                if i > 0 {
+                    normal.push(' ');
+                }
+                normal.push_str(word);
+            }
+        } else {
+            normal.push_str(text);
+        }
+        if normal.contains(SPACE) {
+            normal = normal.replace(SPACE, " ");
+        }
+        if self.collapse {
+            // After the replacement: at the end of a text, SentencePiece also removes `▁`.
+            normal.truncate(normal.trim_end_matches(' ').len());
+        }
+        Cow::Owned(normal)
+    }
+}

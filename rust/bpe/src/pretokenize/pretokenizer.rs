@@ -1,0 +1,321 @@
+//! [`Pretokenizer`]: a pattern and the splitter that implements it.
+
+use super::chunk_boundary;
+use super::grammars::{spaced_words, superwords};
+use super::named::{self, Named, WHOLE};
+use super::regex::{FancyRegex, Oniguruma};
+use crate::interrupt::Interrupt;
+use crate::{Error, Result};
+
+/// Begins a regex that is read as Oniguruma reads it.
+const ONIGURUMA_MARK: &str = "(?#oniguruma)";
+
+/// Splits text into the pieces that byte-pair encoding then treats one by one.
+///
+/// Cheap to clone and safe to share between threads.
+#[derive(Debug, Clone)]
+pub struct Pretokenizer {
+    pub(super) splitter: Splitter,
+    pub(super) pattern: String,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Splitter {
+    Named(Named),
+    SpacedWords,
+    Superwords,
+    Fancy(FancyRegex),
+    Oniguruma(Oniguruma),
+    Sequence(Vec<Pretokenizer>),
+}
+
+impl Pretokenizer {
+    /// Returns the splitter of a pattern's name (`"cl100k"`) or of a regex.
+    ///
+    /// Names: `r50k` (also `gpt2`, `p50k`), `cl100k`, `llama3`, `o200k` (also `llama4`), `qwen2`, `deepseek_v3`,
+    /// `smollm`, `smollm_digits`. The published regex of a named pattern, in any of its usual spellings, gives that pattern.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the text is neither a known name nor a valid regex. A single word that is no known
+    /// name is taken for a misspelt one: as a regex it would match itself only.
+    pub fn new(name_or_regex: &str) -> Result<Self> {
+        if let Some(named) = Named::find(name_or_regex) {
+            return Ok(named.into());
+        }
+        for (pattern, splitter) in
+            [(spaced_words::PATTERN, Splitter::SpacedWords), (superwords::PATTERN, Splitter::Superwords)]
+        {
+            if name_or_regex == pattern {
+                return Ok(Self { splitter, pattern: pattern.to_owned() });
+            }
+        }
+        let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
+        if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
+            let known: Vec<_> = named::ALL.into_iter().map(Named::name).collect();
+            return Err(Error::InvalidArgument(format!(
+                "no pattern is called {name_or_regex:?}: expected a regex or one of {}",
+                known.join(", ")
+            )));
+        }
+        if let Some(regex) = name_or_regex.strip_prefix(ONIGURUMA_MARK) {
+            return Self::oniguruma(regex);
+        }
+        let splitter = Splitter::Fancy(FancyRegex::new(name_or_regex)?);
+        Ok(Self { splitter, pattern: name_or_regex.to_owned() })
+    }
+
+    /// Returns the splitter that splits nowhere.
+    ///
+    /// # Errors
+    /// None in fact: its pattern is valid.
+    pub(crate) fn whole() -> Result<Self> {
+        Self::new(WHOLE)
+    }
+
+    /// Returns the splitter of a regex as Oniguruma reads it, as in a `tokenizer.json`.
+    ///
+    /// Its [`pattern`](Self::pattern) begins with the comment `(?#oniguruma)`, by which [`Pretokenizer::new`] knows it
+    /// again, unless it is the spelling of a named pattern.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if Oniguruma cannot read it.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// let lines = Pretokenizer::oniguruma(r"\s+$|\s|\S+")?;
+    /// assert_eq!(lines.split("a  \nb")?, ["a", "  ", "\n", "b"]); // `$` matches at the end of a line
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn oniguruma(regex: &str) -> Result<Self> {
+        if let Some(named) = Named::find_oniguruma(regex) {
+            return Ok(named.into());
+        }
+        if regex == superwords::PATTERN {
+            return Self::new(regex);
+        }
+        let pattern = format!("{ONIGURUMA_MARK}{regex}");
+        Ok(Self { splitter: Splitter::Oniguruma(Oniguruma::new(regex)?), pattern })
+    }
+
+    /// The regex of [`Pretokenizer::oniguruma`], if this is such a splitter.
+    pub(crate) fn oniguruma_regex(&self) -> Option<&str> {
+        if let Splitter::Oniguruma(regex) = &self.splitter { Some(regex.pattern()) } else { None }
+    }
+
+    /// Returns a splitter that applies each of `steps` to the pieces of the step before.
+    ///
+    /// A tokenizer.json asks for it by a `Sequence` of `Split`s. The sequences of `deepseek_v3` (three regexes), `smollm`
+    /// (`\p{N}`, then `r50k`) and `smollm_digits` (the same with `Digits`) give those named patterns, one step gives that
+    /// step.
+    /// The [`pattern`](Self::pattern) of any other sequence joins those of its steps by line breaks; it is no regex.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no step.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// let steps = vec![Pretokenizer::new(r"\d")?, Pretokenizer::new("r50k")?];
+    /// assert_eq!(Pretokenizer::sequence(steps)?.split("in 1987")?, ["in", " ", "1", "9", "8", "7"]);
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn sequence(mut steps: Vec<Self>) -> Result<Self> {
+        let patterns: Vec<&str> = steps.iter().map(Self::pattern).collect();
+        let regexes: Vec<&str> = steps.iter().map(|step| step.oniguruma_regex().unwrap_or(step.pattern())).collect();
+        if let Some(named) = Named::find_sequence(&regexes) {
+            return Ok(named.into());
+        }
+        let pattern = patterns.join("\n");
+        match steps.len() {
+            0 => Err(Error::InvalidArgument("a sequence of patterns needs at least one".to_owned())),
+            1 => Ok(steps.swap_remove(0)),
+            _ => Ok(Self { splitter: Splitter::Sequence(steps), pattern }),
+        }
+    }
+
+    /// The name of the pattern, where it has one: `"cl100k"`.
+    pub fn name(&self) -> Option<&'static str> {
+        match self.splitter {
+            Splitter::Named(named) => Some(named.name()),
+            _ => None,
+        }
+    }
+
+    /// The regex whose matches, and what lies between them, are the pieces.
+    ///
+    /// For named patterns it is spelled so that Rust's `fancy-regex`, Python's `regex` and Oniguruma (Hugging Face
+    /// `tokenizers`) read it alike.
+    pub fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    /// Returns the splitters that are applied one after another: the steps of a sequence, else this one alone.
+    pub fn steps(&self) -> &[Self] {
+        match &self.splitter {
+            Splitter::Sequence(steps) => steps,
+            _ => std::slice::from_ref(self),
+        }
+    }
+
+    /// Appends to `ends` the end offsets (in bytes) of the next pieces of `text` from byte `start` on.
+    ///
+    /// Fills at most the spare capacity of `ends`, never reallocating it; an unchanged `ends` means
+    /// `start == text.len()` (or no spare capacity). `start` must be 0 or an end that this method returned for the same
+    /// `text`. One exception: a [`sequence`](Self::sequence) can only stop where a piece of its first step ends, and so
+    /// may let `ends` grow.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
+    ///
+    /// # Cost
+    /// Linear in the text for named patterns, whatever the text.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// let pretokenizer = Pretokenizer::new("llama3")?;
+    /// let mut ends = Vec::with_capacity(2);
+    /// pretokenizer.fill_ends("one two three", 0, &mut ends)?;
+    /// assert_eq!(ends, [3, 7]);
+    /// ends.clear();
+    /// pretokenizer.fill_ends("one two three", 7, &mut ends)?;
+    /// assert_eq!(ends, [13]);
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn fill_ends(&self, text: &str, start: usize, ends: &mut Vec<usize>) -> Result<()> {
+        self.fill_ends_interruptible(text, start, ends, Interrupt::NEVER)
+    }
+
+    /// The same with a interrupt, where regexes split: hand-written splitters need none.
+    pub(crate) fn fill_ends_interruptible(
+        &self,
+        text: &str,
+        start: usize,
+        ends: &mut Vec<usize>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<()> {
+        match &self.splitter {
+            Splitter::Named(named) => named.fill_ends(text, start, ends),
+            Splitter::SpacedWords => spaced_words::fill_ends(text.as_bytes(), start, ends),
+            Splitter::Superwords => superwords::fill_ends(text.as_bytes(), start, ends),
+            Splitter::Fancy(regex) => regex.fill_ends(text, start, ends, interrupt)?,
+            Splitter::Oniguruma(regex) => regex.fill_ends(text, start, ends, interrupt)?,
+            Splitter::Sequence(steps) => fill_sequence(steps, text, start, ends, interrupt)?,
+        }
+        Ok(())
+    }
+
+    /// Returns all pieces of `text`, which together are `text`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
+    pub fn split<'text>(&self, text: &'text str) -> Result<Vec<&'text str>> {
+        let mut pieces = Vec::new();
+        self.each_piece(text, Interrupt::NEVER, |start, end| pieces.push(&text[start..end]))?;
+        Ok(pieces)
+    }
+
+    /// Calls back with where each piece begins and ends.
+    ///
+    /// # Errors
+    /// As [`Pretokenizer::split`], and what the interrupt check returns.
+    pub(crate) fn each_piece(
+        &self,
+        text: &str,
+        interrupt: Interrupt<'_>,
+        mut each: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        let mut ends = Vec::with_capacity(256);
+        let mut start = 0;
+        while start < text.len() {
+            interrupt.check()?;
+            ends.clear();
+            self.fill_ends_interruptible(text, start, &mut ends, interrupt)?;
+            for &end in &ends {
+                each(start, end);
+                start = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a byte offset of at least `from` where `text` may be cut so that the pieces of both sides are those of
+    /// `text`; `None` if there is none that is easy to see, or if the pattern is one of no hand-written splitter.
+    ///
+    /// # Cost
+    /// Linear in the distance to the offset; in usual text it is a few words off.
+    ///
+    /// ```
+    /// use bpe_llama::pretokenize::Pretokenizer;
+    ///
+    /// assert_eq!(Pretokenizer::new("cl100k")?.chunk_boundary("several words", 3), Some(7));
+    /// # Ok::<(), bpe_llama::Error>(())
+    /// ```
+    pub fn chunk_boundary(&self, text: &str, from: usize) -> Option<usize> {
+        match self.splitter {
+            Splitter::Named(_) => chunk_boundary::chunk_boundary(text.as_bytes(), from),
+            Splitter::Superwords => superwords::chunk_boundary(text.as_bytes(), from),
+            _ => None,
+        }
+    }
+}
+
+impl From<Named> for Pretokenizer {
+    fn from(named: Named) -> Self {
+        Self { splitter: Splitter::Named(named), pattern: named.pattern().to_owned() }
+    }
+}
+
+fn fill_sequence(
+    steps: &[Pretokenizer],
+    text: &str,
+    start: usize,
+    ends: &mut Vec<usize>,
+    interrupt: Interrupt<'_>,
+) -> Result<()> {
+    let Some((first, rest)) = steps.split_first() else {
+        ends.push(text.len());
+        return Ok(());
+    };
+    if rest.is_empty() {
+        return first.fill_ends_interruptible(text, start, ends, interrupt);
+    }
+    let capacity = ends.capacity();
+    let mut parts = Vec::with_capacity(64);
+    let mut part_start = start;
+    while part_start < text.len() && ends.len() < capacity {
+        parts.clear();
+        first.fill_ends_interruptible(text, part_start, &mut parts, interrupt)?;
+        for &part_end in &parts {
+            if ends.len() >= capacity {
+                break;
+            }
+            fill_part(rest, text, part_start..part_end, ends, interrupt)?;
+            part_start = part_end;
+        }
+    }
+    Ok(())
+}
+
+/// Appends the ends of all pieces that `steps` make of one part of `text`.
+fn fill_part(
+    steps: &[Pretokenizer],
+    text: &str,
+    part: std::ops::Range<usize>,
+    ends: &mut Vec<usize>,
+    interrupt: Interrupt<'_>,
+) -> Result<()> {
+    let part_text = &text[part.clone()];
+    let mut piece_start = 0;
+    while piece_start < part_text.len() {
+        let known = ends.len();
+        ends.reserve(16);
+        fill_sequence(steps, part_text, piece_start, ends, interrupt)?;
+        for end in &mut ends[known..] {
+            piece_start = *end;
+            *end += part.start;
+        }
+    }
+    Ok(())
+}

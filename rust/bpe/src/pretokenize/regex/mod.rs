@@ -1,0 +1,7 @@
+//! Regex engines: `fancy-regex` for a caller's patterns, Oniguruma for those of a `tokenizer.json`.
+
+mod fancy;
+mod oniguruma;
+
+pub(crate) use self::fancy::FancyRegex;
+pub(crate) use self::oniguruma::{MATCHES_PER_CHECK, Oniguruma};

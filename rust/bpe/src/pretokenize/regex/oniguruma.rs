@@ -1,0 +1,131 @@
+//! Regexes as Oniguruma reads them: the engine of Hugging Face `tokenizers`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
+
+use crate::interrupt::Interrupt;
+use crate::{Error, Result};
+
+/// Steps of backtracking that one match may take: Oniguruma's own bound.
+const BACKTRACK_LIMIT: u32 = 10_000_000;
+
+/// Matches between two interrupt checks: each may take many steps.
+pub(crate) const MATCHES_PER_CHECK: usize = 64;
+
+/// A regex in Oniguruma's syntax, which differs from that of Rust's regexes.
+///
+/// `$` and `^` match at the ends of lines, `{n}+` repeats again instead of being possessive, `(?m)` is what `(?s)` is
+/// elsewhere, and `\w` leaves out the characters that join others.
+#[derive(Clone)]
+pub(crate) struct Oniguruma {
+    regex: Arc<Regex>,
+    pattern: Arc<str>,
+}
+
+/// Where a search through one text has come.
+#[derive(Default)]
+pub(crate) struct Cursor {
+    from: usize,
+    last_end: Option<usize>,
+    region: Region,
+}
+
+impl Cursor {
+    /// Goes on behind a place where a match ended.
+    pub(crate) fn at(from: usize) -> Self {
+        Self { from, last_end: (from > 0).then_some(from), region: Region::new() }
+    }
+}
+
+impl Oniguruma {
+    /// # Errors
+    /// [`Error::InvalidArgument`] if it is no valid regex.
+    pub(crate) fn new(pattern: &str) -> Result<Self> {
+        let regex = Regex::with_options(pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::default());
+        let regex = regex.map_err(|error| {
+            let why = error.description();
+            Error::InvalidArgument(format!("pattern {pattern:?} is not a regex that Oniguruma can read: {why}"))
+        })?;
+        Ok(Self { regex: Arc::new(regex), pattern: pattern.into() })
+    }
+
+    pub(crate) fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    #[expect(clippy::unused_self, reason = "a cursor belongs to a regex")]
+    pub(crate) fn cursor(&self) -> Cursor {
+        Cursor::default()
+    }
+
+    /// Returns the next match. An empty one that follows a match at once does not count.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a match backtracks beyond the bound.
+    pub(crate) fn next_match(&self, text: &str, cursor: &mut Cursor) -> Result<Option<(usize, usize)>> {
+        while cursor.from <= text.len() {
+            cursor.region.clear();
+            let mut param = MatchParam::default();
+            param.set_retry_limit_in_match(BACKTRACK_LIMIT);
+            let none = SearchOptions::SEARCH_OPTION_NONE;
+            let found =
+                self.regex.search_with_param(text, cursor.from, text.len(), none, Some(&mut cursor.region), param);
+            let found = found.map_err(|error| {
+                Error::InvalidArgument(format!(
+                    "pattern {:?} gave up on the text behind byte {}: {} (at most {BACKTRACK_LIMIT} steps a match)",
+                    self.pattern,
+                    cursor.from,
+                    error.description()
+                ))
+            })?;
+            let Some((start, end)) = found.and_then(|_| cursor.region.pos(0)) else {
+                cursor.from = text.len() + 1;
+                return Ok(None);
+            };
+            if start == end && cursor.last_end == Some(end) {
+                cursor.from += text[cursor.from..].chars().next().map_or(1, char::len_utf8);
+                continue;
+            }
+            (cursor.from, cursor.last_end) = (end, Some(end));
+            return Ok(Some((start, end)));
+        }
+        Ok(None)
+    }
+
+    /// Appends the ends of the next pieces, within the capacity of `ends`: matches, and what lies between them.
+    pub(crate) fn fill_ends(
+        &self,
+        text: &str,
+        start: usize,
+        ends: &mut Vec<usize>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<()> {
+        let mut piece_start = start;
+        let mut cursor = Cursor::at(start);
+        while piece_start < text.len() && ends.len() < ends.capacity() {
+            if ends.len() % MATCHES_PER_CHECK == MATCHES_PER_CHECK - 1 {
+                interrupt.check()?;
+            }
+            let (match_start, match_end) = self.next_match(text, &mut cursor)?.unwrap_or((text.len(), text.len()));
+            if match_start > piece_start {
+                ends.push(match_start);
+                if ends.len() == ends.capacity() {
+                    break;
+                }
+            }
+            piece_start = match_end;
+            if match_end > match_start {
+                ends.push(match_end);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Oniguruma {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Oniguruma").field(&self.pattern).finish()
+    }
+}

@@ -1,0 +1,3 @@
+mod bitmask;
+mod named;
+pub(crate) mod oracle;

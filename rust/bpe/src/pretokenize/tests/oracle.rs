@@ -1,0 +1,24 @@
+//! The oracle of the splitters: the regex itself.
+
+use crate::interrupt::Interrupt;
+use crate::pretokenize::regex::FancyRegex;
+
+/// Returns the ends that the regex finds.
+pub(crate) fn ends_of_regex(pattern: &str, text: &str) -> Vec<usize> {
+    let mut ends = Vec::with_capacity(2 * text.len() + 1);
+    FancyRegex::new(pattern).expect("valid").fill_ends(text, 0, &mut ends, Interrupt::NEVER).expect("linear");
+    ends
+}
+
+/// Returns all ends that a splitter finds when it is given room for so many at a time.
+pub(crate) fn all_ends(fill_ends: impl Fn(&[u8], usize, &mut Vec<usize>), text: &str, room: usize) -> Vec<usize> {
+    let (mut all, mut start) = (Vec::new(), 0);
+    while start < text.len() {
+        let mut ends = Vec::with_capacity(room);
+        fill_ends(text.as_bytes(), start, &mut ends);
+        assert!(!ends.is_empty() && ends.len() <= room, "{} of {room} ends", ends.len());
+        start = ends[ends.len() - 1];
+        all.append(&mut ends);
+    }
+    all
+}

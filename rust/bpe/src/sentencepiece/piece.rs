@@ -1,0 +1,49 @@
+//! The pieces of a SentencePiece vocabulary, as its file lists them.
+
+use crate::{Error, Result};
+
+/// An entry of a SentencePiece vocabulary; its id is its index.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    /// The text, with `▁` for a space.
+    pub text: String,
+    /// The piece with the highest score merges first.
+    pub score: f32,
+    /// The type of the piece.
+    pub kind: PieceKind,
+}
+
+/// The type of a piece, with the values of `tokenizer.model` and of GGUF's `token_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PieceKind {
+    /// An ordinary token.
+    Normal = 1,
+    /// The token for text that no other piece covers.
+    Unknown = 2,
+    /// A control token, which text never contains.
+    Control = 3,
+    /// A token that matches wherever its text occurs, before merging.
+    UserDefined = 4,
+    /// A token that text never becomes.
+    Unused = 5,
+    /// One byte.
+    Byte = 6,
+}
+
+impl PieceKind {
+    /// Returns the kind with this value.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it is not 1 to 6.
+    pub fn from_number(number: u64) -> Result<Self> {
+        Ok(match number {
+            1 => Self::Normal,
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => return Err(Error::Format(format!("a piece is of type {number}; expected 1 to 6"))),
+        })
+    }
+}

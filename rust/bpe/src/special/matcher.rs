@@ -1,0 +1,127 @@
+//! Matching of added tokens in text.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use aho_corasick::{AhoCorasick, Input, Match, MatchKind};
+use fancy_regex::Regex;
+
+use super::added_token::{AddedToken, SpecialSet};
+use crate::interrupt::Interrupt;
+use crate::{Error, Result};
+
+/// Bytes that are searched for added tokens between two interrupt checks.
+const WINDOW: usize = 1 << 18;
+
+/// A segment of a text: an added token or ordinary text.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// Its range, with the white space that an added token includes. Such tokens can overlap.
+    pub(crate) bytes: Range<usize>,
+    /// The id of an added token.
+    pub(crate) added: Option<u32>,
+}
+
+/// Finds the leftmost match of a set of added tokens, and the longest of those.
+#[derive(Debug, Clone)]
+pub(super) struct Matcher {
+    automaton: AhoCorasick,
+    /// The length of the longest pattern in bytes.
+    longest: usize,
+    /// The index of each pattern's token in the list of all.
+    tokens: Vec<usize>,
+    has_ordinary: bool,
+}
+
+impl Matcher {
+    pub(super) fn new(patterns: Vec<(String, usize)>, tokens: &[AddedToken]) -> Result<Option<Self>> {
+        if let Some((_, i)) = patterns.iter().find(|(pattern, _)| pattern.is_empty()) {
+            let content = &tokens[*i].content;
+            return Err(Error::InvalidArgument(format!("added token {content:?} is the empty text when normalized")));
+        }
+        let mut sorted: Vec<_> = patterns.iter().collect();
+        sorted.sort_unstable();
+        if let Some(same) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let [one, other] = [same[0].1, same[1].1].map(|i| &tokens[i].content);
+            return Err(Error::InvalidArgument(format!("added tokens {one:?} and {other:?} are one when normalized")));
+        }
+        if patterns.is_empty() {
+            return Ok(None);
+        }
+        let builder =
+            AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns.iter().map(|p| &p.0));
+        let automaton = builder.map_err(|error| Error::InvalidArgument(format!("too many added tokens: {error}")))?;
+        let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
+        let longest = patterns.iter().map(|(pattern, _)| pattern.len()).max().unwrap_or_default();
+        Ok(Some(Self { automaton, longest, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))
+    }
+
+    pub(super) fn matches_none(&self, allowed: SpecialSet<'_>) -> bool {
+        allowed.is_none() && !self.has_ordinary
+    }
+
+    pub(super) fn split(
+        &self,
+        text: &str,
+        tokens: &[AddedToken],
+        allowed: SpecialSet<'_>,
+        interrupt: Interrupt<'_>,
+        each: &mut dyn FnMut(Segment) -> Result<()>,
+    ) -> Result<()> {
+        let (mut done, mut from) = (0, 0);
+        for iteration in 0.. {
+            interrupt.check_at(iteration)?;
+            let Some(found) = self.find(text, from, interrupt)? else { break };
+            from = found.end();
+            let token = &tokens[self.tokens[found.pattern().as_usize()]];
+            let (mut start, mut end) = (found.start(), found.end());
+            let is_refused = token.special && !allowed.contains(&token.content);
+            if is_refused || (token.single_word && touches_word(text, start, end)?) {
+                continue;
+            }
+            if token.lstrip {
+                start = done + text[done..start.max(done)].trim_end().len();
+            }
+            if token.rstrip {
+                end = text.len() - text[end..].trim_start().len();
+            }
+            if start > done {
+                each(Segment { bytes: done..start, added: None })?;
+            }
+            // Empty if the token before includes this one, which is white space then.
+            if start < end {
+                each(Segment { bytes: start..end, added: Some(token.id) })?;
+            }
+            done = end;
+        }
+        if done == text.len() { Ok(()) } else { each(Segment { bytes: done..text.len(), added: None }) }
+    }
+
+    /// Returns the first match from `from` on.
+    fn find(&self, text: &str, mut from: usize, interrupt: Interrupt<'_>) -> Result<Option<Match>> {
+        while from < text.len() {
+            // The search range has room for the longest pattern that begins within the window.
+            let window = from..from + WINDOW;
+            let input = Input::new(text).range(from..text.len().min(window.end + self.longest));
+            if let Some(found) = self.automaton.find(input).filter(|found| window.contains(&found.start())) {
+                return Ok(Some(found));
+            }
+            interrupt.check()?;
+            from = window.end;
+        }
+        Ok(None)
+    }
+}
+
+/// Returns whether a word character (`\w` of Rust's regexes) is adjacent to a range.
+fn touches_word(text: &str, start: usize, end: usize) -> Result<bool> {
+    static WORD: LazyLock<std::result::Result<Regex, fancy_regex::Error>> = LazyLock::new(|| Regex::new(r"\w"));
+    let refuse = |error: &fancy_regex::Error| Error::InvalidArgument(error.to_string());
+    let word = WORD.as_ref().map_err(refuse)?;
+    for c in text[..start].chars().next_back().into_iter().chain(text[end..].chars().next()) {
+        if word.is_match(c.encode_utf8(&mut [0; 4])).map_err(|error| refuse(&error))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

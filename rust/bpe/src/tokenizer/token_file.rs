@@ -1,0 +1,166 @@
+//! Files of ids: a `.npy` file that grows as documents are encoded, in bounded memory.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use super::Tokenizer;
+use crate::atomic_write::temporary_path;
+use crate::corpus::{Chunk, CorpusReader};
+use crate::encode::EncodeOptions;
+use crate::{Error, Result};
+
+/// Bytes of text encoded at a time.
+const BATCH_BYTES: usize = 1 << 22;
+
+/// The length of the header in bytes, padded so that the final count can overwrite it.
+const HEADER: usize = 128;
+
+/// A one-dimensional `.npy` file of ids: uint16 if the vocabulary has at most 65,536 ids, otherwise uint32.
+///
+/// It is written under a temporary name; [`TokenFile::finish`] renames it. Dropping it before deletes the temporary file.
+///
+/// # Source
+/// `numpy/lib/format.py`, version 1.0.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    /// `None` once finished.
+    file: Option<BufWriter<File>>,
+    is_narrow: bool,
+    len: u64,
+    bytes: Vec<u8>,
+}
+
+impl TokenFile {
+    /// Creates the file for ids below `vocab_size` that will be at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn create(path: &Path, vocab_size: usize) -> Result<Self> {
+        let temporary = temporary_path(path);
+        let is_narrow = vocab_size <= 1 << 16;
+        let mut this = Self { path: path.to_owned(), temporary, file: None, is_narrow, len: 0, bytes: Vec::new() };
+        let file = File::create(&this.temporary).map_err(|source| this.io_error(source))?;
+        this.file = Some(BufWriter::with_capacity(1 << 20, file));
+        this.write(&this.header())?;
+        Ok(this)
+    }
+
+    /// Appends ids.
+    ///
+    /// # Errors
+    /// [`Error::Io`], for example on a full disk.
+    pub fn push(&mut self, ids: &[u32]) -> Result<()> {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        if self.is_narrow {
+            bytes.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes()));
+        } else {
+            bytes.extend(ids.iter().flat_map(|&id| id.to_le_bytes()));
+        }
+        let written = self.write(&bytes);
+        self.bytes = bytes;
+        self.len += ids.len() as u64;
+        written
+    }
+
+    /// Completes the file at its path and returns the number of ids.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the temporary file is deleted.
+    pub fn finish(mut self) -> Result<u64> {
+        let header = self.header();
+        let Some(writer) = self.file.take() else { return Ok(self.len) };
+        let done = writer.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|mut file| {
+            file.rewind()?;
+            file.write_all(&header)?;
+            file.sync_all()?;
+            drop(file);
+            std::fs::rename(&self.temporary, &self.path)
+        });
+        done.map_err(|source| self.io_error(source))?;
+        Ok(self.len)
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let kind = if self.is_narrow { "<u2" } else { "<u4" };
+        let description = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({},), }}", self.len);
+        let mut header = b"\x93NUMPY\x01\x00".to_vec();
+        header.extend(((HEADER - 10) as u16).to_le_bytes());
+        header.extend(description.bytes());
+        header.resize(HEADER - 1, b' ');
+        header.push(b'\n');
+        header
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes));
+        written.map_err(|source| self.io_error(source))
+    }
+
+    fn io_error(&self, source: std::io::Error) -> Error {
+        Error::Io { path: self.path.clone(), source }
+    }
+}
+
+impl Drop for TokenFile {
+    fn drop(&mut self) {
+        // Fails after `finish`, which has renamed it.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+impl Tokenizer {
+    /// Appends the ids of the next documents, a few megabytes of text, and returns whether there may be more.
+    ///
+    /// Every document is encoded alone, with `options.eos` after it. Special tokens are ordinary text, and `options.bos` is
+    /// ignored.
+    ///
+    /// # Errors
+    /// As [`CorpusReader::next_chunk`], [`Tokenizer::encode_batch`] and [`TokenFile::push`].
+    pub fn encode_documents(
+        &self,
+        corpus: &mut CorpusReader,
+        options: EncodeOptions<'_>,
+        threads: usize,
+        out: &mut TokenFile,
+    ) -> Result<bool> {
+        let (mut chunks, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH_BYTES {
+            let Some(chunk) = corpus.next_chunk()? else { break };
+            bytes += chunk.text.len() + 64;
+            let is_pause = chunk.is_heartbeat();
+            chunks.push(chunk);
+            if is_pause {
+                break;
+            }
+        }
+        self.encode_chunks(&chunks, options, threads, out)?;
+        Ok(!chunks.is_empty())
+    }
+
+    /// Appends the ids of these chunks of documents.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_documents`].
+    pub fn encode_chunks(
+        &self,
+        chunks: &[Chunk],
+        options: EncodeOptions<'_>,
+        threads: usize,
+        out: &mut TokenFile,
+    ) -> Result<()> {
+        let texts: Vec<&str> = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
+        let plain = EncodeOptions { interrupt: options.interrupt, ..EncodeOptions::default() };
+        let (ids, offsets) = self.encode_batch(&texts, plain, threads)?;
+        for (chunk, row) in chunks.iter().zip(offsets.windows(2)) {
+            out.push(&ids[row[0] as usize..row[1] as usize])?;
+            if let (true, Some(eos)) = (chunk.is_last, options.eos) {
+                out.push(&[eos])?;
+            }
+        }
+        Ok(())
+    }
+}

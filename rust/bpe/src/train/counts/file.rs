@@ -1,0 +1,236 @@
+//! The file format of word counts.
+//!
+//! Integers are LEB128, strings a length and bytes. Equal counts give equal files.
+//!
+//! | field | |
+//! |---|---|
+//! | magic | `BPEWORDS` |
+//! | version | one byte |
+//! | pattern | a string |
+//! | special tokens | their number, then strings |
+//! | words | their number, then each in the order of its bytes: the length of the prefix shared with the word before, the rest as a string, the count |
+//! | checksum | CRC-32 of all bytes before, four bytes, little-endian |
+
+use std::path::Path;
+
+use super::sort::sort;
+use super::word_counts::WordCounts;
+use crate::atomic_write::write_atomically;
+use crate::{Error, Interrupt, Result};
+
+const MAGIC: &[u8; 8] = b"BPEWORDS";
+const VERSION: u8 = 1;
+
+/// Words between two interrupt checks.
+const CHECK_WORDS: usize = 1 << 16;
+
+impl WordCounts {
+    /// Writes the counts to a file, atomically: to a temporary file beside it, which is renamed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written; the error of the interrupt check.
+    pub fn save(&self, path: &Path, interrupt: Interrupt<'_>) -> Result<()> {
+        write_atomically(path, &self.to_bytes(interrupt)?)
+    }
+
+    /// Reads counts that [`WordCounts::save`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged or of another format; the error of
+    /// the interrupt check.
+    pub fn load(path: &Path, interrupt: Interrupt<'_>) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Self::from_bytes(&bytes, interrupt).map_err(|error| match error {
+            Error::Format(problem) => Error::Format(format!("{}: {problem}", path.display())),
+            other => other,
+        })
+    }
+
+    /// Returns the counts in the file format.
+    ///
+    /// # Errors
+    /// The error of the interrupt check.
+    pub fn to_bytes(&self, interrupt: Interrupt<'_>) -> Result<Vec<u8>> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.push(VERSION);
+        put_string(&mut bytes, self.pattern().as_bytes());
+        put(&mut bytes, self.special_tokens().len() as u64);
+        for token in self.special_tokens() {
+            put_string(&mut bytes, token.as_bytes());
+        }
+        let mut words = Vec::with_capacity(self.len());
+        self.for_each(interrupt, |word, count| words.push((word.to_vec(), count)))?;
+        sort(&mut words, interrupt)?;
+        put(&mut bytes, words.len() as u64);
+        let mut before: &[u8] = &[];
+        for (index, (word, count)) in words.iter().enumerate() {
+            if index.is_multiple_of(CHECK_WORDS) {
+                interrupt.check()?;
+            }
+            let shared = word.iter().zip(before).take_while(|(a, b)| a == b).count();
+            put(&mut bytes, shared as u64);
+            put_string(&mut bytes, &word[shared..]);
+            put(&mut bytes, *count);
+            before = word;
+        }
+        let checksum = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// Returns the counts that [`WordCounts::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the bytes are damaged or of another format; the error of the interrupt check.
+    pub fn from_bytes(bytes: &[u8], interrupt: Interrupt<'_>) -> Result<Self> {
+        let damaged = |what: &str| Error::Format(format!("damaged word counts: {what}"));
+        if !bytes.starts_with(MAGIC) {
+            return Err(Error::Format(format!(
+                "no word counts: the file does not begin with {:?}",
+                MAGIC.escape_ascii().to_string()
+            )));
+        }
+        let Some((body, &checksum)) = bytes.split_last_chunk::<4>().filter(|(body, _)| body.len() > MAGIC.len()) else {
+            return Err(damaged("the file ends too soon"));
+        };
+        if crc32fast::hash(body) != u32::from_le_bytes(checksum) {
+            return Err(damaged("the checksum differs"));
+        }
+        if body[MAGIC.len()] != VERSION {
+            return Err(damaged(&format!("version {}, expected {VERSION}", body[MAGIC.len()])));
+        }
+        // The checksum matches, but lengths are still checked: another program may have written them.
+        let mut rest = &body[MAGIC.len() + 1..];
+        let parsed = (|| {
+            let pattern = String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?;
+            let mut special_tokens = Vec::new();
+            for _ in 0..take(&mut rest)? {
+                special_tokens.push(String::from_utf8(take_string(&mut rest)?.to_vec()).ok()?);
+            }
+            let mut counts = Self::from_parts(&pattern, &special_tokens, []);
+            let mut word = Vec::new();
+            for index in 0..take(&mut rest)? {
+                if index % CHECK_WORDS as u64 == 0
+                    && let Err(error) = interrupt.check()
+                {
+                    return Some(Err(error));
+                }
+                let shared = usize::try_from(take(&mut rest)?).ok().filter(|&shared| shared <= word.len())?;
+                word.truncate(shared);
+                word.extend_from_slice(take_string(&mut rest)?);
+                counts.add(&word, take(&mut rest)?);
+            }
+            rest.is_empty().then_some(Ok(counts))
+        })();
+        parsed.unwrap_or_else(|| Err(damaged("a length is beyond the file's end")))
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+fn put_string(bytes: &mut Vec<u8>, string: &[u8]) {
+    put(bytes, string.len() as u64);
+    bytes.extend_from_slice(string);
+}
+
+fn take(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7F) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(take(bytes)?).ok()?;
+    let (string, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(string)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GO_ON: Interrupt<'_> = Interrupt::NEVER;
+
+    type Step<'a> = &'a dyn Fn(Interrupt<'_>) -> Result<()>;
+
+    fn sorted(counts: &WordCounts) -> Vec<(Vec<u8>, u64)> {
+        counts.most_common(usize::MAX, GO_ON).expect("not stopped")
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(words in prop::collection::btree_map(prop::collection::vec(any::<u8>(), 1..20), 1u64.., 0..50)) {
+            let counts = WordCounts::from_parts("a+", &["<x>".to_owned()], words.iter().map(|(word, &count)| (&word[..], count)));
+            let back = WordCounts::from_bytes(&counts.to_bytes(GO_ON).expect("not stopped"), GO_ON).expect("what was written");
+            prop_assert_eq!(sorted(&back), sorted(&counts));
+            prop_assert_eq!((back.pattern(), back.special_tokens()), (counts.pattern(), counts.special_tokens()));
+            prop_assert_eq!(back.to_bytes(GO_ON).expect("not stopped"), counts.to_bytes(GO_ON).expect("not stopped"));
+        }
+
+        #[test]
+        fn damage_is_an_error(at in 0usize..1000, flip in 1u8.., cut in 0usize..1000) {
+            let bytes = WordCounts::from_words("a+", [(&b"word"[..], 3), (b"words", 70_000)]).to_bytes(GO_ON).expect("not stopped");
+            let mut damaged = bytes.clone();
+            damaged[at % bytes.len()] ^= flip;
+            prop_assert!(WordCounts::from_bytes(&damaged, GO_ON).is_err());
+            prop_assert!(WordCounts::from_bytes(&bytes[..cut % bytes.len()], GO_ON).is_err());
+        }
+
+        /// Random bytes with a valid checksum: no panic, no memory beyond the file's size.
+        #[test]
+        fn random_lengths_are_safe(body in prop::collection::vec(any::<u8>(), 0..60)) {
+            let mut bytes = [&MAGIC[..], &[VERSION], &body].concat();
+            let checksum = crc32fast::hash(&bytes);
+            bytes.extend_from_slice(&checksum.to_le_bytes());
+            let _ = WordCounts::from_bytes(&bytes, GO_ON);
+        }
+    }
+
+    /// Enough words that each step checks more than once.
+    #[test]
+    fn every_step_checks_for_an_interrupt() {
+        let words: Vec<String> = (0..(1 << 17)).map(|word| word.to_string()).collect();
+        let counts = WordCounts::from_words("a+", words.iter().map(|word| (word.as_bytes(), 1)));
+        let bytes = counts.to_bytes(GO_ON).expect("not stopped");
+        let steps: [Step<'_>; 6] = [
+            &|interrupt| counts.for_each(interrupt, |_, _| ()),
+            &|interrupt| counts.most_common(usize::MAX, interrupt).map(|_| ()),
+            &|interrupt| counts.to_bytes(interrupt).map(|_| ()),
+            &|interrupt| WordCounts::from_bytes(&bytes, interrupt).map(|_| ()),
+            &|interrupt| counts.clone().merge(&counts, interrupt),
+            &|interrupt| counts.pruned(2, interrupt).map(|_| ()),
+        ];
+        for (index, step) in steps.iter().enumerate() {
+            let checks = AtomicUsize::new(0);
+            // Interrupts at the last check.
+            let count = || checks.fetch_add(1, Ordering::Relaxed);
+            step(Interrupt::new(&|| {
+                count();
+                Ok(())
+            }))
+            .expect("not stopped");
+            let last = checks.swap(0, Ordering::Relaxed);
+            assert!(last > 1, "step {index} checks {last} times");
+            let stop = || if count() + 1 == last { Err(Error::Interrupted) } else { Ok(()) };
+            assert!(matches!(step(Interrupt::new(&stop)), Err(Error::Interrupted)), "step {index}");
+        }
+    }
+}

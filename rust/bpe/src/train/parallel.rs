@@ -1,0 +1,244 @@
+//! Text to word counts, on several threads.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use super::counter::{Batch, Counter};
+use super::counts::{WordCounts, WordMap};
+use super::progress::{OnProgress, Progress, Reporter};
+use crate::corpus::CorpusReader;
+use crate::interrupt::Interrupt;
+use crate::pretokenize::Pretokenizer;
+use crate::{Error, Result};
+
+/// Time between two interrupt checks of the calling thread while workers count the last batches.
+const END_WAIT: Duration = Duration::from_millis(1);
+
+/// Returns the word counts of all batches that `next_batch` returns, counted on `num_threads` threads.
+///
+/// `next_batch` runs on the calling thread.
+///
+/// # Errors
+/// The errors of `next_batch` and `on_progress`; those of [`Counter::new`] and [`Counter::add`].
+pub fn count_batches(
+    splitter: &Pretokenizer,
+    special_tokens: &[String],
+    num_threads: usize,
+    next_batch: &mut dyn FnMut() -> Result<Option<Batch>>,
+    on_progress: OnProgress<'_>,
+) -> Result<WordCounts> {
+    let reporter = Reporter::new(on_progress);
+    let mut feed = Feed { next_batch, reporter: &reporter, bytes: 0 };
+    if num_threads <= 1 {
+        let mut counter = Counter::new(splitter.clone(), special_tokens)?;
+        while let Some(batch) = feed.next()? {
+            let tick = || reporter.tick(|| counting(feed.bytes));
+            batch.count_into(&mut counter, Interrupt::new(&tick))?;
+        }
+        return Ok(counter.finish());
+    }
+    let counters =
+        (0..num_threads).map(|_| Counter::new(splitter.clone(), special_tokens)).collect::<Result<Vec<_>>>()?;
+    let counted = count_on_threads(counters, &mut feed)?;
+    sum(counted, Interrupt::new(&|| reporter.tick(|| counting(feed.bytes))))
+}
+
+/// The source of batches, with progress reports.
+struct Feed<'a> {
+    next_batch: &'a mut dyn FnMut() -> Result<Option<Batch>>,
+    reporter: &'a Reporter<'a>,
+    bytes: u64,
+}
+
+impl Feed<'_> {
+    fn next(&mut self) -> Result<Option<Batch>> {
+        let batch = (self.next_batch)()?;
+        self.bytes += batch.as_ref().map_or(0, Batch::len) as u64;
+        if batch.is_some() {
+            self.tick()?;
+        } else {
+            self.reporter.report(counting(self.bytes))?;
+        }
+        Ok(batch)
+    }
+
+    fn tick(&self) -> Result<()> {
+        self.reporter.tick(|| counting(self.bytes))
+    }
+
+    /// Sends batches until none is left or a worker fails. A worker that receives a batch wakes this thread.
+    fn run(&mut self, sender: &SyncSender<Batch>, failed: &AtomicBool) -> Result<()> {
+        while !failed.load(Ordering::Relaxed)
+            && let Some(mut batch) = self.next()?
+        {
+            while let Err(TrySendError::Full(refused)) = sender.try_send(batch) {
+                batch = refused;
+                self.tick()?;
+                thread::park_timeout(Reporter::INTERVAL);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn counting(bytes: u64) -> Progress {
+    Progress::Counting { bytes, read: None, total: None }
+}
+
+/// Counts the batches of `feed` with one thread per counter.
+fn count_on_threads(counters: Vec<Counter>, feed: &mut Feed<'_>) -> Result<Vec<WordCounts>> {
+    let (sender, receiver) = sync_channel::<Batch>(counters.len());
+    let (receiver, feeder) = (Mutex::new(receiver), thread::current());
+    let failed = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let workers: Vec<_> = counters
+            .into_iter()
+            .map(|counter| scope.spawn(|| count_received(counter, &receiver, &feeder, &failed)))
+            .collect();
+        let mut fed = feed.run(&sender, &failed);
+        drop(sender);
+        // Counting the last batches can take long: keep checking for an interrupt.
+        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            fed = fed.and_then(|()| feed.tick());
+            failed.fetch_or(fed.is_err(), Ordering::Relaxed);
+            thread::park_timeout(END_WAIT);
+        }
+        let mut counted = Vec::new();
+        for worker in workers {
+            match worker.join() {
+                Ok(Ok(counts)) => counted.push(counts),
+                Ok(Err(error)) => fed = fed.and(Err(error)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        fed.map(|()| counted)
+    })
+}
+
+/// Counts batches until none is left. After a failure of any worker, only empties the channel.
+fn count_received(
+    mut counter: Counter,
+    batches: &Mutex<Receiver<Batch>>,
+    feeder: &Thread,
+    failed: &AtomicBool,
+) -> Result<WordCounts> {
+    let mut outcome = Ok(());
+    let stop = || if failed.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+    loop {
+        let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(batch) = batch else { break };
+        feeder.unpark();
+        match batch.count_into(&mut counter, Interrupt::new(&stop)) {
+            // The worker that failed first returns the error.
+            Ok(()) | Err(Error::Interrupted) => {}
+            Err(error) => {
+                failed.store(true, Ordering::Relaxed);
+                outcome = Err(error);
+            }
+        }
+    }
+    outcome.map(|()| counter.finish())
+}
+
+/// Returns the sum of the threads' counts: shards are added independently, on as many threads.
+fn sum(mut counted: Vec<WordCounts>, interrupt: Interrupt<'_>) -> Result<WordCounts> {
+    let Some(mut total) = counted.pop() else { unreachable!("there is at least one thread") };
+    let mut shards: Vec<(&mut WordMap, Vec<WordMap>)> =
+        total.shards.iter_mut().map(|shard| (shard, Vec::new())).collect();
+    let others = counted.len();
+    for counts in counted {
+        for (shard, map) in shards.iter_mut().zip(counts.shards) {
+            shard.1.push(map);
+        }
+    }
+    let (work, stopped) = (Mutex::new(shards), AtomicBool::new(false));
+    let add_shards = |interrupt: Interrupt<'_>| {
+        loop {
+            let shard = work.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((total, maps)) = shard else { return Ok(()) };
+            for map in maps {
+                total.merge(&map, interrupt)?;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..others {
+            scope.spawn(|| {
+                let stop = || if stopped.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) };
+                add_shards(Interrupt::new(&stop))
+            });
+        }
+        let outcome = add_shards(interrupt);
+        stopped.store(outcome.is_err(), Ordering::Relaxed);
+        outcome
+    })?;
+    Ok(total)
+}
+
+/// Returns the word counts of all documents of a corpus, counted on `num_threads` threads.
+///
+/// Memory is bounded by the distinct words and a few batches.
+///
+/// # Errors
+/// Those of [`CorpusReader::next_chunk`] and [`count_batches`].
+pub fn count_files(corpus: &mut CorpusReader, num_threads: usize, on_progress: OnProgress<'_>) -> Result<WordCounts> {
+    let (splitter, special_tokens) = (corpus.splitter().clone(), corpus.special_tokens().to_vec());
+    let total = corpus.total_bytes();
+    // Shared by the two closures below.
+    let read = AtomicU64::new(0);
+    let mut next_batch = || -> Result<Option<Batch>> {
+        let mut batch = Batch::default();
+        while !batch.is_full() {
+            let Some(chunk) = corpus.next_chunk()? else { break };
+            batch.push(&chunk.text);
+            if chunk.is_heartbeat() {
+                break;
+            }
+        }
+        read.store(corpus.bytes_read(), Ordering::Relaxed);
+        Ok((!batch.is_empty()).then_some(batch))
+    };
+    let mut on_progress = |progress| match progress {
+        Progress::Counting { bytes, .. } => {
+            on_progress(Progress::Counting { bytes, read: Some(read.load(Ordering::Relaxed)), total: Some(total) })
+        }
+        other => on_progress(other),
+    };
+    count_batches(&splitter, &special_tokens, num_threads, &mut next_batch, &mut on_progress)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_checks_for_an_interrupt() {
+        // A slow pattern: one document takes longer than the interval between two progress reports.
+        let splitter = Pretokenizer::new(r"(?:(?!\d)\w)+|(?<!x)\d+|\s|.").expect("a regex");
+        for num_threads in [1, 2] {
+            let (mut batches, mut calls) = (0, 0);
+            let mut next_batch = || {
+                batches += 1;
+                let mut batch = Batch::default();
+                batch.push(&"some words and 123 numbers ".repeat(100_000));
+                Ok((batches == 1).then_some(batch))
+            };
+            // With threads, the first call reports that the last batch was sent.
+            let mut on_progress = |_| {
+                calls += 1;
+                if calls < num_threads { Ok(()) } else { Err(Error::Interrupted) }
+            };
+            let counted = count_batches(&splitter, &[], num_threads, &mut next_batch, &mut on_progress);
+            assert!(matches!(counted, Err(Error::Interrupted)), "{num_threads} threads");
+            assert_eq!((batches, calls), (num_threads, num_threads));
+        }
+        let mut counter = Counter::new(splitter, &[]).expect("no special tokens");
+        counter.add("some words").expect("a linear pattern");
+        let counts = counter.finish();
+        let stop = || Err(Error::Interrupted);
+        assert!(matches!(sum(vec![counts.clone(), counts], Interrupt::new(&stop)), Err(Error::Interrupted)));
+    }
+}

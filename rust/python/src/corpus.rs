@@ -1,0 +1,67 @@
+//! Files as documents, lines and paths.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use bpe_llama::corpus::{CorpusOptions, FileLines, OnError, Skipped, expand_paths as expand};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::error::to_py;
+
+/// The number of rows skipped, and the error message of the first.
+pub(crate) type SkippedRows = (u64, Option<String>);
+
+/// Returns the skipped rows as Python expects them.
+pub(crate) fn skipped_rows(skipped: &Skipped) -> SkippedRows {
+    (skipped.rows, skipped.first.clone())
+}
+
+/// How files are read as documents: a dict on the Python side.
+#[derive(FromPyObject)]
+pub(crate) struct Reading {
+    #[pyo3(item)]
+    separator: Option<String>,
+    #[pyo3(item)]
+    field: String,
+    #[pyo3(item)]
+    skips_bad_rows: bool,
+}
+
+impl Reading {
+    pub(crate) fn into_core(self, special_tokens: Vec<String>) -> CorpusOptions {
+        let on_error = if self.skips_bad_rows { OnError::Skip } else { OnError::Raise };
+        CorpusOptions { separator: self.separator, field: self.field, special_tokens, on_error }
+    }
+}
+
+#[pyclass(frozen, name = "FileLines", module = "bpe_llama._core")]
+pub(crate) struct PyFileLines(Mutex<FileLines>);
+
+#[pymethods]
+impl PyFileLines {
+    #[new]
+    fn new(path: PathBuf) -> PyResult<Self> {
+        FileLines::open(&path).map(|lines| Self(Mutex::new(lines))).map_err(to_py)
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let line = py.detach(|| self.0.lock().unwrap_or_else(PoisonError::into_inner).next());
+        Ok(line.transpose().map_err(to_py)?.map(|line| PyBytes::new(py, &line)))
+    }
+}
+
+#[pyfunction]
+fn expand_paths(py: Python<'_>, path: &str) -> PyResult<Vec<PathBuf>> {
+    py.detach(|| expand(path)).map_err(to_py)
+}
+
+/// Adds the names of this file to the module.
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyFileLines>()?;
+    module.add_function(wrap_pyfunction!(expand_paths, module)?)
+}

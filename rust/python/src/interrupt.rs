@@ -1,0 +1,74 @@
+//! Python's signals while the core works without the GIL: Ctrl-C stops any long call.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bpe_llama::{Error, Interrupt, Result};
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use crate::error::to_py;
+
+/// The least time between two checks of Python's signals: attaching to Python waits until other threads release the GIL.
+const MIN_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Python objects that are read or created between two checks of signals.
+const OBJECTS: usize = 1 << 14;
+
+/// The exception of a call into Python, which ends the core's work as [`Error::Interrupted`] and is then raised.
+#[derive(Default)]
+pub(crate) struct PendingError(Mutex<Option<PyErr>>);
+
+impl PendingError {
+    /// Stores an exception and returns [`Error::Interrupted`] in its place.
+    pub(crate) fn store<T>(&self, result: PyResult<T>) -> Result<T> {
+        result.map_err(|error| {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            Error::Interrupted
+        })
+    }
+
+    /// Returns the result of the core's work, with the stored exception as its error if there is one.
+    pub(crate) fn raise<T>(self, result: Result<T>) -> PyResult<T> {
+        let stored = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        result.map_err(|error| stored.unwrap_or_else(|| to_py(error)))
+    }
+}
+
+/// Runs `work` without the GIL, with an interrupt check that runs Python's signal handlers and raises what they raise.
+pub(crate) fn interruptible<R: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(Interrupt<'_>) -> Result<R> + Send,
+) -> PyResult<R> {
+    let pending = PendingError::default();
+    let last = Mutex::new(Instant::now());
+    let check = || {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() < MIN_INTERVAL {
+            return Ok(());
+        }
+        let checked = Python::attach(|py| pending.store(py.check_signals()));
+        *last = Instant::now();
+        checked
+    };
+    let result = py.detach(|| work(Interrupt::new(&check)));
+    pending.raise(result)
+}
+
+/// Checks signals in one of many iterations of a loop over Python objects; `iteration` counts from 0.
+pub(crate) fn check_at(py: Python<'_>, iteration: usize) -> PyResult<()> {
+    if iteration % OBJECTS == OBJECTS - 1 { py.check_signals() } else { Ok(()) }
+}
+
+/// Returns the items as a Python list, checking signals while building it.
+pub(crate) fn list<'py, T: IntoPyObject<'py>>(
+    py: Python<'py>,
+    items: impl IntoIterator<Item = PyResult<T>>,
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for (index, item) in items.into_iter().enumerate() {
+        check_at(py, index)?;
+        list.append(item?)?;
+    }
+    Ok(list)
+}
