@@ -6,10 +6,8 @@ use pyo3::prelude::*;
 
 mod arguments;
 mod attention;
-mod decode_stream;
 mod error;
 mod file_lines;
-mod ids;
 mod interrupt;
 mod linear;
 mod logits;
@@ -33,7 +31,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(attention::py_attend, module)?)?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
-    module.add_class::<decode_stream::DecodeStream>()?;
+    module.add_class::<tokenizer::decode_stream::DecodeStream>()?;
     module.add_class::<token_file::PyTokenFile>()?;
     module.add_class::<file_lines::PyFileLines>()?;
     Ok(())

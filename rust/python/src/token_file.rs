@@ -24,7 +24,7 @@ pub(crate) struct PyTokenFile {
 }
 
 impl PyTokenFile {
-    /// Runs `work` with the file and with how its texts are encoded, without the GIL.
+    /// Calls `work` with the file and its encoding options, without the GIL.
     fn with_file<R: Send>(
         &self,
         py: Python<'_>,
@@ -38,7 +38,7 @@ impl PyTokenFile {
         done.ok_or_else(|| PyValueError::new_err("the token file is closed"))
     }
 
-    /// To be called without the GIL, which whoever holds the lock may be waiting for.
+    /// Must be called without the GIL: a thread that holds the lock may be waiting for it.
     fn take(&self) -> Option<TokenFile> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

@@ -9,7 +9,8 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{ID_BOUND, NO_ID, Vocab};
+use super::limits::{ID_BOUND, NO_ID};
+use super::vocabulary::Vocab;
 use crate::utf8::char_count;
 use crate::{Error, Result};
 
