@@ -17,7 +17,7 @@ mod simd_search;
 mod token_table;
 mod vocabulary;
 
-pub(crate) use self::limits::{ID_BOUND, NO_ID, NO_RANK};
+pub(crate) use self::limits::{ID_BOUND, NO_ID, NO_RANK, check_id};
 pub(crate) use self::pair_table::Query;
 pub use self::sentencepiece::SentencePieceTokens;
 #[cfg(target_arch = "x86_64")]

@@ -5,8 +5,10 @@ mod decode;
 pub(crate) mod decode_stream;
 mod encode;
 mod ids;
+pub(crate) mod pretokenize;
 mod properties;
 mod save;
+pub(crate) mod token_file;
 
 use std::sync::Arc;
 

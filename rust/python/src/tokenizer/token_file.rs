@@ -8,11 +8,11 @@ use bpe_llama::{EncodeOptions, TokenFile, Tokenizer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::PyTokenizer;
 use crate::arguments::{Texts, Threads, thread_count};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
 use crate::reading::{Reading, SkippedRows};
-use crate::tokenizer::PyTokenizer;
 
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
 pub(crate) struct PyTokenFile {
