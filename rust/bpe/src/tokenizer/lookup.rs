@@ -1,6 +1,6 @@
 //! Tokens by id, by bytes and by name.
 
-use super::Tokenizer;
+use super::definition::Tokenizer;
 use crate::byte_alphabet::{byte_of, to_bytes, to_chars};
 use crate::normalize::SPACE;
 use crate::special::AddedToken;

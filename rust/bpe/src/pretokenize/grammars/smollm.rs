@@ -1,16 +1,16 @@
 //! `smollm`: the pattern of `SmolLM2`, whose tokenizer.json isolates every number and applies GPT-2's pattern to the rest.
 //!
-//! Two steps, `Digits(individual_digits)` and `ByteLevel(use_regex)`: the second sees each part on its own, so a number
-//! ends a part as the end of the text would. [`PATTERN`] says the same in one regex.
+//! The two steps are `Digits(individual_digits)` and `ByteLevel(use_regex)`. The second splits each part alone, so a number
+//! has the effect of an end of text. [`PATTERN`] is one regex with the same pieces.
 //!
-//! What is a number depends on who splits. llama.cpp and Oniguruma know none that is newer than Unicode 16, as our tables do:
-//! `smollm`. `Digits` of `tokenizers` knows those of Unicode 17: `smollm_digits`, [`DIGITS_PATTERN`].
+//! llama.cpp and Oniguruma have the numbers of Unicode 16, as our tables do: `smollm`. `Digits` of `tokenizers` has those of
+//! Unicode 17: `smollm_digits`, [`DIGITS_PATTERN`].
 
 use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, split_contractions};
 use crate::pretokenize::scan::{Grammar, contraction_end, is_other, letters_end, whitespace};
 use crate::pretokenize::unicode::{LETTER, NUMBER, WHITESPACE, class_at, non_ascii_class_at};
 
-/// One regex with the meaning of both steps: before a number, white space stays whole.
+/// One regex with the pieces of both steps: white space before a number stays whole.
 pub(crate) const PATTERN: &str = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+";
 
 /// The same with the thirteen numbers that are new in Unicode 17.
