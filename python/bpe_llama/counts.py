@@ -9,7 +9,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bpe_llama import _core
+from bpe_llama._core import WordCounts as CoreWordCounts
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, is_parquet, read_parquet, reading_of
 from bpe_llama._files import PathLike
@@ -37,9 +37,9 @@ class WordCounts:
     """
 
     __slots__ = ("_counts",)
-    _counts: _core.WordCounts
+    _counts: CoreWordCounts
 
-    def __init__(self, counts: _core.WordCounts) -> None:
+    def __init__(self, counts: CoreWordCounts) -> None:
         """Wrap compiled counts; users call the class methods instead."""
         self._counts = counts
 
@@ -117,7 +117,7 @@ class WordCounts:
         """
         splitting = splitting_of(pattern, special_tokens, num_threads)
         with reporting(progress) as report:
-            return cls(_core.WordCounts.from_iterator(check_texts(texts), splitting, report))
+            return cls(CoreWordCounts.from_iterator(check_texts(texts), splitting, report))
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
@@ -126,7 +126,7 @@ class WordCounts:
         Raises:
             ValueError: If the file is damaged or no such file.
         """
-        return cls(_core.WordCounts.load(os.fspath(path)))
+        return cls(CoreWordCounts.load(os.fspath(path)))
 
     def save(self, path: PathLike) -> None:
         """Write the counts to a file. Equal counts make equal files; a killed process leaves the old one."""
@@ -220,7 +220,7 @@ class WordCounts:
         Raises:
             ValueError: If the bytes are damaged or anything else.
         """
-        return cls(_core.WordCounts.from_bytes(data))
+        return cls(CoreWordCounts.from_bytes(data))
 
     def most_common(self, n: int | None = None) -> list[tuple[bytes, int]]:
         """Return the ``n`` most frequent words with their counts, or all; equal counts in order of bytes."""
@@ -228,7 +228,7 @@ class WordCounts:
 
 
 def _unpickle(cls: type[WordCounts], data: bytes) -> WordCounts:
-    return cls(_core.WordCounts.from_bytes(data))
+    return cls(CoreWordCounts.from_bytes(data))
 
 
 def count_files(
@@ -238,19 +238,19 @@ def count_files(
     field: str,
     bad_rows: BadRows,
     progress: ProgressOption,
-) -> _core.WordCounts:
+) -> CoreWordCounts:
     """Return the counts of the words in files; see :meth:`WordCounts.from_files`."""
     parts = []
     with reporting(progress) as report:
         texts = [file for file in files if not is_parquet(file)]
         if texts or not files:
             reading = reading_of(separator, field, bad_rows)
-            counts, skipped = _core.WordCounts.from_files(texts, splitting, reading, report)
+            counts, skipped = CoreWordCounts.from_files(texts, splitting, reading, report)
             bad_rows.add(*skipped)
             parts.append(counts)
         if len(texts) < len(files):
             rows = read_parquet(filter(is_parquet, files), field, bad_rows)
-            parts.append(_core.WordCounts.from_iterator(rows, splitting, report))
+            parts.append(CoreWordCounts.from_iterator(rows, splitting, report))
     return reduce(add, parts)
 
 

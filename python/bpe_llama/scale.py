@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
-from bpe_llama._worker_errors import raised_by_workers, raised_for_driver
 from bpe_llama.counts import DEFAULT_PATTERN, WordCounts, splitting_of
 from bpe_llama.counts import count_files as count_files_here
 
@@ -279,3 +279,49 @@ def encode_dataset(
         return block.append_column(output, rows)
 
     return dataset.map_batches(encode_block, batch_format="pyarrow", batch_size=None)
+
+
+# -- errors of workers -------------------------------------------------------------------------------------------------
+
+# Of a worker's exception, Ray passes on the text of its traceback alone. So a worker writes kind and arguments into the
+# message, as one line of JSON between marks. The traceback quotes lines of this file, so none may match the marks.
+_KINDS: tuple[type[Exception], ...] = (FileNotFoundError, OSError, TypeError, ValueError)
+_MARKED = "<bpe_llama worker: {} :worker bpe_llama>"
+_MARKED_IN_TEXT = re.compile(_MARKED.format(r"(\[\d+, .*\])"))
+
+
+class WorkerError(Exception):
+    """What a worker raises in place of an error of its input."""
+
+
+@contextmanager
+def raised_for_driver() -> Iterator[None]:
+    """In a worker, mark errors of the input for :func:`raised_by_workers`.
+
+    Raises:
+        WorkerError: In place of an ``OSError``, ``TypeError`` or ``ValueError``.
+    """
+    try:
+        yield
+    except _KINDS as error:
+        kind = next(index for index, kind in enumerate(_KINDS) if isinstance(error, kind))
+        arguments: list[object] = [str(error)]
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            arguments = [error.errno, error.strerror, str(error.filename)]
+        raise WorkerError(_MARKED.format(json.dumps([kind, arguments]))) from error
+
+
+@contextmanager
+def raised_by_workers() -> Iterator[None]:
+    """Where a result is read, raise what a worker marked; other errors pass as they are.
+
+    Raises:
+        OSError: If a worker met one; likewise ``FileNotFoundError``, ``TypeError`` and ``ValueError``.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (marked := _MARKED_IN_TEXT.search(str(error))) is None:
+            raise
+        kind, arguments = json.loads(marked[1])
+        raise _KINDS[kind](*arguments) from error

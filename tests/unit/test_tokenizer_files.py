@@ -11,7 +11,7 @@ import pytest
 
 from bpe_llama import Tokenizer
 from bpe_llama._files import written_whole
-from bpe_llama._loading.folder import file_in
+from bpe_llama._loading.load import file_in
 
 
 def test_tokenizer_json_keeps_everything(tok: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:

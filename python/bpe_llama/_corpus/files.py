@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import expand_paths
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._files import PathLike
 
@@ -32,7 +32,7 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}
     for pattern in patterns:
-        found.update(dict.fromkeys(map(Path, _core.expand_paths(os.path.expanduser(os.fspath(pattern))))))
+        found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
     return list(found)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bpe_llama import _core
+from bpe_llama._core import TokenFile
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
 from bpe_llama._files import PathLike, written_whole
@@ -20,7 +21,7 @@ _AT_ONCE = 1 << 20
 
 
 def encode_files(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     paths: PathLike | Iterable[PathLike],
     out: PathLike,
     *,
@@ -40,7 +41,7 @@ def encode_files(
     done, total = 0, sum(sizes.values())
     reading = reading_of(separator, field, bad_rows)
 
-    def write(target: _core.TokenFile) -> None:
+    def write(target: TokenFile) -> None:
         nonlocal done
         with reporting(progress) as report:
 
@@ -62,7 +63,7 @@ def encode_files(
     return write_documents(tokenizer, Path(out), begins, ends, num_threads, write)
 
 
-def begins_and_ends(tokenizer: _core.Tokenizer) -> tuple[list[int], list[int]]:
+def begins_and_ends(tokenizer: CoreTokenizer) -> tuple[list[int], list[int]]:
     """Return the ids around a document that is learned.
 
     They are what the tokenizer's file puts around a text (its post-processor); where that puts nothing after it, the
@@ -77,12 +78,12 @@ def begins_and_ends(tokenizer: _core.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def write_documents(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     out: Path,
     begins: Sequence[int],
     ends: Sequence[int],
     num_threads: int | None,
-    write: Callable[[_core.TokenFile], None],
+    write: Callable[[TokenFile], None],
 ) -> int:
     """Return the number of ids in a `.npy` file: of the documents that `write` adds, each within its ids."""
     if not begins and len(ends) < 2:
@@ -100,13 +101,13 @@ def write_documents(
 
 
 def _write(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     out: PathLike,
     end: int | None,
     num_threads: int | None,
-    write: Callable[[_core.TokenFile], None],
+    write: Callable[[TokenFile], None],
 ) -> int:
-    target = _core.TokenFile(tokenizer, out, end, num_threads)
+    target = TokenFile(tokenizer, out, end, num_threads)
     try:
         write(target)
         return target.finish()

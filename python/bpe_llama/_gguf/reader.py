@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._gguf.header import read_gguf_header
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf.token_types import (
@@ -57,7 +57,7 @@ class GgufTokenizer:
         pre: The file's `tokenizer.ggml.pre`, by which the pattern is written back; None for a SentencePiece vocabulary.
     """
 
-    core: _core.Tokenizer
+    core: CoreTokenizer
     chat_template: ChatTemplate | None
     add_bos: bool
     add_eos: bool
@@ -105,8 +105,8 @@ def _read_byte_level(metadata: dict[str, Any], path: str | os.PathLike[str]) -> 
     tokens, types = _tokens(metadata)
     merges = _merges(metadata, tokens)
 
-    def build(added: list[AddedToken]) -> _core.Tokenizer:
-        return _core.Tokenizer.build_from_gguf(tokens, merges, known.patterns, known.ignore_merges, added)
+    def build(added: list[AddedToken]) -> CoreTokenizer:
+        return CoreTokenizer.build_from_gguf(tokens, merges, known.patterns, known.ignore_merges, added)
 
     return _finish(metadata, tokens, types, build, (11, 11), add_bos=known.add_bos, pre=pre)
 
@@ -132,10 +132,10 @@ def _read_characters(metadata: dict[str, Any]) -> GgufTokenizer:
     merges = _merges(metadata, tokens)
     pre = "gemma4" if metadata["tokenizer.ggml.model"] == "gemma4" else metadata["tokenizer.ggml.pre"]
 
-    def build(added: list[AddedToken]) -> _core.Tokenizer:
+    def build(added: list[AddedToken]) -> CoreTokenizer:
         apart = _apart(added)
         pieces = list(zip(tokens, _kinds(types, apart), strict=True))
-        return _core.Tokenizer.build_from_gguf_characters(pieces, merges, apart)
+        return CoreTokenizer.build_from_gguf_characters(pieces, merges, apart)
 
     found = _finish(metadata, tokens, types, build, None, add_bos=False, pre=pre)
     # llama.cpp overrides what the file says.
@@ -185,10 +185,10 @@ def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
     prefix = _flag(metadata, "add_space_prefix", True)
     # llama.cpp reads tokenizer.ggml.remove_extra_whitespaces, but obeys it for Unigram models only.
 
-    def build(added: list[AddedToken]) -> _core.Tokenizer:
+    def build(added: list[AddedToken]) -> CoreTokenizer:
         apart = _apart(added)
         pieces = list(zip(tokens, map(float, scores), _kinds(types, apart), strict=True))
-        return _core.Tokenizer.build_from_gguf_pieces(pieces, prefix, apart)
+        return CoreTokenizer.build_from_gguf_pieces(pieces, prefix, apart)
 
     return _finish(metadata, tokens, types, build, (1, 2), add_bos=True, pre=None)
 
@@ -197,7 +197,7 @@ def _finish(
     metadata: dict[str, Any],
     tokens: Sequence[str],
     types: Sequence[int],
-    build: Callable[[list[AddedToken]], _core.Tokenizer],
+    build: Callable[[list[AddedToken]], CoreTokenizer],
     defaults: tuple[int, int] | None,
     *,
     add_bos: bool,

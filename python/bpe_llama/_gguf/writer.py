@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import pattern_regex
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
 from bpe_llama._gguf.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, end_ids
 from bpe_llama.chat.templates import ChatTemplate, to_gguf_metadata
@@ -18,7 +19,7 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def tokenizer_metadata(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     chat_template: ChatTemplate | None = None,
     *,
     add_bos: bool | None = None,
@@ -110,7 +111,7 @@ def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size:
     return metadata
 
 
-def _ends_around(tokenizer: _core.Tokenizer) -> tuple[bool, bool]:
+def _ends_around(tokenizer: CoreTokenizer) -> tuple[bool, bool]:
     """Return whether the post-processor puts the tokenizer's bos token before a text, and its eos token after it."""
     ids = [special for special, *_ in tokenizer.template(False)]
     place = ids.index(None) if None in ids else len(ids)
@@ -123,7 +124,7 @@ def _ends_around(tokenizer: _core.Tokenizer) -> tuple[bool, bool]:
     return bool(before), bool(after)
 
 
-def _byte_level(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
+def _byte_level(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
     tokens, types = _listed(tokenizer, described)
     merges = described["model"]["merges"]
     name, differences = _name_of(tokenizer, described, pre)
@@ -153,7 +154,7 @@ def _warn(described: dict[str, Any], differences: list[str]) -> None:
         )
 
 
-def _listed(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
+def _listed(tokenizer: CoreTokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
     """Return the name and the type of each id; ids without a token are of the type unused."""
     vocab: dict[str, int] = described["model"]["vocab"]
     tokens = [""] * tokenizer.vocab_size
@@ -174,7 +175,7 @@ def _listed(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list
     return tokens, types
 
 
-def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> tuple[str, list[str]]:
+def _name_of(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | None) -> tuple[str, list[str]]:
     """Return llama.cpp's name of the pattern, and the differences to warn of."""
     pattern, differences = tokenizer.pattern, []
     ignore_merges: bool = described["model"]["ignore_merges"]
@@ -207,14 +208,14 @@ def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | N
 
 def _pattern_of(pre: PreTokenizer) -> str:
     """Return the `Tokenizer.pattern` of a tokenizer with these steps."""
-    return "\n".join(_core.pattern_regex(step) if step.isidentifier() else step for step in pre.patterns)
+    return "\n".join(pattern_regex(step) if step.isidentifier() else step for step in pre.patterns)
 
 
 def _nearest() -> dict[str, tuple[str, str]]:
-    return {_core.pattern_regex(ours) if ours.isidentifier() else ours: found for ours, found in NEAREST.items()}
+    return {pattern_regex(ours) if ours.isidentifier() else ours: found for ours, found in NEAREST.items()}
 
 
-def _unreached(tokenizer: _core.Tokenizer) -> bytes | None:
+def _unreached(tokenizer: CoreTokenizer) -> bytes | None:
     """Return a token that merging its bytes does not give, or None."""
     ranks = tokenizer.mergeable_ranks
     size = max(ranks.values(), default=-1) + 1
@@ -226,11 +227,11 @@ def _unreached(tokenizer: _core.Tokenizer) -> bytes | None:
         tokens = list(ranks)
     ids = {token: i for i, token in enumerate(tokens)}
     merges = [(ids[left], ids[right]) for left, right in tokenizer.merges]
-    merging = _core.Tokenizer.build_from_merges(tokens, merges, "(?s:.+)")
+    merging = CoreTokenizer.build_from_merges(tokens, merges, "(?s:.+)")
     return next((token for token, i in ids.items() if merging.encode_bytes(token) != [i]), None)
 
 
-def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dict[str, Any]:
+def _sentencepiece(tokenizer: CoreTokenizer, described: dict[str, Any]) -> dict[str, Any]:
     prefix = _space_prefix(described)
     if described["model"]["ignore_merges"]:
         raise ValueError("a SentencePiece tokenizer that takes whole tokens before merging is not written to GGUF")
@@ -253,7 +254,7 @@ def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dic
     }
 
 
-def _characters(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
+def _characters(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
     """Return the metadata of a vocabulary over characters with merges, such as Gemma 4's."""
     if _space_prefix(described) or described["model"]["ignore_merges"]:
         raise ValueError(f"pre is {pre!r}, for which llama.cpp puts no space before a text and merges every piece")
@@ -268,7 +269,7 @@ def _characters(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str 
     }
 
 
-def _listed_pieces(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
+def _listed_pieces(tokenizer: CoreTokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
     """Return the names and types of `_listed`, with the types of byte tokens and of the unknown token."""
     tokens, types = _listed(tokenizer, described)
     for token_id, token in enumerate(tokens):
@@ -306,7 +307,7 @@ def _check_scores(
     """
     kinds = [kind if kind in (BYTE, NORMAL) else CONTROL for kind in types]
     pieces = list(zip(tokens, scores, kinds, strict=True))
-    given = json.loads(_core.Tokenizer.build_from_gguf_pieces(pieces, prefix, []).to_huggingface())["model"]["merges"]
+    given = json.loads(CoreTokenizer.build_from_gguf_pieces(pieces, prefix, []).to_huggingface())["model"]["merges"]
     rest: Iterable[tuple[str, ...]] = iter(merges)
     for pair in given:
         if tuple(pair) not in rest:

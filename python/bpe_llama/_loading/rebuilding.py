@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bpe_llama._loading.added_tokens import AddedTokens, StatedTokens
-from bpe_llama._loading.tokenizer_classes import CLASSES, Json, components
+from bpe_llama._loading.components import components
+from bpe_llama._loading.tokenizer_classes import CLASSES, Json
 
 # GPT-2's byte alphabet: the letters of all bytes.
 _BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._loading.ends import Ends
 
 _VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
@@ -29,7 +29,7 @@ _DEFAULT_SPECIAL = [
 ]
 
 
-def read_tokenizer(path: Path) -> _core.Tokenizer:
+def read_tokenizer(path: Path) -> CoreTokenizer:
     """Return the tokenizer of a ``tekken.json``; ``tok(...)`` begins a text with its bos token.
 
     Special tokens take the first ids, ordinary tokens those after them in the order of their ranks. Ordinary tokens
@@ -55,7 +55,7 @@ def read_tokenizer(path: Path) -> _core.Tokenizer:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _build(stated: object) -> _core.Tokenizer:
+def _build(stated: object) -> CoreTokenizer:
     file = _object("the file", stated, _FIELDS)
     config = _object("config", file.get("config"), _CONFIG_FIELDS)
     pattern = config.get("pattern")
@@ -79,9 +79,7 @@ def _build(stated: object) -> _core.Tokenizer:
     special = _special_tokens(file.get("special_tokens"), special_count)
     ranks = _ranks(vocab[:ordinary_count], special_count)
     # In a group, a pattern of a single word is a regex and never the name of one.
-    core = _core.Tokenizer.build_from_ranks(
-        ranks, pattern if "|" in pattern else f"(?:{pattern})", list(special.items())
-    )
+    core = CoreTokenizer.build_from_ranks(ranks, pattern if "|" in pattern else f"(?:{pattern})", list(special.items()))
     ends = Ends(*(special.get(name) for name in ("<s>", "</s>", "<pad>", "<unk>")))
     # The post-processor: what transformers' `MistralCommonBackend` puts around a text.
     return core.with_ends(*ends).with_template(ends.bos_id, None)

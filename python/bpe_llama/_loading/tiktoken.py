@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._files import written_whole
 
 
@@ -73,6 +74,29 @@ _PUBLISHED = {
         _numbered(151643, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]),
     ),
 }
+
+
+def read_tokenizer(
+    path: Path, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+) -> CoreTokenizer:
+    """Return the tokenizer of a `.tiktoken` file; see :meth:`bpe_llama.Tokenizer.from_tiktoken`."""
+    if pattern is None:
+        stated = tiktoken_attributes(path)
+        pattern = stated.pattern
+        special_tokens = stated.special_tokens if special_tokens is None else special_tokens
+    return CoreTokenizer.build_from_tiktoken(path, pattern, checked_ids(special_tokens))
+
+
+def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
+    """Return special tokens as the core takes them.
+
+    Raises:
+        ValueError: If an id is out of the core's range.
+    """
+    for token, token_id in (special_tokens or {}).items():
+        if not 0 <= token_id < 2**21:
+            raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**21 - 1}")
+    return list((special_tokens or {}).items())
 
 
 def tiktoken_attributes(path: Path) -> Attributes:

@@ -8,17 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._loading.added_tokens import AddedTokens, id_passed_over, read_stated_tokens
-from bpe_llama._loading.ends import Ends
+from bpe_llama._loading.components import post_processor
+from bpe_llama._loading.ends import END_ROLES, Ends
 from bpe_llama._loading.folder import Beside, beside, read_object
-from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for, post_processor
+from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
 # Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
-def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
+def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
     """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and what the files beside them say.
 
     Args:
@@ -30,13 +31,13 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
     """
     text, ends, read = describe(path.parent)
     try:
-        core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
+        core = CoreTokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
     config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
     ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
     if passed_over := id_passed_over(config, added, ids.get):
-        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=3)
+        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=4)
     return core, read
 
 
@@ -71,10 +72,9 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
         text = _tokenizer_json(described, config, roles, added, processor, vocab, merges)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    ends = ("bos_token", "eos_token", "pad_token", "unk_token")
-    others = {role: content for role, content in stated.names().items() if role not in ends}
+    others = {role: content for role, content in stated.names().items() if role not in END_ROLES}
     read = beside(folder, others, stated.extra_names(), config=config, class_name=name)
-    return text, Ends(*(added.id_of(roles[role] or "") for role in ends)), read
+    return text, Ends(*(added.id_of(roles[role] or "") for role in END_ROLES)), read
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -10,11 +10,10 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpe_llama.chat.answers import AnswerFinder
-from bpe_llama.chat.request import NAMED_TOKENS, ChatRequest, Message, prepare, prepare_for
+from bpe_llama.chat.request import NAMED_TOKENS, ChatRequest, ChatTokenizer, Message, prepare, prepare_for
 
 if TYPE_CHECKING:
     from bpe_llama.chat.renderer import Rendered
-    from bpe_llama.tokenizer import Tokenizer
 
 # Unicode noncharacters: they stand for nothing, so one that occurs in no message can mark places in the text.
 _MARKERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
@@ -52,7 +51,7 @@ def render(template: str, messages: Sequence[Message], **options: Any) -> str:
     return prepare(template, named_tokens, messages, **options).render().text
 
 
-def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:
+def render_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> str:
     """Return the text of `tokenizer.chat_template` applied to messages.
 
     Raises:
@@ -61,7 +60,7 @@ def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any
     return prepare_for(tokenizer, messages, **options).render().text
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
+def encode_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
     """Return the ids of `tokenizer.chat_template` applied to messages; `options` are those of `render`.
 
     Special tokens that the template writes become their ids. The same text inside a message, a tool or a document does
@@ -75,7 +74,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: An
     return marked.encode(marked.render().text)
 
 
-def encode_marked_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> EncodedChat:
+def encode_marked_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> EncodedChat:
     """Return the ids that `encode_chat` returns, and which of them ``{% generation %}`` blocks wrote.
 
     A token counts if any character of it stands in such a block.
@@ -95,7 +94,7 @@ def encode_marked_chat(tokenizer: Tokenizer, messages: Sequence[Message], **opti
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, train_on: str = "assistant", **options: Any
+    tokenizer: ChatTokenizer, messages: Sequence[Message], *, train_on: str = "assistant", **options: Any
 ) -> tuple[list[int], list[bool]]:
     r"""Return the ids of a whole conversation and, of each, whether it is learned in fine-tuning.
 
@@ -190,7 +189,7 @@ def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
 class _Marked:
     """A request in which text that looks like a special token is broken by a marker; and rendered text, to ids."""
 
-    def __init__(self, tokenizer: Tokenizer, request: ChatRequest) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, request: ChatRequest) -> None:
         self.tokenizer = tokenizer
         self.request = self.unmarked = request
         self.marker = ""

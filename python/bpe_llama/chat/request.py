@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bpe_llama.chat.templates import ChatTemplate, choose_template
 
 if TYPE_CHECKING:
     from bpe_llama.chat.renderer import Rendered
-    from bpe_llama.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
@@ -25,6 +24,34 @@ NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
 # The fields of a message for its reasoning: gpt-oss's template reads the second, other templates the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class ChatTokenizer(Protocol):
+    """What chat templates need of `bpe_llama.Tokenizer`: its template, its special tokens, and encoding."""
+
+    chat_template: ChatTemplate | None
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens to id."""
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Special tokens and other added tokens to id."""
+
+    def encode(self, text: str, *, allowed_special: Iterable[str] = ...) -> list[int]:
+        """Return the ids of a text."""
+
+    def encode_following(self, text: str, before: str | None) -> list[int]:
+        """Return the ids of a text that follows other text, or ``None`` for a special token."""
+
+    def encode_with_offsets(
+        self, text: str, *, allowed_special: Iterable[str] = ...
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, and for each the range of its characters."""
+
+    def id_to_bytes(self, id: int, /) -> bytes:
+        """Return the bytes of a token."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +117,7 @@ def _has_text(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
-def prepare_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> ChatRequest:
+def prepare_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> ChatRequest:
     """Return the request for the tokenizer's own template.
 
     Raises:
@@ -188,7 +215,7 @@ def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
         raise ValueError(f"{where} nests too deeply") from None
 
 
-def _tokens_by_name(tokenizer: Tokenizer) -> dict[str, str]:
+def _tokens_by_name(tokenizer: ChatTokenizer) -> dict[str, str]:
     """Return the special tokens that a tokenizer has a role for, such as `bos_token`, as templates read them."""
     texts = {token_id: text for text, token_id in (tokenizer.added_tokens | tokenizer.special_tokens).items()}
     named = {}

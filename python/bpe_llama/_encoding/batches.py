@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from bpe_llama import _core
+    from bpe_llama._core import Tokenizer as CoreTokenizer
 
 # The truncation strategies of transformers; True means the first.
 _STRATEGIES = ("longest_first", "only_first", "only_second")
@@ -212,7 +212,7 @@ def integer(name: str, value: object) -> int:
     return operator.index(value)
 
 
-def template_of(tokenizer: _core.Tokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
+def template_of(tokenizer: CoreTokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
     """Return the template of a text or a pair: the order of texts and special tokens.
 
     Args:

@@ -1,0 +1,1 @@
+"""Encode for a model: batches of ids, chats, files of ids."""
