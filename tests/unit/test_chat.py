@@ -358,7 +358,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     assert read_chat_templates(tmp_path, {}) == "legacy"
     assert read_chat_templates(tmp_path, {"chat_template": "config"}) == "config"
     for text, message in (
-        ("[", "not JSON"),
+        ("[", "not valid JSON"),
         ('{"chat_template": 1}', "expected an object whose 'chat_template' is a text"),
     ):
         (tmp_path / "chat_template.json").write_text(text)

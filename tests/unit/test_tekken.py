@@ -128,8 +128,8 @@ def test_a_wrong_field_is_named(tmp_path: Path, stated: object, message: str) ->
 def test_what_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tekken.json"
     path.write_text('{"config": {"pattern": ')
-    with pytest.raises(ValueError, match=r"tekken\.json: not JSON: "):
+    with pytest.raises(ValueError, match=r"tekken\.json: not valid JSON"):
         Tokenizer.from_file(path)
     path.write_bytes(b'{"config": "\xff"}')
-    with pytest.raises(ValueError, match=r"tekken\.json: not JSON: "):
+    with pytest.raises(ValueError, match=r"tekken\.json: not UTF-8"):
         Tokenizer.from_file(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bpe_llama import Tokenizer
-from bpe_llama._files import written_whole
+from bpe_llama._files import atomic_write
 from bpe_llama._loading.load import file_in
 
 
@@ -58,11 +58,11 @@ def test_two_threads_write_to_names_of_their_own(tmp_path: Path) -> None:
     path, names = tmp_path / "m.gguf", []
 
     def write() -> None:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             names.append(temporary.name)
             temporary.write_text("theirs")
 
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("ours")
         other = threading.Thread(target=write)
         other.start()

@@ -85,7 +85,7 @@ def test_a_wrong_merge_is_named_by_its_line(tmp_path: Path, merges: str, message
     ("vocab", "message"),
     [
         ("[1]", "vocab.json: expected an object of tokens and ids, got a list"),
-        ('{"a": ', "vocab.json: not JSON: "),
+        ('{"a": ', "vocab.json: not valid JSON"),
         ('{"a": "1"}', "vocab.json: token 'a' has id '1'; expected a number from 0"),
         ('{"a": 1.0}', "vocab.json: token 'a' has id 1.0; expected a number from 0"),
         ('{"a": true}', "vocab.json: token 'a' has id True; expected a number from 0"),

@@ -13,7 +13,7 @@ from bpe_llama._core import TokenFile
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
-from bpe_llama._files import PathLike, written_whole
+from bpe_llama._files import PathLike, atomic_write
 from bpe_llama._progress import ProgressOption, reporting
 
 _AT_ONCE = 1 << 20
@@ -90,7 +90,7 @@ def write_documents(
         return _write(tokenizer, out, ends[0] if ends else None, num_threads, write)
     # The core puts one id after a document. An id that no text has stands for all that belongs between two.
     mark = tokenizer.vocab_size if tokenizer.vocab_size != 1 << 16 else [*begins, *ends][0]
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         marked = temporary.with_suffix(".marked.npy")
         try:
             if not _write(tokenizer, marked, mark, num_threads, write):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import read_json_object, written_whole
+from bpe_llama._files import read_json_object, write_text
 from bpe_llama._loading.added_tokens import (
     ROLES,
     AddedToken,
@@ -280,5 +280,4 @@ def write_config(folder: Path, tokenizer: CoreTokenizer, beside: Beside) -> None
     if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead
         before, after = ids_around(tokenizer)
         config |= {"add_bos_token": before is not None, "add_eos_token": after is not None}
-    with written_whole(folder / "tokenizer_config.json") as temporary:
-        temporary.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from pathlib import Path
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import read_json
 from bpe_llama._loading.ends import Ends
 
 _VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
@@ -45,10 +45,7 @@ def read_tokenizer(path: Path) -> CoreTokenizer:
 
     Source: ``Tekkenizer`` in ``mistral_common/tokens/tokenizers/tekken.py`` of mistral-common 1.13.1.
     """
-    try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    stated = read_json(path)
     try:
         return _build(stated)
     except ValueError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
-from bpe_llama._files import written_whole
+from bpe_llama._files import read_json, write_text
 
 
 class Attributes(NamedTuple):
@@ -107,10 +107,10 @@ def tiktoken_attributes(path: Path) -> Attributes:
     """
     beside = _beside(path)
     if beside.is_file():
+        stated = read_json(beside)
         try:
-            stated = json.loads(beside.read_text(encoding="utf-8"))
             return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{beside}: expected an object with pattern and special_tokens: {error!r}") from None
     published = _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
     if published is None:
@@ -124,8 +124,7 @@ def tiktoken_attributes(path: Path) -> Attributes:
 def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
     """Write beside a `.tiktoken` file what it cannot hold."""
     text = json.dumps({"pattern": pattern, "special_tokens": dict(special_tokens)}, ensure_ascii=False, indent=1)
-    with written_whole(_beside(path)) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(_beside(path), text + "\n")
 
 
 def _beside(path: Path) -> Path:

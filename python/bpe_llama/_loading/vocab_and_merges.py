@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import read_json, read_text
 from bpe_llama._loading.added_tokens import AddedTokens, id_passed_over, read_stated_tokens
 from bpe_llama._loading.components import post_processor
 from bpe_llama._loading.ends import END_ROLES, Ends
@@ -95,12 +96,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
             vocab[token], by_id[token_id] = token_id, token
         return vocab
 
-    try:
-        vocab = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    vocab = read_json(path, pairs)
     if not isinstance(vocab, dict):
         raise ValueError(f"{path}: expected an object of tokens and ids, got a {type(vocab).__name__}")
     return vocab
@@ -111,10 +107,7 @@ def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
 
     Source: ``BPE::read_file`` and ``BpeBuilder::build`` of Hugging Face `tokenizers` 0.23.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8: {error}") from None
+    lines = read_text(path, newline="").split("\n")
     if not lines[-1]:
         lines.pop()
     merges: dict[tuple[str, str], None] = {}

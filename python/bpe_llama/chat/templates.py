@@ -8,12 +8,11 @@ Source: ``transformers.tokenization_utils_base`` 5.23 (``from_pretrained``, ``ge
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bpe_llama._files import written_whole
+from bpe_llama._files import read_json, read_text, write_text
 
 ChatTemplate: TypeAlias = "str | dict[str, str]"
 
@@ -49,29 +48,19 @@ def read_chat_templates(folder: Path, config: Mapping[str, Any]) -> ChatTemplate
     files = {"default": folder / TEMPLATE_FILE} if (folder / TEMPLATE_FILE).is_file() else {}
     files |= {file.name.removesuffix(".jinja"): file for file in sorted((folder / NAMED_FOLDER).glob("*.jinja"))}
     if list(files) == ["default"]:
-        return _read_text(files["default"])
+        return read_text(files["default"])
     if files:
-        return {name: _read_text(file) for name, file in files.items()}
+        return {name: read_text(file) for name, file in files.items()}
     given = config.get("chat_template")
     if given is not None:
         return _checked_templates(given, folder / CONFIG_FILE)
     legacy = folder / LEGACY_FILE
     if legacy.is_file():
-        try:
-            value = json.loads(_read_text(legacy))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{legacy}: not JSON: {error}") from None
+        value = read_json(legacy)
         if not isinstance(value, dict) or not isinstance(value.get("chat_template"), str):
             raise ValueError(f"{legacy}: expected an object whose 'chat_template' is a text")
         return str(value["chat_template"])
     return None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _checked_templates(value: Any, path: Path) -> ChatTemplate:
@@ -126,8 +115,7 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
         files[folder / TEMPLATE_FILE if name == "default" else folder / NAMED_FOLDER / f"{name}.jinja"] = template
     for file, template in files.items():
         file.parent.mkdir(exist_ok=True)
-        with written_whole(file) as temporary:
-            temporary.write_text(template, encoding="utf-8", newline="")
+        write_text(file, template)
     for file in [folder / TEMPLATE_FILE, *(folder / NAMED_FOLDER).glob("*.jinja")]:
         if file not in files:
             file.unlink(missing_ok=True)
