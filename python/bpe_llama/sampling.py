@@ -1,7 +1,7 @@
-"""Choosing the next id from a row of logits.
+"""Sample the next id from a row of logits.
 
-:class:`Sampler` is the compiled class itself, so that a call costs no Python layer. Its torch twin, for
-logits that live on a GPU, is ``bpe_llama.model.sampling``.
+:class:`Sampler` is the compiled class, so a call has no Python overhead. Its torch twin, for logits on a GPU, is
+``bpe_llama.model.sampling``.
 
 Example:
     >>> import numpy as np

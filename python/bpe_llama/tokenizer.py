@@ -117,17 +117,17 @@ class Tokenizer(EncodingTokenizer):
             path: A ``tokenizer.json``; SentencePiece's ``tokenizer.model`` of the type BPE; a ``.tiktoken`` file
                 or Llama 3's or 4's ``tokenizer.model``, if it is a published vocabulary or was saved by :meth:`save`;
                 Mistral's ``tekken.json``; a ``vocab.json`` or ``merges.txt`` with the other beside it; a ``.gguf``
-                file; or a folder that holds one of them. Content decides, not the name.
+                file; or a folder with one of them. The content decides, not the name.
 
-        The beginning and end tokens are those that the files name. For a folder with a ``tokenizer.json``, or one with
-        a ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` or ``config.json`` beside it,
-        they are transformers': a role that neither a file nor the tokenizer's class gives a token is ``None``. A
-        ``tokenizer.json`` named by itself, with none of these beside it, says nothing of roles: special tokens of usual
-        names, such as ``<s>`` and ``</s>``, then begin and end a text.
+        The files name ``bos_id`` and ``eos_id``. For a folder, or a ``tokenizer.json`` beside a
+        ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` or ``config.json``, they are those
+        of transformers: a role for which neither a file nor the tokenizer's class names a token is ``None``. A
+        ``tokenizer.json`` alone names no roles, so special tokens of common names, such as ``<s>`` and ``</s>``, have
+        them.
 
         Raises:
-            FileNotFoundError: If there is no such file, or none of these in the folder.
-            ValueError: If the file is none of these formats, or damaged.
+            FileNotFoundError: If there is no such file, or no tokenizer in the folder.
+            ValueError: If the file is of another format, or damaged.
 
         Examples:
             >>> import tempfile, pathlib
@@ -145,13 +145,13 @@ class Tokenizer(EncodingTokenizer):
     def from_huggingface(cls, path: PathLike) -> Self:
         """Return the tokenizer in a ``tokenizer.json``, or in the folder that holds it.
 
-        A ``tokenizer_config.json`` beside it names the beginning and end tokens and the chat template; where no file
-        names such tokens, see :meth:`from_file`.
+        A ``tokenizer_config.json`` beside it names ``bos_id``, ``eos_id`` and the chat template; for their defaults see
+        :meth:`from_file`.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or asks for something other than byte-level BPE or SentencePiece's BPE with
-                byte fallback, naming it.
+            ValueError: If it is damaged, or needs something other than byte-level BPE or SentencePiece's BPE with byte
+                fallback; the message names it.
         """
         from bpe_llama._loading.load import load_huggingface
 
@@ -162,17 +162,17 @@ class Tokenizer(EncodingTokenizer):
     def from_tiktoken(
         cls, path: PathLike, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
     ) -> Self:
-        """Return the tokenizer whose ranks are in a ``.tiktoken`` file.
+        """Return the tokenizer with the ranks of a ``.tiktoken`` file.
 
         Args:
             path: The file. Llama 3's and Llama 4's ``tokenizer.model`` are such files.
-            pattern: A named pattern or a regex. ``None`` takes what :meth:`save` left in ``<path>.json``, or what the
-                publisher of a well-known vocabulary states.
-            special_tokens: Their ids; ``None`` as for ``pattern``.
+            pattern: A named pattern or a regex. ``None`` reads the pattern that :meth:`save` wrote to ``<path>.json``,
+                or takes that of a published vocabulary.
+            special_tokens: Special tokens to id; ``None`` as for ``pattern``.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or ``pattern`` is ``None`` and cannot be told.
+            ValueError: If it is damaged, or ``pattern`` is ``None`` and unknown.
         """
         from bpe_llama._loading.tiktoken import read_tokenizer
 
@@ -182,15 +182,15 @@ class Tokenizer(EncodingTokenizer):
     def from_ranks(
         cls, ranks: Mapping[bytes, int], pattern: str = "cl100k", special_tokens: Mapping[str, int] | None = None
     ) -> Self:
-        """Return the tokenizer with these token bytes and ranks, which are their ids, as tiktoken takes them.
+        """Return the tokenizer with these ranks, which are the ids, as in `tiktoken.Encoding`.
 
         Args:
             ranks: Token bytes to id.
             pattern: A named pattern or a regex.
-            special_tokens: Their ids.
+            special_tokens: Special tokens to id.
 
         Raises:
-            ValueError: If a token is empty, two share an id, or the pattern is no regex.
+            ValueError: If a token is empty, two tokens share an id, or the pattern is no regex.
 
         Examples:
             >>> ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
@@ -203,9 +203,9 @@ class Tokenizer(EncodingTokenizer):
 
     @classmethod
     def from_gguf(cls, path: PathLike) -> Self:
-        """Return the tokenizer in the metadata of a GGUF file, which gives llama.cpp's ids.
+        """Return the tokenizer in the metadata of a GGUF file; its ids are those of llama.cpp.
 
-        A file without ``tokenizer.ggml.pre`` is split by llama.cpp's default pattern, with a warning.
+        Without ``tokenizer.ggml.pre`` in the file, llama.cpp's default pattern splits text, with a warning.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -220,18 +220,21 @@ class Tokenizer(EncodingTokenizer):
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def save(self, path: PathLike) -> None:
-        """Write the tokenizer to a file, in the format its suffix names.
+        """Write the tokenizer to a file in the format of its suffix. Each file is written atomically.
 
-        ``.json`` is Hugging Face's ``tokenizer.json``: ``tokenizers`` and ``transformers`` load it and give the same
-        ids. ``.model`` is SentencePiece's, for a vocabulary that was read from such a file and that ``tokenizer.json``
-        cannot hold. A folder gets a ``tokenizer.json``, or else a ``tokenizer.model``. Beside a file of one of these
-        names a ``tokenizer_config.json`` and the chat templates are written, from which ``transformers`` and
-        :meth:`from_file` read the same ends and special tokens; a file of another name holds the tokenizer alone.
-        ``.tiktoken`` is tiktoken's list of ranks, which has no place for the pattern and the special tokens: they go
-        into ``<path>.json``. Each file appears whole or not at all.
+        | path | format |
+        |---|---|
+        | ``.json`` | Hugging Face's ``tokenizer.json``, with the same ids in ``tokenizers`` and ``transformers`` |
+        | ``.model`` | SentencePiece's, for a vocabulary of such a file that ``tokenizer.json`` cannot express |
+        | ``.tiktoken`` | tiktoken's list of ranks; pattern and special tokens go to ``<path>.json`` |
+        | a folder | ``tokenizer.json``, or else ``tokenizer.model`` |
+
+        Beside a ``tokenizer.json`` or ``tokenizer.model`` of this name, ``tokenizer_config.json`` and the chat
+        templates are written, from which ``transformers`` and :meth:`from_file` read the same special tokens. A file of
+        another name holds the tokenizer alone.
 
         Raises:
-            ValueError: If the suffix is another, or the format cannot hold this vocabulary.
+            ValueError: If the suffix is unknown, or the format cannot express this vocabulary.
             OSError: If it cannot be written.
         """
         path = Path(path)
@@ -266,7 +269,7 @@ class Tokenizer(EncodingTokenizer):
             write_chat_templates(path.parent, self.chat_template)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
-        """Pickle as the text of a tokenizer.json, or as the SentencePiece model that it cannot hold."""
+        """Pickle as the text of a tokenizer.json, or as a SentencePiece model."""
         ends, beside = ends_of(self), vars(self._beside)
         model = self.sentencepiece_model()
         if model is None:
@@ -284,9 +287,9 @@ class Tokenizer(EncodingTokenizer):
     # -- extending -----------------------------------------------------------------------------------------------------
 
     def with_special_tokens(self, tokens: Sequence[str]) -> Self:
-        """Return this tokenizer with more special tokens, which text gives only where it is allowed to.
+        """Return this tokenizer with more special tokens, which `encode` finds only with ``allowed_special``.
 
-        Their ids follow the last one, in this order; a token that is there already keeps its id and becomes special.
+        Their ids follow the last id, in this order; a token that exists keeps its id and becomes special.
 
         Raises:
             ValueError: If a token is empty.
@@ -303,11 +306,10 @@ class Tokenizer(EncodingTokenizer):
         return grown
 
     def with_tokens(self, tokens: Sequence[str]) -> Self:
-        """Return this tokenizer with more tokens that are found wherever their text occurs, before anything else.
+        """Return this tokenizer with more tokens, which are found in any text before it is split into pre-tokens.
 
-        Their ids follow the last one, in this order; a token that is there already keeps its id, and a special one
-        stays special. As in ``tokenizers``, they are looked for once the text is normalized, where the tokenizer does
-        that.
+        Their ids follow the last id, in this order; a token that exists keeps its id, and a special one stays special.
+        As in ``tokenizers``, a normalizer runs before they are searched.
 
         Raises:
             ValueError: If a token is empty.
@@ -327,7 +329,7 @@ class Tokenizer(EncodingTokenizer):
                 raise TypeError(f"expected tokens of type str, got {token!r}")
             if not token:
                 raise ValueError("a token is the empty string; expected text")
-        # Only what a tokenizer.json describes is normalized before such tokens are looked for.
+        # Only the pipeline of a tokenizer.json normalizes text before it searches added tokens.
         normalized = not special and self.normalizes_added_tokens
         known = () if special else self.special_tokens
         new = [(token, special, False, False, False, normalized) for token in tokens if token not in known]
@@ -338,7 +340,7 @@ def _chat_template(base: CoreTokenizer | None) -> str | dict[str, str] | None:
     return base.chat_template if isinstance(base, Tokenizer) else None
 
 
-# What `with_added_tokens` takes of a token, in its order.
+# The fields of a token, in the order of `with_added_tokens`.
 _FLAGS = ("content", "special", "single_word", "lstrip", "rstrip", "normalized")
 
 

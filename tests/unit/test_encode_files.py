@@ -370,5 +370,5 @@ def test_documents_begin_and_end_whatever_is_read_at_once(tmp_path: Path, monkey
     (tmp_path / "a.jsonl").write_bytes(jsonl(["a", "", "bab"]) * 7)
     whole = encoded(tok, tmp_path / "a.jsonl", tmp_path)
     for ids_at_once in (1, 3, 10, 50):
-        monkeypatch.setattr("bpe_llama._corpus.token_files._AT_ONCE", ids_at_once)
+        monkeypatch.setattr("bpe_llama._corpus.token_files._CHUNK", ids_at_once)
         assert encoded(tok, tmp_path / "a.jsonl", tmp_path) == whole

@@ -1,4 +1,4 @@
-"""Batches for a model: special tokens put around ids, rows truncated and padded, tensors."""
+"""Build batches for a model: add special tokens, truncate, pad, convert to tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Span = tuple[int, int]
 
 
 class Item(NamedTuple):
-    """One item of a template: the id of a special token, or ``"A"`` or ``"B"`` for a text; and its type id."""
+    """One item of a post-processor's template: a special token's id, or the text ``"A"`` or ``"B"``; its type id."""
 
     special: int | None
     text: str | None
@@ -28,7 +28,7 @@ class Item(NamedTuple):
 
 @dataclass
 class Row:
-    """The encoding of one text or pair: of each token the id, the type id, whether it is special, and the offsets."""
+    """The encoding of one text or pair: the id, type id, special-token mask and character range of each token."""
 
     input_ids: list[int] = field(default_factory=list)
     token_type_ids: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batches:
-    """The checked options of a batch; :meth:`bpe_llama.Tokenizer.__call__` says what they mean."""
+    """The checked options of a batch; :meth:`bpe_llama.Tokenizer.__call__` documents them."""
 
     padding: bool | str
     truncation: bool | str
@@ -76,13 +76,13 @@ class Batches:
             )
 
     def limited(self, longest: int | None) -> Batches:
-        """Return these options with ``max_length`` set to ``longest`` where it is needed and not given.
+        """Return these options with ``longest`` as ``max_length`` if it is needed and not given.
 
         Warns:
-            UserWarning: If rows are to be truncated without a limit.
+            UserWarning: If rows are truncated and there is no limit.
 
         Raises:
-            ValueError: If rows are to be padded to ``max_length`` and there is none.
+            ValueError: If rows are padded to ``max_length`` and there is none.
         """
         if self.max_length is not None or (self.strategy is None and self.padding != "max_length"):
             return self
@@ -108,18 +108,18 @@ class Batches:
     def rows(
         self, firsts: list[list[int]], seconds: list[list[int]] | None, template: Sequence[Item], spans: list[Any]
     ) -> list[Row]:
-        """Return the rows of texts or pairs, truncated so that the special tokens fit into ``max_length``.
+        """Return the rows of texts or pairs, truncated to ``max_length`` with their special tokens.
 
         Args:
             firsts: The ids of each text.
             seconds: The ids of each second text, or ``None``.
             template: The order of texts and special tokens.
-            spans: The offsets of the first texts, then of the second texts; empty if they are not asked for.
+            spans: The offsets of the first texts, then of the second texts; empty without offsets.
         """
         rows = []
         for place, first in enumerate(firsts):
             second = None if seconds is None else seconds[place]
-            ranges = self._kept(len(first), None if second is None else len(second), template)
+            ranges = self._ranges(len(first), None if second is None else len(second), template)
             row = Row()
             for item in template:
                 if item.special is not None:
@@ -133,21 +133,21 @@ class Batches:
             rows.append(row)
         return rows
 
-    def _kept(self, first: int, second: int | None, template: Sequence[Item]) -> tuple[Span, Span]:
-        """Return which range of each text is kept, given the number of its ids."""
+    def _ranges(self, first: int, second: int | None, template: Sequence[Item]) -> tuple[Span, Span]:
+        """Return the range of each text that truncation leaves, given the numbers of ids."""
         lengths = [first, second or 0]
         if self.strategy is not None and self.max_length is not None:
             added = sum(item.special is not None for item in template)
             room = self.max_length - added
             if room < 0:
                 raise ValueError(f"max_length is {self.max_length}; the special tokens alone are {added}")
-            lengths = self._shared(first, second, room)
+            lengths = self._lengths(first, second, room)
         if self.truncation_side == "left":
             return (first - lengths[0], first), ((second or 0) - lengths[1], second or 0)
         return (0, lengths[0]), (0, lengths[1])
 
-    def _shared(self, first: int, second: int | None, room: int) -> list[int]:
-        """Return the numbers of ids to which two texts are truncated.
+    def _lengths(self, first: int, second: int | None, room: int) -> list[int]:
+        """Return the lengths to which two texts are truncated.
 
         Source: ``truncate_encodings`` of Hugging Face `tokenizers`.
         """
@@ -172,7 +172,7 @@ class Batches:
         return lengths
 
     def of(self, rows: list[Row], fill: int, keys: Iterable[str], *, is_single: bool) -> dict[str, Any]:
-        """Return these columns, padded. With ``is_single`` and without tensors, each is the list of the only row."""
+        """Return the columns ``keys``, padded; with ``is_single`` and without tensors, as lists of the only row."""
         fills: dict[str, Any] = {"input_ids": fill, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
         columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
         if self.is_padded:
@@ -202,7 +202,7 @@ class Batches:
 
 
 def integer(name: str, value: object) -> int:
-    """Return an argument as an int; NumPy's integers are accepted.
+    """Return an argument as an int; NumPy integers are accepted.
 
     Raises:
         TypeError: If it is not an integer; the message names the argument.
@@ -216,14 +216,14 @@ def template_of(tokenizer: CoreTokenizer, *, pair: bool, special: bool, bos: boo
     """Return the template of a text or a pair: the order of texts and special tokens.
 
     Args:
-        tokenizer: Its post-processor makes the template.
+        tokenizer: Its post-processor defines the template.
         pair: Whether there are two texts.
-        special: Whether to keep the special tokens of the post-processor.
-        bos: Begin with the begin token, once.
-        eos: End with the end token, once.
+        special: Whether to include the special tokens of the post-processor.
+        bos: Begin with ``bos_id``, once.
+        eos: End with ``eos_id``, once.
 
     Raises:
-        ValueError: If ``bos`` or ``eos`` is asked for where there is none.
+        ValueError: If the tokenizer lacks the token that ``bos`` or ``eos`` requests.
     """
     items = [Item(*item) for item in tokenizer.template(pair)]
     if not special:

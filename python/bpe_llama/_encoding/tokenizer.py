@@ -56,7 +56,7 @@ class EncodingTokenizer(CoreTokenizer):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids at which generation ends: ``eos_id``, and the other ends that a GGUF file names."""
+        """The ids that end generation: ``eos_id`` and other ids that the tokenizer's file names."""
         eos = () if self.eos_id is None else (self.eos_id,)
         return frozenset((*eos, *self._settings.end_ids))
 
@@ -101,40 +101,39 @@ class EncodingTokenizer(CoreTokenizer):
         return_offsets_mapping: bool = False,
         allowed_special: Iterable[str] | str = (),
     ) -> dict[str, Any]:
-        """Return ``input_ids`` and ``attention_mask`` of one text or many, as transformers' tokenizers do.
+        """Return ``input_ids`` and ``attention_mask`` of one text or a batch, as transformers' tokenizers do.
 
-        The tokens that the tokenizer's file puts around a text (its post-processor, ``add_bos_token``) are included.
-        Other than in transformers, text that looks like a special token stays text unless ``allowed_special`` names it.
+        The special tokens of the post-processor are included. Unlike in transformers, the text of a special token is
+        encoded as ordinary text unless ``allowed_special`` names it.
 
         Args:
             texts: One text, or a sequence of ``B`` texts.
-            text_pairs: The second text of each pair. Beside a single text, ``""`` means that there is none.
-            add_special_tokens: Whether the post-processor's tokens are wanted.
+            text_pairs: The second text of each pair. For a single text, ``""`` means none.
+            add_special_tokens: Whether to add the post-processor's special tokens.
             padding: ``True`` or ``"longest"`` pads to the longest row, ``"max_length"`` to ``max_length``.
-            truncation: Cut each row to ``max_length`` ids, those of special tokens included: ``True`` or
-                ``"longest_first"`` cuts the longer text of a pair first, ``"only_first"`` and ``"only_second"`` one. By
-                default rows are cut if ``max_length`` is given and no row is padded to it.
-            max_length: The most ids of a row; by default ``model_max_length`` of the tokenizer's files. Where they name
-                none, ``truncation=True`` cuts nothing, with a warning.
+            truncation: Truncate each row to ``max_length`` ids, special tokens included: ``True`` or
+                ``"longest_first"`` shortens the longer text of a pair first, ``"only_first"`` and ``"only_second"``
+                that text alone. By default rows are truncated if ``max_length`` is given without ``padding``.
+            max_length: The maximum length of a row; by default ``model_max_length`` of the tokenizer's files. If they
+                name none, ``truncation=True`` truncates nothing, with a warning.
             return_tensors: ``"np"`` or ``"pt"`` for int64 arrays of shape (B, T); ``None`` for lists.
-            padding_side: ``"right"``, or ``"left"`` for generation; by default what the tokenizer's files say.
-            truncation_side: The side that is cut off, likewise.
-            pad_to_multiple_of: Pad to a multiple of this length. If rows are truncated, ``max_length`` must be one.
-            pad_id: The id that fills short rows; by default ``pad_id`` of the tokenizer, else ``eos_id``, else 0. The
-                mask is 0 there.
+            padding_side: ``"right"``, or ``"left"`` for generation; by default that of the tokenizer's files.
+            truncation_side: The side that loses ids; by default likewise.
+            pad_to_multiple_of: Pad to a multiple of this length. With truncation, ``max_length`` must be one, too.
+            pad_id: The padding id, where the mask is 0; by default the tokenizer's ``pad_id``, else ``eos_id``, else 0.
             bos: Begin with ``bos_id``, once.
             eos: End with ``eos_id``, once.
-            return_token_type_ids: Also return ``token_type_ids``: which text of a pair each token is of. By default,
-                ``model_input_names`` of the tokenizer's files decides, or its class.
-            return_attention_mask: Also return ``attention_mask``, by default likewise.
-            return_special_tokens_mask: Also return ``special_tokens_mask``: 1 for tokens put around the texts.
+            return_token_type_ids: Also return ``token_type_ids``: 0 for the first text, 1 for the second, as a rule.
+                By default, ``model_input_names`` of the tokenizer's files or its class decides.
+            return_attention_mask: Also return ``attention_mask``; by default likewise.
+            return_special_tokens_mask: Also return ``special_tokens_mask``: 1 for added special tokens and padding.
             return_offsets_mapping: Also return ``offset_mapping``: the range of characters of each token.
-            allowed_special: Special tokens that stand for themselves, or ``"all"``.
+            allowed_special: Special tokens to recognise in the texts, or ``"all"``.
 
         Raises:
             TypeError: If a length or ``pad_id`` is no int, or only one of ``texts`` and ``text_pairs`` is a str.
-            ValueError: If rows differ in length and tensors are asked for without padding, or an option is unknown or
-                out of range.
+            ValueError: If tensors are requested without padding for rows of several lengths, or an option is unknown
+                or out of range.
 
         Examples:
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
@@ -204,32 +203,32 @@ class EncodingTokenizer(CoreTokenizer):
         return_dict: bool = False,
         **variables: Any,
     ) -> Any:
-        """Return the ids of a conversation, as the model's own chat template spells it.
+        """Return the ids of a conversation in the format of the model's chat template.
 
-        The text is that of transformers' `apply_chat_template`. Text inside a message that looks like a special token
-        is ordinary text in the ids. Rendering is sandboxed, and bounded in time and memory.
+        The text is that of transformers' `apply_chat_template`. The text of a special token inside a message is encoded
+        as ordinary text. Rendering is sandboxed, and bounded in time and memory.
 
         Args:
             messages: Mappings with a `role` ("system", "user", "assistant") and a `content`: a text, None, or a list of
                 parts.
-            add_generation_prompt: End with what opens the assistant's answer; None means True unless
+            add_generation_prompt: Append the header of the assistant's answer; None means True unless
                 `continue_final_message` is given.
             tokenize: `False` returns the text instead, a `str`.
-            tools: What the model may call: JSON schemas, or functions with type hints and a docstring in Google's
-                style, which become such schemas.
-            documents: What the model may read, each a mapping, as a rule with `title` and `text`.
-            chat_template: A template's text instead of the tokenizer's own, or the name of one of
-                `tokenizer.chat_template`. By default "tool_use" if there is one and tools are given, else "default".
-            continue_final_message: End where the last message does, so that the model continues it; a name stands for a
-                field other than `content`.
+            tools: Functions that the model may call: JSON schemas, or Python functions with type hints and a docstring
+                in Google's style, which are converted to JSON schemas.
+            documents: Documents for the model, each a mapping, usually with `title` and `text`.
+            chat_template: The text of another template, or the name of one of `tokenizer.chat_template`. By default
+                "tool_use" if there is one and tools are given, else "default".
+            continue_final_message: End the text at the end of the last message, so that the model continues it; a str
+                names another field of the message than `content`.
             return_assistant_tokens_mask: Return a dict with `input_ids`, `attention_mask` and `assistant_masks`, which
                 is 1 for each token that a `{% generation %}` block of the template wrote.
             return_dict: Return a dict with `input_ids` and `attention_mask`.
             **variables: Read by the template, such as `enable_thinking`.
 
         Raises:
-            ValueError: If there is no template, it fails, costs too much or refuses the messages; if options exclude
-                each other; or if a keyword is neither an option nor a variable that the template reads.
+            ValueError: If there is no template, it fails, exceeds a limit or rejects the messages; if options exclude
+                each other; or if a keyword is neither an option nor a variable of the template.
 
         Examples:
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
@@ -277,12 +276,11 @@ class EncodingTokenizer(CoreTokenizer):
         num_threads: int | None = None,
         progress: ProgressOption = None,
     ) -> int:
-        """Return the number of ids written to a `.npy` file: those of all documents, one after another.
+        """Return the number of ids written to a `.npy` file: the ids of all documents, concatenated.
 
-        Memory is bounded whatever the size of the files, if the pattern is a named one or that of superwords. Where
-        another regex lets a text be cut is not known, so its documents are held whole, with their ids, a batch of some
-        megabytes at a time or one longer document; so are those of SentencePiece vocabularies, and rows and lines under
-        any pattern. `numpy.load(out, mmap_mode="r")` reads the ids back.
+        `numpy.load(out, mmap_mode="r")` reads them back. With a named pattern or that of superwords, text files of any
+        size are encoded in bounded memory. With another regex or a SentencePiece vocabulary, and for rows and lines,
+        whole documents and their ids are in memory: some megabytes at a time, or one longer document.
 
         Args:
             paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of
@@ -290,23 +288,22 @@ class EncodingTokenizer(CoreTokenizer):
                 start of a file is no part of its text.
             out: Where the ids go: uint16 if `vocab_size` is at most 65,536, else uint32, one dimension.
             separator: Text that ends a document within a file.
-            eos: Put after each document what the tokenizer's file puts after a text (its post-processor), else
-                `eos_id`, if there is one.
-            bos: `None` puts before each document what the tokenizer's file puts before a text, as `tok(...)` does;
-                `True` `bos_id`, `False` nothing.
+            eos: Append to each document the ids that the post-processor appends to a text, else `eos_id`, if any.
+            bos: `None` prepends to each document the ids that the post-processor prepends to a text, as `tok(...)`
+                does; `True` prepends `bos_id`, `False` nothing.
             field: The field or column of `.jsonl` and `.parquet` files that holds the text.
-            on_error: `"raise"` an error at the first row that holds no text, or `"skip"` them and warn of their number;
-                `WordCounts.from_files` says what such a row is.
-            num_threads: `None` for all processors. It never changes an id.
-            progress: `None` shows a bar on a terminal, `False` none; a callable gets what is done.
+            on_error: `"raise"` an error at the first row without text, or `"skip"` such rows and warn of their number;
+                see `WordCounts.from_files`.
+            num_threads: `None` for all processors. The ids do not depend on it.
+            progress: `None` shows a bar on a terminal, `False` none; a function gets `bpe_llama.training.Progress`.
 
         Warns:
-            UserWarning: How many rows were skipped, and where the first stands.
+            UserWarning: The number of skipped rows and the place of the first.
 
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
             ValueError: If a row holds no text or a file is not of its format, naming file and place; if `out` does not
-                end in `.npy`, `on_error` is neither, or `bos` is true and there is none. `out` is then as it was.
+                end in `.npy`, `on_error` is unknown, or `bos` is true without a `bos_id`. `out` then stays unchanged.
 
         Examples:
             >>> import tempfile, pathlib
