@@ -255,8 +255,8 @@ def encode_dataset(
         tokenizer: Sent to the workers.
         column: The column that holds the text.
         output: The name of the new column.
-        on_error: ``"raise"`` an error at a row that is null or no text, on reading, or ``"skip"`` such rows. Each worker
-            warns of their number, block by block.
+        on_error: ``"raise"`` an error at a row that is null or no text, on reading, or ``"skip"`` such rows. Each
+            worker warns of their number, block by block.
 
     Raises:
         ValueError: If there is no such column, or ``on_error`` is unknown.
@@ -283,7 +283,7 @@ def encode_dataset(
 # -- errors of workers -------------------------------------------------------------------------------------------------
 
 # Ray passes on nothing but the text of a worker's traceback. So a worker writes the kind and the arguments of its error
-# into the message, as one line of JSON between marks. The traceback quotes lines of this file: none may match the marks.
+# into the message, as one line of JSON between marks. The traceback quotes this file, so no line may match the marks.
 _KINDS: tuple[type[Exception], ...] = (FileNotFoundError, OSError, TypeError, ValueError)
 _MARKED = "<bpe_llama worker: {} :worker bpe_llama>"
 _MARKED_IN_TEXT = re.compile(_MARKED.format(r"(\[\d+, .*\])"))

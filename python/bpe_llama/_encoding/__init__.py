@@ -1,1 +1,1 @@
-"""Encode for a model: batches of ids, chats, files of ids."""
+"""The encoding half of the tokenizer (`tokenizer`), and batches for a model (`batches`)."""

@@ -136,6 +136,7 @@ class EncodingTokenizer(CoreTokenizer):
                 or out of range.
 
         Examples:
+            >>> from bpe_llama import Tokenizer
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
             >>> tok(["ab", "abab"], padding=True, pad_id=0)
             {'input_ids': [[256, 0], [256, 256]], 'attention_mask': [[1, 0], [1, 1]]}
@@ -231,6 +232,7 @@ class EncodingTokenizer(CoreTokenizer):
                 each other; or if a keyword is neither an option nor a variable of the template.
 
         Examples:
+            >>> from bpe_llama import Tokenizer
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
             >>> tok.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
             >>> talk = [{"role": "user", "content": "Hi"}]
@@ -310,6 +312,7 @@ class EncodingTokenizer(CoreTokenizer):
             >>> import numpy as np
             >>> folder = pathlib.Path(tempfile.mkdtemp())
             >>> _ = (folder / "a.txt").write_text("abab")
+            >>> from bpe_llama import Tokenizer
             >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
             >>> tok.encode_files(folder / "a.txt", folder / "ids.npy", progress=False), np.load(folder / "ids.npy")
             (2, array([256, 256], dtype=uint16))

@@ -1,4 +1,4 @@
-"""Which file holds a tokenizer, in what format, and what the files beside it say."""
+"""Read a tokenizer with the files beside it, as transformers reads its folder; write its tokenizer_config.json."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from bpe_llama.chat.templates import ChatTemplate, read_chat_templates
 
 @dataclass
 class Beside:
-    """What the files beside a tokenizer say and the compiled tokenizer does not hold.
+    """The content of the files beside a tokenizer that the compiled tokenizer does not hold.
 
     Attributes:
-        chat_template: A template, several by name, or none.
+        chat_template: A template, several by name, or ``None``.
         roles: Special tokens by role, without bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
         extra: Special tokens without a role, transformers' ``extra_special_tokens``.
         settings: The defaults of :meth:`bpe_llama.Tokenizer.__call__`.
@@ -43,24 +43,24 @@ class Beside:
     settings: Settings = field(default_factory=Settings)
 
 
-# Classes of transformers that begin a text with its bos token unless told otherwise.
+# Classes of transformers with a default of ``add_bos_token=True``.
 _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 
 
 def with_config(path: Path, *, is_in_folder: bool, is_sentencepiece: bool = False) -> tuple[CoreTokenizer, Beside]:
-    """Return the tokenizer in a file, and what the files beside it say, as transformers reads them.
+    """Return the tokenizer in a file, and the content of the files beside it, as transformers reads them.
 
-    The files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat templates.
-    Tokens that only they name are added. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece model alone:
-    the post-processor of a ``tokenizer.json`` overrides them. The pipeline of a ``tokenizer.json`` is the tokenizer's;
-    a ``UserWarning`` says where the class that transformers 5 takes builds another one, or where a token has another id
-    than a file gives it, as in transformers.
+    These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat
+    templates. Their tokens are added to the tokenizer. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece
+    model only; the post-processor of a ``tokenizer.json`` overrides them. The pipeline is that of the
+    ``tokenizer.json``. A ``UserWarning`` names a component that transformers 5 builds differently, and a token whose id
+    differs from that in a file, as in transformers.
 
     Args:
         path: The tokenizer's file.
-        is_in_folder: Whether the folder was named, not the file. A role that neither the files nor the class give a
-            token is then ``None``, as it is with any of these files or a ``config.json`` beside the tokenizer's.
+        is_in_folder: Whether the caller named the folder, not the file. Then, or with any of these files or a
+            ``config.json`` beside it, a role for which neither files nor class name a token is ``None``.
         is_sentencepiece: Whether it is a SentencePiece model, not a tokenizer.json.
 
     Raises:
@@ -81,7 +81,7 @@ def with_config(path: Path, *, is_in_folder: bool, is_sentencepiece: bool = Fals
     try:
         name = class_of(config, model_config)
         if name == "LlamaTokenizer" and _is_byte_level(core):
-            name = "TokenizersBackend"  # transformers sees that this class cannot be meant
+            name = "TokenizersBackend"  # transformers corrects this class, too
         is_alone = not (is_in_folder or any((folder / other).is_file() for other in _BESIDE))
         defaults = None if is_sentencepiece or is_alone else class_tokens(name) or {}
         pad_token = {} if parts.get("padding") is None else {"pad_token": parts["padding"]["pad_token"]}
@@ -94,7 +94,7 @@ def with_config(path: Path, *, is_in_folder: bool, is_sentencepiece: bool = Fals
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
         if parts and name != "TokenizersBackend" and "auto_map" not in config:
-            file = json.loads(content) | parts  # the parts have the defaults of what is left out
+            file = json.loads(content) | parts  # the parts include default values
             _warn_of_rebuilding(path, name, file, config, read_stated_tokens(*files, own), core)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -113,7 +113,7 @@ def beside(
     class_name: str | None = None,
     sections: Mapping[str, Any] | None = None,
 ) -> Beside:
-    """Return what the files of a folder say and the compiled tokenizer does not hold.
+    """Return the content of a folder's files that the compiled tokenizer does not hold.
 
     Args:
         folder: May hold a ``tokenizer_config.json`` and chat templates.
@@ -135,10 +135,10 @@ def beside(
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or an empty one where there is no file.
+    """Return the JSON object in a file, or an empty one if there is no file.
 
     Raises:
-        ValueError: If it holds no JSON object; it names the file.
+        ValueError: If the file holds no JSON object; the message names it.
     """
     return read_json_object(path) if path.is_file() else {}
 
@@ -151,13 +151,13 @@ def _with_stated_tokens(
     special_map: Mapping[str, Any],
     added: Mapping[str, Any],
 ) -> tuple[CoreTokenizer, dict[str, str], list[str]]:
-    """Return the tokenizer with the tokens that the files name; the tokens of other roles; the tokens without a role.
+    """Return the tokenizer with the tokens of the files, the tokens of other roles, and the tokens without a role.
 
     Args:
         core: The tokenizer.
-        defaults: The tokens of the class where no file names one. ``None`` where no class counts: ``bos_id`` and
-            ``eos_id`` then stay what the tokenizer says or the names of its tokens suggest, and ``unk_id`` the model's.
-        named: The same with the ``pad_token`` that a tokenizer.json names in its section ``padding``.
+        defaults: The class's tokens of roles that no file names. With ``None``, ``bos_id``, ``eos_id`` and ``unk_id``
+            stay those of ``core``.
+        named: The same with the ``pad_token`` of the section ``padding`` in a tokenizer.json.
         config: The content of tokenizer_config.json.
         special_map: The content of special_tokens_map.json.
         added: The content of added_tokens.json.
@@ -167,7 +167,7 @@ def _with_stated_tokens(
     stated = read_stated_tokens(named, config, special_map, added)
     known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
     listed = {token.content for token in stated.listed}
-    # added_tokens_decoder overrides the flags in the tokenizer's file; a role alone only makes a token special.
+    # added_tokens_decoder overrides the flags in the tokenizer's file; a role only sets the flag `special`.
     new = []
     for token in stated.to_add():
         flags = known.get(token.content)
@@ -197,7 +197,7 @@ def _with_stated_tokens(
 
 
 def _check_ids(core: CoreTokenizer, own: list[dict[str, Any]], vocab: Mapping[str, int]) -> None:
-    """Check that added tokens have the ids that transformers counts; it does so otherwise where ids have a hole."""
+    """Raise if an added token has another id in transformers, which counts differently if ids have a hole."""
     theirs = AddedTokens(vocab)
     for token in (*own, *json.loads(core.added_tokens_json())):
         theirs.add([AddedToken(token["content"])])
@@ -216,7 +216,7 @@ def _warn_of_rebuilding(
     stated: StatedTokens,
     core: CoreTokenizer,
 ) -> None:
-    """Warn if the class that transformers takes for a folder builds another tokenizer than its tokenizer.json."""
+    """Warn if the class of a folder in transformers builds another tokenizer than its tokenizer.json."""
     if class_tokens(name) is None:
         what = "the class of its model_type" if name is None else f"tokenizer_class {name!r}"
         warnings.warn(
@@ -249,7 +249,7 @@ def _is_byte_level(core: CoreTokenizer) -> bool:
 
 
 def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any]) -> CoreTokenizer:
-    """Return a SentencePiece model's tokenizer with the begin and end tokens that the config puts around a text."""
+    """Return a SentencePiece model's tokenizer with a post-processor for the config's add_bos_token, add_eos_token."""
     wanted = {}
     for key, default in (("add_bos_token", config.get("tokenizer_class") in _ADD_BOS), ("add_eos_token", False)):
         value = config.get(key, default)
@@ -262,7 +262,7 @@ def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any]) -> CoreTok
 
 
 def write_config(folder: Path, tokenizer: CoreTokenizer, beside: Beside) -> None:
-    """Write the ``tokenizer_config.json`` from which transformers and we read the same ends and added tokens."""
+    """Write the ``tokenizer_config.json`` from which transformers and `with_config` read the same special tokens."""
     ends = zip(END_ROLES, ends_of(tokenizer), strict=True)
     added = {str(token.pop("id")): token for token in json.loads(tokenizer.added_tokens_json())}
     config: dict[str, Any] = {

@@ -15,7 +15,7 @@ from bpe_llama._loading.settings import Settings
 
 
 def load(path: PathLike) -> tuple[CoreTokenizer, Beside]:
-    """Return the tokenizer in a file or folder, and what the files beside it say.
+    """Return the tokenizer in a file or folder, and the content of the files beside it.
 
     Raises:
         FileNotFoundError: If there is no such file, or no tokenizer in the folder.
@@ -39,14 +39,14 @@ def load(path: PathLike) -> tuple[CoreTokenizer, Beside]:
 
 
 def load_huggingface(path: PathLike) -> tuple[CoreTokenizer, Beside]:
-    """Return the tokenizer in a ``tokenizer.json``, or in the folder that holds it, and what files beside it say."""
+    """Return the tokenizer in a ``tokenizer.json`` or its folder, and the content of the files beside it."""
     path = Path(path)
     is_folder = path.is_dir()
     return with_config(path / "tokenizer.json" if is_folder else path, is_in_folder=is_folder)
 
 
 def with_gguf_settings(read: gguf.GgufTokenizer) -> tuple[CoreTokenizer, Beside]:
-    """Return the tokenizer of a GGUF file with the ends that its metadata names."""
+    """Return the tokenizer of a GGUF file with the special-token ids of its metadata."""
     core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
     core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
     settings = Settings(end_ids=tuple(sorted(read.end_ids - {core.eos_id})))
@@ -54,7 +54,12 @@ def with_gguf_settings(read: gguf.GgufTokenizer) -> tuple[CoreTokenizer, Beside]
 
 
 def file_in(path: PathLike) -> Path:
-    """Return the file of a tokenizer: the path itself, or what a folder holds."""
+    """Return the file of a tokenizer: the path, or the file in a folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no tokenizer.
+        ValueError: If it holds several files of one format.
+    """
     path = Path(path)
     if not path.is_dir():
         return path
@@ -80,11 +85,11 @@ _TEKKEN_KEYS = {b"config", b"vocab", b"special_tokens", b"type", b"image", b"mul
 
 
 def format_of(path: Path) -> Format:
-    """Return the format of a file by its first bytes; ``vocab.json`` and ``merges.txt`` are known by their names.
+    """Return the format of a file by its first bytes; of ``vocab.json`` and ``merges.txt`` by name.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is none of the formats.
+        ValueError: If the format is unknown.
     """
     with path.open("rb") as file:
         head = file.read(4096)
@@ -93,9 +98,7 @@ def format_of(path: Path) -> Format:
     if path.name in ("vocab.json", "merges.txt"):
         return "vocab_and_merges"
     if head.startswith(b"#version"):
-        raise ValueError(
-            f"{path}: begins as a merges.txt does, which is read under that name, with vocab.json beside it"
-        )
+        raise ValueError(f"{path}: looks like a merges.txt; expected that name, with vocab.json beside it")
     if head.lstrip()[:1] == b"{":
         return _format_of_json(path, head)
     if path.suffix == ".json":
@@ -121,7 +124,7 @@ def _format_of_json(path: Path, head: bytes) -> Format:
         return "tekken"
     if first[2].isdigit() and first[1] != b"version":
         raise ValueError(
-            f"{path}: begins with {first[1].decode(errors='replace')!r} and a number, as a vocab.json does, which is "
-            "read under that name, with merges.txt beside it"
+            f"{path}: begins with {first[1].decode(errors='replace')!r} and a number, like a vocab.json; expected that "
+            "name, with merges.txt beside it"
         )
     return "huggingface"
