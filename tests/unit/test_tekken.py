@@ -72,11 +72,11 @@ def special(*names: Any) -> list[Content]:
         (content(version="v11"), "special_tokens is missing; a file of version v11 lists them"),
         (
             content(version="v13") | {"special_tokens": [], "multimodal": {"image_patch_size": 14}},
-            "multimodal stands in a file of version v13, where it is called image",
+            "multimodal occurs in a file of version v13; expected the field image",
         ),
         (
             content(version="v13") | {"special_tokens": [], "model_settings_builder": {}},
-            "model_settings_builder stands in a file of version v13; expected v15 or later",
+            "model_settings_builder occurs in a file of version v13; expected v15 or later",
         ),
         (content() | {"audio": 3}, "audio is a int; expected an object"),
         (content(num_vocab_tokens=257), "config.num_vocab_tokens is 257, but vocab has 258 tokens"),

@@ -97,7 +97,7 @@ def test_a_vocabulary_of_another_name_is_refused_with_what_to_do(tmp_path: Path)
     with pytest.raises(ValueError, match=r"encoder\.json: begins with 'b' and a number, as a vocab\.json does"):
         Tokenizer.from_file(tmp_path / "encoder.json")
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vocab\.bpe: begins as a merges\.txt does"):
+    with pytest.raises(ValueError, match=r"vocab\.bpe: begins with '#version', like a merges\.txt"):
         Tokenizer.from_file(tmp_path / "vocab.bpe")
 
 

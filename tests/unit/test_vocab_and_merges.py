@@ -134,7 +134,7 @@ CONFIG = "tokenizer_config.json: "
         (
             "config",
             {"model_type": "bert"},
-            "config.json: model_type is 'bert', which is not known to read a vocab.json",
+            "config.json: model_type is 'bert', which is no known class for a vocab.json",
         ),
         ("tokenizer_config", {"split_special_tokens": True}, CONFIG + "split_special_tokens is True, which is not"),
         ("tokenizer_config", {"language": "de", "tokenizer_class": "WhisperTokenizer"}, CONFIG + "language is 'de'"),
@@ -187,12 +187,12 @@ CONFIG = "tokenizer_config.json: "
         (
             "tokenizer_config",
             {"add_bos_token": True, "bos_token": "a b"},
-            "token 'a b' stands around a text; expected none with white space",
+            "token 'a b' is added to a text; expected no white space",
         ),
         (
             "tokenizer_config",
             {"tokenizer_class": "RobertaTokenizer", "sep_token": None},
-            CONFIG + "sep_token is null; expected the token that stands around a text",
+            CONFIG + "sep_token is null; expected the token that is added to a text",
         ),
     ],
 )

@@ -16,16 +16,16 @@ from bpe_llama._loading.tokenizer_classes import CLASSES, QWEN3_5_STEP, Json, To
 def components(
     name: str, config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
 ) -> dict[str, Any] | None:
-    """Return what a class builds in place of the components of a tokenizer.json, or ``None`` if it is not known.
+    """Return the components that a class builds in place of those of a tokenizer.json, or ``None`` if unknown.
 
-    Beside ``normalizer``, ``pre_tokenizer`` and ``decoder`` these are options of the model: each component as
-    tokenizer.json spells it. ``post_processor`` is missing where the class keeps the file's.
+    These are ``normalizer``, ``pre_tokenizer``, ``decoder`` and options of the model, in the format of tokenizer.json.
+    ``post_processor`` is missing if the class keeps that of the file.
 
     Args:
         name: The class, as :func:`class_of` returns it.
         config: The content of tokenizer_config.json.
         roles: The token of each role.
-        added: The added tokens, which know the ids.
+        added: The added tokens, with their ids.
 
     Raises:
         ValueError: As :func:`post_processor`.
@@ -40,7 +40,7 @@ def components(
             "unk_token": roles.get("unk_token") if described.has_unk else None,
             "end_of_word_suffix": described.suffix,
         }
-        # add_bos_token and add_eos_token do not count beside a tokenizer.json.
+        # Beside a tokenizer.json, add_bos_token and add_eos_token are ignored.
         if name == "GPTNeoXTokenizer":
             built["post_processor"] = None
         elif described.post_processor not in ("ends", "byte_level"):
@@ -55,7 +55,7 @@ def components(
 
 
 def _spaced(name: str, config: Mapping[str, Any], roles: Mapping[str, str | None]) -> dict[str, Any] | None:
-    """Return what a class for vocabularies that spell a space ``▁`` builds, ``None`` for other classes."""
+    """Return the components of a class for vocabularies with ``▁`` for a space, ``None`` for other classes."""
     space = {"pattern": {"String": "\u2581"}, "content": " "}
     decoders: list[Json] = [{"type": "Replace", **space}, {"type": "ByteFallback"}, {"type": "Fuse"}]
     built: dict[str, Any] = {"fuse_unk": True, "byte_fallback": True, "normalizer": None}
@@ -90,17 +90,17 @@ def post_processor(
         described: The class.
         config: The content of tokenizer_config.json.
         roles: The token of each role.
-        added: The added tokens, which know the ids.
+        added: The added tokens, with their ids.
 
     Raises:
-        ValueError: If a token that it needs is missing or cannot be written.
+        ValueError: If a token of the post-processor is missing or not allowed in a template.
     """
 
     def token(role: str) -> tuple[str, int]:
         content = roles[role]
         token_id = None if content is None else added.id_of(content)
         if content is None or token_id is None:
-            raise ValueError(f"tokenizer_config.json: {role} is null; expected the token that stands around a text")
+            raise ValueError(f"tokenizer_config.json: {role} is null; expected the token that is added to a text")
         return content, token_id
 
     match described.post_processor:
@@ -134,7 +134,7 @@ def post_processor(
 def _whisper_prefix(
     config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
 ) -> list[tuple[str, int]]:
-    """Return the tokens before a text: transcript, task and timestamps; an unknown one is the unknown token."""
+    """Return the tokens before a text: transcript, task and timestamps; missing ones are the unknown token."""
     names = ["<|startoftranscript|>"]
     task = config.get("task")
     if task not in (None, "translate", "transcribe"):
@@ -146,7 +146,7 @@ def _whisper_prefix(
         known = name if added.id_of(name) is not None else roles["unk_token"]
         token_id = None if known is None else added.id_of(known)
         if known is None or token_id is None:
-            raise ValueError(f"vocab.json holds no {name!r}, and there is no unknown token to stand for it")
+            raise ValueError(f"vocab.json holds neither {name!r} nor an unknown token to replace it")
         tokens.append((known, token_id))
     return tokens
 
@@ -161,7 +161,7 @@ def _template(single: list[Any], pair: list[Any]) -> Json:
         content, token_id, type_id = (*item, 0)[:3]
         if content.startswith("$") or ":" in content or content.split() != [content]:
             raise ValueError(
-                f"token {content!r} stands around a text; expected none with white space, ':' or a first '$'"
+                f"token {content!r} is added to a text; expected no white space, no ':' and no '$' at its beginning"
             )
         special[content] = {"id": content, "ids": [token_id], "tokens": [content]}
         return {"SpecialToken": {"id": content, "type_id": type_id}}

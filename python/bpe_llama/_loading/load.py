@@ -98,7 +98,9 @@ def format_of(path: Path) -> Format:
     if path.name in ("vocab.json", "merges.txt"):
         return "vocab_and_merges"
     if head.startswith(b"#version"):
-        raise ValueError(f"{path}: looks like a merges.txt; expected that name, with vocab.json beside it")
+        raise ValueError(
+            f"{path}: begins with '#version', like a merges.txt; expected that name, with vocab.json beside it"
+        )
     if head.lstrip()[:1] == b"{":
         return _format_of_json(path, head)
     if path.suffix == ".json":

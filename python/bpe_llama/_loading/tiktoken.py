@@ -1,6 +1,6 @@
-"""What a `.tiktoken` file does not say: the pattern and the special tokens of its vocabulary.
+"""Read a `.tiktoken` file, with the pattern and special tokens that it does not hold.
 
-For files we wrote they stand in a JSON file beside it; for published vocabularies, known by their SHA-256, here.
+For a saved tokenizer they are in a JSON file beside it; for published vocabularies, identified by SHA-256, in a table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bpe_llama._files import read_json, write_text
 
 
 class Attributes(NamedTuple):
-    """What encodes along with the ranks."""
+    """The parts of an encoding beside its ranks."""
 
     pattern: str
     special_tokens: dict[str, int]
@@ -100,10 +100,10 @@ def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int
 
 
 def tiktoken_attributes(path: Path) -> Attributes:
-    """Return the pattern and special tokens that belong to a `.tiktoken` file.
+    """Return the pattern and special tokens of a `.tiktoken` file.
 
     Raises:
-        ValueError: If nothing says them, or the file that should is damaged.
+        ValueError: If they are unknown, or the file that holds them is damaged.
     """
     beside = _beside(path)
     if beside.is_file():
@@ -115,14 +115,14 @@ def tiktoken_attributes(path: Path) -> Attributes:
     published = _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
     if published is None:
         raise ValueError(
-            f"{path}: a .tiktoken file does not say its splitting pattern, and this is no published vocabulary: "
+            f"{path}: a .tiktoken file does not hold its splitting pattern, and this is no published vocabulary: "
             f"use Tokenizer.from_tiktoken(path, pattern=..., special_tokens=...)"
         )
     return published
 
 
 def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
-    """Write beside a `.tiktoken` file what it cannot hold."""
+    """Write the pattern and special tokens of a `.tiktoken` file beside it."""
     text = json.dumps({"pattern": pattern, "special_tokens": dict(special_tokens)}, ensure_ascii=False, indent=1)
     write_text(_beside(path), text + "\n")
 

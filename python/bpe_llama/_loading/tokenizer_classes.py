@@ -15,17 +15,17 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """The pipeline that one class builds.
+    """The pipeline of one tokenizer class.
 
     Attributes:
-        tokens: The default token of each role. Where ``pad_token`` is missing, the section ``padding`` of a
-            tokenizer.json may name it; where it is ``None``, not.
-        post_processor: The kind of post-processor; ``"ends"`` obeys ``add_bos_token`` and ``add_eos_token``.
-        normalizer: As tokenizer.json spells it.
+        tokens: The default token of each role. If ``pad_token`` is missing, the section ``padding`` of a
+            tokenizer.json may name it; if it is ``None``, not.
+        post_processor: The kind of post-processor; ``"ends"`` follows ``add_bos_token`` and ``add_eos_token``.
+        normalizer: The normalizer in the format of tokenizer.json.
         steps: The pre-tokenizers before the last one.
         byte_level: Whether the last pre-tokenizer is ByteLevel; else it is BertPreTokenizer.
         use_regex: The ``use_regex`` of ByteLevel.
-        add_prefix_space: The default of the option; ``None`` where the class does not have it.
+        add_prefix_space: The default of the option; ``None`` if the class does not have it.
         takes_trim_offsets: Whether the option ``trim_offsets`` is passed to ByteLevel.
         has_unk: Whether the model has an ``unk_token``.
         suffix: The ``end_of_word_suffix`` of the model.
@@ -43,7 +43,7 @@ class TokenizerClass:
     suffix: str = ""
 
     def prefix_space(self, config: Mapping[str, Any]) -> bool:
-        """Return whether a space comes before a text, given a tokenizer_config.json."""
+        """Return whether a space is prepended to a text, given a tokenizer_config.json."""
         return self.add_prefix_space is not None and bool(config.get("add_prefix_space", self.add_prefix_space))
 
     def pre_tokenizer(self, config: Mapping[str, Any]) -> Json:
@@ -55,7 +55,7 @@ class TokenizerClass:
         return {"type": "Sequence", "pretokenizers": [*self.steps, last]} if self.steps else last
 
     def decoder(self) -> Json:
-        """Return the decoder; a step of its own does what the class does to the text that is decoded."""
+        """Return the decoder; its last step is the cleanup of decoded text in the class."""
         if not self.byte_level:
             return {"type": "BPEDecoder", "suffix": self.suffix}
         more = _suffix_to_spaces(self.suffix) if self.suffix else []
@@ -65,18 +65,18 @@ class TokenizerClass:
 
 
 def byte_level(add_prefix_space: bool = True, trim_offsets: bool = True, use_regex: bool = True) -> Json:
-    """Return the component of this name: a pre-tokenizer, post-processor or decoder."""
+    """Return a ByteLevel component: a pre-tokenizer, post-processor or decoder."""
     options = {"add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets, "use_regex": use_regex}
     return {"type": "ByteLevel", **options}
 
 
 def trim_offsets(config: Mapping[str, Any]) -> bool:
-    """Return the option of this name in a tokenizer_config.json."""
+    """Return the option ``trim_offsets`` of a tokenizer_config.json."""
     return bool(config.get("trim_offsets", True))
 
 
 def _suffix_to_spaces(suffix: str) -> list[Json]:
-    """Return the steps that make spaces of word ends, and take white space off both ends as ``str.strip`` does."""
+    """Return the steps that replace word ends by spaces and strip white space as ``str.strip`` does."""
     ends = {"Regex": r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z"}
     return [
         {"type": "Replace", "pattern": {"String": suffix}, "content": " "},
@@ -222,7 +222,7 @@ _MORE_TOKENS: dict[str, dict[str, str | None]] = {
     },
 }
 
-# The class of a folder whose files name none, by the model_type of its config.json.
+# Classes by the model_type of config.json, for folders that name no class.
 _BY_MODEL_TYPE = {
     "BartTokenizer": "florence2",
     "BlenderbotTokenizer": "blenderbot",
@@ -248,8 +248,8 @@ _BY_MODEL_TYPE = {
         roberta-prelayernorm""",
     "WhisperTokenizer": "whisper",
 }
-# Models whose classes are not known here.
-_OF_OTHER_CLASSES = """
+# Models with unknown classes.
+_OF_UNKNOWN_CLASSES = """
     albert align bark barthez bartpho bert bert-generation bert-japanese bertweet big_bird biogpt blenderbot-small
     blip bros byt5 camembert canine chinese_clip clvp convbert cpm cpmant ctrl data2vec-audio deberta-v2 dia
     distilbert dpr electra ernie esm esmc esmfold2 flaubert flava fnet fsmt funnel git gpt-sw3 gpt_neox_japanese
@@ -261,10 +261,10 @@ _OF_OTHER_CLASSES = """
     seamless_m4t_v2 siglip siglip2 speech_to_text speecht5 splinter squeezebert switch_transformers t5 tapas tipsv2
     trocr tvp udop unispeech unispeech-sat videoprism vilt visual_bert vits wav2vec2 wav2vec2-bert
     wav2vec2-conformer wav2vec2_phoneme xglm xlm xlm-roberta xlnet xmod yoso"""
-# Models with folders that often name a wrong class: that of the model counts.
-_NOT_BELIEVED = ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"]
-# Models with a tokenizer.json that is taken as it stands, whatever class their folders name.
-_TAKEN_AS_WRITTEN = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5
+# Models whose folders often name a wrong class, so that of the model counts.
+_IGNORES_NAMED_CLASS = ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"]
+# Models whose tokenizer.json is read unchanged, whatever class their folders name.
+_READ_UNCHANGED = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5
     ernie4_5_moe flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode
     gradium_phonon_tts granite granitemoe granitemoehybrid granitemoeshared h2ovl_chat hyperclovax hyperclovax_vlm
     internlm2 internlm3 iquestcoder jamba kimi_k25 kimi_linear kosmos-2 llava llava_next mimo_v2_flash minicpm3
@@ -275,26 +275,26 @@ _TAKEN_AS_WRITTEN = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-
 
 
 def class_tokens(name: str | None) -> Mapping[str, str | None] | None:
-    """Return the default token of each role of a class, or ``None`` if the class is not known here."""
+    """Return the default token of each role of a class, or ``None`` if the class is unknown."""
     return CLASSES[name].tokens if name in CLASSES else _MORE_TOKENS.get(name or "")
 
 
 def class_name_for(model_type: str) -> str | None:
-    """Return the name of the class that transformers takes for a model, or ``None`` where it is not known here."""
+    """Return the name of the class that transformers uses for a model, or ``None`` if it is unknown."""
     return next((name for name, types in _BY_MODEL_TYPE.items() if model_type in types.split()), None)
 
 
 def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str | None:
-    """Return the class that transformers reads the tokenizer.json of a folder with, without "Fast" at its end.
+    """Return the class with which transformers reads the tokenizer.json of a folder, without the suffix "Fast".
 
-    ``"TokenizersBackend"`` takes it as it stands; ``None`` is a class not known here.
+    ``"TokenizersBackend"`` reads it unchanged; ``None`` is an unknown class.
 
     Args:
         config: The content of tokenizer_config.json.
-        model_config: That of config.json.
+        model_config: The content of config.json.
 
     Raises:
-        ValueError: If one of them names a class by something other than a str.
+        ValueError: If the name of the class is no str.
     """
     named = config.get("tokenizer_class") or model_config.get("tokenizer_class")
     if not isinstance(named, str | None):
@@ -302,10 +302,10 @@ def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str 
     model_type = model_config.get("model_type")
     if "auto_map" in config:
         return None
-    if model_type in _TAKEN_AS_WRITTEN.split():
+    if model_type in _READ_UNCHANGED.split():
         return "TokenizersBackend"
-    if isinstance(model_type, str) and (named is None or model_type in _NOT_BELIEVED):
-        other = None if model_type in _OF_OTHER_CLASSES.split() else "TokenizersBackend"
+    if isinstance(model_type, str) and (named is None or model_type in _IGNORES_NAMED_CLASS):
+        other = None if model_type in _OF_UNKNOWN_CLASSES.split() else "TokenizersBackend"
         return class_name_for(model_type) or other
     name = "TokenizersBackend" if named is None else named.removesuffix("Fast")
     return "TokenizersBackend" if name in ("PreTrainedTokenizer", "PythonBackend") else name

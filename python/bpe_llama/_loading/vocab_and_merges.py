@@ -1,4 +1,4 @@
-"""Read a ``vocab.json`` and a ``merges.txt`` into the tokenizer that transformers makes of them."""
+"""Read a ``vocab.json`` and a ``merges.txt`` as transformers does."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bpe_llama._loading.ends import END_ROLES, Ends
 from bpe_llama._loading.folder import Beside, beside, read_object
 from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
-# Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
+# Fields of a tokenizer_config.json that change ids and are not supported; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
 def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
-    """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and what the files beside them say.
+    """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and the content of the files beside them.
 
     Args:
         path: Either file; the other one is in the same folder.
@@ -43,9 +43,9 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
 
 
 def describe(folder: Path) -> tuple[str, Ends, Beside]:
-    """Return the tokenizer.json that transformers would make of a folder, the ids of its ends, and its settings.
+    """Return the tokenizer.json of a folder as transformers builds it, its special-token ids, and its settings.
 
-    ``tokenizer_config.json`` names the class that builds the pipeline, or else ``config.json``. The default is GPT-2's.
+    ``tokenizer_config.json`` or else ``config.json`` names the class that builds the pipeline. The default is GPT-2's.
 
     Raises:
         FileNotFoundError: If the folder lacks ``vocab.json`` or ``merges.txt``.
@@ -55,7 +55,7 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
     """
     for name, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: no such file, without which {other} is no tokenizer")
+            raise FileNotFoundError(f"{folder / name}: no such file; expected it beside {other}")
     vocab = _read_vocab(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocab)
     config, special_map, added_file = (
@@ -103,7 +103,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the merges of a file in order; a merge that is listed twice counts at its last place.
+    """Return the merges of a file in order; the last place of a repeated merge counts.
 
     Source: ``BPE::read_file`` and ``BpeBuilder::build`` of Hugging Face `tokenizers` 0.23.
     """
@@ -127,7 +127,7 @@ def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     return list(merges)
 
 
-# -- what the files ask for --------------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------------------------------
 
 
 def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str:
@@ -135,7 +135,7 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
     model_type = model_config.get("model_type")
     where = "tokenizer_class"
     if model_type == "qwen2" and name is not None:
-        name = "Qwen2Tokenizer"  # transformers does not trust these models' own word
+        name = "Qwen2Tokenizer"  # as in transformers: these models often name a wrong class
     if name is None and model_type is not None:
         name, where = class_name_for(str(model_type)) or model_type, "config.json: model_type"
     if name is None:
@@ -143,7 +143,7 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
     known = name.removesuffix("Fast") if isinstance(name, str) else ""
     if known not in CLASSES:
         raise ValueError(
-            f"{where} is {name!r}, which is not known to read a vocab.json and a merges.txt; "
+            f"{where} is {name!r}, which is no known class for a vocab.json and a merges.txt; "
             f"expected one of {', '.join(CLASSES)}"
         )
     return known
