@@ -127,7 +127,7 @@ CONFIG = "tokenizer_config.json: "
         (
             "tokenizer_config",
             {"tokenizer_class": "FooTokenizer"},
-            "tokenizer_class is 'FooTokenizer', which is not known",
+            "tokenizer_class is 'FooTokenizer', which is no known class",
         ),
         ("tokenizer_config", {"tokenizer_class": "PreTrainedTokenizerFast"}, "expected one of GPT2Tokenizer, CodeGen"),
         ("tokenizer_config", {"tokenizer_class": ["GPT2Tokenizer"]}, "tokenizer_class is ['GPT2Tokenizer'], which"),
