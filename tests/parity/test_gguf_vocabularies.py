@@ -76,7 +76,7 @@ def test_what_we_write_gives_the_same_ids(real: Callable[..., Any], tmp_path: Pa
     first = load(path)
     with warnings.catch_warnings():
         if name == "phi-3":  # llama.cpp knows by the model's name that white space after its tokens is swallowed
-            warnings.filterwarnings("ignore", message=r"llama\.cpp encodes some texts otherwise")
+            warnings.filterwarnings("ignore", message=r"llama\.cpp encodes some texts differently")
         metadata = tokenizer_metadata(
             first.core, add_bos=first.add_bos, add_eos=first.add_eos, pad_id=first.pad_id, pre=first.pre
         )

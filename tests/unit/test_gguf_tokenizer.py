@@ -293,7 +293,7 @@ def test_sentencepiece_tokenizers_that_gguf_cannot_hold(tmp_path: Path) -> None:
         tokenizer_metadata(_core.Tokenizer.build_from_huggingface(json.dumps(other).encode()))
     model = described["model"]
     fewer = described | {"model": model | {"merges": [pair for pair in model["merges"] if "".join(pair) != "ab"]}}
-    with pytest.raises(ValueError, match="no scores give the merges of this tokenizer: of 'ab'"):
+    with pytest.raises(ValueError, match="no scores give the merges of this tokenizer: 'ab'"):
         tokenizer_metadata(_core.Tokenizer.build_from_huggingface(json.dumps(fewer).encode()))
 
 
@@ -328,7 +328,7 @@ def test_a_vocabulary_over_characters_has_its_own_merges(tmp_path: Path) -> None
 @pytest.mark.parametrize(("pattern", "name"), [("cl100k", "dbrx"), ("o200k", "gpt-4o")])
 def test_a_pattern_that_llama_cpp_runs_nearly_warns(pattern: str, name: str) -> None:
     tokenizer = Tokenizer.train_from_iterator(["abab"], vocab_size=257, pattern=pattern, progress=False)
-    with pytest.warns(UserWarning, match=r"llama\.cpp encodes some texts otherwise"):
+    with pytest.warns(UserWarning, match=r"llama\.cpp encodes some texts differently"):
         assert tokenizer_metadata(tokenizer)["tokenizer.ggml.pre"] == name
 
 
@@ -419,7 +419,7 @@ def test_a_template_that_gguf_cannot_hold_is_refused(single: list[str], tmp_path
         **{"pair": list(text.values()), "special_tokens": {"</s>": {"id": "</s>", "ids": [260], "tokens": ["</s>"]}}},
     }
     core = _core.Tokenizer.build_from_huggingface(json.dumps(described).encode())
-    with pytest.raises(ValueError, match=r"a GGUF file can put bos_id, .*post-processor makes \["):
+    with pytest.raises(ValueError, match=r"a GGUF file can add bos_id, .*post-processor gives \["):
         tokenizer_metadata(core)
 
 
