@@ -2,59 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import pickle
 import random
-import re
 import time
 import unicodedata
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sentencepiece import sentencepiece_model_pb2
 
 from bpe_llama import Tokenizer, _core
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-Model = sentencepiece_model_pb2.ModelProto
-
-# Words of every kind that a rule, a space or a piece may treat in a way of its own.
-WORDS = [
-    *("the", "quick", "of the", "aaaa", "abab", "12345", "Straße", "naïve", "日本語", "テスト", "ｶﾞ", "ａｂｃ", "１２"),
-    *("ﬁne", "é", "e\u0301", "½", "①", "Ⅷ", "😀", "👩‍👩‍👧", "a\u00a0b", "\u3000", "\u200b", "\u00ad", "\ufeff", "ﷺ"),
-    *("▁", "▁▁", "▁x", "<s>", "</s>", "<unk>", "<0x41>", "<mask>", " ⁇ ", "\n", "\t", "\r\n"),
-    *("\0", "\x7f\x80", "\u2028", " ", "  ", "   "),
-]
-CORPUS = [" ".join(random.Random(seed).choices(WORDS, k=12)).replace("\0", "") for seed in range(120)]
-SYMBOLS = ["<mask>", "of the", "▁▁", "▁▁▁", "ab", "aba", "the", "é", " a", "▁x", "\n", "ﬁ", "日本"]
-RULES = ["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
-
-
-def train(**options: Any) -> Model:
-    """Return a model that sentencepiece's own trainer makes of a few lines."""
-    written = io.BytesIO()
-    defaults: dict[str, Any] = {"model_type": "bpe", "vocab_size": 700, "character_coverage": 1.0}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=written,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=3,
-        **(defaults | options),
-    )
-    return Model.FromString(written.getvalue())
-
-
-def sides(model: Model) -> tuple[_core.Tokenizer, sentencepiece.SentencePieceProcessor]:
-    data = model.SerializeToString()
-    return _core.Tokenizer.build_from_sentencepiece(data), sentencepiece.SentencePieceProcessor(model_proto=data)
+from tests.parity.tokenizer.sentencepiece_models import (
+    BYTE,
+    NORMAL,
+    RULES,
+    SYMBOLS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    WORDS,
+    Model,
+    built,
+    piece,
+    sides,
+    train,
+)
 
 
 def encodes_itself(tokenizer: _core.Tokenizer) -> bool:
@@ -220,21 +196,6 @@ def test_what_lies_between_special_tokens_is_a_text_of_its_own() -> None:
     ]
 
 
-def piece(text: str, score: float, kind: int) -> Model.SentencePiece:
-    return Model.SentencePiece(piece=text, score=score, type=kind)
-
-
-def built(pieces: list[tuple[str, float, int]], **normalizer: Any) -> Model:
-    """Return a model of these pieces, behind the unknown one."""
-    model = Model(pieces=[piece("<unk>", 0, UNKNOWN), *itertools.starmap(piece, pieces)])
-    model.trainer_spec.model_type = 2
-    model.normalizer_spec.add_dummy_prefix = False
-    model.normalizer_spec.remove_extra_whitespaces = False
-    for key, value in normalizer.items():
-        setattr(model.normalizer_spec, key, value)
-    return model
-
-
 @pytest.mark.parametrize("letters", [50, 99, 100, 101, 102, 130])
 def test_unused_pieces_are_taken_apart_to_a_depth(letters: int) -> None:
     pieces = [("a" * n, -float(n), UNUSED if n > 1 else NORMAL) for n in range(1, 141)]
@@ -347,28 +308,6 @@ def test_a_megabyte_of_one_unit_takes_well_under_a_second(unit: str, kind: str) 
     assert ids == theirs.encode(text)
 
 
-@pytest.mark.parametrize("rules", [{"normalization_rule_name": "nmt_nfkc"}, {"byte_fallback": True}])
-def test_it_is_kept_as_a_model(rules: dict[str, Any], tmp_path: Path) -> None:
-    model = train(**rules)
-    data = model.SerializeToString()
-    (tmp_path / "tokenizer.model").write_bytes(data)
-    tok = Tokenizer.from_file(tmp_path)
-    tok.save(tmp_path / "saved.model")
-    assert (tmp_path / "saved.model").read_bytes() == data
-    again = pickle.loads(pickle.dumps(tok))
-    for text in WORDS:
-        assert again.encode(text) == tok.encode(text)
-        assert again.decode(again.encode(text)) == tok.decode(tok.encode(text))
-    assert (again.bos_id, again.eos_id, again.vocab_size) == (tok.bos_id, tok.eos_id, tok.vocab_size)
-    with pytest.raises(ValueError, match=r"cannot be saved as tokenizer\.json.*save it as \.model"):
-        tok.save(tmp_path / "tokenizer.json")
-    with pytest.raises(ValueError, match=r"cannot be saved as \.tiktoken"):
-        tok.save(tmp_path / "vocab.tiktoken")
-    plain = Tokenizer(_core.Tokenizer.build_from_pieces([("▁", -1.0, NORMAL), *bytes_and_unknown()], True, False))
-    with pytest.raises(ValueError, match=r"cannot be saved as \.model: it keeps no SentencePiece model"):
-        plain.save(tmp_path / "plain.model")
-
-
 def test_tokens_are_found_by_their_text() -> None:
     ours, theirs = sides(train(byte_fallback=True))
     for token in range(theirs.vocab_size()):
@@ -381,110 +320,3 @@ def test_tokens_are_found_by_their_text() -> None:
         assert (ours.id_to_token(token), ours.token_to_id(text)) == (text, token)
     with pytest.raises(KeyError, match="not in this vocabulary"):
         ours.decode([theirs.vocab_size()])
-
-
-# -- GGUF, which llama.cpp defines -------------------------------------------------------------------------------------
-
-
-def bytes_and_unknown() -> list[tuple[str, float, int]]:
-    return [("<unk>", 0.0, UNKNOWN), *((f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256))]
-
-
-def in_gguf(model: Model, path: Path) -> Tokenizer:
-    """Return the tokenizer of a GGUF file that holds the pieces of a model."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([piece.piece for piece in model.pieces])
-    writer.add_token_scores([piece.score for piece in model.pieces])
-    writer.add_token_types([piece.type for piece in model.pieces])
-    writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return Tokenizer.from_file(path)
-
-
-@pytest.mark.parametrize("prefix", [False, True])
-@pytest.mark.parametrize("kind", ["equal scores", "unused", "symbols"])
-def test_gguf_pieces_are_encoded_as_llama_cpp_does(kind: str, prefix: bool, tmp_path: Path) -> None:
-    symbols = ["<mask>", "of the", "▁▁", "ab", "\n"] if kind == "symbols" else []
-    options: dict[str, Any] = {"user_defined_symbols": symbols} if symbols else {}
-    model = train(
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=prefix,
-        **options,
-    )
-    for number, each in enumerate(piece for piece in model.pieces if piece.type == NORMAL):
-        if kind == "equal scores":
-            each.score = float(round(each.score / 40))
-        if kind == "unused" and number % 7 == 0:
-            each.type = UNUSED
-    ours = in_gguf(model, tmp_path / "m.gguf")
-    # Merging is sentencepiece's of the same pieces, were they all normal, without minus zero.
-    for each in model.pieces:
-        each.type = NORMAL if each.type in (UNUSED, USER_DEFINED) else each.type
-        each.score += 0.0
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    found = re.compile("|".join(map(re.escape, sorted(symbols, key=len, reverse=True))) or r"(?!)")
-    draw = random.Random(0)
-    for _ in range(400):
-        text = "".join(draw.choices([*WORDS, " ", "ab", "cab"], k=draw.randrange(9)))
-        expected, done = [], 0
-        for match in [*found.finditer(text), None]:
-            between = text[done : match.start() if match else len(text)]
-            expected += theirs.encode(between)  # with a space of its own before it
-            if match:
-                expected.append(theirs.piece_to_id(match.group()))
-                done = match.end()
-        assert ours.encode(text) == expected, text
-        again = pickle.loads(pickle.dumps(ours))
-        assert again.encode(text) == expected
-    with pytest.raises(ValueError, match=r"cannot be saved as \.model"):
-        ours.save(tmp_path / "m.model")
-
-
-def test_gguf_pieces_without_all_bytes_are_refused(tmp_path: Path) -> None:
-    model = train(byte_fallback=False)
-    with pytest.raises(ValueError, match=r"m\.gguf: .*it has 0 of 256 bytes"):
-        in_gguf(model, tmp_path / "m.gguf")
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        None,
-        {},
-        {"tokenizer_class": "LlamaTokenizer", "add_eos_token": True},
-        {"tokenizer_class": "GemmaTokenizer", "bos_token": "<s>", "pad_token": "<pad>", "model_max_length": 7},
-        {"add_bos_token": True, "extra_special_tokens": ["<call>"], "chat_template": "T"},
-        {
-            "tokenizer_class": "LlamaTokenizer",
-            "added_tokens_decoder": {"900": {"content": "<tool>", "normalized": False}},
-        },
-    ],
-)
-def test_a_folder_keeps_a_model_and_what_stands_beside_it(config: dict[str, Any] | None, tmp_path: Path) -> None:
-    data = train(normalization_rule_name="nfkc", user_defined_symbols=["<mask>"]).SerializeToString()
-    (tmp_path / "tokenizer.model").write_bytes(data)
-    if config is not None:
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tok = Tokenizer.from_file(tmp_path)
-    grown = tok.with_special_tokens(["<new>"]).with_tokens(["quick"])
-    for first in (tok, grown):
-        first.save(tmp_path / "saved")
-        assert (tmp_path / "saved" / "tokenizer.model").read_bytes() == data
-        assert not (tmp_path / "saved" / "tokenizer.json").exists()
-        for again in (Tokenizer.from_file(tmp_path / "saved"), pickle.loads(pickle.dumps(first))):
-            assert again.added_tokens_json() == first.added_tokens_json()
-            assert vars(again._beside) == vars(first._beside)
-            assert again.special_tokens_map == first.special_tokens_map
-            for text in ("the <mask> ﬁne<new>", "", " quick<tool>  ab<call>", "<s>日本</s>"):
-                options = {"allowed_special": "all", "return_offsets_mapping": True}
-                assert again(text, text, **options) == first(text, text, **options)
-                ids = first.encode(text)
-                assert again.decode(ids, skip_special_tokens=True) == first.decode(ids, skip_special_tokens=True)
-    (tmp_path / "saved" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds a tokenizer\.json, which would be read in place"):
-        tok.save(tmp_path / "saved")
