@@ -122,7 +122,7 @@ def count_files(
     total = WordCounts.from_iterator([], pattern=pattern, special_tokens=special_tokens, progress=False)
     # Files are dealt from largest to smallest into a few shares a processor, so all end at about the same time.
     files = sorted((path.absolute() for path in find_files(paths)), key=lambda path: -path.stat().st_size)
-    resources: Any = ray.cluster_resources  # Ray does not say its type
+    resources: Any = ray.cluster_resources  # Ray has no type for it
     num_shares = min(len(files), 4 * max(1, int(resources().get("CPU", 1))))
     shares = [{"paths": list(map(str, files[start::num_shares]))} for start in range(num_shares)]
 

@@ -78,8 +78,7 @@ class TextOptions(MergeOptions, total=False):
     Attributes:
         pattern: Splits text into pre-tokens, which no token crosses; stored with the vocabulary. ``None``, the default,
             is ``"llama3"`` or the pattern of ``base``. A base accepts no other pattern but :data:`SUPERWORD_PATTERN`.
-        special_tokens: They take the last ids, in this order. In the text they end a pre-token and are not learned
-            from.
+        special_tokens: They have the last ids, in this order. In the text they end a pre-token and are not counted.
         superword_from: From this many ids on, tokens may cross word ends, as in SuperBPE, but not the matches of
             :data:`SUPERWORD_PATTERN`, such as line ends; the tokenizer then splits text by that pattern. The text is
             read twice. Lines hardly repeat, so memory grows with the text, by about five bytes a byte.
@@ -236,7 +235,7 @@ def train_from_iterator(texts: Iterable[str], vocab_size: int, **options: Unpack
     """Return the tokenizer that byte-pair encoding learns from texts, each of which is one document.
 
     Args:
-        texts: See :meth:`WordCounts.from_iterator`. ``superword_from`` reads them twice, so it needs a list, say.
+        texts: See :meth:`WordCounts.from_iterator`. With ``superword_from`` they are read twice, so an iterator fails.
         vocab_size: See :func:`train`, as for warnings and errors.
         **options: See :class:`TextOptions` and :class:`MergeOptions`.
 

@@ -260,7 +260,7 @@ class EncodingTokenizer(CoreTokenizer):
             return {
                 "input_ids": ids,
                 "attention_mask": [1] * len(ids),
-                "assistant_masks": [int(told) for told in is_answer],
+                "assistant_masks": list(map(int, is_answer)),
             }
         ids = chat.encode_chat(self, messages, **options)
         return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids

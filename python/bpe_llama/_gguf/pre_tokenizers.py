@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001, RUF002 -- characters of other scripts are what is matched
+# ruff: noqa: RUF001, RUF002 -- the regexes match characters of other scripts
 r"""The pre-tokenizers of llama.cpp, by the value of `tokenizer.ggml.pre`.
 
 A pre-tokenizer of llama.cpp is a list of regexes. Each one splits the pieces of the one before into its matches and the

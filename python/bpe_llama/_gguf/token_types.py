@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 -- characters of other scripts are what is matched
+# ruff: noqa: RUF001 -- the tokens hold characters of other scripts
 """Find the tokens of a GGUF vocabulary that are special, end generation or strip white space, as llama.cpp does.
 
 A GGUF file holds the type of each token and the ids of some roles. llama.cpp also knows tokens by text. For example,

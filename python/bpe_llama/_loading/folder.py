@@ -221,7 +221,7 @@ def _warn_of_rebuilding(
         what = "the class of its model_type" if name is None else f"tokenizer_class {name!r}"
         warnings.warn(
             f"{path}: {what} is not known here; if transformers 5 has it, it builds its own pipeline in its place, "
-            "and has default tokens of its own. This tokenizer is as the file says",
+            "and has default tokens of its own. This tokenizer follows the file",
             UserWarning,
             stacklevel=5,
         )
@@ -230,7 +230,7 @@ def _warn_of_rebuilding(
     for key, here, there in differences(name or "", file, config, stated, added):
         warnings.warn(
             f"{path}: {key} is {_shown(here)}; transformers 5 builds {_shown(there)} in its place, as for a "
-            f"{name}, and so can give other ids, offsets or text. This tokenizer is as the file says",
+            f"{name}, and so can give other ids, offsets or text. This tokenizer follows the file",
             UserWarning,
             stacklevel=5,
         )

@@ -106,7 +106,7 @@ def format_of(path: Path) -> Format:
     if path.suffix == ".json":
         why = "a byte order mark" if head.startswith(b"\xef\xbb\xbf") else repr(head[:16])
         raise ValueError(f"{path}: expected a JSON object, but it begins with {why}")
-    # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
+    # A SentencePiece model begins with the field of its first piece, which begins with the field of its text.
     if head[:1] == b"\n" and head[2:3] == b"\n":
         return "sentencepiece"
     if b" " in head.split(b"\n")[0]:

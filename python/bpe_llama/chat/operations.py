@@ -40,7 +40,7 @@ _SHALLOW = _CONSTANT_TIME | frozenset(
     | {"select", "selectattr", "slice"}
 )
 _SLOW = frozenset({"striptags", "title", "truncate", "urlize", "wordcount", "wordwrap"})
-# Filters that compare or add items. A generator is turned into a list first: they read all of it anyway.
+# Filters that compare or add all items. A generator is converted to a list first, which can be measured.
 _WHOLE = frozenset({"groupby", "join", "max", "min", "sort", "sum", "unique"})
 
 
@@ -146,7 +146,7 @@ def _check_text_method(
     elif name in ("encode", "decode"):
         encoding = options.get("encoding", first)
         if isinstance(encoding, str) and encoding.lower().replace("-", "").replace("_", "") not in _ENCODINGS:
-            raise LimitError(f"it asks for the encoding {encoding!r}, which may take long")
+            raise LimitError(f"the encoding {encoding!r} may take long")
     elif name == "striptags":
         _check_striptags(meter, str(text))
 

@@ -205,7 +205,7 @@ def test_assistant_masks_equal_transformers(template: str, ours: Tokenizer, thei
         assert 0 < sum(got["assistant_masks"]) < len(got["input_ids"])
 
 
-def test_generation_blocks_are_what_fine_tuning_learns(ours: Tokenizer) -> None:
+def test_fine_tuning_learns_generation_blocks(ours: Tokenizer) -> None:
     talk = [*TALKS["plain"], {"role": "assistant", "content": "Because <|im_end|> é🤗."}]
     ids, learned = chat.encode_conversation(ours, talk, chat_template=GENERATION)
     said = ours.decode([token for token, mine in zip(ids, learned, strict=True) if mine])
@@ -218,7 +218,7 @@ def test_generation_blocks_are_what_fine_tuning_learns(ours: Tokenizer) -> None:
 
 @pytest.mark.parametrize("talk", ["plain", "answered", "reasoned", "tools", "called"])
 @pytest.mark.parametrize("template", [GENERATION.replace("m.content", "m.content | default('')"), FAMILIES["smollm 3"]])
-def test_fine_tuning_learns_what_transformers_masks(talk: str, template: str, ours: Tokenizer, theirs: Any) -> None:
+def test_fine_tuning_masks_equal_transformers(talk: str, template: str, ours: Tokenizer, theirs: Any) -> None:
     given = {"chat_template": template, "return_assistant_tokens_mask": True, "return_dict": True}
     expected = theirs.apply_chat_template(TALKS[talk], **given)
     ids, learned = chat.encode_conversation(ours, TALKS[talk], chat_template=template)
@@ -229,7 +229,7 @@ def test_fine_tuning_learns_what_transformers_masks(talk: str, template: str, ou
     "family", [name for name in FAMILIES if name != "oddities"]
 )  # which writes three letters of an answer
 @pytest.mark.parametrize("talk", ["plain", "answered", "reasoned", "tools", "called"])
-def test_what_is_learned_stands_in_the_text_that_transformers_writes(
+def test_learned_answers_occur_in_the_text_of_transformers(
     family: str, talk: str, ours: Tokenizer, theirs: Any
 ) -> None:
     given = {"chat_template": FAMILIES[family], "add_generation_prompt": False}
@@ -250,13 +250,13 @@ def test_what_is_learned_stands_in_the_text_that_transformers_writes(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_can_be_learned(family: str, ours: Tokenizer) -> None:
+def test_answers_of_every_family_are_found(family: str, ours: Tokenizer) -> None:
     for talk in ("plain", "reasoned"):
         _, learned = chat.encode_conversation(ours, TALKS[talk], chat_template=FAMILIES[family])
         assert any(learned) and not learned[0]
 
 
-def test_a_block_whose_place_is_not_told_is_refused(ours: Tokenizer) -> None:
+def test_a_generation_block_of_unknown_place_is_refused(ours: Tokenizer) -> None:
     template = (
         "{% macro say(m) %}[{% generation %}{{ m.content }}{% endgeneration %}]{% endmacro %}{{ say(messages[0]) }}"
     )
@@ -275,7 +275,7 @@ def test_a_block_whose_place_is_not_told_is_refused(ours: Tokenizer) -> None:
 )
 @pytest.mark.parametrize("jinja", [None, "NEW\r\n{# é #}\n"])
 @pytest.mark.parametrize("named", [{}, {"tool_use": "T"}, {"rag": "G", "tool_use": "T"}])
-def test_files_are_read_as_transformers_reads_them(
+def test_files_are_read_as_in_transformers(
     config: Any, jinja: str | None, named: dict[str, str], folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
@@ -301,7 +301,7 @@ def test_files_are_read_as_transformers_reads_them(
 
 
 @pytest.mark.parametrize("template", ["one é\n", {"default": "D", "tool_use": "U"}, {"rag": "R"}, None])
-def test_what_is_written_transformers_reads(template: Any, folder: Path, tmp_path: Path) -> None:
+def test_transformers_reads_written_templates(template: Any, folder: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     write_chat_templates(tmp_path, {"default": "stale", "old": "stale"})

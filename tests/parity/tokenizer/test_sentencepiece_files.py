@@ -100,7 +100,7 @@ def test_gguf_pieces_without_all_bytes_are_refused(tmp_path: Path) -> None:
         },
     ],
 )
-def test_a_folder_keeps_a_model_and_what_stands_beside_it(config: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_saving_keeps_a_model_and_the_files_beside_it(config: dict[str, Any] | None, tmp_path: Path) -> None:
     data = train(normalization_rule_name="nfkc", user_defined_symbols=["<mask>"]).SerializeToString()
     (tmp_path / "tokenizer.model").write_bytes(data)
     if config is not None:
@@ -126,7 +126,7 @@ def test_a_folder_keeps_a_model_and_what_stands_beside_it(config: dict[str, Any]
 
 
 @pytest.mark.parametrize("rules", [{"normalization_rule_name": "nmt_nfkc"}, {"byte_fallback": True}])
-def test_it_is_kept_as_a_model(rules: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_is_saved_as_a_model(rules: dict[str, Any], tmp_path: Path) -> None:
     model = train(**rules)
     data = model.SerializeToString()
     (tmp_path / "tokenizer.model").write_bytes(data)

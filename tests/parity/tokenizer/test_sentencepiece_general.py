@@ -178,7 +178,7 @@ def test_bytes_that_are_no_text(byte_fallback: bool) -> None:
         assert ours.encode_bytes(raw) == theirs.encode(raw)
 
 
-def test_what_lies_between_special_tokens_is_a_text_of_its_own() -> None:
+def test_text_between_special_tokens_is_encoded_separately() -> None:
     ours, theirs = sides(train(control_symbols=["<c1>"], add_dummy_prefix=True))
     mark, end = theirs.piece_to_id("<c1>"), theirs.eos_id()
     text = "the  ﬁne<c1> the</s>quick"
@@ -197,7 +197,7 @@ def test_what_lies_between_special_tokens_is_a_text_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("letters", [50, 99, 100, 101, 102, 130])
-def test_unused_pieces_are_taken_apart_to_a_depth(letters: int) -> None:
+def test_unused_pieces_are_split_to_a_depth(letters: int) -> None:
     pieces = [("a" * n, -float(n), UNUSED if n > 1 else NORMAL) for n in range(1, 141)]
     ours, theirs = sides(built(pieces))
     for text in ("a" * letters, "b" + "a" * letters + "ba"):
@@ -205,14 +205,14 @@ def test_unused_pieces_are_taken_apart_to_a_depth(letters: int) -> None:
         assert ours.encode_with_offsets(text)[1] == theirs.encode(text, return_type="offset_mapping")["offsets"]
 
 
-def test_an_unused_piece_is_taken_apart_as_it_was_last_made() -> None:
+def test_an_unused_piece_is_split_by_its_last_merge() -> None:
     pieces = [("abc", -1, UNUSED), ("ab", -3, NORMAL), ("bc", -2, NORMAL), ("xab", -1, NORMAL), ("bcy", -1, NORMAL)]
     ours, theirs = sides(built([*pieces, *((letter, -9, NORMAL) for letter in "abcxy")]))
     for letters in itertools.product("abcxy", repeat=6):
         assert ours.encode("".join(letters)) == theirs.encode("".join(letters))
 
 
-def test_of_many_nested_symbols_the_first_64_are_looked_at() -> None:
+def test_the_first_64_nested_symbols_count() -> None:
     pieces = [("a" * n, 0, USER_DEFINED) for n in range(1, 100)]
     ours, theirs = sides(built(pieces))
     for text in ("a" * n + end for n in (63, 64, 65, 99, 100, 300) for end in ("", "b")):
@@ -228,7 +228,7 @@ def test_scores_of_any_kind_are_ordered_alike(scores: tuple[float, float]) -> No
 
 
 @pytest.mark.parametrize("kind", ["unigram", "word", "char"])
-def test_other_models_are_refused_with_what_to_do(kind: str, tmp_path: Path) -> None:
+def test_other_models_are_refused_with_advice(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(train(model_type=kind, vocab_size=100).SerializeToString())
     with pytest.raises(ValueError, match=rf"\({kind.title()}\).*model_type.*sentencepiece package") as error:

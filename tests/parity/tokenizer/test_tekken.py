@@ -98,7 +98,7 @@ def test_every_id_and_the_ends(ours: Tokenizer, theirs: Tekkenizer) -> None:
         assert ours.token_to_id(name) == token_id == theirs.get_special_token(name)
 
 
-def test_names_of_special_tokens_in_text_are_ordinary_text(ours: Tokenizer, theirs: Tekkenizer) -> None:
+def test_special_token_text_in_files_is_ordinary(ours: Tokenizer, theirs: Tekkenizer) -> None:
     text = "<s>[INST] a<pad>[/INST]</s><unk><SPECIAL_20>[IMG] "
     assert ours.encode(text) == theirs.encode(text, bos=False, eos=False)
     assert ours.encode("[INST]", allowed_special="all") == [theirs.get_special_token("[INST]")]

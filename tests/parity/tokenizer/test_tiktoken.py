@@ -47,9 +47,7 @@ def cl100k(real: Callable[..., Any]) -> Pair:
     return Pair("cl100k", ours, published.as_tiktoken())
 
 
-def test_our_copies_of_the_patterns_are_tiktokens_own(
-    real: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_our_patterns_equal_tiktokens(real: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TIKTOKEN_CACHE_DIR", str(real(data.tiktoken_cache)))
     for name in ("r50k", "p50k", "cl100k", "o200k"):
         official = tiktoken.get_encoding(f"{name}_base")
@@ -196,7 +194,7 @@ def test_any_string(cl100k: Pair, text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(" \t\n\r\u00a0\u2003'sStTrevmlldD1²Ⅷa\u0301éſK中字😀.<|>_-/", max_size=40))
-def test_strings_dense_in_what_the_patterns_tell_apart(pair: Pair, text: str) -> None:
+def test_strings_dense_in_what_the_patterns_distinguish(pair: Pair, text: str) -> None:
     assert pair.ours.encode(text) == pair.theirs.encode(text, disallowed_special=())
 
 
@@ -210,7 +208,9 @@ def llama4(real: Callable[..., Any]) -> tuple[Tokenizer, Any]:
     return Tokenizer.from_file(path), module.Tokenizer(path)
 
 
-def test_llama4_is_metas_own(llama4: tuple[Tokenizer, Any], texts: dict[str, str], adversarial: dict[str, str]) -> None:
+def test_llama4_equals_metas_tokenizer(
+    llama4: tuple[Tokenizer, Any], texts: dict[str, str], adversarial: dict[str, str]
+) -> None:
     ours, theirs = llama4
     assert ours.pattern_name == "o200k"
     assert ours.special_tokens == theirs.special_tokens

@@ -105,7 +105,7 @@ def check(folder: Path, is_as_file: bool | None = None) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("file", FILES)
-def test_a_class_that_splits_otherwise_is_warned_of(name: str, file: str, tmp_path: Path) -> None:
+def test_a_class_with_another_pre_tokenizer_warns(name: str, file: str, tmp_path: Path) -> None:
     write(tmp_path, file, {"tokenizer_class": name}, None)
     check(tmp_path)
 
@@ -115,9 +115,7 @@ def test_a_class_that_splits_otherwise_is_warned_of(name: str, file: str, tmp_pa
 @pytest.mark.parametrize(
     "model_type", ["llama", "qwen2", "phi3", "gpt2", "gemma2", "mistral", "gpt_bigcode", "unknown"]
 )
-def test_the_model_has_a_say_in_which_class_counts(
-    name: str | None, file: str, model_type: str, tmp_path: Path
-) -> None:
+def test_the_model_type_may_override_the_class(name: str | None, file: str, model_type: str, tmp_path: Path) -> None:
     write(tmp_path, file, {} if name is None else {"tokenizer_class": name}, model_type)
     check(tmp_path)
 
@@ -206,7 +204,7 @@ STATES: dict[str, tuple[str, str, Any]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("state", STATES)
-def test_what_a_class_builds_otherwise_is_warned_of(name: str, state: str, tmp_path: Path) -> None:
+def test_components_that_differ_in_a_class_warn(name: str, state: str, tmp_path: Path) -> None:
     file, key, value = STATES[state]
     write(tmp_path, file, {"tokenizer_class": name}, None)
     path = tmp_path / "tokenizer.json"
@@ -234,7 +232,7 @@ ADDED: dict[str, tuple[dict[str, Any], list[AddedToken]]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("added", ADDED)
-def test_added_tokens_that_a_class_has_otherwise_are_warned_of(name: str, added: str, tmp_path: Path) -> None:
+def test_added_tokens_that_differ_in_a_class_warn(name: str, added: str, tmp_path: Path) -> None:
     stated, tokens = ADDED[added]
     is_spaced = name.startswith(("Llama", "CodeLlama", "Gemma"))
     write(tmp_path, "llama" if is_spaced else "gpt2", {"tokenizer_class": name, **stated}, None)
@@ -245,7 +243,7 @@ def test_added_tokens_that_a_class_has_otherwise_are_warned_of(name: str, added:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_class_saved_is_as_the_class_builds_it(name: str, tmp_path: Path) -> None:
+def test_a_file_saved_by_a_class_does_not_warn(name: str, tmp_path: Path) -> None:
     is_spaced = name.startswith(("Llama", "CodeLlama", "Gemma"))
     write(tmp_path, "llama" if is_spaced else "gpt2", {"tokenizer_class": name}, None)
     AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
@@ -286,7 +284,7 @@ def test_a_folder_that_names_no_ends_has_those_of_the_class(beside: str, file: s
         assert ours.special_tokens_map == theirs.special_tokens_map
 
 
-def test_a_file_named_by_itself_has_the_ends_of_usual_names(tmp_path: Path) -> None:
+def test_a_file_without_a_folder_has_the_ends_of_common_names(tmp_path: Path) -> None:
     write(tmp_path, "gpt2", {}, None)
     (tmp_path / "tokenizer_config.json").unlink()
     path = tmp_path / "tokenizer.json"
@@ -320,7 +318,7 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
 
 
 @pytest.mark.parametrize("given", GIVEN)
-def test_an_id_that_another_token_holds_is_passed_over_as_in_transformers(given: str, tmp_path: Path) -> None:
+def test_an_id_of_another_token_is_ignored_as_in_transformers(given: str, tmp_path: Path) -> None:
     decoder, added, message = GIVEN[given]
     write(tmp_path, "gpt2", {"added_tokens_decoder": decoder} if decoder else {}, None)
     backend = HF.from_file(str(tmp_path / "tokenizer.json"))

@@ -199,7 +199,7 @@ def test_saving_what_was_loaded_changes_nothing(pair: Pair, texts: dict[str, str
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(" \t\n\r\u00a0\u2003'sStTrevmlldD1²Ⅷa\u0301éſK中字😀.<|>_-/", max_size=40))
-def test_strings_dense_in_what_the_patterns_tell_apart(pair: Pair, text: str) -> None:
+def test_strings_dense_in_what_the_patterns_distinguish(pair: Pair, text: str) -> None:
     assert pair.difference(text) == "equal"
 
 

@@ -269,7 +269,7 @@ def test_random_files_are_the_same_or_refused(tmp_path: Path, name: str) -> None
         ({}, {"model_type": "gpt2", "tokenizer_class": "GPTNeoXTokenizer"}, "GPTNeoXTokenizer"),
     ],
 )
-def test_the_class_is_the_one_that_auto_tokenizer_takes(
+def test_the_class_is_that_of_auto_tokenizer(
     tmp_path: Path, config: Config, model_config: Config, class_name: str
 ) -> None:
     folder = write(tmp_path, "GPT2Tokenizer", tokenizer_config=config, config=model_config)
@@ -289,7 +289,7 @@ def test_a_model_type_that_names_a_class_names_transformers() -> None:
             assert theirs is tokenizer_class_from_name(name), model_type
 
 
-def test_an_id_that_is_passed_over_is_said(tmp_path: Path) -> None:
+def test_an_ignored_id_warns(tmp_path: Path) -> None:
     folder = write(tmp_path, "GPT2Tokenizer", {"added_tokens_decoder": {"5": token("<x>")}})
     with pytest.warns(UserWarning, match=r"added_tokens_decoder gives token '<x>' the id 5, .*: it is") as caught:
         ours = Tokenizer.from_file(folder)

@@ -102,7 +102,7 @@ def test_a_tokenizer_without_a_template_says_so() -> None:
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3], ids=["chatml", "llama3"])
-def test_a_conversations_answers_are_told_apart(template: str) -> None:
+def test_the_answers_of_a_conversation_are_found(template: str) -> None:
     tok = tokenizer("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     tok.chat_template = template
     talk = [*TALK, {"role": "assistant", "content": "\nBecause <|im_end|> <|eot_id|>."}]
@@ -154,9 +154,7 @@ SYSTEM_LAST = """{{ '<s>' }}{% for m in messages[1:] %}{% if m.role == 'user' %}
     ids=["R1", "Qwen 3", "gpt-oss", "Phi 3", "Mistral"],
 )
 @pytest.mark.parametrize("marked", [False, True])
-def test_templates_that_write_answers_otherwise_later_are_learned(
-    template: str, learned: list[str], marked: bool
-) -> None:
+def test_answers_that_a_template_changes_later_are_found(template: str, learned: list[str], marked: bool) -> None:
     tok = tokenizer(
         "<s>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|user|>", "<|assistant|>"
     )
@@ -176,7 +174,7 @@ def test_templates_that_write_answers_otherwise_later_are_learned(
     assert (ids == tok.apply_chat_template(talk, False)) or template is STRIPS_EARLIER
 
 
-def test_reasoning_that_a_template_takes_out_is_no_part_of_the_answer() -> None:
+def test_reasoning_that_a_template_removes_is_no_part_of_the_answer() -> None:
     tok = tokenizer("<s>", "<|end|>", "<|user|>", "<|assistant|>")
     tok.chat_template = OPENS_THOUGHT
     for said in ("a", "<think>\nx</think>a", "<t", "<think>"):
@@ -224,7 +222,7 @@ def test_weights_and_train_on_choose_what_is_learned(template: str) -> None:
             learned(weights, train_on)
 
 
-def test_answers_that_cannot_be_told_apart_are_refused() -> None:
+def test_answers_of_unknown_place_are_refused() -> None:
     tok = tokenizer("<|im_end|>")
     tok.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ messages | length }}"
     with pytest.raises(ValueError, match="message 2: the chat template does not write the answer right after"):
@@ -270,7 +268,7 @@ def test_a_special_token_of_one_character_is_not_forged_either() -> None:
     assert tok.decode(ids) == "§a§b§§§§§"
 
 
-def test_a_template_that_acts_on_a_forged_token_is_refused() -> None:
+def test_a_template_that_depends_on_a_forged_token_is_refused() -> None:
     tok = tokenizer("<|im_end|>")
     tok.chat_template = "{{ messages[0].content.split('<|im_end|>') | length }}"
     assert tok.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "1"

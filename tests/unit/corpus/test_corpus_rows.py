@@ -85,7 +85,7 @@ def test_a_line_without_text_is_named_or_skipped(
     assert found[3] == len(ids_of(tok, texts)) - 2
 
 
-def test_raise_is_what_happens_unless_asked(tok: Tokenizer, tmp_path: Path) -> None:
+def test_raise_is_the_default(tok: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"null\n")
     (tmp_path / "ids.npy").write_bytes(b"as it was")
     for road in (tok.encode_files, WordCounts.from_files, Tokenizer.train):
@@ -201,7 +201,7 @@ def test_parquet_text_that_is_not_utf8(tok: Tokenizer, tmp_path: Path) -> None:
         assert encode(tok, tmp_path / "rows.parquet", tmp_path, on_error="skip") == ids_of(tok, ["one", "two"])
 
 
-def test_damaged_and_missing_files_are_errors_all_the_same(tok: Tokenizer, tmp_path: Path) -> None:
+def test_damaged_and_missing_files_raise_with_skip(tok: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(line("one") * 1000)[:-20])
     (tmp_path / "plain.zst").write_bytes(b"not compressed")
     (tmp_path / "rows.parquet").write_bytes(b"no rows")
@@ -212,7 +212,7 @@ def test_damaged_and_missing_files_are_errors_all_the_same(tok: Tokenizer, tmp_p
         encode(tok, tmp_path / "absent.txt", tmp_path, on_error="skip")
 
 
-def test_the_command_line_says_how_many_rows_it_skipped(tmp_path: Path) -> None:
+def test_the_command_line_reports_the_number_of_skipped_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(MARK + line("low lower lowest") + b'\n{"text": null}\n' + line("low"))
     command = [sys.executable, "-m", "bpe_llama.cli", "train-tokenizer", "rows.jsonl", "--vocab-size", "258"]
 

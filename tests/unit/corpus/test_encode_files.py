@@ -111,7 +111,7 @@ def test_many_and_long_documents_on_any_number_of_threads(tok: Tokenizer, tmp_pa
         assert encoded(tok, paths, tmp_path, num_threads=num_threads) == expected
 
 
-def test_a_pattern_of_ones_own_reads_documents_whole(tmp_path: Path) -> None:
+def test_a_custom_pattern_reads_whole_documents(tmp_path: Path) -> None:
     tok = Tokenizer.from_ranks(
         {**{bytes([b]): b for b in range(256)}, b"a b": 256, b"b a": 257},
         pattern=r"[a-z]+ [a-z]+|\s+",
@@ -334,7 +334,7 @@ def with_post_processor(before: list[str], after: list[str], size: int, folder: 
         (["<s>"], [], (1 << 16) + 1),
     ],
 )
-def test_documents_begin_and_end_as_the_tokenizers_file_says(
+def test_documents_begin_and_end_as_in_the_tokenizers_file(
     tmp_path: Path, before: list[str], after: list[str], size: int
 ) -> None:
     tok, theirs = with_post_processor(before, after, size, tmp_path)
@@ -355,7 +355,7 @@ def test_documents_begin_and_end_as_the_tokenizers_file_says(
     ]
 
 
-def test_no_documents_have_neither_begin_nor_end_and_no_bos_is_said(tmp_path: Path) -> None:
+def test_no_documents_have_neither_begin_nor_end_and_a_missing_bos_raises(tmp_path: Path) -> None:
     tok, _ = with_post_processor(["<s>"], [], 300, tmp_path)
     (tmp_path / "a.jsonl").write_bytes(b"")
     assert encoded(tok, tmp_path / "a.jsonl", tmp_path) == []
@@ -365,7 +365,7 @@ def test_no_documents_have_neither_begin_nor_end_and_no_bos_is_said(tmp_path: Pa
     assert not (tmp_path / "none.npy").exists()
 
 
-def test_documents_begin_and_end_whatever_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_begin_and_end_at_any_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tok, _ = with_post_processor(["<s>"], ["</s>"], 300, tmp_path)
     (tmp_path / "a.jsonl").write_bytes(jsonl(["a", "", "bab"]) * 7)
     whole = encoded(tok, tmp_path / "a.jsonl", tmp_path)

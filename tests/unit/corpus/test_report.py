@@ -14,7 +14,7 @@ from bpe_llama import Tokenizer
 from bpe_llama.report import peak_memory, report, report_tables
 
 
-def test_it_says_what_encoding_says(tok: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:
+def test_a_report_equals_encoding(tok: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:
     """25 files: 20 have a row, one of them compressed, 5 share one."""
     texts = [corpus[i % len(corpus)][: 200 + 100 * i] + "日本" * i for i in range(25)]
     for index, text in enumerate(texts):

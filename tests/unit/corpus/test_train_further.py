@@ -31,7 +31,7 @@ def test_all_ids_of_the_base_stay_and_special_tokens_keep_theirs():
     assert "<|end|>" not in "".join(map(str, tok.mergeable_ranks))
 
 
-def test_a_base_goes_through_a_file_and_keeps_what_it_has(tmp_path):
+def test_a_saved_base_is_extended_like_the_original(tmp_path):
     base = train(special_tokens=["<|end|>"], pattern="cl100k")
     base.save(tmp_path / "base.json")
     loaded = Tokenizer.from_file(tmp_path / "base.json")
@@ -108,7 +108,7 @@ def test_counts_of_another_pattern_do_not_fit_the_base():
         Tokenizer.train_from_counts(counts, 280, base=train(), progress=False)
 
 
-def test_a_base_may_have_tokens_that_no_merge_makes():
+def test_a_base_may_have_tokens_without_merges():
     ranks = {bytes([byte]): byte + 3 for byte in range(256)}
     base = Tokenizer.from_ranks({**ranks, b"abc": 300}, pattern="llama3", special_tokens={"<|end|>": 400})
     tok = train(["abc abcd abcd"], 404, base=base)
@@ -133,7 +133,7 @@ def test_tokens_added_to_the_base_are_not_learned_again(tmp_path):
     assert Tokenizer.from_file(tmp_path / "tok.json").encode("foobar") == [256, 258]
 
 
-def test_a_base_whose_tokens_no_merge_makes_does_not_train_for_ever(tmp_path):
+def test_training_ends_with_a_base_of_tokens_without_merges(tmp_path):
     """The most frequent pairs are tokens already, and 256 times as frequent as all others."""
     letters = "abcdfgijklmnopqrsuvwxyz"
     words = " ".join("".join(letters[(i * 7 + j * j * i) % 23] for j in range(8)) for i in range(9000))
@@ -186,7 +186,7 @@ def test_what_the_file_of_the_base_says_goes_on(tmp_path):
     assert "high" in tok.decode(tok.encode("low"))
 
 
-def test_a_base_that_drops_bytes_goes_on_dropping_them(tmp_path):
+def test_a_base_that_drops_bytes_still_drops_them_when_extended(tmp_path):
     vocab = {token: i for i, token in enumerate(["l", "o", "w", "Ġ", "lo"])}
     model = {"vocab": vocab, "merges": [["l", "o"]]}
     base = with_parts(train(["low"], 257, pattern="r50k"), tmp_path / "t.json", model=model, added_tokens=[])
@@ -199,7 +199,7 @@ def test_a_base_that_drops_bytes_goes_on_dropping_them(tmp_path):
     assert tok.decode(ids) == theirs.decode(ids) == "low low"
 
 
-def test_a_base_that_training_does_not_know_is_refused(tmp_path):
+def test_a_base_that_training_cannot_extend_is_refused(tmp_path):
     base = with_parts(train(), tmp_path / "t.json", normalizer={"type": "Lowercase"})
     with pytest.raises(ValueError, match="the base asks for the normalizer Lowercase, which training does not know"):
         train(vocab_size=280, base=base)

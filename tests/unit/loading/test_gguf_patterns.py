@@ -28,14 +28,14 @@ def split(steps: tuple[str, ...], text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
-def test_text_is_split_as_llama_cpp_splits_it(name: str) -> None:
+def test_text_is_split_as_in_llama_cpp(name: str) -> None:
     pre, expected = PRE_TOKENIZERS[name], GOLDEN["names"][name]
     assert (pre.ignore_merges, pre.add_bos) == (expected["ignore_merges"], expected["add_bos"])
     for text, lengths in zip(GOLDEN["texts"], GOLDEN["splits"][expected["splits"]], strict=True):
         assert [len(piece) for piece in split(pre.patterns, text)] == lengths, text
 
 
-def test_the_table_names_what_the_golden_file_does() -> None:
+def test_the_table_has_the_names_of_the_golden_file() -> None:
     assert set(PRE_TOKENIZERS) == set(GOLDEN["names"])
     assert {name for name, _ in NEAREST.values()} <= set(PRE_TOKENIZERS)
 
@@ -110,7 +110,7 @@ def test_text_never_becomes_a_token_outside_the_byte_alphabet(tmp_path: Path) ->
     assert core.decode([261]) == "語"
 
 
-def test_of_a_merge_given_twice_the_first_counts(tmp_path: Path) -> None:
+def test_the_first_of_a_repeated_merge_counts(tmp_path: Path) -> None:
     tokens = [*alphabet(), "ab", "bc"]
     metadata = byte_level(tokens=tokens, token_type=None, eos_token_id=None)
     once = read(tmp_path, metadata | {"tokenizer.ggml.merges": ["a b", "b c", "a b"]}).core

@@ -49,7 +49,7 @@ def test_the_end_of_a_message_is_no_end_of_gpt_oss_or_gemma(tmp_path: Path) -> N
     assert "</s>" not in found.core.added_tokens
 
 
-def test_begin_and_end_of_files_that_do_not_say(tmp_path: Path) -> None:
+def test_default_begin_and_end_of_files(tmp_path: Path) -> None:
     kinds = byte_level()["tokenizer.ggml.token_type"]
     silent = read(tmp_path, byte_level(eos_token_id=None))
     assert (silent.core.bos_id, silent.core.eos_id, silent.add_bos) == (None, 260, False)
@@ -72,7 +72,7 @@ def test_named_chat_templates(tmp_path: Path) -> None:
     assert read(tmp_path, byte_level()).chat_template is None
 
 
-def test_phi_3_swallows_white_space_after_its_tokens(tmp_path: Path) -> None:
+def test_phi_3_strips_white_space_after_its_tokens(tmp_path: Path) -> None:
     metadata = sentencepiece({"<|user|>": (0.0, CONTROL)})
     index = metadata["tokenizer.ggml.tokens"].index
     core = read(tmp_path, metadata | {"general.name": "Phi-3 mini"}).core
@@ -112,7 +112,7 @@ def test_text_after_a_user_defined_token_begins_with_a_space(tmp_path: Path) -> 
     assert core.encode("x  ") == [index("▁"), index("x"), index("▁▁")]
 
 
-def test_a_sentencepiece_tokenizer_goes_out_and_in(tmp_path: Path) -> None:
+def test_a_sentencepiece_tokenizer_round_trips(tmp_path: Path) -> None:
     first = read(tmp_path, sentencepiece({"<u>": (0.0, USER_DEFINED)}, add_eos_token=True))
     metadata = tokenizer_metadata(first.core, add_bos=first.add_bos, add_eos=first.add_eos, unk_id=first.unk_id)
     written = write_gguf(tmp_path / "t.gguf", metadata)
@@ -172,13 +172,13 @@ def test_a_vocabulary_over_characters_has_its_own_merges(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("pattern", "name"), [("cl100k", "dbrx"), ("o200k", "gpt-4o")])
-def test_a_pattern_that_llama_cpp_runs_nearly_warns(pattern: str, name: str) -> None:
+def test_a_pattern_that_differs_in_llama_cpp_warns(pattern: str, name: str) -> None:
     tokenizer = Tokenizer.train_from_iterator(["abab"], vocab_size=257, pattern=pattern, progress=False)
     with pytest.warns(UserWarning, match=r"llama\.cpp encodes some texts differently"):
         assert tokenizer_metadata(tokenizer)["tokenizer.ggml.pre"] == name
 
 
-def test_normal_form_c_warns() -> None:
+def test_nfc_warns() -> None:
     described = json.loads(
         Tokenizer.train_from_iterator(["abab"], vocab_size=257, pattern="qwen2", progress=False).to_huggingface()
     )
@@ -187,7 +187,7 @@ def test_normal_form_c_warns() -> None:
         tokenizer_metadata(_core.Tokenizer.build_from_huggingface(json.dumps(described).encode()))
 
 
-def test_a_token_that_merges_do_not_make_decides_the_name() -> None:
+def test_a_token_without_merges_decides_the_name() -> None:
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"abc": 256}
     with pytest.raises(ValueError, match=r"ignore_merges is true, but .* token b'abc'"):
         tokenizer_metadata(Tokenizer.from_ranks(ranks, pattern="qwen2"))
@@ -278,7 +278,7 @@ def test_ends_that_a_tokenizer_lacks_are_not_written(tmp_path: Path) -> None:
         assert tokenizer_metadata(core, add_eos=True)["tokenizer.ggml.add_eos_token"] is True
 
 
-def test_llama_cpp_knows_no_numbers_newer_than_its_tables(tmp_path: Path) -> None:
+def test_numbers_newer_than_the_tables_of_llama_cpp(tmp_path: Path) -> None:
     """So a SmolLM of a GGUF file keeps U+11DE0 with the marks beside it, also one written from a tokenizer.json."""
     theirs = tokenizers.Tokenizer(
         tokenizers.models.BPE({token: i for i, token in enumerate([*alphabet(), "!ð"])}, [("!", "ð")])

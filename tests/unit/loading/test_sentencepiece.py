@@ -98,7 +98,7 @@ def test_texts_come_back(tok: Tokenizer, text: str) -> None:
     assert tok.decode_bytes(tok.encode_bytes(text.encode() + b"\xff\xc3")) == text.encode() + b"\xff\xc3"
 
 
-def test_special_tokens_come_of_text_only_where_allowed(tok: Tokenizer) -> None:
+def test_special_tokens_are_found_in_text_only_where_allowed(tok: Tokenizer) -> None:
     assert not {0, 1, 2} & set(tok.encode("<s>the</s><unk>"))
     # What lies between special tokens is a text of its own, as Meta's and Mistral's own code encodes it.
     assert tok.encode("<s>the</s>Hello", allowed_special="all") == [1, *tok.encode("the"), 2, *tok.encode("Hello")]
@@ -219,7 +219,7 @@ def test_normalizer_options(tmp_path: Path) -> None:
     assert bare.decode(bare.encode(" the")) == " the"
 
 
-def test_user_defined_pieces_are_taken_whole(tmp_path: Path) -> None:
+def test_user_defined_pieces_stay_whole(tmp_path: Path) -> None:
     more = [("the<>", 0.0, USER_DEFINED), ("<>", 0.0, USER_DEFINED), ("\n\n", 0.0, USER_DEFINED)]
     tok = Tokenizer.from_file(save(tmp_path, model(PIECES + more)))
     assert tok.tokenize("the<>the\n\n\n<><>") == [b" ", b"the<>", b"t", b"he", b"\n\n", b"\n", b"<>", b"<>"]
@@ -252,7 +252,7 @@ def test_escapes_in_user_defined_pieces_are_read_back(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(tok)).encode(text) == tok.encode(text)
 
 
-def test_added_tokens_of_spaces_come_of_merges(tok: Tokenizer, tmp_path: Path) -> None:
+def test_added_tokens_of_spaces_are_merged(tok: Tokenizer, tmp_path: Path) -> None:
     """As in Gemma's file: text holds no ▁ by which such a token could be found."""
     tok.save(tmp_path / "tokenizer.json")
     described = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
@@ -317,7 +317,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             Tokenizer.from_file(save(tmp_path, content[:end]))
 
 
-def test_merges_that_tokenizer_json_cannot_say_are_not_saved(tmp_path: Path) -> None:
+def test_merges_that_tokenizer_json_cannot_express_are_not_saved(tmp_path: Path) -> None:
     # "lel" is merged of "le" and "l" as soon as of "l" and "el", whichever stands further left.
     more = [("lel", -50.0, NORMAL), ("le", -51.0, NORMAL), ("el", -52.0, NORMAL)]
     tok = Tokenizer.from_file(save(tmp_path, model(PIECES + more)))
@@ -354,6 +354,6 @@ def test_answers_of_a_conversation_get_no_second_space(tmp_path: Path) -> None:
     assert learned == [False, False, False, True, True]
 
 
-def test_training_does_not_go_on_from_it(tok: Tokenizer) -> None:
+def test_training_does_not_extend_it(tok: Tokenizer) -> None:
     with pytest.raises(ValueError, match="SentencePiece"):
         Tokenizer.train_from_iterator(["the the"], vocab_size=tok.vocab_size + 5, base=tok, progress=False)

@@ -40,7 +40,7 @@ def test_a_file_is_read_whatever_its_name_and_the_order_of_its_keys(tmp_path: Pa
     assert tok.vocab_size == 283
 
 
-def test_a_pattern_that_is_the_name_of_ours_is_a_regex(tmp_path: Path) -> None:
+def test_a_pattern_like_a_pattern_name_is_a_regex(tmp_path: Path) -> None:
     tok = Tokenizer.from_file(write(tmp_path, content(pattern="abc")))
     assert tok.encode("abcabc") == [25 + 257, 25 + 257]
     assert Tokenizer.from_file(write(tmp_path, content(pattern="cl100k"))).pattern_name is None
@@ -125,7 +125,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, stated: object, message: str) ->
     assert message in str(caught.value)
 
 
-def test_what_is_no_json_is_named(tmp_path: Path) -> None:
+def test_invalid_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tekken.json"
     path.write_text('{"config": {"pattern": ')
     with pytest.raises(ValueError, match=r"tekken\.json: not valid JSON"):

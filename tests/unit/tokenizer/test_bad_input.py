@@ -119,7 +119,7 @@ def test_an_id_out_of_range_is_named(tok: Tokenizer, bad: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.int64, np.uint64, np.int8, object])
-def test_ids_in_arrays_are_looked_at_one_by_one(tok: Tokenizer, dtype: Any) -> None:
+def test_ids_in_arrays_are_checked_one_by_one(tok: Tokenizer, dtype: Any) -> None:
     ids = tok.encode("some text 日本語")
     small = [i for i in ids if i < 128]
     for order in (1, -1):

@@ -67,7 +67,7 @@ def test_bos_and_eos(tok: Tokenizer) -> None:
     assert tok.encode("", bos=True, eos=True) == [tok.bos_id, tok.eos_id]
 
 
-def test_special_looking_text_is_text_unless_allowed(tok: Tokenizer) -> None:
+def test_special_token_text_is_ordinary_unless_allowed(tok: Tokenizer) -> None:
     text = f"a{BOS}b{EOS}"
     specials = set(tok.special_tokens.values())
     assert not specials & set(tok.encode(text))
@@ -97,7 +97,7 @@ def test_offsets_cut_the_text(tok: Tokenizer, corpus: list[str]) -> None:
     assert [text[start:end].encode() for start, end in offsets] == [tok.id_to_bytes(i) for i in ids]
 
 
-def test_offsets_of_a_character_cut_in_two_name_that_character(bytes_only: Tokenizer) -> None:
+def test_offsets_of_a_split_character_are_that_character(bytes_only: Tokenizer) -> None:
     ids, offsets = bytes_only.encode_with_offsets("aé😀b")
     assert len(ids) == 1 + 2 + 4 + 1
     assert [tuple(o) for o in offsets] == [(0, 1), *[(1, 2)] * 2, *[(2, 3)] * 4, (3, 4)]
@@ -183,7 +183,7 @@ def test_a_very_long_text_is_encoded_as_its_parts_are(tok: Tokenizer, corpus: li
     assert tok.decode_bytes(ids) == text.encode()
 
 
-def test_regexes_of_ones_own(corpus: list[str]) -> None:
+def test_custom_regexes(corpus: list[str]) -> None:
     words = Tokenizer.train_from_iterator(corpus, vocab_size=400, pattern=r"\w+|\W")
     text = "some text, some_more"
     assert words.decode(words.encode(text)) == text

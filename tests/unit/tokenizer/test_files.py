@@ -54,7 +54,7 @@ def test_saving_leaves_no_temporary_file_and_replaces_whole(tok: Tokenizer, tmp_
     json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
 
 
-def test_two_threads_write_to_names_of_their_own(tmp_path: Path) -> None:
+def test_two_threads_write_to_different_temporary_names(tmp_path: Path) -> None:
     path, names = tmp_path / "m.gguf", []
 
     def write() -> None:
@@ -90,7 +90,7 @@ def test_a_tokenizer_json_is_never_a_vocabulary(first: str, tmp_path: Path) -> N
             Tokenizer.from_file(path)
 
 
-def test_a_vocabulary_of_another_name_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_vocabulary_of_another_name_is_refused_with_advice(tmp_path: Path) -> None:
     # What lies beside it is another tokenizer's.
     for name, text in (("vocab.json", '{"a": 0}'), ("merges.txt", ""), ("encoder.json", '{"b": 0}')):
         (tmp_path / name).write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ from tests.unit.tokenizer.described import BYTE_LEVEL, both, described
         (r"\d{3}+|.", ["3", "4"], "123456", [16, 17, 256, 20, 21]),  # repeats again, and is not possessive
     ],
 )
-def test_a_regex_means_what_oniguruma_makes_of_it(
+def test_a_regex_has_the_meaning_of_oniguruma(
     regex: str, merge: list[str], text: str, ids: list[int], tmp_path: Path
 ) -> None:
     assert both(described({"Regex": regex}, merge), text, tmp_path) == (ids, ids)
@@ -48,7 +48,7 @@ def test_a_literal_is_no_name_and_no_regex(
     assert both(described(pattern, merge), text, tmp_path) == (ids, ids)
 
 
-def test_an_added_token_that_merges_make_too(tmp_path: Path) -> None:
+def test_an_added_token_with_merges(tmp_path: Path) -> None:
     file = described({"Regex": r"\s|\S+"}, ["#", "#"], ({"content": "##", "id": 256},))
     assert both(file, "## x", tmp_path) == ([256, 220, 87], [256, 220, 87])
 
@@ -151,7 +151,7 @@ def test_a_pattern_means_the_same_in_the_file_it_is_saved_to(pattern: str, tmp_p
     assert Tokenizer.from_file(tmp_path).encode(text) == tok.encode(text)
 
 
-def test_a_pattern_that_means_something_else_there_is_refused(tmp_path: Path) -> None:
+def test_a_pattern_with_another_meaning_in_the_format_is_refused(tmp_path: Path) -> None:
     tok = Tokenizer.train_from_iterator(["strasse"], 258, pattern=r"(?i:straSSe)|.", progress=False)
     with pytest.raises(ValueError, match=r"cannot be saved.*Oniguruma.*ss"):
         tok.save(tmp_path / "tokenizer.json")
@@ -190,7 +190,7 @@ def test_a_pattern_that_means_something_else_there_is_refused(tmp_path: Path) ->
         ),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_name(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+def test_unsupported_fields_are_refused_by_name(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(described({"Regex": r"\s|\S+"}, ["a", "b"]) | change))
     with pytest.raises(ValueError, match=named) as caught:
@@ -207,13 +207,13 @@ def test_what_is_not_honoured_is_refused_by_name(change: dict[str, Any], named: 
         {"own": {"drops_first_space": True, "as_sentencepiece": True}},
     ],
 )
-def test_what_only_a_pickle_may_say_is_refused_in_a_file(change: dict[str, Any], tmp_path: Path) -> None:
+def test_fields_of_pickles_are_refused_in_a_file(change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(described({"Regex": r"\s"}, ["a", "b"], **change)))
     with pytest.raises(ValueError, match=r'FancyRegex": "a"|the field "own"'):
         Tokenizer.from_file(tmp_path / "t.json")
 
 
-def test_growing_keeps_everything_else(tmp_path: Path) -> None:
+def test_adding_tokens_keeps_everything_else(tmp_path: Path) -> None:
     tok = chat_tokenizer()
     tok.chat_template = "T"
     grown = tok.with_special_tokens(["<a>", "<|im_end|>"]).with_tokens(["hi the"])
@@ -230,7 +230,7 @@ def test_growing_keeps_everything_else(tmp_path: Path) -> None:
             tok.with_tokens([bad])  # type: ignore[list-item]
 
 
-def test_dropout_is_applied_only_when_asked_for(tmp_path: Path) -> None:
+def test_dropout_is_applied_on_request_only(tmp_path: Path) -> None:
     file = described({"Regex": r"\s|\S+"}, ["a", "b"])
     file["model"]["dropout"] = 0.5
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
@@ -249,7 +249,7 @@ def test_dropout_is_applied_only_when_asked_for(tmp_path: Path) -> None:
         chat_tokenizer().encode_with_dropout(text)
 
 
-def test_the_general_way_is_linear_in_the_text(tmp_path: Path) -> None:
+def test_the_general_pipeline_is_linear_in_the_text(tmp_path: Path) -> None:
     file = described({"String": "_"}, ["a", "b"], normalizer={"type": "Lowercase"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(file))
     tok = Tokenizer.from_file(tmp_path)
@@ -260,13 +260,13 @@ def test_the_general_way_is_linear_in_the_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", [r"(?<=x*+)", r"(?<!(?:x|y)++)a", r"(?<=x{2}+)", r"(?:k){2}+a{2,1}?"])
-def test_a_pattern_that_no_sample_tells_apart_is_refused(pattern: str, tmp_path: Path) -> None:
+def test_a_pattern_that_samples_cannot_distinguish_is_refused(pattern: str, tmp_path: Path) -> None:
     tok = Tokenizer.train_from_iterator(["axxb"], vocab_size=256, pattern=pattern, progress=False)
     with pytest.raises(ValueError, match=r"cannot be saved.*Oniguruma"):
         tok.save(tmp_path / "tokenizer.json")
 
 
-def test_two_prepends_put_two_before_the_text(tmp_path: Path) -> None:
+def test_two_prepends_prepend_twice(tmp_path: Path) -> None:
     byte_tokens = {f"<0x{byte:02X}>": byte for byte in range(256)}
     prepend = {"type": "Prepend", "prepend": "▁"}
     file = {
@@ -298,7 +298,7 @@ def test_two_prepends_put_two_before_the_text(tmp_path: Path) -> None:
     assert ours.encode("a") == [256, 256, 257]
 
 
-def test_a_stream_says_when_the_decoder_changes_text_that_was_given_out() -> None:
+def test_a_stream_raises_if_the_decoder_changes_text_already_returned() -> None:
     """Only the first of a text loses its mark, so a text that shrinks at the front is another one."""
     theirs = Theirs(models.BPE(vocab={"a": 0, "b": 1, "x": 2}, merges=[]))
     theirs.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex(r"^a(?=b)"), "c")])
@@ -324,7 +324,7 @@ def test_a_stream_says_when_the_decoder_changes_text_that_was_given_out() -> Non
         ([decoders.Strip(" ", 1, 0)], ["a", " ", " ", "x"]),
     ],
 )
-def test_a_stream_goes_on_where_the_decoder_fuses_all_text(steps: list[Any], tokens: list[str]) -> None:
+def test_a_stream_continues_if_the_decoder_fuses_all_text(steps: list[Any], tokens: list[str]) -> None:
     """To its end, with the text of the whole, or it says that this changed: text far back counts."""
     theirs = Theirs(models.BPE(vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=[]))
     theirs.decoder = decoders.Sequence([decoders.Fuse(), *steps])
@@ -364,7 +364,7 @@ def newest_numbers() -> list[str]:
 
 @pytest.mark.parametrize("use_regex", [True, False])
 @pytest.mark.parametrize("each", [True, False])
-def test_digits_are_numbers_of_the_unicode_of_tokenizers(
+def test_digits_are_those_of_the_unicode_version_of_tokenizers(
     each: bool, use_regex: bool, newest_numbers: list[str], tmp_path: Path
 ) -> None:
     file = described({"Regex": "x"}, ["a", "ð"])
