@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bpe_llama._files import written_whole
+from bpe_llama._files import atomic_write, write_text
 from bpe_llama.model.adapters.config import CONFIG, AdapterConfig
 from bpe_llama.model.adapters.layers import (
     TRAINED_ROWS,
@@ -357,10 +357,9 @@ def write(model: nn.Module, folder: Path, name: str, config: AdapterConfig, base
         for key, tensor in {**part.update, **own}.items():
             tensors[f"{PREFIX}{path}.{key}"] = tensor.detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    with written_whole(folder / CONFIG) as temporary:
-        temporary.write_text(config.to_json(base), encoding="utf-8")
+    write_text(folder / CONFIG, config.to_json(base))
 
 
 def _check_shape(source: Path, name: str, tensor: Tensor, shape: Iterable[int]) -> None:

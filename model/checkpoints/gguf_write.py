@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bpe_llama._files import written_whole
+from bpe_llama._files import atomic_write
 from bpe_llama._gguf.token_types import end_ids
 from bpe_llama._gguf.writer import with_end_ids
 from bpe_llama.model.checkpoints.assemble import check_plain, expected_shapes, interleaved_rows
@@ -83,7 +83,7 @@ def save_gguf(
     metadata = with_end_ids(metadata, ends, model.config.vocab_size) | _sampling(model)
     tensors = _tensors(model)
     kinds = {name: _tensor_type(name, parts[0], stored) for name, parts in tensors.items()}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
         try:
             for key, value in metadata.items():

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bpe_llama._files import read_json_object, written_whole
+from bpe_llama._files import atomic_write, read_json_object, write_text
 from bpe_llama.model.checkpoints.assemble import check_plain, check_shapes, empty_model, expected_shapes, fill
 from bpe_llama.model.checkpoints.tensor_files import FLOATS, Stored, read, stored_in, stored_together
 from bpe_llama.model.config import LlamaConfig
@@ -145,18 +145,16 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items() if name in expected}
     check_plain(model, expected)
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     described = config.to_dict() | {"architectures": [_architecture(model)]}
     text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    with written_whole(folder / "config.json") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "config.json", text)
     if not model.generation_config.values:
         (folder / FILE).unlink(missing_ok=True)  # another model's
         return
     text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
-    with written_whole(folder / FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / FILE, text)
 
 
 def _generation_values(model: Pretrained) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bpe_llama._files import written_whole
+from bpe_llama._files import atomic_write, write_text
 
 Metrics = dict[str, float]
 
@@ -38,8 +38,7 @@ class MetricsFile:
         """Keep the lines up to `step` and open the file for more."""
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
         self._kept = kept
-        with written_whole(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
 
     def last(self, key: str, step: int | None = None) -> float:
@@ -88,7 +87,7 @@ def plot_loss(metrics: list[Metrics], path: str | os.PathLike[str], title: str =
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 

@@ -1,4 +1,4 @@
-"""How far a long call is: a bar on the terminal, or the caller's own function."""
+"""Report the progress of a long call: a bar on the terminal, or the caller's function."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple, TypeAlias
 
 
 class Progress(NamedTuple):
-    """How far a long call is.
+    """The progress of a long call.
 
     Attributes:
         stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded.
         done: Bytes read, or merges done.
-        total: Bytes or merges in all; ``None`` where that is not known.
+        total: All bytes or merges; ``None`` where their number is unknown.
     """
 
     stage: str
@@ -28,11 +28,11 @@ Report: TypeAlias = Callable[[str, int, "int | None"], None]
 
 @contextmanager
 def reporting(progress: ProgressOption) -> Iterator[Report | None]:
-    """Give what the core calls to report progress, as the option asks.
+    """Yield the function that the core calls to report progress, or ``None``.
 
     Args:
-        progress: ``None`` shows a bar on stderr if that is a terminal, ``True`` always, ``False`` never; a function is
-            called with a :class:`Progress` about ten times a second and at the end of each stage.
+        progress: ``None`` shows a bar if stderr is a terminal, ``True`` always, ``False`` never; a function is called
+            with a :class:`Progress` about ten times a second and at the end of each stage.
     """
     if callable(progress):
         call = progress

@@ -1,4 +1,4 @@
-"""Two tokenizers side by side: how far each squeezes a text, and what one has that the other lacks."""
+"""Compare two tokenizers: bytes a token on texts, and the tokens that only one of them has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bpe_llama.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TextRow:
-    """What two tokenizers make of one text: its size and their token counts."""
+    """The size of one text and the number of its tokens under two tokenizers."""
 
     name: str
     num_bytes: int
@@ -24,13 +24,13 @@ class TextRow:
 
     @property
     def bytes_per_token(self) -> tuple[float, float]:
-        """Return bytes a token under each tokenizer; 0 for an empty text."""
+        """Bytes a token under each tokenizer; 0 for an empty text."""
         return tuple(self.num_bytes / tokens if tokens else 0.0 for tokens in (self.tokens_a, self.tokens_b))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows for each text, the total last, and the tokens that only one of the two has, longest first."""
+    """One row for each text, the total last; and the tokens that only one tokenizer has, longest first."""
 
     rows: list[TextRow]
     shared: int
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(a: Tokenizer, b: Tokenizer, texts: Iterable[tuple[str, str]]) -> Comparison:
-    """Return what two tokenizers make of named texts.
+    """Return the comparison of two tokenizers on named texts.
 
     Args:
         a: One tokenizer.
@@ -69,7 +69,7 @@ def compare(a: Tokenizer, b: Tokenizer, texts: Iterable[tuple[str, str]]) -> Com
 
 
 def comparison_table(comparison: Comparison, name_a: str, name_b: str, longest: int = 8) -> Table:
-    """Return a table for a terminal: one row a text, then what only one vocabulary holds."""
+    """Return a table for a terminal: one row a text, then the tokens of only one vocabulary."""
     table = Table("text", "bytes", f"{name_a}: bytes a token", f"{name_b}: bytes a token", "fewer tokens", box=None)
     for row in comparison.rows:
         rate_a, rate_b = row.bytes_per_token

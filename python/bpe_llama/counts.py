@@ -1,4 +1,4 @@
-"""How often each word of a text occurs: what training needs to know of it."""
+"""Count the pre-tokens of a text: the input of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bpe_llama import _core
+from bpe_llama._core import WordCounts as CoreWordCounts
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, is_parquet, read_parquet, reading_of
 from bpe_llama._files import PathLike
@@ -24,11 +24,10 @@ DEFAULT_PATTERN = "llama3"
 
 
 class WordCounts:
-    """How often each word of a text occurs: all that training needs to know of it.
+    """The number of occurrences of each distinct pre-token, called word here: the input of training.
 
-    A word is a piece of the splitting pattern. Counts made with the same pattern and special tokens can be added,
-    saved and loaded, so a corpus can be counted in parts, on many machines, and trained on any number of times. They
-    never change.
+    Counts with the same pattern and special tokens can be added, saved and loaded. So a corpus can be counted in parts,
+    on several machines, and trained on any number of times. Counts are immutable.
 
     Examples:
         >>> counts = WordCounts.from_iterator(["low lower"], progress=False) + WordCounts.from_iterator(["low"])
@@ -37,9 +36,9 @@ class WordCounts:
     """
 
     __slots__ = ("_counts",)
-    _counts: _core.WordCounts
+    _counts: CoreWordCounts
 
-    def __init__(self, counts: _core.WordCounts) -> None:
+    def __init__(self, counts: CoreWordCounts) -> None:
         """Wrap compiled counts; users call the class methods instead."""
         self._counts = counts
 
@@ -63,19 +62,18 @@ class WordCounts:
                 of ``.jsonl`` and a row of ``.parquet`` is a document; any other file is one. A UTF-8 byte-order mark at
                 the start of a file is no part of its text.
             pattern: A known pattern's name or a regex.
-            special_tokens: Where one stands in the text, words end; it is not counted itself.
+            special_tokens: They end words in the text and are not counted.
             separator: Text that ends a document within a file.
             field: The field or column of ``.jsonl`` and ``.parquet`` files that holds the text.
-            on_error: What is done with a row that holds no text: a line that is not UTF-8, no JSON, without the field,
-                with null or another value there, or with half of a surrogate pair in its text; a row of ``.parquet``
-                likewise; a document of another file that is not UTF-8. ``"raise"`` names the first; ``"skip"`` leaves
-                them out and counts them, and reads text files twice. A missing column or a damaged file is always an
-                error.
+            on_error: ``"raise"`` an error that names the first row without text, or ``"skip"`` and count such rows,
+                which reads text files twice. A row without text is: a line or ``.parquet`` row that is not UTF-8, not
+                JSON, has no such field, another value than text, or a lone surrogate in it; or a whole document of
+                another file that is not UTF-8. A missing column or a damaged file is always an error.
             num_threads: ``None`` for all processors.
             progress: See ``bpe_llama.training.Progress``; ``None`` shows a bar on a terminal.
 
         Warns:
-            UserWarning: How many rows were skipped, and where the first stands.
+            UserWarning: The number of skipped rows and the place of the first.
 
         Raises:
             FileNotFoundError: If nothing matches one of the paths.
@@ -105,7 +103,7 @@ class WordCounts:
         """Return the counts of the words in texts, each of which is one document.
 
         Args:
-            texts: Read once, on the calling thread, a few at a time. An exception it raises is passed on.
+            texts: Read once, on the calling thread, a few at a time. Its exceptions propagate.
             pattern: See :meth:`from_files`, as for the other arguments.
             special_tokens: Likewise.
             num_threads: Likewise.
@@ -117,19 +115,19 @@ class WordCounts:
         """
         splitting = splitting_of(pattern, special_tokens, num_threads)
         with reporting(progress) as report:
-            return cls(_core.WordCounts.from_iterator(check_texts(texts), splitting, report))
+            return cls(CoreWordCounts.from_iterator(check_texts(texts), splitting, report))
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
         """Return the counts that :meth:`save` wrote.
 
         Raises:
-            ValueError: If the file is damaged or no such file.
+            ValueError: If the file is damaged or does not hold counts.
         """
-        return cls(_core.WordCounts.load(os.fspath(path)))
+        return cls(CoreWordCounts.load(os.fspath(path)))
 
     def save(self, path: PathLike) -> None:
-        """Write the counts to a file. Equal counts make equal files; a killed process leaves the old one."""
+        """Write the counts to a file, atomically. Equal counts give equal files."""
         self._counts.save(os.fspath(path))
 
     def merge(self, other: WordCounts) -> Self:
@@ -155,7 +153,7 @@ class WordCounts:
     __hash__ = None  # type: ignore[assignment]  # equality costs a pass over all words
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by way of the file format."""
+        """Pickle as the bytes of the file format."""
         return _unpickle, (type(self), self._counts.to_bytes())
 
     def __repr__(self) -> str:
@@ -169,16 +167,16 @@ class WordCounts:
 
     @property
     def pattern(self) -> str:
-        """The regex that cut the text into words."""
+        """The regex that split the text."""
         return self._counts.pattern
 
     @property
     def special_tokens(self) -> list[str]:
-        """The special tokens that no word crosses."""
+        """The special tokens that end words."""
         return self._counts.special_tokens
 
     def split(self, parts: int) -> list[Self]:
-        """Return at most ``parts`` counts that add up to these; a word is always in the part of its hash.
+        """Return at most ``parts`` counts that sum to these; the hash of a word selects its part.
 
         Examples:
             >>> counts = WordCounts.from_iterator(["low lower lowest"], progress=False)
@@ -192,9 +190,9 @@ class WordCounts:
     def pruned(self, min_count: int) -> Self:
         """Return the counts of the words that occur ``min_count`` times or more.
 
-        Training on them is training on a text without the others: a pair's count is lower by less than ``min_count``
-        for each place that it has in a distinct word left out. Prune sums, not their parts: a word that is rare in each
-        part may not be in the sum.
+        Rarer words are missing from training, so the count of a pair falls by less than ``min_count`` for each of its
+        occurrences in a distinct pruned word. Prune the sum, not its parts: a word that is rare in each part may be
+        frequent in the sum.
 
         Raises:
             ValueError: If ``min_count`` is less than 1.
@@ -215,20 +213,20 @@ class WordCounts:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Return the counts that :meth:`to_bytes` gave.
+        """Return the counts that :meth:`to_bytes` returned.
 
         Raises:
-            ValueError: If the bytes are damaged or anything else.
+            ValueError: If the bytes are damaged or do not hold counts.
         """
-        return cls(_core.WordCounts.from_bytes(data))
+        return cls(CoreWordCounts.from_bytes(data))
 
     def most_common(self, n: int | None = None) -> list[tuple[bytes, int]]:
-        """Return the ``n`` most frequent words with their counts, or all; equal counts in order of bytes."""
+        """Return the ``n`` most frequent words, or all, with their counts; ties by bytes."""
         return self._counts.most_common(n)
 
 
 def _unpickle(cls: type[WordCounts], data: bytes) -> WordCounts:
-    return cls(_core.WordCounts.from_bytes(data))
+    return cls(CoreWordCounts.from_bytes(data))
 
 
 def count_files(
@@ -238,24 +236,29 @@ def count_files(
     field: str,
     bad_rows: BadRows,
     progress: ProgressOption,
-) -> _core.WordCounts:
+) -> CoreWordCounts:
     """Return the counts of the words in files; see :meth:`WordCounts.from_files`."""
     parts = []
     with reporting(progress) as report:
         texts = [file for file in files if not is_parquet(file)]
         if texts or not files:
             reading = reading_of(separator, field, bad_rows)
-            counts, skipped = _core.WordCounts.from_files(texts, splitting, reading, report)
+            counts, skipped = CoreWordCounts.from_files(texts, splitting, reading, report)
             bad_rows.add(*skipped)
             parts.append(counts)
         if len(texts) < len(files):
             rows = read_parquet(filter(is_parquet, files), field, bad_rows)
-            parts.append(_core.WordCounts.from_iterator(rows, splitting, report))
+            parts.append(CoreWordCounts.from_iterator(rows, splitting, report))
     return reduce(add, parts)
 
 
 def splitting_of(pattern: str, special_tokens: Sequence[str], num_threads: int | None) -> dict[str, object]:
-    """Return what decides which words a text has, checked."""
+    """Return the options that split a text into words, as the core takes them.
+
+    Raises:
+        TypeError: If a special token is no ``str``.
+        ValueError: If ``num_threads`` is less than 1, or a special token is empty or repeated.
+    """
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None for all processors")
     return {"pattern": pattern, "special_tokens": check_special_tokens(special_tokens), "num_threads": num_threads}
@@ -277,7 +280,7 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
 
 
 def check_texts(texts: Iterable[str]) -> Iterable[str]:
-    """Return the texts, refusing one that would be taken letter by letter."""
+    """Return the texts; raise ``TypeError`` for a single text, which would be read letter by letter."""
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"expected an iterable of str, got one {type(texts).__name__}; put it in a list")
     return texts

@@ -1,6 +1,6 @@
-"""What a person sees on a terminal: text cut into coloured tokens, and tables about a vocabulary.
+"""Show tokens and vocabularies on a terminal.
 
-Everything returned here is a `rich` renderable, so it is plain text where the output is no terminal.
+The functions return `rich` renderables, which are plain text if the output is no terminal.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from rich.text import Text
 if TYPE_CHECKING:
     from bpe_llama.tokenizer import Tokenizer
 
-# Neighbours differ in shade and in hue, and black text reads well on each.
+# Neighbours differ in lightness and hue, with enough contrast to black text.
 _BACKGROUNDS = ("#b9c7f7", "#b8ecc4", "#fbe6a2", "#f7c1c1", "#b5e6ef")
 _VISIBLE = {"\n": "↵\n", "\t": "→\t", "\r": "␍"}
 
 
 def visible(token: bytes) -> str:
-    r"""Return a token's bytes as text that shows where it ends: control characters and broken UTF-8 are spelt out.
+    r"""Return a token as printable text: control characters and invalid UTF-8 are escaped.
 
     >>> visible(b"a\n"), visible(b"\x00"), visible("é".encode()[:1])
     ('a↵\n', '\\x00', '\\xc3')
@@ -35,7 +35,7 @@ def visible(token: bytes) -> str:
 
 
 def coloured_tokens(tokens: Sequence[bytes]) -> Text:
-    """Return the tokens joined, each on a background unlike its neighbour's.
+    """Return the tokens as one text, neighbours on different backgrounds.
 
     >>> coloured_tokens([b"Hello", b" world"]).plain
     'Hello world'
@@ -47,7 +47,7 @@ def coloured_tokens(tokens: Sequence[bytes]) -> Text:
 
 
 def token_table(ids: Sequence[int], tokens: Sequence[bytes]) -> Table:
-    """Return a table with one row a token: its position, its id, its bytes.
+    """Return a table with one row a token: its position, id and bytes.
 
     Raises:
         ValueError: If ``ids`` and ``tokens`` differ in length.
@@ -61,7 +61,7 @@ def token_table(ids: Sequence[int], tokens: Sequence[bytes]) -> Table:
 
 
 def rates(num_tokens: int, text: str) -> str:
-    """Return one line of counts: tokens, characters, bytes, and bytes a token.
+    """Return one line with the numbers of tokens, characters and bytes, and bytes a token.
 
     >>> rates(2, "Hello world")
     '2 tokens, 11 characters, 11 bytes, 5.50 bytes a token'
@@ -72,7 +72,7 @@ def rates(num_tokens: int, text: str) -> str:
 
 
 def vocabulary_table(tokenizer: Tokenizer, longest: int = 10) -> Table:
-    """Return a table about a tokenizer: sizes, pattern, special tokens, its longest tokens."""
+    """Return a table with a tokenizer's size, pattern, special tokens and longest tokens."""
     table = Table(box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

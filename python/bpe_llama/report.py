@@ -1,4 +1,4 @@
-"""What a vocabulary makes of files: how far it squeezes each, which tokens are long, rare, or cut a character."""
+"""Report on a vocabulary and a corpus: bytes a token, and tokens that are long, rare, unused or split characters."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from bpe_llama._progress import Progress, ProgressOption, reporting
 from bpe_llama.display import visible
 from bpe_llama.tokenizer import Tokenizer
 
-# Files that get a row of their own; all others share one.
+# The number of files with a row of their own; all others share one.
 _FILES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class FileRow:
-    """One file's text, or that of several: bytes of UTF-8, after decompression, and tokens.
+    """The size of one or several files: bytes of UTF-8 after decompression, and tokens.
 
-    Files are named from the folder that holds all of them.
+    Names are relative to the common folder of all files.
     """
 
     name: str
@@ -41,21 +41,21 @@ class FileRow:
 
     @property
     def bytes_per_token(self) -> float:
-        """Return bytes a token; 0 for no text."""
+        """Bytes a token; 0 for no text."""
         return self.num_bytes / self.num_tokens if self.num_tokens else 0.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a vocabulary makes of files.
+    """Statistics of files encoded with a vocabulary.
 
     Attributes:
-        rows: The 20 largest files, largest first; one row for all others, if there are any; the total.
-        longest: Tokens of most bytes first.
-        rarest: Merged tokens that the text has, with how often, fewest first.
-        unused: How many merged tokens the text has none of, if not within longer ones.
-        cut: How many merged tokens hold part of a character of UTF-8.
-        cut_share: The share of the text's tokens that hold part of a character, single bytes included.
+        rows: The 20 largest files, largest first; one row for all others, if any; the total.
+        longest: The tokens with the most bytes, longest first.
+        rarest: The merged tokens with the fewest occurrences, but at least one, with their counts.
+        unused: The number of merged tokens that do not occur.
+        cut: The number of merged tokens with an incomplete UTF-8 character.
+        cut_share: The share of the text's tokens with an incomplete UTF-8 character, single bytes included.
     """
 
     rows: list[FileRow]
@@ -77,7 +77,7 @@ def report(
     progress: ProgressOption = None,
     examples: int = 10,
 ) -> Report:
-    """Return what a vocabulary makes of files.
+    """Return statistics of files encoded with a vocabulary.
 
     Args:
         tokenizer: The vocabulary. Special tokens in the text are ordinary text.
@@ -87,18 +87,17 @@ def report(
         on_error: Likewise.
         num_threads: Likewise.
         progress: Likewise.
-        examples: How many of the longest and the rarest tokens.
+        examples: The number of longest and of rarest tokens.
 
     Warns:
-        UserWarning: How many rows were skipped, and where the first of the largest file that has one stands.
+        UserWarning: The number of skipped rows and the place of the first in the largest file with one.
 
     Raises:
         FileNotFoundError: If nothing matches one of the paths.
         ValueError: If a row holds no text or a file is not of its format.
 
     Cost:
-        All text is encoded, in bounded memory. The ids lie in the folder for temporary files meanwhile: of one file at
-        a time, then of all those that share a row.
+        All text is encoded, in bounded memory. A temporary file holds the ids of one row at a time.
 
     Examples:
         >>> tok = Tokenizer.train(__file__, vocab_size=300, progress=False)
@@ -144,7 +143,7 @@ def report(
     bad_rows.warn(stacklevel=2)
 
     ranks = tokenizer.mergeable_ranks
-    cut = {token: token_id for token, token_id in ranks.items() if _cuts_a_character(token)}
+    cut = {token: token_id for token, token_id in ranks.items() if _splits_a_character(token)}
     merged = [(int(total[token_id]), token_id, token) for token, token_id in ranks.items() if len(token) > 1]
     rarest = sorted(entry for entry in merged if entry[0])
     return Report(
@@ -158,7 +157,7 @@ def report(
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Return the files' names, each from the folder that holds all."""
+    """Return the names of the files, relative to their common folder."""
     try:
         folder = os.path.commonpath([path.absolute().parent for path in files])
         return [os.path.relpath(path, folder) for path in files]
@@ -167,7 +166,7 @@ def _names(files: list[Path]) -> list[str]:
 
 
 def _occurrences(path: Path, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Return how often each id stands in a file of ids."""
+    """Return the number of occurrences of each id in a file of ids."""
     counts = np.zeros(vocab_size, np.int64)
     file_format: Any = np.lib.format  # typed in some versions of NumPy only
     with path.open("rb") as file:
@@ -178,7 +177,7 @@ def _occurrences(path: Path, vocab_size: int) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _cuts_a_character(token: bytes) -> bool:
+def _splits_a_character(token: bytes) -> bool:
     try:
         token.decode()
     except UnicodeDecodeError:
@@ -187,7 +186,7 @@ def _cuts_a_character(token: bytes) -> bool:
 
 
 def peak_memory() -> int | None:
-    """Return the most bytes of memory that this process has held, or `None` where the system does not say."""
+    """Return the peak memory of this process in bytes, or `None` if the system does not report it."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -197,7 +196,7 @@ def peak_memory() -> int | None:
 
 
 def report_tables(report: Report) -> Group:
-    """Return tables for a terminal: one row a file, then what there is to say of the tokens."""
+    """Return tables for a terminal: one row a file, then the statistics of tokens."""
     files = Table("text", "bytes", "tokens", "bytes a token", box=None)
     for row in report.rows:
         style = "bold" if row.name == "total" else ""

@@ -1,7 +1,7 @@
-"""The sampler: logits to token ids.
+"""Sample the next id from a row of logits.
 
-:class:`Sampler` is the compiled class itself, without a Python wrapper, for speed. Its torch twin, for logits on
-a GPU, is ``bpe_llama.model.sampling``.
+:class:`Sampler` is the compiled class, so a call has no Python overhead. Its torch twin, for logits on a GPU, is
+``bpe_llama.model.sampling``.
 
 Example:
     >>> import numpy as np

@@ -1,13 +1,14 @@
-"""Counting and encoding on many machines, with Ray Data: ``pip install 'bpe_llama[scale]'``.
+"""Count and encode on several machines with Ray Data: ``pip install 'bpe_llama[scale]'``.
 
-Counts are sums, so they are made block by block where the blocks are, dealt out by hash into shards, and added shard by
-shard; only the distinct words ever travel. A task that is lost is run again by Ray and counts the same.
+Each block is counted on the machine that holds it. Its counts are split into shards by hash, and each shard is summed
+separately, so only distinct words cross the network. Ray repeats a lost task, with the same counts.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
-from bpe_llama._worker_errors import raised_by_workers, raised_for_driver
 from bpe_llama.counts import DEFAULT_PATTERN, WordCounts, splitting_of
 from bpe_llama.counts import count_files as count_files_here
 
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 __all__ = ["cluster", "count_files", "count_words", "encode_dataset"]
 
-# The shard that holds not counts, but which rows were skipped.
+# The shard of the skipped rows, beside the shards of counts.
 _SKIPPED = -1
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Connect to a Ray cluster, and leave it at the end. In between, what Ray Data logs goes to its files alone.
+    """Connect to a Ray cluster, and disconnect at the end. Ray Data logs to its files only, not to the console.
 
     Args:
-        address: ``"auto"`` for the cluster that runs here, ``"local"`` for a new one on this machine that ends with the
-            connection, or a cluster's address.
+        address: ``"auto"`` for the cluster that runs here, ``"local"`` for a new one on this machine for the duration
+            of the connection, or the address of a cluster.
 
     Raises:
         ImportError: If Ray is not installed.
-        ConnectionError: If there is no such cluster.
-        ValueError: If the address is none.
+        ConnectionError: If no cluster answers.
+        ValueError: If the address is malformed.
     """
     try:
         import ray.data
@@ -63,7 +63,7 @@ def cluster(address: str) -> Iterator[None]:
     levels = [handler.level for handler in console]
     try:
         for handler in console:
-            handler.setLevel(logging.CRITICAL)  # an error is raised, which says it once
+            handler.setLevel(logging.CRITICAL)  # an error is raised instead
         yield
     finally:
         for handler, level in zip(console, levels, strict=True):
@@ -72,7 +72,7 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse ``HOST:PORT`` where nothing listens: Ray would try for two minutes, then end the process."""
+    """Raise if nothing listens at ``HOST:PORT``: Ray would try for two minutes, then end the process."""
     host, _, port = address.rpartition(":")
     if not host or "://" in address or not port.isdecimal():
         return
@@ -92,9 +92,9 @@ def count_files(
     on_error: str = "raise",
     shards: int = 8,
 ) -> WordCounts:
-    """Return the counts of the words in files, counted where Ray runs: equal to :meth:`WordCounts.from_files`.
+    """Return the counts of the words in files, counted by Ray's workers: equal to :meth:`WordCounts.from_files`.
 
-    A file is counted by one worker, so that documents are what they are on one machine.
+    One worker counts a whole file, so documents are the same as on one machine.
 
     Args:
         paths: As for :meth:`WordCounts.from_files`, like all arguments but the last. Every worker must see the files
@@ -103,11 +103,11 @@ def count_files(
         special_tokens: Likewise.
         separator: Likewise.
         field: Likewise.
-        on_error: Likewise. The row that the warning names is the first of one worker's.
-        shards: In how many parts, at most 16, counts are added at the same time.
+        on_error: Likewise. The warning names the first row of one worker.
+        shards: The number of parts, at most 16, that are summed in parallel.
 
     Warns:
-        UserWarning: How many rows were skipped, and where one of them stands.
+        UserWarning: The number of skipped rows and the place of one.
 
     Raises:
         FileNotFoundError: If nothing matches one of the paths, or a worker does not find a file.
@@ -120,9 +120,9 @@ def count_files(
     all_bad_rows = BadRows(on_error)
     special_tokens = list(special_tokens)
     total = WordCounts.from_iterator([], pattern=pattern, special_tokens=special_tokens, progress=False)
-    # Dealt out from the largest to the smallest, a few shares a processor: all end at about the same time.
+    # Files are dealt from largest to smallest into a few shares a processor, so all end at about the same time.
     files = sorted((path.absolute() for path in find_files(paths)), key=lambda path: -path.stat().st_size)
-    resources: Any = ray.cluster_resources  # Ray does not say its type
+    resources: Any = ray.cluster_resources  # Ray has no type for it
     num_shares = min(len(files), 4 * max(1, int(resources().get("CPU", 1))))
     shares = [{"paths": list(map(str, files[start::num_shares]))} for start in range(num_shares)]
 
@@ -158,29 +158,28 @@ def count_words(
         column: The column that holds the text.
         pattern: See :meth:`WordCounts.from_files`.
         special_tokens: Likewise.
-        on_error: ``"raise"`` an error at a row that is null or no text, or ``"skip"`` them and warn of their number.
-        shards: In how many parts, at most 16, counts are added at the same time.
+        on_error: ``"raise"`` an error at a row that is null or no text, or ``"skip"`` and warn of their number.
+        shards: The number of parts, at most 16, that are summed in parallel.
 
     Warns:
-        UserWarning: How many rows were skipped.
+        UserWarning: The number of skipped rows.
 
     Raises:
-        ValueError: If there is no such column, it holds something else than text, the pattern is unknown, or special
-            tokens repeat.
+        ValueError: If there is no such column, it does not hold text, the pattern is unknown, or special tokens repeat.
 
     Cost:
-        Each block is read once. What travels is the distinct words of each block with their counts.
+        Each block is read once. The distinct words of each block and their counts cross the network.
     """
     all_bad_rows = BadRows(on_error)
     special_tokens = list(special_tokens)
-    # What is wrong with the options is said here, not by a worker; it is also the count of no text.
+    # These empty counts start the sum, and check the options before any worker starts.
     total = WordCounts.from_iterator([], pattern=pattern, special_tokens=special_tokens, progress=False)
     if column not in (names := dataset.columns() or []):
         raise ValueError(f"the dataset has no column {column!r}; it has {names}")
 
     def count_block(block: pa.Table) -> pa.Table:
         bad_rows = BadRows(on_error)
-        # Ray runs one task a processor already.
+        # Ray runs one task a processor, so one thread suffices.
         with raised_for_driver():
             texts = [text for _, text in _texts_of(block, column, bad_rows)]
             counts = WordCounts.from_iterator(
@@ -196,7 +195,7 @@ def count_words(
 
 
 def _texts_of(block: pa.Table, column: str, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
-    """Yield the rows of a block that hold text, each with its number there; the others go to ``bad_rows``."""
+    """Yield the number and the text of each row of a block; rows without text go to ``bad_rows``."""
     for row, text in enumerate(block.column(column).to_pylist()):
         if isinstance(text, str):
             yield row, text
@@ -206,7 +205,7 @@ def _texts_of(block: pa.Table, column: str, bad_rows: BadRows) -> Iterator[tuple
 
 
 def _shard_table(counts: WordCounts, bad_rows: BadRows, shards: int) -> pa.Table:
-    """Return one row a shard of the counts, and one for the rows that were skipped."""
+    """Return one row for each shard of the counts, and one for the skipped rows."""
     import pyarrow as pa
 
     parts = [part.to_bytes() for part in counts.split(shards)]
@@ -216,7 +215,7 @@ def _shard_table(counts: WordCounts, bad_rows: BadRows, shards: int) -> pa.Table
 
 
 def _sum_of(counted: ray.data.Dataset, total: WordCounts, bad_rows: BadRows) -> WordCounts:
-    """Return ``total`` and all counts together, each shard having been added by itself."""
+    """Return the sum of ``total`` and all counts, summed shard by shard."""
     added = counted.groupby("shard").map_groups(_add_counts, batch_format="pyarrow")
     with raised_by_workers():
         for row in added.iter_rows():
@@ -228,13 +227,13 @@ def _sum_of(counted: ray.data.Dataset, total: WordCounts, bad_rows: BadRows) -> 
 
 
 def _add_counts(group: pa.Table) -> pa.Table:
-    """Return one row: the sum of a shard's counts, or of the rows that were skipped."""
+    """Return one row: the sum of a shard's counts, or of the skipped rows."""
     import pyarrow as pa
 
     shard, parts = group.column("shard")[:1], group.column("counts").to_pylist()
     if shard[0].as_py() == _SKIPPED:
         skipped = [json.loads(part) for part in parts]
-        first = min((first for _, first in skipped if first is not None), default=None)  # whichever came first
+        first = min((first for _, first in skipped if first is not None), default=None)  # of any worker
         total = json.dumps([sum(count for count, _ in skipped), first]).encode()
     else:
         total = reduce(add, map(WordCounts.from_bytes, parts)).to_bytes()
@@ -249,18 +248,18 @@ def encode_dataset(
     output: str = "input_ids",
     on_error: str = "raise",
 ) -> ray.data.Dataset:
-    """Return the dataset with a column of ids, a list of ``uint32`` a row. It is computed when it is read.
+    """Return the dataset with a column of ids, a list of ``uint32`` a row, computed on reading.
 
     Args:
         dataset: Any Ray dataset.
         tokenizer: Sent to the workers.
         column: The column that holds the text.
         output: The name of the new column.
-        on_error: ``"raise"`` an error at a row that is null or no text, when the dataset is read, or ``"skip"``: leave
-            such rows out. As nothing is read here, the warning of their number comes from each worker, for a block.
+        on_error: ``"raise"`` an error at a row that is null or no text, on reading, or ``"skip"`` such rows. Each
+            worker warns of their number, block by block.
 
     Raises:
-        ValueError: If there is no such column, or ``on_error`` is neither.
+        ValueError: If there is no such column, or ``on_error`` is unknown.
     """
     BadRows(on_error)
     if column not in (names := dataset.columns() or []):
@@ -279,3 +278,49 @@ def encode_dataset(
         return block.append_column(output, rows)
 
     return dataset.map_batches(encode_block, batch_format="pyarrow", batch_size=None)
+
+
+# -- errors of workers -------------------------------------------------------------------------------------------------
+
+# Ray passes on nothing but the text of a worker's traceback. So a worker writes the kind and the arguments of its error
+# into the message, as one line of JSON between marks. The traceback quotes this file, so no line may match the marks.
+_KINDS: tuple[type[Exception], ...] = (FileNotFoundError, OSError, TypeError, ValueError)
+_MARKED = "<bpe_llama worker: {} :worker bpe_llama>"
+_MARKED_IN_TEXT = re.compile(_MARKED.format(r"(\[\d+, .*\])"))
+
+
+class WorkerError(Exception):
+    """Carries an error of the input from a worker to the driver."""
+
+
+@contextmanager
+def raised_for_driver() -> Iterator[None]:
+    """In a worker, mark errors of the input for :func:`raised_by_workers`.
+
+    Raises:
+        WorkerError: In place of an ``OSError``, ``TypeError`` or ``ValueError``.
+    """
+    try:
+        yield
+    except _KINDS as error:
+        kind = next(index for index, kind in enumerate(_KINDS) if isinstance(error, kind))
+        arguments: list[object] = [str(error)]
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            arguments = [error.errno, error.strerror, str(error.filename)]
+        raise WorkerError(_MARKED.format(json.dumps([kind, arguments]))) from error
+
+
+@contextmanager
+def raised_by_workers() -> Iterator[None]:
+    """In the driver, raise the error that a worker marked; other errors propagate.
+
+    Raises:
+        OSError: If a worker raised it; likewise ``FileNotFoundError``, ``TypeError`` and ``ValueError``.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (marked := _MARKED_IN_TEXT.search(str(error))) is None:
+            raise
+        kind, arguments = json.loads(marked[1])
+        raise _KINDS[kind](*arguments) from error

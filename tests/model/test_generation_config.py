@@ -269,7 +269,7 @@ def test_ends_survive_gguf_and_back(tmp_path: Path) -> None:
 def test_a_gguf_without_a_tokenizer_keeps_three_ends_and_names_the_rest(tmp_path: Path) -> None:
     save_gguf(model_with(eos_token_id=[257, 260, 5]), tmp_path / "a.gguf")
     assert set(LlamaForCausalLM.from_pretrained(tmp_path / "a.gguf").end_ids) == {257, 260, 5}
-    with pytest.warns(UserWarning, match=r"keys for three ids that end a text; these have no place in it: \[6\]"):
+    with pytest.warns(UserWarning, match=r"keys for three ids that end a text; it has none for \[6\]"):
         save_gguf(model_with(eos_token_id=[257, 260, 5, 6]), tmp_path / "b.gguf")
     save_gguf(model_with(eos=None), tmp_path / "c.gguf")
     assert LlamaForCausalLM.from_pretrained(tmp_path / "c.gguf").end_ids == ()

@@ -18,7 +18,7 @@ from bpe_llama._core import FileLines
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import in_batches, is_parquet, read_parquet
 from bpe_llama._corpus.token_files import begins_and_ends, write_documents
-from bpe_llama._files import written_whole
+from bpe_llama._files import atomic_write
 from bpe_llama.model.training.data.formats import read_row
 from bpe_llama.model.training.data.rows import check_text, has_lines, has_rows, read_rows
 
@@ -106,7 +106,7 @@ def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_ro
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     before, after = begins_and_ends(tokenizer)
     begin, end = np.array(before, dtype), np.array(after, dtype)
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         numbers = temporary.with_suffix(".ids")
         try:
             with open(numbers, "wb") as file:

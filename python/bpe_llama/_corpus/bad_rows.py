@@ -1,4 +1,4 @@
-"""Raise at, or skip and count, the rows of a corpus that hold no text."""
+"""Raise at the first row of a corpus without text, or skip and count such rows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import warnings
 
 
 class BadRows:
-    """The rows of a corpus that hold no text: the first is an error, or all are skipped and counted.
+    """Rows without text: the first raises an error, or all are skipped and counted.
 
     A row is a line of ``.jsonl``, a row of ``.parquet``, or a document of another file.
 
     Attributes:
-        skips: Whether they are skipped.
-        count: How many were.
-        first: The place of the first one and what is wrong with it; ``None`` if there is none.
+        skips: Whether rows are skipped.
+        count: The number of skipped rows.
+        first: The place and the fault of the first one; ``None`` if there is none.
 
     Examples:
         >>> bad_rows = BadRows("skip")
@@ -27,13 +27,13 @@ class BadRows:
     """
 
     def __init__(self, on_error: str) -> None:
-        """Begin with none.
+        """Start with a count of 0.
 
         Args:
             on_error: ``"raise"`` or ``"skip"``.
 
         Raises:
-            ValueError: If it is anything else.
+            ValueError: If ``on_error`` is another value.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}; expected 'raise' or 'skip'")
@@ -41,30 +41,30 @@ class BadRows:
         self.forget()
 
     def forget(self) -> None:
-        """Begin again with none: the corpus is read once more."""
+        """Reset the count, to read the corpus again."""
         self.count = 0
         self.first: str | None = None
 
     def add(self, count: int, first: str | None) -> None:
-        """Count rows that were skipped elsewhere."""
+        """Count rows that the core or another process skipped."""
         self.count += count
         self.first = first if self.first is None else self.first
 
     def skip_or_raise(self, what: str, error: Exception | None = None) -> None:
-        """Count one row, or raise what is wrong with it.
+        """Count one row, or raise an error with the message ``what``.
 
         Raises:
-            ValueError: With these words, from ``error``, unless rows are skipped.
+            ValueError: From ``error``, unless rows are skipped.
         """
         if not self.skips:
             raise ValueError(what) from error
         self.add(1, what)
 
     def warn(self, stacklevel: int) -> None:
-        """Warn of the rows that were skipped, if there are any; 2 is the caller's own line.
+        """Warn of skipped rows, if there are any; a ``stacklevel`` of 2 names the caller's line.
 
         Warns:
-            UserWarning: How many, and what is wrong with the first.
+            UserWarning: The number of rows and the fault of the first.
         """
         if self.count:
             rows = "1 row" if self.count == 1 else f"{self.count:,} rows"

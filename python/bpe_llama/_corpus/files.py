@@ -1,4 +1,4 @@
-"""The files of a corpus: which ones a path or pattern names, and the texts of Parquet files."""
+"""Find the files of a corpus, and read Parquet files."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import expand_paths
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._files import PathLike
 
 
 def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
-    """Return the files that ``paths`` stands for, each once.
+    """Return the files that match ``paths``, each once.
 
     Args:
-        paths: A file; a folder, for all files below it that are not hidden; a glob pattern, in which ``**`` stands for
-            any number of folders; or several of these. What one of them stands for is sorted.
+        paths: A file; a folder, for all files below it that are not hidden; a glob pattern, in which ``**`` matches
+            any number of folders; or several of these. The files of each are sorted.
 
     Raises:
-        FileNotFoundError: If nothing matches; it names the path or pattern.
+        FileNotFoundError: If nothing matches; the message names the path or pattern.
         ValueError: If ``paths`` is empty or a pattern is broken.
 
     Examples:
@@ -32,29 +32,29 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}
     for pattern in patterns:
-        found.update(dict.fromkeys(map(Path, _core.expand_paths(os.path.expanduser(os.fspath(pattern))))))
+        found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
     return list(found)
 
 
 def is_parquet(path: Path) -> bool:
-    """Return whether a file is read by :func:`read_parquet`: by its suffix."""
+    """Return whether a file is a Parquet file, by its suffix."""
     return path.suffix.lower() == ".parquet"
 
 
 def reading_of(separator: str | None, field: str, bad_rows: BadRows) -> dict[str, object]:
-    """Return how files are read, as the core takes it."""
+    """Return the options for reading files, as the core takes them."""
     return {"separator": separator, "field": field, "skips_bad_rows": bad_rows.skips}
 
 
 def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterator[str]:
     """Yield the texts of one column of Parquet files, in bounded memory.
 
-    Rows that hold something else, or nothing, go to ``bad_rows``.
+    Rows without text go to ``bad_rows``.
 
     Raises:
         ImportError: If ``pyarrow`` is not installed.
-        ValueError: If a file has no such column, or is no Parquet file or a damaged one; if ``bad_rows`` skips none and
-            a row is missing or no text. It names the file, and the row where it can, the first being row 0.
+        ValueError: If a file has no such column, is damaged or no Parquet file; if a row holds no text and ``bad_rows``
+            does not skip it. The message names the file and, where known, the row, counted from 0.
     """
     for path in paths:
         for row, values in enumerate(parquet_rows(path, [field])):
@@ -73,11 +73,15 @@ def read_parquet(paths: Iterable[Path], field: str, bad_rows: BadRows) -> Iterat
 
 
 def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file, in bounded memory: the values of these columns, or all, as ``pyarrow``'s.
+    """Yield the rows of a Parquet file, in bounded memory, as ``pyarrow`` values by column name.
+
+    Args:
+        path: The file.
+        fields: The columns; ``None`` for all.
 
     Raises:
         ImportError: If ``pyarrow`` is not installed.
-        ValueError: If a column is missing, or it is no Parquet file or a damaged one.
+        ValueError: If a column is missing, or the file is damaged or no Parquet file.
     """
     try:
         import pyarrow.parquet
@@ -90,7 +94,7 @@ def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[di
             for field in fields or ():
                 if field not in names:
                     raise ValueError(f"no column {field!r}; it has {names}")
-            # A copy in memory of a batch, not of the file's row groups, which may hold gigabytes.
+            # A row group may hold gigabytes, so rows are read in small batches.
             for batch in file.iter_batches(batch_size=256, columns=fields):
                 for values in zip(*batch.columns, strict=True):
                     yield dict(zip(batch.schema.names, values, strict=True))
@@ -103,7 +107,7 @@ def parquet_rows(path: Path, fields: Sequence[str] | None = None) -> Iterator[di
 
 
 def in_batches(texts: Iterable[str], characters: int = 1 << 22) -> Iterator[list[str]]:
-    """Yield the texts in lists of about so many characters each, that memory depends on no one's number or length.
+    """Yield the texts in lists of about ``characters`` characters each, which bounds memory.
 
     Examples:
         >>> list(in_batches(["ab", "cd", "e"], characters=3))
@@ -112,7 +116,7 @@ def in_batches(texts: Iterable[str], characters: int = 1 << 22) -> Iterator[list
     batch, size = [], 0
     for text in texts:
         batch.append(text)
-        size += len(text) + 64  # so that empty texts count too
+        size += len(text) + 64  # an empty text takes memory, too
         if size >= characters:
             yield batch
             batch, size = [], 0

@@ -1,4 +1,4 @@
-"""Files of text to one file of ids."""
+"""Encode files of text into one file of ids."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from bpe_llama import _core
+from bpe_llama._core import TokenFile
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files, in_batches, is_parquet, read_parquet, reading_of
-from bpe_llama._files import PathLike, written_whole
+from bpe_llama._files import PathLike, atomic_write
 from bpe_llama._progress import ProgressOption, reporting
 
-_AT_ONCE = 1 << 20
-"""Ids."""
+_CHUNK = 1 << 20
+"""The number of ids that are rewritten at a time."""
 
 
 def encode_files(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     paths: PathLike | Iterable[PathLike],
     out: PathLike,
     *,
@@ -32,7 +33,10 @@ def encode_files(
     num_threads: int | None,
     progress: ProgressOption,
 ) -> int:
-    """Return the number of ids written, each document within its ids; see :meth:`Tokenizer.encode_files`."""
+    """Return the number of ids written: ``begins``, a document, ``ends``, and so on.
+
+    :meth:`bpe_llama.Tokenizer.encode_files` documents the arguments.
+    """
     if Path(out).suffix != ".npy":
         raise ValueError(f"out must end in .npy, got {os.fspath(out)!r}")
     files = find_files(paths)
@@ -40,7 +44,7 @@ def encode_files(
     done, total = 0, sum(sizes.values())
     reading = reading_of(separator, field, bad_rows)
 
-    def write(target: _core.TokenFile) -> None:
+    def write(target: TokenFile) -> None:
         nonlocal done
         with reporting(progress) as report:
 
@@ -49,7 +53,7 @@ def encode_files(
                     report(stage, done + more, total)
 
             for is_rows, alike in itertools.groupby(files, is_parquet):
-                # A Parquet file's own reader does not say how far it is, so each is a step.
+                # The Parquet reader reports no progress, so each file is one step of the bar.
                 for group in [[path] for path in alike] if is_rows else [list(alike)]:
                     if is_rows:
                         for texts in in_batches(read_parquet(group, field, bad_rows)):
@@ -62,11 +66,11 @@ def encode_files(
     return write_documents(tokenizer, Path(out), begins, ends, num_threads, write)
 
 
-def begins_and_ends(tokenizer: _core.Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the ids around a document that is learned.
+def begins_and_ends(tokenizer: CoreTokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids before and after a document in training data.
 
-    They are what the tokenizer's file puts around a text (its post-processor); where that puts nothing after it, the
-    end-of-text id, if there is one.
+    The post-processor of the tokenizer's file names them. If it appends nothing, ``eos_id`` is appended, if there is
+    one.
     """
     items = tokenizer.template(False)
     place = next(number for number, (_, text, _) in enumerate(items) if text is not None)
@@ -77,19 +81,19 @@ def begins_and_ends(tokenizer: _core.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def write_documents(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     out: Path,
     begins: Sequence[int],
     ends: Sequence[int],
     num_threads: int | None,
-    write: Callable[[_core.TokenFile], None],
+    write: Callable[[TokenFile], None],
 ) -> int:
-    """Return the number of ids in a `.npy` file: of the documents that `write` adds, each within its ids."""
+    """Return the number of ids in a `.npy` file of the documents that `write` adds, with `begins` and `ends` around."""
     if not begins and len(ends) < 2:
         return _write(tokenizer, out, ends[0] if ends else None, num_threads, write)
-    # The core puts one id after a document. An id that no text has stands for all that belongs between two.
+    # The core appends one id to a document. Here it is a mark, an id that no text has, to be replaced by all of them.
     mark = tokenizer.vocab_size if tokenizer.vocab_size != 1 << 16 else [*begins, *ends][0]
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         marked = temporary.with_suffix(".marked.npy")
         try:
             if not _write(tokenizer, marked, mark, num_threads, write):
@@ -100,13 +104,13 @@ def write_documents(
 
 
 def _write(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     out: PathLike,
     end: int | None,
     num_threads: int | None,
-    write: Callable[[_core.TokenFile], None],
+    write: Callable[[TokenFile], None],
 ) -> int:
-    target = _core.TokenFile(tokenizer, out, end, num_threads)
+    target = TokenFile(tokenizer, out, end, num_threads)
     try:
         write(target)
         return target.finish()
@@ -117,7 +121,7 @@ def _write(
 def _replace_marks(marked: Path, out: Path, mark: int, begins: Sequence[int], ends: Sequence[int]) -> int:
     ids = np.load(marked, mmap_mode="r")
     between = np.array([*ends, *begins], ids.dtype)
-    chunks = [ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE)]
+    chunks = [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
     marks = sum(int((chunk == mark).sum()) for chunk in chunks)
     count = len(ids) + marks * (len(between) - 1)
     with open(out, "wb") as file:
@@ -130,6 +134,6 @@ def _replace_marks(marked: Path, out: Path, mark: int, begins: Sequence[int], en
             wider = np.repeat(chunk, sizes)
             first = (np.cumsum(sizes) - sizes)[is_mark]
             wider[first[:, None] + np.arange(len(between))] = between
-            last = len(wider) - (len(begins) if number == len(chunks) else 0)  # none begins after the last
+            last = len(wider) - (len(begins) if number == len(chunks) else 0)  # no document follows the last mark
             file.write(wider[:last].tobytes())
     return count

@@ -1,9 +1,9 @@
-"""Read the header of a GGUF file: its metadata and where each tensor lies. No tensor is read and torch is not needed.
+"""Read the header of a GGUF file: metadata and the places of tensors, without the tensors and without torch.
 
-Both the tokenizer (`Tokenizer.from_gguf`) and the model (`bpe_llama.model.checkpoints.gguf`) start here. Every length
-in the file is checked against the bytes that are left before memory is taken for it, so a truncated or hostile file
-costs an error message and nothing else. The `gguf` package reads the same files but builds an array object for every
-string, which takes seconds where a vocabulary has 50,000 of them.
+The tokenizer (`Tokenizer.from_gguf`) and the model (`bpe_llama.model.checkpoints.gguf`) share this parser. It checks
+every length against the rest of the file before it allocates memory, so a truncated or hostile file costs no more than
+an error message. The `gguf` package builds an array object for every string, which takes seconds for a vocabulary of
+50,000 tokens.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian).
 """
@@ -24,12 +24,11 @@ _MAX_DIMENSIONS = 4
 _MAX_NESTING = 4
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
-# Metadata value types: their number in the file -> struct letter.
+# Metadata value types: type id -> struct letter.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
-# Tensor types: their number in the file -> (name, elements a block, bytes a block). Those of ggml, whether they can be
-# dequantized or not, so that a refusal names them.
+# Tensor types of ggml: type id -> (name, elements a block, bytes a block). The error for an unsupported type names it.
 TENSOR_TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -70,10 +69,10 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies in the file.
+    """The place of one tensor.
 
-    `shape` is in NumPy's order (rows first; GGUF stores it reversed), `start` is the absolute byte offset, `type_id`
-    indexes `TENSOR_TYPES`, and `nbytes` is None where the type is not in that table. `path` is the file that holds it.
+    `shape` is in NumPy's order (GGUF stores it reversed), `start` is the byte offset in the file `path`, `type_id` is a
+    key of `TENSOR_TYPES`, and `nbytes` is None if the type is unknown.
     """
 
     name: str
@@ -85,17 +84,17 @@ class TensorInfo:
 
     @property
     def type_name(self) -> str:
-        """The name of the number format, such as `"Q4_1"`; `"type 99"` where it is unknown."""
+        """The name of the type, such as `"Q4_1"`; `"type 99"` if it is unknown."""
         known = TENSOR_TYPES.get(self.type_id)
         return known[0] if known else f"type {self.type_id}"
 
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What `read_gguf_header` returns.
+    """The header of a GGUF file.
 
-    `metadata` maps keys such as `"llama.block_count"` to int, float, bool, str or a list of these; `tensors` maps
-    GGUF's tensor names to their places, in file order.
+    `metadata` maps keys such as `"llama.block_count"` to int, float, bool, str or lists; `tensors` maps GGUF's tensor
+    names to their places, in file order.
     """
 
     path: Path
@@ -109,9 +108,9 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not GGUF 2 or 3, is cut short, or contradicts itself; the message says where.
+        ValueError: If the file is not GGUF 2 or 3, is truncated, or contradicts itself; the message says where.
 
-    Cost: one pass over the header, about 0.1 s for a vocabulary of 50,000 tokens; tensor data is not touched.
+    Cost: one pass over the header, about 0.1 s for a vocabulary of 50,000 tokens; tensor data is not read.
 
     Example:
         >>> read_gguf_header("SmolLM2-135M-Instruct.Q4_1.gguf").metadata["llama.block_count"]  # doctest: +SKIP
@@ -126,10 +125,10 @@ def read_gguf_header(path: str | os.PathLike[str]) -> GGUFHeader:
 
 
 def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
-    """Return the header of a model, which may be split over several files: `name-00001-of-00003.gguf` and on.
+    """Return the header of a model in one file or several: `name-00001-of-00003.gguf` and so on.
 
     Args:
-        path: The file, or any of them. Metadata is that of the first; tensors know the file they lie in.
+        path: The file, or one of several. Metadata is that of the first; each tensor names its file.
 
     Raises:
         FileNotFoundError: If one of the files is absent.
@@ -172,7 +171,7 @@ def read_gguf_model_header(path: str | os.PathLike[str]) -> GGUFHeader:
 
 
 class _Parser:
-    """A cursor over the file's bytes; every read is bounds-checked."""
+    """A cursor over the file's bytes with bounds checks."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path = path
@@ -185,7 +184,7 @@ class _Parser:
         return ValueError(f"{self.path}: {message}")
 
     def need(self, nbytes: int) -> int:
-        """Advance past `nbytes` and return where they began."""
+        """Advance by `nbytes` and return the offset before."""
         begin = self.at
         if nbytes > self.size - begin:
             raise self.fail(
@@ -219,7 +218,7 @@ class _Parser:
                 letter = _SCALARS[item_kind]
                 begin = self.need(count * struct.calcsize(letter))
                 return list(struct.unpack_from(f"<{count}{letter}", self.data, begin))
-            # Each string or array takes at least its own length field: refuse counts the file cannot hold.
+            # Each string or array has a length field of 8 bytes, which bounds the count before the list is built.
             if count * 8 > self.size - self.at:
                 self.need(count * 8)
             return [self.value(item_kind, nesting + 1) for _ in range(count)]

@@ -1,21 +1,20 @@
-# ruff: noqa: RUF001, RUF002 -- characters of other scripts are what is matched
-r"""How llama.cpp splits text, by the value of `tokenizer.ggml.pre`.
+# ruff: noqa: RUF001, RUF002 -- the regexes match characters of other scripts
+r"""The pre-tokenizers of llama.cpp, by the value of `tokenizer.ggml.pre`.
 
-A pre-tokenizer of llama.cpp is a list of regexes. Each one splits the pieces that the one before left; its matches and
-what lies between them are pieces. llama.cpp runs some of these regexes by hand-written functions, the others by
-`std::regex` over a text in which every character beyond ASCII stands for its category. So a regex may mean something
-else there than it does in the tokenizer.json it was taken from. The regexes here are written for `fancy-regex` and say
-what llama.cpp does:
+A pre-tokenizer of llama.cpp is a list of regexes. Each one splits the pieces of the one before into its matches and the
+text between them. llama.cpp implements some regexes by custom functions. It runs the others by `std::regex` on a text
+in which each character beyond ASCII is replaced by its category. So a regex may have another meaning there than in its
+tokenizer.json. The regexes here are written for `fancy-regex`, with the meaning that they have in llama.cpp:
 
 - `\p{Lu}`, `\p{Ll}`, `\p{Lt}`, `\p{Lm}` and `\p{Lo}` are all `\p{L}` there.
 - `\d` is `[0-9]`; `$` is the end of the piece, `\z`.
-- Beyond ASCII, white space never matches a character written out in a class: `&&\S`.
+- Beyond ASCII, white space matches no literal character of a class: `&&\S`.
 - "No letter from a to z" holds for every letter beyond ASCII, so a capital letter beyond ASCII begins no new piece.
 
-A pattern that equals one of ours goes by that name. Two differences are left, both with characters that a text hardly
-holds: llama.cpp's tables are those of Unicode 15.1, ours of `bpe_llama._core.UNICODE_VERSION`, so characters that are
-newer have no category there; and in the patterns named `llama3` and `qwen2` an apostrophe and `ſ` (U+017F) are a
-contraction, as the published regexes have it.
+A pattern of bpe_llama is referenced by its name. Two differences remain, both for rare characters. llama.cpp has the
+tables of Unicode 15.1, bpe_llama those of `bpe_llama._core.UNICODE_VERSION`, so newer characters have no category in
+llama.cpp. In the patterns `llama3` and `qwen2`, an apostrophe and `ſ` (U+017F) are a contraction, as in the published
+regexes.
 
 Source: `src/llama-vocab.cpp` (`llama_vocab::impl::load`, `llm_tokenizer_bpe`) and `src/unicode.cpp` of
 https://github.com/ggml-org/llama.cpp, as llama-cpp-python 0.3.36 carries them.
@@ -28,10 +27,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """The meaning of one value of `tokenizer.ggml.pre`.
+    """One value of `tokenizer.ggml.pre`.
 
     `patterns` are applied one after another. With `ignore_merges` a piece that is a token becomes that token. `add_bos`
-    is what holds where the file has no `tokenizer.ggml.add_bos_token`.
+    is the default of `tokenizer.ggml.add_bos_token`.
     """
 
     patterns: tuple[str, ...]
@@ -46,9 +45,9 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _HAN_KANA = "[一-龥぀-ゟ゠-ヿ]+"
 _ASCII_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
 _LINES = r"[^\n]+|\n+"
-# All but sentence marks: the class that Bloom, Poro and Viking share.
+# All characters but sentence marks: the class of Bloom, Poro and Viking.
 _NO_MARKS = r" ?[^(\s|.,!?…。，、।۔،)]+"
-# Runs of numbers are cut into threes from the right; what stands before a run stays with its first part.
+# Splits runs of numbers into groups of three from the right; the text before a run belongs to its first group.
 _THREES = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\P{N}+"
 # Letters of the scripts with two cases that DeepSeek's first tokenizer lists.
 _CASED = (
@@ -66,7 +65,7 @@ _HAN = (
 
 
 def _cased_words(letter: str, contraction: str) -> str:
-    """Return the words of o200k as llama.cpp has them: a new one begins at a capital letter of ASCII only."""
+    """Return the words of o200k in llama.cpp: only a capital letter of ASCII begins a new one."""
     upper, lower = rf"[{letter}&&[^a-z]]", rf"[{letter}&&[^A-Z]]"
     first = r"[^\r\n\p{L}\p{N}]?"
     return f"{first}{upper}*{lower}+{contraction}|{first}{upper}+{lower}*{contraction}"
@@ -204,7 +203,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         (r"\p{N}{1,3}", rf"{_CONTRACTION}|{_WORD}|\p{{N}}+|{_OTHERS}|{_SPACES}"), ignore_merges=True
     ),
 }
-"""Every name of a byte-level pre-tokenizer of llama.cpp. Among synonyms, the first one is written."""
+"""All byte-level pre-tokenizers of llama.cpp by name. Of several synonyms, the first is written to files."""
 
 CHARACTER_NAMES = ("gemma4", "granite-embed-multi-311m", "sarvam-moe")
 """Names of pre-tokenizers for vocabularies over characters, with `▁` for a space and bytes for unknown characters."""
@@ -223,4 +222,4 @@ NEAREST = {
         rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
     ): ("qwen35", ""),
 }
-"""Published patterns that llama.cpp spells otherwise: its name, and the difference to warn of, if there is one."""
+"""Published patterns with another spelling in llama.cpp: its name, and the difference for a warning, if any."""

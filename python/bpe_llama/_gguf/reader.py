@@ -1,4 +1,4 @@
-"""Read the tokenizer in a GGUF file's metadata, so that it gives llama.cpp's ids."""
+"""Read the tokenizer in a GGUF file's metadata; its ids are those of llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._gguf.header import read_gguf_header
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, PRE_TOKENIZERS
 from bpe_llama._gguf.token_types import (
@@ -23,10 +23,7 @@ from bpe_llama._gguf.token_types import (
     overlapping,
     token_id,
 )
-from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.chat.templates import ChatTemplate, from_gguf_metadata
-
-__all__ = ["GgufTokenizer", "read_tokenizer", "tokenizer_metadata"]
 
 _OTHER_MODELS = {
     "bert": "WordPiece",
@@ -42,22 +39,22 @@ _OTHER_MODELS = {
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """What `read_tokenizer` returns.
+    """The tokenizer of a GGUF file.
 
     Attributes:
-        core: Text to ids and back, with its `bos_id` and `eos_id`.
-        chat_template: A template, or several by name (`"default"` is the unnamed one); None if there is none.
-        add_bos: Whether llama.cpp puts `bos_id` before a text.
-        add_eos: Whether it puts `eos_id` after one.
+        core: The compiled tokenizer, with its `bos_id` and `eos_id`.
+        chat_template: A template, or several by name (`"default"` is the unnamed one), or None.
+        add_bos: Whether llama.cpp prepends `bos_id` to a text.
+        add_eos: Whether llama.cpp appends `eos_id` to a text.
         pad_id: The padding id.
         unk_id: The id of the unknown token.
         eot_id: The id that ends a turn of a conversation.
         eom_id: The id that ends a message to a tool.
-        end_ids: Every id at which llama.cpp ends generation, `eos_id`, `eot_id` and `eom_id` included.
-        pre: The file's `tokenizer.ggml.pre`, by which the pattern is written back; None for a SentencePiece vocabulary.
+        end_ids: All ids that end generation in llama.cpp, `eos_id`, `eot_id` and `eom_id` included.
+        pre: The file's `tokenizer.ggml.pre`, the name of the pattern; None for a SentencePiece vocabulary.
     """
 
-    core: _core.Tokenizer
+    core: CoreTokenizer
     chat_template: ChatTemplate | None
     add_bos: bool
     add_eos: bool
@@ -70,9 +67,9 @@ class GgufTokenizer:
 
 
 def read_tokenizer(path: str | os.PathLike[str]) -> GgufTokenizer:
-    """Return the tokenizer of a GGUF file, which gives llama.cpp's ids.
+    """Return the tokenizer of a GGUF file; its ids are those of llama.cpp.
 
-    A file without `tokenizer.ggml.pre` is split by llama.cpp's default, with its warning.
+    Without `tokenizer.ggml.pre` in the file, llama.cpp's default pattern splits text, with a warning.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -105,15 +102,15 @@ def _read_byte_level(metadata: dict[str, Any], path: str | os.PathLike[str]) -> 
     tokens, types = _tokens(metadata)
     merges = _merges(metadata, tokens)
 
-    def build(added: list[AddedToken]) -> _core.Tokenizer:
-        return _core.Tokenizer.build_from_gguf(tokens, merges, known.patterns, known.ignore_merges, added)
+    def build(added: list[AddedToken]) -> CoreTokenizer:
+        return CoreTokenizer.build_from_gguf(tokens, merges, known.patterns, known.ignore_merges, added)
 
     return _finish(metadata, tokens, types, build, (11, 11), add_bos=known.add_bos, pre=pre)
 
 
 def _merges(metadata: dict[str, Any], tokens: Sequence[str]) -> list[tuple[int, int]]:
     ids = {token: i for i, token in enumerate(tokens)}
-    pairs: dict[tuple[int, int], None] = {}  # a merge that is listed twice counts at its first place
+    pairs: dict[tuple[int, int], None] = {}  # the first place of a repeated merge counts
     for number, merge in enumerate(_strings(metadata, "merges")):
         at = merge.find(" ", 1)
         left, right = (merge[:at], merge[at + 1 :]) if at > 0 else (merge, "")
@@ -127,33 +124,33 @@ def _merges(metadata: dict[str, Any], tokens: Sequence[str]) -> list[tuple[int, 
 
 
 def _read_characters(metadata: dict[str, Any]) -> GgufTokenizer:
-    """Return a tokenizer of Gemma 4's kind: merges over characters, byte fallback, no space put first."""
+    """Return a tokenizer like Gemma 4's: merges over characters, byte fallback, no space prepended."""
     tokens, types = _tokens(metadata)
     merges = _merges(metadata, tokens)
     pre = "gemma4" if metadata["tokenizer.ggml.model"] == "gemma4" else metadata["tokenizer.ggml.pre"]
 
-    def build(added: list[AddedToken]) -> _core.Tokenizer:
-        apart = _apart(added)
-        pieces = list(zip(tokens, _kinds(types, apart), strict=True))
-        return _core.Tokenizer.build_from_gguf_characters(pieces, merges, apart)
+    def build(added: list[AddedToken]) -> CoreTokenizer:
+        searched = _searched(added)
+        pieces = list(zip(tokens, _kinds(types, searched), strict=True))
+        return CoreTokenizer.build_from_gguf_characters(pieces, merges, searched)
 
     found = _finish(metadata, tokens, types, build, None, add_bos=False, pre=pre)
-    # llama.cpp overrides what the file says.
+    # llama.cpp overrides the file.
     return replace(found, add_bos=found.core.bos_id is not None) if pre != "sarvam-moe" else found
 
 
-def _apart(added: list[AddedToken]) -> list[AddedToken]:
-    """Return the added tokens to search text for: all but user-defined ones with `▁`, which merging makes."""
+def _searched(added: list[AddedToken]) -> list[AddedToken]:
+    """Return the added tokens that are searched in text: all but user-defined ones with `▁`, which are merged."""
     return [token for token in added if token[2] or "▁" not in token[0]]
 
 
-def _kinds(types: Sequence[int], apart: list[AddedToken]) -> list[int]:
-    """Return the types for the core: the tokens of `apart` take no part in merging, all others except bytes do.
+def _kinds(types: Sequence[int], searched: list[AddedToken]) -> list[int]:
+    """Return the types for the core: merges give no token of `searched` and no byte token.
 
-    The core itself finds user-defined tokens with `▁` in text that holds this character.
+    The core finds user-defined tokens with `▁` in text with this character.
     """
     kinds = [kind if kind in (BYTE, USER_DEFINED) else NORMAL for kind in types]
-    for _, i, *_flags in apart:
+    for _, i, *_flags in searched:
         kinds[i] = CONTROL
     return kinds
 
@@ -183,12 +180,12 @@ def _read_sentencepiece(metadata: dict[str, Any]) -> GgufTokenizer:
     if len(scores) != len(tokens):
         raise ValueError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
     prefix = _flag(metadata, "add_space_prefix", True)
-    # llama.cpp reads tokenizer.ggml.remove_extra_whitespaces, but obeys it for Unigram models only.
+    # llama.cpp reads tokenizer.ggml.remove_extra_whitespaces, but applies it to Unigram models only.
 
-    def build(added: list[AddedToken]) -> _core.Tokenizer:
-        apart = _apart(added)
-        pieces = list(zip(tokens, map(float, scores), _kinds(types, apart), strict=True))
-        return _core.Tokenizer.build_from_gguf_pieces(pieces, prefix, apart)
+    def build(added: list[AddedToken]) -> CoreTokenizer:
+        searched = _searched(added)
+        pieces = list(zip(tokens, map(float, scores), _kinds(types, searched), strict=True))
+        return CoreTokenizer.build_from_gguf_pieces(pieces, prefix, searched)
 
     return _finish(metadata, tokens, types, build, (1, 2), add_bos=True, pre=None)
 
@@ -197,16 +194,16 @@ def _finish(
     metadata: dict[str, Any],
     tokens: Sequence[str],
     types: Sequence[int],
-    build: Callable[[list[AddedToken]], _core.Tokenizer],
+    build: Callable[[list[AddedToken]], CoreTokenizer],
     defaults: tuple[int, int] | None,
     *,
     add_bos: bool,
     pre: str | None,
 ) -> GgufTokenizer:
-    """Return the tokenizer that `build` makes with the added tokens, and the special ids that the file names.
+    """Return the tokenizer of `build` with the added tokens and the special-token ids of the file.
 
-    `defaults` are the beginning and the end that llama.cpp takes where the file names none, if any. Here they
-    count only if they are control tokens; otherwise a token of a usual name does.
+    `defaults` are llama.cpp's `bos_id` and `eos_id` for a file that names none. They apply if they are control tokens;
+    otherwise tokens of common names do.
     """
     ends = []
     for name, default in zip(("bos", "eos"), defaults or (len(tokens),) * 2, strict=True):

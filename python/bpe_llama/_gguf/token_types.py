@@ -1,8 +1,8 @@
-# ruff: noqa: RUF001 -- characters of other scripts are what is matched
+# ruff: noqa: RUF001 -- the tokens hold characters of other scripts
 """Find the tokens of a GGUF vocabulary that are special, end generation or strip white space, as llama.cpp does.
 
-A GGUF file gives each token a type and names some by id. llama.cpp adds what it knows of token texts: `<|eot_id|>`
-ends a turn whatever the file says, for instance.
+A GGUF file holds the type of each token and the ids of some roles. llama.cpp also knows tokens by text. For example,
+`<|eot_id|>` always ends a turn.
 
 Source: `llama_vocab::impl::load` and `tokenizer_st_partition` in `src/llama-vocab.cpp` of
 https://github.com/ggml-org/llama.cpp, as llama-cpp-python 0.3.36 carries it.
@@ -27,7 +27,7 @@ _ENDS = (
     *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "[EOS]", "<eos>", "<turn|>", "<|tool_response>"),
     "[e~[",
 )
-# Tokens that fill in the middle of code, by the key of their id: the first found is a control token.
+# Fill-in-the-middle tokens, by the key of their id: the first that exists is a control token.
 _FILL_IN = {
     "fim_pre": (
         *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
@@ -47,16 +47,16 @@ _FILL_IN = {
 }
 _OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
 _FILL_IN_ENDS = ("fim_pad", "fim_rep", "fim_sep")
-# Tokens of gpt-oss that are shown like text.
-_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+# Tokens of gpt-oss that are decoded as text.
+_DECODED_AS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 AddedToken: TypeAlias = "tuple[str, int, bool, bool, bool]"
-"""A token that is matched as a whole: text, id, special, and whether it swallows white space to its left, its right."""
+"""An added token: text, id, special, and whether it strips white space to its left and to its right."""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The result of `find_special_tokens`: the corrected types, and the ids with a meaning."""
+    """The result of `find_special_tokens`: corrected types, and special-token ids."""
 
     types: list[int]
     eot_id: int | None
@@ -68,7 +68,7 @@ def token_id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
     """Return the id under `tokenizer.ggml.NAME_token_id`, or None if there is none.
 
     Raises:
-        ValueError: If it is no id of a vocabulary of `count` tokens.
+        ValueError: If it is no id below `count`.
     """
     key = f"tokenizer.ggml.{name}_token_id"
     value = metadata.get(key)
@@ -82,10 +82,10 @@ def token_id(metadata: Mapping[str, Any], name: str, count: int) -> int | None:
 def find_special_tokens(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], eos_id: int | None
 ) -> SpecialTokens:
-    """Return the tokens' types as llama.cpp corrects them, and which ids end a turn, a message or a text.
+    """Return the types of the tokens as llama.cpp corrects them, and the ids that end a turn, a message or a text.
 
     Args:
-        metadata: The metadata of the file; it names ids.
+        metadata: The metadata of the file.
         tokens: The text of each token, by id, all different.
         types: The type of each token in the file.
         eos_id: The end of a text, which is always among `end_ids`.
@@ -114,24 +114,24 @@ def find_special_tokens(
     ends = {ids[text] for text in _ENDS if text in ids}
     for i in ends:
         corrected[i] = CONTROL
-    for text in _SHOWN:
+    for text in _DECODED_AS_TEXT:
         if text in ids:
             corrected[ids[text]] = USER_DEFINED
     ends.update(i for i in (eos_id, eot_id, eom_id, *map(fill_in.get, _FILL_IN_ENDS)) if i is not None)
 
     ends_with = {tokens[i] for i in ends}
     calls = ends_with & {"<|call|>", "<|calls|>"} and ends_with & {"<|return|>", "<|flush|>"}
-    if "<|end|>" in ends_with and calls:  # gpt-oss and Solar: it ends a message, and more follow
+    if "<|end|>" in ends_with and calls:  # gpt-oss and Solar: more messages follow it
         ends.discard(ids["<|end|>"])
         corrected[ids["<|end|>"]] = USER_DEFINED
-    if "</s>" in ends_with and ends_with & {"<|tool_response>", "<|plamo:eos|>"}:  # Gemma 4: text like other
+    if "</s>" in ends_with and ends_with & {"<|tool_response>", "<|plamo:eos|>"}:  # Gemma 4: ordinary text
         ends.discard(ids["</s>"])
         corrected[ids["</s>"]] = NORMAL
     return SpecialTokens(corrected, eot_id, eom_id, frozenset(ends))
 
 
 def end_ids(metadata: Mapping[str, Any], vocab_size: int) -> list[int]:
-    """Return every id at which llama.cpp ends a text, in order, given a file's metadata and the model's vocabulary.
+    """Return all ids that end generation in llama.cpp, in order, from a file's metadata and the vocabulary size.
 
     Raises:
         ValueError: If an id is out of range.
@@ -149,10 +149,10 @@ def end_ids(metadata: Mapping[str, Any], vocab_size: int) -> list[int]:
 
 
 def added_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
-    """Return the tokens that are matched as a whole.
+    """Return the added tokens.
 
-    No file says which ones swallow white space; llama.cpp knows them by the names of models. What it swallows is white
-    space of ASCII; `bpe_llama` swallows any, as `tokenizers` does.
+    Files do not hold which of them strip white space; llama.cpp decides by the names of models. It strips ASCII white
+    space; `bpe_llama` strips all Unicode white space, as `tokenizers` does.
     """
     name = str(metadata.get("general.name", "")).lower()
     pre, architecture = str(metadata.get("tokenizer.ggml.pre", "")), str(metadata.get("general.architecture", ""))
@@ -173,10 +173,10 @@ def added_tokens(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequ
 
 
 def overlapping(texts: Sequence[str]) -> tuple[str, str] | None:
-    """Return two texts that may overlap so that the order of searching matters, or None.
+    """Return two texts whose overlap llama.cpp and `bpe_llama` would resolve differently, or None.
 
-    llama.cpp looks for the longest text first, everywhere; `bpe_llama` goes from left to right and takes the longest of
-    those that begin at a place. A text whose end is the beginning of one at least as long tells them apart.
+    llama.cpp searches the whole input for the longest text first; `bpe_llama` searches from left to right and takes the
+    longest match at a place. They differ if a suffix of one text is a prefix of another that is at least as long.
     """
     beginnings: dict[str, list[str]] = {}
     for text in texts:

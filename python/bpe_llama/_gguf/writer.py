@@ -1,4 +1,4 @@
-"""Write a tokenizer as the metadata of a GGUF file, so that llama.cpp gives the same ids."""
+"""Write a tokenizer as the metadata of a GGUF file, for the same ids in llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._core import pattern_regex
 from bpe_llama._gguf.pre_tokenizers import CHARACTER_NAMES, NEAREST, PRE_TOKENIZERS, PreTokenizer
 from bpe_llama._gguf.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, end_ids
 from bpe_llama.chat.templates import ChatTemplate, to_gguf_metadata
@@ -18,7 +19,7 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def tokenizer_metadata(
-    tokenizer: _core.Tokenizer,
+    tokenizer: CoreTokenizer,
     chat_template: ChatTemplate | None = None,
     *,
     add_bos: bool | None = None,
@@ -27,30 +28,30 @@ def tokenizer_metadata(
     unk_id: int | None = None,
     pre: str | None = None,
 ) -> dict[str, Any]:
-    """Return the GGUF metadata that describes a tokenizer, so that llama.cpp gives the same ids.
+    """Return the GGUF metadata of a tokenizer, for the same ids in llama.cpp.
 
-    A `UserWarning` names each step in which llama.cpp differs, whatever the file says: for instance, it never
-    normalizes text to NFC.
+    A `UserWarning` names each step that differs in llama.cpp and that no metadata can change. For example, llama.cpp
+    never normalizes text to NFC.
 
     Args:
-        tokenizer: Byte-level, with a pattern that llama.cpp knows; or SentencePiece's.
-        chat_template: One template, or several by name, of which `"default"` is the unnamed one.
-        add_bos: Whether `bos_id` comes before a text. By default as the post-processor says. Without a post-processor,
-            a SentencePiece tokenizer leaves it to llama.cpp, and a byte-level one says no.
-        add_eos: The same for `eos_id` after a text.
+        tokenizer: A byte-level tokenizer with a pattern that llama.cpp knows, or a SentencePiece tokenizer.
+        chat_template: One template, or several by name, `"default"` being the unnamed one.
+        add_bos: Whether `bos_id` is prepended to a text; by default the post-processor decides. Without a
+            post-processor, the key is omitted for a SentencePiece tokenizer and false for a byte-level one.
+        add_eos: Whether `eos_id` is appended to a text, likewise.
         pad_id: The padding id; by default the tokenizer's.
         unk_id: The id of the unknown token; by default the tokenizer's.
-        pre: llama.cpp's name of the pattern, by default the first name that means it. For a vocabulary over characters
-            with merges, a name such as `"gemma4"`.
+        pre: llama.cpp's name of the pattern; by default the first of its names. For a vocabulary over characters with
+            merges, a name such as `"gemma4"`.
 
     Raises:
-        ValueError: If the pattern has no name in llama.cpp; or if a SentencePiece tokenizer collapses spaces, takes
-            pieces whole, or has merges that no scores give.
+        ValueError: If the pattern has no name in llama.cpp; or if a SentencePiece tokenizer collapses spaces, has
+            `ignore_merges`, or has merges that no scores reproduce.
 
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer"; `src/llama-vocab.cpp` of llama.cpp.
     """
     if tokenizer.pipeline == "general":
-        raise ValueError(f"a GGUF file cannot say {tokenizer.general_because}, which this tokenizer's file asks for")
+        raise ValueError(f"a GGUF file cannot express {tokenizer.general_because}, which this tokenizer's file needs")
     described = json.loads(tokenizer.to_own_json())
     if described["post_processor"] is not None:
         stated = _ends_around(tokenizer)
@@ -61,8 +62,8 @@ def tokenizer_metadata(
     described["model"]["merges"] = [
         tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in described["model"]["merges"]
     ]
-    whole = described["model"]["byte_fallback"]
-    if not whole:
+    has_byte_fallback = described["model"]["byte_fallback"]
+    if not has_byte_fallback:
         metadata = _byte_level(tokenizer, described, pre)
     elif pre in CHARACTER_NAMES:
         metadata = _characters(tokenizer, described, pre)
@@ -72,24 +73,24 @@ def tokenizer_metadata(
     for key, token_id in ids.items():
         if token_id is not None:
             metadata.setdefault(f"tokenizer.ggml.{key}_token_id", token_id)
-    if add_bos is None and not whole:
+    if add_bos is None and not has_byte_fallback:
         add_bos = False
     for key, value, token_id in (("bos", add_bos, tokenizer.bos_id), ("eos", add_eos, tokenizer.eos_id)):
         if value and token_id is None:
             raise ValueError(f"add_{key} is True, but this tokenizer has no {key}_id")
         if value is not None:
             metadata[f"tokenizer.ggml.add_{key}_token"] = value
-    ends = getattr(tokenizer, "end_ids", ())  # which the compiled class does not know
+    ends = getattr(tokenizer, "end_ids", ())  # an attribute of the subclass only
     return with_end_ids(metadata, sorted(ends), tokenizer.vocab_size) | to_gguf_metadata(chat_template)
 
 
 def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size: int) -> dict[str, Any]:
-    """Return a file's metadata with ids at which generation ends, as llama.cpp's end of text, of turn and of message.
+    """Return metadata with keys for ids that end generation: llama.cpp's end of text, of turn and of message.
 
-    Many ends need no key: llama.cpp knows them by their text.
+    llama.cpp knows many of these tokens by their text, which need no key.
 
     Warns:
-        UserWarning: If there are more than it has keys for; the rest is named.
+        UserWarning: If more ids need a key than the three that exist; the message names the rest.
 
     Example:
         >>> with_end_ids({"tokenizer.ggml.eos_token_id": 2}, [2, 7], 32)
@@ -103,32 +104,32 @@ def with_end_ids(metadata: Mapping[str, Any], wanted: Iterable[int], vocab_size:
     left = [i for i in wanted if 0 <= i < vocab_size and i not in end_ids(metadata, vocab_size)]
     if left:
         warnings.warn(
-            f"a GGUF file has keys for three ids that end a text; these have no place in it: {left}",
+            f"a GGUF file has keys for three ids that end a text; it has none for {left}",
             UserWarning,
             stacklevel=3,
         )
     return metadata
 
 
-def _ends_around(tokenizer: _core.Tokenizer) -> tuple[bool, bool]:
-    """Return whether the post-processor puts the tokenizer's bos token before a text, and its eos token after it."""
+def _ends_around(tokenizer: CoreTokenizer) -> tuple[bool, bool]:
+    """Return whether the post-processor prepends the bos token to a text, and whether it appends the eos token."""
     ids = [special for special, *_ in tokenizer.template(False)]
     place = ids.index(None) if None in ids else len(ids)
     before, after = ids[:place], ids[place + 1 :]
     if place == len(ids) or before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
         raise ValueError(
-            f"a GGUF file can put bos_id, {tokenizer.bos_id}, and eos_id, {tokenizer.eos_id}, around a text, but this "
-            f"tokenizer's post-processor makes {ids} of a text, None"
+            f"a GGUF file can add bos_id, {tokenizer.bos_id}, and eos_id, {tokenizer.eos_id}, to a text, but this "
+            f"tokenizer's post-processor gives {ids}, in which None is the text"
         )
     return bool(before), bool(after)
 
 
-def _byte_level(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
+def _byte_level(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
     tokens, types = _listed(tokenizer, described)
     merges = described["model"]["merges"]
     name, differences = _name_of(tokenizer, described, pre)
     if described["normalizer"] is not None:
-        differences.append("it does not bring text to Unicode's normal form C")
+        differences.append("it does not normalize text to NFC")
     _warn(described, differences)
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -140,21 +141,21 @@ def _byte_level(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str 
 
 
 def _warn(described: dict[str, Any], differences: list[str]) -> None:
-    """Warn of the steps in which llama.cpp differs whatever the file says."""
+    """Warn of the steps that differ in llama.cpp and that no metadata can change."""
     for added in described["added_tokens"]:
         if added["lstrip"] or added["rstrip"] or added["single_word"]:
-            differences.append(f"it looks for {added['content']!r} whatever white space or letters stand beside it")
+            differences.append(f"it matches {added['content']!r} without regard to adjacent white space or letters")
             break
     if differences:
         warnings.warn(
-            f"llama.cpp encodes some texts otherwise than this tokenizer: {'; '.join(differences)}",
+            f"llama.cpp encodes some texts differently: {'; '.join(differences)}",
             UserWarning,
             stacklevel=4,
         )
 
 
-def _listed(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Return the name and the type of each id; ids without a token are of the type unused."""
+def _listed(tokenizer: CoreTokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Return the name and the type of each id; the type of ids without a token is UNUSED."""
     vocab: dict[str, int] = described["model"]["vocab"]
     tokens = [""] * tokenizer.vocab_size
     types = [UNUSED] * tokenizer.vocab_size
@@ -174,11 +175,13 @@ def _listed(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list
     return tokens, types
 
 
-def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> tuple[str, list[str]]:
-    """Return llama.cpp's name of the pattern, and the differences to warn of."""
+def _name_of(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | None) -> tuple[str, list[str]]:
+    """Return llama.cpp's name of the pattern, and differences for a warning."""
     pattern, differences = tokenizer.pattern, []
     ignore_merges: bool = described["model"]["ignore_merges"]
-    published = pattern.removeprefix("(?#oniguruma)")  # as a tokenizer.json has it, where it means the same
+    published = pattern.removeprefix(
+        "(?#oniguruma)"
+    )  # the prefix of a pattern from a tokenizer.json; the meaning is the same
     if published in _nearest():
         name, difference = _nearest()[published]
         pattern = _pattern_of(PRE_TOKENIZERS[name])
@@ -186,7 +189,7 @@ def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | N
     names = [name for name, pre in PRE_TOKENIZERS.items() if _pattern_of(pre) == pattern]
     if not names:
         raise ValueError(
-            f"llama.cpp has no name for the pattern {tokenizer.pattern!r}; it knows {', '.join(PRE_TOKENIZERS)}"
+            f"llama.cpp has no name for the pattern {tokenizer.pattern!r}; expected that of {', '.join(PRE_TOKENIZERS)}"
         )
     if pre is not None:
         if pre not in names:
@@ -197,48 +200,47 @@ def _name_of(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | N
         return alike[0], differences
     unreached = _unreached(tokenizer)
     if unreached is not None:
-        has = "takes a piece that is a token whole" if ignore_merges else "merges every piece"
         raise ValueError(
-            f"this tokenizer {has}, which llama.cpp does not do for {names[0]!r}, and merges do not make its token "
-            f"{unreached!r}"
+            f"ignore_merges is {str(ignore_merges).lower()}, but llama.cpp has another value for {names[0]!r}, and "
+            f"merges do not give the token {unreached!r}"
         )
     return names[0], differences
 
 
 def _pattern_of(pre: PreTokenizer) -> str:
     """Return the `Tokenizer.pattern` of a tokenizer with these steps."""
-    return "\n".join(_core.pattern_regex(step) if step.isidentifier() else step for step in pre.patterns)
+    return "\n".join(pattern_regex(step) if step.isidentifier() else step for step in pre.patterns)
 
 
 def _nearest() -> dict[str, tuple[str, str]]:
-    return {_core.pattern_regex(ours) if ours.isidentifier() else ours: found for ours, found in NEAREST.items()}
+    return {pattern_regex(ours) if ours.isidentifier() else ours: found for ours, found in NEAREST.items()}
 
 
-def _unreached(tokenizer: _core.Tokenizer) -> bytes | None:
-    """Return a token that merging its bytes does not give, or None."""
+def _unreached(tokenizer: CoreTokenizer) -> bytes | None:
+    """Return a token that merges of its bytes do not give, or None."""
     ranks = tokenizer.mergeable_ranks
     size = max(ranks.values(), default=-1) + 1
     tokens: list[bytes] = [b""] * size
     for token, token_id in ranks.items():
         tokens[token_id] = token
     holes = [token_id for token_id, token in enumerate(tokens) if not token]
-    if holes:  # build_from_merges wants dense ids; their order is free
+    if holes:  # build_from_merges needs dense ids, in any order
         tokens = list(ranks)
     ids = {token: i for i, token in enumerate(tokens)}
     merges = [(ids[left], ids[right]) for left, right in tokenizer.merges]
-    merging = _core.Tokenizer.build_from_merges(tokens, merges, "(?s:.+)")
+    merging = CoreTokenizer.build_from_merges(tokens, merges, "(?s:.+)")
     return next((token for token, i in ids.items() if merging.encode_bytes(token) != [i]), None)
 
 
-def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dict[str, Any]:
+def _sentencepiece(tokenizer: CoreTokenizer, described: dict[str, Any]) -> dict[str, Any]:
     prefix = _space_prefix(described)
     if described["model"]["ignore_merges"]:
-        raise ValueError("a SentencePiece tokenizer that takes whole tokens before merging is not written to GGUF")
+        raise ValueError("a SentencePiece tokenizer with ignore_merges cannot be written to GGUF")
     tokens, types = _listed_pieces(tokenizer, described)
     merges: list[tuple[str, ...]] = described["model"]["merges"]
     order = list(dict.fromkeys("".join(pair) for pair in merges))
     places = {token: place for place, token in enumerate(order)}
-    # An earlier merge gives its token a higher score; tokens that no merge makes come last.
+    # An earlier merge gives its token a higher score; tokens without a merge come last.
     scores = [-float(places.get(token, len(order) + i)) for i, token in enumerate(tokens)]
     _check_scores(tokens, scores, types, prefix, merges)
     _warn(described, [])
@@ -253,10 +255,10 @@ def _sentencepiece(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> dic
     }
 
 
-def _characters(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
+def _characters(tokenizer: CoreTokenizer, described: dict[str, Any], pre: str | None) -> dict[str, Any]:
     """Return the metadata of a vocabulary over characters with merges, such as Gemma 4's."""
     if _space_prefix(described) or described["model"]["ignore_merges"]:
-        raise ValueError(f"pre is {pre!r}, for which llama.cpp puts no space before a text and merges every piece")
+        raise ValueError(f"pre is {pre!r}, for which llama.cpp prepends no space to a text and has no ignore_merges")
     tokens, types = _listed_pieces(tokenizer, described)
     model = {"tokenizer.ggml.model": "gemma4"} if pre == "gemma4" else {"tokenizer.ggml.model": "gpt2"}
     return {
@@ -268,7 +270,7 @@ def _characters(tokenizer: _core.Tokenizer, described: dict[str, Any], pre: str 
     }
 
 
-def _listed_pieces(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
+def _listed_pieces(tokenizer: CoreTokenizer, described: dict[str, Any]) -> tuple[list[str], list[int]]:
     """Return the names and types of `_listed`, with the types of byte tokens and of the unknown token."""
     tokens, types = _listed(tokenizer, described)
     for token_id, token in enumerate(tokens):
@@ -280,7 +282,7 @@ def _listed_pieces(tokenizer: _core.Tokenizer, described: dict[str, Any]) -> tup
 
 
 def _space_prefix(described: dict[str, Any]) -> bool:
-    """Return whether the normalizer puts a space first; refuse any step that llama.cpp does not have."""
+    """Return whether the normalizer prepends a space; raise for a step that llama.cpp does not have."""
     if described["pre_tokenizer"] is not None:
         raise ValueError(
             "llama.cpp cannot split text as this SentencePiece tokenizer does: "
@@ -298,20 +300,20 @@ def _space_prefix(described: dict[str, Any]) -> bool:
 def _check_scores(
     tokens: list[str], scores: list[float], types: list[int], prefix: bool, merges: list[tuple[str, ...]]
 ) -> None:
-    """Refuse merges that llama.cpp would not derive from the scores.
+    """Raise if llama.cpp would derive other merges from the scores.
 
-    With scores, every pair that makes a token may merge. Only one pair of each token ever occurs, since better merges
-    use up the others. So the ids agree if the derived pairs are in the list of merges in the same order, and all pairs
-    of one token are next to each other.
+    With scores, every pair whose concatenation is a token may merge. Only one pair of each token ever occurs, since
+    merges with higher scores consume the others. So the ids agree if the derived pairs occur among the merges in the
+    same order, and all pairs of one token are adjacent.
     """
     kinds = [kind if kind in (BYTE, NORMAL) else CONTROL for kind in types]
     pieces = list(zip(tokens, scores, kinds, strict=True))
-    given = json.loads(_core.Tokenizer.build_from_gguf_pieces(pieces, prefix, []).to_huggingface())["model"]["merges"]
+    given = json.loads(CoreTokenizer.build_from_gguf_pieces(pieces, prefix, []).to_huggingface())["model"]["merges"]
     rest: Iterable[tuple[str, ...]] = iter(merges)
     for pair in given:
         if tuple(pair) not in rest:
-            raise ValueError(f"no scores give the merges of this tokenizer: of {''.join(pair)!r} they make {pair}")
-    made = [token for i, token in enumerate(map("".join, merges)) if i == 0 or token != "".join(merges[i - 1])]
-    if len(made) != len(set(made)):
-        twice = next(token for i, token in enumerate(made) if token in made[:i])
-        raise ValueError(f"no scores give the merges of this tokenizer: those of {twice!r} stand at several places")
+            raise ValueError(f"no scores give the merges of this tokenizer: {''.join(pair)!r} would merge {pair}")
+    merged = [token for i, token in enumerate(map("".join, merges)) if i == 0 or token != "".join(merges[i - 1])]
+    if len(merged) != len(set(merged)):
+        twice = next(token for i, token in enumerate(merged) if token in merged[:i])
+        raise ValueError(f"no scores give the merges of this tokenizer: those of {twice!r} are not adjacent")

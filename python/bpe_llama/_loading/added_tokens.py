@@ -1,4 +1,4 @@
-"""The added tokens that a folder's Hugging Face files name, and their ids."""
+"""The added tokens in a folder's Hugging Face files, and their ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AddedToken:
         """Return the token that a JSON object describes.
 
         Raises:
-            ValueError: If it is not an object of the content and these flags; the message names the field.
+            ValueError: If it is no object with a content and these flags; the message names the field.
         """
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {value!r}; expected an object with the token's content and flags")
@@ -46,30 +46,30 @@ class AddedToken:
         return self.content, self.special, self.single_word, self.lstrip, self.rstrip, normalized
 
     def as_json(self, token_id: int) -> dict[str, Any]:
-        """Return it as tokenizer.json writes it."""
+        """Return the token as tokenizer.json writes it."""
         normalized = not self.special if self.normalized is None else self.normalized
         flags = {flag: getattr(self, flag) for flag in _FLAGS} | {"normalized": normalized}
         return {"id": token_id, "content": self.content, **flags}
 
 
 class AddedTokens:
-    """Tokens added to a vocabulary: one that the vocabulary holds keeps its id, a new one gets the next id.
+    """Tokens added to a vocabulary: a token of the vocabulary keeps its id, a new one gets the next id.
 
     Source: ``AddedVocabulary::add_tokens`` of Hugging Face `tokenizers` 0.23.
     """
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
-        """Start without added tokens."""
+        """Begin without added tokens."""
         self._vocab = vocab
         self._taken = set(vocab.values())
         self._next = len(vocab)
         self._tokens: dict[str, tuple[int, AddedToken]] = {}
 
     def add(self, tokens: Iterable[AddedToken]) -> None:
-        """Add tokens in this order; a token that was added before gets the new flags.
+        """Add tokens in this order; a token added before gets the new flags.
 
         Raises:
-            ValueError: If the next id is taken, since the ids of the vocabulary have a hole.
+            ValueError: If the next id is in use, since the ids of the vocabulary have a hole.
         """
         for token in tokens:
             if not token.content:
@@ -91,17 +91,17 @@ class AddedTokens:
         return self._vocab.get(content) if added is None else added[0]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return them as tokenizer.json lists them."""
+        """Return the tokens as tokenizer.json lists them."""
         return [token.as_json(token_id) for token_id, token in sorted(self._tokens.values(), key=lambda item: item[0])]
 
 
 @dataclass(frozen=True)
 class StatedTokens:
-    """The tokens that the files of a folder name.
+    """The tokens in the files of a folder.
 
     Attributes:
-        listed: Added tokens in the order of the ids that the files give them.
-        named: The token of each role, in the order of adding; roles of the model's own come last.
+        listed: Added tokens, by their ids in the files.
+        named: The token of each role, in the order of adding; roles that only this model has come last.
         extra: Special tokens without a role.
     """
 
@@ -113,7 +113,7 @@ class StatedTokens:
         """Return all tokens in the order in which transformers adds them."""
         contents = {token.content for token in self.listed} | {""}
         names = {_content(token) for token in self.named.values() if token is not None}
-        # A token with the same flags is listed once, at its first place; with other flags it is listed again.
+        # A token is listed once for each set of flags, at its first place.
         rest = [token for token in (*self.named.values(), *self.extra) if token is not None]
         tokens = dict.fromkeys((*self.listed, *(token for token in rest if _content(token) not in contents)))
         return [
@@ -141,11 +141,11 @@ class StatedTokens:
         return tokens
 
     def named_texts(self) -> dict[str, str | None]:
-        """Return the text of the token of each role, ``None`` where it has none."""
+        """Return the text of each role's token, or ``None``."""
         return {role: None if token is None else _content(token) for role, token in self.named.items()}
 
     def names(self) -> dict[str, str]:
-        """Return the text of the token of each role that has one; an empty text stands for none."""
+        """Return the text of each role's token, without roles whose token is missing or empty."""
         contents = {role: _content(token) for role, token in self.named.items() if token is not None}
         return {role: content for role, content in contents.items() if content}
 
@@ -154,7 +154,7 @@ class StatedTokens:
         return list(dict.fromkeys(filter(None, map(_content, self.extra))))
 
     def all_special(self) -> list[str]:
-        """Return the text of every token that has a role or is an extra special token, once."""
+        """Return the text of every token with a role and of every extra special token, once."""
         return list(dict.fromkeys((*self.names().values(), *self.extra_names())))
 
 
@@ -165,17 +165,17 @@ def read_stated_tokens(
     added: Mapping[str, Any],
     own: Iterable[Mapping[str, Any]] = (),
 ) -> StatedTokens:
-    """Return the tokens that ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` name.
+    """Return the tokens in ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``.
 
-    Only ``tokenizer_config.json`` counts if it has an ``added_tokens_decoder``.
+    The other files are ignored if ``tokenizer_config.json`` has an ``added_tokens_decoder``.
 
     Args:
         defaults: The tokens of roles that no file names.
         config: The content of tokenizer_config.json.
         special_map: The content of special_tokens_map.json.
         added: The content of added_tokens.json.
-        own: The added tokens of tokenizer.json, for a class that does not take them from there. Without an
-            ``added_tokens_decoder`` they count, and override those of added_tokens.json with the same id.
+        own: The added tokens of tokenizer.json, for a class that does not read them there. Without an
+            ``added_tokens_decoder`` they override tokens of added_tokens.json with the same id.
 
     Raises:
         ValueError: If a token is neither a str nor an object; the message names file and field.
@@ -203,15 +203,15 @@ def read_stated_tokens(
 def id_passed_over(
     config: Mapping[str, Any], added: Mapping[str, Any], id_of: Callable[[str], int | None]
 ) -> str | None:
-    """Return what to say of the first token that has another id than a file gives it, or ``None``.
+    """Return a warning that names the first token with another id than in a file, or ``None``.
 
-    The ids in these files count for nothing in transformers but the order of adding: a token that the vocabulary holds
-    keeps its id, and another one gets the next.
+    transformers uses the ids in these files for the order of adding only: a token of the vocabulary keeps its id, and a
+    new one gets the next.
 
     Args:
-        config: The content of tokenizer_config.json, with an ``added_tokens_decoder`` that was read without an error.
+        config: The content of tokenizer_config.json, with a valid ``added_tokens_decoder``.
         added: The content of added_tokens.json, likewise.
-        id_of: Returns the id that a token has, or ``None``.
+        id_of: Returns the id of a token, or ``None``.
     """
     if "added_tokens_decoder" in config:
         where = "tokenizer_config.json: added_tokens_decoder"
@@ -228,15 +228,15 @@ def id_passed_over(
 
 @dataclass
 class _Stated:
-    """What was read so far.
+    """The tokens read so far.
 
     Attributes:
-        roles: The token of each role that is named, or ``None``.
-        found: The tokens of the model's own roles that special_tokens_map.json or an object of the config names.
-        own: The tokens of the model's own roles that the config names as a str. They are added after ``found``.
-        extra: Special tokens without a role; ``None`` where no file has the field.
-        objects: What the config describes by an object: transformers does not see that added_tokens.json's tokens are
-            the same.
+        roles: The token of each named role, or ``None``.
+        found: Tokens of other roles, from special_tokens_map.json or objects of the config.
+        own: Tokens of other roles that the config names by a str. They are added after ``found``.
+        extra: Special tokens without a role; ``None`` if no file has the field.
+        objects: Tokens that the config describes by an object. transformers does not match them with the tokens of
+            added_tokens.json.
     """
 
     roles: dict[str, str | AddedToken | None]
@@ -246,7 +246,7 @@ class _Stated:
     objects: list[str | AddedToken]
 
     def special(self) -> set[str]:
-        """Return the texts by which a token of added_tokens.json is a special one."""
+        """Return the texts of the special tokens in added_tokens.json."""
         tokens = (*self.roles.values(), *(self.extra or []))
         is_object = {id(token) for token in self.objects}
         return {_content(token) for token in tokens if token is not None and id(token) not in is_object}
@@ -285,7 +285,7 @@ def _of_config(config: Mapping[str, Any]) -> _Stated:
 
 
 def _take_special_map(stated: _Stated, special_map: Mapping[str, Any]) -> None:
-    """Add what special_tokens_map.json says; it overrides the config."""
+    """Add the tokens of special_tokens_map.json, which override the config."""
     where = "special_tokens_map.json: "
     for key, value in special_map.items():
         if key == "extra_special_tokens" and isinstance(value, dict):
@@ -352,7 +352,7 @@ def _token_list(where: str, value: object) -> list[str | AddedToken]:
 
 
 def _token(where: str, value: object) -> str | AddedToken:
-    """Return a token of the config: a str, or an object of content and flags."""
+    """Return a token of the config: a str, or an object with content and flags."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict) and "content" in value:

@@ -1,17 +1,16 @@
-"""Which file holds a tokenizer, in what format, and what the files beside it say."""
+"""Read a tokenizer with the files beside it, as transformers reads its folder; write its tokenizer_config.json."""
 
 from __future__ import annotations
 
 import json
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from bpe_llama import _core
-from bpe_llama._files import PathLike, read_json_object, written_whole
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import read_json_object, write_text
 from bpe_llama._loading.added_tokens import (
     ROLES,
     AddedToken,
@@ -20,93 +19,19 @@ from bpe_llama._loading.added_tokens import (
     id_passed_over,
     read_stated_tokens,
 )
-from bpe_llama._loading.ends import Ends
+from bpe_llama._loading.ends import END_ROLES, ends_of, ids_around
 from bpe_llama._loading.rebuilding import differences
 from bpe_llama._loading.settings import Settings, read_settings
 from bpe_llama._loading.tokenizer_classes import class_of, class_tokens
 from bpe_llama.chat.templates import ChatTemplate, read_chat_templates
 
 
-def file_in(path: PathLike) -> Path:
-    """Return the file of a tokenizer: the path itself, or what a folder holds."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    for name in ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"):
-        if (path / name).is_file():
-            return path / name
-    for suffix in ("*.tiktoken", "*.gguf"):
-        found = sorted(file for file in path.glob(suffix) if not file.name.startswith("."))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"{path} holds several {suffix} files: {[file.name for file in found]}; name one")
-    raise FileNotFoundError(
-        f"{path} holds no tokenizer.json, tokenizer.model, tekken.json, vocab.json, *.tiktoken or *.gguf"
-    )
-
-
-Format: TypeAlias = Literal["gguf", "huggingface", "sentencepiece", "tekken", "tiktoken", "vocab_and_merges"]
-
-# The first key of a JSON object, and the first character of its value.
-_FIRST_KEY = re.compile(rb'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(.)')
-_TEKKEN_KEYS = {b"config", b"vocab", b"special_tokens", b"type", b"image", b"multimodal", b"audio"}
-
-
-def format_of(path: Path) -> Format:
-    """Return the format of a file by its first bytes; ``vocab.json`` and ``merges.txt`` are known by their names.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is none of the formats.
-    """
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head[:4] == b"GGUF":
-        return "gguf"
-    if path.name in ("vocab.json", "merges.txt"):
-        return "vocab_and_merges"
-    if head.startswith(b"#version"):
-        raise ValueError(
-            f"{path}: begins as a merges.txt does, which is read under that name, with vocab.json beside it"
-        )
-    if head.lstrip()[:1] == b"{":
-        return _format_of_json(path, head)
-    if path.suffix == ".json":
-        why = "a byte order mark" if head.startswith(b"\xef\xbb\xbf") else repr(head[:16])
-        raise ValueError(f"{path}: expected a JSON object, but it begins with {why}")
-    # The first field of a SentencePiece model is a message, that of the first piece, whose first field is a string.
-    if head[:1] == b"\n" and head[2:3] == b"\n":
-        return "sentencepiece"
-    if b" " in head.split(b"\n")[0]:
-        return "tiktoken"
-    raise ValueError(
-        f"{path}: expected a tokenizer.json, a tokenizer.model, a tekken.json, a vocab.json, a .tiktoken or a .gguf "
-        f"file, but it begins with {head[:16]!r}"
-    )
-
-
-def _format_of_json(path: Path, head: bytes) -> Format:
-    """Return whether a JSON file is a tokenizer.json or a tekken.json, by its name or its first key."""
-    first = _FIRST_KEY.match(head)
-    if path.name == "tokenizer.json" or first is None:
-        return "huggingface"
-    if first[1] in _TEKKEN_KEYS:
-        return "tekken"
-    if first[2].isdigit() and first[1] != b"version":
-        raise ValueError(
-            f"{path}: begins with {first[1].decode(errors='replace')!r} and a number, as a vocab.json does, which is "
-            "read under that name, with merges.txt beside it"
-        )
-    return "huggingface"
-
-
 @dataclass
 class Beside:
-    """What the files beside a tokenizer say and the compiled tokenizer does not hold.
+    """The content of the files beside a tokenizer that the compiled tokenizer does not hold.
 
     Attributes:
-        chat_template: A template, several by name, or none.
+        chat_template: A template, several by name, or ``None``.
         roles: Special tokens by role, without bos, eos, pad and unk: ``{"mask_token": "<mask>"}``.
         extra: Special tokens without a role, transformers' ``extra_special_tokens``.
         settings: The defaults of :meth:`bpe_llama.Tokenizer.__call__`.
@@ -118,35 +43,32 @@ class Beside:
     settings: Settings = field(default_factory=Settings)
 
 
-# Classes of transformers that begin a text with its bos token unless told otherwise.
+# Classes of transformers with a default of ``add_bos_token=True``.
 _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizer", "GemmaTokenizerFast"}
-_ENDS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 
 
-def with_config(
-    path: Path, build: Callable[[bytes], _core.Tokenizer], *, is_sentencepiece: bool, is_in_folder: bool
-) -> tuple[_core.Tokenizer, Beside]:
-    """Return the tokenizer in a file, and what the files beside it say, as transformers reads them.
+def with_config(path: Path, *, is_in_folder: bool, is_sentencepiece: bool = False) -> tuple[CoreTokenizer, Beside]:
+    """Return the tokenizer in a file, and the content of the files beside it, as transformers reads them.
 
-    The files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat templates.
-    Tokens that only they name are added. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece model alone:
-    the post-processor of a ``tokenizer.json`` overrides them. The pipeline of a ``tokenizer.json`` is the tokenizer's;
-    a ``UserWarning`` says where the class that transformers 5 takes builds another one, or where a token has another id
-    than a file gives it, as in transformers.
+    These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat
+    templates. Their tokens are added to the tokenizer. ``add_bos_token`` and ``add_eos_token`` apply to a SentencePiece
+    model only; the post-processor of a ``tokenizer.json`` overrides them. The pipeline is that of the
+    ``tokenizer.json``. A ``UserWarning`` names a component that transformers 5 builds differently, and a token whose id
+    differs from that in a file, as in transformers.
 
     Args:
         path: The tokenizer's file.
-        build: Reads its content.
-        is_sentencepiece: Whether it is a SentencePiece model.
-        is_in_folder: Whether the folder was named, not the file. A role that neither the files nor the class give a
-            token is then ``None``, as it is with any of these files or a ``config.json`` beside the tokenizer's.
+        is_in_folder: Whether the caller named the folder, not the file. Then, or with any of these files or a
+            ``config.json`` beside it, a role for which neither files nor class name a token is ``None``.
+        is_sentencepiece: Whether it is a SentencePiece model, not a tokenizer.json.
 
     Raises:
         ValueError: If one of them is damaged, naming file and field.
 
     Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend`` in transformers 5.23.
     """
+    build = CoreTokenizer.build_from_sentencepiece if is_sentencepiece else CoreTokenizer.build_from_huggingface
     content = path.read_bytes()
     try:
         core = build(content)
@@ -159,7 +81,7 @@ def with_config(
     try:
         name = class_of(config, model_config)
         if name == "LlamaTokenizer" and _is_byte_level(core):
-            name = "TokenizersBackend"  # transformers sees that this class cannot be meant
+            name = "TokenizersBackend"  # transformers corrects this class, too
         is_alone = not (is_in_folder or any((folder / other).is_file() for other in _BESIDE))
         defaults = None if is_sentencepiece or is_alone else class_tokens(name) or {}
         pad_token = {} if parts.get("padding") is None else {"pad_token": parts["padding"]["pad_token"]}
@@ -172,7 +94,7 @@ def with_config(
         if config and is_sentencepiece:
             core = _with_ends_around(core, config)
         if parts and name != "TokenizersBackend" and "auto_map" not in config:
-            file = json.loads(content) | parts  # the parts have the defaults of what is left out
+            file = json.loads(content) | parts  # the parts include default values
             _warn_of_rebuilding(path, name, file, config, read_stated_tokens(*files, own), core)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -191,7 +113,7 @@ def beside(
     class_name: str | None = None,
     sections: Mapping[str, Any] | None = None,
 ) -> Beside:
-    """Return what the files of a folder say and the compiled tokenizer does not hold.
+    """Return the content of a folder's files that the compiled tokenizer does not hold.
 
     Args:
         folder: May hold a ``tokenizer_config.json`` and chat templates.
@@ -213,29 +135,29 @@ def beside(
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or an empty one where there is no file.
+    """Return the JSON object in a file, or an empty one if there is no file.
 
     Raises:
-        ValueError: If it holds no JSON object; it names the file.
+        ValueError: If the file holds no JSON object; the message names it.
     """
     return read_json_object(path) if path.is_file() else {}
 
 
 def _with_stated_tokens(
-    core: _core.Tokenizer,
+    core: CoreTokenizer,
     defaults: Mapping[str, str | None] | None,
     named: Mapping[str, str | None],
     config: Mapping[str, Any],
     special_map: Mapping[str, Any],
     added: Mapping[str, Any],
-) -> tuple[_core.Tokenizer, dict[str, str], list[str]]:
-    """Return the tokenizer with the tokens that the files name; the tokens of other roles; the tokens without a role.
+) -> tuple[CoreTokenizer, dict[str, str], list[str]]:
+    """Return the tokenizer with the tokens of the files, the tokens of other roles, and the tokens without a role.
 
     Args:
         core: The tokenizer.
-        defaults: The tokens of the class where no file names one. ``None`` where no class counts: ``bos_id`` and
-            ``eos_id`` then stay what the tokenizer says or the names of its tokens suggest, and ``unk_id`` the model's.
-        named: The same with the ``pad_token`` that a tokenizer.json names in its section ``padding``.
+        defaults: The class's tokens of roles that no file names. With ``None``, ``bos_id``, ``eos_id`` and ``unk_id``
+            stay those of ``core``.
+        named: The same with the ``pad_token`` of the section ``padding`` in a tokenizer.json.
         config: The content of tokenizer_config.json.
         special_map: The content of special_tokens_map.json.
         added: The content of added_tokens.json.
@@ -245,7 +167,7 @@ def _with_stated_tokens(
     stated = read_stated_tokens(named, config, special_map, added)
     known = {token.pop("content"): token for token in json.loads(core.added_tokens_json())}
     listed = {token.content for token in stated.listed}
-    # added_tokens_decoder overrides the flags in the tokenizer's file; a role alone only makes a token special.
+    # added_tokens_decoder overrides the flags in the tokenizer's file; a role only sets the flag `special`.
     new = []
     for token in stated.to_add():
         flags = known.get(token.content)
@@ -262,7 +184,7 @@ def _with_stated_tokens(
     added_ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
     names = stated.names()
     ends = []
-    for role in _ENDS:
+    for role in END_ROLES:
         name = names.get(role)
         if role in config or role in special_map or name is not None:
             ends.append(None if name is None else added_ids.get(name, core.token_to_id(name)))
@@ -271,11 +193,11 @@ def _with_stated_tokens(
         else:
             ends.append(getattr(core, f"{role[:3]}_id"))
     core = core.with_ends(*ends)
-    return core, {role: name for role, name in names.items() if role not in _ENDS}, stated.extra_names()
+    return core, {role: name for role, name in names.items() if role not in END_ROLES}, stated.extra_names()
 
 
-def _check_ids(core: _core.Tokenizer, own: list[dict[str, Any]], vocab: Mapping[str, int]) -> None:
-    """Check that added tokens have the ids that transformers counts; it does so otherwise where ids have a hole."""
+def _check_ids(core: CoreTokenizer, own: list[dict[str, Any]], vocab: Mapping[str, int]) -> None:
+    """Raise if an added token has another id in transformers, which counts differently if ids have a hole."""
     theirs = AddedTokens(vocab)
     for token in (*own, *json.loads(core.added_tokens_json())):
         theirs.add([AddedToken(token["content"])])
@@ -292,25 +214,25 @@ def _warn_of_rebuilding(
     file: dict[str, Any],
     config: Mapping[str, Any],
     stated: StatedTokens,
-    core: _core.Tokenizer,
+    core: CoreTokenizer,
 ) -> None:
-    """Warn if the class that transformers takes for a folder builds another tokenizer than its tokenizer.json."""
+    """Warn if the class of a folder in transformers builds another tokenizer than its tokenizer.json."""
     if class_tokens(name) is None:
         what = "the class of its model_type" if name is None else f"tokenizer_class {name!r}"
         warnings.warn(
             f"{path}: {what} is not known here; if transformers 5 has it, it builds its own pipeline in its place, "
-            "and has default tokens of its own. This tokenizer is as the file says",
+            "and has default tokens of its own. This tokenizer follows the file",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
         return
     added = json.loads(core.added_tokens_json())
     for key, here, there in differences(name or "", file, config, stated, added):
         warnings.warn(
             f"{path}: {key} is {_shown(here)}; transformers 5 builds {_shown(there)} in its place, as for a "
-            f"{name}, and so can give other ids, offsets or text. This tokenizer is as the file says",
+            f"{name}, and so can give other ids, offsets or text. This tokenizer follows the file",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
         return
 
@@ -320,14 +242,14 @@ def _shown(component: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
-def _is_byte_level(core: _core.Tokenizer) -> bool:
+def _is_byte_level(core: CoreTokenizer) -> bool:
     """Return whether the vocabulary is byte-level: it spells a space ``Ġ``, not ``▁``."""
     space = core.token_to_id(b" ")
     return space is not None and core.id_to_token(space) == "Ġ"
 
 
-def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core.Tokenizer:
-    """Return a SentencePiece model's tokenizer with the begin and end tokens that the config puts around a text."""
+def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any]) -> CoreTokenizer:
+    """Return a SentencePiece model's tokenizer with a post-processor for the config's add_bos_token, add_eos_token."""
     wanted = {}
     for key, default in (("add_bos_token", config.get("tokenizer_class") in _ADD_BOS), ("add_eos_token", False)):
         value = config.get(key, default)
@@ -339,9 +261,9 @@ def _with_ends_around(core: _core.Tokenizer, config: Mapping[str, Any]) -> _core
     return core.with_template(before, after)
 
 
-def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> None:
-    """Write the ``tokenizer_config.json`` from which transformers and we read the same ends and added tokens."""
-    ends = zip(_ENDS, ends_of(tokenizer), strict=True)
+def write_config(folder: Path, tokenizer: CoreTokenizer, beside: Beside) -> None:
+    """Write the ``tokenizer_config.json`` from which transformers and `with_config` read the same special tokens."""
+    ends = zip(END_ROLES, ends_of(tokenizer), strict=True)
     added = {str(token.pop("id")): token for token in json.loads(tokenizer.added_tokens_json())}
     config: dict[str, Any] = {
         "added_tokens_decoder": added,
@@ -356,18 +278,6 @@ def write_config(folder: Path, tokenizer: _core.Tokenizer, beside: Beside) -> No
     if own:
         config["model_specific_special_tokens"] = own
     if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead
-        before, after = around(tokenizer)
+        before, after = ids_around(tokenizer)
         config |= {"add_bos_token": before is not None, "add_eos_token": after is not None}
-    with written_whole(folder / "tokenizer_config.json") as temporary:
-        temporary.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def ends_of(tokenizer: _core.Tokenizer) -> Ends:
-    """Return the ids of the bos, eos, pad and unk tokens."""
-    return Ends(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.unk_id)
-
-
-def around(tokenizer: _core.Tokenizer) -> tuple[int | None, int | None]:
-    """Return the ids that a SentencePiece model's tokenizer puts before and after a text."""
-    items = tokenizer.template(False)
-    return items[0][0], items[-1][0]
+    write_text(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")

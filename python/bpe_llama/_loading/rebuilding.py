@@ -1,7 +1,7 @@
-"""Where a class of transformers builds another tokenizer than the ``tokenizer.json`` beside it says.
+"""Find the differences between a ``tokenizer.json`` and the tokenizer that a class of transformers builds from it.
 
-transformers 5 takes the tokens and merges of the file; a class with a pipeline of its own builds the rest anew.
-Components are compared by what they do, not by how they are spelled.
+transformers 5 reads the tokens and merges of the file; some classes build all other components themselves. Components
+are compared by effect, not by spelling.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bpe_llama._loading.added_tokens import AddedTokens, StatedTokens
-from bpe_llama._loading.tokenizer_classes import CLASSES, Json, components
+from bpe_llama._loading.components import components
+from bpe_llama._loading.tokenizer_classes import CLASSES, Json
 
-# GPT-2's byte alphabet: the letters of all bytes.
+# GPT-2's byte alphabet: one character for each byte.
 _BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _LETTERS = [chr(byte) for byte in _BYTES] + [chr(0x100 + place) for place in range(256 - len(_BYTES))]
-# What classes do beyond the components of a tokenizer.json.
+# Behaviour of classes that no component of a tokenizer.json expresses.
 _BEYOND = {
     "CodeLlamaTokenizer": ("fill_token", "a token like others", "a text in two at it, for infilling,"),
     "WhisperTokenizer": ("skip_special_tokens in decode", "for special tokens alone", "text without a prompt"),
@@ -25,13 +26,13 @@ _BEYOND = {
 def differences(
     name: str, file: Json, config: Mapping[str, Any], stated: StatedTokens, added: list[Json]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name of each component that a class builds otherwise, what the file says, and what the class builds.
+    """Yield each component that a class builds differently: its name, its value in the file and in the class.
 
     Args:
-        name: The class. Nothing is yielded for one that takes a file as it stands.
-        file: The content of tokenizer.json, with the components that the core knows of it.
+        name: The class; ``"TokenizersBackend"`` reads a file unchanged and yields nothing.
+        file: The content of tokenizer.json, with the default values of its components.
         config: The content of tokenizer_config.json.
-        stated: The tokens that all files of the folder name.
+        stated: The tokens of all files of the folder.
         added: The added tokens of our tokenizer, as tokenizer.json lists them.
     """
     vocab = file["model"]["vocab"]
@@ -51,7 +52,7 @@ def differences(
     if file["ignore_merges"]:
         yield "ignore_merges", True, False
     yield from _model_differences(model, built, is_byte_level=name not in CLASSES or CLASSES[name].byte_level)
-    if "post_processor" in built and _around(here["post_processor"]) != _around(built["post_processor"]):
+    if "post_processor" in built and _templates(here["post_processor"]) != _templates(built["post_processor"]):
         yield "post_processor", here["post_processor"], built["post_processor"]
     if _decoding(here["decoder"]) != _decoding(built["decoder"]):
         yield "decoder", here["decoder"], built["decoder"]
@@ -74,7 +75,7 @@ def _added_tokens(name: str, vocab: Mapping[str, int], stated: StatedTokens) -> 
 
 
 def _steps(component: Json | None) -> list[Json]:
-    """Return the steps of a normalizer or pre-tokenizer, without options that change nothing."""
+    """Return the steps of a normalizer or pre-tokenizer, without options that have no effect."""
     if component is None:
         return []
     if component["type"] == "Sequence":
@@ -83,7 +84,7 @@ def _steps(component: Json | None) -> list[Json]:
 
 
 def _model_differences(model: Json, built: Json, *, is_byte_level: bool) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the options of the model that make a difference with its vocabulary."""
+    """Yield the different options of the model that have an effect with its vocabulary."""
     vocab, suffix = model["vocab"], built.get("end_of_word_suffix") or ""
     falls_back = {bool(model.get("byte_fallback")), built.get("byte_fallback", False)}
     has_letters = is_byte_level and all(letter in vocab and letter + suffix in vocab for letter in _LETTERS)
@@ -91,7 +92,7 @@ def _model_differences(model: Json, built: Json, *, is_byte_level: bool) -> Iter
     keys = ["continuing_subword_prefix", "end_of_word_suffix"]
     if not has_letters and any(token in vocab for token in fallen):
         keys.append("byte_fallback")
-    # The unknown token plays no part where every character has a token.
+    # Without unknown characters, the unknown token has no effect.
     if not has_letters and not (falls_back == {True} and all(token in vocab for token in fallen)):
         keys.append("unk_token")
         if model.get("unk_token") is not None:
@@ -101,8 +102,8 @@ def _model_differences(model: Json, built: Json, *, is_byte_level: bool) -> Iter
             yield key, model.get(key), built.get(key)
 
 
-def _around(processor: Json | None) -> Any:
-    """Return what a post-processor puts around a text and a pair, with types, and how it trims offsets."""
+def _templates(processor: Json | None) -> Any:
+    """Return the templates of a post-processor for a text and a pair, with type ids, and how it trims offsets."""
     is_sequence = processor is not None and processor["type"] == "Sequence"
     steps: list[Json] = [] if processor is None else processor["processors"] if is_sequence else [processor]
     trim = None
@@ -131,7 +132,7 @@ def _place(item: Json, ids: Mapping[str, list[int]]) -> tuple[Any, int]:
 
 
 def _decoding(decoder: Json | None) -> list[Json]:
-    """Return the steps of a decoder, without options that change nothing."""
+    """Return the steps of a decoder, without options that have no effect."""
     if decoder is None:
         return []
     if decoder["type"] == "Sequence":

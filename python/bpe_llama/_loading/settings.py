@@ -1,4 +1,4 @@
-"""The defaults of ``tok(...)`` that a tokenizer's files name: the length limit, the sides, the columns."""
+"""The defaults of ``tok(...)`` in a tokenizer's files: length limit, padding and truncation side, columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INPUTS = ("input_ids", "attention_mask")
 # Classes of transformers 5.23 with other defaults than `Settings`.
 _PADDED_LEFT = {"CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"}
 _WITH_TYPE_IDS = {"DebertaTokenizer"}
-# Fields of a tokenizer_config.json that would change ids or text, and are not supported.
+# Fields of a tokenizer_config.json that change ids or text and are not supported.
 _REFUSED = (
     *("tokenizer_object", "post_processor", "tokenizer_padding", "tokenizer_truncation"),
     *("_json_padding", "_json_truncation", "gguf_file", "split_special_tokens"),
@@ -21,15 +21,15 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults of :meth:`bpe_llama.Tokenizer.__call__`, and where generation ends.
+    """The defaults of :meth:`bpe_llama.Tokenizer.__call__`, and end-of-generation ids.
 
     Attributes:
         model_max_length: The default of ``max_length``; ``None`` for no limit.
         padding_side: ``"left"`` or ``"right"``.
-        truncation_side: ``"left"`` or ``"right"``: the side that is cut off.
-        model_input_names: The columns of a batch; ``input_ids`` is always one.
+        truncation_side: ``"left"`` or ``"right"``: the side that loses ids.
+        model_input_names: The columns of a batch, beside ``input_ids``.
         clean_up_tokenization_spaces: Written back by :meth:`bpe_llama.Tokenizer.save`; it never changes decoded text.
-        end_ids: Ids other than ``eos_id`` at which generation ends.
+        end_ids: Ids other than ``eos_id`` that end generation.
     """
 
     model_max_length: int | None = None
@@ -51,7 +51,7 @@ class Settings:
         if self.model_input_names != _INPUTS:
             config["model_input_names"] = list(self.model_input_names)
         if self.end_ids:
-            config["end_ids"] = list(self.end_ids)  # ours alone: transformers passes it over
+            config["end_ids"] = list(self.end_ids)  # a field of bpe_llama, which transformers ignores
         return config
 
 
@@ -64,7 +64,7 @@ def read_settings(
         config: The content of the file.
         class_name: The class of the tokenizer, without ``Fast``.
         sections: The sections ``padding`` and ``truncation`` of a tokenizer.json. Each ``direction`` is the default of
-            a side, before the default of the class; transformers reads no other setting from them.
+            a side and overrides that of the class; transformers reads no other setting from them.
 
     Raises:
         ValueError: If a value has the wrong type or is out of range, or a field is not supported; the message names it.

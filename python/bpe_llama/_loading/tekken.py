@@ -1,14 +1,14 @@
-"""Read a ``tekken.json``, Mistral's format: a pattern, special tokens, and ranks as tiktoken has them."""
+"""Read a ``tekken.json``, Mistral's format: a pattern, special tokens, and ranks as in tiktoken."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 from pathlib import Path
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import read_json
 from bpe_llama._loading.ends import Ends
 
 _VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
@@ -19,7 +19,7 @@ _FIELDS = {
 _CONFIG_FIELDS = {"pattern", "num_vocab_tokens", "default_vocab_size", "default_num_special_tokens", "version"}
 _ENTRY_FIELDS = {"rank", "token_bytes", "token_str"}
 _SPECIAL_FIELDS = {"rank", "token_str", "is_control"}
-_MOST_IDS = 2**21
+_MAX_IDS = 2**21
 
 # The special tokens of a file that lists none; only versions up to 7 may omit the list.
 _DEFAULT_SPECIAL = [
@@ -29,33 +29,29 @@ _DEFAULT_SPECIAL = [
 ]
 
 
-def read_tokenizer(path: Path) -> _core.Tokenizer:
+def read_tokenizer(path: Path) -> CoreTokenizer:
     """Return the tokenizer of a ``tekken.json``; ``tok(...)`` begins a text with its bos token.
 
-    Special tokens take the first ids, ordinary tokens those after them in the order of their ranks. Ordinary tokens
-    beyond ``default_vocab_size`` are left out. What the file says of images, audio and model settings has no part in
-    encoding text.
+    Special tokens have the first ids, ordinary tokens the next ones by rank, up to ``default_vocab_size``. Fields for
+    images, audio and model settings do not affect the encoding of text.
 
     Args:
         path: The file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a field is missing, unknown or inconsistent with another, naming it.
+        ValueError: If a field is missing, unknown or inconsistent with another; the message names it.
 
     Source: ``Tekkenizer`` in ``mistral_common/tokens/tokenizers/tekken.py`` of mistral-common 1.13.1.
     """
-    try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    stated = read_json(path)
     try:
         return _build(stated)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _build(stated: object) -> _core.Tokenizer:
+def _build(stated: object) -> CoreTokenizer:
     file = _object("the file", stated, _FIELDS)
     config = _object("config", file.get("config"), _CONFIG_FIELDS)
     pattern = config.get("pattern")
@@ -78,17 +74,15 @@ def _build(stated: object) -> _core.Tokenizer:
         )
     special = _special_tokens(file.get("special_tokens"), special_count)
     ranks = _ranks(vocab[:ordinary_count], special_count)
-    # In a group, a pattern of a single word is a regex and never the name of one.
-    core = _core.Tokenizer.build_from_ranks(
-        ranks, pattern if "|" in pattern else f"(?:{pattern})", list(special.items())
-    )
+    # The group keeps a regex of one word from being read as the name of a pattern.
+    core = CoreTokenizer.build_from_ranks(ranks, pattern if "|" in pattern else f"(?:{pattern})", list(special.items()))
     ends = Ends(*(special.get(name) for name in ("<s>", "</s>", "<pad>", "<unk>")))
-    # The post-processor: what transformers' `MistralCommonBackend` puts around a text.
+    # The post-processor of transformers' `MistralCommonBackend`.
     return core.with_ends(*ends).with_template(ends.bos_id, None)
 
 
 def _check_version(file: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuse a version that is unknown, or that has not what the file holds."""
+    """Raise for an unknown version, or for fields that this version does not have."""
     version = config.get("version")
     if version not in _VERSIONS:
         raise ValueError(f"config.version is {version!r}; expected one of {', '.join(_VERSIONS)}")
@@ -96,16 +90,16 @@ def _check_version(file: dict[str, Any], config: dict[str, Any]) -> None:
     if file.get("special_tokens") is None and number > 7:
         raise ValueError(f"special_tokens is missing; a file of version {version} lists them")
     if file.get("multimodal") and number > 11:
-        raise ValueError(f"multimodal stands in a file of version {version}, where it is called image")
+        raise ValueError(f"multimodal occurs in a file of version {version}; expected the field image")
     if file.get("model_settings_builder") is not None and number < 15:
-        raise ValueError(f"model_settings_builder stands in a file of version {version}; expected v15 or later")
+        raise ValueError(f"model_settings_builder occurs in a file of version {version}; expected v15 or later")
     for key in ("image", "multimodal", "audio", "model_settings_builder"):
         if file.get(key) is not None and not isinstance(file[key], dict):
             raise ValueError(f"{key} is {_kind(file[key])}; expected an object")
 
 
 def _special_tokens(listed: object, count: int) -> dict[str, int]:
-    """Return all special tokens and their ids: those of the file, then ``<SPECIAL_n>`` up to their number."""
+    """Return all special tokens and their ids: those of the file, then ``<SPECIAL_n>`` up to ``count``."""
     if listed is None:
         names = list(_DEFAULT_SPECIAL)
     elif isinstance(listed, list):
@@ -156,7 +150,7 @@ def _ranks(vocab: list[Any], first: int) -> dict[bytes, int]:
 
 
 def _object(name: str, value: object, known: set[str]) -> dict[str, Any]:
-    """Return an object of the file, whose fields are all known."""
+    """Return an object of the file; raise for an unknown field."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {_kind(value)}; expected an object")
     if unknown := sorted(value.keys() - known):
@@ -166,8 +160,8 @@ def _object(name: str, value: object, known: set[str]) -> dict[str, Any]:
 
 def _count(config: dict[str, Any], key: str) -> int:
     value = config.get(key)
-    if type(value) is not int or not 0 <= value <= _MOST_IDS:
-        raise ValueError(f"config.{key} is {value!r}; expected a number from 0 to {_MOST_IDS}")
+    if type(value) is not int or not 0 <= value <= _MAX_IDS:
+        raise ValueError(f"config.{key} is {value!r}; expected a number from 0 to {_MAX_IDS}")
     return value
 
 

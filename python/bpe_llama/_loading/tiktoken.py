@@ -1,6 +1,6 @@
-"""What a `.tiktoken` file does not say: the pattern and the special tokens of its vocabulary.
+"""Read a `.tiktoken` file, with the pattern and special tokens that it does not hold.
 
-For files we wrote they stand in a JSON file beside it; for published vocabularies, known by their SHA-256, here.
+For a saved tokenizer they are in a JSON file beside it; for published vocabularies, identified by SHA-256, in a table.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from bpe_llama._files import written_whole
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import read_json, write_text
 
 
 class Attributes(NamedTuple):
-    """What encodes along with the ranks."""
+    """The parts of an encoding beside its ranks."""
 
     pattern: str
     special_tokens: dict[str, int]
@@ -75,33 +76,55 @@ _PUBLISHED = {
 }
 
 
-def tiktoken_attributes(path: Path) -> Attributes:
-    """Return the pattern and special tokens that belong to a `.tiktoken` file.
+def read_tokenizer(
+    path: Path, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+) -> CoreTokenizer:
+    """Return the tokenizer of a `.tiktoken` file; see :meth:`bpe_llama.Tokenizer.from_tiktoken`."""
+    if pattern is None:
+        stated = tiktoken_attributes(path)
+        pattern = stated.pattern
+        special_tokens = stated.special_tokens if special_tokens is None else special_tokens
+    return CoreTokenizer.build_from_tiktoken(path, pattern, checked_ids(special_tokens))
+
+
+def checked_ids(special_tokens: Mapping[str, int] | None) -> list[tuple[str, int]]:
+    """Return special tokens as the core takes them.
 
     Raises:
-        ValueError: If nothing says them, or the file that should is damaged.
+        ValueError: If an id is out of the core's range.
+    """
+    for token, token_id in (special_tokens or {}).items():
+        if not 0 <= token_id < 2**21:
+            raise ValueError(f"special token {token!r} has id {token_id}; expected 0 to {2**21 - 1}")
+    return list((special_tokens or {}).items())
+
+
+def tiktoken_attributes(path: Path) -> Attributes:
+    """Return the pattern and special tokens of a `.tiktoken` file.
+
+    Raises:
+        ValueError: If they are unknown, or the file that holds them is damaged.
     """
     beside = _beside(path)
     if beside.is_file():
+        stated = read_json(beside)
         try:
-            stated = json.loads(beside.read_text(encoding="utf-8"))
             return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{beside}: expected an object with pattern and special_tokens: {error!r}") from None
     published = _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
     if published is None:
         raise ValueError(
-            f"{path}: a .tiktoken file does not say its splitting pattern, and this is no published vocabulary: "
+            f"{path}: a .tiktoken file does not hold its splitting pattern, and this is no published vocabulary: "
             f"use Tokenizer.from_tiktoken(path, pattern=..., special_tokens=...)"
         )
     return published
 
 
 def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
-    """Write beside a `.tiktoken` file what it cannot hold."""
+    """Write the pattern and special tokens of a `.tiktoken` file beside it."""
     text = json.dumps({"pattern": pattern, "special_tokens": dict(special_tokens)}, ensure_ascii=False, indent=1)
-    with written_whole(_beside(path)) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(_beside(path), text + "\n")
 
 
 def _beside(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The pipelines that transformers' tokenizer classes build around a ``vocab.json`` and a ``merges.txt``.
+"""The tokenizer classes of transformers: which one a folder names, its tokens, the options of its pipeline.
 
 Source: ``models/*/tokenization_*.py`` of transformers 5.23; for the names in ``_BY_MODEL_TYPE``,
 ``models/auto/tokenization_auto.py``.
@@ -7,27 +7,25 @@ Source: ``models/*/tokenization_*.py`` of transformers 5.23; for the names in ``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from bpe_llama._loading.added_tokens import AddedTokens
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """The pipeline that one class builds.
+    """The pipeline of one tokenizer class.
 
     Attributes:
-        tokens: The default token of each role. Where ``pad_token`` is missing, the section ``padding`` of a
-            tokenizer.json may name it; where it is ``None``, not.
-        post_processor: The kind of post-processor; ``"ends"`` obeys ``add_bos_token`` and ``add_eos_token``.
-        normalizer: As tokenizer.json spells it.
+        tokens: The default token of each role. If ``pad_token`` is missing, the section ``padding`` of a
+            tokenizer.json may name it; if it is ``None``, not.
+        post_processor: The kind of post-processor; ``"ends"`` follows ``add_bos_token`` and ``add_eos_token``.
+        normalizer: The normalizer in the format of tokenizer.json.
         steps: The pre-tokenizers before the last one.
         byte_level: Whether the last pre-tokenizer is ByteLevel; else it is BertPreTokenizer.
         use_regex: The ``use_regex`` of ByteLevel.
-        add_prefix_space: The default of the option; ``None`` where the class does not have it.
+        add_prefix_space: The default of the option; ``None`` if the class does not have it.
         takes_trim_offsets: Whether the option ``trim_offsets`` is passed to ByteLevel.
         has_unk: Whether the model has an ``unk_token``.
         suffix: The ``end_of_word_suffix`` of the model.
@@ -45,7 +43,7 @@ class TokenizerClass:
     suffix: str = ""
 
     def prefix_space(self, config: Mapping[str, Any]) -> bool:
-        """Return whether a space comes before a text, given a tokenizer_config.json."""
+        """Return whether a space is prepended to a text, given a tokenizer_config.json."""
         return self.add_prefix_space is not None and bool(config.get("add_prefix_space", self.add_prefix_space))
 
     def pre_tokenizer(self, config: Mapping[str, Any]) -> Json:
@@ -57,7 +55,7 @@ class TokenizerClass:
         return {"type": "Sequence", "pretokenizers": [*self.steps, last]} if self.steps else last
 
     def decoder(self) -> Json:
-        """Return the decoder; a step of its own does what the class does to the text that is decoded."""
+        """Return the decoder; its last step is the cleanup of decoded text in the class."""
         if not self.byte_level:
             return {"type": "BPEDecoder", "suffix": self.suffix}
         more = _suffix_to_spaces(self.suffix) if self.suffix else []
@@ -67,18 +65,18 @@ class TokenizerClass:
 
 
 def byte_level(add_prefix_space: bool = True, trim_offsets: bool = True, use_regex: bool = True) -> Json:
-    """Return the component of this name: a pre-tokenizer, post-processor or decoder."""
+    """Return a ByteLevel component: a pre-tokenizer, post-processor or decoder."""
     options = {"add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets, "use_regex": use_regex}
     return {"type": "ByteLevel", **options}
 
 
 def trim_offsets(config: Mapping[str, Any]) -> bool:
-    """Return the option of this name in a tokenizer_config.json."""
+    """Return the option ``trim_offsets`` of a tokenizer_config.json."""
     return bool(config.get("trim_offsets", True))
 
 
 def _suffix_to_spaces(suffix: str) -> list[Json]:
-    """Return the steps that make spaces of word ends, and take white space off both ends as ``str.strip`` does."""
+    """Return the steps that replace word ends by spaces and strip white space as ``str.strip`` does."""
     ends = {"Regex": r"\A[\s\x1c-\x1f]+|[\s\x1c-\x1f]+\z"}
     return [
         {"type": "Replace", "pattern": {"String": suffix}, "content": " "},
@@ -95,7 +93,7 @@ _QWEN2_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN3_5_PATTERN = _QWEN2_PATTERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
-_QWEN3_5_STEP = _split(_QWEN3_5_PATTERN)
+QWEN3_5_STEP = _split(_QWEN3_5_PATTERN)
 _CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _NFC = {"type": "NFC"}
 _END = "<|endoftext|>"
@@ -224,7 +222,7 @@ _MORE_TOKENS: dict[str, dict[str, str | None]] = {
     },
 }
 
-# The class of a folder whose files name none, by the model_type of its config.json.
+# Classes by the model_type of config.json, for folders that name no class.
 _BY_MODEL_TYPE = {
     "BartTokenizer": "florence2",
     "BlenderbotTokenizer": "blenderbot",
@@ -250,8 +248,8 @@ _BY_MODEL_TYPE = {
         roberta-prelayernorm""",
     "WhisperTokenizer": "whisper",
 }
-# Models whose classes are not known here.
-_OF_OTHER_CLASSES = """
+# Models with unknown classes.
+_OF_UNKNOWN_CLASSES = """
     albert align bark barthez bartpho bert bert-generation bert-japanese bertweet big_bird biogpt blenderbot-small
     blip bros byt5 camembert canine chinese_clip clvp convbert cpm cpmant ctrl data2vec-audio deberta-v2 dia
     distilbert dpr electra ernie esm esmc esmfold2 flaubert flava fnet fsmt funnel git gpt-sw3 gpt_neox_japanese
@@ -263,10 +261,10 @@ _OF_OTHER_CLASSES = """
     seamless_m4t_v2 siglip siglip2 speech_to_text speecht5 splinter squeezebert switch_transformers t5 tapas tipsv2
     trocr tvp udop unispeech unispeech-sat videoprism vilt visual_bert vits wav2vec2 wav2vec2-bert
     wav2vec2-conformer wav2vec2_phoneme xglm xlm xlm-roberta xlnet xmod yoso"""
-# Models with folders that often name a wrong class: that of the model counts.
-_NOT_BELIEVED = ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"]
-# Models with a tokenizer.json that is taken as it stands, whatever class their folders name.
-_TAKEN_AS_WRITTEN = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5
+# Models whose folders often name a wrong class, so that of the model counts.
+_IGNORES_NAMED_CLASS = ["hyperclovax_vision_v2", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"]
+# Models whose tokenizer.json is read unchanged, whatever class their folders name.
+_READ_UNCHANGED = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-base canary chatlm cohere_asr ernie4_5
     ernie4_5_moe flex_olmo fuyu glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe glm_image glmasr got_ocr2 gpt_bigcode
     gradium_phonon_tts granite granitemoe granitemoehybrid granitemoeshared h2ovl_chat hyperclovax hyperclovax_vlm
     internlm2 internlm3 iquestcoder jamba kimi_k25 kimi_linear kosmos-2 llava llava_next mimo_v2_flash minicpm3
@@ -277,26 +275,26 @@ _TAKEN_AS_WRITTEN = """EvollaModel arctic aria beam bigbird_pegasus camembertv2-
 
 
 def class_tokens(name: str | None) -> Mapping[str, str | None] | None:
-    """Return the default token of each role of a class, or ``None`` if the class is not known here."""
+    """Return the default token of each role of a class, or ``None`` if the class is unknown."""
     return CLASSES[name].tokens if name in CLASSES else _MORE_TOKENS.get(name or "")
 
 
 def class_name_for(model_type: str) -> str | None:
-    """Return the name of the class that transformers takes for a model, or ``None`` where it is not known here."""
+    """Return the name of the class that transformers uses for a model, or ``None`` if it is unknown."""
     return next((name for name, types in _BY_MODEL_TYPE.items() if model_type in types.split()), None)
 
 
 def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str | None:
-    """Return the class that transformers reads the tokenizer.json of a folder with, without "Fast" at its end.
+    """Return the class with which transformers reads the tokenizer.json of a folder, without the suffix "Fast".
 
-    ``"TokenizersBackend"`` takes it as it stands; ``None`` is a class not known here.
+    ``"TokenizersBackend"`` reads it unchanged; ``None`` is an unknown class.
 
     Args:
         config: The content of tokenizer_config.json.
-        model_config: That of config.json.
+        model_config: The content of config.json.
 
     Raises:
-        ValueError: If one of them names a class by something other than a str.
+        ValueError: If the name of the class is no str.
     """
     named = config.get("tokenizer_class") or model_config.get("tokenizer_class")
     if not isinstance(named, str | None):
@@ -304,167 +302,10 @@ def class_of(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str 
     model_type = model_config.get("model_type")
     if "auto_map" in config:
         return None
-    if model_type in _TAKEN_AS_WRITTEN.split():
+    if model_type in _READ_UNCHANGED.split():
         return "TokenizersBackend"
-    if isinstance(model_type, str) and (named is None or model_type in _NOT_BELIEVED):
-        other = None if model_type in _OF_OTHER_CLASSES.split() else "TokenizersBackend"
+    if isinstance(model_type, str) and (named is None or model_type in _IGNORES_NAMED_CLASS):
+        other = None if model_type in _OF_UNKNOWN_CLASSES.split() else "TokenizersBackend"
         return class_name_for(model_type) or other
     name = "TokenizersBackend" if named is None else named.removesuffix("Fast")
     return "TokenizersBackend" if name in ("PreTrainedTokenizer", "PythonBackend") else name
-
-
-def components(
-    name: str, config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
-) -> dict[str, Any] | None:
-    """Return what a class builds in place of the components of a tokenizer.json, or ``None`` if it is not known.
-
-    Beside ``normalizer``, ``pre_tokenizer`` and ``decoder`` these are options of the model: each component as
-    tokenizer.json spells it. ``post_processor`` is missing where the class keeps the file's.
-
-    Args:
-        name: The class, as :func:`class_of` returns it.
-        config: The content of tokenizer_config.json.
-        roles: The token of each role.
-        added: The added tokens, which know the ids.
-
-    Raises:
-        ValueError: As :func:`post_processor`.
-    """
-    built: dict[str, Any] | None
-    if name in CLASSES or name == "Qwen3_5Tokenizer":
-        described = CLASSES[name] if name in CLASSES else replace(CLASSES["Qwen2Tokenizer"], steps=[_QWEN3_5_STEP])
-        built = {
-            "normalizer": described.normalizer,
-            "pre_tokenizer": described.pre_tokenizer(config),
-            "decoder": described.decoder(),
-            "unk_token": roles.get("unk_token") if described.has_unk else None,
-            "end_of_word_suffix": described.suffix,
-        }
-        # add_bos_token and add_eos_token do not count beside a tokenizer.json.
-        if name == "GPTNeoXTokenizer":
-            built["post_processor"] = None
-        elif described.post_processor not in ("ends", "byte_level"):
-            built["post_processor"] = post_processor(described, config, roles, added)
-    else:
-        built = _spaced(name, config, roles)
-        bos = roles.get("bos_token")
-        if built is not None and name == "CodeLlamaTokenizer" and bos is not None:
-            token = (bos, added.id_of(bos) or 0)
-            built["post_processor"] = _template([token, "A"], [token, "A", (*token, 1), "B:1"])
-    return built
-
-
-def _spaced(name: str, config: Mapping[str, Any], roles: Mapping[str, str | None]) -> dict[str, Any] | None:
-    """Return what a class for vocabularies that spell a space ``▁`` builds, ``None`` for other classes."""
-    space = {"pattern": {"String": "\u2581"}, "content": " "}
-    decoders: list[Json] = [{"type": "Replace", **space}, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    built: dict[str, Any] = {"fuse_unk": True, "byte_fallback": True, "normalizer": None}
-    if name in ("LlamaTokenizer", "CodeLlamaTokenizer"):
-        is_legacy = name == "LlamaTokenizer" and config.get("legacy", False)
-        is_prefixed = config.get("add_prefix_space") is not False
-        scheme = "never" if not is_prefixed else "always" if is_legacy else "first"
-        built["pre_tokenizer"] = {
-            "type": "Metaspace",
-            "replacement": "\u2581",
-            "prepend_scheme": scheme,
-            "split": False,
-        }
-        if is_prefixed or name == "CodeLlamaTokenizer":
-            decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    elif name == "GemmaTokenizer":
-        built["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-        pattern = {"pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-        built["pre_tokenizer"] = {"type": "Split", **pattern}
-    else:
-        return None
-    unk = None if name == "LlamaTokenizer" else roles.get("unk_token")
-    return built | {"decoder": {"type": "Sequence", "decoders": decoders}, "unk_token": unk}
-
-
-def post_processor(
-    described: TokenizerClass, config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
-) -> Json:
-    """Return the post-processor of a class.
-
-    Args:
-        described: The class.
-        config: The content of tokenizer_config.json.
-        roles: The token of each role.
-        added: The added tokens, which know the ids.
-
-    Raises:
-        ValueError: If a token that it needs is missing or cannot be written.
-    """
-
-    def token(role: str) -> tuple[str, int]:
-        content = roles[role]
-        token_id = None if content is None else added.id_of(content)
-        if content is None or token_id is None:
-            raise ValueError(f"tokenizer_config.json: {role} is null; expected the token that stands around a text")
-        return content, token_id
-
-    match described.post_processor:
-        case "roberta":
-            return {
-                "type": "RobertaProcessing",
-                "sep": token("sep_token"),
-                "cls": token("cls_token"),
-                "trim_offsets": trim_offsets(config),
-                "add_prefix_space": described.prefix_space(config),
-            }
-        case "clip":
-            ends = {"sep": token("eos_token"), "cls": token("bos_token")}
-            return {"type": "RobertaProcessing", **ends, "trim_offsets": False, "add_prefix_space": False}
-        case "bert":
-            return {"type": "BertProcessing", "sep": (token("sep_token")[0], 2), "cls": (token("cls_token")[0], 0)}
-        case "deberta":
-            cls, sep = token("cls_token"), token("sep_token")
-            return _template([cls, "A", sep], [cls, "A", sep, sep, "B", sep])
-        case "whisper":
-            prefix, end = _whisper_prefix(config, roles, added), token("eos_token")
-            return _template([*prefix, "A", end], [*prefix, "A", "B:1", (*end, 1)])
-        case "byte_level" if not {"add_bos_token", "add_eos_token"} & config.keys():
-            return byte_level(add_prefix_space=True, trim_offsets=False)
-    bos = [token("bos_token")] if config.get("add_bos_token") and roles["bos_token"] is not None else []
-    eos = [token("eos_token")] if config.get("add_eos_token") and roles["eos_token"] is not None else []
-    second: list[Any] = [(*end, 1) for end in bos] + ["B:1"] + [(*end, 1) for end in eos]
-    return _template([*bos, "A", *eos], [*bos, "A", *eos, *second])
-
-
-def _whisper_prefix(
-    config: Mapping[str, Any], roles: Mapping[str, str | None], added: AddedTokens
-) -> list[tuple[str, int]]:
-    """Return the tokens before a text: transcript, task and timestamps; an unknown one is the unknown token."""
-    names = ["<|startoftranscript|>"]
-    task = config.get("task")
-    if task not in (None, "translate", "transcribe"):
-        raise ValueError(f"tokenizer_config.json: task is {task!r}; expected translate or transcribe")
-    names += [f"<|{task}|>"] if task else []
-    names += [] if config.get("predict_timestamps") else ["<|notimestamps|>"]
-    tokens = []
-    for name in names:
-        known = name if added.id_of(name) is not None else roles["unk_token"]
-        token_id = None if known is None else added.id_of(known)
-        if known is None or token_id is None:
-            raise ValueError(f"vocab.json holds no {name!r}, and there is no unknown token to stand for it")
-        tokens.append((known, token_id))
-    return tokens
-
-
-def _template(single: list[Any], pair: list[Any]) -> Json:
-    """Return a TemplateProcessing of tokens and of the texts ``"A"`` and ``"B"``, or ``"B:1"`` if its type is 1."""
-    special: dict[str, Json] = {}
-
-    def piece(item: str | tuple[str, int] | tuple[str, int, int]) -> Json:
-        if isinstance(item, str):
-            return {"Sequence": {"id": item[0], "type_id": int(item == "B:1")}}
-        content, token_id, type_id = (*item, 0)[:3]
-        if content.startswith("$") or ":" in content or content.split() != [content]:
-            raise ValueError(
-                f"token {content!r} stands around a text; expected none with white space, ':' or a first '$'"
-            )
-        special[content] = {"id": content, "ids": [token_id], "tokens": [content]}
-        return {"SpecialToken": {"id": content, "type_id": type_id}}
-
-    pieces = {"single": [piece(item) for item in single], "pair": [piece(item) for item in pair]}
-    return {"type": "TemplateProcessing", **pieces, "special_tokens": dict(sorted(special.items()))}

@@ -1,4 +1,4 @@
-"""Read a ``vocab.json`` and a ``merges.txt`` into the tokenizer that transformers makes of them."""
+"""Read a ``vocab.json`` and a ``merges.txt`` as transformers does."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bpe_llama import _core
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import read_json, read_text
 from bpe_llama._loading.added_tokens import AddedTokens, id_passed_over, read_stated_tokens
-from bpe_llama._loading.ends import Ends
+from bpe_llama._loading.components import post_processor
+from bpe_llama._loading.ends import END_ROLES, Ends
 from bpe_llama._loading.folder import Beside, beside, read_object
-from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for, post_processor
+from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
-# Fields of a tokenizer_config.json that would change ids; `read_settings` refuses more.
+# Fields of a tokenizer_config.json that change ids and are not supported; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
-def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
-    """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and what the files beside them say.
+def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
+    """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and the content of the files beside them.
 
     Args:
         path: Either file; the other one is in the same folder.
@@ -30,20 +32,20 @@ def read_tokenizer(path: Path) -> tuple[_core.Tokenizer, Beside]:
     """
     text, ends, read = describe(path.parent)
     try:
-        core = _core.Tokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
+        core = CoreTokenizer.build_from_huggingface(text.encode()).with_ends(*ends)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {error}") from None
     config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
     ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
     if passed_over := id_passed_over(config, added, ids.get):
-        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=3)
+        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=4)
     return core, read
 
 
 def describe(folder: Path) -> tuple[str, Ends, Beside]:
-    """Return the tokenizer.json that transformers would make of a folder, the ids of its ends, and its settings.
+    """Return the tokenizer.json of a folder as transformers builds it, its special-token ids, and its settings.
 
-    ``tokenizer_config.json`` names the class that builds the pipeline, or else ``config.json``. The default is GPT-2's.
+    ``tokenizer_config.json`` or else ``config.json`` names the class that builds the pipeline. The default is GPT-2's.
 
     Raises:
         FileNotFoundError: If the folder lacks ``vocab.json`` or ``merges.txt``.
@@ -53,7 +55,7 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
     """
     for name, other in (("vocab.json", "merges.txt"), ("merges.txt", "vocab.json")):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: no such file, without which {other} is no tokenizer")
+            raise FileNotFoundError(f"{folder / name}: no such file; expected it beside {other}")
     vocab = _read_vocab(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocab)
     config, special_map, added_file = (
@@ -71,10 +73,9 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
         text = _tokenizer_json(described, config, roles, added, processor, vocab, merges)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    ends = ("bos_token", "eos_token", "pad_token", "unk_token")
-    others = {role: content for role, content in stated.names().items() if role not in ends}
+    others = {role: content for role, content in stated.names().items() if role not in END_ROLES}
     read = beside(folder, others, stated.extra_names(), config=config, class_name=name)
-    return text, Ends(*(added.id_of(roles[role] or "") for role in ends)), read
+    return text, Ends(*(added.id_of(roles[role] or "") for role in END_ROLES)), read
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -95,26 +96,18 @@ def _read_vocab(path: Path) -> dict[str, int]:
             vocab[token], by_id[token_id] = token_id, token
         return vocab
 
-    try:
-        vocab = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    vocab = read_json(path, pairs)
     if not isinstance(vocab, dict):
         raise ValueError(f"{path}: expected an object of tokens and ids, got a {type(vocab).__name__}")
     return vocab
 
 
 def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the merges of a file in order; a merge that is listed twice counts at its last place.
+    """Return the merges of a file in order; the last place of a repeated merge counts.
 
     Source: ``BPE::read_file`` and ``BpeBuilder::build`` of Hugging Face `tokenizers` 0.23.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8: {error}") from None
+    lines = read_text(path, newline="").split("\n")
     if not lines[-1]:
         lines.pop()
     merges: dict[tuple[str, str], None] = {}
@@ -134,7 +127,7 @@ def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     return list(merges)
 
 
-# -- what the files ask for --------------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------------------------------
 
 
 def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str:
@@ -142,7 +135,7 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
     model_type = model_config.get("model_type")
     where = "tokenizer_class"
     if model_type == "qwen2" and name is not None:
-        name = "Qwen2Tokenizer"  # transformers does not trust these models' own word
+        name = "Qwen2Tokenizer"  # as in transformers: these models often name a wrong class
     if name is None and model_type is not None:
         name, where = class_name_for(str(model_type)) or model_type, "config.json: model_type"
     if name is None:
@@ -150,7 +143,7 @@ def _class_name(config: Mapping[str, Any], model_config: Mapping[str, Any]) -> s
     known = name.removesuffix("Fast") if isinstance(name, str) else ""
     if known not in CLASSES:
         raise ValueError(
-            f"{where} is {name!r}, which is not known to read a vocab.json and a merges.txt; "
+            f"{where} is {name!r}, which is no known class for a vocab.json and a merges.txt; "
             f"expected one of {', '.join(CLASSES)}"
         )
     return known

@@ -1,7 +1,17 @@
-"""Chat templates: messages to the text, and the ids, that an instruction-tuned model was trained on.
+"""Chat templates: convert messages to the text and ids on which an instruction-tuned model was trained.
 
-A template is a program from a file of unknown origin, so it runs in a sandbox that bounds its time and memory
-(`renderer`). Text of a message that looks like a special token stays ordinary text in the ids.
+A template is an untrusted program, so it runs in a sandbox that limits time and memory. The text of a special token
+inside a message is encoded as ordinary text.
+
+| file | job |
+|---|---|
+| `templates` | read, write and choose a tokenizer's templates |
+| `request` | check the options of one rendering |
+| `tool_schema` | convert Python functions to JSON schemas |
+| `renderer`, `compiler` | compile a template, render its text |
+| `sandbox`, `operations`, `limits` | check each operation of a template against the limits |
+| `answers` | find the assistant's answers in rendered text |
+| `encoding` | encode rendered text, for generation and for fine-tuning |
 
 Source of the conventions: https://huggingface.co/docs/transformers/chat_templating.
 """

@@ -1,4 +1,4 @@
-"""Finds the assistant's answers in a rendered conversation; fine-tuning learns them."""
+"""Find the assistant's answers in a rendered conversation, to train on them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
 
 class AnswerFinder:
-    """Finds the answers in the text of a conversation by rendering its beginnings, and it with other answers.
+    """Finds the answers in the text of a conversation by comparing it with other renderings.
 
-    A template need not write a conversation as its beginning and more: it may, for example, take the reasoning out of
-    all answers but the last. So two ways are tried, `_continued` and `_replaced`.
+    `_continued` renders prefixes of the conversation. This fails if the text of a prefix is no prefix of the text: a
+    template may remove the reasoning from all answers but the last. Then `_replaced` renders the conversation with a
+    placeholder in place of the answer.
 
     Args:
-        messages: The messages as the template reads them.
-        render: Returns the text of some messages, with the generation prompt if its second argument is true.
+        messages: The messages for the template.
+        render: Returns the text of messages, with the generation prompt if its second argument is true.
         whole: The text of all messages.
         placeholder: A character that occurs in none of the texts.
-        tokens: Matches an added or special token, which is never cut; ``None`` if there are none.
+        tokens: Matches an added or special token, which is never split; ``None`` if there are none.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class AnswerFinder:
         """Return the begin and end of each answer in the text, its closing token included.
 
         Raises:
-            ValueError: If an answer cannot be found; the message names its place.
+            ValueError: If an answer is not found; the message names its index.
         """
         spans: list[Span] = []
         for place, message in enumerate(self.messages):
@@ -51,13 +52,13 @@ class AnswerFinder:
                 if span is None or not previous <= span[0] <= span[1]:
                     raise ValueError(
                         f"message {place}: the chat template does not write the answer right after its generation "
-                        "prompt, so it cannot be told which tokens are the answer's"
+                        "prompt, so the answer's tokens are unknown"
                     )
                 spans.append(span)
         return spans
 
     def _continued(self, place: int) -> Span | None:
-        """Return the span after the generation prompt, if the whole text begins with prompt and answer; else None."""
+        """Return the span after the generation prompt, or None unless the text begins with prompt and answer."""
         prompt = self.render(self.messages[:place], True)
         answered = self.render(self.messages[: place + 1], False)
         if self.whole.startswith(answered) and answered.startswith(prompt):
@@ -65,10 +66,10 @@ class AnswerFinder:
         return None
 
     def _replaced(self, place: int, previous: int) -> Span | None:
-        """Return the span that changes if another answer takes its place, from its header's end to its closing token.
+        """Return the span that changes with the answer, from the end of its header to its closing token.
 
-        It finds answers of templates that take the reasoning out of earlier answers, open a block of reasoning in the
-        generation prompt, or write the system message before the last question.
+        For templates that remove the reasoning from earlier answers, open a block of reasoning in the generation
+        prompt, or write the system message before the last question.
         """
         before, other = self.messages[:place], self._placeholder_message(place)
         alone = self.render([*before, other], False)
@@ -78,21 +79,21 @@ class AnswerFinder:
         changed, end = self._difference(self.whole, replaced)
         closed = alone[alone.index(self.placeholder) + 1 :]
         closing = _common_prefix(self.whole[end:], closed)
-        if closing != closed:  # what differs is the next message's header, whose first bracket both may hold
+        if closing != closed:  # the headers of the next messages differ, but may share an opening bracket
             closing = _OPEN_BRACKET.sub("", closing)
         end = max(end, self._token_start(self.whole, end + len(closing)))
         begin = self._header_end(place, alone, replaced, previous, changed)
         return None if begin is None else (begin, end)
 
     def _header_end(self, place: int, alone: str, replaced: str, previous: int, changed: int) -> int | None:
-        """Return where the header of an answer ends: the text that the generation prompt and every answer begin with.
+        """Return the end of an answer's header: the common prefix of the generation prompt and any answer.
 
         Args:
-            place: The number of the answer's message.
+            place: The index of the answer's message.
             alone: The text up to the placeholder's message.
             replaced: The whole text with the placeholder's message.
-            previous: Where the answer before ends.
-            changed: Where the whole text and ``replaced`` begin to differ.
+            previous: The end of the answer before.
+            changed: The first difference between the whole text and ``replaced``.
         """
         bare, prompt = (self.render(self.messages[:place], prompted) for prompted in (False, True))
         if not alone.startswith(bare):  # without a generation prompt, some templates add an end-of-text token
@@ -106,7 +107,7 @@ class AnswerFinder:
             return found + len(header) if found >= 0 else self._token_start(self.whole, changed)
         if place == 0:
             return None
-        # The text before the answer changed as well. So the header is what follows the message before it.
+        # The text before the answer changed, too. So the header follows the message before the answer.
         asked = [*self.messages[: place - 1], self._placeholder_message(place - 1)]
         _, after = self._difference(prompt, self.render(asked, True))
         asked = [*asked, *self.messages[place:]]
@@ -115,24 +116,24 @@ class AnswerFinder:
         return here + self._token_start(header, len(header)) if header else None
 
     def _placeholder_message(self, place: int) -> dict[str, Any]:
-        """Return a message of the same role whose content is the placeholder."""
+        """Return a message of the same role with the placeholder as content."""
         return {"role": self.messages[place]["role"], "content": self.placeholder}
 
     @staticmethod
     def _difference(text: str, other: str) -> Span:
-        """Return the span of a text between the prefix and the suffix that it shares with another one."""
+        """Return the span of a text between its common prefix and common suffix with another one."""
         begin = len(_common_prefix(text, other))
         return begin, len(text) - len(_common_prefix(text[begin:][::-1], other[begin:][::-1]))
 
     def _without_last_token(self, text: str) -> str:
-        """Return a text without the token at its end, if there is one."""
+        """Return a text without the token at its end, if any."""
         ends = [
             match.start() for match in (self.tokens.finditer(text) if self.tokens else ()) if match.end() == len(text)
         ]
         return text[: ends[0]] if ends else text
 
     def _token_start(self, text: str, place: int) -> int:
-        """Return a place in a text, or the beginning of the token that a cut there would divide."""
+        """Return ``place``, or the start of the token that it would split."""
         for match in self.tokens.finditer(text) if self.tokens else ():
             if match.start() < place < match.end():
                 return match.start()

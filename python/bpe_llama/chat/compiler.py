@@ -1,6 +1,6 @@
 """Compile a chat template to Python: jinja2's code generator, with a call to the environment for each operation.
 
-`sandbox.ChatEnvironment` has the methods that are called.
+The calls are methods of `sandbox.ChatEnvironment`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ class CheckedCode(CodeGenerator):
 
     # jinja2 calls these by the name of the syntax node.
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
-        """Write a loop that counts its iterations, also the ones that its condition skips."""
-        # An EnvironmentAttribute is written out as it stands, so this is a call without jinja2's checks around it.
+        """Write a loop that counts its iterations, including those that its condition skips."""
+        # The name of an EnvironmentAttribute is written unchanged, so this is a call without jinja2's checks.
         count = nodes.EnvironmentAttribute("count_step()", lineno=node.lineno)
         node.body.insert(0, nodes.ExprStmt(count, lineno=node.lineno))
         if node.test is not None:
@@ -23,7 +23,7 @@ class CheckedCode(CodeGenerator):
         super().visit_For(node, frame)
 
     def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
-        """Write a comparison as a call, unless a constant makes it quick."""
+        """Write a comparison as a call, unless one side is a short constant."""
         first, last = node.expr, node.ops[-1]
         if len(node.ops) == 1 and (_is_short(last.expr) or (_is_short(first) and last.op not in ("in", "notin"))):
             super().visit_Compare(node, frame)
@@ -58,7 +58,7 @@ class CheckedCode(CodeGenerator):
         self.write("))")
 
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
-        """Write a slice so that its size is counted."""
+        """Write a slice whose size is counted."""
         if not isinstance(node.arg, nodes.Slice):
             super().visit_Getitem(node, frame)
             return
@@ -67,13 +67,13 @@ class CheckedCode(CodeGenerator):
         self.write(")")
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        """Write a list so that its size is counted."""
+        """Write a list whose size is counted."""
         self.write("environment.keep(")
         super().visit_List(node, frame)
         self.write(")")
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
-        """Write a tuple so that its size is counted."""
+        """Write a tuple whose size is counted."""
         if node.ctx != "load":
             super().visit_Tuple(node, frame)
             return
@@ -82,7 +82,7 @@ class CheckedCode(CodeGenerator):
         self.write(")")
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        """Write a mapping so that its size is counted, and its keys are checked."""
+        """Write a mapping whose size is counted and whose keys are checked."""
         self.write("environment.keep({")
         for item in node.items:
             self.write("environment.check_key(")
@@ -94,5 +94,5 @@ class CheckedCode(CodeGenerator):
 
 
 def _is_short(node: nodes.Expr) -> bool:
-    """Return whether an expression is a constant that is compared in constant time."""
+    """Return whether an expression is a constant that compares in constant time."""
     return isinstance(node, nodes.Const) and (not isinstance(node.value, str) or len(node.value) < 1000)

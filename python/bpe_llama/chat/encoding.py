@@ -10,38 +10,37 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpe_llama.chat.answers import AnswerFinder
-from bpe_llama.chat.request import NAMED_TOKENS, ChatRequest, Message, prepare, prepare_for
+from bpe_llama.chat.request import NAMED_TOKENS, ChatRequest, ChatTokenizer, Message, prepare, prepare_for
 
 if TYPE_CHECKING:
     from bpe_llama.chat.renderer import Rendered
-    from bpe_llama.tokenizer import Tokenizer
 
-# Unicode noncharacters: they stand for nothing, so one that occurs in no message can mark places in the text.
+# Unicode noncharacters have no meaning, so one that occurs in no message can mark places in the text.
 _MARKERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 TRAIN_ON = ("assistant", "last", "all")
-"""What may be learned of a conversation: all answers, the last one, or every token."""
+"""The tokens of a conversation to train on: all answers, the last one, or every token."""
 _TOKEN_VARIABLES = frozenset(f"{name}_token" for name in NAMED_TOKENS)
 
 
 class EncodedChat(NamedTuple):
-    """The ids of a conversation, and for each whether a ``{% generation %}`` block wrote it."""
+    """The ids of a conversation, and the mask of the ids that ``{% generation %}`` blocks wrote."""
 
     ids: list[int]
     is_answer: list[bool]
 
 
 def render(template: str, messages: Sequence[Message], **options: Any) -> str:
-    r"""Return the text a chat template makes of messages, as transformers renders it.
+    r"""Return the text of a chat template applied to messages, as transformers renders it.
 
     Args:
         template: The jinja2 source.
-        messages: Each with a `role` and, as a rule, a `content`. What is None counts as missing.
-        **options: Those of `Tokenizer.apply_chat_template` that shape the text, special tokens such as `bos_token`, and
-            variables of the template.
+        messages: Mappings with a `role` and, usually, a `content`. A field that is None counts as missing.
+        **options: The options of `Tokenizer.apply_chat_template` that change the text, special tokens such as
+            `bos_token`, and variables of the template.
 
     Raises:
-        ValueError: If a message is no mapping with a role, an option does not fit, or the template is broken, asks for
-            something forbidden, costs too much, or refuses the messages; the message says which.
+        ValueError: If a message is no mapping with a role, an option is invalid, or the template is broken, violates
+            the sandbox, exceeds a limit, or rejects the messages; the message says which.
 
     Example:
         >>> render("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}",
@@ -52,7 +51,7 @@ def render(template: str, messages: Sequence[Message], **options: Any) -> str:
     return prepare(template, named_tokens, messages, **options).render().text
 
 
-def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> str:
+def render_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> str:
     """Return the text of `tokenizer.chat_template` applied to messages.
 
     Raises:
@@ -61,60 +60,57 @@ def render_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any
     return prepare_for(tokenizer, messages, **options).render().text
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
+def encode_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
     """Return the ids of `tokenizer.chat_template` applied to messages; `options` are those of `render`.
 
-    Special tokens that the template writes become their ids. The same text inside a message, a tool or a document does
-    not: there a marker breaks it while the template runs, and is taken out again afterwards.
+    Special tokens of the template become their ids. Inside a message, a tool or a document the same text does not:
+    markers split it while the template runs and are removed afterwards.
 
     Raises:
-        ValueError: As of `render`; or if the messages hold every noncharacter that could mark a place, or a special
-            token's text in them changes what the template writes elsewhere.
+        ValueError: As of `render`; or if the messages hold every noncharacter that could be a marker, or a special
+            token's text in them changes the template's text elsewhere.
     """
     marked = _Marked(tokenizer, prepare_for(tokenizer, messages, **options))
     return marked.encode(marked.render().text)
 
 
-def encode_marked_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> EncodedChat:
-    """Return the ids that `encode_chat` returns, and which of them ``{% generation %}`` blocks wrote.
+def encode_marked_chat(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> EncodedChat:
+    """Return the ids of `encode_chat`, and the mask of the ids that ``{% generation %}`` blocks wrote.
 
-    A token counts if any character of it stands in such a block.
+    The mask is true for a token with at least one character in such a block.
 
     Raises:
-        ValueError: As of `encode_chat`; or if the template has no such block, or the last message is to be continued.
+        ValueError: As of `encode_chat`; or if the template has no such block, or the last message is continued.
     """
     request = prepare_for(tokenizer, messages, **options)
     if request.continued is not None:
         raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
     if not request.marks_answers:
-        raise ValueError(
-            "the chat template has no {% generation %} block, so it does not tell which tokens are the assistant's"
-        )
+        raise ValueError("the chat template has no {% generation %} block, so the assistant's tokens are unknown")
     marked = _Marked(tokenizer, request)
     return marked.encode_answers(marked.render())
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, train_on: str = "assistant", **options: Any
+    tokenizer: ChatTokenizer, messages: Sequence[Message], *, train_on: str = "assistant", **options: Any
 ) -> tuple[list[int], list[bool]]:
-    r"""Return the ids of a whole conversation and, of each, whether it is learned in fine-tuning.
+    r"""Return the ids of a whole conversation and the mask of the ids to train on.
 
-    If the template has ``{% generation %}`` blocks, their text is learned. Otherwise an answer is the text after the
-    generation prompt, up to and with its closing token. Some templates take reasoning out of earlier answers, or open a
-    ``<think>`` block in the generation prompt alone; an answer is then the text that changes if another answer takes
-    its place, from the end of the assistant's header on. An answer is encoded apart from the text before it, as in
-    generation.
+    With ``{% generation %}`` blocks in the template, their text is trained on. Otherwise an answer is the text from the
+    end of the generation prompt to the closing token, included. Some templates remove reasoning from earlier answers,
+    or open a ``<think>`` block in the generation prompt only. Then an answer is the text after the assistant's header
+    that changes with the answer. An answer is encoded separately from the text before it, as in generation.
 
     Args:
-        tokenizer: One with a chat template.
-        messages: From first to last; answers are those whose role is "assistant". One with a `weight` of 0 is only
-            read, as in OpenAI's files; the template does not see the weight.
+        tokenizer: A tokenizer with a chat template.
+        messages: The conversation; messages of the role "assistant" are answers. An answer with a `weight` of 0 is not
+            trained on, as in OpenAI's files; the template does not see the weight.
         train_on: "assistant" for all answers, "last" for the last one alone, or "all" for every token.
-        **options: Of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the template.
+        **options: Options of `Tokenizer.apply_chat_template`, such as `tools`, and variables of the template.
 
     Raises:
-        ValueError: As of `encode_chat`; or if `train_on` or a weight is none of these, no message is the assistant's
-            though one is to be learned, or answers cannot be told apart.
+        ValueError: As of `encode_chat`; or if `train_on` or a weight has another value, there is no answer to train on,
+            or the answers cannot be located in the text.
 
     Example:
         >>> from bpe_llama import Tokenizer
@@ -123,7 +119,7 @@ def encode_conversation(
         ...                     "{% if add_generation_prompt %}a{% endif %}"
         >>> talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
         >>> ids, learned = encode_conversation(tok, talk)
-        >>> tok.decode(ids), "".join(" ^"[told] for told in learned)
+        >>> tok.decode(ids), "".join(" ^"[trained] for trained in learned)
         ('uHi.aHo.', '     ^^^')
     """
     if train_on not in TRAIN_ON:
@@ -154,8 +150,8 @@ def encode_conversation(
             wanted = [True] * len(spans)
         elif len(spans) != len(wanted):
             raise ValueError(
-                f"the chat template writes {len(spans)} {{% generation %}} blocks for {len(wanted)} answers, so it "
-                "cannot be told which are those to learn"
+                f"the chat template writes {len(spans)} {{% generation %}} blocks for {len(wanted)} answers, so the "
+                "blocks of the answers to learn are unknown"
             )
     else:
         spans = marked.find_answers(whole)
@@ -163,10 +159,10 @@ def encode_conversation(
     other = train_on == "all"
     end = 0
     for (begin, after), want in [*zip(spans, wanted, strict=True), ((len(whole), len(whole)), False)]:
-        for start, stop, told in ((end, begin, other), (begin, after, want)):
+        for start, stop, is_learned in ((end, begin, other), (begin, after, want)):
             part = marked.encode(whole[start:stop], whole[:start])
             ids += part
-            learned += [told] * len(part)
+            learned += [is_learned] * len(part)
         end = after
     return ids, learned
 
@@ -188,9 +184,9 @@ def _learned_answers(messages: Sequence[Message], train_on: str) -> list[bool]:
 
 
 class _Marked:
-    """A request in which text that looks like a special token is broken by a marker; and rendered text, to ids."""
+    """Renders and encodes a request in which markers split the text of special tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, request: ChatRequest) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, request: ChatRequest) -> None:
         self.tokenizer = tokenizer
         self.request = self.unmarked = request
         self.marker = ""
@@ -202,12 +198,12 @@ class _Marked:
         strings = list(_strings([request.messages, given]))
         if not any(map(self.special.search, strings)):
             return
-        said = "\n".join(strings)
-        marker = next((mark for mark in _MARKERS if mark not in said and f"{ord(mark):04x}" not in said), None)
+        content = "\n".join(strings)
+        marker = next((mark for mark in _MARKERS if mark not in content and f"{ord(mark):04x}" not in content), None)
         if marker is None:
-            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
+            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; remove one")
         self.marker = marker
-        # A marker after each character of such text tells it from the text of the template.
+        # A marker after each character distinguishes such text from the text of the template.
         self.written = re.compile(f"(?:{self.special.pattern})(?!{marker})")
         self.request = replace(
             request,
@@ -220,39 +216,43 @@ class _Marked:
         return self.special.sub(lambda match: "".join(character + self.marker for character in match[0]), text)
 
     def render(self) -> Rendered:
-        """Return what the template makes of the marked request, once it is known to be the same but for markers."""
+        """Return the rendered request.
+
+        Raises:
+            ValueError: If the markers change more of the text than themselves.
+        """
         rendered = self.request.render(self.marker)
         if self.marker and rendered.text.replace(self.marker, "") != self.unmarked.render().text:
             raise ValueError(
                 "the messages hold the text of a special token, and the chat template acts on it, so it cannot be "
-                "kept as ordinary text; take it out"
+                "kept as ordinary text; remove it"
             )
         return rendered
 
     def find_answers(self, whole: str) -> list[tuple[int, int]]:
-        """Return where each answer begins and ends in the text of the whole conversation."""
+        """Return the begin and end of each answer in the text of the whole conversation."""
 
         def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
             variables = self.request.variables | {"add_generation_prompt": add_generation_prompt}
             changed = replace(self.request, messages=[dict(message) for message in messages], variables=variables)
             return changed.render(self.marker).text
 
-        said = whole + "".join(_strings(self.request.messages))
-        placeholder = next((mark for mark in _MARKERS if mark not in said and mark != self.marker), None)
+        content = whole + "".join(_strings(self.request.messages))
+        placeholder = next((mark for mark in _MARKERS if mark not in content and mark != self.marker), None)
         if placeholder is None:
-            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; take one out")
+            raise ValueError("the messages hold all of the noncharacters U+FDD0 to U+FDEF; remove one")
         tokens = "|".join(map(re.escape, sorted(self.tokenizer.added_tokens | self.tokenizer.special_tokens)[::-1]))
         pattern = re.compile(f"(?:{tokens})" + (f"(?!{self.marker})" if self.marker else "")) if tokens else None
         return AnswerFinder(self.request.messages, render, whole, placeholder, pattern).find()
 
     def encode(self, text: str, before: str = "") -> list[int]:
-        """Return the ids of rendered text, or of a part of it and what came before."""
+        """Return the ids of rendered text, or of a part of it that follows the text ``before``."""
         if not self.marker and not before:
             return self.tokenizer.encode(text, allowed_special="all")
         return [token_id for part in self._encode_parts(text, before) for token_id in part[1]]
 
     def _encode_parts(self, text: str, before: str) -> Iterable[tuple[str, list[int]]]:
-        """Yield special tokens and the text between them, each without markers and with its ids."""
+        """Yield special tokens and the text between them, without markers, and their ids."""
         tokenizer = self.tokenizer
         end = 0
         passed = None if before.endswith(tuple(tokenizer.special_tokens)) else before
@@ -268,7 +268,7 @@ class _Marked:
         return text.replace(self.marker, "") if self.marker else text
 
     def encode_answers(self, rendered: Rendered) -> EncodedChat:
-        """Return the ids of rendered text, and which of them its answers hold."""
+        """Return the ids of rendered text, and the mask of the ids in its answers."""
         text = self._without_marker(rendered.text)
         marks = [place for place, character in enumerate(rendered.text) if character == self.marker]
         is_answer = bytearray(len(text) + 1)
@@ -282,7 +282,7 @@ class _Marked:
         return EncodedChat(ids, [is_answer.find(1, start, max(end, start + 1)) >= 0 for start, end in offsets])
 
     def _encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of marked text and the characters of each, in the text without markers."""
+        """Return the ids of marked text and their character ranges in the text without markers."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         place = 0
@@ -291,7 +291,7 @@ class _Marked:
             data = part.encode()
             if b"".join(pieces) != data:
                 raise ValueError("the messages hold the text of a special token, and this tokenizer rewrites text")
-            # How many characters begin before each byte.
+            # The number of characters that begin before each byte.
             begun = [0, *accumulate(byte & 0xC0 != 0x80 for byte in data)]
             ends = list(accumulate(map(len, pieces)))
             offsets += [(place + begun[a + 1] - 1, place + begun[b]) for a, b in zip([0, *ends], ends, strict=False)]

@@ -1,7 +1,7 @@
-"""Limits on the steps, text, memory and time of a chat template, counted while it renders.
+"""Limit the steps, text, memory and time of a chat template while it renders.
 
-A template is a program from a file of unknown origin. Each operation that could take long or build something large
-asks a :class:`Meter` first, so a hostile template ends with one error that names the limit.
+A template is an untrusted program. Each operation of unbounded time or size calls a :class:`Meter` first, so a hostile
+template ends with one error that names the limit.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _NUMBER = re.compile(r"\d{1,12}")
 
 
 class LimitError(Exception):
-    """A template costs too much. It is no ValueError, because filters catch ValueErrors."""
+    """A template exceeds a limit. It is no ValueError, because filters catch ValueErrors."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one rendering may cost.
+    """The limits of one rendering.
 
     Args:
         steps: Iterations of loops, calls and filters; work on long text counts as several.
         text: Characters of one text, and items of one list.
-        memory: Bytes, about, of all that the template holds at once.
-        seconds: The time; the last resort where the other limits do not apply.
+        memory: Bytes, about, of all values that the template holds at once.
+        seconds: The time, in case the other limits do not apply.
     """
 
     steps: int = 2_000_000
@@ -58,13 +58,13 @@ class Limits:
 
 
 class Meter:
-    """Counts what one rendering has cost, and raises `LimitError` where a limit is passed."""
+    """Counts the cost of one rendering, and raises `LimitError` above a limit."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.depth = self.items = 0  # of the container that was measured last
         self._steps = 0
-        self._next_look = 1000
+        self._next_check = 1000
         self._deadline = time.monotonic() + limits.seconds
         self._kept: dict[int, tuple[Any, int]] = {}
         self._kept_size = 0
@@ -72,25 +72,25 @@ class Meter:
     def charge(self, steps: int = 1) -> None:
         """Count steps."""
         self._steps += steps
-        if self._steps >= self._next_look:
+        if self._steps >= self._next_check:
             if self._steps > self.limits.steps:
                 raise LimitError(f"it needs more than {self.limits.steps:,} steps")
             if time.monotonic() > self._deadline:
                 raise LimitError(f"it takes more than {self.limits.seconds:g} seconds")
-            self._next_look = min(self._steps + 1000, self.limits.steps + 1)
+            self._next_check = min(self._steps + 1000, self.limits.steps + 1)
 
     def check_length(self, length: int) -> None:
-        """Refuse a text or list of more characters or items than the limit, before it is made."""
+        """Raise for a text or list of more characters or items than the limit; called before it is built."""
         if length > self.limits.text:
             raise LimitError(f"it makes text or a list longer than {self.limits.text:,} characters or items")
 
     def check_bits(self, bits: int) -> None:
-        """Refuse an integer of more bits than the limit."""
+        """Raise for an integer of more bits than the limit."""
         if bits > _MOST_BITS:
             raise LimitError(f"it makes an integer of more than {_MOST_BITS:,} bits")
 
     def check_widths(self, form: str) -> int:
-        """Return the largest number in a format; refuse one that would pad beyond the limit."""
+        """Return the largest number in a format; raise if it would pad beyond the limit."""
         widest = max(map(int, _NUMBER.findall(form)), default=0)
         self.check_length(widest)
         return widest
@@ -98,8 +98,7 @@ class Meter:
     def measure(self, value: Any) -> int:
         """Return the number of characters and items in a value; a shared part counts each time it occurs.
 
-        So much is read where it is printed, compared, hashed or written as JSON, which a few lists within lists can
-        make exponential.
+        This is the cost to print, compare, hash or write it as JSON. With shared lists it can grow exponentially.
         """
         if type(value) is str:
             return len(value)
@@ -136,7 +135,7 @@ class Meter:
 
     # The sizes below include the memory of this meter's own entry for a value.
     def keep(self, value: Value, item_size: int = 8) -> Value:
-        """Return a value that the template made, and count its memory as long as something refers to it."""
+        """Return a new value of the template, and count its memory while something refers to it."""
         kind = type(value)
         if kind in _SCALARS:
             if isinstance(value, int):
@@ -167,11 +166,11 @@ class Meter:
         return value
 
     def _forget_unused(self) -> None:
-        """Forget values that only this meter refers to; raise if the rest exceeds the limit."""
+        """Drop values that only this meter refers to; raise if the rest exceeds the limit."""
         fresh = (object(), 0)
         unused = sys.getrefcount(fresh[0])
         self.charge(len(self._kept) >> 4)
-        # Newest first: a container is newer than its items, so it is forgotten before they are checked.
+        # Newest first: a container is newer than its items, so it is dropped before they are checked.
         for key in reversed(list(self._kept)):
             entry = self._kept[key]
             if sys.getrefcount(entry[0]) <= unused:

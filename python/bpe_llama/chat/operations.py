@@ -1,6 +1,6 @@
-"""Checks of a chat template's operators, methods, filters and tests before they run.
+"""Check a chat template's operators, methods, filters and tests before they run.
 
-Each looks up what an operation would build or how long it would take, and counts it on the `Meter`.
+Each check estimates the size of the result or the time of an operation, and counts it on the `Meter`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _SEARCHES = frozenset({"count", "endswith", "find", "index", "lstrip", "partitio
     {"rpartition", "rsplit", "rstrip", "split", "startswith", "strip"}
 )
 _ENCODINGS = frozenset({"utf8", "ascii", "latin1", "iso88591", "utf16", "utf16le", "utf16be", "utf32"})
-# Filters that do not read inside the items of their input.
+# Filters that do not read into the items of their input.
 _CONSTANT_TIME = frozenset({"attr", "count", "d", "default", "first", "items", "last", "length", "random"})
 _SHALLOW = _CONSTANT_TIME | frozenset(
     {"abs", "batch", "filesizeformat", "float", "int", "list", "map", "reject", "rejectattr", "reverse", "round"}
     | {"select", "selectattr", "slice"}
 )
 _SLOW = frozenset({"striptags", "title", "truncate", "urlize", "wordcount", "wordwrap"})
-# Filters that compare or add items. A generator is turned into a list first: they read all of it anyway.
+# Filters that compare or add all items. A generator is converted to a list first, which can be measured.
 _WHOLE = frozenset({"groupby", "join", "max", "min", "sort", "sum", "unique"})
 
 
@@ -68,10 +68,10 @@ def _check_comparison(meter: Meter, left: Any, right: Any) -> None:
 
 
 def check_operator(meter: Meter, symbol: str, left: Any, right: Any) -> None:
-    """Refuse a binary operator whose result would be too large.
+    """Check the size of a binary operator's result.
 
     Raises:
-        LimitError: If it would.
+        LimitError: If it is too large.
     """
     if symbol == "*":
         if isinstance(left, int) and isinstance(right, int):
@@ -99,13 +99,13 @@ def _check_percent(meter: Meter, form: str | bytes, values: Any) -> None:
 def check_method(
     meter: Meter, owner: Any, name: str, args: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[Any, ...]:
-    """Return the arguments for a method of a built-in type, once its cost is known to be bounded.
+    """Return the arguments for a method of a built-in type after a check of its cost.
 
     Raises:
-        LimitError: It is not.
+        LimitError: If the cost is unbounded.
     """
     if name == "join" and args and not isinstance(args[0], (str, bytes, list, tuple, dict)):
-        args = (list(args[0]), *args[1:])  # what is read one by one is read first, so that it can be measured
+        args = (list(args[0]), *args[1:])  # only a list can be measured
     size = sum(map(meter.measure, (*args, *options.values())))
     first = args[0] if args else None
     if isinstance(owner, (str, bytes)):
@@ -146,7 +146,7 @@ def _check_text_method(
     elif name in ("encode", "decode"):
         encoding = options.get("encoding", first)
         if isinstance(encoding, str) and encoding.lower().replace("-", "").replace("_", "") not in _ENCODINGS:
-            raise LimitError(f"it asks for the encoding {encoding!r}, which may take long")
+            raise LimitError(f"the encoding {encoding!r} may take long")
     elif name == "striptags":
         _check_striptags(meter, str(text))
 
@@ -159,7 +159,7 @@ def _check_replace(meter: Meter, text: str | bytes, old: Any, new: Any) -> None:
 
 
 def _check_striptags(meter: Meter, text: str) -> None:
-    meter.charge(text.count("<") * len(text) >> 10)  # each tag is cut out of a copy
+    meter.charge(text.count("<") * len(text) >> 10)  # each tag is removed from a copy
 
 
 def _length(value: Any) -> int:
@@ -167,10 +167,10 @@ def _length(value: Any) -> int:
 
 
 def check_filter(meter: Meter, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the arguments for a filter, its input first, once its cost is known to be bounded.
+    """Return the arguments for a filter, its input first, after a check of its cost.
 
     Raises:
-        LimitError: It is not.
+        LimitError: If the cost is unbounded.
     """
     meter.charge()
     if not args:
@@ -194,7 +194,7 @@ def check_filter(meter: Meter, name: str, args: tuple[Any, ...], options: dict[s
 
 
 class _Given:
-    """The arguments of a filter after its input, by place or name."""
+    """The arguments of a filter after its input, by position or name."""
 
     def __init__(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         self.args = args
@@ -296,7 +296,7 @@ _FILTER_CHECKS: dict[str, Callable[[Meter, Any, _Given, int], None]] = {
 
 
 def check_test(meter: Meter, name: str, args: tuple[Any, ...]) -> None:
-    """Refuse a test (``is ...``) whose cost is not bounded.
+    """Check the cost of a test (``is ...``).
 
     Raises:
         LimitError: It is not.
@@ -315,15 +315,15 @@ def write_json(meter: Meter, value: Any, ensure_ascii: bool, indent: Any, separa
 
     Args:
         meter: Bounds the length.
-        value: What JSON can say.
+        value: A value with a JSON form.
         ensure_ascii: As in `json.dumps`, like the arguments below.
         indent: A number or a text.
         separators: Two texts.
-        sort_keys: By name.
+        sort_keys: Whether to sort keys.
 
     Raises:
         LimitError: If the text would be too long.
-        TypeError: If JSON cannot say it.
+        TypeError: If the value has no JSON form.
     """
     meter.charge()
     size = meter.measure(value)

@@ -19,16 +19,16 @@ from jinja2 import meta, nodes
 from bpe_llama.chat.limits import LimitError, Limits, Meter
 from bpe_llama.chat.sandbox import ChatEnvironment
 
-LONGEST_TEMPLATE = 100_000  # characters; those that models are published with have some ten thousand at most
+LONGEST_TEMPLATE = 100_000  # characters; published templates have at most about 10,000
 
 
 class Template(NamedTuple):
     """A chat template, compiled.
 
     Attributes:
-        code: What `ChatEnvironment` runs.
-        variables: The names that it reads and does not set, without those of the environment.
-        marks_answers: Whether it holds a ``{% generation %}`` block.
+        code: The code that `ChatEnvironment` runs.
+        variables: The names that the template reads but does not set, without those of the environment.
+        marks_answers: Whether the template has a ``{% generation %}`` block.
     """
 
     code: types.CodeType
@@ -41,30 +41,30 @@ class Rendered(NamedTuple):
 
     Attributes:
         text: The whole text.
-        blocks: Where each ``{% generation %}`` block was written, in characters, and its text.
+        blocks: The character offset and the text of each ``{% generation %}`` block.
     """
 
     text: str
     blocks: list[tuple[int, str]]
 
     def find_answers(self) -> list[tuple[int, int]]:
-        """Return where the ``{% generation %}`` blocks begin and end, in characters.
+        """Return the character ranges of the ``{% generation %}`` blocks.
 
         Raises:
-            ValueError: If that cannot be told of one.
+            ValueError: If the range of a block is unknown.
         """
         for begin, block in self.blocks:
             if not self.text.startswith(block, begin):
                 raise ValueError(
                     "the chat template has a {% generation %} block within a macro, a call or a set block, "
-                    "where it cannot be told which part of the text it is"
+                    "where its place in the text is unknown"
                 )
         return [(begin, begin + len(block)) for begin, block in self.blocks]
 
 
 @lru_cache(maxsize=32)
 def compile_template(source: str) -> Template:
-    """Return a chat template, ready to render.
+    """Return a compiled chat template.
 
     Raises:
         ValueError: If it is no jinja2 template, or too long.
@@ -84,18 +84,18 @@ def compile_template(source: str) -> Template:
 def render_template(
     source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: datetime, marker: str = ""
 ) -> Rendered:
-    """Return what a chat template makes of messages that `plain` gave.
+    """Return a chat template rendered with messages that `plain` returned.
 
     Args:
         source: The jinja2 text.
-        messages: What it reads as ``messages``.
-        variables: All else that it can read.
+        messages: Its variable ``messages``.
+        variables: Its other variables.
         now: The time for `strftime_now`.
-        marker: A character in the messages that is not to be escaped in the text.
+        marker: A character of the messages that stays unescaped in the text.
 
     Raises:
-        ValueError: If the template is broken, refuses the messages, asks for something forbidden, or costs more than
-            `Limits` allow for an input of this size.
+        ValueError: If the template is broken, rejects the messages, violates the sandbox, or exceeds the `Limits` for
+            an input of this size.
     """
     template = compile_template(source)
     unbounded = Meter(Limits(text=1 << 62, steps=1 << 62))
@@ -115,7 +115,7 @@ def render_template(
 
 
 def failure(error: Exception) -> ValueError:
-    """Return the error to raise for a chat template that did not render."""
+    """Return the error to raise for a chat template that failed."""
     if isinstance(error, RecursionError):
         reason = "it nests or recurses too deeply"
     elif isinstance(error, MemoryError):
@@ -128,10 +128,10 @@ def failure(error: Exception) -> ValueError:
 
 
 def plain(value: Any) -> Any:
-    """Return a copy of a value made of JSON's types alone, so that a template reaches no other object's methods.
+    """Return a copy of a value in JSON's types, so that a template reaches no methods of other objects.
 
-    Mappings, dataclasses and pydantic models become dicts, NumPy's scalars numbers, and anything else, such as an
-    image, the name of its type in angle brackets: what transformers does.
+    As in transformers, mappings, dataclasses and pydantic models become dicts, NumPy scalars become numbers, and any
+    other value, such as an image, becomes the name of its type in angle brackets.
 
     Examples:
         >>> plain({"a": (1, None), "b": {1, 2}})

@@ -1,4 +1,4 @@
-"""The options of `Tokenizer.apply_chat_template`, checked and copied for one rendering of a chat template.
+"""Check and copy the options of `Tokenizer.apply_chat_template` for one rendering of a chat template.
 
 Source of the conventions: ``apply_chat_template`` and ``render_jinja_template`` of transformers 5.23.
 """
@@ -8,23 +8,50 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bpe_llama.chat.templates import ChatTemplate, choose_template
 
 if TYPE_CHECKING:
     from bpe_llama.chat.renderer import Rendered
-    from bpe_llama.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
 # The special tokens that templates read by name, as ``bos_token``.
 NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# transformers appends this tag to the message to continue, and cuts the text there. The space at its end shows whether
+# transformers appends this tag to the message to continue, and truncates the text there. Its last space shows whether
 # the template trims messages.
 _CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
 # The fields of a message for its reasoning: gpt-oss's template reads the second, other templates the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class ChatTokenizer(Protocol):
+    """The part of `bpe_llama.Tokenizer` that chat templates use."""
+
+    chat_template: ChatTemplate | None
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Special tokens to id."""
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Special tokens and other added tokens to id."""
+
+    def encode(self, text: str, *, allowed_special: Iterable[str] = ...) -> list[int]:
+        """Return the ids of a text."""
+
+    def encode_following(self, text: str, before: str | None) -> list[int]:
+        """Return the ids of a text that follows other text, or ``None`` for a special token."""
+
+    def encode_with_offsets(
+        self, text: str, *, allowed_special: Iterable[str] = ...
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, and for each the range of its characters."""
+
+    def id_to_bytes(self, id: int, /) -> bytes:
+        """Return the bytes of a token."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +60,9 @@ class ChatRequest:
 
     Attributes:
         source: The template.
-        messages: What it reads as `messages`.
-        variables: All else that it can read.
-        continued: The field of the last message to continue: the text ends where this field ends. Or none.
+        messages: Its variable `messages`.
+        variables: Its other variables.
+        continued: The field of the last message at whose end the text ends; ``None`` for the whole text.
         marks_answers: Whether the template has a ``{% generation %}`` block.
         now: The time for `strftime_now`.
     """
@@ -48,16 +75,16 @@ class ChatRequest:
     now: datetime
 
     def render(self, marker: str = "") -> Rendered:
-        """Return the text; if the last message is to be continued, up to its end."""
+        """Return the text; if the last message is continued, up to its end."""
         from bpe_llama.chat.renderer import render_template
 
         if self.continued is None:
             return render_template(self.source, self.messages, self.variables, self.now, marker)
-        messages, said = _tag_last_message(self.messages, self.continued, self.source)
+        messages, tagged = _tag_last_message(self.messages, self.continued, self.source)
         rendered = render_template(self.source, messages, self.variables, self.now, marker)
         place = rendered.text.rfind(_CONTINUED.strip())
-        if place < 0 or said.strip() not in rendered.text:
-            raise ValueError("continue_final_message: the chat template does not write the last message as it stands")
+        if place < 0 or tagged.strip() not in rendered.text:
+            raise ValueError("continue_final_message: the chat template does not write the last message unchanged")
         text = rendered.text[:place]
         return rendered._replace(text=text if rendered.text.startswith(_CONTINUED, place) else text.rstrip())
 
@@ -65,33 +92,33 @@ class ChatRequest:
 def _tag_last_message(messages: list[dict[str, Any]], field: str, source: str) -> tuple[list[dict[str, Any]], str]:
     """Return the messages with a tag appended to the text to continue, and this text."""
     last = dict(messages[-1])
-    said = last.get(field)
-    if said is None:
+    content = last.get(field)
+    if content is None:
         raise ValueError(f"continue_final_message: the last message has no {field!r} to continue")
-    fields = [name for name in _REASONING if last.get(name) == said] if field in _REASONING else [field]
+    fields = [name for name in _REASONING if last.get(name) == content] if field in _REASONING else [field]
     if not any(name in source for name in fields):
         raise ValueError(f"continue_final_message: the chat template does not read {field!r}")
-    if isinstance(said, (list, tuple)):
-        parts = list(said)
+    if isinstance(content, (list, tuple)):
+        parts = list(content)
         place = next((i for i in reversed(range(len(parts))) if _has_text(parts[i])), None)
         if place is None:
             raise ValueError(f"continue_final_message: no part of the last message's {field!r} is a text")
-        said = parts[place]["text"]
-        parts[place] = parts[place] | {"text": said + _CONTINUED}
+        content = parts[place]["text"]
+        parts[place] = parts[place] | {"text": content + _CONTINUED}
         last[field] = parts
-    elif isinstance(said, str):
-        last |= dict.fromkeys(fields, said + _CONTINUED)
+    elif isinstance(content, str):
+        last |= dict.fromkeys(fields, content + _CONTINUED)
     else:
-        raise ValueError(f"continue_final_message: the last message's {field!r} is {said!r:.100}; expected a text")
-    return [*messages[:-1], last], said
+        raise ValueError(f"continue_final_message: the last message's {field!r} is {content!r:.100}; expected a text")
+    return [*messages[:-1], last], content
 
 
 def _has_text(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
-def prepare_for(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> ChatRequest:
-    """Return the request for the tokenizer's own template.
+def prepare_for(tokenizer: ChatTokenizer, messages: Sequence[Message], **options: Any) -> ChatRequest:
+    """Return the request for the tokenizer's template.
 
     Raises:
         ValueError: As of `prepare`; or if the tokenizer has no chat template.
@@ -115,25 +142,25 @@ def prepare(
 
     Args:
         templates: The templates to choose from.
-        named_tokens: Special tokens by the names that templates read them under.
-        messages: Each a mapping with a role.
+        named_tokens: Special tokens by variable name, such as `bos_token`.
+        messages: Mappings with a role.
         add_generation_prompt: As in `Tokenizer.apply_chat_template`, like the arguments below.
         tools: JSON schemas or functions.
         documents: Mappings.
         chat_template: The name or the text of a template.
-        continue_final_message: Whether, or at the end of which field, the text ends.
-        **variables: Of the template.
+        continue_final_message: Whether the text ends with the last message; a str names its field.
+        **variables: Variables of the template.
 
     Raises:
-        ValueError: If an option does not fit; the message names it.
+        ValueError: If an option is invalid; the message names it.
     """
     from bpe_llama.chat.renderer import compile_template
     from bpe_llama.chat.tool_schema import tool_schemas
 
     if continue_final_message and add_generation_prompt:
         raise ValueError(
-            "continue_final_message and add_generation_prompt exclude each other: the one continues the last message, "
-            "the other opens a new one"
+            "continue_final_message and add_generation_prompt exclude each other: the first continues the last "
+            "message, the second opens a new one"
         )
     source = choose_template(templates, chat_template, tools is not None)
     template = compile_template(source)
@@ -164,8 +191,8 @@ def prepare(
 
 
 def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as a template reads them: what is None left out, the reasoning under each of its names."""
-    made = []
+    """Return messages for a template: without fields that are None, the reasoning under each of its names."""
+    copies = []
     for place, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"message {place} is {message!r:.200}; expected a mapping with a 'role'")
@@ -173,10 +200,10 @@ def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         reasoning = next((fields[name] for name in _REASONING if fields.get(name) is not None), None)
         if reasoning is not None:
             fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
-        made.append(fields)
-    if not made:
+        copies.append(fields)
+    if not copies:
         raise ValueError("there are no messages; a chat template needs at least one")
-    return made
+    return copies
 
 
 def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
@@ -188,8 +215,8 @@ def _plain(value: dict[str, Any], where: str) -> dict[str, Any]:
         raise ValueError(f"{where} nests too deeply") from None
 
 
-def _tokens_by_name(tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the special tokens that a tokenizer has a role for, such as `bos_token`, as templates read them."""
+def _tokens_by_name(tokenizer: ChatTokenizer) -> dict[str, str]:
+    """Return the special tokens with a role by variable name, such as `bos_token`."""
     texts = {token_id: text for text, token_id in (tokenizer.added_tokens | tokenizer.special_tokens).items()}
     named = {}
     for name in NAMED_TOKENS:

@@ -1,8 +1,7 @@
-"""The jinja2 environment in which chat templates run: sandboxed, and every operation counted by a `Meter`.
+"""The jinja2 environment of chat templates: sandboxed, and every operation counted by a `Meter`.
 
-jinja2's own sandbox keeps a template from the interpreter's internals, but not from taking all memory or time. Here the
-compiled code reports each iteration, and operators, calls, filters and tests are checked before they build something.
-`operations` holds the checks.
+jinja2's sandbox denies a template access to the interpreter's internals, but does not limit memory or time. Here the
+compiled code counts each iteration, and `operations` checks operators, calls, filters and tests before they run.
 
 Source: https://jinja.palletsprojects.com/en/stable/sandbox/ (operator interception), and the settings that
 ``transformers.utils.chat_template_utils`` renders with.
@@ -32,7 +31,7 @@ from bpe_llama.chat.compiler import CheckedCode
 from bpe_llama.chat.limits import LimitError, Meter
 from bpe_llama.chat.operations import write_json
 
-_MOST_ARGUMENTS = 1000  # of a call, which may keep them all
+_MAX_ARGUMENTS = 1000  # of a call, which may store them all
 
 
 class Generation(Extension):
@@ -41,7 +40,7 @@ class Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Return the block as a call, as transformers does, so that its scopes are the same."""
+        """Return the block as a call, as in transformers, with the same scopes."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("note_span"), [], [], body).set_lineno(line)
@@ -57,7 +56,7 @@ class Generation(Extension):
 
 
 class _ChatNamespace(Namespace):
-    """jinja2's ``namespace``, without names that begin with an underscore: transformers refuses them too."""
+    """jinja2's ``namespace`` without names that begin with an underscore, as in transformers."""
 
     def __init__(*args: Any, **variables: Any) -> None:
         self, args = args[0], args[1:]
@@ -76,7 +75,7 @@ def _check_name(name: object) -> None:
 
 
 class _ChatDict:
-    """The ``dict`` of templates: it makes mappings and has no other attribute."""
+    """The ``dict`` of templates, which has no other attribute than ``fromkeys``."""
 
     def __call__(self, *args: Any, **items: Any) -> dict[Any, Any]:
         return dict(*args, **items)
@@ -111,12 +110,12 @@ class _CheckedEscapeFormatter(_CheckedFormatter, SandboxedEscapeFormatter):
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """What one rendering runs in: jinja2's sandbox with transformers' settings, and a `Meter`.
+    """The environment of one rendering: jinja2's sandbox with transformers' settings, and a `Meter`.
 
     Args:
         meter: Counts the cost.
         now: The time for ``strftime_now``.
-        marker: A character in the messages. Where ``tojson`` or a printed list escapes it, it is put back.
+        marker: A character in the messages. If ``tojson`` or a printed list escapes it, the escape is undone.
     """
 
     code_generator_class = CheckedCode
@@ -126,7 +125,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # or constants would be computed while compiling, uncounted
+            optimized=False,  # else the compiler would evaluate constants, uncounted
             extensions=["jinja2.ext.loopcontrols", Generation],
         )
         self.meter = meter
@@ -149,7 +148,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         )
 
     def restore_marker(self, text: str) -> str:
-        """Return rendered text with the marker put back in place of its escape."""
+        """Return rendered text with the marker in place of its escape."""
         return text.replace(f"\\u{ord(self.marker):04x}", self.marker) if self.marker else text
 
     def check_key(self, key: Any) -> Any:
@@ -182,8 +181,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         """Return the result of a call from the template, after a check of its cost."""
         meter = __self.meter
         meter.charge(8 if isinstance(__function, Macro) else 2)
-        if len(args) + len(options) > _MOST_ARGUMENTS:
-            raise LimitError(f"it calls a function with more than {_MOST_ARGUMENTS:,} arguments")
+        if len(args) + len(options) > _MAX_ARGUMENTS:
+            raise LimitError(f"it calls a function with more than {_MAX_ARGUMENTS:,} arguments")
         if isinstance(__function, (types.BuiltinMethodType, types.MethodType)):
             owner = __function.__self__
             if isinstance(owner, (str, bytes, int, list, tuple, dict)):
@@ -192,13 +191,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                 for value in args:
                     meter.measure(value)
         result = super().call(__context, __function, *args, **options)
-        if type(result) is list:  # of texts, as a rule: what was split
+        if type(result) is list:  # usually of ``split``, so of texts
             meter.check_length(8 * len(result))
             return meter.keep(result, item_size=64)
         return meter.keep(result)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Return ``str.format`` or ``format_map`` with the sandbox's and the meter's checks; None for anything else."""
+        """Return ``str.format`` or ``format_map`` with the checks of sandbox and meter; None for any other value."""
         if not isinstance(value, (types.MethodType, types.BuiltinMethodType)):
             return None
         text, name = value.__self__, value.__name__
@@ -221,7 +220,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     @pass_context
     def _print(self, _context: Context | None, value: Any) -> Any:
-        """Return what ``{{ value }}`` writes."""
+        """Return the text of ``{{ value }}``."""
         if isinstance(value, str):
             return value
         self.meter.measure(value)
@@ -250,7 +249,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Lazy:
-    """The items of a filter that makes them as they are asked for, each counted as a step."""
+    """The items of a lazy filter, each counted as a step."""
 
     __slots__ = ("_depth", "_items", "_meter")  # underscores, which templates cannot read
 
@@ -281,7 +280,7 @@ def _pass_first(function: Callable[..., Any]) -> Callable[[Context], tuple[Any, 
 
 
 def _check_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that is checked before it is applied."""
+    """Return a filter with a check before it."""
     pass_first = _pass_first(function)
     item_size = 80 if name == "list" else 8  # the characters of a text are texts themselves
 
@@ -297,7 +296,7 @@ def _check_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _check_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a test (``is ...``) that is checked before it is applied."""
+    """Return a test (``is ...``) with a check before it."""
     pass_first = _pass_first(function)
 
     @pass_context

@@ -1,6 +1,6 @@
-"""Read, write and choose chat templates: files beside a tokenizer, its configuration, a GGUF file's metadata.
+"""Read, write and choose chat templates: in a tokenizer's folder, its configuration, or a GGUF file's metadata.
 
-A tokenizer has one template, a `str`, or several by name, a `dict`; transformers calls the one for tools ``tool_use``.
+A tokenizer has one template, a `str`, or several by name, a `dict`; transformers names the one for tools ``tool_use``.
 
 Source: ``transformers.tokenization_utils_base`` 5.23 (``from_pretrained``, ``get_chat_template``,
 ``save_chat_templates``) and ``GGUFWriter.add_chat_template`` of gguf 0.19.
@@ -8,12 +8,11 @@ Source: ``transformers.tokenization_utils_base`` 5.23 (``from_pretrained``, ``ge
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bpe_llama._files import written_whole
+from bpe_llama._files import read_json, read_text, write_text
 
 ChatTemplate: TypeAlias = "str | dict[str, str]"
 
@@ -27,15 +26,14 @@ _GGUF = "tokenizer.chat_template"
 def read_chat_templates(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
     """Return the chat template of a tokenizer's folder, or its named templates, or None.
 
-    Templates in files of their own come before the configuration's, even if none of them is the default.
+    Template files override the configuration, even if none of them is the default template.
 
     Args:
-        folder: Holds ``chat_template.jinja``, ``additional_chat_templates/NAME.jinja`` or ``chat_template.json``, if
-            any.
-        config: The object in its ``tokenizer_config.json``.
+        folder: May hold ``chat_template.jinja``, ``additional_chat_templates/NAME.jinja`` or ``chat_template.json``.
+        config: The content of its ``tokenizer_config.json``.
 
     Raises:
-        ValueError: If one is of another type than text or is not UTF-8; the message names the file and the key.
+        ValueError: If a template is no text or not UTF-8; the message names the file and the key.
 
     Examples:
         >>> import tempfile
@@ -49,33 +47,23 @@ def read_chat_templates(folder: Path, config: Mapping[str, Any]) -> ChatTemplate
     files = {"default": folder / TEMPLATE_FILE} if (folder / TEMPLATE_FILE).is_file() else {}
     files |= {file.name.removesuffix(".jinja"): file for file in sorted((folder / NAMED_FOLDER).glob("*.jinja"))}
     if list(files) == ["default"]:
-        return _read_text(files["default"])
+        return read_text(files["default"])
     if files:
-        return {name: _read_text(file) for name, file in files.items()}
+        return {name: read_text(file) for name, file in files.items()}
     given = config.get("chat_template")
     if given is not None:
         return _checked_templates(given, folder / CONFIG_FILE)
     legacy = folder / LEGACY_FILE
     if legacy.is_file():
-        try:
-            value = json.loads(_read_text(legacy))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{legacy}: not JSON: {error}") from None
+        value = read_json(legacy)
         if not isinstance(value, dict) or not isinstance(value.get("chat_template"), str):
             raise ValueError(f"{legacy}: expected an object whose 'chat_template' is a text")
         return str(value["chat_template"])
     return None
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
 def _checked_templates(value: Any, path: Path) -> ChatTemplate:
-    """Return the templates that a configuration gives as a text, a list of names and texts, or a mapping."""
+    """Return the templates of a configuration: a text, a list of names and texts, or a mapping."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -96,17 +84,17 @@ def _checked_templates(value: Any, path: Path) -> ChatTemplate:
 
 
 def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> None:
-    """Write a tokenizer's chat templates into its folder, from which transformers and `read_chat_templates` read them.
+    """Write a tokenizer's chat templates into its folder, for transformers and `read_chat_templates`.
 
-    The default goes to ``chat_template.jinja``, others to ``additional_chat_templates/NAME.jinja``. Such files that
-    stand for no template of this tokenizer are removed, since they would be read as its own.
+    The default goes to ``chat_template.jinja``, others to ``additional_chat_templates/NAME.jinja``. Other files of
+    these names are removed, since they would be read as templates of this tokenizer.
 
     Args:
         folder: An existing folder.
         chat_template: A text, named texts or None.
 
     Raises:
-        ValueError: If a name cannot be a file's, or a template is no text; nothing is written then.
+        ValueError: If a name cannot be a file name, or a template is no text. Nothing is written then.
         OSError: If a file cannot be written.
 
     Examples:
@@ -126,8 +114,7 @@ def write_chat_templates(folder: Path, chat_template: ChatTemplate | None) -> No
         files[folder / TEMPLATE_FILE if name == "default" else folder / NAMED_FOLDER / f"{name}.jinja"] = template
     for file, template in files.items():
         file.parent.mkdir(exist_ok=True)
-        with written_whole(file) as temporary:
-            temporary.write_text(template, encoding="utf-8", newline="")
+        write_text(file, template)
     for file in [folder / TEMPLATE_FILE, *(folder / NAMED_FOLDER).glob("*.jinja")]:
         if file not in files:
             file.unlink(missing_ok=True)
@@ -138,12 +125,11 @@ def choose_template(templates: ChatTemplate | None, chosen: str | None, has_tool
 
     Args:
         templates: The templates of the tokenizer.
-        chosen: The name of one of them, or the text of another; None for the one named ``tool_use`` if there are
-            tools, else ``default``.
+        chosen: The name of one of them, or the text of another; None for ``tool_use`` with tools, else ``default``.
         has_tools: Whether tools are given, even an empty list.
 
     Raises:
-        ValueError: If there is no template, or several of which none is the default.
+        ValueError: If there is no template, or none of several is the default.
     """
     if chosen is not None and not isinstance(chosen, str):
         raise ValueError(f"chat_template is {chosen!r:.100}; expected a template's text or name")
@@ -167,7 +153,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> ChatTemplate | None:
     """Return the chat templates in a GGUF file's metadata, or None.
 
     Raises:
-        ValueError: If one is no text, naming its key.
+        ValueError: If one is no text; the message names its key.
     """
     named = {}
     for key, template in metadata.items():
@@ -179,7 +165,7 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> ChatTemplate | None:
 
 
 def to_gguf_metadata(chat_template: ChatTemplate | None) -> dict[str, Any]:
-    """Return the chat templates as metadata of a GGUF file.
+    """Return the metadata of a GGUF file for chat templates.
 
     Examples:
         >>> to_gguf_metadata({"default": "D", "rag": "R"})

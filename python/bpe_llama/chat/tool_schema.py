@@ -1,4 +1,4 @@
-"""Python functions as the JSON schemas of tools, which chat templates show to a model.
+"""Convert Python functions to the JSON schemas of tools that chat templates show to a model.
 
 Source of the format: ``transformers.utils.get_json_schema`` 5.23 and
 https://huggingface.co/docs/transformers/chat_extras#schema.
@@ -30,10 +30,10 @@ _SECTIONS = ("Args:", "Returns:", "Raises:")
 
 
 def tool_schemas(tools: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return tools as JSON schemas: mappings as they are, functions described by `function_schema`.
+    """Return tools as JSON schemas: mappings unchanged, functions converted by `function_schema`.
 
     Raises:
-        ValueError: If one is neither, or a function cannot be described.
+        ValueError: If a tool is neither, or a function cannot be converted.
     """
     if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Iterable):
         raise ValueError(f"tools is {tools!r:.100}; expected a list of JSON schemas or functions")
@@ -51,15 +51,14 @@ def tool_schemas(tools: Iterable[Any]) -> list[dict[str, Any]]:
 def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the JSON schema of a function, from its type hints and its docstring in Google's style.
 
-    The docstring describes each argument; ``(choices: ["a", "b"])`` at the end of a description lists the values
-    allowed.
+    The docstring describes each argument; ``(choices: ["a", "b"])`` at the end of a description lists its values.
 
     Args:
         function: A function or a bound method; an untyped ``self`` or ``cls`` is left out.
 
     Raises:
-        ValueError: If it has no docstring, or an argument lacks a type hint or a description, or has a type that JSON
-            cannot say.
+        ValueError: If it has no docstring, or an argument lacks a type hint or a description, or has a type without a
+            JSON schema.
 
     Examples:
         >>> def multiply(x: float, y: float = 1.0) -> float:
@@ -103,7 +102,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         try:
             schema = type_schema(hint)
         except ValueError as error:
-            if argument == "return":  # the model never writes it
+            if argument == "return":  # optional: the model never writes it
                 continue
             raise ValueError(f"argument {argument!r} of function {name}: {error}") from None
         if argument == "return":
@@ -113,12 +112,14 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
             raise ValueError(f"the docstring of function {name} does not describe the argument {argument!r}")
         properties[argument] = schema | _described(described[argument], f"argument {argument!r} of function {name}")
     schema = {"type": "object", "properties": properties} | ({"required": required} if required else {})
-    made = {"name": name, "description": description, "parameters": schema}
-    return {"type": "function", "function": made if result is None else made | {"return": result}}
+    described_function = {"name": name, "description": description, "parameters": schema}
+    if result is not None:
+        described_function["return"] = result
+    return {"type": "function", "function": described_function}
 
 
 def _described(text: str, where: str) -> dict[str, Any]:
-    """Return the fields of a schema that a description gives: itself, and the values that it lists at its end."""
+    """Return the fields of a schema in an argument's description: the description and its choices."""
     found = re.search(r"\(choices:\s*(.*?)\)\s*$", text, re.IGNORECASE)
     if found is None:
         return {"description": text}
@@ -134,7 +135,7 @@ def type_schema(hint: Any) -> dict[str, Any]:
     """Return the JSON schema of a type hint.
 
     Raises:
-        ValueError: If JSON has no such type.
+        ValueError: If the type has no JSON schema.
 
     Examples:
         >>> type_schema(list[int | None])
@@ -177,7 +178,7 @@ def _plain_type_schema(hint: Any) -> dict[str, Any]:
         media = _MEDIA.get(f"{hint.__module__}.{hint.__qualname__}")
         if hint in _NAMES or media:
             return {"type": _NAMES.get(hint, media)}
-    raise ValueError(f"the type {hint!r} has no JSON schema; write the schema by hand and pass it as the tool")
+    raise ValueError(f"the type {hint!r} has no JSON schema; pass a JSON schema as the tool instead")
 
 
 def _enum_schema(values: list[Any], hint: Any) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def parse_docstring(text: str) -> tuple[str, dict[str, str], str | None]:
 
 
 def _first(text: str, *words: str) -> int:
-    """Return where the first of these words begins, or the length of the text."""
+    """Return the index of the first of these words, or the length of the text."""
     return min((place for place in map(text.find, words) if place >= 0), default=len(text))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bpe_llama._files import written_whole
+from bpe_llama._files import atomic_write
 from bpe_llama.cli.options import DEFAULT_TOKENIZER, FileOption, TextArgument, TokenizerPath, read_text
 from bpe_llama.tokenizer import Tokenizer
 
@@ -38,5 +38,5 @@ def command(
 def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
     """Write ids as .npy: uint16 where the vocabulary allows, under a temporary name first."""
     array = np.asarray(ids, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-    with written_whole(out) as temporary, temporary.open("wb") as handle:
+    with atomic_write(out) as temporary, temporary.open("wb") as handle:
         np.save(handle, array)

@@ -1,0 +1,248 @@
+"""Build batches for a model: add special tokens, truncate, pad, convert to tensors."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bpe_llama._core import Tokenizer as CoreTokenizer
+
+# The truncation strategies of transformers; True means the first.
+_STRATEGIES = ("longest_first", "only_first", "only_second")
+Span = tuple[int, int]
+
+
+class Item(NamedTuple):
+    """One item of a post-processor's template: a special token's id, or the text ``"A"`` or ``"B"``; its type id."""
+
+    special: int | None
+    text: str | None
+    type_id: int | None
+
+
+@dataclass
+class Row:
+    """The encoding of one text or pair: the id, type id, special-token mask and character range of each token."""
+
+    input_ids: list[int] = field(default_factory=list)
+    token_type_ids: list[int] = field(default_factory=list)
+    special_tokens_mask: list[int] = field(default_factory=list)
+    offset_mapping: list[Span] = field(default_factory=list)
+
+    @property
+    def attention_mask(self) -> list[int]:
+        """1 for each id."""
+        return [1] * len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The checked options of a batch; :meth:`bpe_llama.Tokenizer.__call__` documents them."""
+
+    padding: bool | str
+    truncation: bool | str
+    max_length: int | None
+    return_tensors: str | None
+    padding_side: str
+    truncation_side: str = "right"
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("padding", (True, False, "longest", "max_length", "do_not_pad")),
+            ("truncation", (True, False, "do_not_truncate", *_STRATEGIES)),
+            ("padding_side", ("left", "right")),
+            ("truncation_side", ("left", "right")),
+            ("return_tensors", (None, "np", "pt")),
+        ):
+            value = getattr(self, name)
+            if not any(value is one or (isinstance(value, str) and value == one) for one in known):
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        for name in ("max_length", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            if value is not None and integer(name, value) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        multiple = self.pad_to_multiple_of or 1
+        if self.is_padded and self.strategy is not None and (self.max_length or 0) % multiple:
+            raise ValueError(
+                f"max_length is {self.max_length}, to which rows are cut and padded; expected a multiple of "
+                f"pad_to_multiple_of, {multiple}"
+            )
+
+    def limited(self, longest: int | None) -> Batches:
+        """Return these options with ``longest`` as ``max_length`` if it is needed and not given.
+
+        Warns:
+            UserWarning: If rows are truncated and there is no limit.
+
+        Raises:
+            ValueError: If rows are padded to ``max_length`` and there is none.
+        """
+        if self.max_length is not None or (self.strategy is None and self.padding != "max_length"):
+            return self
+        if longest is not None:
+            return replace(self, max_length=longest)
+        if self.padding == "max_length":
+            raise ValueError("padding is 'max_length', but there is no max_length, and no file names one")
+        warnings.warn("truncation without max_length cuts nothing: no file names a limit", stacklevel=3)
+        return self
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether short rows are padded."""
+        return self.padding not in (False, "do_not_pad")
+
+    @property
+    def strategy(self) -> str | None:
+        """The truncation strategy, or ``None`` where nothing is truncated."""
+        if self.truncation in (False, "do_not_truncate"):
+            return None
+        return _STRATEGIES[0] if self.truncation is True else str(self.truncation)
+
+    def rows(
+        self, firsts: list[list[int]], seconds: list[list[int]] | None, template: Sequence[Item], spans: list[Any]
+    ) -> list[Row]:
+        """Return the rows of texts or pairs, truncated to ``max_length`` with their special tokens.
+
+        Args:
+            firsts: The ids of each text.
+            seconds: The ids of each second text, or ``None``.
+            template: The order of texts and special tokens.
+            spans: The offsets of the first texts, then of the second texts; empty without offsets.
+        """
+        rows = []
+        for place, first in enumerate(firsts):
+            second = None if seconds is None else seconds[place]
+            ranges = self._ranges(len(first), None if second is None else len(second), template)
+            row = Row()
+            for item in template:
+                if item.special is not None:
+                    _extend(row, [item.special], item.type_id or 0, 1, [(0, 0)])
+                    continue
+                which = 0 if item.text == "A" else 1
+                ids = first if which == 0 else (second or [])
+                kept = slice(*ranges[which])
+                offsets = spans[which][place][kept] if spans else [(0, 0)] * len(ids[kept])
+                _extend(row, ids[kept], which if item.type_id is None else item.type_id, 0, offsets)
+            rows.append(row)
+        return rows
+
+    def _ranges(self, first: int, second: int | None, template: Sequence[Item]) -> tuple[Span, Span]:
+        """Return the range of each text that truncation leaves, given the numbers of ids."""
+        lengths = [first, second or 0]
+        if self.strategy is not None and self.max_length is not None:
+            added = sum(item.special is not None for item in template)
+            room = self.max_length - added
+            if room < 0:
+                raise ValueError(f"max_length is {self.max_length}; the special tokens alone are {added}")
+            lengths = self._lengths(first, second, room)
+        if self.truncation_side == "left":
+            return (first - lengths[0], first), ((second or 0) - lengths[1], second or 0)
+        return (0, lengths[0]), (0, lengths[1])
+
+    def _lengths(self, first: int, second: int | None, room: int) -> list[int]:
+        """Return the lengths to which two texts are truncated.
+
+        Source: ``truncate_encodings`` of Hugging Face `tokenizers`.
+        """
+        if room == 0:
+            return [0, 0]
+        excess = first + (second or 0) - room
+        if excess <= 0:
+            return [first, second or 0]
+        if second is None and self.strategy != "only_second":
+            return [room, 0]
+        if self.strategy == "longest_first":
+            short, long = sorted((first, second or 0))
+            long = short if short > room else max(short, room - short)
+            if short + long > room:
+                short, long = room // 2, room // 2 + room % 2
+            return [long, short] if first > (second or 0) else [short, long]
+        lengths = [first, second or 0]
+        place = 0 if self.strategy == "only_first" else 1
+        if second is None or lengths[place] <= excess:
+            raise ValueError(f"truncation is {self.strategy!r}, but that text is too short to be cut by {excess} ids")
+        lengths[place] -= excess
+        return lengths
+
+    def of(self, rows: list[Row], fill: int, keys: Iterable[str], *, is_single: bool) -> dict[str, Any]:
+        """Return the columns ``keys``, padded; with ``is_single`` and without tensors, as lists of the only row."""
+        fills: dict[str, Any] = {"input_ids": fill, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+        columns: dict[str, list[list[Any]]] = {key: [getattr(row, key) for row in rows] for key in keys}
+        if self.is_padded:
+            width = self._width(rows)
+            for key, column in columns.items():
+                for values in column:
+                    missing = max(0, width - len(values))
+                    at = len(values) if self.padding_side == "right" else 0
+                    values[at:at] = [fills.get(key, 0)] * missing
+        if self.return_tensors is None:
+            return {key: column[0] if is_single else column for key, column in columns.items()}
+        if len({len(row.input_ids) for row in rows}) > 1:
+            raise ValueError("rows differ in length: pass padding=True to make tensors of them")
+        arrays = {key: np.array(column, np.int64) for key, column in columns.items()}
+        if self.return_tensors == "np":
+            return arrays
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _width(self, rows: list[Row]) -> int:
+        width = max((len(row.input_ids) for row in rows), default=0)
+        if self.padding == "max_length" and self.max_length is not None:
+            width = self.max_length
+        multiple = self.pad_to_multiple_of or 1
+        return -(-width // multiple) * multiple
+
+
+def integer(name: str, value: object) -> int:
+    """Return an argument as an int; NumPy integers are accepted.
+
+    Raises:
+        TypeError: If it is not an integer; the message names the argument.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    return operator.index(value)
+
+
+def template_of(tokenizer: CoreTokenizer, *, pair: bool, special: bool, bos: bool, eos: bool) -> list[Item]:
+    """Return the template of a text or a pair: the order of texts and special tokens.
+
+    Args:
+        tokenizer: Its post-processor defines the template.
+        pair: Whether there are two texts.
+        special: Whether to include the special tokens of the post-processor.
+        bos: Begin with ``bos_id``, once.
+        eos: End with ``eos_id``, once.
+
+    Raises:
+        ValueError: If the tokenizer lacks the token that ``bos`` or ``eos`` requests.
+    """
+    items = [Item(*item) for item in tokenizer.template(pair)]
+    if not special:
+        items = [item for item in items if item.special is None]
+    for wanted, name, token_id, place in ((bos, "bos", tokenizer.bos_id, 0), (eos, "eos", tokenizer.eos_id, -1)):
+        if not wanted:
+            continue
+        if token_id is None:
+            raise ValueError(
+                f"{name}=True, but this tokenizer has no {name} token; its special tokens are "
+                f"{list(tokenizer.special_tokens)}"
+            )
+        if not items or items[place].special != token_id:
+            items.insert(0 if place == 0 else len(items), Item(token_id, None, 0))
+    return items
+
+
+def _extend(row: Row, ids: list[int], type_id: int, mask: int, offsets: list[Span]) -> None:
+    row.input_ids += ids
+    row.token_type_ids += [type_id] * len(ids)
+    row.special_tokens_mask += [mask] * len(ids)
+    row.offset_mapping += offsets

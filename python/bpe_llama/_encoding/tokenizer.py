@@ -1,0 +1,341 @@
+"""The encoding half of `bpe_llama.Tokenizer`: special tokens by role, batches, chats and files of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._encoding.batches import Batches, integer, template_of
+from bpe_llama._files import PathLike
+from bpe_llama._loading.ends import END_ROLES, ends_of
+from bpe_llama._loading.settings import Settings
+from bpe_llama._progress import ProgressOption
+
+if TYPE_CHECKING:
+    from bpe_llama._loading.folder import Beside
+
+
+class EncodingTokenizer(CoreTokenizer):
+    """A compiled tokenizer with the defaults and special tokens that its files name.
+
+    Attributes:
+        chat_template: The chat template, several by name, or ``None``.
+    """
+
+    chat_template: str | dict[str, str] | None
+
+    def __init__(
+        self,
+        core: CoreTokenizer,
+        *,
+        chat_template: str | dict[str, str] | None = None,
+        roles: Mapping[str, str] | None = None,
+        extra: Iterable[str] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        """Wrap a compiled tokenizer; users call the class methods instead."""
+        super().__init__()
+        self.chat_template = chat_template
+        self._roles = dict(roles or {})
+        self._extra = list(extra)
+        self._settings = settings or Settings()
+
+    @property
+    def _beside(self) -> Beside:
+        """The attributes that the compiled tokenizer does not hold."""
+        from bpe_llama._loading.folder import Beside
+
+        return Beside(self.chat_template, self._roles, self._extra, self._settings)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Special tokens by role, as in transformers: ``{"eos_token": "</s>", ...}``."""
+        ends = zip(END_ROLES, ends_of(self), strict=True)
+        return {role: self.id_to_token(token_id) for role, token_id in ends if token_id is not None} | self._roles
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end generation: ``eos_id`` and other ids that the tokenizer's file names."""
+        eos = () if self.eos_id is None else (self.eos_id,)
+        return frozenset((*eos, *self._settings.end_ids))
+
+    @property
+    def cls_id(self) -> int | None:
+        """The id of the classification token."""
+        return self._role_id("cls_token")
+
+    @property
+    def sep_id(self) -> int | None:
+        """The id of the separator token."""
+        return self._role_id("sep_token")
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of the mask token."""
+        return self._role_id("mask_token")
+
+    def _role_id(self, role: str) -> int | None:
+        name = self._roles.get(role)
+        return None if name is None else self.token_to_id(name)
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        text_pairs: str | Sequence[str] | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        padding_side: str | None = None,
+        truncation_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
+        pad_id: int | None = None,
+        bos: bool = False,
+        eos: bool = False,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        allowed_special: Iterable[str] | str = (),
+    ) -> dict[str, Any]:
+        """Return ``input_ids`` and ``attention_mask`` of one text or a batch, as transformers' tokenizers do.
+
+        The special tokens of the post-processor are included. Unlike in transformers, the text of a special token is
+        encoded as ordinary text unless ``allowed_special`` names it.
+
+        Args:
+            texts: One text, or a sequence of ``B`` texts.
+            text_pairs: The second text of each pair. For a single text, ``""`` means none.
+            add_special_tokens: Whether to add the post-processor's special tokens.
+            padding: ``True`` or ``"longest"`` pads to the longest row, ``"max_length"`` to ``max_length``.
+            truncation: Truncate each row to ``max_length`` ids, special tokens included: ``True`` or
+                ``"longest_first"`` shortens the longer text of a pair first, ``"only_first"`` and ``"only_second"``
+                that text alone. By default rows are truncated if ``max_length`` is given without ``padding``.
+            max_length: The maximum length of a row; by default ``model_max_length`` of the tokenizer's files. If they
+                name none, ``truncation=True`` truncates nothing, with a warning.
+            return_tensors: ``"np"`` or ``"pt"`` for int64 arrays of shape (B, T); ``None`` for lists.
+            padding_side: ``"right"``, or ``"left"`` for generation; by default that of the tokenizer's files.
+            truncation_side: The side that loses ids; by default likewise.
+            pad_to_multiple_of: Pad to a multiple of this length. With truncation, ``max_length`` must be one, too.
+            pad_id: The padding id, where the mask is 0; by default the tokenizer's ``pad_id``, else ``eos_id``, else 0.
+            bos: Begin with ``bos_id``, once.
+            eos: End with ``eos_id``, once.
+            return_token_type_ids: Also return ``token_type_ids``: 0 for the first text, 1 for the second, as a rule.
+                By default, ``model_input_names`` of the tokenizer's files or its class decides.
+            return_attention_mask: Also return ``attention_mask``; by default likewise.
+            return_special_tokens_mask: Also return ``special_tokens_mask``: 1 for added special tokens and padding.
+            return_offsets_mapping: Also return ``offset_mapping``: the range of characters of each token.
+            allowed_special: Special tokens to recognise in the texts, or ``"all"``.
+
+        Raises:
+            TypeError: If a length or ``pad_id`` is no int, or only one of ``texts`` and ``text_pairs`` is a str.
+            ValueError: If tensors are requested without padding for rows of several lengths, or an option is unknown
+                or out of range.
+
+        Examples:
+            >>> from bpe_llama import Tokenizer
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok(["ab", "abab"], padding=True, pad_id=0)
+            {'input_ids': [[256, 0], [256, 256]], 'attention_mask': [[1, 0], [1, 1]]}
+        """
+        is_single = isinstance(texts, str)
+        if is_single and text_pairs == "":
+            text_pairs = None  # as in transformers
+        if text_pairs is not None and is_single != isinstance(text_pairs, str):
+            raise TypeError(
+                f"texts is {texts!r:.80} and text_pairs {text_pairs!r:.80}; expected two str or two sequences"
+            )
+        firsts = [texts] if isinstance(texts, str) else list(texts)
+        seconds = [text_pairs] if isinstance(text_pairs, str) else None if text_pairs is None else list(text_pairs)
+        if seconds is not None and len(seconds) != len(firsts):
+            raise ValueError(f"{len(firsts)} texts have {len(seconds)} text_pairs; expected as many")
+        if pad_id is not None and not 0 <= integer("pad_id", pad_id) < 2**32:
+            raise ValueError(f"pad_id is {pad_id}; expected an id from 0 to 2**32 - 1")
+        settings = self._settings
+        if truncation is None:
+            truncation = max_length is not None and padding is False
+        batch = Batches(
+            padding,
+            truncation,
+            max_length,
+            return_tensors,
+            settings.padding_side if padding_side is None else padding_side,
+            settings.truncation_side if truncation_side is None else truncation_side,
+            pad_to_multiple_of,
+        ).limited(settings.model_max_length)
+        template = template_of(self, pair=seconds is not None, special=add_special_tokens, bos=bos, eos=eos)
+        columns: list[list[list[int]]] = []
+        spans: list[Any] = []
+        for column in (firsts, seconds):
+            if column is None:
+                continue
+            if return_offsets_mapping:
+                found = [self.encode_with_offsets(text, allowed_special=allowed_special) for text in column]
+                columns.append([ids for ids, _ in found])
+                spans.append([offsets for _, offsets in found])
+            else:
+                columns.append(self.encode_batch(column, allowed_special=allowed_special))
+        rows = batch.rows(columns[0], columns[1] if len(columns) > 1 else None, template, spans)
+        fill = next((token_id for token_id in (pad_id, self.pad_id, self.eos_id) if token_id is not None), 0)
+        inputs = settings.model_input_names
+        wanted = {
+            "input_ids": True,
+            "token_type_ids": "token_type_ids" in inputs if return_token_type_ids is None else return_token_type_ids,
+            "attention_mask": "attention_mask" in inputs if return_attention_mask is None else return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+        }
+        return batch.of(rows, fill, [key for key, is_wanted in wanted.items() if is_wanted], is_single=is_single)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool | None = None,
+        *,
+        tokenize: bool = True,
+        tools: Iterable[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        documents: Iterable[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
+        return_dict: bool = False,
+        **variables: Any,
+    ) -> Any:
+        """Return the ids of a conversation in the format of the model's chat template.
+
+        The text is that of transformers' `apply_chat_template`. The text of a special token inside a message is encoded
+        as ordinary text. Rendering is sandboxed, and bounded in time and memory.
+
+        Args:
+            messages: Mappings with a `role` ("system", "user", "assistant") and a `content`: a text, None, or a list of
+                parts.
+            add_generation_prompt: Append the header of the assistant's answer; None means True unless
+                `continue_final_message` is given.
+            tokenize: `False` returns the text instead, a `str`.
+            tools: Functions that the model may call: JSON schemas, or Python functions with type hints and a docstring
+                in Google's style, which are converted to JSON schemas.
+            documents: Documents for the model, each a mapping, usually with `title` and `text`.
+            chat_template: The text of another template, or the name of one of `tokenizer.chat_template`. By default
+                "tool_use" if there is one and tools are given, else "default".
+            continue_final_message: End the text at the end of the last message, so that the model continues it; a str
+                names another field of the message than `content`.
+            return_assistant_tokens_mask: Return a dict with `input_ids`, `attention_mask` and `assistant_masks`, which
+                is 1 for each token that a `{% generation %}` block of the template wrote.
+            return_dict: Return a dict with `input_ids` and `attention_mask`.
+            **variables: Read by the template, such as `enable_thinking`.
+
+        Raises:
+            ValueError: If there is no template, it fails, exceeds a limit or rejects the messages; if options exclude
+                each other; or if a keyword is neither an option nor a variable of the template.
+
+        Examples:
+            >>> from bpe_llama import Tokenizer
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+            >>> talk = [{"role": "user", "content": "Hi"}]
+            >>> tok.apply_chat_template(talk, tokenize=False)
+            'user: Hi;'
+            >>> tok.apply_chat_template(talk, tokenize=False, continue_final_message=True)
+            'user: Hi'
+        """
+        from bpe_llama import chat
+
+        options = {
+            "add_generation_prompt": add_generation_prompt,
+            "tools": tools,
+            "documents": documents,
+            "chat_template": chat_template,
+            "continue_final_message": continue_final_message,
+            **variables,
+        }
+        if not tokenize:
+            if return_assistant_tokens_mask or return_dict:
+                raise ValueError("return_assistant_tokens_mask and return_dict need tokenize=True")
+            return chat.render_for(self, messages, **options)
+        if return_assistant_tokens_mask:
+            ids, is_answer = chat.encode_marked_chat(self, messages, **options)
+            return {
+                "input_ids": ids,
+                "attention_mask": [1] * len(ids),
+                "assistant_masks": list(map(int, is_answer)),
+            }
+        ids = chat.encode_chat(self, messages, **options)
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
+
+    def encode_files(
+        self,
+        paths: PathLike | Iterable[PathLike],
+        out: PathLike,
+        separator: str | None = None,
+        eos: bool = True,
+        *,
+        bos: bool | None = None,
+        field: str = "text",
+        on_error: str = "raise",
+        num_threads: int | None = None,
+        progress: ProgressOption = None,
+    ) -> int:
+        """Return the number of ids written to a `.npy` file: the ids of all documents, concatenated.
+
+        `numpy.load(out, mmap_mode="r")` reads them back. With a named pattern or that of superwords, text files of any
+        size are encoded in bounded memory. With another regex or a SentencePiece vocabulary, and for rows and lines,
+        whole documents and their ids are in memory: some megabytes at a time, or one longer document.
+
+        Args:
+            paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of
+                `.jsonl` and a row of `.parquet` is a document; any other file is one. A UTF-8 byte-order mark at the
+                start of a file is no part of its text.
+            out: Where the ids go: uint16 if `vocab_size` is at most 65,536, else uint32, one dimension.
+            separator: Text that ends a document within a file.
+            eos: Append to each document the ids that the post-processor appends to a text, else `eos_id`, if any.
+            bos: `None` prepends to each document the ids that the post-processor prepends to a text, as `tok(...)`
+                does; `True` prepends `bos_id`, `False` nothing.
+            field: The field or column of `.jsonl` and `.parquet` files that holds the text.
+            on_error: `"raise"` an error at the first row without text, or `"skip"` such rows and warn of their number;
+                see `WordCounts.from_files`.
+            num_threads: `None` for all processors. The ids do not depend on it.
+            progress: `None` shows a bar on a terminal, `False` none; a function gets `bpe_llama.training.Progress`.
+
+        Warns:
+            UserWarning: The number of skipped rows and the place of the first.
+
+        Raises:
+            FileNotFoundError: If nothing matches one of the paths.
+            ValueError: If a row holds no text or a file is not of its format, naming file and place; if `out` does not
+                end in `.npy`, `on_error` is unknown, or `bos` is true without a `bos_id`. `out` then stays unchanged.
+
+        Examples:
+            >>> import tempfile, pathlib
+            >>> import numpy as np
+            >>> folder = pathlib.Path(tempfile.mkdtemp())
+            >>> _ = (folder / "a.txt").write_text("abab")
+            >>> from bpe_llama import Tokenizer
+            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+            >>> tok.encode_files(folder / "a.txt", folder / "ids.npy", progress=False), np.load(folder / "ids.npy")
+            (2, array([256, 256], dtype=uint16))
+        """
+        from bpe_llama._corpus.bad_rows import BadRows
+        from bpe_llama._corpus.token_files import begins_and_ends, encode_files
+
+        bad_rows = BadRows(on_error)
+        begins, ends = begins_and_ends(self)
+        if bos is not None:
+            items = template_of(self, pair=False, special=False, bos=bos, eos=False)
+            begins = [item.special for item in items if item.special is not None]
+        count = encode_files(
+            self,
+            paths,
+            out,
+            begins=begins,
+            ends=ends if eos else [],
+            separator=separator,
+            field=field,
+            bad_rows=bad_rows,
+            num_threads=num_threads,
+            progress=progress,
+        )
+        bad_rows.warn(stacklevel=2)
+        return count

@@ -1,0 +1,132 @@
+"""Load a tokenizer of any format: find its file, recognise the format, read it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import PathLike
+from bpe_llama._gguf import reader as gguf
+from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
+from bpe_llama._loading.folder import Beside, beside, with_config
+from bpe_llama._loading.settings import Settings
+
+
+def load(path: PathLike) -> tuple[CoreTokenizer, Beside]:
+    """Return the tokenizer in a file or folder, and the content of the files beside it.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or no tokenizer in the folder.
+        ValueError: If the file is of no known format, or damaged.
+    """
+    is_folder = Path(path).is_dir()
+    file = file_in(path)
+    match format_of(file):
+        case "gguf":
+            return with_gguf_settings(gguf.read_tokenizer(file))
+        case "huggingface":
+            return with_config(file, is_in_folder=is_folder)
+        case "sentencepiece":
+            return with_config(file, is_in_folder=is_folder, is_sentencepiece=True)
+        case "tiktoken":
+            return tiktoken.read_tokenizer(file), Beside()
+        case "tekken":
+            return tekken.read_tokenizer(file), beside(file.parent, {})
+        case "vocab_and_merges":
+            return vocab_and_merges.read_tokenizer(file)
+
+
+def load_huggingface(path: PathLike) -> tuple[CoreTokenizer, Beside]:
+    """Return the tokenizer in a ``tokenizer.json`` or its folder, and the content of the files beside it."""
+    path = Path(path)
+    is_folder = path.is_dir()
+    return with_config(path / "tokenizer.json" if is_folder else path, is_in_folder=is_folder)
+
+
+def with_gguf_settings(read: gguf.GgufTokenizer) -> tuple[CoreTokenizer, Beside]:
+    """Return the tokenizer of a GGUF file with the special-token ids of its metadata."""
+    core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
+    core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
+    settings = Settings(end_ids=tuple(sorted(read.end_ids - {core.eos_id})))
+    return core, Beside(read.chat_template, settings=settings)
+
+
+def file_in(path: PathLike) -> Path:
+    """Return the file of a tokenizer: the path, or the file in a folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no tokenizer.
+        ValueError: If it holds several files of one format.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"):
+        if (path / name).is_file():
+            return path / name
+    for suffix in ("*.tiktoken", "*.gguf"):
+        found = sorted(file for file in path.glob(suffix) if not file.name.startswith("."))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"{path} holds several {suffix} files: {[file.name for file in found]}; name one")
+    raise FileNotFoundError(
+        f"{path} holds no tokenizer.json, tokenizer.model, tekken.json, vocab.json, *.tiktoken or *.gguf"
+    )
+
+
+Format: TypeAlias = Literal["gguf", "huggingface", "sentencepiece", "tekken", "tiktoken", "vocab_and_merges"]
+
+# The first key of a JSON object, and the first character of its value.
+_FIRST_KEY = re.compile(rb'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(.)')
+_TEKKEN_KEYS = {b"config", b"vocab", b"special_tokens", b"type", b"image", b"multimodal", b"audio"}
+
+
+def format_of(path: Path) -> Format:
+    """Return the format of a file by its first bytes; of ``vocab.json`` and ``merges.txt`` by name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the format is unknown.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"GGUF":
+        return "gguf"
+    if path.name in ("vocab.json", "merges.txt"):
+        return "vocab_and_merges"
+    if head.startswith(b"#version"):
+        raise ValueError(
+            f"{path}: begins with '#version', like a merges.txt; expected that name, with vocab.json beside it"
+        )
+    if head.lstrip()[:1] == b"{":
+        return _format_of_json(path, head)
+    if path.suffix == ".json":
+        why = "a byte order mark" if head.startswith(b"\xef\xbb\xbf") else repr(head[:16])
+        raise ValueError(f"{path}: expected a JSON object, but it begins with {why}")
+    # A SentencePiece model begins with the field of its first piece, which begins with the field of its text.
+    if head[:1] == b"\n" and head[2:3] == b"\n":
+        return "sentencepiece"
+    if b" " in head.split(b"\n")[0]:
+        return "tiktoken"
+    raise ValueError(
+        f"{path}: expected a tokenizer.json, a tokenizer.model, a tekken.json, a vocab.json, a .tiktoken or a .gguf "
+        f"file, but it begins with {head[:16]!r}"
+    )
+
+
+def _format_of_json(path: Path, head: bytes) -> Format:
+    """Return whether a JSON file is a tokenizer.json or a tekken.json, by its name or its first key."""
+    first = _FIRST_KEY.match(head)
+    if path.name == "tokenizer.json" or first is None:
+        return "huggingface"
+    if first[1] in _TEKKEN_KEYS:
+        return "tekken"
+    if first[2].isdigit() and first[1] != b"version":
+        raise ValueError(
+            f"{path}: begins with {first[1].decode(errors='replace')!r} and a number, like a vocab.json; expected that "
+            "name, with merges.txt beside it"
+        )
+    return "huggingface"

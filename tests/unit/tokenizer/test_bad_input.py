@@ -1,0 +1,301 @@
+"""Bad input raises the error that names it: never a panic, a hang or a wrong id."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bpe_llama import Tokenizer
+
+BYTES = {bytes([b]): b for b in range(256)}
+
+
+def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"no such corpus\.txt"):
+        Tokenizer.train(tmp_path / "no such corpus.txt", vocab_size=300)
+    with pytest.raises((OSError, ValueError), match=r"\*\.nothing"):
+        Tokenizer.train(str(tmp_path / "*.nothing"), vocab_size=300)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    for load in (Tokenizer.from_file, Tokenizer.from_huggingface, Tokenizer.from_gguf):
+        with pytest.raises(OSError, match=r"missing\.json"):
+            load(tmp_path / "missing.json")
+    with pytest.raises(OSError, match=r"missing\.tiktoken"):
+        Tokenizer.from_tiktoken(tmp_path / "missing.tiktoken", pattern="cl100k")
+
+
+def test_an_empty_corpus_raises(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="no text"):
+        Tokenizer.train(tmp_path / "empty.txt", vocab_size=300)
+    for nothing in ([], [""], ["", ""]):
+        with pytest.raises(ValueError, match="no text"):
+            Tokenizer.train_from_iterator(nothing, vocab_size=300)
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 255, 256 + 1])
+def test_a_vocabulary_without_room_for_the_bytes_and_specials_raises(vocab_size: int) -> None:
+    with pytest.raises((ValueError, OverflowError), match=str(vocab_size)):
+        Tokenizer.train_from_iterator(["some text"], vocab_size=vocab_size, special_tokens=["<a>", "<b>"])
+
+
+def test_fewer_pairs_than_merges_asked_warns_and_gives_the_smaller_vocabulary() -> None:
+    with pytest.warns(UserWarning, match="1000"):
+        tok = Tokenizer.train_from_iterator(["abab"], vocab_size=1000, special_tokens=["<end>"])
+    assert tok.vocab_size == 256 + 2 + 1
+    assert tok.special_tokens == {"<end>": tok.vocab_size - 1}
+    assert len(tok.encode("abab")) == 1
+
+
+def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin1.txt").write_bytes("naïve café ".encode("latin-1") * 100)
+    with pytest.raises(ValueError, match=r"latin1\.txt: invalid UTF-8 at byte 2"):
+        Tokenizer.train(tmp_path / "latin1.txt", vocab_size=270)
+
+
+@pytest.mark.parametrize("pattern", ["cl100", "gpt9", "llama-3"])
+def test_an_unknown_pattern_name_lists_the_known(pattern: str) -> None:
+    with pytest.raises(ValueError, match="cl100k") as caught:
+        Tokenizer.train_from_iterator(["some text"], vocab_size=300, pattern=pattern)
+    assert pattern in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", [r"(\w+", r"[a-", r"(?<=a+", "*"])
+def test_a_broken_regex_is_named(pattern: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Tokenizer.from_ranks(BYTES, pattern=pattern)
+    assert pattern.replace("\\", "\\\\") in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", [r"(?:(a+)+\1)+$|\w", r"(a|aa)+(?!a)\1b", r"(?:(?=(a+))a*?)*\1b"])
+def test_a_regex_that_backtracks_without_end_is_stopped(pattern: str, tmp_path: Path) -> None:
+    tok = Tokenizer.from_ranks(BYTES, pattern=pattern)
+    text = "word " + "a" * 60 + "!"
+    (tmp_path / "a.txt").write_text(text)
+    for call in (
+        lambda: tok.encode(text),
+        lambda: tok.count(text * 1000),
+        lambda: tok.encode_batch([text, text], num_threads=2),
+        lambda: tok.encode_with_offsets(text),
+        lambda: tok.encode_files(tmp_path / "a.txt", tmp_path / "ids.npy"),
+        lambda: Tokenizer.train_from_iterator([text], vocab_size=300, pattern=pattern),
+    ):
+        started = time.perf_counter()
+        with pytest.raises(ValueError, match=r"gave up on the text behind byte .* 1000000 steps"):
+            call()
+        assert time.perf_counter() - started < 5
+
+
+def test_special_tokens_that_clash(tok: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="<a>"):
+        Tokenizer.train_from_iterator(["some text"], vocab_size=300, special_tokens=["<a>", "<a>"])
+    with pytest.raises(ValueError, match="10"):
+        Tokenizer.from_ranks(BYTES, pattern="cl100k", special_tokens={"<a>": 10})
+    with pytest.raises(ValueError, match="empty"):
+        Tokenizer.from_ranks(BYTES, pattern="cl100k", special_tokens={"": 256})
+    for bad in (-1, 2**21, 2**31, 2**64):
+        with pytest.raises(ValueError, match=f"'<a>' has id {bad}"):
+            Tokenizer.from_ranks(BYTES, pattern="cl100k", special_tokens={"<a>": bad})
+
+
+@pytest.mark.parametrize("bad", [1000, 2**32 - 1, 2**32, 2**64, -1])
+def test_an_id_out_of_range_is_named(tok: Tokenizer, bad: int) -> None:
+    for call in (tok.decode_bytes, tok.decode):
+        with pytest.raises((ValueError, KeyError, OverflowError), match=str(bad)):
+            call([1, bad])
+    with pytest.raises((ValueError, KeyError, OverflowError), match=str(bad)):
+        tok.id_to_bytes(bad)
+    with pytest.raises((ValueError, KeyError, OverflowError), match=str(bad)):
+        tok.decode_stream().push(bad)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.int64, np.uint64, np.int8, object])
+def test_ids_in_arrays_are_checked_one_by_one(tok: Tokenizer, dtype: Any) -> None:
+    ids = tok.encode("some text 日本語")
+    small = [i for i in ids if i < 128]
+    for order in (1, -1):
+        assert tok.decode_bytes(np.array(small, dtype)[::order]) == tok.decode_bytes(small[::order])
+    if dtype in (np.int32, np.int64, object):
+        with pytest.raises(KeyError, match="id -7 is"):
+            tok.decode_bytes(np.array([1, -7], dtype))
+    if dtype in (np.uint16, np.uint32, np.int64):
+        assert tok.decode(np.array(ids, dtype)) == "some text 日本語"
+        with pytest.raises(KeyError, match="id 60000 is"):
+            tok.decode(np.array([1, 60_000], dtype))
+    with pytest.raises(TypeError):
+        tok.decode_bytes(np.array([[1, 2]], dtype))
+    assert tok.decode_bytes(np.array([], dtype)) == b""
+
+
+def test_an_unknown_token_has_no_id(tok: Tokenizer) -> None:
+    assert tok.token_to_id(b"no such token") is None
+
+
+@pytest.mark.parametrize("wrong", [None, 1, b"bytes", ["list"]])
+def test_text_of_a_wrong_type_raises(tok: Tokenizer, wrong: Any) -> None:
+    for call in (tok.encode, tok.encode_ordinary, tok.encode_to_numpy, tok.count):
+        with pytest.raises(TypeError):
+            call(wrong)
+    with pytest.raises(TypeError):
+        tok.encode_batch([wrong])
+
+
+def test_one_string_is_no_batch(tok: Tokenizer) -> None:
+    with pytest.raises(TypeError):
+        tok.encode_batch("a string would be cut into letters")
+
+
+def test_bos_without_such_a_token_raises(bytes_only: Tokenizer) -> None:
+    assert bytes_only.bos_id is None and bytes_only.eos_id is None
+    with pytest.raises(ValueError, match="bos"):
+        bytes_only.encode("text", bos=True)
+    with pytest.raises(ValueError, match="eos"):
+        bytes_only.encode("text", eos=True)
+
+
+def test_a_negative_limit_raises(tok: Tokenizer) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        tok.truncate("text", max_tokens=-1)
+
+
+def test_a_vocabulary_lacking_some_byte_says_which(tmp_path: Path) -> None:
+    ranks = {token: rank for token, rank in BYTES.items() if token != b"z"}
+    try:
+        tok = Tokenizer.from_ranks(ranks, pattern="cl100k")
+    except ValueError as error:
+        assert "0x7A" in str(error)
+        return
+    assert tok.encode("abc") == [97, 98, 99]
+    with pytest.raises(ValueError, match="0x7A"):
+        tok.encode("fuzz")
+
+
+def test_ranks_that_clash() -> None:
+    with pytest.raises(ValueError, match="97"):
+        Tokenizer.from_ranks({**BYTES, b"ab": 97}, pattern="cl100k")
+
+
+_GOOD_LINE = base64.b64encode(b"a") + b" 0\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "no token in it"),
+        (b"YQ==\n", "line 1"),
+        (b"YQ== x\n", "line 1"),
+        (_GOOD_LINE + b"!!! 1\n", "line 2"),
+        (_GOOD_LINE + b"Yg== 99999999999\n", "line 2"),
+        (_GOOD_LINE + b"Yg== -1\n", "line 2"),
+        (_GOOD_LINE + b"Yg== 0\n", "0"),
+        (_GOOD_LINE + b"YQ== 1\n", "a|line 2"),
+        (b"\x00\xff\xfe", "line 1"),
+    ],
+)
+def test_a_damaged_tiktoken_file_says_where(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = tmp_path / "vocab.tiktoken"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        Tokenizer.from_tiktoken(path, pattern="cl100k")
+
+
+def test_every_truncation_of_a_tiktoken_file_raises_or_loads_what_is_there(tok: Tokenizer, tmp_path: Path) -> None:
+    tok.save(tmp_path / "whole.tiktoken")
+    whole = (tmp_path / "whole.tiktoken").read_bytes()
+    for size in range(0, 6000, 37):
+        (tmp_path / "cut.tiktoken").write_bytes(whole[:size])
+        try:
+            loaded = Tokenizer.from_tiktoken(tmp_path / "cut.tiktoken", pattern="cl100k")
+        except ValueError:
+            continue
+        assert whole[:size].count(b"\n") <= loaded.vocab_size <= whole[:size].count(b"\n") + 1
+
+
+def test_every_truncation_of_a_tokenizer_json_raises(tok: Tokenizer, tmp_path: Path) -> None:
+    tok.save(tmp_path / "tokenizer.json")
+    whole = (tmp_path / "tokenizer.json").read_bytes()
+    for size in [*range(0, len(whole) - 2, max(1, len(whole) // 200))]:
+        (tmp_path / "cut.json").write_bytes(whole[:size])
+        with pytest.raises(ValueError):
+            Tokenizer.from_file(tmp_path / "cut.json")
+
+
+def _edited(document: dict[str, Any], edit: Any) -> dict[str, Any]:
+    edit(document)
+    return document
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d["model"].update(type="Unigram"),
+        lambda d: d["model"].pop("vocab"),
+        lambda d: d["model"].pop("merges"),
+        lambda d: d["model"]["merges"].append(["no", "such"]),
+        lambda d: d["model"]["merges"].append("three part merge"),
+        lambda d: d["model"]["vocab"].update({"b": d["model"]["vocab"]["a"]}),
+        lambda d: d["model"]["vocab"].update({"b": -1}),
+        lambda d: d["model"]["vocab"].update({"b": 2**40}),
+        lambda d: d.update(pre_tokenizer={"type": "Whitespace", "behaviour": "Removed"}),
+        lambda d: d.update(pre_tokenizer={"type": "Blank"}),
+        lambda d: d.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}),
+        lambda d: d.update(normalizer={"type": "Uppercase"}),
+        lambda d: d.update(normaliser=None),
+        lambda d: d.update(added_tokens=[{"id": 0, "content": "<clash>"}]),
+        lambda d: d.update(added_tokens="none"),
+        lambda d: d.update(model=[]),
+    ],
+)
+def test_a_tokenizer_json_that_we_cannot_read_exactly_is_refused(tok: Tokenizer, tmp_path: Path, edit: Any) -> None:
+    tok.save(tmp_path / "tokenizer.json")
+    document = _edited(json.loads((tmp_path / "tokenizer.json").read_text("utf-8")), edit)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises((ValueError, KeyError)):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(block=st.binary(max_size=200), suffix=st.sampled_from([".json", ".tiktoken", ".gguf", ".model", ""]))
+def test_any_bytes_as_a_tokenizer_raise(tmp_path: Path, block: bytes, suffix: str) -> None:
+    path = tmp_path / f"any{suffix}"
+    path.write_bytes(block)
+    with pytest.raises((ValueError, OSError)):
+        Tokenizer.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(b"\xef\xbb\xbf{}", "a byte order mark"), (b" \n", r"b' \\n'"), (b"", "b''"), (b"[1]", r"b'\[1\]'")],
+)
+def test_a_tokenizer_json_that_is_no_object_says_how_it_begins(tmp_path: Path, content: bytes, named: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: expected a JSON object, but it begins with {named}"):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_an_empty_folder_is_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises((ValueError, OSError), match=tmp_path.name):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_an_iterator_that_raises_half_way_keeps_its_error() -> None:
+    def texts() -> Any:
+        yield "some text"
+        raise RuntimeError("the database went away")
+
+    with pytest.raises(RuntimeError, match="database went away"):
+        Tokenizer.train_from_iterator(texts(), vocab_size=300)
+
+
+def test_an_iterator_of_something_else_raises() -> None:
+    with pytest.raises(TypeError, match="str"):
+        Tokenizer.train_from_iterator([1, 2], vocab_size=300)

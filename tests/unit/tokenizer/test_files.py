@@ -1,0 +1,112 @@
+"""Saving and loading."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bpe_llama import Tokenizer
+from bpe_llama._files import atomic_write
+from bpe_llama._loading.load import file_in
+
+
+def test_tokenizer_json_keeps_everything(tok: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:
+    tok.save(tmp_path / "tokenizer.json")
+    for again in (
+        Tokenizer.from_file(tmp_path / "tokenizer.json"),
+        Tokenizer.from_file(str(tmp_path)),
+        Tokenizer.from_huggingface(tmp_path / "tokenizer.json"),
+    ):
+        assert again.encode(corpus[0]) == tok.encode(corpus[0])
+        assert again.mergeable_ranks == tok.mergeable_ranks
+        assert again.special_tokens == tok.special_tokens
+        assert again.pattern == tok.pattern
+        assert again.merges == tok.merges
+        assert (again.vocab_size, again.bos_id, again.eos_id) == (tok.vocab_size, tok.bos_id, tok.eos_id)
+
+
+def test_tiktoken_files_keep_ranks(tok: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:
+    tok.save(tmp_path / "vocab.tiktoken")
+    again = Tokenizer.from_tiktoken(tmp_path / "vocab.tiktoken", pattern=tok.pattern, special_tokens=tok.special_tokens)
+    assert again.mergeable_ranks == tok.mergeable_ranks
+    assert again.encode(corpus[0]) == tok.encode(corpus[0])
+
+
+def test_ranks_in_memory(tok: Tokenizer, corpus: list[str]) -> None:
+    again = Tokenizer.from_ranks(tok.mergeable_ranks, pattern=tok.pattern, special_tokens=tok.special_tokens)
+    assert again.encode(corpus[0]) == tok.encode(corpus[0])
+
+
+def test_an_unknown_suffix_is_named(tok: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\.pickle"):
+        tok.save(tmp_path / "vocab.pickle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_leaves_no_temporary_file_and_replaces_whole(tok: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("old")
+    tok.save(tmp_path / "tokenizer.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+
+
+def test_two_threads_write_to_different_temporary_names(tmp_path: Path) -> None:
+    path, names = tmp_path / "m.gguf", []
+
+    def write() -> None:
+        with atomic_write(path) as temporary:
+            names.append(temporary.name)
+            temporary.write_text("theirs")
+
+    with atomic_write(path) as temporary:
+        temporary.write_text("ours")
+        other = threading.Thread(target=write)
+        other.start()
+        other.join()
+        assert path.read_text() == "theirs" and temporary.name != names[0]
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
+def test_half_written_files_in_a_folder_are_not_read(tok: Tokenizer, tmp_path: Path) -> None:
+    tok.save(tmp_path / "vocab.tiktoken")
+    (tmp_path / ".vocab.4242-1.tiktoken").write_text("half")
+    assert file_in(tmp_path) == tmp_path / "vocab.tiktoken"
+
+
+def test_saving_into_a_folder_that_is_not_there_raises(tok: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        tok.save(tmp_path / "missing" / "tokenizer.json")
+
+
+@pytest.mark.parametrize("first", ["100", "version1", "a"])
+def test_a_tokenizer_json_is_never_a_vocabulary(first: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({first: 1, "model": {}}), encoding="utf-8")
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(ValueError, match=rf"tokenizer\.json: not a tokenizer\.json: unknown field `{first}`"):
+            Tokenizer.from_file(path)
+
+
+def test_a_vocabulary_of_another_name_is_refused_with_advice(tmp_path: Path) -> None:
+    # What lies beside it is another tokenizer's.
+    for name, text in (("vocab.json", '{"a": 0}'), ("merges.txt", ""), ("encoder.json", '{"b": 0}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"encoder\.json: begins with 'b' and a number, like a vocab\.json"):
+        Tokenizer.from_file(tmp_path / "encoder.json")
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.bpe: begins with '#version', like a merges\.txt"):
+        Tokenizer.from_file(tmp_path / "vocab.bpe")
+
+
+def test_many_special_tokens_cost_linear_time(tok: Tokenizer, tmp_path: Path) -> None:
+    names = [f"<|{i}|>" for i in range(20_000)]
+    start = time.process_time()
+    tok.with_special_tokens([*names, names[0]]).save(tmp_path / "many")
+    again = Tokenizer.from_file(tmp_path / "many")
+    assert time.process_time() - start < 20  # a minute where each token is looked for in a list
+    assert len(again) == len(tok) + len(names)
+    config = json.loads((tmp_path / "many" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["extra_special_tokens"] == names
