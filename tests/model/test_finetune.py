@@ -88,14 +88,14 @@ def losses(out: Path) -> list[tuple[float, float]]:
 
 def test_only_answers_are_learned(tokenizer: Tokenizer, talks: Path) -> None:
     found = read_conversations([talks], tokenizer, 100)
-    assert len(found.examples) == 9 and found.cut == found.left_out == 0
+    assert len(found.examples) == 9 and found.truncated == found.dropped == 0
     example = found.examples[3]
     assert tokenizer.decode(example.ids) == (
         "<|user|>what is 3<|end|><|assistant|>up<|end|><|user|>is<|end|><|assistant|>up is<|end|>"
     )
     assert tokenizer.decode(example.labels[example.labels >= 0]) == "up<|end|>up is<|end|>"
     short = read_conversations([talks], tokenizer, len(example.ids) - 1)
-    assert short.cut == 9 and all(len(example.ids) <= len(short.examples[0].ids) for example in short.examples)
+    assert short.truncated == 9 and all(len(example.ids) <= len(short.examples[0].ids) for example in short.examples)
     with pytest.raises(ValueError, match="no conversation has an answer within its first 3 tokens"):
         read_conversations([talks], tokenizer, 3)
 
@@ -205,7 +205,7 @@ def test_stopping_and_going_on_changes_no_loss(
 
     run("whole")
     with monkeypatch.context() as patch:  # as Ctrl-C does, at a known step
-        patch.setattr(training.loop._Run, "left", lambda self, step, elapsed: step < 3)
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 3)
         run("parts")
     run("parts", resume=True)
     assert [step for step, _ in losses(tmp_path / "parts")] == list(range(1, 9))
@@ -331,8 +331,8 @@ def test_bad_examples_are_named() -> None:
     for ids, labels, message in (
         (good, good[:3], "labels"),
         (np.arange(99), np.arange(99), "has 99 tokens"),
-        (good, np.full(4, -100), "nothing to learn"),
-        (good, np.array([0, -100, -100, -100]), "nothing to learn"),
+        (good, np.full(4, -100), "no token to learn"),
+        (good, np.array([0, -100, -100, -100]), "no token to learn"),
         (good + 300, good, "token 303 is outside"),
         (good - 1, good, "token -1 is outside"),
     ):
@@ -674,7 +674,7 @@ def test_files_of_no_format_and_wrong_options_are_refused(tokenizer: Tokenizer, 
 
 def test_reasoning_that_the_template_leaves_out_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = [SAME["messages"], {"messages": [TALK[0], TALK[1] | {"reasoning_content": "since"}]}]
-    with pytest.warns(UserWarning, match="leaves out the reasoning of 1 conversations"):
+    with pytest.warns(UserWarning, match="omits the reasoning of 1 conversations"):
         read_conversations([write_rows(tmp_path / "a.jsonl", rows)], tokenizer, 100)
 
 

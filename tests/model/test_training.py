@@ -30,10 +30,15 @@ from torch.nn import functional
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, training
 from bpe_llama.model.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
-from bpe_llama.model.training.data.batches import split_tail
+from bpe_llama.model.training.data.batches import split_held_out
 from bpe_llama.model.training.data.examples import ExampleBatches
-from bpe_llama.model.training.optimizer import adamw, load_optimizer_tensors, optimizer_tensors
-from bpe_llama.model.training.rounding import StochasticAdamW, round_stochastically
+from bpe_llama.model.training.optimizer import (
+    StochasticAdamW,
+    adamw,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    round_stochastically,
+)
 from bpe_llama.model.training.step import batch_loss
 
 CONFIG = LlamaConfig(
@@ -276,7 +281,9 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(token_file: Path, tmp_path:
     model = fresh()
     spoil(model, lambda number: number > 7, how)
     config = training.TrainConfig(max_steps=40, save_every=5, max_skipped_steps=3, **SETTINGS)
-    with pytest.raises(ValueError, match=r"(loss is nan|norm nan) .*at step 11, .* as at the 3 steps before: none"):
+    with pytest.raises(
+        ValueError, match=r"(loss is nan|norm nan) .*at step 11, .* as at the 3 steps before: all of them were skipped"
+    ):
         training.train(model, token_file, config, tmp_path / "run", progress=False)
     assert [folder.name for folder in (tmp_path / "run").glob("step-*")] == ["step-00000005"]
     result = training.train(fresh(), token_file, config, tmp_path / "run", resume=True, progress=False)
@@ -413,7 +420,7 @@ def test_dropout_is_the_same_in_a_run_that_is_resumed(
     assert torch.equal(torch.get_rng_state(), before)  # nobody else's draws are disturbed
     torch.rand(3)
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop._Run, "left", lambda self, step, elapsed: step < 2)
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 2)
         run("parts")
     run("parts", resume=True)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -454,7 +461,7 @@ def test_bfloat16_weights_resume_exactly(token_file: Path, tmp_path: Path, monke
     whole, parts = fresh(), fresh()
     training.train(whole, token_file, config, tmp_path / "whole", progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop._Run, "left", lambda self, step, elapsed: step < 2)
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 2)
         training.train(fresh(), token_file, config, tmp_path / "parts", progress=False)
     training.train(parts, token_file, config, tmp_path / "parts", resume=True, progress=False)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -592,7 +599,7 @@ def test_data_is_told_apart_at_both_ends_and_between() -> None:
     tokens = np.random.default_rng(0).integers(0, 64, 3_000_000).astype(np.uint16)
 
     def identity(array: Any) -> str:
-        return training.TokenBatches(array, window=16, batch_size=4, vocab_size=64).identity
+        return training.TokenBatches(array, window=16, batch_size=4, vocab_size=64).fingerprint
 
     first = identity(tokens)
     for place in (0, 1_000_000, 2_999_999):
@@ -657,10 +664,10 @@ def test_a_damaged_checkpoint_is_refused(token_file: Path, tmp_path: Path, damag
     config = training.TrainConfig(max_steps=1, **SETTINGS)
     file = training.train(fresh(), token_file, config, tmp_path / "run").checkpoint / damaged
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
     file.unlink()
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
 
 
@@ -673,13 +680,13 @@ def test_token_files_that_are_none_are_refused(tmp_path: Path) -> None:
         ("empty", np.zeros(0, np.uint16)),
     ):
         np.save(tmp_path / f"{name}.npy", array)
-        with pytest.raises(ValueError, match=r"expected one row of uint16 or uint32|holds no tokens|not a whole"):
+        with pytest.raises(ValueError, match=r"expected one row of uint16 or uint32|holds no tokens|not a complete"):
             training.open_tokens(tmp_path / f"{name}.npy")
     np.save(tmp_path / "cut.npy", np.zeros(1000, np.uint16))
     whole = (tmp_path / "cut.npy").read_bytes()
     for length in (0, 5, 60, 200, len(whole) - 1):
         (tmp_path / "cut.npy").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"not a (whole )?\.npy file"):
+        with pytest.raises(ValueError, match=r"not a (complete )?\.npy file"):
             training.open_tokens(tmp_path / "cut.npy")
 
 
@@ -739,9 +746,9 @@ def test_a_batch_depends_on_seed_and_index_only() -> None:
 
 def test_the_tail_is_kept_apart() -> None:
     tokens = np.arange(100, dtype=np.uint16)
-    train, held_out = split_tail(tokens, 0.01, 16)
+    train, held_out = split_held_out(tokens, 0.01, 16)
     assert (len(train), len(held_out), held_out[0]) == (84, 16, 84)
-    assert [len(part) for part in split_tail(tokens, 0.0, 16)] == [100, 0]
+    assert [len(part) for part in split_held_out(tokens, 0.0, 16)] == [100, 0]
 
 
 def test_evaluation_is_the_mean_over_windows() -> None:
