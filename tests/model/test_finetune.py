@@ -308,7 +308,7 @@ def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Pat
     refused("too few to train", plain)
     bare = Tokenizer.train_from_iterator(["up"], vocab_size=257, progress=False)
     refused("need a tokenizer with a chat template", tok=bare)
-    assert find_formats([talks], DataConfig()) == {talks: "messages"} and find_formats([plain]) == {plain: "text"}
+    assert find_formats([talks], DataConfig()) == {talks: "messages"} and find_formats([plain], DataConfig()) == {plain: "text"}
     with pytest.raises(FileNotFoundError, match="absent"):
         training.finetune(fresh(), tokenizer, tmp_path / "absent*", config, tmp_path / "run")
     model = lora.add(fresh(), rank=2)
