@@ -1,6 +1,6 @@
 """Small runs in processes of their own, which are killed (SIGKILL) at random moments and resumed until they are done.
 
-`python tests/model/killed_run.py 40` kills 40 of them and says what was lost.
+`python tests/model/training/killed_run.py 40` kills 40 of them and says what was lost.
 """
 
 from __future__ import annotations
