@@ -1,4 +1,4 @@
-"""Decoding many sequences that join and leave, and guessing ahead: each against one sequence decoded plainly.
+"""Continuous batching, and prompt-lookup speculative decoding, each against plain decoding of one sequence.
 
 python -m bench.serve --rounds 5
 """
@@ -6,17 +6,14 @@ python -m bench.serve --rounds 5
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import data
+from bench import data, measure
 from bench.generate import SHAPE
+from bench.measure import clock
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
@@ -27,13 +24,8 @@ SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. 
 RECORDS = "".join(f'{{"name": "{name}", "colour": "{colour}", "price": 1}}\n' for name, colour in FRUIT)
 
 
-def clock() -> float:
-    """Return the processor's seconds where there is one thread, which others on the machine then do not lengthen."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def one(model: LlamaForCausalLM, tokens: int) -> float:
-    """Return tokens a second of one sequence, its prompt left out."""
+def plain_decoding(model: LlamaForCausalLM, tokens: int) -> float:
+    """Return tokens per second of one sequence, without prefill."""
     engine = Engine(model, 1, 48 + tokens)
     engine.join([list(range(5, 37))], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
     start = clock()
@@ -42,9 +34,9 @@ def one(model: LlamaForCausalLM, tokens: int) -> float:
     return tokens / (clock() - start)
 
 
-def many(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
-    """Return tokens a second of sequences of unlike lengths, entering as slots become free; prompts are included."""
-    engine, entered, made = Engine(model, slots, 40 + 2 * tokens), 0, 0
+def continuous_batching(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
+    """Return tokens per second of requests of different lengths that wait for free slots; prefill is included."""
+    engine, entered, generated = Engine(model, slots, 40 + 2 * tokens), 0, 0
     start = clock()
     while entered < sequences or engine.live:
         coming = range(entered, min(entered + slots - len(engine.live), sequences))
@@ -53,14 +45,14 @@ def many(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> fl
             [GenerationOptions(max_new_tokens=tokens + i * 7 % tokens, seed=i, eos_id=()) for i in coming],
         )
         entered = coming.stop
-        made += len(engine.step())
-    return made / (clock() - start)
+        generated += len(engine.step())
+    return generated / (clock() - start)
 
 
 def speculation(
     model: LlamaForCausalLM, prompt: list[int], tokens: int
 ) -> tuple[Callable[[], float], Callable[[], float], str]:
-    """Return plain and speculative decoding of what follows a prompt, and how many guesses held."""
+    """Return functions for plain and speculative decoding of a prompt, and a line on the accepted draft tokens."""
     options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0, "eos_id": ()}
     engine_ids: list[int] = []
 
@@ -73,19 +65,19 @@ def speculation(
         engine_ids[:] = sample.new_ids
         return tokens / (clock() - start)
 
-    def guessed() -> float:
+    def speculative() -> float:
         start = clock()
         result = generate_speculative(model, prompt, LookupDraft(), **options)
         seconds = clock() - start
-        exact = model.dtype == torch.float32  # in bfloat16 rounding depends on the number of rows
+        exact = model.dtype == torch.float32  # bfloat16 rounding depends on the number of rows
         if exact and result.new_ids != engine_ids:
-            raise SystemExit("speculation changed the ids; no time is worth printing")
+            raise SystemExit("the ids of speculative and plain decoding differ; nothing is timed")
         return tokens / seconds
 
     plain()
     result = generate_speculative(model, prompt, LookupDraft(), **options)
-    held = f"{result.accepted} of {result.proposed} guesses held, {result.passes} passes for {len(result.new_ids)} ids"
-    return plain, guessed, held
+    accepted = f"{result.accepted} of {result.proposed} draft tokens accepted, {result.passes} passes for "
+    return plain, speculative, f"{accepted}{len(result.new_ids)} ids"
 
 
 def main() -> None:
@@ -100,46 +92,43 @@ def main() -> None:
 
     model = LlamaForCausalLM(SHAPE, seed=0, dtype=getattr(torch, chosen.dtype)).eval()
     runs: dict[str, Callable[[], float]] = {
-        "one sequence": lambda: one(model, chosen.tokens),
-        "64 sequences through 32 slots": lambda: many(model, 64, 32, chosen.tokens),
+        "one sequence": lambda: plain_decoding(model, chosen.tokens),
+        "64 requests, 32 slots": lambda: continuous_batching(model, 64, 32, chosen.tokens),
     }
-    held: dict[str, str] = {}
+    accepted: dict[str, str] = {}
     try:
         path = data.smollm2_gguf()
     except data.DataUnavailable as missing:
-        print(f"speculation is missing from the table: {missing}")
+        print(f"the table omits speculative decoding: {missing}")
     else:
         smollm2 = LlamaForCausalLM.from_pretrained(path, dtype=chosen.dtype, device="cpu")
         for name, text in (("JSON records", RECORDS), ("a sentence five times", SENTENCE)):
             prompt = Tokenizer.from_gguf(path).encode(text)
-            plain, guessed, held[name] = speculation(smollm2, prompt, 3 * chosen.tokens)
-            runs[f"{name}, plain"], runs[f"{name}, guessed"] = plain, guessed
+            plain, speculative, accepted[name] = speculation(smollm2, prompt, 3 * chosen.tokens)
+            runs[f"{name}, plain"], runs[f"{name}, prompt-lookup"] = plain, speculative
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(chosen.rounds):
         for name, run in runs.items():
             rates[name].append(run())
     best = {name: max(found) for name, found in rates.items()}
-    print(f"\n{chosen.threads} threads, {chosen.dtype}; tokens a second, best of {chosen.rounds}\n\n| | best | ratio |")
-    print("|---|---|---|")
+    rows = []
     for name, rate in best.items():
         text = name.partition(",")[0]
-        base = f"{text}, plain" if text in held else "one sequence"
-        print(f"| {name} | {rate:.1f} | {rate / best[base]:.2f}x |")
-    for name, guesses in held.items():
-        print(f"\n{name}: {guesses}")
-    record = {
-        "bench": "serve",
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": chosen.threads,
-        "dtype": chosen.dtype,
-        "tokens_per_second": rates,
-        "speculation": held,
-    }
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    with (results / "generate.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        base = f"{text}, plain" if text in accepted else "one sequence"
+        rows.append([name, f"{rate:.1f}", f"{rate / best[base]:.2f}x"])
+    print(f"\n{chosen.threads} threads, {chosen.dtype}, best of {chosen.rounds} rounds\n")
+    print(measure.markdown(["", "tokens/s", "ratio to plain"], rows))
+    for name, line in accepted.items():
+        print(f"\n{name}: {line}")
+    measure.append(
+        "generate",
+        "serve",
+        torch=torch.__version__,
+        threads=chosen.threads,
+        dtype=chosen.dtype,
+        tokens_per_second=rates,
+        speculation=accepted,
+    )
 
 
 if __name__ == "__main__":

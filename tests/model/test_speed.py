@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bpe_llama.model import LlamaForCausalLM, lora, quantize
-from bpe_llama.model.cli.speed import bytes_per_token, describe_speed, read_bandwidth
+from bpe_llama.model.cli.speed import bytes_per_token, describe_speed, memory_bandwidth
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.sampling.params import Sample
 
@@ -50,14 +50,14 @@ def test_the_report(tiny_model: Make) -> None:
     model = tiny_model()
     sample = Sample([1] * 40, GenerationOptions(), (), [2] * 21, reused=10, prefill_seconds=0.3, decode_seconds=0.5)
     report = describe_speed(model, sample, bandwidth=80 * bytes_per_token(model))
-    assert "prefill: 30 tokens (10 more were cached), 100.0 a second" in report
-    assert "decode: 20 tokens, 40.0 a second" in report and "50% of the" in report
+    assert "prefill: 30 tokens (10 more were cached), 100.0 tokens/s" in report
+    assert "decode: 20 tokens, 40.0 tokens/s" in report and "50% of the roofline" in report
     sample.new_ids = [2]
     assert "decode" not in describe_speed(model, sample)
-    assert read_bandwidth(megabytes=4) > 1e6
+    assert memory_bandwidth(megabytes=4) > 1e6
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="reading GPU memory needs a CUDA GPU; none is here")
 def test_the_bandwidth_of_a_gpu() -> None:
-    assert read_bandwidth("cuda", megabytes=1024) > 1e11
+    assert memory_bandwidth("cuda", megabytes=1024) > 1e11

@@ -139,7 +139,7 @@ def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.Captu
     options = ["--vocab-size", "400", "--special", "<|end|>", "--special", "<|pad|>", "--pattern", "llama3"]
     assert cli.main(["train-tokenizer", str(tmp_path / "*.txt"), *options, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "400 tokens in" in printed and "MB of memory" in printed
+    assert "400 tokens in" in printed and "peak memory" in printed
     assert "bytes a token" in printed and "cut characters" in printed and "a.txt" in printed
     assert cli.main(["train-tokenizer", str(tmp_path), *options, "--out", str(tmp_path / "2.json"), "--no-report"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
