@@ -31,7 +31,7 @@ def command(
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Most tokens of an answer.", 512)] = None,
+    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of tokens per answer.", 512)] = None,
     temperature: Annotated[float | None, sampling.temperature(0.7)] = None,
     top_k: sampling.TopK = None,
     top_p: Annotated[float | None, sampling.top_p(0.9)] = None,

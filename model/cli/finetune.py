@@ -112,7 +112,7 @@ def command(
 ) -> int:
     """Fine-tune a model on your own text, with a LoRA adapter unless --full.
 
-    Ctrl-C and SIGTERM save a checkpoint; --resume resumes from it.
+    Ctrl-C and SIGTERM save a checkpoint; --resume continues from it.
     """
     lora_only = {"--rank": rank, "--alpha": alpha, "--dropout": dropout, "--target": target, "--quantize": quantized}
     lora_only |= {"--dora": dora or None, "--rslora": rslora or None, "--save-module": save_module}
@@ -173,7 +173,7 @@ def command(
     )
     typer.echo(describe(result))
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume resumes from {result.checkpoint}")
+        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
         return EXIT_INTERRUPTED
     model_flags = f"--model {out / 'model'}"
     if not full:

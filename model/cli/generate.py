@@ -23,7 +23,7 @@ def command(
     model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Most new tokens.", 200)] = None,
+    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of new tokens.", 200)] = None,
     min_new_tokens: sampling.MinNewTokens = None,
     temperature: Annotated[float | None, sampling.temperature(0.8)] = None,
     top_k: sampling.TopK = None,

@@ -42,7 +42,7 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
-    """Train a LLaMA on a token file. Ctrl-C and SIGTERM save a checkpoint; --resume resumes from it."""
+    """Train a LLaMA on a token file. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
     training.open_tokens(tokens)  # before a large model is constructed
     vocabulary = Tokenizer.from_file(tokenizer)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
@@ -72,7 +72,7 @@ def command(
     result = training.train(model, tokens, train_config, out, eval_file=eval_file, resume=resume)
     typer.echo(describe(result))
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume resumes from {result.checkpoint}")
+        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
         return EXIT_INTERRUPTED
     save_with_tokenizer(model, vocabulary, out / "model")
     typer.echo(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}")

@@ -1,4 +1,4 @@
-"""Timings of a sequence, and what a token has to read."""
+"""Timings of a sequence, and the weight bytes per token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bpe_llama.model.sampling.params import Sample
 Make = Callable[..., LlamaForCausalLM]
 
 
-def test_a_sequence_knows_its_timings(tiny_model: Make) -> None:
+def test_a_sequence_records_its_timings(tiny_model: Make) -> None:
     engine = Engine(tiny_model(eos_token_id=None), 2)
     first, second = engine.join([[5, 6], [7]], [GenerationOptions(max_new_tokens=n) for n in (1, 4)])
     assert first.prefill_seconds == second.prefill_seconds > 0
@@ -24,7 +24,7 @@ def test_a_sequence_knows_its_timings(tiny_model: Make) -> None:
     assert first.decode_seconds == 0 < second.decode_seconds
 
 
-def test_weights_are_counted_once(tiny_model: Make) -> None:
+def test_tied_weights_count_once(tiny_model: Make) -> None:
     tied, free = tiny_model(tie_word_embeddings=True), tiny_model()
     matrices = sum(weight.numel() for weight in tied.parameters())
     rotary = tied.model.rotary_emb.inv_freq.numel()
@@ -34,19 +34,19 @@ def test_weights_are_counted_once(tiny_model: Make) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_an_adapted_head_is_counted_with_its_adapter(tiny_model: Make, tied: bool) -> None:
+def test_the_weight_bytes_of_an_adapted_head_include_its_adapter(tiny_model: Make, tied: bool) -> None:
     bare = tiny_model(tie_word_embeddings=tied)
     adapted = lora.add(tiny_model(tie_word_embeddings=tied), rank=2, target_modules=("lm_head",))
     assert bytes_per_token(adapted) == bytes_per_token(bare) + 4 * 2 * (97 + 48)
 
 
-def test_a_token_reads_the_experts_it_is_sent_to(tiny_model: Make) -> None:
+def test_the_weight_bytes_of_a_token_are_those_of_its_experts(tiny_model: Make) -> None:
     read = [bytes_per_token(tiny_model(num_local_experts=4, num_experts_per_tok=n)) for n in (1, 2, 4)]
     expert = 4 * 3 * 48 * 80  # float32: three matrices
     assert read[1] - read[0] == 3 * expert and read[2] - read[1] == 3 * 2 * expert  # three layers
 
 
-def test_the_report(tiny_model: Make) -> None:
+def test_speed_is_reported_against_the_roofline(tiny_model: Make) -> None:
     model = tiny_model()
     sample = Sample([1] * 40, GenerationOptions(), (), [2] * 21, reused=10, prefill_seconds=0.3, decode_seconds=0.5)
     report = describe_speed(model, sample, bandwidth=80 * bytes_per_token(model))
@@ -59,5 +59,5 @@ def test_the_report(tiny_model: Make) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="reading GPU memory needs a CUDA GPU; none is here")
-def test_the_bandwidth_of_a_gpu() -> None:
+def test_the_memory_bandwidth_of_a_gpu_is_plausible() -> None:
     assert memory_bandwidth("cuda", megabytes=1024) > 1e11

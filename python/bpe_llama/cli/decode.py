@@ -23,7 +23,7 @@ def command(
     ] = None,
     tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
 ) -> None:
-    """Print the bytes of ids; a line end is added only on a terminal."""
+    """Print the text of ids; a line end is added only on a terminal."""
     token_ids = _read_ids(ids, file)
     content = Tokenizer.from_file(tokenizer).decode_bytes(token_ids)
     sys.stdout.buffer.write(content)

@@ -17,7 +17,7 @@ from bpe_llama.model.training.data.batches import split_held_out
 from tests.model.training.helpers import FINETUNE_SETTINGS, fresh_for_text
 
 
-def test_token_files_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_invalid_token_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.npy: no such token file"):
         training.open_tokens(tmp_path / "absent.npy")
     for name, array in (
@@ -36,7 +36,7 @@ def test_token_files_that_are_none_are_refused(tmp_path: Path) -> None:
             training.open_tokens(tmp_path / "cut.npy")
 
 
-def test_data_is_told_apart_at_both_ends_and_between() -> None:
+def test_the_fingerprint_depends_on_the_ends_and_the_middle_of_the_data() -> None:
     tokens = np.random.default_rng(0).integers(0, 64, 3_000_000).astype(np.uint16)
 
     def identity(array: Any) -> str:
@@ -53,7 +53,7 @@ def test_data_is_told_apart_at_both_ends_and_between() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 5))
-def test_an_epoch_visits_each_window_once_and_stays_inside(count: int, window: int, seed: int) -> None:
+def test_an_epoch_visits_each_window_once(count: int, window: int, seed: int) -> None:
     tokens = np.arange(count, dtype=np.uint16)
     if count < window:
         with pytest.raises(ValueError, match="expected at least one window"):
@@ -82,7 +82,7 @@ def test_a_batch_depends_on_seed_and_index_only() -> None:
     assert not np.array_equal(forward[0], batches(3).batch(14))  # the next epoch has another order
 
 
-def test_the_tail_is_kept_apart() -> None:
+def test_the_held_out_tokens_are_the_last_ones() -> None:
     tokens = np.arange(100, dtype=np.uint16)
     train, held_out = split_held_out(tokens, 0.01, 16)
     assert (len(train), len(held_out), held_out[0]) == (84, 16, 84)
@@ -106,7 +106,7 @@ def test_an_epoch_visits_each_example_once(count: int, batch_size: int, seed: in
         assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
 
 
-def test_bad_examples_are_named() -> None:
+def test_invalid_examples_are_refused() -> None:
     good = np.arange(4)
     for ids, labels, message in (
         (good, good[:3], "labels"),

@@ -28,7 +28,7 @@ from bpe_llama.model.training.optimizer import (
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
 
 
-def test_a_resumed_run_has_the_losses_and_weights_of_one_never_stopped(token_file: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(token_file: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(max_steps=14, save_every=5, gradient_accumulation=2, **SETTINGS)
     whole = fresh()
     training.train(whole, token_file, config, tmp_path / "whole")
@@ -74,7 +74,7 @@ class _StopAfter(nn.Module):
         self.model.save_pretrained(folder)
 
 
-def test_dropout_is_the_same_in_a_run_that_is_resumed(
+def test_dropout_is_the_same_in_a_resumed_run(
     token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = training.TrainConfig(max_steps=6, **SETTINGS)
@@ -94,14 +94,14 @@ def test_dropout_is_the_same_in_a_run_that_is_resumed(
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_a_finished_run_that_is_resumed_tells_what_it_told(token_file: Path, tmp_path: Path) -> None:
+def test_a_finished_run_returns_the_same_result_when_resumed(token_file: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(max_steps=7, **(SETTINGS | {"log_every": 5}))
     told = training.train(fresh(), token_file, config, tmp_path / "run", progress=False)
     again = training.train(fresh(), token_file, config, tmp_path / "run", resume=True, progress=False)
     assert dataclasses.replace(again, seconds=told.seconds) == told
 
 
-def test_what_is_not_finite_never_replaces_a_checkpoint(token_file: Path, tmp_path: Path) -> None:
+def test_a_state_that_is_not_finite_never_replaces_a_checkpoint(token_file: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(max_steps=1, **SETTINGS)
     model = fresh()
     kept = training.train(model, token_file, config, tmp_path / "run", progress=False).checkpoint
@@ -117,7 +117,7 @@ def test_what_is_not_finite_never_replaces_a_checkpoint(token_file: Path, tmp_pa
     assert save_checkpoint(tmp_path / "run", model, optimizer, TrainState(2, 1.0, {})).name == "step-00000002"
 
 
-def test_a_disk_that_takes_no_more_is_one_clear_line(token_file: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_clear_line(token_file: Path, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="needs a system that limits the size of files")
     out = tmp_path / "run"
     config = training.TrainConfig(max_steps=2, save_every=1, **SETTINGS)
@@ -163,13 +163,13 @@ def test_two_runs_in_one_folder_are_refused(token_file: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
-def test_a_run_killed_at_any_moment_resumes_with_the_same_numbers(tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_resumes_with_the_same_results(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), "3"]
     told = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
-    assert re.search(r"^[3-5] kills, 0 runs with other numbers$", told.stdout, re.MULTILINE), told
+    assert re.search(r"^[3-5] kills, 0 runs with other results$", told.stdout, re.MULTILINE), told
 
 
-def test_a_model_for_study_is_saved_though_transformers_does_not_compute_it(token_file: Path, tmp_path: Path) -> None:
+def test_a_model_that_transformers_does_not_support_is_saved(token_file: Path, tmp_path: Path) -> None:
     model = LlamaForCausalLM(CONFIG.replace(position_encoding="sinusoidal"), seed=0)
     result = training.train(model, token_file, training.TrainConfig(max_steps=2, **SETTINGS), tmp_path / "run")
     loaded = LlamaForCausalLM.from_pretrained(result.checkpoint, device="cpu")
@@ -177,7 +177,7 @@ def test_a_model_for_study_is_saved_though_transformers_does_not_compute_it(toke
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
-def test_a_run_is_not_overwritten_nor_resumed_with_other_data(token_file: Path, tmp_path: Path) -> None:
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_data(token_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     training.train(fresh(), token_file, training.TrainConfig(max_steps=2, **SETTINGS), out)
     with pytest.raises(ValueError, match="holds a run already"):
@@ -211,7 +211,7 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_data(token_file: Path, 
 
 
 @pytest.mark.parametrize("step", [1, 2], ids=["the same step again", "a later step"])
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
+def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(
     token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = training.TrainConfig(max_steps=1, **SETTINGS)

@@ -48,7 +48,7 @@ def test_compressed_conversations_are_conversations(tokenizer: Tokenizer, talks:
             read_conversations([packed], tokenizer, 100)
 
 
-def test_a_line_nested_beyond_measure_is_refused(tokenizer: Tokenizer, talks: Path) -> None:
+def test_a_deeply_nested_line_is_refused(tokenizer: Tokenizer, talks: Path) -> None:
     talks.write_text('{"messages": ' + "[" * 200_000 + "\n")
     with pytest.raises(ValueError, match=r"talks\.jsonl, line 1: not valid JSON"):
         read_conversations([talks], tokenizer, 100)
@@ -72,7 +72,7 @@ def test_a_line_nested_beyond_measure_is_refused(tokenizer: Tokenizer, talks: Pa
         ("\ufeff" + '{"messages": []}', r"talks\.jsonl, line 3: not valid JSON \(Unexpected UTF-8 BOM"),
     ],
 )
-def test_bad_lines_are_named_or_skipped(tokenizer: Tokenizer, tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_lines_are_refused_by_place_or_skipped(tokenizer: Tokenizer, tmp_path: Path, line: str, message: str) -> None:
     talk = [("user", "is"), ("assistant", "up")]
     path = write_talks(tmp_path / "talks.jsonl", [talk])
     with path.open("ab") as file:
@@ -89,7 +89,7 @@ def test_bad_lines_are_named_or_skipped(tokenizer: Tokenizer, tmp_path: Path, li
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_conversation(tokenizer: Tokenizer, talks: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tokenizer: Tokenizer, talks: Path) -> None:
     plain = read_conversations([talks], tokenizer, 24)
     talks.write_bytes(b"\xef\xbb\xbf" + talks.read_bytes().replace(b"what", rb"what \ud83d\ude00 \\ud83d"))
     assert find_formats([talks], DataConfig()) == {talks: "messages"}
@@ -116,7 +116,7 @@ def test_every_format_in_every_file_is_the_same_conversation(
     assert [example.ids.tolist() for example in forced.examples] == [example.ids.tolist() for example in found.examples]
 
 
-def test_a_json_file_may_hold_lines_or_one_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_json_file_may_hold_json_lines_or_one_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for count in (1, 3):
         path.write_text(f"{json.dumps(SAME['messages'])}\n" * count)
@@ -151,7 +151,7 @@ TOOL_TEMPLATE = (
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 @pytest.mark.parametrize("as_text", [False, True])
-def test_tools_and_calls_reach_the_template_as_transformers_gives_them(
+def test_tools_and_calls_are_rendered_as_by_transformers(
     tokenizer: Tokenizer, tmp_path: Path, name: str, as_text: bool
 ) -> None:
     transformers_utils = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -184,7 +184,7 @@ def test_tools_and_calls_reach_the_template_as_transformers_gives_them(
     assert learned_text(tok, example) == '{"name": "sky", "arguments": {"at": "noon"}}<|end|>'
 
 
-def test_sharegpt_and_alpaca_keep_all_that_they_say(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_all_fields_of_sharegpt_and_alpaca_are_used(tokenizer: Tokenizer, tmp_path: Path) -> None:
     sharegpt = {
         "system": "is",
         "conversations": [
@@ -214,7 +214,7 @@ def test_sharegpt_and_alpaca_keep_all_that_they_say(tokenizer: Tokenizer, tmp_pa
     assert np.array_equal(whole.labels, whole.ids)
 
 
-def test_templates_that_read_parts_get_parts(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_templates_that_support_content_parts_get_parts(tokenizer: Tokenizer, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}, TALK[1]]}
     path = write_rows(tmp_path / "a.jsonl", [row])
     (joined,) = read_conversations([path], tokenizer, 100).examples
@@ -296,7 +296,7 @@ def _saved(tokenizer: Tokenizer, folder: Path) -> Path:
         ({"prompt": "a", "completion": 3}, "'completion' is 3; expected a text"),
     ],
 )
-def test_rows_that_are_not_of_their_format_are_named_or_skipped(
+def test_rows_of_another_format_are_refused_by_place_or_skipped(
     tokenizer: Tokenizer, tmp_path: Path, row: dict[str, Any], message: str
 ) -> None:
     good = next(kind for kind in SAME.values() if kind.keys() & row.keys())
@@ -308,7 +308,7 @@ def test_rows_that_are_not_of_their_format_are_named_or_skipped(
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.csv.gz", "a.xlsx", "a.jsonlines"])
-def test_other_tables_are_refused_unless_they_are_to_be_text(tmp_path: Path, name: str) -> None:
+def test_other_tables_are_refused_unless_the_format_is_text(tmp_path: Path, name: str) -> None:
     plain = [tmp_path / name for name in ("a.txt", "a.md", "README", "a.py", "a.csv.txt", "a.txt.gz")]
     assert set(find_formats(plain, DataConfig()).values()) == {"text"}
     path = tmp_path / name
@@ -319,7 +319,7 @@ def test_other_tables_are_refused_unless_they_are_to_be_text(tmp_path: Path, nam
     assert find_formats([path], DataConfig(format="text")) == {path: "text"}
 
 
-def test_reasoning_that_the_template_leaves_out_is_said(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_reasoning_that_the_template_omits_is_a_warning(tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = [SAME["messages"], {"messages": [TALK[0], TALK[1] | {"reasoning_content": "since"}]}]
     with pytest.warns(UserWarning, match="omits the reasoning of 1 conversations"):
         read_conversations([write_rows(tmp_path / "a.jsonl", rows)], tokenizer, 100)

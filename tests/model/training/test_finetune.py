@@ -22,7 +22,7 @@ from bpe_llama.model.training.lock import locked
 from tests.model.training.helpers import FINETUNE_SETTINGS, SAME, SPELT, curve, fresh_for_text, write_rows, write_talks
 
 
-def test_an_examples_loss_ignores_padding_and_what_is_not_learned(tokenizer: Tokenizer, talks: Path) -> None:
+def test_the_loss_of_examples_ignores_padding_and_masked_tokens(tokenizer: Tokenizer, talks: Path) -> None:
     more = write_talks(talks.with_name("more.jsonl"), [[("user", "is"), ("assistant", "a longer answer than these")]])
     examples = read_conversations([talks, more], tokenizer, 100).examples[-2:]
     model = fresh_for_text().eval()
@@ -39,7 +39,7 @@ def test_an_examples_loss_ignores_padding_and_what_is_not_learned(tokenizer: Tok
 
 
 @pytest.mark.parametrize("kind", ["talks", "text"])
-def test_the_adapter_learns_and_nothing_else(tokenizer: Tokenizer, talks: Path, tmp_path: Path, kind: str) -> None:
+def test_only_the_adapter_is_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path, kind: str) -> None:
     texts = talks
     if kind == "text":
         texts = tmp_path / "notes.txt"
@@ -71,7 +71,7 @@ def test_the_adapter_learns_and_nothing_else(tokenizer: Tokenizer, talks: Path, 
     ],
     ids=str,
 )
-def test_stopping_and_going_on_changes_no_loss(
+def test_interrupting_and_resuming_changes_no_loss(
     tokenizer: Tokenizer,
     talks: Path,
     tmp_path: Path,
@@ -96,7 +96,7 @@ def test_stopping_and_going_on_changes_no_loss(
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
-def test_quantised_weights_stay_and_the_adapter_learns(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_quantized_weights_do_not_change_and_the_adapter_is_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
     model = lora.add(quantize.quantize(fresh_for_text(), "int8"), rank=4)
     stored = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("base_layer.weight")}
     training.finetune(
@@ -106,7 +106,7 @@ def test_quantised_weights_stay_and_the_adapter_learns(tokenizer: Tokenizer, tal
     assert curve(tmp_path / "run")[-1][1] < curve(tmp_path / "run")[0][1]
 
 
-def test_what_is_frozen_keeps_its_number_format(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_frozen_weights_keep_their_dtype(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
     model = lora.add(fresh_for_text().to(torch.bfloat16), rank=2)
     training.finetune(
         model, tokenizer, talks, training.TrainConfig(**FINETUNE_SETTINGS), tmp_path / "run", progress=False
@@ -124,7 +124,7 @@ def test_epochs_become_steps(tokenizer: Tokenizer, talks: Path, tmp_path: Path) 
     assert 6 * 2 * min(lengths) <= result.tokens <= 6 * 2 * max(lengths)
 
 
-def test_finetuning_skips_rows_of_either_kind(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_finetuning_skips_invalid_rows_of_text_and_conversations(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(**FINETUNE_SETTINGS)
     plain = tmp_path / "plain.jsonl"
     plain.write_text("null\n" + '{"text": "up is up"}\n' * 30)
@@ -140,7 +140,7 @@ def test_finetuning_skips_rows_of_either_kind(tokenizer: Tokenizer, talks: Path,
         training.finetune(fresh_for_text(), tokenizer, plain, config, tmp_path / "run", on_error="no", progress=False)
 
 
-def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused_by_name(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(**FINETUNE_SETTINGS)
     plain = tmp_path / "plain.txt"
     plain.write_text("up")
@@ -177,7 +177,7 @@ def test_bad_requests_are_named(tokenizer: Tokenizer, talks: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
-def test_text_that_holds_rendered_chats_is_parsed_or_warned_of(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
+def test_text_with_rendered_chats_is_parsed_or_warned_about(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
     config = training.TrainConfig(**FINETUNE_SETTINGS)
     texts = [SPELT * 6 + "<|endoftext|>", SPELT * 8]
     path = tmp_path / name
@@ -202,7 +202,7 @@ def test_text_that_holds_rendered_chats_is_parsed_or_warned_of(tokenizer: Tokeni
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet"])
 @pytest.mark.parametrize("parse_special", [False, True])
-def test_plain_text_begins_as_the_tokenizers_file_says(
+def test_plain_text_begins_with_the_tokenizers_special_tokens(
     tokenizer: Tokenizer, tmp_path: Path, name: str, parse_special: bool
 ) -> None:
     eos = tokenizer.eos_id
@@ -229,7 +229,7 @@ def test_plain_text_begins_as_the_tokenizers_file_says(
         assert np.load(tmp_path / "out2" / "tokens.npy").tolist() == [eos - 1, *tokenizer.encode(texts[0]), eos]
 
 
-def test_files_of_no_format_and_wrong_options_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_files_of_no_format_and_invalid_options_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = training.TrainConfig(**FINETUNE_SETTINGS)
     rows = write_rows(tmp_path / "a.jsonl", [{"question": "what", "answer": "up"}])
     talks = write_rows(tmp_path / "b.jsonl", [SAME["messages"]] * 4)
@@ -254,7 +254,7 @@ def test_files_of_no_format_and_wrong_options_are_refused(tokenizer: Tokenizer, 
     refused(r'b\.jsonl, line 1: no field "text"', talks, format="text")
 
 
-def test_the_first_example_is_shown(
+def test_the_first_example_is_printed(
     tokenizer: Tokenizer,
     talks: Path,
     tmp_path: Path,
@@ -277,7 +277,7 @@ def test_the_first_example_is_shown(
     assert "23 of them learned (coloured)" in shown and "\x1b[30;48;5;" in shown and "⟦" not in shown
 
 
-def test_a_run_in_progress_is_refused_before_its_tokens_are_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_locked_folder_is_refused_before_its_tokens_are_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("what is up " * 50)
     config = training.TrainConfig(**FINETUNE_SETTINGS)
     with locked(tmp_path / "run"), pytest.raises(ValueError, match="another run is going on in this folder"):
@@ -285,7 +285,7 @@ def test_a_run_in_progress_is_refused_before_its_tokens_are_replaced(tokenizer: 
     assert not (tmp_path / "run" / "tokens.npy").exists()
 
 
-def test_what_no_checkpoint_would_hold_is_not_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_weights_that_no_checkpoint_would_hold_are_not_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(**FINETUNE_SETTINGS)
 
     def refused(model: Any, message: str) -> None:

@@ -31,7 +31,7 @@ from bpe_llama.model.training.step import batch_loss
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
 
 
-def test_a_run_learns_and_leaves_metrics_curve_and_checkpoint(token_file: Path, tmp_path: Path) -> None:
+def test_a_run_learns_and_writes_metrics_plot_and_checkpoint(token_file: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(max_steps=60, eval_every=20, **SETTINGS)
     result = training.train(fresh(), token_file, config, tmp_path / "run")
     assert (result.step, result.tokens, result.interrupted) == (60, 60 * 64, False)
@@ -90,7 +90,7 @@ def test_a_step_is_the_mean_over_its_tokens_whatever_the_micro_batches(
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0.0)  # the learning rate is 1e-2
 
 
-def test_routers_count_no_padding(uneven: list[training.Example]) -> None:
+def test_routers_ignore_padding(uneven: list[training.Example]) -> None:
     batches = ExampleBatches(uneven, batch_size=3)
     (ids, labels), mask = batches.inputs_and_labels(1), batches.attention_mask(1)
     assert mask.shape == ids.shape and (labels[mask == 0] == -100).all()
@@ -102,7 +102,7 @@ def test_routers_count_no_padding(uneven: list[training.Example]) -> None:
     assert batch_loss(model, *wider[:2]).item() != pytest.approx(batch_loss(model, *tensors[:2]).item(), rel=1e-5)
 
 
-def test_a_large_vocabulary_is_scored_in_chunks(
+def test_the_loss_of_a_large_vocabulary_is_computed_in_chunks(
     token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = training.TrainConfig(max_steps=4, gradient_accumulation=2, **SETTINGS)
@@ -203,7 +203,7 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes(token_file: Path, tmp
     assert load_checkpoint(result.checkpoint, model, adamw(model, learning_rate=1.0)).step == result.step
 
 
-def test_a_run_limited_by_time_ends_on_time_at_the_lowest_rate(token_file: Path, tmp_path: Path) -> None:
+def test_a_run_limited_by_time_ends_on_time_at_the_lowest_learning_rate(token_file: Path, tmp_path: Path) -> None:
     config = training.TrainConfig(max_steps=10**9, max_seconds=0.5, min_learning_rate_ratio=0.0, **SETTINGS)
     began = time.perf_counter()
     training.train(fresh(), token_file, config, tmp_path / "run")
@@ -250,12 +250,12 @@ def test_evaluation_is_the_mean_over_windows() -> None:
         ("weights_dtype", "float16"),
     ],
 )
-def test_settings_out_of_range_are_named(field: str, value: Any) -> None:
+def test_options_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{field} (is|are) .*{re.escape(str(value)[:3])}"):
         training.TrainConfig(**{field: value})
 
 
-def test_settings_survive_json() -> None:
+def test_a_config_survives_json() -> None:
     config = training.TrainConfig(max_steps=7, betas=(0.8, 0.9), max_seconds=1.5)
     assert training.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="unknown training options: stpes"):
@@ -272,7 +272,7 @@ def test_tokens_outside_the_vocabulary_are_found(tmp_path: Path) -> None:
         )
 
 
-def test_too_few_tokens_and_too_long_windows_are_refused(token_file: Path, tmp_path: Path) -> None:
+def test_too_few_tokens_and_too_long_sequences_are_refused(token_file: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.zeros(20, np.uint16))
     with pytest.raises(ValueError, match="20 tokens are too few"):
         training.train(fresh(), tmp_path / "few.npy", training.TrainConfig(**SETTINGS), tmp_path / "run")
@@ -282,6 +282,6 @@ def test_too_few_tokens_and_too_long_windows_are_refused(token_file: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_metrics_cut_by_a_kill_are_read_up_to_the_cut(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_metrics_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert training.read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]

@@ -56,7 +56,7 @@ def test_optimizer_state_of_another_model_is_refused() -> None:
         load_optimizer_tensors(model, optimizer, state)
 
 
-def test_stochastic_adamw_is_adamw_but_for_the_rounding() -> None:
+def test_stochastic_adamw_is_adamw_except_for_the_rounding() -> None:
     random = torch.Generator().manual_seed(0)
     start = torch.randn(50, 40, generator=random).bfloat16()
     exact, ours = nn.Parameter(start.float()), nn.Parameter(start.clone())
@@ -102,7 +102,7 @@ def test_stochastic_rounding_takes_one_of_the_two_neighbours(values: list[float]
         assert ours in neighbours and (ours == value or value not in neighbours)
 
 
-def test_bfloat16_weights_stay_and_learn_as_float32_ones(token_file: Path, tmp_path: Path) -> None:
+def test_bfloat16_weights_reach_the_loss_of_float32_ones(token_file: Path, tmp_path: Path) -> None:
     curves = {}
     for kind in ("float32", "bfloat16"):
         model = fresh()
@@ -141,7 +141,7 @@ def test_bfloat16_autocast_keeps_float32_weights(token_file: Path, tmp_path: Pat
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
-def test_layers_that_start_as_the_identity_pass_the_embedding_through_and_still_learn() -> None:
+def test_layers_initialized_as_the_identity_pass_the_embedding_through_and_are_trained() -> None:
     model = training.start_as_identity(fresh())
     ids = torch.arange(16)[None]
     out = model(ids, labels=ids)
@@ -151,7 +151,7 @@ def test_layers_that_start_as_the_identity_pass_the_embedding_through_and_still_
     assert layer.self_attn.o_proj.weight.grad.abs().sum() > 0 and layer.mlp.down_proj.weight.grad.abs().sum() > 0
 
 
-def test_the_learning_rate_rises_then_falls_to_its_floor() -> None:
+def test_the_learning_rate_rises_then_falls_to_its_final_value() -> None:
     config = training.TrainConfig(max_steps=200, warmup_steps=20, learning_rate=2.0, min_learning_rate_ratio=0.25)
     rates = [training.learning_rate_at(config, step) for step in range(201)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[19] == rates[20] == 2.0
