@@ -1,8 +1,8 @@
-"""Decoding speed on a GPU: CUDA graphs of Triton kernels, of torch.compile or of plain torch, against transformers.
+"""Decoding speed on a GPU: CUDA graphs of Triton kernels, torch.compile or plain torch, against transformers.
 
-Random weights of the real shapes. Ids of the CUDA graphs are compared with plain generation first, in float32 and
-two layers, as bfloat16 rounds differently with the number of keys that a kernel looks at. The floor is the time to read
-all weights once a step at the bandwidth measured here. Warm-up is shown and not counted.
+Random weights of the real shapes. The ids of each graph are first compared with those of eager decoding, in float32 and
+with two layers, as bfloat16 rounding depends on the kernels. Roofline: weight bytes / memory bandwidth, both measured
+in this run. Warm-up is reported separately.
 
     python -m bench.cuda --shape 8b --batch 1
     python -m bench.cuda --shape 8b --quantize int4
@@ -24,7 +24,7 @@ from bench import measure
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
 from bpe_llama.model.backends.cuda.dispatch import unsupported_by_triton
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
-from bpe_llama.model.cli.speed import bytes_per_token, read_bandwidth
+from bpe_llama.model.cli.speed import bytes_per_token, memory_bandwidth
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
@@ -40,7 +40,7 @@ HEADS = {"tiny": 4, "1b": 32, "8b": 32}
 
 
 def check(config: LlamaConfig, prompts: list[list[int]], device: str, backends: list[str | None]) -> None:
-    """Exit if CUDA graphs and plain generation give different ids."""
+    """Exit if CUDA graphs and eager decoding give different ids."""
     two = replace(config, num_hidden_layers=2)
     model = LlamaForCausalLM(two, seed=0, device=device).eval()
     options = [GenerationOptions(max_new_tokens=64, top_p=0.9, seed=row, eos_id=()) for row in range(len(prompts))]
@@ -50,13 +50,11 @@ def check(config: LlamaConfig, prompts: list[list[int]], device: str, backends: 
         sequences = _prefilled(engine, prompts, options)
         CudaGraphDecoder(model, engine.cache, backend).run(sequences)
         if [sequence.new_ids for sequence in sequences] != plain:
-            raise SystemExit(
-                f"the CUDA graph ({backend}) and plain generation give different ids; no time is worth printing"
-            )
+            raise SystemExit(f"the ids of CUDA graph ({backend}) and eager decoding differ; nothing is timed")
 
 
 def _prefilled(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
-    """Return the prefilled sequences, alone in the engine."""
+    """Return the sequences of prompts after prefill, alone in the engine."""
     for sequence in list(engine.running):
         engine.abort(sequence)
     engine.reset_prefix_cache()
@@ -64,7 +62,7 @@ def _prefilled(engine: Engine, prompts: list[list[int]], options: list[Generatio
 
 
 def _decoded(engine: Engine, prompts: list[list[int]], options: list[GenerationOptions]) -> list[Sequence]:
-    """Return the same, decoded to their ends step by step."""
+    """Return the same sequences, decoded to their ends step by step."""
     sequences = _prefilled(engine, prompts, options)
     while engine.step():
         pass
@@ -94,7 +92,7 @@ def main() -> None:
     if chosen.device != "cpu":
         backends += ["inductor"]
         backends += ["triton"] if unsupported_by_triton(model) is None else []
-    check(config, prompts[:4], chosen.device, backends)  # of many rows, some draw lies within rounding of a border
+    check(config, prompts[:4], chosen.device, backends)  # of many rows, rounding could change a sampled id
     if chosen.quantize is not None:
         quantize.quantize(model, chosen.quantize)
     options = [
@@ -110,11 +108,9 @@ def main() -> None:
         return sequences[0].decode_seconds - (decoder.warm_up_seconds - before)
 
     decoders = {
-        f"CUDA graph, {backend or 'plain'}": CudaGraphDecoder(model, engine.cache, backend) for backend in backends
+        f"CUDA graph, {backend or 'torch'}": CudaGraphDecoder(model, engine.cache, backend) for backend in backends
     }
-    runs: dict[str, Callable[[], float]] = {
-        "kernel by kernel": lambda: _decoded(engine, prompts, options)[0].decode_seconds
-    }
+    runs: dict[str, Callable[[], float]] = {"eager": lambda: _decoded(engine, prompts, options)[0].decode_seconds}
     for name, decoder in decoders.items():
         runs[name] = partial(replayed, decoder)
     for run in runs.values():
@@ -124,7 +120,7 @@ def main() -> None:
     try:
         import transformers
     except ImportError:
-        print("transformers is not installed, so it is missing from the table")
+        print("transformers is not installed; the table omits it")
     else:
         seconds["transformers"] = []
         peer_config = transformers.LlamaConfig(**{k: v for k, v in config.to_dict().items() if v is not None})
@@ -142,16 +138,15 @@ def main() -> None:
                 peer.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=True, top_p=0.9, pad_token_id=0)
                 times.append(time.perf_counter() - start)
             seconds["transformers"].append(times[1] - times[0])
-    floor = bytes_per_token(model) / read_bandwidth(chosen.device)
+    roofline = bytes_per_token(model) / memory_bandwidth(chosen.device)  # seconds per step
     rows = []
     for name, times in seconds.items():
         best = min(times) / chosen.tokens
         warm_up = f"{decoders[name].warm_up_seconds:.1f} s" if name in decoders else ""
-        rows.append([name, f"{chosen.batch / best:.1f}", f"{floor / best:.0%}", warm_up])
-    numbers = chosen.quantize or "bfloat16"
+        rows.append([name, f"{chosen.batch / best:.1f}", f"{roofline / best:.0%}", warm_up])
     print(f"\n{measure.machine()}\n")
-    print(f"{chosen.shape}, {numbers}, batch {chosen.batch}, {chosen.prompt} + {chosen.tokens}\n")
-    print(measure.markdown(["", "tokens a second", "of the read floor", "warm-up"], rows))
+    print(f"{chosen.shape}, {chosen.quantize or 'bfloat16'}, batch {chosen.batch}, {chosen.prompt} + {chosen.tokens}\n")
+    print(measure.markdown(["", "tokens/s", "of the roofline", "warm-up"], rows))
 
 
 if __name__ == "__main__":

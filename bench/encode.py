@@ -1,7 +1,7 @@
 """Encoding speed against the peers: ``python -m bench.encode --help``.
 
-Every peer gets the same vocabulary and the same text, in one process and one thread, and its ids are compared with
-tiktoken's before anything is timed. A peer that is missing, wrong or refuses the text is named in its cell.
+Every peer encodes the same text with the same vocabulary, in one process and one thread. Its ids are compared with
+tiktoken's before anything is timed. The cell of a peer that refuses the text or returns other ids says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-os.environ.setdefault("RAYON_NUM_THREADS", "1")  # before any peer starts its pool
+os.environ.setdefault("RAYON_NUM_THREADS", "1")  # before a peer starts its thread pool
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
@@ -23,7 +23,7 @@ from bench import data, measure
 from bench.encode_peers import PEERS, Peer, load_peers
 
 PROMPT = "Explain in three short sentences how byte-level BPE turns a line of text into ids, and name one pitfall"
-SLOW_SHARE = 10  # peers below 20 MB/s get a tenth of the text, cut at a line end
+SLOW_SHARE = 10  # peers below 20 MB/s get a tenth of the text, up to a line end
 
 
 def main() -> None:
@@ -32,12 +32,12 @@ def main() -> None:
     parser.add_argument("--vocabulary", choices=["cl100k", "llama3", "o200k"], default="cl100k")
     parser.add_argument("--megabytes", type=int, default=20, help="of each corpus")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", nargs="*", choices=sorted(JOBS), default=sorted(JOBS), help="some tables only")
+    parser.add_argument("--only", nargs="*", choices=sorted(JOBS), default=sorted(JOBS), help="only these tables")
     options = parser.parse_args()
 
     peers, missing = load_peers(options.vocabulary)
     for name, reason in missing.items():
-        print(f"{name}: not measured, {reason}")
+        print(f"{name}: not timed, {reason}")
     rows: list[dict[str, Any]] = []
     for job in options.only:
         print(f"\n## {job}, {options.vocabulary}\n", flush=True)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def texts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time long text into NumPy and into a list; figures are MB of UTF-8 a second, best of all rounds."""
+    """Time long text into NumPy and into a list, in MB of UTF-8 per second, best of all rounds."""
     rows = []
     for output in ("numpy", "list"):
         for kind in data.KINDS:
@@ -58,9 +58,9 @@ def texts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str,
 
 
 def worst_cases(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time the inputs that make tokenizers slow, a megabyte each.
+    """Time inputs that are slow for tokenizers, a megabyte each.
 
-    Each round gets a text one character shorter, or a cache of whole pieces would answer for the work.
+    Each round gets a text one character shorter, so that no cache of pre-tokens holds it.
     """
     hard = data.adversarial()
     names = ("one_letter", "spaces", "random_letters", "base64", "every_code_point")
@@ -115,10 +115,10 @@ def _print_throughput(rows: list[dict[str, Any]], peers: dict[str, Peer]) -> Non
 
 
 def prompts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time one short prompt into a list, in microseconds a call."""
-    assert_same = peers["tiktoken"].into("list")(PROMPT)
+    """Time one short prompt into a list, in microseconds per call."""
+    expected = peers["tiktoken"].into("list")(PROMPT)
     runs = {name: peer.into("list") for name, peer in peers.items()}
-    wrong = [name for name, run in runs.items() if list(run(PROMPT)) != assert_same]
+    wrong = [name for name, run in runs.items() if list(run(PROMPT)) != expected]
     candidates = {name: (lambda run=run: run(PROMPT)) for name, run in runs.items() if name not in wrong}
     timings = measure.interleaved(candidates, options.rounds * 10, calls=300)
     row: dict[str, Any] = {"text": f"prompt of {len(PROMPT)} characters", "vocabulary": options.vocabulary}
@@ -131,9 +131,9 @@ def prompts(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[st
 
 
 def loading(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time loading the vocabulary from its file and encoding three characters, each time in a fresh process.
+    """Time loading the vocabulary from its file and encoding three characters, in a new process each time.
 
-    The memory is what the process holds then beyond the peer's package: vocabulary, tables and caches.
+    The memory is the increase of resident memory over that after importing the peer: vocabulary, tables and caches.
     """
     rows: list[dict[str, Any]] = []
     for name in peers:
@@ -141,12 +141,12 @@ def loading(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[st
         best, memory = min(child.load_s for child in seen), min(child.memory_mb for child in seen)
         rows.append({"peer": name, "vocabulary": options.vocabulary, "load_s": best, "rss_mb": memory})
     table = [[row["peer"], f"{row['load_s'] * 1000:.0f}", f"{row['rss_mb']:.0f}"] for row in rows]
-    print(measure.markdown(["", "load, ms", "memory after load, MB more than before"], table))
+    print(measure.markdown(["", "load, ms", "memory of the loaded vocabulary, MB"], table))
     return rows
 
 
 def first_pass(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time the first long text of a fresh process into NumPy: without loading the vocabulary, and with it."""
+    """Time the first long text of a new process into NumPy, without and with loading the vocabulary."""
     rows: list[dict[str, Any]] = []
     for kind in data.KINDS:
         text = data.corpus(kind, megabytes=options.megabytes)
@@ -168,7 +168,7 @@ def first_pass(peers: dict[str, Peer], options: argparse.Namespace) -> list[dict
 
 
 class Child(NamedTuple):
-    """What a fresh process measured: loading, the memory that took, then encoding a text."""
+    """The figures of a new process: load time, its memory, the size of the text, the time of its first encoding."""
 
     load_s: float
     memory_mb: float

@@ -17,8 +17,8 @@ Encode: TypeAlias = Callable[[str], Any]
 class Peer:
     """One tokenizer with one vocabulary loaded.
 
-    ``prepare`` imports what it needs and finds its file; ``load`` is what loading times; ``into`` returns the function
-    that encodes a text, special-looking text being ordinary, into ``"numpy"`` or ``"list"``.
+    ``prepare`` imports the package and finds the vocabulary's file; ``load``, which is timed, loads it; ``into``
+    returns the function that encodes a text without special tokens into ``"numpy"`` or ``"list"``.
     """
 
     package: ClassVar[str]
@@ -26,17 +26,17 @@ class Peer:
     slow: ClassVar[bool] = False  # below 20 MB/s: gets less text
 
     def __init__(self) -> None:
-        """Make it without a vocabulary."""
+        """Construct it without a vocabulary."""
         self.loaded: Any = None
 
     def prepare(self, vocabulary: str) -> None:
-        """Import the package and the vocabulary's file."""
+        """Import the package and find the vocabulary's file."""
         self.imported = importlib.import_module(self.module)
         self.published = PUBLISHED[vocabulary]
         self.path = data.vocabulary(vocabulary)
 
     def save_json(self) -> None:
-        """Save the vocabulary as a tokenizer.json, for those that read no other format of it."""
+        """Save the vocabulary as a tokenizer.json, for peers that read no other format."""
         from bpe_llama import Tokenizer
 
         ours = Tokenizer.from_tiktoken(self.path, pattern=self.published.pattern, special_tokens={})
@@ -69,7 +69,7 @@ class Ours(Peer):
 
 
 class Gigatoken(Peer):
-    """gigatoken: NumPy from ``encode``; its batch call gives lists faster than ``tolist`` would."""
+    """gigatoken: ``encode`` returns NumPy; its batch call returns lists faster than ``tolist``."""
 
     package = module = "gigatoken"
 
@@ -91,7 +91,7 @@ class Gigatoken(Peer):
 
 
 class Toktok(Peer):
-    """toktok-rs, through the encoder under its one public function."""
+    """toktok-rs, through the encoder behind its public function."""
 
     package, module = "toktok-rs", "toktok"
 
@@ -106,7 +106,7 @@ class Toktok(Peer):
 
 
 class Quicktok(Peer):
-    """quicktok: NumPy comes from its batch call."""
+    """quicktok: its batch call returns NumPy."""
 
     package, module = "quicktok-v1", "quicktok"
 
@@ -137,7 +137,7 @@ class Tiktoken(Peer):
 
 
 class HuggingFace(Peer):
-    """tokenizers, with the tokenizer.json that we save; it has no NumPy output, so its list is timed for both."""
+    """tokenizers, with our tokenizer.json; it has no NumPy output, so lists are timed for both outputs."""
 
     package = module = "tokenizers"
     slow = True
@@ -164,7 +164,7 @@ PEERS: dict[str, type[Peer]] = {
 
 
 def load_peers(vocabulary: str) -> tuple[dict[str, Peer], dict[str, str]]:
-    """Return the peers that load this vocabulary, and for each other the reason why not."""
+    """Return the peers that load this vocabulary, and the error of each other peer."""
     peers, missing = {}, {}
     for name, kind in PEERS.items():
         peer = kind()
@@ -172,7 +172,7 @@ def load_peers(vocabulary: str) -> tuple[dict[str, Peer], dict[str, str]]:
             peer.prepare(vocabulary)
             peer.load(vocabulary)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit):  # a Rust panic, too, is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):  # a Rust panic is no Exception either
                 raise
             missing[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         else:

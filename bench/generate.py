@@ -1,7 +1,7 @@
-"""Decoding speed on the CPU: ours, in several number formats, against transformers and llama.cpp in the same run.
+"""Decoding speed on the CPU, for several dtypes of the weights, against transformers and llama.cpp in the same run.
 
-The model has SmolLM2-135M's shape and random weights; ids are compared before anything is timed. Rounds of the
-contestants are interleaved, and the floor is the time to read the weights once at the bandwidth measured here.
+The model has the shape of SmolLM2-135M and random weights. Ids are compared before anything is timed, and the rounds
+of all candidates are interleaved. Roofline: weight bytes / memory bandwidth, both measured in this run.
 
     python -m bench.generate --rounds 9 --tokens 32
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -20,10 +18,11 @@ from pathlib import Path
 
 import torch
 
+from bench import measure
 from bench.fetch import DataUnavailable
 from bench.llama_cpp import LlamaCpp
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, quantize
-from bpe_llama.model.cli.speed import bytes_per_token, read_bandwidth
+from bpe_llama.model.cli.speed import bytes_per_token, memory_bandwidth
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 
 SHAPE = LlamaConfig(
@@ -43,7 +42,7 @@ PROMPT = list(range(5, 37))
 
 
 def ours(model: LlamaForCausalLM, tokens: int) -> tuple[float, list[int]]:
-    """Return seconds per decoded token, prefill left out, and the ids."""
+    """Return seconds per decoded token, without prefill, and the ids."""
     engine = Engine(model, 1, len(PROMPT) + tokens + 1)
     (sequence,) = engine.prefill([PROMPT], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
     start = time.perf_counter()
@@ -53,7 +52,7 @@ def ours(model: LlamaForCausalLM, tokens: int) -> tuple[float, list[int]]:
 
 
 def theirs(model: torch.nn.Module, tokens: int) -> tuple[float, list[int]]:
-    """Return the same of transformers: its time for the prompt and one token is taken off."""
+    """Return the same for transformers: its time for prompt and first token is subtracted."""
     ids = torch.tensor([PROMPT])
 
     def run(new: int) -> tuple[float, list[int]]:
@@ -67,7 +66,7 @@ def theirs(model: torch.nn.Module, tokens: int) -> tuple[float, list[int]]:
 
 
 def main() -> None:
-    """Make the contestants, compare their ids, and measure them."""
+    """Load the candidates, compare their ids, and time them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=32)
@@ -91,7 +90,7 @@ def main() -> None:
     try:
         import transformers
     except ImportError:
-        print("transformers is not installed, so it is missing from the table")
+        print("transformers is not installed; the table omits it")
     else:
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with tempfile.TemporaryDirectory() as folder:
@@ -101,50 +100,49 @@ def main() -> None:
                 peer.generation_config.eos_token_id = None
                 run[name] = lambda peer=peer: theirs(peer, options.tokens)  # type: ignore[misc]
         if run["ours float32"]()[1] != run["transformers float32"]()[1]:
-            raise SystemExit("ours and transformers give different ids; no time is worth printing")
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
+            raise SystemExit("the ids of ours and transformers differ; nothing is timed")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             llama_cpp = LlamaCpp(plain, Path(folder) / "model.gguf", options.threads)
         except DataUnavailable as error:
-            print(f"llama.cpp is missing from the table: {error}")
+            print(f"the table omits llama.cpp: {error}")
         else:
-            ending.callback(llama_cpp.close)
+            stack.callback(llama_cpp.close)
             run["llama.cpp Q4_0"] = lambda: (llama_cpp.seconds_per_token(options.tokens), [])
-        measure(run, models, options)
+        time_all(run, models, options)
 
 
-def measure(
+def time_all(
     run: dict[str, Callable[[], tuple[float, list[int]]]],
     models: dict[str, LlamaForCausalLM],
     options: argparse.Namespace,
 ) -> None:
-    """Time all, round by round; print the table and append the figures to ``bench/results/generate.jsonl``."""
+    """Time all candidates, print the table, and append the figures to ``bench/results/generate.jsonl``."""
     seconds: dict[str, list[float]] = {name: [] for name in run}
     for _ in range(options.rounds):
         for name, once in run.items():
             seconds[name].append(once()[0])
-    bandwidth = read_bandwidth()
+    bandwidth = memory_bandwidth()
     best = {name: min(times) for name, times in seconds.items()}
-    print(f"\n{options.threads} threads, {bandwidth / 1e9:.1f} GB/s read; tokens a second, best of {options.rounds}\n")
-    print("| | best | median | of the read floor | against transformers, 4 bits: llama.cpp |\n|---|---|---|---|---|")
+    rows = []
     for name, times in seconds.items():
         peer_name = "transformers " + ("float32" if "float32" in name else "bfloat16")
         if "int4" in name or "Q4" in name:
             peer_name = "llama.cpp Q4_0"
-        floor = f"{bytes_per_token(models[name]) / bandwidth / best[name]:.0%}" if name in models else ""
+        roofline = f"{bytes_per_token(models[name]) / bandwidth / best[name]:.0%}" if name in models else ""
         ratio = f"{best[peer_name] / best[name]:.2f}x" if peer_name in best else ""
-        print(f"| {name} | {1 / best[name]:.1f} | {1 / statistics.median(times):.1f} | {floor} | {ratio} |")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    record = {
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": options.threads,
-        "bandwidth": bandwidth,
-        "seconds_per_token": seconds,
-    }
-    with (results / "generate.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        rows.append([name, f"{1 / best[name]:.1f}", f"{1 / statistics.median(times):.1f}", roofline, ratio])
+    print(f"\n{options.threads} threads, memory bandwidth {bandwidth / 1e9:.1f} GB/s, {options.rounds} rounds\n")
+    header = ["tokens/s", "best", "median", "of the roofline", "ratio to transformers (4 bits: to llama.cpp)"]
+    print(measure.markdown(header, rows))
+    measure.append(
+        "generate",
+        "generate",
+        torch=torch.__version__,
+        threads=options.threads,
+        bandwidth=bandwidth,
+        seconds_per_token=seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Instructions a byte of warm encoding, counted by callgrind: ``python -m bench.instructions --help``.
+"""Instructions per byte of warm encoding, counted by callgrind: ``python -m bench.instructions --help``.
 
-Time on a shared machine swings by half; instructions do not. The Rust example ``encode`` runs for one round and for
-six; the difference, over five rounds, is what encoding a text once more costs, without loading or warming up. Valgrind
-has no AVX-512, so the splitter counted is that of AVX2.
+Times on a shared machine vary by half; instruction counts do not. The Rust example ``encode`` runs for one round and
+for six; the difference, divided by five, is the cost of one more encoding, without loading and warm-up. Valgrind does
+not support AVX-512, so the AVX2 splitter runs.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> None:
     """Print the tables and append the figures to bench/results/instructions.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", choices=["cl100k", "llama3", "o200k"], default="cl100k")
-    parser.add_argument("--only", nargs="*", choices=[*data.KINDS, *WORST_CASES], help="some texts only")
-    parser.add_argument("--functions", type=int, default=4, help="how many to show of each text")
-    parser.add_argument("--binary", type=Path, help="the built example; by default it is built first")
+    parser.add_argument("--only", nargs="*", choices=[*data.KINDS, *WORST_CASES], help="only these texts")
+    parser.add_argument("--functions", type=int, default=4, help="functions to print per text")
+    parser.add_argument("--binary", type=Path, help="the example's binary; default: build it")
     options = parser.parse_args()
     if shutil.which("valgrind") is None:
         parser.error("valgrind is not installed; on Debian: apt-get install valgrind")
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def text(name: str) -> str:
-    """Return a corpus's first bytes, up to a line's end, or one of the worst cases."""
+    """Return the first bytes of a corpus, or one of the worst cases."""
     if name in WORST_CASES:
         whole, size = data.adversarial(WORST_CASE_BYTES)[name], WORST_CASE_BYTES
     else:
@@ -57,14 +57,14 @@ def text(name: str) -> str:
 
 
 def build() -> Path:
-    """Return the path of the example, built as released."""
+    """Build the example in release mode and return its path."""
     cargo = [os.environ.get("CARGO", "cargo"), "build", "--release", "--locked", "--package", "bpe-llama"]
     subprocess.run([*cargo, "--example", "encode"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "examples" / "encode"
 
 
 def count(binary: Path, vocabulary: str, text: str) -> dict[str, Any]:
-    """Return the size of the text, and the instructions a byte of it: in all, and of each function, most first."""
+    """Return the size of the text and the instructions per byte: in total, and by function in descending order."""
     command = [str(binary), str(data.vocabulary(vocabulary)), PUBLISHED[vocabulary].pattern]
     profiles = []
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def count(binary: Path, vocabulary: str, text: str) -> dict[str, Any]:
 
 
 def own_costs(profile: str) -> collections.Counter[str]:
-    r"""Return the instructions of each function itself, without those that it calls.
+    r"""Return the exclusive instruction count of each function.
 
     Source: the Callgrind format, https://valgrind.org/docs/manual/cl-format.html.
 
@@ -105,7 +105,7 @@ def own_costs(profile: str) -> collections.Counter[str]:
             if line.startswith("fn="):
                 function = names[number]
         elif line.startswith("calls="):
-            is_call = True  # the next line is the cost of what is called
+            is_call = True  # the next line is the inclusive cost of the callee
         elif cost := re.match(r"(?:[+-]?\d+|\*) (\d+)$", line):
             costs[function] += 0 if is_call else int(cost[1])
             is_call = False

@@ -1,4 +1,4 @@
-"""llama.cpp beside us: a process of its own that generates from a GGUF file and says how long a token took."""
+"""llama.cpp as a peer: a child process that generates from a GGUF file and reports the time per token."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ for line in sys.stdin:
 
 
 class LlamaCpp:
-    """A model in llama.cpp, of August 2024, as the package gpt4all carries it.
+    """A model in llama.cpp of August 2024, the version in the package gpt4all.
 
     Raises:
-        bench.fetch.DataUnavailable: If the package, or SmolLM2's tokenizer, cannot be had.
+        bench.fetch.DataUnavailable: If the package, or SmolLM2's tokenizer, cannot be fetched.
     """
 
     def __init__(self, model: LlamaForCausalLM, path: Path, threads: int, dtype: str = "q4_0") -> None:
         folder = data.llama_cpp()
-        # This llama.cpp is older than the name smollm of a pattern; which one it is does not change its speed.
+        # This version does not know the pre-tokenizer smollm; another one does not change the speed of decoding.
         tokenizer = Tokenizer.from_gguf(data.smollm2_gguf())
         metadata = tokenizer_metadata(tokenizer) | {"tokenizer.ggml.pre": "falcon"}
         save_gguf(model, path, dtype=dtype, tokenizer=metadata)
@@ -48,16 +48,16 @@ class LlamaCpp:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         try:
-            self.seconds_per_token(1)  # once it is loaded, it takes no time from the others
+            self.seconds_per_token(1)  # waits until the model is loaded
         except RuntimeError:
             self.close()
             raise
 
     def seconds_per_token(self, tokens: int) -> float:
-        """Return the time of a token after the first, the prompt's left out.
+        """Return the seconds per token after the first, without prefill.
 
         Raises:
-            RuntimeError: If it gave up, or ended its text early.
+            RuntimeError: If the process ended, or stopped its text early.
         """
         stdin, stdout = self.process.stdin, self.process.stdout
         if stdin is None or stdout is None:
@@ -67,7 +67,7 @@ class LlamaCpp:
         stdin.flush()
         for line in stdout:
             if line.startswith("["):
-                self.process.send_signal(signal.SIGSTOP)  # several threads wait for more by spinning
+                self.process.send_signal(signal.SIGSTOP)  # its idle threads spin
                 times: list[float] = json.loads(line)
                 if len(times) != tokens + 1:
                     raise RuntimeError(f"llama.cpp wrote {len(times)} tokens; expected {tokens + 1}")

@@ -1,7 +1,7 @@
-"""Timing peers side by side, and writing down what was seen.
+"""Interleaved timing of peers, and the files of results.
 
-Machines are shared and noisy, so candidates take turns in every round, and the best and the median of all rounds are
-kept: what slows one round slows each candidate in it.
+On a shared machine, load slows all candidates of a round alike. So the candidates take turns within each round, and the
+best and the median over the rounds are reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the best and the median over the rounds."""
+    """Seconds per call: the best and the median over the rounds."""
 
     best: float
     median: float
@@ -35,12 +35,12 @@ class Timing:
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], rounds: int, calls: Mapping[str, int] | int = 1
 ) -> dict[str, Timing]:
-    """Return the timing of each candidate; all take turns, in changing order, for ``rounds`` rounds after one warm-up.
+    """Return the timing of each candidate: after one warm-up call, all take turns, in rotating order, in each round.
 
     Args:
         candidates: Name to a function without arguments.
-        rounds: How often each is timed; at least 9 where the machine is noisy.
-        calls: How often a candidate is called within one timing; more for what takes microseconds.
+        rounds: Timings per candidate; at least 9 on a noisy machine.
+        calls: Calls per timing, of all candidates or by name; several for calls of microseconds.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
@@ -57,11 +57,17 @@ def interleaved(
     return {name: Timing(min(seen), statistics.median(seen)) for name, seen in times.items()}
 
 
-def resident_mb() -> float:
-    """Return the memory that this process holds now, in MB; NaN where the system does not say.
+def clock() -> float:
+    """Return the CPU time with one torch thread, as other load does not add to it; else the wall-clock time."""
+    import torch
 
-    Not the peak, which importing sets before there is anything to measure. What was freed is given back first, as far
-    as the C library does so.
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process in MB; NaN if the system does not report it.
+
+    Not the peak, which imports may have reached. Freed memory is returned to the system first, if the C library can.
     """
     gc.collect()
     try:
@@ -85,7 +91,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a figure depends on: processor, system, Python, commit."""
+    """Return processor, cores, load, system, Python, commit and date."""
     processor = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -106,7 +112,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Return each package's version, ``None`` where it is not installed."""
+    """Return each package's version, ``None`` if it is not installed."""
     found: dict[str, str | None] = {}
     for package in packages:
         try:
@@ -126,6 +132,13 @@ def record(bench: str, rows: Sequence[Mapping[str, Any]], packages: Mapping[str,
     temporary.write_text(json.dumps(runs, indent=1) + "\n", "utf-8")
     os.replace(temporary, path)
     return path
+
+
+def append(file: str, bench: str, **values: Any) -> None:
+    """Append one run as a line of JSON to ``bench/results/FILE.jsonl``."""
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{file}.jsonl").open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"bench": bench, **machine(), **values}) + "\n")
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

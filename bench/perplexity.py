@@ -1,4 +1,4 @@
-"""What number formats cost in perplexity: SmolLM2-135M-Instruct on real prose, each format of the weights in turn.
+"""Perplexity of SmolLM2-135M-Instruct on prose, for each dtype and quantization of the weights.
 
 Run `python -m bench.perplexity`; it writes `bench/results/perplexity.md`. Some minutes on two cores.
 """
@@ -31,7 +31,7 @@ FORMATS: dict[str, dict[str, object]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bytes", type=int, default=100_000, help="of prose to read")
+    parser.add_argument("--bytes", type=int, default=100_000, help="of prose")
     size = parser.parse_args().bytes
     path = data.smollm2_gguf()
     ids = Tokenizer.from_gguf(path).encode(
@@ -39,11 +39,11 @@ def main() -> None:
     )
     lines = [
         f"SmolLM2-135M-Instruct (dequantised from Q4_1) on {size:,} bytes of prose, {len(ids):,} tokens, windows of "
-        f"{WINDOW:,}. Weights are stored as said, the arithmetic is float32; float8 and below hold the layers' "
-        "matrices, not the embedding, which is the head. All come from 4 bits in blocks of 32, which flatters int4 in "
+        f"{WINDOW:,}. The arithmetic is float32. float8, int8 and int4 quantize the matrices of the "
+        "layers, not the tied embedding. The weights come from 4 bits in blocks of 32, which favours int4 in "
         f"groups of 32. torch {torch.__version__}.",
         "",
-        "| weights | perplexity | more than float32 |",
+        "| weights | perplexity | increase over float32 |",
         "|---|---|---|",
     ]
     exact = None
@@ -51,7 +51,7 @@ def main() -> None:
         began = time.perf_counter()
         model = LlamaForCausalLM.from_pretrained(path, dtype="float32", device="cpu")
         if options:
-            quantize.quantize(model, **options)  # type: ignore[arg-type]  # as the table above says
+            quantize.quantize(model, **options)  # type: ignore[arg-type]  # see FORMATS
         elif name != "float32":
             round_weights(model, getattr(torch, name))
         found = perplexity(model, ids, window=WINDOW)
@@ -63,7 +63,7 @@ def main() -> None:
 
 @torch.no_grad()
 def round_weights(model: LlamaForCausalLM, dtype: torch.dtype) -> None:
-    """Round every weight to a number format and back."""
+    """Round every weight to a dtype and back."""
     for weight in model.parameters():
         weight.copy_(weight.to(dtype))
 

@@ -1,7 +1,7 @@
-"""Reading a prompt on the CPU: ours against transformers, in float32 and bfloat16, taking turns.
+"""Prefill speed on the CPU against transformers, in float32 and bfloat16, interleaved.
 
-The model has SmolLM2-135M's shape and random weights; both fill a cache and choose one id, the same in float32. With
-one thread the processor's time is taken, which other work on the machine lengthens least.
+The model has the shape of SmolLM2-135M and random weights. Both fill a cache and choose one id, which must be the same
+in float32. With one thread CPU time is measured, as other load does not add to it.
 
     python -m bench.prefill --length 512 --threads 1
 """
@@ -9,7 +9,6 @@ one thread the processor's time is taken, which other work on the machine length
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import transformers
 
 from bench import measure
 from bench.generate import SHAPE
-from bench.serve import clock
+from bench.measure import clock
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 
@@ -56,7 +55,7 @@ def main() -> None:
         runs[f"ours {dtype}"], runs[f"transformers {dtype}"] = ours, theirs
     first = {name: run() for name, run in runs.items()}  # warms up, too
     if first["ours float32"] != first["transformers float32"]:
-        raise SystemExit("ours and transformers give different ids; no time is worth printing")
+        raise SystemExit("the ids of ours and transformers differ; nothing is timed")
 
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(chosen.rounds):
@@ -69,13 +68,11 @@ def main() -> None:
         both = [seconds[f"{who} {dtype}"] for who in ("ours", "transformers")]
         ratio = statistics.median(their / our for our, their in zip(*both, strict=True))
         rows.append([dtype, *(f"{chosen.length / min(times):.0f}" for times in both), f"{ratio:.2f}x"])
-    # Best rounds are of the machine's best moments, which the two may not share: the ratio is taken round by round.
-    print(f"\n{chosen.length} tokens, {chosen.threads} threads; tokens a second, best of {chosen.rounds};")
-    print("the ratio is the median of the rounds'\n")
-    print(measure.markdown(["", "ours", "transformers", "ratio"], rows))
-    record = measure.machine() | {"bench": "prefill", "threads": chosen.threads, "seconds": seconds}
-    with (measure.RESULTS / "generate.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    print(
+        f"\n{chosen.length} tokens, {chosen.threads} threads, best of {chosen.rounds} rounds; ratio: median of rounds\n"
+    )
+    print(measure.markdown(["tokens/s", "ours", "transformers", "ratio"], rows))
+    measure.append("generate", "prefill", length=chosen.length, threads=chosen.threads, seconds=seconds)
 
 
 if __name__ == "__main__":

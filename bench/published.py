@@ -1,4 +1,4 @@
-"""Published vocabularies as their own authors load them: the patterns and special tokens stand here, once.
+"""The patterns and special tokens of published vocabularies, as their authors define them.
 
 Sources: tiktoken's ``openai_public.py``; ``llama_models/llama3/tokenizer.py``; Qwen's ``tokenization_qwen.py``.
 """
@@ -49,7 +49,7 @@ class Published:
 
     @property
     def path(self) -> Path:
-        """Return its file's path, fetched where missing."""
+        """Return the path of its file, which is fetched if missing."""
         return data.vocabulary(next(name for name, known in PUBLISHED.items() if known is self))
 
     def ranks(self) -> dict[bytes, int]:
@@ -88,8 +88,8 @@ PUBLISHED = {
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> str:
-    """Return where two id lists part, for a message that fits a screen."""
+    """Return the first difference of two id lists, as a short message."""
     if ours == theirs:
         return "equal"
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    return f"ids part at {at} of {len(ours)} and {len(theirs)}: {ours[at : at + 5]} against {theirs[at : at + 5]}"
+    return f"ids differ at {at} of {len(ours)} and {len(theirs)}: {ours[at : at + 5]} against {theirs[at : at + 5]}"

@@ -1,37 +1,29 @@
-"""Time to choose one id: `Sampler` against torch's sort (Meta's recipe), transformers' warpers, NumPy's argsort.
+"""Time per sampled id: `Sampler` against torch's sort (as in Meta's code), transformers' warpers, NumPy's argsort.
 
     python -m bench.sample                 # the table, and bench/results/sample.jsonl
     python -m bench.sample --rounds 5      # quicker, noisier
 
-One thread, p = 0.9, T = 0.8; where there is a GPU, also the torch twin there, in a CUDA graph. Peers take turns
-within each round, and the best round counts: other work on the machine only ever adds. The floor
-is torch.logsumexp, one read of the row. Before any time is taken, all must keep the same ids.
+One thread, p = 0.9, T = 0.8; with a GPU, also the torch twin in a CUDA graph. Peers take turns within each round, and
+the best round is reported. torch.logsumexp, one pass over the logits, is the lower bound. Before anything is timed, all
+must keep the same ids.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
-import bpe_llama
+from bench import measure
 from bpe_llama import Sampler
 from bpe_llama.model.sampling import sample_logits
 
 TOP_P, TEMPERATURE = 0.9, 0.8
-RESULTS = Path(__file__).parent / "results" / "sample.jsonl"
 
 
 def flat_row(vocab_size: int) -> np.ndarray:
@@ -40,7 +32,7 @@ def flat_row(vocab_size: int) -> np.ndarray:
 
 
 def real_row(vocab_size: int) -> np.ndarray:
-    """Return logits spread as a language model's: a wide bulk and some twenty ids far above it."""
+    """Return logits like those of a language model: a wide bulk and twenty ids far above it."""
     random = np.random.default_rng(2)
     row = random.normal(size=vocab_size) * 2.2
     row[random.choice(vocab_size, 20, replace=False)] += 6 + 8 * random.random(20)
@@ -81,25 +73,19 @@ def argsort(row: np.ndarray, random: np.random.Generator) -> int:
     return int(order[np.searchsorted(mass[:kept], random.random() * mass[kept - 1])])
 
 
-def best_times(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Return best and median microseconds a call of each job; jobs take turns within a round."""
+def microseconds(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Return the best and the median microseconds per call of each job, in timings of about 20 ms."""
     calls = {}
     for name, job in jobs.items():
         start = time.perf_counter()
         job()
         calls[name] = max(1, int(0.02 / max(time.perf_counter() - start, 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(rounds):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                job()
-            times[name].append((time.perf_counter() - start) / calls[name] * 1e6)
-    return {name: (min(each), float(np.median(each))) for name, each in times.items()}
+    timings = measure.interleaved(jobs, rounds, calls)
+    return {name: (timing.best * 1e6, timing.median * 1e6) for name, timing in timings.items()}
 
 
 def check_kept(row: np.ndarray, sampler: Sampler) -> None:
-    """Raise unless all keep the same ids, but for one at the boundary, where float32 sums may differ."""
+    """Raise unless all keep the same ids, except for ids at the boundary, where float32 sums differ."""
     ours = set(np.flatnonzero(sampler.probs(row)))
     ordered, ids = meta_kept(torch.from_numpy(row))
     others = {
@@ -107,9 +93,9 @@ def check_kept(row: np.ndarray, sampler: Sampler) -> None:
         "transformers": set(warp(torch.from_numpy(row))[0].nonzero()[:, 0].tolist()),
     }
     for name, theirs in others.items():
-        # float32 cumulative sums over a whole vocabulary err by some 1e-6, a few ids of a flat row.
+        # The error of float32 cumulative sums over a vocabulary is about 1e-6, a few ids of a flat row.
         if len(ours ^ theirs) > max(1, len(row) // 10_000):
-            raise AssertionError(f"{name} keeps {len(theirs)} ids, we {len(ours)}, {len(ours ^ theirs)} differ")
+            raise AssertionError(f"{name} keeps {len(theirs)} ids, ours {len(ours)}, {len(ours ^ theirs)} differ")
 
 
 def one_row(vocab_size: int, kind: str, row: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -119,34 +105,34 @@ def one_row(vocab_size: int, kind: str, row: np.ndarray, rounds: int) -> dict[st
     random = np.random.default_rng(3)
     jobs: dict[str, Callable[[], object]] = {
         "bpe_llama": lambda: sampler.sample(row),
-        "logsumexp (floor)": lambda: torch.logsumexp(tensor, 0),
+        "torch.logsumexp": lambda: torch.logsumexp(tensor, 0),
         "torch sort (Meta)": lambda: meta(tensor),
         "transformers": lambda: warpers(tensor),
         "NumPy argsort": lambda: argsort(row, random),
     }
-    return {"job": f"{vocab_size:,} {kind}", "times": best_times(jobs, rounds)}
+    return {"job": f"{vocab_size:,} {kind}", "times": microseconds(jobs, rounds)}
 
 
 def batch(rows: int, vocab_size: int, rounds: int) -> dict[str, Any]:
     sampler = Sampler(temperature=TEMPERATURE, top_p=TOP_P)
     logits = np.random.default_rng(4).normal(size=(rows, vocab_size)).astype(np.float32)
     jobs = {f"{n} threads": (lambda n=n: sampler.sample(logits, num_threads=n)) for n in (1, 2)}
-    return {"job": f"batch of {rows} x {vocab_size:,}", "times": best_times(jobs, rounds)}
+    return {"job": f"batch of {rows} x {vocab_size:,}", "times": microseconds(jobs, rounds)}
 
 
 def on_cuda(rows: int, dtype: torch.dtype, row: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Return the time of one replayed graph that draws from each row, and of the sort on the same device."""
+    """Return the time of a CUDA graph that samples from each row, and that of the sort on the same device."""
     logits = torch.from_numpy(row).expand(rows, -1).to("cuda", dtype).contiguous()
     step = torch.zeros((), dtype=torch.int64, device="cuda")
-    choose: dict[str, Callable[[], torch.Tensor]] = {
+    samplers: dict[str, Callable[[], torch.Tensor]] = {
         "bpe_llama": lambda: sample_logits(logits, temperature=TEMPERATURE, top_p=TOP_P, step=step),
         "torch sort (Meta)": lambda: meta(logits.float()),
     }
     expected = Sampler(temperature=TEMPERATURE, top_p=TOP_P).sample(logits[0].cpu(), step=0)
-    if choose["bpe_llama"]().tolist() != [expected] * rows:
-        raise AssertionError(f"the GPU does not draw {expected} as the CPU does")
+    if samplers["bpe_llama"]().tolist() != [expected] * rows:
+        raise AssertionError(f"the GPU does not sample {expected}, as the CPU does")
     jobs: dict[str, Callable[[], object]] = {}
-    for name, job in choose.items():
+    for name, job in samplers.items():
         job()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -158,7 +144,7 @@ def on_cuda(rows: int, dtype: torch.dtype, row: np.ndarray, rounds: int) -> dict
             torch.cuda.synchronize()
 
         jobs[name] = replay
-    times = {name: (best / 100, median / 100) for name, (best, median) in best_times(jobs, rounds).items()}
+    times = {name: (best / 100, median / 100) for name, (best, median) in microseconds(jobs, rounds).items()}
     return {"job": f"cuda, {rows} x {len(row):,} {str(dtype).removeprefix('torch.')}", "times": times}
 
 
@@ -174,7 +160,7 @@ def main() -> None:
     together = batch(32, 128_256, rounds)
 
     names = list(results[0]["times"])
-    print(f"Microseconds a row, best of {rounds} interleaved rounds; in brackets how many times ours.\n")
+    print(f"Microseconds per row, best of {rounds} interleaved rounds; in brackets the ratio to ours.\n")
     print("| logits | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 1) + "|")
     for result in results:
@@ -193,19 +179,10 @@ def main() -> None:
                 graphs.append(on_cuda(size, dtype, flat_row(128_256), rounds))
                 print(f"{graphs[-1]['job']}: {graphs[-1]['times']}")
     else:
-        print("No CUDA device here: the rows of batch 1 and 64 on one are left out.")
+        print("No CUDA device: the table omits batches of 1 and 64 rows on a GPU.")
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    record = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "commit": commit.stdout.strip(),
-        "versions": {m.__name__: m.__version__ for m in (bpe_llama, torch, transformers, np)},
-        "results": [*results, together, *graphs],
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    versions = measure.versions("bpe-llama", "torch", "transformers", "numpy")
+    measure.append("sample", "sample", versions=versions, results=[*results, together, *graphs])
 
 
 if __name__ == "__main__":

@@ -6,17 +6,14 @@ python -m bench.serve --rounds 5
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import data
+from bench import data, measure
 from bench.generate import SHAPE
+from bench.measure import clock
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
@@ -27,13 +24,8 @@ SENTENCE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. 
 RECORDS = "".join(f'{{"name": "{name}", "colour": "{colour}", "price": 1}}\n' for name, colour in FRUIT)
 
 
-def clock() -> float:
-    """Return the processor's seconds where there is one thread, which others on the machine then do not lengthen."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def one(model: LlamaForCausalLM, tokens: int) -> float:
-    """Return tokens a second of one sequence, its prompt left out."""
+def plain_decoding(model: LlamaForCausalLM, tokens: int) -> float:
+    """Return tokens per second of one sequence, without prefill."""
     engine = Engine(model, 1, 48 + tokens)
     engine.prefill([list(range(5, 37))], [GenerationOptions(max_new_tokens=tokens + 1, temperature=0.0, eos_id=())])
     start = clock()
@@ -42,22 +34,22 @@ def one(model: LlamaForCausalLM, tokens: int) -> float:
     return tokens / (clock() - start)
 
 
-def many(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
-    """Return tokens a second of requests of unequal lengths, admitted as slots become free; prompts are included."""
-    engine, made = Engine(model, slots, 40 + 2 * tokens), 0
+def continuous_batching(model: LlamaForCausalLM, sequences: int, slots: int, tokens: int) -> float:
+    """Return tokens per second of requests of different lengths that wait for free slots; prefill is included."""
+    engine, generated = Engine(model, slots, 40 + 2 * tokens), 0
     start = clock()
     for i in range(sequences):
         options = GenerationOptions(max_new_tokens=tokens + i * 7 % tokens, seed=i, eos_id=())
         engine.add_request(list(range(5 + i, 13 + i + i % 24)), options)
     while engine.has_unfinished_requests():
-        made += len(engine.step())
-    return made / (clock() - start)
+        generated += len(engine.step())
+    return generated / (clock() - start)
 
 
 def speculation(
     model: LlamaForCausalLM, prompt: list[int], tokens: int
 ) -> tuple[Callable[[], float], Callable[[], float], str]:
-    """Return plain and speculative decoding of what follows a prompt, and how many draft tokens were accepted."""
+    """Return functions for plain and speculative decoding of a prompt, and a line on the accepted draft tokens."""
     options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0, "eos_id": ()}
     engine_ids: list[int] = []
 
@@ -74,9 +66,9 @@ def speculation(
         start = clock()
         result = generate_speculative(model, prompt, PromptLookupDraft(), **options)
         seconds = clock() - start
-        exact = model.dtype == torch.float32  # in bfloat16 rounding depends on the number of rows
+        exact = model.dtype == torch.float32  # bfloat16 rounding depends on the number of rows
         if exact and result.new_ids != engine_ids:
-            raise SystemExit("speculation changed the ids; no time is worth printing")
+            raise SystemExit("the ids of speculative and plain decoding differ; nothing is timed")
         return tokens / seconds
 
     plain()
@@ -100,46 +92,43 @@ def main() -> None:
 
     model = LlamaForCausalLM(SHAPE, seed=0, dtype=getattr(torch, chosen.dtype)).eval()
     runs: dict[str, Callable[[], float]] = {
-        "one sequence": lambda: one(model, chosen.tokens),
-        "64 sequences through 32 slots": lambda: many(model, 64, 32, chosen.tokens),
+        "one sequence": lambda: plain_decoding(model, chosen.tokens),
+        "64 requests, 32 slots": lambda: continuous_batching(model, 64, 32, chosen.tokens),
     }
     accepted: dict[str, str] = {}
     try:
         path = data.smollm2_gguf()
     except data.DataUnavailable as missing:
-        print(f"speculation is missing from the table: {missing}")
+        print(f"the table omits speculative decoding: {missing}")
     else:
         smollm2 = LlamaForCausalLM.from_pretrained(path, dtype=chosen.dtype, device="cpu")
         for name, text in (("JSON records", RECORDS), ("a sentence five times", SENTENCE)):
             prompt = Tokenizer.from_gguf(path).encode(text)
             plain, speculative, accepted[name] = speculation(smollm2, prompt, 3 * chosen.tokens)
-            runs[f"{name}, plain"], runs[f"{name}, speculative"] = plain, speculative
+            runs[f"{name}, plain"], runs[f"{name}, prompt-lookup"] = plain, speculative
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(chosen.rounds):
         for name, run in runs.items():
             rates[name].append(run())
     best = {name: max(found) for name, found in rates.items()}
-    print(f"\n{chosen.threads} threads, {chosen.dtype}; tokens a second, best of {chosen.rounds}\n\n| | best | ratio |")
-    print("|---|---|---|")
+    rows = []
     for name, rate in best.items():
         text = name.partition(",")[0]
         base = f"{text}, plain" if text in accepted else "one sequence"
-        print(f"| {name} | {rate:.1f} | {rate / best[base]:.2f}x |")
-    for name, drafts in accepted.items():
-        print(f"\n{name}: {drafts}")
-    record = {
-        "bench": "serve",
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": chosen.threads,
-        "dtype": chosen.dtype,
-        "tokens_per_second": rates,
-        "speculation": accepted,
-    }
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    with (results / "generate.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        rows.append([name, f"{rate:.1f}", f"{rate / best[base]:.2f}x"])
+    print(f"\n{chosen.threads} threads, {chosen.dtype}, best of {chosen.rounds} rounds\n")
+    print(measure.markdown(["", "tokens/s", "ratio to plain"], rows))
+    for name, line in accepted.items():
+        print(f"\n{name}: {line}")
+    measure.append(
+        "generate",
+        "serve",
+        torch=torch.__version__,
+        threads=chosen.threads,
+        dtype=chosen.dtype,
+        tokens_per_second=rates,
+        speculation=accepted,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Turning Debian packages into plain text: which packages make a corpus, and what is stripped from their files.
+"""Debian packages to plain text: the packages of each corpus, and the markup that is removed from their files.
 
-Markup is cut roughly, with regular expressions: the point is text as people write it, not a faithful rendering.
+Regular expressions remove the markup: the corpora need natural text, not a faithful rendering.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 
 def read_package(package: str, kind: str, megabytes: int) -> Path:
-    """Return the path of one package's text, made and cached where missing.
+    """Return the path of one package's text, which is extracted and cached if missing.
 
     Args:
         package: A Debian package.
-        kind: ``prose``, ``code`` or ``multilingual``: which of its files count.
-        megabytes: What the caller is after; only the kernel's source is sampled by it.
+        kind: ``prose``, ``code`` or ``multilingual``: selects the files.
+        megabytes: Size that the caller needs; up to 100, the kernel's source is sampled.
     """
     every_file = kind != "code" or megabytes > _KERNEL_SAMPLE_MEGABYTES
     suffix = "-all" if kind == "code" and every_file else ""
@@ -79,7 +79,7 @@ def read_package(package: str, kind: str, megabytes: int) -> Path:
 
 
 def _files(package: str) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every file, looking into the kernel package's inner archive."""
+    """Yield name and content of every file, including those of the kernel package's inner archive."""
     for name, handle in debian_members(package):
         if name.endswith(".tar.xz"):
             with tarfile.open(fileobj=handle, mode="r|xz") as inner:
@@ -123,20 +123,20 @@ def _prose(name: str, content: bytes, seen: set[int]) -> str:
 
 
 def _without_repeats(text: str, seen: set[int]) -> str:
-    """Return the text less every longer line seen before: menus, footers and licences stand on each page."""
-    kept = []
+    """Return the text without lines of more than 20 characters that occurred before: menus, footers, licences."""
+    lines = []
     for line in text.splitlines(keepends=True):
         if len(line) > 20:
             mark = zlib.crc32(line.encode()) << 32 | zlib.adler32(line.encode())
             if mark in seen:
                 continue
             seen.add(mark)
-        kept.append(line)
-    return "".join(kept)
+        lines.append(line)
+    return "".join(lines)
 
 
 def _utf8(content: bytes) -> str:
-    """Return the text of a UTF-8 file, ending in a newline, or nothing where it is not UTF-8 or is binary."""
+    """Return the text of a UTF-8 file, ending in a newline; empty if it is binary or not UTF-8."""
     try:
         text = content.decode()
     except UnicodeDecodeError:

@@ -1,11 +1,11 @@
 """Training speed and memory against the peers: ``python -m bench.train --help``.
 
-Every trainer runs in a process of its own, on the same text, pattern and size; the processes take turns. Seconds are
-of processor time over all threads, memory is what the call added to the process at its peak. We and gigabpe read the
-files; the others take an iterator of documents of whole lines. The tokens learned are compared by digest before a
-figure is printed, each peer's with ours trained by its rule on its documents:
+Every trainer runs in its own process, on the same text, pattern and vocabulary size; the processes take turns. Seconds
+are CPU time over all threads, memory is the increase of the peak over the resident memory before the call. bpe_llama
+and gigabpe read the files; the others take an iterator of documents of whole lines. The learned tokens are compared by
+digest with ours, trained with the peer's tie order on the peer's documents:
 
-- ``tokenizers`` orders ties as we do.
+- ``tokenizers`` orders ties as bpe_llama does.
 - ``rustbpe`` orders ties by byte value, as ``tie_order="bytes"`` does.
 - ``gigabpe`` takes each line as a document.
 """
@@ -34,21 +34,19 @@ JOBS: dict[str, tuple[dict[str, int], int]] = {
     "60 MB multilingual, 64k": ({"multilingual": 60}, 64_000),
     "1 GB mix, 128k": ({"prose": 93, "code": 850, "multilingual": 57}, 128_000),
 }
-"""Name to megabytes of each corpus, and size of the vocabulary."""
+"""Job to megabytes of each corpus and vocabulary size."""
 
 AGREES_WITH = {"gigabpe": "ours, lines", "rustbpe": "ours, ties by bytes", "tokenizers": "ours, iterator"}
 
 
 def main() -> None:
-    """Print one table a job and append the figures to bench/results/train.json."""
+    """Print one table per job and append the figures to bench/results/train.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", nargs="*", choices=list(JOBS), default=["20 MB mix, 32k"])
     parser.add_argument("--peers", nargs="*", choices=list(AGREES_WITH), default=list(AGREES_WITH))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--limit", type=float, default=600, help="seconds after which a peer is stopped, and not run again"
-    )
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped and dropped")
     parser.add_argument("--worker", nargs=2, metavar=("TRAINER", "JOB"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -64,7 +62,7 @@ def main() -> None:
 
 
 def compare(job: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run all trainers of a job in turns, print their table and return its rows."""
+    """Run the trainers of a job interleaved, print their table and return its rows."""
     checks = {AGREES_WITH[peer] for peer in options.peers}
     runs: dict[str, list[dict[str, Any]]] = {}
     problems: dict[str, str] = {}
@@ -92,15 +90,17 @@ def compare(job: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         for row in rows
     ]
     print(
-        measure.markdown(["trainer", "CPU s", "ratio", "wall s", "peak MB", "same tokens as ours by its rule"], table)
+        measure.markdown(
+            ["trainer", "CPU s", "ratio", "wall s", "peak MB", "tokens equal ours with its tie order"], table
+        )
     )
     for trainer, problem in problems.items():
-        print(f"\n{trainer}: not measured, {problem}")
+        print(f"\n{trainer}: not timed, {problem}")
     return rows
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], trainer: str) -> dict[str, Any]:
-    """Return a trainer's best figures, and whether its tokens equal ours under the rule it has in common with us."""
+    """Return a trainer's best figures, and whether its tokens equal ours with its tie order and documents."""
     best = {key: min(run[key] for run in runs[trainer]) for key in ("cpu", "wall", "megabytes")}
     twin = AGREES_WITH.get(trainer, "ours")
     agrees = twin in runs and {run["tokens"] for run in runs[trainer]} == {run["tokens"] for run in runs[twin]}
@@ -108,7 +108,7 @@ def summary(runs: dict[str, list[dict[str, Any]]], trainer: str) -> dict[str, An
 
 
 def run_process(trainer: str, job: str, options: argparse.Namespace) -> dict[str, Any] | str:
-    """Return what the worker measured, or what went wrong."""
+    """Return the figures of the worker, or its error message."""
     command = [sys.executable, "-m", "bench.train", "--threads", str(options.threads), "--worker", trainer, job]
     environment = {**os.environ, "RAYON_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "true"}
     try:
@@ -126,7 +126,7 @@ def work(trainer: str, job: str, threads: int) -> dict[str, Any]:
     sizes, vocab_size = JOBS[job]
     paths = [data.corpus(kind, megabytes) for kind, megabytes in sizes.items()]
     train = TRAINERS[trainer]
-    train(paths[:0], 256 + 4, threads)  # imports and thread pools, with a line of text
+    train(paths[:0], 256 + 4, threads)  # warm-up of imports and thread pools
     before, wall, cpu = resident_megabytes(), time.perf_counter(), time.process_time()
     tokens = train(paths, vocab_size, threads)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -135,23 +135,23 @@ def work(trainer: str, job: str, threads: int) -> dict[str, Any]:
 
 
 def resident_megabytes() -> float:
-    """Return what the process holds now."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def peak_megabytes() -> float:
-    """Return the most that the process ever held."""
+    """Return the peak resident memory of this process."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 Tokens = Callable[[], Sequence[bytes]]
-"""Gives the merged tokens in order: outside what is timed."""
+"""Returns the merged tokens in order; called after timing."""
 
 
 def documents(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield documents of whole lines, read as they are asked for."""
+    """Yield documents of whole lines, read lazily."""
     for path in paths:
         with path.open(encoding="utf-8", newline="") as file:
             while lines := file.readlines(DOCUMENT_BYTES):
@@ -181,7 +181,7 @@ def train_ours_on(
     threads: int,
     tie_order: str = "ids",
 ) -> Tokens:
-    """Train bpe_llama on the documents and with the order of ties that a peer has."""
+    """Train bpe_llama on a peer's documents with its tie order."""
     from bpe_llama import Tokenizer
 
     texts = read(paths) if paths else documents(())
@@ -197,7 +197,7 @@ def train_gigabpe(paths: Sequence[Path], vocab_size: int, threads: int) -> Token
 
     files = [str(path) for path in paths] or [__file__]
     _, merges = gigabpe.train_bpe(files, vocab_size, special_tokens=[], pretokenizer="bytelevel", threads=threads)
-    # Its alphabet is the bytes that occur, so it learns a few tokens more.
+    # Its alphabet holds only the bytes that occur, so it learns more merges.
     return lambda: [spelled(left + right) for left, right in merges][: vocab_size - 256]
 
 
@@ -213,7 +213,7 @@ def train_rustbpe(paths: Sequence[Path], vocab_size: int, threads: int) -> Token
 
 
 def rank_of(item: tuple[object, int]) -> int:
-    """Return the second of two."""
+    """Return the rank of a pair of token and rank."""
     return item[1]
 
 

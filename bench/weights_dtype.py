@@ -1,4 +1,4 @@
-"""What bfloat16 weights cost in training: SmolLM2-135M-Instruct, all of it fine-tuned on prose, each way in turn.
+"""Held-out loss after full fine-tuning with float32 and with bfloat16 weights: SmolLM2-135M-Instruct on prose.
 
 Run `python -m bench.weights_dtype`; it writes `bench/results/weights_dtype.md`. Ten minutes on one core.
 """
@@ -22,10 +22,10 @@ from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training import loop
 
 WINDOW, HELD_OUT = 128, 6
-WAYS = {
+VARIANTS = {
     "float32": "float32",
-    "bfloat16, rounded stochastically": "bfloat16",
-    "bfloat16, rounded to the nearest": "nearest",
+    "bfloat16, stochastic rounding": "bfloat16",
+    "bfloat16, round to nearest": "nearest",
 }
 
 
@@ -42,17 +42,17 @@ def main() -> None:
     np.save(folder / "held-out.npy", ids[-HELD_OUT * WINDOW :])
     lines = [
         f"SmolLM2-135M-Instruct, {options.steps} steps of {WINDOW} tokens of prose at a learning rate of "
-        f"{options.learning_rate:g}, arithmetic in bfloat16; loss on {HELD_OUT * WINDOW} tokens held out. "
+        f"{options.learning_rate:g}, arithmetic in bfloat16; loss on {HELD_OUT * WINDOW} held-out tokens. "
         f"torch {torch.__version__}.",
         "",
-        "| weights | held-out loss | bytes a parameter | checkpoint |",
+        "| weights | held-out loss | bytes per parameter | checkpoint |",
         "|---|---|---|---|",
     ]
     before = training.evaluate(
         LlamaForCausalLM.from_pretrained(path, dtype="float32", device="cpu"), ids[-HELD_OUT * WINDOW :], window=WINDOW
     )
     lines.append(f"| before | {before:.4f} | | |")
-    for name, kind in WAYS.items():
+    for name, kind in VARIANTS.items():
         dtype = "float32" if kind == "float32" else "bfloat16"
         model = LlamaForCausalLM.from_pretrained(path, dtype=dtype, device="cpu")
         settings = training.TrainConfig(
@@ -67,7 +67,9 @@ def main() -> None:
             device="cpu",
             eval_windows=HELD_OUT,
         )
-        with mock.patch.object(loop, "adamw", to_the_nearest) if kind == "nearest" else contextlib.nullcontext():
+        with (
+            mock.patch.object(loop, "adamw", round_to_nearest_adamw) if kind == "nearest" else contextlib.nullcontext()
+        ):
             result = training.train(
                 model, folder / "tokens.npy", settings, folder / kind, eval_file=folder / "held-out.npy", progress=False
             )
@@ -77,8 +79,8 @@ def main() -> None:
     (RESULTS / "weights_dtype.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def to_the_nearest(model: LlamaForCausalLM, *, learning_rate: float, **options: Any) -> torch.optim.Optimizer:
-    """Return torch's AdamW over the bfloat16 weights themselves, which `training` does not offer."""
+def round_to_nearest_adamw(model: LlamaForCausalLM, *, learning_rate: float, **options: Any) -> torch.optim.Optimizer:
+    """Return torch's AdamW over bfloat16 weights, which rounds to nearest; `training` has no option for it."""
     return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=options["betas"], weight_decay=0.0)
 
 

@@ -1,4 +1,4 @@
-"""A conversation with an instruction-tuned model, and the loop that holds one on a terminal."""
+"""`bpe-llama chat`: a conversation with an instruction-tuned model, and its read-eval-print loop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bpe_llama.model.sampling.params import GenerationOptions
 
 EXAMPLE = "Example: bpe-llama chat --model SmolLM2-135M-Instruct.Q4_1.gguf --system 'Answer briefly.'"
 
-HELP = """/system TEXT  tell the assistant what it is, and begin anew
-/reset        forget what was said
+HELP = """/system TEXT  set the system prompt and clear the conversation
+/reset        clear the conversation
 /retry        answer the last message again, with another seed
 /help         show this
 /quit         end (also Ctrl-D)"""
@@ -28,10 +28,10 @@ HELP = """/system TEXT  tell the assistant what it is, and begin anew
 
 def command(
     model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")],
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
-    system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
-    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Longest answer.", 512)] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of tokens per answer.", 512)] = None,
     temperature: Annotated[float | None, sampling.temperature(0.7)] = None,
     top_k: sampling.TopK = None,
     top_p: Annotated[float | None, sampling.top_p(0.9)] = None,
@@ -53,7 +53,7 @@ def command(
     quantized: QuantizeOption = None,
     verbose: sampling.Verbose = False,
 ) -> None:
-    """Talk to an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
+    """Chat with an instruction-tuned model; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends."""
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given["seed"] = sampling.read_seed(seed)
     if seed == "random":
@@ -61,22 +61,22 @@ def command(
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
     defaults = {"max_new_tokens": 512, "temperature": 0.7, "top_p": 0.9}
     options = sampling.with_defaults(generator, given, defaults)
-    generator.options(**options)  # complain before the first question
+    generator.options(**options)  # raises before the first question
     conversation = Conversation(generator, system, options)
     if verbose:
         opening = generator.tokenizer.apply_chat_template([*conversation.messages, {"role": "user", "content": ""}])
         for line in sampling.describe_options(generator, opening, conversation.options):
             typer.echo(line, err=True)
-    talk(conversation)
+    repl(conversation)
 
 
 class Conversation:
-    """What was said so far, and who answers.
+    """The messages so far, and the generator that answers.
 
     Args:
         generator: Model and tokenizer; the tokenizer needs a chat template.
-        system: What the assistant is told first, if anything.
-        options: Of `TextGenerator.stream`.
+        system: System prompt, or None.
+        options: Options of `TextGenerator.stream`.
 
     Raises:
         ValueError: If the tokenizer has no chat template, or it does not compile.
@@ -87,7 +87,7 @@ class Conversation:
     ) -> None:
         if generator.tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: this model continues text, use `bpe-llama generate`")
-        compile_template(choose_template(generator.tokenizer.chat_template, None, has_tools=False))  # or complain
+        compile_template(choose_template(generator.tokenizer.chat_template, None, has_tools=False))
         self.generator = generator
         self.system = system
         self.options = dict(options or {})
@@ -95,19 +95,19 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the system prompt."""
+        """Remove all messages except the system prompt."""
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def answer(self, text: str) -> Iterator[str]:
         """Yield the answer to a message, piece by piece.
 
-        An answer that is not read to its end is kept as far as it was read.
+        If the caller stops early, the pieces so far are the answer in the conversation.
 
         Raises:
-            ValueError: If the conversation no longer fits the model's context; it is then as it was before.
+            ValueError: If the conversation no longer fits the model's context; the messages are then unchanged.
         """
-        asked = [*self.messages, {"role": "user", "content": text}]
-        ids = self.generator.tokenizer.apply_chat_template(asked)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = self.generator.tokenizer.apply_chat_template(messages)
         parts: list[str] = []
         try:
             for piece in self.generator.stream(ids, **{"reuse": True} | self.options):
@@ -115,16 +115,16 @@ class Conversation:
                 yield piece
         finally:
             if parts:
-                self.messages = [*asked, {"role": "assistant", "content": "".join(parts)}]
+                self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
 
     def retry(self) -> Iterator[str]:
         """Yield another answer to the last message.
 
         Raises:
-            ValueError: If nothing was said yet.
+            ValueError: If there is no answer yet.
         """
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
-            raise ValueError("nothing was said yet")
+            raise ValueError("there is no answer yet")
         last = self.messages[-2]["content"]
         self.messages = self.messages[:-2]
         seed = self.options.get("seed", 0)
@@ -132,8 +132,8 @@ class Conversation:
         yield from self.answer(last)
 
 
-def talk(conversation: Conversation) -> None:
-    """Hold the conversation on standard input and output until it ends; Ctrl-C stops an answer, not the program."""
+def repl(conversation: Conversation) -> None:
+    """Read messages from standard input and print the answers until the input ends; Ctrl-C stops only an answer."""
     interactive = sys.stdin.isatty()
     while True:
         try:
@@ -153,7 +153,7 @@ def talk(conversation: Conversation) -> None:
 
 
 def _command(conversation: Conversation, line: str) -> bool:
-    """Carry out a /command; return whether the conversation goes on."""
+    """Run a /command; return whether the conversation continues."""
     name, _, rest = line.partition(" ")
     if name in ("/quit", "/exit"):
         return False

@@ -1,4 +1,4 @@
-"""``bpe-llama convert``."""
+"""`bpe-llama convert`: rewrites weights and tokenizer in another format or dtype."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def command(
     source: Annotated[Path, typer.Argument(help="A folder with config.json, or a .gguf.")],
     out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0, q4_0.")] = "auto",
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default the source's own.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: the source's own.")] = None,
 ) -> None:
-    """Rewrite weights and tokenizer in another format or number format."""
+    """Convert weights and tokenizer to another file format or dtype."""
     to_gguf = out.suffix == ".gguf"
     load_as = "auto" if to_gguf else dtype
     vocabulary = Tokenizer.from_file(tokenizer or source)

@@ -1,4 +1,4 @@
-"""The whole road in three minutes: this machine's Python library -> vocabulary -> token file -> LLaMA -> new Python."""
+"""`bpe-llama demo`: trains a tokenizer and a small LLaMA on this machine's Python library, and generates Python."""
 
 from __future__ import annotations
 
@@ -24,17 +24,26 @@ EXAMPLE = "Example: bpe-llama demo --seconds 60 --out demo-out"
 VOCAB_SIZE = 4096
 END_OF_TEXT = "<|endoftext|>"
 PROMPT = "def "
-# Tests, tables of characters and other people's packages would teach the model little Python.
-_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3"}
+# Tests, character tables and installed packages are poor examples of Python.
+_EXCLUDED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "lib2to3",
+}
 
 
 def command(
-    seconds: Annotated[float, typer.Option(help="Time to train the model for.")] = 120.0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo-out"),
+    seconds: Annotated[float, typer.Option(help="Training time of the model.")] = 120.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files of the demo.")] = Path("demo-out"),
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of weights, batches and the sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of weights, data order and sampling.")] = 0,
 ) -> int:
-    """Train a tokenizer and a small LLaMA on this machine's own Python library, then write some Python with it."""
+    """Train a tokenizer and a small LLaMA on this machine's Python library, then generate Python."""
     return EXIT_INTERRUPTED if run_demo(out, seconds=seconds, device=device, seed=seed).interrupted else 0
 
 
@@ -45,33 +54,33 @@ def corpus_files(root: Path | None = None) -> list[Path]:
         root: The library's folder; by default this interpreter's.
     """
     root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
-    files = [path for path in root.rglob("*.py") if not _LEFT_OUT & set(path.relative_to(root).parts[:-1])]
+    files = [path for path in root.rglob("*.py") if not _EXCLUDED_FOLDERS & set(path.relative_to(root).parts[:-1])]
     files = sorted(path for path in files if path.stat().st_size > 0)
     if not files:
-        raise ValueError(f"{root}: no Python sources of the standard library here; the demo learns from them")
+        raise ValueError(f"{root}: no Python sources of the standard library here; the demo trains on them")
     return files
 
 
 def run_demo(out: Path, *, seconds: float = 120.0, device: str = "auto", seed: int = 0) -> training.TrainResult:
-    """Run the demo, telling on standard output what happens, and return how the training went.
+    """Run the demo with a report on standard output, and return the result of training.
 
     Args:
         out: Folder for tokenizer, tokens, checkpoint, model, `loss.png` and `sample.py.txt`. A previous run's training
             is replaced.
-        seconds: Time to train for.
-        device: `"auto"` is CUDA where there is one.
-        seed: Of weights, batches and the sample.
+        seconds: Training time.
+        device: `"auto"`: CUDA if available.
+        seed: Random seed of weights, data order and sampling.
     """
     if not seconds > 0:
         raise ValueError(f"seconds is {seconds}, expected a positive number")
     resolve_device(device)
     out.mkdir(parents=True, exist_ok=True)
     files = corpus_files()
-    tokenizer = _make_tokenizer(files, out / "tokenizer.json")
-    tokens = _make_tokens(files, tokenizer, out / "tokens.npy")
+    tokenizer = _train_tokenizer(files, out / "tokenizer.json")
+    tokens = _encode_corpus(files, tokenizer, out / "tokens.npy")
     model, result = _train(tokens, tokenizer, out, seconds=seconds, device=device, seed=seed)
     if result.interrupted:
-        _say(f"Stopped at step {result.step:,}; {result.checkpoint} holds the model so far.")
+        _say(f"Stopped at step {result.step:,}; the checkpoint is {result.checkpoint}.")
         return result
     folder = out / "model"
     save_with_tokenizer(model, tokenizer, folder)
@@ -80,7 +89,7 @@ def run_demo(out: Path, *, seconds: float = 120.0, device: str = "auto", seed: i
     return result
 
 
-def _make_tokenizer(files: list[Path], path: Path) -> Tokenizer:
+def _train_tokenizer(files: list[Path], path: Path) -> Tokenizer:
     raw_bytes = sum(file.stat().st_size for file in files)
     _say(f"1. A vocabulary of {VOCAB_SIZE:,} tokens from {len(files):,} files of Python's library, {_mb(raw_bytes)}")
     began = time.perf_counter()
@@ -94,7 +103,7 @@ def _make_tokenizer(files: list[Path], path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _make_tokens(files: list[Path], tokenizer: Tokenizer, path: Path) -> Path:
+def _encode_corpus(files: list[Path], tokenizer: Tokenizer, path: Path) -> Path:
     raw_bytes = sum(file.stat().st_size for file in files)
     began = time.perf_counter()
     tokenizer.encode_files([str(file) for file in files], out=str(path), eos=True)
@@ -102,7 +111,7 @@ def _make_tokens(files: list[Path], tokenizer: Tokenizer, path: Path) -> Path:
     taken = time.perf_counter() - began
     _say(f"2. The text as tokens: {count:,} for {raw_bytes:,} bytes, in {taken:.1f} s ({path})")
     per_token = raw_bytes / count
-    _say(f"   {per_token:.2f} bytes a token against 1.00 for raw bytes: {per_token:.1f}x fewer steps for the model")
+    _say(f"   {per_token:.2f} bytes per token: {per_token:.1f} times fewer tokens than bytes")
     return path
 
 
@@ -150,22 +159,22 @@ def _train(
     if not result.interrupted:
         _say(
             f"   {result.tokens:,} tokens in {result.step:,} steps: loss {result.loss:.2f}, "
-            f"{result.eval_loss:.2f} on text it has not seen ({out / 'loss.png'})"
+            f"held-out loss {result.eval_loss:.2f} ({out / 'loss.png'})"
         )
     return model, result
 
 
 def _choose_threads(model: LlamaForCausalLM, batch_size: int, length: int) -> None:
-    """Use one thread where that is faster: on a busy machine several threads mostly wait for each other."""
+    """Use one thread if that is faster: on a busy machine several threads wait for each other."""
     ids = torch.zeros(batch_size, length, dtype=torch.int64)
-    taken = {}
+    seconds = {}
     for threads in (1, torch.get_num_threads()):
         torch.set_num_threads(threads)
-        taken[threads] = min(_seconds_of_a_pass(model, ids) for _ in range(2))
-    torch.set_num_threads(min(taken, key=taken.__getitem__))
+        seconds[threads] = min(_time_pass(model, ids) for _ in range(2))
+    torch.set_num_threads(min(seconds, key=seconds.__getitem__))
 
 
-def _seconds_of_a_pass(model: LlamaForCausalLM, ids: torch.Tensor) -> float:
+def _time_pass(model: LlamaForCausalLM, ids: torch.Tensor) -> float:
     began = time.perf_counter()
     loss = model(ids, labels=ids).loss
     if loss is not None:
@@ -175,7 +184,7 @@ def _seconds_of_a_pass(model: LlamaForCausalLM, ids: torch.Tensor) -> float:
 
 
 def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int) -> None:
-    _say("4. What it writes:\n")
+    _say("4. A sample:\n")
     parts = [PROMPT]
     sys.stdout.write(PROMPT)
     generator = TextGenerator(model, tokenizer)
@@ -188,7 +197,7 @@ def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int
 
 
 def _say_next(out: Path) -> None:
-    # As this program was called: in a virtual environment that is not active, its name alone would not be found.
+    # The path of this program: the PATH may lack the scripts of a virtual environment that is not active.
     program = sys.argv[0] if Path(sys.argv[0]).name == "bpe-llama" else "bpe-llama"
     _say(
         f"Everything is in {out}. Next, try:\n"

@@ -1,4 +1,4 @@
-"""``bpe-llama finetune``."""
+"""`bpe-llama finetune`: trains an adapter, or all weights, on text files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
         "max_steps": "Optimizer steps, instead of --epochs.",
         "sequence_length": "Tokens per sequence, or of a conversation at most.  [default: 512 or the context]",
         "learning_rate": "Peak learning rate.  [default: 2e-4, with --full 2e-5]",
-        "seed": "Of the adapter and the order of the text.",
+        "seed": "Random seed of the adapter and the data order.",
     },
 )
 def command(
@@ -52,30 +52,35 @@ def command(
         list[str],
         typer.Argument(help="Files, folders or globs: plain text, or .json, .jsonl, .parquet of a --format."),
     ],
-    model: Annotated[Path, typer.Option("--model", "-m", help="What to begin with: a folder or .gguf.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Initial model: a folder or .gguf.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
-    rank: Annotated[int | None, typer.Option(help="Of the adapter.  [default: 8]")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Of the adapter's inputs.  [default: 0]")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout on the adapter's input.  [default: 0]")] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="A layer to adapt, such as q_proj, or all-linear; by default every one of the blocks."),
+        typer.Option(
+            help="A layer to adapt, such as q_proj, or all-linear; repeatable; default: all of attention and MLP."
+        ),
     ] = None,
-    dora: Annotated[bool, typer.Option("--dora", help="Learn the weights' magnitudes, too (DoRA).")] = False,
-    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank) (rsLoRA).")] = False,
+    dora: Annotated[bool, typer.Option("--dora", help="DoRA: also learn the magnitudes of the weights.")] = False,
+    rslora: Annotated[bool, typer.Option("--rslora", help="rsLoRA: scale by alpha / sqrt(rank).")] = False,
     save_module: Annotated[
-        list[str] | None, typer.Option(help="A module to train and store whole, such as lm_head or embed_tokens.")
+        list[str] | None, typer.Option(help="A module to train and save in full, such as lm_head; repeatable.")
     ] = None,
     quantized: Annotated[
-        str | None, typer.Option("--quantize", help="Hold the frozen weights as int8 or int4 (QLoRA): less memory.")
+        str | None, typer.Option("--quantize", help="QLoRA: quantize the frozen weights to int8 or int4.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Also save the model with the adapter merged in.")] = False,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the text.")] = 1.0,
+    merge: Annotated[bool, typer.Option("--merge", help="Also save the model with the adapter merged.")] = False,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = 1.0,
     *,
     on_error: Annotated[
-        str, typer.Option(metavar="raise|skip", help="At a row without text: stop, or skip it and say how many.")
+        str,
+        typer.Option(
+            metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
+        ),
     ] = "raise",
     format: Annotated[
         str,
@@ -87,24 +92,27 @@ def command(
     ] = "auto",
     train_on: Annotated[
         str,
-        typer.Option(metavar="assistant|last|all", help="Learn all answers, the last one alone, or every token."),
+        typer.Option(metavar="assistant|last|all", help="Learn all answers, only the last, or every token."),
     ] = "assistant",
     parse_special: Annotated[
         bool,
-        typer.Option("--parse-special", help="Encode special tokens that a text spells out, as rendered chats do."),
+        typer.Option("--parse-special", help="Encode special tokens spelled out in the text, as in rendered chats."),
     ] = False,
     show_example: Annotated[
-        bool, typer.Option("--show-example", help="Print the first example with the tokens to learn coloured.")
+        bool, typer.Option("--show-example", help="Print the first example with its learned tokens coloured.")
     ] = False,
     less_memory: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Compute activations twice rather than keep them.")
+        bool,
+        typer.Option(
+            "--checkpoint-activations", help="Recompute activations in the backward pass: less memory, slower."
+        ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
-    """Train a model further on your own text, through a LoRA adapter unless --full.
+    """Fine-tune a model on your own text, with a LoRA adapter unless --full.
 
-    Ctrl-C and SIGTERM save a checkpoint.
+    Ctrl-C and SIGTERM save a checkpoint; --resume continues from it.
     """
     lora_only = {"--rank": rank, "--alpha": alpha, "--dropout": dropout, "--target": target, "--quantize": quantized}
     lora_only |= {"--dora": dora or None, "--rslora": rslora or None, "--save-module": save_module}
@@ -113,13 +121,11 @@ def command(
     if full and given:
         raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
     if not full and settings["weights_dtype"] != "float32":
-        raise ValueError(
-            f"--weights-dtype is {settings['weights_dtype']!r}; it is for --full, and an adapter is held in float32"
-        )
+        raise ValueError(f"--weights-dtype is {settings['weights_dtype']!r}; it is for --full, as adapters are float32")
     check_quantized(quantized)
     if quantized is not None and merge:
-        raise ValueError("--merge needs whole weights; give it or --quantize, not both")
-    # Complain of these before a large model is loaded.
+        raise ValueError("--merge needs weights that are not quantized; give it or --quantize, not both")
+    # Errors in the data and the folder are raised before a large model is loaded.
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
     find_formats(find_files(texts), DataConfig(**data))
     checkpoint_to_resume(out, resume)
@@ -167,23 +173,23 @@ def command(
     )
     typer.echo(describe(result))
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume goes on from {result.checkpoint}")
+        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
         return EXIT_INTERRUPTED
-    tried = f"--model {out / 'model'}"
+    model_flags = f"--model {out / 'model'}"
     if not full:
         lora.save(loaded, out / "adapter", base=str(model))
-        tried = f"--model {model} --adapter {out / 'adapter'}"
+        model_flags = f"--model {model} --adapter {out / 'adapter'}"
     if merge:
         lora.merge(loaded)
         lora.remove(loaded)
     if merge or full:
         save_with_tokenizer(loaded, vocabulary, out / "model")
-    typer.echo(f"try: bpe-llama generate 'Once upon a time' {tried}")
+    typer.echo(f"try: bpe-llama generate 'Once upon a time' {model_flags}")
     return 0
 
 
 def check_targets(model: LlamaForCausalLM, targets: Sequence[str]) -> None:
-    """Raise a ValueError for a --target that names no layer, rather than train the others alone."""
+    """Raise a ValueError for a --target that names no layer, instead of training only the others."""
     layers = {path.rpartition(".")[2] for path, module in model.named_modules() if not any(module.children())}
     for name in targets:
         if name == "all-linear" or not any(f".{path}".endswith(f".{name}") for path, _ in model.named_modules()):

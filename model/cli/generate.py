@@ -1,4 +1,4 @@
-"""``bpe-llama generate``."""
+"""`bpe-llama generate`: continues a prompt."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ EXAMPLE = "Example: bpe-llama generate 'def main():' --model demo-out/model --ma
 def command(
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
     model: Annotated[Path, typer.Option("--model", "-m", help="A folder with config.json, or a .gguf.")] = Path("."),
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="By default --model's own.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("At most this many.", 200)] = None,
+    max_new_tokens: Annotated[int | None, sampling.max_new_tokens("Maximum number of new tokens.", 200)] = None,
     min_new_tokens: sampling.MinNewTokens = None,
     temperature: Annotated[float | None, sampling.temperature(0.8)] = None,
     top_k: sampling.TopK = None,
@@ -49,30 +49,33 @@ def command(
     mirostat_eta: sampling.MirostatEta = None,
     filter_order: sampling.FilterOrder = None,
     logit_bias: Annotated[
-        list[str] | None, typer.Option(help="ID=NUMBER, added to an id's score; may be given many times.")
+        list[str] | None, typer.Option(help="ID=NUMBER, added to the logit of an id; repeatable.")
     ] = None,
-    ban: Annotated[list[int] | None, typer.Option(help="An id never to draw; may be given many times.")] = None,
+    ban: Annotated[list[int] | None, typer.Option(help="An id that is never sampled; repeatable.")] = None,
     preset: Annotated[
-        str, typer.Option(help="Filters as exact, meta, transformers or llama_cpp apply them.")
+        str, typer.Option(help="Semantics of the filters: exact, meta, transformers or llama_cpp.")
     ] = "exact",
-    num_beams: Annotated[int, typer.Option(help="Above 1 searches for the likeliest in place of drawing.")] = 1,
-    answers: Annotated[int | None, typer.Option("--n", help="How many continuations, each with its own seed.")] = None,
+    num_beams: Annotated[int, typer.Option(help="Above 1: beam search instead of sampling.")] = 1,
+    answers: Annotated[int | None, typer.Option("--n", help="Number of continuations, each with its own seed.")] = None,
     seed: sampling.Seed = "0",
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given many times.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: DeviceOption = "auto",
     quantized: QuantizeOption = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Say how fast, against what memory allows.")] = False,
+    speed: Annotated[
+        bool,
+        typer.Option("--speed", help="Print tokens per second and the fraction of the roofline (memory bandwidth)."),
+    ] = False,
     verbose: sampling.Verbose = False,
 ) -> None:
-    """Print a prompt and its continuation, piece by piece as it is found."""
+    """Print a prompt and stream its continuation."""
     given = {name: value for name, value in locals().items() if name in GenerationOptions.__dataclass_fields__}
     given |= {"seed": sampling.read_seed(seed), "logit_bias": read_biases(logit_bias or ()), "banned_ids": ban}
     given["preset"] = None if preset == "exact" else preset
     text = prompt if prompt is not None else read_prompt()
     generator = load_generator(model, tokenizer, dtype, device, adapter, quantized)
     options = sampling.with_defaults(generator, given, {"max_new_tokens": 200})
-    generator.options(**options)  # complain before anything is printed
+    generator.options(**options)  # raises before anything is printed
     if num_beams != 1:
         options = {name: value for name, value in options.items() if (name, value) != ("seed", 0)}
     if verbose:
@@ -89,7 +92,7 @@ def command(
             sys.stdout.write(f"{text}{answer}\n")
     else:
         pieces = generator.stream(text, stop=stop or None, **options)
-        sys.stdout.write(text + next(pieces, ""))  # what is refused is refused before anything is printed
+        sys.stdout.write(text + next(pieces, ""))  # raises before anything is printed
         sys.stdout.flush()
         for piece in pieces:
             sys.stdout.write(piece)
@@ -99,7 +102,7 @@ def command(
     if seed == "random":
         typer.echo(f"seed: {options['seed']}", err=True)
     if generator.last is not None and verbose:
-        typer.echo(f"finish: {generator.last.finish_reason} after {len(generator.last.new_ids)} ids", err=True)
+        typer.echo(f"finish_reason: {generator.last.finish_reason} after {len(generator.last.new_ids)} ids", err=True)
     if speed and generator.last is not None:
         typer.echo(describe_speed(generator.model, generator.last), err=True)
 
@@ -112,7 +115,7 @@ def read_prompt() -> str:
 
 
 def read_biases(texts: Sequence[str]) -> dict[int, float]:
-    """Return ids and numbers from texts such as "17=-2.5".
+    """Return the bias of each id from texts such as "17=-2.5".
 
     Example:
         >>> read_biases(["17=-2.5", "3=1"])

@@ -1,4 +1,4 @@
-"""Loads a model, or a model with its tokenizer, from the paths that a command is given; saves both."""
+"""Loads a model, or a generator of model, tokenizer and adapter, from paths; saves a model with its tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bpe_llama.tokenizer import Tokenizer
 
 
 def load_model(path: Path, dtype: str, device: str) -> LlamaForCausalLM:
-    """Return the model at `path`; a bar on a terminal shows how far it is read."""
+    """Return the model at `path`, with a progress bar on a terminal."""
     with reporting(None) as report:
         progress = None if report is None else partial(report, "load")
         return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress)
@@ -31,10 +31,10 @@ def load_generator(
     adapter: Path | None = None,
     quantized: str | None = None,
 ) -> TextGenerator:
-    """Return a generator over the weights at `model` and the tokenizer that lies with them, unless told another.
+    """Return a generator over the weights at `model`, with the tokenizer at `tokenizer` or, by default, at `model`.
 
-    An adapter is merged into the weights, so that it costs no time, unless they cannot hold it (a tied head's would
-    change the embedding). It stays beside weights that are held as int8 or int4, as `finetune --quantize` trained it.
+    An adapter is merged into the weights, so that it costs no time, unless it cannot be: merging into a tied output
+    projection would change the embedding, and quantized weights cannot be merged with.
     """
     check_quantized(quantized)
     vocabulary = Tokenizer.from_file(tokenizer or model)
@@ -48,20 +48,20 @@ def load_generator(
             lora.merge(loaded)
             lora.remove(loaded)
         elif quantized is None:
-            typer.echo(f"the adapter stays beside the weights, which is slower: {reason}", err=True)
+            typer.echo(f"the adapter is not merged, which is slower: {reason}", err=True)
     return TextGenerator(loaded, vocabulary)
 
 
 def check_quantized(kind: str | None) -> None:
-    """Raise a ValueError unless --quantize is int8, int4 or left out."""
+    """Raise a ValueError unless --quantize is int8, int4 or absent."""
     if kind not in (None, "int8", "int4"):
         raise ValueError(f"--quantize is {kind!r}; expected int8 or int4")
 
 
 def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights, configs and tokenizer into one folder that `generate` and transformers load."""
+    """Save weights, configs and tokenizer to one folder that `generate` and transformers load."""
     unknown = model.config.unknown_to_transformers
     if unknown:
-        warnings.warn(f"{folder}: transformers does not load it, as it does not compute {unknown}", stacklevel=2)
+        warnings.warn(f"{folder}: transformers cannot load it, as it does not support {unknown}", stacklevel=2)
     model.save_pretrained(folder, portable=not unknown)
     tokenizer.save(folder / "tokenizer.json")

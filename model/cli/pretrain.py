@@ -1,4 +1,4 @@
-"""``bpe-llama pretrain``."""
+"""`bpe-llama pretrain`: trains a model from scratch, or further, on a token file."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ EXAMPLE = "Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --h
 @training_flags(without=("eval_fraction",))
 def command(
     tokens: Annotated[Path, typer.Argument(help="A .npy file of ids, as `bpe-llama encode --out` writes.")],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The vocabulary of these ids.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, curve, checkpoint, model.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The tokenizer of these ids.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the run: metrics, loss curve, checkpoint, model.")
+    ],
     config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
-    start_from: Annotated[Path | None, typer.Option(help="Weights to go on from: a folder or .gguf.")] = None,
-    hidden_size: Annotated[int, typer.Option(help="Width D.")] = 256,
-    layers: Annotated[int, typer.Option(help="Layers.")] = 6,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
-    kv_heads: Annotated[int | None, typer.Option(help="Key/value heads; by default as many as heads.")] = None,
-    intermediate_size: Annotated[int | None, typer.Option(help="Width of the MLP; by default 8/3 D.")] = None,
-    context: Annotated[int, typer.Option(help="Longest text the model is made for, in tokens.")] = 1024,
-    tie: Annotated[bool, typer.Option(help="Share the embedding with the output matrix.")] = True,
+    start_from: Annotated[Path | None, typer.Option(help="Initial weights: a folder or .gguf.")] = None,
+    hidden_size: Annotated[int, typer.Option(help="Hidden size D.")] = 256,
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
+    heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 8,
+    kv_heads: Annotated[int | None, typer.Option(help="Number of key/value heads; default: --heads.")] = None,
+    intermediate_size: Annotated[int | None, typer.Option(help="Width of the MLP; default: 8/3 D.")] = None,
+    context: Annotated[int, typer.Option(help="Context length in tokens.")] = 1024,
+    tie: Annotated[bool, typer.Option(help="Tie the output projection to the embedding.")] = True,
     *,
-    eval_file: Annotated[Path | None, typer.Option(help="Ids to evaluate on; by default the last 1 %.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    eval_file: Annotated[
+        Path | None, typer.Option(help="Token file to evaluate on; default: the last 1 % of the ids.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
-    """Train a LLaMA on a file of ids. Ctrl-C and SIGTERM save a checkpoint; --resume goes on from it."""
-    training.open_tokens(tokens)  # complain of a missing file before a large model is built
+    """Train a LLaMA on a token file. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
+    training.open_tokens(tokens)  # before a large model is constructed
     vocabulary = Tokenizer.from_file(tokenizer)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
@@ -68,7 +72,7 @@ def command(
     result = training.train(model, tokens, train_config, out, eval_file=eval_file, resume=resume)
     typer.echo(describe(result))
     if result.interrupted:
-        typer.echo(f"stopped; the same command with --resume goes on from {result.checkpoint}")
+        typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
         return EXIT_INTERRUPTED
     save_with_tokenizer(model, vocabulary, out / "model")
     typer.echo(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}")

@@ -1,7 +1,6 @@
-"""The sampling options of `generate` and `chat`: their flags and help texts.
+"""The sampling flags of `generate` and `chat`.
 
-An option whose flag is not given has the model's own default (``generation_config.json``), or else that of
-`GenerationOptions`.
+Without a flag, an option has the model's default (`generation_config.json`), or else that of `GenerationOptions`.
 """
 
 from __future__ import annotations
@@ -24,67 +23,71 @@ def _flag(help_: str, default: object = None, *names: str) -> Any:
 
 
 def max_new_tokens(help_: str, default: int) -> Any:
-    """Return the flag of a command that has this default."""
+    """Return the flag for a command with this default."""
     return _flag(help_, default, "--max-new-tokens", "-n")
 
 
 def temperature(default: float) -> Any:
-    """Return the flag of a command that has this default."""
-    return _flag("0 takes the likeliest token each time.", default)
+    """Return the flag for a command with this default."""
+    return _flag("Sampling temperature; 0 is greedy decoding.", default)
 
 
 def top_p(default: float) -> Any:
-    """Return the flag of a command that has this default."""
-    return _flag("Draw from the likeliest whose mass reaches this.", default)
+    """Return the flag for a command with this default."""
+    return _flag("Nucleus sampling: the most likely tokens whose probabilities sum to this.", default)
 
 
 MinNewTokens: TypeAlias = Annotated[
-    int | None, _flag("No ending, by an id or by --stop, before this many.", None, "--min-new-tokens")
+    int | None, _flag("Ignore end ids and --stop before this many.", None, "--min-new-tokens")
 ]
-TopK: TypeAlias = Annotated[int | None, _flag("Draw from this many of the likeliest; 0 is all.", 0)]
-MinP: TypeAlias = Annotated[float | None, _flag("Draw from those this likely, relative to the likeliest.", 0)]
-TypicalP: TypeAlias = Annotated[float | None, _flag("Draw from the most typical whose mass reaches this.", 1)]
-RepetitionPenalty: TypeAlias = Annotated[float | None, _flag("Above 1 discourages repeats.", 1)]
-PresencePenalty: TypeAlias = Annotated[float | None, _flag("Subtracted from the score of tokens already present.")]
-FrequencyPenalty: TypeAlias = Annotated[float | None, _flag("Subtracted once for each time a token is present.")]
+TopK: TypeAlias = Annotated[int | None, _flag("Sample from this many most likely tokens; 0: all.", 0)]
+MinP: TypeAlias = Annotated[float | None, _flag("Least probability relative to the most likely token.", 0)]
+TypicalP: TypeAlias = Annotated[
+    float | None, _flag("Locally typical sampling: the most typical tokens whose probabilities sum to this.", 1)
+]
+RepetitionPenalty: TypeAlias = Annotated[float | None, _flag("Above 1 penalizes repetition.", 1)]
+PresencePenalty: TypeAlias = Annotated[
+    float | None, _flag("Subtracted from the logit of each token that has occurred.")
+]
+FrequencyPenalty: TypeAlias = Annotated[
+    float | None, _flag("Subtracted from a logit once per occurrence of its token.")
+]
 PenaltyScope: TypeAlias = Annotated[
-    str | None, _flag("What penalties look at: context, or output alone as OpenAI's API does.")
+    str | None, _flag("Tokens that penalties count: context, or output only, as in OpenAI's API.")
 ]
-NoRepeatNgramSize: TypeAlias = Annotated[int | None, _flag("No n-gram of this many tokens twice; 0 allows all.", 0)]
-BadWords: TypeAlias = Annotated[list[str] | None, _flag("Text never to write; may be given many times.")]
-DryMultiplier: TypeAlias = Annotated[float | None, _flag("Penalty for lengthening a repetition (DRY); 0 is none.")]
-DryBase: TypeAlias = Annotated[float | None, _flag("Growth of DRY's penalty with each further token; 1.75.")]
-DryAllowedLength: TypeAlias = Annotated[int | None, _flag("Longest repetition that DRY does not penalise; 2 tokens.")]
+NoRepeatNgramSize: TypeAlias = Annotated[int | None, _flag("Generate no n-gram of this many tokens twice; 0: off.", 0)]
+BadWords: TypeAlias = Annotated[list[str] | None, _flag("Text that is never generated; repeatable.")]
+DryMultiplier: TypeAlias = Annotated[float | None, _flag("DRY: penalty for extending a repetition; 0: off.")]
+DryBase: TypeAlias = Annotated[float | None, _flag("DRY: growth of the penalty per further token; 1.75.")]
+DryAllowedLength: TypeAlias = Annotated[int | None, _flag("DRY: longest repetition without a penalty; 2 tokens.")]
 DryPenaltyLastN: TypeAlias = Annotated[
     int | None,
-    _flag("Last tokens that DRY looks at; -1, the default, for all.", None, "--dry-penalty-last-n"),
+    _flag("DRY: number of last tokens that count; -1, the default: all.", None, "--dry-penalty-last-n"),
 ]
 DryBreaker: TypeAlias = Annotated[
     list[str] | None,
-    _flag("Text that ends a repetition, in place of llama.cpp's four; many times.", None, "--dry-sequence-breaker"),
+    _flag("DRY: text that ends a repetition, instead of llama.cpp's four; repeatable.", None, "--dry-sequence-breaker"),
 ]
 TopNSigma: TypeAlias = Annotated[
     float | None,
-    _flag("Draw from scores at most this many deviations below the highest; 0 is all.", None, "--top-n-sigma"),
+    _flag("Sample from logits within this many standard deviations of the largest; 0: all.", None, "--top-n-sigma"),
 ]
-XtcProbability: TypeAlias = Annotated[float | None, _flag("How often the likeliest tokens are left out (XTC).")]
-XtcThreshold: TypeAlias = Annotated[float | None, _flag("Probability from which XTC leaves tokens out; 0.1.")]
-Mirostat: TypeAlias = Annotated[int | None, _flag("1 or 2: draw by mirostat in place of other filters.")]
-MirostatTau: TypeAlias = Annotated[float | None, _flag("Mirostat's target surprise, in bits; 5.")]
-MirostatEta: TypeAlias = Annotated[float | None, _flag("Mirostat's learning rate; 0.1.")]
-FilterOrder: TypeAlias = Annotated[
-    str | None, _flag("Filters in the order in which they act, such as top_k,top_p,temperature.")
-]
+XtcProbability: TypeAlias = Annotated[float | None, _flag("XTC: probability of excluding the most likely tokens.")]
+XtcThreshold: TypeAlias = Annotated[float | None, _flag("XTC: probability from which tokens are excluded; 0.1.")]
+Mirostat: TypeAlias = Annotated[int | None, _flag("1 or 2: mirostat sampling instead of other filters.")]
+MirostatTau: TypeAlias = Annotated[float | None, _flag("Mirostat: target surprise in bits; 5.")]
+MirostatEta: TypeAlias = Annotated[float | None, _flag("Mirostat: learning rate; 0.1.")]
+FilterOrder: TypeAlias = Annotated[str | None, _flag("Order of the filters, such as top_k,top_p,temperature.")]
 Seed: TypeAlias = Annotated[
-    str, typer.Option(metavar="NUMBER|random", help="The same gives the same text; random is a fresh one, and shown.")
+    str, typer.Option(metavar="NUMBER|random", help="Random seed; random: a new one, which is printed.")
 ]
 Verbose: TypeAlias = Annotated[
-    bool, typer.Option("--verbose", help="Say on stderr how the prompt begins, what ends the text and all options.")
+    bool, typer.Option("--verbose", help="Print the first prompt ids, the end ids and all options on stderr.")
 ]
 
 
 def read_seed(text: str) -> int:
-    """Return the number; for "random" a fresh one.
+    """Return the seed; a new one for "random".
 
     Example:
         >>> read_seed("7")
@@ -99,33 +102,33 @@ def read_seed(text: str) -> int:
 
 
 def with_defaults(generator: TextGenerator, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, and the command's defaults where the model has none.
+    """Return the options given as flags, and the command's defaults for options without a default of the model.
 
-    None and empty lists are not given, except for the seed.
+    None and empty values mean that a flag is absent, except for the seed.
     """
     options = {name: o for name, o in given.items() if name == "seed" or (o is not None and o != [] and o != {})}
     if isinstance(options.get("filter_order"), str):
         options["filter_order"] = [name.strip() for name in options["filter_order"].split(",")]
-    stated = set(generator.model.generation_config.sampling_defaults)
+    of_model = set(generator.model.generation_config.sampling_defaults)
     if generator.model.generation_config.max_length is not None:
-        stated.add("max_new_tokens")
-    return {name: value for name, value in defaults.items() if name not in stated} | options
+        of_model.add("max_new_tokens")
+    return {name: value for name, value in defaults.items() if name not in of_model} | options
 
 
 def describe_options(generator: TextGenerator, prompt: list[int], options: Mapping[str, Any]) -> Iterable[str]:
-    """Yield lines that state the first ids of the prompt, the ids that end a text, and each option with its source."""
+    """Yield lines with the first ids of the prompt, the end ids, and each option with its source."""
     yield f"prompt: {len(prompt)} ids, beginning with {_named(generator, prompt[:3])}"
     yield f"ends: {_named(generator, generator.end_ids) or 'none'}"
     chosen = generator.options(len(prompt), **options)
-    most = generator.model.generation_config.max_length
-    stated = generator.model.generation_config.sampling_defaults
+    max_length = generator.model.generation_config.max_length
+    of_model = generator.model.generation_config.sampling_defaults
     for name, field in GenerationOptions.__dataclass_fields__.items():
         value = getattr(chosen, name)
         if name in options:
             yield f"{name}: {value!r}"
-        elif name == "max_new_tokens" and most is not None:
-            yield f"{name}: {value!r} (generation_config.json: max_length {most}, less the prompt)"
-        elif name in stated:
+        elif name == "max_new_tokens" and max_length is not None:
+            yield f"{name}: {value!r} (generation_config.json: max_length {max_length}, less the prompt)"
+        elif name in of_model:
             yield f"{name}: {value!r} (generation_config.json)"
         elif name in ("temperature", "top_k", "top_p", "max_new_tokens"):
             yield f"{name}: {field.default!r} (default)"

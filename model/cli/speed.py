@@ -1,4 +1,4 @@
-"""How fast a sequence was generated, beside how fast it could be: no token comes sooner than its weights are read."""
+"""The speed of a sequence against the roofline of decoding: weight bytes per token / memory bandwidth."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.sequence import Sequence
 
 
-def read_bandwidth(device: torch.device | str = "cpu", megabytes: int | None = None, rounds: int = 5) -> float:
-    """Return how many bytes a second passes over memory read, the best of a few.
+def memory_bandwidth(device: torch.device | str = "cpu", megabytes: int | None = None, rounds: int = 5) -> float:
+    """Return the memory bandwidth in bytes per second of reading, the best of several rounds.
 
     Args:
-        device: Whose memory.
-        megabytes: To read; take several times what caches hold. 256 by default, and 1024 on CUDA.
-        rounds: Timings, after a first one that does not count; on CUDA of several passes, lest launching one counts.
+        device: The device.
+        megabytes: Size of the array, several times that of the caches; 256 by default, 1024 on CUDA.
+        rounds: Timed rounds, after one for warm-up; on CUDA each reads the array 16 times, to hide launch latency.
 
     Example:
-        >>> read_bandwidth(megabytes=1) > 0
+        >>> memory_bandwidth(megabytes=1) > 0
         True
     """
     on_cuda = torch.device(device).type == "cuda"
@@ -41,7 +41,9 @@ def read_bandwidth(device: torch.device | str = "cpu", megabytes: int | None = N
 
 
 def bytes_per_token(model: nn.Module) -> int:
-    """Return the bytes of weights that one new token reads: not experts at rest, nor an embedding that is not the head.
+    """Return the weight bytes that decoding one token reads: of the experts, those that are routed to; no embedding.
+
+    An embedding that is tied to the output projection counts, as the projection reads it.
 
     Example:
         >>> bytes_per_token(nn.Linear(3, 5))
@@ -63,12 +65,12 @@ def _bytes_of(module: nn.Module) -> int:
 
 
 def describe_speed(model: LlamaForCausalLM, sequence: Sequence, bandwidth: float | None = None) -> str:
-    """Return two lines: the rate at which the prompt was read, and that of the new ids against the memory's.
+    """Return two lines: tokens per second of prefill, and of decode with the fraction of the roofline.
 
     Args:
-        model: That generated the sequence.
-        sequence: Finished.
-        bandwidth: Bytes a second; measured now by default.
+        model: The model that generated the sequence.
+        sequence: The finished sequence.
+        bandwidth: Memory bandwidth in bytes per second; measured by default.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -77,17 +79,17 @@ def describe_speed(model: LlamaForCausalLM, sequence: Sequence, bandwidth: float
         ...                      num_attention_heads=2, max_position_embeddings=64)
         >>> sequence = Sequence([1] * 50, GenerationOptions(), (), [2] * 11, prefill_seconds=0.5, decode_seconds=2.0)
         >>> print(describe_speed(LlamaForCausalLM(config), sequence, bandwidth=1e6))
-        prefill: 50 tokens, 100.0 a second
-        decode: 10 tokens, 5.0 a second; reading 0.0 MB a token, 5% of the 0.0 GB/s this machine reads
+        prefill: 50 tokens, 100.0 tokens/s
+        decode: 10 tokens, 5.0 tokens/s; 0.0 MB of weights per token, 5% of the roofline at 0.0 GB/s
     """
-    read, new = len(sequence.prompt) - sequence.num_cached_tokens, len(sequence.new_ids) - 1
+    prefilled, new = len(sequence.prompt) - sequence.num_cached_tokens, len(sequence.new_ids) - 1
     reused = f" ({sequence.num_cached_tokens} more were cached)" if sequence.num_cached_tokens else ""
-    lines = [f"prefill: {read} tokens{reused}, {read / sequence.prefill_seconds:.1f} a second"]
+    lines = [f"prefill: {prefilled} tokens{reused}, {prefilled / sequence.prefill_seconds:.1f} tokens/s"]
     if new > 0:
         rate, size = new / sequence.decode_seconds, bytes_per_token(model)
-        bandwidth = read_bandwidth(model.device) if bandwidth is None else bandwidth
+        bandwidth = memory_bandwidth(model.device) if bandwidth is None else bandwidth
         lines.append(
-            f"decode: {new} tokens, {rate:.1f} a second; reading {size / 1e6:.1f} MB a token, "
-            f"{rate * size / bandwidth:.0%} of the {bandwidth / 1e9:.1f} GB/s this machine reads"
+            f"decode: {new} tokens, {rate:.1f} tokens/s; {size / 1e6:.1f} MB of weights per token, "
+            f"{rate * size / bandwidth:.0%} of the roofline at {bandwidth / 1e9:.1f} GB/s"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The flags that set a field of `TrainConfig`: one table for `pretrain` and `finetune`."""
+"""The flags of `pretrain` and `finetune` that set a field of `TrainConfig`, in one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bpe_llama.model.training import TrainConfig
 
 
 class Flag(NamedTuple):
-    """A flag's name, its help and, where the values are few, these as the metavar."""
+    """A flag's name, its help text and its metavar."""
 
     name: str
     help: str
@@ -21,26 +21,26 @@ class Flag(NamedTuple):
 
 TRAINING_FLAGS = {
     "max_steps": Flag("--steps", "Optimizer steps."),
-    "max_seconds": Flag("--seconds", "Stop after this time as well."),
+    "max_seconds": Flag("--seconds", "Also stop after this training time."),
     "sequence_length": Flag("--sequence-length", "Tokens per sequence."),
     "batch_size": Flag("--batch-size", "Sequences per micro-batch."),
     "gradient_accumulation": Flag("--accumulate", "Micro-batches per step (gradient accumulation)."),
     "learning_rate": Flag("--learning-rate", "Peak learning rate."),
     "warmup_steps": Flag("--warmup", "Steps of warm-up."),
-    "weight_decay": Flag("--weight-decay", "AdamW's, on matrices."),
-    "eval_fraction": Flag("--eval-fraction", "Share of the text, its end, held out to evaluate on."),
-    "eval_every": Flag("--eval-every", "Steps between evaluations; 0: at the end."),
-    "save_every": Flag("--save-every", "Steps between checkpoints; 0: at the end."),
+    "weight_decay": Flag("--weight-decay", "Weight decay of AdamW, on matrices."),
+    "eval_fraction": Flag("--eval-fraction", "Fraction of the data, at its end, that is held out for evaluation."),
+    "eval_every": Flag("--eval-every", "Steps between evaluations; 0: only at the end."),
+    "save_every": Flag("--save-every", "Steps between checkpoints; 0: only at the end."),
     "log_every": Flag("--log-every", "Steps between lines of metrics.jsonl."),
-    "seed": Flag("--seed", "Of weights and the order of sequences."),
+    "seed": Flag("--seed", "Random seed of initial weights and data order."),
     "dtype": Flag("--dtype", "auto (bfloat16 on CUDA), float32, bfloat16."),
     "weights_dtype": Flag(
         "--weights-dtype",
-        "Weights, gradients and moments in float32, or, stochastically rounded, in bfloat16: half the memory.",
+        "Weights, gradients and moments in float32, or in bfloat16 with stochastic rounding: half the memory.",
         "float32|bfloat16",
     ),
-    "device": Flag("--device", "auto (CUDA where there is one), cpu, cuda, cuda:1, ..."),
-    "compile": Flag("--compile", "Use torch.compile."),
+    "device": Flag("--device", "auto (CUDA if available), cpu, cuda, cuda:1, ..."),
+    "compile": Flag("--compile", "Compile the model with torch.compile."),
 }
 FIELDS_WITHOUT_FLAG = ("min_learning_rate_ratio", "betas", "gradient_clip", "max_skipped_steps", "eval_windows")
 

@@ -5,12 +5,16 @@
     config = training.TrainConfig(max_steps=2000, learning_rate=3e-4)
     training.train(LlamaForCausalLM(LlamaConfig(...)), "tokens.npy", config, "run")
 
-Read in this order: `config` (settings, the learning rate over time), `data` (token file to batches),
-`examples` (texts of which only parts are learned), `step` (the loss of a step, its gradient), `evaluate` (held-out
-loss), `start` (initial weights), `optimizer` (AdamW), `rounding` (AdamW in bfloat16), `checkpoint` (folders
-that appear whole), `lock` (one run a folder), `interrupts` (Ctrl-C, SIGTERM), `report` (metrics, curve, progress bar),
-`loop`. For fine-tuning: `rows` (of JSON and Parquet files), `formats` (their fields), `conversations` (chats as
-examples), `plain_text` (texts to a token file), `show` (prints an example), `finetune`.
+Read in this order:
+
+| file | content |
+|---|---|
+| `config` | the options of a run, the learning-rate schedule |
+| `data/` | token files, conversations and other rows as batches |
+| `start`, `optimizer` | initial weights; AdamW, also for bfloat16 weights |
+| `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
+| `checkpoint`, `lock`, `interrupts`, `report` | atomic checkpoints, one run per folder, Ctrl-C, metrics and plot |
+| `loop`, `finetune` | the training loop; fine-tuning on text files |
 """
 
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at

@@ -1,9 +1,9 @@
-"""Checkpoints: a folder that appears whole or not at all, of safetensors and JSON files, and of finite numbers.
+"""Checkpoints: folders of safetensors and JSON files that are written atomically and hold only finite values.
 
-A checkpoint `step-00001000/` (`step-00001000.1/` where that step was saved before) holds `config.json` and
-`model.safetensors` (so it loads like any model), `optimizer.safetensors`, and `training.json` with the step, the time
-trained, the run's settings and what tells its data from other data. Of a model with adapters, all that is trained, it
-holds the adapters (as peft saves them) instead of the model.
+A checkpoint `step-00001000/` (`step-00001000.1/` if that step was saved before) holds `config.json` and
+`model.safetensors`, so that it loads as a model, `optimizer.safetensors`, and `training.json` with the step, the
+training time, the options and the fingerprint of the data. For a model with adapters, it holds the adapters in peft's
+format instead of the model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bpe_llama.model.adapters import lora
+from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.data.batches import Batches
 from bpe_llama.model.training.optimizer import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
+# Options that must not change when a run resumes: they determine the tokens of each step and the dtype of the weights.
+_FIXED_OPTIONS = ("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed", "weights_dtype")
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ class TrainState:
     """The state of a run.
 
     Attributes:
-        step: Steps done, those skipped included.
+        step: Steps done, including skipped ones.
         elapsed: Seconds trained.
-        settings: The run's settings, as `TrainConfig.to_dict` gives them.
-        skipped: How many of the steps were skipped.
+        settings: The run's options, as `TrainConfig.to_dict` returns them.
+        skipped: Number of skipped steps.
         recent: The sum of the losses since the last line of metrics, and the number of their steps.
-        data: The `identity` of the batches that are trained on; empty where it is not known.
+        data: The `fingerprint` of the batches; empty if it is unknown.
     """
 
     step: int
@@ -59,10 +63,10 @@ def find_checkpoint(out: Path) -> Path | None:
 
 
 def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
-    """Return the checkpoint that a run in `out` goes on from, or None where it begins.
+    """Return the checkpoint from which a run in `out` resumes, or None if it starts at step 0.
 
     Raises:
-        ValueError: If `out` holds a run that is not to be resumed.
+        ValueError: If `out` holds a run and `resume` is false.
     """
     checkpoint = find_checkpoint(out)
     if checkpoint is not None and not resume:
@@ -73,32 +77,34 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
 def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
-    A process killed at any moment leaves the previous checkpoint or the new one, whole: the new one is flushed to disk
-    and renamed to a name that no other has; only then are the others removed.
+    A process killed at any moment leaves the previous checkpoint or the new one complete: the new one is flushed to
+    disk and renamed before the older ones are removed.
 
     Raises:
-        ValueError: If a weight or a moment of the optimizer is not finite. The older checkpoint stays.
-        OSError: If it cannot be written, such as on a full disk. The older checkpoint stays.
+        ValueError: If a weight or a moment of the optimizer is not finite. The previous checkpoint stays.
+        OSError: If it cannot be written, for example on a full disk. The previous checkpoint stays.
     """
     tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(model, optimizer).items()}
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for key, tensor in [*trained.items(), *tensors.items()]:
         if not tensor.isfinite().all():
-            raise ValueError(f"{out}: step {state.step} is not saved, for {key} is not finite; {_kept(out)}")
+            raise ValueError(f"{out}: step {state.step} is not saved, as {key} is not finite; {_previous(out)}")
     try:
         return _write(out, model, tensors, state)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OSError(f"{out}: the checkpoint of step {state.step} cannot be written: {reason}; {_kept(out)}") from None
+        raise OSError(
+            f"{out}: the checkpoint of step {state.step} cannot be written: {reason}; {_previous(out)}"
+        ) from None
 
 
-def _kept(out: Path) -> str:
-    kept = find_checkpoint(out)
-    return "there is no earlier one" if kept is None else f"{kept.name} stays"
+def _previous(out: Path) -> str:
+    previous = find_checkpoint(out)
+    return "there is no earlier one" if previous is None else f"{previous.name} stays"
 
 
 def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state: TrainState) -> Path:
-    for unfinished in out.glob(f"{_UNFINISHED}*"):  # by a process that was killed
+    for unfinished in out.glob(f"{_UNFINISHED}*"):  # left by a killed process
         shutil.rmtree(unfinished)
     older = _checkpoints(out)
     saved_before = [revision for step, revision in map(_step_and_revision, older) if step == state.step]
@@ -109,7 +115,7 @@ def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state
         for adapter, place in _adapter_folders(model, folder).items():
             lora.save(model, place, adapter)
         if not lora.names(model):
-            # Options that transformers does not compute can be trained and saved, too.
+            # A checkpoint may use options that transformers does not support.
             options = {"portable": False} if model.config.unknown_to_transformers else {}
             model.save_pretrained(folder, **options)
         save_file(tensors, folder / "optimizer.safetensors")
@@ -124,8 +130,8 @@ def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state
 
 
 def _to_disk(path: Path) -> None:
-    """Flush a file or a folder to disk, so that it survives a power failure."""
-    if path.is_dir() and os.name == "nt":  # which cannot open folders
+    """Flush a file or folder to disk, so that it survives a power failure."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -139,16 +145,16 @@ def _checkpoints(out: Path) -> list[Path]:
 
 
 def _step_and_revision(folder: Path) -> tuple[int, int]:
-    """Return a checkpoint's step, and how often that step was saved before."""
+    """Return the step of a checkpoint, and the number of earlier checkpoints of that step."""
     found = _NAME.fullmatch(folder.name)
     return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
 
 
 def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load `folder` into the model and the optimizer and return where the run stood.
+    """Load `folder` into the model and the optimizer, and return the state of the run.
 
     Raises:
-        ValueError: If a file is missing, damaged or of another model.
+        ValueError: If a file is missing, damaged or does not match the model.
     """
     try:
         values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
@@ -164,7 +170,7 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
         weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a whole checkpoint: {error}") from None
+        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     for name, place in _adapter_folders(model, folder).items():
         lora.restore(model, place, name)
     if weights:
@@ -174,7 +180,7 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
 
 
 def _adapter_folders(model: LlamaForCausalLM, folder: Path) -> dict[str, Path]:
-    """Return where each adapter of a model lies in a checkpoint, as peft arranges them."""
+    """Return the folder of each adapter in a checkpoint, in peft's layout."""
     return {name: folder if name == "default" else folder / name for name in lora.names(model)}
 
 
@@ -186,3 +192,44 @@ def _load_weights(folder: Path, model: LlamaForCausalLM, weights: dict[str, Tens
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise ValueError(f"{folder}: the checkpoint is of another model: {', '.join(different[:8])} differ")
     model.load_state_dict(weights, strict=False)
+
+
+def check_trainable(model: LlamaForCausalLM) -> None:
+    """Check that a checkpoint would hold all that is trained.
+
+    Raises:
+        ValueError: If the model is no causal LM, adapters are merged, or another weight is trained beside them.
+    """
+    if "score" in dict(model.named_children()):
+        raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
+    layers = [layer for _, layer in lora.adapted_layers(model)]
+    if any(layer.unmerged is not None for layer in layers):
+        raise ValueError("adapters are merged into the weights; unmerge them, or remove them, before training")
+    own = {id(weight) for layer in layers for name in layer.names() for weight in layer.learned(name)}
+    beside = [name for name, weight in model.named_parameters() if weight.requires_grad and id(weight) not in own]
+    if layers and beside:
+        raise ValueError(
+            f"{', '.join(beside[:4])}: trained beside adapters, whose files cannot hold it; expected it frozen, or its "
+            "module in the adapter's modules_to_save"
+        )
+
+
+def check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState, batches: Batches) -> None:
+    """Check that a run goes on with the same data and with the options that must not change.
+
+    Raises:
+        ValueError: If one differs; it names the option with both values, or both data sets.
+    """
+    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
+    changed = [
+        f"{field} was {before[field]!r} and is {now[field]!r}"
+        for field in _FIXED_OPTIONS
+        if before[field] != now[field]
+    ]
+    if changed:
+        raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
+    if state.data not in ("", batches.fingerprint):
+        raise ValueError(
+            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.fingerprint}; "
+            "begin a new run from its weights to train on other data"
+        )

@@ -1,4 +1,4 @@
-"""The settings of a training run: one frozen dataclass, checked when it is made."""
+"""The options of a training run: one frozen dataclass, checked when it is constructed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of a run; the defaults suit a small model on one machine.
+    """The options of a run; the defaults suit a small model on one machine.
 
-    A step processes `batch_size * gradient_accumulation` windows of `sequence_length` tokens.
+    An optimizer step takes `gradient_accumulation` micro-batches of `batch_size` sequences of `sequence_length` tokens.
 
     Attributes:
         max_steps: Optimizer steps in the whole run, resumed parts included.
-        max_seconds: Stop after this much training time as well; the learning rate then falls with whichever of steps
-            and time is further on. A run limited by time is not repeatable bit for bit.
-        sequence_length: Tokens a window.
-        batch_size: Windows a forward pass.
-        gradient_accumulation: Forward passes a step.
+        max_seconds: Stop after this much training time as well; the learning rate then follows the larger of the
+            fractions of steps and of time. A run limited by time is not reproducible bit for bit.
+        sequence_length: Tokens per sequence.
+        batch_size: Sequences per micro-batch (one forward and backward pass).
+        gradient_accumulation: Micro-batches per optimizer step.
         learning_rate: Peak, reached after warm-up.
-        min_learning_rate_ratio: What is left of the peak at the end of the cosine.
+        min_learning_rate_ratio: The final learning rate as a fraction of the peak.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Applied to matrices and embeddings, not to norms and biases.
         betas: AdamW's.
         gradient_clip: Largest norm of the whole gradient; 0 turns clipping off.
-        max_skipped_steps: Steps in a row that may be skipped because their loss or gradient is not finite; one more
-            ends the run.
-        eval_fraction: Share of the token file, its end, kept for evaluation where no other file is given.
+        max_skipped_steps: Largest number of consecutive steps that are skipped because their loss or gradient is not
+            finite; one more ends the run.
+        eval_fraction: Fraction of the data, at its end, that is held out for evaluation unless a file is given for it.
         eval_every: Steps between evaluations, 0 for one at the end only.
-        eval_windows: Windows an evaluation looks at, at most.
-        save_every: Steps between checkpoints, 0 for one at the end only; none is written of a step that was skipped.
+        eval_windows: Largest number of held-out sequences per evaluation.
+        save_every: Steps between checkpoints, 0 for one at the end only; a skipped step saves none.
         log_every: Steps between lines of `metrics.jsonl`.
-        seed: Orders the windows. The model's own seed is the model's business.
-        dtype: The dtype of arithmetic: `"float32"`, `"bfloat16"` (autocast) or `"auto"`: bfloat16 on CUDA and with
-            weights in bfloat16.
+        seed: Of the order of the sequences and of dropout, not of the model's initial weights.
+        dtype: The dtype of the forward and backward pass: `"float32"`, `"bfloat16"` (autocast) or `"auto"`: bfloat16 on
+            CUDA and for weights in bfloat16.
         weights_dtype: The dtype of the trained weights and of the optimizer's moments: `"float32"` (master weights), or
-            `"bfloat16"`, rounded stochastically: half the memory.
-        device: `"auto"` (CUDA where there is one), `"cpu"`, `"cuda"`, ...
+            `"bfloat16"` with stochastic rounding: half the memory.
+        device: `"auto"` (CUDA if available), `"cpu"`, `"cuda"`, ...
         compile: Run the model through `torch.compile`.
     """
 
@@ -67,7 +67,7 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values no run can use, naming the field."""
+        """Check each field; the error names it."""
         for field, least in (
             ("max_steps", 1),
             ("sequence_length", 2),
@@ -104,33 +104,33 @@ class TrainConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens an optimizer step processes."""
+        """Tokens per optimizer step."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as a dictionary that JSON can hold."""
+        """Return the fields as a dictionary that JSON can hold."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Return the settings `to_dict` wrote.
+        """Return the config that `to_dict` wrote.
 
         Raises:
             ValueError: If a key is unknown.
         """
         unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"unknown training settings: {', '.join(unknown)}")
+            raise ValueError(f"unknown training options: {', '.join(unknown)}")
         return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
 
 
 def learning_rate_at(config: TrainConfig, step: int, elapsed: float = 0.0) -> float:
-    """Return the learning rate of `step` (from 0): linear warm-up, then half a cosine down to the floor.
+    """Return the learning rate of `step` (from 0): linear warm-up, then cosine decay to the final rate.
 
     Args:
-        config: The run's settings.
+        config: The run's options.
         step: Optimizer steps already taken.
-        elapsed: Seconds trained so far; looked at only where `config.max_seconds` is set.
+        elapsed: Seconds trained so far; used only if `config.max_seconds` is set.
 
     Source: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts.
 
@@ -145,5 +145,5 @@ def learning_rate_at(config: TrainConfig, step: int, elapsed: float = 0.0) -> fl
     if config.max_seconds is not None:
         done = max(done, elapsed / config.max_seconds)
     cosine = (1 + math.cos(math.pi * min(1.0, done))) / 2
-    floor = config.min_learning_rate_ratio
-    return config.learning_rate * (floor + (1 - floor) * cosine)
+    final = config.min_learning_rate_ratio
+    return config.learning_rate * (final + (1 - final) * cosine)

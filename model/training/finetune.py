@@ -1,4 +1,4 @@
-"""Fine-tuning: a model that is already trained goes on with one's own text."""
+"""Fine-tuning: trains a model further on text files, conversations or completions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bpe_llama._files import PathLike
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import open_tokens, split_tail
+from bpe_llama.model.training.data.batches import open_tokens, split_held_out
 from bpe_llama.model.training.data.conversations import find_formats, read_conversations
 from bpe_llama.model.training.data.options import DataConfig, DataOptions
 from bpe_llama.model.training.data.plain_text import write_tokens
@@ -44,34 +44,34 @@ def finetune(
     progress: bool | None = None,
     **data: Unpack[DataOptions],
 ) -> TrainResult:
-    """Train a model further on text files and return how it went; the model is trained in place.
+    """Train `model` in place on text files, and return the result.
 
-    All weights are trained, or, after `lora.add`, the adapter alone. Rows are those of `.json`, `.jsonl`, `.ndjson` and
-    `.parquet` files; other tables, such as `.csv`, are refused, and any other file is plain text. `.gz` and `.zst` are
-    decompressed. Plain text, and rows with a `text`, are cut into windows of `config.sequence_length` tokens; each
-    document ends with the tokenizer's end-of-text id. Each conversation or completion (a row with `messages`,
-    `conversations`, `instruction` or `prompt`) is a row of a batch, cut at that length, and only its answers are
-    learned. `config.eval_fraction` of the data is held out.
+    All weights are trained, or, after `lora.add`, the adapter alone. The rows of `.json`, `.jsonl`, `.ndjson` and
+    `.parquet` files are read; other tables, such as `.csv`, are refused, and any other file is plain text. `.gz` and
+    `.zst` files are decompressed. Plain text, and rows with a `text`, are packed into sequences of
+    `config.sequence_length` tokens; each document ends with the tokenizer's end-of-text id. Each conversation or
+    completion (a row with `messages`, `conversations`, `instruction` or `prompt`) is one example, truncated to that
+    length, of which only the answers are learned. `config.eval_fraction` of the data is held out.
 
     Args:
         model: The model.
         tokenizer: Its vocabulary and, for conversations, chat template.
-        texts: A file, a folder, a glob pattern, or several of these; all of one kind.
-        config: The run's settings.
-        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, of plain text, `tokens.npy`.
-        epochs: Passes over the text, in place of `config.max_steps`.
-        resume: Go on from the checkpoint in `out`, where there is one.
-        show_example: Print the first example on stderr, with the tokens to learn coloured.
-        progress: Show a bar on stderr; None: where that is a terminal.
+        texts: A file, a folder, a glob pattern, or several of these; all plain text or all rows.
+        config: The run's options.
+        out: Folder of the run: `metrics.jsonl`, `loss.png`, the latest checkpoint and, for plain text, `tokens.npy`.
+        epochs: Passes over the data, instead of `config.max_steps`.
+        resume: Resume from the checkpoint in `out`, if there is one.
+        show_example: Print the first example on stderr, with the learned tokens coloured.
+        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
         data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
-        UserWarning: How many rows were skipped, and where the first stands; how much text looks like special tokens
-            and is not parsed.
+        UserWarning: The number of skipped rows and the place of the first; text that looks like special tokens and is
+            not parsed.
 
     Raises:
         FileNotFoundError: If a path matches nothing.
-        ImportError: If a Parquet file is to be read and `pyarrow` is not installed.
+        ImportError: If `pyarrow`, which reads Parquet files, is not installed.
         ValueError: If the tokenizer does not fit the model, a row or a file is damaged, the text is too short,
             or as `train`.
 
@@ -83,7 +83,7 @@ def finetune(
         raise ValueError(f"epochs is {epochs}, expected a positive number")
     options = DataConfig(**data)
     files, out = find_files(texts), Path(out)
-    checkpoint_to_resume(out, resume)  # complain before another run's tokens are replaced
+    checkpoint_to_resume(out, resume)  # before this run replaces another run's tokens.npy
     is_text = "text" in find_formats(files, options).values()
     if is_text and options.train_on != "assistant":
         raise ValueError(f"train_on is {options.train_on!r}, and all of plain text is learned; leave it out")
@@ -98,36 +98,38 @@ def finetune(
                 on_error=options.on_error,
                 progress=progress,
             )
-        tokens, _ = split_tail(open_tokens(token_file), config.eval_fraction, config.sequence_length)
+        tokens, _ = split_held_out(open_tokens(token_file), config.eval_fraction, config.sequence_length)
         if show_example:
             print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
         config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
-        _say_what_is_trained(model)
+        _print_trainable_parameters(model)
         return train(model, token_file, config, out, resume=resume, progress=progress)
     found = read_conversations(files, tokenizer, config.sequence_length, **data)
-    if found.cut or found.left_out:
+    if found.truncated or found.dropped:
         print(
-            f"{found.cut} conversations cut to {config.sequence_length} tokens, {found.left_out} left out, "
-            "with nothing to learn up to there",
+            f"{found.truncated} conversations truncated to {config.sequence_length} tokens, {found.dropped} dropped, "
+            "as no token within that length is learned",
             file=sys.stderr,
         )
     examples = found.examples
     if show_example:
         print_example(tokenizer, examples[0].ids, examples[0].labels)
-    tail = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
-    learned, held_out = examples[: len(examples) - tail], examples[len(examples) - tail :]
-    config = _for_epochs(config, epochs, len(learned))
-    _say_what_is_trained(model)
-    return train_on_examples(model, learned, config, out, eval_examples=held_out, resume=resume, progress=progress)
+    eval_count = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
+    train_examples, eval_examples = examples[: len(examples) - eval_count], examples[len(examples) - eval_count :]
+    config = _for_epochs(config, epochs, len(train_examples))
+    _print_trainable_parameters(model)
+    return train_on_examples(
+        model, train_examples, config, out, eval_examples=eval_examples, resume=resume, progress=progress
+    )
 
 
-def _say_what_is_trained(model: LlamaForCausalLM) -> None:
+def _print_trainable_parameters(model: LlamaForCausalLM) -> None:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    print(f"{trained:,} parameters are trained", file=sys.stderr)
+    print(f"{trained:,} trainable parameters", file=sys.stderr)
 
 
 def _for_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
-    """Return the settings with as many steps as `epochs` passes over `rows` rows take."""
+    """Return the config with the number of steps that `epochs` epochs over `rows` rows take."""
     if epochs is None:
         return config
     steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))

@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM as schedulers send it, as an event that a training loop checks."""
+"""Turns Ctrl-C and SIGTERM into an event that the training loop checks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one acts as usual.
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second signal acts as usual.
 
-    Only the main thread of a program may handle signals; elsewhere the event is never set.
+    Only the main thread may handle signals; in other threads the event is never set.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

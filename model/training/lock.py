@@ -1,4 +1,4 @@
-"""Allows one run a folder: a file lock, which the operating system releases when the process ends, however it ends."""
+"""Locks a folder for one run: a file lock, which the operating system releases when the process ends or is killed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NAME = ".lock"
 def locked(folder: Path) -> Iterator[None]:
     """Create `folder` if it is absent, and lock it for one run.
 
-    The lock is on an open file (`flock`; on Windows `msvcrt.locking`), so a killed process leaves none. The file itself
-    is removed at the end.
+    The lock is on an open file (`flock`; on Windows `msvcrt.locking`), so a killed process holds none. The file is
+    removed at the end.
 
     Warns:
-        UserWarning: If the file system has no locks; the folder is then not locked.
+        UserWarning: If the file system supports no locks; the folder is then not locked.
 
     Raises:
-        ValueError: If another run holds the folder; it names that process.
+        ValueError: If another run holds the lock; the message names its process.
 
     Example:
         >>> import tempfile
@@ -56,14 +56,14 @@ def _open_locked(path: Path) -> IO[str]:
             _lock(file)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                message = f"{path.parent}: the file system knows no locks ({error}); start no second run here"
+                message = f"{path.parent}: the file system supports no locks ({error}); start no second run here"
                 warnings.warn(message, UserWarning, stacklevel=4)
                 return file
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
             raise ValueError(f"{path.parent}: another run is going on in this folder (process {holder})") from None
-        # Its last holder may have removed the file between our opening and our locking it.
+        # The last holder may have removed the file after it was opened here and before it was locked.
         with contextlib.suppress(FileNotFoundError):
             if sys.platform == "win32" or os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 _sign(file)
@@ -72,7 +72,7 @@ def _open_locked(path: Path) -> IO[str]:
 
 
 def _sign(file: IO[str]) -> None:
-    """Write this process's id into the file, for the error of another run; on a full disk, leave it empty."""
+    """Write this process's id into the file for the error message of another run; a full disk is ignored."""
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -84,7 +84,7 @@ def _lock(file: IO[str]) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(1 << 30)  # a byte beyond the text, which others may then read
+        file.seek(1 << 30)  # a byte beyond the text, so that others can read the text
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         file.seek(0)
     else:

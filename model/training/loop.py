@@ -1,4 +1,4 @@
-"""The training loop: batches in, checkpoints and metrics out. Knows ids and losses, never text."""
+"""The training loop, over batches of ids: `train` for token files, `train_on_examples` for examples."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bpe_llama.model.adapters import lora
 from bpe_llama.model.device import resolve_device
-from bpe_llama.model.training.checkpoint import TrainState, checkpoint_to_resume, load_checkpoint, save_checkpoint
+from bpe_llama.model.training.checkpoint import (
+    TrainState,
+    check_same_run,
+    check_trainable,
+    checkpoint_to_resume,
+    load_checkpoint,
+    save_checkpoint,
+)
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
-from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_tail
+from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_held_out
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.interrupts import interrupts
@@ -33,24 +39,21 @@ from bpe_llama.model.training.step import Step, batch_loss, gradient_norm, learn
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
-# Settings that a resumed run must keep: they decide the tokens of each step and the dtype of the weights.
-_FIXED = ("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed", "weights_dtype")
-
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        step: Steps done, those skipped included.
-        tokens: Tokens trained on, repeats counted.
-        seconds: Time trained, resumed parts included.
-        loss: Training loss (nats a token), mean over the steps of the last line of metrics, those skipped left out.
-        eval_loss: Loss on the held-out tokens, None where there are none or the run was interrupted.
-        interrupted: Whether Ctrl-C or SIGTERM ended it.
+        step: Steps done, including skipped ones.
+        tokens: Tokens trained on, over all epochs.
+        seconds: Training time, including that before a resume.
+        loss: Training loss in nats per token, the mean over the steps of the last line of metrics.
+        eval_loss: Held-out loss; None without held-out data, or if the run was interrupted.
+        interrupted: Whether Ctrl-C or SIGTERM ended the run.
         checkpoint: Folder of the last checkpoint.
         grad_norm: Norm of the last step's gradient, before clipping.
-        skipped: Steps that were skipped because their loss or gradient was not finite.
+        skipped: Steps skipped because their loss or gradient was not finite.
     """
 
     step: int
@@ -74,27 +77,28 @@ def train(
     resume: bool = False,
     progress: bool | None = None,
 ) -> TrainResult:
-    """Train `model` on a token file and return how it went; the model is trained in place.
+    """Train `model` in place on a token file, and return the result.
 
     `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
-    Ctrl-C and SIGTERM end the run after a checkpoint; a second one at once. A step's loss is the mean over all of its
-    learned tokens, however they are split into micro-batches. A step whose loss or gradient is not finite is skipped.
+    The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
+    the mean over all of its learned tokens, whatever the micro-batches. A step whose loss or gradient is not finite is
+    skipped.
 
     Args:
-        model: The model; moved to the device, and what is trained held in `config.weights_dtype`.
+        model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
         token_file: `.npy` of uint16 or uint32 tokens, as `Tokenizer.encode_files` writes.
-        config: The run's settings.
-        out: Folder of the run, made where absent.
+        config: The run's options.
+        out: Folder of the run; created if it does not exist.
         eval_file: Tokens to evaluate on, instead of the end of `token_file`.
-        resume: Go on from the checkpoint in `out`, where there is one. On a CPU the losses equal those of a run that
-            was never stopped.
-        progress: Show a bar on stderr; None: where that is a terminal.
+        resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
+            the interruption.
+        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
 
     Raises:
         FileNotFoundError: If a token file is missing.
-        ValueError: If the data does not fit the model, `out` holds a run that is not to be resumed, was made with other
-            settings or data, or is going on, or too many steps in a row were skipped; the last checkpoint stays.
-        OSError: If a checkpoint cannot be written, such as on a full disk; the last one stays.
+        ValueError: If the data does not fit the model; if `out` holds another run's checkpoint, or its options or data
+            differ, or it is locked; if too many consecutive steps were skipped. The last checkpoint stays.
+        OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
         >>> result = train(model, "tokens.npy", TrainConfig(max_steps=100), "run")  # doctest: +SKIP
@@ -106,7 +110,7 @@ def train(
         raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
     tokens = open_tokens(token_file)
     if eval_file is None:
-        tokens, held_out = split_tail(tokens, config.eval_fraction, config.sequence_length)
+        tokens, held_out = split_held_out(tokens, config.eval_fraction, config.sequence_length)
     else:
         held_out = open_tokens(eval_file)
     batches = TokenBatches(
@@ -117,7 +121,7 @@ def train(
         seed=config.seed,
     )
 
-    def measure() -> float:
+    def held_out_loss() -> float:
         return evaluate(
             model,
             held_out,
@@ -127,7 +131,7 @@ def train(
         )
 
     with locked(Path(out)):
-        return _start(model, batches, measure if len(held_out) else None, config, Path(out), resume, progress)
+        return _start(model, batches, held_out_loss if len(held_out) else None, config, Path(out), resume, progress)
 
 
 def train_on_examples(
@@ -140,44 +144,44 @@ def train_on_examples(
     resume: bool = False,
     progress: bool | None = None,
 ) -> TrainResult:
-    """Train `model` on texts of which only parts are learned, such as a conversation's answers; return how it went.
+    """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
 
-    Everything is as for `train`, but each text is a row of its own, padded to the longest of its batch, and
-    `config.sequence_length`, `config.eval_fraction` and `config.eval_windows` go unused.
+    Works as `train`, except that each example is a row of its own, padded to the longest of its batch.
+    `config.sequence_length`, `config.eval_fraction` and `config.eval_windows` have no effect.
 
     Args:
-        model: The model; moved to the device, and what is trained held in `config.weights_dtype`.
-        examples: The texts.
-        config: The run's settings.
-        out: Folder of the run, made where absent.
-        eval_examples: Texts to evaluate on.
-        resume: Go on from the checkpoint in `out`, where there is one.
-        progress: Show a bar on stderr; None: where that is a terminal.
+        model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
+        examples: The training data.
+        config: The run's options.
+        out: Folder of the run; created if it does not exist.
+        eval_examples: Held-out examples.
+        resume: Resume from the checkpoint in `out`, if there is one.
+        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
 
     Raises:
-        ValueError: As `train`; or if a text holds nothing to learn or is longer than the model's context.
+        ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
     """
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
 
-    def measure() -> float:
+    def held_out_loss() -> float:
         return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
 
     with locked(Path(out)):
-        return _start(model, batches, measure if eval_examples else None, config, Path(out), resume, progress)
+        return _start(model, batches, held_out_loss if eval_examples else None, config, Path(out), resume, progress)
 
 
 def _start(
     model: LlamaForCausalLM,
     batches: Batches,
-    measure: Callable[[], float] | None,
+    held_out_loss: Callable[[], float] | None,
     config: TrainConfig,
     out: Path,
     resume: bool,
     progress: bool | None,
 ) -> TrainResult:
-    _check_trained(model)
+    check_trainable(model)
     device = resolve_device(config.device)
     _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
     optimizer = adamw(
@@ -191,33 +195,12 @@ def _start(
     state = TrainState(0, 0.0, {})
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, model, optimizer)
-        _check_same_run(checkpoint, config, state, batches)
-    run = _Run(model, optimizer, config, batches, measure, device, out)
-    return run.go(state, checkpoint, progress)
-
-
-def _check_trained(model: LlamaForCausalLM) -> None:
-    """Refuse to train what no checkpoint of the run would hold.
-
-    Raises:
-        ValueError: If the model does not predict text, adapters are merged, or a weight is trained beside them.
-    """
-    if "score" in dict(model.named_children()):
-        raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
-    layers = [layer for _, layer in lora.adapted_layers(model)]
-    if any(layer.unmerged is not None for layer in layers):
-        raise ValueError("adapters are merged into the weights; unmerge them, or remove them, before training")
-    own = {id(weight) for layer in layers for name in layer.names() for weight in layer.learned(name)}
-    beside = [name for name, weight in model.named_parameters() if weight.requires_grad and id(weight) not in own]
-    if layers and beside:
-        raise ValueError(
-            f"{', '.join(beside[:4])}: trained beside adapters, whose files cannot hold it; expected it frozen, or its "
-            "module in the adapter's modules_to_save"
-        )
+        check_same_run(checkpoint, config, state, batches)
+    return Trainer(model, optimizer, config, batches, held_out_loss, device, out).run(state, checkpoint, progress)
 
 
 def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
-    """Move the model to the device, and convert the trained parameters, and only these, to `dtype`."""
+    """Move the model to the device, and convert only its trained parameters to `dtype`."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.to(device=device, dtype=dtype)
         return
@@ -227,8 +210,8 @@ def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> 
             parameter.data = parameter.data.to(dtype)
 
 
-class _Run:
-    """One run: what the loop needs at hand."""
+class Trainer:
+    """One run: model, optimizer and data, and the loop over optimizer steps."""
 
     def __init__(
         self,
@@ -236,12 +219,12 @@ class _Run:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         batches: Batches,
-        measure: Callable[[], float] | None,
+        held_out_loss: Callable[[], float] | None,
         device: torch.device,
         out: Path,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
-        self.batches, self.measure, self.device, self.out = batches, measure, device, out
+        self.batches, self.held_out_loss, self.device, self.out = batches, held_out_loss, device, out
         self.batch_loss = torch.compile(batch_loss) if config.compile else batch_loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         half = config.dtype == "bfloat16" or (
@@ -249,7 +232,8 @@ class _Run:
         )
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
 
-    def go(self, state: TrainState, resumed: Path | None, progress: bool | None) -> TrainResult:
+    def run(self, state: TrainState, resumed: Path | None, progress: bool | None) -> TrainResult:
+        """Train from `state`, loaded from the checkpoint `resumed` if any, until the end or an interruption."""
         config = self.config
         step, resumed_at, skipped = state.step, state.elapsed, state.skipped
         (recent_loss, recent_steps), skipped_in_a_row = state.recent, 0
@@ -272,12 +256,12 @@ class _Run:
 
             def save() -> Path:
                 recent = (recent_loss, recent_steps)
-                state = TrainState(step, elapsed(), config.to_dict(), skipped, recent, self.batches.identity)
+                state = TrainState(step, elapsed(), config.to_dict(), skipped, recent, self.batches.fingerprint)
                 return save_checkpoint(self.out, self.model, self.optimizer, state)
 
-            while self.left(step, elapsed()) and not stop.is_set():
+            while self.unfinished(step, elapsed()) and not stop.is_set():
                 rate = learning_rate_at(config, step, elapsed())
-                taken = self.step(step, rate, stop)
+                taken = self.optimizer_step(step, rate, stop)
                 if taken is None:
                     break
                 step += 1
@@ -286,12 +270,12 @@ class _Run:
                     grad_norm = taken.grad_norm
                 else:
                     skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-                now, last = elapsed(), not self.left(step, elapsed())
+                now, last = elapsed(), not self.unfinished(step, elapsed())
                 if skipped_in_a_row > config.max_skipped_steps or (last and skipped_in_a_row == step):
                     raise ValueError(
-                        f"the loss is {taken.loss} and its gradient's norm {taken.grad_norm} at step {step}, learning "
-                        f"rate {rate:.3g}, as at the {skipped_in_a_row - 1} steps before: none of them was taken; try "
-                        "a lower rate. The last checkpoint stays"
+                        f"the loss is {taken.loss} and the gradient norm {taken.grad_norm} at step {step}, learning "
+                        f"rate {rate:.3g}, as at the {skipped_in_a_row - 1} steps before: all of them were "
+                        "skipped; try a lower learning rate. The last checkpoint stays"
                     )
                 if step % config.log_every == 0 or last:
                     loss = recent_loss / recent_steps if recent_steps else math.nan
@@ -307,9 +291,9 @@ class _Run:
                     )
                     bar.update(self.done(step, now), step=step, loss=loss, rate=speed)
                     log_from, since, recent_loss, recent_steps = step, elapsed(), 0.0, 0
-                if self.measure is not None and (last or (config.eval_every and step % config.eval_every == 0)):
+                if self.held_out_loss is not None and (last or (config.eval_every and step % config.eval_every == 0)):
                     with self.autocast:
-                        eval_loss = self.measure()
+                        eval_loss = self.held_out_loss()
                     metrics.write(step=step, tokens=self.tokens(step), eval_loss=eval_loss)
                 if config.save_every and step % config.save_every == 0 and not skipped_in_a_row:
                     checkpoint, saved_step = save(), step
@@ -331,19 +315,22 @@ class _Run:
         )
 
     def tokens(self, step: int) -> int:
+        """Return the number of tokens of the first `step` steps."""
         return self.batches.tokens_before(step * self.config.gradient_accumulation)
 
-    def left(self, step: int, elapsed: float) -> bool:
+    def unfinished(self, step: int, elapsed: float) -> bool:
+        """Return whether steps and time are left."""
         return self.done(step, elapsed) < 1
 
     def done(self, step: int, elapsed: float) -> float:
+        """Return the fraction of the run that is done: of its steps or of its time, the larger."""
         by_time = elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
         return max(step / self.config.max_steps, by_time)
 
-    def step(self, step: int, rate: float, interrupted: threading.Event) -> Step | None:
-        """Compute a step's loss and gradient, change the weights if both are finite, and return the two.
+    def optimizer_step(self, step: int, rate: float, interrupted: threading.Event) -> Step | None:
+        """Accumulate the gradient over micro-batches, update the weights if it is finite, and return loss and norm.
 
-        Returns None and changes nothing if the run is interrupted before all micro-batches are computed.
+        Returns None and changes nothing if the run is interrupted before the last micro-batch.
         """
         config = self.config
         parts = range(step * config.gradient_accumulation, (step + 1) * config.gradient_accumulation)
@@ -355,7 +342,7 @@ class _Run:
                 if interrupted.is_set():
                     self.optimizer.zero_grad(set_to_none=True)
                     return None
-                # Attention is causal, so no token attends to padding on its right; only an expert router counts it.
+                # With causal attention no token attends to padding on its right; only an expert router needs a mask.
                 mask = self.batches.attention_mask(part) if self.model.config.num_local_experts else None
                 with self.autocast:
                     loss = self.batch_loss(
@@ -379,21 +366,8 @@ class _Run:
         return taken
 
     def on_device(self, array: npt.NDArray[np.int64]) -> Tensor:
+        """Return the array on the model's device; copied to CUDA without waiting."""
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
-
-
-def _check_same_run(checkpoint: Path, config: TrainConfig, state: TrainState, batches: Batches) -> None:
-    before, now = TrainConfig().to_dict() | state.settings, config.to_dict()
-    changed = [
-        f"{field} was {before[field]!r} and is {now[field]!r}" for field in _FIXED if before[field] != now[field]
-    ]
-    if changed:
-        raise ValueError(f"{checkpoint}: cannot resume: {'; '.join(changed)}")
-    if state.data not in ("", batches.identity):
-        raise ValueError(
-            f"{checkpoint}: cannot resume: the data was {state.data} and is {batches.identity}; "
-            "begin a new run from its weights to train on other data"
-        )

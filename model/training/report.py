@@ -1,4 +1,4 @@
-"""Reports of a run: metrics as JSON lines, the loss curve as a picture, progress on a terminal."""
+"""Reports of a run: metrics as JSON lines, a plot of the loss, a progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Metrics = dict[str, float]
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
-    """Return the lines of a `metrics.jsonl`; a last line cut short by a killed process is left out."""
+    """Return the lines of a `metrics.jsonl`; a last line that a killed process left incomplete is dropped."""
     lines: list[Metrics] = []
     if not Path(path).exists():
         return lines
@@ -32,25 +32,25 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
 
 
 class MetricsFile:
-    """Appends one JSON object a line to `path`; lines after `step`, from a run that was killed, are dropped first."""
+    """Appends JSON lines to `path`; drops those after `step`, which a killed run wrote after its checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Keep the lines up to `step` and open the file for more."""
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-        self._kept = kept
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        """Drop the lines after `step` and open the file for appending."""
+        lines = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        self._lines = lines
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
 
     def last(self, key: str, step: int | None = None) -> float:
-        """Return the last value of that name among the lines kept, or that of `step`; NaN where there is none."""
-        found = [line[key] for line in self._kept if key in line and step in (None, line["step"])]
+        """Return the last value of `key` that the file held at first, or that of `step`; NaN if there is none."""
+        found = [line[key] for line in self._lines if key in line and step in (None, line["step"])]
         return found[-1] if found else math.nan
 
     def write(self, **values: float) -> None:
         """Append one line.
 
         Raises:
-            OSError: If the file cannot take it, such as on a full disk.
+            OSError: If it cannot be written, for example on a full disk.
         """
         left = (json.dumps(values) + "\n").encode()
         try:
@@ -65,12 +65,12 @@ class MetricsFile:
 
 
 def plot_loss(metrics: list[Metrics], path: str | os.PathLike[str], title: str = "Training loss") -> None:
-    """Draw training and evaluation loss over tokens seen into a PNG (or SVG, PDF: by the suffix of `path`).
+    """Plot training and held-out loss over tokens into a PNG, SVG or PDF, by the suffix of `path`.
 
     Args:
         metrics: Lines of `metrics.jsonl`: `loss` or `eval_loss` at `tokens`.
-        path: File to write, replaced whole.
-        title: Written above the curve.
+        path: File to write; replaced atomically.
+        title: Title of the plot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,11 +79,11 @@ def plot_loss(metrics: list[Metrics], path: str | os.PathLike[str], title: str =
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held-out text", "o--")):
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
         points = [(line["tokens"], line[key]) for line in metrics if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4, linewidth=1.2)
-    axes.set(xlabel="tokens", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
@@ -92,13 +92,10 @@ def plot_loss(metrics: list[Metrics], path: str | os.PathLike[str], title: str =
 
 
 class ProgressBar:
-    """A progress bar on stderr where stderr is a terminal; nothing at all elsewhere.
-
-    The bar follows whichever of steps and time is further on, as the run does.
-    """
+    """A progress bar on stderr, by default only if stderr is a terminal."""
 
     def __init__(self, shown: bool | None = None) -> None:
-        """Show the bar always, never, or (None) on a terminal."""
+        """Show the bar always, never, or (None) only on a terminal."""
         shown = sys.stderr.isatty() if shown is None else shown
         self._progress = Progress(
             TextColumn("step {task.fields[step]:,}"),
@@ -112,7 +109,7 @@ class ProgressBar:
         self._task = self._progress.add_task("train", total=1.0, step=0, loss=float("nan"), rate=0.0)
 
     def update(self, done: float, **fields: Any) -> None:
-        """Show that the share `done` (0 to 1) is behind us; `fields` are step, loss and rate."""
+        """Show the fraction `done` (0 to 1); `fields` are step, loss and rate."""
         self._progress.update(self._task, completed=done, **fields)
 
     def __enter__(self) -> ProgressBar:

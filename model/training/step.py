@@ -1,4 +1,4 @@
-"""Parts of one optimizer step: the loss of a micro-batch, the norm of the gradient, the seed of dropout."""
+"""Parts of an optimizer step: the loss of a micro-batch, the gradient norm, the seed of dropout."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
 LARGEST_LOGITS = 1 << 25
-"""Logits that are held at once, at most: 128 MiB of float32. A larger batch is scored in chunks (`model.loss`)."""
+"""Most logits in memory at once: 128 MiB of float32. A larger batch is split into chunks (`model.loss`)."""
 
 
 class Step(NamedTuple):
     """The loss and gradient of a step.
 
     Attributes:
-        loss: Mean over all learned tokens of the step (nats a token).
-        grad_norm: Norm of the gradient of `loss`, before it is clipped.
+        loss: Mean over all learned tokens of the step, in nats per token.
+        grad_norm: 2-norm of the gradient of `loss`, before clipping.
     """
 
     loss: float
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Return whether the step may change the weights."""
+        """Return whether both are finite; otherwise the step is skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
@@ -45,14 +45,15 @@ def batch_loss(
     attention_mask_BT: Tensor | None = None,
     num_items_in_batch: int | None = None,
 ) -> Tensor:
-    """Return the loss of a batch, float32: `model(...).loss`, in chunks where the vocabulary is large.
+    """Return the loss of a batch, float32: `model(...).loss`, computed in chunks if the logits are many.
 
     Args:
         model: The model.
         ids_BT: int64.
         labels_BT: int64; -100 is ignored.
-        attention_mask_BT: Zero where there is padding.
-        num_items_in_batch: The learned tokens of all batches of a step; by default those of this one.
+        attention_mask_BT: Zero for padding.
+        num_items_in_batch: Learned tokens of all micro-batches of the step, by which the sum is divided; by default
+            those of this batch.
     """
     chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
     if ids_BT.numel() > chunk_size:
@@ -63,7 +64,7 @@ def batch_loss(
 
 
 def learned_tokens(labels: Sequence[npt.NDArray[np.int64]]) -> int:
-    """Return how many tokens of several batches are learned; the first of a row cannot be.
+    """Return the number of learned tokens in several batches; the first token of a row has no prediction.
 
     Example:
         >>> learned_tokens([np.array([[5, 6, -100]]), np.array([[-100, 7, 8]])])
@@ -73,7 +74,7 @@ def learned_tokens(labels: Sequence[npt.NDArray[np.int64]]) -> int:
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients together, float32; not finite if one of their elements is not."""
+    """Return the 2-norm of all gradients together, float32; not finite if an element is not."""
     norms = [
         torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
         for parameter in parameters

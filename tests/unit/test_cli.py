@@ -1,4 +1,4 @@
-"""The tokenizer's commands: what they print, and how they refuse."""
+"""The tokenizer's commands: output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_help_lists_every_command_without_torch() -> None:
         assert command in done.stdout
 
 
-def test_every_listed_model_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_listed_model_command_exists(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch", reason="needs bpe-llama[model]")
     from bpe_llama.model.cli import app
 
@@ -139,7 +139,7 @@ def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.Captu
     options = ["--vocab-size", "400", "--special", "<|end|>", "--special", "<|pad|>", "--pattern", "llama3"]
     assert cli.main(["train-tokenizer", str(tmp_path / "*.txt"), *options, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "400 tokens in" in printed and "MB of memory" in printed
+    assert "400 tokens in" in printed and "peak memory" in printed
     assert "bytes a token" in printed and "cut characters" in printed and "a.txt" in printed
     assert cli.main(["train-tokenizer", str(tmp_path), *options, "--out", str(tmp_path / "2.json"), "--no-report"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
@@ -224,7 +224,7 @@ def test_ctrl_c_exits_with_130(saved: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes close differently on Windows")
-def test_a_reader_that_leaves_early_is_no_error(saved: str, tmp_path: Path) -> None:
+def test_a_closed_output_pipe_is_no_error(saved: str, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("some text " * 200_000, encoding="utf-8")
     command = [sys.executable, "-m", "bpe_llama.cli", "encode", "--file", str(tmp_path / "long.txt"), "-t", saved]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
@@ -236,7 +236,7 @@ def test_a_reader_that_leaves_early_is_no_error(saved: str, tmp_path: Path) -> N
     assert err == b""
 
 
-def test_tokens_shown_join_to_the_text_they_came_from(tok: Tokenizer) -> None:
+def test_coloured_tokens_join_to_their_text(tok: Tokenizer) -> None:
     tokens = tok.tokenize("a [bold]b[/bold] c\x00")
     text = display.coloured_tokens(tokens)
     assert text.plain.replace("\\x00", "\x00") == "a [bold]b[/bold] c\x00"

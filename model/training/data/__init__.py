@@ -1,1 +1,1 @@
-"""What training reads: token files, conversations, rows of other formats."""
+"""Training data: token files and their batches, files of conversations, completions and texts."""

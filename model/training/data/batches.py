@@ -1,6 +1,6 @@
-"""Token files as batches: windows of a memory-mapped array, shuffled by seed, found again from the step alone.
+"""Shuffled batches of a memory-mapped token file; a batch is a function of seed and index, so it needs no state.
 
-`bpe_llama.model.training.data.examples` has the other kind of batches: texts of which only parts are learned.
+`bpe_llama.model.training.data.examples` has the batches of examples with labels.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 import numpy.typing as npt
 
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
-_HASHED = 1 << 16  # tokens of a stretch
+_HASHED = 1 << 16  # tokens per hashed range
 
 
 class Batches(Protocol):
-    """What the training loop asks of its data: everything follows from a batch's number, counted from 0."""
+    """A data set as the training loop sees it: batches by index, from 0, over any number of epochs."""
 
     @property
-    def identity(self) -> str:
-        """Return what tells this data from other data: a size and a hash."""
+    def fingerprint(self) -> str:
+        """Return the size and a hash of the data."""
 
     def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return ids and labels of batch `index`, both `(B, T)`; -100 labels what is not learned."""
+        """Return ids and labels of batch `index`, both `(B, T)`; the label -100 is ignored."""
 
     def attention_mask(self, index: int) -> npt.NDArray[np.int64] | None:
-        """Return the mask of batch `index`, `(B, T)`, 0 where there is padding; None where there is none."""
+        """Return the mask of batch `index`, `(B, T)`, 0 for padding; None without padding."""
 
     def tokens_before(self, index: int) -> int:
-        """Return how many tokens the batches before `index` hold, padding left out."""
+        """Return the number of tokens in the batches before `index`, without padding."""
 
 
 def short_hash(*arrays: npt.NDArray[Any]) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of the arrays' numbers, whatever their dtype.
+    """Return the first 16 hexadecimal digits of the SHA-256 of the arrays' values as int64.
 
     Example:
         >>> short_hash(np.arange(3)) == short_hash(np.arange(3, dtype=np.uint16)) != short_hash(np.arange(4))
@@ -53,7 +53,7 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not such an array, is empty or cut short.
+        ValueError: If the file is not such an array, is empty or is truncated.
     """
     path = Path(path)
     if not path.exists():
@@ -64,7 +64,7 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a whole .npy file: {error}") from None
+        raise ValueError(f"{path}: not a complete .npy file: {error}") from None
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
         found = f"{tokens.dtype} of shape {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
         raise ValueError(f"{path}: {found}, expected one row of uint16 or uint32 tokens")
@@ -73,25 +73,25 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
     return tokens
 
 
-def split_tail(tokens: TokenArray, fraction: float, window: int) -> tuple[TokenArray, TokenArray]:
-    """Return the tokens without their tail, and the tail: `fraction` of them, at least one window, or none.
+def split_held_out(tokens: TokenArray, fraction: float, window: int) -> tuple[TokenArray, TokenArray]:
+    """Return the training tokens and the held-out tokens: the last `fraction`, at least one window, or none if it is 0.
 
     Example:
-        >>> train, held_out = split_tail(np.arange(1000), fraction=0.1, window=32)
+        >>> train, held_out = split_held_out(np.arange(1000), fraction=0.1, window=32)
         >>> len(train), len(held_out)
         (900, 100)
     """
-    tail = max(window, int(len(tokens) * fraction)) if fraction > 0 else 0
-    if tail and len(tokens) - tail < window:
+    held_out = max(window, int(len(tokens) * fraction)) if fraction > 0 else 0
+    if held_out and len(tokens) - held_out < window:
         raise ValueError(f"{len(tokens):,} tokens are too few to train and evaluate on windows of {window:,}")
-    return tokens[: len(tokens) - tail], tokens[len(tokens) - tail :]
+    return tokens[: len(tokens) - held_out], tokens[len(tokens) - held_out :]
 
 
 class TokenBatches:
-    """Endless shuffled batches over a token array.
+    """Shuffled batches of windows of a token array, over any number of epochs.
 
-    Batch `i` depends on the seed and `i` only, so a run resumes exactly with nothing saved. Each epoch visits every
-    window once, in an order of its own, and cuts the windows at an offset of its own.
+    Batch `i` depends only on the seed and `i`, so a resumed run needs no saved state. Each epoch visits every window
+    once, with its own permutation and its own offset of the first window.
 
     Example:
         >>> batches = TokenBatches(np.arange(1000, dtype=np.uint16), window=8, batch_size=4, vocab_size=1000)
@@ -100,7 +100,7 @@ class TokenBatches:
     """
 
     def __init__(self, tokens: TokenArray, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
-        """Batches of `batch_size` windows of `window` tokens; ids must be below `vocab_size`.
+        """Construct batches of `batch_size` windows of `window` tokens; ids must be below `vocab_size`.
 
         Raises:
             ValueError: If the array is shorter than one window.
@@ -109,28 +109,28 @@ class TokenBatches:
             raise ValueError(f"{len(tokens):,} tokens, expected at least one window of {window:,}")
         self.tokens, self.window, self.batch_size = tokens, window, batch_size
         self.vocab_size, self.seed = vocab_size, seed
-        # One window an epoch is given up so that the cuts can move.
+        # One window fewer than fit, so that the offset can vary.
         self.windows_per_epoch = max(1, len(tokens) // window - 1)
         self._order = self._shuffled(0)
 
     @cached_property
-    def identity(self) -> str:
-        """Return the number of tokens, and a hash of 16 stretches of them that lie evenly between both ends."""
+    def fingerprint(self) -> str:
+        """Return the number of tokens, and a hash of 16 evenly spaced ranges of them."""
         last = max(0, len(self.tokens) - _HASHED)
-        stretches = (self.tokens[last * part // 15 :][:_HASHED] for part in range(16))
-        return f"{len(self.tokens):,} tokens (sha256 {short_hash(*stretches)})"
+        ranges = (self.tokens[last * part // 15 :][:_HASHED] for part in range(16))
+        return f"{len(self.tokens):,} tokens (sha256 {short_hash(*ranges)})"
 
     def batch(self, index: int) -> npt.NDArray[np.int64]:
         """Return batch `index` (from 0): int64 `(B, T)`.
 
         Raises:
-            ValueError: If a token is `vocab_size` or larger; the message says where it is.
+            ValueError: If a token is `vocab_size` or larger; the message names its position.
         """
         first = index * self.batch_size
         return np.stack([self._window(row) for row in range(first, first + self.batch_size)])
 
     def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return batch `index` twice: every token is learned."""
+        """Return batch `index` as ids and labels: every token is learned."""
         ids = self.batch(index)
         return ids, ids
 
@@ -138,7 +138,7 @@ class TokenBatches:
         """Return None: there is no padding."""
 
     def tokens_before(self, index: int) -> int:
-        """Return how many tokens the batches before `index` hold."""
+        """Return the number of tokens in the batches before `index`."""
         return index * self.batch_size * self.window
 
     def _window(self, row: int) -> npt.NDArray[np.int64]:
@@ -156,7 +156,7 @@ class TokenBatches:
 
 
 def checked_window(tokens: TokenArray, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Return `tokens[begin : begin + length]` as int64, refusing ids the model has no embedding for."""
+    """Return `tokens[begin : begin + length]` as int64; an id outside the vocabulary raises a ValueError."""
     window: npt.NDArray[np.int64] = tokens[begin : begin + length].astype(np.int64)
     if window.max() >= vocab_size:
         at = begin + int(window.argmax())

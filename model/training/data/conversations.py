@@ -1,4 +1,4 @@
-"""Rows of fine-tuning data as examples: chats rendered by the chat template, and prompts with their completions."""
+"""Rows of fine-tuning data to examples: conversations through the chat template, and prompts with completions."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 class Conversations(NamedTuple):
-    """What `read_conversations` found.
+    """The result of `read_conversations`.
 
     Attributes:
-        examples: Those that hold something to learn.
-        cut: How many of them were longer than allowed and lost their end.
-        left_out: How many have nothing to learn, as their answers were cut off or have a weight of 0.
+        examples: The examples with at least one learned token.
+        truncated: Number of them that were longer than `max_length`.
+        dropped: Number of rows without a learned token, as their answers were truncated or have a weight of 0.
     """
 
     examples: list[Example]
-    cut: int
-    left_out: int
+    truncated: int
+    dropped: int
 
 
 def find_formats(paths: Sequence[Path], config: DataConfig) -> dict[Path, str]:
@@ -83,26 +83,25 @@ def _format_of(path: Path, config: DataConfig) -> str:
 def read_conversations(
     paths: Sequence[Path], tokenizer: Tokenizer, max_length: int, **data: Unpack[DataOptions]
 ) -> Conversations:
-    """Return chats and completions as examples, with labels for the tokens to learn and -100 for all others.
+    """Return conversations and completions as examples, whose labels are -100 for tokens that are not learned.
 
-    Prompt and completion are encoded apart, as in generation. A prompt begins with the special tokens that the
-    tokenizer's files put before a text. A completion ends with those that they put after a text, or else with the
-    end-of-text id, and these are learned.
+    Prompt and completion are encoded separately, as in generation. The prompt begins with the special tokens that the
+    tokenizer's files put before a text. The completion ends with those that they put after a text, or else with the
+    end-of-text id, which are learned.
 
     Args:
         paths: `.json`, `.jsonl`, `.ndjson` and `.parquet` files; those ending in `.gz` or `.zst` are decompressed.
         tokenizer: Its vocabulary and, for chats, its chat template.
-        max_length: Tokens of an example at most; what comes after is cut off.
+        max_length: Longest example in tokens; longer ones are truncated.
         data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
-        UserWarning: How many rows were skipped, and where the first stands; how often reasoning is left out by the
-            template; how much text of a prompt or completion looks like special tokens.
+        UserWarning: The number of skipped rows and the place of the first; the number of conversations whose reasoning
+            the template omits; text of prompts and completions that looks like special tokens.
 
     Raises:
-        ImportError: If a Parquet file is to be read and `pyarrow` is not installed.
-        ValueError: If there is such a row, naming file and place, and it is not to be skipped; if nothing is left to
-            learn.
+        ImportError: If `pyarrow`, which reads Parquet files, is not installed.
+        ValueError: If a row cannot be used and `on_error` is "raise", naming file and place; if no token is learned.
     """
     config = DataConfig(**data)
     bad_rows = BadRows(config.on_error)
@@ -112,13 +111,13 @@ def read_conversations(
     lookalikes = SpecialLookalikes(tokenizer)
     encoder = _Encoder(tokenizer, config.train_on, config.parse_special)
     examples: list[Example] = []
-    cut = left_out = 0
+    truncated = dropped = 0
     for path, format in formats.items():
         for place, row in read_rows(path, bad_rows):
             try:
                 found = read_row(row, format)
                 if isinstance(found, str):
-                    raise ValueError("a text; expected conversations or completions")
+                    raise ValueError("the row holds a text; expected conversations or completions")
                 fields = {"messages": found.messages, **found.options} if isinstance(found, Chat) else found._asdict()
                 for field, value in fields.items():
                     check_text(value, field)
@@ -128,35 +127,34 @@ def read_conversations(
                 continue
             if isinstance(found, Completion) and not config.parse_special:
                 lookalikes.count(found.prompt + found.completion)
-            kept = np.array(ids[:max_length], dtype=np.int64)
-            example = Example(kept, np.where(np.array(learned[:max_length], dtype=bool), kept, IGNORED))
+            ids_T = np.array(ids[:max_length], dtype=np.int64)
+            example = Example(ids_T, np.where(np.array(learned[:max_length], dtype=bool), ids_T, IGNORED))
             if example.learned:
                 examples.append(example)
-                cut += len(ids) > max_length
+                truncated += len(ids) > max_length
             else:
-                left_out += 1
+                dropped += 1
     bad_rows.warn(stacklevel=2)
     lookalikes.warn(stacklevel=2)
     if encoder.without_reasoning:
         count = f"{encoder.without_reasoning:,} conversations"
-        message = f"the chat template leaves out the reasoning of {count}; it is not learned"
+        message = f"the chat template omits the reasoning of {count}; it is not learned"
         warnings.warn(message, UserWarning, stacklevel=2)
     if not examples:
         raise ValueError(f"no conversation has an answer within its first {max_length:,} tokens")
-    return Conversations(examples, cut, left_out)
+    return Conversations(examples, truncated, dropped)
 
 
 class _Encoder:
-    """Encodes chats and completions."""
+    """Encodes conversations and completions, and counts those that lose their reasoning."""
 
     def __init__(self, tokenizer: Tokenizer, train_on: str, parse_special: bool) -> None:
         self.tokenizer, self.train_on, self.parse_special = tokenizer, train_on, parse_special
-        self.without_reasoning = 0
-        """How many conversations had reasoning that the template left out."""
+        self.without_reasoning = 0  # conversations whose reasoning the template omitted
         self._reads_parts: bool | None = None
 
     def encode(self, found: Chat | Completion) -> tuple[list[int], list[bool]]:
-        """Return ids and, for each, whether it is learned."""
+        """Return the ids, and for each id whether it is learned."""
         return self._chat(found) if isinstance(found, Chat) else self._completion(found)
 
     def _chat(self, chat: Chat) -> tuple[list[int], list[bool]]:
@@ -169,8 +167,8 @@ class _Encoder:
         ids, learned = encode_conversation(self.tokenizer, messages, train_on=self.train_on, **chat.options)
         reasoning = [part for message in messages for part in _reasoning(message)]
         if reasoning:
-            said = self.tokenizer.decode(ids)
-            self.without_reasoning += any(part not in said for part in reasoning)
+            rendered = self.tokenizer.decode(ids)
+            self.without_reasoning += any(part not in rendered for part in reasoning)
         return ids, learned
 
     def _completion(self, found: Completion) -> tuple[list[int], list[bool]]:
@@ -180,14 +178,14 @@ class _Encoder:
         answer = encode_parsed(tokenizer, found.completion, found.prompt or None, self.parse_special)
         if answer[len(answer) - len(after) :] != after:
             answer += after
-        if before and (prompt or answer)[: len(before)] == before:  # text that is parsed may begin so itself
+        if before and (prompt or answer)[: len(before)] == before:  # the parsed text may hold these tokens itself
             before = []
         ids = before + prompt + answer
         return ids, [self.train_on == "all"] * (len(ids) - len(answer)) + [True] * len(answer)
 
 
 def _reads_parts(tokenizer: Tokenizer) -> bool:
-    """Return whether a chat template reads content in parts; others write the list itself, or fail."""
+    """Return whether a chat template supports content in parts; others render the list itself, or fail."""
     try:
         text = render_for(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "\N{SNOWMAN}"}]}])
     except ValueError:
@@ -196,14 +194,14 @@ def _reads_parts(tokenizer: Tokenizer) -> bool:
 
 
 def _with_one_text(message: Any) -> Any:
-    """Return a message with its parts joined by line feeds, as vLLM and llama.cpp join them."""
+    """Return a message with its parts joined by line feeds, as vLLM and llama.cpp do."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     return message | {"content": "\n".join(part["text"] for part in message["content"])}
 
 
 def _reasoning(message: dict[str, Any]) -> list[str]:
-    """Return the reasoning in an assistant message: in a field of its own, or in ``<think>`` blocks of its text."""
+    """Return the reasoning in an assistant message, from a separate field or from `<think>` blocks in its content."""
     if message.get("role") != "assistant":
         return []
     fields = [message.get(name) for name in ("reasoning_content", "reasoning", "thinking")]

@@ -1,4 +1,4 @@
-"""Texts of which only parts are learned, such as the answers in a conversation, as padded batches."""
+"""Examples (ids with labels, such as a conversation whose answers are learned) and their padded batches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Example:
-    """One text.
+    """A text as ids and labels.
 
     Attributes:
         ids: int64 `(n,)`.
-        labels: int64 `(n,)`: the ids where they are learned, -100 elsewhere.
+        labels: int64 `(n,)`: the id of a learned token, else -100.
     """
 
     ids: Ids
@@ -29,31 +29,31 @@ class Example:
 
     @property
     def learned(self) -> int:
-        """Return how many tokens are learned; the first cannot be, for nothing comes before it."""
+        """Return the number of learned tokens; the first token has no prediction."""
         return int((self.labels[1:] != IGNORED).sum())
 
     def check(self, vocab_size: int, longest: int) -> None:
-        """Refuse a text that a model cannot be trained on.
+        """Check that a model can be trained on this example.
 
         Raises:
-            ValueError: If it is longer than `longest`, has nothing to learn, or an id is outside the vocabulary.
+            ValueError: If it is longer than `longest`, has no token to learn, or an id is outside the vocabulary.
         """
         if self.ids.shape != self.labels.shape or self.ids.ndim != 1:
             raise ValueError(f"ids have shape {self.ids.shape} and labels {self.labels.shape}; expected (n,) for both")
         if len(self.ids) > longest:
             raise ValueError(f"an example has {len(self.ids):,} tokens, the model's context is {longest:,}")
         if not self.learned:
-            raise ValueError(f"an example of {len(self.ids):,} tokens has nothing to learn")
+            raise ValueError(f"an example of {len(self.ids):,} tokens has no token to learn")
         if self.ids.min() < 0 or self.ids.max() >= vocab_size:
             wrong = int(self.ids.min()) if self.ids.min() < 0 else int(self.ids.max())
             raise ValueError(f"token {wrong} is outside the model's vocabulary of {vocab_size:,}")
 
 
 class ExampleBatches:
-    """Endless shuffled batches of examples.
+    """Shuffled batches of examples, padded on the right, over any number of epochs.
 
-    Batch `i` depends on the seed and `i` only, so a run resumes exactly with nothing saved. Each epoch visits every
-    example once, in an order of its own.
+    Batch `i` depends only on the seed and `i`, so a resumed run needs no saved state. Each epoch visits every example
+    once, with its own permutation.
 
     Example:
         >>> example = Example(np.array([5, 6, 7]), np.array([-100, 6, 7]))
@@ -63,7 +63,7 @@ class ExampleBatches:
     """
 
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int = 0) -> None:
-        """Batches of `batch_size` examples.
+        """Construct batches of `batch_size` examples.
 
         Raises:
             ValueError: If there is no example.
@@ -75,18 +75,18 @@ class ExampleBatches:
         self._order = self._shuffled(0)
 
     @cached_property
-    def identity(self) -> str:
-        """Return the number of texts and of tokens, and a hash of the ids and labels."""
-        numbers = (part for example in self.examples for part in (example.ids, example.labels))
+    def fingerprint(self) -> str:
+        """Return the numbers of examples and of tokens, and a hash of ids and labels."""
+        arrays = (part for example in self.examples for part in (example.ids, example.labels))
         tokens = int(self._lengths.sum())
-        return f"{len(self.examples):,} texts of {tokens:,} tokens (sha256 {short_hash(self._lengths, *numbers)})"
+        return f"{len(self.examples):,} texts of {tokens:,} tokens (sha256 {short_hash(self._lengths, *arrays)})"
 
     def inputs_and_labels(self, index: int) -> tuple[Ids, Ids]:
-        """Return ids and labels of batch `index` (from 0), int64 `(B, T)`, T that of its longest example."""
-        return padded(self._batch(index))
+        """Return ids and labels of batch `index` (from 0), int64 `(B, T)`, T the length of its longest example."""
+        return collate(self._batch(index))
 
     def attention_mask(self, index: int) -> Ids:
-        """Return the mask of batch `index`, int64 `(B, T)`: 1 where there is text and 0 where there is padding."""
+        """Return the mask of batch `index`, int64 `(B, T)`: 0 for padding, else 1."""
         lengths = np.array([len(example.ids) for example in self._batch(index)])
         return (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
 
@@ -95,7 +95,7 @@ class ExampleBatches:
         return [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
 
     def tokens_before(self, index: int) -> int:
-        """Return how many tokens the batches before `index` hold, padding left out."""
+        """Return the number of tokens in the batches before `index`, without padding."""
         epoch, place = divmod(index * self.batch_size, len(self.examples))
         _, order = self._shuffled(epoch)
         return int(epoch * self._lengths.sum() + self._lengths[order[:place]].sum())
@@ -110,14 +110,14 @@ class ExampleBatches:
         return epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
 
 
-def padded(examples: Sequence[Example]) -> tuple[Ids, Ids]:
-    """Return ids and labels of several examples, int64 `(B, T)`, filled on the right with 0 and -100.
+def collate(examples: Sequence[Example]) -> tuple[Ids, Ids]:
+    """Return ids and labels of several examples, int64 `(B, T)`, padded on the right with 0 and -100.
 
-    No attention mask goes with them: a causal model's earlier positions never look at the right, and what padding
-    itself predicts is not counted.
+    The batch needs no attention mask: with causal attention no token attends to padding on its right, and the label
+    -100 excludes the padding from the loss.
 
     Example:
-        >>> padded([Example(np.array([5, 6]), np.array([-100, 6])), Example(np.array([7]), np.array([7]))])[1]
+        >>> collate([Example(np.array([5, 6]), np.array([-100, 6])), Example(np.array([7]), np.array([7]))])[1]
         array([[-100,    6],
                [   7, -100]])
     """

@@ -1,4 +1,4 @@
-"""The formats of fine-tuning data, known by their fields.
+"""The formats of fine-tuning data, detected by their fields.
 
 | format | fields |
 |---|---|
@@ -8,8 +8,8 @@
 | `prompt-completion` | `prompt`, `completion`: texts, or lists of messages; `tools`, `chat_template_kwargs` |
 | `text` | `text` |
 
-The first fields of a format are required. Other fields are metadata and are not read; those of images, sounds and
-preferences are refused.
+The fields before the semicolon are required; for `alpaca` and `prompt-completion`, both. Other fields are metadata
+and are ignored, except those of images, audio and preferences, which are refused.
 
 Sources: https://platform.openai.com/docs/guides/supervised-fine-tuning (`messages`, `weight`),
 https://huggingface.co/docs/trl/dataset_formats (`prompt-completion`, `chat_template_kwargs`),
@@ -23,24 +23,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt-completion", "text")
-_NEEDED = {
+_REQUIRED = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "prompt-completion": ("prompt", "completion"),
     "text": ("text",),
 }
-# A row with the required fields of several formats is of the first of these.
-_DETECTED = ("messages", "sharegpt", "prompt-completion", "alpaca", "text")
-# Fields that change what should be learned, in a way that is not supported; all others are metadata.
-_OLDER = dict.fromkeys(("functions", "function_call"), "expected 'tools', which OpenAI's files have instead now")
+# A row with the required fields of several formats has the first of these formats.
+_DETECTION_ORDER = ("messages", "sharegpt", "prompt-completion", "alpaca", "text")
+# Unsupported fields that change what is learned; all others are metadata.
+_DEPRECATED = dict.fromkeys(("functions", "function_call"), "expected 'tools', which replaced it in OpenAI's format")
 _MEDIA = dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text can be learned")
 _PREFERENCES = dict.fromkeys(("chosen", "rejected", "label", "kto_tag"), "preferences cannot be learned")
 _REFUSED: dict[str, dict[str, str]] = {
-    "messages": _OLDER | _MEDIA,
-    "sharegpt": _OLDER | _MEDIA | _PREFERENCES,
+    "messages": _DEPRECATED | _MEDIA,
+    "sharegpt": _DEPRECATED | _MEDIA | _PREFERENCES,
     "alpaca": _MEDIA | _PREFERENCES,
-    "prompt-completion": _OLDER | _MEDIA | _PREFERENCES,
+    "prompt-completion": _DEPRECATED | _MEDIA | _PREFERENCES,
     "text": {},
 }
 _ROLES = {
@@ -57,21 +57,21 @@ _ROLES = {
 
 
 class Chat(NamedTuple):
-    """Messages, and further variables of the chat template, such as `tools`."""
+    """A conversation: its messages, and other variables of the chat template, such as `tools`."""
 
     messages: list[dict[str, Any]]
     options: dict[str, Any]
 
 
 class Completion(NamedTuple):
-    """A prompt, which is read, and the text after it, which is learned."""
+    """A prompt, and the completion, of which the tokens are learned."""
 
     prompt: str
     completion: str
 
 
 def detect_format(row: Any) -> str | None:
-    """Return the format of a row by its fields, or None if it is of none.
+    """Return the format of a row by its fields, or None if no format has them.
 
     Example:
         >>> detect_format({"instruction": "Add.", "input": "1 1", "output": "2"}), detect_format({"question": "?"})
@@ -79,25 +79,25 @@ def detect_format(row: Any) -> str | None:
     """
     if not isinstance(row, dict):
         return None
-    return next((name for name in _DETECTED if all(field in row for field in _NEEDED[name])), None)
+    return next((name for name in _DETECTION_ORDER if all(field in row for field in _REQUIRED[name])), None)
 
 
 def describe_fields(row: Any) -> str:
-    """Return the fields of a row and those that were expected, for an error."""
-    known = "; ".join(f"{name} ({', '.join(_NEEDED[name])})" for name in FORMATS)
+    """Return the fields of a row and the expected ones, for an error message."""
+    known = "; ".join(f"{name} ({', '.join(_REQUIRED[name])})" for name in FORMATS)
     found = f"an object with the fields {sorted(row)}" if isinstance(row, dict) else f"{type(row).__name__}"
     return f"{found}; expected the fields of one of: {known}"
 
 
 def read_row(row: Any, kind: str) -> Chat | Completion | str:
-    """Return what a row of a format holds: messages, a prompt with its completion, or a text.
+    """Return the content of a row: a conversation, a prompt with its completion, or a text.
 
     Raises:
-        ValueError: If a field is missing or holds something else; it names the field and the value.
+        ValueError: If a field is missing or has another type; the message names the field and the value.
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with {_wanted(kind)}, got {row!r:.100}")
-    for field in _NEEDED[kind]:
+    for field in _REQUIRED[kind]:
         if row.get(field) is None or (field in ("messages", "conversations") and not isinstance(row[field], list)):
             raise ValueError(f"expected an object with {_wanted(kind)}; its fields are {sorted(row)}")
     for field, instead in _REFUSED[kind].items():
@@ -112,7 +112,7 @@ def read_row(row: Any, kind: str) -> Chat | Completion | str:
     if kind == "text":
         return _text(row, "text")
     if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
-        prompt, completion = (_messages(row[field], field) for field in _NEEDED[kind])
+        prompt, completion = (_messages(row[field], field) for field in _REQUIRED[kind])
         read = [message | ({"weight": 0} if message.get("role") == "assistant" else {}) for message in prompt]
         return Chat(read + completion, _options(row))
     return Completion(_text(row, "prompt"), _text(row, "completion"))
@@ -120,8 +120,8 @@ def read_row(row: Any, kind: str) -> Chat | Completion | str:
 
 def _wanted(kind: str) -> str:
     if kind in ("messages", "sharegpt"):
-        return f"a list of {_NEEDED[kind][0]!r}"
-    return " and ".join(map(repr, _NEEDED[kind]))
+        return f"a list of {_REQUIRED[kind][0]!r}"
+    return " and ".join(map(repr, _REQUIRED[kind]))
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:
@@ -145,7 +145,7 @@ def _messages(value: Any, field: str) -> list[dict[str, Any]]:
 
 
 def _options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the variables of the chat template that a row states, besides its messages."""
+    """Return the variables of the chat template in a row, except its messages."""
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise ValueError(f"'chat_template_kwargs' is {options!r:.100}; expected an object")
@@ -179,15 +179,15 @@ def _sharegpt_turn(turn: Any, place: int) -> dict[str, Any]:
     role = _ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
     if role is None:
         raise ValueError(f"message {place}: 'from' is {turn['from']!r:.100}; expected one of {sorted(_ROLES)}")
-    said = turn["value"]
-    if not isinstance(said, str):
-        raise ValueError(f"message {place}: 'value' is {said!r:.100}; expected a text")
-    message: dict[str, Any] = {"role": role, "content": said}
+    content = turn["value"]
+    if not isinstance(content, str):
+        raise ValueError(f"message {place}: 'value' is {content!r:.100}; expected a text")
+    message: dict[str, Any] = {"role": role, "content": content}
     if turn["from"] == "function_call":
         try:
-            calls = json.loads(said)
+            calls = json.loads(content)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"message {place}: the call {said!r:.100} is not valid JSON ({error})") from None
+            raise ValueError(f"message {place}: the call {content!r:.100} is not valid JSON ({error})") from None
         calls = calls if isinstance(calls, list) else [calls]
         message = {"role": role, "tool_calls": [{"type": "function", "function": call} for call in calls]}
     return message | ({"weight": turn["weight"]} if turn.get("weight") is not None else {})
@@ -198,9 +198,9 @@ def _alpaca(row: Mapping[str, Any]) -> Chat:
     history = row.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise ValueError(f"'history' is {history!r:.100}; expected a list of pairs of texts")
-    asked = _text(row, "instruction")
+    question = _text(row, "instruction")
     if row.get("input"):
-        asked += "\n" + _text(row, "input")
-    for question, answer in [*history, (asked, _text(row, "output"))]:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        question += "\n" + _text(row, "input")
+    for user, answer in [*history, (question, _text(row, "output"))]:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     return Chat(messages, {})

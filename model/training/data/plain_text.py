@@ -1,4 +1,4 @@
-"""Encodes plain text to a token file; counts or parses special tokens that are spelled out in a text."""
+"""Encodes plain text to a token file; counts or parses special tokens spelled out in a text."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def write_tokens(
     on_error: str = "raise",
     progress: bool | None = None,
 ) -> None:
-    """Write the ids of all texts to a `.npy` file, each within what the tokenizer's file puts around a text.
+    """Write the ids of all texts to a `.npy` file, each with the special tokens that the tokenizer's files add.
 
-    Where that puts nothing after a text, it is ended by the tokenizer's end-of-text id.
+    If these add none after a text, it ends with the tokenizer's end-of-text id.
 
     Args:
         paths: Text files, and `.json`, `.jsonl` and `.parquet` files with a `text`.
         tokenizer: Its vocabulary.
-        out: The file.
+        out: The token file.
         parse_special: Whether special tokens spelled out in a text are encoded as special tokens, as rendered chats
-            need. A text that has its begin or end already gets no second one.
-        on_error: "raise" an error at the first row that holds no text, or "skip" them.
+            need. A special token that a text already begins or ends with is not added again.
+        on_error: "raise" an error at the first row without text, or "skip" such rows.
         progress: As of `Tokenizer.encode_files`.
 
     Warns:
-        UserWarning: How many rows were skipped; without `parse_special`, how much text looks like special tokens.
+        UserWarning: The number of skipped rows; without `parse_special`, text that looks like special tokens.
 
     Raises:
-        ValueError: If a row holds no text, naming file and place.
+        ValueError: If a row holds no text; the message names file and place.
     """
     bad_rows = BadRows(on_error)
     if parse_special:
@@ -102,14 +102,14 @@ def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
 
 
 def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_rows: BadRows) -> None:
-    """Write the ids to a raw file first, since the header of a `.npy` file holds their number."""
+    """Write the ids to a raw file first, as the header of a `.npy` file holds their count."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     before, after = begins_and_ends(tokenizer)
     begin, end = np.array(before, dtype), np.array(after, dtype)
     with atomic_write(out) as temporary:
-        numbers = temporary.with_suffix(".ids")
+        raw = temporary.with_suffix(".ids")
         try:
-            with open(numbers, "wb") as file:
+            with open(raw, "wb") as file:
                 for texts in in_batches(_texts(paths, bad_rows)):
                     ids, begins = tokenizer.encode_batch_to_numpy(texts, allowed_special="all")
                     for first, next_first in itertools.pairwise(begins.tolist()):
@@ -120,14 +120,14 @@ def _write_parsed(paths: Sequence[Path], tokenizer: Tokenizer, out: Path, bad_ro
                             end[: 0 if np.array_equal(row[len(row) - len(end) :], end) else None],
                         )
                         file.write(np.concatenate(parts).tobytes())
-            empty = numbers.stat().st_size == 0
-            np.save(temporary, np.empty(0, dtype) if empty else np.memmap(numbers, dtype=dtype, mode="r"))
+            empty = raw.stat().st_size == 0
+            np.save(temporary, np.empty(0, dtype) if empty else np.memmap(raw, dtype=dtype, mode="r"))
         finally:
-            numbers.unlink(missing_ok=True)
+            raw.unlink(missing_ok=True)
 
 
 class SpecialLookalikes:
-    """Counts text that looks like special tokens and is learned as ordinary text.
+    """Counts special tokens that are spelled out in text and learned as ordinary text.
 
     Args:
         tokenizer: Whose special tokens.
@@ -135,19 +135,19 @@ class SpecialLookalikes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         names = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        # A literal prefix makes the search fast.
+        # re searches for a literal prefix with a fast loop.
         begin = os.path.commonprefix(names)  # noqa: RUF071, of characters
         ends = "|".join(re.escape(name[len(begin) :]) for name in names)
         self.pattern = re.compile(f"{re.escape(begin)}(?:{ends})") if names else None
         self.found: Counter[str] = Counter()
 
     def count(self, text: str) -> None:
-        """Count what a text holds."""
+        """Count those in a text."""
         if self.pattern is not None:
             self.found.update(self.pattern.findall(text))
 
     def warn(self, stacklevel: int) -> None:
-        """Warn of what was counted, if anything was; 2 is the caller's own line."""
+        """Warn of the counts, if any; a `stacklevel` of 2 is the line of the caller."""
         if self.found:
             most = ", ".join(f"{name!r} {count:,} times" for name, count in self.found.most_common(3))
             warnings.warn(
@@ -163,8 +163,8 @@ def encode_parsed(tokenizer: Tokenizer, text: str, before: str | None, parse_spe
 
     Args:
         tokenizer: Its vocabulary.
-        text: What is encoded.
-        before: The text before it, None if it is the first.
+        text: The text to encode.
+        before: The text that precedes it, or None.
         parse_special: Whether special tokens spelled out in the text are encoded as special tokens.
     """
     special = tokenizer.special_tokens

@@ -1,4 +1,4 @@
-"""Reads the rows of a data file (JSON lines, a JSON list or a Parquet table), each with its place in the file."""
+"""Reads the rows of a data file (JSON lines, a JSON array or a Parquet table) with their places in the file."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _LINES = re.compile(r"\.(jsonl|ndjson)(\.gz|\.zst)?$", re.IGNORECASE)
 
 
 def has_rows(path: Path) -> bool:
-    """Return whether a file holds rows with fields, not plain text: by its suffix."""
+    """Return whether the suffix of a file is one of JSON or Parquet, so that it holds rows and not plain text."""
     return bool(_JSON.search(path.name)) or is_parquet(path)
 
 
 def is_other_table(path: Path) -> bool:
-    """Return whether a file holds rows in a format that `read_rows` does not know, such as `.csv`: by its suffix."""
+    """Return whether the suffix of a file is that of a table that `read_rows` does not support, such as `.csv`."""
     return bool(_TABLES.search(path.name))
 
 
 def has_lines(path: Path) -> bool:
-    """Return whether a file holds a row of JSON in each line: by its suffix."""
+    """Return whether the suffix of a file is that of JSON lines."""
     return bool(_LINES.search(path.name))
 
 
 def read_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
     """Yield the place of each row, such as ``a.jsonl, line 3``, and the row; unreadable ones go to ``bad_rows``.
 
-    Lines are counted from 1, the rows of `.json` and `.parquet` files from 0. Blank lines are left out. A `.json` file
-    may hold lines as well.
+    Lines are counted from 1, the rows of `.json` and `.parquet` files from 0. Blank lines are skipped. A `.json` file
+    may hold JSON lines.
 
     Raises:
-        ImportError: If a Parquet file is to be read and ``pyarrow`` is not installed.
+        ImportError: If `pyarrow`, which reads Parquet files, is not installed.
         ValueError: If a whole file is damaged, or a row is and ``bad_rows`` raises.
     """
     if is_parquet(path):
@@ -53,10 +53,10 @@ def read_rows(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
 
 
 def check_text(value: Any, field: str) -> None:
-    """Refuse a lone surrogate, which JSON can hold: it is no character, and would be learned as U+FFFD.
+    """Check that a value holds no lone surrogate: JSON allows it, and it would be learned as U+FFFD.
 
     Raises:
-        ValueError: If the value of a field holds one; it names the field.
+        ValueError: If it holds one; the message names the field.
     """
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
@@ -69,7 +69,7 @@ def _lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(FileLines(path), start=1):
         place = f"{path}, line {number}"
         try:
-            # A byte-order mark at the start of a file is no part of its text.
+            # A byte-order mark at the start of a file is not text.
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
@@ -90,7 +90,7 @@ def _json(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise ValueError(f"{path}: not valid JSON ({error})") from None
-        yield from _lines(path, bad_rows)  # lines, as data sets often have them under this name
+        yield from _lines(path, bad_rows)  # JSON lines, which data sets often store as .json
         return
     except RecursionError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
@@ -110,7 +110,7 @@ def _parquet(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return a value without the fields that are null: a table gives each of its objects every field."""
+    """Return a value without null fields: in a table every object has every field."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Prints an example with the tokens to learn coloured."""
+"""Prints an example with its learned tokens coloured."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _LEARNED = "black on #b8ecc4"
 def example_text(
     tokenizer: Tokenizer, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], *, brackets: bool = False
 ) -> Text:
-    """Return the text of an example, with the tokens to learn on a green background or in brackets.
+    """Return the text of an example, with the learned tokens on a green background or in brackets.
 
     Args:
         tokenizer: Its vocabulary.
         ids: int64 `(n,)`.
-        labels: int64 `(n,)`: the ids where they are learned, -100 elsewhere.
-        brackets: Whether to put the tokens to learn in `⟦⟧`, for a terminal without colours.
+        labels: int64 `(n,)`: the id of a learned token, else -100.
+        brackets: Whether to put learned tokens in `⟦⟧`, for a terminal without colours.
 
     Example:
         >>> from bpe_llama import Tokenizer
@@ -40,18 +40,18 @@ def example_text(
     """
     text = Text()
     for learned, run in itertools.groupby(zip(ids.tolist(), labels.tolist(), strict=True), lambda p: p[1] != IGNORED):
-        said = visible(tokenizer.decode_bytes([token for token, _ in run]))
+        shown = visible(tokenizer.decode_bytes([token for token, _ in run]))
         if learned:
-            text.append(f"⟦{said}⟧" if brackets else said, style=_LEARNED)
+            text.append(f"⟦{shown}⟧" if brackets else shown, style=_LEARNED)
         else:
-            text.append(said)
+            text.append(shown)
     return text
 
 
 def print_example(
     tokenizer: Tokenizer, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64] | None = None
 ) -> None:
-    """Print an example on stderr; all of it is learned unless `labels` say otherwise."""
+    """Print an example on stderr; without `labels`, every token is learned."""
     labels = ids if labels is None else labels
     console = Console(file=sys.stderr)
     brackets = console.color_system is None

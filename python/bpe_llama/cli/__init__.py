@@ -28,15 +28,17 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit
 
 
 @app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+def _callback(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -61,32 +63,34 @@ def main(arguments: list[str] | None = None) -> int:
     0...
     0
     """
-    usual, warnings.formatwarning = warnings.formatwarning, _warning_line
+    original, warnings.formatwarning = warnings.formatwarning, _warning_line
     try:
         code = app(args=arguments, prog_name="bpe-llama", standalone_mode=False)
-        if code == EXIT_INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code
-            _complain("interrupted")
+        if code == EXIT_INTERRUPTED:  # newer versions of typer return this code for Ctrl-C
+            _print_error("interrupted")
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted")
+        _print_error("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # such as `bpe-llama ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, KeyError, OSError, MemoryError, ImportError) as error:
-        _complain(_one_line(error))
+        _print_error(_one_line(error))
         return EXIT_BAD_USAGE
     except Exception as error:
-        if not hasattr(error, "format_message"):  # click's own errors, wherever this typer keeps that class
+        if not hasattr(
+            error, "format_message"
+        ):  # click's errors; versions of typer keep that class in different modules
             raise
-        _complain(error.format_message())
+        _print_error(error.format_message())
         return EXIT_BAD_USAGE
     finally:
-        warnings.formatwarning = usual
+        warnings.formatwarning = original
 
 
 def _warning_line(message: Warning | str, *_args: object, **_options: object) -> str:
-    """Return a warning as the user of a command is to see it, without the line of code that gave it."""
+    """Return a warning in one line, without the source line that raised it."""
     return f"bpe-llama: warning: {' '.join(str(message).split())}\n"
 
 
@@ -97,5 +101,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(message.split()) or type(error).__name__
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     print(f"bpe-llama: {' '.join(message.split())}", file=sys.stderr)

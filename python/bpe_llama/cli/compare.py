@@ -1,4 +1,4 @@
-"""``bpe-llama compare``."""
+"""`bpe-llama compare`: compares two tokenizers on texts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ EXAMPLE = "Example: bpe-llama compare ours.json cl100k.tiktoken --text README.md
 
 
 def command(
-    a: Annotated[Path, typer.Argument(help="One tokenizer's file.")],
-    b: Annotated[Path, typer.Argument(help="The other's.")],
-    text: Annotated[list[Path], typer.Option("--text", help="A UTF-8 file; may be given many times.")],
-    plot: Annotated[Path | None, typer.Option(help="Draw bytes a token here: .png, .svg or .pdf.")] = None,
+    a: Annotated[Path, typer.Argument(help="File of the first tokenizer.")],
+    b: Annotated[Path, typer.Argument(help="File of the second tokenizer.")],
+    text: Annotated[list[Path], typer.Option("--text", help="A UTF-8 file; repeatable.")],
+    plot: Annotated[Path | None, typer.Option(help="Plot bytes per token to this .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Set two tokenizers side by side on some texts."""
+    """Compare two tokenizers on texts."""
     from rich.console import Console
 
     from bpe_llama import compare as comparing
@@ -30,4 +30,4 @@ def command(
     Console(soft_wrap=True, highlight=False).print(comparing.comparison_table(result, *names))
     if plot is not None:
         comparing.save_plot(result, *names, plot)
-        typer.echo(f"{plot}: drawn")
+        typer.echo(f"{plot}: saved")

@@ -1,4 +1,4 @@
-"""``bpe-llama count``."""
+"""`bpe-llama count`: counts tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ EXAMPLE = "Example: bpe-llama count --file README.md --tokenizer tokenizer.json"
 
 def command(
     text: TextArgument = None,
-    file: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", help="A UTF-8 file; may be given many times.")
-    ] = None,
+    file: Annotated[list[Path] | None, typer.Option("--file", "-f", help="A UTF-8 file; repeatable.")] = None,
     tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
 ) -> None:
-    """Print how many tokens a text or each of several files has."""
+    """Print the number of tokens of a text or of each file."""
     loaded = Tokenizer.from_file(tokenizer)
     if not file or len(file) == 1:
         typer.echo(loaded.count(read_text(text, file[0] if file else None)))

@@ -1,4 +1,4 @@
-"""``bpe-llama decode``."""
+"""`bpe-llama decode`: ids to text."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ EXAMPLE = "Example: bpe-llama decode 9906 1917 --tokenizer cl100k.tiktoken"
 
 
 def command(
-    ids: Annotated[
-        list[str] | None, typer.Argument(help="Ids; without them and without --file, standard input.")
-    ] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids; default: --file or standard input.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read ids from a .npy file, or text with spaces.")
+        Path | None,
+        typer.Option("--file", "-f", help="A .npy file of ids, or a text file of ids separated by white space."),
     ] = None,
     tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
 ) -> None:
-    """Print the text of ids: exactly its bytes, with no line end added to a pipe or file."""
-    chosen = _read_ids(ids, file)
-    content = Tokenizer.from_file(tokenizer).decode_bytes(chosen)
+    """Print the text of ids; a line end is added only on a terminal."""
+    token_ids = _read_ids(ids, file)
+    content = Tokenizer.from_file(tokenizer).decode_bytes(token_ids)
     sys.stdout.buffer.write(content)
     if sys.stdout.isatty() and not content.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")

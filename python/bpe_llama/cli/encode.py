@@ -1,4 +1,4 @@
-"""``bpe-llama encode``."""
+"""`bpe-llama encode`: text to ids."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def command(
     file: FileOption = None,
     tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy array of ids here (.npy).")] = None,
-    bos: Annotated[bool, typer.Option("--bos", help="Begin with the beginning-of-text token.")] = False,
-    eos: Annotated[bool, typer.Option("--eos", help="End with the end-of-text token.")] = False,
-    allow_special: Annotated[bool, typer.Option(help="Turn special tokens' names in the text into their ids.")] = False,
+    bos: Annotated[bool, typer.Option("--bos", help="Prepend the beginning-of-text token.")] = False,
+    eos: Annotated[bool, typer.Option("--eos", help="Append the end-of-text token.")] = False,
+    allow_special: Annotated[bool, typer.Option(help="Encode special tokens in the text as their ids.")] = False,
 ) -> None:
     """Print the ids of a text, or save them."""
     loaded = Tokenizer.from_file(tokenizer)
@@ -36,7 +36,7 @@ def command(
 
 
 def _save_ids(ids: list[int], vocab_size: int, out: Path) -> None:
-    """Write ids as .npy: uint16 where the vocabulary allows, under a temporary name first."""
+    """Write ids as .npy, atomically: uint16 if the vocabulary allows, else uint32."""
     array = np.asarray(ids, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32)
     with atomic_write(out) as temporary, temporary.open("wb") as handle:
         np.save(handle, array)

@@ -1,4 +1,4 @@
-"""``bpe-llama inspect``."""
+"""`bpe-llama inspect`: shows tokens, or describes a tokenizer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def command(
     text: TextArgument = None,
     file: FileOption = None,
     tokenizer: TokenizerPath = DEFAULT_TOKENIZER,
-    ids: Annotated[bool, typer.Option("--ids", help="One line a token: position, id, text, bytes.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Print one line per token: position, id, text, bytes.")] = False,
     vocabulary: Annotated[bool, typer.Option("--vocabulary", help="Describe the tokenizer instead of a text.")] = False,
 ) -> None:
-    """Show a text cut into coloured tokens, or describe a tokenizer."""
+    """Print a text with its tokens coloured, or describe a tokenizer."""
     from rich.console import Console
 
     from bpe_llama import display

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import typer
 
-# With the line that `bpe-llama --help` shows for each.
+# Command to its line in `bpe-llama --help`.
 MODEL_COMMANDS = {
-    "pretrain": "Train a LLaMA from scratch on a file of ids.",
-    "finetune": "Train a model further on your own text, with LoRA or in full.",
+    "pretrain": "Train a LLaMA from scratch on a token file.",
+    "finetune": "Fine-tune a model on your own text, with LoRA or in full.",
     "generate": "Continue a prompt.",
-    "chat": "Talk to an instruction-tuned model.",
-    "convert": "Rewrite weights in another format.",
-    "demo": "Train a tokenizer and a small LLaMA on this machine's Python, then generate.",
+    "chat": "Chat with an instruction-tuned model.",
+    "convert": "Convert weights to another format.",
+    "demo": "Train a tokenizer and a small LLaMA on this machine's Python library, then generate.",
 }
 
 

@@ -17,7 +17,7 @@ TokenizerPath = Annotated[
     ),
 ]
 DEFAULT_TOKENIZER = Path("tokenizer.json")
-TextArgument = Annotated[str | None, typer.Argument(help="Text; without it and without --file, standard input.")]
+TextArgument = Annotated[str | None, typer.Argument(help="Text; default: --file or standard input.")]
 FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
 
 

@@ -1,4 +1,4 @@
-"""``bpe-llama train-tokenizer``."""
+"""`bpe-llama train-tokenizer`: trains a vocabulary on files."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ EXAMPLE = "Example: bpe-llama train-tokenizer 'corpus/*.txt' --vocab-size 32000 
 
 def command(
     corpus: Annotated[list[str], typer.Argument(help="Files, folders or globs; .txt, .jsonl, .gz, .zst.")],
-    vocab_size: Annotated[int, typer.Option(help="Tokens in all: 256 bytes, merges, special tokens.")] = 32_000,
+    vocab_size: Annotated[int, typer.Option(help="Number of tokens: 256 bytes, merges, special tokens.")] = 32_000,
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; by default cl100k, or that of --base."
+            help="r50k, cl100k, llama3, o200k, qwen2, or a regular expression; default: cl100k, or that of --base."
         ),
     ] = None,
-    special: Annotated[list[str] | None, typer.Option(help="A special token; may be given many times.")] = None,
-    base: Annotated[Path | None, typer.Option(help="A tokenizer to train further; its ids stay what they are.")] = None,
+    special: Annotated[list[str] | None, typer.Option(help="A special token; repeatable.")] = None,
+    base: Annotated[Path | None, typer.Option(help="A tokenizer to extend; its ids do not change.")] = None,
     superword_from: Annotated[
-        int | None, typer.Option(help="From this many tokens on, merge across the ends of words (SuperBPE).")
+        int | None, typer.Option(help="SuperBPE: from this many tokens on, merge across words.")
     ] = None,
-    min_frequency: Annotated[int, typer.Option(help="Merge no pair that occurs less often.")] = 0,
-    max_token_length: Annotated[int | None, typer.Option(help="Make no token of more bytes.")] = None,
+    min_frequency: Annotated[int, typer.Option(help="Least count of a pair that is merged.")] = 0,
+    max_token_length: Annotated[int | None, typer.Option(help="Longest token in bytes.")] = None,
     on_error: Annotated[
-        str, typer.Option(metavar="raise|skip", help="At a row without text: stop, or skip it and say how many.")
+        str,
+        typer.Option(
+            metavar="raise|skip", help="At a row without text: raise an error, or skip it and report the count."
+        ),
     ] = "raise",
-    threads: Annotated[int | None, typer.Option(help="Threads; by default one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of threads; default: one per core.")] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="tokenizer.json, or a name ending in .tiktoken.")
     ] = DEFAULT_TOKENIZER,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Count on this Ray cluster; auto finds it, local starts one.")
+        str | None, typer.Option(metavar="ADDRESS", help="Count on this Ray cluster; auto: find one, local: start one.")
     ] = None,
     report: Annotated[
         bool | None,
         typer.Option(
             "--report/--no-report",
-            help="Encode the corpus at the end and report; by default without --ray.",
+            help="Encode the corpus and print statistics; default: unless --ray is given.",
         ),
     ] = None,
 ) -> None:
@@ -85,10 +88,10 @@ def command(
         )
     tokenizer.save(out)
     peak = reporting.peak_memory()
-    memory = f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""
+    memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
     typer.echo(f"{out}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - started:.1f} s{memory}")
     if report or (report is None and ray is None):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of skipped rows, which training warned of already
-            found = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
-        Console(soft_wrap=True, highlight=False).print(reporting.report_tables(found))
+            warnings.simplefilter("ignore", UserWarning)  # training has already warned of skipped rows
+            result = reporting.report(tokenizer, corpus, on_error=on_error, num_threads=threads)
+        Console(soft_wrap=True, highlight=False).print(reporting.report_tables(result))

@@ -1,6 +1,6 @@
-"""Small runs in processes of their own, which are killed (SIGKILL) at random moments and resumed until they are done.
+"""Small runs in child processes that are killed (SIGKILL) at random moments and resumed until they finish.
 
-`python tests/model/killed_run.py 40` kills 40 of them and says what was lost.
+`python tests/model/training/killed_run.py 40` kills 40 processes and prints the runs whose results differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = 60
 
 
 def train(out: Path) -> None:
-    """Train on padded texts, through dropout, in micro-batches; a checkpoint every third step."""
+    """Train on padded examples, with dropout, in micro-batches; save a checkpoint every third step."""
     drawn = np.random.default_rng(0)
     texts = [drawn.integers(3, 60, drawn.integers(5, 40)) for _ in range(50)]
     examples = [training.Example(ids, np.where(np.arange(len(ids)) > len(ids) // 2, ids, -100)) for ids in texts]
@@ -48,12 +48,12 @@ def train(out: Path) -> None:
     result = training.train_on_examples(
         model, examples[:40], config, out, eval_examples=examples[40:], resume=True, progress=False
     )
-    told = {"loss": result.loss, "eval_loss": result.eval_loss, "norm": result.grad_norm, "step": result.step}
-    (out / "result.json").write_text(json.dumps(told))
+    result_values = {"loss": result.loss, "eval_loss": result.eval_loss, "norm": result.grad_norm, "step": result.step}
+    (out / "result.json").write_text(json.dumps(result_values))
 
 
 def start(out: Path) -> int:
-    """Let a forked process run to the end, and return its id: this one has imported all, which takes seconds."""
+    """Start a run in a forked process, which needs no imports, and return the process id."""
     process = os.fork()
     if not process:
         try:
@@ -65,15 +65,15 @@ def start(out: Path) -> int:
 
 
 def run(out: Path) -> Path:
-    """Run to the end, and return the folder."""
+    """Run to the end and return the folder."""
     assert os.waitpid(start(out), 0)[1] == 0
     return out
 
 
 def run_killed(out: Path, draw: random.Random, times: int) -> int:
-    """Start the run, kill it at a random moment after its first line of metrics, so many times; then let it end.
+    """Start the run and kill it at a random moment after its first new line of metrics, `times` times; then finish it.
 
-    Returns how many processes were killed before their end.
+    Returns the number of processes that were killed before their end.
     """
     killed = 0
     for _ in range(times):
@@ -94,13 +94,13 @@ def _lines(out: Path) -> bytes:
         return b""
 
 
-def numbers(out: Path) -> dict[str, Any]:
-    """Return all that a run computed: what it told, its metrics but for times, its weights and its optimizer."""
+def results(out: Path) -> dict[str, Any]:
+    """Return what a run computed: its result, its metrics without times, its weights and its optimizer state."""
     checkpoint = find_checkpoint(out)
     assert checkpoint is not None
     tensors = {path.name: load_file(path) for path in checkpoint.glob("*.safetensors")}
     return {
-        "told": json.loads((out / "result.json").read_text()),
+        "result": json.loads((out / "result.json").read_text()),
         "metrics": [
             {key: value for key, value in line.items() if "second" not in key}
             for line in training.read_metrics(out / "metrics.jsonl")
@@ -112,18 +112,18 @@ def numbers(out: Path) -> dict[str, Any]:
 
 
 def main(times: int) -> None:
-    """Kill so many runs and print how each ended."""
+    """Kill `times` processes and print the outcome of each run."""
     folder = Path(tempfile.mkdtemp())
-    whole = numbers(run(folder / "whole"))
+    whole = results(run(folder / "whole"))
     draw = random.Random(0)
     killed = lost = 0
     while killed < times:
         out = folder / f"run-{killed}"
         ended = run_killed(out, draw, draw.randint(1, 3))
-        same = numbers(out) == whole
+        same = results(out) == whole
         killed, lost = killed + ended, lost + (not same)
-        print(f"{out.name}: killed {ended} times, {'the same numbers' if same else 'OTHER NUMBERS'}", flush=True)
-    print(f"{killed} kills, {lost} runs with other numbers")
+        print(f"{out.name}: killed {ended} times, {'the same results' if same else 'OTHER RESULTS'}", flush=True)
+    print(f"{killed} kills, {lost} runs with other results")
 
 
 if __name__ == "__main__":

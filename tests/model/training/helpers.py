@@ -1,0 +1,112 @@
+"""Small models, options and data files that the tests of training share."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from bpe_llama import Tokenizer
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
+from bpe_llama.model.training import Example
+
+CONFIG = LlamaConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
+
+
+SETTINGS: dict[str, Any] = {
+    "sequence_length": 16,
+    "batch_size": 4,
+    "learning_rate": 1e-2,
+    "warmup_steps": 5,
+    "log_every": 1,
+    "device": "cpu",
+}
+
+
+def fresh() -> LlamaForCausalLM:
+    return LlamaForCausalLM(CONFIG, seed=0)
+
+
+def losses(out: Path) -> dict[float, float]:
+    return {line["step"]: line["loss"] for line in training.read_metrics(out / "metrics.jsonl") if "loss" in line}
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def write_talks(path: Path, talks: list[list[tuple[str, str]]]) -> Path:
+    lines = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+    path.write_text("".join(json.dumps(line) + "\n\n" for line in lines), encoding="utf-8")
+    return path
+
+
+TALK = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "up"}]
+
+
+SPELT = "<|user|>what<|end|><|assistant|>up<|end|>"
+
+
+SHAREGPT = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "up"}]
+
+
+SAME = {
+    "messages": {"id": 7, "messages": TALK},
+    "text parts": {"messages": [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in TALK]},
+    "sharegpt": {"conversations": SHAREGPT, "source": "x"},
+    "sharegpt with roles": {"conversations": TALK},
+    "alpaca": {"instruction": "what", "input": "", "output": "up"},
+    "prompt-completion": {"prompt": TALK[:1], "completion": TALK[1:]},
+}
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    """Write rows in the form that a name asks for."""
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    else:
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def learned_text(tokenizer: Tokenizer, example: Example) -> str:
+    return tokenizer.decode(example.labels[example.labels >= 0])
+
+
+FINETUNE_SETTINGS: dict[str, Any] = {
+    "max_steps": 6,
+    "sequence_length": 24,
+    "batch_size": 2,
+    "learning_rate": 1e-2,
+    "warmup_steps": 1,
+    "log_every": 1,
+    "device": "cpu",
+}
+
+
+def fresh_for_text(**changes: Any) -> LlamaForCausalLM:
+    shape = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    return LlamaForCausalLM(LlamaConfig(**(shape | heads | changes)), seed=0)
+
+
+def curve(out: Path) -> list[tuple[float, float]]:
+    return [(line["step"], line["loss"]) for line in training.read_metrics(out / "metrics.jsonl") if "loss" in line]

@@ -1,0 +1,271 @@
+"""Checkpoints: a resumed run equals an uninterrupted one, a killed run leaves a complete one, damage is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bpe_llama.model import LlamaForCausalLM, lora, training
+from bpe_llama.model.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
+from bpe_llama.model.training.optimizer import (
+    adamw,
+)
+from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
+
+
+def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=14, save_every=5, gradient_accumulation=2, **SETTINGS)
+    whole = fresh()
+    training.train(whole, token_file, config, tmp_path / "whole")
+
+    # The first part ends as a killed process does: the last checkpoint is of step 5, metrics go on to step 8.
+    first = fresh()
+    stopping = _StopAfter(first, forward_passes=16)
+    with pytest.raises(_Killed):
+        training.train(stopping, token_file, config, tmp_path / "parts")  # type: ignore[arg-type]
+    assert [folder.name for folder in (tmp_path / "parts").glob("step-*")] == ["step-00000005"]
+    assert max(losses(tmp_path / "parts")) == 8
+
+    second = LlamaForCausalLM(CONFIG, seed=99)  # its own weights must not matter
+    result = training.train(second, token_file, config, tmp_path / "parts", resume=True)
+    assert result.step == 14
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    for ours, theirs in zip(second.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class _Killed(BaseException):
+    pass
+
+
+class _StopAfter(nn.Module):
+    """A model that dies in a forward pass, as a process does that is killed."""
+
+    def __init__(self, model: LlamaForCausalLM, forward_passes: int) -> None:
+        super().__init__()
+        self.model, self.config, self.left = model, model.config, forward_passes
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        if self.training:
+            self.left -= 1
+            if self.left < 0:
+                raise _Killed
+        return self.model(*arguments, **options)
+
+    def named_parameters(self, *arguments: Any, **options: Any) -> Any:
+        return self.model.named_parameters(*arguments, **options)
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+def test_dropout_is_the_same_in_a_resumed_run(
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training.TrainConfig(max_steps=6, **SETTINGS)
+
+    def run(name: str, resume: bool = False) -> None:
+        model = lora.add(fresh(), rank=2, dropout=0.5)
+        training.train(model, token_file, config, tmp_path / name, resume=resume, progress=False)
+
+    before = torch.get_rng_state()
+    run("whole")
+    assert torch.equal(torch.get_rng_state(), before)  # nobody else's draws are disturbed
+    torch.rand(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 2)
+        run("parts")
+    run("parts", resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_finished_run_returns_the_same_result_when_resumed(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=7, **(SETTINGS | {"log_every": 5}))
+    told = training.train(fresh(), token_file, config, tmp_path / "run", progress=False)
+    again = training.train(fresh(), token_file, config, tmp_path / "run", resume=True, progress=False)
+    assert dataclasses.replace(again, seconds=told.seconds) == told
+
+
+def test_a_state_that_is_not_finite_never_replaces_a_checkpoint(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    model = fresh()
+    kept = training.train(model, token_file, config, tmp_path / "run", progress=False).checkpoint
+    optimizer = adamw(model, learning_rate=1.0)
+    load_checkpoint(kept, model, optimizer)
+    for tensor, name in ((model.model.norm.weight.data, "model.norm.weight"), (None, "model.norm.weight.exp_avg_sq")):
+        spoilt = optimizer.state[model.model.norm.weight]["exp_avg_sq"] if tensor is None else tensor
+        before, spoilt[3] = spoilt[3].item(), float("inf")
+        with pytest.raises(ValueError, match=rf"run: step 2 is not saved, as {name} is not finite; {kept.name} stays"):
+            save_checkpoint(tmp_path / "run", model, optimizer, TrainState(2, 1.0, {}))
+        spoilt[3] = before
+        assert find_checkpoint(tmp_path / "run") == kept
+    assert save_checkpoint(tmp_path / "run", model, optimizer, TrainState(2, 1.0, {})).name == "step-00000002"
+
+
+def test_a_full_disk_is_one_clear_line(token_file: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="needs a system that limits the size of files")
+    out = tmp_path / "run"
+    config = training.TrainConfig(max_steps=2, save_every=1, **SETTINGS)
+    model = fresh()
+    optimizer = adamw(model, learning_rate=1.0)
+    kept = training.train(model, token_file, config, out, progress=False).checkpoint
+    load_checkpoint(kept, model, optimizer)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = r"run: the checkpoint of step 3 cannot be written: .*[Ff]ile too large.*; step-00000002 stays"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match=message):
+            save_checkpoint(out, model, optimizer, TrainState(3, 1.0, {}))
+        metrics = training.report.MetricsFile(out / "metrics.jsonl", 2)
+        with contextlib.closing(metrics), pytest.raises(OSError, match=r"File too large: .*metrics\.jsonl"):
+            for step in range(100):
+                metrics.write(step=step, loss=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(os.listdir(out)) == ["loss.png", "metrics.jsonl", "step-00000002"]
+    assert load_checkpoint(kept, model, optimizer).step == 2
+
+
+def test_two_runs_in_one_folder_are_refused(token_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    hold = (
+        f"import time; from pathlib import Path; from bpe_llama.model.training.lock import locked\n"
+        f"with locked(Path({str(out)!r})): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            with pytest.raises(
+                ValueError, match=rf"run: another run is going on in this folder \(process {holder.pid}\)"
+            ):
+                training.train(fresh(), token_file, config, out, progress=False)
+            assert sorted(os.listdir(out)) == [".lock"]
+        finally:
+            holder.kill()
+    training.train(fresh(), token_file, config, out, progress=False)  # the lock of a killed process blocks nobody
+    assert sorted(os.listdir(out)) == ["loss.png", "metrics.jsonl", "step-00000001"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+def test_a_run_killed_at_any_moment_resumes_with_the_same_results(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("killed_run.py")), "3"]
+    told = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    assert re.search(r"^[3-5] kills, 0 runs with other results$", told.stdout, re.MULTILINE), told
+
+
+def test_a_model_that_transformers_does_not_support_is_saved(token_file: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(CONFIG.replace(position_encoding="sinusoidal"), seed=0)
+    result = training.train(model, token_file, training.TrainConfig(max_steps=2, **SETTINGS), tmp_path / "run")
+    loaded = LlamaForCausalLM.from_pretrained(result.checkpoint, device="cpu")
+    assert loaded.config.position_encoding == "sinusoidal"
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_data(token_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    training.train(fresh(), token_file, training.TrainConfig(max_steps=2, **SETTINGS), out)
+    with pytest.raises(ValueError, match="holds a run already"):
+        training.train(fresh(), token_file, training.TrainConfig(max_steps=4, **SETTINGS), out)
+    with pytest.raises(ValueError, match="batch_size was 4 and is 5"):
+        other = training.TrainConfig(max_steps=4, **{**SETTINGS, "batch_size": 5})
+        training.train(fresh(), token_file, other, out, resume=True)
+    with pytest.raises(ValueError, match=r"of another model: .*embed_tokens"):
+        model = LlamaForCausalLM(CONFIG.replace(vocab_size=80))
+        training.train(model, token_file, training.TrainConfig(max_steps=4, **SETTINGS), out, resume=True)
+    config = training.TrainConfig(max_steps=2, **SETTINGS)
+    assert training.train(fresh(), token_file, config, out, resume=True).step == 2
+    tokens = np.load(token_file)
+    changed = tokens.copy()
+    changed[7] ^= 1
+    for other in (tokens[:-200], changed):
+        np.save(tmp_path / "other.npy", other)
+        expected = (
+            r"the data was ([\d,]+ tokens) \(sha256 \w{16}\) and is ([\d,]+ tokens) \(sha256 \w{16}\); begin a new"
+        )
+        with pytest.raises(ValueError, match=expected):
+            training.train(fresh(), tmp_path / "other.npy", config, out, resume=True)
+    np.save(tmp_path / "moved.npy", tokens.astype(np.uint32))
+    assert training.train(fresh(), tmp_path / "moved.npy", config, out, resume=True).step == 2
+    path = find_checkpoint(out)
+    assert path is not None
+    state = json.loads((path / "training.json").read_text())
+    del state["data"]  # as earlier versions wrote it
+    (path / "training.json").write_text(json.dumps(state))
+    assert training.train(fresh(), tmp_path / "other.npy", config, out, resume=True).step == 2
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["the same step again", "a later step"])
+def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(
+    token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    training.train(fresh(), token_file, config, tmp_path / "run")
+    model = fresh()
+    optimizer = adamw(model, learning_rate=1.0)
+    load_checkpoint(tmp_path / "run" / "step-00000001", model, optimizer)
+    state = TrainState(step, 7.0, config.to_dict())
+    survivors = set()
+    for moment in itertools.count():
+        out = tmp_path / f"killed-{moment}"
+        shutil.copytree(tmp_path / "run", out)
+        with monkeypatch.context() as patched:
+            killed = _kill_at(patched, moment)
+            with contextlib.suppress(_Killed):
+                save_checkpoint(out, model, optimizer, state)
+            done = not killed()
+        found = find_checkpoint(out)
+        assert found is not None
+        left = load_checkpoint(found, fresh(), adamw(fresh(), learning_rate=1.0))
+        survivors.add(left.elapsed == 7.0)
+        last = save_checkpoint(out, model, optimizer, TrainState(step, 9.0, config.to_dict()))
+        assert [folder.name for folder in out.glob("*step*")] == [last.name] and not list(out.glob(".saving-*"))
+        if done:
+            break
+    assert moment > 8 and survivors == {False, True}
+
+
+def _kill_at(patched: pytest.MonkeyPatch, moment: int) -> Callable[[], bool]:
+    """Let nothing be made, renamed or removed from the given call on, as if the process were no more."""
+    calls = itertools.count()
+    dead = []
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*arguments: Any, **options: Any) -> Any:
+            if next(calls) >= moment:
+                dead.append(True)
+                raise _Killed
+            return real(*arguments, **options)
+
+        return change
+
+    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+        patched.setattr(os, name, dying(getattr(os, name)))
+    return lambda: bool(dead)
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "optimizer.safetensors", "training.json"])
+def test_a_damaged_checkpoint_is_refused(token_file: Path, tmp_path: Path, damaged: str) -> None:
+    config = training.TrainConfig(max_steps=1, **SETTINGS)
+    file = training.train(fresh(), token_file, config, tmp_path / "run").checkpoint / damaged
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
+    file.unlink()
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
