@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES, ROOT / "bench" / "NOTES.md"]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES, ROOT / "bench" / "NOTES.md", ROOT / "bench" / "results" / "cuda.md"]
 FOLDERS = [ROOT / name for name in (".cargo", ".ci", "bench", "docs", "model", "python", "rust", "tests")]
 _BLOCK = re.compile(
     r"^(?P<skip><!-- not run: [^\n]+ -->\n)?```(?P<kind>sh|python)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE
