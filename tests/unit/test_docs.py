@@ -1,4 +1,4 @@
-"""Every command and program of the guide in docs/ is run, page by page, in an empty folder."""
+"""The documents: every block of docs/ runs, page by page, in an empty folder; paths and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES, ROOT / "bench" / "NOTES.md", ROOT / "bench" / "results" / "cuda.md"]
+FOLDERS = [ROOT / name for name in (".cargo", ".ci", "bench", "docs", "model", "python", "rust", "tests")]
 _BLOCK = re.compile(
     r"^(?P<skip><!-- not run: [^\n]+ -->\n)?```(?P<kind>sh|python)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -42,3 +44,33 @@ def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{page.name}, block {ran}:\n{block['body']}\n{done.stdout}{done.stderr}"
         ran += 1
     assert ran, f"{page.name} holds nothing that runs"
+
+
+def _prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the fragment that GitHub gives each heading."""
+    headings = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+def test_paths_in_backticks_exist(page: Path) -> None:
+    names = set(re.findall(r"`([\w.][\w./-]*)`", _prose(page)))
+    paths = {name for name in names if "/" in name and ROOT / name.split("/")[0] in FOLDERS}
+    sources = {path.as_posix() for folder in FOLDERS for path in folder.rglob("*") if path.suffix in (".py", ".rs")}
+    missing = {name for name in paths if "TARGET" not in name and not (ROOT / name).exists()}
+    for name in names - paths:  # a source file by the end of its path
+        if name.endswith((".py", ".rs")) and not any(path.endswith(f"/{name}") for path in sources):
+            missing.add(name)
+    assert not missing, f"{page.name} names files that do not exist: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for path, _, anchor in (link.partition("#") for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", _prose(page))):
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {path}, which does not exist"
+        assert not anchor or anchor in _anchors(target), f"{page.name} links to #{anchor}, which {target.name} lacks"
