@@ -105,7 +105,7 @@ def add(
     for last in config.modules_to_save:
         if not any(path.endswith(last) for path in bases):
             raise ValueError(f"adapter: modules_to_save names {last!r}, no module of the model")
-    for path in files.saved_whole(config, bases):
+    for path in files.saved_modules(config, bases):
         files.check_savable(path, bases[path], "adapter")
     if not files.targeted(config, bases):
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
