@@ -100,17 +100,17 @@ def match(
     check_task(config, bases, config_file)
     check_saved_names(config, bases, config_file)
     parts: dict[str, ModuleTensors] = {}
-    whole: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         found = _LOW_RANK.fullmatch(key.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"))
         if found is None:
-            whole[key] = tensor
+            others[key] = tensor
         else:
             parts.setdefault(found[1], ModuleTensors()).update[found[2]] = tensor
-    for path in saved_whole(config, bases):
+    for path in saved_modules(config, bases):
         check_savable(path, bases[path], config_file)
     _check_updates(config, parts, source, bases)
-    for path, own in _sort_whole(config, whole, source, bases).items():
+    for path, own in _replacements(config, others, source, bases).items():
         parts.setdefault(path, ModuleTensors()).own.update(own)
         parts[path].trained = not _is_stored_base(config, path)
     _check_rows(config, parts, source, bases)
@@ -141,7 +141,7 @@ def targeted(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]
     ]
 
 
-def saved_whole(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
+def saved_modules(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> list[str]:
     """Return the paths of ``modules_to_save``; of nested modules the outermost."""
     chosen: list[str] = []
     for path in bases:
@@ -155,7 +155,7 @@ def trained_biases(config: AdapterConfig, bases: Mapping[str, nn.Module]) -> lis
     if config.bias == "none":
         return []
     among = targeted(config, bases) if config.bias == "lora_only" else list(bases)
-    outer = saved_whole(config, bases)
+    outer = saved_modules(config, bases)
     return [
         path
         for path in among
@@ -212,16 +212,16 @@ def _check_updates(
             _check_shape(source, f"{path}.{name}", found[name], shape)
 
 
-def _sort_whole(
+def _replacements(
     config: AdapterConfig,
-    whole: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
     source: Path,
     bases: Mapping[str, nn.Module],
 ) -> dict[str, dict[str, Tensor]]:
     """Return the parameters that replace the base's, by path: saved modules, biases, resized embeddings."""
-    saved, biased = saved_whole(config, bases), trained_biases(config, bases)
+    saved, biased = saved_modules(config, bases), trained_biases(config, bases)
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in whole.items():
+    for key, tensor in others.items():
         if config.bias == "all" and (".modules_to_save." in key or ".original_module." in key):
             continue  # peft writes the biases of saved modules twice and ignores these
         outer = next((path for path in saved if key.startswith(f"{path}.")), None)
@@ -243,10 +243,10 @@ def _sort_whole(
             )
         for name, tensor in own.items():
             if name not in parameters:
-                held = type(bases[path]).__name__
-                raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which the model's {held} does not have")
+                found_type = type(bases[path]).__name__
+                raise ValueError(f"{source}: holds {PREFIX}{path}.{name}, which the model's {found_type} does not have")
             _check_shape(source, f"{path}.{name}", tensor, list(parameters[name].shape))
-    return _without_the_same(config, found, bases)
+    return _without_equal_embeddings(config, found, bases)
 
 
 def _paths_of_embeddings(bases: Mapping[str, nn.Module]) -> list[str]:
@@ -258,7 +258,7 @@ def _is_stored_base(config: AdapterConfig, path: str) -> bool:
     return not config.saves(path) and path.rpartition(".")[2] in _STORED_BASES
 
 
-def _without_the_same(
+def _without_equal_embeddings(
     config: AdapterConfig, found: dict[str, dict[str, Tensor]], bases: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, Tensor]]:
     """Return the parameters without embeddings equal to the model's; others apply to tied layers, too."""

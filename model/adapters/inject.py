@@ -17,7 +17,7 @@ from bpe_llama.model.adapters.files import (
     ModuleTensors,
     expected_shapes,
     rows_of,
-    saved_whole,
+    saved_modules,
     targeted,
     tied_to_embedding,
     trained_biases,
@@ -96,7 +96,7 @@ def initial_parts(config: AdapterConfig, model: nn.Module, seed: int, source: st
         rows = weight_of(bases[path])[torch.tensor(index, device=weight_of(bases[path]).device)]
         parts.setdefault(path, ModuleTensors()).update[TRAINED_ROWS] = rows
         parts[path].rows = index
-    for path in saved_whole(config, bases):
+    for path in saved_modules(config, bases):
         parts.setdefault(path, ModuleTensors()).own.update(dict(bases[path].named_parameters()))
         parts[path].trained = True
     for path in trained_biases(config, bases):

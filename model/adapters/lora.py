@@ -103,7 +103,7 @@ def add(
     described = {"task_type": task, "r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": targets}
     config = AdapterConfig.of({**described, **fields}, "adapter")
     files.check_saved_names(config, bases, "adapter")
-    for path in files.saved_whole(config, bases):
+    for path in files.saved_modules(config, bases):
         files.check_savable(path, bases[path], "adapter")
     if not files.targeted(config, bases):
         raise ValueError(f"no linear layer is named {targets if isinstance(targets, str) else ', '.join(targets)}")
