@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, TextGenerator
-from bpe_llama.model.cli.app import app
+from bpe_llama.model.cli import app
 from bpe_llama.model.generation import sampler_dispatch
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence, generate
 from bpe_llama.model.generation.sampler_dispatch import sample_next_ids
