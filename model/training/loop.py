@@ -34,7 +34,7 @@ from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.lock import locked
 from bpe_llama.model.training.optimizer import adamw
 from bpe_llama.model.training.report import MetricsFile, ProgressBar, plot_loss, read_metrics
-from bpe_llama.model.training.step import Step, batch_loss, gradient_norm, learned_tokens, seeded
+from bpe_llama.model.training.step import StepResult, batch_loss, gradient_norm, learned_tokens, seeded
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -227,18 +227,18 @@ class Trainer:
         self.batches, self.held_out_loss, self.device, self.out = batches, held_out_loss, device, out
         self.batch_loss = torch.compile(batch_loss) if config.compile else batch_loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        half = config.dtype == "bfloat16" or (
+        use_bfloat16 = config.dtype == "bfloat16" or (
             config.dtype == "auto" and (device.type == "cuda" or config.weights_dtype == "bfloat16")
         )
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
 
     def run(self, state: TrainState, resumed: Path | None, progress: bool | None) -> TrainResult:
         """Train from `state`, loaded from the checkpoint `resumed` if any, until the end or an interruption."""
         config = self.config
         step, resumed_at, skipped = state.step, state.elapsed, state.skipped
-        (recent_loss, recent_steps), skipped_in_a_row = state.recent, 0
+        (recent_loss, recent_steps), consecutive_skips = state.recent, 0
         checkpoint, saved_step = resumed, step if resumed else -1
-        log_from, since = step, resumed_at
+        logged_step, logged_at = step, resumed_at
         metrics = MetricsFile(self.out / "metrics.jsonl", step)
         loss, grad_norm = metrics.last("loss"), metrics.last("grad_norm")
         eval_loss = metrics.last("eval_loss", step)
@@ -249,10 +249,10 @@ class Trainer:
             ProgressBar(progress) as bar,
             torch.enable_grad(),
         ):
-            began = time.perf_counter()
+            started = time.perf_counter()
 
             def elapsed() -> float:
-                return resumed_at + time.perf_counter() - began
+                return resumed_at + time.perf_counter() - started
 
             def save() -> Path:
                 recent = (recent_loss, recent_steps)
@@ -261,25 +261,27 @@ class Trainer:
 
             while self.unfinished(step, elapsed()) and not stop.is_set():
                 rate = learning_rate_at(config, step, elapsed())
-                taken = self.optimizer_step(step, rate, stop)
-                if taken is None:
+                result = self.optimizer_step(step, rate, stop)
+                if result is None:
                     break
                 step += 1
-                if taken.finite:
-                    recent_loss, recent_steps, skipped_in_a_row = recent_loss + taken.loss, recent_steps + 1, 0
-                    grad_norm = taken.grad_norm
+                if result.finite:
+                    recent_loss, recent_steps, consecutive_skips = recent_loss + result.loss, recent_steps + 1, 0
+                    grad_norm = result.grad_norm
                 else:
-                    skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+                    skipped, consecutive_skips = skipped + 1, consecutive_skips + 1
                 now, last = elapsed(), not self.unfinished(step, elapsed())
-                if skipped_in_a_row > config.max_skipped_steps or (last and skipped_in_a_row == step):
+                if consecutive_skips > config.max_skipped_steps or (last and consecutive_skips == step):
                     raise ValueError(
-                        f"the loss is {taken.loss} and the gradient norm {taken.grad_norm} at step {step}, learning "
-                        f"rate {rate:.3g}, as at the {skipped_in_a_row - 1} steps before: all of them were "
+                        f"the loss is {result.loss} and the gradient norm {result.grad_norm} at step {step}, learning "
+                        f"rate {rate:.3g}, as at the {consecutive_skips - 1} steps before: all of them were "
                         "skipped; try a lower learning rate. The last checkpoint stays"
                     )
                 if step % config.log_every == 0 or last:
                     loss = recent_loss / recent_steps if recent_steps else math.nan
-                    speed = (self.tokens(step) - self.tokens(log_from)) / max(elapsed() - since, 1e-9)
+                    tokens_per_second = (self.tokens(step) - self.tokens(logged_step)) / max(
+                        elapsed() - logged_at, 1e-9
+                    )
                     metrics.write(
                         step=step,
                         tokens=self.tokens(step),
@@ -287,19 +289,19 @@ class Trainer:
                         **({"skipped": skipped} if skipped else {}),
                         learning_rate=rate,
                         seconds=round(now, 3),
-                        tokens_per_second=round(speed, 1),
+                        tokens_per_second=round(tokens_per_second, 1),
                     )
-                    bar.update(self.done(step, now), step=step, loss=loss, rate=speed)
-                    log_from, since, recent_loss, recent_steps = step, elapsed(), 0.0, 0
+                    bar.update(self.done(step, now), step=step, loss=loss, rate=tokens_per_second)
+                    logged_step, logged_at, recent_loss, recent_steps = step, elapsed(), 0.0, 0
                 if self.held_out_loss is not None and (last or (config.eval_every and step % config.eval_every == 0)):
                     with self.autocast:
                         eval_loss = self.held_out_loss()
                     metrics.write(step=step, tokens=self.tokens(step), eval_loss=eval_loss)
-                if config.save_every and step % config.save_every == 0 and not skipped_in_a_row:
+                if config.save_every and step % config.save_every == 0 and not consecutive_skips:
                     checkpoint, saved_step = save(), step
             if checkpoint is None or saved_step != step:
                 checkpoint = save()
-            seconds, stopped = elapsed(), stop.is_set()
+            seconds, interrupted = elapsed(), stop.is_set()
         plot_loss(read_metrics(self.out / "metrics.jsonl"), self.out / "loss.png")
         self.model.eval()
         return TrainResult(
@@ -307,8 +309,8 @@ class Trainer:
             tokens=self.tokens(step),
             seconds=seconds,
             loss=loss,
-            eval_loss=None if stopped or math.isnan(eval_loss) else eval_loss,
-            interrupted=stopped,
+            eval_loss=None if interrupted or math.isnan(eval_loss) else eval_loss,
+            interrupted=interrupted,
             checkpoint=checkpoint,
             grad_norm=grad_norm,
             skipped=skipped,
@@ -327,23 +329,23 @@ class Trainer:
         by_time = elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
         return max(step / self.config.max_steps, by_time)
 
-    def optimizer_step(self, step: int, rate: float, interrupted: threading.Event) -> Step | None:
+    def optimizer_step(self, step: int, rate: float, interrupted: threading.Event) -> StepResult | None:
         """Accumulate the gradient over micro-batches, update the weights if it is finite, and return loss and norm.
 
         Returns None and changes nothing if the run is interrupted before the last micro-batch.
         """
         config = self.config
-        parts = range(step * config.gradient_accumulation, (step + 1) * config.gradient_accumulation)
-        arrays = [self.batches.inputs_and_labels(part) for part in parts]
+        indices = range(step * config.gradient_accumulation, (step + 1) * config.gradient_accumulation)
+        arrays = [self.batches.inputs_and_labels(index) for index in indices]
         learned = learned_tokens([labels for _, labels in arrays])
         total = torch.zeros((), device=self.device)
         with seeded(config.seed, step, self.device):
-            for part, (ids, labels) in zip(parts, arrays, strict=True):
+            for index, (ids, labels) in zip(indices, arrays, strict=True):
                 if interrupted.is_set():
                     self.optimizer.zero_grad(set_to_none=True)
                     return None
                 # With causal attention no token attends to padding on its right; only an expert router needs a mask.
-                mask = self.batches.attention_mask(part) if self.model.config.num_local_experts else None
+                mask = self.batches.attention_mask(index) if self.model.config.num_local_experts else None
                 with self.autocast:
                     loss = self.batch_loss(
                         self.model,
@@ -355,15 +357,15 @@ class Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         norm = gradient_norm(self.parameters)
-        taken = Step(*torch.stack([total, norm]).tolist())
-        if taken.finite:
+        result = StepResult(*torch.stack([total, norm]).tolist())
+        if result.finite:
             if config.gradient_clip:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, config.gradient_clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return taken
+        return result
 
     def on_device(self, array: npt.NDArray[np.int64]) -> Tensor:
         """Return the array on the model's device; copied to CUDA without waiting."""

@@ -21,8 +21,8 @@ LARGEST_LOGITS = 1 << 25
 """Most logits in memory at once: 128 MiB of float32. A larger batch is split into chunks (`model.loss`)."""
 
 
-class Step(NamedTuple):
-    """The loss and gradient of a step.
+class StepResult(NamedTuple):
+    """The loss and the gradient norm of a step.
 
     Attributes:
         loss: Mean over all learned tokens of the step, in nats per token.

@@ -72,7 +72,9 @@ def test_a_deeply_nested_line_is_refused(tokenizer: Tokenizer, talks: Path) -> N
         ("\ufeff" + '{"messages": []}', r"talks\.jsonl, line 3: not valid JSON \(Unexpected UTF-8 BOM"),
     ],
 )
-def test_invalid_lines_are_refused_or_skipped(tokenizer: Tokenizer, tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_lines_are_refused_by_place_or_skipped(
+    tokenizer: Tokenizer, tmp_path: Path, line: str, message: str
+) -> None:
     talk = [("user", "is"), ("assistant", "up")]
     path = write_talks(tmp_path / "talks.jsonl", [talk])
     with path.open("ab") as file:

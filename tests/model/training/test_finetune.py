@@ -96,7 +96,9 @@ def test_interrupting_and_resuming_changes_no_loss(
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
 
 
-def test_quantized_weights_stay_and_the_adapter_is_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_quantized_weights_do_not_change_and_the_adapter_is_trained(
+    tokenizer: Tokenizer, talks: Path, tmp_path: Path
+) -> None:
     model = lora.add(quantize.quantize(fresh_for_text(), "int8"), rank=4)
     stored = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("base_layer.weight")}
     training.finetune(
@@ -124,7 +126,9 @@ def test_epochs_become_steps(tokenizer: Tokenizer, talks: Path, tmp_path: Path) 
     assert 6 * 2 * min(lengths) <= result.tokens <= 6 * 2 * max(lengths)
 
 
-def test_finetuning_skips_invalid_rows(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_finetuning_skips_invalid_rows_of_text_and_conversations(
+    tokenizer: Tokenizer, talks: Path, tmp_path: Path
+) -> None:
     config = training.TrainConfig(**FINETUNE_SETTINGS)
     plain = tmp_path / "plain.jsonl"
     plain.write_text("null\n" + '{"text": "up is up"}\n' * 30)
@@ -285,7 +289,9 @@ def test_a_locked_folder_is_refused_before_its_tokens_are_replaced(tokenizer: To
     assert not (tmp_path / "run" / "tokens.npy").exists()
 
 
-def test_weights_outside_checkpoints_are_not_trained(tokenizer: Tokenizer, talks: Path, tmp_path: Path) -> None:
+def test_weights_that_no_checkpoint_would_hold_are_not_trained(
+    tokenizer: Tokenizer, talks: Path, tmp_path: Path
+) -> None:
     config = training.TrainConfig(**FINETUNE_SETTINGS)
 
     def refused(model: Any, message: str) -> None:
