@@ -51,7 +51,7 @@ def forward_for(model: LlamaForCausalLM, cache: KVCache, decoder: CpuDecoder | N
 
 
 class _ByLength:
-    """Runs slots in groups with equally many new ids, one pass for each group of neighbours."""
+    """Runs one pass for each run of adjacent slots with equally many new ids."""
 
     ragged = False
 

@@ -167,6 +167,23 @@ def test_requests_enter_and_leave_a_running_batch(tiny_model: Make, ids: Tensor)
     assert engine.cache.lengths == [0] * 4
 
 
+def test_waiting_requests_take_free_slots_in_order(tiny_model: Make, ids: Tensor) -> None:
+    model = tiny_model(eos_token_id=None)
+    options = [GenerationOptions(max_new_tokens=2 + row, temperature=0.0) for row in range(5)]
+    engine = Engine(model, slots=2)
+    prompts = [ids[row % 3, : 4 + row].tolist() for row in range(5)]
+    sequences = [engine.add_request(*request) for request in zip(prompts, options, strict=True)]
+    assert (engine.running, engine.waiting) == ([], sequences)
+    engine.step()
+    assert (engine.running, engine.waiting) == (sequences[:2], sequences[2:])
+    engine.abort(sequences[3])
+    while engine.has_unfinished_requests():
+        engine.step()
+    assert (sequences.pop(3).new_ids, engine.waiting) == ([], [])
+    for sequence in sequences:
+        assert sequence.new_ids == alone(model, sequence.prompt, sequence.options)
+
+
 def test_a_request_can_be_cut_short(tiny_model: Make, ids: Tensor) -> None:
     model = tiny_model(eos_token_id=None)
     options = GenerationOptions(max_new_tokens=9, temperature=0.0)

@@ -86,8 +86,8 @@ def native_rows(linears: Sequence[nn.Module]) -> int:
 def native_attention(new_tokens: int) -> bool:
     """Return whether native kernels compute a sequence's attention over a full cache although PyTorch runs the layers.
 
-    They are faster for one new token, and for a prompt with AVX-512 without AMX: in float32 they take half of PyTorch's
-    time. (Where native kernels run the layers, they compute attention, too.)
+    They are faster for one new token, and for a prompt with AVX-512 but no AMX: without AMX, PyTorch attends in float32
+    and takes twice as long. Where native kernels run the layers, they compute attention, too.
     """
     return new_tokens == 1 or (has_avx512() and not has_amx())
 
