@@ -1,13 +1,14 @@
-//! GPT-2's printable alphabet: every byte as one character, so that token bytes can stand in JSON.
+//! GPT-2's byte alphabet: every byte as one printable character, so that JSON can contain token bytes.
 //!
 //! Source: the byte-to-character table of GPT-2's tokenizer (Radford et al. 2019); `tokenizers` calls it `ByteLevel`.
 
-/// The bytes that stand for themselves: printable, and no space.
+/// Returns whether a byte is its own character: printable, and not a space.
 const fn is_printable(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
-/// Returns the 256 bytes in the order of their ids in GPT-2 and in `tokenizers`' byte-level alphabet: printable Latin-1 first.
+/// Returns the 256 bytes in the order of their ids in GPT-2 and in the byte-level alphabet of `tokenizers`: printable
+/// Latin-1 first.
 ///
 /// # Source
 /// `bytes_to_unicode` in the GPT-2 release.
@@ -15,7 +16,7 @@ pub fn byte_order() -> impl Iterator<Item = u8> {
     (0..=255).filter(|&byte| is_printable(byte)).chain((0..=255).filter(|&byte| !is_printable(byte)))
 }
 
-/// `CHARS[byte]` is the character of a byte: itself if printable, else the next free one from U+0100 on.
+/// `CHARS[byte]` is the character of a byte: itself if printable, otherwise the next free character from U+0100 on.
 pub(crate) const CHARS: [char; 256] = {
     let mut chars = ['\0'; 256];
     let mut byte = 0;
@@ -36,7 +37,7 @@ pub(crate) const CHARS: [char; 256] = {
     chars
 };
 
-/// The inverse, up to the last character in use.
+/// The inverse of [`CHARS`], up to the last character in use.
 const BYTES: [Option<u8>; 0x144] = {
     let mut bytes = [None; 0x144];
     let mut byte = 0;
@@ -47,17 +48,17 @@ const BYTES: [Option<u8>; 0x144] = {
     bytes
 };
 
-/// Returns the token's bytes as characters of the alphabet.
+/// Returns bytes as characters of the alphabet.
 pub(crate) fn to_chars(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHARS[byte as usize]).collect()
 }
 
-/// Returns the bytes that `token` stands for, or `None` if a character is not of the alphabet.
+/// Returns the bytes of a string in the alphabet, or `None` if it has another character.
 pub(crate) fn to_bytes(token: &str) -> Option<Vec<u8>> {
     token.chars().map(|c| BYTES.get(c as usize).copied().flatten()).collect()
 }
 
-/// Returns the byte that a byte token such as `<0x0A>` of SentencePiece stands for.
+/// Returns the byte of a byte token of SentencePiece, such as `<0x0A>`.
 pub(crate) fn byte_of(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     let is_hex = digits.len() == 2 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'A'..=b'F'));

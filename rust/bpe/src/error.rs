@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-/// What every fallible function of this crate returns.
+/// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything that can go wrong. Each variant names the offending value and says what was expected.
+/// An error. Its message has the offending value and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,20 +17,20 @@ pub enum Error {
     #[error("{0}")]
     NotFound(String),
 
-    /// A file or byte string that is not what its format demands. Python: `ValueError`.
+    /// A file or byte string that its format does not allow. Python: `ValueError`.
     #[error("{0}")]
     Format(String),
 
-    /// The operating system refused. Python: `OSError` (or its subclass, such as `FileNotFoundError`).
+    /// An error of the operating system. Python: `OSError` or a subclass, such as `FileNotFoundError`.
     #[error("{path}: {source}")]
     Io {
-        /// The file concerned.
+        /// The path of the file.
         path: PathBuf,
-        /// The system's own error.
+        /// The system's error.
         source: std::io::Error,
     },
 
-    /// The caller asked for the work to stop. Python: `KeyboardInterrupt`.
+    /// An interrupt check stopped the call. Python: `KeyboardInterrupt`.
     #[error("interrupted")]
     Interrupted,
 }

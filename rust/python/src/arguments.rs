@@ -1,4 +1,4 @@
-//! What Python passes, as the core takes it.
+//! Python arguments to the core's types.
 
 use std::fmt::Display;
 use std::num::NonZero;
@@ -15,7 +15,7 @@ use pyo3::types::{PyIterator, PyList, PyString};
 use crate::error::to_py;
 use crate::interrupt::check_at;
 
-/// A `str` as UTF-8, without a copy but where it holds lone surrogates.
+/// A `str` as UTF-8; copied only if it contains surrogates.
 pub(crate) enum Text {
     Backed(PyBackedStr),
     Owned(String),
@@ -40,7 +40,7 @@ impl<'py> FromPyObject<'_, 'py> for Text {
         match PyBackedStr::try_from(text.to_owned()) {
             Ok(text) => Ok(Self::Backed(text)),
             Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(value.py()) => {
-                // As tiktoken does: pairs of surrogates become their character, lone ones U+FFFD.
+                // As in tiktoken: surrogate pairs become their character, lone surrogates U+FFFD.
                 let utf16 = text.call_method1("encode", ("utf-16", "surrogatepass"))?;
                 Ok(Self::Owned(utf16.call_method1("decode", ("utf-16", "replace"))?.extract()?))
             }
@@ -54,7 +54,7 @@ pub(crate) fn type_error(expected: &str, got: &Bound<'_, PyAny>) -> PyErr {
     PyTypeError::new_err(format!("expected {expected}, got {name}"))
 }
 
-/// A list of texts: any iterable of `str` but a `str` itself.
+/// A list of texts: any iterable of `str` except a `str`.
 pub(crate) struct Texts(Vec<Text>);
 
 impl Texts {
@@ -70,8 +70,8 @@ impl<'py> FromPyObject<'_, 'py> for Texts {
         if value.is_instance_of::<PyString>() {
             return Err(PyTypeError::new_err("expected an iterable of str, got one str: put it in a list"));
         }
-        let texts = value.try_iter()?.enumerate().map(|(number, text)| {
-            check_at(value.py(), number)?;
+        let texts = value.try_iter()?.enumerate().map(|(index, text)| {
+            check_at(value.py(), index)?;
             text?.extract()
         });
         texts.collect::<PyResult<_>>().map(Self)
@@ -108,7 +108,7 @@ impl<'py> FromPyObject<'_, 'py> for Specials {
 }
 
 impl Specials {
-    /// Calls `work` with the core's view of the set.
+    /// Calls `work` with the set as the core's type.
     pub(crate) fn view<R>(&self, work: impl FnOnce(SpecialSet<'_>) -> R) -> R {
         match self {
             Self::All => work(SpecialSet::All),
@@ -118,18 +118,17 @@ impl Specials {
     }
 }
 
-/// So many ids are read between two looks at how the reading goes. Room is made for no more before they are seen: an
-/// object may say any length of itself.
+/// Ids read between two checks of signals and range. No more are reserved in advance: an object can claim any length.
 const BLOCK: usize = 1 << 16;
 
-/// Returns the ids of any iterable of integers, `NumPy` arrays and tensors among them.
+/// Returns the ids of any iterable of integers, including `NumPy` arrays and tensors.
 ///
-/// Of any iterable but a list, which is in memory already, reading ends with the block that holds an id not below `bound`,
-/// the size of the vocabulary: decoding fails there, and an iterable that never ends need not be held.
+/// Reading an iterable other than a list ends with the block that has an id of `bound`, the vocabulary size, or above:
+/// decoding fails at that id, and the iterable may be endless.
 pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u32>> {
     let list = match value.getattr_opt("tolist")? {
         Some(tolist) => {
-            // The arrays that ids come in: as they are, since a list of them takes ten times the memory.
+            // Arrays of the usual types are read directly: a list takes ten times the memory.
             let array = array_ids::<u32>(value)
                 .or_else(|| array_ids::<u16>(value))
                 .or_else(|| array_ids::<i64>(value))
@@ -145,8 +144,8 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
     let mut ids = Vec::new();
     if let Ok(list) = list.cast_exact::<PyList>() {
         ids.reserve_exact(list.len());
-        for (number, item) in items.enumerate() {
-            check_at(value.py(), number)?;
+        for (index, item) in items.enumerate() {
+            check_at(value.py(), index)?;
             ids.push(extract_id(&item?)?);
         }
         return Ok(ids);
@@ -165,7 +164,7 @@ pub(crate) fn read_ids(value: &Bound<'_, PyAny>, bound: usize) -> PyResult<Vec<u
     }
 }
 
-/// Rows of ids: any iterable of what [`read_ids`] takes, such as a 2-D array or tensor, or a generator.
+/// Rows of ids: any iterable of arguments of [`read_ids`], such as a 2-D array or a generator.
 pub(crate) struct IdRows<'py>(Bound<'py, PyIterator>);
 
 impl<'py> FromPyObject<'_, 'py> for IdRows<'py> {
@@ -181,7 +180,7 @@ impl<'py> FromPyObject<'_, 'py> for IdRows<'py> {
 }
 
 impl<'py> IdRows<'py> {
-    /// Returns what `work` makes of each row; a `TypeError` or `KeyError` of a row says which row it is.
+    /// Returns the results of `work` for all rows. A `TypeError` or `KeyError` names the row.
     pub(crate) fn map<R>(self, mut work: impl FnMut(&Bound<'py, PyAny>) -> PyResult<R>) -> PyResult<Vec<R>> {
         let numbered = self.0.enumerate();
         let work = |(i, row): (usize, PyResult<Bound<'py, PyAny>>)| {
@@ -207,12 +206,12 @@ fn in_row(py: Python<'_>, row: usize, error: PyErr) -> PyErr {
     named
 }
 
-/// Makes ready for the first array of the process, once, before long work.
+/// Creates the first array of the process, before long work.
 ///
-/// The first array runs Python code, which ends in a panic of the `numpy` crate where a Ctrl-C is pending.
+/// The first array runs Python code, and a Ctrl-C that is pending then makes the `numpy` crate panic.
 ///
 /// # Errors
-/// What the import of `NumPy` raises, and `KeyboardInterrupt` where one is pending.
+/// What importing `NumPy` raises; `KeyboardInterrupt` if it is pending.
 pub(crate) fn prepare_arrays(py: Python<'_>) -> PyResult<()> {
     static READY: PyOnceLock<()> = PyOnceLock::new();
     let prepare = || {
@@ -224,7 +223,7 @@ pub(crate) fn prepare_arrays(py: Python<'_>) -> PyResult<()> {
     READY.get_or_try_init(py, prepare).copied()
 }
 
-/// The ids of a one-dimensional `NumPy` array of this type; `None` for anything else.
+/// Returns the ids of a one-dimensional `NumPy` array of this type, or `None` for any other object.
 fn array_ids<T: Element + Copy + Display + TryInto<u32>>(value: &Bound<'_, PyAny>) -> Option<PyResult<Vec<u32>>> {
     let array = value.extract::<PyReadonlyArray1<'_, T>>().ok()?;
     let id = |&id: &T| id.try_into().map_err(|_| unknown_id(id));
@@ -244,7 +243,7 @@ pub(crate) fn extract_id(value: &Bound<'_, PyAny>) -> PyResult<u32> {
     })
 }
 
-/// A number of threads, at least 1.
+/// A positive number of threads.
 #[derive(Clone, Copy)]
 pub(crate) struct Threads(pub(crate) NonZero<usize>);
 
@@ -264,13 +263,13 @@ impl<'py> FromPyObject<'_, 'py> for Threads {
     }
 }
 
-/// Returns how many threads to use, as many as there are processors unless said otherwise.
+/// Returns the number of threads to use, by default the number of processors.
 pub(crate) fn thread_count(num_threads: Option<Threads>) -> usize {
     let threads = num_threads.map(|threads| threads.0);
     threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZero::get)
 }
 
-/// Returns an argument that must be at least this.
+/// Returns `number`, which must be at least `least`.
 pub(crate) fn at_least(least: usize, name: &str, number: i64) -> PyResult<usize> {
     usize::try_from(number)
         .ok()
@@ -278,7 +277,7 @@ pub(crate) fn at_least(least: usize, name: &str, number: i64) -> PyResult<usize>
         .ok_or_else(|| PyValueError::new_err(format!("{name} is {number}; expected at least {least}")))
 }
 
-/// Returns an object as an error shows it: its `repr`, the end of a long one left out.
+/// Returns the `repr` of an object for an error message, truncated if it is long.
 pub(crate) fn shown(value: &Bound<'_, PyAny>) -> String {
     const LONGEST: usize = 80;
     let text = value.repr().map_or_else(|_| "?".to_owned(), |repr| repr.to_string_lossy().into_owned());

@@ -12,7 +12,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         // errno and path first, so that Python picks FileNotFoundError and its siblings.
         Error::Io { path, source } => match source.raw_os_error() {
             Some(errno) => {
-                // As Python words it: the number stands before, and the path is a str.
+                // As in Python: errno apart from the message, and the path as a str.
                 let words = source.to_string();
                 let words = words.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&words);
                 PyOSError::new_err((errno, words.to_owned(), path.into_os_string()))
@@ -24,7 +24,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
     }
 }
 
-/// Maps an error of the sampler or the kernels, whose only kind is a bad argument.
+/// Maps an error of the sampler or the kernels to `ValueError`.
 pub(crate) fn value_error(error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(error.to_string())
 }

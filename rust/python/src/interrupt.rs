@@ -12,6 +12,9 @@ use crate::error::to_py;
 /// The least time between two checks of Python's signals: attaching to Python waits until other threads release the GIL.
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Releasing and acquiring the GIL takes longer than work on less text than this.
+const SHORT_BYTES: usize = 2048;
+
 /// Python objects that are read or created between two checks of signals.
 const OBJECTS: usize = 1 << 14;
 
@@ -53,6 +56,15 @@ pub(crate) fn interruptible<R: Send>(
     };
     let result = py.detach(|| work(Interrupt::new(&check)));
     pending.raise(result)
+}
+
+/// As [`interruptible`], but holds the GIL and makes no checks for less than [`SHORT_BYTES`] of text.
+pub(crate) fn interruptible_if_long<R: Send>(
+    py: Python<'_>,
+    bytes: usize,
+    work: impl FnOnce(Interrupt<'_>) -> Result<R> + Send,
+) -> PyResult<R> {
+    if bytes < SHORT_BYTES { work(Interrupt::NEVER).map_err(to_py) } else { interruptible(py, work) }
 }
 
 /// Checks signals in one of many iterations of a loop over Python objects; `iteration` counts from 0.

@@ -7,23 +7,19 @@ use pyo3::prelude::*;
 mod arguments;
 mod attention;
 mod corpus;
-mod decode_stream;
 mod error;
-mod ids;
 mod interrupt;
 mod linear;
 mod logits;
-mod pretokenize;
 mod sampler;
 mod sampler_arguments;
-mod token_file;
 mod tokenizer;
 mod train;
 
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    pretokenize::register(module)?;
+    tokenizer::pretokenize::register(module)?;
     module.add_class::<sampler::PySampler>()?;
     module.add_class::<linear::PyLinear>()?;
     module.add_function(wrap_pyfunction!(linear::py_has_avx512, module)?)?;
@@ -32,7 +28,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(attention::py_attend, module)?)?;
     train::register(module)?;
     module.add_class::<tokenizer::PyTokenizer>()?;
-    module.add_class::<decode_stream::DecodeStream>()?;
-    module.add_class::<token_file::PyTokenFile>()?;
+    module.add_class::<tokenizer::decode_stream::DecodeStream>()?;
+    module.add_class::<tokenizer::token_file::PyTokenFile>()?;
     corpus::register(module)
 }

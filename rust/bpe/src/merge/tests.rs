@@ -56,7 +56,7 @@ fn tall_vocab_and_piece() -> impl Strategy<Value = (Vocab, Vec<u8>)> {
         let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         let mut merges = Vec::new();
         for pair in pairs {
-            // A few letters, and what was built of them last.
+            // Two letters, and the last tokens built of them.
             let pool: Vec<usize> = (97..99).chain(tokens.len().max(262) - 6..tokens.len()).collect();
             let [left, right] = pair.map(|index| *index.get(&pool));
             let token = [&tokens[left][..], &tokens[right]].concat();

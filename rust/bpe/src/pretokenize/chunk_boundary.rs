@@ -1,19 +1,19 @@
-//! Where a long text may be cut without changing its pieces.
+//! Chunk boundaries: offsets where a text can be split without changing its pieces.
 
 use super::unicode::{LETTER, NUMBER, SYMBOL, WHITESPACE, class_at};
+use crate::utf8::is_continuation;
 
-/// Returns an offset of at least `from` that is safe under every named pattern.
+/// Returns a chunk boundary of every named pattern, at or after `from`.
 ///
-/// Between a letter or number and what follows it, if that is white space or punctuation: every pattern ends a piece
-/// there whatever came before, and the letter or number before the cut is the same piece at the end of a text. The
-/// apostrophe is left out, since `o200k` lets a word keep its contraction.
+/// It is between a letter or number and white space or punctuation. Every pattern ends a piece there, and the piece before
+/// is the same at the end of a text. Apostrophes are excluded: in `o200k` a word includes its contraction.
 pub(super) fn chunk_boundary(text: &[u8], from: usize) -> Option<usize> {
-    let is_start = |at: usize| text[at] & 0xc0 != 0x80;
+    let is_boundary = |at: usize| !is_continuation(text[at]);
     let mut at = from.min(text.len());
-    while at > 0 && at < text.len() && !is_start(at) {
+    while at > 0 && at < text.len() && !is_boundary(at) {
         at -= 1;
     }
-    at = (0..at).rev().find(|&before| is_start(before)).unwrap_or(0);
+    at = (0..at).rev().find(|&before| is_boundary(before)).unwrap_or(0);
     let mut before = 0;
     while at < text.len() {
         let (class, length) = class_at(text, at);

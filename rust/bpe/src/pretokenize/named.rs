@@ -1,15 +1,15 @@
-//! The patterns that have a hand-written splitter: their names, their published regexes, and other spellings of these.
+//! Named patterns: their names, their published regexes, and other spellings of the same regex.
 
 use super::bitmask;
 use super::grammars::{cl100k, deepseek_v3, llama3, o200k, qwen2, r50k, smollm};
 
-/// The pattern that splits nowhere: a text is one piece.
+/// The pattern that makes a text one piece.
 pub(crate) const WHOLE: &str = "(?s:.+)";
 
-/// A number as `tokenizers` sees it in `Digits`: by Unicode 17, thirteen more than Oniguruma's `\p{N}`, of Unicode 16.
+/// `\p{N}` of Unicode 17, as in `Digits` of `tokenizers`: thirteen characters more than Oniguruma's `\p{N}`.
 pub(crate) const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}]";
 
-/// A pattern with a hand-written splitter.
+/// A pattern with a grammar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Named {
     R50k,
@@ -35,7 +35,7 @@ pub(super) const ALL: [Named; 8] = [
 ];
 
 impl Named {
-    /// The name, and other names in use for the same pattern.
+    /// The name, then its aliases.
     fn names(self) -> &'static [&'static str] {
         match self {
             Self::R50k => &["r50k", "r50k_base", "gpt2", "p50k", "p50k_base", "p50k_edit"],
@@ -53,7 +53,7 @@ impl Named {
         self.names()[0]
     }
 
-    /// The regex whose pieces the splitter gives, and other spellings of the same meaning.
+    /// The regex, and other spellings with the same pieces.
     pub(super) fn patterns(self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::R50k => (r50k::PATTERN, r50k::VARIANTS),
@@ -71,7 +71,7 @@ impl Named {
         self.patterns().0
     }
 
-    /// Finds a pattern by one of its names or by one of its spellings.
+    /// Returns the pattern with this name or spelling.
     pub(super) fn find(name_or_regex: &str) -> Option<Self> {
         ALL.into_iter().find(|named| {
             let (pattern, variants) = named.patterns();
@@ -79,9 +79,9 @@ impl Named {
         })
     }
 
-    /// Finds a pattern by one of its spellings that Oniguruma reads as it is meant.
+    /// Returns the pattern with this spelling, if the spelling has the same pieces in Oniguruma.
     ///
-    /// The spelling of `cl100k` with `{1,3}+` is not one: to Oniguruma that is no possessive quantifier, but repeats again.
+    /// Spellings with `{1,3}+` do not: it is possessive elsewhere, but a repeated repetition in Oniguruma.
     pub(super) fn find_oniguruma(regex: &str) -> Option<Self> {
         let is_spelling = |named: &Self| {
             let (pattern, variants) = named.patterns();
@@ -90,7 +90,7 @@ impl Named {
         ALL.into_iter().find(is_spelling)
     }
 
-    /// Finds the pattern that a sequence of steps amounts to.
+    /// Returns the pattern that is equal to a sequence of patterns.
     pub(super) fn find_sequence(steps: &[&str]) -> Option<Self> {
         if steps == deepseek_v3::STEPS {
             return Some(Self::DeepSeekV3);

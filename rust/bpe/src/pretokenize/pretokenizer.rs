@@ -7,12 +7,12 @@ use super::regex::{FancyRegex, Oniguruma};
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
-/// Begins a regex that is read as Oniguruma reads it.
+/// The prefix of a pattern that Oniguruma matches.
 const ONIGURUMA_MARK: &str = "(?#oniguruma)";
 
-/// Splits text into the pieces that byte-pair encoding then treats one by one.
+/// Splits text into pieces, which byte-pair encoding encodes one by one.
 ///
-/// Cheap to clone and safe to share between threads.
+/// Cheap to clone, and safe to share between threads.
 #[derive(Debug, Clone)]
 pub struct Pretokenizer {
     pub(super) splitter: Splitter,
@@ -30,14 +30,14 @@ pub(super) enum Splitter {
 }
 
 impl Pretokenizer {
-    /// Returns the splitter of a pattern's name (`"cl100k"`) or of a regex.
+    /// Returns the pre-tokenizer of a pattern's name (`"cl100k"`) or of a regex.
     ///
     /// Names: `r50k` (also `gpt2`, `p50k`), `cl100k`, `llama3`, `o200k` (also `llama4`), `qwen2`, `deepseek_v3`,
-    /// `smollm`, `smollm_digits`. The published regex of a named pattern, in any of its usual spellings, gives that pattern.
+    /// `smollm`, `smollm_digits`. The published regex of a named pattern, in any of its usual spellings, is that pattern.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the text is neither a known name nor a valid regex. A single word that is no known
-    /// name is taken for a misspelt one: as a regex it would match itself only.
+    /// [`Error::InvalidArgument`] if the argument is neither a known name nor a valid regex. A single word is always a name:
+    /// as a regex it would match only itself.
     pub fn new(name_or_regex: &str) -> Result<Self> {
         if let Some(named) = Named::find(name_or_regex) {
             return Ok(named.into());
@@ -64,21 +64,21 @@ impl Pretokenizer {
         Ok(Self { splitter, pattern: name_or_regex.to_owned() })
     }
 
-    /// Returns the splitter that splits nowhere.
+    /// Returns the pre-tokenizer that makes a text one piece.
     ///
     /// # Errors
-    /// None in fact: its pattern is valid.
+    /// None: the pattern is valid.
     pub(crate) fn whole() -> Result<Self> {
         Self::new(WHOLE)
     }
 
-    /// Returns the splitter of a regex as Oniguruma reads it, as in a `tokenizer.json`.
+    /// Returns the pre-tokenizer of a regex in Oniguruma's syntax, as in a `tokenizer.json`.
     ///
-    /// Its [`pattern`](Self::pattern) begins with the comment `(?#oniguruma)`, by which [`Pretokenizer::new`] knows it
-    /// again, unless it is the spelling of a named pattern.
+    /// Its [`pattern`](Self::pattern) begins with the comment `(?#oniguruma)`, which [`Pretokenizer::new`] recognizes, unless
+    /// it is the spelling of a named pattern.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if Oniguruma cannot read it.
+    /// [`Error::InvalidArgument`] if it is not a regex in Oniguruma's syntax.
     ///
     /// ```
     /// use bpe_llama::pretokenize::Pretokenizer;
@@ -98,17 +98,16 @@ impl Pretokenizer {
         Ok(Self { splitter: Splitter::Oniguruma(Oniguruma::new(regex)?), pattern })
     }
 
-    /// The regex of [`Pretokenizer::oniguruma`], if this is such a splitter.
+    /// Returns the regex given to [`Pretokenizer::oniguruma`], if Oniguruma matches it.
     pub(crate) fn oniguruma_regex(&self) -> Option<&str> {
         if let Splitter::Oniguruma(regex) = &self.splitter { Some(regex.pattern()) } else { None }
     }
 
-    /// Returns a splitter that applies each of `steps` to the pieces of the step before.
+    /// Returns the pre-tokenizer that applies each of `steps` to the pieces of the step before: `Sequence` in `tokenizer.json`.
     ///
-    /// A tokenizer.json asks for it by a `Sequence` of `Split`s. The sequences of `deepseek_v3` (three regexes), `smollm`
-    /// (`\p{N}`, then `r50k`) and `smollm_digits` (the same with `Digits`) give those named patterns, one step gives that
-    /// step.
-    /// The [`pattern`](Self::pattern) of any other sequence joins those of its steps by line breaks; it is no regex.
+    /// The sequences of `deepseek_v3` (three regexes), `smollm` (`\p{N}`, then `r50k`) and `smollm_digits` (the same with
+    /// `Digits`) are those named patterns, and a sequence of one step is that step. The [`pattern`](Self::pattern) of any
+    /// other sequence is not a regex: it is the patterns of its steps, one a line.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if there is no step.
@@ -134,7 +133,7 @@ impl Pretokenizer {
         }
     }
 
-    /// The name of the pattern, where it has one: `"cl100k"`.
+    /// Returns the name of the pattern, such as `"cl100k"`, if it has one.
     pub fn name(&self) -> Option<&'static str> {
         match self.splitter {
             Splitter::Named(named) => Some(named.name()),
@@ -142,15 +141,15 @@ impl Pretokenizer {
         }
     }
 
-    /// The regex whose matches, and what lies between them, are the pieces.
+    /// Returns the regex. Its matches, and the text between matches, are the pieces.
     ///
-    /// For named patterns it is spelled so that Rust's `fancy-regex`, Python's `regex` and Oniguruma (Hugging Face
-    /// `tokenizers`) read it alike.
+    /// The spelling of a named pattern has the same pieces in Rust's `fancy-regex`, Python's `regex` and Oniguruma (Hugging
+    /// Face `tokenizers`).
     pub fn pattern(&self) -> &str {
         &self.pattern
     }
 
-    /// Returns the splitters that are applied one after another: the steps of a sequence, else this one alone.
+    /// Returns the steps of a sequence, otherwise this pre-tokenizer alone.
     pub fn steps(&self) -> &[Self] {
         match &self.splitter {
             Splitter::Sequence(steps) => steps,
@@ -158,18 +157,17 @@ impl Pretokenizer {
         }
     }
 
-    /// Appends to `ends` the end offsets (in bytes) of the next pieces of `text` from byte `start` on.
+    /// Appends the ends, in bytes, of the next pieces of `text` from byte `start` on to `ends`.
     ///
-    /// Fills at most the spare capacity of `ends`, never reallocating it; an unchanged `ends` means
-    /// `start == text.len()` (or no spare capacity). `start` must be 0 or an end that this method returned for the same
-    /// `text`. One exception: a [`sequence`](Self::sequence) can only stop where a piece of its first step ends, and so
-    /// may let `ends` grow.
+    /// Fills at most the spare capacity of `ends`, except that a [`sequence`](Self::sequence) always completes a piece of its
+    /// first step. If `ends` is unchanged, `start` is `text.len()` (or there is no spare capacity). `start` must be 0 or an
+    /// end that this method returned for the same `text`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
     ///
     /// # Cost
-    /// Linear in the text for named patterns, whatever the text.
+    /// Linear in the text for named patterns.
     ///
     /// ```
     /// use bpe_llama::pretokenize::Pretokenizer;
@@ -187,7 +185,7 @@ impl Pretokenizer {
         self.fill_ends_interruptible(text, start, ends, Interrupt::NEVER)
     }
 
-    /// The same with a interrupt, where regexes split: hand-written splitters need none.
+    /// As [`Pretokenizer::fill_ends`], with interrupt checks for regex engines; grammars are fast enough without.
     pub(crate) fn fill_ends_interruptible(
         &self,
         text: &str,
@@ -206,7 +204,7 @@ impl Pretokenizer {
         Ok(())
     }
 
-    /// Returns all pieces of `text`, which together are `text`.
+    /// Returns all pieces of `text`; they concatenate to `text`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
@@ -216,7 +214,7 @@ impl Pretokenizer {
         Ok(pieces)
     }
 
-    /// Calls back with where each piece begins and ends.
+    /// Calls `each` with the start and end of each piece.
     ///
     /// # Errors
     /// As [`Pretokenizer::split`], and what the interrupt check returns.
@@ -240,11 +238,11 @@ impl Pretokenizer {
         Ok(())
     }
 
-    /// Returns a byte offset of at least `from` where `text` may be cut so that the pieces of both sides are those of
-    /// `text`; `None` if there is none that is easy to see, or if the pattern is one of no hand-written splitter.
+    /// Returns a chunk boundary at or after `from`: an offset where `text` can be split so that the pieces of both chunks are
+    /// those of `text`. `None` if none is found, or the pattern has no grammar.
     ///
     /// # Cost
-    /// Linear in the distance to the offset; in usual text it is a few words off.
+    /// Linear in the distance to the offset, usually a few words.
     ///
     /// ```
     /// use bpe_llama::pretokenize::Pretokenizer;
@@ -298,7 +296,7 @@ fn fill_sequence(
     Ok(())
 }
 
-/// Appends the ends of all pieces that `steps` make of one part of `text`.
+/// Appends the ends of all pieces that `steps` yield in one part of `text`.
 fn fill_part(
     steps: &[Pretokenizer],
     text: &str,

@@ -1,13 +1,12 @@
-//! The building blocks that the hand-written grammars share.
+//! The grammar trait, and the scanners that grammars share.
 //!
-//! Everything here takes the bytes of a valid UTF-8 text and offsets that lie between characters.
+//! All functions take the bytes of UTF-8 text and offsets at character boundaries.
 
 use super::unicode::{LETTER, NEWLINE, NUMBER, WHITESPACE, class_at, run_end};
 
-/// One splitting pattern, written out by hand.
+/// A pattern as a function from the start of a piece to its end, equal to the pattern's regex.
 ///
-/// The pieces are those of the regex: a piece depends on what follows its start, never on what came before, so a
-/// grammar is one function from where a piece starts to where it ends.
+/// One function suffices because a piece depends on the text after its start alone.
 pub(super) trait Grammar {
     /// Returns the end of the piece that starts at byte `at` of `text`; `at < text.len()`.
     fn piece_end(text: &[u8], at: usize) -> usize;
@@ -16,7 +15,7 @@ pub(super) trait Grammar {
 /// `\p{L}*`
 #[inline(always)]
 pub(super) fn letters_end(text: &[u8], mut at: usize) -> usize {
-    // Long runs sixteen at a time.
+    // Runs of 16 ASCII letters first.
     while let Some(some) = text[at..].first_chunk::<16>()
         && some.iter().fold(true, |all, byte| all & byte.is_ascii_alphabetic())
     {
@@ -60,7 +59,7 @@ pub(super) fn numbers_end(text: &[u8], mut at: usize, most: usize) -> usize {
 
 /// `(?:'s|'t|'re|'ve|'m|'ll|'d)?`, as written or, with `ANY_CASE`, as `(?i:…)`.
 ///
-/// Without regard to case `s` also matches U+017F, the long s.
+/// If case is ignored, `s` also matches U+017F, the long s.
 #[inline(always)]
 pub(super) fn contraction_end<const ANY_CASE: bool>(text: &[u8], at: usize) -> usize {
     if text.get(at) != Some(&b'\'') {
@@ -75,14 +74,14 @@ pub(super) fn contraction_end<const ANY_CASE: bool>(text: &[u8], at: usize) -> u
     }
 }
 
-/// A run of white space: where it ends, where its last character starts, and where its last line break ends.
+/// A run of white space: its end, the start of its last character, and the end of its last line break.
 pub(super) struct Whitespace {
     pub(super) end: usize,
     pub(super) last_start: usize,
     pub(super) after_newline: Option<usize>,
 }
 
-/// Measures `\s*` from `at` on.
+/// Scans `\s*` from `at` on.
 #[inline(always)]
 pub(super) fn whitespace(text: &[u8], at: usize) -> Whitespace {
     let mut run = Whitespace { end: at, last_start: at, after_newline: None };
@@ -101,7 +100,7 @@ pub(super) fn whitespace(text: &[u8], at: usize) -> Whitespace {
 }
 
 impl Whitespace {
-    /// `\s+(?!\S)|\s+` for a run that starts at `at`; `is_last`: nothing that counts as `\S` follows.
+    /// `\s+(?!\S)|\s+` for a run that starts at `at`; `is_last` if no `\S` follows.
     #[inline(always)]
     pub(super) fn piece_end(&self, at: usize, is_last: bool) -> usize {
         if is_last || self.last_start == at { self.end } else { self.last_start }

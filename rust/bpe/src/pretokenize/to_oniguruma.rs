@@ -1,15 +1,15 @@
-//! A regex of Rust's syntax (`fancy-regex`) in Oniguruma's, so that a `tokenizer.json` says the same.
+//! Translation of a regex from Rust's syntax (`fancy-regex`) to Oniguruma's, for saving it in a `tokenizer.json`.
 //!
 //! | Rust | Oniguruma |
 //! |---|---|
-//! | `^`, `$` outside `(?m)` | `\A`, `\z`: its own match at the ends of lines |
+//! | `^`, `$` outside `(?m)` | `\A`, `\z`: `^` and `$` match at the ends of lines |
 //! | `(?s)` | `(?m)` |
-//! | `x{2,3}+`, possessive | `(?>x{2,3})`: its own repeats again |
-//! | `\w`, `\d`, `\b` | spelled out: its own `\w` lacks the characters that join others |
-//! | `[[:alpha:]]`, ASCII | spelled out: its own are Unicode's |
-//! | `\x80`, `\u{80}` | `\x{80}`: its own two digits are a byte |
+//! | `x{2,3}+`, possessive | `(?>x{2,3})`: `x{2,3}+` is a repeated repetition |
+//! | `\w`, `\d`, `\b` | classes: `\w` excludes join controls |
+//! | `[[:alpha:]]`, ASCII | ranges: `[[:alpha:]]` is Unicode |
+//! | `\x80`, `\u{80}` | `\x{80}`: `\x80` is a byte |
 //!
-//! What is not in this table and may differ is refused by name.
+//! Other syntax that may differ is an error that names it.
 
 use std::fmt::Write;
 use std::iter::Peekable;
@@ -21,14 +21,14 @@ use crate::{Error, Result};
 /// Rust's `\w`, as the inside of a class.
 const WORD: &str = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200C}\x{200D}";
 
-/// Pairs of letters that one character stands for when case does not matter to Oniguruma, such as `ß` for `ss`.
+/// Pairs of letters that Oniguruma folds with one character if case is ignored, such as `ss` with `ß`.
 const FOLDED: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
 
-/// Returns the regex of a splitter as Oniguruma must read it to give the same pieces.
+/// Returns the regex in Oniguruma's syntax that has the same pieces as `step`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] naming the part of the regex that has no known counterpart, or a text that the two regexes
-/// split differently.
+/// [`Error::InvalidArgument`] with the part of the regex that has no known equivalent, or a text that the two regexes split
+/// differently.
 pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
     let pattern = step.pattern();
     let refused = |why: String| {
@@ -48,7 +48,7 @@ pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
     let regex = translation.out;
     let translated = Pretokenizer::oniguruma(&regex).map_err(|_| refused(format!("{regex:?} is no regex")))?;
     let translated = match translated.splitter {
-        // The splitter of a name gives what its own tests hold it to.
+        // The tests of named patterns cover this case.
         Splitter::Named(_) => return Ok(regex),
         _ => translated,
     };
@@ -63,16 +63,16 @@ pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
 struct Translation<'a> {
     rest: Peekable<Chars<'a>>,
     out: String,
-    /// Where in `out` the last thing begins that a quantifier would repeat.
+    /// The start in `out` of the last atom, which a quantifier would repeat.
     atom: usize,
-    /// For each open group, where it begins, and the two below as they were before it.
+    /// For each open group, its start and the values of the two fields below before it.
     groups: Vec<(usize, bool, bool)>,
-    /// Whether `^` and `$` mean lines.
+    /// Whether `^` and `$` match at line ends.
     multi_line: bool,
     look_behind: bool,
 }
 
-/// What cannot be translated.
+/// The part of a regex that cannot be translated.
 type Refused = String;
 
 impl Translation<'_> {
@@ -83,7 +83,7 @@ impl Translation<'_> {
                 '[' => self.class()?,
                 '(' => self.open()?,
                 ')' => {
-                    let group = self.groups.pop().ok_or("a bracket that was not opened")?;
+                    let group = self.groups.pop().ok_or("an unmatched parenthesis")?;
                     self.out.push(')');
                     (self.atom, self.multi_line, self.look_behind) = group;
                 }
@@ -105,7 +105,7 @@ impl Translation<'_> {
         self.out.push_str(text);
     }
 
-    /// Reads what follows an opening bracket.
+    /// Translates the head of a group, after its parenthesis.
     fn open(&mut self) -> std::result::Result<(), Refused> {
         let start = self.out.len();
         let outer = (self.multi_line, self.look_behind);
@@ -132,12 +132,12 @@ impl Translation<'_> {
                     let flags = head.replace('m', "").replace('s', "m");
                     match (flags.is_empty(), sign) {
                         (true, ')') => {
-                            // Nothing is left to say: the group goes again.
+                            // No flag is left: remove the group.
                             self.out.truncate(start);
                             return Ok(());
                         }
                         (false, ')') => {
-                            // The rest of the group: Oniguruma reads it the same way.
+                            // It applies to the rest of the group, in Oniguruma as well.
                             write!(self.out, "?{flags})").map_err(|error| error.to_string())?;
                             return Ok(());
                         }
@@ -152,7 +152,7 @@ impl Translation<'_> {
         Ok(())
     }
 
-    /// Refuses regexes in which one character stands for two letters when case does not matter.
+    /// Refuses regexes in which case folding maps one character to two letters.
     fn require_simple_folding(&self) -> std::result::Result<(), Refused> {
         let all: String = self.rest.clone().collect::<String>().to_lowercase();
         match FOLDED.iter().find(|pair| all.contains(**pair)) {
@@ -161,7 +161,7 @@ impl Translation<'_> {
         }
     }
 
-    /// Reads `{n,m}` and what makes it possessive or lazy.
+    /// Translates `{n,m}` and its suffix.
     fn repeat(&mut self) -> std::result::Result<(), Refused> {
         let mut bounds = String::new();
         loop {
@@ -183,13 +183,13 @@ impl Translation<'_> {
         }
         write!(self.out, "{{{bounds}}}").map_err(|error| error.to_string())?;
         if !bounds.contains(',') {
-            // That many times exactly: lazy or not is one, and Oniguruma would read "or not at all".
+            // A lazy exact count is the exact count, but in Oniguruma `?` would make it optional.
             let _ = self.rest.next_if_eq(&'?');
         }
         Ok(())
     }
 
-    /// Reads an escape outside a class.
+    /// Translates an escape outside a class.
     fn escape(&mut self) -> std::result::Result<(), Refused> {
         match self.rest.peek() {
             Some('w') => self.atom(&format!("[{WORD}]")),
@@ -212,7 +212,7 @@ impl Translation<'_> {
         Ok(())
     }
 
-    /// Returns an escape that is read alike within and without a class.
+    /// Translates an escape that has the same meaning inside and outside a class.
     fn escaped(&mut self) -> std::result::Result<String, Refused> {
         let c = self.rest.next().ok_or("a backslash at the end")?;
         Ok(match c {
@@ -240,7 +240,7 @@ impl Translation<'_> {
         })
     }
 
-    /// Reads a class whose bracket was opened.
+    /// Translates a class, after its bracket.
     fn class(&mut self) -> std::result::Result<(), Refused> {
         self.atom = self.out.len();
         let start = self.atom;
@@ -270,7 +270,7 @@ impl Translation<'_> {
                     self.out.push_str(&escaped);
                 }
                 '&' if self.rest.next_if_eq(&'&').is_some() => {
-                    // An intersection of two sides is read alike; one with an empty side is not.
+                    // An intersection with an empty side differs.
                     let is_empty = self.out.ends_with(['[', '^', '-', '&'])
                         || matches!(self.rest.peek(), None | Some(']' | '^' | '-' | '&'));
                     if is_empty {
@@ -307,45 +307,13 @@ impl Translation<'_> {
     }
 }
 
-/// Texts of all kinds of characters side by side: a last check of a translation.
+/// Returns texts that mix all kinds of characters, to verify a translation.
 fn samples() -> Vec<String> {
+    #[rustfmt::skip]
     const PARTS: [&str; 36] = [
-        "a",
-        "B",
-        "ab cd",
-        "It's",
-        "'LL",
-        "é",
-        "e\u{301}",
-        "ſ",
-        "ß",
-        "İ",
-        "ﬁ",
-        "中文",
-        "かな",
-        "ไทย",
-        "ا",
-        "\u{200c}",
-        "\u{200d}",
-        "1",
-        "1234567",
-        "²",
-        "Ⅷ",
-        "٣",
-        " ",
-        "  ",
-        "\t",
-        "\n",
-        "\r\n",
-        "\n\n ",
-        "\u{a0}",
-        "\u{85}",
-        "\u{2028}",
-        "_",
-        "-",
-        "..",
-        "!?",
-        "😀",
+        "a", "B", "ab cd", "It's", "'LL", "é", "e\u{301}", "ſ", "ß", "İ", "ﬁ", "中文", "かな", "ไทย", "ا", "\u{200c}",
+        "\u{200d}", "1", "1234567", "²", "Ⅷ", "٣", " ", "  ", "\t", "\n", "\r\n", "\n\n ", "\u{a0}", "\u{85}",
+        "\u{2028}", "_", "-", "..", "!?", "😀",
     ];
     let mut samples: Vec<String> = PARTS.iter().map(|part| (*part).to_owned()).collect();
     let mut state = 1u32;

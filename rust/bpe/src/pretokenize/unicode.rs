@@ -1,7 +1,6 @@
-//! What kind of character a code point is, at one byte a character.
+//! Character classes: one byte of class bits for each code point.
 //!
-//! The tables in `unicode_tables.rs` are written by `cargo run --example generate_unicode_tables`; their Unicode
-//! version is [`super::UNICODE_VERSION`].
+//! `cargo run --example generate_unicode_tables` writes `unicode_tables.rs`, for Unicode [`super::UNICODE_VERSION`].
 
 use super::unicode_tables::{BLOCK_OF, CLASSES};
 
@@ -15,16 +14,16 @@ pub(super) const CASELESS: u8 = 1 << 2;
 pub(super) const MARK: u8 = 1 << 3;
 /// General category N.
 pub(super) const NUMBER: u8 = 1 << 4;
-/// The property `White_Space`: what `\s` matches.
+/// The property `White_Space`, which is `\s`.
 pub(super) const WHITESPACE: u8 = 1 << 5;
 /// General categories P and S.
 pub(super) const SYMBOL: u8 = 1 << 6;
-/// Carriage return and line feed; `WHITESPACE` is set as well.
+/// Carriage return and line feed, which are `WHITESPACE` as well.
 pub(super) const NEWLINE: u8 = 1 << 7;
 /// General category L.
 pub(super) const LETTER: u8 = UPPER | LOWER | CASELESS;
 
-/// The class bits of every ASCII byte; 0 for bytes that only occur within longer characters.
+/// The class bits of every ASCII byte; 0 for other bytes.
 pub(super) static ASCII: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -35,7 +34,7 @@ pub(super) static ASCII: [u8; 256] = {
     table
 };
 
-/// Returns the class bits of the character that starts at byte `at`, and its length in bytes.
+/// Returns the class bits of the character at byte `at`, and its length in bytes.
 ///
 /// `text` must be valid UTF-8 and `at` the first byte of a character.
 #[inline(always)]
@@ -64,7 +63,7 @@ fn bits(continuation: u8) -> usize {
     usize::from(continuation & 0x3f)
 }
 
-/// Returns the end of the run of characters from `at` on that have a bit of `wanted` and none of `unwanted`.
+/// Returns the end of the run of characters from `at` on whose class `is_member` accepts.
 #[inline(always)]
 pub(super) fn run_end(text: &[u8], mut at: usize, is_member: impl Fn(u8) -> bool) -> usize {
     while at < text.len() {
@@ -83,7 +82,7 @@ pub(super) fn is_han_or_kana(text: &[u8], at: usize, length: usize) -> bool {
     if length != 3 {
         return false;
     }
-    // The UTF-8 bytes of U+3040..=U+30FF and U+4E00..=U+9FA5, read as one number.
+    // The UTF-8 bytes of U+3040..=U+30FF and U+4E00..=U+9FA5, as big-endian integers.
     let unit = u32::from_be_bytes([0, text[at], text[at + 1], text[at + 2]]);
     (0x00e3_8180..=0x00e3_83bf).contains(&unit) || (0x00e4_b880..=0x00e9_bea5).contains(&unit)
 }

@@ -5,7 +5,7 @@ use hashbrown::HashMap;
 use super::added_token::{AddedToken, SpecialSet};
 use super::matcher::{Matcher, Segment};
 use crate::interrupt::Interrupt;
-use crate::vocab::ID_BOUND;
+use crate::vocab::check_id;
 use crate::{Error, Result};
 
 /// The added tokens of one tokenizer.
@@ -40,11 +40,7 @@ impl AddedTokens {
             if content.is_empty() {
                 return Err(Error::InvalidArgument(format!("special token {id} is the empty string")));
             }
-            if id >= ID_BOUND {
-                return Err(Error::InvalidArgument(format!(
-                    "special token {content:?} has id {id}: expected ids below {ID_BOUND}"
-                )));
-            }
+            check_id(format_args!("special token {content:?}"), id)?;
             if added.by_content.insert(content.clone(), i).is_some() {
                 return Err(Error::InvalidArgument(format!("special token {content:?} is given twice")));
             }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::Tokenizer;
+use super::definition::Tokenizer;
 use crate::encode::{EncodeOptions, reserve_ids};
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};

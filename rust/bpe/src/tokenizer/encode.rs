@@ -1,6 +1,6 @@
 //! Text to ids: special tokens and normalization around the encoding of ordinary text.
 
-use super::Tokenizer;
+use super::definition::Tokenizer;
 use crate::encode::{CountSink, EncodeOptions, Encoder, Scratch, Sink, reserve_ids};
 use crate::interrupt::Interrupt;
 use crate::normalize::{After, Normalizer};

@@ -1,6 +1,6 @@
 //! Ids with their ranges in the text.
 
-use super::Tokenizer;
+use super::definition::Tokenizer;
 use crate::Result;
 use crate::encode::EncodeOptions;
 use crate::interrupt::Interrupt;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use super::Tokenizer;
+use super::definition::Tokenizer;
 use crate::atomic_write::temporary_path;
 use crate::corpus::{Chunk, CorpusReader};
 use crate::encode::EncodeOptions;

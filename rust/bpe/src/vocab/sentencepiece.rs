@@ -9,7 +9,8 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{ID_BOUND, NO_ID, Vocab};
+use super::limits::{ID_BOUND, NO_ID, check_id};
+use super::vocabulary::Vocab;
 use crate::utf8::char_count;
 use crate::{Error, Result};
 
@@ -96,9 +97,7 @@ impl Vocab {
         let characters: HashMap<&[u8], u32> =
             active().filter(|(bytes, _)| char_count(bytes) == 1).map(|(bytes, id)| (&bytes[..], *id)).collect();
         let last = active().chain(&tokens.decode_only).map(|&(_, id)| id).chain(bytes).max().unwrap_or(0);
-        if last >= ID_BOUND {
-            return Err(Error::InvalidArgument(format!("id {last} is out of range: expected ids below {ID_BOUND}")));
-        }
+        check_id("a token", last)?;
         let bound = last + 1;
         if tokens.merged.len() >= ID_BOUND as usize / 2 {
             let count = tokens.merged.len();

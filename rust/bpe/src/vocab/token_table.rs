@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Range;
 
-use super::limits::{ID_BOUND, NO_ID};
+use super::limits::{NO_ID, check_id};
 use crate::{Error, Result};
 
 /// The bytes and ids of all tokens. Ids may have gaps.
@@ -35,13 +35,15 @@ impl TokenTable {
             tokens.sort_unstable_by_key(|&(_, id)| id);
         }
         let bound = tokens.last().map_or(0, |&(_, id)| id as usize + 1);
-        // Arrays are indexed by id, so one huge id would make them huge.
-        if bound > tokens.len() * 4 + (1 << 20) || bound > ID_BOUND as usize {
-            let id = bound - 1;
-            return Err(Error::InvalidArgument(format!(
-                "id {id} is out of range for {} tokens: expected ids near their number, and below {ID_BOUND}",
-                tokens.len()
-            )));
+        if let Some(&(_, id)) = tokens.last() {
+            check_id("a token", id)?;
+            // Arrays are indexed by id, so one huge id would make them huge.
+            if bound > tokens.len() * 4 + (1 << 20) {
+                return Err(Error::InvalidArgument(format!(
+                    "id {id} is out of range for {} tokens: expected ids near their number",
+                    tokens.len()
+                )));
+            }
         }
         let mut table = Self {
             arena: Vec::with_capacity(tokens.iter().map(|(bytes, _)| bytes.as_ref().len()).sum()),

@@ -95,8 +95,9 @@ impl Parsed<'_> {
             if token.is_empty() {
                 return Ok(Err("an empty token in model.vocab".to_owned()));
             }
-            let is_apart = added.get(token.as_ref()).is_some_and(|known| known.special || !self.options.ignore_merges);
-            if is_apart && token.chars().nth(1).is_some() && !merged.contains(token.as_ref()) {
+            let is_added_only =
+                added.get(token.as_ref()).is_some_and(|known| known.special || !self.options.ignore_merges);
+            if is_added_only && token.chars().nth(1).is_some() && !merged.contains(token.as_ref()) {
                 continue;
             }
             match to_bytes(token) {

@@ -120,8 +120,8 @@ pub(crate) trait ByteVector: Copy {
     fn push_all(mut bits: u64, first: usize, ends: &mut Vec<usize>) {
         debug_assert!(ends.capacity() - ends.len() >= BLOCK);
         let count = bits.count_ones() as usize;
-        // SAFETY: at least 64 ends fit behind the length. Eight are written at a time, whether there are so many or
-        // not, since a branch for each would be mispredicted every block; the first `count` are then initialised.
+        // SAFETY: at least 64 ends fit after the length, and the first `count` are initialised. Ends are written eight at a
+        // time, even if fewer are left: a branch on each bit would be mispredicted in every block.
         unsafe {
             let out = ends.as_mut_ptr().add(ends.len());
             for eight in (0..count).step_by(8) {

@@ -6,7 +6,7 @@
 use super::backend::BLOCK;
 use crate::pretokenize::scan::contraction_end;
 
-/// What each byte of a block is part of. Bits behind `text` are 0.
+/// The bit masks of a block. Bits after `text` are 0.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Classes<'text> {
     pub(crate) upper: u64,
@@ -18,27 +18,27 @@ pub(crate) struct Classes<'text> {
     pub(crate) symbol: u64,
     /// `[一-龥぀-ゟ゠-ヿ]`
     pub(crate) han_or_kana: u64,
-    /// `\s`, line breaks among it.
+    /// `\s`, including line breaks.
     pub(crate) whitespace: u64,
     pub(crate) newline: u64,
     /// U+0020.
     pub(crate) space: u64,
     pub(crate) apostrophe: u64,
     pub(crate) slash: u64,
-    /// Bytes of characters beyond ASCII.
+    /// Bytes of non-ASCII characters.
     pub(crate) non_ascii: u64,
-    /// Bytes that are not the first of their character.
+    /// Continuation bytes.
     pub(crate) continuation: u64,
-    /// The bytes of whole characters.
+    /// The bytes of complete characters.
     pub(crate) text: u64,
-    /// Whether the text ends where `text` does.
+    /// Whether the text ends with this block.
     pub(crate) is_end: bool,
-    /// The bytes themselves.
+    /// The bytes of the block.
     pub(crate) bytes: &'text [u8; BLOCK],
 }
 
 impl Classes<'_> {
-    /// Drops the bytes from `at` on.
+    /// Removes the bytes from `at` on.
     #[cold]
     pub(crate) fn truncate(&mut self, at: u32) {
         let kept = (1 << at) - 1;
@@ -63,13 +63,13 @@ impl Classes<'_> {
         self.is_end = false;
     }
 
-    /// `[\p{L}]`, unless the grammar is cased.
+    /// `\p{L}`, or the grammar's own letters if it has no case.
     #[inline(always)]
     pub(crate) fn letter(&self) -> u64 {
         self.upper | self.lower | self.caseless
     }
 
-    /// `[^\s\p{L}\p{N}]`, marks among it.
+    /// `[^\s\p{L}\p{N}]`, including marks.
     #[inline(always)]
     pub(crate) fn other(&self) -> u64 {
         self.text & !(self.letter() | self.number | self.whitespace)
@@ -81,58 +81,58 @@ impl Classes<'_> {
         self.text & !self.continuation
     }
 
-    /// All bytes of the characters whose first bytes are given.
+    /// All bytes of the characters with these first bytes.
     #[inline(always)]
     pub(crate) fn whole(&self, first: u64) -> u64 {
         first | run_from(first << 1, self.continuation)
     }
 
-    /// The first bytes of the characters of `class` right before the characters that start at `next`.
+    /// The first bytes of the characters of `class` immediately before the characters that start at `next`.
     #[inline(always)]
     pub(crate) fn before(&self, next: u64, class: u64) -> u64 {
-        // A character of white space has at most three bytes.
+        // A white space character has at most three bytes.
         let last = (next >> 1) & class;
         let middle = (last & self.continuation) >> 1;
         (last | middle | (middle & self.continuation) >> 1) & self.first()
     }
 
-    /// The starts of white space as of `\s*[\r\n]+|\s+(?!\S)|\s+`, where line breaks right behind `swallowing` belong
-    /// to the piece before. `next` are the starts of the characters that leave `\s+(?!\S)` all white space but the last.
+    /// The piece starts of `\s*[\r\n]+|\s+(?!\S)|\s+`. Line breaks immediately after `absorbing` belong to the piece
+    /// before. `next` are the starts of the characters that are `\S` in `\s+(?!\S)`.
     #[inline(always)]
-    pub(crate) fn whitespace_starts(&self, swallowing: u64, next: u64, keeps_tail: bool) -> u64 {
+    pub(crate) fn whitespace_starts(&self, absorbing: u64, next: u64, keeps_tail: bool) -> u64 {
         let inline = self.whitespace & !self.newline;
-        let swallowed = run_from(self.newline & swallowing << 1, self.newline);
-        let newline_starts = self.newline & !((self.whitespace | swallowing) << 1);
+        let absorbed = run_from(self.newline & absorbing << 1, self.newline);
+        let newline_starts = self.newline & !((self.whitespace | absorbing) << 1);
         let after_text = inline & !(self.whitespace << 1);
         let last = self.before(next, inline);
-        // Behind a line break the rest of the white space is a piece, unless another line break follows it.
-        let rest = inline & self.newline << 1 & !(swallowed << 1);
+        // White space after a line break is a piece of its own, unless another line break follows it.
+        let rest = inline & self.newline << 1 & !(absorbed << 1);
         let (sum, is_open) = inline.overflowing_add(rest);
-        let behind = sum & !inline;
+        let after_run = sum & !inline;
         let mut rest_starts = rest;
-        let ends_open = is_open || behind & !self.text != 0;
-        if behind & self.newline != 0 || ends_open {
+        let ends_open = is_open || after_run & !self.text != 0;
+        if after_run & self.newline != 0 || ends_open {
             rest_starts = self.closed_rests(rest, inline, keeps_tail);
         }
-        newline_starts | (self.first() & (after_text | last | (inline & swallowed << 1) | rest_starts))
+        newline_starts | (self.first() & (after_text | last | (inline & absorbed << 1) | rest_starts))
     }
 
-    /// Those of `rests` whose run of white space no line break follows; one that reaches the end of the block counts
-    /// where the text ends too, unless `keeps_tail`.
+    /// Selects the `rests` whose run of white space is not followed by a line break. A run that reaches the end of the block
+    /// is selected if the text ends there, unless `keeps_tail`.
     #[cold]
     fn closed_rests(&self, rests: u64, inline: u64, keeps_tail: bool) -> u64 {
         let mut closed = 0;
-        let mut left = rests;
-        while left != 0 {
-            let rest = left & left.wrapping_neg();
-            left ^= rest;
+        let mut remaining = rests;
+        while remaining != 0 {
+            let rest = remaining & remaining.wrapping_neg();
+            remaining ^= rest;
             let (sum, is_open) = inline.overflowing_add(rest);
-            let behind = sum & !inline & !(rest - 1);
-            let behind = behind & behind.wrapping_neg();
-            let is_closed = if is_open || behind & self.text == 0 {
+            let after_run = sum & !inline & !(rest - 1);
+            let after_run = after_run & after_run.wrapping_neg();
+            let is_closed = if is_open || after_run & self.text == 0 {
                 self.is_end && !keeps_tail
             } else {
-                behind & self.newline == 0
+                after_run & self.newline == 0
             };
             if is_closed {
                 closed |= rest;
@@ -141,7 +141,7 @@ impl Classes<'_> {
         closed
     }
 
-    /// The starts of `\p{N}{1,3}`.
+    /// The piece starts of `\p{N}{1,3}`.
     #[inline(always)]
     pub(crate) fn number_triples(&self) -> u64 {
         const THIRDS: u64 = 0x9249_2492_4924_9249;
@@ -165,19 +165,19 @@ impl Classes<'_> {
     }
 }
 
-/// Returns `starts` with each contraction at one of `apostrophes` a piece: none starts within it, one starts behind it.
+/// Makes each contraction at one of `apostrophes` a piece: removes starts inside it and adds one after it.
 #[inline(always)]
 pub(crate) fn split_contractions<const ANY_CASE: bool>(block: &Classes<'_>, apostrophes: u64, mut starts: u64) -> u64 {
-    let mut left = apostrophes;
-    while left != 0 {
-        let at = left.trailing_zeros() as usize;
-        left &= left - 1;
+    let mut remaining = apostrophes;
+    while remaining != 0 {
+        let at = remaining.trailing_zeros() as usize;
+        remaining &= remaining - 1;
         let end = contraction_end::<ANY_CASE>(block.bytes, at);
         if end > at {
-            let behind = 1_u64.checked_shl(end as u32).unwrap_or(0);
-            starts = starts & !(behind.wrapping_sub(2 << at)) | behind;
+            let after = 1_u64.checked_shl(end as u32).unwrap_or(0);
+            starts = starts & !(after.wrapping_sub(2 << at)) | after;
         } else if !block.is_end && block.text >> at >> 2 == 0 {
-            // It may be one yet.
+            // The next block may complete a contraction.
             starts &= (2 << at) - 1;
         }
     }
@@ -197,7 +197,7 @@ fn every_third(mut bits: u64) -> u64 {
     thirds
 }
 
-/// The runs of `class` from each bit of `seeds` in it on, which must be the first of its run.
+/// The runs of `class` that begin at a bit of `seeds`, from that bit on. A run has at most one seed, its first bit.
 #[inline(always)]
 pub(crate) fn run_from(seeds: u64, class: u64) -> u64 {
     class & !class.wrapping_add(seeds & class)

@@ -18,7 +18,7 @@ pub(crate) fn fill_ends<G: BitmaskGrammar>(text: &[u8], start: usize, ends: &mut
 struct Neon(uint8x16_t, uint8x16_t, uint8x16_t, uint8x16_t);
 
 impl Neon {
-    /// One bit for each byte, of vectors whose bytes are 0 or 0xff: pairwise sums of one bit a lane.
+    /// Collects one bit of each byte, which is 0 or 0xff, by pairwise additions (`ADDP`).
     #[inline(always)]
     fn mask(self) -> u64 {
         static BITS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];

@@ -13,17 +13,17 @@ const HIGH: u64 = 0x8080_8080_8080_8080;
 struct Word(u64);
 
 impl Word {
-    /// The high bit of each ASCII byte in `first..=last`.
+    /// Sets the high bit of each ASCII byte in `first..=last`.
     #[inline(always)]
     fn ascii_range(self, first: u8, last: u8) -> u64 {
         let low = self.0 & !HIGH;
-        // Sums below 0x100 in each byte, so no carry crosses bytes.
+        // Each byte's sum is below 0x100, so no carry crosses bytes.
         let at_least_first = low + splat(0x80 - first);
         let above_last = low + splat(0x7f - last);
         at_least_first & !above_last & !self.0 & HIGH
     }
 
-    /// The high bit of each byte in `first..=last`, both at least 0x80.
+    /// Sets the high bit of each byte in `first..=last`, both at least 0x80.
     #[inline(always)]
     fn non_ascii_range(self, first: u8, last: u8) -> u64 {
         Word(self.0 ^ HIGH).ascii_range(first ^ 0x80, last ^ 0x80)
@@ -34,7 +34,7 @@ const fn splat(byte: u8) -> u64 {
     byte as u64 * 0x0101_0101_0101_0101
 }
 
-/// The high bit of each byte, as eight bits.
+/// Collects the high bit of each byte in eight bits.
 #[inline(always)]
 fn gather(high_bits: u64) -> u64 {
     (high_bits >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
@@ -69,7 +69,7 @@ impl ByteVector for Portable {
         mask
     }
 
-    /// All masks of a word before the next word is loaded.
+    /// Computes all masks of a word before the next word.
     #[inline(always)]
     fn ascii(bytes: &[u8; BLOCK]) -> AsciiMasks {
         let [upper, lower, number, graph, whitespace, newline, space, apostrophe, slash, non_ascii] = Self::load(bytes)

@@ -12,19 +12,18 @@ use crate::pretokenize::unicode::{
 };
 use bpe_llama_simd::prefetch::prefetch;
 
-/// How far ahead text is asked for: between the blocks, the encoder reads from all over its memory, and the processor
-/// forgets that text is read in order.
-const AHEAD: usize = 32 * BLOCK;
+/// The prefetch distance in bytes: the encoder's other memory accesses between blocks defeat the hardware prefetcher.
+const PREFETCH_DISTANCE: usize = 32 * BLOCK;
 
-/// A grammar that can find the starts of pieces in a block at once.
+/// A grammar that computes all piece starts of a block at once.
 pub(crate) trait BitmaskGrammar: Grammar {
-    /// Whether the case of letters, and marks, matter. If not, `upper` holds all of [`Self::LETTERS`].
+    /// Whether the grammar distinguishes case and marks. If not, the mask `upper` has all of [`Self::LETTERS`].
     const CASED: bool = false;
 
-    /// The class bits of what a grammar without case takes for letters.
+    /// The character classes that a grammar without case treats as letters.
     const LETTERS: u8 = LETTER;
 
-    /// Whether `symbol` and `han_or_kana` matter.
+    /// Whether the grammar uses the masks `symbol` and `han_or_kana`.
     const SYMBOLS: bool = false;
 
     /// Returns the class bits of the character of two to four bytes that starts at byte `at`, and its length in bytes.
@@ -33,13 +32,13 @@ pub(crate) trait BitmaskGrammar: Grammar {
         non_ascii_class_at(text, at)
     }
 
-    /// Shortens the block where its bytes leave open how pieces start.
+    /// Truncates the block before bytes whose pieces the masks do not determine.
     #[inline(always)]
     fn restrict(_block: &mut Classes<'_>) {}
 
-    /// Returns a bit for each piece start that is certain from these bytes.
+    /// Returns a bit for each piece start that these bytes determine.
     ///
-    /// A start that is not marked must not be followed by one that is. Bit 0 may be set or not.
+    /// No start may be marked after one that is not. Bit 0 may be set or not.
     fn starts(block: &Classes<'_>) -> u64;
 }
 
@@ -49,7 +48,7 @@ pub(crate) fn fill_ends<V: ByteVector, G: BitmaskGrammar>(text: &[u8], start: us
     let mut at = start;
     while at < text.len() && ends.len() < ends.capacity() {
         let rest = &text[at..];
-        prefetch(text.as_ptr().wrapping_add(at + AHEAD));
+        prefetch(text.as_ptr().wrapping_add(at + PREFETCH_DISTANCE));
         let mut padded = [0; BLOCK];
         let mut classes = if let Some(bytes) = rest.first_chunk() {
             classify::<V, G>(bytes, BLOCK, rest.len() == BLOCK)
@@ -58,7 +57,7 @@ pub(crate) fn fill_ends<V: ByteVector, G: BitmaskGrammar>(text: &[u8], start: us
             classify::<V, G>(&padded, rest.len(), true)
         };
         G::restrict(&mut classes);
-        // Bit i: a piece ends behind byte i.
+        // Bit `i`: a piece ends after byte `i`.
         let mut piece_ends = (G::starts(&classes) & classes.text) >> 1;
         if classes.is_end {
             piece_ends |= 1 << (rest.len() - 1);
@@ -69,12 +68,12 @@ pub(crate) fn fill_ends<V: ByteVector, G: BitmaskGrammar>(text: &[u8], start: us
             continue;
         }
         push_ends::<V>(piece_ends, at + 1, ends);
-        // Of the mask: reading back what was just written takes longer. If not all ends found room, no block follows.
+        // From the mask: loading the end just stored takes longer. If `ends` is full, no block follows.
         at += BLOCK - piece_ends.leading_zeros() as usize;
     }
 }
 
-/// Classifies the first `length` of `bytes`, except a character that only starts there.
+/// Classifies the first `length` of `bytes`, except an incomplete character at the end.
 #[inline(always)]
 fn classify<V: ByteVector, G: BitmaskGrammar>(bytes: &[u8; BLOCK], length: usize, is_end: bool) -> Classes<'_> {
     let ascii = V::ascii(bytes);
@@ -112,7 +111,7 @@ fn classify<V: ByteVector, G: BitmaskGrammar>(bytes: &[u8; BLOCK], length: usize
     classes
 }
 
-/// Adds the characters of two to four bytes.
+/// Classifies the characters of two to four bytes.
 #[inline(always)]
 fn classify_non_ascii<V: ByteVector, G: BitmaskGrammar>(
     bytes: &[u8; BLOCK],
@@ -166,6 +165,6 @@ fn classify_non_ascii<V: ByteVector, G: BitmaskGrammar>(
 
 #[inline(always)]
 fn utf8_length(lead: u8) -> usize {
-    // Leads of 0xC0 and above have as many leading ones as bytes.
+    // A lead byte of 0xC0 or above has one leading one for each byte of the character.
     lead.leading_ones() as usize
 }

@@ -1,7 +1,7 @@
 //! AVX2 and AVX-512.
 //!
-//! No closures here: one that holds an intrinsic is compiled without the features of the function around it, and the
-//! call it becomes costs thirty times the instruction.
+//! No closures here: a closure is compiled without the target features of its function, so an intrinsic in it becomes a
+//! call, which takes thirty times as long as the instruction.
 #![allow(clippy::wildcard_imports, reason = "a dozen intrinsics, each with its family's prefix")]
 #![allow(clippy::cast_ptr_alignment, reason = "all loads and stores are the unaligned ones")]
 
@@ -80,8 +80,8 @@ impl ByteVector for Avx2 {
 
 /// `_mm256_movemask_epi8`.
 ///
-/// LLVM sees through the intrinsic, joins masks while they are vectors of bits, and ends up taking these apart byte by
-/// byte: twice the time for the whole block. An instruction by name it leaves alone.
+/// As inline assembly: LLVM combines the intrinsic's masks as vectors of bits and extracts them byte by byte, which doubles
+/// the time of a block.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn movemask(vector: __m256i) -> u32 {
@@ -135,8 +135,8 @@ impl ByteVector for Avx512 {
         debug_assert!(ends.capacity() - ends.len() >= BLOCK);
         let count = bits.count_ones() as usize;
         let mut positions = [0_u8; BLOCK];
-        // SAFETY: only called where the features are enabled. `positions` holds 64 bytes. At least 64 ends fit behind
-        // the length, eight are written at a time, and `count` of at most 64 of them are then initialised.
+        // SAFETY: only called where the features are enabled. `positions` has 64 bytes. At least 64 ends fit after the
+        // length; eight are written at a time, and the first `count` of them are initialised.
         unsafe {
             let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
             _mm512_storeu_si512(positions.as_mut_ptr().cast(), _mm512_maskz_compress_epi8(bits, order));

@@ -6,16 +6,16 @@ use crate::pretokenize::scan::{
 };
 use crate::pretokenize::unicode::{LETTER, NEWLINE, NUMBER, WHITESPACE, class_at};
 
-/// tiktoken's, spelled so that `regex` for Python and Oniguruma read it alike (the latter takes `{1,3}+` for a repeat).
+/// tiktoken's pattern, without `{1,3}+`, which is possessive in `regex` for Python but a repeated repetition in Oniguruma.
 pub(crate) const PATTERN: &str =
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
 
-/// Other spellings with the same meaning: tiktoken's own.
+/// Other spellings with the same pieces: tiktoken's own.
 pub(crate) const VARIANTS: &[&str] = &[
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
 ];
 
-/// At most `NUMBERS` numbers to a piece; with `WHOLE_TAIL` the white space that ends a text is one piece (`\s++$`).
+/// A piece has at most `NUMBERS` numbers. With `WHOLE_TAIL` the white space at the end of a text is one piece (`\s++$`).
 pub(crate) struct Family<const NUMBERS: usize, const WHOLE_TAIL: bool>;
 
 pub(crate) type Cl100k = Family<3, true>;
@@ -63,7 +63,7 @@ impl<const NUMBERS: usize, const WHOLE_TAIL: bool> BitmaskGrammar for Family<NUM
     fn starts(block: &Classes<'_>) -> u64 {
         let (letter, other, first) = (block.letter(), block.other(), block.first());
         let other_starts = first & other & !((other | block.space) << 1);
-        // A word takes one character before it along: any white space but a line break, or what starts a piece.
+        // A word includes one preceding character: white space other than a line break, or the first of a piece.
         let prefix = (block.whitespace & !block.newline) | block.whole(other_starts);
         let mut starts = first & letter & !((letter | prefix) << 1);
         starts |= other_starts;

@@ -1,8 +1,8 @@
 //! `deepseek_v3`: the pattern of `DeepSeek` V3 and R1.
 //!
-//! Published as three steps, [`STEPS`], each splitting the parts that the step before left: up to three numbers, a run
-//! of Han or Kana, and what lies between are parts, and a part ends as a text would. What no step matches (control
-//! characters, say) is a piece too. [`PATTERN`] says the same in one regex.
+//! It is published as three steps, [`STEPS`], each of which splits the parts of the step before. Up to three numbers, a run of
+//! Han or Kana, and the text between them are parts, and the end of a part has the effect of an end of text. Text that no step
+//! matches, such as control characters, is a piece. [`PATTERN`] is one regex with the same pieces.
 
 use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, run_from};
 use crate::pretokenize::scan::{Grammar, newlines_end, numbers_end, whitespace};
@@ -15,7 +15,7 @@ pub(crate) const STEPS: [&str; 3] = [
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
 
-/// One regex with the meaning of the three steps: numbers, the four alternatives within Han and Kana, then the rest.
+/// One regex with the pieces of the three steps: numbers, four alternatives within Han and Kana, then the rest.
 pub(crate) const PATTERN: &str = concat!(
     r"\p{N}{1,3}",
     r"|(?:(?=[一-龥぀-ゟ゠-ヿ])[^\p{L}\p{P}\p{S}])?(?:(?=[一-龥぀-ゟ゠-ヿ])[\p{L}\p{M}])+",
@@ -31,20 +31,20 @@ pub(crate) const VARIANTS: &[&str] = &[];
 
 pub(crate) struct DeepSeekV3;
 
-/// Set with the class bits of every character of the part, so that unassigned characters differ from its end.
+/// Set for every character of a part, so that unassigned characters differ from the end of the part.
 const IN_PART: u16 = 1 << 8;
-/// Stands in for the class bits of what lies behind the part.
+/// The class bits at the end of a part.
 const PART_END: u16 = 0;
 const WORD: u16 = (LETTER | MARK) as u16;
 
-/// What the first two steps leave: a run of Han and Kana, or of neither that nor numbers.
+/// A part after the first two steps: a run of Han and Kana, or a run without Han, Kana and numbers.
 struct Part<'text> {
     text: &'text [u8],
     is_han_or_kana: bool,
 }
 
 impl Part<'_> {
-    /// The class bits at `at` with [`IN_PART`], or [`PART_END`]; and the character's length.
+    /// Returns the class bits at `at` with [`IN_PART`], or [`PART_END`]; and the length of the character.
     #[inline(always)]
     fn class_at(&self, at: usize) -> (u16, usize) {
         if at == self.text.len() {
@@ -68,14 +68,14 @@ impl Part<'_> {
         }
     }
 
-    /// `[\p{P}\p{S}]*[\r\n]*`; line breaks are never part of Han and Kana.
+    /// `[\p{P}\p{S}]*[\r\n]*`; a part of Han and Kana has no line breaks.
     #[inline(always)]
     fn symbols_end(&self, at: usize) -> usize {
         let end = self.run_end(at, u16::from(SYMBOL));
         if self.is_han_or_kana { end } else { newlines_end(self.text, end) }
     }
 
-    /// The end of a run that nothing matches; its last character belongs to a word that follows.
+    /// Returns the end of a run that nothing matches; its last character belongs to a word that follows.
     fn unmatched_end(&self, mut at: usize) -> usize {
         loop {
             let (class, length) = self.class_at(at);
@@ -123,7 +123,7 @@ impl BitmaskGrammar for DeepSeekV3 {
     const LETTERS: u8 = LETTER | MARK;
     const SYMBOLS: bool = true;
 
-    /// Cuts the block short before what no step matches, such as control characters.
+    /// Truncates the block before characters that no step matches, such as control characters.
     #[inline(always)]
     fn restrict(block: &mut Classes<'_>) {
         let unmatched = block.other() & !block.symbol;
@@ -135,10 +135,10 @@ impl BitmaskGrammar for DeepSeekV3 {
     #[inline(always)]
     fn starts(block: &Classes<'_>) -> u64 {
         let (word, symbol, first) = (block.letter(), block.symbol, block.first());
-        // A run of Han and Kana is a part of its own: whatever changes into or out of it starts a piece.
+        // A run of Han and Kana is a part of its own: a piece starts at both of its ends.
         let part_starts = block.han_or_kana ^ block.han_or_kana << 1;
         let symbol_starts = first & symbol & (part_starts | !((symbol | block.space) << 1));
-        // `[!-~][A-Za-z]+`: such a word ends where other letters begin.
+        // `[!-~][A-Za-z]+`: such a word ends before other letters.
         let ascii_letters = word & !block.non_ascii;
         let joined = ascii_letters & (symbol_starts & !block.non_ascii) << 1;
         let ascii_words = run_from(joined, ascii_letters);

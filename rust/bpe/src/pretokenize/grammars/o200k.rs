@@ -1,6 +1,6 @@
 //! `o200k`: the pattern of GPT-4o and later; Llama 4's is the same.
 //!
-//! Words break where upper case follows lower case, carry their contraction with them, and may hold marks.
+//! A word ends before upper case that follows lower case, includes its contraction, and can contain marks.
 
 use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, run_from};
 use crate::pretokenize::scan::{Grammar, contraction_end, newlines_end, numbers_end, whitespace};
@@ -31,7 +31,7 @@ impl Grammar for O200k {
             return numbers_end(text, second, 2);
         }
         if first & NEWLINE == 0 {
-            // One character of any other kind may stand before a word.
+            // A word includes one preceding character of any other class.
             let next = if second < text.len() { class_at(text, second).0 } else { 0 };
             if next & (LETTER | MARK) != 0 {
                 let word = word(text, second);
@@ -40,7 +40,7 @@ impl Grammar for O200k {
                 }
             }
             if first & MARK != 0 {
-                // A mark is a word by itself, and the first alternative prefers it to a word of capitals.
+                // A mark alone is a word, which the first alternative prefers to a word of capitals.
                 return contraction_end::<true>(text, second);
             }
             if text[at] == b' ' && next & (WHITESPACE | LETTER | NUMBER) == 0 && second < text.len() {
@@ -55,7 +55,7 @@ impl Grammar for O200k {
     }
 }
 
-/// `[^\s\p{L}\p{N}]*[\r\n/]*`: a slash is in the first class too, so the second only matters from a line break on.
+/// `[^\s\p{L}\p{N}]*[\r\n/]*`. The first class has the slash as well, so the second matters only from a line break on.
 fn others_end(text: &[u8], at: usize) -> usize {
     let mut end = crate::pretokenize::scan::others_end(text, at);
     loop {
@@ -73,7 +73,7 @@ fn others_end(text: &[u8], at: usize) -> usize {
 /// A word without its contraction.
 struct Word {
     letters_end: usize,
-    /// Only the second alternative matches: capitals and nothing else.
+    /// Whether only the second alternative matches: a word of capitals.
     is_upper: bool,
 }
 
@@ -83,10 +83,10 @@ impl Word {
     }
 }
 
-/// Matches `U*L+|U+L*` at `at`, where at least one character belongs to U or L.
+/// Matches `U*L+|U+L*` at `at`, where at least one character is in U or L.
 ///
-/// U holds capitals, L lower case, and caseless letters and marks belong to both. Where no lower case follows the run
-/// of U, `L+` makes `U*` give back as far as the last character that is in L too.
+/// U is upper case, L is lower case, and caseless letters and marks are in both. If no lower case follows the run of U,
+/// `U*` backtracks to the last character that is in L as well.
 fn word(text: &[u8], at: usize) -> Word {
     let mut end = at;
     let mut after_shared = None;
@@ -110,8 +110,8 @@ fn word(text: &[u8], at: usize) -> Word {
 impl BitmaskGrammar for O200k {
     const CASED: bool = true;
 
-    /// Cuts the block short before characters whose piece the masks cannot tell: capitals right behind a caseless
-    /// letter or mark, whose word depends on how it ends, and marks behind other characters, which may be either's.
+    /// Truncates the block before characters whose piece the masks do not determine: capitals after a caseless letter or mark,
+    /// whose word depends on its end, and marks after other characters, which belong to the word before or after.
     #[inline(always)]
     fn restrict(block: &mut Classes<'_>) {
         let other = block.other() & !block.mark;
@@ -126,13 +126,13 @@ impl BitmaskGrammar for O200k {
         let first = block.first();
         let word = block.letter() | block.mark;
         let any_other = block.other() & !block.mark;
-        // `[\r\n/]*`: slashes behind a line break behind punctuation.
+        // `[\r\n/]*`: slashes after a line break after punctuation.
         let breaks = block.newline & any_other << 1;
-        let swallowed = (run_from(breaks, block.newline | block.slash) | breaks) & block.slash;
-        let other = any_other & !swallowed;
+        let absorbed = (run_from(breaks, block.newline | block.slash) | breaks) & block.slash;
+        let other = any_other & !absorbed;
         let other_starts = first & other & !((other | block.space) << 1);
         let prefix = (block.whitespace & !block.newline) | block.whole(other_starts);
-        // Behind lower case a capital starts a word of its own.
+        // A capital after lower case starts a word.
         let mut starts = first & ((word & !((word | prefix) << 1)) | (block.upper & block.lower << 1));
         starts |= other_starts
             | block.number_triples()
@@ -141,22 +141,22 @@ impl BitmaskGrammar for O200k {
     }
 }
 
-/// As [`crate::pretokenize::bitmask::split_contractions`], where a contraction belongs to the word before it.
+/// As [`crate::pretokenize::bitmask::split_contractions`], for contractions that belong to the word before them.
 #[inline(always)]
 fn split_suffixes(block: &Classes<'_>, apostrophes: u64, mut starts: u64) -> u64 {
-    let mut left = apostrophes;
+    let mut remaining = apostrophes;
     let mut word_start = 0;
-    while left != 0 {
-        let at = left.trailing_zeros() as usize;
-        left &= left - 1;
+    while remaining != 0 {
+        let at = remaining.trailing_zeros() as usize;
+        remaining &= remaining - 1;
         let end = contraction_end::<true>(block.bytes, at);
-        // A word that has its contraction takes no second one.
+        // A word has at most one contraction.
         if end > at && at != word_start {
-            let behind = 1_u64.checked_shl(end as u32).unwrap_or(0);
-            starts = starts & !behind.wrapping_sub(1 << at) | behind;
+            let after = 1_u64.checked_shl(end as u32).unwrap_or(0);
+            starts = starts & !after.wrapping_sub(1 << at) | after;
             word_start = end;
         } else if !block.is_end && block.text >> at >> 2 == 0 {
-            // It may be one yet.
+            // The next block may complete a contraction.
             starts &= (1 << at) - 1;
         }
     }

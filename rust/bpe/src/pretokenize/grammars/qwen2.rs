@@ -1,4 +1,4 @@
-//! `qwen2`: the pattern of Qwen, Qwen2, Qwen2.5 and Qwen3: Llama 3's with every number a piece of its own.
+//! `qwen2`: the pattern of Qwen, Qwen2, Qwen2.5 and Qwen3: Llama 3's, but every number is a piece of its own.
 
 use super::cl100k::Family;
 

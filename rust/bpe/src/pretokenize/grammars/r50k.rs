@@ -7,7 +7,7 @@ use crate::pretokenize::unicode::{LETTER, NUMBER, WHITESPACE, class_at, run_end}
 /// As published with GPT-2.
 pub(crate) const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// Other spellings with the same meaning: tiktoken's, now and before, and GPT-2's own.
+/// Other spellings with the same pieces: tiktoken's, current and former, and GPT-2's own.
 pub(crate) const VARIANTS: &[&str] = &[
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -29,7 +29,7 @@ impl Grammar for R50k {
                 return end;
             }
         }
-        // ` ?` takes one space, and then a run of one class.
+        // An optional space, then a run of one class.
         let body = at + usize::from(text[at] == b' ');
         if body < text.len() {
             let (class, length) = class_at(text, body);

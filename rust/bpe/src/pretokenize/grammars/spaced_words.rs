@@ -1,6 +1,6 @@
-//! Words with the spaces before them: how SentencePiece's whole texts are cut where no token spans two words.
+//! Words with the spaces before them: the pieces of SentencePiece vocabularies in which no token spans two words.
 
-/// What is split like this, as a regex.
+/// The pattern, as a regex.
 pub(crate) const PATTERN: &str = " *[^ ]+| +";
 
 /// Appends the ends of the next pieces, within the capacity of `ends`.

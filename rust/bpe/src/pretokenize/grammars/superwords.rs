@@ -1,18 +1,19 @@
-//! Superwords: text cut at digits, punctuation and the ends of lines, but not at words.
+//! Superwords: text split at digits, punctuation and line ends, but not at words.
 
 use crate::pretokenize::scan::{is_other as is_unspaced, newlines_end, numbers_end};
 use crate::pretokenize::unicode::{LETTER, MARK, NEWLINE, NUMBER, WHITESPACE, class_at, run_end};
 
-/// Where superwords end (`SuperBPE`): the regex whose matches, and what lies between them, are the pieces.
+/// The pattern of superwords (`SuperBPE`): its matches, and the text between them, are the pieces.
 ///
-/// As in the second stage of the authors' published tokenizers, digits stand in threes, and runs of punctuation and of spaces apart
-/// from words. Two things differ: a line break ends a piece too, so that pieces stay short, and combining marks count as letters.
+/// As in the second stage of the authors' published tokenizers, runs of digits are split in threes, and runs of punctuation and of
+/// spaces are separate from words. Two things differ: a line break ends a piece, which keeps pieces short, and combining marks
+/// are letters.
 ///
 /// # Source
 /// Liu et al. 2025, arXiv:2503.13423.
 pub const PATTERN: &str = r"\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{2,}[\r\n/]*| ?[^\s\p{L}\p{M}\p{N}]?[\r\n]+| +(?!\S)";
 
-/// Appends the ends of the next pieces, within the capacity of `ends`: matches, and what lies between them.
+/// Appends the ends of the next pieces, within the capacity of `ends`: matches, and the text between them.
 pub(crate) fn fill_ends(text: &[u8], start: usize, ends: &mut Vec<usize>) {
     let (mut start, mut at) = (start, start);
     while at < text.len() && ends.len() < ends.capacity() {
@@ -25,7 +26,7 @@ pub(crate) fn fill_ends(text: &[u8], start: usize, ends: &mut Vec<usize>) {
         if end == at {
             at += length;
         } else if at > start {
-            // The match is found again: a piece may end where room does.
+            // The next iteration finds the match again: `ends` may be full now.
             ends.push(at);
             start = at;
         } else {
@@ -44,7 +45,7 @@ fn is_other(class: u8) -> bool {
     is_unspaced(class) && class & MARK == 0
 }
 
-/// Where the match ends that begins at `at`, with a character of this class and length; `at` where none does.
+/// Returns the end of the match at `at`, whose first character has this class and length; `at` if there is none.
 #[inline]
 fn match_end(text: &[u8], at: usize, class: u8, length: usize) -> usize {
     if class & NUMBER != 0 {
@@ -85,9 +86,9 @@ fn match_end(text: &[u8], at: usize, class: u8, length: usize) -> usize {
     }
 }
 
-/// Returns an offset of at least `from` where text may be cut: behind a line's end, where no match goes on.
+/// Returns a chunk boundary at or after `from`: after a line break that ends a match.
 ///
-/// White space behind it is left out, as special tokens before the line's end may take all that follows them.
+/// White space may not follow: a special token before the line break may include all white space after it.
 pub(crate) fn chunk_boundary(text: &[u8], from: usize) -> Option<usize> {
     let from = from.max(1);
     let newlines = memchr::memchr2_iter(b'\r', b'\n', text.get(from - 1..)?);
@@ -117,7 +118,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_changes_no_piece(text in "([a1./ \t\r\n]|\u{301}|\u{a0}){0,40}", from in 0usize..40) {
+        fn a_chunk_boundary_changes_no_piece(text in "([a1./ \t\r\n]|\u{301}|\u{a0}){0,40}", from in 0usize..40) {
             if let Some(cut) = chunk_boundary(text.as_bytes(), from) {
                 prop_assert!(cut >= from && cut < text.len());
                 let mut ends = expected(&text[..cut]);
@@ -127,7 +128,7 @@ mod tests {
         }
     }
 
-    /// Alone, and between what any alternative of the regex could take it with.
+    /// Each character alone, and beside characters of every alternative of the regex.
     #[test]
     fn every_character_is_split_as_the_regex_does() {
         let text: String =

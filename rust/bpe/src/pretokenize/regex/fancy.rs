@@ -1,12 +1,12 @@
-//! Any other regex, through `fancy-regex`, which knows look-around and bounds its backtracking.
+//! A caller's regex, in `fancy-regex`: it supports look-around and bounds backtracking.
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::oniguruma::MATCHES_PER_CHECK;
+use super::matches::fill_ends;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
-/// Steps of backtracking that one match may take. Patterns in use need a few dozen; this stops the exponential ones.
+/// The most backtracking steps of one match. Common patterns need a few dozen; the limit stops exponential ones.
 const BACKTRACK_LIMIT: usize = 1_000_000;
 
 /// A regex that splits text the way Hugging Face's `Split(behavior="isolated")` does.
@@ -26,7 +26,8 @@ impl FancyRegex {
 
     /// Appends the ends of the next pieces, within the capacity of `ends`.
     ///
-    /// A match of no characters, as of `(?=[A-Z])`, cuts the text without being a piece.
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a match backtracks beyond the limit; what the interrupt check returns.
     pub(crate) fn fill_ends(
         &self,
         text: &str,
@@ -34,32 +35,19 @@ impl FancyRegex {
         ends: &mut Vec<usize>,
         interrupt: Interrupt<'_>,
     ) -> Result<()> {
-        let mut piece_start = start;
         let mut search_from = start;
-        while piece_start < text.len() && ends.len() < ends.capacity() {
-            if ends.len() % MATCHES_PER_CHECK == MATCHES_PER_CHECK - 1 {
-                interrupt.check()?;
-            }
+        fill_ends(text, start, ends, interrupt, || {
             let (match_start, match_end) = self.find(text, search_from)?;
-            if match_start > piece_start {
-                ends.push(match_start);
-                if ends.len() == ends.capacity() {
-                    break;
-                }
-            }
-            piece_start = match_end;
             search_from = match_end;
-            if match_end > match_start {
-                ends.push(match_end);
-            } else {
-                // The same match would be found again.
+            if match_end == match_start {
+                // Skip a character, or the search would find the same empty match.
                 search_from += text[match_end..].chars().next().map_or(0, char::len_utf8);
             }
-        }
-        Ok(())
+            Ok((match_start, match_end))
+        })
     }
 
-    /// The next match at or behind `from`; an empty one at the end of the text where there is none.
+    /// Returns the next match at or after `from`, or `text.len()` twice if there is none.
     fn find(&self, text: &str, from: usize) -> Result<(usize, usize)> {
         match self.regex.find_from_pos(text, from) {
             Ok(Some(found)) => Ok((found.start(), found.end())),

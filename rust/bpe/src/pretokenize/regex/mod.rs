@@ -1,7 +1,9 @@
 //! Regex engines: `fancy-regex` for a caller's patterns, Oniguruma for those of a `tokenizer.json`.
 
 mod fancy;
+mod matches;
 mod oniguruma;
 
 pub(crate) use self::fancy::FancyRegex;
-pub(crate) use self::oniguruma::{MATCHES_PER_CHECK, Oniguruma};
+pub(crate) use self::matches::MATCHES_PER_CHECK;
+pub(crate) use self::oniguruma::Oniguruma;

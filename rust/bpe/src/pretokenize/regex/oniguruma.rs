@@ -1,30 +1,28 @@
-//! Regexes as Oniguruma reads them: the engine of Hugging Face `tokenizers`.
+//! Regexes of a `tokenizer.json`, in Oniguruma: the engine of Hugging Face `tokenizers`.
 
 use std::fmt;
 use std::sync::Arc;
 
 use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 
+use super::matches::fill_ends;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
 
-/// Steps of backtracking that one match may take: Oniguruma's own bound.
+/// The most backtracking steps of one match: Oniguruma's own limit.
 const BACKTRACK_LIMIT: u32 = 10_000_000;
-
-/// Matches between two interrupt checks: each may take many steps.
-pub(crate) const MATCHES_PER_CHECK: usize = 64;
 
 /// A regex in Oniguruma's syntax, which differs from that of Rust's regexes.
 ///
-/// `$` and `^` match at the ends of lines, `{n}+` repeats again instead of being possessive, `(?m)` is what `(?s)` is
-/// elsewhere, and `\w` leaves out the characters that join others.
+/// `$` and `^` match at the ends of lines, `{n}+` is a repeated repetition instead of possessive, `(?m)` means `(?s)`, and
+/// `\w` excludes the join controls.
 #[derive(Clone)]
 pub(crate) struct Oniguruma {
     regex: Arc<Regex>,
     pattern: Arc<str>,
 }
 
-/// Where a search through one text has come.
+/// The position of a search through a text.
 #[derive(Default)]
 pub(crate) struct Cursor {
     from: usize,
@@ -33,15 +31,17 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// Goes on behind a place where a match ended.
+    /// Returns the position after a match that ended at `from`.
     pub(crate) fn at(from: usize) -> Self {
         Self { from, last_end: (from > 0).then_some(from), region: Region::new() }
     }
 }
 
 impl Oniguruma {
+    /// Compiles a regex.
+    ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it is no valid regex.
+    /// [`Error::InvalidArgument`] if it is not valid.
     pub(crate) fn new(pattern: &str) -> Result<Self> {
         let regex = Regex::with_options(pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::default());
         let regex = regex.map_err(|error| {
@@ -60,10 +60,10 @@ impl Oniguruma {
         Cursor::default()
     }
 
-    /// Returns the next match. An empty one that follows a match at once does not count.
+    /// Returns the next match. An empty match immediately after a match is skipped.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a match backtracks beyond the bound.
+    /// [`Error::InvalidArgument`] if a match backtracks beyond the limit.
     pub(crate) fn next_match(&self, text: &str, cursor: &mut Cursor) -> Result<Option<(usize, usize)>> {
         while cursor.from <= text.len() {
             cursor.region.clear();
@@ -94,7 +94,10 @@ impl Oniguruma {
         Ok(None)
     }
 
-    /// Appends the ends of the next pieces, within the capacity of `ends`: matches, and what lies between them.
+    /// Appends the ends of the next pieces, within the capacity of `ends`.
+    ///
+    /// # Errors
+    /// As [`Oniguruma::next_match`]; what the interrupt check returns.
     pub(crate) fn fill_ends(
         &self,
         text: &str,
@@ -102,25 +105,10 @@ impl Oniguruma {
         ends: &mut Vec<usize>,
         interrupt: Interrupt<'_>,
     ) -> Result<()> {
-        let mut piece_start = start;
         let mut cursor = Cursor::at(start);
-        while piece_start < text.len() && ends.len() < ends.capacity() {
-            if ends.len() % MATCHES_PER_CHECK == MATCHES_PER_CHECK - 1 {
-                interrupt.check()?;
-            }
-            let (match_start, match_end) = self.next_match(text, &mut cursor)?.unwrap_or((text.len(), text.len()));
-            if match_start > piece_start {
-                ends.push(match_start);
-                if ends.len() == ends.capacity() {
-                    break;
-                }
-            }
-            piece_start = match_end;
-            if match_end > match_start {
-                ends.push(match_end);
-            }
-        }
-        Ok(())
+        fill_ends(text, start, ends, interrupt, || {
+            Ok(self.next_match(text, &mut cursor)?.unwrap_or((text.len(), text.len())))
+        })
     }
 }
 

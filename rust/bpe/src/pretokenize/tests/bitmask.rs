@@ -16,7 +16,7 @@ use crate::pretokenize::unicode::{CASELESS, LOWER, UPPER, class_at, is_han_or_ka
 #[cfg(target_arch = "x86_64")]
 use bpe_llama_simd::backend::has_avx2_and_bits;
 
-/// The ends by [`Grammar::piece_end`] alone.
+/// Returns the ends by [`Grammar::piece_end`] alone.
 fn naive<G: Grammar>(text: &[u8]) -> Vec<usize> {
     let mut ends = Vec::new();
     let mut at = 0;
@@ -27,7 +27,7 @@ fn naive<G: Grammar>(text: &[u8]) -> Vec<usize> {
     ends
 }
 
-/// The masks of one block by every backend but the portable one.
+/// Returns the masks of a block by every backend except the portable one.
 fn fast_masks(bytes: &[u8; BLOCK]) -> Vec<(AsciiMasks, LeadMasks)> {
     #[cfg(target_arch = "x86_64")]
     return x86::masks(bytes);
@@ -39,7 +39,7 @@ fn fast_masks(bytes: &[u8; BLOCK]) -> Vec<(AsciiMasks, LeadMasks)> {
 
 type FillEnds = fn(&[u8], usize, &mut Vec<usize>);
 
-/// Every backend that this CPU can run.
+/// Returns every backend that this CPU can run.
 fn backends<G: BitmaskGrammar>() -> Vec<(&'static str, FillEnds)> {
     let mut backends: Vec<(&str, FillEnds)> = vec![("portable", fill_ends::<portable::Portable, G>)];
     #[cfg(target_arch = "x86_64")]
@@ -81,7 +81,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn every_tier_equals_one_piece_after_the_other(
+    fn every_backend_equals_the_grammar(
         text in "([a-zA-Z' \\n]{0,30}|[a-cA-Cſs'é中\\u{3000}가のカ・゛À1²٣\u{11de0}!./, \\t\\r\\n\\u{301}\\u{a0}Жж❤\\u{fe0f}]|[ \\n]{3,80}|'[sSlL]|\\PC|1{3,9}){0,40}",
         capacity in 64..200_usize,
     ) {
@@ -91,7 +91,7 @@ proptest! {
 }
 
 #[test]
-fn masks_of_every_byte_are_the_same_in_every_tier() {
+fn every_backend_has_the_same_masks() {
     for first in 0..=255_u8 {
         // Every byte, each beside every other.
         for step in [1_u8, 3, 101] {
@@ -122,10 +122,10 @@ fn masks_of_every_byte_are_the_same_in_every_tier() {
 }
 
 /// Prints MB/s of each backend on the files named in `SPLIT_FILES`, separated by commas:
-/// `SPLIT_FILES=a.txt,b.txt cargo test --release -p bpe-llama --lib speed_of_each_tier -- --ignored --nocapture`
+/// `SPLIT_FILES=a.txt,b.txt cargo test --release -p bpe-llama --lib speed_of_each_backend -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement, for release builds"]
-fn speed_of_each_tier() {
+fn speed_of_each_backend() {
     fn fastest<G: BitmaskGrammar>(grammar: &str, path: &str, text: &str) {
         let mut backends = backends::<G>();
         backends.push(("piece by piece", |text, start, ends| {
@@ -157,9 +157,9 @@ fn speed_of_each_tier() {
     }
 }
 
-/// Every character of two or three bytes of which `Leads` says something.
+/// Every character of two or three bytes, against its class.
 #[test]
-fn leads_that_promise_a_class_keep_it() {
+fn lead_masks_are_right() {
     for c in ('\u{80}'..=char::MAX).filter(|c| c.len_utf8() < 4) {
         let mut bytes = [0; BLOCK];
         c.encode_utf8(&mut bytes);

@@ -8,7 +8,7 @@ use crate::pretokenize::pretokenizer::Splitter;
 use crate::pretokenize::regex::{FancyRegex, Oniguruma};
 use crate::pretokenize::{Pretokenizer, SUPERWORD_PATTERN};
 
-/// Every grammar beside each spelling of its regex.
+/// Returns every grammar with each spelling of its regex.
 fn pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
     let spellings = |named: Named| {
         let (pattern, variants) = named.patterns();
@@ -20,7 +20,7 @@ fn pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
     ALL.into_iter().flat_map(spellings).collect()
 }
 
-/// Every grammar beside each spelling that it is found by in a tokenizer.json, as Oniguruma reads it.
+/// Returns every grammar with each of its spellings for a tokenizer.json, in Oniguruma.
 fn oniguruma_pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
     let spellings = |named: Named| {
         let (pattern, variants) = named.patterns();
@@ -48,13 +48,13 @@ fn oniguruma_pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
 }
 
 #[test]
-fn oniguruma_reads_every_character_as_the_grammars_do() {
+fn grammars_split_every_character_as_oniguruma_does() {
     let contexts = ["{}", "a{}a", " {}", "1{}1", "{}{} ", ".{}\n", "A{}'s"];
     for (grammar, regex) in oniguruma_pairs() {
-        // Long texts of many characters, apart enough that what is split in one place has no bearing on the next.
+        // Long texts of many characters, far enough apart that they do not affect one another.
         for context in contexts {
             let mut text = String::new();
-            // Of the long runs of characters alike, ideographs, Hangul and private use, every 97th will do.
+            // Of ideographs, Hangul and private use, every 97th suffices.
             let is_alike = |c: char| matches!(c, '㐀'..='鿿' | '가'..='힣' | '\u{e000}'..='\u{f8ff}' | '\u{20000}'..);
             for c in ('\0'..=char::MAX).filter(|&c| !is_alike(c) || (c as u32).is_multiple_of(97) || c == char::MAX) {
                 text.push_str(&context.replace("{}", c.encode_utf8(&mut [0; 4])));
@@ -78,7 +78,7 @@ thread_local! {
 
 proptest! {
     #[test]
-    fn spellings_mean_what_their_name_does(text in "([a-cſs'é中A1²٣!., \t\r\n\u{301}\u{a0}]|'s|'LL|'ve|  |123){0,40}") {
+    fn spellings_split_as_their_grammar_does(text in "([a-cſs'é中A1²٣!., \t\r\n\u{301}\u{a0}]|'s|'LL|'ve|  |123){0,40}") {
         PAIRS.with(|pairs| {
             for (grammar, regex) in pairs {
                 assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());

@@ -3,14 +3,14 @@
 use crate::interrupt::Interrupt;
 use crate::pretokenize::regex::FancyRegex;
 
-/// Returns the ends that the regex finds.
+/// Returns the ends of the pieces of a regex.
 pub(crate) fn ends_of_regex(pattern: &str, text: &str) -> Vec<usize> {
     let mut ends = Vec::with_capacity(2 * text.len() + 1);
     FancyRegex::new(pattern).expect("valid").fill_ends(text, 0, &mut ends, Interrupt::NEVER).expect("linear");
     ends
 }
 
-/// Returns all ends that a splitter finds when it is given room for so many at a time.
+/// Returns all ends of a splitter that is called with room for `room` ends at a time.
 pub(crate) fn all_ends(fill_ends: impl Fn(&[u8], usize, &mut Vec<usize>), text: &str, room: usize) -> Vec<usize> {
     let (mut all, mut start) = (Vec::new(), 0);
     while start < text.len() {

@@ -8,11 +8,11 @@ use bpe_llama::{EncodeOptions, TokenFile, Tokenizer};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::PyTokenizer;
 use crate::arguments::{Texts, Threads, thread_count};
 use crate::corpus::{Reading, SkippedRows, skipped_rows};
 use crate::error::to_py;
 use crate::interrupt::interruptible;
-use crate::tokenizer::PyTokenizer;
 
 #[pyclass(frozen, name = "TokenFile", module = "bpe_llama._core")]
 pub(crate) struct PyTokenFile {
@@ -24,7 +24,7 @@ pub(crate) struct PyTokenFile {
 }
 
 impl PyTokenFile {
-    /// Runs `work` with the file and with how its texts are encoded, without the GIL.
+    /// Calls `work` with the file and its encoding options, without the GIL.
     fn with_file<R: Send>(
         &self,
         py: Python<'_>,
@@ -38,7 +38,7 @@ impl PyTokenFile {
         done.ok_or_else(|| PyValueError::new_err("the token file is closed"))
     }
 
-    /// To be called without the GIL, which whoever holds the lock may be waiting for.
+    /// Must be called without the GIL: a thread that holds the lock may be waiting for it.
     fn take(&self) -> Option<TokenFile> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

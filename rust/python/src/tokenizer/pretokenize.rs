@@ -1,4 +1,4 @@
-//! Splitting text into pieces, as Python's tests and curious readers see it.
+//! Pre-tokenization: text to pieces.
 
 use bpe_llama::pretokenize::{Pretokenizer, SUPERWORD_PATTERN, UNICODE_VERSION};
 use pyo3::prelude::*;

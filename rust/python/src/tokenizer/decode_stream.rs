@@ -1,4 +1,4 @@
-//! Ids to text one at a time, for streaming.
+//! Ids to text, incrementally.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,0 +1,192 @@
+//! Tokenizers from vocabularies and files, and copies with other settings.
+
+use std::path::PathBuf;
+
+use bpe_llama::formats::{Piece, PieceKind};
+use bpe_llama::train::Trained;
+use bpe_llama::{AddedToken, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::PyTokenizer;
+use crate::arguments::type_error;
+use crate::error::to_py;
+
+/// A SentencePiece piece: text, score, kind.
+type PieceArgs = (String, f32, u64);
+
+/// An added token: content, id, special, `lstrip`, `rstrip`.
+type AddedArgs = (String, u32, bool, bool, bool);
+
+/// An added token without an id: content, special, `single_word`, `lstrip`, `rstrip`, `normalized`.
+type AddedFlags = (String, bool, bool, bool, bool, bool);
+
+fn read_pieces(pieces: impl IntoIterator<Item = PieceArgs>) -> PyResult<Vec<Piece>> {
+    let piece = |(text, score, kind)| Ok(Piece { text, score, kind: PieceKind::from_number(kind)? });
+    pieces.into_iter().map(piece).collect::<Result<_>>().map_err(to_py)
+}
+
+fn added_token((content, id, special, lstrip, rstrip): AddedArgs) -> AddedToken {
+    AddedToken { special, lstrip, rstrip, ..AddedToken::special(content, id) }
+}
+
+impl PyTokenizer {
+    fn assemble(vocab: Vocab, pattern: &str, tokens: Option<Vec<(String, u32)>>) -> PyResult<Self> {
+        let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
+        let tokens = tokens.unwrap_or_default().into_iter();
+        let tokens = tokens.map(|(content, id)| AddedToken::special(content, id)).collect();
+        Tokenizer::new(vocab, pretokenizer, tokens, false).map(Self::new).map_err(to_py)
+    }
+}
+
+#[pymethods]
+impl PyTokenizer {
+    #[staticmethod]
+    #[pyo3(signature = (ranks, pattern, special_tokens=None))]
+    fn build_from_ranks(
+        ranks: &Bound<'_, PyDict>,
+        pattern: &str,
+        special_tokens: Option<Vec<(String, u32)>>,
+    ) -> PyResult<Self> {
+        let mut tokens = Vec::with_capacity(ranks.len());
+        for (token, rank) in ranks {
+            let token: Vec<u8> =
+                token.cast::<PyBytes>().map_err(|_| type_error("tokens as bytes", &token))?.as_bytes().to_vec();
+            let rank = rank
+                .extract()
+                .map_err(|_| PyValueError::new_err(format!("rank {rank} of token {token:?} is not an id")))?;
+            tokens.push((token, rank));
+        }
+        let vocab = Vocab::from_ranks(tokens).map_err(to_py)?;
+        Self::assemble(vocab, pattern, special_tokens)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (tokens, merges, pattern, special_tokens=None))]
+    fn build_from_merges(
+        tokens: Vec<Vec<u8>>,
+        merges: Vec<(u32, u32)>,
+        pattern: &str,
+        special_tokens: Option<Vec<(String, u32)>>,
+    ) -> PyResult<Self> {
+        let tokens = tokens.into_iter().zip(0..).collect();
+        let vocab = Vocab::from_merges(tokens, merges, false).map_err(to_py)?;
+        Self::assemble(vocab, pattern, special_tokens)
+    }
+
+    fn extended(
+        &self,
+        tokens: Vec<Vec<u8>>,
+        merges: Vec<(u32, u32)>,
+        pattern: &str,
+        special_tokens: Vec<String>,
+    ) -> PyResult<Self> {
+        let pretokenizer = Pretokenizer::new(pattern).map_err(to_py)?;
+        let trained = Trained { tokens, merges };
+        self.inner.extended(&trained, pretokenizer, &special_tokens).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (path, pattern, special_tokens=None))]
+    fn build_from_tiktoken(
+        py: Python<'_>,
+        path: PathBuf,
+        pattern: &str,
+        special_tokens: Option<Vec<(String, u32)>>,
+    ) -> PyResult<Self> {
+        let vocab = py.detach(|| Vocab::from_tiktoken_file(&path)).map_err(to_py)?;
+        Self::assemble(vocab, pattern, special_tokens)
+    }
+
+    #[staticmethod]
+    fn build_from_huggingface(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_huggingface(json)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_own_json(py: Python<'_>, json: &[u8]) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_own_json(json)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_sentencepiece(py: Python<'_>, model: &[u8]) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_sentencepiece(model)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_pieces(pieces: Vec<PieceArgs>, prefix: bool, collapse: bool) -> PyResult<Self> {
+        Tokenizer::from_pieces(read_pieces(pieces)?, prefix, collapse).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_gguf(
+        py: Python<'_>,
+        tokens: Vec<String>,
+        merges: Vec<(u32, u32)>,
+        patterns: Vec<String>,
+        ignore_merges: bool,
+        added: Vec<AddedArgs>,
+    ) -> PyResult<Self> {
+        let added = added.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf(&tokens, merges, &patterns, ignore_merges, added))
+            .map(Self::new)
+            .map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_gguf_pieces(
+        py: Python<'_>,
+        pieces: Vec<PieceArgs>,
+        prefix: bool,
+        added: Vec<AddedArgs>,
+    ) -> PyResult<Self> {
+        let pieces = read_pieces(pieces)?;
+        let added = added.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf_pieces(pieces, prefix, added)).map(Self::new).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn build_from_gguf_characters(
+        py: Python<'_>,
+        pieces: Vec<(String, u64)>,
+        merges: Vec<(u32, u32)>,
+        added: Vec<AddedArgs>,
+    ) -> PyResult<Self> {
+        let pieces = read_pieces(pieces.into_iter().map(|(text, kind)| (text, 0.0, kind)))?;
+        let added = added.into_iter().map(added_token).collect();
+        py.detach(|| Tokenizer::from_gguf_characters(pieces, merges, added)).map(Self::new).map_err(to_py)
+    }
+
+    fn with_bos_eos(&self, bos_id: Option<u32>, eos_id: Option<u32>) -> PyResult<Self> {
+        self.inner.as_ref().clone().with_bos_eos(bos_id, eos_id).map(Self::new).map_err(to_py)
+    }
+
+    fn with_ends(
+        &self,
+        bos_id: Option<u32>,
+        eos_id: Option<u32>,
+        pad_id: Option<u32>,
+        unk_id: Option<u32>,
+    ) -> PyResult<Self> {
+        let ids = SpecialIds { bos: bos_id, eos: eos_id, pad: pad_id, unk: unk_id };
+        self.inner.as_ref().clone().with_special_ids(ids).map(Self::new).map_err(to_py)
+    }
+
+    fn with_template(&self, before: Option<u32>, after: Option<u32>) -> PyResult<Self> {
+        self.inner.as_ref().clone().with_template(before, after).map(Self::new).map_err(to_py)
+    }
+
+    fn with_added_tokens(&self, tokens: Vec<AddedFlags>) -> PyResult<Self> {
+        let token = |(content, special, single_word, lstrip, rstrip, normalized)| AddedToken {
+            content,
+            id: 0,
+            special,
+            single_word,
+            lstrip,
+            rstrip,
+            normalized,
+        };
+        self.inner.with_added_tokens(tokens.into_iter().map(token).collect()).map(Self::new).map_err(to_py)
+    }
+}

@@ -1,0 +1,73 @@
+//! Ids to text.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyString};
+
+use super::PyTokenizer;
+use super::decode_stream::DecodeStream;
+use crate::arguments::{IdRows, read_ids};
+use crate::interrupt::interruptible_if_long;
+
+impl PyTokenizer {
+    /// Returns the ids of an argument, up to the first that is out of range.
+    fn read_ids(&self, value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        read_ids(value, self.inner.vocab_size())
+    }
+
+    fn decode_text<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &[u32],
+        errors: &str,
+        skip: bool,
+    ) -> PyResult<Bound<'py, PyString>> {
+        if errors == "replace" {
+            let text =
+                interruptible_if_long(py, ids.len() * 4, |interrupt| self.inner.decode_lossy(ids, skip, interrupt))?;
+            return Ok(PyString::new(py, &text));
+        }
+        let bytes = interruptible_if_long(py, ids.len() * 4, |interrupt| self.inner.decode(ids, skip, interrupt))?;
+        if let Ok(text) = std::str::from_utf8(&bytes) {
+            return Ok(PyString::new(py, text));
+        }
+        Ok(PyBytes::new(py, &bytes).call_method1("decode", ("utf-8", errors))?.cast_into()?)
+    }
+}
+
+#[pymethods]
+impl PyTokenizer {
+    #[pyo3(signature = (ids, errors="replace", *, skip_special_tokens=false))]
+    fn decode<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        errors: &str,
+        skip_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyString>> {
+        self.decode_text(py, &self.read_ids(ids)?, errors, skip_special_tokens)
+    }
+
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = self.read_ids(ids)?;
+        let bytes = interruptible_if_long(py, ids.len() * 4, |interrupt| self.inner.decode(&ids, false, interrupt))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    #[pyo3(signature = (batch, errors="replace", *, skip_special_tokens=false))]
+    fn decode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        batch: IdRows<'py>,
+        errors: &str,
+        skip_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, batch.map(|row| self.decode_text(py, &self.read_ids(row)?, errors, skip_special_tokens))?)
+    }
+
+    #[pyo3(signature = (*, skip_special_tokens=false))]
+    fn decode_stream(&self, skip_special_tokens: bool) -> DecodeStream {
+        DecodeStream::new(Arc::clone(&self.inner), skip_special_tokens)
+    }
+}
