@@ -14,8 +14,8 @@ use super::schema::Merge;
 use crate::byte_alphabet::byte_of;
 use crate::formats::sentencepiece::{isolate, require_space, words_or_whole};
 use crate::normalize::METASPACE;
-use crate::pipeline::Components;
 use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};
+use crate::pipeline::{Components, unknown_in_merge};
 use crate::pretokenize::{SPACED_WORDS_PATTERN, WHOLE};
 use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
@@ -51,12 +51,8 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
         return Ok(None);
     }
     let mut pairs = Vec::with_capacity(file.merges.len());
-    for (index, Merge(left, right)) in file.merges.iter().enumerate() {
-        let id_of = |token: &str| {
-            ids.get(token).copied().ok_or_else(|| {
-                Error::Format(format!("tokenizer.json: merge {index} names {token:?}, which is not in the vocabulary"))
-            })
-        };
+    for (rank, Merge(left, right)) in file.merges.iter().enumerate() {
+        let id_of = |token: &str| ids.get(token).copied().ok_or_else(|| unknown_in_merge(rank, token));
         if byte_of(left).is_some() || byte_of(right).is_some() {
             return Ok(None);
         }
