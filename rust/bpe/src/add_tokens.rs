@@ -3,7 +3,7 @@
 use hashbrown::HashMap;
 
 use crate::byte_alphabet::to_bytes;
-use crate::normalize::SPACE;
+use crate::normalize::METASPACE;
 use crate::special::{AddedToken, AddedTokens};
 use crate::{Error, Result, Tokenizer};
 
@@ -34,7 +34,7 @@ impl Tokenizer {
             all.push(token);
         }
         let mut tokenizer = self.clone();
-        let is_changed = |token: &AddedToken| token.normalized || token.content.contains(SPACE);
+        let is_changed = |token: &AddedToken| token.normalized || token.content.contains(METASPACE);
         if self.spaces().is_some() && all.iter().any(is_changed) {
             if self.pipeline.is_none() {
                 return Err(Error::InvalidArgument(
@@ -50,7 +50,7 @@ impl Tokenizer {
             None => AddedTokens::new(all, |text| self.normalizer.normal_form(text))?,
         };
         if self.spaces().is_some() {
-            tokenizer.added.decode_by(|name| name.replace(SPACE, " ").into_bytes());
+            tokenizer.added.decode_by(|name| name.replace(METASPACE, " ").into_bytes());
         } else if let Some(pipeline) = &self.pipeline {
             tokenizer.added.decode_by(|name| pipeline.token_bytes(name));
         } else if self.components.is_some() {
@@ -67,7 +67,7 @@ impl Tokenizer {
         if let Some(pipeline) = &self.pipeline {
             return pipeline.token_to_id(name);
         }
-        let bytes = if self.spaces().is_some() { name.replace(SPACE, " ").into_bytes() } else { to_bytes(name)? };
+        let bytes = if self.spaces().is_some() { name.replace(METASPACE, " ").into_bytes() } else { to_bytes(name)? };
         let is_same = self.components.is_some() || self.spaces().is_some() || bytes == name.as_bytes();
         self.vocab.bytes_to_id(&bytes).filter(|_| is_same)
     }

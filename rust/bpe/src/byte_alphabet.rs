@@ -7,7 +7,8 @@ const fn is_printable(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
-/// Returns the 256 bytes in the order of their ids in GPT-2 and in `tokenizers`' byte-level alphabet: printable Latin-1 first.
+/// Returns the 256 bytes in the order of their ids in GPT-2 and in the byte-level alphabet of `tokenizers`: printable
+/// Latin-1 first.
 ///
 /// # Source
 /// `bytes_to_unicode` in the GPT-2 release.

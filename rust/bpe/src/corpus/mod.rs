@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `reader.rs` | [`CorpusReader`]: one file after another, one chunk at a time |
 //! | `options.rs` | how files are read as documents |
-//! | `boundaries.rs`, `special_tokens.rs` | where a document can be divided: never inside a special token |
+//! | `boundaries.rs` | where a document can be divided: never inside a special token |
 //! | `text.rs` | one text file |
 //! | `utf8_scan.rs`, `skipped.rs` | documents that are not UTF-8, rows without text |
 //! | `json_lines.rs` | one file of JSON Lines |
@@ -23,15 +23,14 @@ mod options;
 mod paths;
 mod reader;
 mod skipped;
-mod special_tokens;
 #[cfg(test)]
 pub(crate) mod tests;
 mod text;
 mod utf8_scan;
 
+pub(crate) use self::boundaries::special_matcher;
 pub use self::file_lines::FileLines;
 pub use self::options::{CorpusOptions, OnError};
 pub use self::paths::expand_paths;
 pub use self::reader::{Chunk, CorpusReader};
 pub use self::skipped::Skipped;
-pub(crate) use self::special_tokens::special_matcher;

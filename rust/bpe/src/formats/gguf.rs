@@ -4,7 +4,7 @@ use hashbrown::HashSet;
 
 use super::sentencepiece::{require_space, words_or_whole};
 use crate::byte_alphabet::{byte_of, to_bytes};
-use crate::normalize::SPACE;
+use crate::normalize::METASPACE;
 use crate::sentencepiece::{Piece, PieceKind};
 use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
@@ -37,11 +37,11 @@ impl Tokenizer {
             merges.iter().map(|&(left, right)| format!("{}{}", text_of(left), text_of(right))).collect();
         let parts = merges.iter().flat_map(|&(left, right)| [text_of(left), text_of(right)]);
         let named: HashSet<&str> = parts.chain(joined.iter().map(String::as_str)).collect();
-        let (mut apart, mut merged) = (HashSet::new(), Vec::new());
+        let (mut added_only, mut merged) = (HashSet::new(), Vec::new());
         for AddedToken { content, id, special, .. } in &added {
             let is_text = to_bytes(content).is_some_and(|bytes| bytes == content.as_bytes());
             if !named.contains(content.as_str()) {
-                apart.insert(*id);
+                added_only.insert(*id);
             } else if !is_text {
                 return Err(Error::Format(format!(
                     "a merge names token {id}, {content:?}, which is matched as a whole"
@@ -51,7 +51,7 @@ impl Tokenizer {
             }
         }
         let (mut ordinary, mut decode_only) = (Vec::with_capacity(tokens.len()), Vec::new());
-        for (token, id) in tokens.iter().zip(0u32..).filter(|(_, id)| !apart.contains(id)) {
+        for (token, id) in tokens.iter().zip(0u32..).filter(|(_, id)| !added_only.contains(id)) {
             match to_bytes(token) {
                 Some(bytes) => ordinary.push((bytes, id)),
                 None => decode_only.push((token.as_bytes().to_vec(), id)),
@@ -102,7 +102,7 @@ impl Tokenizer {
     pub fn from_gguf_characters(pieces: Vec<Piece>, merges: Vec<(u32, u32)>, added: Vec<AddedToken>) -> Result<Self> {
         let (mut sorted, mut bytes) = (SentencePieceTokens::default(), [None; 256]);
         for (Piece { text, kind, .. }, id) in pieces.into_iter().zip(0u32..) {
-            let spaced = text.replace(SPACE, " ").into_bytes();
+            let spaced = text.replace(METASPACE, " ").into_bytes();
             match (kind, byte_of(&text)) {
                 (PieceKind::Control, _) => {}
                 (PieceKind::Byte, Some(byte)) => bytes[usize::from(byte)] = Some(id),
@@ -154,8 +154,8 @@ mod tests {
     fn merges_do_not_result_in_special_tokens() {
         let error = build(vec![AddedToken::special("ab", 2)]).expect_err("a merge makes it");
         assert!(error.to_string().contains("merges make the special token 2"), "{error}");
-        let apart = ["a(?=b)".to_owned()];
-        let split = Tokenizer::from_gguf(&tokens(), vec![(0, 1)], &apart, false, vec![AddedToken::special("ab", 2)]);
+        let patterns = ["a(?=b)".to_owned()];
+        let split = Tokenizer::from_gguf(&tokens(), vec![(0, 1)], &patterns, false, vec![AddedToken::special("ab", 2)]);
         let split = split.expect("a tokenizer");
         assert_eq!(split.encode_ordinary("ab").ok(), Some(vec![0, 1]));
         assert_eq!(split.encode("ab", SpecialSet::All).ok(), Some(vec![2]));

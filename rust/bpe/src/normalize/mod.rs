@@ -18,5 +18,5 @@ mod whitespace;
 pub(crate) use self::aligned::Aligned;
 pub(crate) use self::charsmap::CharsMap;
 pub(crate) use self::normalizer::Normalizer;
-pub(crate) use self::whitespace::SPACE;
+pub(crate) use self::whitespace::METASPACE;
 pub use self::whitespace::{After, SpacePrefix, Spaces};

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-/// SentencePiece's character for a space: U+2581.
-pub(crate) const SPACE: char = '\u{2581}';
+/// The character that SentencePiece writes for a space: U+2581. `tokenizers` calls it the metaspace.
+pub(crate) const METASPACE: char = '\u{2581}';
 
 /// How SentencePiece treats the spaces of a text.
 ///
@@ -61,7 +61,7 @@ impl After {
     pub fn of(text: &str) -> Self {
         match text.chars().next_back() {
             None => Self::Nothing,
-            Some(' ' | SPACE) => Self::Space,
+            Some(' ' | METASPACE) => Self::Space,
             Some(_) => Self::Text,
         }
     }
@@ -73,7 +73,7 @@ impl Spaces {
     /// # Source
     /// `src/normalizer.cc` of SentencePiece; `Metaspace` of Hugging Face `tokenizers`.
     pub fn normalize(self, text: &str, after: After) -> Cow<'_, str> {
-        let begins_with_space = text.starts_with([' ', SPACE]);
+        let begins_with_space = text.starts_with([' ', METASPACE]);
         let is_prefixed = !text.is_empty()
             && match (after, self.prefix) {
                 (After::Text, _) => self.collapse && text.starts_with(' '),
@@ -83,7 +83,7 @@ impl Spaces {
                 (_, SpacePrefix::UnlessSpace) => !begins_with_space,
                 (_, SpacePrefix::FirstUnlessSpace) => after == After::Nothing && !begins_with_space,
             };
-        if !is_prefixed && !self.collapse && !text.contains(SPACE) {
+        if !is_prefixed && !self.collapse && !text.contains(METASPACE) {
             return Cow::Borrowed(text);
         }
         let mut normal = String::with_capacity(text.len() + 1);
@@ -100,8 +100,8 @@ impl Spaces {
         } else {
             normal.push_str(text);
         }
-        if normal.contains(SPACE) {
-            normal = normal.replace(SPACE, " ");
+        if normal.contains(METASPACE) {
+            normal = normal.replace(METASPACE, " ");
         }
         if self.collapse {
             // After the replacement: at the end of a text, SentencePiece also removes `▁`.

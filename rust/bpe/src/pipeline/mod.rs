@@ -36,7 +36,7 @@ use crate::{Error, Result};
 use bpe_llama_simd::ScratchPool;
 
 pub(crate) use self::components::Components;
-pub(crate) use self::model::ModelOptions;
+pub(crate) use self::model::{ModelOptions, unknown_in_merge};
 pub(crate) use self::post_processor::{Item, Template};
 
 /// The compiled components, except for the added tokens.

@@ -102,13 +102,7 @@ impl Model {
         }
         let prefix_length = model.options.continuing_subword_prefix.as_ref().map_or(0, String::len);
         for (rank, (left, right)) in merges.enumerate() {
-            let id = |token: &str| {
-                model.ids.get(token).copied().ok_or_else(|| {
-                    Error::Format(format!(
-                        "tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary"
-                    ))
-                })
-            };
+            let id = |token: &str| model.ids.get(token).copied().ok_or_else(|| unknown_in_merge(rank, token));
             let (left_id, right_id) = (id(left)?, id(right)?);
             let rest = right.get(prefix_length..).ok_or_else(|| {
                 let prefix = model.options.continuing_subword_prefix.as_deref().unwrap_or_default();
@@ -294,4 +288,9 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Returns the error for a merge that names a token without an id.
+pub(crate) fn unknown_in_merge(rank: usize, token: &str) -> Error {
+    Error::Format(format!("tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary"))
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::special_ids::SpecialIds;
 use crate::cache::DEFAULT_LIMIT;
 use crate::encode::{Scratch, UnmergeableBoundaries};
-use crate::normalize::{Normalizer, SPACE, Spaces};
+use crate::normalize::{METASPACE, Normalizer, Spaces};
 use crate::pipeline::components::PostProcessor;
 use crate::pipeline::{Components, Pipeline, Template};
 use crate::pretokenize::Pretokenizer;
@@ -189,7 +189,7 @@ impl Tokenizer {
     pub fn with_spaces(mut self, spaces: Spaces) -> Self {
         self.normalizer = Normalizer::Spaces(spaces);
         // The decoders of Hugging Face `tokenizers` treat added tokens like other tokens.
-        self.added.decode_by(|name| name.replace(SPACE, " ").into_bytes());
+        self.added.decode_by(|name| name.replace(METASPACE, " ").into_bytes());
         self
     }
 

@@ -2,7 +2,7 @@
 
 use super::definition::Tokenizer;
 use crate::byte_alphabet::{byte_of, to_bytes, to_chars};
-use crate::normalize::SPACE;
+use crate::normalize::METASPACE;
 use crate::special::AddedToken;
 use crate::{Error, Result};
 
@@ -68,11 +68,11 @@ impl Tokenizer {
         if self.general_because.is_some() {
             let by_name = |name: &str| self.pipeline.as_ref()?.token_to_id(name);
             let spelled = || if self.decodes_bytes() { by_name(&to_chars(bytes)) } else { by_name(text.ok()?) };
-            let marked = || by_name(&text.ok()?.replace(' ', &SPACE.to_string()));
+            let marked = || by_name(&text.ok()?.replace(' ', &METASPACE.to_string()));
             return added().or_else(spelled).or_else(|| by_name(text.ok()?)).or_else(marked);
         }
-        let spaced = || self.vocab.bytes_to_id(text.ok()?.replace(SPACE, " ").as_bytes());
-        let marked = || Some(self.added.by_content(&text.ok()?.replace(' ', &SPACE.to_string()))?.id);
+        let spaced = || self.vocab.bytes_to_id(text.ok()?.replace(METASPACE, " ").as_bytes());
+        let marked = || Some(self.added.by_content(&text.ok()?.replace(' ', &METASPACE.to_string()))?.id);
         let found = self.vocab.bytes_to_id(bytes).or_else(added);
         if self.spaces().is_some() { found.or_else(spaced).or_else(marked) } else { found }
     }
@@ -111,7 +111,7 @@ impl Tokenizer {
             (None, Some(pipeline)) => pipeline.token_to_id(name),
             _ if self.spaces().is_some() => {
                 let byte = byte_of(name).and_then(|byte| Some(self.vocab.byte_fallback()?[usize::from(byte)]));
-                byte.or_else(|| self.vocab.bytes_to_id(name.replace(SPACE, " ").as_bytes()))
+                byte.or_else(|| self.vocab.bytes_to_id(name.replace(METASPACE, " ").as_bytes()))
             }
             _ => self.vocab.bytes_to_id(&to_bytes(name)?),
         };

@@ -9,6 +9,7 @@ use super::schema::Merge;
 use crate::byte_alphabet::{CHARS, to_bytes};
 use crate::normalize::Normalizer;
 use crate::pipeline::components::{self, Behavior, Pattern, PreTokenizer};
+use crate::pipeline::unknown_in_merge;
 use crate::pretokenize::DIGIT;
 use crate::{AddedToken, Error, Pretokenizer, Result, Tokenizer, Vocab};
 
@@ -67,13 +68,7 @@ impl Parsed<'_> {
         let (mut merged, mut result) = (HashSet::new(), String::new());
         let (mut pairs, mut seen) = (Vec::with_capacity(self.merges.len()), HashSet::with_capacity(self.merges.len()));
         for (rank, Merge(left, right)) in self.merges.iter().enumerate() {
-            let id_of = |token: &str| {
-                self.ids.get(token).copied().ok_or_else(|| {
-                    Error::Format(format!(
-                        "tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary"
-                    ))
-                })
-            };
+            let id_of = |token: &str| self.ids.get(token).copied().ok_or_else(|| unknown_in_merge(rank, token));
             let pair = (id_of(left)?, id_of(right)?);
             if !seen.insert(pair) {
                 return Ok(Err(format!("model.merges that give {left:?} and {right:?} twice")));
@@ -95,8 +90,9 @@ impl Parsed<'_> {
             if token.is_empty() {
                 return Ok(Err("an empty token in model.vocab".to_owned()));
             }
-            let is_apart = added.get(token.as_ref()).is_some_and(|known| known.special || !self.options.ignore_merges);
-            if is_apart && token.chars().nth(1).is_some() && !merged.contains(token.as_ref()) {
+            let is_added_only =
+                added.get(token.as_ref()).is_some_and(|known| known.special || !self.options.ignore_merges);
+            if is_added_only && token.chars().nth(1).is_some() && !merged.contains(token.as_ref()) {
                 continue;
             }
             match to_bytes(token) {

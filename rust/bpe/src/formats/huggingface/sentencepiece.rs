@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::parse::Parsed;
 use super::schema::Merge;
 use crate::byte_alphabet::byte_of;
-use crate::formats::sentencepiece::{require_space, split_apart, words_or_whole};
-use crate::normalize::SPACE;
-use crate::pipeline::Components;
+use crate::formats::sentencepiece::{isolate, require_space, words_or_whole};
+use crate::normalize::METASPACE;
 use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};
+use crate::pipeline::{Components, unknown_in_merge};
 use crate::pretokenize::{SPACED_WORDS_PATTERN, WHOLE};
 use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
@@ -31,7 +31,7 @@ struct Layout {
     /// Whether every space begins a piece.
     splits: bool,
     /// Texts that are isolated wherever they occur.
-    apart: Vec<String>,
+    isolated: Vec<String>,
 }
 
 /// Returns the tokenizer of a file whose model is BPE with byte fallback, if the file is of a known layout.
@@ -39,8 +39,9 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
     let (entries, added, ignore_merges) = (file.entries, &file.added, file.options.ignore_merges);
     let affixes = [&file.options.continuing_subword_prefix, &file.options.end_of_word_suffix];
     // Added tokens must match in the original text, where spaces are no `▁` yet.
-    let is_plain =
-        |token: &AddedToken| !token.normalized && !token.content.contains(SPACE) && byte_of(&token.content).is_none();
+    let is_plain = |token: &AddedToken| {
+        !token.normalized && !token.content.contains(METASPACE) && byte_of(&token.content).is_none()
+    };
     if !file.options.byte_fallback || affixes.iter().any(|affix| affix.is_some()) || !added.iter().all(is_plain) {
         return Ok(None);
     }
@@ -50,12 +51,8 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
         return Ok(None);
     }
     let mut pairs = Vec::with_capacity(file.merges.len());
-    for (index, Merge(left, right)) in file.merges.iter().enumerate() {
-        let id_of = |token: &str| {
-            ids.get(token).copied().ok_or_else(|| {
-                Error::Format(format!("tokenizer.json: merge {index} names {token:?}, which is not in the vocabulary"))
-            })
-        };
+    for (rank, Merge(left, right)) in file.merges.iter().enumerate() {
+        let id_of = |token: &str| ids.get(token).copied().ok_or_else(|| unknown_in_merge(rank, token));
         if byte_of(left).is_some() || byte_of(right).is_some() {
             return Ok(None);
         }
@@ -65,18 +62,18 @@ pub(super) fn read(file: &Parsed<'_>) -> Result<Option<Tokenizer>> {
         pairs.push((left, right));
     }
     let vocab = Vocab::from_sentencepiece_merges(&pieces, pairs, ignore_merges)?;
-    let is_apart = |bytes: &[u8]| layout.apart.iter().any(|text| text.as_bytes() == bytes);
+    let is_isolated = |bytes: &[u8]| layout.isolated.iter().any(|text| text.as_bytes() == bytes);
     // With `ignore_merges`, the boundaries of pieces matter, unless merges reach every token.
-    let may_split = !ignore_merges || vocab.merges_reach_all(|bytes| !is_apart(bytes))?;
+    let may_split = !ignore_merges || vocab.merges_reach_all(|bytes| !is_isolated(bytes))?;
     let mut steps = Vec::new();
     if layout.splits {
         steps.push(Pretokenizer::new(EACH_SPACE)?);
     }
-    if !layout.apart.is_empty() {
-        steps.push(split_apart(layout.apart.clone())?);
+    if !layout.isolated.is_empty() {
+        steps.push(isolate(layout.isolated.clone())?);
     }
-    if !layout.splits && !layout.apart.iter().any(|text| text.contains(' ')) {
-        let others: Vec<_> = pieces.merged.into_iter().filter(|(bytes, _)| !is_apart(bytes)).collect();
+    if !layout.splits && !layout.isolated.iter().any(|text| text.contains(' ')) {
+        let others: Vec<_> = pieces.merged.into_iter().filter(|(bytes, _)| !is_isolated(bytes)).collect();
         steps.push(if may_split { words_or_whole(&others)? } else { Pretokenizer::new(WHOLE)? });
     }
     let pretokenizer = Pretokenizer::sequence(steps)?;
@@ -93,7 +90,7 @@ fn pieces_of<'a>(
     let (mut pieces, mut bytes) = (SentencePieceTokens::default(), [None; 256]);
     let mut ids = HashMap::with_capacity(entries.len());
     for (token, id) in entries {
-        let spaced = token.replace(SPACE, " ").into_bytes();
+        let spaced = token.replace(METASPACE, " ").into_bytes();
         let known = added.get(token.as_ref()).filter(|token| token.id == *id);
         let is_added = known.is_some_and(|known| known.special || token.chars().count() > 1);
         let byte = byte_of(token);
@@ -115,7 +112,7 @@ fn pieces_of<'a>(
 impl Layout {
     /// Returns the layout of a file, if it is a known one.
     fn of(components: &Components) -> Option<Self> {
-        let space = SPACE.to_string();
+        let space = METASPACE.to_string();
         let normalizers = components.normalizer.as_ref().map(Normalizer::steps).unwrap_or_default();
         let collapses = |(step, (regex, new)): (&&Normalizer, (&str, &str))| match step {
             Normalizer::Replace { pattern: Pattern::Regex(pattern), content } => pattern == regex && content == new,
@@ -135,10 +132,10 @@ impl Layout {
                 _ => return None,
             }
         }
-        let (mut splits, mut apart) = (false, Vec::new());
+        let (mut splits, mut isolated) = (false, Vec::new());
         for step in components.pre_tokenizer.as_ref().map(PreTokenizer::steps).unwrap_or_default() {
             match step {
-                PreTokenizer::Metaspace(metaspace) if metaspace.replacement == SPACE && apart.is_empty() => {
+                PreTokenizer::Metaspace(metaspace) if metaspace.replacement == METASPACE && isolated.is_empty() => {
                     prefix = match metaspace.prepend_scheme {
                         // After `Prepend`, every text begins with a space.
                         _ if prefix == SpacePrefix::Always => prefix,
@@ -152,20 +149,20 @@ impl Layout {
                 PreTokenizer::Split { pattern: Pattern::String(text), invert: false, .. }
                     if replaced && text == " " => {}
                 PreTokenizer::Split { pattern: Pattern::Regex(regex), behavior: Behavior::Isolated, .. }
-                    if replaced && apart.is_empty() =>
+                    if replaced && isolated.is_empty() =>
                 {
-                    apart = literals(regex)?;
+                    isolated = literals(regex)?;
                 }
                 _ => return None,
             }
         }
         // If spaces were removed before, `Metaspace` does not recognize the start of the text.
         let is_clear = replaced && !(collapse && prefix == SpacePrefix::FirstUnlessSpace);
-        is_clear.then_some(Self { spaces: Spaces { prefix, collapse, drop_first: false }, splits, apart })
+        is_clear.then_some(Self { spaces: Spaces { prefix, collapse, drop_first: false }, splits, isolated })
     }
 }
 
-/// Returns the alternatives, with spaces for `▁`, of a regex like that of [`split_apart`].
+/// Returns the alternatives, with spaces for `▁`, of a regex like that of [`isolate`].
 fn literals(regex: &str) -> Option<Vec<String>> {
     let mut texts = vec![String::new()];
     let mut characters = regex.strip_prefix("(?:")?.strip_suffix(')')?.chars();
@@ -183,7 +180,7 @@ fn literals(regex: &str) -> Option<Vec<String>> {
                 texts.last_mut()?.push(escaped);
             }
             '.' | '+' | '*' | '?' | '(' | ')' | '[' | ']' | '{' | '}' | '^' | '$' => return None,
-            SPACE => texts.last_mut()?.push(' '),
+            METASPACE => texts.last_mut()?.push(' '),
             _ => texts.last_mut()?.push(character),
         }
     }
@@ -192,7 +189,7 @@ fn literals(regex: &str) -> Option<Vec<String>> {
 
 /// Returns the normalizer, the pre-tokenizer and the decoder of a file for this tokenizer.
 pub(super) fn to_json(tokenizer: &Tokenizer, spaces: Spaces) -> [Value; 3] {
-    let space = SPACE.to_string();
+    let space = METASPACE.to_string();
     let mut normalizers = Vec::new();
     if spaces.collapse {
         let replace = |(regex, content)| json!({"type": "Replace", "pattern": {"Regex": regex}, "content": content});
@@ -236,7 +233,7 @@ pub(super) fn to_json(tokenizer: &Tokenizer, spaces: Spaces) -> [Value; 3] {
 
 /// Returns the name of a token in a file: its text with `▁` for spaces.
 pub(super) fn name_of(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).replace(' ', &SPACE.to_string())
+    String::from_utf8_lossy(bytes).replace(' ', &METASPACE.to_string())
 }
 
 /// Returns the names of all tokens with their ids.

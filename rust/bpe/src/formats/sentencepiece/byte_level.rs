@@ -1,8 +1,8 @@
 //! SentencePiece pieces as a vocabulary over bytes.
 
-use super::splits::{require_space, split_apart, words_or_whole};
+use super::splits::{isolate, require_space, words_or_whole};
 use crate::byte_alphabet::byte_of;
-use crate::normalize::SPACE;
+use crate::normalize::METASPACE;
 use crate::sentencepiece::{Piece, PieceKind};
 use crate::utf8::char_count;
 use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
@@ -25,7 +25,7 @@ impl Tokenizer {
             if text.is_empty() {
                 return Err(Error::Format(format!("piece {id} is empty")));
             }
-            let spaced = text.replace(SPACE, " ").into_bytes();
+            let spaced = text.replace(METASPACE, " ").into_bytes();
             match kind {
                 // Spaces become `▁` before merging, so text never becomes a piece with a space.
                 PieceKind::Normal | PieceKind::UserDefined if text.contains(' ') => {
@@ -108,8 +108,8 @@ fn pretokenizer_of(pieces: &SentencePieceTokens) -> Result<Pretokenizer> {
     if pieces.whole.is_empty() {
         return Ok(rest);
     }
-    let apart =
-        split_apart(pieces.whole.iter().map(|(bytes, _)| String::from_utf8_lossy(bytes).into_owned()).collect())?;
+    let isolated =
+        isolate(pieces.whole.iter().map(|(bytes, _)| String::from_utf8_lossy(bytes).into_owned()).collect())?;
     let holds_space = pieces.whole.iter().any(|(bytes, _)| bytes.contains(&b' '));
-    Pretokenizer::sequence(if holds_space { vec![apart] } else { vec![apart, rest] })
+    Pretokenizer::sequence(if holds_space { vec![isolated] } else { vec![isolated, rest] })
 }

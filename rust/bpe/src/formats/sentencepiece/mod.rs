@@ -12,13 +12,13 @@ mod byte_level;
 mod model_file;
 mod splits;
 
-pub(super) use self::splits::{require_space, split_apart, words_or_whole};
+pub(super) use self::splits::{isolate, require_space, words_or_whole};
 
 use hashbrown::HashSet;
 
 use self::model_file::{ModelFile, write_pieces};
 use crate::byte_alphabet::byte_of;
-use crate::normalize::SPACE;
+use crate::normalize::METASPACE;
 use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules, SentencePieceModel};
 use crate::{AddedToken, Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
@@ -82,7 +82,7 @@ impl Tokenizer {
                     continue;
                 }
                 PieceKind::Byte => byte_of(text).into_iter().collect(),
-                _ => text.replace(SPACE, " ").into_bytes(),
+                _ => text.replace(METASPACE, " ").into_bytes(),
             };
             let is_text = matches!(kind, PieceKind::Normal | PieceKind::UserDefined) && !text.contains(' ');
             if is_text && known.insert(bytes.clone()) {

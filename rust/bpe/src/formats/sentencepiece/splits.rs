@@ -1,6 +1,6 @@
 //! Pre-tokenizers for SentencePiece vocabularies, for every file format that holds one.
 
-use crate::normalize::SPACE;
+use crate::normalize::METASPACE;
 use crate::pretokenize::{SPACED_WORDS_PATTERN, WHOLE};
 use crate::{Error, Pretokenizer, Result, SentencePieceTokens};
 
@@ -16,11 +16,14 @@ pub(in crate::formats) fn require_space(pieces: &SentencePieceTokens) -> Result<
     if pieces.merged.iter().chain(&pieces.whole).any(|(bytes, _)| bytes == b" ") {
         return Ok(());
     }
-    Err(Error::Format(format!("no token is {:?}, which stands for a space: this is not supported", SPACE.to_string())))
+    Err(Error::Format(format!(
+        "no token is {:?}, which stands for a space: this is not supported",
+        METASPACE.to_string()
+    )))
 }
 
 /// Returns the pre-tokenizer that isolates these texts, preferring the longest.
-pub(in crate::formats) fn split_apart(mut texts: Vec<String>) -> Result<Pretokenizer> {
+pub(in crate::formats) fn isolate(mut texts: Vec<String>) -> Result<Pretokenizer> {
     texts.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
     let texts: Vec<_> = texts.iter().map(|text| fancy_regex::escape(text)).collect();
     Pretokenizer::new(&format!("(?:{})", texts.join("|")))

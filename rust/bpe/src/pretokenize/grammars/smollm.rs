@@ -3,8 +3,8 @@
 //! The two steps are `Digits(individual_digits)` and `ByteLevel(use_regex)`. The second splits each part alone, so a number
 //! has the effect of an end of text. [`PATTERN`] is one regex with the same pieces.
 //!
-//! llama.cpp and Oniguruma have the numbers of Unicode 16, as our tables do: `smollm`. `Digits` of `tokenizers` has those of
-//! Unicode 17: `smollm_digits`, [`DIGITS_PATTERN`].
+//! The numbers of `smollm` are those of Unicode 16, as in llama.cpp and Oniguruma. `Digits` of `tokenizers` also isolates
+//! the numbers of Unicode 17: `smollm_digits`, [`DIGITS_PATTERN`].
 
 use crate::pretokenize::bitmask::{BitmaskGrammar, Classes, split_contractions};
 use crate::pretokenize::scan::{Grammar, contraction_end, is_other, letters_end, whitespace};
@@ -13,7 +13,7 @@ use crate::pretokenize::unicode::{LETTER, NUMBER, WHITESPACE, class_at, non_asci
 /// One regex with the pieces of both steps: white space before a number stays whole.
 pub(crate) const PATTERN: &str = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+";
 
-/// The same with the thirteen numbers that are new in Unicode 17.
+/// [`PATTERN`] with the thirteen numbers that are new in Unicode 17.
 pub(crate) const DIGITS_PATTERN: &str = concat!(
     r"[\p{N}",
     "\u{11de0}-\u{11de9}\u{16ff4}-\u{16ff6}",
@@ -26,7 +26,7 @@ pub(crate) const DIGITS_PATTERN: &str = concat!(
 
 pub(crate) const VARIANTS: &[&str] = &[];
 
-/// With `DIGITS` the numbers are those of [`DIGITS_PATTERN`].
+/// The grammar of [`PATTERN`], or of [`DIGITS_PATTERN`] if `DIGITS`.
 pub(crate) struct SmolLm<const DIGITS: bool>;
 
 impl<const DIGITS: bool> SmolLm<DIGITS> {
@@ -49,7 +49,7 @@ impl<const DIGITS: bool> SmolLm<DIGITS> {
     }
 }
 
-/// Returns whether the four bytes from `at` on are a number that is new in Unicode 17: U+11DE0 to U+11DE9, U+16FF4 to U+16FF6.
+/// Returns whether the four bytes at `at` are a number that is new in Unicode 17: U+11DE0 to U+11DE9, U+16FF4 to U+16FF6.
 #[inline(always)]
 fn is_new_number(text: &[u8], at: usize) -> bool {
     matches!(text[at..], [0xf0, 0x91, 0xb7, 0xa0..=0xa9, ..] | [0xf0, 0x96, 0xbf, 0xb4..=0xb6, ..])
@@ -91,7 +91,7 @@ impl<const DIGITS: bool> Grammar for SmolLm<DIGITS> {
 impl<const DIGITS: bool> BitmaskGrammar for SmolLm<DIGITS> {
     #[inline(always)]
     fn non_ascii_class_at(text: &[u8], at: usize) -> (u8, usize) {
-        // To the tables these have no class, as everything that is newer.
+        // The tables have no class for characters that are newer than Unicode 16.
         match non_ascii_class_at(text, at) {
             (0, 4) if DIGITS && is_new_number(text, at) => (NUMBER, 4),
             known => known,
