@@ -8,7 +8,7 @@
 //! | merging | `bpe.rs` |
 //! | back to text | `decode.rs` |
 //!
-//! A vocabulary that byte-level merging can express exactly is encoded by it instead (`vocab/characters.rs`), which is
+//! A vocabulary that byte-level merging can express exactly is encoded by it instead (`vocab/sentencepiece.rs`), which is
 //! faster; `formats/sentencepiece.rs` decides.
 
 mod bpe;
