@@ -306,7 +306,7 @@ def test_a_stream_raises_if_the_decoder_changes_text_already_returned() -> None:
     stream = ours.decode_stream()
     assert stream.push(0) == "a"
     assert ours.decode([0, 1]) == theirs.decode([0, 1]) == "cb"
-    with pytest.raises(ValueError, match='changed text that was given out, "a", to "cb"'):
+    with pytest.raises(ValueError, match='changed text already returned, "a", to "cb"'):
         stream.push(1)
 
 
