@@ -16,7 +16,7 @@ from bpe_llama._loading.added_tokens import (
     AddedToken,
     AddedTokens,
     StatedTokens,
-    id_passed_over,
+    ignored_id_warning,
     read_stated_tokens,
 )
 from bpe_llama._loading.ends import END_ROLES, ends_of, ids_around
@@ -99,8 +99,8 @@ def with_config(path: Path, *, is_in_folder: bool, is_sentencepiece: bool = Fals
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
     ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    if passed_over := id_passed_over(config, added, ids.get):
-        warnings.warn(f"{folder}: {passed_over}", UserWarning, stacklevel=4)
+    if ignored := ignored_id_warning(config, added, ids.get):
+        warnings.warn(f"{folder}: {ignored}", UserWarning, stacklevel=4)
     return core, beside(folder, roles, extra, config=config, class_name=name, sections=parts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._files import read_json, read_text
-from bpe_llama._loading.added_tokens import AddedTokens, id_passed_over, read_stated_tokens
+from bpe_llama._loading.added_tokens import AddedTokens, ignored_id_warning, read_stated_tokens
 from bpe_llama._loading.components import post_processor
 from bpe_llama._loading.ends import END_ROLES, Ends
 from bpe_llama._loading.folder import Beside, beside, read_object
@@ -37,8 +37,8 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
         raise ValueError(f"{path.parent}: {error}") from None
     config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
     ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    if passed_over := id_passed_over(config, added, ids.get):
-        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=4)
+    if ignored := ignored_id_warning(config, added, ids.get):
+        warnings.warn(f"{path.parent}: {ignored}", UserWarning, stacklevel=4)
     return core, read
 
 

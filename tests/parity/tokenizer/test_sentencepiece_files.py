@@ -86,6 +86,7 @@ def test_gguf_pieces_without_all_bytes_are_refused(tmp_path: Path) -> None:
         in_gguf(model, tmp_path / "m.gguf")
 
 
+@pytest.mark.filterwarnings("ignore:.*the id 900, which is ignored")
 @pytest.mark.parametrize(
     "config",
     [
