@@ -13,14 +13,14 @@ from bpe_llama._files import read_json, read_text
 from bpe_llama._loading.added_tokens import AddedTokens, ignored_id_warning, read_stated_tokens
 from bpe_llama._loading.components import post_processor
 from bpe_llama._loading.ends import END_ROLES, Ends
-from bpe_llama._loading.folder import Beside, beside, read_object
+from bpe_llama._loading.folder import TokenizerAttributes, read_attributes, read_object
 from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
 # Fields of a tokenizer_config.json that change ids and are not supported; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
-def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
+def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
     """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and the content of the files beside them.
 
     Args:
@@ -42,7 +42,7 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
     return core, read
 
 
-def describe(folder: Path) -> tuple[str, Ends, Beside]:
+def describe(folder: Path) -> tuple[str, Ends, TokenizerAttributes]:
     """Return the tokenizer.json of a folder as transformers builds it, its special-token ids, and its settings.
 
     ``tokenizer_config.json`` or else ``config.json`` names the class that builds the pipeline. The default is GPT-2's.
@@ -74,7 +74,7 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     others = {role: content for role, content in stated.names().items() if role not in END_ROLES}
-    read = beside(folder, others, stated.extra_names(), config=config, class_name=name)
+    read = read_attributes(folder, others, stated.extra_names(), config=config, class_name=name)
     return text, Ends(*(added.id_of(roles[role] or "") for role in END_ROLES)), read
 
 
