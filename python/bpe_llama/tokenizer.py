@@ -138,8 +138,8 @@ class Tokenizer(EncodingTokenizer):
         """
         from bpe_llama._loading.load import load
 
-        core, beside = load(path)
-        return cls(core, **vars(beside))
+        core, attributes = load(path)
+        return cls(core, **vars(attributes))
 
     @classmethod
     def from_huggingface(cls, path: PathLike) -> Self:
@@ -155,8 +155,8 @@ class Tokenizer(EncodingTokenizer):
         """
         from bpe_llama._loading.load import load_huggingface
 
-        core, beside = load_huggingface(path)
-        return cls(core, **vars(beside))
+        core, attributes = load_huggingface(path)
+        return cls(core, **vars(attributes))
 
     @classmethod
     def from_tiktoken(
@@ -214,8 +214,8 @@ class Tokenizer(EncodingTokenizer):
         from bpe_llama._gguf.reader import read_tokenizer
         from bpe_llama._loading.load import with_gguf_settings
 
-        core, beside = with_gguf_settings(read_tokenizer(path))
-        return cls(core, **vars(beside))
+        core, attributes = with_gguf_settings(read_tokenizer(path))
+        return cls(core, **vars(attributes))
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -265,17 +265,17 @@ class Tokenizer(EncodingTokenizer):
             from bpe_llama._loading.folder import write_config
             from bpe_llama.chat.templates import write_chat_templates
 
-            write_config(path.parent, self, self._beside)
+            write_config(path.parent, self, self._attributes)
             write_chat_templates(path.parent, self.chat_template)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[object, ...]]:
         """Pickle as the text of a tokenizer.json, or as a SentencePiece model."""
-        ends, beside = ends_of(self), vars(self._beside)
+        ends, attributes = ends_of(self), vars(self._attributes)
         model = self.sentencepiece_model()
         if model is None:
-            return _unpickle, (type(self), self.to_own_json().encode(), ends, beside)
+            return _unpickle, (type(self), self.to_own_json().encode(), ends, attributes)
         added = [tuple(token[key] for key in _FLAGS) for token in json.loads(self.added_tokens_json())]
-        return _unpickle_sentencepiece, (type(self), model, added, ids_around(self), ends, beside)
+        return _unpickle_sentencepiece, (type(self), model, added, ids_around(self), ends, attributes)
 
     def __repr__(self) -> str:
         """Return the size, the pattern and the number of special tokens."""
@@ -333,7 +333,7 @@ class Tokenizer(EncodingTokenizer):
         normalized = not special and self.normalizes_added_tokens
         known = () if special else self.special_tokens
         new = [(token, special, False, False, False, normalized) for token in tokens if token not in known]
-        return type(self)(self.with_added_tokens(new), **vars(self._beside))
+        return type(self)(self.with_added_tokens(new), **vars(self._attributes))
 
 
 def _chat_template(base: CoreTokenizer | None) -> str | dict[str, str] | None:
@@ -344,8 +344,8 @@ def _chat_template(base: CoreTokenizer | None) -> str | dict[str, str] | None:
 _FLAGS = ("content", "special", "single_word", "lstrip", "rstrip", "normalized")
 
 
-def _unpickle(cls: type[Tokenizer], file: bytes, ends: tuple[int | None, ...], beside: dict[str, Any]) -> Tokenizer:
-    return cls(CoreTokenizer.build_from_own_json(file).with_ends(*ends), **beside)
+def _unpickle(cls: type[Tokenizer], file: bytes, ends: tuple[int | None, ...], attributes: dict[str, Any]) -> Tokenizer:
+    return cls(CoreTokenizer.build_from_own_json(file).with_ends(*ends), **attributes)
 
 
 def _unpickle_sentencepiece(
@@ -354,7 +354,7 @@ def _unpickle_sentencepiece(
     added: list[tuple[Any, ...]],
     around: tuple[int | None, int | None],
     ends: tuple[int | None, ...],
-    beside: dict[str, Any],
+    attributes: dict[str, Any],
 ) -> Tokenizer:
     core = CoreTokenizer.build_from_sentencepiece(model).with_added_tokens(added)
-    return cls(core.with_ends(*ends).with_template(*around), **beside)
+    return cls(core.with_ends(*ends).with_template(*around), **attributes)

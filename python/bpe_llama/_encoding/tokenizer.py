@@ -13,7 +13,7 @@ from bpe_llama._loading.settings import Settings
 from bpe_llama._progress import ProgressOption
 
 if TYPE_CHECKING:
-    from bpe_llama._loading.folder import Beside
+    from bpe_llama._loading.folder import TokenizerAttributes
 
 
 class EncodingTokenizer(CoreTokenizer):
@@ -42,11 +42,11 @@ class EncodingTokenizer(CoreTokenizer):
         self._settings = settings or Settings()
 
     @property
-    def _beside(self) -> Beside:
+    def _attributes(self) -> TokenizerAttributes:
         """The attributes that the compiled tokenizer does not hold."""
-        from bpe_llama._loading.folder import Beside
+        from bpe_llama._loading.folder import TokenizerAttributes
 
-        return Beside(self.chat_template, self._roles, self._extra, self._settings)
+        return TokenizerAttributes(self.chat_template, self._roles, self._extra, self._settings)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:

@@ -200,7 +200,7 @@ def read_stated_tokens(
     return StatedTokens(listed, named, extra)
 
 
-def id_passed_over(
+def ignored_id_warning(
     config: Mapping[str, Any], added: Mapping[str, Any], id_of: Callable[[str], int | None]
 ) -> str | None:
     """Return a warning that names the first token with another id than in a file, or ``None``.
@@ -222,7 +222,7 @@ def id_passed_over(
         has = id_of(content)
         if content and has != token_id:
             what = "left out" if has is None else f"{has}"
-            return f"{where} gives token {content!r} the id {token_id}, which is passed over: it is {what}"
+            return f"{where} gives token {content!r} the id {token_id}, which is ignored: it is {what}"
     return None
 
 

@@ -16,7 +16,7 @@ from bpe_llama._loading.added_tokens import (
     AddedToken,
     AddedTokens,
     StatedTokens,
-    id_passed_over,
+    ignored_id_warning,
     read_stated_tokens,
 )
 from bpe_llama._loading.ends import END_ROLES, ends_of, ids_around
@@ -27,7 +27,7 @@ from bpe_llama.chat.templates import ChatTemplate, read_chat_templates
 
 
 @dataclass
-class Beside:
+class TokenizerAttributes:
     """The content of the files beside a tokenizer that the compiled tokenizer does not hold.
 
     Attributes:
@@ -48,7 +48,9 @@ _ADD_BOS = {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "Gemma
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 
 
-def with_config(path: Path, *, is_in_folder: bool, is_sentencepiece: bool = False) -> tuple[CoreTokenizer, Beside]:
+def with_config(
+    path: Path, *, is_in_folder: bool, is_sentencepiece: bool = False
+) -> tuple[CoreTokenizer, TokenizerAttributes]:
     """Return the tokenizer in a file, and the content of the files beside it, as transformers reads them.
 
     These files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and the chat
@@ -99,12 +101,12 @@ def with_config(path: Path, *, is_in_folder: bool, is_sentencepiece: bool = Fals
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}") from None
     ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    if passed_over := id_passed_over(config, added, ids.get):
-        warnings.warn(f"{folder}: {passed_over}", UserWarning, stacklevel=4)
-    return core, beside(folder, roles, extra, config=config, class_name=name, sections=parts)
+    if ignored := ignored_id_warning(config, added, ids.get):
+        warnings.warn(f"{folder}: {ignored}", UserWarning, stacklevel=4)
+    return core, read_attributes(folder, roles, extra, config=config, class_name=name, sections=parts)
 
 
-def beside(
+def read_attributes(
     folder: Path,
     roles: Mapping[str, str],
     extra: Iterable[str] = (),
@@ -112,7 +114,7 @@ def beside(
     config: Mapping[str, Any] | None = None,
     class_name: str | None = None,
     sections: Mapping[str, Any] | None = None,
-) -> Beside:
+) -> TokenizerAttributes:
     """Return the content of a folder's files that the compiled tokenizer does not hold.
 
     Args:
@@ -131,7 +133,7 @@ def beside(
         settings = read_settings(config, class_name, sections)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    return Beside(read_chat_templates(folder, config), dict(roles), list(extra), settings)
+    return TokenizerAttributes(read_chat_templates(folder, config), dict(roles), list(extra), settings)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -261,20 +263,20 @@ def _with_ends_around(core: CoreTokenizer, config: Mapping[str, Any]) -> CoreTok
     return core.with_template(before, after)
 
 
-def write_config(folder: Path, tokenizer: CoreTokenizer, beside: Beside) -> None:
+def write_config(folder: Path, tokenizer: CoreTokenizer, attributes: TokenizerAttributes) -> None:
     """Write the ``tokenizer_config.json`` from which transformers and `with_config` read the same special tokens."""
     ends = zip(END_ROLES, ends_of(tokenizer), strict=True)
     added = {str(token.pop("id")): token for token in json.loads(tokenizer.added_tokens_json())}
     config: dict[str, Any] = {
         "added_tokens_decoder": added,
         **{role: None if token_id is None else tokenizer.id_to_token(token_id) for role, token_id in ends},
-        **{role: name for role, name in beside.roles.items() if role in ROLES},
-        **beside.settings.as_config(),
+        **{role: name for role, name in attributes.roles.items() if role in ROLES},
+        **attributes.settings.as_config(),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if beside.extra:
-        config["extra_special_tokens"] = beside.extra
-    own = {role: name for role, name in beside.roles.items() if role not in ROLES}
+    if attributes.extra:
+        config["extra_special_tokens"] = attributes.extra
+    own = {role: name for role, name in attributes.roles.items() if role not in ROLES}
     if own:
         config["model_specific_special_tokens"] = own
     if tokenizer.sentencepiece_model() is not None:  # a tokenizer.json has a post-processor instead

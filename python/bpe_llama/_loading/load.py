@@ -10,11 +10,11 @@ from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._files import PathLike
 from bpe_llama._gguf import reader as gguf
 from bpe_llama._loading import tekken, tiktoken, vocab_and_merges
-from bpe_llama._loading.folder import Beside, beside, with_config
+from bpe_llama._loading.folder import TokenizerAttributes, read_attributes, with_config
 from bpe_llama._loading.settings import Settings
 
 
-def load(path: PathLike) -> tuple[CoreTokenizer, Beside]:
+def load(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
     """Return the tokenizer in a file or folder, and the content of the files beside it.
 
     Raises:
@@ -31,26 +31,26 @@ def load(path: PathLike) -> tuple[CoreTokenizer, Beside]:
         case "sentencepiece":
             return with_config(file, is_in_folder=is_folder, is_sentencepiece=True)
         case "tiktoken":
-            return tiktoken.read_tokenizer(file), Beside()
+            return tiktoken.read_tokenizer(file), TokenizerAttributes()
         case "tekken":
-            return tekken.read_tokenizer(file), beside(file.parent, {})
+            return tekken.read_tokenizer(file), read_attributes(file.parent, {})
         case "vocab_and_merges":
             return vocab_and_merges.read_tokenizer(file)
 
 
-def load_huggingface(path: PathLike) -> tuple[CoreTokenizer, Beside]:
+def load_huggingface(path: PathLike) -> tuple[CoreTokenizer, TokenizerAttributes]:
     """Return the tokenizer in a ``tokenizer.json`` or its folder, and the content of the files beside it."""
     path = Path(path)
     is_folder = path.is_dir()
     return with_config(path / "tokenizer.json" if is_folder else path, is_in_folder=is_folder)
 
 
-def with_gguf_settings(read: gguf.GgufTokenizer) -> tuple[CoreTokenizer, Beside]:
+def with_gguf_settings(read: gguf.GgufTokenizer) -> tuple[CoreTokenizer, TokenizerAttributes]:
     """Return the tokenizer of a GGUF file with the special-token ids of its metadata."""
     core = read.core.with_ends(read.core.bos_id, read.core.eos_id, read.pad_id, read.unk_id)
     core = core.with_template(core.bos_id if read.add_bos else None, core.eos_id if read.add_eos else None)
     settings = Settings(end_ids=tuple(sorted(read.end_ids - {core.eos_id})))
-    return core, Beside(read.chat_template, settings=settings)
+    return core, TokenizerAttributes(read.chat_template, settings=settings)
 
 
 def file_in(path: PathLike) -> Path:

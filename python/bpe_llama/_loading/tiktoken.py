@@ -105,13 +105,13 @@ def tiktoken_attributes(path: Path) -> Attributes:
     Raises:
         ValueError: If they are unknown, or the file that holds them is damaged.
     """
-    beside = _beside(path)
-    if beside.is_file():
-        stated = read_json(beside)
+    json_path = _json_path(path)
+    if json_path.is_file():
+        stated = read_json(json_path)
         try:
             return Attributes(str(stated["pattern"]), {str(k): int(v) for k, v in stated["special_tokens"].items()})
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{beside}: expected an object with pattern and special_tokens: {error!r}") from None
+            raise ValueError(f"{json_path}: expected an object with pattern and special_tokens: {error!r}") from None
     published = _PUBLISHED.get(hashlib.sha256(path.read_bytes()).hexdigest())
     if published is None:
         raise ValueError(
@@ -124,8 +124,8 @@ def tiktoken_attributes(path: Path) -> Attributes:
 def write_attributes(path: Path, pattern: str, special_tokens: Mapping[str, int]) -> None:
     """Write the pattern and special tokens of a `.tiktoken` file beside it."""
     text = json.dumps({"pattern": pattern, "special_tokens": dict(special_tokens)}, ensure_ascii=False, indent=1)
-    write_text(_beside(path), text + "\n")
+    write_text(_json_path(path), text + "\n")
 
 
-def _beside(path: Path) -> Path:
+def _json_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")

@@ -10,17 +10,17 @@ from typing import Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._files import read_json, read_text
-from bpe_llama._loading.added_tokens import AddedTokens, id_passed_over, read_stated_tokens
+from bpe_llama._loading.added_tokens import AddedTokens, ignored_id_warning, read_stated_tokens
 from bpe_llama._loading.components import post_processor
 from bpe_llama._loading.ends import END_ROLES, Ends
-from bpe_llama._loading.folder import Beside, beside, read_object
+from bpe_llama._loading.folder import TokenizerAttributes, read_attributes, read_object
 from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, class_name_for
 
 # Fields of a tokenizer_config.json that change ids and are not supported; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
 
 
-def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
+def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
     """Return the tokenizer of a ``vocab.json`` and a ``merges.txt``, and the content of the files beside them.
 
     Args:
@@ -37,12 +37,12 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, Beside]:
         raise ValueError(f"{path.parent}: {error}") from None
     config, added = (read_object(path.parent / name) for name in ("tokenizer_config.json", "added_tokens.json"))
     ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
-    if passed_over := id_passed_over(config, added, ids.get):
-        warnings.warn(f"{path.parent}: {passed_over}", UserWarning, stacklevel=4)
+    if ignored := ignored_id_warning(config, added, ids.get):
+        warnings.warn(f"{path.parent}: {ignored}", UserWarning, stacklevel=4)
     return core, read
 
 
-def describe(folder: Path) -> tuple[str, Ends, Beside]:
+def describe(folder: Path) -> tuple[str, Ends, TokenizerAttributes]:
     """Return the tokenizer.json of a folder as transformers builds it, its special-token ids, and its settings.
 
     ``tokenizer_config.json`` or else ``config.json`` names the class that builds the pipeline. The default is GPT-2's.
@@ -74,7 +74,7 @@ def describe(folder: Path) -> tuple[str, Ends, Beside]:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     others = {role: content for role, content in stated.names().items() if role not in END_ROLES}
-    read = beside(folder, others, stated.extra_names(), config=config, class_name=name)
+    read = read_attributes(folder, others, stated.extra_names(), config=config, class_name=name)
     return text, Ends(*(added.id_of(roles[role] or "") for role in END_ROLES)), read
 
 

@@ -86,6 +86,7 @@ def test_gguf_pieces_without_all_bytes_are_refused(tmp_path: Path) -> None:
         in_gguf(model, tmp_path / "m.gguf")
 
 
+@pytest.mark.filterwarnings("ignore:.*the id 900, which is ignored")
 @pytest.mark.parametrize(
     "config",
     [
@@ -113,7 +114,7 @@ def test_saving_keeps_a_model_and_the_files_beside_it(config: dict[str, Any] | N
         assert not (tmp_path / "saved" / "tokenizer.json").exists()
         for again in (Tokenizer.from_file(tmp_path / "saved"), pickle.loads(pickle.dumps(first))):
             assert again.added_tokens_json() == first.added_tokens_json()
-            assert vars(again._beside) == vars(first._beside)
+            assert vars(again._attributes) == vars(first._attributes)
             assert again.special_tokens_map == first.special_tokens_map
             for text in ("the <mask> ﬁne<new>", "", " quick<tool>  ab<call>", "<s>日本</s>"):
                 options = {"allowed_special": "all", "return_offsets_mapping": True}

@@ -312,7 +312,7 @@ def test_without_other_files_it_is_gpt2s(tmp_path: Path) -> None:
 READ = ["plain", "prefix space", "other tokens", "listed", "roles of its own"]
 
 
-@pytest.mark.filterwarnings("ignore:.*the id [0-9]+, which is passed over")
+@pytest.mark.filterwarnings("ignore:.*the id [0-9]+, which is ignored")
 @pytest.mark.parametrize("variant", READ)
 @pytest.mark.parametrize("name", CLASSES)
 def test_ids_and_texts_equal_transformers(tmp_path: Path, name: str, variant: str) -> None:
