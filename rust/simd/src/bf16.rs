@@ -1,11 +1,13 @@
 //! bfloat16, the upper half of a float32, as its bits.
 
 /// Returns the float32 of a bfloat16; exact.
+#[inline(always)]
 pub fn to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// Returns the nearest bfloat16, ties to even; NaN stays NaN.
+#[inline(always)]
 pub fn from_f32(x: f32) -> u16 {
     let bits = x.to_bits();
     if x.is_nan() {

@@ -88,7 +88,7 @@ impl<T: Element> KeysAndValues<'_, T> {
                         let output = &mut output[query * size / LANES..][..size / LANES];
                         let index = |key| (key - keys.start) * size / LANES;
                         let values = &values[index(own.start)..index(own.end)];
-                        let weights = &weights[query * count..][own];
+                        let weights = &weights[query * count + own.start..][..own.len()];
                         // SAFETY: the caller's promise.
                         unsafe { add_values::<V, 1>(weights, count, values, output) };
                     }
