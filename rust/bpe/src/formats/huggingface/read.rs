@@ -22,7 +22,7 @@ impl Tokenizer {
     /// [`Error::Format`] if the file is not JSON, lacks a field, or requires something unsupported, which the message
     /// names.
     pub fn from_huggingface(json: &[u8]) -> Result<Self> {
-        parse(json, false, |parsed| parsed.build())
+        parse(json, false, build)
     }
 
     /// Returns the tokenizer of [`Tokenizer::to_own_json`], whose format extends `tokenizer.json`.
@@ -30,8 +30,13 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::from_huggingface`].
     pub fn from_own_json(json: &[u8]) -> Result<Self> {
-        parse(json, true, |parsed| parsed.build())
+        parse(json, true, build)
     }
+}
+
+/// Returns the tokenizer of a parsed file; a function, since `Parsed::build` has a fixed lifetime.
+fn build(parsed: Parsed<'_>) -> Result<Tokenizer> {
+    parsed.build()
 }
 
 /// Returns the pipeline of the output of [`Tokenizer::to_own_json`].
