@@ -37,7 +37,7 @@
 //! | `pretokenize/grammars/cl100k.rs` | the grammar of one pattern |
 //! | `cache/mod.rs` | piece to ids |
 //! | `merge/mod.rs` | byte-pair encode a piece |
-//! | `vocab/mod.rs` | token table and merge table |
+//! | `vocab/vocabulary.rs` | token table and merge table |
 //! | `rust/python/src/tokenizer/ids.rs` | ids to Python ints |
 //! | `rust/python/src/tokenizer/decode.rs` | convert arguments |
 //! | `decode/mod.rs` | ids to bytes and text |
