@@ -278,7 +278,7 @@ def test_added_tokens_of_spaces_are_merged(tok: Tokenizer, tmp_path: Path) -> No
         (model([*PIECES, ("the", -999.0, NORMAL), ("the", -998.0, NORMAL)]), "two ids"),
         (field(1, field(1, b"\xff\xfe")) + model(PIECES), "piece 0 is no UTF-8"),
         (model(PIECES)[:-3], "announced"),
-        (model(PIECES)[:2000], "announced|cut short"),
+        (model(PIECES)[:2000], "announced|truncated"),
         (model(PIECES[:20]).replace(b"\x1a", b"\x1b", 1), "wire type|announced|more than"),
         (b"\n\x05\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "announced"),
         (b"\n\x7f\n\x7d", "announced"),

@@ -9,8 +9,8 @@
 //! | merges | `bpe.rs` |
 //! | ids to text | `decode.rs` |
 //!
-//! A vocabulary that byte-level merges express exactly is encoded by them instead (`vocab/sentencepiece.rs`), which is
-//! faster; `formats/sentencepiece` decides.
+//! A vocabulary that byte-level merges express exactly is encoded by the faster `vocab/sentencepiece.rs` instead:
+//! `formats/sentencepiece/` decides.
 
 mod bpe;
 mod decode;

@@ -154,6 +154,8 @@ fn sum(mut counted: Vec<WordCounts>, interrupt: Interrupt<'_>) -> Result<WordCou
             shard.1.push(map);
         }
     }
+    // At least once: the other threads can take all shards.
+    interrupt.check()?;
     let (work, stopped) = (Mutex::new(shards), AtomicBool::new(false));
     let add_shards = |interrupt: Interrupt<'_>| {
         loop {

@@ -34,6 +34,11 @@ impl Tokenizer {
     }
 }
 
+/// Returns the tokenizer of a parsed file; a function, since `Parsed::build` has a fixed lifetime.
+fn build(parsed: Parsed<'_>) -> Result<Tokenizer> {
+    parsed.build()
+}
+
 /// Returns the pipeline of the output of [`Tokenizer::to_own_json`].
 ///
 /// # Errors
