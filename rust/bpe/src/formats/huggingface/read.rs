@@ -34,11 +34,6 @@ impl Tokenizer {
     }
 }
 
-/// Returns the tokenizer of a parsed file; a function, since `Parsed::build` has a fixed lifetime.
-fn build(parsed: Parsed<'_>) -> Result<Tokenizer> {
-    parsed.build()
-}
-
 /// Returns the pipeline of the output of [`Tokenizer::to_own_json`].
 ///
 /// # Errors
@@ -47,6 +42,7 @@ pub(crate) fn pipeline_of(json: &[u8]) -> Result<Pipeline> {
     parse(json, true, |parsed| parsed.pipeline())
 }
 
+/// Returns the tokenizer of a parsed file; a function, since `Parsed::build` has a fixed lifetime.
 fn build(parsed: Parsed<'_>) -> Result<Tokenizer> {
     parsed.build()
 }
