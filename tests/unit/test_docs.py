@@ -74,3 +74,23 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name} links to {path}, which does not exist"
         assert not anchor or anchor in _anchors(target), f"{page.name} links to #{anchor}, which {target.name} lacks"
+
+
+@pytest.mark.parametrize(
+    ("page", "phrase", "source", "constant"),
+    [
+        ("ARCHITECTURE.md", "keys of 1,024 pieces", "rust/bpe/src/encode/scratch.rs", "BATCH: usize = 1024;"),
+        ("ARCHITECTURE.md", "`cache_bytes` (60 MiB)", "rust/bpe/src/cache/mod.rs", "DEFAULT_LIMIT: usize = 60 << 20;"),
+        ("ARCHITECTURE.md", "64 slots whose locks", "rust/simd/src/scratch.rs", "SLOTS: usize = 64;"),
+        ("ARCHITECTURE.md", "64 bytes at a time", "rust/bpe/src/pretokenize/bitmask/backend.rs", "BLOCK: usize = 64;"),
+        ("ARCHITECTURE.md", "8 KiB ahead", "rust/kernels/src/matmul/prefetch_distance.rs", "bytes: 8192,"),
+        ("ARCHITECTURE.md", "sixteen lanes", "rust/simd/src/f32x16/vector.rs", "LANES: usize = 16;"),
+        ("ARCHITECTURE.md", "spin for 0.1 ms", "rust/kernels/src/thread_pool.rs", "Duration::from_micros(100);"),
+        ("docs/model.md", "2^25 logits", "model/training/step.py", "LARGEST_LOGITS = 1 << 25"),
+        ("docs/tokenizer.md", "60 MiB", "rust/bpe/src/cache/mod.rs", "DEFAULT_LIMIT: usize = 60 << 20;"),
+    ],
+)
+def test_documents_quote_the_constants_of_the_code(page: str, phrase: str, source: str, constant: str) -> None:
+    text = " ".join((ROOT / page).read_text("utf-8").split())
+    assert phrase in text, f"{page} no longer says {phrase!r}: take the row out, or give it the new words"
+    assert constant in (ROOT / source).read_text("utf-8"), f"{page} says {phrase!r}, but {source} has another value"
