@@ -18,7 +18,13 @@ from torch import Tensor
 from bpe_llama.model.sampling.filters import Filters, kept_weights
 from bpe_llama.model.sampling.uniform import uniform
 
-FILTERS = ("top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p", "xtc")
+FILTER_OPTIONS = {
+    **{name: name for name in ("top_n_sigma", "temperature", "top_k", "top_p", "min_p", "typical_p")},
+    "xtc": "xtc_probability",
+}
+"""The option that turns each filter on, in the order in which filters act."""
+
+FILTERS = tuple(FILTER_OPTIONS)
 """All filters, in their default order."""
 LLAMA_CPP_FILTERS = ("top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature")
 """The order of llama.cpp's default chain."""

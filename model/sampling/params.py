@@ -26,7 +26,7 @@ from torch import Tensor
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.sampling.filters import Filters
-from bpe_llama.model.sampling.ordered import FILTERS, LLAMA_CPP_FILTERS
+from bpe_llama.model.sampling.ordered import FILTER_OPTIONS, FILTERS, LLAMA_CPP_FILTERS
 from bpe_llama.model.sampling.processors import LogitsProcessor
 from bpe_llama.sampling import Sampler
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from bpe_llama.model.sampling.keywords import GenerationKeywords
 
 PENALTY_SCOPES = ("context", "output")
+_SAMPLER_FILTERS = tuple(field.name for field in fields(Filters))
+"""The options of the filters that `bpe_llama.Sampler` has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +156,7 @@ class SamplingParams(SamplerParams):
     def _check_filters(self) -> None:
         if self.mirostat not in (0, 1, 2):
             raise ValueError(f"mirostat is {self.mirostat!r}; expected 0 (off), 1 or 2")
-        others = {name: getattr(self, name) for name in ("top_k", "min_p", "typical_p", "top_n_sigma", "filter_order")}
-        others["xtc_probability"] = self.xtc_probability
+        others = [name for name in (*FILTER_OPTIONS.values(), "filter_order") if name not in ("temperature", "top_p")]
         if self.mirostat:
             self._refuse_changed(others, f"mirostat {self.mirostat} takes the place of all filters but the temperature")
         if self.filter_order is None:
@@ -166,15 +167,14 @@ class SamplingParams(SamplerParams):
         if unknown or len(set(self.filter_order)) < len(self.filter_order):
             what = f"names {unknown[0]!r}" if unknown else "names a filter twice"
             raise ValueError(f"filter_order {what}; expected some of {', '.join(FILTERS)}, each once")
-        options = {"xtc": "xtc_probability"}
-        left_out = {options.get(name, name) for name in FILTERS if name not in self.filter_order}
-        self._refuse_changed({name: getattr(self, name) for name in sorted(left_out)}, "filter_order leaves it out")
+        left_out = [option for name, option in FILTER_OPTIONS.items() if name not in self.filter_order]
+        self._refuse_changed(sorted(left_out), "filter_order leaves it out")
 
-    def _refuse_changed(self, values: dict[str, Any], why: str) -> None:
+    def _refuse_changed(self, options: Sequence[str], why: str) -> None:
         """Raise for options that differ from their defaults, since they would have no effect."""
-        for name, value in values.items():
-            if value != getattr(type(self), name):
-                raise ValueError(f"{name} is {value!r}, but {why}")
+        for name in options:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but {why}")
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -204,7 +204,7 @@ class SamplingParams(SamplerParams):
     @property
     def filter_values(self) -> dict[str, Any]:
         """Return the options of the filters, as `bpe_llama.model.sampling.ordered` takes them."""
-        names = (*FILTERS[:-1], "xtc_probability", "xtc_threshold", "preset")
+        names = (*FILTER_OPTIONS.values(), "xtc_threshold", "preset")
         return {name: getattr(self, name) for name in names}
 
     @cached_property
@@ -212,7 +212,7 @@ class SamplingParams(SamplerParams):
         """Return the filters in their order; None where the sampler applies them itself."""
         if self.filter_order is not None:
             return tuple(self.filter_order)
-        if not (self.top_n_sigma or self.xtc_probability):
+        if not any(getattr(self, name) for name in FILTER_OPTIONS.values() if name not in _SAMPLER_FILTERS):
             return None
         return LLAMA_CPP_FILTERS if self.preset == "llama_cpp" else FILTERS
 
@@ -228,7 +228,7 @@ class SamplingParams(SamplerParams):
             return self.sampler_options
         if self.filters is not None or self.mirostat:
             return {"temperature": 1.0, "top_p": 1.0}
-        return {field.name: getattr(self, field.name) for field in fields(Filters)}
+        return {name: getattr(self, name) for name in _SAMPLER_FILTERS}
 
     @cached_property
     def remaining_sampler(self) -> Sampler:
@@ -358,9 +358,10 @@ class GenerationOptions(SamplingParams):
         return tuple(dict.fromkeys(i for i in ids if 0 <= i < config.vocab_size))
 
 
-DRAWING_OPTIONS = {field.name for field in fields(Filters)} | {
-    *("seed", "filter_order", "top_n_sigma", "xtc_probability", "xtc_threshold"),
-    *("mirostat", "mirostat_tau", "mirostat_eta"),
+DRAWING_OPTIONS = {
+    *_SAMPLER_FILTERS,
+    *FILTER_OPTIONS.values(),
+    *("seed", "filter_order", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
 }
 """Options that only matter where ids are drawn, not where the most likely are taken."""
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from bpe_llama.model import LlamaConfig
+from bpe_llama.model.layers.rope_scaling import inverse_frequencies
+from bpe_llama.model.rope_parameters import REQUIRED
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -182,3 +184,12 @@ def test_published_configs_are_read_without_a_warning(text: str, tmp_path: Path)
         assert name == "finetuned" or config.rope["rope_type" if name == "type" else name] == value
     again = LlamaConfig.from_dict(config.to_dict())
     assert again == config
+
+
+@pytest.mark.parametrize("rope_type", REQUIRED)
+def test_every_rope_type_has_its_frequencies(rope_type: str) -> None:
+    values: dict[str, Any] = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "low_freq_factor": 1.0}
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    rope |= {name: values.get(name, 4.0) for name in REQUIRED[rope_type]}
+    frequencies, factor = inverse_frequencies(rope, 16, 128, 64)
+    assert len(frequencies) == 8 and all(f > 0 for f in frequencies) and factor > 0

@@ -460,6 +460,7 @@ def test_keywords_are_the_options_of_the_dataclasses() -> None:
     for keywords, params in ((SamplerKeywords, SamplerParams), (GenerationKeywords, GenerationOptions)):
         types = {name: reference.__forward_arg__ for name, reference in keywords.__annotations__.items()}
         assert types == {field.name: field.type for field in fields(params)}
+    assert set(FILTERS) == set(LLAMA_CPP_FILTERS)
     of_text = {"stop", "bos", "allowed_special", "reuse"}
     assert set(TextKeywords.__annotations__) == {field.name for field in fields(GenerationOptions)} | of_text
 
