@@ -13,7 +13,7 @@ from bpe_llama._corpus.files import find_files
 from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.cli.loading import check_quantized, load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, describe
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, describe
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -71,7 +71,7 @@ def command(
         list[str] | None, typer.Option(help="A module to train and save in full, such as lm_head; repeatable.")
     ] = None,
     quantized: Annotated[
-        str | None, typer.Option("--quantize", help="QLoRA: quantize the frozen weights to int8 or int4.")
+        str | None, typer.Option("--quantize", help=f"QLoRA: quantize the frozen weights to {' or '.join(QUANTIZED)}.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also save the model with the adapter merged.")] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = 1.0,

@@ -10,6 +10,7 @@ import typer
 
 from bpe_llama._progress import reporting
 from bpe_llama.model.adapters import lora
+from bpe_llama.model.cli.options import QUANTIZED
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization import quantize
@@ -53,9 +54,9 @@ def load_generator(
 
 
 def check_quantized(kind: str | None) -> None:
-    """Raise a ValueError unless --quantize is int8, int4 or absent."""
-    if kind not in (None, "int8", "int4"):
-        raise ValueError(f"--quantize is {kind!r}; expected int8 or int4")
+    """Raise a ValueError unless --quantize is one of `QUANTIZED` or absent."""
+    if kind is not None and kind not in QUANTIZED:
+        raise ValueError(f"--quantize is {kind!r}; expected {' or '.join(QUANTIZED)}")
 
 
 def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:

@@ -11,9 +11,13 @@ from bpe_llama.model import training
 
 EXIT_INTERRUPTED = 130
 
+QUANTIZED = ("int8", "int4")
+"""The values of --quantize: the formats that native kernels compute with."""
+
 AdapterOption = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter, saved by `finetune` or peft.")]
 QuantizeOption = Annotated[
-    str | None, typer.Option("--quantize", help="Quantize the weights to int8 or int4: less memory, faster decoding.")
+    str | None,
+    typer.Option("--quantize", help=f"Quantize the weights to {' or '.join(QUANTIZED)}: less memory, faster decoding."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
 

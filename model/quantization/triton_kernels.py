@@ -1,6 +1,6 @@
 """The Triton kernel of a matrix product with few rows: RMSNorm, dequantization and SwiGLU are fused into it.
 
-A row's acc have one order that depends on the sizes alone, so the other rows of the batch change no bit of it.
+Each accumulator is summed in an order that depends on the sizes alone, so a row is batch-invariant.
 
 Shapes: ``M`` rows, ``I`` in_features, ``O`` out_features.
 """

@@ -209,7 +209,7 @@ def test_a_token_without_merges_decides_the_name() -> None:
         (byte_level(pre="sarvam-moe"), 'no token is "▁", which stands for a space'),
         (characters(merges=["b b"]), r"tokenizer\.ggml\.merges\[0\] is 'b b', but 'bb' is not in"),
         (characters({"\n\n": (0.0, NORMAL)}), "several line breaks are a token that merges do not make"),
-        (characters(token_type=[NORMAL] * 267), "0 tokens stand for single bytes: expected 256"),
+        (characters(token_type=[NORMAL] * 267), "there are 0 byte tokens: expected 256"),
         (byte_level(pre=7), r"tokenizer\.ggml\.pre is 7; expected one of"),
         (byte_level(model="t5"), r"tokenizer\.ggml\.model is 't5' \(Unigram\); expected 'gpt2'"),
         (byte_level(model="new"), r"tokenizer\.ggml\.model is 'new'; expected 'gpt2'"),

@@ -180,7 +180,17 @@ impl Tokenizer {
             }
         }
         drop(ids);
-        if !new.iter().zip(entries.len() as u32..).all(|(token, id)| token.id == id) {
+        // `tokenizers` numbers added tokens after the vocabulary: only those before the longest such run need an entry.
+        let is_numbered = |&first: &usize| {
+            let next = (entries.len() + first) as u32;
+            new[first..].iter().zip(next..).all(|(token, id)| token.id == id)
+        };
+        let mut firsts = 0..new.len();
+        if self.spaces().is_some() {
+            firsts.end = firsts.end.min(1); // what ▁ means in a token is read from the vocabulary: all have an entry, or none
+        }
+        new.truncate(firsts.find(is_numbered).unwrap_or(new.len()));
+        if !new.is_empty() {
             if let Some(token) = new.iter().find(|token| self.model_could_give(token)) {
                 return Err(Error::InvalidArgument(format!(
                     "added token {:?} has id {}, which `tokenizers` gives it only if it is in model.vocab too, and there \
