@@ -235,8 +235,8 @@ def test_partial_rotation() -> None:
     ours = RotaryEmbedding(LlamaConfig.from_dict(common))
     query, key = torch.randn(2, 1, 4, 20, 16, generator=torch.Generator().manual_seed(0))
     positions = torch.arange(7, 27)[None]
-    turned = stablelm.apply_rotary_pos_emb(query[..., :4], key[..., :4], *rotary(query, positions))
-    for whole, part in zip((query, key), turned, strict=True):
+    rotated = stablelm.apply_rotary_pos_emb(query[..., :4], key[..., :4], *rotary(query, positions))
+    for whole, part in zip((query, key), rotated, strict=True):
         expected = torch.cat([part, whole[..., 4:]], -1)
         assert_close(apply_rope(whole, ours(positions)), expected, atol=1e-5, rtol=0)
 
@@ -310,8 +310,8 @@ def test_length_dependent_rotation_in_beam_search_speculation_and_prefix_cache(k
     def draft(sequence: Sequence, count: int) -> list[int]:
         return plain[len(sequence.new_ids) :][:count]
 
-    guessed = generate_speculative(ours, begin, draft, temperature=0.0, max_new_tokens=20, eos_id=())
-    assert guessed.new_ids == plain and guessed.num_accepted_tokens > 10
+    result = generate_speculative(ours, begin, draft, temperature=0.0, max_new_tokens=20, eos_id=())
+    assert result.new_ids == plain and result.num_accepted_tokens > 10
     found = beam_search(ours, [*begin, *begin], options, num_beams=3, prefill_chunk=16)[0].new_ids
     assert found == theirs([*begin, *begin], max_new_tokens=20, num_beams=3)
     # The prefix cache is reused only if the prefix has the same rotation in both sequences.

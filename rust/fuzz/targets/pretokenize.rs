@@ -20,7 +20,7 @@ static GRAMMARS: LazyLock<Vec<(Pretokenizer, Regex)>> = LazyLock::new(|| {
     NAMES.into_iter().map(grammar).collect()
 });
 
-/// Every hand-written splitter gives the pieces of its regex, wherever it is asked to stop and wherever a safe cut is made.
+/// Every hand-written splitter gives the pieces of its regex, whatever the capacity and the chunk boundary.
 ///
 /// The input: whether bytes are text or kinds of characters, and how many pieces are asked for at a time; the text.
 pub(crate) fn pretokenize(input: &[u8]) {
