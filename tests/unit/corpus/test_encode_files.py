@@ -268,7 +268,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(gzip.compress(text * (size // len(text)), 1))
         with _child(tmp_path / name, tmp_path / "ids.npy") as child:
             peaks.append(int(child.communicate(timeout=120)[0]))
-    assert peaks[1] - peaks[0] < 20_000, f"{peaks} KiB at peak for 3 and 60 MB"
+    assert peaks[1] - peaks[0] < 30_000, f"{peaks} KiB at peak for 3 and 60 MB"  # 57 MB more if it were held
 
 
 @pytest.fixture(scope="module")
