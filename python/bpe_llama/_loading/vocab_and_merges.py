@@ -18,6 +18,7 @@ from bpe_llama._loading.tokenizer_classes import CLASSES, Json, TokenizerClass, 
 
 # Fields of a tokenizer_config.json that change ids and are not supported; `read_settings` refuses more.
 _REFUSED = ("vocab", "merges", "dropout", "init_inputs", "language")
+_WHISPER_PROMPT = "<|startofprev|>"
 
 
 def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
@@ -39,6 +40,14 @@ def read_tokenizer(path: Path) -> tuple[CoreTokenizer, TokenizerAttributes]:
     ids = {token["content"]: token["id"] for token in json.loads(core.added_tokens_json())}
     if ignored := ignored_id_warning(config, added, ids.get):
         warnings.warn(f"{path.parent}: {ignored}", UserWarning, stacklevel=4)
+    name = _class_name(config, read_object(path.parent / "config.json"))
+    if name == "WhisperTokenizer" and core.token_to_id(_WHISPER_PROMPT) is not None:
+        warnings.warn(
+            f"{path.parent}: with skip_special_tokens, transformers' WhisperTokenizer also omits the text of a prompt "
+            f"that {_WHISPER_PROMPT} starts; here decode omits special tokens alone",
+            UserWarning,
+            stacklevel=4,
+        )
     return core, read
 
 

@@ -304,6 +304,17 @@ def test_timestamps_of_whisper_are_left_out_of_texts(tmp_path: Path) -> None:
     assert ours.decode(ids) == theirs.decode(ids) == "ab  <|1|>"
 
 
+def test_prompts_of_whisper_warn(tmp_path: Path) -> None:
+    special = ["<|startofprev|>", "<|startoftranscript|>"]
+    folder = write(tmp_path, "WhisperTokenizer", {"extra_special_tokens": special})
+    with pytest.warns(UserWarning, match="omits the text of a prompt that <.startofprev.> starts"):
+        ours = Tokenizer.from_file(folder)
+    theirs = load(folder)
+    ids = theirs("<|startofprev|>a<|startoftranscript|>b", add_special_tokens=False)["input_ids"]
+    decoded = ours.decode(ids, skip_special_tokens=True), theirs.decode(ids, skip_special_tokens=True)
+    assert decoded == ("ab", "b")
+
+
 def test_without_other_files_it_is_gpt2s(tmp_path: Path) -> None:
     folder = write(tmp_path, "GPT2Tokenizer")
     check_same_file(folder, transformers.GPT2Tokenizer.from_pretrained(folder))
