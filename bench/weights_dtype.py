@@ -19,7 +19,7 @@ from bench import data
 from bench.measure import RESULTS
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaForCausalLM, training
-from bpe_llama.model.training import loop
+from bpe_llama.model.training import run
 
 WINDOW, HELD_OUT = 128, 6
 VARIANTS = {
@@ -67,9 +67,7 @@ def main() -> None:
             device="cpu",
             eval_windows=HELD_OUT,
         )
-        with (
-            mock.patch.object(loop, "adamw", round_to_nearest_adamw) if kind == "nearest" else contextlib.nullcontext()
-        ):
+        with mock.patch.object(run, "adamw", round_to_nearest_adamw) if kind == "nearest" else contextlib.nullcontext():
             result = training.train(
                 model, folder / "tokens.npy", settings, folder / kind, eval_file=folder / "held-out.npy", progress=False
             )

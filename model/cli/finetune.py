@@ -18,9 +18,9 @@ from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.quantization import quantize
-from bpe_llama.model.training.checkpoint import checkpoint_to_resume
-from bpe_llama.model.training.data.conversations import find_formats
-from bpe_llama.model.training.data.options import DataConfig, DataOptions
+from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
+from bpe_llama.model.training.finetuning.conversations import find_formats
+from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"

@@ -7,35 +7,47 @@
 
 Read in this order:
 
-| file | content |
+| file or folder | content |
 |---|---|
-| `config` | the options of a run, the learning-rate schedule |
-| `data/` | token files, conversations and other rows as batches |
-| `start`, `optimizer` | initial weights; AdamW, also for bfloat16 weights |
+| `config`, `schedule` | the options of a run; the learning rate of each step |
+| `data/` | token files, examples and other data as batches |
+| `start`, `optimizers/` | initial weights; AdamW, also for bfloat16 weights |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
-| `checkpoint`, `lock`, `interrupts`, `report` | atomic checkpoints, one run per folder, Ctrl-C, metrics and plot |
-| `loop`, `finetune` | the training loop; fine-tuning on text files |
+| `loop`, `callbacks`, `interrupts` | the training loop, what it calls, Ctrl-C |
+| `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
+| `run`, `finetuning/` | sets up a run; fine-tuning on text files and conversations |
 """
 
-from bpe_llama.model.training.config import TrainConfig, learning_rate_at
-from bpe_llama.model.training.data.batches import TokenBatches, open_tokens
+from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.data.batches import Batch, Batches, TokenBatches, open_tokens
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.data.formats import FORMATS
-from bpe_llama.model.training.data.options import DataConfig
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
-from bpe_llama.model.training.finetune import finetune
-from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
-from bpe_llama.model.training.report import plot_loss, read_metrics
+from bpe_llama.model.training.finetuning.finetune import finetune
+from bpe_llama.model.training.finetuning.formats import FORMATS
+from bpe_llama.model.training.finetuning.options import DataConfig
+from bpe_llama.model.training.loop import Trainer, TrainResult
+from bpe_llama.model.training.report.metrics import read_metrics
+from bpe_llama.model.training.report.plot import plot_loss
+from bpe_llama.model.training.run import train, train_on_examples
+from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.start import start_as_identity
+from bpe_llama.model.training.step import TensorBatch, batch_loss
 
 __all__ = [
     "FORMATS",
+    "Batch",
+    "Batches",
+    "Callback",
     "DataConfig",
     "Example",
     "ExampleBatches",
+    "TensorBatch",
     "TokenBatches",
     "TrainConfig",
     "TrainResult",
+    "Trainer",
+    "batch_loss",
     "evaluate",
     "evaluate_examples",
     "finetune",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bpe_llama.model.training.data.batches import TokenArray, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
-from bpe_llama.model.training.step import batch_loss
+from bpe_llama.model.training.step import TensorBatch, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -48,7 +48,7 @@ def evaluate(
                 for row in range(first, min(first + batch_size, count))
             ]
             ids = torch.stack(rows)
-            yield ids, ids, len(rows)
+            yield ids, ids, ids[:, 1:].numel()
 
     return _mean_loss(model, batches())
 
@@ -78,14 +78,14 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
 
 @torch.no_grad()
 def _mean_loss(model: LlamaForCausalLM, batches: Iterable[tuple[Tensor, Tensor, int]]) -> float:
-    """Return the mean of the losses of batches, which are ids, labels and weight of the batch."""
+    """Return the mean of the losses of batches, which are ids, labels and the number of learned tokens."""
     device = next(model.parameters()).device
     was_training, total, count = model.training, 0.0, 0
     model.eval()
     try:
-        for ids, labels, weight in batches:
-            total += batch_loss(model, ids.to(device), labels.to(device)).item() * weight
-            count += weight
+        for ids, labels, learned in batches:
+            total += batch_loss(model, TensorBatch(ids.to(device), labels.to(device)), 1).item()
+            count += learned
     finally:
         model.train(was_training)
     return total / count

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,13 +13,41 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bpe_llama.model.layers.loss import IGNORED
+from bpe_llama.model.training.data.batches import Batch
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
 LARGEST_LOGITS = 1 << 25
 """Most logits in memory at once: 128 MiB of float32. A larger batch is split into chunks (`model.loss`)."""
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """A `Batch` as tensors on the model's device."""
+
+    ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor | None = None
+    document_ids: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> TensorBatch:
+        """Return the batch on `device`; copied to CUDA without waiting."""
+
+        def move(array: npt.NDArray[np.int64] | None) -> Tensor | None:
+            if array is None:
+                return None
+            tensor = torch.from_numpy(array)
+            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+        fields = (batch.ids, batch.labels, batch.attention_mask, batch.document_ids)
+        return cls(*map(move, fields))  # type: ignore[arg-type]
+
+
+LossFunction = Callable[["LlamaForCausalLM", TensorBatch, int], Tensor]
+"""Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
+the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
 
 class StepResult(NamedTuple):
@@ -38,39 +67,22 @@ class StepResult(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def batch_loss(
-    model: LlamaForCausalLM,
-    ids_BT: Tensor,
-    labels_BT: Tensor,
-    attention_mask_BT: Tensor | None = None,
-    num_items_in_batch: int | None = None,
-) -> Tensor:
-    """Return the loss of a batch, float32: `model(...).loss`, computed in chunks if the logits are many.
+def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:
+    """Return the cross-entropy of a micro-batch, float32, computed in chunks if the logits are many.
 
     Args:
         model: The model.
-        ids_BT: int64.
-        labels_BT: int64; -100 is ignored.
-        attention_mask_BT: Zero for padding.
-        num_items_in_batch: Learned tokens of all micro-batches of the step, by which the sum is divided; by default
-            those of this batch.
+        batch: The micro-batch.
+        learned: The learned tokens of all micro-batches of the step, by which the sum is divided.
     """
+    # With causal attention no token attends to padding on its right; only an expert router needs a mask.
+    mask = batch.attention_mask if model.config.num_local_experts else None
     chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
-    if ids_BT.numel() > chunk_size:
-        return model.loss(ids_BT, labels_BT, attention_mask_BT, chunk_size, num_items_in_batch)
-    out = model(ids_BT, attention_mask=attention_mask_BT, labels=labels_BT, num_items_in_batch=num_items_in_batch)
+    if batch.ids.numel() > chunk_size:
+        return model.loss(batch.ids, batch.labels, mask, chunk_size, learned)
+    out = model(batch.ids, attention_mask=mask, labels=batch.labels, num_items_in_batch=learned)
     loss: Tensor = out.loss
     return loss
-
-
-def learned_tokens(labels: Sequence[npt.NDArray[np.int64]]) -> int:
-    """Return the number of learned tokens in several batches; the first token of a row has no prediction.
-
-    Example:
-        >>> learned_tokens([np.array([[5, 6, -100]]), np.array([[-100, 7, 8]])])
-        3
-    """
-    return sum(int((array[:, 1:] != IGNORED).sum()) for array in labels)
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -1,1 +1,1 @@
-"""Training data: token files and their batches, files of conversations, completions and texts."""
+"""Batches of tokens and of examples."""

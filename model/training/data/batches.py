@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +15,38 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bpe_llama.model.layers.loss import IGNORED
+
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
 _HASHED = 1 << 16  # tokens per hashed range
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one micro-batch.
+
+    Attributes:
+        ids: int64 `(B, T)`.
+        labels: int64 `(B, T)`: the id of a learned token, else -100. The model shifts them.
+        attention_mask: int64 `(B, T)`, 0 for padding; None without padding.
+        document_ids: int64 `(B, T)`: the number of a token's document in its row. Attention does not cross documents,
+            and positions restart. None if each row is one document.
+    """
+
+    ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64] | None = None
+    document_ids: npt.NDArray[np.int64] | None = None
+
+    @property
+    def learned(self) -> int:
+        """Return the number of learned tokens; the first token of a row has no prediction.
+
+        Example:
+            >>> Batch(np.array([[5, 6, 7], [6, 7, 8]]), np.array([[5, 6, -100], [-100, 7, 8]])).learned
+            3
+        """
+        return int((self.labels[:, 1:] != IGNORED).sum())
 
 
 class Batches(Protocol):
@@ -25,11 +56,8 @@ class Batches(Protocol):
     def fingerprint(self) -> str:
         """Return the size and a hash of the data."""
 
-    def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return ids and labels of batch `index`, both `(B, T)`; the label -100 is ignored."""
-
-    def attention_mask(self, index: int) -> npt.NDArray[np.int64] | None:
-        """Return the mask of batch `index`, `(B, T)`, 0 for padding; None without padding."""
+    def batch(self, index: int) -> Batch:
+        """Return batch `index`, which depends on the index alone, so that a resumed run needs no saved state."""
 
     def tokens_before(self, index: int) -> int:
         """Return the number of tokens in the batches before `index`, without padding."""
@@ -95,7 +123,7 @@ class TokenBatches:
 
     Example:
         >>> batches = TokenBatches(np.arange(1000, dtype=np.uint16), window=8, batch_size=4, vocab_size=1000)
-        >>> batches.batch(0).shape
+        >>> batches.batch(0).ids.shape
         (4, 8)
     """
 
@@ -120,22 +148,15 @@ class TokenBatches:
         ranges = (self.tokens[last * part // 15 :][:_HASHED] for part in range(16))
         return f"{len(self.tokens):,} tokens (sha256 {short_hash(*ranges)})"
 
-    def batch(self, index: int) -> npt.NDArray[np.int64]:
-        """Return batch `index` (from 0): int64 `(B, T)`.
+    def batch(self, index: int) -> Batch:
+        """Return batch `index` (from 0), of which every token is learned.
 
         Raises:
             ValueError: If a token is `vocab_size` or larger; the message names its position.
         """
         first = index * self.batch_size
-        return np.stack([self._window(row) for row in range(first, first + self.batch_size)])
-
-    def inputs_and_labels(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return batch `index` as ids and labels: every token is learned."""
-        ids = self.batch(index)
-        return ids, ids
-
-    def attention_mask(self, index: int) -> None:
-        """Return None: there is no padding."""
+        ids = np.stack([self._window(row) for row in range(first, first + self.batch_size)])
+        return Batch(ids, ids)
 
     def tokens_before(self, index: int) -> int:
         """Return the number of tokens in the batches before `index`."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import short_hash
+from bpe_llama.model.training.data.batches import Batch, short_hash
 
 Ids = npt.NDArray[np.int64]
 
@@ -58,7 +58,7 @@ class ExampleBatches:
     Example:
         >>> example = Example(np.array([5, 6, 7]), np.array([-100, 6, 7]))
         >>> batches = ExampleBatches([example, example, example], batch_size=2)
-        >>> batches.inputs_and_labels(0)[0].shape, batches.tokens_before(2)
+        >>> batches.batch(0).ids.shape, batches.tokens_before(2)
         ((2, 3), 12)
     """
 
@@ -81,18 +81,13 @@ class ExampleBatches:
         tokens = int(self._lengths.sum())
         return f"{len(self.examples):,} texts of {tokens:,} tokens (sha256 {short_hash(self._lengths, *arrays)})"
 
-    def inputs_and_labels(self, index: int) -> tuple[Ids, Ids]:
-        """Return ids and labels of batch `index` (from 0), int64 `(B, T)`, T the length of its longest example."""
-        return collate(self._batch(index))
-
-    def attention_mask(self, index: int) -> Ids:
-        """Return the mask of batch `index`, int64 `(B, T)`: 0 for padding, else 1."""
-        lengths = np.array([len(example.ids) for example in self._batch(index)])
-        return (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-
-    def _batch(self, index: int) -> list[Example]:
+    def batch(self, index: int) -> Batch:
+        """Return batch `index` (from 0), T the length of its longest example."""
         first = index * self.batch_size
-        return [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
+        examples = [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
+        lengths = np.array([len(example.ids) for example in examples])
+        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+        return Batch(*collate(examples), mask)
 
     def tokens_before(self, index: int) -> int:
         """Return the number of tokens in the batches before `index`, without padding."""

@@ -22,7 +22,7 @@ import torch._dynamo  # noqa: F401, likewise
 from safetensors.torch import load_file
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, lora, training
-from bpe_llama.model.training.checkpoint import find_checkpoint
+from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint
 
 STEPS = 60
 

@@ -62,7 +62,7 @@ def test_an_epoch_visits_each_window_once(count: int, window: int, seed: int) ->
     batches = training.TokenBatches(tokens, window=window, batch_size=1, vocab_size=count, seed=seed)
     for epoch in (0, 1):
         first = epoch * batches.windows_per_epoch
-        rows = [batches.batch(first + index)[0] for index in range(batches.windows_per_epoch)]
+        rows = [batches.batch(first + index).ids[0] for index in range(batches.windows_per_epoch)]
         assert all(np.array_equal(row, np.arange(row[0], row[0] + window)) for row in rows)
         begins = sorted(int(row[0]) for row in rows)
         assert all(later - earlier == window for earlier, later in pairwise(begins))
@@ -74,12 +74,12 @@ def test_a_batch_depends_on_seed_and_index_only() -> None:
     def batches(seed: int) -> training.TokenBatches:
         return training.TokenBatches(tokens, window=10, batch_size=7, vocab_size=1000, seed=seed)
 
-    forward = [batches(3).batch(index) for index in range(40)]
+    forward = [batches(3).batch(index).ids for index in range(40)]
     again = batches(3)
     for index in reversed(range(40)):
-        assert np.array_equal(again.batch(index), forward[index])
-    assert not np.array_equal(batches(4).batch(0), forward[0])
-    assert not np.array_equal(forward[0], batches(3).batch(14))  # the next epoch has another order
+        assert np.array_equal(again.batch(index).ids, forward[index])
+    assert not np.array_equal(batches(4).batch(0).ids, forward[0])
+    assert not np.array_equal(forward[0], batches(3).batch(14).ids)  # the next epoch has another order
 
 
 def test_the_held_out_tokens_are_the_last_ones() -> None:
@@ -97,11 +97,11 @@ def test_an_epoch_visits_each_example_once(count: int, batch_size: int, seed: in
     seen, tokens = [], 0
     for index in range(3 * count):
         assert batches.tokens_before(index) == tokens
-        ids, labels = batches.inputs_and_labels(index)
-        tokens += int((labels >= 0).sum())
-        seen += ids.max(axis=1).tolist()
-        again = ExampleBatches(examples, batch_size=batch_size, seed=seed).inputs_and_labels(index)
-        assert np.array_equal(again[0], ids) and np.array_equal(again[1], labels)
+        batch = batches.batch(index)
+        tokens += int((batch.labels >= 0).sum())
+        seen += batch.ids.max(axis=1).tolist()
+        again = ExampleBatches(examples, batch_size=batch_size, seed=seed).batch(index)
+        assert np.array_equal(again.ids, batch.ids) and np.array_equal(again.labels, batch.labels)
     for epoch in range(3):
         assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
 

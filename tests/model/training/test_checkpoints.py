@@ -21,8 +21,13 @@ import torch
 from torch import nn
 
 from bpe_llama.model import LlamaForCausalLM, lora, training
-from bpe_llama.model.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
-from bpe_llama.model.training.optimizer import (
+from bpe_llama.model.training.checkpoints.checkpoint import (
+    TrainState,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from bpe_llama.model.training.optimizers.adamw import (
     adamw,
 )
 from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
@@ -88,7 +93,7 @@ def test_dropout_is_the_same_in_a_resumed_run(
     assert torch.equal(torch.get_rng_state(), before)  # nobody else's draws are disturbed
     torch.rand(3)
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 2)
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self: self.step < 2)
         run("parts")
     run("parts", resume=True)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -131,7 +136,7 @@ def test_a_full_disk_is_one_clear_line(token_file: Path, tmp_path: Path) -> None
     try:
         with pytest.raises(OSError, match=message):
             save_checkpoint(out, model, optimizer, TrainState(3, 1.0, {}))
-        metrics = training.report.MetricsFile(out / "metrics.jsonl", 2)
+        metrics = training.report.metrics.MetricsFile(out / "metrics.jsonl", 2)
         with contextlib.closing(metrics), pytest.raises(OSError, match=r"File too large: .*metrics\.jsonl"):
             for step in range(100):
                 metrics.write(step=step, loss=1.0)
@@ -145,7 +150,7 @@ def test_two_runs_in_one_folder_are_refused(token_file: Path, tmp_path: Path) ->
     out = tmp_path / "run"
     config = training.TrainConfig(max_steps=1, **SETTINGS)
     hold = (
-        f"import time; from pathlib import Path; from bpe_llama.model.training.lock import locked\n"
+        f"import time; from pathlib import Path; from bpe_llama.model.training.checkpoints.lock import locked\n"
         f"with locked(Path({str(out)!r})): print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:

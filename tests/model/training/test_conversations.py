@@ -15,7 +15,7 @@ import pytest
 
 from bpe_llama import Tokenizer
 from bpe_llama.model.training import DataConfig
-from bpe_llama.model.training.data.conversations import find_formats, read_conversations
+from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from tests.model.training.helpers import SAME, SHAREGPT, SPELT, TALK, TEMPLATE, learned_text, write_rows, write_talks
 
 

@@ -17,8 +17,8 @@ from bpe_llama.model import (
     training,
 )
 from bpe_llama.model.training import DataConfig
-from bpe_llama.model.training.data.conversations import find_formats, read_conversations
-from bpe_llama.model.training.lock import locked
+from bpe_llama.model.training.checkpoints.lock import locked
+from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from tests.model.training.helpers import FINETUNE_SETTINGS, SAME, SPELT, curve, fresh_for_text, write_rows, write_talks
 
 
@@ -89,7 +89,7 @@ def test_interrupting_and_resuming_changes_no_loss(
 
     run("whole")
     with monkeypatch.context() as patch:  # as Ctrl-C does, at a known step
-        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 3)
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self: self.step < 3)
         run("parts")
     run("parts", resume=True)
     assert [step for step, _ in curve(tmp_path / "parts")] == list(range(1, 9))

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn import functional
 
 from bpe_llama.model import LlamaForCausalLM, training
-from bpe_llama.model.training.checkpoint import find_checkpoint, load_checkpoint
+from bpe_llama.model.training.checkpoints.checkpoint import find_checkpoint, load_checkpoint
 from bpe_llama.model.training.data.examples import ExampleBatches
-from bpe_llama.model.training.optimizer import (
+from bpe_llama.model.training.optimizers.adamw import (
     adamw,
 )
 from bpe_llama.model.training.step import batch_loss
@@ -76,7 +76,8 @@ def test_a_step_is_the_mean_over_its_tokens_whatever_the_micro_batches(
     if rows == "padded":  # by the definition, one text at a time
         batches = ExampleBatches(uneven, batch_size=4)
         total, count = 0.0, 0
-        for ids, labels in zip(*batches.inputs_and_labels(0), strict=True):
+        batch = batches.batch(0)
+        for ids, labels in zip(batch.ids, batch.labels, strict=True):
             logits = LlamaForCausalLM(CONFIG.replace(**shape), seed=0)(torch.from_numpy(ids)[None]).logits[0]
             for place in np.flatnonzero(labels[1:] >= 0):
                 total -= logits[place].log_softmax(-1)[labels[place + 1]].item()
@@ -92,14 +93,20 @@ def test_a_step_is_the_mean_over_its_tokens_whatever_the_micro_batches(
 
 def test_routers_ignore_padding(uneven: list[training.Example]) -> None:
     batches = ExampleBatches(uneven, batch_size=3)
-    (ids, labels), mask = batches.inputs_and_labels(1), batches.attention_mask(1)
+    batch = batches.batch(1)
+    ids, labels, mask = batch.ids, batch.labels, batch.attention_mask
+    assert mask is not None
     assert mask.shape == ids.shape and (labels[mask == 0] == -100).all()
     assert sorted(mask.sum(1)) == sorted((np.trim_zeros(row, "b") != -1).sum() for row in ids)
     model = LlamaForCausalLM(CONFIG.replace(num_local_experts=4, router_aux_loss_coef=1.0), seed=0).train()
     tensors = [torch.from_numpy(array) for array in (ids, labels, mask)]
     wider = [functional.pad(array, (0, 9), value=fill) for array, fill in zip(tensors, (0, -100, 0), strict=True)]
-    assert batch_loss(model, *wider).item() == pytest.approx(batch_loss(model, *tensors).item(), rel=1e-6)
-    assert batch_loss(model, *wider[:2]).item() != pytest.approx(batch_loss(model, *tensors[:2]).item(), rel=1e-5)
+
+    def loss(tensors: list[torch.Tensor]) -> float:
+        return batch_loss(model, training.TensorBatch(*tensors), batch.learned).item()
+
+    assert loss(wider) == pytest.approx(loss(tensors), rel=1e-6)
+    assert loss(wider[:2]) != pytest.approx(loss(tensors[:2]), rel=1e-5)
 
 
 def test_the_loss_of_a_large_vocabulary_is_computed_in_chunks(

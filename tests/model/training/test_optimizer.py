@@ -14,13 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bpe_llama.model import training
-from bpe_llama.model.training.optimizer import (
-    StochasticAdamW,
-    adamw,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    round_stochastically,
-)
+from bpe_llama.model.training.optimizers.adamw import adamw, load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.optimizers.stochastic import StochasticAdamW, round_stochastically
 from tests.model.training.helpers import SETTINGS, fresh, losses
 
 
@@ -126,7 +121,7 @@ def test_bfloat16_weights_resume_exactly(token_file: Path, tmp_path: Path, monke
     whole, parts = fresh(), fresh()
     training.train(whole, token_file, config, tmp_path / "whole", progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 2)
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self: self.step < 2)
         training.train(fresh(), token_file, config, tmp_path / "parts", progress=False)
     training.train(parts, token_file, config, tmp_path / "parts", resume=True, progress=False)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama.chat import TRAIN_ON
-from bpe_llama.model.training.data.formats import FORMATS
+from bpe_llama.model.training.finetuning.formats import FORMATS
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ import numpy as np
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
 from bpe_llama.model.generation.prompts import check_vocabulary
-from bpe_llama.model.training.checkpoint import checkpoint_to_resume
+from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
+from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import open_tokens, split_held_out
-from bpe_llama.model.training.data.conversations import find_formats, read_conversations
-from bpe_llama.model.training.data.options import DataConfig, DataOptions
-from bpe_llama.model.training.data.plain_text import write_tokens
-from bpe_llama.model.training.data.show import print_example
-from bpe_llama.model.training.lock import locked
-from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
+from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
+from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.finetuning.plain_text import write_tokens
+from bpe_llama.model.training.finetuning.show import print_example
+from bpe_llama.model.training.loop import TrainResult
+from bpe_llama.model.training.run import train, train_on_examples
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -25,7 +25,7 @@ from torch import Tensor
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
-from bpe_llama.model.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.optimizers.adamw import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM

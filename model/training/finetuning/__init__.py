@@ -1,0 +1,1 @@
+"""Fine-tuning: reads conversations, completions and plain text, and trains on them."""

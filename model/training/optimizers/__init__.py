@@ -1,0 +1,1 @@
+"""Optimizers: AdamW, also for bfloat16 weights."""

@@ -1,0 +1,74 @@
+"""The metrics of a run as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bpe_llama._files import write_text
+from bpe_llama.model.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from bpe_llama.model.training.loop import Trainer
+
+Metrics = dict[str, float]
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
+    """Return the lines of a `metrics.jsonl`; a last line that a killed process left incomplete is dropped."""
+    lines: list[Metrics] = []
+    if not Path(path).exists():
+        return lines
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class MetricsFile(Callback):
+    """Appends a line of JSON to `path` at each log interval and evaluation.
+
+    Lines after `step`, which a killed run wrote after its checkpoint, are dropped first.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Drop the lines after `step` and open the file for appending."""
+        lines = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        self._lines = lines
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
+
+    def last(self, key: str, step: int | None = None) -> float:
+        """Return the last value of `key` that the file held at first, or that of `step`; NaN if there is none."""
+        found = [line[key] for line in self._lines if key in line and step in (None, line["step"])]
+        return found[-1] if found else math.nan
+
+    def write(self, **values: float) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: If it cannot be written, for example on a full disk.
+        """
+        left = (json.dumps(values) + "\n").encode()
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
+
+    def on_log(self, run: Trainer, metrics: Metrics) -> None:
+        """Append the metrics of an interval."""
+        self.write(**metrics)
+
+    def on_eval(self, run: Trainer, metrics: Metrics) -> None:
+        """Append the metrics of an evaluation."""
+        self.write(**metrics)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,221 @@
+"""Sets up a run: data, optimizer, callbacks, and the checkpoint from which it resumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bpe_llama.model.device import resolve_device
+from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.checkpoints.checkpoint import (
+    TrainState,
+    check_same_run,
+    check_trainable,
+    checkpoint_to_resume,
+    load_checkpoint,
+)
+from bpe_llama.model.training.checkpoints.lock import locked
+from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_held_out
+from bpe_llama.model.training.data.examples import Example, ExampleBatches
+from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
+from bpe_llama.model.training.loop import Trainer, TrainResult
+from bpe_llama.model.training.optimizers.adamw import adamw
+from bpe_llama.model.training.report.metrics import MetricsFile
+from bpe_llama.model.training.report.plot import LossPlot
+from bpe_llama.model.training.report.progress import ProgressBar
+from bpe_llama.model.training.step import LossFunction, batch_loss
+
+if TYPE_CHECKING:
+    from bpe_llama.model.llama import LlamaForCausalLM
+
+
+def train(
+    model: LlamaForCausalLM,
+    token_file: str | os.PathLike[str],
+    config: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    eval_file: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    loss_fn: LossFunction = batch_loss,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train `model` in place on a token file, and return the result.
+
+    `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
+    The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
+    the mean over all of its learned tokens, whatever the micro-batches. A step whose loss or gradient is not finite is
+    skipped.
+
+    Args:
+        model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
+        token_file: `.npy` of uint16 or uint32 tokens, as `Tokenizer.encode_files` writes.
+        config: The run's options.
+        out: Folder of the run; created if it does not exist.
+        eval_file: Tokens to evaluate on, instead of the end of `token_file`.
+        resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
+            the interruption.
+        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
+        callbacks: Called at each step, evaluation and checkpoint.
+
+    Raises:
+        FileNotFoundError: If a token file is missing.
+        ValueError: If the data does not fit the model; if `out` holds another run's checkpoint, or its options or data
+            differ, or it is locked; if too many consecutive steps were skipped. The last checkpoint stays.
+        OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
+
+    Example:
+        >>> result = train(model, "tokens.npy", TrainConfig(max_steps=100), "run")  # doctest: +SKIP
+        >>> result.loss  # doctest: +SKIP
+        3.2
+    """
+    limit = model.config.max_position_embeddings
+    if config.sequence_length > limit:
+        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
+    tokens = open_tokens(token_file)
+    if eval_file is None:
+        tokens, held_out = split_held_out(tokens, config.eval_fraction, config.sequence_length)
+    else:
+        held_out = open_tokens(eval_file)
+    batches = TokenBatches(
+        tokens,
+        window=config.sequence_length,
+        batch_size=config.batch_size,
+        vocab_size=model.config.vocab_size,
+        seed=config.seed,
+    )
+
+    def held_out_loss() -> float:
+        return evaluate(
+            model,
+            held_out,
+            window=config.sequence_length,
+            batch_size=config.batch_size,
+            max_windows=config.eval_windows,
+        )
+
+    with locked(Path(out)):
+        return _run(
+            model,
+            batches,
+            config,
+            Path(out),
+            held_out_loss=held_out_loss if len(held_out) else None,
+            resume=resume,
+            progress=progress,
+            loss_fn=loss_fn,
+            callbacks=callbacks,
+        )
+
+
+def train_on_examples(
+    model: LlamaForCausalLM,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    out: str | os.PathLike[str],
+    *,
+    eval_examples: Sequence[Example] = (),
+    resume: bool = False,
+    progress: bool | None = None,
+    loss_fn: LossFunction = batch_loss,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
+
+    Works as `train`, except that each example is a row of its own, padded to the longest of its batch.
+    `config.sequence_length`, `config.eval_fraction` and `config.eval_windows` have no effect.
+
+    Args:
+        model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
+        examples: The training data.
+        config: The run's options.
+        out: Folder of the run; created if it does not exist.
+        eval_examples: Held-out examples.
+        resume: Resume from the checkpoint in `out`, if there is one.
+        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
+        callbacks: Called at each step, evaluation and checkpoint.
+
+    Raises:
+        ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
+    """
+    batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
+    for example in [*examples, *eval_examples]:
+        example.check(model.config.vocab_size, model.config.max_position_embeddings)
+
+    def held_out_loss() -> float:
+        return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
+
+    with locked(Path(out)):
+        return _run(
+            model,
+            batches,
+            config,
+            Path(out),
+            held_out_loss=held_out_loss if eval_examples else None,
+            resume=resume,
+            progress=progress,
+            loss_fn=loss_fn,
+            callbacks=callbacks,
+        )
+
+
+def _run(
+    model: LlamaForCausalLM,
+    batches: Batches,
+    config: TrainConfig,
+    out: Path,
+    *,
+    held_out_loss: Callable[[], float] | None,
+    resume: bool,
+    progress: bool | None,
+    loss_fn: LossFunction,
+    callbacks: Sequence[Callback],
+) -> TrainResult:
+    check_trainable(model)
+    device = resolve_device(config.device)
+    _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+    optimizer = adamw(
+        model,
+        learning_rate=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+    )
+    checkpoint = checkpoint_to_resume(out, resume)
+    state = TrainState(0, 0.0, {})
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, model, optimizer)
+        check_same_run(checkpoint, config, state, batches)
+    metrics = MetricsFile(out / "metrics.jsonl", state.step)
+    trainer = Trainer(
+        model,
+        optimizer,
+        config,
+        batches,
+        device=device,
+        out=out,
+        held_out_loss=held_out_loss,
+        loss_fn=loss_fn,
+        callbacks=[metrics, ProgressBar(progress), LossPlot(), *callbacks],
+    )
+    trainer.resume(state, checkpoint, metrics)
+    return trainer.run()
+
+
+def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model to the device, and convert only its trained parameters to `dtype`."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        model.to(device=device, dtype=dtype)
+        return
+    model.to(device=device)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
