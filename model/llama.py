@@ -20,7 +20,7 @@ from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
 from bpe_llama.model.layers.mlp import MLP
-from bpe_llama.model.layers.moe import MixtureOfExperts, routing_loss
+from bpe_llama.model.layers.moe import MixtureOfExperts, SumOverRanks, routing_loss
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
 from bpe_llama.model.pretrained import Pretrained, check_ids
@@ -162,6 +162,7 @@ class LlamaForCausalLM(Pretrained):
         """Create the modules; their weights are initialized later."""
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.over_ranks: SumOverRanks | None = None  # set while ranks share each batch (`training.parallel`)
 
     def tie_weights(self) -> None:
         """Tie ``lm_head`` to the embedding if the config has ``tie_word_embeddings``."""
@@ -224,9 +225,11 @@ class LlamaForCausalLM(Pretrained):
         self, loss: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items_in_batch: int | None
     ) -> Tensor:
         if self.training and self.config.num_local_experts:
-            routing = routing_loss(self, self.config, attention_mask)
+            routing = routing_loss(self, self.config, attention_mask, self.over_ranks)
             if num_items_in_batch is not None:  # weight each batch by its learned tokens
-                routing = routing * ((labels[:, 1:] != IGNORED).sum() / num_items_in_batch)
+                learned = (labels[:, 1:] != IGNORED).sum()
+                learned = learned if self.over_ranks is None else self.over_ranks(learned)
+                routing = routing * (learned / num_items_in_batch)
             return loss + routing
         return loss
 

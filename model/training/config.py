@@ -19,7 +19,7 @@ class TrainConfig:
         max_seconds: Stop after this much training time as well; the learning rate then follows the larger of the
             fractions of steps and of time. A run limited by time is not reproducible bit for bit.
         sequence_length: Tokens per sequence.
-        batch_size: Sequences per micro-batch (one forward and backward pass).
+        batch_size: Sequences per micro-batch (one forward and backward pass), split over the ranks.
         gradient_accumulation: Micro-batches per optimizer step.
         learning_rate: Peak, reached after warm-up.
         min_learning_rate_ratio: The final learning rate as a fraction of the peak.
@@ -41,6 +41,8 @@ class TrainConfig:
             `"bfloat16"` with stochastic rounding: half the memory.
         device: `"auto"` (CUDA if available), `"cpu"`, `"cuda"`, ...
         compile: Run the model through `torch.compile`.
+        parallel: How the ranks of `torchrun` train together: `"ddp"` holds the whole model on each, `"fsdp"` shards
+            weights, gradients and moments; `"auto"` is `"ddp"`. One process trains as usual. May change on a resume.
     """
 
     max_steps: int = 1000
@@ -65,6 +67,7 @@ class TrainConfig:
     weights_dtype: str = "float32"
     device: str = "auto"
     compile: bool = False
+    parallel: str = "auto"
 
     def __post_init__(self) -> None:
         """Check each field; the error names it."""
@@ -97,6 +100,8 @@ class TrainConfig:
             raise ValueError(f"betas are {self.betas!r}, expected two numbers from 0 up to 1")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}, expected auto, float32 or bfloat16")
+        if self.parallel not in ("auto", "ddp", "fsdp"):
+            raise ValueError(f"parallel is {self.parallel!r}, expected auto, ddp or fsdp")
         if self.weights_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"weights_dtype is {self.weights_dtype!r}, expected float32 or bfloat16")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
@@ -106,6 +111,12 @@ class TrainConfig:
     def tokens_per_step(self) -> int:
         """Tokens per optimizer step."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
+
+    def uses_bfloat16(self, device_type: str) -> bool:
+        """Return whether the forward and backward pass computes in bfloat16 on such a device."""
+        return self.dtype == "bfloat16" or (
+            self.dtype == "auto" and (device_type == "cuda" or self.weights_dtype == "bfloat16")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""

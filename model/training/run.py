@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bpe_llama.model.device import resolve_device
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
     check_same_run,
     check_trainable,
     checkpoint_to_resume,
-    load_checkpoint,
+    load_model_state,
+    load_optimizer_state,
 )
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
@@ -25,6 +25,7 @@ from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.loop import Trainer, TrainResult
 from bpe_llama.model.training.optimizers.adamw import adamw
+from bpe_llama.model.training.parallel import Ranks, shard, start
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
 from bpe_llama.model.training.report.progress import ProgressBar
@@ -51,10 +52,12 @@ def train(
     `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
     The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
     the mean over all of its learned tokens, whatever the micro-batches. A step whose loss or gradient is not finite is
-    skipped.
+    skipped. Under `torchrun` all ranks call this function and train together, as `config.parallel` says; each has the
+    trained weights at the end.
 
     Args:
-        model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
+        model: The model; moved to the device (with FSDP to the CPU), its trained weights converted to
+            `config.weights_dtype`. All ranks begin with the weights of rank 0.
         token_file: `.npy` of uint16 or uint32 tokens, as `Tokenizer.encode_files` writes.
         config: The run's options.
         out: Folder of the run; created if it does not exist.
@@ -63,12 +66,13 @@ def train(
             the interruption.
         progress: Show a progress bar on stderr; None: only if stderr is a terminal.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
-        callbacks: Called at each step, evaluation and checkpoint.
+        callbacks: Called at each step, evaluation and checkpoint, on every rank.
 
     Raises:
         FileNotFoundError: If a token file is missing.
-        ValueError: If the data does not fit the model; if `out` holds another run's checkpoint, or its options or data
-            differ, or it is locked; if too many consecutive steps were skipped. The last checkpoint stays.
+        ValueError: If the data does not fit the model; if there are more ranks than rows in a micro-batch; if `out`
+            holds another run's checkpoint, or its options or data differ, or it is locked; if too many consecutive
+            steps were skipped. The last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -76,6 +80,7 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
+    ranks = start(config.device, config.parallel)
     limit = model.config.max_position_embeddings
     if config.sequence_length > limit:
         raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
@@ -92,21 +97,23 @@ def train(
         seed=config.seed,
     )
 
-    def held_out_loss() -> float:
+    def held_out_loss(trained: LlamaForCausalLM) -> float:
         return evaluate(
-            model,
+            trained,
             held_out,
             window=config.sequence_length,
             batch_size=config.batch_size,
             max_windows=config.eval_windows,
+            ranks=ranks,
         )
 
-    with locked(Path(out)):
+    with ranks.entered_on_main(locked(Path(out))):
         return _run(
             model,
             batches,
             config,
             Path(out),
+            ranks,
             held_out_loss=held_out_loss if len(held_out) else None,
             resume=resume,
             progress=progress,
@@ -146,19 +153,21 @@ def train_on_examples(
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
     """
+    ranks = start(config.device, config.parallel)
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
 
-    def held_out_loss() -> float:
-        return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
+    def held_out_loss(trained: LlamaForCausalLM) -> float:
+        return evaluate_examples(trained, eval_examples, batch_size=config.batch_size, ranks=ranks)
 
-    with locked(Path(out)):
+    with ranks.entered_on_main(locked(Path(out))):
         return _run(
             model,
             batches,
             config,
             Path(out),
+            ranks,
             held_out_loss=held_out_loss if eval_examples else None,
             resume=resume,
             progress=progress,
@@ -172,41 +181,59 @@ def _run(
     batches: Batches,
     config: TrainConfig,
     out: Path,
+    ranks: Ranks,
     *,
-    held_out_loss: Callable[[], float] | None,
+    held_out_loss: Callable[[LlamaForCausalLM], float] | None,
     resume: bool,
     progress: bool | None,
     loss_fn: LossFunction,
     callbacks: Sequence[Callback],
 ) -> TrainResult:
     check_trainable(model)
-    device = resolve_device(config.device)
-    _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+    ranks.check_rows(config.batch_size)
+    ranks.check_same("the data", batches.fingerprint)
+    home = torch.device("cpu") if ranks.sharded else ranks.device
+    _move(model, home, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+    checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
+    state = TrainState(0, 0.0, {})
+    if checkpoint is not None:
+        state = load_model_state(checkpoint, model)
+        check_same_run(checkpoint, config, state, batches)
+    trained = model
+    if ranks.sharded:
+        half = config.uses_bfloat16(ranks.device.type)
+        trained = shard(model, ranks, bfloat16=half, compile=config.compile)
     optimizer = adamw(
-        model,
+        trained,
         learning_rate=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
         seed=config.seed,
     )
-    checkpoint = checkpoint_to_resume(out, resume)
-    state = TrainState(0, 0.0, {})
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, model, optimizer)
-        check_same_run(checkpoint, config, state, batches)
-    metrics = MetricsFile(out / "metrics.jsonl", state.step)
+        load_optimizer_state(checkpoint, trained, optimizer)
+    reports: list[Callback] = []
+
+    def open_reports() -> tuple[float, float, float]:
+        metrics = MetricsFile(out / "metrics.jsonl", state.step)
+        reports.extend([metrics, ProgressBar(progress), LossPlot()])
+        return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
+
+    last = ranks.on_main(open_reports)
     trainer = Trainer(
-        model,
+        trained,
         optimizer,
         config,
         batches,
-        device=device,
+        device=ranks.device,
         out=out,
         held_out_loss=held_out_loss,
         loss_fn=loss_fn,
-        callbacks=[metrics, ProgressBar(progress), LossPlot(), *callbacks],
+        callbacks=[*reports, *callbacks],
+        ranks=ranks,
+        whole=model,
     )
-    trainer.resume(state, checkpoint, metrics)
+    trainer.resume(state, checkpoint, last)
     return trainer.run()
 
 
