@@ -18,6 +18,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_che
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
 from bpe_llama.model.training.interrupts import interrupts
+from bpe_llama.model.training.optimizers.average import WeightAverage
 from bpe_llama.model.training.report.metrics import Metrics, MetricsFile
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import LossFunction, StepResult, TensorBatch, batch_loss, gradient_norm, seeded
@@ -74,10 +75,11 @@ class Trainer:
         self.callbacks = callbacks
         self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile else loss_fn
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        use_bfloat16 = config.dtype == "bfloat16" or (
+        use_bfloat16 = config.dtype in ("bfloat16", "float8") or (
             config.dtype == "auto" and (device.type == "cuda" or config.weights_dtype == "bfloat16")
         )
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
+        self.average = WeightAverage(optimizer, config.ema_decay) if config.ema_decay else None
         self.step, self.skipped, self.consecutive_skips = 0, 0, 0
         self.loss = self.grad_norm = self.eval_loss = math.nan
         self.checkpoint: Path | None = None
@@ -120,6 +122,8 @@ class Trainer:
                     self._save()
             if self.checkpoint is None or self._saved_step != self.step:
                 self._save()
+            if self.average:
+                self.average.load()
             self.model.eval()
             result_of_run = TrainResult(
                 step=self.step,
@@ -182,6 +186,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            if self.average:
+                self.average.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
 
@@ -228,7 +234,7 @@ class Trainer:
         self._recent_loss, self._recent_steps = 0.0, 0
 
     def _evaluate(self, held_out_loss: Callable[[], float]) -> None:
-        with self.autocast:
+        with self.autocast, self.average.swapped() if self.average else contextlib.nullcontext():
             self.eval_loss = held_out_loss()
         self._call("on_eval", {"step": self.step, "tokens": self.tokens, "eval_loss": self.eval_loss})
 

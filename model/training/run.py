@@ -17,14 +17,16 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     check_trainable,
     checkpoint_to_resume,
     load_checkpoint,
+    read_state,
 )
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_held_out
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
+from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.loop import Trainer, TrainResult
-from bpe_llama.model.training.optimizers.adamw import adamw
+from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
 from bpe_llama.model.training.report.progress import ProgressBar
@@ -182,18 +184,16 @@ def _run(
     check_trainable(model)
     device = resolve_device(config.device)
     _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
-    optimizer = adamw(
-        model,
-        learning_rate=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        seed=config.seed,
-    )
+    if config.checkpoint_activations:
+        model.gradient_checkpointing_enable(every=config.checkpoint_activations)
+    if config.dtype == "float8":
+        use_float8(model, device)
+    optimizer = optimizer_for(model, config)
     checkpoint = checkpoint_to_resume(out, resume)
     state = TrainState(0, 0.0, {})
     if checkpoint is not None:
+        check_same_run(checkpoint, config, read_state(checkpoint), batches)
         state = load_checkpoint(checkpoint, model, optimizer)
-        check_same_run(checkpoint, config, state, batches)
     metrics = MetricsFile(out / "metrics.jsonl", state.step)
     trainer = Trainer(
         model,

@@ -25,15 +25,18 @@ from torch import Tensor
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
-from bpe_llama.model.training.optimizers.adamw import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
-# Options that must not change when a run resumes: they determine the tokens of each step and the dtype of the weights.
-_FIXED_OPTIONS = ("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed", "weights_dtype")
+# Options that must not change when a run resumes: they determine the tokens of each step and the optimizer's state.
+_FIXED_OPTIONS = (
+    *("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed"),
+    *("weights_dtype", "master_weights", "optimizer", "ema_decay"),
+)
 
 
 @dataclass(frozen=True)
@@ -150,16 +153,16 @@ def _step_and_revision(folder: Path) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
 
 
-def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load `folder` into the model and the optimizer, and return the state of the run.
+def read_state(folder: Path) -> TrainState:
+    """Return the state of the run that saved `folder`.
 
     Raises:
-        ValueError: If a file is missing, damaged or does not match the model.
+        ValueError: If its file is missing or damaged.
     """
     try:
         values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
         total, count = values.get("recent", (0.0, 0))
-        state = TrainState(
+        return TrainState(
             step=int(values["step"]),
             elapsed=float(values["elapsed"]),
             settings=dict(values["settings"]),
@@ -167,9 +170,21 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
             recent=(float(total), int(count)),
             data=str(values.get("data", "")),
         )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
+
+
+def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Load `folder` into the model and the optimizer, and return the state of the run.
+
+    Raises:
+        ValueError: If a file is missing, damaged or does not match the model.
+    """
+    state = read_state(folder)
+    try:
         weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     for name, place in _adapter_folders(model, folder).items():
         lora.restore(model, place, name)
