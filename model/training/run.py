@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bpe_llama.model.device import resolve_device
@@ -23,13 +25,13 @@ from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_held_out
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
+from bpe_llama.model.training.evaluate import HeldOutWindows, held_out_examples
 from bpe_llama.model.training.float8 import use_float8
-from bpe_llama.model.training.loop import Trainer, TrainResult
+from bpe_llama.model.training.loop import HeldOutData, Trainer, TrainResult
 from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
-from bpe_llama.model.training.report.progress import ProgressBar
+from bpe_llama.model.training.report.progress import ProgressReport
 from bpe_llama.model.training.step import LossFunction, batch_loss
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def train(
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
     callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
     """Train `model` in place on a token file, and return the result.
 
@@ -63,9 +66,11 @@ def train(
         eval_file: Tokens to evaluate on, instead of the end of `token_file`.
         resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
             the interruption.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         callbacks: Called at each step, evaluation and checkpoint.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
+            loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
         FileNotFoundError: If a token file is missing.
@@ -93,27 +98,21 @@ def train(
         vocab_size=model.config.vocab_size,
         seed=config.seed,
     )
-
-    def held_out_loss() -> float:
-        return evaluate(
-            model,
-            held_out,
-            window=config.sequence_length,
-            batch_size=config.batch_size,
-            max_windows=config.eval_windows,
-        )
-
+    windows = HeldOutWindows(
+        held_out, config.sequence_length, config.batch_size, model.config.vocab_size, config.eval_windows
+    )
     with locked(Path(out)):
         return _run(
             model,
             batches,
             config,
             Path(out),
-            held_out_loss=held_out_loss if len(held_out) else None,
+            held_out=windows,
             resume=resume,
             progress=progress,
             loss_fn=loss_fn,
             callbacks=callbacks,
+            token_bytes=token_bytes,
         )
 
 
@@ -128,6 +127,7 @@ def train_on_examples(
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
     callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
     """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
 
@@ -141,9 +141,11 @@ def train_on_examples(
         out: Folder of the run; created if it does not exist.
         eval_examples: Held-out examples.
         resume: Resume from the checkpoint in `out`, if there is one.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         callbacks: Called at each step, evaluation and checkpoint.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
+            loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
@@ -151,21 +153,18 @@ def train_on_examples(
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
-
-    def held_out_loss() -> float:
-        return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
-
     with locked(Path(out)):
         return _run(
             model,
             batches,
             config,
             Path(out),
-            held_out_loss=held_out_loss if eval_examples else None,
+            held_out=held_out_examples(eval_examples, config.batch_size),
             resume=resume,
             progress=progress,
             loss_fn=loss_fn,
             callbacks=callbacks,
+            token_bytes=token_bytes,
         )
 
 
@@ -175,11 +174,12 @@ def _run(
     config: TrainConfig,
     out: Path,
     *,
-    held_out_loss: Callable[[], float] | None,
+    held_out: HeldOutData,
     resume: bool,
     progress: bool | None,
     loss_fn: LossFunction,
     callbacks: Sequence[Callback],
+    token_bytes: npt.NDArray[np.int64] | None,
 ) -> TrainResult:
     check_trainable(model)
     device = resolve_device(config.device)
@@ -202,9 +202,10 @@ def _run(
         batches,
         device=device,
         out=out,
-        held_out_loss=held_out_loss,
+        held_out=held_out,
         loss_fn=loss_fn,
-        callbacks=[metrics, ProgressBar(progress), LossPlot(), *callbacks],
+        token_bytes=token_bytes,
+        callbacks=[metrics, ProgressReport(progress), LossPlot(), *callbacks],
     )
     trainer.resume(state, checkpoint, metrics)
     return trainer.run()

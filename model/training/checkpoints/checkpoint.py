@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -48,7 +49,7 @@ class TrainState:
         elapsed: Seconds trained.
         settings: The run's options, as `TrainConfig.to_dict` returns them.
         skipped: Number of skipped steps.
-        recent: The sum of the losses since the last line of metrics, and the number of their steps.
+        recent: Sums over the steps since the last line of metrics.
         data: The `fingerprint` of the batches; empty if it is unknown.
     """
 
@@ -56,7 +57,7 @@ class TrainState:
     elapsed: float
     settings: dict[str, Any]
     skipped: int = 0
-    recent: tuple[float, int] = (0.0, 0)
+    recent: Recent = field(default_factory=Recent)
     data: str = ""
 
 
@@ -161,13 +162,12 @@ def read_state(folder: Path) -> TrainState:
     """
     try:
         values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        total, count = values.get("recent", (0.0, 0))
         return TrainState(
             step=int(values["step"]),
             elapsed=float(values["elapsed"]),
             settings=dict(values["settings"]),
             skipped=int(values.get("skipped", 0)),
-            recent=(float(total), int(count)),
+            recent=Recent(*values.get("recent", ())),
             data=str(values.get("data", "")),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -115,7 +115,11 @@ def test_schedules() -> None:
     shape: dict[str, Any] = {"max_steps": 110, "warmup_steps": 10, "min_learning_rate_ratio": 0.5}
     stable = training.TrainConfig(schedule="warmup_stable_decay", learning_rate=1.0, decay_fraction=0.2, **shape)
     rates = [training.learning_rate_at(stable, step) for step in range(111)]
-    assert rates[9:91] == pytest.approx([1.0] * 82) and rates[100] == pytest.approx(0.75) and rates[110] == pytest.approx(0.5)
+    assert (
+        rates[9:91] == pytest.approx([1.0] * 82)
+        and rates[100] == pytest.approx(0.75)
+        and rates[110] == pytest.approx(0.5)
+    )
     constant = training.TrainConfig(schedule="constant", learning_rate=1.0, **shape)
     assert {training.learning_rate_at(constant, step) for step in range(10, 111)} == {1.0}
     # Warm-up ends after its share of the time, if steps are slow.
