@@ -85,7 +85,7 @@ class LlamaModel(Pretrained):
         self.rotary_emb = RotaryEmbedding(config) if config.position_encoding == "rotary" else NoRotation()
         sinusoidal = config.position_encoding == "sinusoidal"
         self.position_emb = SinusoidalEmbedding(config.hidden_size) if sinusoidal else None
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = 0  # recompute every k-th layer in the backward pass; 0: none
 
     def forward(
         self,
@@ -115,8 +115,8 @@ class LlamaModel(Pretrained):
         if self.position_emb is not None:
             x_BTD = x_BTD + self.position_emb(position_ids).to(x_BTD.dtype)
         rotation = self.rotary_emb(position_ids, past_key_values.prompt_lengths if past_key_values else ())
-        for layer in self.layers:
-            if self.gradient_checkpointing and self.training:
+        for index, layer in enumerate(self.layers):
+            if self.gradient_checkpointing and self.training and index % self.gradient_checkpointing == 0:
                 if past_key_values is not None:
                     raise ValueError("gradient checkpointing computes layers twice, which a cache cannot bear; use one")
                 x_BTD = checkpoint(layer, x_BTD, rotation, visible, use_reentrant=False)

@@ -145,11 +145,14 @@ class Pretrained(nn.Module):
                 layer.backend = backend
         return recorded
 
-    def gradient_checkpointing_enable(self, enable: bool = True) -> None:
-        """Store only each layer's input for the backward pass, which recomputes the layer: less memory, more time."""
+    def gradient_checkpointing_enable(self, enable: bool = True, *, every: int = 1) -> None:
+        """Store only the input of every ``every``-th layer for the backward pass, which recomputes the layer.
+
+        Less memory, more time.
+        """
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = enable  # type: ignore[assignment]  # a plain bool of LlamaModel
+                module.gradient_checkpointing = every if enable else 0  # type: ignore[assignment]
 
     @classmethod
     def from_pretrained(

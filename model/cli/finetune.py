@@ -103,9 +103,7 @@ def command(
     ] = False,
     less_memory: Annotated[
         bool,
-        typer.Option(
-            "--checkpoint-activations", help="Recompute activations in the backward pass: less memory, slower."
-        ),
+        typer.Option("--checkpoint-activations", help="As --checkpoint-layers 1: less memory, slower."),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
@@ -133,6 +131,7 @@ def command(
     if settings["max_steps"] is not None:
         epochs = None
         settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
+    settings["checkpoint_activations"] = max(settings["checkpoint_activations"], int(less_memory))
     own_defaults: dict[str, Any] = {"max_steps": 1, "sequence_length": 512, "learning_rate": 2e-5 if full else 2e-4}
     config = training.TrainConfig(
         **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
@@ -159,7 +158,6 @@ def command(
         )
         if merge and (shared := lora.shared_layers(loaded)):
             raise ValueError(f"--merge would change the embedding, to which {shared[0]} is tied; leave it out")
-    loaded.gradient_checkpointing_enable(less_memory)
     result = training.finetune(
         loaded,
         vocabulary,

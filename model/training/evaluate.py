@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from bpe_llama.model.layers.loss import IGNORED
-from bpe_llama.model.training.data.batches import TokenArray, checked_window
+from bpe_llama.model.training.data.batches import Batch, TokenArray, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import TensorBatch, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+
+
+class HeldOutLoss(NamedTuple):
+    """The mean loss over the learned tokens of held-out data.
+
+    Attributes:
+        loss: In nats per token.
+        bits_per_byte: In bits per byte of the tokens' text; NaN if the bytes of the tokens are unknown.
+    """
+
+    loss: float
+    bits_per_byte: float
+
+
+class HeldOutWindows:
+    """Consecutive windows of a token array as batches, read anew at each evaluation.
+
+    Args:
+        tokens: `(n,)`; fewer than 2 tokens are no batch.
+        window: Tokens per window; a shorter rest is left out unless there is no other window.
+        batch_size: Windows per batch.
+        vocab_size: The model's.
+        max_windows: Only the first `max_windows` windows.
+    """
+
+    def __init__(
+        self, tokens: TokenArray, window: int, batch_size: int, vocab_size: int, max_windows: int | None = None
+    ) -> None:
+        self.tokens, self.batch_size, self.vocab_size = tokens, batch_size, vocab_size
+        self.window = min(window, len(tokens))
+        self.count = min(len(tokens) // self.window, max_windows or len(tokens)) if self.window > 1 else 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, self.count, self.batch_size):
+            rows = range(first, min(first + self.batch_size, self.count))
+            ids = np.stack(
+                [checked_window(self.tokens, row * self.window, self.window, self.vocab_size) for row in rows]
+            )
+            yield Batch(ids, ids)
+
+
+def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+    """Return examples as batches of `batch_size` rows."""
+    return [Batch(*collate(examples[first : first + batch_size])) for first in range(0, len(examples), batch_size)]
 
 
 def evaluate(
@@ -25,7 +73,6 @@ def evaluate(
     window: int = 256,
     batch_size: int = 16,
     max_windows: int | None = None,
-    ranks: Ranks | None = None,
 ) -> float:
     """Return the model's mean loss on `tokens`, in nats per token, over consecutive windows.
 
@@ -35,69 +82,66 @@ def evaluate(
         window: Tokens per window; a shorter rest is not evaluated unless there is no other window.
         batch_size: Windows per forward pass.
         max_windows: Evaluate only the first `max_windows` windows.
-        ranks: Split each batch over them; all of them call this function.
 
     Raises:
         ValueError: If there are fewer than 2 tokens, or a token is outside the model's vocabulary.
     """
     if len(tokens) < 2:
         raise ValueError(f"{len(tokens)} tokens, expected at least 2 to evaluate on")
-    window = min(window, len(tokens))
-    count = min(len(tokens) // window, max_windows or len(tokens))
-
-    def batches() -> Iterator[tuple[Tensor, Tensor, int]]:
-        for first in range(0, count, batch_size):
-            rows = [
-                torch.from_numpy(checked_window(tokens, row * window, window, model.config.vocab_size))
-                for row in range(first, min(first + batch_size, count))
-            ]
-            ids = torch.stack(rows)
-            yield ids, ids, ids[:, 1:].numel()
-
-    return _mean_loss(model, batches(), ranks or Ranks())
+    windows = HeldOutWindows(tokens, window, batch_size, model.config.vocab_size, max_windows)
+    return held_out_loss(model, windows).loss
 
 
-def evaluate_examples(
-    model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16, ranks: Ranks | None = None
-) -> float:
+def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:
     """Return the model's mean loss on the learned tokens of `examples`, in nats per token.
 
     Args:
         model: The model, on any device; its training mode is restored.
         examples: At least one.
         batch_size: Examples per forward pass.
-        ranks: Split each batch over them; all of them call this function.
 
     Raises:
         ValueError: If there is no example.
     """
     if not examples:
         raise ValueError("no examples to evaluate on")
-
-    def batches() -> Iterator[tuple[Tensor, Tensor, int]]:
-        for first in range(0, len(examples), batch_size):
-            part = examples[first : first + batch_size]
-            ids, labels = collate(part)
-            yield torch.from_numpy(ids), torch.from_numpy(labels), sum(example.learned for example in part)
-
-    return _mean_loss(model, batches(), ranks or Ranks())
+    return held_out_loss(model, held_out_examples(examples, batch_size)).loss
 
 
 @torch.no_grad()
-def _mean_loss(model: LlamaForCausalLM, batches: Iterable[tuple[Tensor, Tensor, int]], ranks: Ranks) -> float:
-    """Return the mean of the losses of batches, which are ids, labels and the number of learned tokens."""
-    device = next(model.parameters()).device
-    was_training, total, count = model.training, 0.0, 0
+def held_out_loss(
+    model: LlamaForCausalLM,
+    batches: Iterable[Batch],
+    token_bytes: npt.NDArray[np.int64] | None = None,
+    ranks: Ranks | None = None,
+) -> HeldOutLoss:
+    """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
+
+    Args:
+        model: The model, on any device; its training mode is restored.
+        batches: The held-out data.
+        token_bytes: The bytes of each id, `(V,)`.
+        ranks: The rows of each batch are split over them; all of them call this function.
+    """
+    device, ranks = next(model.parameters()).device, ranks or Ranks()
+    was_training, total, learned, size = model.training, 0.0, 0, 0
     model.eval()
     try:
-        for ids, labels, learned in batches:
-            mine = ranks.share(len(ids))
-            if mine.start == mine.stop:  # with FSDP every rank takes part in every forward pass
-                ids, labels = ids[:1], torch.full_like(ids[:1], IGNORED)
-            else:
-                ids, labels = ids[mine], labels[mine]
-            total += batch_loss(model, TensorBatch(ids.to(device), labels.to(device)), 1).item()
-            count += learned
+        for batch in batches:
+            total += batch_loss(model, TensorBatch.of(ranks.rows(batch), device), 1).item()
+            learned += batch.learned
+            size += batch.bytes(token_bytes)
     finally:
         model.train(was_training)
-    return ranks.sum(total)[0] / count
+    (total,) = ranks.sum(total)
+    return HeldOutLoss(total / learned, bits_per_byte(total, size))
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """Return a summed loss in bits per byte of text; NaN if there is no text.
+
+    Example:
+        >>> bits_per_byte(math.log(2) * 6, 3)
+        2.0
+    """
+    return nats / math.log(2) / size if size else math.nan

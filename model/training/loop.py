@@ -6,23 +6,29 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batches
+from bpe_llama.model.training.data.batches import Batch, Batches
+from bpe_llama.model.training.evaluate import bits_per_byte, held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
+from bpe_llama.model.training.optimizers.average import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
 from bpe_llama.model.training.report.metrics import Metrics
+from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import (
     LossFunction,
+    Recent,
     StepResult,
     TensorBatch,
     batch_loss,
@@ -33,6 +39,14 @@ from bpe_llama.model.training.step import (
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+
+
+class HeldOutData(Protocol):
+    """Held-out batches, read anew at each evaluation; none if its length is 0."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -74,27 +88,31 @@ class Trainer:
         *,
         device: torch.device,
         out: Path,
-        held_out_loss: Callable[[LlamaForCausalLM], float] | None = None,
+        held_out: HeldOutData = (),
         loss_fn: LossFunction = batch_loss,
         callbacks: Sequence[Callback] = (),
+        token_bytes: npt.NDArray[np.int64] | None = None,
         ranks: Ranks | None = None,
         whole: LlamaForCausalLM | None = None,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
-        self.batches, self.held_out_loss, self.device, self.out = batches, held_out_loss, device, out
-        self.callbacks = callbacks
+        self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
+        self.callbacks, self.token_bytes = callbacks, token_bytes
         self.ranks, self.whole = ranks or Ranks(), whole or model
         self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile and not self.ranks.sharded else loss_fn
         if self.ranks.world > 1 and not self.ranks.sharded:
             self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=loss_fn is batch_loss)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.uses_bfloat16(device.type))
+        use_bfloat16 = config.uses_bfloat16(device.type)
+        self.matmul_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
+        self.average = WeightAverage(optimizer, config.ema_decay) if config.ema_decay else None
         self.step, self.skipped, self.consecutive_skips = 0, 0, 0
         self.loss = self.grad_norm = self.eval_loss = math.nan
         self.checkpoint: Path | None = None
         self._saved_step = -1
-        self._recent_loss, self._recent_steps = 0.0, 0  # since the last line of metrics
-        self._trained_before, self._started = 0.0, time.perf_counter()
+        self._recent = Recent()
+        self._trained_before, self._done_before, self._started = 0.0, 0.0, time.perf_counter()
         self._logged_step, self._logged_at = 0, 0.0
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
 
@@ -105,7 +123,7 @@ class Trainer:
         """
         self.step, self.skipped, self.checkpoint = state.step, state.skipped, checkpoint
         self._saved_step = state.step if checkpoint else -1
-        self._recent_loss, self._recent_steps = state.recent
+        self._recent = state.recent
         self._trained_before = self._logged_at = state.elapsed
         self._logged_step = state.step
         self.loss, self.grad_norm, self.eval_loss = last
@@ -121,6 +139,7 @@ class Trainer:
                 closing.callback(setattr, self.model, "over_ranks", None)
             self.model.train()
             self._started = time.perf_counter()
+            self._done_before = self.done
             self._call("on_start")
             last = not self.unfinished()
             while not last and not self._stopped(stop):
@@ -132,14 +151,16 @@ class Trainer:
                 last = self._count(result, rate)
                 if self.step % config.log_every == 0 or last:
                     self._log(rate)
-                if self.held_out_loss is not None and (last or _is_due(self.step, config.eval_every)):
-                    self._evaluate(self.held_out_loss)
+                if len(self.held_out) and (last or _is_due(self.step, config.eval_every)):
+                    self._evaluate()
                 if _is_due(self.step, config.save_every) and not self.consecutive_skips:
                     self._save()
             if self.checkpoint is None or self._saved_step != self.step:
                 self._save()
+            if self.average:
+                self.average.load()
             self.model.eval()
-            self.whole.eval()
+            self.whole_model().eval()
             result_of_run = TrainResult(
                 step=self.step,
                 tokens=self.tokens,
@@ -178,6 +199,12 @@ class Trainer:
         """Return whether this is the only process or rank 0, which writes files."""
         return self.ranks.is_main
 
+    def whole_model(self) -> LlamaForCausalLM:
+        """Return the model with its whole weights; with FSDP every rank calls this, as they are gathered."""
+        if self.ranks.sharded:
+            gather(self.model, self.whole)
+        return self.whole
+
     def unfinished(self) -> bool:
         """Return whether steps and time are left."""
         return self.done < 1
@@ -203,13 +230,17 @@ class Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         total, norm = self.ranks.reduce(total, gradient_norm(self.parameters))
-        result = StepResult(*torch.stack([total, norm]).tolist())
+        size = sum(batch.bytes(self.token_bytes) for batch in batches)
+        loss_value, norm_value = torch.stack([total, norm]).tolist()
+        result = StepResult(loss_value, norm_value, learned, size)
         if result.finite:
             if config.gradient_clip:
                 clip_gradients(self.parameters, config.gradient_clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            if self.average:
+                self.average.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
 
@@ -240,7 +271,7 @@ class Trainer:
         """
         self.step += 1
         if result.finite:
-            self._recent_loss, self._recent_steps = self._recent_loss + result.loss, self._recent_steps + 1
+            self._recent = self._recent.with_step(result)
             self.grad_norm, self.consecutive_skips = result.grad_norm, 0
         else:
             self.skipped, self.consecutive_skips = self.skipped + 1, self.consecutive_skips + 1
@@ -256,37 +287,53 @@ class Trainer:
         return last
 
     def _log(self, rate: float) -> None:
-        tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
         metrics: Metrics = {"step": self.step, "tokens": self.tokens}
-        self.loss = math.nan
-        if self._recent_steps:
-            self.loss = self._recent_loss / self._recent_steps
+        recent, self.loss = self._recent, math.nan
+        if recent.steps:
+            self.loss = recent.loss / recent.steps
             metrics |= {"loss": self.loss, "grad_norm": self.grad_norm}
+            if recent.bytes:
+                metrics["bits_per_byte"] = bits_per_byte(recent.nats, recent.bytes)
         if self.skipped:
             metrics["skipped"] = self.skipped
-        seconds = max(self.elapsed - self._logged_at, 1e-9)
-        metrics |= {
-            "learning_rate": rate,
-            "seconds": round(self.elapsed, 3),
-            "tokens_per_second": round((self.tokens - tokens_before) / seconds, 1),
-        }
+        metrics |= {"learning_rate": rate, "seconds": round(self.elapsed, 3), **self._speed()}
+        loads = expert_loads(self.model)
+        if loads is not None:
+            metrics["expert_load_min"], metrics["expert_load_max"] = loads
         self._call("on_log", metrics)
-        self._logged_step, self._logged_at = self.step, self.elapsed
-        self._recent_loss, self._recent_steps = 0.0, 0
+        self._logged_step, self._logged_at, self._recent = self.step, self.elapsed, Recent()
 
-    def _evaluate(self, held_out_loss: Callable[[LlamaForCausalLM], float]) -> None:
-        with self.autocast:
-            self.eval_loss = held_out_loss(self.model)
-        self._call("on_eval", {"step": self.step, "tokens": self.tokens, "eval_loss": self.eval_loss})
+    def _speed(self) -> Metrics:
+        tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
+        tokens_per_second = (self.tokens - tokens_before) / max(self.elapsed - self._logged_at, 1e-9)
+        peak = peak_flops(self.device, self.matmul_dtype, torch.get_num_threads()) * self.ranks.world
+        length = self.tokens / max(1, self.step * self.config.gradient_accumulation * self.config.batch_size)
+        speed = {
+            "tokens_per_second": round(tokens_per_second, 1),
+            "mfu": round(flops_per_token(self.model, round(length)) * tokens_per_second / peak, 4),
+        }
+        trained = self.done - self._done_before
+        if trained > 0:
+            speed["seconds_left"] = round(
+                (self.elapsed - self._trained_before) * (1 - min(1.0, self.done)) / trained, 1
+            )
+        return speed
+
+    def _evaluate(self) -> None:
+        with self.autocast, self.average.swapped() if self.average else contextlib.nullcontext():
+            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.ranks)
+        self.eval_loss = held_out.loss
+        metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": held_out.loss}
+        if self.token_bytes is not None:
+            metrics["eval_bits_per_byte"] = held_out.bits_per_byte
+        self._call("on_eval", metrics)
 
     def _save(self) -> None:
-        recent = (self._recent_loss, self._recent_steps)
         state = TrainState(
-            self.step, self.elapsed, self.config.to_dict(), self.skipped, recent, self.batches.fingerprint
+            self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, self.batches.fingerprint
         )
-        if self.ranks.sharded:
-            gather(self.model, self.whole)
-        self.checkpoint = save_checkpoint(self.out, self.whole, self.optimizer, state, self.ranks, self.model)
+        whole = self.whole_model()
+        self.checkpoint = save_checkpoint(self.out, whole, self.optimizer, state, self.ranks, self.model)
         self._saved_step = self.step
         self._call("on_checkpoint", self.checkpoint)
 

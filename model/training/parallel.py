@@ -21,10 +21,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.device import resolve_device
+from bpe_llama.model.layers.loss import IGNORED
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
@@ -126,17 +128,19 @@ class Ranks:
             raise ValueError(f"a micro-batch has {rows} rows for {self.world} ranks; expected a row for each at least")
 
     def rows(self, batch: Batch) -> Batch:
-        """Return this rank's rows of a micro-batch: consecutive ones, as many as another rank's or one more or fewer.
+        """Return this rank's rows of a batch: consecutive ones, as many as another rank's or one more or fewer.
 
-        Raises:
-            ValueError: If there are more ranks than rows.
+        A rank without a row has the first row as padding, so that it takes part in every pass.
         """
         if self.world == 1:
             return batch
-        self.check_rows(len(batch.ids))
         mine = self.share(len(batch.ids))
+        is_empty = mine.start == mine.stop
         fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **{name: rows[mine] for name, rows in fields.items() if rows is not None})
+        rows = {name: array[:1] if is_empty else array[mine] for name, array in fields.items() if array is not None}
+        if is_empty:
+            rows |= {"labels": np.full_like(rows["ids"], IGNORED), "attention_mask": np.zeros_like(rows["ids"])}
+        return dataclasses.replace(batch, **rows)
 
     def share(self, rows: int) -> slice:
         """Return the range of this rank among `rows` rows; empty if there are more ranks than rows.
@@ -205,6 +209,11 @@ def local(tensor: Tensor) -> Tensor:
     to_local = getattr(tensor, "to_local", None)  # DTensor's; its import takes a second
     part: Tensor = tensor if to_local is None else to_local()
     return part
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the weights of a model are parts of sharded tensors."""
+    return any(hasattr(weight, "to_local") for weight in model.parameters())
 
 
 class _LossModule(nn.Module):

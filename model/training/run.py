@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bpe_llama.model.training.callbacks import Callback
@@ -15,20 +17,22 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     check_same_run,
     check_trainable,
     checkpoint_to_resume,
-    load_model_state,
     load_optimizer_state,
+    load_weights,
+    read_state,
 )
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_held_out
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
-from bpe_llama.model.training.loop import Trainer, TrainResult
-from bpe_llama.model.training.optimizers.adamw import adamw
+from bpe_llama.model.training.evaluate import HeldOutWindows, held_out_examples
+from bpe_llama.model.training.float8 import use_float8
+from bpe_llama.model.training.loop import HeldOutData, Trainer, TrainResult
+from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.parallel import Ranks, shard, start
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
-from bpe_llama.model.training.report.progress import ProgressBar
+from bpe_llama.model.training.report.progress import ProgressReport
 from bpe_llama.model.training.step import LossFunction, batch_loss
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ def train(
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
     callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
     """Train `model` in place on a token file, and return the result.
 
@@ -64,9 +69,11 @@ def train(
         eval_file: Tokens to evaluate on, instead of the end of `token_file`.
         resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
             the interruption.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         callbacks: Called at each step, evaluation and checkpoint, on every rank.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
+            loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
         FileNotFoundError: If a token file is missing.
@@ -96,17 +103,9 @@ def train(
         vocab_size=model.config.vocab_size,
         seed=config.seed,
     )
-
-    def held_out_loss(trained: LlamaForCausalLM) -> float:
-        return evaluate(
-            trained,
-            held_out,
-            window=config.sequence_length,
-            batch_size=config.batch_size,
-            max_windows=config.eval_windows,
-            ranks=ranks,
-        )
-
+    windows = HeldOutWindows(
+        held_out, config.sequence_length, config.batch_size, model.config.vocab_size, config.eval_windows
+    )
     with ranks.entered_on_main(locked(Path(out))):
         return _run(
             model,
@@ -114,11 +113,12 @@ def train(
             config,
             Path(out),
             ranks,
-            held_out_loss=held_out_loss if len(held_out) else None,
+            held_out=windows,
             resume=resume,
             progress=progress,
             loss_fn=loss_fn,
             callbacks=callbacks,
+            token_bytes=token_bytes,
         )
 
 
@@ -133,6 +133,7 @@ def train_on_examples(
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
     callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
     """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
 
@@ -146,9 +147,11 @@ def train_on_examples(
         out: Folder of the run; created if it does not exist.
         eval_examples: Held-out examples.
         resume: Resume from the checkpoint in `out`, if there is one.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
-        callbacks: Called at each step, evaluation and checkpoint.
+        callbacks: Called at each step, evaluation and checkpoint, on every rank.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
+            loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
@@ -157,10 +160,6 @@ def train_on_examples(
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
-
-    def held_out_loss(trained: LlamaForCausalLM) -> float:
-        return evaluate_examples(trained, eval_examples, batch_size=config.batch_size, ranks=ranks)
-
     with ranks.entered_on_main(locked(Path(out))):
         return _run(
             model,
@@ -168,11 +167,12 @@ def train_on_examples(
             config,
             Path(out),
             ranks,
-            held_out_loss=held_out_loss if eval_examples else None,
+            held_out=held_out_examples(eval_examples, config.batch_size),
             resume=resume,
             progress=progress,
             loss_fn=loss_fn,
             callbacks=callbacks,
+            token_bytes=token_bytes,
         )
 
 
@@ -183,40 +183,38 @@ def _run(
     out: Path,
     ranks: Ranks,
     *,
-    held_out_loss: Callable[[LlamaForCausalLM], float] | None,
+    held_out: HeldOutData,
     resume: bool,
     progress: bool | None,
     loss_fn: LossFunction,
     callbacks: Sequence[Callback],
+    token_bytes: npt.NDArray[np.int64] | None,
 ) -> TrainResult:
     check_trainable(model)
     ranks.check_rows(config.batch_size)
     ranks.check_same("the data", batches.fingerprint)
+    checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
     home = torch.device("cpu") if ranks.sharded else ranks.device
     _move(model, home, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
-    checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
-    state = TrainState(0, 0.0, {})
+    if config.checkpoint_activations:
+        model.gradient_checkpointing_enable(every=config.checkpoint_activations)
+    if config.dtype == "float8":
+        use_float8(model, ranks.device)
+    state, trained = TrainState(0, 0.0, {}), model
     if checkpoint is not None:
-        state = load_model_state(checkpoint, model)
+        state = read_state(checkpoint)
         check_same_run(checkpoint, config, state, batches)
-    trained = model
+        load_weights(checkpoint, model)
     if ranks.sharded:
-        half = config.uses_bfloat16(ranks.device.type)
-        trained = shard(model, ranks, bfloat16=half, compile=config.compile)
-    optimizer = adamw(
-        trained,
-        learning_rate=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        seed=config.seed,
-    )
+        trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compile=config.compile)
+    optimizer = optimizer_for(trained, config)
     if checkpoint is not None:
         load_optimizer_state(checkpoint, trained, optimizer)
     reports: list[Callback] = []
 
     def open_reports() -> tuple[float, float, float]:
         metrics = MetricsFile(out / "metrics.jsonl", state.step)
-        reports.extend([metrics, ProgressBar(progress), LossPlot()])
+        reports.extend([metrics, ProgressReport(progress), LossPlot()])
         return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
     last = ranks.on_main(open_reports)
@@ -227,8 +225,9 @@ def _run(
         batches,
         device=ranks.device,
         out=out,
-        held_out_loss=held_out_loss,
+        held_out=held_out,
         loss_fn=loss_fn,
+        token_bytes=token_bytes,
         callbacks=[*reports, *callbacks],
         ranks=ranks,
         whole=model,

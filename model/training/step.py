@@ -57,15 +57,44 @@ class StepResult(NamedTuple):
     Attributes:
         loss: Mean over all learned tokens of the step, in nats per token.
         grad_norm: 2-norm of the gradient of `loss`, before clipping.
+        learned: Learned tokens of the step.
+        bytes: Bytes of their text; 0 if unknown.
     """
 
     loss: float
     grad_norm: float
+    learned: int = 0
+    bytes: int = 0
 
     @property
     def finite(self) -> bool:
         """Return whether both are finite; otherwise the step is skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Recent(NamedTuple):
+    """Sums over the steps since the last line of metrics.
+
+    Attributes:
+        loss: Of the losses of the steps.
+        steps: The number of steps.
+        nats: Of the losses of all learned tokens.
+        bytes: Of the bytes of their text.
+    """
+
+    loss: float = 0.0
+    steps: int = 0
+    nats: float = 0.0
+    bytes: int = 0
+
+    def with_step(self, result: StepResult) -> Recent:
+        """Return the sums with one more step."""
+        return Recent(
+            self.loss + result.loss,
+            self.steps + 1,
+            self.nats + result.loss * result.learned,
+            self.bytes + result.bytes,
+        )
 
 
 def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:

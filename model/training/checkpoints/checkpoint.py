@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,9 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
-from bpe_llama.model.training.optimizers.adamw import load_optimizer_tensors, optimizer_tensors
-from bpe_llama.model.training.parallel import Ranks, local
+from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.parallel import Ranks, is_sharded, local
+from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
 _OPTIMIZER = "optimizer"
-# Options that must not change when a run resumes: they determine the tokens of each step and the dtype of the weights.
-_FIXED_OPTIONS = ("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed", "weights_dtype")
+# Options that must not change when a run resumes: they determine the tokens of each step and the optimizer's state.
+_FIXED_OPTIONS = (
+    *("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed"),
+    *("weights_dtype", "master_weights", "optimizer", "ema_decay"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class TrainState:
         elapsed: Seconds trained.
         settings: The run's options, as `TrainConfig.to_dict` returns them.
         skipped: Number of skipped steps.
-        recent: The sum of the losses since the last line of metrics, and the number of their steps.
+        recent: Sums over the steps since the last line of metrics.
         data: The `fingerprint` of the batches; empty if it is unknown.
     """
 
@@ -57,7 +61,7 @@ class TrainState:
     elapsed: float
     settings: dict[str, Any]
     skipped: int = 0
-    recent: tuple[float, int] = (0.0, 0)
+    recent: Recent = field(default_factory=Recent)
     data: str = ""
 
 
@@ -98,7 +102,7 @@ def save_checkpoint(
         optimizer: The optimizer.
         state: The state of the run.
         ranks: All of them call this function.
-        sharded: With FSDP, the model that is trained, to whose weights the optimizer belongs.
+        sharded: With FSDP, the model that is trained, to which the optimizer belongs.
 
     Raises:
         ValueError: If a weight or a moment of the optimizer is not finite. The previous checkpoint stays.
@@ -111,7 +115,7 @@ def save_checkpoint(
     for key in [key for keys in ranks.gathered(wrong[:1]) for key in keys]:
         raise ValueError(f"{out}: step {state.step} is not saved, as {key} is not finite; {_previous(out)}")
     try:
-        shards = save_shards(out, f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded else None
+        shards = save_shards(out / f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded else None
         return ranks.on_main(lambda: _write(out, model, tensors, state, shards))
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -178,59 +182,69 @@ def _step_and_revision(folder: Path) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
 
 
+def read_state(folder: Path) -> TrainState:
+    """Return the state of the run that saved `folder`.
+
+    Raises:
+        ValueError: If its file is missing or damaged.
+    """
+    try:
+        values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        return TrainState(
+            step=int(values["step"]),
+            elapsed=float(values["elapsed"]),
+            settings=dict(values["settings"]),
+            skipped=int(values.get("skipped", 0)),
+            recent=Recent(*values.get("recent", ())),
+            data=str(values.get("data", "")),
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
+
+
 def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load `folder` into the model and the optimizer, and return the state of the run.
 
     Raises:
         ValueError: If a file is missing, damaged or does not match the model.
     """
-    state = load_model_state(folder, model)
+    state = read_state(folder)
+    load_weights(folder, model)
     load_optimizer_state(folder, model, optimizer)
     return state
 
 
 def load_optimizer_state(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state of `folder`, written by any number of ranks, for the weights of `model`.
+    """Load the optimizer's state of `folder`, which any number of ranks wrote, for the weights of `model`.
 
     Raises:
         ValueError: If a file is missing, damaged or does not match the model.
     """
     whole, shards = folder / f"{_OPTIMIZER}.safetensors", folder / _OPTIMIZER
     try:
-        if whole.is_file() and not any(hasattr(weight, "to_local") for weight in model.parameters()):
-            tensors = load_file(whole)
+        if shards.is_dir() or is_sharded(model):
+            tensors = load_shards(shards if shards.is_dir() else whole, model)
         else:
-            tensors = load_shards(folder if whole.is_file() else shards, model)
+            tensors = load_file(whole)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     load_optimizer_tensors(model, optimizer, tensors)
 
 
-def load_model_state(folder: Path, model: LlamaForCausalLM) -> TrainState:
-    """Load `folder` into the model, but not its optimizer, and return the state of the run.
+def load_weights(folder: Path, model: LlamaForCausalLM) -> None:
+    """Load the weights of `folder`, or its adapters, into the model.
 
     Raises:
         ValueError: If a file is missing, damaged or does not match the model.
     """
     try:
-        values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        total, count = values.get("recent", (0.0, 0))
-        state = TrainState(
-            step=int(values["step"]),
-            elapsed=float(values["elapsed"]),
-            settings=dict(values["settings"]),
-            skipped=int(values.get("skipped", 0)),
-            recent=(float(total), int(count)),
-            data=str(values.get("data", "")),
-        )
         weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     for name, place in _adapter_folders(model, folder).items():
         lora.restore(model, place, name)
     if weights:
         _load_weights(folder, model, weights)
-    return state
 
 
 def _adapter_folders(model: LlamaForCausalLM, folder: Path) -> dict[str, Path]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
 
-def save_shards(out: Path, name: str, tensors: dict[str, Tensor], ranks: Ranks) -> Path:
-    """Write each rank's parts of the tensors to files in the folder `out / name`, flushed to disk, and return it.
+def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> Path:
+    """Write each rank's parts of the tensors to files in a new folder, flushed to disk, and return the folder.
 
     Raises:
         OSError: On every rank, if a file cannot be written.
@@ -30,7 +30,6 @@ def save_shards(out: Path, name: str, tensors: dict[str, Tensor], ranks: Ranks) 
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    folder = out / name
     ranks.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))  # left by a killed process
     try:
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
@@ -42,8 +41,8 @@ def save_shards(out: Path, name: str, tensors: dict[str, Tensor], ranks: Ranks) 
     return folder
 
 
-def load_shards(folder: Path, model: LlamaForCausalLM) -> dict[str, Tensor]:
-    """Return the tensors of the weights of `model`, named `weight.quantity`, of all safetensors files in `folder`.
+def load_shards(path: Path, model: LlamaForCausalLM) -> dict[str, Tensor]:
+    """Return the tensors `weight.quantity`, for the weights of `model`, of a safetensors file or of all in a folder.
 
     A tensor with the shape of its weight is sharded as the weight is.
 
@@ -56,8 +55,9 @@ def load_shards(folder: Path, model: LlamaForCausalLM) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    folder = path if path.is_dir() else path.parent  # the reader takes all files of a folder
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder.name}: holds no safetensors files")
+        raise ValueError(f"{path.name}: there is no such file")
     reader = HuggingFaceStorageReader(str(folder))
     weights = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ def load_shards(folder: Path, model: LlamaForCausalLM) -> dict[str, Tensor]:
         if weight is None or not isinstance(stored, TensorStorageMetadata):  # a weight itself
             continue
         if sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
-            raise ValueError(f"{folder.name}: {name} is not complete")
+            raise ValueError(f"{path.name}: {name} is not complete")
         if stored.size == weight.shape:
             tensors[name] = torch.zeros_like(weight, dtype=stored.properties.dtype, requires_grad=False)
         else:

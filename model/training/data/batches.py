@@ -48,6 +48,13 @@ class Batch:
         """
         return int((self.labels[:, 1:] != IGNORED).sum())
 
+    def bytes(self, token_bytes: npt.NDArray[np.int64] | None) -> int:
+        """Return the bytes of the learned tokens, by the bytes of each id; 0 if these are unknown."""
+        if token_bytes is None:
+            return 0
+        labels = self.labels[:, 1:]
+        return int(token_bytes[labels[labels != IGNORED]].sum())
+
 
 class Batches(Protocol):
     """A data set as the training loop sees it: batches by index, from 0, over any number of epochs."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
 from bpe_llama.model.generation.prompts import check_vocabulary
+from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
@@ -24,6 +26,7 @@ from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example
 from bpe_llama.model.training.loop import TrainResult
 from bpe_llama.model.training.run import train, train_on_examples
+from bpe_llama.model.training.step import LossFunction, batch_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,6 +46,9 @@ def finetune(
     resume: bool = False,
     show_example: bool = False,
     progress: bool | None = None,
+    loss_fn: LossFunction = batch_loss,
+    callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
     **data: Unpack[DataOptions],
 ) -> TrainResult:
     """Train `model` in place on text files, and return the result.
@@ -63,7 +69,10 @@ def finetune(
         epochs: Passes over the data, instead of `config.max_steps`.
         resume: Resume from the checkpoint in `out`, if there is one.
         show_example: Print the first example on stderr, with the learned tokens coloured.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: As of `train`, like the next three.
+        loss_fn: Likewise.
+        callbacks: Likewise.
+        token_bytes: Likewise.
         data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
@@ -104,7 +113,17 @@ def finetune(
             print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
         config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
         _print_trainable_parameters(model)
-        return train(model, token_file, config, out, resume=resume, progress=progress)
+        return train(
+            model,
+            token_file,
+            config,
+            out,
+            resume=resume,
+            progress=progress,
+            loss_fn=loss_fn,
+            callbacks=callbacks,
+            token_bytes=token_bytes,
+        )
     found = read_conversations(files, tokenizer, config.sequence_length, **data)
     if found.truncated or found.dropped:
         print(
@@ -120,7 +139,16 @@ def finetune(
     config = _for_epochs(config, epochs, len(train_examples))
     _print_trainable_parameters(model)
     return train_on_examples(
-        model, train_examples, config, out, eval_examples=eval_examples, resume=resume, progress=progress
+        model,
+        train_examples,
+        config,
+        out,
+        eval_examples=eval_examples,
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
     )
 
 

@@ -251,7 +251,7 @@ def test_evaluation_is_the_mean_over_windows() -> None:
         ("max_seconds", -1.0),
         ("eval_fraction", 1.5),
         ("betas", (0.9, 1.0)),
-        ("dtype", "float8"),
+        ("dtype", "float16"),
         ("gradient_clip", -1.0),
         ("max_skipped_steps", -1),
         ("weights_dtype", "float16"),
