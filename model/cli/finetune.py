@@ -21,6 +21,7 @@ from bpe_llama.model.quantization import quantize
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.finetuning.conversations import find_formats
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.parallel import start
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
@@ -136,8 +137,10 @@ def command(
     config = training.TrainConfig(
         **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
     )
+    ranks = start(config.device, config.parallel)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
-    loaded = load_model(model, config.weights_dtype if full else "bfloat16" if half else "float32", config.device)
+    dtype = config.weights_dtype if full else "bfloat16" if half else "float32"
+    loaded = load_model(model, dtype, "cpu" if ranks.sharded else config.device)
     if settings["sequence_length"] is None:
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
@@ -175,12 +178,13 @@ def command(
         return EXIT_INTERRUPTED
     model_flags = f"--model {out / 'model'}"
     if not full:
-        lora.save(loaded, out / "adapter", base=str(model))
+        if ranks.is_main:
+            lora.save(loaded, out / "adapter", base=str(model))
         model_flags = f"--model {model} --adapter {out / 'adapter'}"
     if merge:
         lora.merge(loaded)
         lora.remove(loaded)
-    if merge or full:
+    if ranks.is_main and (merge or full):
         save_with_tokenizer(loaded, vocabulary, out / "model")
     typer.echo(f"try: bpe-llama generate 'Once upon a time' {model_flags}")
     return 0

@@ -141,6 +141,7 @@ class Trainer:
             self._started = time.perf_counter()
             self._done_before = self.done
             self._call("on_start")
+            self._agree(stop)
             last = not self.unfinished()
             while not last and not self._stopped(stop):
                 rate = learning_rate_at(config, self.step, self.elapsed)

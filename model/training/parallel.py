@@ -157,6 +157,24 @@ class Ranks:
         torch.distributed.all_reduce(summed)
         return summed
 
+    @contextlib.contextmanager
+    def only_main_prints(self) -> Iterator[None]:
+        """Discard what the other ranks print and their warnings; errors are raised on every rank."""
+        with contextlib.ExitStack() as stack:
+            if not self.is_main:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            yield
+
+    def finish(self) -> None:
+        """Wait for the other ranks and leave torch's process group, at the end of a process."""
+        if self.world > 1:
+            self.barrier()
+            torch.distributed.destroy_process_group()
+
     def reduce(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of all rows, and the norm of the whole gradient, from those of this rank."""
         if self.world == 1:
