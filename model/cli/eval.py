@@ -1,4 +1,4 @@
-"""`bpe-llama eval`: perplexity and bits per byte on text, and tasks of lm-evaluation-harness."""
+"""`bpe-llama eval`: perplexity and bits per byte on text, tasks of lm-evaluation-harness, accuracy of classifiers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import typer
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.documents import read_documents
 from bpe_llama._corpus.files import find_files
-from bpe_llama.model.cli.loading import load_generator
+from bpe_llama._progress import reporting
+from bpe_llama.model.classification import LlamaForSequenceClassification
+from bpe_llama.model.cli.classification import is_classifier, is_classifiers_adapter, load_adapted_classifier
+from bpe_llama.model.cli.loading import check_quantized, load_generator
 from bpe_llama.model.cli.options import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.evaluation.classification import ClassifierScore, evaluate_classifier
+from bpe_llama.model.evaluation.perplexity import DEFAULT_WINDOW
 from bpe_llama.model.evaluation.text import TextScore, evaluate_text
+from bpe_llama.model.training.finetuning.classification import read_labelled
+from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama eval demo-out/model --text notes/ --stride 512"
 
@@ -36,7 +43,12 @@ def command(
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: MODEL's own.")] = None,
     adapter: AdapterOption = None,
-    field: Annotated[str, typer.Option(help="The field of .jsonl and .parquet rows that holds the text.")] = "text",
+    field: Annotated[
+        str, typer.Option("--field", "--text-field", help="The field of .jsonl and .parquet rows that holds the text.")
+    ] = "text",
+    label_field: Annotated[
+        str | None, typer.Option(help="Of a classifier: the field that holds the label.  [default: label]")
+    ] = None,
     separator: Annotated[str | None, typer.Option(help="The text that ends a document within a file.")] = None,
     on_error: Annotated[
         str,
@@ -63,7 +75,7 @@ def command(
     quantized: QuantizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Evaluate a model on text or on tasks."""
+    """Evaluate a model on text or on tasks, a classifier on labelled rows."""
     if files and not text:
         raise ValueError(f"{files[0]!r} is an argument beside the model; expected it behind --text")
     if not text and not tasks:
@@ -73,6 +85,21 @@ def command(
     bad_rows = BadRows(on_error)
     paths = find_files([*(text or ()), *(files or ())]) if text else []
     names = [name for several in tasks or () for name in several.split(",") if name]
+    if is_classifier(model) or is_classifiers_adapter(adapter):
+        given = {"--tasks": names, "--separator": separator, "--stride": stride}
+        wrong = next((flag for flag, value in given.items() if value), None)
+        if wrong is not None:
+            raise ValueError(f"the model is a classifier, and {wrong} is for models that predict text")
+        check_quantized(quantized)
+        vocabulary = Tokenizer.from_file(tokenizer or model)
+        judge = load_adapted_classifier(model, adapter, vocabulary, dtype, device, quantized)
+        label_score, labels = score_rows_of(
+            judge, vocabulary, paths, field, label_field or "label", on_error, window, batch_size
+        )
+        typer.echo(json.dumps(label_score.to_dict(labels), indent=2) if as_json else label_score.describe(labels))
+        return
+    if label_field is not None:
+        raise ValueError(f"--label-field is for a classifier, and {model} is none")
     if names:
         from bpe_llama.model.evaluation import harness
 
@@ -106,6 +133,38 @@ def command(
             typer.echo(harness.describe_results(results))
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
+
+
+def score_rows_of(
+    model: LlamaForSequenceClassification,
+    tokenizer: Tokenizer,
+    paths: list[Path],
+    text_field: str,
+    label_field: str,
+    on_error: str,
+    window: int | None,
+    batch_size: int,
+) -> tuple[ClassifierScore, list[str]]:
+    """Return the score of a classifier on the rows of files, and the names of its labels."""
+    longest = min(DEFAULT_WINDOW, model.config.context_length) if window is None else window
+    if not 1 <= longest <= model.config.context_length:
+        raise ValueError(f"window is {longest}; expected 1 to the model's context of {model.config.context_length}")
+    names = model.config.label_names
+    data = read_labelled(
+        paths, tokenizer, longest, text_field=text_field, label_field=label_field, labels=names, on_error=on_error
+    )
+    if data.truncated:
+        typer.echo(f"{data.truncated} texts truncated to {longest} tokens", err=True)
+    done = 0
+    with reporting(None) as report:
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            if report is not None:
+                report("classify", done, len(data.texts))
+
+        return evaluate_classifier(model, data.texts, batch_size=batch_size, report=advance), names
 
 
 def describe_score(score: TextScore) -> str:

@@ -109,11 +109,13 @@ def _score_batch(model: LlamaForCausalLM, rows: list[Row]) -> list[Score]:
     hidden_BTD = _hidden_states(model, inputs)
     hidden_MD = hidden_BTD[np.repeat(of_row, counts), places_M]
     nats_M, greedy_M = [], []
-    for hidden, targets in zip(hidden_MD.split(_CHUNK), targets_M.to(hidden_MD.device).split(_CHUNK), strict=True):
+    for hidden, targets in zip(
+        torch.split(hidden_MD, _CHUNK), torch.split(targets_M.to(hidden_MD.device), _CHUNK), strict=True
+    ):
         logits = model.lm_head(hidden).float()
         nats_M.append(functional.cross_entropy(logits, targets, reduction="none").double())
         greedy_M.append(logits.argmax(-1) == targets)
-    nats, greedy = torch.cat(nats_M).cpu().split(counts), torch.cat(greedy_M).cpu().split(counts)
+    nats, greedy = (torch.split(torch.cat(parts).cpu(), counts) for parts in (nats_M, greedy_M))
     return [Score(part.sum().item(), bool(same.all())) for part, same in zip(nats, greedy, strict=True)]
 
 

@@ -124,6 +124,24 @@ class TrainConfig:
         return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
 
 
+def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
+    """Return the config with the number of steps that `epochs` passes over `rows` rows take; None changes nothing.
+
+    Raises:
+        ValueError: If `epochs` is not a positive number.
+
+    Example:
+        >>> with_epochs(TrainConfig(batch_size=4, gradient_accumulation=2), 3, rows=20).max_steps
+        8
+    """
+    if epochs is None:
+        return config
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ValueError(f"epochs is {epochs}, expected a positive number")
+    steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
+    return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))
+
+
 def learning_rate_at(config: TrainConfig, step: int, elapsed: float = 0.0) -> float:
     """Return the learning rate of `step` (from 0): linear warm-up, then cosine decay to the final rate.
 

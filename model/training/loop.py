@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,10 @@ from bpe_llama.model.training.report import MetricsFile, ProgressBar, plot_loss,
 from bpe_llama.model.training.step import StepResult, batch_loss, gradient_norm, learned_tokens, seeded
 
 if TYPE_CHECKING:
+    from bpe_llama.model.classification import LlamaForSequenceClassification
     from bpe_llama.model.llama import LlamaForCausalLM
+
+    AnyModel: TypeAlias = LlamaForCausalLM | LlamaForSequenceClassification
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def train(
         )
 
     with locked(Path(out)):
-        return _start(model, batches, held_out_loss if len(held_out) else None, config, Path(out), resume, progress)
+        return start(model, batches, held_out_loss if len(held_out) else None, config, Path(out), resume, progress)
 
 
 def train_on_examples(
@@ -169,19 +172,21 @@ def train_on_examples(
         return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
 
     with locked(Path(out)):
-        return _start(model, batches, held_out_loss if eval_examples else None, config, Path(out), resume, progress)
+        return start(model, batches, held_out_loss if eval_examples else None, config, Path(out), resume, progress)
 
 
-def _start(
-    model: LlamaForCausalLM,
+def start(
+    model: AnyModel,
     batches: Batches,
     held_out_loss: Callable[[], float] | None,
     config: TrainConfig,
     out: Path,
     resume: bool,
     progress: bool | None,
+    loss_fn: Callable[..., Tensor] = batch_loss,
 ) -> TrainResult:
-    check_trainable(model)
+    """Run `train` on any batches, with the loss of a micro-batch as a callable that takes what `batch_loss` takes."""
+    check_trainable(model, predicts_text=loss_fn is batch_loss)
     device = resolve_device(config.device)
     _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
     optimizer = adamw(
@@ -196,10 +201,11 @@ def _start(
     if checkpoint is not None:
         state = load_checkpoint(checkpoint, model, optimizer)
         check_same_run(checkpoint, config, state, batches)
-    return Trainer(model, optimizer, config, batches, held_out_loss, device, out).run(state, checkpoint, progress)
+    trainer = Trainer(model, optimizer, config, batches, held_out_loss, device, out, loss_fn)
+    return trainer.run(state, checkpoint, progress)
 
 
-def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+def _move(model: AnyModel, device: torch.device, dtype: torch.dtype) -> None:
     """Move the model to the device, and convert only its trained parameters to `dtype`."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.to(device=device, dtype=dtype)
@@ -215,17 +221,18 @@ class Trainer:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: AnyModel,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         batches: Batches,
         held_out_loss: Callable[[], float] | None,
         device: torch.device,
         out: Path,
+        loss_fn: Callable[..., Tensor] = batch_loss,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.batches, self.held_out_loss, self.device, self.out = batches, held_out_loss, device, out
-        self.batch_loss = torch.compile(batch_loss) if config.compile else batch_loss
+        self.batch_loss = torch.compile(loss_fn) if config.compile else loss_fn
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         use_bfloat16 = config.dtype == "bfloat16" or (
             config.dtype == "auto" and (device.type == "cuda" or config.weights_dtype == "bfloat16")

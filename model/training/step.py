@@ -66,11 +66,13 @@ def batch_loss(
 def learned_tokens(labels: Sequence[npt.NDArray[np.int64]]) -> int:
     """Return the number of learned tokens in several batches; the first token of a row has no prediction.
 
+    Labels of shape (B,), one a text, are all learned.
+
     Example:
         >>> learned_tokens([np.array([[5, 6, -100]]), np.array([[-100, 7, 8]])])
         3
     """
-    return sum(int((array[:, 1:] != IGNORED).sum()) for array in labels)
+    return sum(int(((array[:, 1:] if array.ndim == 2 else array) != IGNORED).sum()) for array in labels)
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -13,8 +13,8 @@ class Progress(NamedTuple):
 
     Attributes:
         stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded;
-            ``"load"`` while weights are read; ``"score"`` while a text is evaluated.
-        done: Bytes read, merges done, tensors read, or tokens scored.
+            ``"load"`` while weights are read; ``"score"`` or ``"classify"`` while a model is evaluated.
+        done: Bytes read, merges done, tensors read, tokens scored, or texts labelled.
         total: All of them; ``None`` where their number is unknown.
     """
 
@@ -65,7 +65,7 @@ def _bar() -> Iterator[Report]:
             return super().render(task) if is_text else MofNCompleteColumn().render(task)
 
     labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding"}
-    labels |= {"load": "loading weights", "score": "scoring tokens"}
+    labels |= {"load": "loading weights", "score": "scoring tokens", "classify": "labelling texts"}
     columns = (
         TextColumn("{task.description}", table_column=Column(width=15)),
         BarColumn(),

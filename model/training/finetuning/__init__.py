@@ -1,0 +1,1 @@
+"""Fine-tuning for other tasks than predicting text: the classification of texts."""
