@@ -19,7 +19,7 @@ from bpe_llama.model.classification import LlamaForSequenceClassification
 Ids = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one equality
 class LabelledText:
     """A text as ids, int64 (n,), and the id of its label."""
 
@@ -32,7 +32,7 @@ class LabelledText:
         return np.array([self.label], dtype=np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one equality
 class ClassifierScore:
     """How well a classifier labels texts.
 
