@@ -14,3 +14,5 @@ _KERNELS = [
     *(f"tests/model/{name}.py" for name in ("interpreted_decoding", "interpreted_sampling")),
 ]
 collect_ignore = [] if importlib.util.find_spec("triton") else _KERNELS
+if importlib.util.find_spec("lm_eval") is None:
+    collect_ignore += ["python/bpe_llama/model/evaluation/harness.py"]

@@ -147,14 +147,19 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    described = config.to_dict() | {"architectures": [_architecture(model)]}
-    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    write_text(folder / "config.json", text)
+    write_config(model, folder)
     if not model.generation_config.values:
         (folder / FILE).unlink(missing_ok=True)  # another model's
         return
     text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
     write_text(folder / FILE, text)
+
+
+def write_config(model: Pretrained, folder: Path) -> None:
+    """Write the ``config.json`` of a model, with the dtype of its weights and its class in transformers."""
+    config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
+    described = config.to_dict() | {"architectures": [_architecture(model)]}
+    write_text(folder / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def _generation_values(model: Pretrained) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.cli.options import QUANTIZED
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization import quantize
 from bpe_llama.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ def check_quantized(kind: str | None) -> None:
         raise ValueError(f"--quantize is {kind!r}; expected {' or '.join(QUANTIZED)}")
 
 
-def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save_with_tokenizer(model: Pretrained, tokenizer: Tokenizer, folder: Path) -> None:
     """Save weights, configs and tokenizer to one folder that `generate` and transformers load."""
     unknown = model.config.unknown_to_transformers
     if unknown:

@@ -163,3 +163,21 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"unknown training options: {', '.join(unknown)}")
         return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
+
+
+def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
+    """Return the config with the number of steps that `epochs` passes over `rows` rows take; None changes nothing.
+
+    Raises:
+        ValueError: If `epochs` is not a positive number.
+
+    Example:
+        >>> with_epochs(TrainConfig(batch_size=4, gradient_accumulation=2), 3, rows=20).max_steps
+        8
+    """
+    if epochs is None:
+        return config
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ValueError(f"epochs is {epochs}, expected a positive number")
+    steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
+    return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))

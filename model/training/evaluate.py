@@ -12,10 +12,11 @@ import torch
 
 from bpe_llama.model.training.data.batches import Batch, TokenArray, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
-from bpe_llama.model.training.step import TensorBatch, batch_loss
+from bpe_llama.model.training.step import LossFunction, TensorBatch, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 class HeldOutLoss(NamedTuple):
@@ -109,7 +110,10 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
 
 @torch.no_grad()
 def held_out_loss(
-    model: LlamaForCausalLM, batches: Iterable[Batch], token_bytes: npt.NDArray[np.int64] | None = None
+    model: Pretrained,
+    batches: Iterable[Batch],
+    token_bytes: npt.NDArray[np.int64] | None = None,
+    loss_fn: LossFunction = batch_loss,
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
 
@@ -117,13 +121,14 @@ def held_out_loss(
         model: The model, on any device; its training mode is restored.
         batches: The held-out data.
         token_bytes: The bytes of each id, `(V,)`.
+        loss_fn: The loss of a batch.
     """
     device = next(model.parameters()).device
     was_training, total, learned, size = model.training, 0.0, 0, 0
     model.eval()
     try:
         for batch in batches:
-            total += batch_loss(model, TensorBatch.of(batch, device), 1).item()
+            total += loss_fn(model, TensorBatch.of(batch, device), 1).item()
             learned += batch.learned
             size += batch.bytes(token_bytes)
     finally:

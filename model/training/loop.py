@@ -36,7 +36,7 @@ from bpe_llama.model.training.step import (
 )
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 class HeldOutData(Protocol):
@@ -79,7 +79,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Pretrained,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         batches: Batches,
@@ -88,12 +88,13 @@ class Trainer:
         out: Path,
         held_out: HeldOutData = (),
         loss_fn: LossFunction = batch_loss,
+        eval_loss_fn: LossFunction = batch_loss,
         callbacks: Sequence[Callback] = (),
         token_bytes: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
-        self.callbacks, self.token_bytes = callbacks, token_bytes
+        self.callbacks, self.token_bytes, self.eval_loss_fn = callbacks, token_bytes, eval_loss_fn
         self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile else loss_fn
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         use_bfloat16 = config.dtype in ("bfloat16", "float8") or (
@@ -274,7 +275,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.autocast, self.average.swapped() if self.average else contextlib.nullcontext():
-            held_out = held_out_loss(self.model, self.held_out, self.token_bytes)
+            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.eval_loss_fn)
         self.eval_loss = held_out.loss
         metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": held_out.loss}
         if self.token_bytes is not None:

@@ -36,6 +36,7 @@ from bpe_llama.model.training.step import LossFunction, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 def train(
@@ -101,19 +102,18 @@ def train(
     windows = HeldOutWindows(
         held_out, config.sequence_length, config.batch_size, model.config.vocab_size, config.eval_windows
     )
-    with locked(Path(out)):
-        return _run(
-            model,
-            batches,
-            config,
-            Path(out),
-            held_out=windows,
-            resume=resume,
-            progress=progress,
-            loss_fn=loss_fn,
-            callbacks=callbacks,
-            token_bytes=token_bytes,
-        )
+    return train_on_batches(
+        model,
+        batches,
+        config,
+        out,
+        held_out=windows,
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
+    )
 
 
 def train_on_examples(
@@ -153,65 +153,86 @@ def train_on_examples(
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
-    with locked(Path(out)):
-        return _run(
-            model,
-            batches,
-            config,
-            Path(out),
-            held_out=held_out_examples(eval_examples, config.batch_size),
-            resume=resume,
-            progress=progress,
-            loss_fn=loss_fn,
-            callbacks=callbacks,
-            token_bytes=token_bytes,
-        )
+    return train_on_batches(
+        model,
+        batches,
+        config,
+        out,
+        held_out=held_out_examples(eval_examples, config.batch_size),
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
+    )
 
 
-def _run(
-    model: LlamaForCausalLM,
+def train_on_batches(
+    model: Pretrained,
     batches: Batches,
     config: TrainConfig,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
-    held_out: HeldOutData,
-    resume: bool,
-    progress: bool | None,
-    loss_fn: LossFunction,
-    callbacks: Sequence[Callback],
-    token_bytes: npt.NDArray[np.int64] | None,
+    held_out: HeldOutData = (),
+    resume: bool = False,
+    progress: bool | None = None,
+    loss_fn: LossFunction = batch_loss,
+    eval_loss_fn: LossFunction = batch_loss,
+    callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
-    check_trainable(model)
-    device = resolve_device(config.device)
-    _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
-    if config.checkpoint_activations:
-        model.gradient_checkpointing_enable(every=config.checkpoint_activations)
-    if config.dtype == "float8":
-        use_float8(model, device)
-    optimizer = optimizer_for(model, config)
-    checkpoint = checkpoint_to_resume(out, resume)
-    state = TrainState(0, 0.0, {})
-    if checkpoint is not None:
-        check_same_run(checkpoint, config, read_state(checkpoint), batches)
-        state = load_checkpoint(checkpoint, model, optimizer)
-    metrics = MetricsFile(out / "metrics.jsonl", state.step)
-    trainer = Trainer(
-        model,
-        optimizer,
-        config,
-        batches,
-        device=device,
-        out=out,
-        held_out=held_out,
-        loss_fn=loss_fn,
-        token_bytes=token_bytes,
-        callbacks=[metrics, ProgressReport(progress), LossPlot(), *callbacks],
-    )
-    trainer.resume(state, checkpoint, metrics)
-    return trainer.run()
+    """Train `model` in place on any batches, and return the result; works as `train`.
+
+    Args:
+        model: The model.
+        batches: The training data.
+        config: The run's options; those of the data have no effect.
+        out: Folder of the run; created if it does not exist.
+        held_out: Batches to evaluate on.
+        resume: As of `train`, like the arguments below.
+        progress: Likewise.
+        loss_fn: Likewise.
+        eval_loss_fn: The loss of a held-out batch.
+        callbacks: Likewise.
+        token_bytes: Likewise.
+
+    Raises:
+        ValueError: As `train`.
+        OSError: As `train`.
+    """
+    with locked(Path(out)):
+        check_trainable(model, predicts_text=eval_loss_fn is batch_loss)
+        device = resolve_device(config.device)
+        _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+        if config.checkpoint_activations:
+            model.gradient_checkpointing_enable(every=config.checkpoint_activations)
+        if config.dtype == "float8":
+            use_float8(model, device)
+        optimizer = optimizer_for(model, config)
+        checkpoint = checkpoint_to_resume(Path(out), resume)
+        state = TrainState(0, 0.0, {})
+        if checkpoint is not None:
+            check_same_run(checkpoint, config, read_state(checkpoint), batches)
+            state = load_checkpoint(checkpoint, model, optimizer)
+        metrics = MetricsFile(Path(out) / "metrics.jsonl", state.step)
+        trainer = Trainer(
+            model,
+            optimizer,
+            config,
+            batches,
+            device=device,
+            out=Path(out),
+            held_out=held_out,
+            loss_fn=loss_fn,
+            eval_loss_fn=eval_loss_fn,
+            token_bytes=token_bytes,
+            callbacks=[metrics, ProgressReport(progress), LossPlot(), *callbacks],
+        )
+        trainer.resume(state, checkpoint, metrics)
+        return trainer.run()
 
 
-def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+def _move(model: Pretrained, device: torch.device, dtype: torch.dtype) -> None:
     """Move the model to the device, and convert only its trained parameters to `dtype`."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.to(device=device, dtype=dtype)

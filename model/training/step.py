@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,8 @@ class TensorBatch:
         return cls(*map(move, fields))  # type: ignore[arg-type]
 
 
-LossFunction = Callable[["LlamaForCausalLM", TensorBatch, int], Tensor]
+# The model is the one that the caller trains, so its class is his to name.
+LossFunction = Callable[[Any, TensorBatch, int], Tensor]
 """Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
 the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, perplexity
-from bpe_llama.model.evaluation import perplexity as evaluation
+from bpe_llama.model.evaluation import scoring as evaluation
 
 MODEL = LlamaForCausalLM(
     LlamaConfig(
@@ -72,7 +72,7 @@ def test_a_perplexity_beyond_a_floats_range_is_infinite() -> None:
         ([3, 4], {"window": 1}, "window is 1"),
         ([3, 4], {"window": 8, "stride": 8}, "stride is 8; expected at least 1 and less than the window of 8"),
         ([3, 4], {"window": 8, "stride": 0}, "stride is 0"),
-        ([3, 31, 4], {"window": 8}, "input id 31 is outside"),
+        ([3, 31, 4], {"window": 8}, "id 31 is outside"),
         ([3, 4, 31], {"window": 8}, "31 is outside"),
     ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.report.metrics import MetricsFile
 
@@ -48,6 +49,10 @@ class Samples(Callback):
 
     def on_eval(self, run: Trainer, metrics: Metrics) -> None:
         """Generate and write a text for each prompt."""
+        if not isinstance(run.model, LlamaForCausalLM):
+            raise TypeError(
+                f"the model is a {type(run.model).__name__}; expected a LlamaForCausalLM, which writes text"
+            )
         was_training = run.model.training
         run.model.eval()
         try:
