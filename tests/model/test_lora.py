@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, lora, quantize
+from bpe_llama.model import KVCache, LlamaForCausalLM, lora, quantize
 from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
+from tests.model.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -261,8 +262,7 @@ def test_all_backends_compute_the_adapter(tiny_model: Make, ids: Tensor, kind: s
         engine = Engine(each, slots=3, prefill_chunk=4)
         options = GenerationOptions(max_new_tokens=6, temperature=0.0)
         sequences = [engine.add_request(prompt, options) for prompt in prompts]
-        while engine.has_unfinished_requests():
-            engine.step()
+        finish(engine)
         told.append([*ways, [sequence.new_ids for sequence in sequences]])
     assert told[0] == told[1] != told[2]
 
@@ -306,8 +306,7 @@ def test_weights_of_active_adapters(tiny_model: Make, ids: Tensor) -> None:
         prompt = ids[0].tolist()
         engine.prefill([prompt], [GenerationOptions(max_new_tokens=8, temperature=0.0)])
         sequence = engine.running[0]
-        while engine.running:
-            engine.step()
+        finish(engine)
         return sequence.new_ids
 
     bare = said()
@@ -381,9 +380,8 @@ def test_a_refused_new_adapter_leaves_the_model_unchanged(tiny_model: Make) -> N
         assert lora.names(model) == [] and all(weight.requires_grad for weight in model.parameters())
 
 
-def test_a_folder_of_an_adapter_is_not_a_model(tmp_path: Path) -> None:
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape))
+def test_a_folder_of_an_adapter_is_not_a_model(tiny_model: Make, tmp_path: Path) -> None:
+    model = tiny_model()
     model.save_pretrained(tmp_path / "model")
     lora.save(lora.add(model, rank=2), tmp_path / "adapter")
     with pytest.raises(ValueError, match="adapter: holds an adapter and no model"):

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer, _core
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, generation, lora
+from bpe_llama.model import LlamaForCausalLM, TextGenerator, generation, lora
 from bpe_llama.model.cli.chat import Conversation
 from bpe_llama.model.generation.generate import Engine, Sequence
+from tests.small_models import tiny_model
 
 SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
 
@@ -26,17 +27,8 @@ SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
 def generator() -> TextGenerator:
     """Return a random model over bytes: it writes broken UTF-8, the hardest case for a stream."""
     tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k", special_tokens=SPECIAL)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        eos_token_id=257,
-    )
-    return TextGenerator(LlamaForCausalLM(config, seed=2).eval(), tokenizer)
+    shape = {"vocab_size": 258, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    return TextGenerator(tiny_model(seed=2, **shape, eos_token_id=257), tokenizer)
 
 
 def ids_after(generator: TextGenerator, prompt: str, **options: object) -> list[int]:
@@ -157,10 +149,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(generator: TextGenerator)
 def test_added_tokens_beyond_the_model_are_refused_where_they_are_used() -> None:
     ranks = {bytes([i]): i for i in range(256)}
     padded = Tokenizer.from_ranks(ranks, special_tokens={"[PAD]": 256, "<|user|>": 257})
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_model(vocab_size=256)
     with pytest.warns(UserWarning, match=r"258 ids, more than the model's 256; .* \('\[PAD\]', '<\|user\|>'\)") as said:
         writing = TextGenerator(model, padded)
     assert said[0].filename == __file__

@@ -18,7 +18,7 @@ from bpe_llama.model.generation.generate import Engine, GenerationOptions, Seque
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
-from tests.small_models import SMALL, perturb_vectors
+from tests.small_models import perturb_vectors, small_config
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
@@ -70,7 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def config_of(case: str) -> LlamaConfig:
     shape = {"num_hidden_layers": 3, "max_position_embeddings": 128, "pad_token_id": 0}
-    return LlamaConfig(**(SMALL | shape | CASES[case]))
+    return small_config(**(shape | CASES[case]))
 
 
 @pytest.fixture(params=list(CASES))
