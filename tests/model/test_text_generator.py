@@ -6,6 +6,7 @@ import copy
 import itertools
 import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -46,13 +47,21 @@ def test_the_stream_is_the_decoded_continuation(generator: TextGenerator, seed: 
     assert generator.generate("Once upon", **options) == "".join(pieces)
 
 
-def test_a_character_in_several_tokens_comes_whole(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = [*"né – 日本 🦙!".encode(), 257]
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+    """Return a function that lets every sequence draw given ids, one a step."""
 
-    def scripted(sequences: list[object], logits: torch.Tensor) -> list[int]:
-        return [script[len(sequence.new_ids)] for sequence in sequences]  # type: ignore[attr-defined]
+    def use(script: list[int]) -> None:
+        draw = lambda sequences, logits: [script[len(sequence.new_ids)] for sequence in sequences]  # noqa: E731
+        monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", draw)
 
-    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
+    return use
+
+
+def test_a_character_in_several_tokens_comes_whole(
+    generator: TextGenerator, scripted: Callable[[list[int]], None]
+) -> None:
+    scripted([*"né – 日本 🦙!".encode(), 257])
     assert list(generator.stream("x")) == list("né – 日本 🦙!")
     assert list(generator.stream("x", stop="本 🦙")) == list("né – 日")
     assert list(generator.stream("x", stop=["本 🐫", " –", "é –"])) == ["n"]
@@ -60,16 +69,13 @@ def test_a_character_in_several_tokens_comes_whole(generator: TextGenerator, mon
     assert generator.generate_batch(["x", "yy"], stop="日") == ["né – ", "né – "]
 
 
-def test_a_stop_string_inside_a_token_cuts_the_token(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_string_inside_a_token_cuts_the_token(
+    generator: TextGenerator, scripted: Callable[[list[int]], None]
+) -> None:
     ranks = {bytes([i]): i for i in range(256)} | {b"he": 256, b"hel": 257, b"hell": 258, b"hello": 259}
     tokenizer = Tokenizer.from_ranks(ranks, pattern="cl100k")
     model = LlamaForCausalLM(generator.model.config.replace(vocab_size=260, eos_token_id=None)).eval()
-    script = [*b"so ", 259, 259, *b"!"]
-
-    def scripted(sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
-        return [script[len(sequence.new_ids)] for sequence in sequences]
-
-    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
+    scripted([*b"so ", 259, 259, *b"!"])
     wordy = TextGenerator(model, tokenizer)
     assert wordy.generate("x", stop="ll", max_new_tokens=6) == "so he"
     assert wordy.generate("x", stop="oh", max_new_tokens=6) == "so hell"
@@ -123,18 +129,13 @@ def test_bad_requests_are_named(generator: TextGenerator) -> None:
         generator.generate("a", colour="red")
 
 
-def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, scripted: Callable[[list[int]], None]) -> None:
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{i:02X}>", 0.0, 6) for i in range(256))]
     pieces += [("▁", -1.0, 1), ("▁the", -2.0, 1), ("▁end", -3.0, 1)]
     tokenizer = Tokenizer(_core.Tokenizer.build_from_pieces(pieces, True, False).with_bos_eos(1, 2))
     config = generator.model.config.replace(vocab_size=tokenizer.vocab_size, eos_token_id=2)
     writing = TextGenerator(LlamaForCausalLM(config).eval(), tokenizer)
-    script = [tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁end"), 2]
-
-    def scripted(sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
-        return [script[len(sequence.new_ids)] for sequence in sequences]
-
-    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
+    scripted([tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁end"), 2])
     assert writing.generate("See") == " the end"
     assert writing.generate_batch(["See", "See "]) == [" the end"] * 2
     assert writing.generate("") == writing.generate(tokenizer.encode("[See]")) == "the end"  # a beginning, an answer
@@ -195,14 +196,7 @@ def fresh(generator: TextGenerator) -> TextGenerator:
 
 def test_a_common_prefix_is_not_computed_again(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     options = {"max_new_tokens": 12, "temperature": 0.9, "seed": 4, "eos_id": ()}
-    prompts = [
-        "Once upon a time",
-        "Once upon a time",
-        "Once upon another",
-        "x" * 100,
-        "Once upon a",
-        "Once upon a time",
-    ]
+    prompts = [*["Once upon a time"] * 2, "Once upon another", "x" * 100, "Once upon a", "Once upon a time"]
     expected = [fresh(generator).generate(prompt, **options) for prompt in prompts]
     prefilled.clear()
     one = fresh(generator)
