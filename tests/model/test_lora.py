@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -149,24 +149,7 @@ def test_a_bad_adapter_is_refused_and_the_model_unchanged(tiny_model: Make, tmp_
     weights.write_bytes(good_weights[:50])
     refused("damaged")
     weights.write_bytes(good_weights)
-    tensors = load_file(weights)
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    save_file(tensors | {name: torch.zeros(2, 5)}, weights)
-    refused(r"q_proj is \[48, 2\] by \[2, 5\]; expected \[48, 2\] by \[2, 48\]")
-    save_file({key: tensor for key, tensor in tensors.items() if key != name.replace("_A", "_B")}, weights)
-    refused("not its lora_B")
-    save_file(tensors | {"stray": torch.zeros(1)}, weights)
-    refused("other tensors than pairs of lora_A and lora_B: stray")
-    save_file({key.replace("layers.0", "layers.9"): tensor for key, tensor in tensors.items()}, weights)
-    refused(r"layers\.9\.self_attn\.\w_proj, which the model does not have")
-    weights.write_bytes(good_weights)
-    for change, message in (
-        ({"use_dora": True}, "lacks .*q_proj.lora_magnitude_vector"),
-        ({"peft_type": "IA3"}, "peft_type is .IA3.; expected .LORA."),
-        ({"use_qalora": True}, "adapter_config.json: use_qalora is True, which is not supported"),
-    ):
-        config.write_text(json.dumps(good_config | change))
-        refused(message)
     for text in ("{}", "[]", "{", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), '{"a":' * 100_000):
         config.write_text(text)
         refused("adapter_config.json: does not describe a LoRA adapter")

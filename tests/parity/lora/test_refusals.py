@@ -19,7 +19,7 @@ from tests.parity.lora.written import OF_THE_MODEL, Q_V, bases, saved_by_peft
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+    ({"peft_type": "IA3"}, "peft_type is 'IA3'; expected 'LORA'"),
     ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq': its base"),
     ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda': its base"),
     ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga': its base"),
@@ -28,7 +28,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens is \[1, 2\], which is not supported"),
     ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters is"),
     ({"megatron_config": {"a": 1}}, "megatron_config is"),
-    ({"use_qalora": True}, "use_qalora is True"),
+    ({"use_qalora": True}, r"adapter_config\.json: use_qalora is True, which is not supported"),
     ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication is"),
     ({"arrow_config": {"top_k": 3}}, "arrow_config is"),
     ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is"),
@@ -92,6 +92,7 @@ def _refused(ours: LlamaForCausalLM, folder: Path, message: str) -> None:
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "missing": (lambda t: {k: v for k, v in t.items() if k != KEY}, r"q_proj but lacks .*q_proj\.lora_A\.weight"),
+    "missing B": (lambda t: {k: v for k, v in t.items() if k != KEY.replace("_A", "_B")}, "not its lora_B"),
     "missing layer": (lambda t: {k: v for k, v in t.items() if "s.0." not in k}, r"no update of model\.layers\.0"),
     "extra": (lambda t: {**t, OF_THE_MODEL + "lm_head.bias": torch.zeros(3)}, r"lm_head\.bias, which .* does not name"),
     "extra module": (
