@@ -19,7 +19,7 @@ from bpe_llama.model.backends.cuda.graph import CudaGraphDecoder
 from bpe_llama.model.cli.speed import bytes_per_token
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
-from tests.model.naive import finish
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 

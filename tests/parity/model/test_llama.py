@@ -18,7 +18,7 @@ from bpe_llama.model.generation.generate import Engine, GenerationOptions, Seque
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
-from tests.model.naive import finish
+from tests.model.generation.naive import finish
 from tests.small_models import perturb_vectors, small_config
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")

@@ -20,7 +20,7 @@ from bpe_llama.model.backends.cpu.native import Rows
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.cache import QuantizedCache
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
-from tests.model.naive import finish
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 

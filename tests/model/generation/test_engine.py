@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence
-from tests.model.naive import alone, finish
+from tests.model.generation.naive import alone, finish
 
 Make = Callable[..., LlamaForCausalLM]
 

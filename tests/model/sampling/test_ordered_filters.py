@@ -23,7 +23,7 @@ from bpe_llama.model.sampling.ordered import (
     xtc_chance,
 )
 from bpe_llama.model.sampling.processors import dry_penalties
-from tests.model.naive import finish
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 V = 97

@@ -10,7 +10,7 @@ from torch import Tensor
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence
 from bpe_llama.model.generation.speculative import ModelDraft, PromptLookupDraft, generate_speculative
-from tests.model.naive import alone
+from tests.model.generation.naive import alone
 
 Make = Callable[..., LlamaForCausalLM]
 

@@ -15,7 +15,7 @@ from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
-from tests.model.naive import finish
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 

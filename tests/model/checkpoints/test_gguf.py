@@ -16,7 +16,7 @@ from bpe_llama.model.checkpoints.gguf import load_gguf
 from bpe_llama.model.checkpoints.gguf_tensors import read_tensor
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from tests.gguf_files import finish
-from tests.model.gguf_models import CONFIG, copied, permuted, split, write_gguf
+from tests.model.checkpoints.gguf_models import CONFIG, copied, permuted, split, write_gguf
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
 

@@ -11,7 +11,7 @@ from bpe_llama.model import LlamaForCausalLM, lora, quantize
 from bpe_llama.model.cli.speed import bytes_per_token, describe_speed, memory_bandwidth
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
-from tests.model.naive import finish
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 

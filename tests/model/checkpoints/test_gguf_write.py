@@ -15,7 +15,7 @@ from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.checkpoints.assemble import expected_shapes
 from bpe_llama.model.checkpoints.gguf import load_gguf
 from bpe_llama.model.checkpoints.gguf_write import FORMATS, save_gguf
-from tests.model.gguf_models import CONFIG, permuted
+from tests.model.checkpoints.gguf_models import CONFIG, permuted
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
 

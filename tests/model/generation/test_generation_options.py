@@ -26,7 +26,7 @@ from bpe_llama.model.sampling.ordered import (
     LLAMA_CPP_FILTERS,
 )
 from bpe_llama.model.sampling.params import SamplerParams
-from tests.model.naive import finish
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 V = 97

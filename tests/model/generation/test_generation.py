@@ -14,7 +14,7 @@ from torch import Tensor
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.generate import Engine, GenerationOptions, Sequence, stream_ids
 from bpe_llama.model.generation.sampler_dispatch import _sample_native, _sample_with_torch, sample_next_ids
-from tests.model.naive import alone
+from tests.model.generation.naive import alone
 
 Make = Callable[..., LlamaForCausalLM]
 
