@@ -26,19 +26,8 @@ from tests.parity.tokenizer.sentencepiece_models import USER_DEFINED, Model, enc
 # What SentencePiece treats in a way of its own, or a model has a token for.
 AWKWARD = [
     *("", " ", "  ", "a", " a", "a ", "  a  b  ", "\n", "\n\n a", "\t\ta\t", "\r\n", "\0", "a\0b", "\x7f\x80"),
-    *(
-        "▁",
-        "▁▁ ▁",
-        "a▁b",
-        " ▁a",
-        "▁ ",
-        "\ufeffx",
-        "\u3000a\u00a0b",
-        "e\u0301",
-        "ﬁ ½ Ⅷ",
-        "😀 👩‍👩‍👧‍👦",
-        "\u0378\U0010ffff",
-    ),
+    *("▁", "▁▁ ▁", "a▁b", " ▁a", "▁ ", "\ufeffx", "\u3000a\u00a0b", "e\u0301", "ﬁ ½ Ⅷ"),
+    *("😀 👩‍👩‍👧‍👦", "\u0378\U0010ffff"),
     *("<s>", "</s>", "<unk>", "<0x0A>", "<0x41>b", "[INST] hi [/INST]", "[REFERENCE_DOC_19][REFERENCE_DOC_1]x", " ⁇ "),
     *(" " * n + "x" for n in range(1, 70)),
     *("a" * n for n in (2, 17, 1000)),
