@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.generation.sampler_dispatch import processed_scores
 from bpe_llama.model.generation_config import _NEUTRAL, _OPTIONS, _WITHOUT_EFFECT
 from bpe_llama.model.sampling.params import GenerationOptions
+from tests.small_models import tiny_model
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,24 +23,9 @@ process = pytest.importorskip("transformers.generation.logits_process")
 V = 61
 
 
-def config(**changes: Any) -> LlamaConfig:
-    values: dict[str, Any] = {
-        "vocab_size": V,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 96,
-        "initializer_range": 0.15,
-        "eos_token_id": 2,
-        "pad_token_id": None,
-    }
-    return LlamaConfig(**(values | changes))
-
-
-def folder_with(path: Path, generation: dict[str, Any] | None, **changes: Any) -> Path:
-    LlamaForCausalLM(config(**changes), seed=3).save_pretrained(path)
+def folder_with(path: Path, generation: dict[str, Any] | None, pad_token_id: int | None = None) -> Path:
+    shape = {"vocab_size": V, "num_key_value_heads": 2, "max_position_embeddings": 96, "initializer_range": 0.15}
+    tiny_model(seed=3, **shape, eos_token_id=2, pad_token_id=pad_token_id).save_pretrained(path)
     if generation is not None:
         (path / "generation_config.json").write_text(json.dumps(generation))
     return path

@@ -10,7 +10,8 @@ import torch
 
 from bench import data
 from bpe_llama import Tokenizer
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model import LlamaForCausalLM
+from tests.small_models import tiny_model
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,19 +25,8 @@ def twin(model: LlamaForCausalLM) -> Any:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[LlamaForCausalLM, Any]:
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.15,
-        eos_token_id=None,
-        pad_token_id=60,  # they take 0 for no padding id at all
-    )
-    model = LlamaForCausalLM(config, seed=3).eval()
+    shape = {"vocab_size": 61, "num_key_value_heads": 2, "initializer_range": 0.15, "eos_token_id": None}
+    model = tiny_model(seed=3, **shape, pad_token_id=60)  # they take 0 for no padding id at all
     return model, twin(model)
 
 

@@ -6,6 +6,7 @@ import copy
 import itertools
 import re
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -15,9 +16,10 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer, _core
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, generation, lora
+from bpe_llama.model import LlamaForCausalLM, TextGenerator, generation, lora
 from bpe_llama.model.cli.chat import Conversation
 from bpe_llama.model.generation.generate import Engine, Sequence
+from tests.small_models import tiny_model
 
 SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
 
@@ -26,17 +28,8 @@ SPECIAL = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257}
 def generator() -> TextGenerator:
     """Return a random model over bytes: it writes broken UTF-8, the hardest case for a stream."""
     tokenizer = Tokenizer.from_ranks({bytes([i]): i for i in range(256)}, pattern="cl100k", special_tokens=SPECIAL)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        eos_token_id=257,
-    )
-    return TextGenerator(LlamaForCausalLM(config, seed=2).eval(), tokenizer)
+    shape = {"vocab_size": 258, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    return TextGenerator(tiny_model(seed=2, **shape, eos_token_id=257), tokenizer)
 
 
 def ids_after(generator: TextGenerator, prompt: str, **options: object) -> list[int]:
@@ -54,13 +47,21 @@ def test_the_stream_is_the_decoded_continuation(generator: TextGenerator, seed: 
     assert generator.generate("Once upon", **options) == "".join(pieces)
 
 
-def test_a_character_in_several_tokens_comes_whole(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = [*"né – 日本 🦙!".encode(), 257]
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+    """Return a function that lets every sequence draw given ids, one a step."""
 
-    def scripted(sequences: list[object], logits: torch.Tensor) -> list[int]:
-        return [script[len(sequence.new_ids)] for sequence in sequences]  # type: ignore[attr-defined]
+    def use(script: list[int]) -> None:
+        draw = lambda sequences, logits: [script[len(sequence.new_ids)] for sequence in sequences]  # noqa: E731
+        monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", draw)
 
-    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
+    return use
+
+
+def test_a_character_in_several_tokens_comes_whole(
+    generator: TextGenerator, scripted: Callable[[list[int]], None]
+) -> None:
+    scripted([*"né – 日本 🦙!".encode(), 257])
     assert list(generator.stream("x")) == list("né – 日本 🦙!")
     assert list(generator.stream("x", stop="本 🦙")) == list("né – 日")
     assert list(generator.stream("x", stop=["本 🐫", " –", "é –"])) == ["n"]
@@ -68,16 +69,13 @@ def test_a_character_in_several_tokens_comes_whole(generator: TextGenerator, mon
     assert generator.generate_batch(["x", "yy"], stop="日") == ["né – ", "né – "]
 
 
-def test_a_stop_string_inside_a_token_cuts_the_token(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_string_inside_a_token_cuts_the_token(
+    generator: TextGenerator, scripted: Callable[[list[int]], None]
+) -> None:
     ranks = {bytes([i]): i for i in range(256)} | {b"he": 256, b"hel": 257, b"hell": 258, b"hello": 259}
     tokenizer = Tokenizer.from_ranks(ranks, pattern="cl100k")
     model = LlamaForCausalLM(generator.model.config.replace(vocab_size=260, eos_token_id=None)).eval()
-    script = [*b"so ", 259, 259, *b"!"]
-
-    def scripted(sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
-        return [script[len(sequence.new_ids)] for sequence in sequences]
-
-    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
+    scripted([*b"so ", 259, 259, *b"!"])
     wordy = TextGenerator(model, tokenizer)
     assert wordy.generate("x", stop="ll", max_new_tokens=6) == "so he"
     assert wordy.generate("x", stop="oh", max_new_tokens=6) == "so hell"
@@ -131,18 +129,13 @@ def test_bad_requests_are_named(generator: TextGenerator) -> None:
         generator.generate("a", colour="red")
 
 
-def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_space_after_a_prompt_is_kept(generator: TextGenerator, scripted: Callable[[list[int]], None]) -> None:
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{i:02X}>", 0.0, 6) for i in range(256))]
     pieces += [("▁", -1.0, 1), ("▁the", -2.0, 1), ("▁end", -3.0, 1)]
     tokenizer = Tokenizer(_core.Tokenizer.build_from_pieces(pieces, True, False).with_bos_eos(1, 2))
     config = generator.model.config.replace(vocab_size=tokenizer.vocab_size, eos_token_id=2)
     writing = TextGenerator(LlamaForCausalLM(config).eval(), tokenizer)
-    script = [tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁end"), 2]
-
-    def scripted(sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
-        return [script[len(sequence.new_ids)] for sequence in sequences]
-
-    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
+    scripted([tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁end"), 2])
     assert writing.generate("See") == " the end"
     assert writing.generate_batch(["See", "See "]) == [" the end"] * 2
     assert writing.generate("") == writing.generate(tokenizer.encode("[See]")) == "the end"  # a beginning, an answer
@@ -157,10 +150,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(generator: TextGenerator)
 def test_added_tokens_beyond_the_model_are_refused_where_they_are_used() -> None:
     ranks = {bytes([i]): i for i in range(256)}
     padded = Tokenizer.from_ranks(ranks, special_tokens={"[PAD]": 256, "<|user|>": 257})
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_model(vocab_size=256)
     with pytest.warns(UserWarning, match=r"258 ids, more than the model's 256; .* \('\[PAD\]', '<\|user\|>'\)") as said:
         writing = TextGenerator(model, padded)
     assert said[0].filename == __file__
@@ -206,14 +196,7 @@ def fresh(generator: TextGenerator) -> TextGenerator:
 
 def test_a_common_prefix_is_not_computed_again(generator: TextGenerator, prefilled: list[Sequence]) -> None:
     options = {"max_new_tokens": 12, "temperature": 0.9, "seed": 4, "eos_id": ()}
-    prompts = [
-        "Once upon a time",
-        "Once upon a time",
-        "Once upon another",
-        "x" * 100,
-        "Once upon a",
-        "Once upon a time",
-    ]
+    prompts = [*["Once upon a time"] * 2, "Once upon another", "x" * 100, "Once upon a", "Once upon a time"]
     expected = [fresh(generator).generate(prompt, **options) for prompt in prompts]
     prefilled.clear()
     one = fresh(generator)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from bpe_llama.model import LlamaConfig, LlamaForSequenceClassification
-from tests.small_models import SMALL
+from bpe_llama.model import LlamaForSequenceClassification
+from tests.small_models import small_config
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
@@ -26,7 +26,7 @@ LABELS = {
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_and_loss(kind: str, side: str, tmp_path: Path) -> None:
     labels_and_padding = {"num_labels": 1 if kind == "regression" else 4, "pad_token_id": 0}
-    config = LlamaConfig(**(SMALL | labels_and_padding | {"max_position_embeddings": 64}))
+    config = small_config(**labels_and_padding, max_position_embeddings=64)
     ours = LlamaForSequenceClassification(config, seed=1).eval()
     ours.save_pretrained(tmp_path)
     theirs: Any = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()

@@ -20,6 +20,7 @@ from bpe_llama.model.backends.cpu.native import Rows
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.cache import QuantizedCache
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -225,8 +226,7 @@ def test_a_changed_model_is_noticed(tiny_model: Make, biased: bool) -> None:
 
     def run() -> list[int]:
         (sequence,) = engine.prefill([[5, 6, 7]], [options])
-        while engine.step():
-            pass
+        finish(engine)
         return sequence.new_ids
 
     def naive() -> list[int]:

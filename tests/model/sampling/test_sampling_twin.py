@@ -11,23 +11,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from bpe_llama import Sampler
 from bpe_llama.model import sampling
+from tests.logit_rows import KINDS, ROWS, row_of
 
 SHARES = st.floats(1e-4, 1.0)
 OPTIONS = st.fixed_dictionaries(
     {"temperature": st.floats(0.05, 5.0), "preset": st.sampled_from(["exact", "meta", "transformers", "llama_cpp"])},
     optional={"top_k": st.integers(0, 120), "top_p": SHARES, "min_p": st.floats(0.0, 1.0), "typical_p": SHARES},
-)
-ELEMENTS = st.one_of(
-    st.floats(-8, 8, width=32),
-    st.floats(-1e4, 1e4, width=32),
-    st.sampled_from([0.0, -0.0, 1.0, 2.5]),
-    st.just(-np.inf),
-    st.integers(-1000, 1000).map(lambda n: n * 2.0**-149),
-)
-ROWS = (
-    st.lists(ELEMENTS, min_size=1, max_size=100)
-    .filter(lambda row: max(row) > -np.inf)
-    .map(lambda row: np.array(row, dtype=np.float32))
 )
 
 
@@ -58,18 +47,9 @@ def test_twin_and_sampler_agree_on_any_row(row, options, seed):
 
 
 @pytest.mark.parametrize("size", [1, 2, 1025, 32_000, 262_144])
-@pytest.mark.parametrize("kind", ["flat", "peaked", "tied", "two values", "equal", "one finite", "subnormal"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_every_size_and_kind(size, kind):
-    random = np.random.default_rng(size)
-    row = {
-        "flat": lambda: random.normal(size=size),
-        "peaked": lambda: random.normal(size=size) * 3 + 12 * (random.random(size) < 5 / size),
-        "tied": lambda: np.round(random.normal(size=size) * 4) / 4,
-        "two values": lambda: np.where(random.random(size) < 0.1, 3.0, 0.0),
-        "equal": lambda: np.full(size, -7.5),
-        "one finite": lambda: np.where(np.arange(size) == size // 2, 0.0, -np.inf),
-        "subnormal": lambda: random.normal(size=size) * 1e-40,
-    }[kind]().astype(np.float32)
+    row = row_of(kind, size)
     assert_same(row, size, 1, {"top_k": 500, "top_p": 0.9, "min_p": 0.01})
     assert_same(row, size, 2, {"temperature": 0.7, "top_p": 0.95, "typical_p": 0.8})
 

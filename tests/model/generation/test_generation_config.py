@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM
 from bpe_llama import Tokenizer
 from bpe_llama._gguf.token_types import end_ids
 from bpe_llama._gguf.writer import tokenizer_metadata
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora
+from bpe_llama.model import LlamaForCausalLM, TextGenerator, lora
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.cli.chat import Conversation
 from bpe_llama.model.cli.loading import save_with_tokenizer
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.generation_config import GenerationConfig
+from tests.small_models import tiny_model
 
 RANKS = {bytes([i]): i for i in range(256)} | {b"zz": 261}
 SPECIAL = {"<s>": 256, "</s>": 257, "<|eot|>": 258, "<|im_end|>": 259, "<tool>": 260}
@@ -28,18 +29,7 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}<|eot|>{% endfo
 
 
 def model_with(eos: Any = 257, **generation: Any) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=264,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        bos_token_id=256,
-        eos_token_id=eos,
-    )
-    model = LlamaForCausalLM(config, seed=2).eval()
+    model = tiny_model(seed=2, vocab_size=264, bos_token_id=256, eos_token_id=eos)
     model.generation_config = GenerationConfig(generation)
     return model
 

@@ -57,16 +57,6 @@ def test_dtype_is_kept_or_chosen(tiny_model: Make, tmp_path: Path) -> None:
     assert LlamaForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
-def test_buffers_of_old_versions_are_ignored(tiny_model: Make, ids: Tensor, tmp_path: Path) -> None:
-    model = tiny_model(tie_word_embeddings=True)
-    model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
-    save_file(tensors, tmp_path / "model.safetensors")
-    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
-
-
 def test_every_wrong_tensor_is_named_at_once(tiny_model: Make, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

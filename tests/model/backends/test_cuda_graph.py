@@ -15,6 +15,7 @@ from bpe_llama.model.cache.quantized import QuantizedCache
 from bpe_llama.model.generation.engine import Engine
 from bpe_llama.model.sampling.params import GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -77,8 +78,7 @@ def test_a_cuda_graph_gives_the_ids_of_plain_generation(
         assert (found.new_ids, found.finish_reason) == (expected.new_ids, expected.finish_reason)
 
 
-def test_the_context_ends_a_sequence_and_a_decoder_serves_again(tiny_model: Make, ids: Tensor) -> None:
-    model = tiny_model(eos_token_id=None)
+def test_the_context_ends_a_sequence_and_a_decoder_serves_again(model: LlamaForCausalLM, ids: Tensor) -> None:
     engine = Engine(model, 1, 24)
     decoder = CudaGraphDecoder(model, engine.cache)
     for seed in (1, 2):
@@ -87,8 +87,7 @@ def test_the_context_ends_a_sequence_and_a_decoder_serves_again(tiny_model: Make
         decoder.run([found])
         engine.abort(found)
         (expected,) = engine.prefill([ids[seed].tolist()], [wanted])
-        while engine.step():
-            pass
+        finish(engine)
         assert (found.new_ids, found.finish_reason) == (expected.new_ids, "length")
     assert len(decoder._steps) == 1
 

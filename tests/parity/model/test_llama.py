@@ -18,7 +18,8 @@ from bpe_llama.model.generation.generate import Engine, GenerationOptions, Seque
 from bpe_llama.model.generation.speculative import generate_speculative
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
-from tests.small_models import SMALL, perturb_vectors
+from tests.model.generation.naive import finish
+from tests.small_models import perturb_vectors, small_config
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs transformers installed")
 pytestmark = pytest.mark.usefixtures("quiet_transformers")
@@ -70,7 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def config_of(case: str) -> LlamaConfig:
     shape = {"num_hidden_layers": 3, "max_position_embeddings": 128, "pad_token_id": 0}
-    return LlamaConfig(**(SMALL | shape | CASES[case]))
+    return small_config(**(shape | CASES[case]))
 
 
 @pytest.fixture(params=list(CASES))
@@ -115,9 +116,8 @@ def test_logits_and_loss(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> Non
 
 def test_cached_logits(pair: tuple[LlamaForCausalLM, Any], ids: Tensor) -> None:
     ours, theirs = pair
-    expected = theirs(
-        ids
-    ).logits  # a cache does not change the logits, unless its keys were rotated for a shorter sequence
+    # A cache does not change the logits, unless its keys were rotated for a shorter sequence.
+    expected = theirs(ids).logits
     cache, past = KVCache(ours.config, 3, max_length=60), None
     for start, end in [(0, 31), (31, 50), *((i, i + 1) for i in range(50, 60))]:
         logits = ours(ids[:, start:end], past_key_values=cache).logits
@@ -281,8 +281,7 @@ def test_rotation_does_not_depend_on_prefill_chunks(kind: str, path: str, tmp_pa
             for _ in range(4):
                 engine.step()
             sequences += joining(engine, prompts[3:], [options] * 2)
-            while engine.has_unfinished_requests():
-                engine.step()
+            finish(engine)
             made.append([sequence.new_ids for sequence in sequences])
     if cache == "int8":  # quantized, so the ids may differ from transformers', but not between prefill chunks
         assert made == made[:1] * 4
@@ -318,6 +317,5 @@ def test_length_dependent_rotation_in_beam_search_speculation_and_prefix_cache(k
     engine = Engine(ours, 1, prefill_chunk=16)
     for prompt in (begin[:10], begin[:20], begin, begin + plain[:12], begin + plain + begin[:9], begin[:12]):
         (sequence,) = engine.prefill([prompt], [options])
-        while engine.has_unfinished_requests():
-            engine.step()
+        finish(engine)
         assert sequence.new_ids == theirs(prompt, max_new_tokens=20), len(prompt)

@@ -1,4 +1,4 @@
-"""GGUF files: tensor types, names, RoPE row order, configs, splits, refused files, and writing."""
+"""GGUF files: tensor types, names, RoPE row order, configs, splits and refused files."""
 
 from __future__ import annotations
 
@@ -9,84 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from bpe_llama import Tokenizer
 from bpe_llama._gguf.header import read_gguf_header
-from bpe_llama._gguf.writer import tokenizer_metadata
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-from bpe_llama.model.checkpoints.assemble import expected_shapes, half_split_rows, interleaved_rows
+from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
+from bpe_llama.model.checkpoints.assemble import half_split_rows, interleaved_rows
 from bpe_llama.model.checkpoints.gguf import load_gguf
 from bpe_llama.model.checkpoints.gguf_tensors import read_tensor
-from bpe_llama.model.checkpoints.gguf_write import FORMATS, save_gguf
+from bpe_llama.model.checkpoints.gguf_write import save_gguf
+from tests.gguf_files import finish
+from tests.model.checkpoints.gguf_models import CONFIG, copied, permuted, split, write_gguf
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
-
-CONFIG = LlamaConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    rope_theta=50_000.0,
-    rms_norm_eps=1e-5,
-)
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def permuted(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """llama.cpp's conversion, row by row: the oracle of `interleaved_rows`."""
-    size = weight.shape[0] // heads
-    rows = [
-        head * size + pair + half * (size // 2) for head in range(heads) for pair in range(size // 2) for half in (0, 1)
-    ]
-    return weight[rows]
-
-
-def write_gguf(path: Path, model: LlamaForCausalLM, leave_out: str = "", **metadata: Any) -> Path:
-    """Write a model with the gguf package alone, in float32, by code independent of ours."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"))
-    writer.add_block_count(metadata.pop("block_count", config.num_hidden_layers))
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_rope_freq_base(config.rope["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    for key, value in metadata.items():
-        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    for name, tensor in model.state_dict().items():
-        module, _, kind = name.rpartition(".")
-        values = tensor.numpy()
-        if module.startswith("model.layers."):
-            _, _, layer, part = module.split(".", 3)
-            target = f"blk.{layer}.{LAYER[part]}"
-            if part.endswith(("q_proj", "k_proj")):
-                values = permuted(values, config.num_attention_heads if part.endswith("q_proj") else config.kv_heads)
-        elif module == "lm_head" and config.tie_word_embeddings:
-            continue
-        else:
-            target = outer[module]
-        if target != leave_out:
-            writer.add_tensor(f"{target}.{kind}", np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
@@ -98,9 +30,8 @@ def test_weights_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
                 weight.normal_(generator=torch.Generator().manual_seed(1))
     loaded = load_gguf(write_gguf(tmp_path / "m.gguf", model), device="cpu")
     assert loaded.dtype == torch.float32 and not loaded.training
-    assert {
-        name: getattr(loaded.config, name) for name in ("rope_theta", "head_dim", "kv_heads", "tie_word_embeddings")
-    } == {name: getattr(model.config, name) for name in ("rope_theta", "head_dim", "kv_heads", "tie_word_embeddings")}
+    for name in ("rope_theta", "head_dim", "kv_heads", "tie_word_embeddings"):
+        assert getattr(loaded.config, name) == getattr(model.config, name), name
     expected = model.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     for name, tensor in loaded.state_dict().items():
@@ -155,39 +86,6 @@ def test_a_model_of_any_tensor_type_is_loaded_or_the_type_named(tmp_path: Path, 
         np.testing.assert_array_equal(loaded[f"{ours}.weight"].numpy(), expected)
 
 
-def copied(source: Path, target: Path, **changes: Any) -> Any:
-    """Return a writer with the metadata of a file and changes to it."""
-    writer = gguf.GGUFWriter(target, "llama")
-    for key, value in (read_gguf_header(source).metadata | changes).items():
-        if key != "general.architecture" and value is not None:
-            kind = gguf.GGUFValueType.UINT16 if key.startswith("split.") else gguf.GGUFValueType.get_type(value)
-            writer.add_key_value(key, value, kind)
-    return writer
-
-
-def finish(writer: Any) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def split(source: Path, parts: int = 3, **changes: Any) -> list[Path]:
-    """Split a file as `llama-gguf-split` does: all metadata in the first part, tensors in their order."""
-    tensors = gguf.GGUFReader(source).tensors
-    paths = [source.with_name(f"part-{number:05}-of-{parts:05}.gguf") for number in range(1, parts + 1)]
-    each = -(-len(tensors) // parts)
-    for number, path in enumerate(paths):
-        keys = {"split.no": number, "split.count": parts, "split.tensors.count": len(tensors)} | changes
-        writer = copied(source, path, **keys) if number == 0 else gguf.GGUFWriter(path, "llama")
-        for key, value in keys.items() if number else ():
-            writer.add_key_value(key, value, gguf.GGUFValueType.UINT16)
-        for tensor in tensors[number * each : (number + 1) * each]:
-            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-        finish(writer)
-    return paths
-
-
 @pytest.mark.parametrize("experts", [None, 3])
 def test_a_model_split_over_files(tmp_path: Path, experts: int | None) -> None:
     save_gguf(LlamaForCausalLM(CONFIG.replace(num_local_experts=experts), seed=1), tmp_path / "m.gguf", dtype="q8_0")
@@ -227,10 +125,7 @@ def check_format(path: Path, name: str, stored: np.ndarray[Any, Any]) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("before", np.zeros(5, np.float32))
     writer.add_tensor("t", stored, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     header = read_gguf_header(path)
     ours = read_tensor(header, header.tensors["t"], torch.float32)
     theirs = gguf.quants.dequantize(gguf.GGUFReader(path).tensors[1].data, kind)
@@ -262,19 +157,11 @@ def test_llama3_rope_factors_become_a_config(tmp_path: Path) -> None:
     plain = LlamaForCausalLM(CONFIG.replace(rope_theta=500_000.0)).model.rotary_emb.inv_freq
 
     path = write_gguf(tmp_path / "plain.gguf", LlamaForCausalLM(config))
-    header = read_gguf_header(path)
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(tmp_path / "factors.gguf", "llama")
-    for key, value in header.metadata.items():
-        if key != "general.architecture":
-            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    for tensor in reader.tensors:
+    writer = copied(path, tmp_path / "factors.gguf")
+    for tensor in gguf.GGUFReader(path).tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data))
     writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
     loaded = load_gguf(tmp_path / "factors.gguf", device="cpu")
     assert loaded.config.rope_scaling == rope
@@ -318,13 +205,9 @@ def test_memory_is_bounded_by_the_file_not_by_its_counts(
     tmp_path: Path, values: np.ndarray[Any, Any] | None, message: str
 ) -> None:
     config = CONFIG.replace(num_hidden_layers=1, num_local_experts=None if values is None else 2)
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     save_gguf(LlamaForCausalLM(config), tmp_path / "whole.gguf")
-    whole = gguf.GGUFReader(tmp_path / "whole.gguf")
-    for key, value in read_gguf_header(tmp_path / "whole.gguf").metadata.items():
-        if key != "general.architecture":
-            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    for tensor in whole.tensors:
+    writer = copied(tmp_path / "whole.gguf", tmp_path / "m.gguf")
+    for tensor in gguf.GGUFReader(tmp_path / "whole.gguf").tensors:
         if values is None or tensor.name != "blk.0.ffn_up_exps.weight":
             writer.add_tensor(tensor.name, np.array(tensor.data))
     if values is None:
@@ -332,10 +215,7 @@ def test_memory_is_bounded_by_the_file_not_by_its_counts(
             writer.add_tensor(f"stray.{number}", np.zeros(1, np.float32))
     else:
         writer.add_tensor("blk.0.ffn_up_exps.weight", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with pytest.raises(ValueError, match=message):
         load_gguf(tmp_path / "m.gguf", device="cpu")
 
@@ -364,102 +244,3 @@ def test_progress_counts_every_tensor(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", LlamaForCausalLM(CONFIG))
     load_gguf(path, device="cpu", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 21) for done in range(1, 22)]
-
-
-# ---- writing
-
-
-@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "q8_0", "q4_0"])
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "attention_bias": True}])
-def test_the_package_reads_what_we_write(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
-    model = LlamaForCausalLM(CONFIG.replace(**changes), seed=5)
-    path = tmp_path / "out.gguf"
-    save_gguf(model, path, dtype=name)
-    assert [file.name for file in tmp_path.iterdir()] == ["out.gguf"]
-    reader = gguf.GGUFReader(path)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    assert reader.fields["llama.block_count"].contents() == 2
-    assert len(stored) == len(expected_shapes(model.config))
-    heads = {"q_proj": 4, "k_proj": 2}
-    weight = model.state_dict()["model.layers.1.self_attn.k_proj.weight"].numpy()
-    kind = gguf.GGMLQuantizationType[FORMATS[name]]
-    assert stored["blk.1.attn_k.weight"].tensor_type == kind
-    assert stored["blk.1.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
-    np.testing.assert_array_equal(
-        gguf.quants.dequantize(stored["blk.1.attn_k.weight"].data, kind),
-        gguf.quants.dequantize(gguf.quants.quantize(permuted(weight, heads["k_proj"]), kind), kind),
-    )
-
-    loaded = load_gguf(path, device="cpu", dtype="float32")
-    assert loaded.config.replace(dtype=None) == model.config.replace(dtype=None)
-    worst = {"float32": 0, "float16": 1e-4, "bfloat16": 1e-3, "q8_0": 1e-3, "q4_0": 1e-2}[name]
-    for key, tensor in model.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=worst, rtol=0)
-
-
-@pytest.mark.parametrize("biases", [False, True])
-@pytest.mark.parametrize("name", ["float32", "q8_0"])
-def test_a_mixture_of_experts_round_trips(tmp_path: Path, name: str, biases: bool) -> None:
-    config = CONFIG.replace(num_local_experts=3, num_experts_per_tok=2, attention_bias=biases)
-    model = LlamaForCausalLM(config, seed=5).eval()
-    path = tmp_path / "out.gguf"
-    save_gguf(model, path, dtype=name)
-    reader = gguf.GGUFReader(path)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    assert (reader.fields["llama.expert_count"].contents(), reader.fields["llama.expert_used_count"].contents()) == (
-        3,
-        2,
-    )
-    assert stored["blk.1.ffn_gate_inp.weight"].tensor_type == gguf.GGMLQuantizationType.F32
-    for part, ours in (("ffn_gate_exps", "w1"), ("ffn_up_exps", "w3"), ("ffn_down_exps", "w2")):
-        tensor = stored[f"blk.1.{part}.weight"]
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        experts = [model.state_dict()[f"model.layers.1.block_sparse_moe.experts.{e}.{ours}.weight"] for e in range(3)]
-        np.testing.assert_allclose(values, torch.stack(experts).numpy(), atol=0 if name == "float32" else 1e-3)
-    loaded = LlamaForCausalLM.from_pretrained(path, device="cpu", dtype="float32")
-    assert loaded.config.replace(dtype=None) == model.config.replace(dtype=None)
-    for key, tensor in model.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[key], tensor, atol=0 if name == "float32" else 1e-3, rtol=0)
-    if name == "float32":
-        ids = torch.arange(20)[None]
-        assert torch.equal(loaded(ids).logits, model(ids).logits)
-
-
-def test_rope_scaling_round_trips(tmp_path: Path) -> None:
-    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    for scaling in (
-        {**llama3, "original_max_position_embeddings": 8192},
-        {"rope_type": "linear", "factor": 4.0},
-        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
-    ):
-        model = LlamaForCausalLM(CONFIG.replace(rope_scaling=scaling))
-        save_gguf(model, tmp_path / "m.gguf")
-        assert load_gguf(tmp_path / "m.gguf", device="cpu").config.rope_scaling == scaling
-
-
-def test_a_model_gguf_cannot_express_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot express this config: sliding_window"):
-        save_gguf(LlamaForCausalLM(CONFIG.replace(sliding_window=8)), tmp_path / "m.gguf")
-    with pytest.raises(ValueError, match="dtype is 'q2_0'; expected auto, float32"):
-        save_gguf(LlamaForCausalLM(CONFIG), tmp_path / "m.gguf", dtype="q2_0")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("pattern", ["r50k", "llama3", "qwen2", "smollm", "deepseek_v3"])
-def test_a_tokenizer_round_trips(tmp_path: Path, pattern: str) -> None:
-    text = "Some words, some more words; 12345 numbers of another 678.\n\tAnd   spaces — naïve 語, she said."
-    tokenizer = Tokenizer.train_from_iterator(
-        [text] * 3, vocab_size=300, pattern=pattern, special_tokens=["<|endoftext|>"], progress=False
-    )
-    model = LlamaForCausalLM(CONFIG.replace(vocab_size=300))
-    save_gguf(model, tmp_path / "m.gguf", tokenizer=tokenizer_metadata(tokenizer, chat_template="{{ messages }}"))
-    loaded = Tokenizer.from_file(tmp_path / "m.gguf")
-    assert loaded.encode(text) == tokenizer.encode(text)
-    assert (loaded.special_tokens, loaded.eos_id) == (tokenizer.special_tokens, tokenizer.eos_id)
-    assert loaded.chat_template == "{{ messages }}"
-
-
-def test_a_tokenizer_of_another_pattern_is_refused() -> None:
-    tokenizer = Tokenizer.train_from_iterator(["abab"], vocab_size=257, pattern=r"\w+|\W+", progress=False)
-    with pytest.raises(ValueError, match=r"llama\.cpp has no name for the pattern"):
-        tokenizer_metadata(tokenizer)

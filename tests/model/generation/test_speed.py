@@ -11,6 +11,7 @@ from bpe_llama.model import LlamaForCausalLM, lora, quantize
 from bpe_llama.model.cli.speed import bytes_per_token, describe_speed, memory_bandwidth
 from bpe_llama.model.generation.generate import Engine, GenerationOptions
 from bpe_llama.model.sampling.sequence import Sequence
+from tests.model.generation.naive import finish
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -19,8 +20,7 @@ def test_a_sequence_records_its_timings(tiny_model: Make) -> None:
     engine = Engine(tiny_model(eos_token_id=None), 2)
     first, second = engine.prefill([[5, 6], [7]], [GenerationOptions(max_new_tokens=n) for n in (1, 4)])
     assert first.prefill_seconds == second.prefill_seconds > 0
-    while engine.step():
-        pass
+    finish(engine)
     assert first.decode_seconds == 0 < second.decode_seconds
 
 

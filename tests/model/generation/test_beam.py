@@ -35,15 +35,13 @@ def test_a_search_wide_enough_finds_the_best(tiny_model: Make, seed: int, penalt
     assert [beam.score for beam in found[:5]] == pytest.approx([score for _, score in expected[:5]], abs=1e-5)
 
 
-def test_one_beam_is_the_greedy_choice(tiny_model: Make, ids: Tensor) -> None:
-    model = tiny_model(eos_token_id=None)
+def test_one_beam_is_the_greedy_choice(model: LlamaForCausalLM, ids: Tensor) -> None:
     (found,) = beam_search(model, ids[0].tolist(), GenerationOptions(max_new_tokens=9), num_beams=1)
     assert found.new_ids == model.generate(ids[:1], max_new_tokens=9, temperature=0.0)[0, 20:].tolist()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_temperature_that_is_left_out_of_the_order_does_not_act(tiny_model: Make, seed: int) -> None:
-    model = tiny_model(eos_token_id=None)
+def test_a_temperature_that_is_left_out_of_the_order_does_not_act(model: LlamaForCausalLM, seed: int) -> None:
     chosen = {"top_k": 40, "max_new_tokens": 6, "seed": seed}
     without = GenerationOptions(**chosen, filter_order=["top_k"])
     neutral = GenerationOptions(**chosen, filter_order=["top_k", "temperature"], temperature=1.0)

@@ -16,8 +16,9 @@ import torch
 from bench import data
 from bpe_llama import Tokenizer
 from bpe_llama._gguf.writer import tokenizer_metadata
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator
+from bpe_llama.model import LlamaForCausalLM, TextGenerator
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
+from tests.small_models import small_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -66,10 +67,8 @@ def test_a_mixture_of_experts(real: Callable[..., Any], tmp_path: Path) -> None:
     tokenizer = Tokenizer.train_from_iterator(
         [text], vocab_size=300, pattern="r50k", special_tokens=["<|endoftext|>"], progress=False
     )
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     experts = {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
-    config = LlamaConfig(vocab_size=300, initializer_range=0.2, bos_token_id=None, eos_token_id=299, **shape, **experts)
-    model = LlamaForCausalLM(config, seed=1).eval()
+    model = small_model(vocab_size=300, bos_token_id=None, eos_token_id=299, **experts)
     for token in range(300):  # never say what is no ASCII text, nor the end: a score of 0 is seldom the highest
         if token == 299 or not all(32 <= byte < 127 for byte in tokenizer.id_to_bytes(token)):
             model.lm_head.weight[token] = 0
