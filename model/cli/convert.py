@@ -9,7 +9,8 @@ import typer
 
 from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
-from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
+from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import ResizeOption
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
@@ -20,12 +21,15 @@ def command(
     out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0, q4_0.")] = "auto",
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: the source's own.")] = None,
+    resize: ResizeOption = False,
 ) -> None:
-    """Convert weights and tokenizer to another file format or dtype."""
+    """Convert weights and tokenizer to another file format or dtype; with --resize-embeddings to more tokens."""
     to_gguf = out.suffix == ".gguf"
     load_as = "auto" if to_gguf else dtype
     vocabulary = Tokenizer.from_file(tokenizer or source)
     loaded = load_model(source, load_as, "cpu")
+    if resize:
+        resize_embeddings(loaded, source, vocabulary)
     if to_gguf:
         save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
     else:

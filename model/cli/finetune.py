@@ -12,8 +12,8 @@ import typer
 from bpe_llama._corpus.files import find_files
 from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
-from bpe_llama.model.cli.loading import check_quantized, load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, describe
+from bpe_llama.model.cli.loading import check_quantized, load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -55,6 +55,7 @@ def command(
     model: Annotated[Path, typer.Option("--model", "-m", help="Initial model: a folder or .gguf.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    resize: ResizeOption = False,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
@@ -120,6 +121,11 @@ def command(
     given = [name for name, value in lora_only.items() if value is not None]
     if full and given:
         raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
+    if resize and not full:
+        raise ValueError(
+            "--resize-embeddings is for --full, as an adapter does not hold the new rows; for an adapter, write the "
+            "resized model first: bpe-llama convert MODEL FOLDER --tokenizer T --resize-embeddings"
+        )
     if not full and settings["weights_dtype"] != "float32":
         raise ValueError(f"--weights-dtype is {settings['weights_dtype']!r}; it is for --full, as adapters are float32")
     check_quantized(quantized)
@@ -139,6 +145,8 @@ def command(
     )
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
     loaded = load_model(model, config.weights_dtype if full else "bfloat16" if half else "float32", config.device)
+    if resize:
+        resize_embeddings(loaded, model, vocabulary)
     if settings["sequence_length"] is None:
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:

@@ -11,7 +11,7 @@ Read in this order:
 |---|---|
 | `config` | the options of a run, the learning-rate schedule |
 | `data/` | token files, conversations and other rows as batches |
-| `start`, `optimizer` | initial weights; AdamW, also for bfloat16 weights |
+| `start`, `vocabulary`, `optimizer` | initial weights; those of new tokens; AdamW, also for bfloat16 weights |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `checkpoint`, `lock`, `interrupts`, `report` | atomic checkpoints, one run per folder, Ctrl-C, metrics and plot |
 | `loop`, `finetune` | the training loop; fine-tuning on text files |
@@ -27,6 +27,7 @@ from bpe_llama.model.training.finetune import finetune
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
 from bpe_llama.model.training.report import plot_loss, read_metrics
 from bpe_llama.model.training.start import start_as_identity
+from bpe_llama.model.training.vocabulary import token_pieces
 
 __all__ = [
     "FORMATS",
@@ -44,6 +45,7 @@ __all__ = [
     "plot_loss",
     "read_metrics",
     "start_as_identity",
+    "token_pieces",
     "train",
     "train_on_examples",
 ]
