@@ -94,6 +94,33 @@ def test_convert_writes_a_grown_model_that_transformers_and_gguf_hold(
     )
 
 
+def test_convert_averages_checkpoints(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, other = made / "run" / "model", tmp_path / "tuned" / "model"
+    assert main(finetune(made, tmp_path / "tuned", "--full")) == 0
+    capsys.readouterr()
+    average = ["convert", str(first), str(tmp_path / "mean"), "--average-with", str(other)]
+    assert main([*average, "--weight", "1", "--weight", "3"]) == 0
+    one, two, mean = (
+        LlamaForCausalLM.from_pretrained(path, device="cpu") for path in (first, other, tmp_path / "mean")
+    )
+    for name, weight in mean.state_dict().items():
+        expected = np.average([model.state_dict()[name].double() for model in (one, two)], 0, [1, 3])
+        assert np.array_equal(weight.numpy(), expected.astype(np.float32)), name
+    assert Tokenizer.from_file(tmp_path / "mean").encode(TEXT) == Tokenizer.from_file(first).encode(TEXT)
+    assert main(["generate", "The", "-m", str(tmp_path / "mean"), "-n", "2", "--device", "cpu"]) == 0
+    for more, message in (
+        (["--weight", "1"], "1 weights for 2 checkpoints; expected one for each"),
+        (["--weight", "1", "--weight", "0"], f"{other}: its weight is 0.0; expected a finite number above 0"),
+        (["--average-with", str(tmp_path / "none")], str(tmp_path / "none")),
+    ):
+        capsys.readouterr()
+        assert main([*average, *more]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and message in said
+    assert main(["convert", str(first), str(tmp_path / "mean"), "--weight", "1"]) == 2
+    assert "--weight is for --average-with" in capsys.readouterr().err
+
+
 def test_what_cannot_be_resized_is_one_line(
     made: Path, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
