@@ -13,6 +13,7 @@ Read in this order:
 | `data/` | token files, conversations and other rows as batches |
 | `start`, `vocabulary`, `optimizer` | initial weights; those of new tokens; AdamW, also for bfloat16 weights |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
+| `distillation` | the loss of a micro-batch that learns from a teacher |
 | `checkpoint`, `lock`, `interrupts`, `report` | atomic checkpoints, one run per folder, Ctrl-C, metrics and plot |
 | `loop`, `finetune` | the training loop; fine-tuning on text files |
 """
@@ -22,6 +23,7 @@ from bpe_llama.model.training.data.batches import TokenBatches, open_tokens
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.formats import FORMATS
 from bpe_llama.model.training.data.options import DataConfig
+from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetune import finetune
 from bpe_llama.model.training.loop import TrainResult, train, train_on_examples
@@ -37,6 +39,7 @@ __all__ = [
     "TokenBatches",
     "TrainConfig",
     "TrainResult",
+    "distillation_loss",
     "evaluate",
     "evaluate_examples",
     "finetune",
