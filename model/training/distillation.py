@@ -117,7 +117,10 @@ def distillation_loss(
             cross_entropy = functional.cross_entropy(logits_MV, labels_M, ignore_index=IGNORED, reduction="sum")
             return alpha * temperature**2 * divergence + (1 - alpha) * cross_entropy
 
-        rows, labels_M = chunk_size or max(1, LARGEST_LOGITS // (2 * vocab_size)), batch.labels[:, 1:].flatten()
+        labels_BT = batch.labels[:, 1:]
+        if batch.document_ids is not None:  # the context of a document's first token is another document
+            labels_BT = labels_BT.masked_fill(batch.document_ids[:, 1:] != batch.document_ids[:, :-1], IGNORED)
+        rows, labels_M = chunk_size or max(1, LARGEST_LOGITS // (2 * vocab_size)), labels_BT.flatten()
         if len(labels_M) <= rows:
             total = summed(hidden_MD, taught_MD, labels_M)
         else:
