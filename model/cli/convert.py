@@ -11,6 +11,7 @@ from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.cli.loading import average_models, load_model, resize_embeddings, save_with_tokenizer
 from bpe_llama.model.cli.options import ResizeOption
+from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
@@ -42,6 +43,7 @@ def command(
         loaded = load_model(source, load_as, "cpu")
     if resize:
         resize_embeddings(loaded, source, vocabulary)
+    check_vocabulary(vocabulary, loaded.config.vocab_size)
     if to_gguf:
         save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
     else:

@@ -129,6 +129,7 @@ def test_what_cannot_be_resized_is_one_line(
     model, out, tokens = str(made / "run" / "model"), str(tmp_path / "out"), str(grown / "tokens.npy")
     for arguments, message in (
         (["convert", model, out, "-t", str(foreign), "--resize-embeddings"], "in the old tokenizer and"),
+        (["convert", model, out + ".gguf", "-t", str(grown)], "300 ids, more than the model's 280"),
         (["pretrain", tokens, "-t", str(grown), "-o", out, "--resize-embeddings"], "the model of --start-from"),
         ([*finetune(made, tmp_path / "out"), "--resize-embeddings"], "--resize-embeddings is for --full"),
     ):
