@@ -15,8 +15,8 @@ from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints.huggingface import write_config
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, load_classifier, report_score
-from bpe_llama.model.cli.loading import check_quantized, load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, describe
+from bpe_llama.model.cli.loading import check_quantized, load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
@@ -63,6 +63,7 @@ def command(
     model: Annotated[Path, typer.Option("--model", "-m", help="Initial model: a folder or .gguf.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    resize: ResizeOption = False,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
@@ -136,6 +137,11 @@ def command(
     given = [name for name, value in lora_only.items() if value is not None]
     if full and given:
         raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
+    if resize and not full:
+        raise ValueError(
+            "--resize-embeddings is for --full, as an adapter does not hold the new rows; for an adapter, write the "
+            "resized model first: bpe-llama convert MODEL FOLDER --tokenizer T --resize-embeddings"
+        )
     if not full and settings["weights_dtype"] != "float32":
         raise ValueError(f"--weights-dtype is {settings['weights_dtype']!r}; it is for --full, as adapters are float32")
     check_quantized(quantized)
@@ -173,6 +179,8 @@ def command(
         loaded = load_model(model, weights_dtype, config.device)
     else:
         loaded = load_classifier(model, labelled.labels, vocabulary, weights_dtype, config.device, seed=config.seed)
+    if resize:
+        resize_embeddings(loaded, model, vocabulary)
     if settings["sequence_length"] is None:
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:

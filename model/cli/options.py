@@ -19,6 +19,13 @@ QuantizeOption = Annotated[
     str | None,
     typer.Option("--quantize", help=f"Quantize the weights to {' or '.join(QUANTIZED)}: less memory, faster decoding."),
 ]
+ResizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resize-embeddings",
+        help="Add rows to embedding and head for the tokens that --tokenizer adds to the model's own.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
 
 

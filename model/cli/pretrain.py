@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama.model import training
-from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, describe
+from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, ResizeOption, describe
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -28,6 +28,7 @@ def command(
     ],
     config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
     start_from: Annotated[Path | None, typer.Option(help="Initial weights: a folder or .gguf.")] = None,
+    resize: ResizeOption = False,
     hidden_size: Annotated[int, typer.Option(help="Hidden size D.")] = 256,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
     heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 8,
@@ -43,12 +44,16 @@ def command(
     **settings: Any,
 ) -> int:
     """Train a LLaMA on a token file. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
+    if resize and start_from is None:
+        raise ValueError("--resize-embeddings is for the model of --start-from; expected both, or neither")
     training.open_tokens(tokens)  # before a large model is constructed
     vocabulary = Tokenizer.from_file(tokenizer)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     if start_from is not None:
         model = load_model(start_from, train_config.weights_dtype, train_config.device)
+        if resize:
+            resize_embeddings(model, start_from, vocabulary)
     else:
         shape = (
             LlamaConfig.from_json(config)

@@ -16,7 +16,7 @@ import torch
 from bench import data
 from bpe_llama import Tokenizer
 from bpe_llama._gguf.writer import tokenizer_metadata
-from bpe_llama.model import LlamaForCausalLM, TextGenerator
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, training
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from tests.small_models import small_model
 
@@ -58,6 +58,28 @@ def test_real_weights(real: Callable[..., Any], tmp_path: Path) -> None:
     ours = [generator.generate(prompt, max_new_tokens=40, temperature=0.0) for prompt in prompts]
     assert "Paris" in ours[1]
     assert by_llama_cpp(folder, path, prompts, 40) == ours
+
+
+@torch.no_grad()
+def test_a_grown_vocabulary(real: Callable[..., Any], tmp_path: Path) -> None:
+    folder = real(data.llama_cpp)
+    texts = ["The quick brown fox jumps over the lazy dog. ", "Pack my box with five dozen liquor jugs. "]
+    tokenizer = Tokenizer.train_from_iterator(
+        [texts[0] * 3], vocab_size=280, pattern="r50k", special_tokens=["<|endoftext|>"], progress=False
+    )
+    grown = Tokenizer.train_from_iterator([texts[1] * 3], vocab_size=300, base=tokenizer, progress=False)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=280, initializer_range=0.2, bos_token_id=None, eos_token_id=279, **shape)
+    model = LlamaForCausalLM(config, seed=1).eval()
+    model.resize_token_embeddings(300, pieces=training.token_pieces(tokenizer, grown))
+    for token in range(280):  # only say what is new
+        model.lm_head.weight[token] = 0
+    path = tmp_path / "m.gguf"
+    save_gguf(model, path, dtype="float32", tokenizer=tokenizer_metadata(grown))
+    prompts = ["Pack my box", "five dozen"]
+    ours = [TextGenerator(model, grown).generate(prompt, max_new_tokens=12, temperature=0.0) for prompt in prompts]
+    assert all(text and text.isascii() for text in ours)
+    assert by_llama_cpp(folder, path, prompts, 12) == ours
 
 
 @torch.no_grad()
