@@ -17,6 +17,7 @@ from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, load_classifier, report_score
 from bpe_llama.model.cli.loading import check_quantized, load_model, resize_embeddings, save_with_tokenizer
 from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
+from bpe_llama.model.cli.run_options import LoggerOption, SamplePromptOption, TeacherOption, run_keywords
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
@@ -27,6 +28,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.finetuning.classification import LabelledTexts, finetune_classifier, read_labelled
 from bpe_llama.model.training.finetuning.conversations import find_formats
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.report.loggers import logger_named
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
@@ -124,6 +126,9 @@ def command(
         bool,
         typer.Option("--checkpoint-activations", help="As --checkpoint-layers 1: less memory, slower."),
     ] = False,
+    sample_prompt: SamplePromptOption = None,
+    logger: LoggerOption = None,
+    teacher: TeacherOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
@@ -151,6 +156,11 @@ def command(
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
     files = find_files(texts)
     check_task(task, label_field, text_field, data, show_example)
+    of_text = {"--sample-prompt": sample_prompt, "--teacher": teacher, "--z-loss": settings["z_loss"]}
+    of_text["--label-smoothing"] = settings["label_smoothing"]
+    for name, value in of_text.items():
+        if task == "classification" and value:
+            raise ValueError(f"{name} is {value!r}; it is for --task text")
     checkpoint_to_resume(out, resume)
     vocabulary = Tokenizer.from_file(tokenizer or model)
     labelled: LabelledTexts | None = None
@@ -205,13 +215,26 @@ def command(
         assert isinstance(loaded, LlamaForSequenceClassification)
         if config.sequence_length < (settings["sequence_length"] or 512):
             labelled = read_texts(config.sequence_length)
-        result, score = finetune_classifier(loaded, labelled, config, out, epochs=epochs, resume=resume)
+        callbacks = [logger_named(name) for name in logger or ()]
+        result, score = finetune_classifier(
+            loaded, labelled, config, out, epochs=epochs, resume=resume, callbacks=callbacks
+        )
         typer.echo(describe(result, "text"))
         report_score(score, labelled.labels, out)
     else:
         assert isinstance(loaded, LlamaForCausalLM)
+        keywords = run_keywords(loaded, vocabulary, config, sample_prompt=sample_prompt, logger=logger, teacher=teacher)
         result = training.finetune(
-            loaded, vocabulary, files, config, out, epochs=epochs, resume=resume, show_example=show_example, **data
+            loaded,
+            vocabulary,
+            files,
+            config,
+            out,
+            epochs=epochs,
+            resume=resume,
+            show_example=show_example,
+            **keywords,
+            **data,
         )
         typer.echo(describe(result))
     if result.interrupted:

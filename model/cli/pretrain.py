@@ -10,6 +10,7 @@ import typer
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
 from bpe_llama.model.cli.options import EXIT_INTERRUPTED, ResizeOption, describe
+from bpe_llama.model.cli.run_options import LoggerOption, SamplePromptOption, TeacherOption, run_keywords
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -40,6 +41,9 @@ def command(
     eval_file: Annotated[
         Path | None, typer.Option(help="Token file to evaluate on; default: the last 1 % of the ids.")
     ] = None,
+    sample_prompt: SamplePromptOption = None,
+    logger: LoggerOption = None,
+    teacher: TeacherOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
@@ -74,7 +78,10 @@ def command(
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
     typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
-    result = training.train(model, tokens, train_config, out, eval_file=eval_file, resume=resume)
+    keywords = run_keywords(
+        model, vocabulary, train_config, sample_prompt=sample_prompt, logger=logger, teacher=teacher
+    )
+    result = training.train(model, tokens, train_config, out, eval_file=eval_file, resume=resume, **keywords)
     typer.echo(describe(result))
     if result.interrupted:
         typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
