@@ -17,9 +17,6 @@ from bpe_llama.model.layers.loss import IGNORED
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
-LARGEST_LOGITS = 1 << 25
-"""Most logits in memory at once: 128 MiB of float32. A larger batch is split into chunks (`model.loss`)."""
-
 
 class StepResult(NamedTuple):
     """The loss and the gradient norm of a step.
@@ -45,7 +42,7 @@ def batch_loss(
     attention_mask_BT: Tensor | None = None,
     num_items_in_batch: int | None = None,
 ) -> Tensor:
-    """Return the loss of a batch, float32: `model(...).loss`, computed in chunks if the logits are many.
+    """Return the loss of a batch, float32: `model.loss`.
 
     Args:
         model: The model.
@@ -55,12 +52,7 @@ def batch_loss(
         num_items_in_batch: Learned tokens of all micro-batches of the step, by which the sum is divided; by default
             those of this batch.
     """
-    chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
-    if ids_BT.numel() > chunk_size:
-        return model.loss(ids_BT, labels_BT, attention_mask_BT, chunk_size, num_items_in_batch)
-    out = model(ids_BT, attention_mask=attention_mask_BT, labels=labels_BT, num_items_in_batch=num_items_in_batch)
-    loss: Tensor = out.loss
-    return loss
+    return model.loss(ids_BT, labels_BT, attention_mask_BT, num_items_in_batch=num_items_in_batch)
 
 
 def learned_tokens(labels: Sequence[npt.NDArray[np.int64]]) -> int:
