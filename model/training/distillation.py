@@ -14,10 +14,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bpe_llama.model.layers.loss import IGNORED, check_labels
-from bpe_llama.model.training.step import LARGEST_LOGITS, LossFunction, TensorBatch
+from bpe_llama.model.training.step import LossFunction, TensorBatch
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+
+_LOGITS = 1 << 24  # of each model in memory at once: 64 MiB of float32
 
 
 def distillation_loss(
@@ -99,7 +101,7 @@ def distillation_loss(
         labels_BT = batch.labels[:, 1:]
         if batch.document_ids is not None:  # the context of a document's first token is another document
             labels_BT = labels_BT.masked_fill(batch.document_ids[:, 1:] != batch.document_ids[:, :-1], IGNORED)
-        rows, labels_M = chunk_size or max(1, LARGEST_LOGITS // (2 * vocab_size)), labels_BT.flatten()
+        rows, labels_M = chunk_size or max(1, _LOGITS // vocab_size), labels_BT.flatten()
         if len(labels_M) <= rows:
             total = summed(hidden_MD, taught_MD, labels_M)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,6 +201,13 @@ def train_on_batches(
         ValueError: As `train`.
         OSError: As `train`.
     """
+    if config.label_smoothing or config.z_loss:
+        if loss_fn is not batch_loss:
+            raise ValueError(
+                f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default "
+                "loss applies; expected 0 with a loss_fn"
+            )
+        loss_fn = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
     with locked(Path(out)):
         check_trainable(model, predicts_text=eval_loss_fn is batch_loss)
         device = resolve_device(config.device)

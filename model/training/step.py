@@ -18,9 +18,6 @@ from bpe_llama.model.training.data.batches import Batch
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
 
-LARGEST_LOGITS = 1 << 25
-"""Most logits in memory at once: 128 MiB of float32. A larger batch is split into chunks (`model.loss`)."""
-
 
 @dataclass(frozen=True)
 class TensorBatch:
@@ -97,22 +94,28 @@ class Recent(NamedTuple):
         )
 
 
-def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:
-    """Return the cross-entropy of a micro-batch, float32, computed in chunks if the logits are many.
+def batch_loss(
+    model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
+    """Return the cross-entropy of a micro-batch, float32.
 
     Args:
         model: The model.
         batch: The micro-batch.
         learned: The learned tokens of all micro-batches of the step, by which the sum is divided.
+        label_smoothing: As of `TrainConfig`, like the next one.
+        z_loss: Likewise.
     """
     # With causal attention no token attends to padding on its right; only an expert router needs a mask.
     mask = batch.attention_mask if model.config.num_local_experts else None
-    chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
-    if batch.ids.numel() > chunk_size:
-        return model.loss(batch.ids, batch.labels, mask, chunk_size, learned)
-    out = model(batch.ids, attention_mask=mask, labels=batch.labels, num_items_in_batch=learned)
-    loss: Tensor = out.loss
-    return loss
+    return model.loss(
+        batch.ids,
+        batch.labels,
+        mask,
+        num_items_in_batch=learned,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

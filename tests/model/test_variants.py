@@ -121,7 +121,8 @@ def test_the_chunked_loss_is_the_loss(tiny_model: Make, ids: Tensor, chunk: int)
     loss = model.loss(ids, labels, chunk_size=chunk)
     loss.backward()
     watching.remove()
-    assert max(rows) == min(chunk, 57) and sum(rows) == 2 * 57  # forward and backward
+    assert max(rows) == min(chunk, 52)  # learned positions alone
+    assert sum(rows) == 52 * (1 if chunk >= 52 else 2)  # chunks are computed again in the backward pass
     close(loss, whole)
     for name, weight in model.named_parameters():
         close(weight.grad, expected[name])
