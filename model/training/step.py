@@ -79,8 +79,14 @@ def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Ten
     mask = batch.attention_mask if model.config.num_local_experts else None
     chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
     if batch.ids.numel() > chunk_size:
-        return model.loss(batch.ids, batch.labels, mask, chunk_size, learned)
-    out = model(batch.ids, attention_mask=mask, labels=batch.labels, num_items_in_batch=learned)
+        return model.loss(batch.ids, batch.labels, mask, chunk_size, learned, batch.document_ids)
+    out = model(
+        batch.ids,
+        attention_mask=mask,
+        labels=batch.labels,
+        num_items_in_batch=learned,
+        document_ids=batch.document_ids,
+    )
     loss: Tensor = out.loss
     return loss
 
