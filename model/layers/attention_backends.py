@@ -97,11 +97,12 @@ def _sdpa_of_documents(
         band_LL = torch.ones(longest, longest, dtype=torch.bool).tril().triu(1 - documents.window)
     outputs = []
     for row, lengths in enumerate(documents.lengths):
-        parts = (whole[row : row + 1].split(lengths, dim=2) for whole in (query_BNTH, key_BKSH, value_BKSH))
+        parts = (torch.split(whole[row : row + 1], lengths, dim=2) for whole in (query_BNTH, key_BKSH, value_BKSH))
         for length, query, key, value in zip(lengths, *parts, strict=True):
             visible = Visible(causal=True) if band_LL is None else Visible(mask=band_LL[None, None, :length, :length])
             outputs.append(sdpa(query, key, value, visible, dropout))
-    return torch.cat(outputs, dim=2)[0].unflatten(1, (len(query_BNTH), -1)).transpose(0, 1)
+    batch, heads, length, _ = query_BNTH.shape
+    return torch.cat(outputs, dim=2).view(heads, batch, length, -1).transpose(0, 1)
 
 
 def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) -> Tensor:

@@ -21,6 +21,9 @@ class TrainConfig:
         sequence_length: Tokens per sequence.
         batch_size: Sequences per micro-batch (one forward and backward pass).
         gradient_accumulation: Micro-batches per optimizer step.
+        packing: How documents become rows: `"concatenate"` cuts rows from the sequence of all documents, `"best_fit"`
+            packs whole documents and cuts only those longer than a row.
+        document_mask: Whether attention stays within documents, whose positions then restart; None: with best fit only.
         learning_rate: Peak, reached after warm-up.
         min_learning_rate_ratio: The final learning rate as a fraction of the peak.
         warmup_steps: Steps of linear warm-up.
@@ -48,6 +51,8 @@ class TrainConfig:
     sequence_length: int = 256
     batch_size: int = 16
     gradient_accumulation: int = 1
+    packing: str = "concatenate"
+    document_mask: bool | None = None
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
     warmup_steps: int = 50
@@ -95,12 +100,19 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected 0 to 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas!r}, expected two numbers from 0 up to 1")
+        if self.packing not in ("concatenate", "best_fit"):
+            raise ValueError(f"packing is {self.packing!r}, expected concatenate or best_fit")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}, expected auto, float32 or bfloat16")
         if self.weights_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"weights_dtype is {self.weights_dtype!r}, expected float32 or bfloat16")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
+
+    @property
+    def masks_documents(self) -> bool:
+        """Return whether attention stays within documents."""
+        return self.packing == "best_fit" if self.document_mask is None else self.document_mask
 
     @property
     def tokens_per_step(self) -> int:

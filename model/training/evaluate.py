@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from bpe_llama.model.training.data.batches import TokenArray, checked_window
+from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
 from bpe_llama.model.training.step import TensorBatch, batch_loss
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: LlamaForCausalLM,
-    tokens: TokenArray,
+    tokens: Tokens,
     *,
     window: int = 256,
     batch_size: int = 16,
@@ -41,16 +41,13 @@ def evaluate(
     window = min(window, len(tokens))
     count = min(len(tokens) // window, max_windows or len(tokens))
 
-    def batches() -> Iterator[tuple[Tensor, Tensor, int]]:
+    def batches() -> Iterator[Batch]:
         for first in range(0, count, batch_size):
-            rows = [
-                torch.from_numpy(checked_window(tokens, row * window, window, model.config.vocab_size))
-                for row in range(first, min(first + batch_size, count))
-            ]
-            ids = torch.stack(rows)
-            yield ids, ids, ids[:, 1:].numel()
+            rows = range(first, min(first + batch_size, count))
+            ids = np.stack([checked_window(tokens, row * window, window, model.config.vocab_size) for row in rows])
+            yield Batch(ids, ids)
 
-    return _mean_loss(model, batches())
+    return evaluate_batches(model, batches())
 
 
 def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:
@@ -67,25 +64,28 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
     if not examples:
         raise ValueError("no examples to evaluate on")
 
-    def batches() -> Iterator[tuple[Tensor, Tensor, int]]:
+    def batches() -> Iterator[Batch]:
         for first in range(0, len(examples), batch_size):
-            part = examples[first : first + batch_size]
-            ids, labels = collate(part)
-            yield torch.from_numpy(ids), torch.from_numpy(labels), sum(example.learned for example in part)
+            yield Batch(*collate(examples[first : first + batch_size]))
 
-    return _mean_loss(model, batches())
+    return evaluate_batches(model, batches())
 
 
 @torch.no_grad()
-def _mean_loss(model: LlamaForCausalLM, batches: Iterable[tuple[Tensor, Tensor, int]]) -> float:
-    """Return the mean of the losses of batches, which are ids, labels and the number of learned tokens."""
+def evaluate_batches(model: LlamaForCausalLM, batches: Iterable[Batch]) -> float:
+    """Return the model's mean loss on the learned tokens of all batches, in nats per token.
+
+    Args:
+        model: The model, on any device; its training mode is restored.
+        batches: At least one learned token.
+    """
     device = next(model.parameters()).device
     was_training, total, count = model.training, 0.0, 0
     model.eval()
     try:
-        for ids, labels, learned in batches:
-            total += batch_loss(model, TensorBatch(ids.to(device), labels.to(device)), 1).item()
-            count += learned
+        for batch in batches:
+            total += batch_loss(model, TensorBatch.of(batch, device), 1).item()
+            count += batch.learned
     finally:
         model.train(was_training)
     return total / count

@@ -16,7 +16,8 @@ import torch
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batches
+from bpe_llama.model.training.data.batches import Batches, epochs_of
+from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.report.metrics import Metrics, MetricsFile
 from bpe_llama.model.training.schedule import learning_rate_at
@@ -84,7 +85,7 @@ class Trainer:
         self._saved_step = -1
         self._recent_loss, self._recent_steps = 0.0, 0  # since the last line of metrics
         self._trained_before, self._started = 0.0, time.perf_counter()
-        self._logged_step, self._logged_at = 0, 0.0
+        self._logged_step, self._logged_at, self._logged_wait = 0, 0.0, 0.0
 
     def resume(self, state: TrainState, checkpoint: Path | None, metrics: MetricsFile) -> None:
         """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run."""
@@ -104,6 +105,9 @@ class Trainer:
                 closing.callback(callback.close)
             self.model.train()
             self._started = time.perf_counter()
+            first, end = (step * config.gradient_accumulation for step in (self.step, config.max_steps))
+            self.ahead = Prefetch(self.batches, range(first, end), 2 * config.gradient_accumulation)
+            closing.callback(self.ahead.close)
             self._call("on_start")
             last = not self.unfinished()
             while not last and not stop.is_set():
@@ -161,8 +165,7 @@ class Trainer:
         Returns None and changes nothing if the run is interrupted before the last micro-batch.
         """
         config = self.config
-        first = self.step * config.gradient_accumulation
-        batches = [self.batches.batch(index) for index in range(first, first + config.gradient_accumulation)]
+        batches = self.ahead.take(config.gradient_accumulation, interrupted)
         learned = sum(batch.learned for batch in batches)
         total = torch.zeros((), device=self.device)
         with seeded(config.seed, self.step, self.device):
@@ -222,9 +225,11 @@ class Trainer:
             "learning_rate": rate,
             "seconds": round(self.elapsed, 3),
             "tokens_per_second": round((self.tokens - tokens_before) / seconds, 1),
+            "data_wait": round(self.ahead.waited - self._logged_wait, 4),
+            **epochs_of(self.batches, self.step * self.config.gradient_accumulation),
         }
         self._call("on_log", metrics)
-        self._logged_step, self._logged_at = self.step, self.elapsed
+        self._logged_step, self._logged_at, self._logged_wait = self.step, self.elapsed, self.ahead.waited
         self._recent_loss, self._recent_steps = 0.0, 0
 
     def _evaluate(self, held_out_loss: Callable[[], float]) -> None:
