@@ -38,7 +38,7 @@ ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 @training_flags(
-    without=("max_seconds", "compile"),
+    without=("max_seconds", "compile", "packing", "document_mask"),
     defaults={
         "max_steps": None,
         "sequence_length": None,

@@ -1,4 +1,4 @@
-"""Train a model on a token file.
+"""Train a model on token files, shards, or any batches.
 
     from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
 
@@ -10,7 +10,7 @@ Read in this order:
 | file or folder | content |
 |---|---|
 | `config`, `schedule` | the options of a run; the learning rate of each step |
-| `data/` | token files, examples and other data as batches |
+| `data/` | token files and shards, mixed and packed; examples and other data: all as batches |
 | `start`, `vocabulary`, `optimizers/` | initial weights; those of new tokens; AdamW and Muon |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
@@ -21,8 +21,12 @@ Read in this order:
 
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batch, Batches, TokenBatches, open_tokens
+from bpe_llama.model.training.data.batches import Batch, Batches, open_tokens
+from bpe_llama.model.training.data.dataset import BatchDataset
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
+from bpe_llama.model.training.data.iterable import IterableBatches
+from bpe_llama.model.training.data.rows import TokenBatches
+from bpe_llama.model.training.data.shards import Corpus, open_corpus
 from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
@@ -40,11 +44,14 @@ from bpe_llama.model.training.vocabulary import token_pieces
 __all__ = [
     "FORMATS",
     "Batch",
+    "BatchDataset",
     "Batches",
     "Callback",
+    "Corpus",
     "DataConfig",
     "Example",
     "ExampleBatches",
+    "IterableBatches",
     "TensorBatch",
     "TokenBatches",
     "TrainConfig",
@@ -56,6 +63,7 @@ __all__ = [
     "evaluate_examples",
     "finetune",
     "learning_rate_at",
+    "open_corpus",
     "open_tokens",
     "plot_loss",
     "read_metrics",

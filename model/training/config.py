@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CHOICES = {
+    "packing": ("concatenate", "best_fit"),
     "schedule": ("cosine", "warmup_stable_decay", "constant"),
     "optimizer": ("adamw", "muon"),
     "dtype": ("auto", "float32", "bfloat16", "float8"),
@@ -29,6 +30,9 @@ class TrainConfig:
         sequence_length: Tokens per sequence.
         batch_size: Sequences per micro-batch (one forward and backward pass).
         gradient_accumulation: Micro-batches per optimizer step.
+        packing: How documents become rows: `"concatenate"` cuts rows from the sequence of all documents, `"best_fit"`
+            packs whole documents and cuts only those longer than a row.
+        document_mask: Whether attention stays within documents, whose positions then restart; None: with best fit only.
         learning_rate: Peak, reached after warm-up.
         min_learning_rate_ratio: The final learning rate as a fraction of the peak.
         schedule: The learning rate after warm-up: `"cosine"` decay to the final rate; `"warmup_stable_decay"`, the peak
@@ -71,6 +75,8 @@ class TrainConfig:
     sequence_length: int = 256
     batch_size: int = 16
     gradient_accumulation: int = 1
+    packing: str = "concatenate"
+    document_mask: bool | None = None
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
     schedule: str = "cosine"
@@ -142,6 +148,11 @@ class TrainConfig:
             raise ValueError("master_weights is True and weights_dtype 'float32', expected weights_dtype bfloat16")
         if self.optimizer == "muon" and self.weights_dtype == "bfloat16":
             raise ValueError("optimizer is 'muon' and weights_dtype 'bfloat16', expected weights_dtype float32")
+
+    @property
+    def masks_documents(self) -> bool:
+        """Return whether attention stays within documents."""
+        return self.packing == "best_fit" if self.document_mask is None else self.document_mask
 
     @property
     def tokens_per_step(self) -> int:

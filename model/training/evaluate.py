@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bpe_llama.model.training.data.batches import Batch, TokenArray, checked_window
+from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
 from bpe_llama.model.training.step import LossFunction, TensorBatch, batch_loss
 
@@ -31,36 +31,6 @@ class HeldOutLoss(NamedTuple):
     bits_per_byte: float
 
 
-class HeldOutWindows:
-    """Consecutive windows of a token array as batches, read anew at each evaluation.
-
-    Args:
-        tokens: `(n,)`; fewer than 2 tokens are no batch.
-        window: Tokens per window; a shorter rest is left out unless there is no other window.
-        batch_size: Windows per batch.
-        vocab_size: The model's.
-        max_windows: Only the first `max_windows` windows.
-    """
-
-    def __init__(
-        self, tokens: TokenArray, window: int, batch_size: int, vocab_size: int, max_windows: int | None = None
-    ) -> None:
-        self.tokens, self.batch_size, self.vocab_size = tokens, batch_size, vocab_size
-        self.window = min(window, len(tokens))
-        self.count = min(len(tokens) // self.window, max_windows or len(tokens)) if self.window > 1 else 0
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, self.count, self.batch_size):
-            rows = range(first, min(first + self.batch_size, self.count))
-            ids = np.stack(
-                [checked_window(self.tokens, row * self.window, self.window, self.vocab_size) for row in rows]
-            )
-            yield Batch(ids, ids)
-
-
 def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batch]:
     """Return examples as batches of `batch_size` rows."""
     return [Batch(*collate(examples[first : first + batch_size])) for first in range(0, len(examples), batch_size)]
@@ -68,7 +38,7 @@ def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batc
 
 def evaluate(
     model: LlamaForCausalLM,
-    tokens: TokenArray,
+    tokens: Tokens,
     *,
     window: int = 256,
     batch_size: int = 16,
@@ -88,8 +58,16 @@ def evaluate(
     """
     if len(tokens) < 2:
         raise ValueError(f"{len(tokens)} tokens, expected at least 2 to evaluate on")
-    windows = HeldOutWindows(tokens, window, batch_size, model.config.vocab_size, max_windows)
-    return held_out_loss(model, windows).loss
+    window = min(window, len(tokens))
+    count = min(len(tokens) // window, max_windows or len(tokens))
+
+    def batches() -> Iterator[Batch]:
+        for first in range(0, count, batch_size):
+            rows = range(first, min(first + batch_size, count))
+            ids = np.stack([checked_window(tokens, row * window, window, model.config.vocab_size) for row in rows])
+            yield Batch(ids, ids)
+
+    return held_out_loss(model, batches()).loss
 
 
 def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:

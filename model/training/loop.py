@@ -6,10 +6,10 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,8 @@ import torch
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batch, Batches
+from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
+from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.evaluate import bits_per_byte, held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.optimizers.average import WeightAverage
@@ -37,14 +38,6 @@ from bpe_llama.model.training.step import (
 
 if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained
-
-
-class HeldOutData(Protocol):
-    """Held-out batches, read anew at each evaluation; none if its length is 0."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class Trainer:
         *,
         device: torch.device,
         out: Path,
-        held_out: HeldOutData = (),
+        held_out: Sequence[Batch] = (),
         loss_fn: LossFunction = batch_loss,
         eval_loss_fn: LossFunction = batch_loss,
         callbacks: Sequence[Callback] = (),
@@ -109,7 +102,7 @@ class Trainer:
         self._saved_step = -1
         self._recent = Recent()
         self._trained_before, self._done_before, self._started = 0.0, 0.0, time.perf_counter()
-        self._logged_step, self._logged_at = 0, 0.0
+        self._logged_step, self._logged_at, self._logged_wait = 0, 0.0, 0.0
 
     def resume(self, state: TrainState, checkpoint: Path | None, metrics: MetricsFile) -> None:
         """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run."""
@@ -130,6 +123,9 @@ class Trainer:
             self.model.train()
             self._started = time.perf_counter()
             self._done_before = self.done
+            first, end = (step * config.gradient_accumulation for step in (self.step, config.max_steps))
+            self.ahead = Prefetch(self.batches, range(first, end), 2 * config.gradient_accumulation)
+            closing.callback(self.ahead.close)
             self._call("on_start")
             last = not self.unfinished()
             while not last and not stop.is_set():
@@ -189,8 +185,7 @@ class Trainer:
         Returns None and changes nothing if the run is interrupted before the last micro-batch.
         """
         config = self.config
-        first = self.step * config.gradient_accumulation
-        batches = [self.batches.batch(index) for index in range(first, first + config.gradient_accumulation)]
+        batches = self.ahead.take(config.gradient_accumulation, interrupted)
         learned = sum(batch.learned for batch in batches)
         total = torch.zeros((), device=self.device)
         with seeded(config.seed, self.step, self.device):
@@ -251,11 +246,13 @@ class Trainer:
         if self.skipped:
             metrics["skipped"] = self.skipped
         metrics |= {"learning_rate": rate, "seconds": round(self.elapsed, 3), **self._speed()}
+        metrics |= epochs_of(self.batches, self.step * self.config.gradient_accumulation)
         loads = expert_loads(self.model)
         if loads is not None:
             metrics["expert_load_min"], metrics["expert_load_max"] = loads
         self._call("on_log", metrics)
-        self._logged_step, self._logged_at, self._recent = self.step, self.elapsed, Recent()
+        self._logged_step, self._logged_at, self._logged_wait = self.step, self.elapsed, self.ahead.waited
+        self._recent = Recent()
 
     def _speed(self) -> Metrics:
         tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
@@ -264,6 +261,7 @@ class Trainer:
         length = self.tokens / max(1, self.step * self.config.gradient_accumulation * self.config.batch_size)
         speed = {
             "tokens_per_second": round(tokens_per_second, 1),
+            "data_wait": round(self.ahead.waited - self._logged_wait, 4),
             "mfu": round(flops_per_token(self.model, round(length)) * tokens_per_second / peak, 4),
         }
         trained = self.done - self._done_before

@@ -24,11 +24,12 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
 )
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_held_out
+from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.evaluate import HeldOutWindows, held_out_examples
+from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
+from bpe_llama.model.training.evaluate import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
-from bpe_llama.model.training.loop import HeldOutData, Trainer, TrainResult
+from bpe_llama.model.training.loop import Trainer, TrainResult
 from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 def train(
     model: LlamaForCausalLM,
-    token_file: str | os.PathLike[str],
+    data: DataSource,
     config: TrainConfig,
     out: str | os.PathLike[str],
     *,
@@ -53,7 +54,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
-    """Train `model` in place on a token file, and return the result.
+    """Train `model` in place on tokens, and return the result.
 
     `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
     The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
@@ -62,10 +63,12 @@ def train(
 
     Args:
         model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
-        token_file: `.npy` of uint16 or uint32 tokens, as `Tokenizer.encode_files` writes.
+        data: A `.npy` of ids, as `Tokenizer.encode_files` writes, or a folder of shards, as `Tokenizer.encode_corpus`
+            does; several of them, mixed by size, or a dictionary of paths and weights: a corpus's weight is its share
+            of the rows. Or `Batches`, or an iterable of batches (see `IterableBatches`).
         config: The run's options.
         out: Folder of the run; created if it does not exist.
-        eval_file: Tokens to evaluate on, instead of the end of `token_file`.
+        eval_file: Tokens to evaluate on, instead of the end of each corpus.
         resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
             the interruption.
         progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
@@ -75,9 +78,10 @@ def train(
             loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
-        FileNotFoundError: If a token file is missing.
-        ValueError: If the data does not fit the model; if `out` holds another run's checkpoint, or its options or data
-            differ, or it is locked; if too many consecutive steps were skipped. The last checkpoint stays.
+        FileNotFoundError: If a token file or shard is missing.
+        ValueError: If the data or a weight is invalid or does not fit the model; if `out` holds another run's
+            checkpoint, or its options or data differ, or it is locked; if too many consecutive steps were skipped. The
+            last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -88,27 +92,13 @@ def train(
     limit = model.config.max_position_embeddings
     if config.sequence_length > limit:
         raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
-    tokens = open_tokens(token_file)
-    if eval_file is None:
-        tokens, held_out = split_held_out(tokens, config.eval_fraction, config.sequence_length)
-    else:
-        held_out = open_tokens(eval_file)
-    batches = TokenBatches(
-        tokens,
-        window=config.sequence_length,
-        batch_size=config.batch_size,
-        vocab_size=model.config.vocab_size,
-        seed=config.seed,
-    )
-    windows = HeldOutWindows(
-        held_out, config.sequence_length, config.batch_size, model.config.vocab_size, config.eval_windows
-    )
+    opened = open_data(data, model.config, config, eval_file=eval_file)
     return train_on_batches(
         model,
-        batches,
+        opened.batches,
         config,
         out,
-        held_out=windows,
+        held_out=list(held_out_batches(opened, model.config, config)) if opened.held_out else (),
         resume=resume,
         progress=progress,
         loss_fn=loss_fn,
@@ -174,7 +164,7 @@ def train_on_batches(
     config: TrainConfig,
     out: str | os.PathLike[str],
     *,
-    held_out: HeldOutData = (),
+    held_out: Sequence[Batch] = (),
     resume: bool = False,
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,

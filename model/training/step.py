@@ -113,6 +113,7 @@ def batch_loss(
         batch.labels,
         mask,
         num_items_in_batch=learned,
+        document_ids=batch.document_ids,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
     )

@@ -35,7 +35,7 @@ _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
 # Options that must not change when a run resumes: they determine the tokens of each step and the optimizer's state.
 _FIXED_OPTIONS = (
-    *("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed"),
+    *("sequence_length", "batch_size", "gradient_accumulation", "packing", "document_mask", "eval_fraction", "seed"),
     *("weights_dtype", "master_weights", "optimizer", "ema_decay"),
 )
 
