@@ -12,9 +12,10 @@ class Progress(NamedTuple):
     """The progress of a long call.
 
     Attributes:
-        stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded.
-        done: Bytes read, or merges done.
-        total: All bytes or merges; ``None`` where their number is unknown.
+        stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded,
+            ``"encode rows"`` while a data set is.
+        done: Bytes read, merges done, or rows read.
+        total: All bytes, merges or rows; ``None`` where their number is unknown.
     """
 
     stage: str
@@ -63,7 +64,13 @@ def _bar() -> Iterator[Report]:
             is_text = task.fields["stage"] in ("count", "encode")
             return super().render(task) if is_text else MofNCompleteColumn().render(task)
 
-    labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding", "load": "loading weights"}
+    labels = {
+        "count": "counting words",
+        "merge": "merging pairs",
+        "encode": "encoding",
+        "encode rows": "encoding rows",
+        "load": "loading weights",
+    }
     columns = (
         TextColumn("{task.description}", table_column=Column(width=15)),
         BarColumn(),
