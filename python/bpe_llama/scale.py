@@ -346,7 +346,7 @@ def encode_corpus(
             written.append(json.dumps([[asdict(shard) for shard in shards], bad_rows.count, bad_rows.first]))
         return pa.table({"part": block.column("part"), "written": written})
 
-    with corpus.begun(parts) as shards, reporting(progress) as report, raised_by_workers():
+    with corpus.begun(on_ray=True) as shards, reporting(progress) as report, raised_by_workers():
         if shards is not None:
             return shards
         dataset = ray.data.from_items([{"part": n} for n in range(len(parts))], override_num_blocks=len(parts))

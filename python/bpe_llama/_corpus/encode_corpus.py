@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class Batch(NamedTuple):
 def encode_corpus(corpus: Corpus, num_threads: int | None, bad_rows: BadRows, progress: ProgressOption) -> TokenShards:
     """Return the token shards of a corpus, encoded on this machine; `Tokenizer.encode_corpus` documents the rest."""
     part = range(len(corpus.files))
-    with corpus.begun([part]) as shards, reporting(progress) as report:
+    with corpus.begun() as shards, reporting(progress) as report:
         if shards is None:
             shards = corpus.finish(corpus.write_part("shard", part, num_threads, bad_rows, report))
         return shards
@@ -97,8 +98,8 @@ class Corpus:
     ) -> Corpus:
         """Return the corpus of the files that match `paths`, or of a data set: its name, configuration and split."""
         if dataset is None:
-            inside = Path(os.path.abspath(out))
-            files = [path for path in find_files(paths) if inside not in Path(os.path.abspath(path)).parents]
+            inside = os.path.abspath(out) + os.sep
+            files = [path for path in find_files(paths) if not os.path.abspath(path).startswith(inside)]
             if not files:
                 raise ValueError(f"{os.fspath(out)!r}, the folder of the shards, holds all files of the corpus")
             return cls(tokenizer, files, None, Path(out), **options)
@@ -117,6 +118,11 @@ class Corpus:
         if self.separator == "":
             raise ValueError("separator is empty; leave it out to keep files whole")
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the tokenizer."""
+        return fingerprint(self.tokenizer)
+
     def parts(self) -> list[range]:
         """Return consecutive ranges of files, each of about one shard or one file: the work of one worker.
 
@@ -131,14 +137,16 @@ class Corpus:
         return parts
 
     @contextmanager
-    def begun(self, parts: Sequence[range]) -> Iterator[TokenShards | None]:
+    def begun(self, *, on_ray: bool = False) -> Iterator[TokenShards | None]:
         """Lock the folder, and yield its shards if they are complete.
 
         Raises:
             ValueError: If the folder was begun with other inputs or options, or holds other shards.
         """
-        sources, path = self._sources(parts), self.out / _SOURCES
+        sources, path = self._sources(on_ray), self.out / _SOURCES
         with locked(self.out):
+            for temporary in (*self.out.glob(".sources.*.json"), *self.out.glob(".index.*.json")):
+                temporary.unlink()  # of a run that was killed
             has_index = (self.out / INDEX).exists()
             if not path.exists() and (other := next((name for name in os.listdir(self.out) if _is_shards(name)), None)):
                 raise ValueError(f"{self.out} holds {other!r} of other token shards; give another folder")
@@ -150,14 +158,15 @@ class Corpus:
 
     def finish(self, shards: Sequence[Shard]) -> TokenShards:
         """Write the index of all shards, in order, and return them."""
-        sums = {key: sum(getattr(shard, key) for shard in shards) for key in ("tokens", "documents", "bytes")}
         size = self.tokenizer.vocab_size
-        around = {"begins": tuple(self.begins), "ends": tuple(self.ends)}
-        write_index(
-            TokenShards(
-                self.out, dtype_of(size), size, fingerprint(self.tokenizer), **around, **sums, shards=tuple(shards)
-            )
+        tokens, documents, text_bytes = (
+            sum(getattr(shard, key) for shard in shards) for key in ("tokens", "documents", "bytes")
         )
+        around = tuple(self.begins), tuple(self.ends)
+        found = TokenShards(
+            self.out, dtype_of(size), size, self.fingerprint, *around, tokens, documents, text_bytes, tuple(shards)
+        )
+        write_index(found)
         for path in self.out.glob("*.progress"):
             path.unlink()
         return open_shards(self.out)
@@ -243,21 +252,21 @@ class Corpus:
             if report:
                 report("encode", done, total)
 
-    def _sources(self, parts: Sequence[range]) -> dict[str, Any]:
+    def _sources(self, on_ray: bool) -> dict[str, Any]:
         files = []
         for path in self.files:
             found = path.stat()
             files.append([os.path.abspath(path), found.st_size, found.st_mtime_ns])
         return {
             **_FORMAT,
-            "tokenizer": fingerprint(self.tokenizer),
+            "tokenizer": self.fingerprint,
             "begins": list(self.begins),
             "ends": list(self.ends),
             "separator": self.separator,
             "field": self.field,
             "on_error": self.on_error,
             "shard_tokens": self.shard_tokens,
-            "parts": [part.stop for part in parts],
+            "on_ray": on_ray,
             "dataset": None if self.dataset is None else self.dataset.described(),
             "files": files,
         }

@@ -35,7 +35,7 @@ def command(
     ] = None,
     eos: Annotated[
         bool,
-        typer.Option("--eos/--no-eos", help="End documents as the tokenizer's files say, else with the eos token."),
+        typer.Option("--eos/--no-eos", help="End documents as the tokenizer's files say, else with eos."),
     ] = True,
     on_error: Annotated[
         str,
