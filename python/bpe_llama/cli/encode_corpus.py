@@ -50,7 +50,7 @@ def command(
         typer.Option(metavar="ADDRESS", help="Encode on this Ray cluster; auto: find one, local: start one."),
     ] = None,
 ) -> None:
-    """Encode a corpus into token shards, on which pretrain trains. The same command again goes on where a run ended."""
+    """Encode a corpus into token shards for training. The same command goes on where an earlier run ended."""
     for name, value in (("--threads", threads), ("--dataset", dataset)):
         if ray is not None and value is not None:
             raise ValueError(f"give {name} or --ray, not both")
