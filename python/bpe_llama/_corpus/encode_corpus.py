@@ -157,8 +157,10 @@ class Corpus:
             yield open_shards(self.out) if has_index else None
 
     def finish(self, shards: Sequence[Shard]) -> TokenShards:
-        """Write the index of all shards, in order, and return them."""
+        """Write the index of all shards, in order, once they are checked, and return them."""
         size = self.tokenizer.vocab_size
+        for shard in shards:  # also tells whether the folder that workers wrote to is this one
+            check_shard(self.out, shard, dtype_of(size))
         tokens, documents, text_bytes = (
             sum(getattr(shard, key) for shard in shards) for key in ("tokens", "documents", "bytes")
         )
@@ -169,7 +171,7 @@ class Corpus:
         write_index(found)
         for path in self.out.glob("*.progress"):
             path.unlink()
-        return open_shards(self.out)
+        return found
 
     def write_part(
         self, name: str, part: range, num_threads: int | None, bad_rows: BadRows, report: Report | None
