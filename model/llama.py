@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible
+from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
 from bpe_llama.model.layers.mlp import MLP
-from bpe_llama.model.layers.moe import MixtureOfExperts, SumOverRanks, routing_loss
+from bpe_llama.model.layers.moe import MixtureOfExperts, routing_loss
 from bpe_llama.model.layers.norm import RMSNorm
+from bpe_llama.model.layers.products import recomputed, training_products
 from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
 from bpe_llama.model.pretrained import Pretrained, check_ids
 
@@ -93,6 +94,7 @@ class LlamaModel(Pretrained):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: KVCache | None = None,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Return the normalized hidden states, (B, T, D).
 
@@ -101,25 +103,36 @@ class LlamaModel(Pretrained):
             attention_mask: (B, S), zero for padding; S includes the cached columns.
             position_ids: int64 (B, T) or (1, T); by default they follow from the mask and the cache.
             past_key_values: The cache, to which the T tokens are appended.
+            document_ids: int64 (B, T), the number of each token's document in its row: attention does not cross
+                documents, and positions restart. A document is a run of equal numbers.
 
         Raises:
-            ValueError: If shapes do not fit, an id is outside the vocabulary, or the cache is full.
+            ValueError: If shapes do not fit, an id is outside the vocabulary, the cache is full, or there are both a
+                cache and `document_ids`.
         """
         batch, length = check_ids(input_ids, self.config.vocab_size)
+        window, documents = self.config.sliding_window, None
+        if document_ids is not None:
+            if past_key_values is not None:
+                raise ValueError("document_ids and past_key_values are given; a slot of a cache holds one sequence")
+            documents = Documents.of(document_ids, input_ids, window)
         columns = past_key_values.place(batch, length) if past_key_values else None
-        visible = visible_keys(length, columns, attention_mask, input_ids.device, self.config.sliding_window)
-        if position_ids is None:
+        visible = visible_keys(length, columns, attention_mask, input_ids.device, window, documents)
+        if position_ids is None and documents is not None:
+            position_ids = documents.positions(attention_mask)
+        elif position_ids is None:
             position_ids = self._positions(length, attention_mask, columns, input_ids.device)
 
         x_BTD = self.embed_tokens(input_ids)
         if self.position_emb is not None:
             x_BTD = x_BTD + self.position_emb(position_ids).to(x_BTD.dtype)
-        rotation = self.rotary_emb(position_ids, past_key_values.prompt_lengths if past_key_values else ())
+        prompt_lengths = past_key_values.prompt_lengths if past_key_values else ()
+        rotation = self.rotary_emb(position_ids, prompt_lengths, documents)
         for index, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training and index % self.gradient_checkpointing == 0:
                 if past_key_values is not None:
                     raise ValueError("gradient checkpointing computes layers twice, which a cache cannot bear; use one")
-                x_BTD = checkpoint(layer, x_BTD, rotation, visible, use_reentrant=False)
+                x_BTD = recomputed(layer, x_BTD, rotation, visible)
             else:
                 x_BTD = layer(x_BTD, rotation, visible, past_key_values, columns)
         if past_key_values is not None:
@@ -162,7 +175,6 @@ class LlamaForCausalLM(Pretrained):
         """Create the modules; their weights are initialized later."""
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.over_ranks: SumOverRanks | None = None  # set while ranks share each batch (`training.parallel`)
 
     def tie_weights(self) -> None:
         """Tie ``lm_head`` to the embedding if the config has ``tie_word_embeddings``."""
@@ -178,6 +190,7 @@ class LlamaForCausalLM(Pretrained):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: int | None = None,
+        document_ids: Tensor | None = None,
     ) -> CausalLMOutput:
         """Return the logits of the token after each position and, given labels, the loss.
 
@@ -190,16 +203,21 @@ class LlamaForCausalLM(Pretrained):
             logits_to_keep: Compute the logits of this many last positions; 0 computes all.
             num_items_in_batch: Divide the summed loss by this number instead of by the number of labels: with gradient
                 accumulation, the learned tokens of all batches.
+            document_ids: int64 (B, T), the number of each token's document in its row: attention does not cross
+                documents, and positions restart. A document is a run of equal numbers,
+                and its first token has no loss.
 
         Raises:
-            ValueError: If shapes do not fit, an id or label is outside the vocabulary, or the cache is full.
+            ValueError: If shapes do not fit, an id or label is outside the vocabulary, the cache is full, or there are
+                both a cache and `document_ids`.
         """
-        hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        hidden_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values, document_ids)
         logits_BTV = self.lm_head(hidden_BTD[:, -logits_to_keep:] if logits_to_keep else hidden_BTD)
         loss = None
         if labels is not None:
             if logits_to_keep:
                 raise ValueError("labels need the logits of all positions; expected logits_to_keep 0")
+            labels = _within_documents(labels, document_ids)
             loss = next_token_loss(logits_BTV, labels, num_items_in_batch)
             loss = self._with_routing(loss, labels, attention_mask, num_items_in_batch)
         return CausalLMOutput(logits_BTV, loss, past_key_values)
@@ -209,16 +227,32 @@ class LlamaForCausalLM(Pretrained):
         input_ids: Tensor,
         labels: Tensor,
         attention_mask: Tensor | None = None,
-        chunk_size: int = 1024,
+        chunk_size: int | None = None,
         num_items_in_batch: int | None = None,
+        document_ids: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Tensor:
-        """Return the loss alone, a float32 scalar equal to ``model(input_ids, labels=labels, ...).loss``.
+        """Return the loss alone, a float32 scalar equal to ``model(input_ids, labels=labels, ...).loss`` but rounding.
+
+        The options are those of `bpe_llama.model.layers.loss.chunked_next_token_loss`.
 
         Cost: memory for the logits of ``chunk_size`` positions instead of all, most of a training step's memory at a
-        vocabulary of 128,000. The backward pass computes the head again.
+        vocabulary of 128,000. Float32 products are those of `bpe_llama.model.layers.products.training_products`.
         """
-        hidden_BTD = self.model(input_ids, attention_mask)
-        loss = chunked_next_token_loss(hidden_BTD, self.lm_head, labels, chunk_size, num_items_in_batch)
+        with training_products():
+            hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)
+            labels = _within_documents(labels, document_ids)
+            loss = chunked_next_token_loss(
+                hidden_BTD,
+                self.lm_head,
+                labels,
+                chunk_size,
+                num_items_in_batch,
+                label_smoothing=label_smoothing,
+                z_loss=z_loss,
+            )
         return self._with_routing(loss, labels, attention_mask, num_items_in_batch)
 
     def _with_routing(
@@ -238,3 +272,10 @@ class LlamaForCausalLM(Pretrained):
         from bpe_llama.model.generation.generate import generate
 
         return generate(self, input_ids, attention_mask, **options)
+
+
+def _within_documents(labels: Tensor, document_ids: Tensor | None) -> Tensor:
+    """Return labels of which the first of each document is ignored, since its context is another document."""
+    if document_ids is None or document_ids.shape != labels.shape:  # the loss refuses the wrong shape
+        return labels
+    return labels.masked_fill(Documents.of(document_ids, labels).begins_BT, IGNORED)

@@ -1,4 +1,4 @@
-"""`bpe-llama pretrain`: trains a model from scratch, or further, on a token file."""
+"""`bpe-llama pretrain`: trains a model from scratch, or further, on token files or shards."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama.model import training
-from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, describe
+from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, ResizeOption, describe
+from bpe_llama.model.cli.run_options import LoggerOption, SamplePromptOption, TeacherOption, run_keywords
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -22,13 +23,16 @@ EXAMPLE = "Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --h
 
 @training_flags(without=("eval_fraction",))
 def command(
-    tokens: Annotated[Path, typer.Argument(help="A .npy file of ids, as `bpe-llama encode --out` writes.")],
+    data: Annotated[
+        list[Path], typer.Argument(help="Ids: a .npy of `bpe-llama encode --out`, or a folder of `encode-corpus`.")
+    ],
     tokenizer: Annotated[Path, typer.Option("--tokenizer", "-t", help="The tokenizer of these ids.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the run: metrics, loss curve, checkpoint, model.")
     ],
     config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
     start_from: Annotated[Path | None, typer.Option(help="Initial weights: a folder or .gguf.")] = None,
+    resize: ResizeOption = False,
     hidden_size: Annotated[int, typer.Option(help="Hidden size D.")] = 256,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
     heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 8,
@@ -37,20 +41,36 @@ def command(
     context: Annotated[int, typer.Option(help="Context length in tokens.")] = 1024,
     tie: Annotated[bool, typer.Option(help="Tie the output projection to the embedding.")] = True,
     *,
-    eval_file: Annotated[
-        Path | None, typer.Option(help="Token file to evaluate on; default: the last 1 % of the ids.")
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Share of the rows, once for each DATA in order; default: by size.")
     ] = None,
+    eval_file: Annotated[
+        Path | None, typer.Option(help="Ids to evaluate on; default: the last 1 % of each DATA.")
+    ] = None,
+    sample_prompt: SamplePromptOption = None,
+    logger: LoggerOption = None,
+    teacher: TeacherOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
-    """Train a LLaMA on a token file. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
-    training.open_tokens(tokens)  # before a large model is constructed
+    """Train a LLaMA on token files or shards. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
+    if resize and start_from is None:
+        raise ValueError("--resize-embeddings is for the model of --start-from; expected both, or neither")
+    if weight and len(weight) != len(data):
+        raise ValueError(f"{len(weight)} --weight for {len(data)} DATA; expected one for each")
+    source = dict(zip(data, weight, strict=True)) if weight else data
+    if len(set(data)) < len(data):
+        raise ValueError("a DATA is given twice; give it a larger --weight")
+    for path in (*data, *([eval_file] if eval_file else [])):
+        training.open_corpus(path)  # before a large model is constructed
     vocabulary = Tokenizer.from_file(tokenizer)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
     ranks = start(train_config.device, train_config.parallel)
     if start_from is not None:
         model = load_model(start_from, train_config.weights_dtype, "cpu" if ranks.sharded else train_config.device)
+        if resize:
+            resize_embeddings(model, start_from, vocabulary)
     else:
         shape = (
             LlamaConfig.from_json(config)
@@ -71,7 +91,10 @@ def command(
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
     typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
-    result = training.train(model, tokens, train_config, out, eval_file=eval_file, resume=resume)
+    keywords = run_keywords(
+        model, vocabulary, train_config, sample_prompt=sample_prompt, logger=logger, teacher=teacher
+    )
+    result = training.train(model, source, train_config, out, eval_file=eval_file, resume=resume, **keywords)
     typer.echo(describe(result))
     if result.interrupted:
         typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")

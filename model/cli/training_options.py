@@ -28,6 +28,10 @@ TRAINING_FLAGS = {
     "sequence_length": Flag("--sequence-length", "Tokens per sequence."),
     "batch_size": Flag("--batch-size", "Sequences per micro-batch."),
     "gradient_accumulation": Flag("--accumulate", "Micro-batches per step (gradient accumulation)."),
+    "packing": Flag("--packing", "Rows of documents cut anywhere, or whole by best fit.", "concatenate|best_fit"),
+    "document_mask": Flag(
+        "--document-mask/--no-document-mask", "Keep attention within documents; default: with --packing best_fit."
+    ),
     "learning_rate": Flag("--learning-rate", "Peak learning rate."),
     "schedule": Flag("--schedule", "Learning rate after warm-up.", "|".join(CHOICES["schedule"])),
     "warmup_steps": Flag("--warmup", "Steps of warm-up."),

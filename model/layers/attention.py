@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention_backends import Backend, Visible, sdpa
+from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.linear import linear
 from bpe_llama.model.layers.rope import Rotation, apply_rope
 
@@ -22,6 +23,7 @@ def visible_keys(
     attention_mask: Tensor | None,
     device: torch.device,
     window: int | None = None,
+    documents: Documents | None = None,
 ) -> Visible:
     """Return the keys that each query of a forward pass attends to; it is computed once for all layers.
 
@@ -32,6 +34,7 @@ def visible_keys(
             is padded.
         device: Device of the mask.
         window: The sliding window in tokens, the query's own included; None attends to all.
+        documents: The documents packed into each row, with the same window; needs ``columns`` to be None.
 
     Raises:
         ValueError: If the mask does not cover S columns.
@@ -49,6 +52,11 @@ def visible_keys(
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
         )
+    if documents is not None:
+        if attention_mask is None:
+            return Visible(causal=True, documents=documents)
+        own_TT = torch.eye(length, dtype=torch.bool, device=device)
+        return Visible(mask=documents.mask & attention_mask.bool()[:, None, None] | own_TT)
     window_covers_all = window is None or window >= end
     if attention_mask is None and window_covers_all and (columns is None or columns.uniform):
         if end == length:

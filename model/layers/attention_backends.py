@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bpe_llama.model.layers.documents import Documents
+
 
 @dataclass(frozen=True)
 class Visible:
@@ -24,13 +26,17 @@ class Visible:
     Attributes:
         causal: Query ``t`` of T attends to the first ``S - T + t + 1`` keys.
         mask: bool, (B or 1, 1, T, S), true if the query attends to the key.
+        documents: Each query attends to its own and earlier keys of its document; T is S.
     """
 
     causal: bool = False
     mask: Tensor | None = None
+    documents: Documents | None = None
 
     def as_mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
         """Return the mask, bool (B or 1, 1, T, S)."""
+        if self.documents is not None:
+            return self.documents.mask
         if self.mask is not None:
             return self.mask
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
@@ -46,13 +52,16 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
     """Return the attention output, (B, N, T, H), of `torch.nn.functional.scaled_dot_product_attention`.
 
     Keys and values are not repeated for the query heads that share them. At T = 1 the ``G`` query heads of a KV head
-    become ``G`` queries of one head, so that each key is read once.
+    become ``G`` queries of one head, so that each key is read once. Packed documents are computed one by one on the
+    CPU, and by FlexAttention on CUDA.
 
     Example:
         >>> query, key = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 5, 8)
         >>> sdpa(query, key, torch.ones(1, 2, 5, 8), Visible()).shape
         torch.Size([1, 4, 1, 8])
     """
+    if visible.documents is not None:
+        return _sdpa_of_documents(query_BNTH, key_BKSH, value_BKSH, visible.documents, dropout)
     kv_heads, length = key_BKSH.shape[1], query_BNTH.shape[2]
     if length == 1:
         grouped = query_BNTH.view(query_BNTH.shape[0], kv_heads, -1, query_BNTH.shape[3])
@@ -69,6 +78,31 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
         is_causal=visible.causal,
         enable_gqa=query_BNTH.shape[1] != kv_heads,
     )
+
+
+def _sdpa_of_documents(
+    query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, documents: Documents, dropout: float
+) -> Tensor:
+    """Return the attention output within documents, (B, N, T, H).
+
+    On the CPU one causal call a document computes no score that a mask would hide. 2,048 tokens in rows of 256 to 2,048
+    took 0.1 to 1.3 times the time of causal attention over whole rows, on one thread; a mask took 0.9 to 1.8 times.
+    """
+    if query_BNTH.is_cuda and not dropout:
+        return flex(query_BNTH, key_BKSH, value_BKSH, Visible(documents=documents))
+    if query_BNTH.device.type != "cpu" or torch.compiler.is_compiling():  # lengths on the host would be constants
+        return sdpa(query_BNTH, key_BKSH, value_BKSH, Visible(mask=documents.mask), dropout)
+    band_LL, longest = None, max(map(max, documents.lengths))
+    if documents.window is not None and documents.window < longest:
+        band_LL = torch.ones(longest, longest, dtype=torch.bool).tril().triu(1 - documents.window)
+    outputs = []
+    for row, lengths in enumerate(documents.lengths):
+        parts = (torch.split(whole[row : row + 1], lengths, dim=2) for whole in (query_BNTH, key_BKSH, value_BKSH))
+        for length, query, key, value in zip(lengths, *parts, strict=True):
+            visible = Visible(causal=True) if band_LL is None else Visible(mask=band_LL[None, None, :length, :length])
+            outputs.append(sdpa(query, key, value, visible, dropout))
+    batch, heads, length, _ = query_BNTH.shape
+    return torch.cat(outputs, dim=2).view(heads, batch, length, -1).transpose(0, 1)
 
 
 def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) -> Tensor:
@@ -130,17 +164,20 @@ def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
     """
     if dropout:
         raise ValueError(f"attention_dropout is {dropout}, which flex attention cannot apply; use 'sdpa' in training")
-    mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
-    mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
-
-    def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return torch.where(mask[row, 0, query, key], score, -torch.inf)
-
+    kernel = _flex_kernel(query_BNTH.device.type)
+    several = query_BNTH.shape[1] != key_BKSH.shape[1]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        return _flex_kernel(query_BNTH.device.type)(
-            query_BNTH, key_BKSH, value_BKSH, score_mod=hide, enable_gqa=query_BNTH.shape[1] != key_BKSH.shape[1]
-        )
+        if visible.documents is not None:
+            blocks = visible.documents.blocks
+            return kernel(query_BNTH, key_BKSH, value_BKSH, block_mask=blocks, enable_gqa=several)
+        mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
+        mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
+
+        def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return torch.where(mask[row, 0, query, key], score, -torch.inf)
+
+        return kernel(query_BNTH, key_BKSH, value_BKSH, score_mod=hide, enable_gqa=several)
 
 
 def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
@@ -153,8 +190,10 @@ def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Vis
     """
     from flash_attn import flash_attn_func
 
-    if visible.mask is not None:
-        raise ValueError("flash attention takes no mask; use 'sdpa' for padding, sliding windows or unequal lengths")
+    if visible.mask is not None or visible.documents is not None:
+        raise ValueError(
+            "flash attention takes no mask; use 'sdpa' for padding, sliding windows, unequal lengths, documents"
+        )
     if query_BNTH.device.type != "cuda" or query_BNTH.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"flash attention computes float16 and bfloat16 on CUDA, not {query_BNTH.dtype} on {query_BNTH.device}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT, inverse_frequencies
 
 Rotation = tuple[Tensor, Tensor]
@@ -50,10 +51,13 @@ class RotaryEmbedding(nn.Module):
         self.reset_frequencies()
         return self
 
-    def forward(self, positions_BT: Tensor, prompt_lengths: Sequence[int] = ()) -> Rotation:
+    def forward(
+        self, positions_BT: Tensor, prompt_lengths: Sequence[int] = (), documents: Documents | None = None
+    ) -> Rotation:
         """Return the rotation of each position.
 
-        Dynamic NTK and LongRoPE depend on the sequence length. It is one more than the highest position of a row. If
+        Dynamic NTK and LongRoPE depend on the sequence length. It is one more than the highest position of a row, or
+        of a packed document. If
         the row's prompt length is known, all tokens of the prompt have that length, and each later token has one more
         than its own position: the rotation does not depend on prefill chunks. Cached keys keep their rotation when
         the sequence grows, as in transformers.
@@ -61,13 +65,15 @@ class RotaryEmbedding(nn.Module):
         Args:
             positions_BT: int64; B may be 1 if all rows have the same positions.
             prompt_lengths: The prompt length of each row, 0 if unknown; empty if none is known.
+            documents: The documents packed into each row.
 
         Returns:
             Cosines and sines, float32 (B, T, R / 2).
         """
         frequencies = self.inv_freq
         if self.length_dependent:
-            lengths_BT = positions_BT.amax(-1, keepdim=True) + 1
+            last_BT = documents.maximum(positions_BT) if documents else positions_BT.amax(-1, keepdim=True)
+            lengths_BT = last_BT + 1
             if any(prompt_lengths):
                 prompts_B1 = torch.tensor(prompt_lengths, device=positions_BT.device)[:, None]
                 lengths_BT = torch.where(prompts_B1 > 0, (positions_BT + 1).maximum(prompts_B1), lengths_BT)
@@ -123,7 +129,9 @@ def positions_of(attention_mask: Tensor) -> Tensor:
 class NoRotation(nn.Module):
     """Replaces `RotaryEmbedding` in a model without rotary positions."""
 
-    def forward(self, positions_BT: Tensor, prompt_lengths: Sequence[int] = ()) -> Rotation:
+    def forward(
+        self, positions_BT: Tensor, prompt_lengths: Sequence[int] = (), documents: Documents | None = None
+    ) -> Rotation:
         """Return cosines and sines of zero features, float32 (B, T, 0)."""
         empty = torch.zeros(*positions_BT.shape, 0, device=positions_BT.device)
         return empty, empty

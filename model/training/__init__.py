@@ -1,4 +1,4 @@
-"""Train a model on a token file.
+"""Train a model on token files, shards, or any batches.
 
     from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
 
@@ -10,9 +10,10 @@ Read in this order:
 | file or folder | content |
 |---|---|
 | `config`, `schedule` | the options of a run; the learning rate of each step |
-| `data/` | token files, examples and other data as batches |
-| `start`, `optimizers/` | initial weights; AdamW, also for bfloat16 weights |
+| `data/` | token files and shards, mixed and packed; examples and other data: all as batches |
+| `start`, `vocabulary`, `optimizers/` | initial weights; those of new tokens; AdamW and Muon |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
+| `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts` | the training loop, what it calls, Ctrl-C |
 | `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files and conversations |
@@ -20,8 +21,13 @@ Read in this order:
 
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batch, Batches, TokenBatches, open_tokens
+from bpe_llama.model.training.data.batches import Batch, Batches, open_tokens
+from bpe_llama.model.training.data.dataset import BatchDataset
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
+from bpe_llama.model.training.data.iterable import IterableBatches
+from bpe_llama.model.training.data.rows import TokenBatches
+from bpe_llama.model.training.data.shards import Corpus, open_corpus
+from bpe_llama.model.training.distillation import distillation_loss
 from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
@@ -33,29 +39,36 @@ from bpe_llama.model.training.run import train, train_on_examples
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.start import start_as_identity
 from bpe_llama.model.training.step import TensorBatch, batch_loss
+from bpe_llama.model.training.vocabulary import token_pieces
 
 __all__ = [
     "FORMATS",
     "Batch",
+    "BatchDataset",
     "Batches",
     "Callback",
+    "Corpus",
     "DataConfig",
     "Example",
     "ExampleBatches",
+    "IterableBatches",
     "TensorBatch",
     "TokenBatches",
     "TrainConfig",
     "TrainResult",
     "Trainer",
     "batch_loss",
+    "distillation_loss",
     "evaluate",
     "evaluate_examples",
     "finetune",
     "learning_rate_at",
+    "open_corpus",
     "open_tokens",
     "plot_loss",
     "read_metrics",
     "start_as_identity",
+    "token_pieces",
     "train",
     "train_on_examples",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CHOICES = {
+    "packing": ("concatenate", "best_fit"),
     "schedule": ("cosine", "warmup_stable_decay", "constant"),
     "optimizer": ("adamw", "muon"),
     "dtype": ("auto", "float32", "bfloat16", "float8"),
@@ -30,6 +31,9 @@ class TrainConfig:
         sequence_length: Tokens per sequence.
         batch_size: Sequences per micro-batch (one forward and backward pass), split over the ranks.
         gradient_accumulation: Micro-batches per optimizer step.
+        packing: How documents become rows: `"concatenate"` cuts rows from the sequence of all documents, `"best_fit"`
+            packs whole documents and cuts only those longer than a row.
+        document_mask: Whether attention stays within documents, whose positions then restart; None: with best fit only.
         learning_rate: Peak, reached after warm-up.
         min_learning_rate_ratio: The final learning rate as a fraction of the peak.
         schedule: The learning rate after warm-up: `"cosine"` decay to the final rate; `"warmup_stable_decay"`, the peak
@@ -74,6 +78,8 @@ class TrainConfig:
     sequence_length: int = 256
     batch_size: int = 16
     gradient_accumulation: int = 1
+    packing: str = "concatenate"
+    document_mask: bool | None = None
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
     schedule: str = "cosine"
@@ -148,6 +154,11 @@ class TrainConfig:
             raise ValueError("optimizer is 'muon' and weights_dtype 'bfloat16', expected weights_dtype float32")
 
     @property
+    def masks_documents(self) -> bool:
+        """Return whether attention stays within documents."""
+        return self.packing == "best_fit" if self.document_mask is None else self.document_mask
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens per optimizer step."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
@@ -173,3 +184,21 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"unknown training options: {', '.join(unknown)}")
         return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
+
+
+def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
+    """Return the config with the number of steps that `epochs` passes over `rows` rows take; None changes nothing.
+
+    Raises:
+        ValueError: If `epochs` is not a positive number.
+
+    Example:
+        >>> with_epochs(TrainConfig(batch_size=4, gradient_accumulation=2), 3, rows=20).max_steps
+        8
+    """
+    if epochs is None:
+        return config
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ValueError(f"epochs is {epochs}, expected a positive number")
+    steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
+    return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bpe_llama.model.training.data.batches import Batch, TokenArray, checked_window
+from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
 from bpe_llama.model.training.parallel import Ranks
-from bpe_llama.model.training.step import TensorBatch, batch_loss
+from bpe_llama.model.training.step import LossFunction, TensorBatch, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 class HeldOutLoss(NamedTuple):
@@ -31,36 +32,6 @@ class HeldOutLoss(NamedTuple):
     bits_per_byte: float
 
 
-class HeldOutWindows:
-    """Consecutive windows of a token array as batches, read anew at each evaluation.
-
-    Args:
-        tokens: `(n,)`; fewer than 2 tokens are no batch.
-        window: Tokens per window; a shorter rest is left out unless there is no other window.
-        batch_size: Windows per batch.
-        vocab_size: The model's.
-        max_windows: Only the first `max_windows` windows.
-    """
-
-    def __init__(
-        self, tokens: TokenArray, window: int, batch_size: int, vocab_size: int, max_windows: int | None = None
-    ) -> None:
-        self.tokens, self.batch_size, self.vocab_size = tokens, batch_size, vocab_size
-        self.window = min(window, len(tokens))
-        self.count = min(len(tokens) // self.window, max_windows or len(tokens)) if self.window > 1 else 0
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, self.count, self.batch_size):
-            rows = range(first, min(first + self.batch_size, self.count))
-            ids = np.stack(
-                [checked_window(self.tokens, row * self.window, self.window, self.vocab_size) for row in rows]
-            )
-            yield Batch(ids, ids)
-
-
 def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batch]:
     """Return examples as batches of `batch_size` rows."""
     return [Batch(*collate(examples[first : first + batch_size])) for first in range(0, len(examples), batch_size)]
@@ -68,7 +39,7 @@ def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batc
 
 def evaluate(
     model: LlamaForCausalLM,
-    tokens: TokenArray,
+    tokens: Tokens,
     *,
     window: int = 256,
     batch_size: int = 16,
@@ -88,8 +59,16 @@ def evaluate(
     """
     if len(tokens) < 2:
         raise ValueError(f"{len(tokens)} tokens, expected at least 2 to evaluate on")
-    windows = HeldOutWindows(tokens, window, batch_size, model.config.vocab_size, max_windows)
-    return held_out_loss(model, windows).loss
+    window = min(window, len(tokens))
+    count = min(len(tokens) // window, max_windows or len(tokens))
+
+    def batches() -> Iterator[Batch]:
+        for first in range(0, count, batch_size):
+            rows = range(first, min(first + batch_size, count))
+            ids = np.stack([checked_window(tokens, row * window, window, model.config.vocab_size) for row in rows])
+            yield Batch(ids, ids)
+
+    return held_out_loss(model, batches()).loss
 
 
 def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:
@@ -110,9 +89,10 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
 
 @torch.no_grad()
 def held_out_loss(
-    model: LlamaForCausalLM,
+    model: Pretrained,
     batches: Iterable[Batch],
     token_bytes: npt.NDArray[np.int64] | None = None,
+    loss_fn: LossFunction = batch_loss,
     ranks: Ranks | None = None,
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
@@ -121,6 +101,7 @@ def held_out_loss(
         model: The model, on any device; its training mode is restored.
         batches: The held-out data.
         token_bytes: The bytes of each id, `(V,)`.
+        loss_fn: The loss of a batch.
         ranks: The rows of each batch are split over them; all of them call this function.
     """
     device, ranks = next(model.parameters()).device, ranks or Ranks()
@@ -128,7 +109,7 @@ def held_out_loss(
     model.eval()
     try:
         for batch in batches:
-            total += batch_loss(model, TensorBatch.of(ranks.rows(batch), device), 1).item()
+            total += loss_fn(model, TensorBatch.of(ranks.rows(batch), device), 1).item()
             learned += batch.learned
             size += batch.bytes(token_bytes)
     finally:

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 _MULTIPLE = 16  # float8 products need sizes of this multiple
 _CAPABILITY = (8, 9)
 
 
-def use_float8(model: LlamaForCausalLM, device: torch.device, *, emulate: bool = False) -> None:
+def use_float8(model: Pretrained, device: torch.device, *, emulate: bool = False) -> None:
     """Let the linear layers of `model` multiply in float8 in training; weights and state keep their dtype and names.
 
     Activations, weights and gradients are scaled per tensor. The head, and layers with a size that is no multiple of

@@ -6,10 +6,10 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,8 @@ import torch
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batch, Batches
+from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
+from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.evaluate import bits_per_byte, held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.optimizers.average import WeightAverage
@@ -38,15 +39,7 @@ from bpe_llama.model.training.step import (
 )
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
-
-
-class HeldOutData(Protocol):
-    """Held-out batches, read anew at each evaluation; none if its length is 0."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
+    from bpe_llama.model.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -81,27 +74,29 @@ class Trainer:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Pretrained,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         batches: Batches,
         *,
         device: torch.device,
         out: Path,
-        held_out: HeldOutData = (),
+        held_out: Sequence[Batch] = (),
         loss_fn: LossFunction = batch_loss,
+        eval_loss_fn: LossFunction = batch_loss,
         callbacks: Sequence[Callback] = (),
         token_bytes: npt.NDArray[np.int64] | None = None,
         ranks: Ranks | None = None,
-        whole: LlamaForCausalLM | None = None,
+        whole: Pretrained | None = None,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
-        self.callbacks, self.token_bytes = callbacks, token_bytes
+        self.callbacks, self.token_bytes, self.eval_loss_fn = callbacks, token_bytes, eval_loss_fn
         self.ranks, self.whole = ranks or Ranks(), whole or model
         self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile and not self.ranks.sharded else loss_fn
         if self.ranks.world > 1 and not self.ranks.sharded:
-            self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=loss_fn is batch_loss)
+            uses_all = getattr(loss_fn, "func", loss_fn) is batch_loss
+            self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=uses_all)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         use_bfloat16 = config.uses_bfloat16(device.type)
         self.matmul_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
@@ -113,7 +108,7 @@ class Trainer:
         self._saved_step = -1
         self._recent = Recent()
         self._trained_before, self._done_before, self._started = 0.0, 0.0, time.perf_counter()
-        self._logged_step, self._logged_at = 0, 0.0
+        self._logged_step, self._logged_at, self._logged_wait = 0, 0.0, 0.0
         self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
 
     def resume(self, state: TrainState, checkpoint: Path | None, last: tuple[float, float, float]) -> None:
@@ -140,6 +135,9 @@ class Trainer:
             self.model.train()
             self._started = time.perf_counter()
             self._done_before = self.done
+            first, end = (step * config.gradient_accumulation for step in (self.step, config.max_steps))
+            self.ahead = Prefetch(self.batches, range(first, end), 2 * config.gradient_accumulation)
+            closing.callback(self.ahead.close)
             self._call("on_start")
             self._agree(stop)
             last = not self.unfinished()
@@ -200,7 +198,7 @@ class Trainer:
         """Return whether this is the only process or rank 0, which writes files."""
         return self.ranks.is_main
 
-    def whole_model(self) -> LlamaForCausalLM:
+    def whole_model(self) -> Pretrained:
         """Return the model with its whole weights; with FSDP every rank calls this, as they are gathered."""
         if self.ranks.sharded:
             gather(self.model, self.whole)
@@ -216,8 +214,9 @@ class Trainer:
         Returns None and changes nothing if the run is interrupted before the last micro-batch.
         """
         config = self.config
-        first = self.step * config.gradient_accumulation
-        batches = [self.batches.batch(index) for index in range(first, first + config.gradient_accumulation)]
+        batches = self.ahead.take(config.gradient_accumulation, interrupted if self.ranks.world == 1 else None)
+        if len(batches) < config.gradient_accumulation:
+            return None
         learned = sum(batch.learned for batch in batches)
         total = torch.zeros((), device=self.device)
         with seeded(config.seed, self.step, self.device, self.ranks.rank):
@@ -298,11 +297,13 @@ class Trainer:
         if self.skipped:
             metrics["skipped"] = self.skipped
         metrics |= {"learning_rate": rate, "seconds": round(self.elapsed, 3), **self._speed()}
+        metrics |= epochs_of(self.batches, self.step * self.config.gradient_accumulation)
         loads = expert_loads(self.model)
         if loads is not None:
             metrics["expert_load_min"], metrics["expert_load_max"] = loads
         self._call("on_log", metrics)
-        self._logged_step, self._logged_at, self._recent = self.step, self.elapsed, Recent()
+        self._logged_step, self._logged_at, self._logged_wait = self.step, self.elapsed, self.ahead.waited
+        self._recent = Recent()
 
     def _speed(self) -> Metrics:
         tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
@@ -311,6 +312,7 @@ class Trainer:
         length = self.tokens / max(1, self.step * self.config.gradient_accumulation * self.config.batch_size)
         speed = {
             "tokens_per_second": round(tokens_per_second, 1),
+            "data_wait": round(self.ahead.waited - self._logged_wait, 4),
             "mfu": round(flops_per_token(self.model, round(length)) * tokens_per_second / peak, 4),
         }
         trained = self.done - self._done_before
@@ -322,7 +324,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.autocast, self.average.swapped() if self.average else contextlib.nullcontext():
-            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.ranks)
+            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.eval_loss_fn, self.ranks)
         self.eval_loss = held_out.loss
         metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": held_out.loss}
         if self.token_bytes is not None:

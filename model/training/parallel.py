@@ -27,11 +27,12 @@ from torch import Tensor, nn
 
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.layers.loss import IGNORED
+from bpe_llama.model.llama import DecoderLayer
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
 
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
     from bpe_llama.model.training.data.batches import Batch
     from bpe_llama.model.training.step import LossFunction, TensorBatch
 
@@ -237,7 +238,7 @@ def is_sharded(model: nn.Module) -> bool:
 class _LossModule(nn.Module):
     """A loss function as a module, for DDP's hooks on its forward pass; the model's parameters keep their names."""
 
-    def __init__(self, model: LlamaForCausalLM, loss_fn: LossFunction) -> None:
+    def __init__(self, model: Pretrained, loss_fn: LossFunction) -> None:
         super().__init__()
         self.model, self.loss_fn = model, loss_fn
 
@@ -252,7 +253,7 @@ class ReplicatedLoss:
     Source: Li et al. 2020, arXiv:2006.15704.
     """
 
-    def __init__(self, model: LlamaForCausalLM, loss_fn: LossFunction, *, uses_all: bool) -> None:
+    def __init__(self, model: Pretrained, loss_fn: LossFunction, *, uses_all: bool) -> None:
         """Give every rank the weights of rank 0; `uses_all`: the loss depends on every trained parameter."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions also call it forward_sync_buffers
@@ -264,7 +265,7 @@ class ReplicatedLoss:
             )
         self.ddp.register_comm_hook(None, lambda _, bucket: _summed(bucket))
 
-    def __call__(self, model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:
+    def __call__(self, model: Pretrained, batch: TensorBatch, learned: int) -> Tensor:
         """Return the loss of this rank's rows."""
         loss: Tensor = self.ddp(batch, learned)
         return loss
@@ -281,7 +282,7 @@ def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
     return summed
 
 
-def shard(model: LlamaForCausalLM, ranks: Ranks, *, bfloat16: bool, compile: bool) -> LlamaForCausalLM:
+def shard(model: Pretrained, ranks: Ranks, *, bfloat16: bool, compile: bool) -> Pretrained:
     """Return a copy of the model, of which this rank holds a part of each weight on its device (FSDP2).
 
     Each layer is gathered while it is computed, in bfloat16 if that is the dtype of the pass; gradients are summed over
@@ -300,13 +301,14 @@ def shard(model: LlamaForCausalLM, ranks: Ranks, *, bfloat16: bool, compile: boo
     # As autocast does: products in bfloat16, embedding and residual stream in float32.
     in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
     in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
-    for layer in sharded.model.layers:
+    for layer in [module for module in sharded.modules() if isinstance(module, DecoderLayer)]:
         if compile:
             layer.compile()
         fully_shard(layer, mesh=mesh, mp_policy=in_layers)
     # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
     fully_shard(sharded, mesh=mesh, mp_policy=in_root, reshard_after_forward=True)
-    register_fsdp_forward_method(sharded, "loss")
+    if hasattr(sharded, "loss"):
+        register_fsdp_forward_method(sharded, "loss")
     for module in sharded.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -315,7 +317,7 @@ def shard(model: LlamaForCausalLM, ranks: Ranks, *, bfloat16: bool, compile: boo
 
 
 @torch.no_grad()
-def gather(sharded: LlamaForCausalLM, model: LlamaForCausalLM) -> None:
+def gather(sharded: Pretrained, model: Pretrained) -> None:
     """Copy the trained weights of `sharded` into the whole model that `shard` was given; all ranks take part.
 
     Cost: one weight at a time on each device.

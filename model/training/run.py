@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,14 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
 )
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batches, TokenBatches, open_tokens, split_held_out
+from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
-from bpe_llama.model.training.evaluate import HeldOutWindows, held_out_examples
+from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
+from bpe_llama.model.training.evaluate import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
-from bpe_llama.model.training.loop import HeldOutData, Trainer, TrainResult
+from bpe_llama.model.training.loop import Trainer, TrainResult
 from bpe_llama.model.training.optimizers.state import optimizer_for
-from bpe_llama.model.training.parallel import Ranks, shard, start
+from bpe_llama.model.training.parallel import shard, start
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
 from bpe_llama.model.training.report.progress import ProgressReport
@@ -37,11 +39,12 @@ from bpe_llama.model.training.step import LossFunction, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 def train(
     model: LlamaForCausalLM,
-    token_file: str | os.PathLike[str],
+    data: DataSource,
     config: TrainConfig,
     out: str | os.PathLike[str],
     *,
@@ -52,7 +55,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
-    """Train `model` in place on a token file, and return the result.
+    """Train `model` in place on tokens, and return the result.
 
     `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
     The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
@@ -63,23 +66,25 @@ def train(
     Args:
         model: The model; moved to the device (with FSDP to the CPU), its trained weights converted to
             `config.weights_dtype`. All ranks begin with the weights of rank 0.
-        token_file: `.npy` of uint16 or uint32 tokens, as `Tokenizer.encode_files` writes.
+        data: A `.npy` of ids, as `Tokenizer.encode_files` writes, or a folder of shards, as `Tokenizer.encode_corpus`
+            does; several of them, mixed by size, or a dictionary of paths and weights: a corpus's weight is its share
+            of the rows. Or `Batches`, or an iterable of batches (see `IterableBatches`).
         config: The run's options.
         out: Folder of the run; created if it does not exist.
-        eval_file: Tokens to evaluate on, instead of the end of `token_file`.
+        eval_file: Tokens to evaluate on, instead of the end of each corpus.
         resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
             the interruption.
         progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
-        callbacks: Called at each step, evaluation and checkpoint, on every rank.
+        callbacks: Called at each step, evaluation and checkpoint.
         token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
             loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
-        FileNotFoundError: If a token file is missing.
-        ValueError: If the data does not fit the model; if there are more ranks than rows in a micro-batch; if `out`
-            holds another run's checkpoint, or its options or data differ, or it is locked; if too many consecutive
-            steps were skipped. The last checkpoint stays.
+        FileNotFoundError: If a token file or shard is missing.
+        ValueError: If the data or a weight is invalid or does not fit the model; if there are more ranks than rows in a
+            micro-batch; if `out` holds another run's checkpoint, or its options or data differ, or it is locked; if too
+            many consecutive steps were skipped. The last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -87,39 +92,22 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
-    ranks = start(config.device, config.parallel)
     limit = model.config.max_position_embeddings
     if config.sequence_length > limit:
         raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
-    tokens = open_tokens(token_file)
-    if eval_file is None:
-        tokens, held_out = split_held_out(tokens, config.eval_fraction, config.sequence_length)
-    else:
-        held_out = open_tokens(eval_file)
-    batches = TokenBatches(
-        tokens,
-        window=config.sequence_length,
-        batch_size=config.batch_size,
-        vocab_size=model.config.vocab_size,
-        seed=config.seed,
+    opened = open_data(data, model.config, config, eval_file=eval_file)
+    return train_on_batches(
+        model,
+        opened.batches,
+        config,
+        out,
+        held_out=list(held_out_batches(opened, model.config, config)) if opened.held_out else (),
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
     )
-    windows = HeldOutWindows(
-        held_out, config.sequence_length, config.batch_size, model.config.vocab_size, config.eval_windows
-    )
-    with ranks.entered_on_main(locked(Path(out))):
-        return _run(
-            model,
-            batches,
-            config,
-            Path(out),
-            ranks,
-            held_out=windows,
-            resume=resume,
-            progress=progress,
-            loss_fn=loss_fn,
-            callbacks=callbacks,
-            token_bytes=token_bytes,
-        )
 
 
 def train_on_examples(
@@ -149,94 +137,120 @@ def train_on_examples(
         resume: Resume from the checkpoint in `out`, if there is one.
         progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
-        callbacks: Called at each step, evaluation and checkpoint, on every rank.
+        callbacks: Called at each step, evaluation and checkpoint.
         token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
             loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
     """
-    ranks = start(config.device, config.parallel)
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
-    with ranks.entered_on_main(locked(Path(out))):
-        return _run(
-            model,
-            batches,
-            config,
-            Path(out),
-            ranks,
-            held_out=held_out_examples(eval_examples, config.batch_size),
-            resume=resume,
-            progress=progress,
-            loss_fn=loss_fn,
-            callbacks=callbacks,
-            token_bytes=token_bytes,
-        )
+    return train_on_batches(
+        model,
+        batches,
+        config,
+        out,
+        held_out=held_out_examples(eval_examples, config.batch_size),
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
+    )
 
 
-def _run(
-    model: LlamaForCausalLM,
+def train_on_batches(
+    model: Pretrained,
     batches: Batches,
     config: TrainConfig,
-    out: Path,
-    ranks: Ranks,
+    out: str | os.PathLike[str],
     *,
-    held_out: HeldOutData,
-    resume: bool,
-    progress: bool | None,
-    loss_fn: LossFunction,
-    callbacks: Sequence[Callback],
-    token_bytes: npt.NDArray[np.int64] | None,
+    held_out: Sequence[Batch] = (),
+    resume: bool = False,
+    progress: bool | None = None,
+    loss_fn: LossFunction = batch_loss,
+    eval_loss_fn: LossFunction = batch_loss,
+    callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
-    check_trainable(model)
+    """Train `model` in place on any batches, and return the result; works as `train`.
+
+    Args:
+        model: The model.
+        batches: The training data.
+        config: The run's options; those of the data have no effect.
+        out: Folder of the run; created if it does not exist.
+        held_out: Batches to evaluate on.
+        resume: As of `train`, like the arguments below.
+        progress: Likewise.
+        loss_fn: Likewise.
+        eval_loss_fn: The loss of a held-out batch.
+        callbacks: Likewise.
+        token_bytes: Likewise.
+
+    Raises:
+        ValueError: As `train`.
+        OSError: As `train`.
+    """
+    if config.label_smoothing or config.z_loss:
+        if loss_fn is not batch_loss:
+            raise ValueError(
+                f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default "
+                "loss applies; expected 0 with a loss_fn"
+            )
+        loss_fn = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+    ranks, out = start(config.device, config.parallel), Path(out)
     ranks.check_rows(config.batch_size)
     ranks.check_same("the data", batches.fingerprint)
-    checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
-    home = torch.device("cpu") if ranks.sharded else ranks.device
-    _move(model, home, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
-    if config.checkpoint_activations:
-        model.gradient_checkpointing_enable(every=config.checkpoint_activations)
-    if config.dtype == "float8":
-        use_float8(model, ranks.device)
-    state, trained = TrainState(0, 0.0, {}), model
-    if checkpoint is not None:
-        state = read_state(checkpoint)
-        check_same_run(checkpoint, config, state, batches)
-        load_weights(checkpoint, model)
-    if ranks.sharded:
-        trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compile=config.compile)
-    optimizer = optimizer_for(trained, config)
-    if checkpoint is not None:
-        load_optimizer_state(checkpoint, trained, optimizer)
-    reports: list[Callback] = []
+    with ranks.entered_on_main(locked(out)):
+        check_trainable(model, predicts_text=eval_loss_fn is batch_loss)
+        home = torch.device("cpu") if ranks.sharded else ranks.device
+        _move(model, home, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+        if config.checkpoint_activations:
+            model.gradient_checkpointing_enable(every=config.checkpoint_activations)
+        if config.dtype == "float8":
+            use_float8(model, ranks.device)
+        checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
+        state, trained = TrainState(0, 0.0, {}), model
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            check_same_run(checkpoint, config, state, batches)
+            load_weights(checkpoint, model)
+        if ranks.sharded:
+            trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compile=config.compile)
+        optimizer = optimizer_for(trained, config)
+        if checkpoint is not None:
+            load_optimizer_state(checkpoint, trained, optimizer)
+        reports: list[Callback] = []
 
-    def open_reports() -> tuple[float, float, float]:
-        metrics = MetricsFile(out / "metrics.jsonl", state.step)
-        reports.extend([metrics, ProgressReport(progress), LossPlot()])
-        return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
+        def open_reports() -> tuple[float, float, float]:
+            metrics = MetricsFile(out / "metrics.jsonl", state.step)
+            reports.extend([metrics, ProgressReport(progress), LossPlot()])
+            return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
-    last = ranks.on_main(open_reports)
-    trainer = Trainer(
-        trained,
-        optimizer,
-        config,
-        batches,
-        device=ranks.device,
-        out=out,
-        held_out=held_out,
-        loss_fn=loss_fn,
-        token_bytes=token_bytes,
-        callbacks=[*reports, *callbacks],
-        ranks=ranks,
-        whole=model,
-    )
-    trainer.resume(state, checkpoint, last)
-    return trainer.run()
+        last = ranks.on_main(open_reports)
+        trainer = Trainer(
+            trained,
+            optimizer,
+            config,
+            batches,
+            device=ranks.device,
+            out=out,
+            held_out=held_out,
+            loss_fn=loss_fn,
+            eval_loss_fn=eval_loss_fn,
+            token_bytes=token_bytes,
+            callbacks=[*reports, *(callback for callback in callbacks if ranks.is_main or callback.on_every_rank)],
+            ranks=ranks,
+            whole=model,
+        )
+        trainer.resume(state, checkpoint, last)
+        return trainer.run()
 
 
-def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+def _move(model: Pretrained, device: torch.device, dtype: torch.dtype) -> None:
     """Move the model to the device, and convert only its trained parameters to `dtype`."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.to(device=device, dtype=dtype)

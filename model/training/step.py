@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ from bpe_llama.model.training.parallel import local
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
-
-LARGEST_LOGITS = 1 << 25
-"""Most logits in memory at once: 128 MiB of float32. A larger batch is split into chunks (`model.loss`)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,8 @@ class TensorBatch:
         return cls(*map(move, fields))  # type: ignore[arg-type]
 
 
-LossFunction = Callable[["LlamaForCausalLM", TensorBatch, int], Tensor]
+# The model is the one that the caller trains, so its class is his to name.
+LossFunction = Callable[[Any, TensorBatch, int], Tensor]
 """Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
 the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
@@ -97,22 +95,29 @@ class Recent(NamedTuple):
         )
 
 
-def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:
-    """Return the cross-entropy of a micro-batch, float32, computed in chunks if the logits are many.
+def batch_loss(
+    model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
+    """Return the cross-entropy of a micro-batch, float32.
 
     Args:
         model: The model.
         batch: The micro-batch.
         learned: The learned tokens of all micro-batches of the step, by which the sum is divided.
+        label_smoothing: As of `TrainConfig`, like the next one.
+        z_loss: Likewise.
     """
     # With causal attention no token attends to padding on its right; only an expert router needs a mask.
     mask = batch.attention_mask if model.config.num_local_experts else None
-    chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
-    if batch.ids.numel() > chunk_size:
-        return model.loss(batch.ids, batch.labels, mask, chunk_size, learned)
-    out = model(batch.ids, attention_mask=mask, labels=batch.labels, num_items_in_batch=learned)
-    loss: Tensor = out.loss
-    return loss
+    return model.loss(
+        batch.ids,
+        batch.labels,
+        mask,
+        num_items_in_batch=learned,
+        document_ids=batch.document_ids,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

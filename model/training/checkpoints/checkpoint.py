@@ -32,14 +32,14 @@ from bpe_llama.model.training.parallel import Ranks, is_sharded, local
 from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
 _OPTIMIZER = "optimizer"
 # Options that must not change when a run resumes: they determine the tokens of each step and the optimizer's state.
 _FIXED_OPTIONS = (
-    *("sequence_length", "batch_size", "gradient_accumulation", "eval_fraction", "seed"),
+    *("sequence_length", "batch_size", "gradient_accumulation", "packing", "document_mask", "eval_fraction", "seed"),
     *("weights_dtype", "master_weights", "optimizer", "ema_decay"),
 )
 
@@ -84,11 +84,11 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
 
 def save_checkpoint(
     out: Path,
-    model: LlamaForCausalLM,
+    model: Pretrained,
     optimizer: torch.optim.Optimizer,
     state: TrainState,
     ranks: Ranks | None = None,
-    sharded: LlamaForCausalLM | None = None,
+    sharded: Pretrained | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
@@ -129,9 +129,7 @@ def _previous(out: Path) -> str:
     return "there is no earlier one" if previous is None else f"{previous.name} stays"
 
 
-def _write(
-    out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state: TrainState, shards: Path | None
-) -> Path:
+def _write(out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState, shards: Path | None) -> Path:
     for unfinished in out.glob(f"{_UNFINISHED}*"):  # left by a killed process
         if unfinished != shards:
             shutil.rmtree(unfinished)
@@ -202,7 +200,7 @@ def read_state(folder: Path) -> TrainState:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
 
 
-def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
+def load_checkpoint(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load `folder` into the model and the optimizer, and return the state of the run.
 
     Raises:
@@ -214,7 +212,7 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
     return state
 
 
-def load_optimizer_state(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer's state of `folder`, which any number of ranks wrote, for the weights of `model`.
 
     Raises:
@@ -231,7 +229,7 @@ def load_optimizer_state(folder: Path, model: LlamaForCausalLM, optimizer: torch
     load_optimizer_tensors(model, optimizer, tensors)
 
 
-def load_weights(folder: Path, model: LlamaForCausalLM) -> None:
+def load_weights(folder: Path, model: Pretrained) -> None:
     """Load the weights of `folder`, or its adapters, into the model.
 
     Raises:
@@ -247,12 +245,12 @@ def load_weights(folder: Path, model: LlamaForCausalLM) -> None:
         _load_weights(folder, model, weights)
 
 
-def _adapter_folders(model: LlamaForCausalLM, folder: Path) -> dict[str, Path]:
+def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:
     """Return the folder of each adapter in a checkpoint, in peft's layout."""
     return {name: folder if name == "default" else folder / name for name in lora.names(model)}
 
 
-def _load_weights(folder: Path, model: LlamaForCausalLM, weights: dict[str, Tensor]) -> None:
+def _load_weights(folder: Path, model: Pretrained, weights: dict[str, Tensor]) -> None:
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
     found = {name: tensor.shape for name, tensor in weights.items() if name not in tied}
@@ -262,14 +260,19 @@ def _load_weights(folder: Path, model: LlamaForCausalLM, weights: dict[str, Tens
     model.load_state_dict(weights, strict=False)
 
 
-def check_trainable(model: LlamaForCausalLM) -> None:
+def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
     """Check that a checkpoint would hold all that is trained.
 
+    Args:
+        model: The model.
+        predicts_text: Whether the loss is that of the next tokens.
+
     Raises:
-        ValueError: If the model is no causal LM, adapters are merged, or another weight is trained beside them.
+        ValueError: If the loss needs a causal LM and the model is none, adapters are merged, or another weight is
+            trained beside them.
     """
-    if "score" in dict(model.named_children()):
-        raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
+    if predicts_text and "score" in dict(model.named_children()):
+        raise ValueError(f"the model is a {type(model).__name__}; expected a Pretrained, which predicts text")
     layers = [layer for _, layer in lora.adapted_layers(model)]
     if any(layer.unmerged is not None for layer in layers):
         raise ValueError("adapters are merged into the weights; unmerge them, or remove them, before training")

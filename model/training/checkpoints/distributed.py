@@ -17,7 +17,7 @@ from torch import Tensor
 from bpe_llama.model.training.parallel import Ranks
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> Path:
@@ -41,7 +41,7 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks) -> Path:
     return folder
 
 
-def load_shards(path: Path, model: LlamaForCausalLM) -> dict[str, Tensor]:
+def load_shards(path: Path, model: Pretrained) -> dict[str, Tensor]:
     """Return the tensors `weight.quantity`, for the weights of `model`, of a safetensors file or of all in a folder.
 
     A tensor with the shape of its weight is sharded as the weight is.

@@ -1,1 +1,1 @@
-"""Batches of tokens and of examples."""
+"""Data as batches: token files and shards (`sources` opens them), examples, and any iterable."""

@@ -1,14 +1,10 @@
-"""Shuffled batches of a memory-mapped token file; a batch is a function of seed and index, so it needs no state.
-
-`bpe_llama.model.training.data.examples` has the batches of examples with labels.
-"""
+"""What a batch is, and the token files that batches are made of."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +14,6 @@ import numpy.typing as npt
 from bpe_llama.model.layers.loss import IGNORED
 
 TokenArray = np.ndarray[tuple[int], np.dtype[Any]]
-_HASHED = 1 << 16  # tokens per hashed range
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Batch:
 
     Attributes:
         ids: int64 `(B, T)`.
-        labels: int64 `(B, T)`: the id of a learned token, else -100. The model shifts them.
+        labels: int64 `(B, T)`: the id of a learned token, else -100; the model shifts them. Or `(B,)`: one label a row.
         attention_mask: int64 `(B, T)`, 0 for padding; None without padding.
         document_ids: int64 `(B, T)`: the number of a token's document in its row. Attention does not cross documents,
             and positions restart. None if each row is one document.
@@ -40,13 +35,14 @@ class Batch:
 
     @property
     def learned(self) -> int:
-        """Return the number of learned tokens; the first token of a row has no prediction.
+        """Return the number of learned tokens, or labels; the first token of a row has no prediction.
 
         Example:
             >>> Batch(np.array([[5, 6, 7], [6, 7, 8]]), np.array([[5, 6, -100], [-100, 7, 8]])).learned
             3
         """
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        labels = self.labels[:, 1:] if self.labels.ndim == 2 else self.labels
+        return int((labels != IGNORED).sum())
 
     def bytes(self, token_bytes: npt.NDArray[np.int64] | None) -> int:
         """Return the bytes of the learned tokens, by the bytes of each id; 0 if these are unknown."""
@@ -54,6 +50,27 @@ class Batch:
             return 0
         labels = self.labels[:, 1:]
         return int(token_bytes[labels[labels != IGNORED]].sum())
+
+    def rows(self, rank: int, world: int) -> Batch:
+        """Return the rows of one of `world` processes: `B / world` each, one more for the first ones if it is uneven.
+
+        Raises:
+            ValueError: If there are more processes than rows.
+
+        Example:
+            >>> batch = Batch(*[np.arange(5)[:, None]] * 2)
+            >>> [batch.rows(rank, 2).ids.ravel().tolist() for rank in (0, 1)]
+            [[0, 1, 2], [3, 4]]
+        """
+        if len(self.ids) < world:
+            raise ValueError(
+                f"{world} ranks share micro-batches of {len(self.ids)} rows; expected a batch_size of at least {world}"
+            )
+        least, more = divmod(len(self.ids), world)
+        first = rank * least + min(rank, more)
+        part = slice(first, first + least + (rank < more))
+        fields = (self.ids, self.labels, self.attention_mask, self.document_ids)
+        return Batch(*(None if field is None else field[part] for field in fields))  # type: ignore[arg-type]
 
 
 class Batches(Protocol):
@@ -68,6 +85,25 @@ class Batches(Protocol):
 
     def tokens_before(self, index: int) -> int:
         """Return the number of tokens in the batches before `index`, without padding."""
+
+
+def epochs_of(batches: Batches, index: int) -> dict[str, float]:
+    """Return how often the batches before `index` pass over the data, as metrics, if the data tell: `epochs`.
+
+    Several corpora are `epochs/name`.
+    """
+    passes: dict[str, float] = getattr(batches, "epochs", lambda index: {})(index)
+    return {f"epochs/{name}" if len(passes) > 1 else "epochs": round(value, 4) for name, value in passes.items()}
+
+
+class Tokens(Protocol):
+    """A sequence of ids: an array, or the shards of a folder as one."""
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+
+    def __getitem__(self, place: Any, /) -> Any:
+        """Return the ids of a slice as an array."""
 
 
 def short_hash(*arrays: npt.NDArray[Any]) -> str:
@@ -122,71 +158,10 @@ def split_held_out(tokens: TokenArray, fraction: float, window: int) -> tuple[To
     return tokens[: len(tokens) - held_out], tokens[len(tokens) - held_out :]
 
 
-class TokenBatches:
-    """Shuffled batches of windows of a token array, over any number of epochs.
-
-    Batch `i` depends only on the seed and `i`, so a resumed run needs no saved state. Each epoch visits every window
-    once, with its own permutation and its own offset of the first window.
-
-    Example:
-        >>> batches = TokenBatches(np.arange(1000, dtype=np.uint16), window=8, batch_size=4, vocab_size=1000)
-        >>> batches.batch(0).ids.shape
-        (4, 8)
-    """
-
-    def __init__(self, tokens: TokenArray, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
-        """Construct batches of `batch_size` windows of `window` tokens; ids must be below `vocab_size`.
-
-        Raises:
-            ValueError: If the array is shorter than one window.
-        """
-        if len(tokens) < window:
-            raise ValueError(f"{len(tokens):,} tokens, expected at least one window of {window:,}")
-        self.tokens, self.window, self.batch_size = tokens, window, batch_size
-        self.vocab_size, self.seed = vocab_size, seed
-        # One window fewer than fit, so that the offset can vary.
-        self.windows_per_epoch = max(1, len(tokens) // window - 1)
-        self._order = self._shuffled(0)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Return the number of tokens, and a hash of 16 evenly spaced ranges of them."""
-        last = max(0, len(self.tokens) - _HASHED)
-        ranges = (self.tokens[last * part // 15 :][:_HASHED] for part in range(16))
-        return f"{len(self.tokens):,} tokens (sha256 {short_hash(*ranges)})"
-
-    def batch(self, index: int) -> Batch:
-        """Return batch `index` (from 0), of which every token is learned.
-
-        Raises:
-            ValueError: If a token is `vocab_size` or larger; the message names its position.
-        """
-        first = index * self.batch_size
-        ids = np.stack([self._window(row) for row in range(first, first + self.batch_size)])
-        return Batch(ids, ids)
-
-    def tokens_before(self, index: int) -> int:
-        """Return the number of tokens in the batches before `index`."""
-        return index * self.batch_size * self.window
-
-    def _window(self, row: int) -> npt.NDArray[np.int64]:
-        epoch, place = divmod(row, self.windows_per_epoch)
-        if self._order[0] != epoch:
-            self._order = self._shuffled(epoch)
-        _, shift, order = self._order
-        return checked_window(self.tokens, shift + int(order[place]) * self.window, self.window, self.vocab_size)
-
-    def _shuffled(self, epoch: int) -> tuple[int, int, npt.NDArray[np.int64]]:
-        """Return the epoch, the offset of its first window, and the order of its windows."""
-        random = np.random.default_rng([self.seed, epoch])
-        spare = len(self.tokens) - self.windows_per_epoch * self.window
-        return epoch, int(random.integers(min(spare, self.window) + 1)), random.permutation(self.windows_per_epoch)
-
-
-def checked_window(tokens: TokenArray, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:
+def checked_window(tokens: Tokens, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:
     """Return `tokens[begin : begin + length]` as int64; an id outside the vocabulary raises a ValueError."""
     window: npt.NDArray[np.int64] = tokens[begin : begin + length].astype(np.int64)
     if window.max() >= vocab_size:
         at = begin + int(window.argmax())
-        raise ValueError(f"token {tokens[at]} at position {at:,} is outside the model's vocabulary of {vocab_size:,}")
+        raise ValueError(f"token {window.max()} at position {at:,} is outside the model's vocabulary of {vocab_size:,}")
     return window

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -19,7 +17,7 @@ from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.checkpoints.lock import locked
-from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import open_tokens, split_held_out
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
@@ -91,8 +89,7 @@ def finetune(
         >>> finetune(model, tokenizer, "notes/*.txt", TrainConfig(learning_rate=2e-4), "run")  # doctest: +SKIP
     """
     check_vocabulary(tokenizer, model.config.vocab_size)
-    if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
-        raise ValueError(f"epochs is {epochs}, expected a positive number")
+    with_epochs(config, epochs, 1)  # raises before the files are read
     options = DataConfig(**data)
     files, out = find_files(texts), Path(out)
     ranks = start(config.device, config.parallel)
@@ -117,7 +114,7 @@ def finetune(
         tokens, _ = split_held_out(open_tokens(token_file), config.eval_fraction, config.sequence_length)
         if show_example and ranks.is_main:
             print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
-        config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
+        config = with_epochs(config, epochs, len(tokens) / config.sequence_length)
         if ranks.is_main:
             _print_trainable_parameters(model)
         return train(
@@ -143,7 +140,7 @@ def finetune(
         print_example(tokenizer, examples[0].ids, examples[0].labels)
     eval_count = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
     train_examples, eval_examples = examples[: len(examples) - eval_count], examples[len(examples) - eval_count :]
-    config = _for_epochs(config, epochs, len(train_examples))
+    config = with_epochs(config, epochs, len(train_examples))
     if ranks.is_main:
         _print_trainable_parameters(model)
     return train_on_examples(
@@ -163,11 +160,3 @@ def finetune(
 def _print_trainable_parameters(model: LlamaForCausalLM) -> None:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     print(f"{trained:,} trainable parameters", file=sys.stderr)
-
-
-def _for_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
-    """Return the config with the number of steps that `epochs` epochs over `rows` rows take."""
-    if epochs is None:
-        return config
-    steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
-    return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))

@@ -15,14 +15,14 @@ from torch import nn
 from bpe_llama.model.layers.moe import MixtureOfExperts
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 # Dense bfloat16 operations a second, from NVIDIA's data sheets (without sparsity).
 _PEAK_BFLOAT16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
 _SIZE = 1024  # of the matrices whose product is timed
 
 
-def flops_per_token(model: LlamaForCausalLM, length: int) -> float:
+def flops_per_token(model: Pretrained, length: int) -> float:
     """Return the floating-point operations that forward and backward pass of one token take.
 
     A weight of a matrix takes 2 operations in the forward pass, 2 for the gradient of the input and, if it is trained,

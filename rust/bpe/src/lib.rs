@@ -98,5 +98,5 @@ pub use interrupt::Interrupt;
 pub use normalize::{After, SpacePrefix, Spaces};
 pub use pretokenize::Pretokenizer;
 pub use special::{AddedToken, SpecialSet};
-pub use tokenizer::{Offsets, SpecialIds, TokenFile, Tokenizer};
+pub use tokenizer::{DocumentEncoder, EncodedDocuments, Offsets, SpecialIds, TokenFile, Tokenizer};
 pub use vocab::{SentencePieceTokens, Vocab};

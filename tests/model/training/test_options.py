@@ -220,3 +220,17 @@ def test_a_custom_loss_and_callbacks_see_the_run(token_file: Path, tmp_path: Pat
     with pytest.raises(RuntimeError, match="mine"):
         training.train(fresh(), token_file, config, tmp_path / "failing", callbacks=[Failing()], progress=False)
     assert events[-1][0] == "close" and not list((tmp_path / "failing").glob("step-*"))
+
+
+def test_z_loss_and_label_smoothing_reach_the_loss(token_file: Path, tmp_path: Path) -> None:
+    options = {"z_loss": 0.01, "label_smoothing": 0.1}
+    config = training.TrainConfig(max_steps=1, **options, **SETTINGS)
+    training.train(fresh(), token_file, config, tmp_path / "run", progress=False)
+    tokens = training.open_tokens(token_file)[:-40]
+    ids = torch.from_numpy(training.TokenBatches(tokens, window=16, batch_size=4, vocab_size=64).batch(0).ids)
+    logits = fresh().train()(ids).logits[:, :-1].flatten(0, 1)
+    expected = nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), label_smoothing=0.1)
+    expected = expected + 0.01 * logits.logsumexp(-1).square().mean()
+    assert losses(tmp_path / "run")[1] == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"label_smoothing is 0.1 and z_loss 0.01, .* expected 0 with a loss_fn"):
+        training.train(fresh(), token_file, config, tmp_path / "other", loss_fn=lambda *_: torch.zeros(()))

@@ -121,6 +121,8 @@ def test_ranks_give_the_losses_and_weights_of_one_process(
 class _Terminated(training.Callback):
     """Sends SIGTERM to the last rank alone, after a step."""
 
+    on_every_rank = True
+
     def __init__(self, step: int) -> None:
         self.step = step
 

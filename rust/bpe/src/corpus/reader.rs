@@ -55,6 +55,7 @@ pub struct CorpusReader {
     paths: std::vec::IntoIter<PathBuf>,
     rules: Rules,
     source: Option<Source>,
+    files_opened: usize,
     document: u64,
     skipped: Skipped,
     total_bytes: u64,
@@ -90,6 +91,7 @@ impl CorpusReader {
             paths: paths.into_iter(),
             rules,
             source: None,
+            files_opened: 0,
             document: 0,
             skipped: Skipped::default(),
             total_bytes,
@@ -132,8 +134,14 @@ impl CorpusReader {
                 return Ok(Some(Chunk { document, text, is_last }));
             }
             let Some(path) = self.paths.next() else { return Ok(None) };
+            self.files_opened += 1;
             self.source = Some(open(&path, &self.rules, &self.bytes_read)?);
         }
+    }
+
+    /// Returns the number of files opened so far: the last chunk is of the last of them.
+    pub fn files_opened(&self) -> usize {
+        self.files_opened
     }
 
     /// Returns the rows and documents skipped so far.

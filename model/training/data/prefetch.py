@@ -1,0 +1,92 @@
+"""Makes the batches of the next steps in a worker thread, so that a step does not wait for them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+
+from bpe_llama.model.training.data.batches import Batch, Batches
+
+_POLL = 0.1  # seconds between looks at an interrupt
+
+
+class Prefetch:
+    """The batches of consecutive steps, made in a worker thread in order, the same as without it.
+
+    Attributes:
+        waited: Seconds that `take` waited, in sum.
+
+    Example:
+        >>> import numpy as np
+        >>> from bpe_llama.model.training.data.rows import TokenBatches
+        >>> batches = TokenBatches(np.arange(99, dtype=np.uint16), window=8, batch_size=2, vocab_size=99)
+        >>> with Prefetch(batches, range(0, 6)) as ahead:
+        ...     [batch.ids.shape for batch in ahead.take(2)]
+        [(2, 8), (2, 8)]
+    """
+
+    def __init__(self, batches: Batches, indices: range, depth: int = 4) -> None:
+        """Begin to make batches.
+
+        Args:
+            batches: The data.
+            indices: The batches of the rest of the run.
+            depth: Batches that are made ahead.
+        """
+        self.waited = 0.0
+        self._made: queue.Queue[Batch | BaseException] = queue.Queue(max(1, depth))
+        self._closed = threading.Event()
+        self._worker = threading.Thread(target=self._make, args=(batches, indices), name="prefetch", daemon=True)
+        self._worker.start()
+
+    def take(self, count: int, interrupted: threading.Event | None = None) -> list[Batch]:
+        """Return the next `count` batches; fewer if the run is interrupted.
+
+        Raises:
+            Exception: What the data raised.
+            ValueError: If all batches were taken.
+        """
+        began = time.perf_counter()
+        taken: list[Batch] = []
+        while len(taken) < count and not (interrupted is not None and interrupted.is_set()):
+            try:
+                made = self._made.get(timeout=_POLL)
+            except queue.Empty:
+                if not self._worker.is_alive() and self._made.empty():
+                    raise ValueError("all batches of the run were taken") from None
+                continue
+            if isinstance(made, BaseException):
+                raise made
+            taken.append(made)
+        self.waited += time.perf_counter() - began
+        return taken
+
+    def close(self) -> None:
+        """End the worker; data that block for more than a second are left to a daemon thread."""
+        self._closed.set()
+        self._worker.join(timeout=1)
+
+    def __enter__(self) -> Prefetch:
+        """Return the object."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the worker."""
+        self.close()
+
+    def _make(self, batches: Batches, indices: range) -> None:
+        for index in indices:
+            made: Batch | BaseException
+            try:
+                made = batches.batch(index)
+            except BaseException as error:
+                made = error
+            while not self._closed.is_set():
+                try:
+                    self._made.put(made, timeout=_POLL)
+                    break
+                except queue.Full:
+                    continue
+            if self._closed.is_set() or isinstance(made, BaseException):
+                return

@@ -1,0 +1,212 @@
+"""Shuffled rows of a sequence of tokens, and batches of rows; a row is a function of seed and index.
+
+Packed documents are in `packing`, several corpora in `mixture`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bpe_llama.model.layers.loss import IGNORED
+from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window, short_hash
+
+Ids = npt.NDArray[np.int64]
+_HASHED = 1 << 16  # tokens per hashed range
+
+
+class Row(NamedTuple):
+    """One row of a batch, without padding; the fields are those of `Batch`, int64 (n,)."""
+
+    ids: Ids
+    labels: Ids
+    document_ids: Ids | None = None
+
+
+class Rows(Protocol):
+    """A data set as rows by index, from 0, over any number of epochs.
+
+    Attributes:
+        window: Most tokens of a row.
+        rows_per_epoch: Rows after which every row was seen once.
+    """
+
+    window: int
+    rows_per_epoch: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the size and a hash of the data."""
+
+    def row(self, index: int) -> Row:
+        """Return row `index`, which depends on the index alone."""
+
+    def tokens_before(self, index: int) -> int:
+        """Return the number of tokens in the rows before `index`."""
+
+    def epochs(self, index: int) -> dict[str, float]:
+        """Return how often the rows before `index` pass over each corpus, by its name."""
+
+
+class Windows:
+    """Windows of `window` consecutive tokens, each once an epoch, in an order and with an offset of the epoch's own.
+
+    Example:
+        >>> rows = Windows(np.arange(20, dtype=np.uint16), window=4, vocab_size=20)
+        >>> rows.rows_per_epoch, len(rows.row(0).ids)
+        (4, 4)
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        window: int,
+        vocab_size: int,
+        seed: int = 0,
+        starts: Ids | None = None,
+        name: str = "",
+        stream: int = 0,
+    ) -> None:
+        """Construct the windows; ids must be below `vocab_size`.
+
+        Args:
+            tokens: The ids, (n,).
+            window: Tokens per row.
+            vocab_size: That of the model.
+            seed: Of the order.
+            starts: Where each document begins; if given, `document_ids` tell documents apart.
+            name: Of the corpus.
+            stream: Tells apart corpora that are shuffled with the same seed.
+
+        Raises:
+            ValueError: If the tokens are fewer than one window.
+        """
+        if len(tokens) < window:
+            of = f"{name}: " if name else ""
+            raise ValueError(f"{of}{len(tokens):,} tokens, expected at least one window of {window:,}")
+        self.tokens, self.window, self.vocab_size, self.seed = tokens, window, vocab_size, seed
+        self.starts, self.name, self.stream = starts, name, stream
+        # One window fewer than fit, so that the offset can vary.
+        self.rows_per_epoch = max(1, len(tokens) // window - 1)
+        self._order = self._shuffled(0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the number of tokens, and a hash of 16 evenly spaced ranges of them and of the documents' starts."""
+        return fingerprint(self.tokens, self.starts)
+
+    def row(self, index: int) -> Row:
+        """Return row `index`, of which every token is learned but the first of a document.
+
+        Raises:
+            ValueError: If a token is `vocab_size` or larger; the message names its position.
+        """
+        epoch, place = divmod(index, self.rows_per_epoch)
+        if self._order[0] != epoch:
+            self._order = self._shuffled(epoch)
+        _, shift, order = self._order
+        begin = shift + int(order[place]) * self.window
+        ids = checked_window(self.tokens, begin, self.window, self.vocab_size)
+        if self.starts is None:
+            return Row(ids, ids)
+        inside = slice(*np.searchsorted(self.starts, (begin, begin + self.window)))
+        first = np.zeros(self.window, dtype=np.int64)
+        first[self.starts[inside] - begin] = 1
+        return Row(ids, np.where(first, IGNORED, ids), first.cumsum())
+
+    def tokens_before(self, index: int) -> int:
+        """Return the number of tokens in the rows before `index`."""
+        return index * self.window
+
+    def epochs(self, index: int) -> dict[str, float]:
+        """Return how often the rows before `index` pass over the data."""
+        return {self.name: index / self.rows_per_epoch}
+
+    def _shuffled(self, epoch: int) -> tuple[int, int, Ids]:
+        """Return the epoch, the offset of its first window, and the order of its windows."""
+        random = np.random.default_rng([self.seed, epoch, self.stream])
+        spare = len(self.tokens) - self.rows_per_epoch * self.window
+        return epoch, int(random.integers(min(spare, self.window) + 1)), random.permutation(self.rows_per_epoch)
+
+
+class RowBatches:
+    """Batches of `batch_size` rows, padded on the right to the rows' `window`, over any number of epochs.
+
+    Padding has the id 0, the label -100, the mask 0 and a document of its own.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int) -> None:
+        """Construct batches of `batch_size` rows."""
+        self.data, self.batch_size = rows, batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the size and a hash of the data."""
+        return self.data.fingerprint
+
+    def batch(self, index: int) -> Batch:
+        """Return batch `index` (from 0)."""
+        first = index * self.batch_size
+        return collate_rows([self.data.row(row) for row in range(first, first + self.batch_size)], self.data.window)
+
+    def tokens_before(self, index: int) -> int:
+        """Return the number of tokens in the batches before `index`, without padding."""
+        return self.data.tokens_before(index * self.batch_size)
+
+    def epochs(self, index: int) -> dict[str, float]:
+        """Return how often the batches before `index` pass over each corpus, by its name."""
+        return self.data.epochs(index * self.batch_size)
+
+
+class TokenBatches(RowBatches):
+    """Shuffled batches of windows of a token array, over any number of epochs.
+
+    Batch `i` depends only on the seed and `i`, so a resumed run needs no saved state. Each epoch visits every window
+    once, with its own permutation and its own offset of the first window.
+
+    Example:
+        >>> batches = TokenBatches(np.arange(1000, dtype=np.uint16), window=8, batch_size=4, vocab_size=1000)
+        >>> batches.batch(0).ids.shape
+        (4, 8)
+    """
+
+    def __init__(self, tokens: Tokens, *, window: int, batch_size: int, vocab_size: int, seed: int = 0) -> None:
+        """Construct batches of `batch_size` windows of `window` tokens; ids must be below `vocab_size`.
+
+        Raises:
+            ValueError: If the array is shorter than one window.
+        """
+        super().__init__(Windows(tokens, window=window, vocab_size=vocab_size, seed=seed), batch_size)
+        self.windows_per_epoch = self.data.rows_per_epoch
+
+
+def collate_rows(rows: list[Row], window: int) -> Batch:
+    """Return rows as one batch of `window` columns.
+
+    Example:
+        >>> collate_rows([Row(np.array([5, 6]), np.array([5, 6]), np.array([0, 1]))], 3).document_ids
+        array([[0, 1, 2]])
+    """
+    lengths = np.array([len(row.ids) for row in rows])
+    present = np.arange(window) < lengths[:, None]
+    ids, labels = (np.full(present.shape, fill, dtype=np.int64) for fill in (0, IGNORED))
+    ids[present] = np.concatenate([row.ids for row in rows])
+    labels[present] = np.concatenate([row.labels for row in rows])
+    documents = [row.document_ids for row in rows if row.document_ids is not None]
+    document_ids = None
+    if documents:
+        document_ids = np.tile(np.array([marks[-1] + 1 for marks in documents])[:, None], window)
+        document_ids[present] = np.concatenate(documents)
+    return Batch(ids, labels, None if present.all() else present.astype(np.int64), document_ids)
+
+
+def fingerprint(tokens: Tokens, starts: Ids | None = None) -> str:
+    """Return the number of tokens, and a hash of 16 evenly spaced ranges of them and of the documents' starts."""
+    last = max(0, len(tokens) - _HASHED)
+    places = (last * part // 15 for part in range(16))
+    ranges = [tokens[place : place + _HASHED] for place in places]
+    return f"{len(tokens):,} tokens (sha256 {short_hash(*ranges, *([] if starts is None else [starts]))})"

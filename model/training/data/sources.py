@@ -1,0 +1,129 @@
+"""What `train` accepts as data, opened as batches, with the part that is held out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.data.batches import Batch, Batches, checked_window
+from bpe_llama.model.training.data.iterable import IterableBatches
+from bpe_llama.model.training.data.mixture import Mixture, check_weights
+from bpe_llama.model.training.data.packing import PackedRows
+from bpe_llama.model.training.data.rows import Row, RowBatches, Rows, Windows, collate_rows
+from bpe_llama.model.training.data.shards import Corpus, open_corpus
+
+Path = str | os.PathLike[str]
+DataSource = Path | Sequence[Path] | Mapping[Path, float] | Batches | Iterable[Any]
+"""The data of a run: a path, several paths, paths with weights, batches by index, or an iterable of batches."""
+
+
+class Data(NamedTuple):
+    """The batches of a run, and its held-out corpora with their weights."""
+
+    batches: Batches
+    held_out: list[Corpus]
+    weights: list[float]
+
+
+def open_data(data: DataSource, model: LlamaConfig, config: TrainConfig, *, eval_file: Path | None = None) -> Data:
+    """Return the batches of a run and what is held out: `eval_file`, or the end of each corpus.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged or does not fit the model, or a weight is not positive.
+        TypeError: If `data` is none of `DataSource`.
+    """
+    held_out = [] if eval_file is None else [_open(eval_file, model, config)]
+    paths = _paths(data)
+    if paths is None:
+        return Data(_batches(data, model), held_out, [1.0] * len(held_out))
+    corpora = [_open(path, model, config) for path in paths]
+    tokenizers = {corpus.tokenizer: corpus.name for corpus in corpora + held_out if corpus.tokenizer}
+    if len(tokenizers) > 1:
+        raise ValueError(f"different tokenizers encoded {' and '.join(sorted(tokenizers.values()))}")
+    given = zip(corpora, paths.values(), strict=True)
+    weights = [len(corpus.tokens) if weight is None else weight for corpus, weight in given]
+    if eval_file is None:
+        parts = [corpus.split(config.eval_fraction, config.sequence_length) for corpus in corpora]
+        corpora = [train for train, _ in parts]
+        held_out = [part for _, part in parts if part is not None]
+    rows = _rows(corpora, weights, model, config)
+    return Data(RowBatches(rows, config.batch_size), held_out, weights if eval_file is None else [1.0])
+
+
+def held_out_batches(data: Data, model: LlamaConfig, config: TrainConfig) -> Iterator[Batch]:
+    """Yield at most `config.eval_windows` held-out rows as batches, packed and mixed as the training data are.
+
+    Rows of one corpus are the first windows, in order, unless documents are packed or masked.
+    """
+    corpora, window = data.held_out, config.sequence_length
+    if len(corpora) == 1 and config.packing == "concatenate" and not config.masks_documents:
+        tokens = corpora[0].tokens
+        width = min(window, len(tokens))
+        count = min(len(tokens) // width, config.eval_windows)
+
+        def row(index: int) -> Row:
+            return Row(*[checked_window(tokens, index * width, width, model.vocab_size)] * 2)
+    else:
+        rows = _rows(corpora, data.weights, model, config)
+        shares = list(zip(rows.corpora, rows.shares, strict=True)) if isinstance(rows, Mixture) else [(rows, 1.0)]
+        # No row is repeated.
+        count = min(config.eval_windows, max(1, int(min(part.rows_per_epoch / share for part, share in shares))))
+        width, row = window, rows.row
+    for first in range(0, count, config.batch_size):
+        yield collate_rows([row(index) for index in range(first, min(first + config.batch_size, count))], width)
+
+
+def _paths(data: DataSource) -> dict[Path, float | None] | None:
+    """Return paths with their weights, None for their sizes; or None if the data are no paths."""
+    if isinstance(data, (str, os.PathLike)):
+        return {data: 1.0}
+    if isinstance(data, Mapping):
+        if not data:
+            raise ValueError("no data: expected at least one path and its weight")
+        check_weights({str(path): weight for path, weight in data.items()})
+        return dict(data)
+    if isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data):
+        if len({str(path) for path in data}) < len(data):
+            raise ValueError(f"a path is given twice in {', '.join(map(str, data))}; give it a larger weight")
+        return dict.fromkeys(data)
+    return None
+
+
+def _batches(data: Any, model: LlamaConfig) -> Batches:
+    if all(hasattr(data, name) for name in ("fingerprint", "batch", "tokens_before")):
+        batches: Batches = data
+        return batches
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data are a {type(data).__name__}; expected paths, Batches or an iterable of batches")
+    return IterableBatches(data, model.vocab_size, model.max_position_embeddings)
+
+
+def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
+    if config.packing == "concatenate" and not config.masks_documents:
+        return open_corpus(path, model.vocab_size)
+    begins = () if model.bos_token_id is None else (model.bos_token_id,)
+    corpus = open_corpus(path, model.vocab_size, ends=model.eos_token_ids, begins=begins)
+    if corpus.starts is None:
+        what = "packing is 'best_fit'" if config.packing == "best_fit" else "document_mask is true"
+        raise ValueError(
+            f"{path}: {what}, but its documents are not known: neither the EOS ids {list(model.eos_token_ids)} nor the "
+            f"BOS id {model.bos_token_id} of the model occur; expected shards of `bpe-llama encode-corpus`"
+        )
+    return corpus
+
+
+def _rows(corpora: list[Corpus], weights: list[float], model: LlamaConfig, config: TrainConfig) -> Rows:
+    rows: list[Rows] = []
+    for stream, corpus in enumerate(corpora):
+        options: dict[str, Any] = {"window": config.sequence_length, "vocab_size": model.vocab_size}
+        options |= {"seed": config.seed, "name": corpus.name, "stream": stream}
+        if config.packing == "best_fit" and corpus.starts is not None:
+            rows.append(PackedRows(corpus.tokens, corpus.starts, mask=config.masks_documents, **options))
+        else:
+            starts = corpus.starts if config.masks_documents else None
+            rows.append(Windows(corpus.tokens, starts=starts, **options))
+    return rows[0] if len(rows) == 1 else Mixture(rows, weights, config.seed)

@@ -1,0 +1,379 @@
+"""Token shards: a folder of `.npy` files of ids, the places of their documents, and an index.
+
+| file | content |
+|---|---|
+| `index.json` | vocabulary, dtype, counts, and the shards in order; written last |
+| `shard-00000.npy` | one row of ids, uint16 or uint32: a token file of its own |
+| `shard-00000.documents.npy` | int64, one more than documents: where each begins, and the number of ids |
+
+No document crosses shards.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bpe_llama._core import Tokenizer as CoreTokenizer
+from bpe_llama._files import PathLike, atomic_write, read_json_object
+
+__all__ = ["Shard", "TokenShards", "fingerprint", "open_shards"]
+
+INDEX = "index.json"
+_FORMAT = {"format": "bpe_llama.token_shards", "version": 1}
+_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_OFFSETS = np.dtype("<i8")
+_OPEN_FILES = 64
+"""The number of files that are mapped at a time: a process may open some hundreds."""
+
+Ids: TypeAlias = "npt.NDArray[np.uint16 | np.uint32]"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of an index.
+
+    Attributes:
+        file: The name of its file of ids.
+        tokens: The number of ids.
+        documents: The number of documents.
+        bytes: The number of UTF-8 bytes of their text.
+    """
+
+    file: str
+    tokens: int
+    documents: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TokenShards:
+    """An encoded corpus on disk, as :meth:`bpe_llama.Tokenizer.encode_corpus` writes it. Files are memory-mapped.
+
+    Attributes:
+        folder: The folder.
+        dtype: ``"uint16"`` or ``"uint32"``.
+        vocab_size: That of the tokenizer; ids are below it.
+        tokenizer: The :func:`fingerprint` of the tokenizer.
+        begins: The ids before each document.
+        ends: The ids after each document.
+        tokens: The number of ids, also ``len(shards)``.
+        documents: The number of documents.
+        bytes: The number of UTF-8 bytes of their text.
+        shards: The shards in order.
+    """
+
+    folder: Path
+    dtype: str
+    vocab_size: int
+    tokenizer: str
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+    tokens: int
+    documents: int
+    bytes: int
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        return self.tokens
+
+    @cached_property
+    def first_tokens(self) -> npt.NDArray[np.int64]:
+        """Where each shard begins among all ids, and their number: int64 (S + 1,)."""
+        return np.cumsum([0, *(shard.tokens for shard in self.shards)], dtype=np.int64)
+
+    @cached_property
+    def first_documents(self) -> npt.NDArray[np.int64]:
+        """The number of the first document of each shard, and their number: int64 (S + 1,)."""
+        return np.cumsum([0, *(shard.documents for shard in self.shards)], dtype=np.int64)
+
+    def ids(self, shard: int) -> Ids:
+        """Return the ids of a shard, (n,), memory-mapped."""
+        return self._mapped(self.shards[shard].file, _DTYPES[self.dtype], self.shards[shard].tokens)
+
+    def offsets(self, shard: int) -> npt.NDArray[np.int64]:
+        """Return where each document of a shard begins in its ids, and their number, int64 (m + 1,), memory-mapped."""
+        return self._mapped(_documents_of(self.shards[shard].file), _OFFSETS, self.shards[shard].documents + 1)
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Return the ids from `start` to `stop` of all shards as one row: a copy, or a view inside one shard.
+
+        Raises:
+            IndexError: Unless ``0 <= start <= stop <= tokens``.
+        """
+        if not 0 <= start <= stop <= self.tokens:
+            raise IndexError(f"tokens {start:,} to {stop:,} of {self.tokens:,} in {self.folder}")
+        parts: list[Ids] = []
+        shard = int(np.searchsorted(self.first_tokens, start, side="right")) - 1
+        while start < stop:
+            first, end = map(int, self.first_tokens[shard : shard + 2])
+            parts.append(self.ids(shard)[start - first : stop - first])
+            start, shard = min(stop, end), shard + 1
+        if not parts:
+            return np.empty(0, _DTYPES[self.dtype])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def document(self, number: int) -> Ids:
+        """Return the ids of one document, counted from 0 over all shards.
+
+        Raises:
+            IndexError: Unless ``0 <= number < documents``.
+        """
+        if not 0 <= number < self.documents:
+            raise IndexError(f"document {number:,} of {self.documents:,} in {self.folder}")
+        shard = int(np.searchsorted(self.first_documents, number, side="right")) - 1
+        row = number - int(self.first_documents[shard])
+        start, stop = map(int, self.offsets(shard)[row : row + 2])
+        return self.ids(shard)[start:stop]
+
+    @cached_property
+    def _maps(self) -> OrderedDict[str, npt.NDArray[Any]]:
+        return OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the mapped files."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _mapped(self, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+        if (found := self._maps.pop(name, None)) is None:
+            path, offset = self.folder / name, _check_array(self.folder / name, dtype, count)
+            # An empty file cannot be mapped.
+            found = np.memmap(path, dtype, "r", offset, (count,)) if count else np.empty(0, dtype)
+        self._maps[name] = found
+        if len(self._maps) > _OPEN_FILES:
+            self._maps.popitem(last=False)
+        return found
+
+
+def open_shards(folder: PathLike) -> TokenShards:
+    """Return the token shards in a folder, checked; ids are not read.
+
+    Raises:
+        FileNotFoundError: If the folder has no index, or a shard of it is missing.
+        ValueError: If the index has an unknown version or key, its counts do not add up, or a file does not fit it: cut
+            short, of another dtype, or with offsets that do not increase. The message names file and field.
+
+    Cost:
+        Reads the documents' offsets, 8 bytes each.
+
+    Examples:
+        >>> import tempfile
+        >>> from bpe_llama import Tokenizer
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.txt").write_text("abab")
+        >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+        >>> _ = tok.encode_corpus(folder / "a.txt", folder / "shards", progress=False)
+        >>> shards = open_shards(folder / "shards")
+        >>> len(shards), shards.document(0)
+        (2, memmap([256, 256], dtype=uint16))
+    """
+    folder = Path(folder)
+    shards = _read_index(folder)
+    for shard in shards.shards:
+        check_shard(folder, shard, shards.dtype)
+    return shards
+
+
+def check_shard(folder: Path, shard: Shard, dtype: str) -> None:
+    """Check the files of one shard against its entry in the index; see :func:`open_shards` for the errors."""
+    _check_array(folder / shard.file, _DTYPES[dtype], shard.tokens)
+    path = folder / _documents_of(shard.file)
+    offset = _check_array(path, _OFFSETS, shard.documents + 1)
+    offsets = np.fromfile(path, _OFFSETS, offset=offset)
+    if offsets[0] != 0 or offsets[-1] != shard.tokens:
+        raise ValueError(f"{path}: offsets {offsets[0]} to {offsets[-1]}, expected 0 to {shard.tokens}")
+    if (falls := np.flatnonzero(np.diff(offsets) < 0)).size:
+        at = int(falls[0])
+        raise ValueError(
+            f"{path}: offsets must increase, but document {at} goes from {offsets[at]} to {offsets[at + 1]}"
+        )
+
+
+def fingerprint(tokenizer: CoreTokenizer) -> str:
+    """Return 16 hexadecimal digits of a hash of all that decides the ids of a text; saving and loading keep it."""
+    model = tokenizer.sentencepiece_model()
+    if model is None:
+        described = json.loads(tokenizer.to_own_json())
+        own = described.pop("own", None) or {}  # what no tokenizer.json can state
+        described["own"] = {key: value for key, value in own.items() if value}
+        model = json.dumps(described, sort_keys=True).encode()
+    return hashlib.sha256(model + tokenizer.added_tokens_json().encode()).hexdigest()[:16]
+
+
+def dtype_of(vocab_size: int) -> str:
+    """Return the name of the smallest dtype that holds the ids."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def _documents_of(file: str) -> str:
+    return file.removesuffix(".npy") + ".documents.npy"
+
+
+def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
+    """Return where the data of a `.npy` file begin; raise unless it is one row of this dtype and length."""
+    try:
+        with path.open("rb") as file:
+            if (version := np.lib.format.read_magic(file)) != (1, 0):  # type: ignore[no-untyped-call]
+                raise ValueError(f"version {version} of the format, expected (1, 0)")
+            shape, _, found = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "a file of the token shards is missing", str(path)) from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a .npy file of token shards: {error}") from None
+    if (shape, found) != ((count,), dtype):
+        raise ValueError(f"{path}: {found} of shape {shape}, where {INDEX} says {dtype} of shape ({count},)")
+    if size != (expected := offset + count * dtype.itemsize):
+        raise ValueError(f"{path}: {size:,} bytes, expected {expected:,}: the file is not complete")
+    return offset
+
+
+# -- the index ---------------------------------------------------------------------------------------------------------
+
+
+def write_index(shards: TokenShards) -> None:
+    """Write `index.json`, which completes the folder."""
+    index = _FORMAT | {key: value for key, value in asdict(shards).items() if key != "folder"}
+    write_json(shards.folder / INDEX, index, indent=1)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a value as JSON, atomically and to the disk."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=indent) + "\n")
+        _to_disk(file)
+
+
+def _read_index(folder: Path) -> TokenShards:
+    path = folder / INDEX
+    if folder.is_dir() and not path.exists():
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "no index of token shards; `bpe-llama encode-corpus` writes it last, so run it again",
+            str(path),
+        )
+    index = read_json_object(path)
+    for key, expected in _FORMAT.items():
+        if index.get(key) != expected:
+            raise ValueError(f"{path}: {key} is {index.get(key)!r}, expected {expected!r}")
+    names = [field.name for field in fields(TokenShards)][1:]
+    _check_keys(index, [*_FORMAT, *names], str(path))
+    if not isinstance(index["shards"], list):
+        raise ValueError(f"{path}: shards is {index['shards']!r:.80}, expected a list")
+    shards = []
+    for number, shard in enumerate(index["shards"]):
+        where = f"{path}, shard {number}"
+        if not isinstance(shard, dict):
+            raise ValueError(f"{where} is {shard!r:.80}, expected an object")
+        _check_keys(shard, [field.name for field in fields(Shard)], where)
+        name = shard["file"]
+        is_name = isinstance(name, str) and name.endswith(".npy") and not set(name) & set("/\\:\0")
+        if not is_name:
+            raise ValueError(f"{where}: file is {name!r:.80}, expected the name of a .npy file in this folder")
+        for key in ("tokens", "documents", "bytes"):
+            _check_count(shard[key], key, where)
+        shards.append(Shard(**shard))
+    if len({shard.file for shard in shards}) < len(shards):
+        raise ValueError(f"{path}: a file is listed twice")
+    for key in ("vocab_size", "tokens", "documents", "bytes"):
+        _check_count(index[key], key, str(path))
+        if key != "vocab_size" and index[key] != (total := sum(getattr(shard, key) for shard in shards)):
+            raise ValueError(f"{path}: {key} is {index[key]}, but those of its shards are {total}")
+    if index["dtype"] != (dtype := dtype_of(index["vocab_size"])):
+        raise ValueError(f"{path}: dtype is {index['dtype']!r}, expected {dtype!r} for {index['vocab_size']:,} ids")
+    if not isinstance(index["tokenizer"], str):
+        raise ValueError(f"{path}: tokenizer is {index['tokenizer']!r:.80}, expected a fingerprint")
+    for key in ("begins", "ends"):
+        ids = index[key]
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < index["vocab_size"] for i in ids):
+            raise ValueError(f"{path}: {key} is {ids!r:.80}, expected ids below {index['vocab_size']}")
+        index[key] = tuple(ids)
+    return TokenShards(folder, **{name: index[name] for name in names if name != "shards"}, shards=tuple(shards))
+
+
+def _check_keys(value: dict[str, Any], expected: list[str], where: str) -> None:
+    if unknown := sorted(value.keys() - set(expected)):
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; this version knows {expected}")
+    for key in expected:
+        if key not in value:
+            raise ValueError(f"{where}: no {key!r}")
+
+
+def _check_count(value: object, key: str, where: str) -> None:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{where}: {key} is {value!r:.80}, expected a whole number")
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+class ShardFile:
+    """A shard that grows; `begin_shard` makes one.
+
+    Attributes:
+        tokens: The number of ids so far.
+        is_between_documents: Whether the last document has ended.
+    """
+
+    def __init__(self, file: IO[bytes], dtype: str) -> None:
+        """Write to an open file."""
+        self._file, self._dtype = file, _DTYPES[dtype]
+        self._offsets = [np.zeros(1, _OFFSETS)]
+        self.tokens = self.bytes = 0
+        self.is_between_documents = True
+
+    def add(self, ids: npt.NDArray[np.uint32], ends: npt.NDArray[np.int64], text_bytes: int) -> None:
+        """Append ids, in which documents end at `ends`."""
+        self._file.write(ids.astype(self._dtype, copy=False).data)
+        if len(ends):
+            self._offsets.append(ends + self.tokens)
+            self.is_between_documents = int(ends[-1]) == len(ids)
+        elif len(ids):
+            self.is_between_documents = False
+        self.tokens += len(ids)
+        self.bytes += text_bytes
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Return where each document begins, and the number of ids."""
+        return np.concatenate(self._offsets)
+
+
+@contextmanager
+def begin_shard(folder: Path, name: str, dtype: str) -> Iterator[ShardFile]:
+    """Yield a shard to write; both of its files are complete under their names at the end, or not there."""
+    with atomic_write(folder / name) as temporary, atomic_write(folder / _documents_of(name)) as documents:
+        with temporary.open("wb") as file:
+            _write_header(file, _DTYPES[dtype], 0)
+            shard = ShardFile(file, dtype)
+            yield shard
+            file.seek(0)
+            _write_header(file, _DTYPES[dtype], shard.tokens)  # it has room for any count
+            _to_disk(file)
+        offsets = shard.offsets()
+        with documents.open("wb") as file:
+            _write_header(file, _OFFSETS, len(offsets))
+            file.write(offsets.data)
+            _to_disk(file)
+
+
+def _write_header(file: IO[bytes], dtype: np.dtype[Any], count: int) -> None:
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+
+
+def _to_disk(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
