@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import math
 import os
@@ -20,12 +21,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bpe_llama import Tokenizer
+from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, lora, training
 from bpe_llama.model.training import parallel
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from tests.model.training import ranks
 from tests.model.training.helpers import CONFIG
+from tests.unit.model_commands.helpers import TEXT, finetune, pretrain
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 6,
@@ -219,6 +223,28 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(parallel: str, 
     assert [line["step"] for line in training.read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line] == [
         *(1, 3, 4, 5, 6)
     ]
+
+
+def test_pretrain_and_finetune_print_and_save_on_rank_0(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train_from_iterator([TEXT], vocab_size=280, special_tokens=["<|endoftext|>"], progress=False)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    np.save(tmp_path / "tokens.npy", np.array(tokenizer.encode(TEXT), dtype=np.uint16))
+
+    def work(rank: int, command: list[str], prints: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(command) == 0
+        assert (prints in printed.getvalue()) == (rank == 0) == bool(printed.getvalue())
+
+    command = pretrain(tmp_path, tmp_path / "run", "--parallel", "fsdp")
+    ranks.run(2, partial(work, command=command, prints="step 4:"), tmp_path / "log-pretrain")
+    command = finetune(tmp_path, tmp_path / "tuned", "--rank", "2", "--merge")
+    ranks.run(2, partial(work, command=command, prints="step 6:"), tmp_path / "log-finetune")
+    errors = [(tmp_path / f"log-finetune.{rank}").read_text() for rank in range(2)]
+    assert "trainable parameters" in errors[0] and errors[1] == ""
+    before, after = (
+        LlamaForCausalLM.from_pretrained(tmp_path / run / "model", device="cpu") for run in ("run", "tuned")
+    )
+    assert not all(map(torch.equal, before.parameters(), after.parameters()))
 
 
 def _check_equal(
