@@ -272,7 +272,7 @@ def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
             trained beside them.
     """
     if predicts_text and "score" in dict(model.named_children()):
-        raise ValueError(f"the model is a {type(model).__name__}; expected a Pretrained, which predicts text")
+        raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
     layers = [layer for _, layer in lora.adapted_layers(model)]
     if any(layer.unmerged is not None for layer in layers):
         raise ValueError("adapters are merged into the weights; unmerge them, or remove them, before training")
