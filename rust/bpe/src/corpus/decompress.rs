@@ -38,7 +38,7 @@ pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
     if source.raw_os_error().is_none()
         && extension(path).is_some_and(|extension| extension == "gz" || extension == "zst")
     {
-        return Error::Format(format!("{}: damaged compressed data: {source}", path.display()));
+        return malformed!("{}: damaged compressed data: {source}", path.display());
     }
     Error::Io { path: path.to_owned(), source }
 }

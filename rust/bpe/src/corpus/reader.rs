@@ -12,8 +12,8 @@ use super::options::{CorpusOptions, OnError};
 use super::skipped::Skipped;
 use super::text::TextFile;
 use super::utf8_scan::Utf8Scan;
+use crate::Result;
 use crate::pretokenize::Pretokenizer;
-use crate::{Error, Result};
 
 /// A document or a part of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,7 +172,7 @@ fn open(path: &Path, rules: &Rules, bytes_read: &Arc<AtomicU64>) -> Result<Sourc
     }
     if !std::fs::metadata(path).map_err(|source| io_error(path, source))?.is_file() {
         let what = "no regular file, and text is read twice to skip what is not UTF-8";
-        return Err(Error::InvalidArgument(format!("{}: {what}", path.display())));
+        return Err(invalid!("{}: {what}", path.display()));
     }
     // Only the second pass counts as progress.
     let (reader, _) = decompressed(path, &Arc::default())?;

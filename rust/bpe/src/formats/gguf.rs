@@ -6,7 +6,7 @@ use super::sentencepiece::{require_space, words_or_whole};
 use crate::byte_alphabet::{byte_of, to_bytes};
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Piece, PieceKind};
-use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
+use crate::{AddedToken, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 /// Lines, and the line breaks between them.
 const LINES: &str = r"[^\n]+|\n+";
@@ -43,9 +43,7 @@ impl Tokenizer {
             if !named.contains(content.as_str()) {
                 added_only.insert(*id);
             } else if !is_text {
-                return Err(Error::Format(format!(
-                    "a merge names token {id}, {content:?}, which is matched as a whole"
-                )));
+                return Err(malformed!("a merge names token {id}, {content:?}, which is matched as a whole"));
             } else if *special {
                 merged.push((content.clone(), *id));
             }
@@ -62,7 +60,7 @@ impl Tokenizer {
         let tokenizer = Self::new(vocab, Pretokenizer::sequence(steps)?, added, false)?;
         for (content, id) in merged {
             if tokenizer.encode_ordinary(&content)?.contains(&id) {
-                return Err(Error::Format(format!("merges make the special token {id} of its text, {content:?}")));
+                return Err(malformed!("merges make the special token {id} of its text, {content:?}"));
             }
         }
         Ok(tokenizer)
@@ -118,7 +116,7 @@ impl Tokenizer {
         let pretokenizer = if mixes { Pretokenizer::new(LINES)? } else { words_or_whole(&sorted.merged)? };
         let vocab = Vocab::from_sentencepiece_merges(&sorted, merges, false)?;
         if !vocab.merges_reach_all(is_breaks)? {
-            return Err(Error::Format("several line breaks are a token that merges do not make".to_owned()));
+            return Err(malformed!("several line breaks are a token that merges do not make"));
         }
         let spaces = Spaces { prefix: SpacePrefix::Never, collapse: false, drop_first: false };
         Ok(Self::new(vocab, pretokenizer, added, false)?.with_spaces(spaces))

@@ -5,9 +5,9 @@
 //! ranks do not reduce to two symbols gets every split into two symbols as a merge.
 
 use super::Merger;
+use crate::Result;
 use crate::utf8::{char_count, is_continuation};
 use crate::vocab::{SentencePieceTokens, Vocab};
-use crate::{Error, Result};
 
 impl Vocab {
     /// Returns the vocabulary whose ranks are its ids, as in `.tiktoken` files.
@@ -85,9 +85,9 @@ impl Vocab {
             let merged = tokens.merged.iter().map(|(bytes, id)| (&bytes[..], *id));
             if let Some(bytes) = vocab.first_not_merged(merged)? {
                 let text = String::from_utf8_lossy(bytes);
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "the text of token {text:?} becomes other tokens, which is not supported beside user-defined tokens"
-                )));
+                ));
             }
         }
         Ok(vocab)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::model::ModelOptions;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Normalizes text; offsets remain those of the original text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -319,7 +319,7 @@ pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> R
     let shown = shortened(&value.to_string());
     serde_json::from_value(value)
         .map(Some)
-        .map_err(|error| Error::Format(format!("tokenizer.json: {field} is {shown}: {error}; this is not supported")))
+        .map_err(|error| malformed!("tokenizer.json: {field} is {shown}: {error}; this is not supported"))
 }
 
 /// Refuses an empty text to prepend: `tokenizers` 0.23 panics, or drops a part of the text.

@@ -29,10 +29,10 @@ use self::decoder::Decoders;
 use self::model::{Cache, Dropout, Model};
 use self::normalizer::Normalizers;
 use self::pre_tokenizer::{Piece, PreTokenized, PreTokenizers};
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::normalize::aligned::{Aligned, push_spans};
 use crate::special::{AddedTokens, SpecialSet};
-use crate::{Error, Result};
 use bpe_llama_simd::ScratchPool;
 
 pub(crate) use self::components::Components;
@@ -195,7 +195,7 @@ impl Pipeline {
         for (index, &id) in ids.iter().enumerate() {
             interrupt.check_at(index)?;
             let name = added.name_of(id).or_else(|| self.model.token(id));
-            let name = name.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
+            let name = name.ok_or_else(|| not_found!("id {id} is not in this vocabulary"))?;
             if !(skip_special && added.by_content(name).is_some_and(|token| token.special)) {
                 tokens.push(name.to_owned());
             }
@@ -239,7 +239,7 @@ impl Pipeline {
         interrupt: Interrupt<'_>,
     ) -> Result<PreTokenized> {
         if u32::try_from(text.len()).is_err() {
-            return Err(Error::InvalidArgument(format!("the text has {} bytes; expected less than 4 GiB", text.len())));
+            return Err(invalid!("the text has {} bytes; expected less than 4 GiB", text.len()));
         }
         added.check(allowed)?;
         let mut whole = PreTokenized::default();

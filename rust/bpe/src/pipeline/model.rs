@@ -88,14 +88,12 @@ impl Model {
             if let Some(&other) = model.ids.get(token)
                 && other != id
             {
-                return Err(Error::Format(format!("tokenizer.json: token {token:?} has two ids, {other} and {id}")));
+                return Err(malformed!("tokenizer.json: token {token:?} has two ids, {other} and {id}"));
             }
             if let Some(other) = model.tokens.get(&id)
                 && **other != *token
             {
-                return Err(Error::Format(format!(
-                    "tokenizer.json: id {id} is given to two tokens, {other:?} and {token:?}"
-                )));
+                return Err(malformed!("tokenizer.json: id {id} is given to two tokens, {other:?} and {token:?}"));
             }
             model.ids.insert(token.into(), id);
             model.tokens.insert(id, token.into());
@@ -106,13 +104,11 @@ impl Model {
             let (left_id, right_id) = (id(left)?, id(right)?);
             let rest = right.get(prefix_length..).ok_or_else(|| {
                 let prefix = model.options.continuing_subword_prefix.as_deref().unwrap_or_default();
-                Error::Format(format!(
-                    "tokenizer.json: merge {rank} names {right:?}, which does not begin with {prefix:?}"
-                ))
+                malformed!("tokenizer.json: merge {rank} names {right:?}, which does not begin with {prefix:?}")
             })?;
             let merged = [left, rest].concat();
             let merged_id = model.ids.get(merged.as_str()).copied().ok_or_else(|| {
-                Error::Format(format!("tokenizer.json: merge {rank} gives {merged:?}, which is not in the vocabulary"))
+                malformed!("tokenizer.json: merge {rank} gives {merged:?}, which is not in the vocabulary")
             })?;
             model.merges.insert((left_id, right_id), (rank as u32, merged_id));
         }
@@ -221,9 +217,7 @@ impl Model {
             }
             let Some(unk) = &self.options.unk_token else { continue };
             let id = self.unk.ok_or_else(|| {
-                Error::InvalidArgument(format!(
-                    "character {character:?} is unknown, and model.unk_token {unk:?} is not in the vocabulary"
-                ))
+                invalid!("character {character:?} is unknown, and model.unk_token {unk:?} is not in the vocabulary")
             })?;
             unknown = match unknown {
                 Some((id, before)) if self.options.fuse_unk => Some((id, before + length)),
@@ -292,5 +286,5 @@ impl Model {
 
 /// Returns the error for a merge that names a token without an id.
 pub(crate) fn unknown_in_merge(rank: usize, token: &str) -> Error {
-    Error::Format(format!("tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary"))
+    malformed!("tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary")
 }

@@ -98,9 +98,7 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
             steps.push(split(Search::Characters(char::is_numeric), behavior));
         }
         PreTokenizer::FixedLength { length: 0 } => {
-            return Err(Error::Format(
-                "tokenizer.json: pre_tokenizer.length is 0; a FixedLength expects at least 1".to_owned(),
-            ));
+            return Err(malformed!("tokenizer.json: pre_tokenizer.length is 0; a FixedLength expects at least 1"));
         }
         PreTokenizer::FixedLength { length } => steps.push(Step::FixedLength(*length)),
         PreTokenizer::Metaspace(metaspace) => {
@@ -140,7 +138,7 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
 }
 
 fn in_file(error: &Error) -> Error {
-    Error::Format(format!("tokenizer.json: {error}"))
+    malformed!("tokenizer.json: {error}")
 }
 
 impl Step {

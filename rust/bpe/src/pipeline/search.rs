@@ -6,9 +6,9 @@ use std::sync::Arc;
 use memchr::memmem;
 
 use super::components::{Behavior, Pattern};
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::pretokenize::{MATCHES_PER_CHECK, Oniguruma};
-use crate::{Error, Result};
 
 /// A pattern to search.
 #[derive(Debug, Clone)]
@@ -29,9 +29,7 @@ impl Search {
         match pattern {
             Pattern::String(text) => Self::literal(text),
             Pattern::Regex(regex) => Self::regex(regex),
-            Pattern::FancyRegex(regex) => {
-                Err(Error::Format(format!("{regex:?} is a FancyRegex, which can only split")))
-            }
+            Pattern::FancyRegex(regex) => Err(malformed!("{regex:?} is a FancyRegex, which can only split")),
         }
     }
 
@@ -40,7 +38,7 @@ impl Search {
     /// # Errors
     /// [`Error::Format`] naming a regex that Oniguruma cannot parse.
     pub(super) fn regex(pattern: &str) -> Result<Self> {
-        Oniguruma::new(pattern).map(Self::Regex).map_err(|error| Error::Format(format!("tokenizer.json: {error}")))
+        Oniguruma::new(pattern).map(Self::Regex).map_err(|error| malformed!("tokenizer.json: {error}"))
     }
 
     /// Returns the search of a literal text; an empty text matches between all characters.

@@ -4,8 +4,8 @@ use super::chunk_boundary;
 use super::grammars::{spaced_words, superwords};
 use super::named::{self, Named, WHOLE};
 use super::regex::{FancyRegex, Oniguruma};
+use crate::Result;
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
 
 /// The prefix of a pattern that Oniguruma matches.
 const ONIGURUMA_MARK: &str = "(?#oniguruma)";
@@ -52,10 +52,10 @@ impl Pretokenizer {
         let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
         if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
             let known: Vec<_> = named::ALL.into_iter().map(Named::name).collect();
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "no pattern is called {name_or_regex:?}: expected a regex or one of {}",
                 known.join(", ")
-            )));
+            ));
         }
         if let Some(regex) = name_or_regex.strip_prefix(ONIGURUMA_MARK) {
             return Self::oniguruma(regex);
@@ -127,7 +127,7 @@ impl Pretokenizer {
         }
         let pattern = patterns.join("\n");
         match steps.len() {
-            0 => Err(Error::InvalidArgument("a sequence of patterns needs at least one".to_owned())),
+            0 => Err(invalid!("a sequence of patterns needs at least one")),
             1 => Ok(steps.swap_remove(0)),
             _ => Ok(Self { splitter: Splitter::Sequence(steps), pattern }),
         }

@@ -16,7 +16,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use super::pretokenizer::{Pretokenizer, Splitter};
-use crate::{Error, Result};
+use crate::Result;
 
 /// Rust's `\w`, as the inside of a class.
 const WORD: &str = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200C}\x{200D}";
@@ -32,9 +32,7 @@ const FOLDED: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
 pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
     let pattern = step.pattern();
     let refused = |why: String| {
-        Error::InvalidArgument(format!(
-            "pattern {pattern:?} cannot be saved: a tokenizer.json is read by Oniguruma, to which {why}"
-        ))
+        invalid!("pattern {pattern:?} cannot be saved: a tokenizer.json is read by Oniguruma, to which {why}")
     };
     let mut translation = Translation {
         rest: pattern.chars().peekable(),

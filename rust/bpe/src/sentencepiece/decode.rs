@@ -3,9 +3,9 @@
 use super::model::{Rules, SentencePieceModel};
 use super::normalizer::{Call, ESCAPED_SPACE, REPLACEMENT};
 use super::piece::PieceKind;
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::special::AddedTokens;
-use crate::{Error, Result};
 
 /// The state of decoding.
 #[derive(Debug, Clone)]
@@ -115,8 +115,7 @@ impl SentencePieceModel {
 
     fn decode_id(&self, decoding: &mut Decoding, id: u32, added: &AddedTokens) -> Result<()> {
         let (Some(piece), Some(kind)) = (self.piece(id), self.kind(id)) else {
-            let text =
-                added.bytes_of(id).ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
+            let text = added.bytes_of(id).ok_or_else(|| not_found!("id {id} is not in this vocabulary"))?;
             decoding.flush_bytes(true);
             decoding.push(text);
             return Ok(());

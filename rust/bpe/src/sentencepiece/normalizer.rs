@@ -189,5 +189,5 @@ impl Default for Normalizer {
 
 /// Returns the error for a segment that is too long to merge.
 pub(super) fn too_long(bytes: usize) -> Error {
-    Error::InvalidArgument(format!("a text of {bytes} bytes that cannot be cut: expected less than 4 GiB"))
+    invalid!("a text of {bytes} bytes that cannot be cut: expected less than 4 GiB")
 }

@@ -1,6 +1,6 @@
 //! The pieces of a SentencePiece vocabulary, as its file lists them.
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// An entry of a SentencePiece vocabulary; its id is its index.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +43,7 @@ impl PieceKind {
             4 => Self::UserDefined,
             5 => Self::Unused,
             6 => Self::Byte,
-            _ => return Err(Error::Format(format!("a piece is of type {number}; expected 1 to 6"))),
+            _ => return Err(malformed!("a piece is of type {number}; expected 1 to 6")),
         })
     }
 }

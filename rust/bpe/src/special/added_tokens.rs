@@ -4,9 +4,9 @@ use hashbrown::HashMap;
 
 use super::added_token::{AddedToken, SpecialSet};
 use super::matcher::{Matcher, Segment};
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::vocab::check_id;
-use crate::{Error, Result};
 
 /// The added tokens of one tokenizer.
 #[derive(Debug, Clone, Default)]
@@ -38,11 +38,11 @@ impl AddedTokens {
         for (i, token) in tokens.iter().enumerate() {
             let (content, id) = (&token.content, token.id);
             if content.is_empty() {
-                return Err(Error::InvalidArgument(format!("special token {id} is the empty string")));
+                return Err(invalid!("special token {id} is the empty string"));
             }
             check_id(format_args!("special token {content:?}"), id)?;
             if added.by_content.insert(content.clone(), i).is_some() {
-                return Err(Error::InvalidArgument(format!("special token {content:?} is given twice")));
+                return Err(invalid!("special token {content:?} is given twice"));
             }
             added.by_id.entry(id).or_insert(i);
         }
@@ -116,11 +116,11 @@ impl AddedTokens {
             first = first.into_iter().chain(found).min();
         }
         first.map_or(Ok(()), |(at, content)| {
-            Err(Error::InvalidArgument(format!(
+            Err(invalid!(
                 "the text holds the disallowed special token {content:?} at byte {at}; \
                  pass it in allowed_special to encode it as a special token, or leave it out of disallowed_special \
                  to encode it as ordinary text"
-            )))
+            ))
         })
     }
 
@@ -131,9 +131,7 @@ impl AddedTokens {
     pub(crate) fn check(&self, allowed: SpecialSet<'_>) -> Result<()> {
         let SpecialSet::Only(names) = allowed else { return Ok(()) };
         match names.iter().find(|name| !self.by_content.contains_key(**name)) {
-            Some(name) => Err(Error::InvalidArgument(format!(
-                "allowed_special names {name:?}, which is no special token of this tokenizer"
-            ))),
+            Some(name) => Err(invalid!("allowed_special names {name:?}, which is no special token of this tokenizer")),
             None => Ok(()),
         }
     }

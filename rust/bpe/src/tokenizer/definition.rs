@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::special_ids::SpecialIds;
+use crate::Result;
 use crate::cache::DEFAULT_LIMIT;
 use crate::encode::{Scratch, UnmergeableBoundaries};
 use crate::normalize::{METASPACE, Normalizer, Spaces};
@@ -14,7 +15,6 @@ use crate::pretokenize::Pretokenizer;
 use crate::sentencepiece::SentencePieceModel;
 use crate::special::{AddedToken, AddedTokens};
 use crate::vocab::Vocab;
-use crate::{Error, Result};
 use bpe_llama_simd::ScratchPool;
 
 /// A byte-level BPE tokenizer: a vocabulary, the pattern that splits text, and special tokens.
@@ -75,10 +75,11 @@ impl Tokenizer {
         let added = AddedTokens::new(added, |text| normalizer.normal_form(text))?;
         for token in added.tokens() {
             if vocab.id_to_bytes(token.id).is_some_and(|bytes| bytes != token.content.as_bytes()) {
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "special token {:?} has id {}, which an ordinary token has already",
-                    token.content, token.id
-                )));
+                    token.content,
+                    token.id
+                ));
             }
         }
         Ok(Self::assemble(vocab, pretokenizer, added, normalizer))

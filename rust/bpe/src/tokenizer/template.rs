@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::definition::Tokenizer;
 use super::special_ids::SpecialIds;
+use crate::Result;
 use crate::pipeline::components::{PostProcessor, TemplateText};
 use crate::pipeline::{Item, Template};
-use crate::{Error, Result};
 
 impl Tokenizer {
     /// Returns the ids with a special role.
@@ -54,9 +54,8 @@ impl Tokenizer {
     pub(crate) fn with_post_processor(mut self, post_processor: PostProcessor) -> Result<Self> {
         let template = Template::compile(&post_processor)?;
         for id in template.special_ids() {
-            self.id_to_bytes(id).map_err(|_| {
-                Error::Format(format!("tokenizer.json: post_processor names id {id}, which no token has"))
-            })?;
+            self.id_to_bytes(id)
+                .map_err(|_| malformed!("tokenizer.json: post_processor names id {id}, which no token has"))?;
         }
         if let Some((before, after)) = template.around() {
             self.special_ids.bos = before.first().copied().or(self.special_ids.bos);

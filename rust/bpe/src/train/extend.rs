@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::options::Trained;
 use crate::special::AddedToken;
-use crate::{Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
+use crate::{Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
 impl Tokenizer {
     /// Returns the vocabulary that training can continue from.
@@ -13,9 +13,9 @@ impl Tokenizer {
     /// [`Error::InvalidArgument`] if training cannot split and merge text as this tokenizer does.
     pub fn base(&self) -> Result<Vocab> {
         match self.general_because() {
-            Some(because) => Err(Error::InvalidArgument(format!(
-                "the base asks for {because}, which training does not know: it cannot be trained further"
-            ))),
+            Some(because) => {
+                Err(invalid!("the base asks for {because}, which training does not know: it cannot be trained further"))
+            }
             None => Ok(self.vocab().clone()),
         }
     }
@@ -33,7 +33,7 @@ impl Tokenizer {
         let (bound, first_new) = (self.vocab().id_bound(), self.vocab_size() as u32);
         let Some(new_tokens) = trained.tokens.get(bound as usize..) else {
             let few = trained.tokens.len();
-            return Err(Error::InvalidArgument(format!("{few} trained tokens do not extend {bound}")));
+            return Err(invalid!("{few} trained tokens do not extend {bound}"));
         };
         let id = |id: u32| if id < bound { id } else { id - bound + first_new };
         let merges: Vec<_> = trained.merges.iter().map(|&(left, right)| (id(left), id(right))).collect();

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::counts::WordCounts;
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::merge::Merger as Encoder;
 use crate::vocab::Vocab;
-use crate::{Error, Result};
 
 /// Between words: no symbol, and in no pair.
 const SEPARATOR: u32 = u32::MAX;
@@ -65,9 +65,7 @@ impl SymbolArray {
         }
         let total = block_counts.len() << BLOCK_BITS;
         if total >= TOMBSTONE as usize {
-            return Err(Error::InvalidArgument(format!(
-                "the distinct words hold about {total} bytes; training needs them below {TOMBSTONE}"
-            )));
+            return Err(invalid!("the distinct words hold about {total} bytes; training needs them below {TOMBSTONE}"));
         }
         let mut slots = vec![SEPARATOR; total];
         counts.for_each(interrupt, |word, count| {

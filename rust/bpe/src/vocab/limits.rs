@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// Ids and ranks are below this: two ids and a rank share 64 bits in the pair table.
 pub(crate) const ID_BOUND: u32 = 1 << ID_BITS;
@@ -25,5 +25,5 @@ pub(crate) fn check_id(owner: impl Display, id: u32) -> Result<()> {
     if id < ID_BOUND {
         return Ok(());
     }
-    Err(Error::InvalidArgument(format!("{owner} has id {id}: expected ids below {ID_BOUND}")))
+    Err(invalid!("{owner} has id {id}: expected ids below {ID_BOUND}"))
 }

@@ -4,7 +4,7 @@ use super::limits::{ID_BOUND, NO_ID};
 use super::merge_table::MergeTable;
 use super::pair_table::PairTable;
 use super::token_table::TokenTable;
-use crate::{Error, Result};
+use crate::Result;
 
 /// The tokens of a byte-level BPE and its merges, without special tokens.
 ///
@@ -70,8 +70,8 @@ impl Vocab {
     /// As [`Vocab::from_merges`]; [`Error::InvalidArgument`] for a SentencePiece vocabulary.
     pub(crate) fn extended(&self, tokens: &[Vec<u8>], first: u32, merges: &[(u32, u32)]) -> Result<Self> {
         if self.byte_fallback.is_some() {
-            return Err(Error::InvalidArgument(
-                "a SentencePiece vocabulary, whose merging begins with characters, cannot be extended".to_owned(),
+            return Err(invalid!(
+                "a SentencePiece vocabulary, whose merging begins with characters, cannot be extended"
             ));
         }
         let decode_only: hashbrown::HashSet<u32> = self.decode_only_tokens().map(|(_, id)| id).collect();
@@ -110,20 +110,18 @@ impl Vocab {
         let merges = merges.into_iter();
         let room = (ID_BOUND as usize).saturating_sub(self.merges.next_rank());
         if merges.len() > room {
-            return Err(Error::InvalidArgument(format!("{} merges: expected at most {room}", merges.len())));
+            return Err(invalid!("{} merges: expected at most {room}", merges.len()));
         }
         for (index, (left, right)) in merges.enumerate() {
             let mut merged = Vec::new();
             for id in [left, right] {
-                merged.extend_from_slice(self.id_to_bytes(id).ok_or_else(|| {
-                    Error::InvalidArgument(format!("merge {index} names id {id}, which is not in the vocabulary"))
-                })?);
+                merged.extend_from_slice(
+                    self.id_to_bytes(id)
+                        .ok_or_else(|| invalid!("merge {index} names id {id}, which is not in the vocabulary"))?,
+                );
             }
             let id = self.bytes_to_id(&merged).ok_or_else(|| {
-                Error::InvalidArgument(format!(
-                    "merge {index} gives {:?}, which is not in the vocabulary",
-                    String::from_utf8_lossy(&merged)
-                ))
+                invalid!("merge {index} gives {:?}, which is not in the vocabulary", String::from_utf8_lossy(&merged))
             })?;
             let rank = self.merges.extend_merged([id]);
             self.add_ranked_pair((left, right), rank);
@@ -230,11 +228,8 @@ impl Vocab {
     /// [`Error::InvalidArgument`] if there is none.
     #[inline]
     pub(crate) fn require_byte(&self, byte: u8) -> Result<u32> {
-        self.byte_id(byte).ok_or_else(|| {
-            Error::InvalidArgument(format!(
-                "byte 0x{byte:02X} has no token in this vocabulary: the text cannot be encoded"
-            ))
-        })
+        self.byte_id(byte)
+            .ok_or_else(|| invalid!("byte 0x{byte:02X} has no token in this vocabulary: the text cannot be encoded"))
     }
 
     /// Returns the rank of the pair of these bytes' tokens, or [`NO_RANK`](super::NO_RANK).

@@ -60,19 +60,20 @@ impl Tokenizer {
 
     fn write(&self, is_own: bool) -> Result<String> {
         if self.sentencepiece_model().is_some() {
-            return Err(Error::InvalidArgument(
+            return Err(invalid!(
                 "this SentencePiece model cannot be saved as tokenizer.json, which cannot express rules for \
                  characters, pieces of equal scores, unused pieces, or unknown text without byte fallback; save it as .model"
-                    .to_owned(),
             ));
         }
         let shared = self.added_tokens().windows(2).find(|pair| pair[0].id == pair[1].id);
         if let Some([one, other]) = shared.filter(|_| !is_own) {
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "special tokens {:?} and {:?} share id {}: tokenizers would find only one of them, so this cannot be saved as \
                  tokenizer.json",
-                one.content, other.content, one.id
-            )));
+                one.content,
+                other.content,
+                one.id
+            ));
         }
         let components = match &self.components {
             Some(components) => (**components).clone(),
@@ -171,10 +172,10 @@ impl Tokenizer {
             match ids.get(token.content.as_str()) {
                 None => new.push(token),
                 Some(&other) if other != token.id && !is_own => {
-                    return Err(Error::InvalidArgument(format!(
+                    return Err(invalid!(
                         "special token {:?} is spelt as ordinary token {other} in tokenizer.json: it cannot be saved",
                         token.content
-                    )));
+                    ));
                 }
                 Some(_) => {}
             }
@@ -192,11 +193,12 @@ impl Tokenizer {
         new.truncate(firsts.find(is_numbered).unwrap_or(new.len()));
         if !new.is_empty() {
             if let Some(token) = new.iter().find(|token| self.model_could_give(token)) {
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "added token {:?} has id {}, which `tokenizers` gives it only if it is in model.vocab too, and there \
                      the model would give it for text that is not this token: it cannot be saved as tokenizer.json",
-                    token.content, token.id
-                )));
+                    token.content,
+                    token.id
+                ));
             }
             entries.extend(new.into_iter().map(|token| (token.content.clone(), token.id)));
         }

@@ -20,7 +20,7 @@ use self::model_file::{ModelFile, write_pieces};
 use crate::byte_alphabet::byte_of;
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules, SentencePieceModel};
-use crate::{AddedToken, Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
+use crate::{AddedToken, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
 impl Tokenizer {
     /// Returns the tokenizer of SentencePiece's `tokenizer.model`.
@@ -60,8 +60,7 @@ impl Tokenizer {
     /// [`Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was read
     /// from another format.
     pub fn to_sentencepiece(&self) -> Result<&[u8]> {
-        let refuse =
-            |why: &str| Err(Error::InvalidArgument(format!("this vocabulary cannot be saved as .model: {why}")));
+        let refuse = |why: &str| Err(invalid!("this vocabulary cannot be saved as .model: {why}"));
         match self.sentencepiece() {
             None => refuse("it keeps no SentencePiece model; save it as tokenizer.json"),
             Some(model) if model.rules() == Rules::LlamaCpp => {
@@ -117,7 +116,7 @@ impl Tokenizer {
     pub fn from_pieces(mut pieces: Vec<Piece>, prefix: bool, collapse: bool) -> Result<Self> {
         for (piece, id) in pieces.iter_mut().zip(0u32..) {
             if piece.score.is_nan() {
-                return Err(Error::Format(format!("piece {id} has the score {}", piece.score)));
+                return Err(malformed!("piece {id} has the score {}", piece.score));
             }
             // Zero and minus zero are the same score.
             piece.score += 0.0;
