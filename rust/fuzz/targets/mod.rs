@@ -13,7 +13,7 @@ mod pretokenize;
 pub(crate) use corpus_reader::corpus_reader;
 pub(crate) use encode::{decode, encode};
 pub(crate) use formats::{counts_file, sentencepiece_model, tiktoken_file, tokenizer_json};
-pub(crate) use pretokenize::{pattern, pretokenize};
+pub(crate) use pretokenize::{NAMES, check_splitters, matches, pattern, pretokenize};
 
 type Target = fn(&[u8]);
 

@@ -55,15 +55,11 @@ impl Preset {
     /// # Errors
     /// [`Error::InvalidArgument`] for any other.
     pub fn from_name(name: &str) -> Result<Self> {
-        match name {
-            "exact" => Ok(Self::Exact),
-            "meta" => Ok(Self::Meta),
-            "transformers" => Ok(Self::Transformers),
-            "llama_cpp" => Ok(Self::LlamaCpp),
-            _ => Err(Error::InvalidArgument(format!(
-                "preset must be 'exact', 'meta', 'transformers' or 'llama_cpp', got '{name}'"
-            ))),
-        }
+        let presets = [Self::Exact, Self::Meta, Self::Transformers, Self::LlamaCpp];
+        presets.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
+            let expected = "'exact', 'meta', 'transformers' or 'llama_cpp'";
+            Error::InvalidArgument(format!("preset must be {expected}, got '{name}'"))
+        })
     }
 
     /// Returns the name.

@@ -1,6 +1,7 @@
 //! Where a document can be divided into chunks: never inside a special token.
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use hashbrown::HashSet;
 
 use super::options::CorpusOptions;
 use crate::Result;
@@ -80,11 +81,12 @@ pub(super) fn ceil_char(text: &str, at: usize) -> usize {
 /// # Errors
 /// [`Error::InvalidArgument`] if a special token is empty or given twice.
 pub(crate) fn special_matcher(special_tokens: &[String]) -> Result<Option<AhoCorasick>> {
+    let mut seen = HashSet::with_capacity(special_tokens.len());
     for (index, token) in special_tokens.iter().enumerate() {
         if token.is_empty() {
             return Err(invalid!("special token {index} is empty"));
         }
-        if special_tokens[..index].contains(token) {
+        if !seen.insert(token) {
             return Err(invalid!("special token {token:?} is given twice"));
         }
     }

@@ -355,42 +355,21 @@ impl Components {
     }
 }
 
-impl PreTokenizer {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { pretokenizers } => pretokenizers.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
+macro_rules! steps {
+    ($component:ident, $sequence:ident) => {
+        impl $component {
+            /// Returns the steps in order, with nested sequences flattened.
+            pub(crate) fn steps(&self) -> Vec<&Self> {
+                match self {
+                    Self::Sequence { $sequence } => $sequence.iter().flat_map(Self::steps).collect(),
+                    step => vec![step],
+                }
+            }
         }
-    }
+    };
 }
 
-impl Normalizer {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { normalizers } => normalizers.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
-        }
-    }
-}
-
-impl Decoder {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { decoders } => decoders.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
-        }
-    }
-}
-
-impl PostProcessor {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { processors } => processors.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
-        }
-    }
-}
+steps!(Normalizer, normalizers);
+steps!(PreTokenizer, pretokenizers);
+steps!(PostProcessor, processors);
+steps!(Decoder, decoders);

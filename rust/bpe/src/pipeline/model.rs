@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
@@ -18,7 +19,7 @@ const MAX_CACHED: usize = 1 << 16;
 type Map<K, V> = HashMap<K, V, FixedState>;
 
 /// The options of a BPE model in a `tokenizer.json`.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct ModelOptions {
     pub(crate) dropout: Option<f32>,
     pub(crate) unk_token: Option<String>,

@@ -12,7 +12,7 @@ use super::search::Search;
 use crate::byte_alphabet::CHARS;
 use crate::interrupt::Interrupt;
 use crate::normalize::aligned::{Span, unaligned};
-use crate::pretokenize::Pretokenizer;
+use crate::pretokenize::{DIGIT, Pretokenizer};
 use crate::{Error, Result};
 
 /// A normalized text and its pieces.
@@ -95,7 +95,8 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
         }
         PreTokenizer::Digits { individual_digits } => {
             let behavior = if *individual_digits { Behavior::Isolated } else { Behavior::Contiguous };
-            steps.push(split(Search::Characters(char::is_numeric), behavior));
+            // Not `char::is_numeric`: its Unicode version is that of the compiler.
+            steps.push(split(Search::regex(DIGIT)?, behavior));
         }
         PreTokenizer::FixedLength { length: 0 } => {
             return Err(malformed!("tokenizer.json: pre_tokenizer.length is 0; a FixedLength expects at least 1"));

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
-use super::schema::{AddedTokenJson, File, Kind, Merge, Model, Own};
+use super::schema::{File, Kind, Merge, Model, Own};
 use crate::pipeline::components::{self, PostProcessor};
 use crate::pipeline::{Components, ModelOptions};
 use crate::{AddedToken, Result};
@@ -67,7 +67,7 @@ pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) 
     let entries = model.vocab.0;
     let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_ref(), *id)).collect();
     let added = match file.own {
-        Some(_) => file.added_tokens.into_iter().map(AddedToken::from).collect(),
+        Some(_) => file.added_tokens,
         None => with_ids(file.added_tokens, &ids)?,
     };
     work(Parsed {
@@ -103,14 +103,13 @@ fn require_bpe(model: &str) -> Result<()> {
 
 /// Returns the added tokens with the ids of `tokenizers`: the id of the token in the model's vocabulary, or the next id
 /// from the size of this vocabulary on.
-fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<AddedToken>> {
+fn with_ids(added: Vec<AddedToken>, ids: &HashMap<&str, u32>) -> Result<Vec<AddedToken>> {
     let mut next = ids.len() as u32;
     let names: HashMap<u32, &str> = ids.iter().map(|(token, &id)| (id, *token)).collect();
     let mut tokens: Vec<AddedToken> = Vec::with_capacity(added.len());
     let mut indices: HashMap<String, usize> = HashMap::new();
-    for token in added.into_iter().filter(|token| !token.content.is_empty()) {
+    for mut token in added.into_iter().filter(|token| !token.content.is_empty()) {
         let stated = token.id;
-        let mut token = AddedToken::from(token);
         if let Some(&index) = indices.get(&token.content) {
             // A repeated token: the last flags apply, the id remains.
             token.id = tokens[index].id;

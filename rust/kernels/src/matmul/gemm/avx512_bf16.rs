@@ -5,10 +5,6 @@
 //! is needed. Subnormal numbers count as zero.
 
 #![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
 
 use super::tile::{self, TILE_COLUMNS, TILE_ROWS, ToBf16, high_halves};
 use crate::matmul::prefetch_distance::PrefetchDistance;
