@@ -11,7 +11,7 @@ impl Tokenizer {
     /// Returns the ids of `text` with BPE-dropout: each merge is skipped with probability `dropout`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; as
+    /// [`crate::Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; as
     /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot express; the error of the
     /// interrupt check.
     ///

@@ -3,7 +3,6 @@
 use bpe_llama::pretokenize::Pretokenizer;
 use fancy_regex::Regex;
 use proptest::prelude::*;
-
 use targets::{NAMES, check_splitters, matches};
 
 #[path = "../../fuzz/targets/mod.rs"]
@@ -29,10 +28,6 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn all() -> Vec<Self> {
-        NAMES.into_iter().map(Self::new).collect()
-    }
-
     fn new(name: &'static str) -> Self {
         let fast = named(name);
         let steps: Vec<&str> = match name {
@@ -83,7 +78,7 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 thread_local! {
-    static ORACLES: Vec<Oracle> = Oracle::all();
+    static ORACLES: Vec<Oracle> = NAMES.into_iter().map(Oracle::new).collect();
 }
 
 fn named(name: &str) -> Pretokenizer {

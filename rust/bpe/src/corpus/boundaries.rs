@@ -23,7 +23,7 @@ pub(super) struct Rules {
 
 impl Rules {
     /// # Errors
-    /// [`Error::InvalidArgument`] if the separator is empty, or a special token is empty or given twice.
+    /// [`crate::Error::InvalidArgument`] if the separator is empty, or a special token is empty or given twice.
     pub(super) fn new(options: CorpusOptions, splitter: Pretokenizer) -> Result<Self> {
         if options.separator.as_deref() == Some("") {
             return Err(invalid!("separator is empty; leave it out to keep files whole"));
@@ -79,7 +79,7 @@ pub(super) fn ceil_char(text: &str, at: usize) -> usize {
 /// longest.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if a special token is empty or given twice.
+/// [`crate::Error::InvalidArgument`] if a special token is empty or given twice.
 pub(crate) fn special_matcher(special_tokens: &[String]) -> Result<Option<AhoCorasick>> {
     let mut seen = HashSet::with_capacity(special_tokens.len());
     for (index, token) in special_tokens.iter().enumerate() {

@@ -78,8 +78,8 @@ impl CorpusReader {
     /// files are read twice.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file does not exist; [`Error::InvalidArgument`] if the separator is empty, or a special token
-    /// is empty or given twice.
+    /// [`crate::Error::Io`] if a file does not exist; [`crate::Error::InvalidArgument`] if the separator is empty, or a
+    /// special token is empty or given twice.
     pub fn new(paths: Vec<PathBuf>, splitter: Pretokenizer, options: CorpusOptions) -> Result<Self> {
         let rules = Rules::new(options, splitter)?;
         let mut total_bytes = 0;
@@ -107,9 +107,9 @@ impl CorpusReader {
     /// Returns the next document or part of one, or `None` at the end of the last file.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read, or shrinks while it is read; [`Error::Format`], naming the file and the
-    /// byte or line, if it is not UTF-8, not the JSON expected, or damaged compressed data. [`OnError::Skip`] skips the
-    /// first two, not damaged compressed data.
+    /// [`crate::Error::Io`] if a file cannot be read, or shrinks while it is read; [`crate::Error::Format`], naming the
+    /// file and the byte or line, if it is not UTF-8, not the JSON expected, or damaged compressed data.
+    /// [`OnError::Skip`] skips the first two, not damaged compressed data.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         loop {
             let part = match &mut self.source {

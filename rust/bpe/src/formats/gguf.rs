@@ -19,8 +19,8 @@ impl Tokenizer {
     /// `added` tokens match before the text is split; they are also ordinary tokens if a merge names them.
     ///
     /// # Errors
-    /// [`Error::Format`] if a merge names an added token whose bytes in the byte alphabet are not its text, or if
-    /// merges turn the text of a special token into it; as [`Vocab::from_merges`], [`Pretokenizer::new`] and
+    /// [`crate::Error::Format`] if a merge names an added token whose bytes in the byte alphabet are not its text, or
+    /// if merges turn the text of a special token into it; as [`Vocab::from_merges`], [`Pretokenizer::new`] and
     /// [`Tokenizer::new`].
     ///
     /// # Source
@@ -92,8 +92,8 @@ impl Tokenizer {
     /// pieces take no part in merges. Lines and the line breaks between them merge separately.
     ///
     /// # Errors
-    /// [`Error::Format`] if merges do not reach a token of several line breaks, which llama.cpp looks up as a whole. As
-    /// [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
+    /// [`crate::Error::Format`] if merges do not reach a token of several line breaks, which llama.cpp looks up as a
+    /// whole. As [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
     ///
     /// # Source
     /// `LLAMA_VOCAB_PRE_TYPE_GEMMA4` in `src/llama-vocab.cpp` of llama.cpp.

@@ -29,7 +29,7 @@ impl<'a> Fields<'a> {
     /// Returns the number and the value of the next field, or `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Format`] if the message ends within the field, or the field is invalid.
+    /// [`crate::Error::Format`] if the message ends within the field, or the field is invalid.
     ///
     /// # Source
     /// <https://protobuf.dev/programming-guides/encoding>. Groups, which are deprecated, are not supported.

@@ -15,7 +15,8 @@ impl Vocab {
     /// A piece that is a token becomes that token, even if no sequence of merges reaches it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of range.
+    /// [`crate::Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of
+    /// range.
     ///
     /// # Cost
     /// One run of BPE for each token, over the merges of lower rank.
@@ -51,8 +52,8 @@ impl Vocab {
     /// list first; of the same token, the leftmost first.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`]; and if there are whole tokens, and a merged
-    /// token that merging its own text does not produce.
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`]; and if there are whole tokens,
+    /// and a merged token that merging its own text does not produce.
     ///
     /// # Cost
     /// One run of BPE for each token, over the merges before it.

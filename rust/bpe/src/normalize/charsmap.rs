@@ -29,7 +29,7 @@ impl CharsMap {
     /// Returns the rules of a `tokenizer.model`: the size of the trie in bytes, the trie, and the replacements.
     ///
     /// # Errors
-    /// [`Error::Format`] if a size does not fit, or if a unit or a value points outside its array.
+    /// [`crate::Error::Format`] if a size does not fit, or if a unit or a value points outside its array.
     ///
     /// # Source
     /// `Normalizer::DecodePrecompiledCharsMap` in `src/normalizer.cc` of SentencePiece 0.2.3.
@@ -59,7 +59,7 @@ impl CharsMap {
     /// Returns the rules of a `tokenizer.json`. Like `tokenizers`, it does not check the units.
     ///
     /// # Errors
-    /// [`Error::Format`] if the text is not the base64 of a size, a trie of this size, and UTF-8.
+    /// [`crate::Error::Format`] if the text is not the base64 of a size, a trie of this size, and UTF-8.
     pub(crate) fn from_base64(text: &str) -> Result<Self> {
         let damaged = |what: &str| malformed!("tokenizer.json: precompiled_charsmap is damaged: {what}");
         let bytes = STANDARD.decode(text).map_err(|error| damaged(&error.to_string()))?;

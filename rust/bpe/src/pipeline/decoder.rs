@@ -210,8 +210,7 @@ fn replace(token: &str, search: &Search, content: &str, interrupt: Interrupt<'_>
 }
 
 /// Removes `content` up to `start` times at the start, and up to `stop` times at the end.
-fn strip(token: &str, content: char, start: usize, stop: usize) -> String {
-    let mut token = token;
+fn strip(mut token: &str, content: char, start: usize, stop: usize) -> String {
     for _ in 0..start {
         let Some(rest) = token.strip_prefix(content) else { break };
         token = rest;

@@ -62,7 +62,7 @@ impl Pipeline {
     /// Returns the pipeline of these components, with the tokens and merges of the model.
     ///
     /// # Errors
-    /// [`Error::Format`] naming an invalid component.
+    /// [`crate::Error::Format`] naming an invalid component.
     pub(crate) fn new<'a>(
         components: &Components,
         entries: impl Iterator<Item = (&'a str, u32)>,
@@ -104,9 +104,6 @@ impl Pipeline {
     }
 
     /// Passes the ids of a text to `sink`, piece by piece.
-    ///
-    /// # Errors
-    /// Those of [`Pipeline::encode_with_offsets`].
     pub(crate) fn encode(
         &self,
         text: &str,
@@ -144,8 +141,8 @@ impl Pipeline {
     /// Returns the tokens of a text with their ranges of bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a text of 4 GiB or more, or an unknown character without an unknown token; the
-    /// errors of the components and of the interrupt check.
+    /// [`crate::Error::InvalidArgument`] for a text of 4 GiB or more, or an unknown character without an unknown token;
+    /// the errors of the components and of the interrupt check.
     pub(crate) fn encode_with_offsets(
         &self,
         text: &str,
@@ -183,7 +180,7 @@ impl Pipeline {
     /// Returns the text of ids, without special tokens if `skip_special`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id without a token; the error of the interrupt check.
+    /// [`crate::Error::NotFound`] for an id without a token; the error of the interrupt check.
     pub(crate) fn decode(
         &self,
         ids: &[u32],

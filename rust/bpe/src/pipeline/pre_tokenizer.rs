@@ -113,7 +113,8 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
             let search = match pattern {
                 Pattern::String(text) => Search::literal(text)?,
                 Pattern::Regex(regex) => {
-                    let named = Pretokenizer::oniguruma(regex).map_err(|error| in_file(&error))?;
+                    let named =
+                        Pretokenizer::oniguruma(regex).map_err(|error| malformed!("tokenizer.json: {error}"))?;
                     // A named pattern matches all text, so its pieces are its matches.
                     if named.name().is_some() && *behavior == Behavior::Isolated {
                         steps.push(Step::Named(named));
@@ -136,10 +137,6 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
         PreTokenizer::Sequence { .. } => unreachable!("steps flattens sequences"),
     }
     Ok(())
-}
-
-fn in_file(error: &Error) -> Error {
-    malformed!("tokenizer.json: {error}")
 }
 
 impl Step {

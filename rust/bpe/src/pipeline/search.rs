@@ -24,7 +24,7 @@ impl Search {
     /// Returns the search of a pattern.
     ///
     /// # Errors
-    /// [`Error::Format`] naming an invalid regex, or a regex for `fancy-regex`, which only a `Split` can have.
+    /// [`crate::Error::Format`] naming an invalid regex, or a regex for `fancy-regex`, which only a `Split` can have.
     pub(super) fn of(pattern: &Pattern) -> Result<Self> {
         match pattern {
             Pattern::String(text) => Self::literal(text),
@@ -36,7 +36,7 @@ impl Search {
     /// Returns the search of a regex.
     ///
     /// # Errors
-    /// [`Error::Format`] naming a regex that Oniguruma cannot parse.
+    /// [`crate::Error::Format`] naming a regex that Oniguruma cannot parse.
     pub(super) fn regex(pattern: &str) -> Result<Self> {
         Oniguruma::new(pattern).map(Self::Regex).map_err(|error| malformed!("tokenizer.json: {error}"))
     }
@@ -52,7 +52,8 @@ impl Search {
     /// Calls `each` with every match, from left to right. An empty text has no match.
     ///
     /// # Errors
-    /// The error of the interrupt check; [`Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its
+    /// bound.
     pub(super) fn find_all(
         &self,
         text: &str,

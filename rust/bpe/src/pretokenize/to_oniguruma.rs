@@ -27,8 +27,8 @@ const FOLDED: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
 /// Returns the regex in Oniguruma's syntax that has the same pieces as `step`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] with the part of the regex that has no known equivalent, or a text that the two regexes split
-/// differently.
+/// [`crate::Error::InvalidArgument`] with the part of the regex that has no known equivalent, or a text that the two
+/// regexes split differently.
 pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
     let pattern = step.pattern();
     let refused = |why: String| {

@@ -70,9 +70,9 @@ impl SentencePieceModel {
     /// Returns the model of these pieces, whose ids are their indices; `source` is the file they come from.
     ///
     /// # Errors
-    /// [`Error::Format`] for what SentencePiece refuses: an empty piece, one of 8000 bytes or more, or one with a zero
-    /// byte; two pieces with the same text; two unknown pieces; byte pieces without byte fallback, or fewer than 256
-    /// with it; neither an unknown piece nor byte fallback.
+    /// [`crate::Error::Format`] for what SentencePiece refuses: an empty piece, one of 8000 bytes or more, or one with
+    /// a zero byte; two pieces with the same text; two unknown pieces; byte pieces without byte fallback, or fewer than
+    /// 256 with it; neither an unknown piece nor byte fallback.
     ///
     /// # Source
     /// `ModelInterface::InitializePieces` in `src/model_interface.cc` of SentencePiece 0.2.3.
@@ -94,7 +94,7 @@ impl SentencePieceModel {
                         "piece {id}, {text:?}, is a byte piece, but trainer_spec.byte_fallback is not set"
                     ));
                 }
-                PieceKind::Byte => bytes[usize::from(byte_of(piece, id)?)] = Some(id),
+                PieceKind::Byte => bytes[usize::from(piece.byte(id)?)] = Some(id),
                 _ => {}
             }
         }
@@ -195,7 +195,7 @@ impl SentencePieceModel {
     /// Passes the ids of a text, which need not be UTF-8, to `sink`.
     ///
     /// # Errors
-    /// The error of the interrupt check; [`Error::InvalidArgument`] for 4 GiB of text without a boundary.
+    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] for 4 GiB of text without a boundary.
     pub(crate) fn encode(
         &self,
         text: &[u8],
@@ -235,9 +235,6 @@ impl SentencePieceModel {
     ///
     /// By SentencePiece's rules, the last byte piece of a character has the range of the character, the others an empty
     /// range.
-    ///
-    /// # Errors
-    /// As [`SentencePieceModel::encode`].
     ///
     /// # Source
     /// `PopulateSentencePieceText` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
@@ -355,13 +352,6 @@ fn boundaries(pieces: &Pieces, space: &[u8]) -> Boundaries {
         }
     }
     boundaries
-}
-
-fn byte_of(piece: &Piece, id: u32) -> Result<u8> {
-    crate::byte_alphabet::byte_of(&piece.text).ok_or_else(|| {
-        let text = &piece.text;
-        malformed!("piece {id} is a byte piece, but its text is {text:?}; expected such as \"<0x0A>\"")
-    })
 }
 
 impl std::fmt::Debug for SentencePieceModel {

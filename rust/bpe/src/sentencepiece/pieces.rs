@@ -29,7 +29,7 @@ impl Pieces {
     /// Returns the pieces with these texts, scores and kinds; their ids are their indices.
     ///
     /// # Errors
-    /// [`Error::Format`] if a text is empty, too long or given twice, or holds a zero byte.
+    /// [`crate::Error::Format`] if a text is empty, too long or given twice, or holds a zero byte.
     ///
     /// # Source
     /// `ModelInterface::InitializePieces` in `src/model_interface.cc` of SentencePiece 0.2.3.

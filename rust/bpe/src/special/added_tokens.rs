@@ -31,7 +31,8 @@ impl AddedTokens {
     /// Returns these tokens. `normalize` returns the normal form of a token that is matched in normalized text.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is out of range; what `normalize` returns.
+    /// [`crate::Error::InvalidArgument`] if a token is empty or given twice, or an id is out of range; what `normalize`
+    /// returns.
     pub(crate) fn new(mut tokens: Vec<AddedToken>, normalize: impl Fn(&str) -> Result<String>) -> Result<Self> {
         tokens.sort_by_key(|token| token.id);
         let mut added = Self::default();
@@ -104,7 +105,8 @@ impl AddedTokens {
     /// Checks that the text contains no special token of `set`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the first such token and its byte offset; what the interrupt check returns.
+    /// [`crate::Error::InvalidArgument`] with the first such token and its byte offset; what the interrupt check
+    /// returns.
     pub(crate) fn refuse(&self, text: &str, set: SpecialSet<'_>, interrupt: Interrupt<'_>) -> Result<()> {
         if set.is_none() {
             return Ok(());
@@ -127,7 +129,7 @@ impl AddedTokens {
     /// Checks that `allowed` names added tokens only.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the first other name.
+    /// [`crate::Error::InvalidArgument`] with the first other name.
     pub(crate) fn check(&self, allowed: SpecialSet<'_>) -> Result<()> {
         let SpecialSet::Only(names) = allowed else { return Ok(()) };
         match names.iter().find(|name| !self.by_content.contains_key(**name)) {
@@ -137,9 +139,6 @@ impl AddedTokens {
     }
 
     /// Splits text before normalization into ordinary segments and added tokens, and calls `each` for them in order.
-    ///
-    /// # Errors
-    /// What `each` and the interrupt check return.
     pub(crate) fn split_raw(
         &self,
         text: &str,
@@ -151,9 +150,6 @@ impl AddedTokens {
     }
 
     /// Splits a normalized segment in the same way.
-    ///
-    /// # Errors
-    /// What `each` and the interrupt check return.
     pub(crate) fn split_normalized(
         &self,
         text: &str,

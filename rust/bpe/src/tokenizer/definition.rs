@@ -68,8 +68,8 @@ impl Tokenizer {
     /// With `nfc`, text is normalized to Unicode's normal form C first, as Qwen's `tokenizer.json` requires.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if an added token is empty or given twice, or takes the id of an ordinary token that
-    /// has other bytes.
+    /// [`crate::Error::InvalidArgument`] if an added token is empty or given twice, or takes the id of an ordinary
+    /// token that has other bytes.
     pub fn new(vocab: Vocab, pretokenizer: Pretokenizer, added: Vec<AddedToken>, nfc: bool) -> Result<Self> {
         let normalizer = if nfc { Normalizer::Nfc } else { Normalizer::None };
         let added = AddedTokens::new(added, |text| normalizer.normal_form(text))?;

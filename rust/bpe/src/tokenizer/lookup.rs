@@ -44,7 +44,7 @@ impl Tokenizer {
     /// Returns the bytes of one token, special or not.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`crate::Error::NotFound`] for an id that no token has.
     #[inline]
     pub fn id_to_bytes(&self, id: u32) -> Result<&[u8]> {
         match self.vocab.id_to_bytes(id) {
@@ -81,7 +81,7 @@ impl Tokenizer {
     /// alphabet or, in a SentencePiece vocabulary, with `▁` for spaces.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`crate::Error::NotFound`] for an id that no token has.
     pub fn id_to_token(&self, id: u32) -> Result<String> {
         if let Some(token) = self.added.by_id(id) {
             return Ok(token.content.clone());

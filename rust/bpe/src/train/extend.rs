@@ -10,7 +10,7 @@ impl Tokenizer {
     /// Returns the vocabulary that training can continue from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if training cannot split and merge text as this tokenizer does.
+    /// [`crate::Error::InvalidArgument`] if training cannot split and merge text as this tokenizer does.
     pub fn base(&self) -> Result<Vocab> {
         match self.general_because() {
             Some(because) => {
@@ -27,8 +27,8 @@ impl Tokenizer {
     /// follow them.
     ///
     /// # Errors
-    /// As [`Tokenizer::new`]; [`Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is a
-    /// SentencePiece vocabulary.
+    /// As [`Tokenizer::new`]; [`crate::Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is
+    /// a SentencePiece vocabulary.
     pub fn extended(&self, trained: &Trained, pretokenizer: Pretokenizer, special_tokens: &[String]) -> Result<Self> {
         let (bound, first_new) = (self.vocab().id_bound(), self.vocab_size() as u32);
         let Some(new_tokens) = trained.tokens.get(bound as usize..) else {

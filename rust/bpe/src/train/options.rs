@@ -52,9 +52,9 @@ impl TrainOptions {
     /// Checks the options before any text is read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and the special tokens, or too large for an
-    /// id; if the base is a SentencePiece vocabulary; if ties are ordered by byte values and the first 256 ids of the
-    /// base are not the bytes.
+    /// [`crate::Error::InvalidArgument`] if `vocab_size` is too small for the base and the special tokens, or too large
+    /// for an id; if the base is a SentencePiece vocabulary; if ties are ordered by byte values and the first 256 ids
+    /// of the base are not the bytes.
     pub fn check(&self) -> Result<()> {
         self.check_base()?;
         let (base, special) = (self.base_tokens(), self.special_tokens);

@@ -14,8 +14,8 @@ use crate::interrupt::Interrupt;
 /// Returns the vocabulary that byte-pair encoding learns from `counts`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no token
-/// for a byte of some word, or if `counts` is empty or counts more than 2^64 bytes of text; the errors of
+/// [`crate::Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no
+/// token for a byte of some word, or if `counts` is empty or counts more than 2^64 bytes of text; the errors of
 /// `on_progress`.
 ///
 /// # Cost

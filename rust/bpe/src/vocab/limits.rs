@@ -20,7 +20,7 @@ pub(crate) const NO_ID: u32 = u32::MAX;
 /// Checks that an id is below [`ID_BOUND`]; `owner` is the token in the error.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if it is not.
+/// [`crate::Error::InvalidArgument`] if it is not.
 pub(crate) fn check_id(owner: impl Display, id: u32) -> Result<()> {
     if id < ID_BOUND {
         return Ok(());

@@ -39,7 +39,8 @@ impl Vocab {
     /// With `whole_piece_first` a piece that is a token becomes that token without any merge.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_merges`]; if a token is not UTF-8; if there are not 256 byte tokens.
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_merges`]; if a token is not UTF-8; if there are not 256
+    /// byte tokens.
     pub fn from_sentencepiece_merges(
         tokens: &SentencePieceTokens,
         merges: Vec<(u32, u32)>,
@@ -54,7 +55,7 @@ impl Vocab {
     /// Returns the vocabulary of a SentencePiece model that encodes by itself: ids and bytes, without merges.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`].
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_ranks`].
     pub(crate) fn of_sentencepiece_model(
         tokens: Vec<(Vec<u8>, u32)>,
         is_decode_only: impl Fn(u32) -> bool,
@@ -88,7 +89,7 @@ impl Vocab {
     /// Returns all tokens with the merges that join the bytes of characters.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`].
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`].
     pub(crate) fn over_characters(tokens: &SentencePieceTokens) -> Result<CharacterVocab> {
         let bytes: [u32; 256] = tokens.bytes[..]
             .try_into()

@@ -29,7 +29,8 @@ impl TokenTable {
     /// Returns the table of these tokens. [`TokenTable::id`] does not find tokens that `is_decode_only` selects.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of range.
+    /// [`crate::Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of
+    /// range.
     pub(super) fn new<T: AsRef<[u8]>>(mut tokens: Vec<(T, u32)>, is_decode_only: impl Fn(u32) -> bool) -> Result<Self> {
         if !tokens.is_sorted_by_key(|&(_, id)| id) {
             tokens.sort_unstable_by_key(|&(_, id)| id);

@@ -27,8 +27,8 @@ impl Vocab {
     /// any merge.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result is no
-    /// token.
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result
+    /// is no token.
     pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
         let mut vocab = Self::from_tokens(tokens, |_| false)?;
         vocab.whole_piece_first = whole_piece_first;
@@ -54,7 +54,7 @@ impl Vocab {
     /// Returns these tokens without merges. Tokens that `is_decode_only` selects are never produced by encoding.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`].
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_ranks`].
     pub(crate) fn from_tokens<T: AsRef<[u8]>>(
         tokens: Vec<(T, u32)>,
         is_decode_only: impl Fn(u32) -> bool,
@@ -67,7 +67,7 @@ impl Vocab {
     /// Returns this vocabulary with more tokens, from id `first` on, and their merges, ranked after all others.
     ///
     /// # Errors
-    /// As [`Vocab::from_merges`]; [`Error::InvalidArgument`] for a SentencePiece vocabulary.
+    /// As [`Vocab::from_merges`]; [`crate::Error::InvalidArgument`] for a SentencePiece vocabulary.
     pub(crate) fn extended(&self, tokens: &[Vec<u8>], first: u32, merges: &[(u32, u32)]) -> Result<Self> {
         if self.byte_fallback.is_some() {
             return Err(invalid!(
@@ -102,7 +102,7 @@ impl Vocab {
     /// Adds merges with the next ranks.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there are too many, a merge names an unknown id or its result is no token.
+    /// [`crate::Error::InvalidArgument`] if there are too many, a merge names an unknown id or its result is no token.
     pub(super) fn push_merges(
         &mut self,
         merges: impl IntoIterator<Item = (u32, u32), IntoIter: ExactSizeIterator>,
@@ -225,7 +225,7 @@ impl Vocab {
     /// Returns the id of the token that is this one byte.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is none.
+    /// [`crate::Error::InvalidArgument`] if there is none.
     #[inline]
     pub(crate) fn require_byte(&self, byte: u8) -> Result<u32> {
         self.byte_id(byte)

@@ -2,8 +2,6 @@
 //!
 //! Source: Milakov and Gimelshein 2018, arXiv:1805.02867.
 
-#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-
 use bpe_llama_simd::exp::POLYNOMIAL;
 use bpe_llama_simd::f32x16::CacheLine;
 use std::arch::x86_64::*;

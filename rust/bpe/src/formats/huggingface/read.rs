@@ -19,8 +19,8 @@ impl Tokenizer {
     /// [`Tokenizer::general_because`] names the component without one.
     ///
     /// # Errors
-    /// [`Error::Format`] if the file is not JSON, lacks a field, or requires something unsupported, which the message
-    /// names.
+    /// [`crate::Error::Format`] if the file is not JSON, lacks a field, or requires something unsupported, which the
+    /// message names.
     pub fn from_huggingface(json: &[u8]) -> Result<Self> {
         parse(json, false, build)
     }
@@ -35,9 +35,6 @@ impl Tokenizer {
 }
 
 /// Returns the pipeline of the output of [`Tokenizer::to_own_json`].
-///
-/// # Errors
-/// As [`Tokenizer::from_huggingface`].
 pub(crate) fn pipeline_of(json: &[u8]) -> Result<Pipeline> {
     parse(json, true, |parsed| parsed.pipeline())
 }

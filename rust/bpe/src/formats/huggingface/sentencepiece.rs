@@ -239,7 +239,7 @@ pub(super) fn name_of(bytes: &[u8]) -> String {
 /// Returns the names of all tokens with their ids.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if two tokens have the same name, or if no list can express the merges: characters
+/// [`crate::Error::InvalidArgument`] if two tokens have the same name, or if no list can express the merges: characters
 /// without a token take part in them, or several merges of a token have the same rank.
 pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
     let refuse = |why: String| invalid!("this vocabulary cannot be saved as tokenizer.json: {why}");

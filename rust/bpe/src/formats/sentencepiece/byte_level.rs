@@ -1,7 +1,6 @@
 //! SentencePiece pieces as a vocabulary over bytes.
 
 use super::splits::{isolate, require_space, words_or_whole};
-use crate::byte_alphabet::byte_of;
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Piece, PieceKind};
 use crate::utf8::char_count;
@@ -21,7 +20,7 @@ impl Tokenizer {
         let mut normal = Vec::new();
         let (mut sorted, mut added, mut bytes) = (SentencePieceTokens::default(), Vec::new(), [None; 256]);
         for (piece, id) in pieces.into_iter().zip(0u32..) {
-            let Piece { text, score, kind } = piece;
+            let Piece { text, score, kind } = &piece;
             if text.is_empty() {
                 return Err(malformed!("piece {id} is empty"));
             }
@@ -31,15 +30,12 @@ impl Tokenizer {
                 PieceKind::Normal | PieceKind::UserDefined if text.contains(' ') => {
                     sorted.decode_only.push((spaced, id));
                 }
-                PieceKind::Normal => normal.push((spaced, id, score)),
+                PieceKind::Normal => normal.push((spaced, id, *score)),
                 PieceKind::UserDefined => sorted.whole.push((spaced, id)),
                 PieceKind::Unused => sorted.decode_only.push((spaced, id)),
                 PieceKind::Unknown | PieceKind::Control => added.push(AddedToken::special(text, id)),
                 PieceKind::Byte => {
-                    let byte = byte_of(&text).ok_or_else(|| {
-                        malformed!("piece {id} is a byte piece, but its text is {text:?}; expected such as \"<0x0A>\"")
-                    })?;
-                    if bytes[usize::from(byte)].replace(id).is_some() {
+                    if bytes[usize::from(piece.byte(id)?)].replace(id).is_some() {
                         return Err(malformed!("two pieces are {text:?}"));
                     }
                 }

@@ -29,7 +29,7 @@ impl Tokenizer {
     /// of its own. Byte-level merges, which are faster, are used if they give the same ids (Llama 2, Mistral 7B).
     ///
     /// # Errors
-    /// [`Error::Format`] if the file is damaged, or its model is not BPE.
+    /// [`crate::Error::Format`] if the file is damaged, or its model is not BPE.
     ///
     /// # Source
     /// SentencePiece 0.2.3: `src/sentencepiece_model.proto`, `normalizer.cc`, `bpe_model.cc`,
@@ -57,8 +57,8 @@ impl Tokenizer {
     /// Returns the `tokenizer.model` that this tokenizer was read from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was read
-    /// from another format.
+    /// [`crate::Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was
+    /// read from another format.
     pub fn to_sentencepiece(&self) -> Result<&[u8]> {
         let refuse = |why: &str| Err(invalid!("this vocabulary cannot be saved as .model: {why}"));
         match self.sentencepiece() {
@@ -109,7 +109,7 @@ impl Tokenizer {
     /// llama.cpp does not do for such pieces.
     ///
     /// # Errors
-    /// [`Error::Format`] if one of the 256 bytes has no piece, a score is NaN, or two pieces have the same text.
+    /// [`crate::Error::Format`] if one of the 256 bytes has no piece, a score is NaN, or two pieces have the same text.
     ///
     /// # Source
     /// `llm_tokenizer_spm_session` in `src/llama-vocab.cpp` of llama.cpp.

@@ -44,7 +44,7 @@ impl<'a> ModelFile<'a> {
     /// Returns the fields of a file.
     ///
     /// # Errors
-    /// [`Error::Format`] if it is damaged.
+    /// [`crate::Error::Format`] if it is damaged.
     pub(super) fn read(message: &'a [u8]) -> Result<Self> {
         let mut file = Self::default();
         each_field(message, |number, value| {
@@ -65,7 +65,7 @@ impl<'a> ModelFile<'a> {
     /// Returns the options of the model.
     ///
     /// # Errors
-    /// [`Error::Format`] if a message is missing or damaged, or the model is not BPE.
+    /// [`crate::Error::Format`] if a message is missing or damaged, or the model is not BPE.
     pub(super) fn options(&self) -> Result<Options> {
         let (Some(trainer), Some(normalizer)) = (&self.trainer, &self.normalizer) else {
             return Err(malformed!("it holds no trainer_spec and normalizer_spec: it may be truncated"));
@@ -190,9 +190,7 @@ fn read_piece(message: &[u8], id: usize) -> Result<Piece> {
     let mut piece = Piece { text: String::new(), score: 0.0, kind: PieceKind::Normal };
     each_field(message, |number, value| {
         match (number, value) {
-            (1, Value::Bytes(text)) => {
-                piece.text = read_text(&format!("piece {id}"), text)?;
-            }
+            (1, Value::Bytes(text)) => piece.text = read_text(&format!("piece {id}"), text)?,
             (2, Value::Fixed32(bits)) => piece.score = f32::from_bits(bits),
             (3, Value::Varint(number)) => piece.kind = PieceKind::from_number(number)?,
             _ => {}

@@ -27,7 +27,7 @@ impl FancyRegex {
     /// Appends the ends of the next pieces, within the capacity of `ends`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a match backtracks beyond the limit; what the interrupt check returns.
+    /// [`crate::Error::InvalidArgument`] if a match backtracks beyond the limit; what the interrupt check returns.
     pub(crate) fn fill_ends(
         &self,
         text: &str,

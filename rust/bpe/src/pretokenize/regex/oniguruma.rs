@@ -41,7 +41,7 @@ impl Oniguruma {
     /// Compiles a regex.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it is not valid.
+    /// [`crate::Error::InvalidArgument`] if it is not valid.
     pub(crate) fn new(pattern: &str) -> Result<Self> {
         let regex = Regex::with_options(pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::default());
         let regex = regex.map_err(|error| {
@@ -63,7 +63,7 @@ impl Oniguruma {
     /// Returns the next match. An empty match immediately after a match is skipped.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a match backtracks beyond the limit.
+    /// [`crate::Error::InvalidArgument`] if a match backtracks beyond the limit.
     pub(crate) fn next_match(&self, text: &str, cursor: &mut Cursor) -> Result<Option<(usize, usize)>> {
         while cursor.from <= text.len() {
             cursor.region.clear();
@@ -95,9 +95,6 @@ impl Oniguruma {
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`.
-    ///
-    /// # Errors
-    /// As [`Oniguruma::next_match`]; what the interrupt check returns.
     pub(crate) fn fill_ends(
         &self,
         text: &str,

@@ -99,8 +99,8 @@ impl WordCounts {
     /// Adds the counts of another text.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the pattern or the special tokens differ; the error of the interrupt check, after
-    /// part of the counts is added.
+    /// [`crate::Error::InvalidArgument`] if the pattern or the special tokens differ; the error of the interrupt check,
+    /// after part of the counts is added.
     pub fn merge(&mut self, other: &Self, interrupt: Interrupt<'_>) -> Result<()> {
         if self.pattern != other.pattern {
             return Err(invalid!(
