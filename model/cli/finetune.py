@@ -17,7 +17,14 @@ from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, load_classifier, report_score
 from bpe_llama.model.cli.loading import check_quantized, load_model, resize_embeddings, save_with_tokenizer
 from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
-from bpe_llama.model.cli.run_options import LoggerOption, SamplePromptOption, TeacherOption, run_keywords
+from bpe_llama.model.cli.run_options import (
+    LoggerOption,
+    SamplePromptOption,
+    TeacherOption,
+    TeacherTemperatureOption,
+    TeacherWeightOption,
+    run_keywords,
+)
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
@@ -130,6 +137,8 @@ def command(
     sample_prompt: SamplePromptOption = None,
     logger: LoggerOption = None,
     teacher: TeacherOption = None,
+    teacher_temperature: TeacherTemperatureOption = None,
+    teacher_weight: TeacherWeightOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
@@ -157,8 +166,8 @@ def command(
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
     files = find_files(texts)
     check_task(task, label_field, text_field, data, show_example)
-    of_text = {"--sample-prompt": sample_prompt, "--teacher": teacher, "--z-loss": settings["z_loss"]}
-    of_text["--label-smoothing"] = settings["label_smoothing"]
+    of_text = {"--sample-prompt": sample_prompt, "--teacher": teacher, "--teacher-weight": teacher_weight}
+    of_text |= {"--z-loss": settings["z_loss"], "--label-smoothing": settings["label_smoothing"]}
     for name, value in of_text.items():
         if task == "classification" and value:
             raise ValueError(f"{name} is {value!r}; it is for --task text")
@@ -226,7 +235,16 @@ def command(
         report_score(score, labelled.labels, out)
     else:
         assert isinstance(loaded, LlamaForCausalLM)
-        keywords = run_keywords(loaded, vocabulary, config, sample_prompt=sample_prompt, logger=logger, teacher=teacher)
+        keywords = run_keywords(
+            loaded,
+            vocabulary,
+            config,
+            sample_prompt=sample_prompt,
+            logger=logger,
+            teacher=teacher,
+            teacher_temperature=teacher_temperature,
+            teacher_weight=teacher_weight,
+        )
         result = training.finetune(
             loaded,
             vocabulary,

@@ -10,7 +10,14 @@ import typer
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
 from bpe_llama.model.cli.options import EXIT_INTERRUPTED, ResizeOption, describe
-from bpe_llama.model.cli.run_options import LoggerOption, SamplePromptOption, TeacherOption, run_keywords
+from bpe_llama.model.cli.run_options import (
+    LoggerOption,
+    SamplePromptOption,
+    TeacherOption,
+    TeacherTemperatureOption,
+    TeacherWeightOption,
+    run_keywords,
+)
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -50,6 +57,8 @@ def command(
     sample_prompt: SamplePromptOption = None,
     logger: LoggerOption = None,
     teacher: TeacherOption = None,
+    teacher_temperature: TeacherTemperatureOption = None,
+    teacher_weight: TeacherWeightOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
@@ -92,7 +101,14 @@ def command(
     check_vocabulary(vocabulary, model.config.vocab_size)
     typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
     keywords = run_keywords(
-        model, vocabulary, train_config, sample_prompt=sample_prompt, logger=logger, teacher=teacher
+        model,
+        vocabulary,
+        train_config,
+        sample_prompt=sample_prompt,
+        logger=logger,
+        teacher=teacher,
+        teacher_temperature=teacher_temperature,
+        teacher_weight=teacher_weight,
     )
     result = training.train(model, source, train_config, out, eval_file=eval_file, resume=resume, **keywords)
     typer.echo(describe(result))

@@ -148,6 +148,8 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected {', '.join(others)} or {final}")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
+        if self.compile and self.parallel == "fsdp":
+            raise ValueError("compile is True and parallel 'fsdp', expected parallel auto or ddp")
         if self.master_weights and self.weights_dtype == "float32":
             raise ValueError("master_weights is True and weights_dtype 'float32', expected weights_dtype bfloat16")
         if self.optimizer == "muon" and self.weights_dtype == "bfloat16":

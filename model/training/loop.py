@@ -93,7 +93,7 @@ class Trainer:
         self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
         self.callbacks, self.token_bytes, self.eval_loss_fn = callbacks, token_bytes, eval_loss_fn
         self.ranks, self.whole = ranks or Ranks(), whole or model
-        self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile and not self.ranks.sharded else loss_fn
+        self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile else loss_fn
         if self.ranks.world > 1 and not self.ranks.sharded:
             uses_all = getattr(loss_fn, "func", loss_fn) is batch_loss
             self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=uses_all)

@@ -282,7 +282,7 @@ def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
     return summed
 
 
-def shard(model: Pretrained, ranks: Ranks, *, bfloat16: bool, compile: bool) -> Pretrained:
+def shard(model: Pretrained, ranks: Ranks, *, bfloat16: bool) -> Pretrained:
     """Return a copy of the model, of which this rank holds a part of each weight on its device (FSDP2).
 
     Each layer is gathered while it is computed, in bfloat16 if that is the dtype of the pass; gradients are summed over
@@ -302,8 +302,6 @@ def shard(model: Pretrained, ranks: Ranks, *, bfloat16: bool, compile: bool) -> 
     in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
     in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
     for layer in [module for module in sharded.modules() if isinstance(module, DecoderLayer)]:
-        if compile:
-            layer.compile()
         fully_shard(layer, mesh=mesh, mp_policy=in_layers)
     # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
     fully_shard(sharded, mesh=mesh, mp_policy=in_root, reshard_after_forward=True)

@@ -219,7 +219,7 @@ def train_on_batches(
             check_same_run(checkpoint, config, state, batches)
             load_weights(checkpoint, model)
         if ranks.sharded:
-            trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compile=config.compile)
+            trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type))
         optimizer = optimizer_for(trained, config)
         if checkpoint is not None:
             load_optimizer_state(checkpoint, trained, optimizer)

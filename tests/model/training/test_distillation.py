@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,16 +9,8 @@ import torch
 from torch import Tensor
 
 from bpe_llama.model import LlamaForCausalLM, lora, quantize
-from bpe_llama.model.training import distillation_loss
+from bpe_llama.model.training import TensorBatch, distillation_loss
 from tests.model.training.helpers import CONFIG
-
-
-@dataclass(frozen=True)
-class TensorBatch:
-    ids: Tensor
-    labels: Tensor
-    attention_mask: Tensor | None = None
-    document_ids: Tensor | None = None
 
 
 def model_of(seed: int, **changes: Any) -> LlamaForCausalLM:
@@ -146,6 +137,16 @@ def test_routers_adapters_and_quantized_teachers(teacher: LlamaForCausalLM, batc
     exact = distillation_loss(teacher)(model_of(1), batch, learned)
     rounded = distillation_loss(quantize.quantize(teacher, "int8"))(model_of(1), batch, learned)
     assert 0 < abs(exact - rounded) < 0.05 * exact
+
+
+def test_packed_documents_equal_each_alone(teacher: LlamaForCausalLM, batch: TensorBatch) -> None:
+    model, loss_fn, row = model_of(1), distillation_loss(teacher), batch.ids[:1]
+    documents = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3])
+    packed = loss_fn(model, TensorBatch(row, row, document_ids=documents), 9)
+    alone = [loss_fn(model, TensorBatch(part, part), 9) for part in torch.split(row, [5, 4, 3], dim=1)]
+    torch.testing.assert_close(packed, torch.stack(alone).sum())
+    plain = distillation_loss(teacher, alpha=0.0)(model, TensorBatch(row, row, document_ids=documents), 9)
+    torch.testing.assert_close(plain, model.loss(row, row, num_items_in_batch=9, document_ids=documents))
 
 
 def test_under_autocast_the_loss_is_float32(teacher: LlamaForCausalLM, batch: TensorBatch) -> None:

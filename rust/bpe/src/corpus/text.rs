@@ -17,6 +17,7 @@ use crate::{Error, Result};
 const BOUNDARY_WINDOW: usize = 1 << 12;
 
 /// Reads the documents of a text file in parts.
+#[derive(Debug)]
 pub(super) struct TextFile {
     path: PathBuf,
     reader: Reader,
@@ -37,12 +38,6 @@ pub(super) struct TextFile {
     is_done: bool,
     /// Whether a separator ended the last part returned.
     after_separator: bool,
-}
-
-impl std::fmt::Debug for TextFile {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("TextFile").field("path", &self.path).finish_non_exhaustive()
-    }
 }
 
 impl TextFile {
