@@ -14,7 +14,7 @@ Read in this order:
 | `start`, `vocabulary`, `optimizers/` | initial weights; those of new tokens; AdamW and Muon |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
-| `loop`, `callbacks`, `interrupts` | the training loop, what it calls, Ctrl-C |
+| `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
 | `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files and conversations |
 """

@@ -1,6 +1,6 @@
 """Ranks: the processes that train one model together, as `torchrun` starts them.
 
-    torchrun --nproc-per-node 4 -m bpe_llama.cli pretrain tokens.npy --tokenizer tokenizer.json --out run
+    torchrun --standalone --nproc-per-node 4 -m bpe_llama.cli pretrain tokens.npy --tokenizer tokenizer.json --out run
 
 A micro-batch has the same rows whatever the number of ranks; each rank computes some of them. With DDP every rank holds
 the whole model and gradients are summed. With FSDP2 weights, gradients and moments are sharded: each rank holds a part

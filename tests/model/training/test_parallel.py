@@ -31,6 +31,8 @@ from tests.model.training import ranks
 from tests.model.training.helpers import CONFIG
 from tests.unit.model_commands.helpers import TEXT, finetune, pretrain
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+
 SETTINGS: dict[str, Any] = {
     "max_steps": 6,
     "sequence_length": 16,
@@ -60,7 +62,7 @@ def _model(**changes: Any) -> LlamaForCausalLM:
 
 
 def _on_tokens(out: Path, config: TrainConfig, **options: Any) -> LlamaForCausalLM:
-    model = _model()
+    model, config = _model(), dataclasses.replace(config, ema_decay=0.9)
     training.train(model, out.parent / "tokens.npy", config, out, progress=False, **options)
     return model
 
@@ -106,7 +108,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("world", "parallel"), [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")])
+@pytest.mark.parametrize(
+    ("world", "parallel"), [(2, "ddp"), (4, "ddp"), (2, "fsdp"), pytest.param(4, "fsdp", marks=pytest.mark.slow)]
+)
 def test_ranks_give_the_losses_and_weights_of_one_process(
     world: int, parallel: str, alone: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +181,8 @@ def test_a_killed_rank_and_a_restart_lose_nothing(parallel: str, tmp_path: Path)
 
 
 def test_what_ranks_refuse_they_name_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compile is True and parallel 'fsdp', expected parallel auto or ddp"):
+        TrainConfig(compile=True, parallel="fsdp")
     np.save(tmp_path / "tokens.npy", _tokens())
 
     def work(rank: int) -> None:
