@@ -15,6 +15,7 @@ Read in this order:
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `checkpoint`, `lock`, `interrupts`, `report` | atomic checkpoints, one run per folder, Ctrl-C, metrics and plot |
 | `loop`, `finetune` | the training loop; fine-tuning on text files |
+| `finetuning/` | training a classifier of texts |
 """
 
 from bpe_llama.model.training.config import TrainConfig, learning_rate_at
