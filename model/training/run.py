@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bpe_llama._lock import locked
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import (
@@ -22,7 +23,6 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     load_checkpoint,
     read_state,
 )
-from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches

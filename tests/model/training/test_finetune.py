@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer
+from bpe_llama._lock import locked
 from bpe_llama.model import (
     LlamaForSequenceClassification,
     lora,
@@ -17,7 +18,6 @@ from bpe_llama.model import (
     training,
 )
 from bpe_llama.model.training import DataConfig
-from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from tests.model.training.helpers import FINETUNE_SETTINGS, SAME, SPELT, curve, fresh_for_text, write_rows, write_talks
 
