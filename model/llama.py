@@ -259,9 +259,11 @@ class LlamaForCausalLM(Pretrained):
         self, loss: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items_in_batch: int | None
     ) -> Tensor:
         if self.training and self.config.num_local_experts:
-            routing = routing_loss(self, self.config, attention_mask)
+            routing = routing_loss(self, self.config, attention_mask, self.over_ranks)
             if num_items_in_batch is not None:  # weight each batch by its learned tokens
-                routing = routing * ((labels[:, 1:] != IGNORED).sum() / num_items_in_batch)
+                learned = (labels[:, 1:] != IGNORED).sum()
+                learned = learned if self.over_ranks is None else self.over_ranks(learned)
+                routing = routing * (learned / num_items_in_batch)
             return loss + routing
         return loss
 

@@ -16,6 +16,7 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation_config import GenerationConfig
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import backend_named, recording
+from bpe_llama.model.layers.moe import SumOverRanks
 from bpe_llama.model.layers.rope import RotaryEmbedding
 
 Model = TypeVar("Model", bound="Pretrained")
@@ -31,6 +32,8 @@ class Pretrained(nn.Module):
         seed: Seed of the initialization, which does not use torch's global generator.
     """
 
+    over_ranks: SumOverRanks | None = None
+    """Set while several ranks train the model together, each on a part of every batch."""
     NEW_HEAD: ClassVar[tuple[str, ...]] = ()
     """Weights that a checkpoint of a causal LM lacks; loading one initializes them."""
 

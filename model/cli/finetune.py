@@ -35,6 +35,7 @@ from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.finetuning.classification import LabelledTexts, finetune_classifier, read_labelled
 from bpe_llama.model.training.finetuning.conversations import find_formats
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.report.loggers import logger_named
 from bpe_llama.tokenizer import Tokenizer
 
@@ -191,13 +192,15 @@ def command(
     config = training.TrainConfig(
         **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
     )
+    ranks = start(config.device, config.parallel)
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
     loaded: LlamaForCausalLM | LlamaForSequenceClassification
     weights_dtype = config.weights_dtype if full else "bfloat16" if half else "float32"
+    device = "cpu" if ranks.sharded else config.device
     if labelled is None:
-        loaded = load_model(model, weights_dtype, config.device)
+        loaded = load_model(model, weights_dtype, device)
     else:
-        loaded = load_classifier(model, labelled.labels, vocabulary, weights_dtype, config.device, seed=config.seed)
+        loaded = load_classifier(model, labelled.labels, vocabulary, weights_dtype, device, seed=config.seed)
     if resize:
         resize_embeddings(loaded, model, vocabulary)
     if settings["sequence_length"] is None:
@@ -260,14 +263,15 @@ def command(
         return EXIT_INTERRUPTED
     model_flags = f"--model {out / 'model'}"
     if not full:
-        lora.save(loaded, out / "adapter", base=str(model))
+        if ranks.is_main:
+            lora.save(loaded, out / "adapter", base=str(model))
         model_flags = f"--model {model} --adapter {out / 'adapter'}"
-        if labelled is not None:
+        if labelled is not None and ranks.is_main:
             write_config(loaded, out / "adapter")  # it names the labels
     if merge:
         lora.merge(loaded)
         lora.remove(loaded)
-    if merge or full:
+    if ranks.is_main and (merge or full):
         save_with_tokenizer(loaded, vocabulary, out / "model")
     if labelled is not None:
         fields = "".join(

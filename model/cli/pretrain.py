@@ -22,6 +22,7 @@ from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.training.parallel import start
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama pretrain tokens.npy --tokenizer tokenizer.json --hidden-size 256 --layers 6 --out run"
@@ -74,8 +75,9 @@ def command(
     vocabulary = Tokenizer.from_file(tokenizer)
     settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
     train_config = training.TrainConfig(**settings)
+    ranks = start(train_config.device, train_config.parallel)
     if start_from is not None:
-        model = load_model(start_from, train_config.weights_dtype, train_config.device)
+        model = load_model(start_from, train_config.weights_dtype, "cpu" if ranks.sharded else train_config.device)
         if resize:
             resize_embeddings(model, start_from, vocabulary)
     else:
@@ -113,6 +115,7 @@ def command(
     if result.interrupted:
         typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
         return EXIT_INTERRUPTED
-    save_with_tokenizer(model, vocabulary, out / "model")
+    if ranks.is_main:
+        save_with_tokenizer(model, vocabulary, out / "model")
     typer.echo(f"try: bpe-llama generate 'Once upon a time' --model {out / 'model'}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, get_type_hints
@@ -10,6 +11,7 @@ import typer
 
 from bpe_llama.model.training import TrainConfig
 from bpe_llama.model.training.config import CHOICES
+from bpe_llama.model.training.parallel import start
 
 
 class Flag(NamedTuple):
@@ -51,6 +53,11 @@ TRAINING_FLAGS = {
     ),
     "master_weights": Flag("--master-weights", "With bfloat16 weights: float32 copies instead of rounding at random."),
     "device": Flag("--device", "auto (CUDA if available), cpu, cuda, cuda:1, ..."),
+    "parallel": Flag(
+        "--parallel",
+        "Under torchrun: ddp, the whole model on each rank, or fsdp, weights and moments sharded.  [default: ddp]",
+        "auto|ddp|fsdp",
+    ),
     "compile": Flag("--compile", "Compile the model with torch.compile."),
     "checkpoint_activations": Flag(
         "--checkpoint-layers", "Recompute every K-th layer in the backward pass: less memory, slower; 1: all.", "K"
@@ -67,7 +74,8 @@ def training_flags(
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Return a decorator that adds the flags of `TRAINING_FLAGS` to a command, before its keyword-only parameters.
 
-    The command receives their values as `**settings`, by the names of `TrainConfig`'s fields.
+    The command receives their values as `**settings`, by the names of `TrainConfig`'s fields. Under `torchrun` it runs
+    on every rank, but only rank 0 prints.
 
     Args:
         without: Fields for which the command has no flag.
@@ -89,7 +97,16 @@ def training_flags(
         own = [found for found in signature.parameters.values() if found.kind is not inspect.Parameter.VAR_KEYWORD]
         flags = [parameter(field, flag) for field, flag in TRAINING_FLAGS.items() if field not in without]
         place = sum(found.kind is not inspect.Parameter.KEYWORD_ONLY for found in own)
-        command.__signature__ = signature.replace(parameters=own[:place] + flags + own[place:])  # type: ignore[attr-defined]
-        return command
+
+        @functools.wraps(command)
+        def on_ranks(**values: Any) -> int:
+            ranks = start(values["device"], values["parallel"])
+            with ranks.only_main_prints():
+                code = command(**values)
+            ranks.finish()
+            return code
+
+        on_ranks.__signature__ = signature.replace(parameters=own[:place] + flags + own[place:])  # type: ignore[attr-defined]
+        return on_ranks
 
     return decorate

@@ -7,6 +7,8 @@ Module names are those of a Mixtral checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,7 +67,11 @@ class MixtureOfExperts(nn.Module):
         else:
             counts = chosen_MC.flatten().bincount(minlength=len(self.experts)).tolist()
             grouped = torch.split(x_MD[tokens], counts)
-            outputs = torch.cat([expert(part) for expert, part in zip(self.experts, grouped, strict=True) if len(part)])
+            # In training each expert has a gradient, if only of zeros: ranks and optimizers need one.
+            used = [
+                (expert, part) for expert, part in zip(self.experts, grouped, strict=True) if len(part) or self.training
+            ]
+            outputs = torch.cat([expert(part) for expert, part in used])
         weighted = outputs * weights_MC.flatten()[order, None]
         return torch.zeros_like(x_MD).index_add(0, tokens, weighted).view_as(x_BTD)
 
@@ -94,7 +100,16 @@ class MixtureOfExperts(nn.Module):
         return out
 
 
-def load_balancing_loss(router_logits: list[Tensor], per_token: int, attention_mask: Tensor | None = None) -> Tensor:
+SumOverRanks = Callable[[Tensor], Tensor]
+"""Returns the sum of a tensor over the ranks that share a batch, without a gradient."""
+
+
+def load_balancing_loss(
+    router_logits: list[Tensor],
+    per_token: int,
+    attention_mask: Tensor | None = None,
+    over_ranks: SumOverRanks | None = None,
+) -> Tensor:
     """Return the load-balancing loss, a scalar: ``per_token`` if the experts' loads are equal, more if not.
 
     It is ``E * sum(f_e * p_e)`` with ``f_e`` the fraction of tokens that are sent to expert ``e`` and ``p_e`` its mean
@@ -104,33 +119,51 @@ def load_balancing_loss(router_logits: list[Tensor], per_token: int, attention_m
         router_logits: (M, E) of each layer.
         per_token: C, the experts of a token.
         attention_mask: (B, T), zero for padding, which is not counted.
+        over_ranks: If the batch is split over ranks: the losses of all ranks then add up to that of the whole batch.
 
     Source: Fedus et al. 2021, arXiv:2101.03961, eq. 4, extended to several experts per token.
     """
     probs_ME = torch.cat(router_logits).float().softmax(-1)
     chosen_MC = probs_ME.topk(per_token, dim=-1).indices
     sent_ME = functional.one_hot(chosen_MC, probs_ME.shape[1]).sum(1).float()
-    if attention_mask is None:
+    if attention_mask is None and over_ranks is None:
         return (sent_ME.mean(0) * probs_ME.mean(0)).sum() * probs_ME.shape[1]
-    counted_M1 = attention_mask.flatten().repeat(len(router_logits))[:, None].to(probs_ME)
-    total = counted_M1.sum()
-    fractions_E = (sent_ME * counted_M1).sum(0) / total
+    if attention_mask is None:
+        counted_M1 = torch.ones_like(probs_ME[:, :1])
+    else:
+        counted_M1 = attention_mask.flatten().repeat(len(router_logits))[:, None].to(probs_ME)
+    total, sent_E = counted_M1.sum(), (sent_ME * counted_M1).sum(0)
+    if over_ranks is not None:
+        total, sent_E = over_ranks(total), over_ranks(sent_E)
+    fractions_E = sent_E / total
     return (fractions_E * (probs_ME * counted_M1).sum(0) / total).sum() * probs_ME.shape[1]
 
 
-def router_z_loss(router_logits: list[Tensor]) -> Tensor:
+def router_z_loss(router_logits: list[Tensor], over_ranks: SumOverRanks | None = None) -> Tensor:
     """Return the router z-loss, a scalar: the mean squared logsumexp of the router logits, which keeps them small.
+
+    Of a batch that is split over ranks, the losses add up to the mean.
 
     Source: Zoph et al. 2022, arXiv:2202.08906, eq. 5.
     """
-    return torch.cat(router_logits).float().logsumexp(-1).square().mean()
+    squares_M = torch.cat(router_logits).float().logsumexp(-1).square()
+    return (
+        squares_M.mean() if over_ranks is None else squares_M.sum() / over_ranks(squares_M.new_tensor(len(squares_M)))
+    )
 
 
-def routing_loss(model: nn.Module, config: LlamaConfig, attention_mask: Tensor | None = None) -> Tensor:
+def routing_loss(
+    model: nn.Module,
+    config: LlamaConfig,
+    attention_mask: Tensor | None = None,
+    over_ranks: SumOverRanks | None = None,
+) -> Tensor:
     """Return the routing losses of the last forward pass, a scalar, weighted by the config's coefficients."""
     mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
     logits = [mixture.router_logits for mixture in mixtures if mixture.router_logits is not None]
-    loss = config.router_aux_loss_coef * load_balancing_loss(logits, config.num_experts_per_tok, attention_mask)
+    loss = config.router_aux_loss_coef * load_balancing_loss(
+        logits, config.num_experts_per_tok, attention_mask, over_ranks
+    )
     if config.router_z_loss_coef:
-        loss = loss + config.router_z_loss_coef * router_z_loss(logits)
+        loss = loss + config.router_z_loss_coef * router_z_loss(logits, over_ranks)
     return loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from bpe_llama.model.training.loop import Trainer, TrainResult
@@ -16,11 +16,16 @@ class Callback:
     `run` is the `Trainer`: `run.model`, `run.optimizer`, `run.config`, `run.batches`, `run.step`, `run.out`. An
     exception ends the run; the last checkpoint stays.
 
+    Of several ranks, rank 0 calls it. With `on_every_rank = True` all of them do, as one needs that uses a sharded
+    model (`run.whole_model()` gathers it); `run.is_main` is rank 0.
+
     Example:
         >>> class Printer(Callback):
         ...     def on_log(self, run, metrics):
         ...         print(metrics["step"], metrics["loss"])
     """
+
+    on_every_rank: ClassVar[bool] = False
 
     def on_start(self, run: Trainer) -> None:
         """Before the first step, and after a resume."""

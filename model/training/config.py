@@ -13,6 +13,7 @@ CHOICES = {
     "optimizer": ("adamw", "muon"),
     "dtype": ("auto", "float32", "bfloat16", "float8"),
     "weights_dtype": ("float32", "bfloat16"),
+    "parallel": ("auto", "ddp", "fsdp"),
 }
 """The values of the options that are names."""
 
@@ -28,7 +29,7 @@ class TrainConfig:
         max_seconds: Stop after this much training time as well; the learning rate then follows the larger of the
             fractions of steps and of time. A run limited by time is not reproducible bit for bit.
         sequence_length: Tokens per sequence.
-        batch_size: Sequences per micro-batch (one forward and backward pass).
+        batch_size: Sequences per micro-batch (one forward and backward pass), split over the ranks.
         gradient_accumulation: Micro-batches per optimizer step.
         packing: How documents become rows: `"concatenate"` cuts rows from the sequence of all documents, `"best_fit"`
             packs whole documents and cuts only those longer than a row.
@@ -66,6 +67,8 @@ class TrainConfig:
             instead of rounding stochastically.
         device: `"auto"` (CUDA if available), `"cpu"`, `"cuda"`, ...
         compile: Run the model through `torch.compile`.
+        parallel: How the ranks of `torchrun` train together: `"ddp"` holds the whole model on each, `"fsdp"` shards
+            weights, gradients and moments; `"auto"` is `"ddp"`. One process trains as usual. May change on a resume.
         checkpoint_activations: Recompute the activations of every `k`-th layer in the backward pass, 1 for all layers;
             0 stores all activations.
     """
@@ -102,6 +105,7 @@ class TrainConfig:
     master_weights: bool = False
     device: str = "auto"
     compile: bool = False
+    parallel: str = "auto"
     checkpoint_activations: int = 0
 
     def __post_init__(self) -> None:
@@ -144,6 +148,8 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected {', '.join(others)} or {final}")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
+        if self.compile and self.parallel == "fsdp":
+            raise ValueError("compile is True and parallel 'fsdp', expected parallel auto or ddp")
         if self.master_weights and self.weights_dtype == "float32":
             raise ValueError("master_weights is True and weights_dtype 'float32', expected weights_dtype bfloat16")
         if self.optimizer == "muon" and self.weights_dtype == "bfloat16":
@@ -158,6 +164,12 @@ class TrainConfig:
     def tokens_per_step(self) -> int:
         """Tokens per optimizer step."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
+
+    def uses_bfloat16(self, device_type: str) -> bool:
+        """Return whether the forward and backward pass computes in bfloat16 on such a device."""
+        return self.dtype in ("bfloat16", "float8") or (
+            self.dtype == "auto" and (device_type == "cuda" or self.weights_dtype == "bfloat16")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""

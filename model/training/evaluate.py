@@ -12,6 +12,7 @@ import torch
 
 from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
+from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import LossFunction, TensorBatch, batch_loss
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def held_out_loss(
     batches: Iterable[Batch],
     token_bytes: npt.NDArray[np.int64] | None = None,
     loss_fn: LossFunction = batch_loss,
+    ranks: Ranks | None = None,
 ) -> HeldOutLoss:
     """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
 
@@ -100,17 +102,19 @@ def held_out_loss(
         batches: The held-out data.
         token_bytes: The bytes of each id, `(V,)`.
         loss_fn: The loss of a batch.
+        ranks: The rows of each batch are split over them; all of them call this function.
     """
-    device = next(model.parameters()).device
+    device, ranks = next(model.parameters()).device, ranks or Ranks()
     was_training, total, learned, size = model.training, 0.0, 0, 0
     model.eval()
     try:
         for batch in batches:
-            total += loss_fn(model, TensorBatch.of(batch, device), 1).item()
+            total += loss_fn(model, TensorBatch.of(ranks.rows(batch), device), 1).item()
             learned += batch.learned
             size += batch.bytes(token_bytes)
     finally:
         model.train(was_training)
+    (total,) = ranks.sum(total)
     return HeldOutLoss(total / learned, bits_per_byte(total, size))
 
 

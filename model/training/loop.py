@@ -23,7 +23,8 @@ from bpe_llama.model.training.data.prefetch import Prefetch
 from bpe_llama.model.training.evaluate import bits_per_byte, held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.optimizers.average import WeightAverage
-from bpe_llama.model.training.report.metrics import Metrics, MetricsFile
+from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
+from bpe_llama.model.training.report.metrics import Metrics
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import (
@@ -32,6 +33,7 @@ from bpe_llama.model.training.step import (
     StepResult,
     TensorBatch,
     batch_loss,
+    clip_gradients,
     gradient_norm,
     seeded,
 )
@@ -84,15 +86,19 @@ class Trainer:
         eval_loss_fn: LossFunction = batch_loss,
         callbacks: Sequence[Callback] = (),
         token_bytes: npt.NDArray[np.int64] | None = None,
+        ranks: Ranks | None = None,
+        whole: Pretrained | None = None,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
         self.callbacks, self.token_bytes, self.eval_loss_fn = callbacks, token_bytes, eval_loss_fn
+        self.ranks, self.whole = ranks or Ranks(), whole or model
         self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile else loss_fn
+        if self.ranks.world > 1 and not self.ranks.sharded:
+            uses_all = getattr(loss_fn, "func", loss_fn) is batch_loss
+            self.loss_fn = ReplicatedLoss(model, self.loss_fn, uses_all=uses_all)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        use_bfloat16 = config.dtype in ("bfloat16", "float8") or (
-            config.dtype == "auto" and (device.type == "cuda" or config.weights_dtype == "bfloat16")
-        )
+        use_bfloat16 = config.uses_bfloat16(device.type)
         self.matmul_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
         self.average = WeightAverage(optimizer, config.ema_decay) if config.ema_decay else None
@@ -103,16 +109,19 @@ class Trainer:
         self._recent = Recent()
         self._trained_before, self._done_before, self._started = 0.0, 0.0, time.perf_counter()
         self._logged_step, self._logged_at, self._logged_wait = 0, 0.0, 0.0
+        self._agreed: tuple[bool, float] | None = None  # among ranks: whether to stop, and the time
 
-    def resume(self, state: TrainState, checkpoint: Path | None, metrics: MetricsFile) -> None:
-        """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run."""
+    def resume(self, state: TrainState, checkpoint: Path | None, last: tuple[float, float, float]) -> None:
+        """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run.
+
+        `last` has the last loss, gradient norm and held-out loss of `metrics.jsonl`.
+        """
         self.step, self.skipped, self.checkpoint = state.step, state.skipped, checkpoint
         self._saved_step = state.step if checkpoint else -1
         self._recent = state.recent
         self._trained_before = self._logged_at = state.elapsed
         self._logged_step = state.step
-        self.loss, self.grad_norm = metrics.last("loss"), metrics.last("grad_norm")
-        self.eval_loss = metrics.last("eval_loss", state.step)
+        self.loss, self.grad_norm, self.eval_loss = last
 
     def run(self) -> TrainResult:
         """Train until the end of the run, or until Ctrl-C or SIGTERM, and save a checkpoint."""
@@ -120,6 +129,9 @@ class Trainer:
         with contextlib.ExitStack() as closing, interrupts() as stop, torch.enable_grad():
             for callback in self.callbacks:
                 closing.callback(callback.close)
+            if self.ranks.world > 1:
+                self.model.over_ranks = self.ranks.sum_tensor
+                closing.callback(setattr, self.model, "over_ranks", None)
             self.model.train()
             self._started = time.perf_counter()
             self._done_before = self.done
@@ -127,12 +139,14 @@ class Trainer:
             self.ahead = Prefetch(self.batches, range(first, end), 2 * config.gradient_accumulation)
             closing.callback(self.ahead.close)
             self._call("on_start")
+            self._agree(stop)
             last = not self.unfinished()
-            while not last and not stop.is_set():
+            while not last and not self._stopped(stop):
                 rate = learning_rate_at(config, self.step, self.elapsed)
                 result = self.optimizer_step(rate, stop)
                 if result is None:
                     break
+                self._agree(stop)
                 last = self._count(result, rate)
                 if self.step % config.log_every == 0 or last:
                     self._log(rate)
@@ -145,18 +159,20 @@ class Trainer:
             if self.average:
                 self.average.load()
             self.model.eval()
+            self.whole_model().eval()
             result_of_run = TrainResult(
                 step=self.step,
                 tokens=self.tokens,
                 seconds=self.elapsed,
                 loss=self.loss,
-                eval_loss=None if stop.is_set() or math.isnan(self.eval_loss) else self.eval_loss,
-                interrupted=stop.is_set(),
+                eval_loss=None if self._stopped(stop) or math.isnan(self.eval_loss) else self.eval_loss,
+                interrupted=self._stopped(stop),
                 checkpoint=self.checkpoint,  # type: ignore[arg-type]
                 grad_norm=self.grad_norm,
                 skipped=self.skipped,
             )
             self._call("on_end", result_of_run)
+            self.ranks.barrier()
         return result_of_run
 
     @property
@@ -166,7 +182,9 @@ class Trainer:
 
     @property
     def elapsed(self) -> float:
-        """Return the seconds trained so far, those before a resume included."""
+        """Return the seconds trained so far, those before a resume included; among ranks, at the last step."""
+        if self._agreed is not None:
+            return self._agreed[1]
         return self._trained_before + time.perf_counter() - self._started
 
     @property
@@ -174,6 +192,17 @@ class Trainer:
         """Return the fraction of the run that is done: of its steps or of its time, the larger."""
         by_time = self.elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
         return max(self.step / self.config.max_steps, by_time)
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this is the only process or rank 0, which writes files."""
+        return self.ranks.is_main
+
+    def whole_model(self) -> Pretrained:
+        """Return the model with its whole weights; with FSDP every rank calls this, as they are gathered."""
+        if self.ranks.sharded:
+            gather(self.model, self.whole)
+        return self.whole
 
     def unfinished(self) -> bool:
         """Return whether steps and time are left."""
@@ -185,25 +214,28 @@ class Trainer:
         Returns None and changes nothing if the run is interrupted before the last micro-batch.
         """
         config = self.config
-        batches = self.ahead.take(config.gradient_accumulation, interrupted)
+        batches = self.ahead.take(config.gradient_accumulation, interrupted if self.ranks.world == 1 else None)
+        if len(batches) < config.gradient_accumulation:
+            return None
         learned = sum(batch.learned for batch in batches)
         total = torch.zeros((), device=self.device)
-        with seeded(config.seed, self.step, self.device):
-            for batch in batches:
-                if interrupted.is_set():
+        with seeded(config.seed, self.step, self.device, self.ranks.rank):
+            for index, batch in enumerate(batches):
+                if interrupted.is_set() and self.ranks.world == 1:
                     self.optimizer.zero_grad(set_to_none=True)
                     return None
-                with self.autocast:
-                    loss = self.loss_fn(self.model, TensorBatch.of(batch, self.device), learned)
+                rows = TensorBatch.of(self.ranks.rows(batch), self.device)
+                with self._accumulating(index), self.autocast:
+                    loss = self.loss_fn(self.model, rows, learned)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-        norm = gradient_norm(self.parameters)
+        total, norm = self.ranks.reduce(total, gradient_norm(self.parameters))
         size = sum(batch.bytes(self.token_bytes) for batch in batches)
         loss_value, norm_value = torch.stack([total, norm]).tolist()
         result = StepResult(loss_value, norm_value, learned, size)
         if result.finite:
             if config.gradient_clip:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, config.gradient_clip, norm)
+                clip_gradients(self.parameters, config.gradient_clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -211,6 +243,25 @@ class Trainer:
                 self.average.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
+
+    def _accumulating(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Return the context of a micro-batch: with DDP all but the last of a step exchange no gradients."""
+        if isinstance(self.loss_fn, ReplicatedLoss):
+            return self.loss_fn.accumulating(index == self.config.gradient_accumulation - 1)
+        return contextlib.nullcontext()
+
+    def _agree(self, stop: threading.Event) -> None:
+        """Agree with the other ranks whether one was told to stop, and on rank 0's clock."""
+        if self.ranks.world > 1:
+            self._agreed = None
+            told, now = self.ranks.sum(stop.is_set(), self.elapsed if self.is_main else 0.0)
+            self._agreed = told > 0, now
+
+    def _stopped(self, stop: threading.Event) -> bool:
+        """Return whether to stop; several ranks stop after the same step."""
+        if self.ranks.world > 1:
+            return self._agreed is not None and self._agreed[0]
+        return stop.is_set()
 
     def _count(self, result: StepResult, rate: float) -> bool:
         """Count a step and its result, and return whether it was the last of the run.
@@ -257,7 +308,7 @@ class Trainer:
     def _speed(self) -> Metrics:
         tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
         tokens_per_second = (self.tokens - tokens_before) / max(self.elapsed - self._logged_at, 1e-9)
-        peak = peak_flops(self.device, self.matmul_dtype, torch.get_num_threads())
+        peak = peak_flops(self.device, self.matmul_dtype, torch.get_num_threads()) * self.ranks.world
         length = self.tokens / max(1, self.step * self.config.gradient_accumulation * self.config.batch_size)
         speed = {
             "tokens_per_second": round(tokens_per_second, 1),
@@ -273,7 +324,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.autocast, self.average.swapped() if self.average else contextlib.nullcontext():
-            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.eval_loss_fn)
+            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.eval_loss_fn, self.ranks)
         self.eval_loss = held_out.loss
         metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": held_out.loss}
         if self.token_bytes is not None:
@@ -284,7 +335,9 @@ class Trainer:
         state = TrainState(
             self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, self.batches.fingerprint
         )
-        self.checkpoint, self._saved_step = save_checkpoint(self.out, self.model, self.optimizer, state), self.step
+        whole = self.whole_model()
+        self.checkpoint = save_checkpoint(self.out, whole, self.optimizer, state, self.ranks, self.model)
+        self._saved_step = self.step
         self._call("on_checkpoint", self.checkpoint)
 
     def _call(self, method: str, *arguments: object) -> None:

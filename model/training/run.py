@@ -13,14 +13,14 @@ import numpy.typing as npt
 import torch
 
 from bpe_llama._lock import locked
-from bpe_llama.model.device import resolve_device
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
     check_same_run,
     check_trainable,
     checkpoint_to_resume,
-    load_checkpoint,
+    load_optimizer_state,
+    load_weights,
     read_state,
 )
 from bpe_llama.model.training.config import TrainConfig
@@ -31,6 +31,7 @@ from bpe_llama.model.training.evaluate import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.loop import Trainer, TrainResult
 from bpe_llama.model.training.optimizers.state import optimizer_for
+from bpe_llama.model.training.parallel import shard, start
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
 from bpe_llama.model.training.report.progress import ProgressReport
@@ -59,10 +60,12 @@ def train(
     `out` receives `metrics.jsonl`, `loss.png` and the latest checkpoint, a folder `step-…` that loads as a model.
     The first Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once. The loss of a step is
     the mean over all of its learned tokens, whatever the micro-batches. A step whose loss or gradient is not finite is
-    skipped.
+    skipped. Under `torchrun` all ranks call this function and train together, as `config.parallel` says; each has the
+    trained weights at the end.
 
     Args:
-        model: The model; moved to the device, its trained weights converted to `config.weights_dtype`.
+        model: The model; moved to the device (with FSDP to the CPU), its trained weights converted to
+            `config.weights_dtype`. All ranks begin with the weights of rank 0.
         data: A `.npy` of ids, as `Tokenizer.encode_files` writes, or a folder of shards, as `Tokenizer.encode_corpus`
             does; several of them, mixed by size, or a dictionary of paths and weights: a corpus's weight is its share
             of the rows. Or `Batches`, or an iterable of batches (see `IterableBatches`).
@@ -79,9 +82,9 @@ def train(
 
     Raises:
         FileNotFoundError: If a token file or shard is missing.
-        ValueError: If the data or a weight is invalid or does not fit the model; if `out` holds another run's
-            checkpoint, or its options or data differ, or it is locked; if too many consecutive steps were skipped. The
-            last checkpoint stays.
+        ValueError: If the data or a weight is invalid or does not fit the model; if there are more ranks than rows in a
+            micro-batch; if `out` holds another run's checkpoint, or its options or data differ, or it is locked; if too
+            many consecutive steps were skipped. The last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -198,35 +201,52 @@ def train_on_batches(
                 "loss applies; expected 0 with a loss_fn"
             )
         loss_fn = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
-    with locked(Path(out)):
+    ranks, out = start(config.device, config.parallel), Path(out)
+    ranks.check_rows(config.batch_size)
+    ranks.check_same("the data", batches.fingerprint)
+    with ranks.entered_on_main(locked(out)):
         check_trainable(model, predicts_text=eval_loss_fn is batch_loss)
-        device = resolve_device(config.device)
-        _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+        home = torch.device("cpu") if ranks.sharded else ranks.device
+        _move(model, home, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
         if config.checkpoint_activations:
             model.gradient_checkpointing_enable(every=config.checkpoint_activations)
         if config.dtype == "float8":
-            use_float8(model, device)
-        optimizer = optimizer_for(model, config)
-        checkpoint = checkpoint_to_resume(Path(out), resume)
-        state = TrainState(0, 0.0, {})
+            use_float8(model, ranks.device)
+        checkpoint = ranks.on_main(lambda: checkpoint_to_resume(out, resume))
+        state, trained = TrainState(0, 0.0, {}), model
         if checkpoint is not None:
-            check_same_run(checkpoint, config, read_state(checkpoint), batches)
-            state = load_checkpoint(checkpoint, model, optimizer)
-        metrics = MetricsFile(Path(out) / "metrics.jsonl", state.step)
+            state = read_state(checkpoint)
+            check_same_run(checkpoint, config, state, batches)
+            load_weights(checkpoint, model)
+        if ranks.sharded:
+            trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type))
+        optimizer = optimizer_for(trained, config)
+        if checkpoint is not None:
+            load_optimizer_state(checkpoint, trained, optimizer)
+        reports: list[Callback] = []
+
+        def open_reports() -> tuple[float, float, float]:
+            metrics = MetricsFile(out / "metrics.jsonl", state.step)
+            reports.extend([metrics, ProgressReport(progress), LossPlot()])
+            return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
+
+        last = ranks.on_main(open_reports)
         trainer = Trainer(
-            model,
+            trained,
             optimizer,
             config,
             batches,
-            device=device,
-            out=Path(out),
+            device=ranks.device,
+            out=out,
             held_out=held_out,
             loss_fn=loss_fn,
             eval_loss_fn=eval_loss_fn,
             token_bytes=token_bytes,
-            callbacks=[metrics, ProgressReport(progress), LossPlot(), *callbacks],
+            callbacks=[*reports, *(callback for callback in callbacks if ranks.is_main or callback.on_every_rank)],
+            ranks=ranks,
+            whole=model,
         )
-        trainer.resume(state, checkpoint, metrics)
+        trainer.resume(state, checkpoint, last)
         return trainer.run()
 
 

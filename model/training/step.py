@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.training.data.batches import Batch
+from bpe_llama.model.training.parallel import local
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -120,9 +121,12 @@ def batch_loss(
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients together, float32; not finite if an element is not."""
+    """Return the 2-norm of all gradients together, of sharded ones this rank's part, float32.
+
+    It is not finite if an element is not.
+    """
     norms = [
-        torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+        torch.linalg.vector_norm(local(parameter.grad), dtype=torch.float32)
         for parameter in parameters
         if parameter.grad is not None
     ]
@@ -130,9 +134,19 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return total
 
 
+def clip_gradients(parameters: Sequence[nn.Parameter], largest: float, norm: Tensor) -> None:
+    """Scale gradients with the 2-norm `norm` to a norm of at most `largest`, as torch's `clip_grad_norm_` does."""
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+
+
 @contextlib.contextmanager
-def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators, which dropout draws from, by seed and step, and restore them afterwards."""
+def seeded(seed: int, step: int, device: torch.device, rank: int = 0) -> Iterator[None]:
+    """Seed torch's global generators, which dropout draws from, by seed, step and rank, and restore them afterwards.
+
+    Rank 0 draws as one process does, so with dropout the result depends on the number of ranks, and on nothing else.
+    """
+    place = [seed, step, rank] if rank else [seed, step]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
         yield

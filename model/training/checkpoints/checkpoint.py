@@ -3,7 +3,8 @@
 A checkpoint `step-00001000/` (`step-00001000.1/` if that step was saved before) holds `config.json` and
 `model.safetensors`, so that it loads as a model, `optimizer.safetensors`, and `training.json` with the step, the
 training time, the options and the fingerprint of the data. For a model with adapters, it holds the adapters in peft's
-format instead of the model.
+format instead of the model. With FSDP, a folder `optimizer/` holds the part of each rank instead of one file; any
+number of ranks resumes from either.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bpe_llama.model.adapters import lora
+from bpe_llama.model.training.checkpoints.distributed import load_shards, save_shards
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.parallel import Ranks, is_sharded, local
 from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
+_OPTIMIZER = "optimizer"
 # Options that must not change when a run resumes: they determine the tokens of each step and the optimizer's state.
 _FIXED_OPTIONS = (
     *("sequence_length", "batch_size", "gradient_accumulation", "packing", "document_mask", "eval_fraction", "seed"),
@@ -78,23 +82,41 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
     return checkpoint
 
 
-def save_checkpoint(out: Path, model: Pretrained, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+def save_checkpoint(
+    out: Path,
+    model: Pretrained,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    ranks: Ranks | None = None,
+    sharded: Pretrained | None = None,
+) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
-    A process killed at any moment leaves the previous checkpoint or the new one complete: the new one is flushed to
-    disk and renamed before the older ones are removed.
+    Of several ranks, rank 0 writes; with FSDP each writes its part of the optimizer's state. A process killed at any
+    moment leaves the previous checkpoint or the new one complete: the new one is flushed to disk and renamed before the
+    older ones are removed.
+
+    Args:
+        out: Folder of the run.
+        model: The model, with whole weights.
+        optimizer: The optimizer.
+        state: The state of the run.
+        ranks: All of them call this function.
+        sharded: With FSDP, the model that is trained, to which the optimizer belongs.
 
     Raises:
         ValueError: If a weight or a moment of the optimizer is not finite. The previous checkpoint stays.
         OSError: If it cannot be written, for example on a full disk. The previous checkpoint stays.
     """
-    tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(model, optimizer).items()}
+    ranks = ranks or Ranks()
+    tensors = {key: tensor.contiguous() for key, tensor in optimizer_tensors(sharded or model, optimizer).items()}
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    for key, tensor in [*trained.items(), *tensors.items()]:
-        if not tensor.isfinite().all():
-            raise ValueError(f"{out}: step {state.step} is not saved, as {key} is not finite; {_previous(out)}")
+    wrong = [key for key, tensor in [*trained.items(), *tensors.items()] if not local(tensor).isfinite().all()]
+    for key in [key for keys in ranks.gathered(wrong[:1]) for key in keys]:
+        raise ValueError(f"{out}: step {state.step} is not saved, as {key} is not finite; {_previous(out)}")
     try:
-        return _write(out, model, tensors, state)
+        shards = save_shards(out / f"{_UNFINISHED}{_OPTIMIZER}", tensors, ranks) if ranks.sharded else None
+        return ranks.on_main(lambda: _write(out, model, tensors, state, shards))
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OSError(
@@ -107,9 +129,10 @@ def _previous(out: Path) -> str:
     return "there is no earlier one" if previous is None else f"{previous.name} stays"
 
 
-def _write(out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState) -> Path:
+def _write(out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState, shards: Path | None) -> Path:
     for unfinished in out.glob(f"{_UNFINISHED}*"):  # left by a killed process
-        shutil.rmtree(unfinished)
+        if unfinished != shards:
+            shutil.rmtree(unfinished)
     older = _checkpoints(out)
     saved_before = [revision for step, revision in map(_step_and_revision, older) if step == state.step]
     name = f"step-{state.step:08d}" + (f".{max(saved_before) + 1}" if saved_before else "")
@@ -122,7 +145,10 @@ def _write(out: Path, model: Pretrained, tensors: dict[str, Tensor], state: Trai
             # A checkpoint may use options that transformers does not support.
             options = {"portable": False} if model.config.unknown_to_transformers else {}
             model.save_pretrained(folder, **options)
-        save_file(tensors, folder / "optimizer.safetensors")
+        if shards is None:
+            save_file(tensors, folder / f"{_OPTIMIZER}.safetensors")
+        else:
+            shards.rename(folder / _OPTIMIZER)
         (folder / "training.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         for path in [*folder.rglob("*"), folder]:
             _to_disk(path)
@@ -181,17 +207,42 @@ def load_checkpoint(folder: Path, model: Pretrained, optimizer: torch.optim.Opti
         ValueError: If a file is missing, damaged or does not match the model.
     """
     state = read_state(folder)
+    load_weights(folder, model)
+    load_optimizer_state(folder, model, optimizer)
+    return state
+
+
+def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state of `folder`, which any number of ranks wrote, for the weights of `model`.
+
+    Raises:
+        ValueError: If a file is missing, damaged or does not match the model.
+    """
+    whole, shards = folder / f"{_OPTIMIZER}.safetensors", folder / _OPTIMIZER
+    try:
+        if shards.is_dir() or is_sharded(model):
+            tensors = load_shards(shards if shards.is_dir() else whole, model)
+        else:
+            tensors = load_file(whole)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
+    load_optimizer_tensors(model, optimizer, tensors)
+
+
+def load_weights(folder: Path, model: Pretrained) -> None:
+    """Load the weights of `folder`, or its adapters, into the model.
+
+    Raises:
+        ValueError: If a file is missing, damaged or does not match the model.
+    """
     try:
         weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     for name, place in _adapter_folders(model, folder).items():
         lora.restore(model, place, name)
     if weights:
         _load_weights(folder, model, weights)
-    load_optimizer_tensors(model, optimizer, moments)
-    return state
 
 
 def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:

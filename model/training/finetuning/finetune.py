@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example
 from bpe_llama.model.training.loop import TrainResult
+from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.run import train, train_on_examples
 from bpe_llama.model.training.step import LossFunction, batch_loss
 
@@ -90,26 +92,31 @@ def finetune(
     with_epochs(config, epochs, 1)  # raises before the files are read
     options = DataConfig(**data)
     files, out = find_files(texts), Path(out)
-    checkpoint_to_resume(out, resume)  # before this run replaces another run's tokens.npy
+    ranks = start(config.device, config.parallel)
+    ranks.on_main(lambda: checkpoint_to_resume(out, resume))  # before this run replaces another run's tokens.npy
     is_text = "text" in find_formats(files, options).values()
     if is_text and options.train_on != "assistant":
         raise ValueError(f"train_on is {options.train_on!r}, and all of plain text is learned; leave it out")
     if is_text:
         token_file = out / "tokens.npy"
-        with locked(out):
-            write_tokens(
-                files,
-                tokenizer,
-                token_file,
-                parse_special=options.parse_special,
-                on_error=options.on_error,
-                progress=progress,
-            )
+
+        write = partial(
+            write_tokens,
+            files,
+            tokenizer,
+            token_file,
+            parse_special=options.parse_special,
+            on_error=options.on_error,
+            progress=progress,
+        )
+        with ranks.entered_on_main(locked(out)):
+            ranks.on_main(write)
         tokens, _ = split_held_out(open_tokens(token_file), config.eval_fraction, config.sequence_length)
-        if show_example:
+        if show_example and ranks.is_main:
             print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
         config = with_epochs(config, epochs, len(tokens) / config.sequence_length)
-        _print_trainable_parameters(model)
+        if ranks.is_main:
+            _print_trainable_parameters(model)
         return train(
             model,
             token_file,
@@ -122,19 +129,20 @@ def finetune(
             token_bytes=token_bytes,
         )
     found = read_conversations(files, tokenizer, config.sequence_length, **data)
-    if found.truncated or found.dropped:
+    if ranks.is_main and (found.truncated or found.dropped):
         print(
             f"{found.truncated} conversations truncated to {config.sequence_length} tokens, {found.dropped} dropped, "
             "as no token within that length is learned",
             file=sys.stderr,
         )
     examples = found.examples
-    if show_example:
+    if show_example and ranks.is_main:
         print_example(tokenizer, examples[0].ids, examples[0].labels)
     eval_count = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
     train_examples, eval_examples = examples[: len(examples) - eval_count], examples[len(examples) - eval_count :]
     config = with_epochs(config, epochs, len(train_examples))
-    _print_trainable_parameters(model)
+    if ranks.is_main:
+        _print_trainable_parameters(model)
     return train_on_examples(
         model,
         train_examples,

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bpe_llama.model.training.parallel import local
+
 _CHUNK = 1 << 23  # elements per block of an update
 
 
@@ -40,7 +42,7 @@ class StochasticAdamW(torch.optim.Optimizer):
     """AdamW whose weights and moments are bfloat16, rounded stochastically; arithmetic is float32.
 
     A parameter takes 8 bytes with its gradient and moments, instead of 16. The random bits depend on seed, step and
-    parameter alone, so a resumed run draws the same ones.
+    parameter alone, so a resumed run draws the same ones, and so do the ranks of DDP; with FSDP also on the rank.
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101; Zamirai et al. 2020, arXiv:2010.06192, section 4.
 
@@ -85,12 +87,14 @@ class StochasticAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(weight)
         state["step"] += 1
         step = int(state["step"])
-        generator = torch.Generator(weight.device).manual_seed((self.seed * 1_000_003 + step) * 100_003 + place)
+        mesh = getattr(weight, "device_mesh", None)  # of a sharded weight, each rank rounds a part of its own
+        seed = (self.seed * 1_000_003 + step) * 100_003 + place + (0 if mesh is None else mesh.get_rank() << 48)
+        generator = torch.Generator(weight.device).manual_seed(seed)
         first, second = group["betas"]
+        tensors = [local(tensor) for tensor in (weight, gradient, state["exp_avg"], state["exp_avg_sq"])]
         # A block of rows at a time, which bounds the memory of the float32 copies.
-        rows = max(1, _CHUNK * len(weight) // weight.numel())
-        tensors = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
-        for weights, gradients, means, squares in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+        rows = max(1, _CHUNK * len(tensors[0]) // max(1, tensors[0].numel()))
+        for weights, gradients, means, squares in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
             gradients = gradients.float()
             mean = means.float().lerp_(gradients, 1 - first)
             square = squares.float().mul_(second).addcmul_(gradients, gradients, value=1 - second)

@@ -30,6 +30,8 @@ class Samples(Callback):
         shown: Whether to print the texts on stderr.
     """
 
+    on_every_rank = True
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -45,18 +47,20 @@ class Samples(Callback):
 
     def on_start(self, run: Trainer) -> None:
         """Open the file; lines after the step of the checkpoint are dropped."""
-        self._file = MetricsFile(run.out / "samples.jsonl", run.step)
+        if run.is_main:
+            self._file = MetricsFile(run.out / "samples.jsonl", run.step)
 
     def on_eval(self, run: Trainer, metrics: Metrics) -> None:
         """Generate and write a text for each prompt."""
-        if not isinstance(run.model, LlamaForCausalLM):
-            raise TypeError(
-                f"the model is a {type(run.model).__name__}; expected a LlamaForCausalLM, which writes text"
-            )
-        was_training = run.model.training
-        run.model.eval()
+        model = run.whole_model()
+        if not isinstance(model, LlamaForCausalLM):
+            raise TypeError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which writes text")
+        if not run.is_main:
+            return
+        was_training = model.training
+        model.eval()
         try:
-            generator = TextGenerator(run.model, self.tokenizer)
+            generator = TextGenerator(model, self.tokenizer)
             for prompt in self.prompts:
                 text = generator.generate(
                     prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=0.95, seed=0
@@ -66,7 +70,7 @@ class Samples(Callback):
                 if self.shown:
                     print(f"step {run.step:,}: {prompt}{text}", file=sys.stderr, flush=True)
         finally:
-            run.model.train(was_training)
+            model.train(was_training)
 
     def close(self) -> None:
         """Close the file."""

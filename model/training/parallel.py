@@ -1,0 +1,325 @@
+"""Ranks: the processes that train one model together, as `torchrun` starts them.
+
+    torchrun --nproc-per-node 4 -m bpe_llama.cli pretrain tokens.npy --tokenizer tokenizer.json --out run
+
+A micro-batch has the same rows whatever the number of ranks; each rank computes some of them. With DDP every rank holds
+the whole model and gradients are summed. With FSDP2 weights, gradients and moments are sharded: each rank holds a part
+and gathers a layer while it computes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import datetime
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bpe_llama.model.device import resolve_device
+from bpe_llama.model.layers.loss import IGNORED
+from bpe_llama.model.llama import DecoderLayer
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import GradBucket
+
+    from bpe_llama.model.pretrained import Pretrained
+    from bpe_llama.model.training.data.batches import Batch
+    from bpe_llama.model.training.step import LossFunction, TensorBatch
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks; by default it is the only one, and every method returns at once.
+
+    Attributes:
+        rank: Number of this process, from 0. Rank 0 writes files and messages.
+        world: Number of processes.
+        device: The device of this rank.
+        sharded: FSDP2 instead of DDP.
+        control: Group of all ranks for small messages between CPUs, by gloo.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sharded: bool = False
+    control: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this is rank 0."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        """Return the sums of the values over all ranks, in float64."""
+        if self.world == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(tensor, group=self.control)
+        return tuple(tensor.tolist())
+
+    def gathered(self, value: Result) -> list[Result]:
+        """Return the value of each rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Call a function on rank 0, and return its result, or raise its ValueError or OSError, on every rank."""
+        if self.world == 1:
+            return function()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except (ValueError, OSError) as error:
+                outcome[1] = error
+        torch.distributed.broadcast_object_list(outcome, src=0, group=self.control)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: Result = outcome[0]
+        return result
+
+    @contextlib.contextmanager
+    def entered_on_main(self, context: AbstractContextManager[object]) -> Iterator[None]:
+        """Enter a context on rank 0, such as a lock; the other ranks continue when it is entered."""
+        with contextlib.ExitStack() as stack:
+            self.on_main(lambda: bool(stack.enter_context(context)))
+            yield
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self.sum(0.0)
+
+    def check_same(self, what: str, value: str) -> None:
+        """Check that all ranks have the same value.
+
+        Raises:
+            ValueError: On every rank; it names a rank that differs.
+        """
+        values = self.gathered(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(f"{what} of rank {rank} is {other}, that of rank 0 {values[0]}; expected the same")
+
+    def check_rows(self, rows: int) -> None:
+        """Check that every rank has a row of a micro-batch.
+
+        Raises:
+            ValueError: If there are more ranks than rows.
+        """
+        if rows < self.world:
+            raise ValueError(f"a micro-batch has {rows} rows for {self.world} ranks; expected a row for each at least")
+
+    def rows(self, batch: Batch) -> Batch:
+        """Return this rank's rows of a batch: consecutive ones, as many as another rank's or one more or fewer.
+
+        A rank without a row has the first row as padding, so that it takes part in every pass.
+        """
+        if self.world == 1:
+            return batch
+        mine = self.share(len(batch.ids))
+        is_empty = mine.start == mine.stop
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        rows = {name: array[:1] if is_empty else array[mine] for name, array in fields.items() if array is not None}
+        if is_empty:
+            rows |= {"labels": np.full_like(rows["ids"], IGNORED), "attention_mask": np.zeros_like(rows["ids"])}
+        return dataclasses.replace(batch, **rows)
+
+    def share(self, rows: int) -> slice:
+        """Return the range of this rank among `rows` rows; empty if there are more ranks than rows.
+
+        Example:
+            >>> [Ranks(rank, world=3).share(8) for rank in range(3)]
+            [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
+        """
+        return slice(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks, without a gradient."""
+        summed = tensor.detach().clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @contextlib.contextmanager
+    def only_main_prints(self) -> Iterator[None]:
+        """Discard what the other ranks print and their warnings; errors are raised on every rank."""
+        with contextlib.ExitStack() as stack:
+            if not self.is_main:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            yield
+
+    def finish(self) -> None:
+        """Wait for the other ranks and leave torch's process group, at the end of a process."""
+        if self.world > 1:
+            self.barrier()
+            torch.distributed.destroy_process_group()
+
+    def reduce(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of all rows, and the norm of the whole gradient, from those of this rank."""
+        if self.world == 1:
+            return loss, norm
+        squared = norm.double().square() if self.sharded else torch.zeros_like(norm)
+        loss, squared = self.sum_tensor(torch.stack([loss.double(), squared.double()]))
+        return loss.float(), squared.sqrt().float() if self.sharded else norm
+
+
+def start(device: str = "auto", parallel: str = "auto") -> Ranks:
+    """Return this process's place among the ranks that `torchrun` started, on the device of `LOCAL_RANK`.
+
+    The first call sets up torch's default process group, by NCCL on CUDA and gloo on CPUs; it stays for later runs of
+    the process. A process group that exists already is used.
+
+    Args:
+        device: As `TrainConfig.device`. With several ranks `"cuda"` is the device numbered `LOCAL_RANK`.
+        parallel: As `TrainConfig.parallel`.
+
+    Raises:
+        ValueError: If there is no device for this rank, or the device has a number and there are several ranks.
+    """
+    distributed = torch.distributed
+    initialized = distributed.is_available() and distributed.is_initialized()
+    world = distributed.get_world_size() if initialized else int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks(device=resolve_device(device))
+    found = resolve_device(device)
+    if found.type == "cuda":
+        if device not in ("auto", "cuda"):
+            raise ValueError(
+                f"device is {device!r} for {world} ranks; expected 'auto' or 'cuda', numbered by LOCAL_RANK"
+            )
+        found = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(found)
+    if not initialized:
+        backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=TIMEOUT)
+    control = _control_group(distributed.group.WORLD)
+    return Ranks(distributed.get_rank(), world, found, parallel == "fsdp", control)
+
+
+@functools.cache
+def _control_group(_of: object) -> Any:
+    return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this rank holds; a plain tensor as it is. It shares its memory."""
+    to_local = getattr(tensor, "to_local", None)  # DTensor's; its import takes a second
+    part: Tensor = tensor if to_local is None else to_local()
+    return part
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the weights of a model are parts of sharded tensors."""
+    return any(hasattr(weight, "to_local") for weight in model.parameters())
+
+
+class _LossModule(nn.Module):
+    """A loss function as a module, for DDP's hooks on its forward pass; the model's parameters keep their names."""
+
+    def __init__(self, model: Pretrained, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch: TensorBatch, learned: int) -> Tensor:
+        """Return the loss of a micro-batch."""
+        return self.loss_fn(self.model, batch, learned)
+
+
+class ReplicatedLoss:
+    """A loss function whose backward pass sums the gradients of all ranks (DDP), once a step.
+
+    Source: Li et al. 2020, arXiv:2006.15704.
+    """
+
+    def __init__(self, model: Pretrained, loss_fn: LossFunction, *, uses_all: bool) -> None:
+        """Give every rank the weights of rank 0; `uses_all`: the loss depends on every trained parameter."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions also call it forward_sync_buffers
+            self.ddp = nn.parallel.DistributedDataParallel(
+                _LossModule(model, loss_fn),
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=not uses_all,
+            )
+        self.ddp.register_comm_hook(None, lambda _, bucket: _summed(bucket))
+
+    def __call__(self, model: Pretrained, batch: TensorBatch, learned: int) -> Tensor:
+        """Return the loss of this rank's rows."""
+        loss: Tensor = self.ddp(batch, learned)
+        return loss
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Return a context for a micro-batch, of which only the last of a step exchanges gradients."""
+        return contextlib.nullcontext() if last else self.ddp.no_sync()
+
+
+def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """Sum gradients over ranks; DDP's default divides by their number, but losses are already divided by tokens."""
+    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return summed
+
+
+def shard(model: Pretrained, ranks: Ranks, *, bfloat16: bool) -> Pretrained:
+    """Return a copy of the model, of which this rank holds a part of each weight on its device (FSDP2).
+
+    Each layer is gathered while it is computed, in bfloat16 if that is the dtype of the pass; gradients are summed over
+    ranks in float32. The model itself keeps its whole weights, which must lie on the CPU; `gather` updates them.
+
+    Source: Zhao et al. 2023, arXiv:2304.11277.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    for weight in model.parameters():
+        torch.distributed.broadcast(weight.detach(), src=0, group=ranks.control)
+    shared = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
+    sharded = copy.deepcopy(model, shared)  # the copy shares the weights
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    # As autocast does: products in bfloat16, embedding and residual stream in float32.
+    in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
+    in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
+    for layer in [module for module in sharded.modules() if isinstance(module, DecoderLayer)]:
+        fully_shard(layer, mesh=mesh, mp_policy=in_layers)
+    # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
+    fully_shard(sharded, mesh=mesh, mp_policy=in_root, reshard_after_forward=True)
+    if hasattr(sharded, "loss"):
+        register_fsdp_forward_method(sharded, "loss")
+    for module in sharded.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return sharded
+
+
+@torch.no_grad()
+def gather(sharded: Pretrained, model: Pretrained) -> None:
+    """Copy the trained weights of `sharded` into the whole model that `shard` was given; all ranks take part.
+
+    Cost: one weight at a time on each device.
+    """
+    for part, whole in zip(sharded.parameters(), model.parameters(), strict=True):  # the parts are DTensors
+        if whole.requires_grad:
+            whole.copy_(part.full_tensor())  # type: ignore[attr-defined]
