@@ -1,7 +1,7 @@
 """Steps of pretraining against the loops of transformers and litgpt: ``python -m bench.pretrain --help``.
 
-A step is forward, backward, clipping and AdamW, on the same ids, from the same weights. Each trainer is a process of its
-own, so that its peak memory is its own; the processes take turns within a round. Ratios are medians over the rounds of
+A step is forward, backward, clipping and AdamW, on the same ids, from the same weights. Each trainer is a process of
+its own, so that its peak memory is its own; the processes take turns within a round. Ratios are medians over the rounds of
 one round's ratio. Seconds are CPU time with one thread, which other load on the machine adds little to, else the
 wall-clock's. Losses are compared with ours before a figure is printed.
 
@@ -16,6 +16,7 @@ litgpt 0.5.13 pins other versions of transformers' requirements, so it needs an 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -151,7 +152,9 @@ def compare(case: str, dtype: str, threads: int, options: argparse.Namespace) ->
     for name in (name for name in ("ours", *PEERS) if name in seen):
         for turn, (mine, theirs) in enumerate(zip(seen["ours"], seen[name], strict=True)):
             if not math.isclose(mine["loss"], theirs["loss"], rel_tol=tolerance):
-                raise ValueError(f"{case}, {dtype}: at step {turn} our loss is {mine['loss']}, {name}'s {theirs['loss']}")
+                raise ValueError(
+                    f"{case}, {dtype}: at step {turn} our loss is {mine['loss']}, {name}'s {theirs['loss']}"
+                )
         times = [found[clock] for found in seen[name][STEPS_BEFORE:]]
         row[name] = {
             "best": tokens / min(times),
@@ -236,15 +239,9 @@ def load(name: str) -> None:
     """Import what a trainer needs, so that its memory does not count as the model's."""
     import torch
 
-    import bpe_llama.model.training
-
-    if name == "transformers":
-        import transformers
-
-        transformers.LlamaForCausalLM  # noqa: B018  # imported lazily
-    elif name == "litgpt":
-        import lightning
-        import litgpt.pretrain
+    modules = {"transformers": ["transformers.models.llama.modeling_llama"], "litgpt": ["lightning", "litgpt.pretrain"]}
+    for module in ("bpe_llama.model.training", *modules.get(name, ())):
+        importlib.import_module(module)
     weight = torch.nn.Parameter(torch.zeros(8, 8))
     (weight @ weight).sum().backward()
     torch.optim.AdamW([weight], fused=True).step()  # imports the compiler
