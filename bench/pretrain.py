@@ -1,8 +1,8 @@
 """Steps of pretraining against the loops of transformers and litgpt: ``python -m bench.pretrain --help``.
 
 A step is forward, backward, clipping and AdamW, on the same ids, from the same weights. Each trainer is a process of
-its own, so that its peak memory is its own; the processes take turns within a round. Ratios are medians over the rounds of
-one round's ratio. Seconds are CPU time with one thread, which other load on the machine adds little to, else the
+its own, so that its peak memory is its own; the processes take turns within a round. A ratio is that of one round, the
+median over the rounds. Seconds are CPU time with one thread, to which other load on the machine adds little, else the
 wall-clock's. Losses are compared with ours before a figure is printed.
 
 Two plain products of large matrices take turns with the trainers, by both of torch's libraries; the rate of a step's
