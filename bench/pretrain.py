@@ -81,7 +81,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(*options.worker, options.rows, options.length)
+        name, shape, vocabulary, dtype, threads = options.worker
+        work(name, f"{shape}/{vocabulary}", dtype, int(threads), options.rows, options.length)
         return
     rows = []
     print(measure.markdown(HEADER, []), flush=True)
@@ -210,13 +211,14 @@ class Worker:
         self.process.stdin.flush()
 
 
-def work(name: str, shape: str, vocabulary: str, dtype: str, threads: str, rows: int, length: int) -> None:
+def work(name: str, case: str, dtype: str, threads: int, rows: int, length: int) -> None:
     """Take a step for each line of standard input, and print its figures."""
     import torch
 
     from bench.train import peak_megabytes, resident_megabytes
 
-    torch.set_num_threads(int(threads))
+    torch.set_num_threads(threads)
+    shape, _, vocabulary = case.partition("/")
     vocab_size = VOCABULARIES[vocabulary]
     config = {**SHAPES[shape].config(vocab_size), "max_position_embeddings": length}
     build = TRAINERS[name]
@@ -243,7 +245,7 @@ def load(name: str) -> None:
     for module in ("bpe_llama.model.training", *modules.get(name, ())):
         importlib.import_module(module)
     weight = torch.nn.Parameter(torch.zeros(8, 8))
-    (weight @ weight).sum().backward()
+    (weight @ weight).sum().backward()  # type: ignore[no-untyped-call]
     torch.optim.AdamW([weight], fused=True).step()  # imports the compiler
     torch.nn.utils.clip_grad_norm_([weight], 1.0)
 
@@ -406,8 +408,9 @@ def product(config: dict[str, Any], dtype: str) -> Step:
             multiply(left, right)
         return time.perf_counter() - began
 
-    multiply = min((torch.mm, products.product), key=seconds)
-    return lambda ids: float(multiply(left, right)[0, 0])
+    libraries: list[Callable[[Any, Any], Any]] = [torch.mm, products.product]
+    fastest = min(libraries, key=seconds)
+    return lambda ids: float(fastest(left, right)[0, 0])
 
 
 TRAINERS: dict[str, Callable[[dict[str, Any], str], Step]] = {
