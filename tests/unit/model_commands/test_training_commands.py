@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -42,6 +43,27 @@ def test_each_option_of_the_data_has_a_flag() -> None:
     fields = {field.name for field in dataclasses.fields(training.DataConfig)}
     assert fields == DataOptions.__annotations__.keys()
     assert fields <= inspect.signature(finetune_command.command).parameters.keys()
+
+
+def test_threads_are_those_asked_for_during_the_command_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(training, "train", lambda *_, **__: seen.append(torch.get_num_threads()) or sys.exit(0))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for asked in (["--threads", "3"], []):
+        with pytest.raises(SystemExit):
+            main(pretrain(made, made / "threads", *asked))
+    assert seen == [3, 1] and torch.get_num_threads() == 1
+
+
+def test_workers_of_openmp_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert main(["demo", "--help"]) == 0
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("passive", "0")
+    code = "import os, bpe_llama.model; print(os.environ.get('OMP_WAIT_POLICY'))"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert run.stdout.split() == ["None"]  # the library leaves it alone
 
 
 def test_pretrain_saves_a_model_with_its_tokenizer(made: Path) -> None:
@@ -248,6 +270,7 @@ FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
         ([*GENERATE, "--n", "0"], "n is 0; expected at least 1"),
         ([*GENERATE, "--num-beams", "2", "--top-p", "0.5"], "top_p is 0.5, but a beam search"),
         (["chat", "--model", "{run}", "--penalty-scope", "all"], "penalty_scope"),
+        (["generate", "x", "--model", "{run}", "--threads", "0"], "threads is 0; expected at least 1"),
     ],
 )
 def test_bad_usage_of_the_models_commands_is_one_line_and_exit_code_2(
