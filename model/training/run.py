@@ -71,7 +71,8 @@ def train(
     Raises:
         FileNotFoundError: If a token file or shard is missing.
         ValueError: If the data or a weight is invalid or does not fit the model; if `out` holds another run's
-            checkpoint, or its options or data differ, or it is locked; if too many consecutive steps were skipped. The last checkpoint stays.
+            checkpoint, or its options or data differ, or it is locked; if too many consecutive steps were skipped. The
+            last checkpoint stays.
         OSError: If a checkpoint cannot be written, for example on a full disk. The last one stays.
 
     Example:
@@ -79,9 +80,6 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
-    limit = model.config.max_position_embeddings
-    if config.sequence_length > limit:
-        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
     opened = open_data(data, model.config, config, eval_file=eval_file)
     held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else []
 

@@ -33,8 +33,16 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
 # Options that must not change when a run resumes: they determine the tokens of each step and the dtype of the weights.
-_FIXED_OPTIONS = ("sequence_length", "batch_size", "gradient_accumulation", "packing", "document_mask", "eval_fraction")
-_FIXED_OPTIONS += ("seed", "weights_dtype")
+_FIXED_OPTIONS = (
+    "sequence_length",
+    "batch_size",
+    "gradient_accumulation",
+    "packing",
+    "document_mask",
+    "eval_fraction",
+    "seed",
+    "weights_dtype",
+)
 
 
 @dataclass(frozen=True)
