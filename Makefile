@@ -93,7 +93,7 @@ format: $(VENV)/.dev ## rewrite the sources as lint wants them
 parity: $(VENV)/.dev ## ids, merges and logits against the peers; fails where a peer or its data is missing
 	BPE_LLAMA_REQUIRE_DATA=1 BPE_LLAMA_FULL=1 $(RUN) pytest tests/parity tests/model
 
-FUZZ_TARGETS := $(basename $(notdir $(wildcard rust/fuzz/bin/*.rs)))
+FUZZ_TARGETS := $(shell sed -n 's/^name = "\([a-z_]*\)"$$/\1/p' rust/fuzz/Cargo.toml)
 
 fuzz: $(VENV)/.dev $(addprefix fuzz-,$(FUZZ_TARGETS)) ## random input for FUZZ_SECONDS (60) a target; needs nightly Rust
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) $(RUN) pytest tests/fuzz

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -67,7 +66,8 @@ def main() -> None:
             device="cpu",
             eval_windows=HELD_OUT,
         )
-        with mock.patch.object(run, "adamw", round_to_nearest_adamw) if kind == "nearest" else contextlib.nullcontext():
+        nearest = mock.patch.object(run, "optimizer_for", round_to_nearest_adamw)
+        with nearest if kind == "nearest" else contextlib.nullcontext():
             result = training.train(
                 model, folder / "tokens.npy", settings, folder / kind, eval_file=folder / "held-out.npy", progress=False
             )
@@ -77,9 +77,9 @@ def main() -> None:
     (RESULTS / "weights_dtype.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def round_to_nearest_adamw(model: LlamaForCausalLM, *, learning_rate: float, **options: Any) -> torch.optim.Optimizer:
+def round_to_nearest_adamw(model: LlamaForCausalLM, config: training.TrainConfig) -> torch.optim.Optimizer:
     """Return torch's AdamW over bfloat16 weights, which rounds to nearest; `training` has no option for it."""
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=options["betas"], weight_decay=0.0)
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=0.0)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``L`` num_labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.llama import LlamaModel
+from bpe_llama.model.llama import LlamaForCausalLM, LlamaModel
 from bpe_llama.model.pretrained import Pretrained
 
 
@@ -43,6 +44,44 @@ class LlamaForSequenceClassification(Pretrained):
         """Create the modules; their weights are initialized later."""
         self.model = LlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+    @classmethod
+    def from_causal_lm(
+        cls, model: LlamaForCausalLM, labels: Sequence[str], *, pad_token_id: int | None = None, seed: int = 0
+    ) -> LlamaForSequenceClassification:
+        """Return a classifier with the decoder of a causal LM, which it shares, and a new head, which needs training.
+
+        Args:
+            model: The causal LM, loaded from any format, quantized or not.
+            labels: The names of the labels.
+            pad_token_id: The id that pads texts, of the config; None keeps the model's.
+            seed: Seed of the head.
+
+        Raises:
+            ValueError: If there are fewer than 2 labels, or two of one name.
+
+        Example:
+            >>> from bpe_llama.model import LlamaForCausalLM
+            >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+            ...                      num_attention_heads=2)
+            >>> judge = LlamaForSequenceClassification.from_causal_lm(LlamaForCausalLM(config), ["no", "yes"])
+            >>> judge.score.weight.shape, judge.config.label_names
+            (torch.Size([2, 16]), ['no', 'yes'])
+        """
+        if len(labels) < 2 or len(set(labels)) < len(labels):
+            raise ValueError(f"labels are {list(labels)!r:.200}; expected at least 2 different ones")
+        config = model.config.replace(
+            id2label=dict(enumerate(labels)),
+            num_labels=len(labels),
+            problem_type="single_label_classification",
+            pad_token_id=model.config.pad_token_id if pad_token_id is None else pad_token_id,
+        )
+        classifier = cls(config, device="meta", dtype=model.dtype)
+        classifier.model = model.model
+        classifier.model.config = config
+        classifier.score.to_empty(device=model.device)
+        classifier.reset_parameters(seed, only=cls.NEW_HEAD)
+        return classifier.train(model.training)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

@@ -27,6 +27,8 @@ class LlamaConfig:
     (transformers 4). A built config has all three: ``rope_parameters`` holds everything, ``rope_theta`` the base, and
     ``rope_scaling`` the rest, or None if the type is ``default``.
 
+    ``id2label`` names a classifier's labels and gives ``num_labels``; None if they are ``LABEL_0``, ``LABEL_1`` ...
+
     Raises:
         ValueError: If a value is out of range or two values contradict each other; it names both.
         TypeError: If a size is not an integer.
@@ -66,11 +68,13 @@ class LlamaConfig:
     router_z_loss_coef: float = 0.0
     pretraining_tp: int = 1
     num_labels: int = 2
+    id2label: dict[int, str] | None = None
     problem_type: str | None = None
     dtype: str | None = None
     model_type: str = "llama"
 
     def __post_init__(self) -> None:
+        self._fill_labels()
         for name in (
             "vocab_size",
             "hidden_size",
@@ -110,6 +114,18 @@ class LlamaConfig:
             raise TypeError(f"eos_token_id is {self.eos_token_id!r}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
             self._check_id("eos_token_id", eos)
+
+    def _fill_labels(self) -> None:
+        if not self.id2label:
+            object.__setattr__(self, "id2label", None)
+            return
+        try:
+            names = {int(label): str(name) for label, name in self.id2label.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(f"id2label is {self.id2label!r:.100}; expected an object of numbers and names") from None
+        object.__setattr__(self, "num_labels", len(names))
+        usual = names == {label: f"LABEL_{label}" for label in range(len(names))}
+        object.__setattr__(self, "id2label", None if usual else names)
 
     def _fill_heads(self) -> None:
         if self.num_key_value_heads is None:
@@ -227,13 +243,28 @@ class LlamaConfig:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
 
+    @property
+    def label_names(self) -> list[str]:
+        """Return the names of a classifier's labels, by id.
+
+        Example:
+            >>> LlamaConfig(id2label={0: "no", 1: "yes"}).label_names, LlamaConfig().label_names
+            (['no', 'yes'], ['LABEL_0', 'LABEL_1'])
+        """
+        names = self.id2label or {}
+        return [names.get(label, f"LABEL_{label}") for label in range(self.num_labels)]
+
     def replace(self, **changes: Any) -> LlamaConfig:
         """Return a copy with some values changed; a RoPE field replaces the values of all three RoPE fields.
+
+        A new ``num_labels`` drops the labels' names.
 
         Example:
             >>> LlamaConfig().replace(rope_theta=500_000.0).rope_parameters["rope_theta"]
             500000.0
         """
+        if changes.get("num_labels", self.num_labels) != self.num_labels:
+            changes.setdefault("id2label", None)
         if "rope_theta" in changes:
             changes.setdefault("rope_scaling", self.rope_scaling)
         elif "rope_scaling" in changes:
@@ -293,8 +324,8 @@ class LlamaConfig:
         values["torch_dtype"] = self.dtype
         if self.unknown_to_transformers:
             values["model_type"] = OUR_TYPE
-        values["id2label"] = {str(label): f"LABEL_{label}" for label in range(self.num_labels)}
-        values["label2id"] = {f"LABEL_{label}": label for label in range(self.num_labels)}
+        values["id2label"] = {str(label): name for label, name in enumerate(self.label_names)}
+        values["label2id"] = {name: label for label, name in enumerate(self.label_names)}
         if "partial_rotary_factor" in self.rope:
             values["partial_rotary_factor"] = self.rope["partial_rotary_factor"]
         return values

@@ -58,7 +58,7 @@ FALSE_CHANGES = _words("is_causal causal norm_topk_prob use_rope use_rotary rms_
 """Keys that change the computation if false; for all other keys false turns a feature off."""
 
 READ_HERE = _words(
-    """model_type torch_dtype id2label partial_rotary_factor original_max_position_embeddings use_sliding_window
+    """model_type torch_dtype partial_rotary_factor original_max_position_embeddings use_sliding_window
     max_window_layers layer_types num_experts quantization_config compression_config is_decoder is_encoder_decoder
     pruned_heads"""
 )
@@ -98,10 +98,6 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         picked["dtype"] = values["torch_dtype"]
     if isinstance(picked.get("dtype"), str):
         picked["dtype"] = picked["dtype"].removeprefix("torch.")
-    if not isinstance(values.get("id2label") or {}, Mapping):
-        raise ValueError(f"id2label is {values['id2label']!r:.100}; expected an object of numbers and names")
-    if values.get("id2label"):
-        picked["num_labels"] = len(values["id2label"])
     if family is not None and family.has_experts and values.get("num_experts") is not None:
         picked.setdefault("num_local_experts", values["num_experts"])
     elif values.get("num_experts"):

@@ -212,6 +212,6 @@ class GenerationConfig:
         if config.unsupported:
             asked = ", ".join(f"{name} = {json.dumps(value)}" for name, value in config.unsupported.items())
             warnings.warn(
-                f"{path}: generation here does not do what these fields ask for: {asked}", UserWarning, stacklevel=5
+                f"{path}: generation here does not do what these fields ask for: {asked}", UserWarning, stacklevel=6
             )
         return config

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
 from bpe_llama.model.config import LlamaConfig
@@ -23,6 +22,7 @@ from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, next_t
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts, routing_loss
 from bpe_llama.model.layers.norm import RMSNorm
+from bpe_llama.model.layers.products import recomputed, training_products
 from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
 from bpe_llama.model.pretrained import Pretrained, check_ids
 
@@ -86,7 +86,7 @@ class LlamaModel(Pretrained):
         self.rotary_emb = RotaryEmbedding(config) if config.position_encoding == "rotary" else NoRotation()
         sinusoidal = config.position_encoding == "sinusoidal"
         self.position_emb = SinusoidalEmbedding(config.hidden_size) if sinusoidal else None
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = 0  # recompute every k-th layer in the backward pass; 0: none
 
     def forward(
         self,
@@ -128,11 +128,11 @@ class LlamaModel(Pretrained):
             x_BTD = x_BTD + self.position_emb(position_ids).to(x_BTD.dtype)
         prompt_lengths = past_key_values.prompt_lengths if past_key_values else ()
         rotation = self.rotary_emb(position_ids, prompt_lengths, documents)
-        for layer in self.layers:
-            if self.gradient_checkpointing and self.training:
+        for index, layer in enumerate(self.layers):
+            if self.gradient_checkpointing and self.training and index % self.gradient_checkpointing == 0:
                 if past_key_values is not None:
                     raise ValueError("gradient checkpointing computes layers twice, which a cache cannot bear; use one")
-                x_BTD = checkpoint(layer, x_BTD, rotation, visible, use_reentrant=False)
+                x_BTD = recomputed(layer, x_BTD, rotation, visible)
             else:
                 x_BTD = layer(x_BTD, rotation, visible, past_key_values, columns)
         if past_key_values is not None:
@@ -227,18 +227,32 @@ class LlamaForCausalLM(Pretrained):
         input_ids: Tensor,
         labels: Tensor,
         attention_mask: Tensor | None = None,
-        chunk_size: int = 1024,
+        chunk_size: int | None = None,
         num_items_in_batch: int | None = None,
         document_ids: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Tensor:
-        """Return the loss alone, a float32 scalar equal to ``model(input_ids, labels=labels, ...).loss``.
+        """Return the loss alone, a float32 scalar equal to ``model(input_ids, labels=labels, ...).loss`` but rounding.
+
+        The options are those of `bpe_llama.model.layers.loss.chunked_next_token_loss`.
 
         Cost: memory for the logits of ``chunk_size`` positions instead of all, most of a training step's memory at a
-        vocabulary of 128,000. The backward pass computes the head again.
+        vocabulary of 128,000. Float32 products are those of `bpe_llama.model.layers.products.training_products`.
         """
-        hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)
-        labels = _within_documents(labels, document_ids)
-        loss = chunked_next_token_loss(hidden_BTD, self.lm_head, labels, chunk_size, num_items_in_batch)
+        with training_products():
+            hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)
+            labels = _within_documents(labels, document_ids)
+            loss = chunked_next_token_loss(
+                hidden_BTD,
+                self.lm_head,
+                labels,
+                chunk_size,
+                num_items_in_batch,
+                label_smoothing=label_smoothing,
+                z_loss=z_loss,
+            )
         return self._with_routing(loss, labels, attention_mask, num_items_in_batch)
 
     def _with_routing(

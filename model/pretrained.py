@@ -5,7 +5,7 @@ Shapes: ``B`` batch, ``T`` length, ``N`` heads.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -145,11 +145,97 @@ class Pretrained(nn.Module):
                 layer.backend = backend
         return recorded
 
-    def gradient_checkpointing_enable(self, enable: bool = True) -> None:
-        """Store only each layer's input for the backward pass, which recomputes the layer: less memory, more time."""
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+        *,
+        pieces: Mapping[int, Sequence[int]] | None = None,
+        seed: int = 0,
+    ) -> nn.Embedding:
+        """Return the embedding after resizing it, and the head if there is one, to ``new_num_tokens`` rows in place.
+
+        The rows of kept ids do not change. A new row is the mean of the old rows, or of those that ``pieces`` lists.
+        Dtype and device stay, a tied head stays tied, and ``config.vocab_size`` is updated. An optimizer has to be
+        created afterwards.
+
+        Args:
+            new_num_tokens: The new number of ids. A smaller one removes the last rows. None keeps the number.
+            pad_to_multiple_of: Round the number up to a multiple of this.
+            mean_resizing: False draws new rows at random: normal, ``initializer_range``. The means have none of the
+                noise that transformers adds (standard deviation 3e-5 of the rows').
+            pieces: Old ids whose mean row a new id takes, such as `training.token_pieces` returns. An id that has a row
+                already, as in a padded embedding, may be listed, too; its row is replaced.
+            seed: Seed of random rows.
+
+        Raises:
+            TypeError: If embedding or head is adapted or quantized.
+            ValueError: If a number is below 1, an id of ``pieces`` is out of range, or a special id of the config has
+                no row left. The model is unchanged.
+
+        Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
+
+        Example:
+            >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+            >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+            ...                      num_attention_heads=2)
+            >>> model = LlamaForCausalLM(config)
+            >>> model.resize_token_embeddings(33, pieces={32: [5, 7]})
+            Embedding(33, 16)
+            >>> torch.allclose(model.lm_head.weight[32], model.lm_head.weight[[5, 7]].mean(0))
+            True
+        """
+        decoder: Any = getattr(self, "model", self)
+        embedding, head = decoder.embed_tokens, getattr(self, "lm_head", None)
+        if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, type(None)):
+            name, found = ("lm_head", head) if type(embedding) is nn.Embedding else ("embed_tokens", embedding)
+            raise TypeError(
+                f"{name} is a {type(found).__name__}, which cannot be resized; expected no adapter and no quantization"
+            )
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return embedding
+        before = embedding.num_embeddings
+        size = before if new_num_tokens is None else new_num_tokens
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", multiple)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+        size += -size % multiple
+        pieces = dict(pieces or {})
+        if size == before and not pieces:
+            return embedding
+        if pieces and not mean_resizing:
+            raise ValueError("mean_resizing is false, but pieces are given, which are for means; expected one of them")
+        for new, old in pieces.items():
+            if not 0 <= new < size or not old or not all(0 <= piece < before for piece in old):
+                raise ValueError(
+                    f"pieces of id {new} are {list(old)}; expected ids below {before}, for an id below {size}"
+                )
+        config = self.config.replace(vocab_size=size)  # raises for a special id without a row
+        lost = [token_id for token_id in self.generation_config.eos_token_ids if size <= token_id < before]
+        if lost:
+            raise ValueError(f"eos_token_id {lost[0]} of the generation config is outside the vocabulary of {size}")
+        self.config = decoder.config = config
+        generator = None if mean_resizing else torch.Generator().manual_seed(seed)
+        weights = {id(module.weight): module.weight for module in (embedding, head) if module is not None}
+        for weight in weights.values():  # one if they are tied
+            # The parameter stays the same object: an optimizer created earlier fails instead of training the old rows.
+            weight.grad, weight.data = None, _resized(weight, size, pieces, generator, config.initializer_range)
+        embedding.num_embeddings = size
+        if head is not None:
+            head.out_features = size
+        return embedding
+
+    def gradient_checkpointing_enable(self, enable: bool = True, *, every: int = 1) -> None:
+        """Store only the input of every ``every``-th layer for the backward pass, which recomputes the layer.
+
+        Less memory, more time.
+        """
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = enable  # type: ignore[assignment]  # a plain bool of LlamaModel
+                module.gradient_checkpointing = every if enable else 0  # type: ignore[assignment]
 
     @classmethod
     def from_pretrained(
@@ -194,6 +280,27 @@ class Pretrained(nn.Module):
         from bpe_llama.model.checkpoints.huggingface import save
 
         save(self, folder, portable)
+
+
+def _resized(
+    weight_VD: Tensor,
+    size: int,
+    pieces: Mapping[int, Sequence[int]],
+    generator: torch.Generator | None,
+    initializer_range: float,
+) -> Tensor:
+    """Return the matrix with ``size`` rows: new ones are means of old ones, or, with a generator, random."""
+    before = len(weight_VD)
+    resized = weight_VD.new_empty(size, weight_VD.shape[1])
+    resized[:before] = weight_VD[:size]
+    if size > before and generator is None:
+        resized[before:] = weight_VD.mean(0, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
+    elif size > before:
+        drawn = torch.empty(resized[before:].shape, dtype=torch.float32, device="cpu")
+        resized[before:] = drawn.normal_(0.0, initializer_range, generator=generator)
+    for new, old in pieces.items():
+        resized[new] = weight_VD[list(old)].mean(0, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
+    return resized
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""GGUF files of metadata alone, written by the gguf package."""
+"""GGUF files written by the gguf package."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ def write_gguf(path: Path, metadata: dict[str, Any]) -> Path:
             continue
         kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
         writer.add_key_value(key, value, kind)
+    finish(writer)
+    return path
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path

@@ -1,4 +1,4 @@
-"""Reads and writes checkpoints, one file per format: Hugging Face, Meta and Mistral, GGUF."""
+"""Reads and writes checkpoints, one file per format: Hugging Face, Meta and Mistral, GGUF; and averages them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any, cast
 
 import torch
 
+from bpe_llama.model.checkpoints.averaging import average
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Model
+
+__all__ = ["average", "load"]
 
 ADAPTER = "adapter_config.json"
 

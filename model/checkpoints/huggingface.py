@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,27 @@ WEIGHT_FILES = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.js
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _OLD_BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Buffers in checkpoints of old versions of transformers; they follow from the config."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds, checked against a model class; no tensor is read yet.
+
+    Attributes:
+        folder: The folder.
+        config: Config of the model, as its tensors have it.
+        generation_config: Its generation config.
+        dtype: The dtype that was asked for, or the folder's.
+        tensors: By the model's name, each tensor's name in its file, and the file.
+        uninitialized: Weights of a new head, which the folder lacks.
+    """
+
+    folder: Path
+    config: LlamaConfig
+    generation_config: GenerationConfig
+    dtype: torch.dtype
+    tensors: dict[str, tuple[str, Stored]]
+    uninitialized: list[str]
 
 
 def load(
@@ -62,6 +84,27 @@ def load(
 
     Cost: memory peaks at the weights plus the largest tensor.
     """
+    found = open_checkpoint(folder, model_class, dtype, num_labels)
+    model = empty_model(found.config, found.dtype, resolve_device(device), model_class)
+    model.generation_config = found.generation_config
+    fill(model, _stream(found.tensors, progress))
+    if found.uninitialized:
+        model.reset_parameters(only=found.uninitialized)
+        warnings.warn(
+            f"{found.folder}: holds no {', '.join(found.uninitialized)}; initialized at random, so it needs training",
+            UserWarning,
+            stacklevel=4,
+        )
+    return model
+
+
+def open_checkpoint(
+    folder: str | Path,
+    model_class: type[Pretrained],
+    dtype: torch.dtype | str = "auto",
+    num_labels: int | None = None,
+) -> Checkpoint:
+    """Return what a folder holds; for arguments, warnings and errors see `load`."""
     folder = Path(folder)
     config = LlamaConfig.from_json(folder)
     generation_config = GenerationConfig.from_folder(folder)
@@ -71,7 +114,7 @@ def load(
         warnings.warn(
             f"{folder}: also holds adapter_config.json; the adapter is not applied, lora.load(model, folder) does it",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if num_labels is not None:
         config = config.replace(num_labels=num_labels)
@@ -92,7 +135,7 @@ def load(
                 f"{folder}: tie_word_embeddings is true, but {HEAD} is stored and differs from {EMBEDDING}; it is "
                 "loaded, and tie_word_embeddings of the model is false",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
     if config.tie_word_embeddings:
         expected.pop(HEAD, None)
@@ -104,17 +147,7 @@ def load(
     for theirs, stored in found.values():
         if stored.dtype not in FLOATS:
             raise ValueError(f"{stored.path}: {theirs} is stored as {stored.dtype}; expected {', '.join(FLOATS)}")
-    model = empty_model(config, chosen_dtype, resolve_device(device), model_class)
-    model.generation_config = generation_config
-    fill(model, _stream(found, progress))
-    if uninitialized:
-        model.reset_parameters(only=uninitialized)
-        warnings.warn(
-            f"{folder}: holds no {', '.join(uninitialized)}; initialized at random, so it needs training",
-            UserWarning,
-            stacklevel=4,
-        )
-    return model
+    return Checkpoint(folder, config, generation_config, chosen_dtype, found, uninitialized)
 
 
 def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
@@ -147,14 +180,19 @@ def save(model: Pretrained, folder: str | Path, portable: bool = True) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    described = config.to_dict() | {"architectures": [_architecture(model)]}
-    text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    write_text(folder / "config.json", text)
+    write_config(model, folder)
     if not model.generation_config.values:
         (folder / FILE).unlink(missing_ok=True)  # another model's
         return
     text = json.dumps(_generation_values(model), indent=2, sort_keys=True) + "\n"
     write_text(folder / FILE, text)
+
+
+def write_config(model: Pretrained, folder: Path) -> None:
+    """Write the ``config.json`` of a model, with the dtype of its weights and its class in transformers."""
+    config = model.config.replace(dtype=str(model.dtype).removeprefix("torch."))
+    described = config.to_dict() | {"architectures": [_architecture(model)]}
+    write_text(folder / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def _generation_values(model: Pretrained) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import typer
 
 from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
-from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
+from bpe_llama.model.cli.loading import average_models, load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import ResizeOption
+from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama convert run/model model.gguf --dtype q8_0"
@@ -20,12 +22,28 @@ def command(
     out: Annotated[Path, typer.Argument(help="A name ending in .gguf, or a folder for Hugging Face's format.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; for a .gguf also q8_0, q4_0.")] = "auto",
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: the source's own.")] = None,
+    resize: ResizeOption = False,
+    average_with: Annotated[
+        list[Path] | None, typer.Option(help="Average the weights with those of this folder; repeatable.")
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="Weights of the average: one for the source, one for each --average-with; default: equal."),
+    ] = None,
 ) -> None:
-    """Convert weights and tokenizer to another file format or dtype."""
+    """Convert weights and tokenizer to another file format or dtype; average checkpoints, or add tokens."""
     to_gguf = out.suffix == ".gguf"
     load_as = "auto" if to_gguf else dtype
     vocabulary = Tokenizer.from_file(tokenizer or source)
-    loaded = load_model(source, load_as, "cpu")
+    if average_with:
+        loaded = average_models([source, *average_with], weight, load_as)
+    elif weight:
+        raise ValueError("--weight is for --average-with; expected both, or neither")
+    else:
+        loaded = load_model(source, load_as, "cpu")
+    if resize:
+        resize_embeddings(loaded, source, vocabulary)
+    check_vocabulary(vocabulary, loaded.config.vocab_size)
     if to_gguf:
         save_gguf(loaded, out, dtype=dtype, tokenizer=tokenizer_metadata(vocabulary, vocabulary.chat_template))
     else:

@@ -5,25 +5,42 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from bpe_llama._corpus.files import find_files
 from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
-from bpe_llama.model.cli.loading import check_quantized, load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, describe
+from bpe_llama.model.checkpoints.huggingface import write_config
+from bpe_llama.model.classification import LlamaForSequenceClassification
+from bpe_llama.model.cli.classification import is_classifier, load_classifier, report_score
+from bpe_llama.model.cli.loading import check_quantized, load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
+from bpe_llama.model.cli.run_options import (
+    LoggerOption,
+    SamplePromptOption,
+    TeacherOption,
+    TeacherTemperatureOption,
+    TeacherWeightOption,
+    run_keywords,
+)
 from bpe_llama.model.cli.training_options import training_flags
+from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization import quantize
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
+from bpe_llama.model.training.finetuning.classification import LabelledTexts, finetune_classifier, read_labelled
 from bpe_llama.model.training.finetuning.conversations import find_formats
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
+from bpe_llama.model.training.report.loggers import logger_named
 from bpe_llama.tokenizer import Tokenizer
 
 EXAMPLE = "Example: bpe-llama finetune notes/ --model SmolLM2-135M-Instruct.Q4_1.gguf --epochs 2 --out tuned"
+TASKS = ("text", "classification")
+_OF_TEXT: tuple[Literal["format", "train_on", "parse_special"], ...] = ("format", "train_on", "parse_special")
 ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
@@ -55,6 +72,7 @@ def command(
     model: Annotated[Path, typer.Option("--model", "-m", help="Initial model: a folder or .gguf.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: metrics, checkpoint, adapter or model.")],
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", "-t", help="Default: --model's own.")] = None,
+    resize: ResizeOption = False,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 16]")] = None,
@@ -75,6 +93,16 @@ def command(
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also save the model with the adapter merged.")] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = 1.0,
+    task: Annotated[
+        str,
+        typer.Option(metavar="|".join(TASKS), help="Learn to continue text, or to label the texts of rows."),
+    ] = "text",
+    label_field: Annotated[
+        str | None, typer.Option(help="With --task classification: the field of the label.  [default: label]")
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option(help="With --task classification: the field of the text.  [default: text]")
+    ] = None,
     *,
     on_error: Annotated[
         str,
@@ -103,10 +131,13 @@ def command(
     ] = False,
     less_memory: Annotated[
         bool,
-        typer.Option(
-            "--checkpoint-activations", help="Recompute activations in the backward pass: less memory, slower."
-        ),
+        typer.Option("--checkpoint-activations", help="As --checkpoint-layers 1: less memory, slower."),
     ] = False,
+    sample_prompt: SamplePromptOption = None,
+    logger: LoggerOption = None,
+    teacher: TeacherOption = None,
+    teacher_temperature: TeacherTemperatureOption = None,
+    teacher_weight: TeacherWeightOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
@@ -120,6 +151,11 @@ def command(
     given = [name for name, value in lora_only.items() if value is not None]
     if full and given:
         raise ValueError(f"{given[0]} is for an adapter; give it or --full, not both")
+    if resize and not full:
+        raise ValueError(
+            "--resize-embeddings is for --full, as an adapter does not hold the new rows; for an adapter, write the "
+            "resized model first: bpe-llama convert MODEL FOLDER --tokenizer T --resize-embeddings"
+        )
     if not full and settings["weights_dtype"] != "float32":
         raise ValueError(f"--weights-dtype is {settings['weights_dtype']!r}; it is for --full, as adapters are float32")
     check_quantized(quantized)
@@ -127,23 +163,48 @@ def command(
         raise ValueError("--merge needs weights that are not quantized; give it or --quantize, not both")
     # Errors in the data and the folder are raised before a large model is loaded.
     data: DataOptions = {"format": format, "train_on": train_on, "parse_special": parse_special, "on_error": on_error}
-    find_formats(find_files(texts), DataConfig(**data))
+    files = find_files(texts)
+    check_task(task, label_field, text_field, data, show_example)
+    of_text = {"--sample-prompt": sample_prompt, "--teacher": teacher, "--teacher-weight": teacher_weight}
+    of_text |= {"--z-loss": settings["z_loss"], "--label-smoothing": settings["label_smoothing"]}
+    for name, value in of_text.items():
+        if task == "classification" and value:
+            raise ValueError(f"{name} is {value!r}; it is for --task text")
     checkpoint_to_resume(out, resume)
     vocabulary = Tokenizer.from_file(tokenizer or model)
+    labelled: LabelledTexts | None = None
+
+    def read_texts(longest: int) -> LabelledTexts:
+        known = LlamaConfig.from_json(model).label_names if is_classifier(model) else None
+        fields = {"text_field": text_field or "text", "label_field": label_field or "label"}
+        return read_labelled(files, vocabulary, longest, labels=known, on_error=on_error, **fields)
+
+    if task == "classification":
+        labelled = read_texts(settings["sequence_length"] or 512)
+    else:
+        find_formats(files, DataConfig(**data))
     if settings["max_steps"] is not None:
         epochs = None
         settings["warmup_steps"] = min(settings["warmup_steps"], settings["max_steps"])
+    settings["checkpoint_activations"] = max(settings["checkpoint_activations"], int(less_memory))
     own_defaults: dict[str, Any] = {"max_steps": 1, "sequence_length": 512, "learning_rate": 2e-5 if full else 2e-4}
     config = training.TrainConfig(
         **settings | {name: value for name, value in own_defaults.items() if settings[name] is None}
     )
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and resolve_device(config.device).type == "cuda")
-    loaded = load_model(model, config.weights_dtype if full else "bfloat16" if half else "float32", config.device)
+    loaded: LlamaForCausalLM | LlamaForSequenceClassification
+    weights_dtype = config.weights_dtype if full else "bfloat16" if half else "float32"
+    if labelled is None:
+        loaded = load_model(model, weights_dtype, config.device)
+    else:
+        loaded = load_classifier(model, labelled.labels, vocabulary, weights_dtype, config.device, seed=config.seed)
+    if resize:
+        resize_embeddings(loaded, model, vocabulary)
     if settings["sequence_length"] is None:
         config = dataclasses.replace(config, sequence_length=min(512, loaded.config.max_position_embeddings))
     if not full:
         if quantized is not None:
-            quantize.quantize(loaded, quantized)
+            quantize.quantize(loaded.model if labelled else loaded, quantized)
         if target and target != ["all-linear"]:
             check_targets(loaded, target)
         lora.add(
@@ -159,19 +220,41 @@ def command(
         )
         if merge and (shared := lora.shared_layers(loaded)):
             raise ValueError(f"--merge would change the embedding, to which {shared[0]} is tied; leave it out")
-    loaded.gradient_checkpointing_enable(less_memory)
-    result = training.finetune(
-        loaded,
-        vocabulary,
-        texts,
-        config,
-        out,
-        epochs=epochs,
-        resume=resume,
-        show_example=show_example,
-        **data,
-    )
-    typer.echo(describe(result))
+    if labelled is not None:
+        assert isinstance(loaded, LlamaForSequenceClassification)
+        if config.sequence_length < (settings["sequence_length"] or 512):
+            labelled = read_texts(config.sequence_length)
+        callbacks = [logger_named(name) for name in logger or ()]
+        result, score = finetune_classifier(
+            loaded, labelled, config, out, epochs=epochs, resume=resume, callbacks=callbacks
+        )
+        typer.echo(describe(result, "text"))
+        report_score(score, labelled.labels, out)
+    else:
+        assert isinstance(loaded, LlamaForCausalLM)
+        keywords = run_keywords(
+            loaded,
+            vocabulary,
+            config,
+            sample_prompt=sample_prompt,
+            logger=logger,
+            teacher=teacher,
+            teacher_temperature=teacher_temperature,
+            teacher_weight=teacher_weight,
+        )
+        result = training.finetune(
+            loaded,
+            vocabulary,
+            files,
+            config,
+            out,
+            epochs=epochs,
+            resume=resume,
+            show_example=show_example,
+            **keywords,
+            **data,
+        )
+        typer.echo(describe(result))
     if result.interrupted:
         typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")
         return EXIT_INTERRUPTED
@@ -179,16 +262,43 @@ def command(
     if not full:
         lora.save(loaded, out / "adapter", base=str(model))
         model_flags = f"--model {model} --adapter {out / 'adapter'}"
+        if labelled is not None:
+            write_config(loaded, out / "adapter")  # it names the labels
     if merge:
         lora.merge(loaded)
         lora.remove(loaded)
     if merge or full:
         save_with_tokenizer(loaded, vocabulary, out / "model")
-    typer.echo(f"try: bpe-llama generate 'Once upon a time' {model_flags}")
+    if labelled is not None:
+        fields = "".join(
+            f" {flag} {field}"
+            for flag, field in (("--text-field", text_field), ("--label-field", label_field))
+            if field is not None
+        )
+        typer.echo(f"try: bpe-llama eval {model_flags.removeprefix('--model ')} --text {texts[0]}{fields}")
+    else:
+        typer.echo(f"try: bpe-llama generate 'Once upon a time' {model_flags}")
     return 0
 
 
-def check_targets(model: LlamaForCausalLM, targets: Sequence[str]) -> None:
+def check_task(
+    task: str, label_field: str | None, text_field: str | None, data: DataOptions, show_example: bool
+) -> None:
+    """Raise a ValueError for a --task that is unknown, or for flags of another task."""
+    if task not in TASKS:
+        raise ValueError(f"--task is {task!r}; expected {' or '.join(TASKS)}")
+    if task == "text":
+        flags = {"--label-field": label_field is not None, "--text-field": text_field is not None}
+    else:
+        flags = {f"--{name.replace('_', '-')}": data[name] != getattr(DataConfig, name) for name in _OF_TEXT}
+        flags["--show-example"] = show_example
+    given = [flag for flag, is_given in flags.items() if is_given]
+    if given:
+        other = next(name for name in TASKS if name != task)
+        raise ValueError(f"{given[0]} is for --task {other}, and the task is {task}")
+
+
+def check_targets(model: Pretrained, targets: Sequence[str]) -> None:
     """Raise a ValueError for a --target that names no layer, instead of training only the others."""
     layers = {path.rpartition(".")[2] for path, module in model.named_modules() if not any(module.children())}
     for name in targets:

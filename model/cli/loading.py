@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import typer
 
 from bpe_llama._progress import reporting
+from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
+from bpe_llama.model.checkpoints import average
 from bpe_llama.model.cli.options import QUANTIZED
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.quantization import quantize
 from bpe_llama.tokenizer import Tokenizer
 
@@ -22,6 +27,27 @@ def load_model(path: Path, dtype: str, device: str) -> LlamaForCausalLM:
     with reporting(None) as report:
         progress = None if report is None else partial(report, "load")
         return LlamaForCausalLM.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+
+
+def average_models(folders: Sequence[Path], weights: Sequence[float] | None, dtype: str) -> LlamaForCausalLM:
+    """Return the mean of the models in `folders`, with a progress bar on a terminal."""
+    with reporting(None) as report:
+        progress = None if report is None else partial(report, "average")
+        return cast(LlamaForCausalLM, average(folders, weights, dtype=dtype, progress=progress))
+
+
+def resize_embeddings(model: Pretrained, source: Path, vocabulary: Tokenizer) -> None:
+    """Add rows for the tokens that `vocabulary` adds to the tokenizer at `source`; print their number on stderr.
+
+    Each new row is the mean of the rows of the tokens that its token was made of.
+
+    Raises:
+        ValueError: If `vocabulary` does not extend that tokenizer.
+    """
+    rows = model.config.vocab_size
+    pieces = training.token_pieces(Tokenizer.from_file(source), vocabulary, rows)
+    model.resize_token_embeddings(max(rows, vocabulary.vocab_size), pieces=pieces)
+    typer.echo(f"embedding: {rows:,} rows, now {model.config.vocab_size:,}; {len(pieces):,} new tokens", err=True)
 
 
 def load_generator(
@@ -59,7 +85,7 @@ def check_quantized(kind: str | None) -> None:
         raise ValueError(f"--quantize is {kind!r}; expected {' or '.join(QUANTIZED)}")
 
 
-def save_with_tokenizer(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save_with_tokenizer(model: Pretrained, tokenizer: Tokenizer, folder: Path) -> None:
     """Save weights, configs and tokenizer to one folder that `generate` and transformers load."""
     unknown = model.config.unknown_to_transformers
     if unknown:

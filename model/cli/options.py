@@ -19,14 +19,21 @@ QuantizeOption = Annotated[
     str | None,
     typer.Option("--quantize", help=f"Quantize the weights to {' or '.join(QUANTIZED)}: less memory, faster decoding."),
 ]
+ResizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resize-embeddings",
+        help="Add rows to embedding and head for the tokens that --tokenizer adds to the model's own.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
 
 
-def describe(result: training.TrainResult) -> str:
-    """Return the result of a run in one line."""
+def describe(result: training.TrainResult, unit: str = "token") -> str:
+    """Return the result of a run in one line; losses are per `unit`."""
     held_out = "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.3f}"
     skipped = f", {result.skipped:,} steps skipped with a loss or gradient that is not finite" if result.skipped else ""
     return (
         f"step {result.step:,}: {result.tokens:,} tokens in {result.seconds:.0f} s, "
-        f"loss {result.loss:.3f} nats per token{held_out}{skipped}"
+        f"loss {result.loss:.3f} nats per {unit}{held_out}{skipped}"
     )

@@ -8,8 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from bpe_llama.model import training
-from bpe_llama.model.cli.loading import load_model, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, describe
+from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
+from bpe_llama.model.cli.options import EXIT_INTERRUPTED, ResizeOption, describe
+from bpe_llama.model.cli.run_options import (
+    LoggerOption,
+    SamplePromptOption,
+    TeacherOption,
+    TeacherTemperatureOption,
+    TeacherWeightOption,
+    run_keywords,
+)
 from bpe_llama.model.cli.training_options import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
@@ -30,6 +38,7 @@ def command(
     ],
     config: Annotated[Path | None, typer.Option(help="A config.json with the model's shape.")] = None,
     start_from: Annotated[Path | None, typer.Option(help="Initial weights: a folder or .gguf.")] = None,
+    resize: ResizeOption = False,
     hidden_size: Annotated[int, typer.Option(help="Hidden size D.")] = 256,
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 6,
     heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 8,
@@ -44,10 +53,17 @@ def command(
     eval_file: Annotated[
         Path | None, typer.Option(help="Ids to evaluate on; default: the last 1 % of each DATA.")
     ] = None,
+    sample_prompt: SamplePromptOption = None,
+    logger: LoggerOption = None,
+    teacher: TeacherOption = None,
+    teacher_temperature: TeacherTemperatureOption = None,
+    teacher_weight: TeacherWeightOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     **settings: Any,
 ) -> int:
     """Train a LLaMA on token files or shards. Ctrl-C and SIGTERM save a checkpoint; --resume continues from it."""
+    if resize and start_from is None:
+        raise ValueError("--resize-embeddings is for the model of --start-from; expected both, or neither")
     if weight and len(weight) != len(data):
         raise ValueError(f"{len(weight)} --weight for {len(data)} DATA; expected one for each")
     source = dict(zip(data, weight, strict=True)) if weight else data
@@ -60,6 +76,8 @@ def command(
     train_config = training.TrainConfig(**settings)
     if start_from is not None:
         model = load_model(start_from, train_config.weights_dtype, train_config.device)
+        if resize:
+            resize_embeddings(model, start_from, vocabulary)
     else:
         shape = (
             LlamaConfig.from_json(config)
@@ -80,7 +98,17 @@ def command(
         model = training.start_as_identity(LlamaForCausalLM(shape, seed=train_config.seed))
     check_vocabulary(vocabulary, model.config.vocab_size)
     typer.echo(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", err=True)
-    result = training.train(model, source, train_config, out, eval_file=eval_file, resume=resume)
+    keywords = run_keywords(
+        model,
+        vocabulary,
+        train_config,
+        sample_prompt=sample_prompt,
+        logger=logger,
+        teacher=teacher,
+        teacher_temperature=teacher_temperature,
+        teacher_weight=teacher_weight,
+    )
+    result = training.train(model, source, train_config, out, eval_file=eval_file, resume=resume, **keywords)
     typer.echo(describe(result))
     if result.interrupted:
         typer.echo(f"stopped; the same command with --resume continues from {result.checkpoint}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 import typer
 
 from bpe_llama.model.training import TrainConfig
+from bpe_llama.model.training.config import CHOICES
 
 
 class Flag(NamedTuple):
@@ -30,23 +31,35 @@ TRAINING_FLAGS = {
         "--document-mask/--no-document-mask", "Keep attention within documents; default: with --packing best_fit."
     ),
     "learning_rate": Flag("--learning-rate", "Peak learning rate."),
+    "schedule": Flag("--schedule", "Learning rate after warm-up.", "|".join(CHOICES["schedule"])),
     "warmup_steps": Flag("--warmup", "Steps of warm-up."),
-    "weight_decay": Flag("--weight-decay", "Weight decay of AdamW, on matrices."),
+    "optimizer": Flag("--optimizer", "Muon is for the matrices of the layers.", "|".join(CHOICES["optimizer"])),
+    "weight_decay": Flag("--weight-decay", "Weight decay, on matrices."),
+    "ema_decay": Flag("--ema", "Decay of a moving average of the weights, which is saved; 0: none."),
+    "z_loss": Flag("--z-loss", "Weight of the z-loss, which keeps logits small."),
+    "label_smoothing": Flag("--label-smoothing", "Share of the target spread over the vocabulary."),
     "eval_fraction": Flag("--eval-fraction", "Fraction of the data, at its end, that is held out for evaluation."),
     "eval_every": Flag("--eval-every", "Steps between evaluations; 0: only at the end."),
     "save_every": Flag("--save-every", "Steps between checkpoints; 0: only at the end."),
     "log_every": Flag("--log-every", "Steps between lines of metrics.jsonl."),
     "seed": Flag("--seed", "Random seed of initial weights and data order."),
-    "dtype": Flag("--dtype", "auto (bfloat16 on CUDA), float32, bfloat16."),
+    "dtype": Flag("--dtype", "auto: bfloat16 on CUDA. float8 needs torchao and a GPU.", "|".join(CHOICES["dtype"])),
     "weights_dtype": Flag(
         "--weights-dtype",
         "Weights, gradients and moments in float32, or in bfloat16 with stochastic rounding: half the memory.",
         "float32|bfloat16",
     ),
+    "master_weights": Flag("--master-weights", "With bfloat16 weights: float32 copies instead of rounding at random."),
     "device": Flag("--device", "auto (CUDA if available), cpu, cuda, cuda:1, ..."),
     "compile": Flag("--compile", "Compile the model with torch.compile."),
+    "checkpoint_activations": Flag(
+        "--checkpoint-layers", "Recompute every K-th layer in the backward pass: less memory, slower; 1: all.", "K"
+    ),
 }
-FIELDS_WITHOUT_FLAG = ("min_learning_rate_ratio", "betas", "gradient_clip", "max_skipped_steps", "eval_windows")
+FIELDS_WITHOUT_FLAG = (
+    *("min_learning_rate_ratio", "decay_fraction", "warmup_fraction", "betas", "gradient_clip", "max_skipped_steps"),
+    "eval_windows",
+)
 
 
 def training_flags(

@@ -1,23 +1,22 @@
-"""Perplexity: how well a model predicts a text.
+"""Perplexity: how well a model predicts a sequence of tokens.
 
-Shapes: ``T`` length, ``W`` window, ``C`` positions of one chunk, ``D`` hidden_size, ``V`` vocab_size.
+Shapes: ``T`` length, ``W`` window.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from bpe_llama.model.evaluation.scoring import Ids, Row, score_rows
 from bpe_llama.model.llama import LlamaForCausalLM
 
-_CHUNK = 256  # positions whose logits are in memory at once
+DEFAULT_WINDOW = 1024
 
 
-@torch.no_grad()
 def perplexity(
     model: LlamaForCausalLM, ids: Sequence[int] | Tensor, *, window: int | None = None, stride: int | None = None
 ) -> float:
@@ -54,38 +53,50 @@ def perplexity(
         raise ValueError(f"ids have shape {tuple(tokens_T.shape)}; expected (length,) with at least 2 tokens")
     if tokens_T.is_floating_point():
         raise ValueError(f"ids are {tokens_T.dtype}; expected integers")
-    tokens_T = tokens_T.to(torch.int64)
-    context = model.config.context_length
-    window = min(1024, context) if window is None else window
+    window, stride = check_windows(window, stride, model.config.context_length)
+    rows = list(windows_of(tokens_T.to("cpu", torch.int64).numpy(), window, stride))
+    nats = sum(score.nats for score in score_rows(model, rows, batch_size=1))
+    return exponential(nats / (len(tokens_T) - 1))
+
+
+def check_windows(window: int | None, stride: int | None, context: int) -> tuple[int, int]:
+    """Return window and stride, with their defaults.
+
+    Raises:
+        ValueError: If one is out of range.
+
+    Example:
+        >>> check_windows(None, None, context=8192)
+        (1024, 1023)
+    """
+    window = min(DEFAULT_WINDOW, context) if window is None else window
     if not 2 <= window <= context:
         raise ValueError(f"window is {window}; expected 2 to the model's context of {context}")
     stride = window - 1 if stride is None else stride
     if not 1 <= stride < window:
         raise ValueError(f"stride is {stride}; expected at least 1 and less than the window of {window}")
-    was_training = model.training
-    model.eval()
+    return window, stride
+
+
+def windows_of(ids_T: Ids, window: int, stride: int, first: int = 1) -> Iterator[Row]:
+    """Yield the windows of a text; together they score each token from index ``first`` on once.
+
+    Example:
+        >>> import numpy as np
+        >>> [(row.ids.tolist(), row.first) for row in windows_of(np.arange(5), window=3, stride=2)]
+        [([0, 1, 2], 1), ([2, 3, 4], 1)]
+    """
+    scored = first
+    for begin in range(0, len(ids_T), stride):
+        end = min(begin + window, len(ids_T))
+        if end > scored:
+            yield Row(ids_T[begin:end], scored - begin)
+            scored = end
+
+
+def exponential(nats: float) -> float:
+    """Return ``exp(nats)``, infinite beyond a float's range."""
     try:
-        total, scored = 0.0, 1  # the first token has no context
-        for begin in range(0, len(tokens_T), stride):
-            end = min(begin + window, len(tokens_T))
-            if end > scored:
-                total += _loss_of(model, tokens_T[begin:end], scored - begin)
-                scored = end
-    finally:
-        model.train(was_training)
-    try:
-        return math.exp(total / (len(tokens_T) - 1))
+        return math.exp(nats)
     except OverflowError:
         return math.inf
-
-
-def _loss_of(model: LlamaForCausalLM, tokens_W: Tensor, first: int) -> float:
-    """Return the summed cross-entropy of the window's tokens from index ``first`` on."""
-    tokens_W = tokens_W.to(model.device)
-    hidden_WD = model.model(tokens_W[None])[0]
-    total = torch.zeros((), dtype=torch.float64, device=hidden_WD.device)
-    for begin in range(first, len(tokens_W), _CHUNK):
-        targets = tokens_W[begin : begin + _CHUNK]
-        logits_CV = model.lm_head(hidden_WD[begin - 1 : begin - 1 + len(targets)]).float()
-        total += functional.cross_entropy(logits_CV, targets, reduction="none").double().sum()
-    return total.item()

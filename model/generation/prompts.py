@@ -44,7 +44,10 @@ def check_vocabulary(tokenizer: Vocabulary, vocab_size: int) -> None:
     names = {token_id: token for token, token_id in {**tokenizer.added_tokens, **tokenizer.special_tokens}.items()}
     beyond = [names[token_id] for token_id in range(vocab_size, tokenizer.vocab_size) if token_id in names]
     if len(beyond) < tokenizer.vocab_size - vocab_size:
-        raise ValueError(f"{said}, and not all of those beyond are added tokens")
+        raise ValueError(
+            f"{said}, and not all of those beyond are added tokens; model.resize_token_embeddings, or "
+            "`bpe-llama convert --resize-embeddings`, adds rows for them"
+        )
     shown = ", ".join(map(repr, beyond[:3])) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
     warnings.warn(f"{said}; added tokens lie beyond ({shown}), and are refused where they are used", stacklevel=3)
 

@@ -165,19 +165,19 @@ class TextGenerator:
 
     @overload
     def generate_batch(
-        self, prompts: abc.Sequence[str], *, slots: int = 16, n: None = None, **options: Any
+        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: None = None, **options: Any
     ) -> list[str]: ...
     @overload
     def generate_batch(
-        self, prompts: abc.Sequence[str], *, slots: int = 16, n: int, **options: Any
+        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: int, **options: Any
     ) -> list[list[str]]: ...
     def generate_batch(
-        self, prompts: abc.Sequence[str], *, slots: int = 16, n: int | None = None, **options: Any
+        self, prompts: abc.Sequence[str | abc.Sequence[int]], *, slots: int = 16, n: int | None = None, **options: Any
     ) -> list[str] | list[list[str]]:
         """Return the continuation of each prompt, in order; each is what `generate` alone would have given.
 
         Args:
-            prompts: Of any lengths. A waiting one starts as soon as a slot is free.
+            prompts: Texts or ids of any lengths. A waiting one starts as soon as a slot is free.
             slots: Sequences that run at once.
             n: How many answers of each prompt: a list of as many, as `generate` returns.
             **options: As of `stream`; ``seed`` may be a list with one for each prompt. With None each prompt draws its

@@ -5,13 +5,15 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size, ``M`` po
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100
-"""The label of positions without loss (padding, prompts)."""
+from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
+from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
+from bpe_llama.model.layers.products import recomputed
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: int | None = None) -> Tensor:
@@ -44,30 +46,78 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: i
 
 
 def chunked_next_token_loss(
-    hidden_BTD: Tensor, head: nn.Module, labels_BT: Tensor, chunk_size: int, num_items_in_batch: int | None = None
+    hidden_BTD: Tensor,
+    head: nn.Module,
+    labels_BT: Tensor,
+    chunk_size: int | None = None,
+    num_items_in_batch: int | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Return `next_token_loss` of ``head(hidden_BTD)``, computed for ``chunk_size`` positions at a time.
+
+    Args:
+        hidden_BTD: Any float dtype; the loss is computed in float32.
+        head: The language-model head: hidden states to logits.
+        labels_BT: int64; -100 is ignored.
+        chunk_size: By default as many positions as have 2^23 logits, at least 256; 1,024 if the head is not plain.
+        num_items_in_batch: As in `next_token_loss`.
+        label_smoothing: As in `torch.nn.functional.cross_entropy`.
+        z_loss: Weight of the squared logarithm of the softmax's denominator, added to the loss of each token.
 
     Raises:
         ValueError: As `next_token_loss`, or if ``chunk_size`` is below 1.
 
-    Cost: memory for the logits of one chunk; the backward pass computes them again.
+    Cost: memory for the logits of one chunk. A plain head is multiplied once (`linear_cross_entropy`); any other, such
+    as one with an adapter or compiled, is computed again in the backward pass if there are several chunks.
     """
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
     if labels_BT.shape != hidden_BTD.shape[:-1]:
         raise ValueError(f"labels have shape {tuple(labels_BT.shape)}; expected {tuple(hidden_BTD.shape[:-1])}")
     hidden_MD, labels_M = hidden_BTD[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten()
+    divisor = (labels_M != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    if labels_M.device.type == "cpu" and not torch.compiler.is_compiling():
+        learned_M = labels_M != IGNORED
+        if not learned_M.all():
+            hidden_MD, labels_M = hidden_MD[learned_M], labels_M[learned_M]
+    if _is_plain(head) and not torch.compiler.is_compiling():
+        check_labels(labels_M, head.weight.shape[0])
+        loss = linear_cross_entropy(
+            hidden_MD,
+            head.weight,
+            labels_M,
+            divisor=divisor,
+            chunk_size=chunk_size,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+        return loss.float()
 
     def summed(hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = head(hidden)
+        logits = head(hidden).float()
         check_labels(labels, logits.shape[-1])
-        return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+        total = functional.cross_entropy(
+            logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+        )
+        if z_loss:
+            total = total + z_loss * (logits.logsumexp(-1).square() * (labels != IGNORED)).sum()
+        return total
 
+    size = chunk_size or 4 * FEWEST_POSITIONS
+    if len(labels_M) <= size:
+        return summed(hidden_MD, labels_M) / divisor
     total = hidden_BTD.new_zeros((), dtype=torch.float32)
-    for hidden, labels in zip(torch.split(hidden_MD, chunk_size), torch.split(labels_M, chunk_size), strict=True):
-        total = total + checkpoint(summed, hidden, labels, use_reentrant=False)
-    return total / ((labels_M != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+    for hidden, labels in zip(torch.split(hidden_MD, size), torch.split(labels_M, size), strict=True):
+        total = total + recomputed(summed, hidden, labels)
+    return total / divisor
+
+
+def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether the logits are a product of the hidden states and a weight, with nothing that watches it."""
+    hooks = head._forward_hooks or head._forward_pre_hooks
+    return type(head) is nn.Linear and head.bias is None and not hooks and type(head.weight.data) is Tensor
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:

@@ -11,8 +11,9 @@ Read in this order:
 |---|---|
 | `config`, `schedule` | the options of a run; the learning rate of each step |
 | `data/` | token files and shards, mixed and packed; examples and other data: all as batches |
-| `start`, `optimizers/` | initial weights; AdamW, also for bfloat16 weights |
+| `start`, `vocabulary`, `optimizers/` | initial weights; those of new tokens; AdamW and Muon |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
+| `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts` | the training loop, what it calls, Ctrl-C |
 | `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files and conversations |
@@ -26,7 +27,8 @@ from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.iterable import IterableBatches
 from bpe_llama.model.training.data.rows import TokenBatches
 from bpe_llama.model.training.data.shards import Corpus, open_corpus
-from bpe_llama.model.training.evaluate import evaluate, evaluate_batches, evaluate_examples
+from bpe_llama.model.training.distillation import distillation_loss
+from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
 from bpe_llama.model.training.finetuning.options import DataConfig
@@ -37,6 +39,7 @@ from bpe_llama.model.training.run import train, train_on_examples
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.start import start_as_identity
 from bpe_llama.model.training.step import TensorBatch, batch_loss
+from bpe_llama.model.training.vocabulary import token_pieces
 
 __all__ = [
     "FORMATS",
@@ -55,8 +58,8 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "batch_loss",
+    "distillation_loss",
     "evaluate",
-    "evaluate_batches",
     "evaluate_examples",
     "finetune",
     "learning_rate_at",
@@ -65,6 +68,7 @@ __all__ = [
     "plot_loss",
     "read_metrics",
     "start_as_identity",
+    "token_pieces",
     "train",
     "train_on_examples",
 ]

@@ -7,6 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+CHOICES = {
+    "packing": ("concatenate", "best_fit"),
+    "schedule": ("cosine", "warmup_stable_decay", "constant"),
+    "optimizer": ("adamw", "muon"),
+    "dtype": ("auto", "float32", "bfloat16", "float8"),
+    "weights_dtype": ("float32", "bfloat16"),
+}
+"""The values of the options that are names."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -26,9 +35,19 @@ class TrainConfig:
         document_mask: Whether attention stays within documents, whose positions then restart; None: with best fit only.
         learning_rate: Peak, reached after warm-up.
         min_learning_rate_ratio: The final learning rate as a fraction of the peak.
+        schedule: The learning rate after warm-up: `"cosine"` decay to the final rate; `"warmup_stable_decay"`, the peak
+            and then linear decay over the last `decay_fraction` of the run; or `"constant"`.
+        decay_fraction: The last part of a run, in which `"warmup_stable_decay"` decays.
         warmup_steps: Steps of linear warm-up.
+        warmup_fraction: With `max_seconds`, warm-up takes at most this fraction of the run.
+        optimizer: `"adamw"`, or `"muon"`: Muon for the matrices of the layers, AdamW for all else. Muon's updates are
+            scaled to the size of AdamW's, so both use one learning rate.
         weight_decay: Applied to matrices and embeddings, not to norms and biases.
         betas: AdamW's.
+        ema_decay: Decay per step of an exponential moving average of the weights, which is evaluated and which the
+            model holds at the end; 0 for none.
+        z_loss: Weight of the squared logarithm of the softmax's normalizer, which keeps logits small.
+        label_smoothing: Probability that is spread evenly over the vocabulary in the targets.
         gradient_clip: Largest norm of the whole gradient; 0 turns clipping off.
         max_skipped_steps: Largest number of consecutive steps that are skipped because their loss or gradient is not
             finite; one more ends the run.
@@ -38,12 +57,17 @@ class TrainConfig:
         save_every: Steps between checkpoints, 0 for one at the end only; a skipped step saves none.
         log_every: Steps between lines of `metrics.jsonl`.
         seed: Of the order of the sequences and of dropout, not of the model's initial weights.
-        dtype: The dtype of the forward and backward pass: `"float32"`, `"bfloat16"` (autocast) or `"auto"`: bfloat16 on
-            CUDA and for weights in bfloat16.
-        weights_dtype: The dtype of the trained weights and of the optimizer's moments: `"float32"` (master weights), or
-            `"bfloat16"` with stochastic rounding: half the memory.
+        dtype: The dtype of the forward and backward pass: `"float32"`, `"bfloat16"` (autocast), `"float8"` (products of
+            the layers in float8, the rest in bfloat16; needs torchao and a GPU that multiplies float8) or `"auto"`:
+            bfloat16 on CUDA and for weights in bfloat16.
+        weights_dtype: The dtype of the trained weights and of the optimizer's moments: `"float32"`, or `"bfloat16"`
+            with stochastic rounding: half the memory.
+        master_weights: With weights in bfloat16: the optimizer keeps a float32 copy of the weights and float32 moments,
+            instead of rounding stochastically.
         device: `"auto"` (CUDA if available), `"cpu"`, `"cuda"`, ...
         compile: Run the model through `torch.compile`.
+        checkpoint_activations: Recompute the activations of every `k`-th layer in the backward pass, 1 for all layers;
+            0 stores all activations.
     """
 
     max_steps: int = 1000
@@ -55,10 +79,17 @@ class TrainConfig:
     document_mask: bool | None = None
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.1
+    schedule: str = "cosine"
+    decay_fraction: float = 0.2
     warmup_steps: int = 50
+    warmup_fraction: float = 0.05
+    optimizer: str = "adamw"
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clip: float = 1.0
+    ema_decay: float = 0.0
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
     max_skipped_steps: int = 5
     eval_fraction: float = 0.01
     eval_every: int = 0
@@ -68,8 +99,10 @@ class TrainConfig:
     seed: int = 0
     dtype: str = "auto"
     weights_dtype: str = "float32"
+    master_weights: bool = False
     device: str = "auto"
     compile: bool = False
+    checkpoint_activations: int = 0
 
     def __post_init__(self) -> None:
         """Check each field; the error names it."""
@@ -80,6 +113,8 @@ class TrainConfig:
             ("gradient_accumulation", 1),
             ("warmup_steps", 0),
             ("weight_decay", 0),
+            ("z_loss", 0),
+            ("checkpoint_activations", 0),
             ("gradient_clip", 0),
             ("max_skipped_steps", 0),
             ("eval_every", 0),
@@ -95,19 +130,24 @@ class TrainConfig:
             raise ValueError(f"learning_rate is {self.learning_rate!r}, expected a positive number")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds is {self.max_seconds!r}, expected a positive number or None")
-        for field in ("min_learning_rate_ratio", "eval_fraction"):
+        for field in ("min_learning_rate_ratio", "decay_fraction", "warmup_fraction", "eval_fraction"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected 0 to 1")
+        for field in ("ema_decay", "label_smoothing"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, expected 0 up to 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas!r}, expected two numbers from 0 up to 1")
-        if self.packing not in ("concatenate", "best_fit"):
-            raise ValueError(f"packing is {self.packing!r}, expected concatenate or best_fit")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}, expected auto, float32 or bfloat16")
-        if self.weights_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"weights_dtype is {self.weights_dtype!r}, expected float32 or bfloat16")
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                *others, final = choices
+                raise ValueError(f"{field} is {getattr(self, field)!r}, expected {', '.join(others)} or {final}")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
+        if self.master_weights and self.weights_dtype == "float32":
+            raise ValueError("master_weights is True and weights_dtype 'float32', expected weights_dtype bfloat16")
+        if self.optimizer == "muon" and self.weights_dtype == "bfloat16":
+            raise ValueError("optimizer is 'muon' and weights_dtype 'bfloat16', expected weights_dtype float32")
 
     @property
     def masks_documents(self) -> bool:
@@ -134,3 +174,21 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"unknown training options: {', '.join(unknown)}")
         return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
+
+
+def with_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
+    """Return the config with the number of steps that `epochs` passes over `rows` rows take; None changes nothing.
+
+    Raises:
+        ValueError: If `epochs` is not a positive number.
+
+    Example:
+        >>> with_epochs(TrainConfig(batch_size=4, gradient_accumulation=2), 3, rows=20).max_steps
+        8
+    """
+    if epochs is None:
+        return config
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ValueError(f"epochs is {epochs}, expected a positive number")
+    steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
+    return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))

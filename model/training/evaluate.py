@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window
 from bpe_llama.model.training.data.examples import Example, collate
-from bpe_llama.model.training.step import TensorBatch, batch_loss
+from bpe_llama.model.training.step import LossFunction, TensorBatch, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
+
+
+class HeldOutLoss(NamedTuple):
+    """The mean loss over the learned tokens of held-out data.
+
+    Attributes:
+        loss: In nats per token.
+        bits_per_byte: In bits per byte of the tokens' text; NaN if the bytes of the tokens are unknown.
+    """
+
+    loss: float
+    bits_per_byte: float
+
+
+def held_out_examples(examples: Sequence[Example], batch_size: int) -> list[Batch]:
+    """Return examples as batches of `batch_size` rows."""
+    return [Batch(*collate(examples[first : first + batch_size])) for first in range(0, len(examples), batch_size)]
 
 
 def evaluate(
@@ -47,7 +67,7 @@ def evaluate(
             ids = np.stack([checked_window(tokens, row * window, window, model.config.vocab_size) for row in rows])
             yield Batch(ids, ids)
 
-    return evaluate_batches(model, batches())
+    return held_out_loss(model, batches()).loss
 
 
 def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:
@@ -63,29 +83,42 @@ def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, b
     """
     if not examples:
         raise ValueError("no examples to evaluate on")
-
-    def batches() -> Iterator[Batch]:
-        for first in range(0, len(examples), batch_size):
-            yield Batch(*collate(examples[first : first + batch_size]))
-
-    return evaluate_batches(model, batches())
+    return held_out_loss(model, held_out_examples(examples, batch_size)).loss
 
 
 @torch.no_grad()
-def evaluate_batches(model: LlamaForCausalLM, batches: Iterable[Batch]) -> float:
-    """Return the model's mean loss on the learned tokens of all batches, in nats per token.
+def held_out_loss(
+    model: Pretrained,
+    batches: Iterable[Batch],
+    token_bytes: npt.NDArray[np.int64] | None = None,
+    loss_fn: LossFunction = batch_loss,
+) -> HeldOutLoss:
+    """Return the mean loss over the learned tokens of `batches`, of which there is at least one.
 
     Args:
         model: The model, on any device; its training mode is restored.
-        batches: At least one learned token.
+        batches: The held-out data.
+        token_bytes: The bytes of each id, `(V,)`.
+        loss_fn: The loss of a batch.
     """
     device = next(model.parameters()).device
-    was_training, total, count = model.training, 0.0, 0
+    was_training, total, learned, size = model.training, 0.0, 0, 0
     model.eval()
     try:
         for batch in batches:
-            total += batch_loss(model, TensorBatch.of(batch, device), 1).item()
-            count += batch.learned
+            total += loss_fn(model, TensorBatch.of(batch, device), 1).item()
+            learned += batch.learned
+            size += batch.bytes(token_bytes)
     finally:
         model.train(was_training)
-    return total / count
+    return HeldOutLoss(total / learned, bits_per_byte(total, size))
+
+
+def bits_per_byte(nats: float, size: int) -> float:
+    """Return a summed loss in bits per byte of text; NaN if there is no text.
+
+    Example:
+        >>> bits_per_byte(math.log(2) * 6, 3)
+        2.0
+    """
+    return nats / math.log(2) / size if size else math.nan

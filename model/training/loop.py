@@ -6,25 +6,38 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batches, epochs_of
+from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
 from bpe_llama.model.training.data.prefetch import Prefetch
+from bpe_llama.model.training.evaluate import bits_per_byte, held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
+from bpe_llama.model.training.optimizers.average import WeightAverage
 from bpe_llama.model.training.report.metrics import Metrics, MetricsFile
+from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.schedule import learning_rate_at
-from bpe_llama.model.training.step import LossFunction, StepResult, TensorBatch, batch_loss, gradient_norm, seeded
+from bpe_llama.model.training.step import (
+    LossFunction,
+    Recent,
+    StepResult,
+    TensorBatch,
+    batch_loss,
+    gradient_norm,
+    seeded,
+)
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -59,39 +72,43 @@ class Trainer:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Pretrained,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         batches: Batches,
         *,
         device: torch.device,
         out: Path,
-        held_out_loss: Callable[[], float] | None = None,
+        held_out: Sequence[Batch] = (),
         loss_fn: LossFunction = batch_loss,
+        eval_loss_fn: LossFunction = batch_loss,
         callbacks: Sequence[Callback] = (),
+        token_bytes: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
-        self.batches, self.held_out_loss, self.device, self.out = batches, held_out_loss, device, out
-        self.callbacks = callbacks
+        self.batches, self.held_out, self.device, self.out = batches, held_out, device, out
+        self.callbacks, self.token_bytes, self.eval_loss_fn = callbacks, token_bytes, eval_loss_fn
         self.loss_fn: LossFunction = torch.compile(loss_fn) if config.compile else loss_fn
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        use_bfloat16 = config.dtype == "bfloat16" or (
+        use_bfloat16 = config.dtype in ("bfloat16", "float8") or (
             config.dtype == "auto" and (device.type == "cuda" or config.weights_dtype == "bfloat16")
         )
+        self.matmul_dtype = torch.bfloat16 if use_bfloat16 else torch.float32
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16)
+        self.average = WeightAverage(optimizer, config.ema_decay) if config.ema_decay else None
         self.step, self.skipped, self.consecutive_skips = 0, 0, 0
         self.loss = self.grad_norm = self.eval_loss = math.nan
         self.checkpoint: Path | None = None
         self._saved_step = -1
-        self._recent_loss, self._recent_steps = 0.0, 0  # since the last line of metrics
-        self._trained_before, self._started = 0.0, time.perf_counter()
+        self._recent = Recent()
+        self._trained_before, self._done_before, self._started = 0.0, 0.0, time.perf_counter()
         self._logged_step, self._logged_at, self._logged_wait = 0, 0.0, 0.0
 
     def resume(self, state: TrainState, checkpoint: Path | None, metrics: MetricsFile) -> None:
         """Continue from `state`, which was loaded from `checkpoint`; without one it is the start of a run."""
         self.step, self.skipped, self.checkpoint = state.step, state.skipped, checkpoint
         self._saved_step = state.step if checkpoint else -1
-        self._recent_loss, self._recent_steps = state.recent
+        self._recent = state.recent
         self._trained_before = self._logged_at = state.elapsed
         self._logged_step = state.step
         self.loss, self.grad_norm = metrics.last("loss"), metrics.last("grad_norm")
@@ -105,6 +122,7 @@ class Trainer:
                 closing.callback(callback.close)
             self.model.train()
             self._started = time.perf_counter()
+            self._done_before = self.done
             first, end = (step * config.gradient_accumulation for step in (self.step, config.max_steps))
             self.ahead = Prefetch(self.batches, range(first, end), 2 * config.gradient_accumulation)
             closing.callback(self.ahead.close)
@@ -118,12 +136,14 @@ class Trainer:
                 last = self._count(result, rate)
                 if self.step % config.log_every == 0 or last:
                     self._log(rate)
-                if self.held_out_loss is not None and (last or _is_due(self.step, config.eval_every)):
-                    self._evaluate(self.held_out_loss)
+                if len(self.held_out) and (last or _is_due(self.step, config.eval_every)):
+                    self._evaluate()
                 if _is_due(self.step, config.save_every) and not self.consecutive_skips:
                     self._save()
             if self.checkpoint is None or self._saved_step != self.step:
                 self._save()
+            if self.average:
+                self.average.load()
             self.model.eval()
             result_of_run = TrainResult(
                 step=self.step,
@@ -178,13 +198,17 @@ class Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
         norm = gradient_norm(self.parameters)
-        result = StepResult(*torch.stack([total, norm]).tolist())
+        size = sum(batch.bytes(self.token_bytes) for batch in batches)
+        loss_value, norm_value = torch.stack([total, norm]).tolist()
+        result = StepResult(loss_value, norm_value, learned, size)
         if result.finite:
             if config.gradient_clip:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, config.gradient_clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            if self.average:
+                self.average.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
 
@@ -196,7 +220,7 @@ class Trainer:
         """
         self.step += 1
         if result.finite:
-            self._recent_loss, self._recent_steps = self._recent_loss + result.loss, self._recent_steps + 1
+            self._recent = self._recent.with_step(result)
             self.grad_norm, self.consecutive_skips = result.grad_norm, 0
         else:
             self.skipped, self.consecutive_skips = self.skipped + 1, self.consecutive_skips + 1
@@ -212,35 +236,53 @@ class Trainer:
         return last
 
     def _log(self, rate: float) -> None:
-        tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
         metrics: Metrics = {"step": self.step, "tokens": self.tokens}
-        self.loss = math.nan
-        if self._recent_steps:
-            self.loss = self._recent_loss / self._recent_steps
+        recent, self.loss = self._recent, math.nan
+        if recent.steps:
+            self.loss = recent.loss / recent.steps
             metrics |= {"loss": self.loss, "grad_norm": self.grad_norm}
+            if recent.bytes:
+                metrics["bits_per_byte"] = bits_per_byte(recent.nats, recent.bytes)
         if self.skipped:
             metrics["skipped"] = self.skipped
-        seconds = max(self.elapsed - self._logged_at, 1e-9)
-        metrics |= {
-            "learning_rate": rate,
-            "seconds": round(self.elapsed, 3),
-            "tokens_per_second": round((self.tokens - tokens_before) / seconds, 1),
-            "data_wait": round(self.ahead.waited - self._logged_wait, 4),
-            **epochs_of(self.batches, self.step * self.config.gradient_accumulation),
-        }
+        metrics |= {"learning_rate": rate, "seconds": round(self.elapsed, 3), **self._speed()}
+        metrics |= epochs_of(self.batches, self.step * self.config.gradient_accumulation)
+        loads = expert_loads(self.model)
+        if loads is not None:
+            metrics["expert_load_min"], metrics["expert_load_max"] = loads
         self._call("on_log", metrics)
         self._logged_step, self._logged_at, self._logged_wait = self.step, self.elapsed, self.ahead.waited
-        self._recent_loss, self._recent_steps = 0.0, 0
+        self._recent = Recent()
 
-    def _evaluate(self, held_out_loss: Callable[[], float]) -> None:
-        with self.autocast:
-            self.eval_loss = held_out_loss()
-        self._call("on_eval", {"step": self.step, "tokens": self.tokens, "eval_loss": self.eval_loss})
+    def _speed(self) -> Metrics:
+        tokens_before = self.batches.tokens_before(self._logged_step * self.config.gradient_accumulation)
+        tokens_per_second = (self.tokens - tokens_before) / max(self.elapsed - self._logged_at, 1e-9)
+        peak = peak_flops(self.device, self.matmul_dtype, torch.get_num_threads())
+        length = self.tokens / max(1, self.step * self.config.gradient_accumulation * self.config.batch_size)
+        speed = {
+            "tokens_per_second": round(tokens_per_second, 1),
+            "data_wait": round(self.ahead.waited - self._logged_wait, 4),
+            "mfu": round(flops_per_token(self.model, round(length)) * tokens_per_second / peak, 4),
+        }
+        trained = self.done - self._done_before
+        if trained > 0:
+            speed["seconds_left"] = round(
+                (self.elapsed - self._trained_before) * (1 - min(1.0, self.done)) / trained, 1
+            )
+        return speed
+
+    def _evaluate(self) -> None:
+        with self.autocast, self.average.swapped() if self.average else contextlib.nullcontext():
+            held_out = held_out_loss(self.model, self.held_out, self.token_bytes, self.eval_loss_fn)
+        self.eval_loss = held_out.loss
+        metrics: Metrics = {"step": self.step, "tokens": self.tokens, "eval_loss": held_out.loss}
+        if self.token_bytes is not None:
+            metrics["eval_bits_per_byte"] = held_out.bits_per_byte
+        self._call("on_eval", metrics)
 
     def _save(self) -> None:
-        recent = (self._recent_loss, self._recent_steps)
         state = TrainState(
-            self.step, self.elapsed, self.config.to_dict(), self.skipped, recent, self.batches.fingerprint
+            self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, self.batches.fingerprint
         )
         self.checkpoint, self._saved_step = save_checkpoint(self.out, self.model, self.optimizer, state), self.step
         self._call("on_checkpoint", self.checkpoint)

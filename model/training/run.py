@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bpe_llama.model.device import resolve_device
@@ -17,22 +20,25 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     check_trainable,
     checkpoint_to_resume,
     load_checkpoint,
+    read_state,
 )
 from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
-from bpe_llama.model.training.data.batches import Batches
+from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
-from bpe_llama.model.training.evaluate import evaluate_batches, evaluate_examples
+from bpe_llama.model.training.evaluate import held_out_examples
+from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.loop import Trainer, TrainResult
-from bpe_llama.model.training.optimizers.adamw import adamw
+from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
-from bpe_llama.model.training.report.progress import ProgressBar
+from bpe_llama.model.training.report.progress import ProgressReport
 from bpe_llama.model.training.step import LossFunction, batch_loss
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 
 def train(
@@ -46,6 +52,7 @@ def train(
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
     callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
     """Train `model` in place on tokens, and return the result.
 
@@ -64,9 +71,11 @@ def train(
         eval_file: Tokens to evaluate on, instead of the end of each corpus.
         resume: Resume from the checkpoint in `out`, if there is one. On a CPU the losses equal those of a run without
             the interruption.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         callbacks: Called at each step, evaluation and checkpoint.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
+            loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
         FileNotFoundError: If a token file or shard is missing.
@@ -81,23 +90,18 @@ def train(
         3.2
     """
     opened = open_data(data, model.config, config, eval_file=eval_file)
-    held_out = list(held_out_batches(opened, model.config, config)) if opened.held_out else []
-
-    def held_out_loss() -> float:
-        return evaluate_batches(model, held_out)
-
-    with locked(Path(out)):
-        return _run(
-            model,
-            opened.batches,
-            config,
-            Path(out),
-            held_out_loss=held_out_loss if held_out else None,
-            resume=resume,
-            progress=progress,
-            loss_fn=loss_fn,
-            callbacks=callbacks,
-        )
+    return train_on_batches(
+        model,
+        opened.batches,
+        config,
+        out,
+        held_out=list(held_out_batches(opened, model.config, config)) if opened.held_out else (),
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
+    )
 
 
 def train_on_examples(
@@ -111,6 +115,7 @@ def train_on_examples(
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
     callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
     """Train `model` in place on examples whose labels mask some tokens, such as prompts, and return the result.
 
@@ -124,9 +129,11 @@ def train_on_examples(
         out: Folder of the run; created if it does not exist.
         eval_examples: Held-out examples.
         resume: Resume from the checkpoint in `out`, if there is one.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         callbacks: Called at each step, evaluation and checkpoint.
+        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
+            loss in bits per byte, which is comparable across vocabularies.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.
@@ -134,68 +141,93 @@ def train_on_examples(
     batches = ExampleBatches(examples, batch_size=config.batch_size, seed=config.seed)
     for example in [*examples, *eval_examples]:
         example.check(model.config.vocab_size, model.config.max_position_embeddings)
-
-    def held_out_loss() -> float:
-        return evaluate_examples(model, eval_examples, batch_size=config.batch_size)
-
-    with locked(Path(out)):
-        return _run(
-            model,
-            batches,
-            config,
-            Path(out),
-            held_out_loss=held_out_loss if eval_examples else None,
-            resume=resume,
-            progress=progress,
-            loss_fn=loss_fn,
-            callbacks=callbacks,
-        )
+    return train_on_batches(
+        model,
+        batches,
+        config,
+        out,
+        held_out=held_out_examples(eval_examples, config.batch_size),
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
+    )
 
 
-def _run(
-    model: LlamaForCausalLM,
+def train_on_batches(
+    model: Pretrained,
     batches: Batches,
     config: TrainConfig,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
-    held_out_loss: Callable[[], float] | None,
-    resume: bool,
-    progress: bool | None,
-    loss_fn: LossFunction,
-    callbacks: Sequence[Callback],
+    held_out: Sequence[Batch] = (),
+    resume: bool = False,
+    progress: bool | None = None,
+    loss_fn: LossFunction = batch_loss,
+    eval_loss_fn: LossFunction = batch_loss,
+    callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
-    check_trainable(model)
-    device = resolve_device(config.device)
-    _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
-    optimizer = adamw(
-        model,
-        learning_rate=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        seed=config.seed,
-    )
-    checkpoint = checkpoint_to_resume(out, resume)
-    state = TrainState(0, 0.0, {})
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, model, optimizer)
-        check_same_run(checkpoint, config, state, batches)
-    metrics = MetricsFile(out / "metrics.jsonl", state.step)
-    trainer = Trainer(
-        model,
-        optimizer,
-        config,
-        batches,
-        device=device,
-        out=out,
-        held_out_loss=held_out_loss,
-        loss_fn=loss_fn,
-        callbacks=[metrics, ProgressBar(progress), LossPlot(), *callbacks],
-    )
-    trainer.resume(state, checkpoint, metrics)
-    return trainer.run()
+    """Train `model` in place on any batches, and return the result; works as `train`.
+
+    Args:
+        model: The model.
+        batches: The training data.
+        config: The run's options; those of the data have no effect.
+        out: Folder of the run; created if it does not exist.
+        held_out: Batches to evaluate on.
+        resume: As of `train`, like the arguments below.
+        progress: Likewise.
+        loss_fn: Likewise.
+        eval_loss_fn: The loss of a held-out batch.
+        callbacks: Likewise.
+        token_bytes: Likewise.
+
+    Raises:
+        ValueError: As `train`.
+        OSError: As `train`.
+    """
+    if config.label_smoothing or config.z_loss:
+        if loss_fn is not batch_loss:
+            raise ValueError(
+                f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default "
+                "loss applies; expected 0 with a loss_fn"
+            )
+        loss_fn = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+    with locked(Path(out)):
+        check_trainable(model, predicts_text=eval_loss_fn is batch_loss)
+        device = resolve_device(config.device)
+        _move(model, device, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
+        if config.checkpoint_activations:
+            model.gradient_checkpointing_enable(every=config.checkpoint_activations)
+        if config.dtype == "float8":
+            use_float8(model, device)
+        optimizer = optimizer_for(model, config)
+        checkpoint = checkpoint_to_resume(Path(out), resume)
+        state = TrainState(0, 0.0, {})
+        if checkpoint is not None:
+            check_same_run(checkpoint, config, read_state(checkpoint), batches)
+            state = load_checkpoint(checkpoint, model, optimizer)
+        metrics = MetricsFile(Path(out) / "metrics.jsonl", state.step)
+        trainer = Trainer(
+            model,
+            optimizer,
+            config,
+            batches,
+            device=device,
+            out=Path(out),
+            held_out=held_out,
+            loss_fn=loss_fn,
+            eval_loss_fn=eval_loss_fn,
+            token_bytes=token_bytes,
+            callbacks=[metrics, ProgressReport(progress), LossPlot(), *callbacks],
+        )
+        trainer.resume(state, checkpoint, metrics)
+        return trainer.run()
 
 
-def _move(model: LlamaForCausalLM, device: torch.device, dtype: torch.dtype) -> None:
+def _move(model: Pretrained, device: torch.device, dtype: torch.dtype) -> None:
     """Move the model to the device, and convert only its trained parameters to `dtype`."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.to(device=device, dtype=dtype)

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,6 @@ from bpe_llama.model.training.data.batches import Batch
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
-
-LARGEST_LOGITS = 1 << 25
-"""Most logits in memory at once: 128 MiB of float32. A larger batch is split into chunks (`model.loss`)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,8 @@ class TensorBatch:
         return cls(*map(move, fields))  # type: ignore[arg-type]
 
 
-LossFunction = Callable[["LlamaForCausalLM", TensorBatch, int], Tensor]
+# The model is the one that the caller trains, so its class is his to name.
+LossFunction = Callable[[Any, TensorBatch, int], Tensor]
 """Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
 the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""
 
@@ -56,10 +54,14 @@ class StepResult(NamedTuple):
     Attributes:
         loss: Mean over all learned tokens of the step, in nats per token.
         grad_norm: 2-norm of the gradient of `loss`, before clipping.
+        learned: Learned tokens of the step.
+        bytes: Bytes of their text; 0 if unknown.
     """
 
     loss: float
     grad_norm: float
+    learned: int = 0
+    bytes: int = 0
 
     @property
     def finite(self) -> bool:
@@ -67,28 +69,54 @@ class StepResult(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def batch_loss(model: LlamaForCausalLM, batch: TensorBatch, learned: int) -> Tensor:
-    """Return the cross-entropy of a micro-batch, float32, computed in chunks if the logits are many.
+class Recent(NamedTuple):
+    """Sums over the steps since the last line of metrics.
+
+    Attributes:
+        loss: Of the losses of the steps.
+        steps: The number of steps.
+        nats: Of the losses of all learned tokens.
+        bytes: Of the bytes of their text.
+    """
+
+    loss: float = 0.0
+    steps: int = 0
+    nats: float = 0.0
+    bytes: int = 0
+
+    def with_step(self, result: StepResult) -> Recent:
+        """Return the sums with one more step."""
+        return Recent(
+            self.loss + result.loss,
+            self.steps + 1,
+            self.nats + result.loss * result.learned,
+            self.bytes + result.bytes,
+        )
+
+
+def batch_loss(
+    model: LlamaForCausalLM, batch: TensorBatch, learned: int, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+) -> Tensor:
+    """Return the cross-entropy of a micro-batch, float32.
 
     Args:
         model: The model.
         batch: The micro-batch.
         learned: The learned tokens of all micro-batches of the step, by which the sum is divided.
+        label_smoothing: As of `TrainConfig`, like the next one.
+        z_loss: Likewise.
     """
     # With causal attention no token attends to padding on its right; only an expert router needs a mask.
     mask = batch.attention_mask if model.config.num_local_experts else None
-    chunk_size = max(1, LARGEST_LOGITS // model.config.vocab_size)
-    if batch.ids.numel() > chunk_size:
-        return model.loss(batch.ids, batch.labels, mask, chunk_size, learned, batch.document_ids)
-    out = model(
+    return model.loss(
         batch.ids,
-        attention_mask=mask,
-        labels=batch.labels,
+        batch.labels,
+        mask,
         num_items_in_batch=learned,
         document_ids=batch.document_ids,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
     )
-    loss: Tensor = out.loss
-    return loss
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

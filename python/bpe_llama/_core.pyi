@@ -550,3 +550,28 @@ class TokenFile:
 
     def abandon(self) -> None:
         """Remove what was written."""
+
+# The ids of documents; where each that ends here ends in them; the bytes of its text, then those of the document that
+# goes on in the next batch; the index of its file.
+_EncodedDocuments: TypeAlias = tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+@final
+class DocumentEncoder:
+    """Documents of files to ids, with `begins` and `ends` around each; `Tokenizer.encode_corpus` drives it."""
+
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        paths: Sequence[_PathLike],
+        reading: Mapping[str, object],
+        begins: Sequence[int],
+        ends: Sequence[int],
+        num_threads: int | None,
+    ) -> Self: ...
+    def next_batch(self) -> _EncodedDocuments | None: ...
+    def encode_texts(self, texts: Iterable[str]) -> _EncodedDocuments: ...
+    def skip(self, documents: int) -> int:
+        """Read some of the next documents without encoding them, and return how many are left to skip."""
+
+    def bytes_read(self) -> int: ...
+    def skipped(self) -> _SkippedRows: ...

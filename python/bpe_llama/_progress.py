@@ -12,9 +12,11 @@ class Progress(NamedTuple):
     """The progress of a long call.
 
     Attributes:
-        stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded.
-        done: Bytes read, or merges done.
-        total: All bytes or merges; ``None`` where their number is unknown.
+        stage: ``"count"`` while text is read for training, then ``"merge"``; ``"encode"`` while files are encoded,
+            ``"encode rows"`` while a data set is; ``"load"`` while weights are read; ``"score"`` or ``"classify"``
+            while a model is evaluated.
+        done: Bytes read, merges done, rows or tensors read, tokens scored, or texts labelled.
+        total: All of them; ``None`` where their number is unknown.
     """
 
     stage: str
@@ -63,7 +65,8 @@ def _bar() -> Iterator[Report]:
             is_text = task.fields["stage"] in ("count", "encode")
             return super().render(task) if is_text else MofNCompleteColumn().render(task)
 
-    labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding", "load": "loading weights"}
+    labels = {"count": "counting words", "merge": "merging pairs", "encode": "encoding", "encode rows": "encoding rows"}
+    labels |= {"load": "loading weights", "score": "scoring tokens", "classify": "labelling texts"}
     columns = (
         TextColumn("{task.description}", table_column=Column(width=15)),
         BarColumn(),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from bpe_llama._corpus.bad_rows import BadRows
 from bpe_llama._corpus.files import find_files
+from bpe_llama._corpus.shards import Shard
 from bpe_llama._files import PathLike
+from bpe_llama._progress import ProgressOption, reporting
+from bpe_llama._worker_errors import raised_by_workers, raised_for_driver
 from bpe_llama.counts import DEFAULT_PATTERN, WordCounts, splitting_of
 from bpe_llama.counts import count_files as count_files_here
 
@@ -27,9 +30,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
+    from bpe_llama._corpus.shards import TokenShards
     from bpe_llama.tokenizer import Tokenizer
 
-__all__ = ["cluster", "count_files", "count_words", "encode_dataset"]
+__all__ = ["cluster", "count_files", "count_words", "encode_corpus", "encode_dataset"]
 
 # The shard of the skipped rows, beside the shards of counts.
 _SKIPPED = -1
@@ -280,47 +284,79 @@ def encode_dataset(
     return dataset.map_batches(encode_block, batch_format="pyarrow", batch_size=None)
 
 
-# -- errors of workers -------------------------------------------------------------------------------------------------
+def encode_corpus(
+    paths: PathLike | Iterable[PathLike],
+    tokenizer: Tokenizer,
+    out: PathLike,
+    *,
+    separator: str | None = None,
+    eos: bool = True,
+    bos: bool | None = None,
+    field: str = "text",
+    on_error: str = "raise",
+    shard_tokens: int = 100_000_000,
+    progress: ProgressOption = None,
+) -> TokenShards:
+    """Return the token shards that Ray's workers write to a folder: the ids and documents of one machine, in order.
 
-# Ray passes on nothing but the text of a worker's traceback. So a worker writes the kind and the arguments of its error
-# into the message, as one line of JSON between marks. The traceback quotes this file, so no line may match the marks.
-_KINDS: tuple[type[Exception], ...] = (FileNotFoundError, OSError, TypeError, ValueError)
-_MARKED = "<bpe_llama worker: {} :worker bpe_llama>"
-_MARKED_IN_TEXT = re.compile(_MARKED.format(r"(\[\d+, .*\])"))
+    A worker encodes a whole file, or consecutive files of about one shard, and its last shard may be smaller. The
+    shards depend on the files and `shard_tokens`, not on the cluster. A later run goes on after finished shards.
 
+    Args:
+        paths: As for :meth:`bpe_llama.Tokenizer.encode_corpus`, like the other arguments. Every worker must see the
+            files, and the folder, under the same names.
+        tokenizer: Sent to the workers.
+        out: Likewise.
+        separator: Likewise.
+        eos: Likewise.
+        bos: Likewise.
+        field: Likewise.
+        on_error: Likewise. The warning names the first row of one worker.
+        shard_tokens: Likewise.
+        progress: Likewise, in steps of one worker's files.
 
-class WorkerError(Exception):
-    """Carries an error of the input from a worker to the driver."""
-
-
-@contextmanager
-def raised_for_driver() -> Iterator[None]:
-    """In a worker, mark errors of the input for :func:`raised_by_workers`.
+    Warns:
+        UserWarning: The number of skipped rows and the place of one.
 
     Raises:
-        WorkerError: In place of an ``OSError``, ``TypeError`` or ``ValueError``.
+        FileNotFoundError: Likewise; also if the folder that a worker wrote to is not this machine's.
+        ValueError: Likewise.
     """
-    try:
-        yield
-    except _KINDS as error:
-        kind = next(index for index, kind in enumerate(_KINDS) if isinstance(error, kind))
-        arguments: list[object] = [str(error)]
-        if isinstance(error, OSError) and error.strerror and error.filename is not None:
-            arguments = [error.errno, error.strerror, str(error.filename)]
-        raise WorkerError(_MARKED.format(json.dumps([kind, arguments]))) from error
+    import ray.data
 
+    from bpe_llama._corpus.encode_corpus import Corpus
 
-@contextmanager
-def raised_by_workers() -> Iterator[None]:
-    """In the driver, raise the error that a worker marked; other errors propagate.
+    all_bad_rows = BadRows(on_error)
+    begins, ends = tokenizer.ids_around_documents(bos, eos)
+    files = [path.absolute() for path in find_files(paths)]
+    corpus = Corpus(
+        tokenizer, files, None, Path(out).absolute(), begins, ends, separator, field, on_error, shard_tokens
+    )
+    parts = corpus.parts()
+    sizes = [sum(files[number].stat().st_size for number in part) for part in parts]
 
-    Raises:
-        OSError: If a worker raised it; likewise ``FileNotFoundError``, ``TypeError`` and ``ValueError``.
-    """
-    try:
-        yield
-    except Exception as error:
-        if (marked := _MARKED_IN_TEXT.search(str(error))) is None:
-            raise
-        kind, arguments = json.loads(marked[1])
-        raise _KINDS[kind](*arguments) from error
+    def write_parts(block: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        written = []
+        for number in block.column("part").to_pylist():
+            bad_rows = BadRows(on_error)
+            with raised_for_driver():
+                shards = corpus.write_part(f"shard-{number:05}", parts[number], 1, bad_rows, None)
+            written.append(json.dumps([[asdict(shard) for shard in shards], bad_rows.count, bad_rows.first]))
+        return pa.table({"part": block.column("part"), "written": written})
+
+    with corpus.begun(on_ray=True) as shards, reporting(progress) as report, raised_by_workers():
+        if shards is not None:
+            return shards
+        dataset = ray.data.from_items([{"part": n} for n in range(len(parts))], override_num_blocks=len(parts))
+        found: dict[int, list[Shard]] = {}
+        for row in dataset.map_batches(write_parts, batch_format="pyarrow", batch_size=None).iter_rows():
+            entries, count, first = json.loads(row["written"])
+            found[row["part"]] = [Shard(**entry) for entry in entries]
+            all_bad_rows.add(count, first)
+            if report:
+                report("encode", sum(sizes[number] for number in found), sum(sizes))
+        shards = corpus.finish([shard for number in sorted(found) for shard in found[number]])
+    all_bad_rows.warn(stacklevel=2)
+    return shards

@@ -48,39 +48,18 @@ def _text(block: bytes, folder: Path) -> None:
     )
 
 
-def _any_file(block: bytes, folder: Path) -> None:
-    _use(folder, {"tokenizer.model": block})
-
-
-def _gguf(block: bytes, folder: Path) -> None:
-    _use(folder, {"model.gguf": b"GGUF" + block[4:]})
-
-
-def _config(block: bytes, folder: Path) -> None:
-    _use(folder, {"tokenizer.json": _JSON, "tokenizer_config.json": block})
-
-
-def _sidecar(block: bytes, folder: Path) -> None:
-    _use(folder, {"vocab.tiktoken": _LINES, "vocab.tiktoken.json": block})
-
-
-def _tekken(block: bytes, folder: Path) -> None:
-    _use(folder, {"tekken.json": block})
-
-
-def _vocab(block: bytes, folder: Path) -> None:
-    _use(folder, {"vocab.json": block, "merges.txt": b""})
-
-
-def _merges(block: bytes, folder: Path) -> None:
-    _use(folder, {"merges.txt": block, "vocab.json": _VOCAB})
-
-
 def _token_files(block: bytes, folder: Path) -> None:
     """The three files that name tokens, with a line of hyphens between."""
     parts = [*block.split(b"\n---\n"), b"{}", b"{}"][:3]
     names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     _use(folder, {"vocab.json": _VOCAB, "merges.txt": b"a b\n", **dict(zip(names, parts, strict=True))})
+
+
+def _loads(
+    name: str, before: dict[str, bytes] | None = None, after: dict[str, bytes] | None = None
+) -> Callable[[bytes, Path], None]:
+    """Return a target whose input is the file ``name``, with others before and after it."""
+    return lambda block, folder: _use(folder, {**(before or {}), name: block, **(after or {})})
 
 
 def _use(folder: Path, files: dict[str, bytes]) -> None:
@@ -136,29 +115,20 @@ TARGETS: dict[str, tuple[Callable[[bytes, Path], None], list[bytes]]] = {
             "\ud83d\ude00 \ud800a\udfff".encode("utf-8", "surrogatepass"),
         ],
     ),
-    "python_any_file": (_any_file, [_JSON, _LINES, _GGUF]),
-    "python_gguf": (_gguf, [_GGUF]),
+    "python_any_file": (_loads("tokenizer.model"), [_JSON, _LINES, _GGUF]),
+    "python_gguf": (lambda block, folder: _use(folder, {"model.gguf": b"GGUF" + block[4:]}), [_GGUF]),
     "python_config": (
-        _config,
+        _loads("tokenizer_config.json", {"tokenizer.json": _JSON}),
         [b'{"bos_token": {"content": "<|end|>"}, "eos_token": "x", "chat_template": "{{ 1 }}"}'],
     ),
-    "python_sidecar": (_sidecar, [_SIDECAR]),
-    "python_tekken": (_tekken, [_TEKKEN]),
-    "python_vocab": (_vocab, [_VOCAB]),
-    "python_merges": (_merges, [b"#version: 0.2\na b\n"]),
+    "python_sidecar": (_loads("vocab.tiktoken.json", {"vocab.tiktoken": _LINES}), [_SIDECAR]),
+    "python_tekken": (_loads("tekken.json"), [_TEKKEN]),
+    "python_vocab": (_loads("vocab.json", after={"merges.txt": b""}), [_VOCAB]),
+    "python_merges": (_loads("merges.txt", after={"vocab.json": _VOCAB}), [b"#version: 0.2\na b\n"]),
     "python_token_files": (_token_files, [_TOKEN_FILES]),
 }
-_NUMBERS = [
-    b"\x00",
-    b"\xff",
-    b"\x80",
-    b"\xff\xff\xff\xff",
-    b"\x00\x00\x00\x80",
-    b"\xff" * 8,
-    b"-1",
-    b"4294967296",
-    b"1e9",
-]
+_NUMBERS = [b"\x00", b"\xff", b"\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff" * 8]
+_NUMBERS += [b"-1", b"4294967296", b"1e9"]
 
 
 def mutate(block: bytes, other: bytes, draw: random.Random) -> bytes:

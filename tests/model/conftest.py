@@ -28,15 +28,15 @@ def _config(**changes: Any) -> LlamaConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> Callable[..., LlamaConfig]:
-    """Return a function that builds small configs: ``tiny_config(attention_bias=True)``."""
-    return _config
-
-
-@pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., LlamaForCausalLM]:
     """Return a function that builds small models in evaluation mode."""
     return lambda seed=0, **changes: LlamaForCausalLM(_config(**changes), seed=seed).eval()
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., LlamaForCausalLM]) -> LlamaForCausalLM:
+    """Return a small model that knows no end of a text."""
+    return tiny_model(eos_token_id=None)
 
 
 @pytest.fixture

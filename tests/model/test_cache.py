@@ -125,8 +125,7 @@ def test_error_of_the_quantized_cache(tiny_model: Make, ids: Tensor, dtype: torc
     assert 0 < error < (0.02 if dtype == torch.float32 else 0.03)  # measured: 0.011 and 0.021
 
 
-def test_the_quantized_cache_with_the_native_decoder_and_without(tiny_model: Make, ids: Tensor) -> None:
-    model = tiny_model(eos_token_id=None)
+def test_the_quantized_cache_with_the_native_decoder_and_without(model: LlamaForCausalLM, ids: Tensor) -> None:
     fused = model.generate(ids, max_new_tokens=12, temperature=0.0, cache="int8")
     model.set_attn_implementation("eager")
     assert torch.equal(fused, model.generate(ids, max_new_tokens=12, temperature=0.0, cache="int8"))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bpe_llama.model import LlamaConfig
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM
 from bpe_llama.model.layers.rope_scaling import inverse_frequencies
 from bpe_llama.model.rope_parameters import REQUIRED
 
@@ -170,10 +171,22 @@ YARN = """{"_name_or_path": "llama", "architectures": ["LlamaForCausalLM"], "aut
 "torch_dtype": "bfloat16", "transformers_version": "4.33.0.dev0", "use_cache": true, "vocab_size": 32000,
 "max_sequence_length": 2048, "torchscript": false, "pruned_heads": {}, "mlp_only_layers": [], "num_beams": 1,
 "task_specific_params": null, "is_decoder": false, "use_bfloat16": false, "tie_encoder_decoder": false}"""
+LLAMA_2 = """{"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+"hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 4096,
+"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+"pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": null, "tie_word_embeddings": false,
+"torch_dtype": "float16", "use_cache": true, "vocab_size": 32000}"""
+LLAMA_3 = """{"architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 128000,
+"eos_token_id": 128001, "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 8192,
+"model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+"rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+"vocab_size": 128256}"""
+PUBLISHED = [(SMOLLM2, 134_515_008), (LLAMA_2, 6_738_415_616), (LLAMA_3, 8_030_261_248), (LLAMA_3_2, 1_235_814_400)]
+PUBLISHED += [(MISTRAL_V1, 7_241_732_096), (MIXTRAL, 46_702_792_704), (YARN, 6_738_415_616)]
 
 
-@pytest.mark.parametrize("text", [SMOLLM2, LLAMA_3_2, MISTRAL_V1, MIXTRAL, YARN])
-def test_published_configs_are_read_without_a_warning(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "parameters"), PUBLISHED)
+def test_published_configs_are_read_without_a_warning(text: str, parameters: int, tmp_path: Path) -> None:
     stated = json.loads(text)
     (tmp_path / "config.json").write_text(text)
     config = LlamaConfig.from_json(tmp_path)
@@ -182,8 +195,12 @@ def test_published_configs_are_read_without_a_warning(text: str, tmp_path: Path)
             assert value == stated[name], name
     for name, value in (stated.get("rope_scaling") or {}).items():
         assert name == "finetuned" or config.rope["rope_type" if name == "type" else name] == value
-    again = LlamaConfig.from_dict(config.to_dict())
-    assert again == config
+    assert LlamaConfig.from_dict(config.to_dict()) == config
+    assert config.context_length == stated["max_position_embeddings"]
+    model = LlamaForCausalLM(config, device="meta")
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    with torch.device("meta"):
+        assert LlamaForCausalLM(config).device.type == "meta"
 
 
 @pytest.mark.parametrize("rope_type", REQUIRED)

@@ -10,20 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, perplexity
-from bpe_llama.model.evaluation import perplexity as evaluation
+from bpe_llama.model import LlamaForCausalLM, perplexity
+from bpe_llama.model.evaluation import scoring as evaluation
+from tests.small_models import tiny_model
 
-MODEL = LlamaForCausalLM(
-    LlamaConfig(
-        vocab_size=31,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
-)
+MODEL = tiny_model(vocab_size=31, hidden_size=16, num_hidden_layers=2, initializer_range=0.3)
 
 
 def by_definition(ids: list[int], window: int, stride: int) -> float:
@@ -72,7 +63,7 @@ def test_a_perplexity_beyond_a_floats_range_is_infinite() -> None:
         ([3, 4], {"window": 1}, "window is 1"),
         ([3, 4], {"window": 8, "stride": 8}, "stride is 8; expected at least 1 and less than the window of 8"),
         ([3, 4], {"window": 8, "stride": 0}, "stride is 0"),
-        ([3, 31, 4], {"window": 8}, "input id 31 is outside"),
+        ([3, 31, 4], {"window": 8}, "id 31 is outside"),
         ([3, 4, 31], {"window": 8}, "31 is outside"),
     ],
 )

@@ -17,6 +17,7 @@ from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequ
 from bpe_llama.model.layers.attention_backends import Visible, attention_weights
 from bpe_llama.model.layers.moe import MixtureOfExperts, load_balancing_loss, router_z_loss
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope, draw_rotation
+from tests import small_models as small
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -120,7 +121,8 @@ def test_the_chunked_loss_is_the_loss(tiny_model: Make, ids: Tensor, chunk: int)
     loss = model.loss(ids, labels, chunk_size=chunk)
     loss.backward()
     watching.remove()
-    assert max(rows) == min(chunk, 57) and sum(rows) == 2 * 57  # forward and backward
+    assert max(rows) == min(chunk, 52)  # learned positions alone
+    assert sum(rows) == 52 * (1 if chunk >= 52 else 2)  # chunks are computed again in the backward pass
     close(loss, whole)
     for name, weight in model.named_parameters():
         close(weight.grad, expected[name])
@@ -251,19 +253,10 @@ def test_equal_loads_minimize_the_load_balancing_loss() -> None:
 @torch.enable_grad()
 def test_the_load_balancing_loss_equalizes_loads() -> None:
     def busiest_share(coefficient: float) -> float:
-        config = LlamaConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_local_experts=4,
-            num_experts_per_tok=1,
-            router_aux_loss_coef=coefficient,
-            router_z_loss_coef=1e-3,
-            initializer_range=0.1,
-        )
-        model = LlamaForCausalLM(config, seed=0).train()
+        shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+        experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "initializer_range": 0.1}
+        losses = {"router_aux_loss_coef": coefficient, "router_z_loss_coef": 1e-3}
+        model = small.tiny_model(**shape, **experts, **losses).train()
         mixture = model.model.layers[0].block_sparse_moe
         assert isinstance(mixture, MixtureOfExperts)
         with torch.no_grad():
@@ -306,7 +299,7 @@ def test_contradictory_configs_are_refused(changes: dict[str, object], message: 
 
 
 def test_classifier_refusals() -> None:
-    config = LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = small.tiny_config(vocab_size=32)
     model = LlamaForSequenceClassification(config)
     ids = torch.tensor([[5, 6], [7, 8]])
     with pytest.raises(ValueError, match="need an attention_mask or a pad_token_id"):

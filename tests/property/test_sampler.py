@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpe_llama import Sampler
+from tests.logit_rows import KINDS, ROWS, row_of
 
 
 def definition(row, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -28,19 +29,6 @@ def definition(row, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     return kept / kept.sum(), margin
 
 
-finite = st.floats(-1e4, 1e4, width=32)
-elements = st.one_of(
-    st.floats(-8, 8, width=32),
-    finite,
-    st.sampled_from([0.0, 1.0, -1.0, 2.5]),
-    st.just(-np.inf),
-    st.integers(-1000, 1000).map(lambda n: n * 2.0**-149),
-)
-rows = (
-    st.lists(elements, min_size=1, max_size=200)
-    .filter(lambda xs: max(xs) > -np.inf)
-    .map(lambda xs: np.array(xs, dtype=np.float32))
-)
 parameters = st.fixed_dictionaries(
     {},
     optional={
@@ -56,7 +44,7 @@ def sampler(seed=0, **given_parameters):
     return Sampler(**{"temperature": 1.0, "top_p": 1.0, **given_parameters}, seed=seed)
 
 
-@given(rows, parameters)
+@given(ROWS, parameters)
 def test_probs_are_those_of_the_definition(row, given_parameters):
     expected, margin = definition(row, **given_parameters)
     got = sampler(**given_parameters).probs(row)
@@ -66,14 +54,14 @@ def test_probs_are_those_of_the_definition(row, given_parameters):
         np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-300)
 
 
-@given(rows, parameters, st.integers(0, 2**64 - 1))
+@given(ROWS, parameters, st.integers(0, 2**64 - 1))
 def test_draws_come_from_the_filtered_ids(row, given_parameters, seed):
     chosen = sampler(seed, **given_parameters)
     probs = chosen.probs(row)
     assert all(probs[chosen.sample(row)] > 0 for _ in range(4))
 
 
-@given(rows, st.floats(1e-6, 1.0), st.floats(1e-6, 1.0))
+@given(ROWS, st.floats(1e-6, 1.0), st.floats(1e-6, 1.0))
 def test_a_larger_p_keeps_no_less(row, one, other):
     small, large = (np.flatnonzero(sampler(top_p=p).probs(row)) for p in sorted((one, other)))
     assert set(small) <= set(large)
@@ -97,18 +85,9 @@ def test_ties_are_broken_by_id(size, kept, value):
 
 
 @pytest.mark.parametrize("size", [1, 2, 1023, 1024, 1025, 32_000, 128_256, 262_144])
-@pytest.mark.parametrize("kind", ["flat", "peaked", "tied", "two values", "equal", "one finite", "subnormal"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_every_size_and_kind(size, kind):
-    random = np.random.default_rng(size)
-    row = {
-        "flat": lambda: random.normal(size=size),
-        "peaked": lambda: random.normal(size=size) * 3 + 12 * (random.random(size) < 5 / size),
-        "tied": lambda: np.round(random.normal(size=size) * 4) / 4,
-        "two values": lambda: np.where(random.random(size) < 0.1, 3.0, 0.0),
-        "equal": lambda: np.full(size, -7.5),
-        "one finite": lambda: np.where(np.arange(size) == size // 2, 0.0, -np.inf),
-        "subnormal": lambda: random.normal(size=size) * 1e-40,
-    }[kind]().astype(np.float32)
+    row = row_of(kind, size)
     for given_parameters in (
         {"top_p": 0.9, "temperature": 0.8},
         {"top_k": 40},

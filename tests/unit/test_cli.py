@@ -16,7 +16,7 @@ import pytest
 
 from bpe_llama import Tokenizer, cli, display
 
-TOKENIZER_COMMANDS = ("train-tokenizer", "encode", "decode", "count", "inspect")
+TOKENIZER_COMMANDS = ("train-tokenizer", "encode-corpus", "encode", "decode", "count", "inspect")
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,23 @@ def test_train_tokenizer(corpus: list[str], tmp_path: Path, capsys: pytest.Captu
     assert trained.special_tokens == {"<|end|>": 398, "<|pad|>": 399}
 
 
+def test_encode_corpus(tok: Tokenizer, saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("one|two words", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"body": "three"}\n', encoding="utf-8")
+    out = tmp_path / "shards"
+    command = ["encode-corpus", str(tmp_path / "*.*"), "-t", saved, "-o", str(out), "--field", "body"]
+    options = ["--separator", "|", "--bos", "--no-eos", "--shard-tokens", "2", "--threads", "2"]
+    for _run in range(2):  # the second finds the folder complete
+        assert cli.main([*command, *options]) == 0
+        documents = [tok.encode(text, bos=True) for text in ("one", "two words", "three")]
+        tokens = sum(map(len, documents))
+        printed = capsys.readouterr().out
+        assert f"shards: {tokens} tokens in" in printed and "3 documents in 3 shards" in printed
+        assert [np.load(out / f"shard-0000{number}.npy").tolist() for number in range(3)] == documents
+    assert cli.main([*command, "--separator", "||", *options[2:]]) == 2
+    assert "separator is '||', but was '|'" in capsys.readouterr().err
+
+
 def test_counting_on_ray_needs_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +186,16 @@ def test_counting_on_ray_needs_ray(
         (["train-tokenizer", "missing.txt", "--vocab-size", "many"], "--vocab-size"),
         (["train-tokenizer", "missing.txt"], "missing.txt"),
         (["train-tokenizer", "latin1.txt", "--ray", "auto", "--threads", "2"], "not both"),
+        (["encode-corpus", "latin1.txt"], "--out"),
+        (["encode-corpus", "-t", "SAVED", "--out", "shards"], "no paths were given"),
+        (["encode-corpus", "latin1.txt", "-t", "SAVED", "--out", "shards"], "latin1.txt: invalid UTF-8 at byte 3"),
+        (
+            ["encode-corpus", "latin1.txt", "-t", "SAVED", "--out", "shards", "--split", "dev"],
+            "--split needs --dataset",
+        ),
+        (["encode-corpus", "latin1.txt", "-t", "SAVED", "--out", "shards", "--shard-tokens", "0"], "shard_tokens is 0"),
+        (["encode-corpus", "latin1.txt", "--out", "shards", "--ray", "auto", "--threads", "2"], "not both"),
+        (["encode-corpus", "--out", "shards", "--ray", "auto", "--dataset", "name"], "not both"),
         (["encode", "text", "-t", "missing.json"], "missing.json"),
         (["encode", "text", "--file", "text.txt", "-t", "SAVED"], "not both"),
         (["encode", "--file", "missing.txt", "-t", "SAVED"], "missing.txt"),

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,23 +25,18 @@ from torch import Tensor
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
-from bpe_llama.model.training.optimizers.adamw import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
+from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:
-    from bpe_llama.model.llama import LlamaForCausalLM
+    from bpe_llama.model.pretrained import Pretrained
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _UNFINISHED = ".saving-"
-# Options that must not change when a run resumes: they determine the tokens of each step and the dtype of the weights.
+# Options that must not change when a run resumes: they determine the tokens of each step and the optimizer's state.
 _FIXED_OPTIONS = (
-    "sequence_length",
-    "batch_size",
-    "gradient_accumulation",
-    "packing",
-    "document_mask",
-    "eval_fraction",
-    "seed",
-    "weights_dtype",
+    *("sequence_length", "batch_size", "gradient_accumulation", "packing", "document_mask", "eval_fraction", "seed"),
+    *("weights_dtype", "master_weights", "optimizer", "ema_decay"),
 )
 
 
@@ -54,7 +49,7 @@ class TrainState:
         elapsed: Seconds trained.
         settings: The run's options, as `TrainConfig.to_dict` returns them.
         skipped: Number of skipped steps.
-        recent: The sum of the losses since the last line of metrics, and the number of their steps.
+        recent: Sums over the steps since the last line of metrics.
         data: The `fingerprint` of the batches; empty if it is unknown.
     """
 
@@ -62,7 +57,7 @@ class TrainState:
     elapsed: float
     settings: dict[str, Any]
     skipped: int = 0
-    recent: tuple[float, int] = (0.0, 0)
+    recent: Recent = field(default_factory=Recent)
     data: str = ""
 
 
@@ -83,7 +78,7 @@ def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
     return checkpoint
 
 
-def save_checkpoint(out: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+def save_checkpoint(out: Path, model: Pretrained, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
     """Write the checkpoint of `state.step` into `out`, remove older ones, and return its folder.
 
     A process killed at any moment leaves the previous checkpoint or the new one complete: the new one is flushed to
@@ -112,7 +107,7 @@ def _previous(out: Path) -> str:
     return "there is no earlier one" if previous is None else f"{previous.name} stays"
 
 
-def _write(out: Path, model: LlamaForCausalLM, tensors: dict[str, Tensor], state: TrainState) -> Path:
+def _write(out: Path, model: Pretrained, tensors: dict[str, Tensor], state: TrainState) -> Path:
     for unfinished in out.glob(f"{_UNFINISHED}*"):  # left by a killed process
         shutil.rmtree(unfinished)
     older = _checkpoints(out)
@@ -159,26 +154,37 @@ def _step_and_revision(folder: Path) -> tuple[int, int]:
     return (int(found[1]), int(found[2] or 0)) if found else (-1, 0)
 
 
-def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> TrainState:
+def read_state(folder: Path) -> TrainState:
+    """Return the state of the run that saved `folder`.
+
+    Raises:
+        ValueError: If its file is missing or damaged.
+    """
+    try:
+        values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+        return TrainState(
+            step=int(values["step"]),
+            elapsed=float(values["elapsed"]),
+            settings=dict(values["settings"]),
+            skipped=int(values.get("skipped", 0)),
+            recent=Recent(*values.get("recent", ())),
+            data=str(values.get("data", "")),
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
+
+
+def load_checkpoint(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load `folder` into the model and the optimizer, and return the state of the run.
 
     Raises:
         ValueError: If a file is missing, damaged or does not match the model.
     """
+    state = read_state(folder)
     try:
-        values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        total, count = values.get("recent", (0.0, 0))
-        state = TrainState(
-            step=int(values["step"]),
-            elapsed=float(values["elapsed"]),
-            settings=dict(values["settings"]),
-            skipped=int(values.get("skipped", 0)),
-            recent=(float(total), int(count)),
-            data=str(values.get("data", "")),
-        )
         weights = {} if lora.names(model) else load_file(folder / "model.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
     for name, place in _adapter_folders(model, folder).items():
         lora.restore(model, place, name)
@@ -188,12 +194,12 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
     return state
 
 
-def _adapter_folders(model: LlamaForCausalLM, folder: Path) -> dict[str, Path]:
+def _adapter_folders(model: Pretrained, folder: Path) -> dict[str, Path]:
     """Return the folder of each adapter in a checkpoint, in peft's layout."""
     return {name: folder if name == "default" else folder / name for name in lora.names(model)}
 
 
-def _load_weights(folder: Path, model: LlamaForCausalLM, weights: dict[str, Tensor]) -> None:
+def _load_weights(folder: Path, model: Pretrained, weights: dict[str, Tensor]) -> None:
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
     found = {name: tensor.shape for name, tensor in weights.items() if name not in tied}
@@ -203,13 +209,18 @@ def _load_weights(folder: Path, model: LlamaForCausalLM, weights: dict[str, Tens
     model.load_state_dict(weights, strict=False)
 
 
-def check_trainable(model: LlamaForCausalLM) -> None:
+def check_trainable(model: Pretrained, predicts_text: bool = True) -> None:
     """Check that a checkpoint would hold all that is trained.
 
+    Args:
+        model: The model.
+        predicts_text: Whether the loss is that of the next tokens.
+
     Raises:
-        ValueError: If the model is no causal LM, adapters are merged, or another weight is trained beside them.
+        ValueError: If the loss needs a causal LM and the model is none, adapters are merged, or another weight is
+            trained beside them.
     """
-    if "score" in dict(model.named_children()):
+    if predicts_text and "score" in dict(model.named_children()):
         raise ValueError(f"the model is a {type(model).__name__}; expected a LlamaForCausalLM, which predicts text")
     layers = [layer for _, layer in lora.adapted_layers(model)]
     if any(layer.unmerged is not None for layer in layers):

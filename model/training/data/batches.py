@@ -22,7 +22,7 @@ class Batch:
 
     Attributes:
         ids: int64 `(B, T)`.
-        labels: int64 `(B, T)`: the id of a learned token, else -100. The model shifts them.
+        labels: int64 `(B, T)`: the id of a learned token, else -100; the model shifts them. Or `(B,)`: one label a row.
         attention_mask: int64 `(B, T)`, 0 for padding; None without padding.
         document_ids: int64 `(B, T)`: the number of a token's document in its row. Attention does not cross documents,
             and positions restart. None if each row is one document.
@@ -35,13 +35,21 @@ class Batch:
 
     @property
     def learned(self) -> int:
-        """Return the number of learned tokens; the first token of a row has no prediction.
+        """Return the number of learned tokens, or labels; the first token of a row has no prediction.
 
         Example:
             >>> Batch(np.array([[5, 6, 7], [6, 7, 8]]), np.array([[5, 6, -100], [-100, 7, 8]])).learned
             3
         """
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        labels = self.labels[:, 1:] if self.labels.ndim == 2 else self.labels
+        return int((labels != IGNORED).sum())
+
+    def bytes(self, token_bytes: npt.NDArray[np.int64] | None) -> int:
+        """Return the bytes of the learned tokens, by the bytes of each id; 0 if these are unknown."""
+        if token_bytes is None:
+            return 0
+        labels = self.labels[:, 1:]
+        return int(token_bytes[labels[labels != IGNORED]].sum())
 
     def rows(self, rank: int, world: int) -> Batch:
         """Return the rows of one of `world` processes: `B / world` each, one more for the first ones if it is uneven.

@@ -83,11 +83,15 @@ class ExampleBatches:
 
     def batch(self, index: int) -> Batch:
         """Return batch `index` (from 0), T the length of its longest example."""
-        first = index * self.batch_size
-        examples = [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
+        examples = self.rows(index)
         lengths = np.array([len(example.ids) for example in examples])
         mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
         return Batch(*collate(examples), mask)
+
+    def rows(self, index: int) -> list[Example]:
+        """Return the examples of batch `index`."""
+        first = index * self.batch_size
+        return [self.examples[self._place(row)] for row in range(first, first + self.batch_size)]
 
     def tokens_before(self, index: int) -> int:
         """Return the number of tokens in the batches before `index`, without padding."""

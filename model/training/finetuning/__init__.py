@@ -1,1 +1,1 @@
-"""Fine-tuning: reads conversations, completions and plain text, and trains on them."""
+"""Fine-tuning: reads conversations, completions, plain text and labelled texts, and trains on them."""

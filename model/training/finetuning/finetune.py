@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
 from bpe_llama.model.generation.prompts import check_vocabulary
+from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.checkpoints.lock import locked
-from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import open_tokens, split_held_out
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
@@ -24,6 +24,7 @@ from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example
 from bpe_llama.model.training.loop import TrainResult
 from bpe_llama.model.training.run import train, train_on_examples
+from bpe_llama.model.training.step import LossFunction, batch_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,6 +44,9 @@ def finetune(
     resume: bool = False,
     show_example: bool = False,
     progress: bool | None = None,
+    loss_fn: LossFunction = batch_loss,
+    callbacks: Sequence[Callback] = (),
+    token_bytes: npt.NDArray[np.int64] | None = None,
     **data: Unpack[DataOptions],
 ) -> TrainResult:
     """Train `model` in place on text files, and return the result.
@@ -63,7 +67,10 @@ def finetune(
         epochs: Passes over the data, instead of `config.max_steps`.
         resume: Resume from the checkpoint in `out`, if there is one.
         show_example: Print the first example on stderr, with the learned tokens coloured.
-        progress: Show a progress bar on stderr; None: only if stderr is a terminal.
+        progress: As of `train`, like the next three.
+        loss_fn: Likewise.
+        callbacks: Likewise.
+        token_bytes: Likewise.
         data: `format`, `train_on`, `parse_special` and `on_error`, as `DataConfig` documents them.
 
     Warns:
@@ -80,8 +87,7 @@ def finetune(
         >>> finetune(model, tokenizer, "notes/*.txt", TrainConfig(learning_rate=2e-4), "run")  # doctest: +SKIP
     """
     check_vocabulary(tokenizer, model.config.vocab_size)
-    if epochs is not None and not (math.isfinite(epochs) and epochs > 0):
-        raise ValueError(f"epochs is {epochs}, expected a positive number")
+    with_epochs(config, epochs, 1)  # raises before the files are read
     options = DataConfig(**data)
     files, out = find_files(texts), Path(out)
     checkpoint_to_resume(out, resume)  # before this run replaces another run's tokens.npy
@@ -102,9 +108,19 @@ def finetune(
         tokens, _ = split_held_out(open_tokens(token_file), config.eval_fraction, config.sequence_length)
         if show_example:
             print_example(tokenizer, tokens[: config.sequence_length].astype(np.int64))
-        config = _for_epochs(config, epochs, len(tokens) / config.sequence_length)
+        config = with_epochs(config, epochs, len(tokens) / config.sequence_length)
         _print_trainable_parameters(model)
-        return train(model, token_file, config, out, resume=resume, progress=progress)
+        return train(
+            model,
+            token_file,
+            config,
+            out,
+            resume=resume,
+            progress=progress,
+            loss_fn=loss_fn,
+            callbacks=callbacks,
+            token_bytes=token_bytes,
+        )
     found = read_conversations(files, tokenizer, config.sequence_length, **data)
     if found.truncated or found.dropped:
         print(
@@ -117,21 +133,22 @@ def finetune(
         print_example(tokenizer, examples[0].ids, examples[0].labels)
     eval_count = max(1, int(len(examples) * config.eval_fraction)) if config.eval_fraction and len(examples) > 1 else 0
     train_examples, eval_examples = examples[: len(examples) - eval_count], examples[len(examples) - eval_count :]
-    config = _for_epochs(config, epochs, len(train_examples))
+    config = with_epochs(config, epochs, len(train_examples))
     _print_trainable_parameters(model)
     return train_on_examples(
-        model, train_examples, config, out, eval_examples=eval_examples, resume=resume, progress=progress
+        model,
+        train_examples,
+        config,
+        out,
+        eval_examples=eval_examples,
+        resume=resume,
+        progress=progress,
+        loss_fn=loss_fn,
+        callbacks=callbacks,
+        token_bytes=token_bytes,
     )
 
 
 def _print_trainable_parameters(model: LlamaForCausalLM) -> None:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     print(f"{trained:,} trainable parameters", file=sys.stderr)
-
-
-def _for_epochs(config: TrainConfig, epochs: float | None, rows: float) -> TrainConfig:
-    """Return the config with the number of steps that `epochs` epochs over `rows` rows take."""
-    if epochs is None:
-        return config
-    steps = max(1, math.ceil(epochs * rows / (config.batch_size * config.gradient_accumulation)))
-    return dataclasses.replace(config, max_steps=steps, warmup_steps=min(config.warmup_steps, steps))

@@ -1,1 +1,1 @@
-"""Optimizers: AdamW, also for bfloat16 weights."""
+"""Optimizers: AdamW in three forms, Muon, a moving average of the weights, and their state as named tensors."""

@@ -48,7 +48,7 @@ class MetricsFile(Callback):
         found = [line[key] for line in self._lines if key in line and step in (None, line["step"])]
         return found[-1] if found else math.nan
 
-    def write(self, **values: float) -> None:
+    def write(self, **values: float | str) -> None:
         """Append one line.
 
         Raises:

@@ -45,5 +45,7 @@ class LossPlot(Callback):
     """Draws `loss.png` from `metrics.jsonl` at the end of a run."""
 
     def on_end(self, run: Trainer, result: TrainResult) -> None:
-        """Draw the plot."""
-        plot_loss(read_metrics(run.out / "metrics.jsonl"), run.out / "loss.png")
+        """Draw the plot, unless the run ended before its first metrics."""
+        metrics = read_metrics(run.out / "metrics.jsonl")
+        if any("loss" in line or "eval_loss" in line for line in metrics):
+            plot_loss(metrics, run.out / "loss.png")

@@ -1,1 +1,1 @@
-"""Corpora: find and read files of text (`files`, `bad_rows`), and encode them into files of ids (`token_files`)."""
+"""Corpora: find and read texts (`files`, `hub`, `bad_rows`); encode them (`token_files`, `encode_corpus`, `shards`)."""

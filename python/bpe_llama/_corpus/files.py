@@ -32,6 +32,8 @@ def find_files(paths: PathLike | Iterable[PathLike]) -> list[Path]:
         raise ValueError("no paths were given; expected a file, a folder, a pattern, or a list of them")
     found: dict[Path, None] = {}
     for pattern in patterns:
+        if str(pattern).startswith("hf://"):
+            raise ValueError(f"{pattern}: a path was expected; encode-corpus --dataset reads a data set of the Hub")
         found.update(dict.fromkeys(map(Path, expand_paths(os.path.expanduser(os.fspath(pattern))))))
     return list(found)
 

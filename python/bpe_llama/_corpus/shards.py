@@ -33,7 +33,7 @@ __all__ = ["Shard", "TokenShards", "fingerprint", "open_shards"]
 
 INDEX = "index.json"
 _FORMAT = {"format": "bpe_llama.token_shards", "version": 1}
-_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _OFFSETS = np.dtype("<i8")
 _OPEN_FILES = 64
 """The number of files that are mapped at a time: a process may open some hundreds."""
@@ -116,13 +116,15 @@ class TokenShards:
         """
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens {start:,} to {stop:,} of {self.tokens:,} in {self.folder}")
-        parts = []
+        parts: list[Ids] = []
         shard = int(np.searchsorted(self.first_tokens, start, side="right")) - 1
         while start < stop:
             first, end = map(int, self.first_tokens[shard : shard + 2])
             parts.append(self.ids(shard)[start - first : stop - first])
             start, shard = min(stop, end), shard + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, _DTYPES[self.dtype])])
+        if not parts:
+            return np.empty(0, _DTYPES[self.dtype])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def document(self, number: int) -> Ids:
         """Return the ids of one document, counted from 0 over all shards.
@@ -147,10 +149,9 @@ class TokenShards:
 
     def _mapped(self, name: str, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
         if (found := self._maps.pop(name, None)) is None:
-            offset = _check_array(self.folder / name, dtype, count)
+            path, offset = self.folder / name, _check_array(self.folder / name, dtype, count)
             # An empty file cannot be mapped.
-            shape, mode = (count,), "r"
-            found = np.memmap(self.folder / name, dtype, mode, offset, shape) if count else np.empty(0, dtype)
+            found = np.memmap(path, dtype, "r", offset, (count,)) if count else np.empty(0, dtype)
         self._maps[name] = found
         if len(self._maps) > _OPEN_FILES:
             self._maps.popitem(last=False)
@@ -246,14 +247,13 @@ def _check_array(path: Path, dtype: np.dtype[Any], count: int) -> int:
 def write_index(shards: TokenShards) -> None:
     """Write `index.json`, which completes the folder."""
     index = _FORMAT | {key: value for key, value in asdict(shards).items() if key != "folder"}
-    write_json(shards.folder / INDEX, index)
+    write_json(shards.folder / INDEX, index, indent=1)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Write a value as JSON, atomically and to the disk."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+        file.write(json.dumps(value, indent=indent) + "\n")
         _to_disk(file)
 
 

@@ -1,4 +1,4 @@
-"""The encoding half of `bpe_llama.Tokenizer`: special tokens by role, batches, chats and files of ids."""
+"""The encoding half of `bpe_llama.Tokenizer`: special tokens by role, batches and chats."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from bpe_llama._core import Tokenizer as CoreTokenizer
 from bpe_llama._encoding.batches import Batches, integer, template_of
-from bpe_llama._files import PathLike
+from bpe_llama._encoding.corpora import CorpusTokenizer
 from bpe_llama._loading.ends import END_ROLES, ends_of
 from bpe_llama._loading.settings import Settings
-from bpe_llama._progress import ProgressOption
 
 if TYPE_CHECKING:
     from bpe_llama._loading.folder import TokenizerAttributes
 
 
-class EncodingTokenizer(CoreTokenizer):
+class EncodingTokenizer(CorpusTokenizer):
     """A compiled tokenizer with the defaults and special tokens that its files name.
 
     Attributes:
@@ -264,78 +263,3 @@ class EncodingTokenizer(CoreTokenizer):
             }
         ids = chat.encode_chat(self, messages, **options)
         return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
-
-    def encode_files(
-        self,
-        paths: PathLike | Iterable[PathLike],
-        out: PathLike,
-        separator: str | None = None,
-        eos: bool = True,
-        *,
-        bos: bool | None = None,
-        field: str = "text",
-        on_error: str = "raise",
-        num_threads: int | None = None,
-        progress: ProgressOption = None,
-    ) -> int:
-        """Return the number of ids written to a `.npy` file: the ids of all documents, concatenated.
-
-        `numpy.load(out, mmap_mode="r")` reads them back. With a named pattern or that of superwords, text files of any
-        size are encoded in bounded memory. With another regex or a SentencePiece vocabulary, and for rows and lines,
-        whole documents and their ids are in memory: some megabytes at a time, or one longer document.
-
-        Args:
-            paths: A file, a folder, a glob pattern, or several of these. `.gz` and `.zst` are decompressed; a line of
-                `.jsonl` and a row of `.parquet` is a document; any other file is one. A UTF-8 byte-order mark at the
-                start of a file is no part of its text.
-            out: Where the ids go: uint16 if `vocab_size` is at most 65,536, else uint32, one dimension.
-            separator: Text that ends a document within a file.
-            eos: Append to each document the ids that the post-processor appends to a text, else `eos_id`, if any.
-            bos: `None` prepends to each document the ids that the post-processor prepends to a text, as `tok(...)`
-                does; `True` prepends `bos_id`, `False` nothing.
-            field: The field or column of `.jsonl` and `.parquet` files that holds the text.
-            on_error: `"raise"` an error at the first row without text, or `"skip"` such rows and warn of their number;
-                see `WordCounts.from_files`.
-            num_threads: `None` for all processors. The ids do not depend on it.
-            progress: `None` shows a bar on a terminal, `False` none; a function gets `bpe_llama.training.Progress`.
-
-        Warns:
-            UserWarning: The number of skipped rows and the place of the first.
-
-        Raises:
-            FileNotFoundError: If nothing matches one of the paths.
-            ValueError: If a row holds no text or a file is not of its format, naming file and place; if `out` does not
-                end in `.npy`, `on_error` is unknown, or `bos` is true without a `bos_id`. `out` then stays unchanged.
-
-        Examples:
-            >>> import tempfile, pathlib
-            >>> import numpy as np
-            >>> folder = pathlib.Path(tempfile.mkdtemp())
-            >>> _ = (folder / "a.txt").write_text("abab")
-            >>> from bpe_llama import Tokenizer
-            >>> tok = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
-            >>> tok.encode_files(folder / "a.txt", folder / "ids.npy", progress=False), np.load(folder / "ids.npy")
-            (2, array([256, 256], dtype=uint16))
-        """
-        from bpe_llama._corpus.bad_rows import BadRows
-        from bpe_llama._corpus.token_files import begins_and_ends, encode_files
-
-        bad_rows = BadRows(on_error)
-        begins, ends = begins_and_ends(self)
-        if bos is not None:
-            items = template_of(self, pair=False, special=False, bos=bos, eos=False)
-            begins = [item.special for item in items if item.special is not None]
-        count = encode_files(
-            self,
-            paths,
-            out,
-            begins=begins,
-            ends=ends if eos else [],
-            separator=separator,
-            field=field,
-            bad_rows=bad_rows,
-            num_threads=num_threads,
-            progress=progress,
-        )
-        bad_rows.warn(stacklevel=2)
-        return count

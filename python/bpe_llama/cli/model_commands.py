@@ -8,6 +8,7 @@ import typer
 MODEL_COMMANDS = {
     "pretrain": "Train a LLaMA from scratch on a token file.",
     "finetune": "Fine-tune a model on your own text, with LoRA or in full.",
+    "eval": "Evaluate a model: perplexity and bits per byte on text, tasks of lm-evaluation-harness.",
     "generate": "Continue a prompt.",
     "chat": "Chat with an instruction-tuned model.",
     "convert": "Convert weights to another format.",

@@ -1,30 +1,21 @@
-//! Prints how fast each named pattern splits the given files, in MB/s of UTF-8 on one thread: the best of many rounds.
+//! Prints how fast each named pattern splits the given files, in MB/s of UTF-8 on one thread: the best of nine rounds.
 //!
-//! ```sh
-//! cargo run --release -p bpe-llama --example split_speed -- [--rounds=9] [--patterns=cl100k,o200k] FILE...
-//! ```
+//! `cargo run --release -p bpe-llama --example split_speed -- FILE...`
 
 use std::time::{Duration, Instant};
 
 use bpe_llama::pretokenize::Pretokenizer;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut rounds = 9;
-    let mut patterns = "r50k,cl100k,llama3,o200k,qwen2,deepseek_v3,smollm,smollm_digits".to_owned();
+    let named = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits"];
+    let splitters = named.map(Pretokenizer::new).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut files = Vec::new();
-    for argument in std::env::args().skip(1) {
-        if let Some(value) = argument.strip_prefix("--rounds=") {
-            rounds = value.parse()?;
-        } else if let Some(value) = argument.strip_prefix("--patterns=") {
-            value.clone_into(&mut patterns);
-        } else {
-            files.push((argument.clone(), std::fs::read_to_string(&argument)?));
-        }
+    for path in std::env::args().skip(1) {
+        files.push((path.clone(), std::fs::read_to_string(&path)?));
     }
-    let splitters = patterns.split(',').map(Pretokenizer::new).collect::<Result<Vec<_>, _>>()?;
     let mut best = vec![vec![Duration::MAX; files.len()]; splitters.len()];
     // Interleaved, so that a slow second of a shared machine hits all alike.
-    for _ in 0..rounds {
+    for _ in 0..9 {
         for (splitter, best) in splitters.iter().zip(&mut best) {
             for ((_, text), best) in files.iter().zip(best) {
                 let began = Instant::now();

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use crate::formats::pipeline_of;
 use crate::pipeline::Pipeline;
 use crate::special::SpecialSet;
-use crate::{Error, Interrupt, Result, Tokenizer};
+use crate::{Interrupt, Result, Tokenizer};
 
 impl Tokenizer {
     /// Returns the ids of `text` with BPE-dropout: each merge is skipped with probability `dropout`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; as
+    /// [`crate::Error::InvalidArgument`] if `dropout` is not between 0 and 1; as [`Tokenizer::encode`]; as
     /// [`Tokenizer::to_huggingface`] for a vocabulary that a `tokenizer.json` cannot express; the error of the
     /// interrupt check.
     ///
@@ -26,7 +26,7 @@ impl Tokenizer {
         interrupt: Interrupt<'_>,
     ) -> Result<Vec<u32>> {
         if !(0.0..=1.0).contains(&dropout) {
-            return Err(Error::InvalidArgument(format!("dropout is {dropout}; expected 0 to 1")));
+            return Err(invalid!("dropout is {dropout}; expected 0 to 1"));
         }
         let pipeline = self.equivalent_pipeline()?;
         let mut state = seed;

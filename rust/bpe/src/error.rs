@@ -34,3 +34,14 @@ pub enum Error {
     #[error("interrupted")]
     Interrupted,
 }
+
+/// Returns an [`Error`] of one kind, with a message formatted as by [`format!`].
+macro_rules! invalid {
+    ($($message:tt)*) => { $crate::Error::InvalidArgument(format!($($message)*)) };
+}
+macro_rules! not_found {
+    ($($message:tt)*) => { $crate::Error::NotFound(format!($($message)*)) };
+}
+macro_rules! malformed {
+    ($($message:tt)*) => { $crate::Error::Format(format!($($message)*)) };
+}

@@ -67,6 +67,9 @@
 //! - SentencePiece: Kudo and Richardson 2018, arXiv:1808.06226. BPE-dropout: Provilkov et al. 2020, arXiv:1910.13267.
 //! - Superwords: Liu et al. 2025 (`SuperBPE`), arXiv:2503.13423.
 
+#[macro_use]
+mod error;
+
 mod add_tokens;
 mod atomic_write;
 mod byte_alphabet;
@@ -75,7 +78,6 @@ pub mod corpus;
 mod decode;
 mod dropout;
 mod encode;
-mod error;
 pub mod formats;
 mod inline_key;
 mod interrupt;
@@ -98,5 +100,5 @@ pub use interrupt::Interrupt;
 pub use normalize::{After, SpacePrefix, Spaces};
 pub use pretokenize::Pretokenizer;
 pub use special::{AddedToken, SpecialSet};
-pub use tokenizer::{Offsets, SpecialIds, TokenFile, Tokenizer};
+pub use tokenizer::{DocumentEncoder, EncodedDocuments, Offsets, SpecialIds, TokenFile, Tokenizer};
 pub use vocab::{SentencePieceTokens, Vocab};

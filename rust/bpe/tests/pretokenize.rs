@@ -3,8 +3,10 @@
 use bpe_llama::pretokenize::Pretokenizer;
 use fancy_regex::Regex;
 use proptest::prelude::*;
+use targets::{NAMES, check_splitters, matches};
 
-const NAMES: [&str; 8] = ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits"];
+#[path = "../../fuzz/targets/mod.rs"]
+mod targets;
 
 /// The steps that the published tokenizer.json of these two applies, one after the other.
 const DEEPSEEK_V3: [&str; 3] = [
@@ -17,26 +19,6 @@ const SMOLLM: [&str; 2] = [r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+
 /// `Digits` of `tokenizers`, by Unicode 17.
 const DIGIT: &str = r"[\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}]";
 
-/// Matches and what lies between them, by the plainest loop there is.
-fn naive_split<'text>(regex: &Regex, text: &'text str) -> Vec<&'text str> {
-    let mut pieces = Vec::new();
-    let mut start = 0;
-    for found in regex.find_iter(text) {
-        let found = found.expect("the text is short");
-        if found.start() > start {
-            pieces.push(&text[start..found.start()]);
-        }
-        if !found.as_str().is_empty() {
-            pieces.push(found.as_str());
-        }
-        start = found.end();
-    }
-    if start < text.len() {
-        pieces.push(&text[start..]);
-    }
-    pieces
-}
-
 struct Oracle {
     name: &'static str,
     fast: Pretokenizer,
@@ -46,10 +28,6 @@ struct Oracle {
 }
 
 impl Oracle {
-    fn all() -> Vec<Self> {
-        NAMES.into_iter().map(Self::new).collect()
-    }
-
     fn new(name: &'static str) -> Self {
         let fast = named(name);
         let steps: Vec<&str> = match name {
@@ -66,10 +44,11 @@ impl Oracle {
     fn check(&self, text: &str) {
         let mut expected = vec![text];
         for step in &self.steps {
-            expected = expected.into_iter().flat_map(|part| naive_split(step, part)).collect();
+            expected = expected.into_iter().flat_map(|part| matches(step, part).expect("the text is short")).collect();
         }
         if self.steps.len() > 1 {
-            assert_eq!(naive_split(&self.in_one, text), expected, "{}: the pattern in one regex", self.name);
+            let in_one = matches(&self.in_one, text).expect("the text is short");
+            assert_eq!(in_one, expected, "{}: the pattern in one regex", self.name);
         }
         let actual = self.fast.split(text).expect("named patterns do not fail");
         if actual != expected {
@@ -81,116 +60,16 @@ impl Oracle {
 }
 
 /// Characters of every kind that some pattern tells apart, in one to four bytes of UTF-8.
-const POOL: &[char] = &[
-    'a',
-    'b',
-    'z',
-    's',
-    't',
-    'd',
-    'm',
-    'l',
-    'r',
-    'e',
-    'v',
-    'A',
-    'S',
-    'T',
-    'L',
-    'R',
-    'E',
-    'V',
-    'D',
-    'M',
-    'é',
-    'É',
-    'ß',
-    'ſ',
-    'ʼ',
-    'ª',
-    'ж',
-    'Ж',
-    'ǅ',
-    'ו',
-    'ش',
-    'क',
-    '中',
-    '龥',
-    '龦',
-    'の',
-    'ー',
-    '・',
-    '゠',
-    'ｱ',
-    '한',
-    '𝐀',
-    '𝐚',
-    '𐐀',
-    '𐐨',
-    '𠀀',
-    '\u{301}',
-    '\u{94d}',
-    '\u{3099}',
-    '\u{20dd}',
-    '\u{1e8d0}',
-    '0',
-    '1',
-    '9',
-    '²',
-    '٣',
-    'Ⅷ',
-    '〇',
-    '𝟘',
-    '\'',
-    '’',
-    '!',
-    '.',
-    '/',
-    '_',
-    '-',
-    '"',
-    '(',
-    '<',
-    '$',
-    '+',
-    '—',
-    '“',
-    '，',
-    '。',
-    '€',
-    '😀',
-    '👨',
-    '\u{200d}',
-    '\u{fe0f}',
-    '\u{1f3fd}',
-    ' ',
-    ' ',
-    ' ',
-    '\n',
-    '\n',
-    '\r',
-    '\t',
-    '\u{b}',
-    '\u{c}',
-    '\u{1c}',
-    '\u{85}',
-    '\u{a0}',
-    '\u{2003}',
-    '\u{2028}',
-    '\u{3000}',
-    '\u{200b}',
-    '\0',
-    '\u{7f}',
-    '\u{ad}',
-    '\u{feff}',
-    '\u{378}',
-    '\u{e000}',
-    '\u{10ffff}',
-];
+const POOL: &str = "abzstdmlrevASTLREVDMéÉßſʼªжЖǅוشक中龥龦のー・゠ｱ한𝐀𝐚𐐀𐐨𠀀\u{301}\u{94d}\u{3099}\u{20dd}\u{1e8d0}019²٣\
+    Ⅷ〇𝟘'’!./_-\"(<$+—“，。€😀👨\u{200d}\u{fe0f}\u{1f3fd}   \n\n\r\t\u{b}\u{c}\u{1c}\u{85}\u{a0}\
+    \u{2003}\u{2028}\u{3000}\u{200b}\0\u{7f}\u{ad}\u{feff}\u{378}\u{e000}\u{10ffff}";
 
 fn text() -> impl Strategy<Value = String> {
     // Runs of one character make the long-run cases, single ones the rest.
-    let run = (prop::sample::select(POOL), prop_oneof![6 => 1..2_usize, 2 => 2..6_usize, 1 => 6..90_usize]);
+    let run = (
+        prop::sample::select(POOL.chars().collect::<Vec<_>>()),
+        prop_oneof![6 => 1..2_usize, 2 => 2..6_usize, 1 => 6..90_usize],
+    );
     let word = prop::sample::select(
         &["the", " The", "'ll", "'RE", "'ſ", "\r\n", "    ", "123", "don't", "HTTPServer", "日本語"][..],
     );
@@ -199,8 +78,7 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 thread_local! {
-    static WORD: Pretokenizer = Pretokenizer::new(r"\w+|\s").expect("a valid regex");
-    static ORACLES: Vec<Oracle> = Oracle::all();
+    static ORACLES: Vec<Oracle> = NAMES.into_iter().map(Oracle::new).collect();
 }
 
 fn named(name: &str) -> Pretokenizer {
@@ -215,44 +93,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn splitters_equal_their_regexes(text in text()) {
+    fn splitters_equal_their_regexes(text in text(), capacity in 1..9_usize, from in 0..400_usize) {
         check(&text);
-    }
-
-    #[test]
-    fn any_capacity_gives_the_same_ends(text in text(), capacity in 1..9_usize) {
-        let word = WORD.with(Clone::clone);
-        for pretokenizer in NAMES.into_iter().map(named).chain([word]) {
-            let mut pieces = Vec::new();
-            let mut start = 0;
-            while start < text.len() {
-                let mut ends = Vec::with_capacity(capacity);
-                pretokenizer.fill_ends(&text, start, &mut ends).expect("short texts do not fail");
-                prop_assert!(!ends.is_empty() && ends.len() <= ends.capacity());
-                for end in ends {
-                    pieces.push(&text[start..end]);
-                    start = end;
-                }
-            }
-            prop_assert_eq!(pieces, pretokenizer.split(&text).expect("short texts do not fail"), "{}", pretokenizer.pattern());
-        }
-    }
-
-    #[test]
-    fn cutting_where_it_is_safe_changes_no_piece(text in text(), from in 0..400_usize) {
-        for name in NAMES {
-            let pretokenizer = named(name);
-            let Some(cut) = pretokenizer.chunk_boundary(&text, from) else { continue };
-            prop_assert!(cut >= from);
-            let mut pieces = pretokenizer.split(&text[..cut]).expect("named patterns do not fail");
-            pieces.extend(pretokenizer.split(&text[cut..]).expect("named patterns do not fail"));
-            prop_assert_eq!(pieces, pretokenizer.split(&text).expect("named patterns do not fail"), "{}", name);
-        }
+        check_splitters(&text, capacity, from);
     }
 }
 
 /// Every character, beside letters, numbers, spaces, line breaks, apostrophes and itself. The long ranges of one class
-/// (Han, Hangul, unassigned planes, private use) are sampled; `tests/unicode.rs` compares the class of all of them.
+/// (Han, Hangul, unassigned planes, private use) are sampled; the build script takes the class of all of them from the regex crates.
 #[test]
 fn every_code_point_in_every_neighbourhood() {
     let mut text = String::new();

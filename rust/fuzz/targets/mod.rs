@@ -1,7 +1,7 @@
 //! What must hold for any input, a function a target: an error is fine, a panic or a wrong result is not.
 //!
 //! `make fuzz` gives them what cargo-fuzz thinks up; `rust/bpe/tests/fuzz.rs` replays what is kept under `tests/fuzz/`.
-#![allow(dead_code, unused_imports, reason = "each fuzzing binary runs one of them")]
+#![allow(dead_code, unused_imports, reason = "a test that includes them uses some")]
 
 mod corpus_reader;
 mod encode;
@@ -13,7 +13,7 @@ mod pretokenize;
 pub(crate) use corpus_reader::corpus_reader;
 pub(crate) use encode::{decode, encode};
 pub(crate) use formats::{counts_file, sentencepiece_model, tiktoken_file, tokenizer_json};
-pub(crate) use pretokenize::{pattern, pretokenize};
+pub(crate) use pretokenize::{NAMES, check_splitters, matches, pattern, pretokenize};
 
 type Target = fn(&[u8]);
 

@@ -8,8 +8,9 @@ use fancy_regex::Regex;
 
 use super::input;
 
-const NAMES: [&str; 9] =
-    ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits", SUPERWORD_PATTERN];
+/// The names of all grammars.
+pub(crate) const NAMES: [&str; 8] =
+    ["r50k", "cl100k", "llama3", "o200k", "qwen2", "deepseek_v3", "smollm", "smollm_digits"];
 
 static GRAMMARS: LazyLock<Vec<(Pretokenizer, Regex)>> = LazyLock::new(|| {
     let grammar = |name| {
@@ -17,32 +18,38 @@ static GRAMMARS: LazyLock<Vec<(Pretokenizer, Regex)>> = LazyLock::new(|| {
         let regex = Regex::new(fast.pattern()).expect("a regex");
         (fast, regex)
     };
-    NAMES.into_iter().map(grammar).collect()
+    // The last is a regex without a grammar.
+    NAMES.into_iter().chain([SUPERWORD_PATTERN, r"\w+|\s"]).map(grammar).collect()
 });
 
-/// Every hand-written splitter gives the pieces of its regex, whatever the capacity and the chunk boundary.
+/// As [`check_splitters`].
 ///
 /// The input: whether bytes are text or kinds of characters, and how many pieces are asked for at a time; the text.
 pub(crate) fn pretokenize(input: &[u8]) {
     let Some((&flags, bytes)) = input.split_first() else { return };
     let text = input::text(&bytes[..bytes.len().min(1000)], flags & 1 != 0);
+    check_splitters(&text, 1 + usize::from(flags >> 1), usize::from(flags));
+}
+
+/// Every splitter gives the pieces of its regex: all at once, `capacity` at a time, and in two parts, cut at `from` or after.
+pub(crate) fn check_splitters(text: &str, capacity: usize, from: usize) {
     for (fast, regex) in GRAMMARS.iter() {
-        let expected = matches(regex, &text).expect("a linear pattern");
-        assert_eq!(fast.split(&text).expect("a linear pattern"), expected, "{:?}", fast.pattern());
-        let mut ends = Vec::with_capacity(1 + usize::from(flags >> 1));
+        let expected = matches(regex, text).expect("a linear pattern");
+        assert_eq!(fast.split(text).expect("a linear pattern"), expected, "{:?}", fast.pattern());
+        let mut ends = Vec::with_capacity(capacity);
         let (mut at, mut pieces) = (0, Vec::new());
         while at < text.len() {
             ends.clear();
-            fast.fill_ends(&text, at, &mut ends).expect("a linear pattern");
-            assert!(!ends.is_empty() && ends.len() <= 1 + usize::from(flags >> 1));
+            fast.fill_ends(text, at, &mut ends).expect("a linear pattern");
+            assert!(!ends.is_empty() && ends.len() <= capacity);
             for &end in &ends {
                 pieces.push(&text[at..end]);
                 at = end;
             }
         }
         assert_eq!(pieces, expected, "{:?}, some at a time", fast.pattern());
-        if let Some(cut) = fast.chunk_boundary(&text, usize::from(flags)) {
-            assert!(cut >= usize::from(flags));
+        if let Some(cut) = fast.chunk_boundary(text, from) {
+            assert!(cut >= from);
             let parts = [&text[..cut], &text[cut..]].map(|part| fast.split(part).expect("a linear pattern"));
             assert_eq!(parts.concat(), expected, "{:?}, cut at {cut}", fast.pattern());
         }
@@ -69,7 +76,7 @@ pub(crate) fn pattern(input: &[u8]) {
 }
 
 /// Matches and what lies between them; `None` where the regex gives up.
-fn matches<'text>(regex: &Regex, text: &'text str) -> Option<Vec<&'text str>> {
+pub(crate) fn matches<'text>(regex: &Regex, text: &'text str) -> Option<Vec<&'text str>> {
     let mut pieces = Vec::new();
     let mut start = 0;
     for found in regex.find_iter(text) {

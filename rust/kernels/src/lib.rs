@@ -51,6 +51,9 @@
 //! Tang and Heinecke 2019, arXiv:1904.06376. Online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867. Attention in
 //! chunks of keys: Dao et al. 2022, arXiv:2205.14135.
 
+#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of the files that use them")]
+#![allow(clippy::needless_range_loop, reason = "loops over array indices unroll; iterators would spill the arrays")]
+
 mod attention;
 mod backend;
 mod error;

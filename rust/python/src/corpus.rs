@@ -19,12 +19,10 @@ pub(crate) fn skipped_rows(skipped: &Skipped) -> SkippedRows {
 
 /// How files are read as documents: a dict on the Python side.
 #[derive(FromPyObject)]
+#[pyo3(from_item_all)]
 pub(crate) struct Reading {
-    #[pyo3(item)]
     separator: Option<String>,
-    #[pyo3(item)]
     field: String,
-    #[pyo3(item)]
     skips_bad_rows: bool,
 }
 

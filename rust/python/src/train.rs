@@ -44,12 +44,10 @@ fn report(py: Python<'_>, on_progress: Option<&Py<PyAny>>, progress: Progress) -
 
 /// What determines the words of a text, and the number of threads: a dict on the Python side.
 #[derive(FromPyObject)]
+#[pyo3(from_item_all)]
 struct Splitting {
-    #[pyo3(item)]
     pattern: String,
-    #[pyo3(item)]
     special_tokens: Vec<String>,
-    #[pyo3(item)]
     num_threads: Option<usize>,
 }
 
@@ -114,18 +112,13 @@ fn fill_batch(iterator: &Bound<'_, PyIterator>, index: &mut usize) -> PyResult<B
 
 /// What to train: a dict on the Python side.
 #[derive(FromPyObject)]
+#[pyo3(from_item_all)]
 struct Options {
-    #[pyo3(item)]
     vocab_size: usize,
-    #[pyo3(item)]
     num_special_tokens: usize,
-    #[pyo3(item)]
     min_frequency: u64,
-    #[pyo3(item)]
     max_token_length: Option<usize>,
-    #[pyo3(item)]
     ties_by_byte_value: bool,
-    #[pyo3(item)]
     base: Option<Py<PyTokenizer>>,
 }
 

@@ -1,6 +1,6 @@
 //! The rows of a batch, spread over threads.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::scratch::Scratch;
 use bpe_llama_simd::{Backend, ScratchPool};
 use std::num::NonZero;
@@ -47,9 +47,8 @@ pub(crate) fn for_each_row<T: Send>(
         let workers: Vec<_> = parts.map(|(i, part)| scope.spawn(move || run(i * rows_per_thread, part))).collect();
         let mut result = first.map_or(Ok(()), |(_, part)| run(0, part));
         for worker in workers {
-            let worker_result = worker
-                .join()
-                .unwrap_or_else(|_| Err(Error::InvalidArgument("a sampling thread failed; please report this".into())));
+            let worker_result =
+                worker.join().unwrap_or_else(|_| Err(invalid!("a sampling thread failed; please report this")));
             result = result.and(worker_result);
         }
         result

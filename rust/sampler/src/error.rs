@@ -12,6 +12,11 @@ pub enum Error {
     InvalidArgument(String),
 }
 
+/// Returns an [`Error`] with a message formatted as by [`format!`].
+macro_rules! invalid {
+    ($($message:tt)*) => { $crate::Error::InvalidArgument(format!($($message)*)) };
+}
+
 /// Returns the id as an index; `subject` begins the error message.
 ///
 /// # Errors
@@ -20,5 +25,5 @@ pub(crate) fn check_id(id: i64, vocab_size: usize, subject: impl FnOnce() -> Str
     usize::try_from(id)
         .ok()
         .filter(|id| *id < vocab_size)
-        .ok_or_else(|| Error::InvalidArgument(format!("{} outside the vocabulary of {vocab_size}", subject())))
+        .ok_or_else(|| invalid!("{} outside the vocabulary of {vocab_size}", subject()))
 }

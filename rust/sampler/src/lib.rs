@@ -62,8 +62,10 @@
 #![allow(clippy::float_cmp, reason = "a threshold is one of the row's logits, so ties are exact")]
 #![allow(clippy::neg_cmp_op_on_partial_ord, reason = "`!(x < limit)` is how vector code catches NaN")]
 
-mod batch;
+#[macro_use]
 mod error;
+
+mod batch;
 mod filters;
 mod log_probs;
 mod logits;

@@ -1,6 +1,6 @@
 //! Views of logits in the caller's memory: any float type, any strides.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::simd::{Extrema, extrema};
 use bpe_llama_simd::Backend;
 
@@ -42,13 +42,10 @@ impl<'a> LogitsView<'a> {
     /// Returns a view of a contiguous matrix, (rows, `vocab_size`).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the length of `data` is not the product of the two, or `vocab_size` is 0.
+    /// [`crate::Error::InvalidArgument`] if the length of `data` is not the product of the two, or `vocab_size` is 0.
     pub fn contiguous(data: Elements<'a>, rows: usize, vocab_size: usize) -> Result<Self> {
         if rows.checked_mul(vocab_size) != Some(data.len()) {
-            return Err(Error::InvalidArgument(format!(
-                "logits have {} elements; expected {rows} rows of {vocab_size}",
-                data.len()
-            )));
+            return Err(invalid!("logits have {} elements; expected {rows} rows of {vocab_size}", data.len()));
         }
         Self::strided(data, 0, (rows, vocab_size), (vocab_size as isize, 1))
     }
@@ -56,7 +53,7 @@ impl<'a> LogitsView<'a> {
     /// Returns a view of the given shape and strides, both in elements, that starts at `data[offset]`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `vocab_size` is 0 or exceeds 32 bits, or an element lies outside `data`.
+    /// [`crate::Error::InvalidArgument`] if `vocab_size` is 0 or exceeds 32 bits, or an element lies outside `data`.
     pub fn strided(
         data: Elements<'a>,
         offset: usize,
@@ -64,12 +61,10 @@ impl<'a> LogitsView<'a> {
         (row_stride, id_stride): (isize, isize),
     ) -> Result<Self> {
         if vocab_size == 0 {
-            return Err(Error::InvalidArgument("logits have an empty row; expected at least one logit".into()));
+            return Err(invalid!("logits have an empty row; expected at least one logit"));
         }
         if u32::try_from(vocab_size).is_err() {
-            return Err(Error::InvalidArgument(format!(
-                "logits have rows of {vocab_size}; expected ids of at most 32 bits"
-            )));
+            return Err(invalid!("logits have rows of {vocab_size}; expected ids of at most 32 bits"));
         }
         if rows > 0 {
             // The lowest and the highest index are at corners of the matrix.
@@ -81,10 +76,10 @@ impl<'a> LogitsView<'a> {
                 high += reach.max(0);
             }
             if low < 0 || high >= data.len() as i128 {
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "logits have {} elements; strides ({row_stride}, {id_stride}) from offset {offset} leave them",
                     data.len()
-                )));
+                ));
             }
         }
         Ok(Self { data, offset, rows, vocab_size, row_stride, id_stride })
@@ -141,21 +136,17 @@ impl<'a> LogitsView<'a> {
 /// Returns the extrema of a row that can be sampled from; `when` is appended to the values that an error names.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] naming the row and its first NaN or +inf, or if every logit is -inf.
+/// [`crate::Error::InvalidArgument`] naming the row and its first NaN or +inf, or if every logit is -inf.
 pub(crate) fn checked_extrema(row: &[f32], row_index: usize, backend: Backend, when: &str) -> Result<Extrema> {
     let extrema = extrema(backend, row);
     if !extrema.valid {
         let invalid = row.iter().enumerate().find(|(_, value)| value.is_nan() || **value == f32::INFINITY);
         if let Some((index, value)) = invalid {
-            return Err(Error::InvalidArgument(format!(
-                "row {row_index}: logit {index} is {value}{when}; expected a finite number or -inf"
-            )));
+            return Err(invalid!("row {row_index}: logit {index} is {value}{when}; expected a finite number or -inf"));
         }
     }
     if extrema.max == f32::NEG_INFINITY {
-        return Err(Error::InvalidArgument(format!(
-            "row {row_index}: every logit is -inf{when}; at least one must be finite"
-        )));
+        return Err(invalid!("row {row_index}: every logit is -inf{when}; at least one must be finite"));
     }
     Ok(extrema)
 }

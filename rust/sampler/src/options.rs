@@ -1,6 +1,6 @@
 //! The sampling parameters and their validation.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The parameters of a [`Sampler`](crate::Sampler). The default of each leaves the model's distribution unchanged.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,17 +53,13 @@ impl Preset {
     /// Returns the preset of a name: `exact`, `meta`, `transformers` or `llama_cpp`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for any other.
+    /// [`crate::Error::InvalidArgument`] for any other.
     pub fn from_name(name: &str) -> Result<Self> {
-        match name {
-            "exact" => Ok(Self::Exact),
-            "meta" => Ok(Self::Meta),
-            "transformers" => Ok(Self::Transformers),
-            "llama_cpp" => Ok(Self::LlamaCpp),
-            _ => Err(Error::InvalidArgument(format!(
-                "preset must be 'exact', 'meta', 'transformers' or 'llama_cpp', got '{name}'"
-            ))),
-        }
+        let presets = [Self::Exact, Self::Meta, Self::Transformers, Self::LlamaCpp];
+        presets.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
+            let expected = "'exact', 'meta', 'transformers' or 'llama_cpp'";
+            invalid!("preset must be {expected}, got '{name}'")
+        })
     }
 
     /// Returns the name.
@@ -111,7 +107,7 @@ impl Options {
     /// Checks that every parameter is in range.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the first parameter out of range, its value and its range.
+    /// [`crate::Error::InvalidArgument`] naming the first parameter out of range, its value and its range.
     pub fn validate(&self) -> Result<()> {
         let rules = [
             ("temperature", self.temperature, self.temperature >= 0.0, "finite and at least 0"),
@@ -124,12 +120,12 @@ impl Options {
         ];
         for (name, value, in_range, expected) in rules {
             if !(in_range && value.is_finite()) {
-                return Err(Error::InvalidArgument(format!("{name} must be {expected}, got {value}")));
+                return Err(invalid!("{name} must be {expected}, got {value}"));
             }
         }
         for &(id, bias) in &self.logit_bias {
             if !bias.is_finite() {
-                return Err(Error::InvalidArgument(format!("logit_bias of id {id} must be finite, got {bias}")));
+                return Err(invalid!("logit_bias of id {id} must be finite, got {bias}"));
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The public API: [`Sampler`], validated options and a step counter.
 
 use crate::batch::for_each_row;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::log_probs::{LogProbs, row_log_probs};
 use crate::logits::{Elements, LogitsView};
 use crate::options::Options;
@@ -74,7 +74,7 @@ impl Sampler {
     /// give equal ids. With `seeds`, equal rows may differ.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a row holds NaN or +inf or only -inf, if an id of a history is outside the
+    /// [`crate::Error::InvalidArgument`] if a row holds NaN or +inf or only -inf, if an id of a history is outside the
     /// vocabulary, or if `ids`, histories or seeds are not one per row. The step is then not taken.
     ///
     /// # Cost
@@ -112,10 +112,7 @@ impl Sampler {
     ) -> Result<()> {
         let (rows, vocab_size) = (logits.rows(), logits.vocab_size());
         if probs.len() != rows * vocab_size {
-            return Err(Error::InvalidArgument(format!(
-                "probs has {} elements; expected {rows} rows of {vocab_size}",
-                probs.len()
-            )));
+            return Err(invalid!("probs has {} elements; expected {rows} rows of {vocab_size}", probs.len()));
         }
         batch_options.check(logits)?;
         for_each_row(probs, vocab_size, vocab_size, batch_options.num_threads, |row, out, scratch| {
@@ -128,12 +125,13 @@ impl Sampler {
     /// They are those of the logits as given, before penalties, temperature and filters.
     ///
     /// # Errors
-    /// Those of [`sample_batch`](Self::sample_batch), and [`Error::InvalidArgument`] if `top_n` exceeds the vocabulary.
+    /// Those of [`sample_batch`](Self::sample_batch), and [`crate::Error::InvalidArgument`] if `top_n` exceeds the
+    /// vocabulary.
     pub fn log_probs(logits: &LogitsView<'_>, ids: &[i64], top_n: usize) -> Result<Vec<LogProbs>> {
         check_one_per_row("ids", ids.len(), logits)?;
         let vocab_size = logits.vocab_size();
         if top_n > vocab_size {
-            return Err(Error::InvalidArgument(format!("top_n is {top_n}, but the vocabulary has {vocab_size} ids")));
+            return Err(invalid!("top_n is {top_n}, but the vocabulary has {vocab_size} ids"));
         }
         let mut log_probs = vec![LogProbs::default(); ids.len()];
         for_each_row(&mut log_probs, vocab_size, 1, None, |row, out, scratch| {
@@ -159,5 +157,5 @@ fn check_one_per_row(name: &str, count: usize, logits: &LogitsView<'_>) -> Resul
     if count == logits.rows() {
         return Ok(());
     }
-    Err(Error::InvalidArgument(format!("{count} {name} for {} rows of logits; expected one per row", logits.rows())))
+    Err(invalid!("{count} {name} for {} rows of logits; expected one per row", logits.rows()))
 }

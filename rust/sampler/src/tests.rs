@@ -81,20 +81,10 @@ fn rows() -> impl Strategy<Value = Vec<f32>> {
                     0 => noise(i) * 8.0,
                     1 => (noise(i) * 6.0 - 3.0).round() * 0.5,
                     2 => 3.5,
-                    3 => {
-                        if noise(i) < 0.1 {
-                            2.0
-                        } else {
-                            -1.0
-                        }
-                    }
-                    4 => {
-                        if i == length / 2 {
-                            1.0
-                        } else {
-                            f32::NEG_INFINITY
-                        }
-                    }
+                    3 if noise(i) < 0.1 => 2.0,
+                    3 => -1.0,
+                    4 if i == length / 2 => 1.0,
+                    4 => f32::NEG_INFINITY,
                     5 => noise(i) * 1e-40,
                     _ => -(noise(i).ln()) * 4.0 - if noise(i + length) < 0.3 { f32::INFINITY } else { 0.0 },
                 })

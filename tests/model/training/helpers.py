@@ -13,20 +13,12 @@ from pyarrow import parquet
 
 from bpe_llama import Tokenizer
 from bpe_llama._corpus.shards import Shard, TokenShards, begin_shard, write_index
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
+from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training import Example
+from tests.small_models import tiny_config
 
-CONFIG = LlamaConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    tie_word_embeddings=True,
-)
-
+SHAPE: dict[str, Any] = {"num_hidden_layers": 2, "num_key_value_heads": 2, "initializer_range": 0.02}
+CONFIG = tiny_config(**SHAPE, tie_word_embeddings=True)
 
 SETTINGS: dict[str, Any] = {
     "sequence_length": 16,
@@ -105,9 +97,7 @@ FINETUNE_SETTINGS: dict[str, Any] = {
 
 
 def fresh_for_text(**changes: Any) -> LlamaForCausalLM:
-    shape = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    return LlamaForCausalLM(LlamaConfig(**(shape | heads | changes)), seed=0)
+    return LlamaForCausalLM(tiny_config(**(SHAPE | {"vocab_size": 270, "intermediate_size": 64} | changes)), seed=0)
 
 
 def curve(out: Path) -> list[tuple[float, float]]:

@@ -102,7 +102,7 @@ def results(out: Path) -> dict[str, Any]:
     return {
         "result": json.loads((out / "result.json").read_text()),
         "metrics": [
-            {key: value for key, value in line.items() if "second" not in key}
+            {key: value for key, value in line.items() if "second" not in key and key not in ("mfu", "data_wait")}
             for line in training.read_metrics(out / "metrics.jsonl")
         ],
         "weights": {

@@ -67,18 +67,6 @@ TOOLS = [
 DOCUMENTS = [{"title": "A", "text": "First & last."}, {"title": "B", "text": "Ünï", "n": 2}]
 
 
-class Padded(Tokenizer):
-    """A tokenizer that has every role filled, as one loaded from a folder."""
-
-    @property
-    def pad_id(self) -> int | None:
-        return self.token_to_id("<pad>")
-
-    @property
-    def unk_id(self) -> int | None:
-        return self.token_to_id("<unk>")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat")
@@ -93,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(folder: Path) -> Tokenizer:
-    return Padded.from_file(folder)
+    return Tokenizer.from_file(folder)
 
 
 @pytest.fixture(scope="module")

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import sentencepiece
 import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import sentencepiece_model_pb2
 
 from bench import data
 from bench.published import first_difference
 from bpe_llama import Tokenizer
+from tests.parity.tokenizer.sentencepiece_models import USER_DEFINED, Model, encode_around, in_gguf, train
 
 # What SentencePiece treats in a way of its own, or a model has a token for.
 AWKWARD = [
     *("", " ", "  ", "a", " a", "a ", "  a  b  ", "\n", "\n\n a", "\t\ta\t", "\r\n", "\0", "a\0b", "\x7f\x80"),
-    *(
-        "▁",
-        "▁▁ ▁",
-        "a▁b",
-        " ▁a",
-        "▁ ",
-        "\ufeffx",
-        "\u3000a\u00a0b",
-        "e\u0301",
-        "ﬁ ½ Ⅷ",
-        "😀 👩‍👩‍👧‍👦",
-        "\u0378\U0010ffff",
-    ),
+    *("▁", "▁▁ ▁", "a▁b", " ▁a", "▁ ", "\ufeffx", "\u3000a\u00a0b", "e\u0301", "ﬁ ½ Ⅷ"),
+    *("😀 👩‍👩‍👧‍👦", "\u0378\U0010ffff"),
     *("<s>", "</s>", "<unk>", "<0x0A>", "<0x41>b", "[INST] hi [/INST]", "[REFERENCE_DOC_19][REFERENCE_DOC_1]x", " ⁇ "),
     *(" " * n + "x" for n in range(1, 70)),
     *("a" * n for n in (2, 17, 1000)),
@@ -71,16 +58,6 @@ TRAINED: dict[str, Options] = {
 }
 
 
-def train(texts: Iterator[str], **options: Any) -> bytes:
-    """Return a model that sentencepiece's own trainer makes."""
-    model = io.BytesIO()
-    settings: Options = {"model_type": "bpe", "vocab_size": 2000, "byte_fallback": True, "character_coverage": 0.995}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=texts, model_writer=model, minloglevel=2, num_threads=1, **(settings | options)
-    )
-    return model.getvalue()
-
-
 @pytest.fixture(scope="module", params=["mistral", "mistral_v3", *TRAINED])
 def model_path(
     request: pytest.FixtureRequest,
@@ -90,8 +67,9 @@ def model_path(
 ) -> Path:
     path = tmp_path_factory.mktemp("model") / "tokenizer.model"
     if request.param in TRAINED:
-        lines = iter([line for text in texts.values() for line in text[:120_000].splitlines()])
-        path.write_bytes(train(lines, **TRAINED[request.param]))
+        lines = [line for text in texts.values() for line in text[:120_000].splitlines()]
+        size: Options = {"vocab_size": 2000, "byte_fallback": True, "character_coverage": 0.995}
+        path.write_bytes(train(lines, **size, **TRAINED[request.param]).SerializeToString())
     else:
         shutil.copy(real(data.vocabulary, request.param), path)
     return path
@@ -180,53 +158,27 @@ def test_gguf_gives_llama_cpps_ids(
     texts: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    model = sentencepiece_model_pb2.ModelProto.FromString(model_path.read_bytes())
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([piece.piece for piece in model.pieces])
-    writer.add_token_scores([piece.score for piece in model.pieces])
-    writer.add_token_types([piece.type for piece in model.pieces])
-    writer.add_bos_token_id(theirs.bos_id())
-    writer.add_eos_token_id(theirs.eos_id())
-    writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
-    writer.add_remove_extra_whitespaces(model.normalizer_spec.remove_extra_whitespaces)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    loaded = Tokenizer.from_file(tmp_path / "m.gguf")
+    model = Model.FromString(model_path.read_bytes())
+    loaded = in_gguf(model, tmp_path / "m.gguf", bos=theirs.bos_id(), eos=theirs.eos_id())
     assert (loaded.bos_id, loaded.eos_id, loaded.vocab_size) == (ours.bos_id, ours.eos_id, ours.vocab_size)
-    # llama.cpp takes user-defined symbols out of the text first, and what follows one is a text of its own.
-    symbols = sorted((piece.piece for piece in model.pieces if piece.type == 4), key=len, reverse=True)
-    found = re.compile("|".join(map(re.escape, symbols)) or r"(?!)")
-    # It heeds remove_extra_whitespaces for Unigram models only.
+    symbols = [piece.piece for piece in model.pieces if piece.type == USER_DEFINED]
+    # llama.cpp heeds remove_extra_whitespaces for Unigram models only.
     collapses = model.normalizer_spec.remove_extra_whitespaces
     for text in samples(texts):
         if collapses and re.search("^ | $|  |▁", text):
             continue
-        expected, done = [], 0
-        for match in [*found.finditer(text), None]:
-            expected += theirs.encode(text[done : match.start() if match else len(text)])
-            if match:
-                expected.append(theirs.piece_to_id(match.group()))
-                done = match.end()
-        assert loaded.encode(text) == expected, repr(text[:80])
+        assert loaded.encode(text) == encode_around(theirs, symbols, text), repr(text[:80])
 
 
-def _old_layout(folder: Path) -> None:
+def _old_layout(described: dict[str, Any]) -> None:
     """Change what transformers writes now to what it wrote for Llama 2: a normalizer, and no pre-tokenizer."""
-    path = folder / "tokenizer.json"
-    described = json.loads(path.read_text("utf-8"))
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     described["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
     described["pre_tokenizer"] = None
-    path.write_text(json.dumps(described), "utf-8")
 
 
-def _split(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    described = json.loads(path.read_text("utf-8"))
+def _split(described: dict[str, Any]) -> None:
     described["pre_tokenizer"] |= {"split": True, "prepend_scheme": "always"}
-    path.write_text(json.dumps(described), "utf-8")
 
 
 CHAT = (
@@ -238,7 +190,7 @@ CHAT = (
 @pytest.mark.filterwarnings("ignore:.*in its place")
 @pytest.mark.parametrize("change", [None, _old_layout, _split])
 def test_what_transformers_writes(
-    change: Callable[[Path], None] | None, texts: dict[str, str], real: Callable[..., Any], tmp_path: Path
+    change: Callable[[dict[str, Any]], None] | None, texts: dict[str, str], real: Callable[..., Any], tmp_path: Path
 ) -> None:
     shutil.copy(real(data.vocabulary, "mistral"), tmp_path / "tokenizer.model")
     written = transformers.LlamaTokenizer.from_pretrained(tmp_path)
@@ -246,7 +198,9 @@ def test_what_transformers_writes(
     folder = tmp_path / "written"
     written.save_pretrained(folder)
     if change is not None:
-        change(folder)
+        described = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        change(described)
+        (folder / "tokenizer.json").write_text(json.dumps(described), "utf-8")
     ours, theirs = Tokenizer.from_file(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     special = [f"<s>{text}</s> {text}" for text in AWKWARD]
     for text in samples(texts)[::2] + special:

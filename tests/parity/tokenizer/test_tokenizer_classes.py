@@ -57,6 +57,19 @@ def write(folder: Path, file: str, config: dict[str, Any], model_type: str | Non
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
 
 
+def file_of(name: str) -> str:
+    """Return the file that fits a class."""
+    return "llama" if name.startswith(("Llama", "CodeLlama", "Gemma")) else "gpt2"
+
+
+def add(folder: Path, tokens: list[Any], special: bool = False) -> HF:
+    """Add tokens to the file of a folder, and return its tokenizer."""
+    backend = HF.from_file(str(folder / "tokenizer.json"))
+    (backend.add_special_tokens if special else backend.add_tokens)(tokens)
+    backend.save(str(folder / "tokenizer.json"))
+    return backend
+
+
 TEXTS = ["ab 11", " a", "a\n b  1", "é", "a <mask>b", "<|endoftext|>a</s>", "<x> <y>b"]
 
 
@@ -141,8 +154,7 @@ STATED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("stated", STATED, ids=["none", "some", "own"])
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_that_no_file_names_are_those_of_the_class(name: str, stated: dict[str, Any], tmp_path: Path) -> None:
-    is_spaced = name.startswith(("Llama", "CodeLlama", "Gemma"))
-    write(tmp_path, "llama" if is_spaced else "gpt2", {"tokenizer_class": name, **stated}, None)
+    write(tmp_path, file_of(name), {"tokenizer_class": name, **stated}, None)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -234,18 +246,14 @@ ADDED: dict[str, tuple[dict[str, Any], list[AddedToken]]] = {
 @pytest.mark.parametrize("added", ADDED)
 def test_added_tokens_that_differ_in_a_class_warn(name: str, added: str, tmp_path: Path) -> None:
     stated, tokens = ADDED[added]
-    is_spaced = name.startswith(("Llama", "CodeLlama", "Gemma"))
-    write(tmp_path, "llama" if is_spaced else "gpt2", {"tokenizer_class": name, **stated}, None)
-    backend = HF.from_file(str(tmp_path / "tokenizer.json"))
-    backend.add_tokens(tokens)
-    backend.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, file_of(name), {"tokenizer_class": name, **stated}, None)
+    add(tmp_path, tokens)
     check(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_saved_by_a_class_does_not_warn(name: str, tmp_path: Path) -> None:
-    is_spaced = name.startswith(("Llama", "CodeLlama", "Gemma"))
-    write(tmp_path, "llama" if is_spaced else "gpt2", {"tokenizer_class": name}, None)
+    write(tmp_path, file_of(name), {"tokenizer_class": name}, None)
     AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
     # What these classes do to texts no tokenizer.json says.
     check(tmp_path, name not in ("CLIPTokenizer", "CodeLlamaTokenizer", "WhisperTokenizer"))
@@ -270,9 +278,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 def test_a_folder_that_names_no_ends_has_those_of_the_class(beside: str, file: str, tmp_path: Path) -> None:
     write(tmp_path, file, {}, None)
     (tmp_path / "tokenizer_config.json").unlink()
-    backend = HF.from_file(str(tmp_path / "tokenizer.json"))
-    backend.add_special_tokens(["<s>", "</s>", "<unk>", "<pad>", "<|endoftext|>"])
-    backend.save(str(tmp_path / "tokenizer.json"))
+    add(tmp_path, ["<s>", "</s>", "<unk>", "<pad>", "<|endoftext|>"], special=True)
     for name, content in BESIDE[beside].items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -289,9 +295,7 @@ def test_a_file_without_a_folder_has_the_ends_of_common_names(tmp_path: Path) ->
     (tmp_path / "tokenizer_config.json").unlink()
     path = tmp_path / "tokenizer.json"
     assert Tokenizer.from_file(path).eos_id is None  # ordinary tokens of these names do not count
-    backend = HF.from_file(str(path))
-    backend.add_special_tokens(["<s>", "</s>"])
-    backend.save(str(path))
+    backend = add(tmp_path, ["<s>", "</s>"], special=True)
     for ours in (Tokenizer.from_file(path), Tokenizer.from_huggingface(path)):
         assert (ours.bos_id, ours.eos_id) == (backend.token_to_id("<s>"), backend.token_to_id("</s>"))
     assert Tokenizer.from_file(tmp_path).eos_id is None
@@ -321,9 +325,7 @@ GIVEN: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
 def test_an_id_of_another_token_is_ignored_as_in_transformers(given: str, tmp_path: Path) -> None:
     decoder, added, message = GIVEN[given]
     write(tmp_path, "gpt2", {"added_tokens_decoder": decoder} if decoder else {}, None)
-    backend = HF.from_file(str(tmp_path / "tokenizer.json"))
-    backend.add_tokens([OWN])
-    backend.save(str(tmp_path / "tokenizer.json"))
+    add(tmp_path, [OWN])
     (tmp_path / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     with warnings.catch_warnings(record=True) as caught:

@@ -21,14 +21,8 @@ END = "<|endoftext|>"
 SAMPLE = "the theory of other things, it's 12 o'clock 345\n\n  naïve café 中文 привет Hello HELLO <mask> </s> \t" * 4
 TEXTS = [
     *("", " ", "the other", " the", "The  theory\n\n of", "it's 12345 o'clock", "naïve cafe\u0301", "中文 привет"),
-    *(
-        "a<mask>b <mask> c",
-        "<s>the</s>",
-        f"x{END}{END} y",
-        "<|im_start|>user\nhi<|im_end|>",
-        "</w> the</w>",
-        "\x1c the \x1d",
-    ),
+    *("a<mask>b <mask> c", "<s>the</s>", f"x{END}{END} y", "<|im_start|>user\nhi<|im_end|>"),
+    *("</w> the</w>", "\x1c the \x1d"),
     *("[MASK] [CLS]", "<pad><unk>", "  spaces   and\ttabs  ", "HELLO hello ſK'S", "new_word newer", "<image>x<IMAGE>"),
 ]
 

@@ -9,19 +9,7 @@ import pytest
 from bpe_llama import chat
 from bpe_llama.chat.limits import Limits, Meter
 
-CHATML = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are helpful<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-TALK = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "  What is 2 < 3 & 'naïve'?\n"},
-    {"role": "assistant", "content": "True."},
-    {"role": "user", "content": "Why?"},
-]
-
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  What is 2 < 3 & 'naïve'?\n"}]
 STEPS, LENGTH, MEMORY, DEPTH = "more than .* steps", "longer than .* characters", "more than .* bytes", "too deeply"
 GROW = "{% set ns = namespace(x=START) %}{% for i in range(99999) %}{% set ns.x = NEXT %}{% endfor %}"
 
@@ -107,9 +95,9 @@ def test_a_costly_or_hostile_template_is_one_error(template: str, limit: str) ->
 
 def test_limits_grow_with_the_conversation() -> None:
     talk = [{"role": "user", "content": "What? " * 100}, {"role": "assistant", "content": "This. " * 100}] * 5000
-    text = chat.render(CHATML, talk)
+    text = chat.render("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", talk)
     assert len(text) > 6_000_000 > Limits().text
-    assert text.count("<|im_start|>") == len(talk) + 2
+    assert text.count("<|im_start|>") == len(talk)
 
 
 def test_memory_that_is_no_longer_used_does_not_count() -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bpe_llama import Tokenizer, WordCounts
 from bpe_llama import report as reporting
-
-pyarrow = pytest.importorskip("pyarrow")  # in the dev extra: absent only where no wheel of it exists
-pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
+from tests.unit.corpus.written import encoded, ids_of, line, write_parquet, write_parquet_bytes, zstd
 
 MARK = b"\xef\xbb\xbf"
 
@@ -35,27 +31,6 @@ BAD_LINES = [
 ]
 
 
-def zstd(data: bytes) -> bytes:
-    return pyarrow.compress(data, codec="zstd", asbytes=True)
-
-
-def line(text: str) -> bytes:
-    return json.dumps({"n": 1, "text": text}).encode()
-
-
-def ids_of(tok: Tokenizer, documents: list[str]) -> list[int]:
-    return [i for text in documents for i in tok.encode(text, eos=True)]
-
-
-def encode(tok: Tokenizer, paths: object, folder: Path, **options: object) -> list[int]:
-    tok.encode_files(paths, folder / "ids.npy", progress=False, **options)  # type: ignore[arg-type]
-    return np.load(folder / "ids.npy").tolist()
-
-
-def merges(tok: Tokenizer) -> list[tuple[bytes, bytes]]:
-    return tok.merges
-
-
 @pytest.mark.parametrize(("bad", "what"), BAD_LINES)
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_a_line_without_text_is_named_or_skipped(
@@ -64,9 +39,9 @@ def test_a_line_without_text_is_named_or_skipped(
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([line("low lower 😀"), b" ", line("lowest"), bad]) + end)
     roads: list[Callable[[str], object]] = [
-        lambda on_error: encode(tok, path, tmp_path, on_error=on_error),
+        lambda on_error: encoded(tok, path, tmp_path, on_error=on_error),
         lambda on_error: WordCounts.from_files(path, on_error=on_error, progress=False),
-        lambda on_error: merges(Tokenizer.train(path, 258, on_error=on_error, progress=False)),
+        lambda on_error: Tokenizer.train(path, 258, on_error=on_error, progress=False).merges,
         lambda on_error: reporting.report(tok, path, on_error=on_error, progress=False).rows[-1].num_tokens,
     ]
     found = []
@@ -120,7 +95,7 @@ def test_a_long_file_loses_its_bad_lines_and_no_other(
     message = rf"skipped {40_000 - len(kept):,} rows without text; the first: .*{name}, line 3: no field"
     for num_threads in (1, 2, 5):
         with pytest.warns(UserWarning, match=message):
-            assert encode(tok, tmp_path / name, tmp_path, on_error="skip", num_threads=num_threads) == expected
+            assert encoded(tok, tmp_path / name, tmp_path, on_error="skip", num_threads=num_threads) == expected
         with pytest.warns(UserWarning, match=message):
             found = WordCounts.from_files(tmp_path / name, on_error="skip", num_threads=num_threads, progress=False)
         assert found == counts
@@ -135,12 +110,12 @@ def test_a_mark_at_the_start_of_a_file_is_no_text(tok: Tokenizer, tmp_path: Path
         for name, packed in (("a.txt", data), ("a.txt.gz", gzip.compress(data)), ("a.zst", zstd(data))):
             (tmp_path / name).write_bytes(packed)
             for on_error in ("raise", "skip"):
-                found = encode(tok, tmp_path / name, tmp_path, on_error=on_error)
+                found = encoded(tok, tmp_path / name, tmp_path, on_error=on_error)
                 assert found == ids_of(tok, [data.decode("utf-8-sig")])
     (tmp_path / "a.jsonl").write_bytes(MARK + line("one") + b"\n" + line("\ufefftwo"))
     rows = pyarrow.json.read_json(tmp_path / "a.jsonl").column("text").to_pylist()
     assert rows == ["one", "\ufefftwo"]
-    assert encode(tok, tmp_path / "a.jsonl", tmp_path) == ids_of(tok, rows)
+    assert encoded(tok, tmp_path / "a.jsonl", tmp_path) == ids_of(tok, rows)
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a.txt.zst", zstd)])
@@ -152,38 +127,36 @@ def test_a_document_that_is_not_utf8_is_left_out_whole(
     parts = [b"one", long.encode() + b"\xff", b"caf\xe9", long.encode(), b"\xe6\x97", b"last"]
     (tmp_path / name).write_bytes(pack(b"<sep>".join(parts)))
     with pytest.raises(ValueError) as error:
-        encode(tok, tmp_path / name, tmp_path, separator="<sep>")
+        encoded(tok, tmp_path / name, tmp_path, separator="<sep>")
     assert str(error.value) == f"{tmp_path / name}: invalid UTF-8 at byte {8 + len(long.encode())}"
     for num_threads in (1, 3):
         with pytest.warns(UserWarning) as warned:
             options = {"on_error": "skip", "separator": "<sep>", "num_threads": num_threads}
-            assert encode(tok, tmp_path / name, tmp_path, **options) == ids_of(tok, ["one", long, "last"])
+            assert encoded(tok, tmp_path / name, tmp_path, **options) == ids_of(tok, ["one", long, "last"])
         assert str(warned[0].message) == f"skipped 3 rows without text; the first: {error.value}"
     (tmp_path / "fine.txt").write_text("fine")
     with pytest.warns(UserWarning, match=r"skipped 1 row .*: invalid UTF-8 at byte \d+$"):
         paths = [tmp_path / name, tmp_path / "fine.txt"]
-        assert encode(tok, paths, tmp_path, on_error="skip") == ids_of(tok, ["fine"])
+        assert encoded(tok, paths, tmp_path, on_error="skip") == ids_of(tok, ["fine"])
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
 def test_a_parquet_row_without_text_is_named_or_skipped(tok: Tokenizer, tmp_path: Path, kind: str) -> None:
     texts = ["one", None, *(f"row {n}" for n in range(600)), None]
-    column = pyarrow.array(texts)
-    column = column.dictionary_encode() if kind == "dictionary" else column.cast(kind)
     path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, row_group_size=100)
+    write_parquet(path, texts, kind=kind)
     kept = [text for text in texts if text is not None]
     place = f"{path}, row 1: column 'text' is null, where text was expected"
     for road in (
-        lambda **options: encode(tok, path, tmp_path, **options),
+        lambda **options: encoded(tok, path, tmp_path, **options),
         lambda **options: WordCounts.from_files(path, progress=False, **options),
-        lambda **options: merges(Tokenizer.train(path, 258, progress=False, superword_from=257, **options)),
+        lambda **options: Tokenizer.train(path, 258, progress=False, superword_from=257, **options).merges,
     ):
         with pytest.raises(ValueError) as error:
             road()
         assert str(error.value) == place
     with pytest.warns(UserWarning) as warned:
-        assert encode(tok, path, tmp_path, on_error="skip") == ids_of(tok, kept)
+        assert encoded(tok, path, tmp_path, on_error="skip") == ids_of(tok, kept)
         assert WordCounts.from_files(path, on_error="skip", progress=False) == WordCounts.from_iterator(kept)
         # Read twice, and counted once.
         trained = Tokenizer.train(path, 258, on_error="skip", superword_from=257, progress=False)
@@ -192,13 +165,11 @@ def test_a_parquet_row_without_text_is_named_or_skipped(tok: Tokenizer, tmp_path
 
 
 def test_parquet_text_that_is_not_utf8(tok: Tokenizer, tmp_path: Path) -> None:
-    """What other writers put into a string column without checking it."""
-    column = pyarrow.array([b"one", b"caf\xe9", b"two"]).view("string")
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "rows.parquet")
+    write_parquet_bytes(tmp_path / "rows.parquet", [b"one", b"caf\xe9", b"two"])
     with pytest.raises(ValueError, match=r"rows\.parquet, row 1: column 'text': 'utf-8' codec can't decode"):
-        encode(tok, tmp_path / "rows.parquet", tmp_path)
+        encoded(tok, tmp_path / "rows.parquet", tmp_path)
     with pytest.warns(UserWarning, match=r"skipped 1 row .*row 1: column 'text': 'utf-8' codec can't decode"):
-        assert encode(tok, tmp_path / "rows.parquet", tmp_path, on_error="skip") == ids_of(tok, ["one", "two"])
+        assert encoded(tok, tmp_path / "rows.parquet", tmp_path, on_error="skip") == ids_of(tok, ["one", "two"])
 
 
 def test_damaged_and_missing_files_raise_with_skip(tok: Tokenizer, tmp_path: Path) -> None:
@@ -207,9 +178,9 @@ def test_damaged_and_missing_files_raise_with_skip(tok: Tokenizer, tmp_path: Pat
     (tmp_path / "rows.parquet").write_bytes(b"no rows")
     for name in ("cut.jsonl.gz", "plain.zst", "rows.parquet"):
         with pytest.raises(ValueError, match=name):
-            encode(tok, tmp_path / name, tmp_path, on_error="skip")
+            encoded(tok, tmp_path / name, tmp_path, on_error="skip")
     with pytest.raises(FileNotFoundError):
-        encode(tok, tmp_path / "absent.txt", tmp_path, on_error="skip")
+        encoded(tok, tmp_path / "absent.txt", tmp_path, on_error="skip")
 
 
 def test_the_command_line_reports_the_number_of_skipped_rows(tmp_path: Path) -> None:

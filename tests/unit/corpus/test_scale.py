@@ -100,7 +100,7 @@ def test_errors_of_workers_are_what_they_are_on_one_machine(dataset, tmp_path):
 
 def test_errors_come_back_from_the_text_of_a_traceback(tmp_path):
     """What Ray hands on is text, lines of source among it, with the mark somewhere in it."""
-    from bpe_llama.scale import WorkerError, raised_by_workers, raised_for_driver
+    from bpe_llama._worker_errors import WorkerError, raised_by_workers, raised_for_driver
 
     names = tmp_path / 'a name: with\nmany: \u00e9 \U0001f600 "quotes".txt'
     for error in (
@@ -177,3 +177,60 @@ def test_rows_without_text_are_named_or_skipped(dataset, tmp_path):
     ):
         with pytest.raises(ValueError, match="on_error is"):
             call()
+
+
+def test_token_shards_are_those_of_one_machine(dataset, tmp_path):
+    """The same ids and documents in order; a part that is done is not encoded again; errors of workers by name."""
+    import numpy as np
+
+    from bpe_llama import scale
+    from bpe_llama._corpus.shards import open_shards
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for index, text in enumerate(TEXTS[::60]):
+        (corpus / f"{index}.txt").write_text(text + "|" + text, encoding="utf-8")
+    with gzip.open(corpus / "lines.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    tok = Tokenizer.train_from_iterator(TEXTS, 300, special_tokens=["</s>"], progress=False)
+    alone = tok.encode_corpus(corpus, tmp_path / "alone", separator="|", shard_tokens=1000, progress=False)
+    seen = []
+    shards = scale.encode_corpus(
+        corpus, tok, tmp_path / "ray", separator="|", shard_tokens=1000, progress=lambda progress: seen.append(progress)
+    )
+    assert (shards.tokens, shards.documents, shards.bytes) == (alone.tokens, alone.documents, alone.bytes)
+    assert np.array_equal(shards.read(0, shards.tokens), alone.read(0, alone.tokens))
+    documents = range(0, alone.documents, 7)
+    assert all(np.array_equal(shards.document(number), alone.document(number)) for number in documents)
+    assert len({shard.file[:11] for shard in shards.shards}) > 2, "several workers"
+    assert seen[-1].done == seen[-1].total == sum(path.stat().st_size for path in corpus.iterdir())
+
+    # A run that lost the index, one part and the end of another goes on; the command line is another process.
+    out = tmp_path / "ray"
+    parts = sorted({shard.file[:11] for shard in shards.shards})
+    (out / "index.json").unlink()
+    for part in parts:
+        lines = [
+            json.dumps({"shard": vars(shard), "place": [0, 0]}) + "\n"
+            for shard in shards.shards
+            if shard.file.startswith(part)
+        ]
+        (out / f"{part}.progress").write_text("".join(lines) + '{"complete": true}\n')
+    (out / f"{parts[-1]}.progress").unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.npy")}
+    tok.save(tmp_path / "tokenizer.json")
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "bpe_llama.cli", "encode-corpus", str(corpus), "--ray", address]
+    options = ["--separator", "|", "--shard-tokens", "1000", "-t", str(tmp_path / "tokenizer.json"), "-o"]
+    done = subprocess.run([*command, *options, str(out)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"{shards.tokens:,} tokens in" in done.stdout
+    assert open_shards(out) == shards
+    again = {path for path in before if path.stat().st_mtime_ns != before[path]}
+    assert again and all(path.name.startswith(parts[-1]) for path in again)
+    with pytest.raises(ValueError, match="on_ray is False, but was True"):
+        tok.encode_corpus(corpus, out, separator="|", shard_tokens=1000)
+
+    (corpus / "bad.jsonl").write_text('{"text": 3}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: .* at column"):
+        scale.encode_corpus(corpus, tok, tmp_path / "bad", separator="|", shard_tokens=1000)

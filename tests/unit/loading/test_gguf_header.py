@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpe_llama._gguf.header import TENSOR_TYPES, read_gguf_header
+from tests.gguf_files import finish
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes the files read here")
 
@@ -28,10 +29,7 @@ def write_small_gguf(path: Path) -> Path:
     writer.add_tensor("two", np.ones((4,), dtype=np.float16))
     quantized = gguf.quants.quantize(np.ones((2, 64), np.float32), gguf.GGMLQuantizationType.Q8_0)
     writer.add_tensor("three", quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -119,87 +119,64 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 CONFIG = "tokenizer_config.json: "
+MAP = "special_tokens_map.json: "
+LISTED = "added_tokens_decoder"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"tokenizer_class": "FooTokenizer"}, "tokenizer_class is 'FooTokenizer', which is no known class"),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, "expected one of GPT2Tokenizer, CodeGen"),
+        ({"tokenizer_class": ["GPT2Tokenizer"]}, "tokenizer_class is ['GPT2Tokenizer'], which"),
+        ({"split_special_tokens": True}, CONFIG + "split_special_tokens is True, which is not"),
+        ({"language": "de", "tokenizer_class": "WhisperTokenizer"}, CONFIG + "language is 'de'"),
+        ({"task": "sing", "tokenizer_class": "WhisperTokenizer"}, CONFIG + "task is 'sing'; expected"),
+        ({"add_prefix_space": "yes"}, CONFIG + "add_prefix_space is 'yes'; expected true or false"),
+        ({"bos_token": {"text": "<s>"}}, CONFIG + "bos_token is {'text': '<s>'}; expected a str"),
+        ({"bos_token": 3}, CONFIG + "bos_token is 3; expected a str or an object"),
+        ({"extra_special_tokens": "<s>"}, CONFIG + "extra_special_tokens is '<s>'; expected a list"),
+        ({LISTED: {"x": {}}}, "added_tokens_decoder has the key 'x'; expected an id"),
+        ({LISTED: {"5": "a"}}, "added_tokens_decoder.5 is 'a'; expected an object"),
+        ({LISTED: {"5": {"content": 1}}}, "decoder.5.content is 1; expected a str"),
+        ({LISTED: {"5": {"content": "a", "special": 1}}}, "decoder.5.special is 1; expected true or false"),
+        (
+            {LISTED: {"5": {"content": "a", "bold": True}}},
+            "decoder.5 has the unknown field 'bold'; expected content, single_word",
+        ),
+        ({"add_bos_token": True, "bos_token": "a b"}, "token 'a b' is added to a text; expected no white space"),
+        (
+            {"tokenizer_class": "RobertaTokenizer", "sep_token": None},
+            CONFIG + "sep_token is null; expected the token that is added to a text",
+        ),
+    ],
+)
+def test_a_wrong_field_of_the_config_is_named(tmp_path: Path, content: Any, message: str) -> None:
+    _refused(write(tmp_path, tokenizer_config=content), message)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         (
-            "tokenizer_config",
-            {"tokenizer_class": "FooTokenizer"},
-            "tokenizer_class is 'FooTokenizer', which is no known class",
-        ),
-        ("tokenizer_config", {"tokenizer_class": "PreTrainedTokenizerFast"}, "expected one of GPT2Tokenizer, CodeGen"),
-        ("tokenizer_config", {"tokenizer_class": ["GPT2Tokenizer"]}, "tokenizer_class is ['GPT2Tokenizer'], which"),
-        (
             "config",
             {"model_type": "bert"},
             "config.json: model_type is 'bert', which is no known class for a vocab.json",
         ),
-        ("tokenizer_config", {"split_special_tokens": True}, CONFIG + "split_special_tokens is True, which is not"),
-        ("tokenizer_config", {"language": "de", "tokenizer_class": "WhisperTokenizer"}, CONFIG + "language is 'de'"),
-        (
-            "tokenizer_config",
-            {"task": "sing", "tokenizer_class": "WhisperTokenizer"},
-            CONFIG + "task is 'sing'; expected",
-        ),
-        ("tokenizer_config", {"add_prefix_space": "yes"}, CONFIG + "add_prefix_space is 'yes'; expected true or false"),
-        (
-            "tokenizer_config",
-            {"bos_token": {"text": "<s>"}},
-            CONFIG + "bos_token is {'text': '<s>'}; expected a str",
-        ),
-        ("tokenizer_config", {"bos_token": 3}, CONFIG + "bos_token is 3; expected a str or an object"),
-        (
-            "tokenizer_config",
-            {"extra_special_tokens": "<s>"},
-            CONFIG + "extra_special_tokens is '<s>'; expected a list",
-        ),
-        (
-            "tokenizer_config",
-            {"added_tokens_decoder": {"x": {}}},
-            "added_tokens_decoder has the key 'x'; expected an id",
-        ),
-        ("tokenizer_config", {"added_tokens_decoder": {"5": "a"}}, "added_tokens_decoder.5 is 'a'; expected an object"),
-        ("tokenizer_config", {"added_tokens_decoder": {"5": {"content": 1}}}, "decoder.5.content is 1; expected a str"),
-        (
-            "tokenizer_config",
-            {"added_tokens_decoder": {"5": {"content": "a", "special": 1}}},
-            "decoder.5.special is 1; expected true or false",
-        ),
-        (
-            "tokenizer_config",
-            {"added_tokens_decoder": {"5": {"content": "a", "bold": True}}},
-            "decoder.5 has the unknown field 'bold'; expected content, single_word",
-        ),
-        (
-            "special_tokens_map",
-            {"bos_token": ["<s>"]},
-            "special_tokens_map.json: bos_token is ['<s>']; expected a token",
-        ),
-        (
-            "special_tokens_map",
-            {"dropout": 1},
-            "special_tokens_map.json: dropout is 1; expected only names that end in",
-        ),
+        ("special_tokens_map", {"bos_token": ["<s>"]}, MAP + "bos_token is ['<s>']; expected a token"),
+        ("special_tokens_map", {"dropout": 1}, MAP + "dropout is 1; expected only names that end in"),
         ("added_tokens", {"<s>": "5"}, "added_tokens.json: token '<s>' has id '5'; expected a number"),
         ("added_tokens", [], "added_tokens.json: expected a JSON object, found list"),
-        (
-            "tokenizer_config",
-            {"add_bos_token": True, "bos_token": "a b"},
-            "token 'a b' is added to a text; expected no white space",
-        ),
-        (
-            "tokenizer_config",
-            {"tokenizer_class": "RobertaTokenizer", "sep_token": None},
-            CONFIG + "sep_token is null; expected the token that is added to a text",
-        ),
     ],
 )
 def test_a_wrong_field_beside_them_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    _refused(write(tmp_path, **{name: content}), message)
+
+
+def _refused(folder: Path, message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        Tokenizer.from_file(write(tmp_path, **{name: content}))
-    assert str(caught.value).startswith(str(tmp_path))
+        Tokenizer.from_file(folder)
+    assert str(caught.value).startswith(str(folder))
     assert message in str(caught.value)
 
 

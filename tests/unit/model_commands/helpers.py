@@ -17,16 +17,5 @@ def pretrain(folder: Path, out: Path, *more: str) -> list[str]:
 def finetune(made: Path, out: Path, *more: str) -> list[str]:
     (made / "notes.txt").write_text(TEXT)
     files = [str(made / "notes.txt"), "--model", str(made / "run" / "model"), "--out", str(out)]
-    return [
-        "finetune",
-        *files,
-        "--steps",
-        "6",
-        "--batch-size",
-        "2",
-        "--learning-rate",
-        "0.02",
-        "--device",
-        "cpu",
-        *more,
-    ]
+    run = ["--steps", "6", "--batch-size", "2", "--learning-rate", "0.02", "--device", "cpu"]
+    return ["finetune", *files, *run, *more]

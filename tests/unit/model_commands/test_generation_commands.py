@@ -13,8 +13,9 @@ import torch
 
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, lora, quantize
+from bpe_llama.model import LlamaForCausalLM, TextGenerator, lora, quantize
 from bpe_llama.model.cli.loading import load_generator, load_model, save_with_tokenizer
+from tests.small_models import tiny_model
 from tests.unit.model_commands.helpers import TEXT, finetune
 
 
@@ -34,9 +35,8 @@ def test_generate_quantizes_and_does_not_merge_an_adapter(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     tokenizer = Tokenizer.from_file(made / "tokenizer.json")
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=280, max_position_embeddings=64, initializer_range=0.2, **shape)
-    save_with_tokenizer(LlamaForCausalLM(config), tokenizer, tmp_path / "model")
+    shape = {"vocab_size": 280, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
+    save_with_tokenizer(tiny_model(**shape), tokenizer, tmp_path / "model")
     expected = [quantize.quantize(LlamaForCausalLM.from_pretrained(tmp_path / "model", device="cpu"), kind)]
     adapted = lora.add(copy.deepcopy(expected[0]), rank=2, target_modules=["q_proj", "up_proj"])
     for name, weight in adapted.named_parameters():

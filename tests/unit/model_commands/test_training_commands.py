@@ -1,4 +1,4 @@
-"""`pretrain`, `finetune` and `demo`: files, output, errors; and the help of all commands that need torch."""
+"""`pretrain`, `finetune` and `demo`: files, output, errors."""
 
 from __future__ import annotations
 
@@ -47,13 +47,6 @@ def test_each_option_of_the_data_has_a_flag() -> None:
     fields = {field.name for field in dataclasses.fields(training.DataConfig)}
     assert fields == DataOptions.__annotations__.keys()
     assert fields <= inspect.signature(finetune_command.command).parameters.keys()
-
-
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "generate", "chat", "convert", "demo"])
-def test_the_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
-    out = capsys.readouterr().out
-    assert f"bpe-llama {command}" in out and "Example:" in out
 
 
 def test_pretrain_saves_a_model_with_its_tokenizer(made: Path) -> None:
@@ -235,17 +228,21 @@ def test_finetune_of_all_weights_saves_a_model(made: Path, tmp_path: Path) -> No
     assert Tokenizer.from_file(tmp_path / "tuned" / "model").vocab_size == 280
 
 
+GENERATE = ["generate", "x", "--model", "{run}"]
+FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generate", "x", "--model", "absent"], "absent"),
-        (["generate", "x", "--model", "{run}", "--temperature", "-1"], "temperature"),
-        (["generate", "x", "--model", "{run}", "--top-p", "nonsense"], "--top-p"),
-        (["generate", "x", "--model", "{run}", "--device", "tpu9"], "tpu9"),
-        (["generate", "x", "--model", "{run}", "-n", "0"], "max_new_tokens"),
+        ([*GENERATE, "--temperature", "-1"], "temperature"),
+        ([*GENERATE, "--top-p", "nonsense"], "--top-p"),
+        ([*GENERATE, "--device", "tpu9"], "tpu9"),
+        ([*GENERATE, "-n", "0"], "max_new_tokens"),
         (["generate", "", "--model", "{run}"], "empty"),
-        (["generate", "x", "--model", "{run}", "--stop", ""], "a stop string is empty"),
-        (["generate", "x", "--model", "{run}", "--ban", "9999"], "9999"),
+        ([*GENERATE, "--stop", ""], "a stop string is empty"),
+        ([*GENERATE, "--ban", "9999"], "9999"),
         (["generate", "x" * 999, "--model", "{run}"], "context"),
         (["pretrain", "absent.npy", "--tokenizer", "{tok}", "--out", "o"], "absent.npy"),
         (["pretrain", "{tok}", "--tokenizer", "{tok}", "--out", "o"], "not a .npy file"),
@@ -258,37 +255,25 @@ def test_finetune_of_all_weights_saves_a_model(made: Path, tmp_path: Path) -> No
         (["finetune", "talks.jsonl", "--model", "{run}", "--out", "o"], "talks.jsonl, line 2: "),
         (["finetune", "rows.csv", "--model", "{run}", "--out", "o"], "rows.csv: rows of .csv are not read"),
         (["finetune", "words.txt", "--model", "{run}"], "--out"),
-        (
-            ["finetune", "words.txt", "--model", "{run}", "--out", "o", "--full", "--rank", "4"],
-            "--rank is for an adapter",
-        ),
-        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--full", "--dora"], "--dora is for an adapter"),
-        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--save-module", "layers"], "names model.layers"),
-        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--rank", "0"], "rank is 0"),
-        (
-            ["finetune", "words.txt", "--model", "{run}", "--out", "o", "--weights-dtype", "bfloat16"],
-            "it is for --full",
-        ),
-        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--target", "nothing"], "--target is 'nothing'"),
-        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--steps", "0"], "max_steps is 0"),
-        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--quantize", "int2"], "expected int8 or int4"),
-        (["finetune", "words.txt", "--model", "{run}", "--out", "o", "--quantize", "int8", "--merge"], "not both"),
-        (["generate", "x", "--model", "{run}", "--adapter", "absent"], "absent"),
-        (["generate", "x", "--model", "{run}", "--quantize", "float8_e4m3"], "expected int8 or int4"),
-        (
-            ["generate", "x", "--model", "{run}", "--quantize", "int4"],
-            "a divisor of model.layers.0.self_attn.q_proj's 32",
-        ),
+        ([*FINETUNE, "--full", "--rank", "4"], "--rank is for an adapter"),
+        ([*FINETUNE, "--full", "--dora"], "--dora is for an adapter"),
+        ([*FINETUNE, "--save-module", "layers"], "names model.layers"),
+        ([*FINETUNE, "--rank", "0"], "rank is 0"),
+        ([*FINETUNE, "--weights-dtype", "bfloat16"], "it is for --full"),
+        ([*FINETUNE, "--target", "nothing"], "--target is 'nothing'"),
+        ([*FINETUNE, "--steps", "0"], "max_steps is 0"),
+        ([*FINETUNE, "--quantize", "int2"], "expected int8 or int4"),
+        ([*FINETUNE, "--quantize", "int8", "--merge"], "not both"),
+        ([*GENERATE, "--adapter", "absent"], "absent"),
+        ([*GENERATE, "--quantize", "float8_e4m3"], "expected int8 or int4"),
+        ([*GENERATE, "--quantize", "int4"], "a divisor of model.layers.0.self_attn.q_proj's 32"),
         (["chat", "--model", "{run}", "--quantize", "int2"], "expected int8 or int4"),
-        (["generate", "x", "--model", "{run}", "--seed", "often"], "--seed is 'often'; expected a number, or random"),
-        (["generate", "x", "--model", "{run}", "--xtc-probability", "2"], "xtc_probability is 2.0; expected 0 to 1"),
-        (["generate", "x", "--model", "{run}", "--mirostat", "3"], "mirostat is 3; expected 0 (off), 1 or 2"),
-        (["generate", "x", "--model", "{run}", "--filter-order", "top_k,heat"], "filter_order names 'heat'"),
-        (["generate", "x", "--model", "{run}", "--n", "0"], "n is 0; expected at least 1"),
-        (
-            ["generate", "x", "--model", "{run}", "--num-beams", "2", "--top-p", "0.5"],
-            "top_p is 0.5, but a beam search",
-        ),
+        ([*GENERATE, "--seed", "often"], "--seed is 'often'; expected a number, or random"),
+        ([*GENERATE, "--xtc-probability", "2"], "xtc_probability is 2.0; expected 0 to 1"),
+        ([*GENERATE, "--mirostat", "3"], "mirostat is 3; expected 0 (off), 1 or 2"),
+        ([*GENERATE, "--filter-order", "top_k,heat"], "filter_order names 'heat'"),
+        ([*GENERATE, "--n", "0"], "n is 0; expected at least 1"),
+        ([*GENERATE, "--num-beams", "2", "--top-p", "0.5"], "top_p is 0.5, but a beam search"),
         (["chat", "--model", "{run}", "--penalty-scope", "all"], "penalty_scope"),
     ],
 )

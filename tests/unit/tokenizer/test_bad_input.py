@@ -18,13 +18,6 @@ from bpe_llama import Tokenizer
 BYTES = {bytes([b]): b for b in range(256)}
 
 
-def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"no such corpus\.txt"):
-        Tokenizer.train(tmp_path / "no such corpus.txt", vocab_size=300)
-    with pytest.raises((OSError, ValueError), match=r"\*\.nothing"):
-        Tokenizer.train(str(tmp_path / "*.nothing"), vocab_size=300)
-
-
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     for load in (Tokenizer.from_file, Tokenizer.from_huggingface, Tokenizer.from_gguf):
         with pytest.raises(OSError, match=r"missing\.json"):
@@ -33,33 +26,10 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer.from_tiktoken(tmp_path / "missing.tiktoken", pattern="cl100k")
 
 
-def test_an_empty_corpus_raises(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(ValueError, match="no text"):
-        Tokenizer.train(tmp_path / "empty.txt", vocab_size=300)
-    for nothing in ([], [""], ["", ""]):
-        with pytest.raises(ValueError, match="no text"):
-            Tokenizer.train_from_iterator(nothing, vocab_size=300)
-
-
 @pytest.mark.parametrize("vocab_size", [-1, 0, 255, 256 + 1])
 def test_a_vocabulary_without_room_for_the_bytes_and_specials_raises(vocab_size: int) -> None:
     with pytest.raises((ValueError, OverflowError), match=str(vocab_size)):
         Tokenizer.train_from_iterator(["some text"], vocab_size=vocab_size, special_tokens=["<a>", "<b>"])
-
-
-def test_fewer_pairs_than_merges_asked_warns_and_gives_the_smaller_vocabulary() -> None:
-    with pytest.warns(UserWarning, match="1000"):
-        tok = Tokenizer.train_from_iterator(["abab"], vocab_size=1000, special_tokens=["<end>"])
-    assert tok.vocab_size == 256 + 2 + 1
-    assert tok.special_tokens == {"<end>": tok.vocab_size - 1}
-    assert len(tok.encode("abab")) == 1
-
-
-def test_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
-    (tmp_path / "latin1.txt").write_bytes("naïve café ".encode("latin-1") * 100)
-    with pytest.raises(ValueError, match=r"latin1\.txt: invalid UTF-8 at byte 2"):
-        Tokenizer.train(tmp_path / "latin1.txt", vocab_size=270)
 
 
 @pytest.mark.parametrize("pattern", ["cl100", "gpt9", "llama-3"])
@@ -95,9 +65,7 @@ def test_a_regex_that_backtracks_without_end_is_stopped(pattern: str, tmp_path: 
         assert time.perf_counter() - started < 5
 
 
-def test_special_tokens_that_clash(tok: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="<a>"):
-        Tokenizer.train_from_iterator(["some text"], vocab_size=300, special_tokens=["<a>", "<a>"])
+def test_special_tokens_that_clash() -> None:
     with pytest.raises(ValueError, match="10"):
         Tokenizer.from_ranks(BYTES, pattern="cl100k", special_tokens={"<a>": 10})
     with pytest.raises(ValueError, match="empty"):
@@ -109,13 +77,10 @@ def test_special_tokens_that_clash(tok: Tokenizer) -> None:
 
 @pytest.mark.parametrize("bad", [1000, 2**32 - 1, 2**32, 2**64, -1])
 def test_an_id_out_of_range_is_named(tok: Tokenizer, bad: int) -> None:
-    for call in (tok.decode_bytes, tok.decode):
+    push = tok.decode_stream().push
+    for call, ids in ((tok.decode_bytes, [1, bad]), (tok.decode, [1, bad]), (tok.id_to_bytes, bad), (push, bad)):
         with pytest.raises((ValueError, KeyError, OverflowError), match=str(bad)):
-            call([1, bad])
-    with pytest.raises((ValueError, KeyError, OverflowError), match=str(bad)):
-        tok.id_to_bytes(bad)
-    with pytest.raises((ValueError, KeyError, OverflowError), match=str(bad)):
-        tok.decode_stream().push(bad)
+            call(ids)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.int64, np.uint64, np.int8, object])
@@ -134,10 +99,6 @@ def test_ids_in_arrays_are_checked_one_by_one(tok: Tokenizer, dtype: Any) -> Non
     with pytest.raises(TypeError):
         tok.decode_bytes(np.array([[1, 2]], dtype))
     assert tok.decode_bytes(np.array([], dtype)) == b""
-
-
-def test_an_unknown_token_has_no_id(tok: Tokenizer) -> None:
-    assert tok.token_to_id(b"no such token") is None
 
 
 @pytest.mark.parametrize("wrong", [None, 1, b"bytes", ["list"]])
@@ -229,11 +190,6 @@ def test_every_truncation_of_a_tokenizer_json_raises(tok: Tokenizer, tmp_path: P
             Tokenizer.from_file(tmp_path / "cut.json")
 
 
-def _edited(document: dict[str, Any], edit: Any) -> dict[str, Any]:
-    edit(document)
-    return document
-
-
 @pytest.mark.parametrize(
     "edit",
     [
@@ -257,7 +213,8 @@ def _edited(document: dict[str, Any], edit: Any) -> dict[str, Any]:
 )
 def test_a_tokenizer_json_that_we_cannot_read_exactly_is_refused(tok: Tokenizer, tmp_path: Path, edit: Any) -> None:
     tok.save(tmp_path / "tokenizer.json")
-    document = _edited(json.loads((tmp_path / "tokenizer.json").read_text("utf-8")), edit)
+    document = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    edit(document)
     (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises((ValueError, KeyError)):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
@@ -285,17 +242,3 @@ def test_a_tokenizer_json_that_is_no_object_says_how_it_begins(tmp_path: Path, c
 def test_an_empty_folder_is_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises((ValueError, OSError), match=tmp_path.name):
         Tokenizer.from_file(tmp_path)
-
-
-def test_an_iterator_that_raises_half_way_keeps_its_error() -> None:
-    def texts() -> Any:
-        yield "some text"
-        raise RuntimeError("the database went away")
-
-    with pytest.raises(RuntimeError, match="database went away"):
-        Tokenizer.train_from_iterator(texts(), vocab_size=300)
-
-
-def test_an_iterator_of_something_else_raises() -> None:
-    with pytest.raises(TypeError, match="str"):
-        Tokenizer.train_from_iterator([1, 2], vocab_size=300)

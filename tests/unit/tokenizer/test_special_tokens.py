@@ -185,4 +185,4 @@ def test_names_and_ids_are_one_to_one(tmp_path: Path) -> None:
     for name in ["Ġlow", "é", "Ġ", "Ã©", "<é>", "low"]:
         assert tok.token_to_id(name) == theirs.token_to_id(name)
     assert tok.token_to_id(" low") == tok.token_to_id(b" low") == tok.token_to_id("Ġlow")  # text, where no name is
-    assert tok.token_to_id("no such token") is None
+    assert tok.token_to_id("no such token") is tok.token_to_id(b"no such token") is None

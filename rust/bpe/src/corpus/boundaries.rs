@@ -1,10 +1,11 @@
 //! Where a document can be divided into chunks: never inside a special token.
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use hashbrown::HashSet;
 
 use super::options::CorpusOptions;
+use crate::Result;
 use crate::pretokenize::Pretokenizer;
-use crate::{Error, Result};
 
 /// Bytes read at a time: they fit a core's cache.
 pub(super) const BLOCK_BYTES: usize = 1 << 18;
@@ -22,10 +23,10 @@ pub(super) struct Rules {
 
 impl Rules {
     /// # Errors
-    /// [`Error::InvalidArgument`] if the separator is empty, or a special token is empty or given twice.
+    /// [`crate::Error::InvalidArgument`] if the separator is empty, or a special token is empty or given twice.
     pub(super) fn new(options: CorpusOptions, splitter: Pretokenizer) -> Result<Self> {
         if options.separator.as_deref() == Some("") {
-            return Err(Error::InvalidArgument("separator is empty; leave it out to keep files whole".to_owned()));
+            return Err(invalid!("separator is empty; leave it out to keep files whole"));
         }
         Ok(Self {
             special_tokens: special_matcher(&options.special_tokens)?,
@@ -78,19 +79,20 @@ pub(super) fn ceil_char(text: &str, at: usize) -> usize {
 /// longest.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if a special token is empty or given twice.
+/// [`crate::Error::InvalidArgument`] if a special token is empty or given twice.
 pub(crate) fn special_matcher(special_tokens: &[String]) -> Result<Option<AhoCorasick>> {
+    let mut seen = HashSet::with_capacity(special_tokens.len());
     for (index, token) in special_tokens.iter().enumerate() {
         if token.is_empty() {
-            return Err(Error::InvalidArgument(format!("special token {index} is empty")));
+            return Err(invalid!("special token {index} is empty"));
         }
-        if special_tokens[..index].contains(token) {
-            return Err(Error::InvalidArgument(format!("special token {token:?} is given twice")));
+        if !seen.insert(token) {
+            return Err(invalid!("special token {token:?} is given twice"));
         }
     }
     if special_tokens.is_empty() {
         return Ok(None);
     }
     let matcher = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(special_tokens);
-    matcher.map(Some).map_err(|error| Error::InvalidArgument(format!("special tokens: {error}")))
+    matcher.map(Some).map_err(|error| invalid!("special tokens: {error}"))
 }

@@ -1,5 +1,6 @@
 //! The bytes of a file, decompressed and counted.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::{Error, Result};
 
 /// Any reader, decompressing or not.
-pub(super) type Reader = Box<dyn Read + Send + Sync>;
+pub(super) struct Reader(Box<dyn Read + Send + Sync>);
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Reader")
+    }
+}
 
 /// Returns a reader of the file, decompressing if its name ends in `.gz` or `.zst`, and its name without that ending.
 ///
@@ -18,14 +31,12 @@ pub(super) fn decompressed(path: &Path, bytes_read: &Arc<AtomicU64>) -> Result<(
     let file = File::open(path).map_err(|source| io_error(path, source))?;
     let size = file.metadata().map_err(|source| io_error(path, source))?.len();
     let file = CountingReader { file, size, read: 0, bytes_read: Arc::clone(bytes_read) };
-    Ok(match extension(path).as_deref() {
-        Some("gz") => (Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))), path.with_extension("")),
-        Some("zst") => {
-            let decoder = zstd::Decoder::new(file).map_err(|source| io_error(path, source))?;
-            (Box::new(decoder), path.with_extension(""))
-        }
-        _ => (Box::new(file), path.to_owned()),
-    })
+    let reader: Box<dyn Read + Send + Sync> = match extension(path).as_deref() {
+        Some("gz") => Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(file))),
+        Some("zst") => Box::new(zstd::Decoder::new(file).map_err(|source| io_error(path, source))?),
+        _ => return Ok((Reader(Box::new(file)), path.to_owned())),
+    };
+    Ok((Reader(reader), path.with_extension("")))
 }
 
 /// Returns the extension in lower case.
@@ -38,7 +49,7 @@ pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
     if source.raw_os_error().is_none()
         && extension(path).is_some_and(|extension| extension == "gz" || extension == "zst")
     {
-        return Error::Format(format!("{}: damaged compressed data: {source}", path.display()));
+        return malformed!("{}: damaged compressed data: {source}", path.display());
     }
     Error::Io { path: path.to_owned(), source }
 }

@@ -1,6 +1,5 @@
 //! The lines of a file, unchanged.
 
-use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,15 +19,10 @@ use crate::Result;
 /// # std::fs::remove_file(&path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Debug)]
 pub struct FileLines {
     path: PathBuf,
     reader: BufReader<Reader>,
-}
-
-impl fmt::Debug for FileLines {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("FileLines").field("path", &self.path).finish_non_exhaustive()
-    }
 }
 
 impl FileLines {

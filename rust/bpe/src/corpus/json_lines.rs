@@ -14,17 +14,12 @@ use super::skipped::Skipped;
 use crate::Result;
 
 /// Reads the texts of a file's lines.
+#[derive(Debug)]
 pub(super) struct JsonLines {
     path: PathBuf,
     reader: BufReader<Reader>,
     line: Vec<u8>,
     number: u64,
-}
-
-impl fmt::Debug for JsonLines {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("JsonLines").field("path", &self.path).finish_non_exhaustive()
-    }
 }
 
 impl JsonLines {

@@ -21,7 +21,7 @@ pub fn expand_paths(path: &str) -> Result<Vec<PathBuf>> {
     if Path::new(path).exists() {
         collect(Path::new(path), &mut files)?;
     } else {
-        let found = glob::glob(path).map_err(|error| Error::InvalidArgument(format!("pattern {path:?}: {error}")))?;
+        let found = glob::glob(path).map_err(|error| invalid!("pattern {path:?}: {error}"))?;
         for entry in found {
             let entry = entry.map_err(|error| Error::Io { path: error.path().into(), source: error.into() })?;
             if entry.is_file() {

@@ -12,8 +12,8 @@ use super::options::{CorpusOptions, OnError};
 use super::skipped::Skipped;
 use super::text::TextFile;
 use super::utf8_scan::Utf8Scan;
+use crate::Result;
 use crate::pretokenize::Pretokenizer;
-use crate::{Error, Result};
 
 /// A document or a part of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,7 @@ pub struct CorpusReader {
     paths: std::vec::IntoIter<PathBuf>,
     rules: Rules,
     source: Option<Source>,
+    files_opened: usize,
     document: u64,
     skipped: Skipped,
     total_bytes: u64,
@@ -78,8 +79,8 @@ impl CorpusReader {
     /// files are read twice.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file does not exist; [`Error::InvalidArgument`] if the separator is empty, or a special token
-    /// is empty or given twice.
+    /// [`crate::Error::Io`] if a file does not exist; [`crate::Error::InvalidArgument`] if the separator is empty, or a
+    /// special token is empty or given twice.
     pub fn new(paths: Vec<PathBuf>, splitter: Pretokenizer, options: CorpusOptions) -> Result<Self> {
         let rules = Rules::new(options, splitter)?;
         let mut total_bytes = 0;
@@ -90,6 +91,7 @@ impl CorpusReader {
             paths: paths.into_iter(),
             rules,
             source: None,
+            files_opened: 0,
             document: 0,
             skipped: Skipped::default(),
             total_bytes,
@@ -107,9 +109,9 @@ impl CorpusReader {
     /// Returns the next document or part of one, or `None` at the end of the last file.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read, or shrinks while it is read; [`Error::Format`], naming the file and the
-    /// byte or line, if it is not UTF-8, not the JSON expected, or damaged compressed data. [`OnError::Skip`] skips the
-    /// first two, not damaged compressed data.
+    /// [`crate::Error::Io`] if a file cannot be read, or shrinks while it is read; [`crate::Error::Format`], naming the
+    /// file and the byte or line, if it is not UTF-8, not the JSON expected, or damaged compressed data.
+    /// [`OnError::Skip`] skips the first two, not damaged compressed data.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         loop {
             let part = match &mut self.source {
@@ -132,8 +134,14 @@ impl CorpusReader {
                 return Ok(Some(Chunk { document, text, is_last }));
             }
             let Some(path) = self.paths.next() else { return Ok(None) };
+            self.files_opened += 1;
             self.source = Some(open(&path, &self.rules, &self.bytes_read)?);
         }
+    }
+
+    /// Returns the number of files opened so far: the last chunk is of the last of them.
+    pub fn files_opened(&self) -> usize {
+        self.files_opened
     }
 
     /// Returns the rows and documents skipped so far.
@@ -172,7 +180,7 @@ fn open(path: &Path, rules: &Rules, bytes_read: &Arc<AtomicU64>) -> Result<Sourc
     }
     if !std::fs::metadata(path).map_err(|source| io_error(path, source))?.is_file() {
         let what = "no regular file, and text is read twice to skip what is not UTF-8";
-        return Err(Error::InvalidArgument(format!("{}: {what}", path.display())));
+        return Err(invalid!("{}: {what}", path.display()));
     }
     // Only the second pass counts as progress.
     let (reader, _) = decompressed(path, &Arc::default())?;

@@ -17,11 +17,13 @@ use crate::{Error, Result};
 const BOUNDARY_WINDOW: usize = 1 << 12;
 
 /// Reads the documents of a text file in parts.
+#[derive(Debug)]
 pub(super) struct TextFile {
     path: PathBuf,
     reader: Reader,
-    /// Text read and not yet returned.
+    /// Text read, of which what begins at `begin` is not yet returned.
     text: String,
+    begin: usize,
     /// The first bytes of a character that the last block ends in.
     partial: Vec<u8>,
     /// Scratch for one block.
@@ -38,12 +40,6 @@ pub(super) struct TextFile {
     after_separator: bool,
 }
 
-impl std::fmt::Debug for TextFile {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("TextFile").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
 impl TextFile {
     /// Returns a reader of the bytes outside the ranges `to_skip`.
     pub(super) fn new(path: &Path, reader: Reader, to_skip: VecDeque<Range<u64>>) -> Self {
@@ -51,6 +47,7 @@ impl TextFile {
             path: path.to_owned(),
             reader,
             text: String::new(),
+            begin: 0,
             partial: Vec::new(),
             block: Vec::new(),
             offset: 0,
@@ -72,26 +69,28 @@ impl TextFile {
             if let Some(separator) = &rules.options.separator
                 && let Some(at) = memmem::find(&self.text.as_bytes()[self.searched..], separator.as_bytes())
             {
-                let rest = self.text.split_off(self.searched + at + separator.len());
-                let mut part = std::mem::replace(&mut self.text, rest);
-                part.truncate(self.searched + at);
-                self.searched = 0;
+                let end = self.searched + at;
+                let part = self.text[self.begin..end].to_owned();
+                self.begin = end + separator.len();
+                self.searched = self.begin;
                 self.after_separator = true;
                 return Ok(Some((part, true)));
             }
             if self.at_end {
                 self.is_done = true;
-                let part = std::mem::take(&mut self.text);
+                let part = self.text.split_off(self.begin);
                 // An empty rest after the last separator is no document; an empty file is one.
                 return Ok((!(part.is_empty() && self.after_separator)).then_some((part, true)));
             }
-            if self.text.len() >= rules.block_bytes {
-                let from = self.searched.max(self.text.len().saturating_sub(BOUNDARY_WINDOW));
-                if let Some(boundary) = rules.chunk_boundary(&self.text, from) {
-                    let rest = self.text.split_off(boundary);
-                    self.searched = 0;
+            let left = &self.text[self.begin..];
+            if left.len() >= rules.block_bytes {
+                let from = (self.searched - self.begin).max(left.len().saturating_sub(BOUNDARY_WINDOW));
+                if let Some(boundary) = rules.chunk_boundary(left, from) {
+                    let part = left[..boundary].to_owned();
+                    self.begin += boundary;
+                    self.searched = self.begin;
                     self.after_separator = false;
-                    return Ok(Some((std::mem::replace(&mut self.text, rest), false)));
+                    return Ok(Some((part, false)));
                 }
             }
             // A separator or a chunk boundary may span the end of this block.
@@ -122,6 +121,9 @@ impl TextFile {
 
     /// Appends one block of the file to `text`.
     fn read_block(&mut self, block_bytes: usize) -> Result<()> {
+        self.text.drain(..self.begin);
+        self.searched -= self.begin;
+        self.begin = 0;
         self.block.clear();
         self.block.append(&mut self.partial);
         let carried = self.block.len();

@@ -12,6 +12,7 @@ use super::decompress::{Reader, io_error, read_some};
 use crate::Result;
 
 /// Finds the documents of a file that are not UTF-8, one block at a time, in bounded memory.
+#[derive(Debug)]
 pub(super) struct Utf8Scan {
     path: PathBuf,
     reader: Reader,
@@ -37,12 +38,6 @@ pub(super) struct InvalidDocuments {
     pub(super) count: u64,
     /// The offset of the first invalid byte of the first of them.
     pub(super) first: Option<u64>,
-}
-
-impl std::fmt::Debug for Utf8Scan {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Utf8Scan").field("path", &self.path).finish_non_exhaustive()
-    }
 }
 
 impl Utf8Scan {

@@ -114,10 +114,10 @@ impl Window {
     /// Returns the text after the part that was already returned.
     fn new_part<'t>(&self, text: &'t str) -> Result<&'t str> {
         text.strip_prefix(self.returned.as_str()).ok_or_else(|| {
-            Error::InvalidArgument(format!(
+            invalid!(
                 "the decoder of this tokenizer changed text already returned, {:?}, to {text:?}: it cannot be streamed",
                 self.returned
-            ))
+            )
         })
     }
 }

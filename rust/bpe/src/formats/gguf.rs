@@ -6,7 +6,7 @@ use super::sentencepiece::{require_space, words_or_whole};
 use crate::byte_alphabet::{byte_of, to_bytes};
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Piece, PieceKind};
-use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
+use crate::{AddedToken, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 /// Lines, and the line breaks between them.
 const LINES: &str = r"[^\n]+|\n+";
@@ -19,8 +19,8 @@ impl Tokenizer {
     /// `added` tokens match before the text is split; they are also ordinary tokens if a merge names them.
     ///
     /// # Errors
-    /// [`Error::Format`] if a merge names an added token whose bytes in the byte alphabet are not its text, or if
-    /// merges turn the text of a special token into it; as [`Vocab::from_merges`], [`Pretokenizer::new`] and
+    /// [`crate::Error::Format`] if a merge names an added token whose bytes in the byte alphabet are not its text, or
+    /// if merges turn the text of a special token into it; as [`Vocab::from_merges`], [`Pretokenizer::new`] and
     /// [`Tokenizer::new`].
     ///
     /// # Source
@@ -43,9 +43,7 @@ impl Tokenizer {
             if !named.contains(content.as_str()) {
                 added_only.insert(*id);
             } else if !is_text {
-                return Err(Error::Format(format!(
-                    "a merge names token {id}, {content:?}, which is matched as a whole"
-                )));
+                return Err(malformed!("a merge names token {id}, {content:?}, which is matched as a whole"));
             } else if *special {
                 merged.push((content.clone(), *id));
             }
@@ -62,7 +60,7 @@ impl Tokenizer {
         let tokenizer = Self::new(vocab, Pretokenizer::sequence(steps)?, added, false)?;
         for (content, id) in merged {
             if tokenizer.encode_ordinary(&content)?.contains(&id) {
-                return Err(Error::Format(format!("merges make the special token {id} of its text, {content:?}")));
+                return Err(malformed!("merges make the special token {id} of its text, {content:?}"));
             }
         }
         Ok(tokenizer)
@@ -94,8 +92,8 @@ impl Tokenizer {
     /// pieces take no part in merges. Lines and the line breaks between them merge separately.
     ///
     /// # Errors
-    /// [`Error::Format`] if merges do not reach a token of several line breaks, which llama.cpp looks up as a whole. As
-    /// [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
+    /// [`crate::Error::Format`] if merges do not reach a token of several line breaks, which llama.cpp looks up as a
+    /// whole. As [`Vocab::from_sentencepiece_merges`] and [`Tokenizer::new`].
     ///
     /// # Source
     /// `LLAMA_VOCAB_PRE_TYPE_GEMMA4` in `src/llama-vocab.cpp` of llama.cpp.
@@ -118,7 +116,7 @@ impl Tokenizer {
         let pretokenizer = if mixes { Pretokenizer::new(LINES)? } else { words_or_whole(&sorted.merged)? };
         let vocab = Vocab::from_sentencepiece_merges(&sorted, merges, false)?;
         if !vocab.merges_reach_all(is_breaks)? {
-            return Err(Error::Format("several line breaks are a token that merges do not make".to_owned()));
+            return Err(malformed!("several line breaks are a token that merges do not make"));
         }
         let spaces = Spaces { prefix: SpacePrefix::Never, collapse: false, drop_first: false };
         Ok(Self::new(vocab, pretokenizer, added, false)?.with_spaces(spaces))

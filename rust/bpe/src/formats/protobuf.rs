@@ -2,7 +2,7 @@
 //!
 //! Fields are slices of their message, without copies; lengths are checked.
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// The value of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +29,7 @@ impl<'a> Fields<'a> {
     /// Returns the number and the value of the next field, or `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Format`] if the message ends within the field, or the field is invalid.
+    /// [`crate::Error::Format`] if the message ends within the field, or the field is invalid.
     ///
     /// # Source
     /// <https://protobuf.dev/programming-guides/encoding>. Groups, which are deprecated, are not supported.
@@ -40,7 +40,7 @@ impl<'a> Fields<'a> {
         let begin = self.at;
         let tag = self.varint()?;
         if !(1..1 << 29).contains(&(tag >> 3)) {
-            return Err(Error::Format(format!("byte {begin}: a field of number {}; expected 1 to 2^29 - 1", tag >> 3)));
+            return Err(malformed!("byte {begin}: a field of number {}; expected 1 to 2^29 - 1", tag >> 3));
         }
         let value = match tag & 7 {
             0 => Value::Varint(self.varint()?),
@@ -51,9 +51,7 @@ impl<'a> Fields<'a> {
             }
             5 => Value::Fixed32(u32::from_le_bytes(self.array()?)),
             kind => {
-                return Err(Error::Format(format!(
-                    "byte {begin}: wire type {kind} is not supported; expected 0, 1, 2 or 5"
-                )));
+                return Err(malformed!("byte {begin}: wire type {kind} is not supported; expected 0, 1, 2 or 5"));
             }
         };
         Ok(Some((tag >> 3, value)))
@@ -69,7 +67,7 @@ impl<'a> Fields<'a> {
                 return Ok(value);
             }
         }
-        Err(Error::Format(format!("byte {begin}: an integer of more than 10 bytes")))
+        Err(malformed!("byte {begin}: an integer of more than 10 bytes"))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -80,9 +78,10 @@ impl<'a> Fields<'a> {
 
     fn take(&mut self, length: u64) -> Result<&'a [u8]> {
         let left = &self.message[self.at..];
-        let taken = usize::try_from(length).ok().and_then(|length| left.get(..length)).ok_or_else(|| {
-            Error::Format(format!("byte {}: {length} bytes are announced, {} are left", self.at, left.len()))
-        })?;
+        let taken = usize::try_from(length)
+            .ok()
+            .and_then(|length| left.get(..length))
+            .ok_or_else(|| malformed!("byte {}: {length} bytes are announced, {} are left", self.at, left.len()))?;
         self.at += taken.len();
         Ok(taken)
     }

@@ -30,9 +30,9 @@ impl Tokenizer {
         } else {
             return self.vocab().to_tiktoken();
         };
-        Err(Error::InvalidArgument(format!(
+        Err(invalid!(
             "this tokenizer cannot be saved as .tiktoken, where {what} has no place; save it as tokenizer.json"
-        )))
+        ))
     }
 }
 
@@ -56,17 +56,12 @@ impl Vocab {
             }
             let token = parse_line(line, &mut arena).ok_or_else(|| {
                 let shown = String::from_utf8_lossy(&line[..line.len().min(40)]);
-                Error::Format(format!(
-                    "line {}: expected a token in base64, a space and its rank, got {shown:?}",
-                    number + 1
-                ))
+                malformed!("line {}: expected a token in base64, a space and its rank, got {shown:?}", number + 1)
             })?;
             tokens.push(token);
         }
         if tokens.is_empty() {
-            return Err(Error::Format(
-                "no token in it: expected lines of a token in base64, a space and its rank".to_owned(),
-            ));
+            return Err(malformed!("no token in it: expected lines of a token in base64, a space and its rank"));
         }
         if !text.ends_with(b"\n") && tokens.len() > 1 {
             // A last line without a line end can be truncated within its rank.
@@ -74,10 +69,7 @@ impl Vocab {
             seen.sort_unstable();
             let last = tokens[tokens.len() - 1].1;
             if seen.windows(2).any(|pair| pair[0] == pair[1]) || last != seen[seen.len() - 1] {
-                return Err(Error::Format(format!(
-                    "the file ends in the middle of line {}: it is truncated",
-                    tokens.len()
-                )));
+                return Err(malformed!("the file ends in the middle of line {}: it is truncated", tokens.len()));
             }
         }
         Self::from_ranks(tokens.into_iter().map(|(range, rank)| (&arena[range], rank)).collect())
@@ -89,7 +81,7 @@ impl Vocab {
     /// [`Error::Io`] if it cannot be read; else as [`Vocab::from_tiktoken`], naming the file.
     pub fn from_tiktoken_file(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        Self::from_tiktoken(&text).map_err(|error| Error::Format(format!("{}: {error}", path.display())))
+        Self::from_tiktoken(&text).map_err(|error| malformed!("{}: {error}", path.display()))
     }
 
     /// Returns the text of a `.tiktoken` file that holds this vocabulary.
@@ -99,10 +91,9 @@ impl Vocab {
     /// order is not that of their results' ids, or tokens that merges do not reach.
     pub fn to_tiktoken(&self) -> Result<String> {
         if self.byte_fallback().is_some() || !self.ids_are_ranks()? {
-            return Err(Error::InvalidArgument(
+            return Err(invalid!(
                 "this vocabulary cannot be saved as .tiktoken, where ids are ranks: its merges are in another order or not of bytes; \
                  save it as tokenizer.json"
-                    .to_owned(),
             ));
         }
         let mut text = String::with_capacity(self.len() * 14);

@@ -5,9 +5,9 @@
 //! ranks do not reduce to two symbols gets every split into two symbols as a merge.
 
 use super::Merger;
+use crate::Result;
 use crate::utf8::{char_count, is_continuation};
 use crate::vocab::{SentencePieceTokens, Vocab};
-use crate::{Error, Result};
 
 impl Vocab {
     /// Returns the vocabulary whose ranks are its ids, as in `.tiktoken` files.
@@ -15,7 +15,8 @@ impl Vocab {
     /// A piece that is a token becomes that token, even if no sequence of merges reaches it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of range.
+    /// [`crate::Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of
+    /// range.
     ///
     /// # Cost
     /// One run of BPE for each token, over the merges of lower rank.
@@ -51,8 +52,8 @@ impl Vocab {
     /// list first; of the same token, the leftmost first.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`]; and if there are whole tokens, and a merged
-    /// token that merging its own text does not produce.
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`]; and if there are whole tokens,
+    /// and a merged token that merging its own text does not produce.
     ///
     /// # Cost
     /// One run of BPE for each token, over the merges before it.
@@ -85,9 +86,9 @@ impl Vocab {
             let merged = tokens.merged.iter().map(|(bytes, id)| (&bytes[..], *id));
             if let Some(bytes) = vocab.first_not_merged(merged)? {
                 let text = String::from_utf8_lossy(bytes);
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "the text of token {text:?} becomes other tokens, which is not supported beside user-defined tokens"
-                )));
+                ));
             }
         }
         Ok(vocab)

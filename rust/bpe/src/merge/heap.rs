@@ -8,9 +8,6 @@ use crate::vocab::{NO_ID, NO_RANK, Vocab};
 
 /// Appends the ids of a piece to `out`, with a heap of pairs and a linked list of symbols.
 ///
-/// # Errors
-/// As [`Merger::merge`](super::Merger::merge).
-///
 /// # Cost
 /// `O(n log n)` for any piece.
 pub(super) fn merge_by_heap(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {

@@ -17,9 +17,6 @@ pub(super) struct Passes {
 
 impl Passes {
     /// Appends the ids of a piece to `out`.
-    ///
-    /// # Errors
-    /// As [`Merger::merge`](super::Merger::merge).
     pub(super) fn merge(&mut self, vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
         let Self { ids, ranks } = self;
         ids.clear();

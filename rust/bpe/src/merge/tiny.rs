@@ -7,9 +7,6 @@ use crate::vocab::{NO_RANK, Vocab};
 pub(crate) const TINY_BYTES: usize = 4;
 
 /// Appends the ids of at most [`TINY_BYTES`] bytes to `out`.
-///
-/// # Errors
-/// As [`Merger::merge`](super::Merger::merge).
 pub(super) fn merge_tiny(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<()> {
     let (mut ids, mut ranks) = ([0; TINY_BYTES], [NO_RANK; TINY_BYTES]);
     for (id, &byte) in ids.iter_mut().zip(piece) {

@@ -146,9 +146,6 @@ fn key(rank: u32, place: usize) -> i32 {
 ///
 /// Up to [`WIDTH`] bytes are encoded whole. For a longer piece the ids depend on its first [`SPAN`] bytes alone; the encoding
 /// of the whole piece may begin with other ids.
-///
-/// # Errors
-/// As [`Merger::merge`](super::Merger::merge).
 pub(super) fn merge_prefix(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) -> Result<usize> {
     #[cfg(target_arch = "x86_64")]
     {

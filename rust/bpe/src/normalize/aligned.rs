@@ -149,9 +149,7 @@ pub(crate) fn push_spans(spans: &mut Vec<Span>, text: &str, start: u32, interrup
 
 /// Returns the error for text that comes from no byte of the original.
 pub(crate) fn unaligned() -> Error {
-    Error::InvalidArgument(
-        "a normalizer put text before the first character, and the next step cannot follow it there".to_owned(),
-    )
+    invalid!("a normalizer put text before the first character, and the next step cannot follow it there")
 }
 
 #[cfg(test)]

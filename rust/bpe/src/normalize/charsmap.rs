@@ -9,7 +9,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// SentencePiece considers at most so many rules that match at one position, the shortest first.
 const MAX_MATCHES: usize = 32;
@@ -29,12 +29,12 @@ impl CharsMap {
     /// Returns the rules of a `tokenizer.model`: the size of the trie in bytes, the trie, and the replacements.
     ///
     /// # Errors
-    /// [`Error::Format`] if a size does not fit, or if a unit or a value points outside its array.
+    /// [`crate::Error::Format`] if a size does not fit, or if a unit or a value points outside its array.
     ///
     /// # Source
     /// `Normalizer::DecodePrecompiledCharsMap` in `src/normalizer.cc` of SentencePiece 0.2.3.
     pub(crate) fn new(blob: &[u8]) -> Result<Self> {
-        let damaged = |what: String| Error::Format(format!("precompiled_charsmap is damaged: {what}"));
+        let damaged = |what: String| malformed!("precompiled_charsmap is damaged: {what}");
         let Some((size, rest)) = blob.split_first_chunk::<4>() else {
             return Err(damaged(format!("{} bytes are too few", blob.len())));
         };
@@ -59,9 +59,9 @@ impl CharsMap {
     /// Returns the rules of a `tokenizer.json`. Like `tokenizers`, it does not check the units.
     ///
     /// # Errors
-    /// [`Error::Format`] if the text is not the base64 of a size, a trie of this size, and UTF-8.
+    /// [`crate::Error::Format`] if the text is not the base64 of a size, a trie of this size, and UTF-8.
     pub(crate) fn from_base64(text: &str) -> Result<Self> {
-        let damaged = |what: &str| Error::Format(format!("tokenizer.json: precompiled_charsmap is damaged: {what}"));
+        let damaged = |what: &str| malformed!("tokenizer.json: precompiled_charsmap is damaged: {what}");
         let bytes = STANDARD.decode(text).map_err(|error| damaged(&error.to_string()))?;
         let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| damaged("it is shorter than four bytes"))?;
         let size = u32::from_le_bytes(*size) as usize / 4 * 4;

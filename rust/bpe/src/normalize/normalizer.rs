@@ -20,9 +20,6 @@ pub(crate) enum Normalizer {
 
 impl Normalizer {
     /// Returns the normal form of a segment of ordinary text.
-    ///
-    /// # Errors
-    /// The error of the interrupt check.
     pub(crate) fn apply<'t>(self, text: &'t str, after: After, interrupt: Interrupt<'_>) -> Result<Cow<'t, str>> {
         match self {
             Self::Nfc if is_nfc_quick(text.chars()) != IsNormalized::Yes => {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::model::ModelOptions;
-use crate::{Error, Result};
+use crate::Result;
 
 /// Normalizes text; offsets remain those of the original text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -319,7 +319,7 @@ pub(crate) fn parse<T: DeserializeOwned>(field: &str, value: Option<Value>) -> R
     let shown = shortened(&value.to_string());
     serde_json::from_value(value)
         .map(Some)
-        .map_err(|error| Error::Format(format!("tokenizer.json: {field} is {shown}: {error}; this is not supported")))
+        .map_err(|error| malformed!("tokenizer.json: {field} is {shown}: {error}; this is not supported"))
 }
 
 /// Refuses an empty text to prepend: `tokenizers` 0.23 panics, or drops a part of the text.
@@ -355,42 +355,21 @@ impl Components {
     }
 }
 
-impl PreTokenizer {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { pretokenizers } => pretokenizers.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
+macro_rules! steps {
+    ($component:ident, $sequence:ident) => {
+        impl $component {
+            /// Returns the steps in order, with nested sequences flattened.
+            pub(crate) fn steps(&self) -> Vec<&Self> {
+                match self {
+                    Self::Sequence { $sequence } => $sequence.iter().flat_map(Self::steps).collect(),
+                    step => vec![step],
+                }
+            }
         }
-    }
+    };
 }
 
-impl Normalizer {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { normalizers } => normalizers.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
-        }
-    }
-}
-
-impl Decoder {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { decoders } => decoders.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
-        }
-    }
-}
-
-impl PostProcessor {
-    /// Returns the steps in order, with nested sequences flattened.
-    pub(crate) fn steps(&self) -> Vec<&Self> {
-        match self {
-            Self::Sequence { processors } => processors.iter().flat_map(Self::steps).collect(),
-            step => vec![step],
-        }
-    }
-}
+steps!(Normalizer, normalizers);
+steps!(PreTokenizer, pretokenizers);
+steps!(PostProcessor, processors);
+steps!(Decoder, decoders);

@@ -120,58 +120,50 @@ impl Step {
         }
     }
 
-    fn apply(&self, mut tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
+    fn apply(&self, tokens: Vec<String>, interrupt: Interrupt<'_>) -> Result<Vec<String>> {
         match self {
             Self::Bpe { suffix } => {
                 let last = tokens.len().saturating_sub(1);
-                for (i, token) in tokens.iter_mut().enumerate() {
-                    interrupt.check_at(i)?;
-                    *token = token.replace(suffix, if i == last { "" } else { " " });
-                }
+                map(tokens, interrupt, |i, token| Ok(token.replace(suffix, if i == last { "" } else { " " })))
             }
-            Self::ByteFallback => return join_bytes(tokens, interrupt),
+            Self::ByteFallback => join_bytes(tokens, interrupt),
             Self::ByteLevel => {
                 let mut bytes = Vec::with_capacity(tokens.len() * 4);
                 for (i, token) in tokens.into_iter().enumerate() {
                     interrupt.check_at(i)?;
                     bytes.extend(to_bytes(&token).unwrap_or(token.into_bytes()));
                 }
-                return Ok(vec![String::from_utf8_lossy(&bytes).into_owned()]);
+                Ok(vec![String::from_utf8_lossy(&bytes).into_owned()])
             }
-            Self::Fuse => return Ok(vec![tokens.concat()]),
-            Self::Metaspace(metaspace) => {
-                for (i, token) in tokens.iter_mut().enumerate() {
-                    interrupt.check_at(i)?;
-                    let is_dropped = i == 0 && metaspace.prepend_scheme != PrependScheme::Never;
-                    *token = token.replace(metaspace.replacement, if is_dropped { "" } else { " " });
-                }
-            }
+            Self::Fuse => Ok(vec![tokens.concat()]),
+            Self::Metaspace(metaspace) => map(tokens, interrupt, |i, token| {
+                let is_dropped = i == 0 && metaspace.prepend_scheme != PrependScheme::Never;
+                Ok(token.replace(metaspace.replacement, if is_dropped { "" } else { " " }))
+            }),
             Self::Replace(search, content) => {
-                for (i, token) in tokens.iter_mut().enumerate() {
-                    interrupt.check_at(i)?;
-                    *token = replace(token, search, content, interrupt)?;
-                }
+                map(tokens, interrupt, |_, token| replace(&token, search, content, interrupt))
             }
             &Self::Strip { content, start, stop } => {
-                for (i, token) in tokens.iter_mut().enumerate() {
-                    interrupt.check_at(i)?;
-                    *token = strip(token, content, start, stop);
-                }
+                map(tokens, interrupt, |_, token| Ok(strip(&token, content, start, stop)))
             }
-            Self::WordPiece { prefix, cleanup } => {
-                for (i, token) in tokens.iter_mut().enumerate() {
-                    interrupt.check_at(i)?;
-                    if i > 0 {
-                        *token = token.strip_prefix(prefix.as_str()).map_or_else(|| format!(" {token}"), str::to_owned);
-                    }
-                    if *cleanup {
-                        *token = clean_up(token);
-                    }
+            Self::WordPiece { prefix, cleanup } => map(tokens, interrupt, |i, mut token| {
+                if i > 0 {
+                    token = token.strip_prefix(prefix.as_str()).map_or_else(|| format!(" {token}"), str::to_owned);
                 }
-            }
+                Ok(if *cleanup { clean_up(&token) } else { token })
+            }),
         }
-        Ok(tokens)
     }
+}
+
+/// Returns the results of `change` for each token and its index.
+fn map(
+    tokens: Vec<String>,
+    interrupt: Interrupt<'_>,
+    change: impl Fn(usize, String) -> Result<String>,
+) -> Result<Vec<String>> {
+    let tokens = tokens.into_iter().enumerate();
+    tokens.map(|(i, token)| interrupt.check_at(i).and_then(|()| change(i, token))).collect()
 }
 
 /// Returns the byte of a token such as `<0xE4>`: as in `tokenizers`, digits can be lower case.
@@ -218,8 +210,7 @@ fn replace(token: &str, search: &Search, content: &str, interrupt: Interrupt<'_>
 }
 
 /// Removes `content` up to `start` times at the start, and up to `stop` times at the end.
-fn strip(token: &str, content: char, start: usize, stop: usize) -> String {
-    let mut token = token;
+fn strip(mut token: &str, content: char, start: usize, stop: usize) -> String {
     for _ in 0..start {
         let Some(rest) = token.strip_prefix(content) else { break };
         token = rest;

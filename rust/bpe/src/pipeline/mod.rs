@@ -29,10 +29,10 @@ use self::decoder::Decoders;
 use self::model::{Cache, Dropout, Model};
 use self::normalizer::Normalizers;
 use self::pre_tokenizer::{Piece, PreTokenized, PreTokenizers};
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::normalize::aligned::{Aligned, push_spans};
 use crate::special::{AddedTokens, SpecialSet};
-use crate::{Error, Result};
 use bpe_llama_simd::ScratchPool;
 
 pub(crate) use self::components::Components;
@@ -62,7 +62,7 @@ impl Pipeline {
     /// Returns the pipeline of these components, with the tokens and merges of the model.
     ///
     /// # Errors
-    /// [`Error::Format`] naming an invalid component.
+    /// [`crate::Error::Format`] naming an invalid component.
     pub(crate) fn new<'a>(
         components: &Components,
         entries: impl Iterator<Item = (&'a str, u32)>,
@@ -104,9 +104,6 @@ impl Pipeline {
     }
 
     /// Passes the ids of a text to `sink`, piece by piece.
-    ///
-    /// # Errors
-    /// Those of [`Pipeline::encode_with_offsets`].
     pub(crate) fn encode(
         &self,
         text: &str,
@@ -144,8 +141,8 @@ impl Pipeline {
     /// Returns the tokens of a text with their ranges of bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a text of 4 GiB or more, or an unknown character without an unknown token; the
-    /// errors of the components and of the interrupt check.
+    /// [`crate::Error::InvalidArgument`] for a text of 4 GiB or more, or an unknown character without an unknown token;
+    /// the errors of the components and of the interrupt check.
     pub(crate) fn encode_with_offsets(
         &self,
         text: &str,
@@ -183,7 +180,7 @@ impl Pipeline {
     /// Returns the text of ids, without special tokens if `skip_special`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id without a token; the error of the interrupt check.
+    /// [`crate::Error::NotFound`] for an id without a token; the error of the interrupt check.
     pub(crate) fn decode(
         &self,
         ids: &[u32],
@@ -195,7 +192,7 @@ impl Pipeline {
         for (index, &id) in ids.iter().enumerate() {
             interrupt.check_at(index)?;
             let name = added.name_of(id).or_else(|| self.model.token(id));
-            let name = name.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
+            let name = name.ok_or_else(|| not_found!("id {id} is not in this vocabulary"))?;
             if !(skip_special && added.by_content(name).is_some_and(|token| token.special)) {
                 tokens.push(name.to_owned());
             }
@@ -239,7 +236,7 @@ impl Pipeline {
         interrupt: Interrupt<'_>,
     ) -> Result<PreTokenized> {
         if u32::try_from(text.len()).is_err() {
-            return Err(Error::InvalidArgument(format!("the text has {} bytes; expected less than 4 GiB", text.len())));
+            return Err(invalid!("the text has {} bytes; expected less than 4 GiB", text.len()));
         }
         added.check(allowed)?;
         let mut whole = PreTokenized::default();

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::{Error, Result};
@@ -18,7 +19,7 @@ const MAX_CACHED: usize = 1 << 16;
 type Map<K, V> = HashMap<K, V, FixedState>;
 
 /// The options of a BPE model in a `tokenizer.json`.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct ModelOptions {
     pub(crate) dropout: Option<f32>,
     pub(crate) unk_token: Option<String>,
@@ -88,14 +89,12 @@ impl Model {
             if let Some(&other) = model.ids.get(token)
                 && other != id
             {
-                return Err(Error::Format(format!("tokenizer.json: token {token:?} has two ids, {other} and {id}")));
+                return Err(malformed!("tokenizer.json: token {token:?} has two ids, {other} and {id}"));
             }
             if let Some(other) = model.tokens.get(&id)
                 && **other != *token
             {
-                return Err(Error::Format(format!(
-                    "tokenizer.json: id {id} is given to two tokens, {other:?} and {token:?}"
-                )));
+                return Err(malformed!("tokenizer.json: id {id} is given to two tokens, {other:?} and {token:?}"));
             }
             model.ids.insert(token.into(), id);
             model.tokens.insert(id, token.into());
@@ -106,13 +105,11 @@ impl Model {
             let (left_id, right_id) = (id(left)?, id(right)?);
             let rest = right.get(prefix_length..).ok_or_else(|| {
                 let prefix = model.options.continuing_subword_prefix.as_deref().unwrap_or_default();
-                Error::Format(format!(
-                    "tokenizer.json: merge {rank} names {right:?}, which does not begin with {prefix:?}"
-                ))
+                malformed!("tokenizer.json: merge {rank} names {right:?}, which does not begin with {prefix:?}")
             })?;
             let merged = [left, rest].concat();
             let merged_id = model.ids.get(merged.as_str()).copied().ok_or_else(|| {
-                Error::Format(format!("tokenizer.json: merge {rank} gives {merged:?}, which is not in the vocabulary"))
+                malformed!("tokenizer.json: merge {rank} gives {merged:?}, which is not in the vocabulary")
             })?;
             model.merges.insert((left_id, right_id), (rank as u32, merged_id));
         }
@@ -221,9 +218,7 @@ impl Model {
             }
             let Some(unk) = &self.options.unk_token else { continue };
             let id = self.unk.ok_or_else(|| {
-                Error::InvalidArgument(format!(
-                    "character {character:?} is unknown, and model.unk_token {unk:?} is not in the vocabulary"
-                ))
+                invalid!("character {character:?} is unknown, and model.unk_token {unk:?} is not in the vocabulary")
             })?;
             unknown = match unknown {
                 Some((id, before)) if self.options.fuse_unk => Some((id, before + length)),
@@ -292,5 +287,5 @@ impl Model {
 
 /// Returns the error for a merge that names a token without an id.
 pub(crate) fn unknown_in_merge(rank: usize, token: &str) -> Error {
-    Error::Format(format!("tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary"))
+    malformed!("tokenizer.json: merge {rank} names {token:?}, which is not in the vocabulary")
 }

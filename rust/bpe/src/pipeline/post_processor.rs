@@ -41,10 +41,9 @@ impl Template {
         let mut is_set = false;
         for step in processor.steps() {
             if is_set && !matches!(step, PostProcessor::ByteLevel(_)) {
-                return Err(Error::Format(
+                return Err(malformed!(
                     "tokenizer.json: post_processor is a Sequence of several templates, which is not supported; \
                      expected at most one of TemplateProcessing, BertProcessing and RobertaProcessing"
-                        .to_owned(),
                 ));
             }
             match step {
@@ -73,10 +72,10 @@ impl Template {
                                 TemplateItem::Text { id, type_id } => compiled.push(Item::Text(*id, Some(*type_id))),
                                 TemplateItem::SpecialToken { id, type_id } => {
                                     let token = special_tokens.get(id).ok_or_else(|| {
-                                        Error::Format(format!(
+                                        malformed!(
                                             "tokenizer.json: post_processor.{field} names {id:?}, \
                                              which special_tokens does not define"
-                                        ))
+                                        )
                                     })?;
                                     compiled.extend(token.ids.iter().map(|&id| Item::Special(id, *type_id)));
                                 }
@@ -87,9 +86,8 @@ impl Template {
                     template.single = items(single, "single")?;
                     template.pair = items(pair, "pair")?;
                     if template.single.iter().any(|item| matches!(item, Item::Text(TemplateText::B, _))) {
-                        return Err(Error::Format(
+                        return Err(malformed!(
                             "tokenizer.json: post_processor.single holds the second text; expected the first, A"
-                                .to_owned(),
                         ));
                     }
                 }

@@ -12,7 +12,7 @@ use super::search::Search;
 use crate::byte_alphabet::CHARS;
 use crate::interrupt::Interrupt;
 use crate::normalize::aligned::{Span, unaligned};
-use crate::pretokenize::Pretokenizer;
+use crate::pretokenize::{DIGIT, Pretokenizer};
 use crate::{Error, Result};
 
 /// A normalized text and its pieces.
@@ -95,12 +95,11 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
         }
         PreTokenizer::Digits { individual_digits } => {
             let behavior = if *individual_digits { Behavior::Isolated } else { Behavior::Contiguous };
-            steps.push(split(Search::Characters(char::is_numeric), behavior));
+            // Not `char::is_numeric`: its Unicode version is that of the compiler.
+            steps.push(split(Search::regex(DIGIT)?, behavior));
         }
         PreTokenizer::FixedLength { length: 0 } => {
-            return Err(Error::Format(
-                "tokenizer.json: pre_tokenizer.length is 0; a FixedLength expects at least 1".to_owned(),
-            ));
+            return Err(malformed!("tokenizer.json: pre_tokenizer.length is 0; a FixedLength expects at least 1"));
         }
         PreTokenizer::FixedLength { length } => steps.push(Step::FixedLength(*length)),
         PreTokenizer::Metaspace(metaspace) => {
@@ -114,7 +113,8 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
             let search = match pattern {
                 Pattern::String(text) => Search::literal(text)?,
                 Pattern::Regex(regex) => {
-                    let named = Pretokenizer::oniguruma(regex).map_err(|error| in_file(&error))?;
+                    let named =
+                        Pretokenizer::oniguruma(regex).map_err(|error| malformed!("tokenizer.json: {error}"))?;
                     // A named pattern matches all text, so its pieces are its matches.
                     if named.name().is_some() && *behavior == Behavior::Isolated {
                         steps.push(Step::Named(named));
@@ -137,10 +137,6 @@ fn compile(step: &PreTokenizer, steps: &mut Vec<Step>) -> Result<()> {
         PreTokenizer::Sequence { .. } => unreachable!("steps flattens sequences"),
     }
     Ok(())
-}
-
-fn in_file(error: &Error) -> Error {
-    Error::Format(format!("tokenizer.json: {error}"))
 }
 
 impl Step {

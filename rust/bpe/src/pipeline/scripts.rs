@@ -14,9 +14,6 @@ fn script_of(c: char) -> u8 {
 
 /// Returns the starts of the pieces of a text, and its end. Leading characters without a script are in no piece.
 ///
-/// # Errors
-/// The error of the interrupt check.
-///
 /// Source: the pre-tokenizer `UnicodeScripts` of Hugging Face `tokenizers`, after SentencePiece.
 pub(super) fn starts(text: &str, interrupt: Interrupt<'_>) -> Result<Vec<usize>> {
     let mut starts = Vec::new();

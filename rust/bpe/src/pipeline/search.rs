@@ -6,9 +6,9 @@ use std::sync::Arc;
 use memchr::memmem;
 
 use super::components::{Behavior, Pattern};
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::pretokenize::{MATCHES_PER_CHECK, Oniguruma};
-use crate::{Error, Result};
 
 /// A pattern to search.
 #[derive(Debug, Clone)]
@@ -24,23 +24,21 @@ impl Search {
     /// Returns the search of a pattern.
     ///
     /// # Errors
-    /// [`Error::Format`] naming an invalid regex, or a regex for `fancy-regex`, which only a `Split` can have.
+    /// [`crate::Error::Format`] naming an invalid regex, or a regex for `fancy-regex`, which only a `Split` can have.
     pub(super) fn of(pattern: &Pattern) -> Result<Self> {
         match pattern {
             Pattern::String(text) => Self::literal(text),
             Pattern::Regex(regex) => Self::regex(regex),
-            Pattern::FancyRegex(regex) => {
-                Err(Error::Format(format!("{regex:?} is a FancyRegex, which can only split")))
-            }
+            Pattern::FancyRegex(regex) => Err(malformed!("{regex:?} is a FancyRegex, which can only split")),
         }
     }
 
     /// Returns the search of a regex.
     ///
     /// # Errors
-    /// [`Error::Format`] naming a regex that Oniguruma cannot parse.
+    /// [`crate::Error::Format`] naming a regex that Oniguruma cannot parse.
     pub(super) fn regex(pattern: &str) -> Result<Self> {
-        Oniguruma::new(pattern).map(Self::Regex).map_err(|error| Error::Format(format!("tokenizer.json: {error}")))
+        Oniguruma::new(pattern).map(Self::Regex).map_err(|error| malformed!("tokenizer.json: {error}"))
     }
 
     /// Returns the search of a literal text; an empty text matches between all characters.
@@ -54,7 +52,8 @@ impl Search {
     /// Calls `each` with every match, from left to right. An empty text has no match.
     ///
     /// # Errors
-    /// The error of the interrupt check; [`Error::InvalidArgument`] if a match of a regex backtracks beyond its bound.
+    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] if a match of a regex backtracks beyond its
+    /// bound.
     pub(super) fn find_all(
         &self,
         text: &str,

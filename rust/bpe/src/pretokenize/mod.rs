@@ -32,7 +32,6 @@ mod scan;
 mod tests;
 mod to_oniguruma;
 mod unicode;
-mod unicode_tables;
 
 pub(crate) use self::grammars::spaced_words::PATTERN as SPACED_WORDS_PATTERN;
 pub use self::grammars::superwords::PATTERN as SUPERWORD_PATTERN;
@@ -40,8 +39,4 @@ pub(crate) use self::named::{DIGIT, WHOLE};
 pub use self::pretokenizer::Pretokenizer;
 pub(crate) use self::regex::{MATCHES_PER_CHECK, Oniguruma};
 pub(crate) use self::to_oniguruma::to_oniguruma;
-
-/// The Unicode version of the classes (`\p{L}`, `\s` …) that named patterns and regexes match.
-///
-/// It is the version of `regex-syntax`, with which `fancy-regex` and tiktoken match.
-pub use self::unicode_tables::UNICODE_VERSION;
+pub use self::unicode::UNICODE_VERSION;

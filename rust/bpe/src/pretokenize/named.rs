@@ -35,59 +35,48 @@ pub(super) const ALL: [Named; 8] = [
 ];
 
 impl Named {
-    /// The name, then its aliases.
-    fn names(self) -> &'static [&'static str] {
+    /// The name and its aliases; the regex; other spellings with the same pieces.
+    fn definition(self) -> (&'static [&'static str], &'static str, &'static [&'static str]) {
         match self {
-            Self::R50k => &["r50k", "r50k_base", "gpt2", "p50k", "p50k_base", "p50k_edit"],
-            Self::Cl100k => &["cl100k", "cl100k_base"],
-            Self::Llama3 => &["llama3"],
-            Self::O200k => &["o200k", "o200k_base", "o200k_harmony", "llama4"],
-            Self::Qwen2 => &["qwen2", "qwen", "qwen3"],
-            Self::DeepSeekV3 => &["deepseek_v3"],
-            Self::SmolLm => &["smollm", "smollm2"],
-            Self::SmolLmDigits => &["smollm_digits"],
+            Self::R50k => {
+                (&["r50k", "r50k_base", "gpt2", "p50k", "p50k_base", "p50k_edit"], r50k::PATTERN, r50k::VARIANTS)
+            }
+            Self::Cl100k => (&["cl100k", "cl100k_base"], cl100k::PATTERN, cl100k::VARIANTS),
+            Self::Llama3 => (&["llama3"], llama3::PATTERN, llama3::VARIANTS),
+            Self::O200k => (&["o200k", "o200k_base", "o200k_harmony", "llama4"], o200k::PATTERN, &[]),
+            Self::Qwen2 => (&["qwen2", "qwen", "qwen3"], qwen2::PATTERN, &[]),
+            Self::DeepSeekV3 => (&["deepseek_v3"], deepseek_v3::PATTERN, &[]),
+            Self::SmolLm => (&["smollm", "smollm2"], smollm::PATTERN, &[]),
+            Self::SmolLmDigits => (&["smollm_digits"], smollm::DIGITS_PATTERN, &[]),
         }
     }
 
     pub(super) fn name(self) -> &'static str {
-        self.names()[0]
-    }
-
-    /// The regex, and other spellings with the same pieces.
-    pub(super) fn patterns(self) -> (&'static str, &'static [&'static str]) {
-        match self {
-            Self::R50k => (r50k::PATTERN, r50k::VARIANTS),
-            Self::Cl100k => (cl100k::PATTERN, cl100k::VARIANTS),
-            Self::Llama3 => (llama3::PATTERN, llama3::VARIANTS),
-            Self::O200k => (o200k::PATTERN, o200k::VARIANTS),
-            Self::Qwen2 => (qwen2::PATTERN, qwen2::VARIANTS),
-            Self::DeepSeekV3 => (deepseek_v3::PATTERN, deepseek_v3::VARIANTS),
-            Self::SmolLm => (smollm::PATTERN, smollm::VARIANTS),
-            Self::SmolLmDigits => (smollm::DIGITS_PATTERN, smollm::VARIANTS),
-        }
+        self.definition().0[0]
     }
 
     pub(super) fn pattern(self) -> &'static str {
-        self.patterns().0
+        self.definition().1
+    }
+
+    /// Returns the regex and its other spellings.
+    pub(super) fn spellings(self) -> impl Iterator<Item = &'static str> {
+        let (_, pattern, variants) = self.definition();
+        variants.iter().copied().chain([pattern])
     }
 
     /// Returns the pattern with this name or spelling.
     pub(super) fn find(name_or_regex: &str) -> Option<Self> {
-        ALL.into_iter().find(|named| {
-            let (pattern, variants) = named.patterns();
-            named.names().contains(&name_or_regex) || pattern == name_or_regex || variants.contains(&name_or_regex)
-        })
+        let is_name = |named: &Self| named.definition().0.contains(&name_or_regex);
+        ALL.into_iter().find(|named| is_name(named) || named.spellings().any(|regex| regex == name_or_regex))
     }
 
     /// Returns the pattern with this spelling, if the spelling has the same pieces in Oniguruma.
     ///
     /// Spellings with `{1,3}+` do not: it is possessive elsewhere, but a repeated repetition in Oniguruma.
     pub(super) fn find_oniguruma(regex: &str) -> Option<Self> {
-        let is_spelling = |named: &Self| {
-            let (pattern, variants) = named.patterns();
-            (pattern == regex || variants.contains(&regex)) && !regex.contains("{1,3}+")
-        };
-        ALL.into_iter().find(is_spelling)
+        let is_spelling = |named: &Self| named.spellings().any(|spelling| spelling == regex);
+        ALL.into_iter().find(is_spelling).filter(|_| !regex.contains("{1,3}+"))
     }
 
     /// Returns the pattern that is equal to a sequence of patterns.

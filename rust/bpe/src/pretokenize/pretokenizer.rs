@@ -4,8 +4,8 @@ use super::chunk_boundary;
 use super::grammars::{spaced_words, superwords};
 use super::named::{self, Named, WHOLE};
 use super::regex::{FancyRegex, Oniguruma};
+use crate::Result;
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
 
 /// The prefix of a pattern that Oniguruma matches.
 const ONIGURUMA_MARK: &str = "(?#oniguruma)";
@@ -36,8 +36,8 @@ impl Pretokenizer {
     /// `smollm`, `smollm_digits`. The published regex of a named pattern, in any of its usual spellings, is that pattern.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the argument is neither a known name nor a valid regex. A single word is always a name:
-    /// as a regex it would match only itself.
+    /// [`crate::Error::InvalidArgument`] if the argument is neither a known name nor a valid regex. A single word is
+    /// always a name: as a regex it would match only itself.
     pub fn new(name_or_regex: &str) -> Result<Self> {
         if let Some(named) = Named::find(name_or_regex) {
             return Ok(named.into());
@@ -52,10 +52,10 @@ impl Pretokenizer {
         let is_word = |character: char| character.is_alphanumeric() || matches!(character, '_' | '-');
         if name_or_regex.chars().all(is_word) && name_or_regex != "-" {
             let known: Vec<_> = named::ALL.into_iter().map(Named::name).collect();
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "no pattern is called {name_or_regex:?}: expected a regex or one of {}",
                 known.join(", ")
-            )));
+            ));
         }
         if let Some(regex) = name_or_regex.strip_prefix(ONIGURUMA_MARK) {
             return Self::oniguruma(regex);
@@ -65,9 +65,6 @@ impl Pretokenizer {
     }
 
     /// Returns the pre-tokenizer that makes a text one piece.
-    ///
-    /// # Errors
-    /// None: the pattern is valid.
     pub(crate) fn whole() -> Result<Self> {
         Self::new(WHOLE)
     }
@@ -78,7 +75,7 @@ impl Pretokenizer {
     /// it is the spelling of a named pattern.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it is not a regex in Oniguruma's syntax.
+    /// [`crate::Error::InvalidArgument`] if it is not a regex in Oniguruma's syntax.
     ///
     /// ```
     /// use bpe_llama::pretokenize::Pretokenizer;
@@ -110,7 +107,7 @@ impl Pretokenizer {
     /// other sequence is not a regex: it is the patterns of its steps, one a line.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no step.
+    /// [`crate::Error::InvalidArgument`] if there is no step.
     ///
     /// ```
     /// use bpe_llama::pretokenize::Pretokenizer;
@@ -127,7 +124,7 @@ impl Pretokenizer {
         }
         let pattern = patterns.join("\n");
         match steps.len() {
-            0 => Err(Error::InvalidArgument("a sequence of patterns needs at least one".to_owned())),
+            0 => Err(invalid!("a sequence of patterns needs at least one")),
             1 => Ok(steps.swap_remove(0)),
             _ => Ok(Self { splitter: Splitter::Sequence(steps), pattern }),
         }
@@ -164,7 +161,7 @@ impl Pretokenizer {
     /// end that this method returned for the same `text`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
+    /// [`crate::Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
     ///
     /// # Cost
     /// Linear in the text for named patterns.
@@ -207,7 +204,7 @@ impl Pretokenizer {
     /// Returns all pieces of `text`; they concatenate to `text`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
+    /// [`crate::Error::InvalidArgument`] if a custom regex backtracks beyond its bound.
     pub fn split<'text>(&self, text: &'text str) -> Result<Vec<&'text str>> {
         let mut pieces = Vec::new();
         self.each_piece(text, Interrupt::NEVER, |start, end| pieces.push(&text[start..end]))?;
@@ -215,9 +212,6 @@ impl Pretokenizer {
     }
 
     /// Calls `each` with the start and end of each piece.
-    ///
-    /// # Errors
-    /// As [`Pretokenizer::split`], and what the interrupt check returns.
     pub(crate) fn each_piece(
         &self,
         text: &str,

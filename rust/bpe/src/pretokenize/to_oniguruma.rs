@@ -16,7 +16,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use super::pretokenizer::{Pretokenizer, Splitter};
-use crate::{Error, Result};
+use crate::Result;
 
 /// Rust's `\w`, as the inside of a class.
 const WORD: &str = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200C}\x{200D}";
@@ -27,14 +27,12 @@ const FOLDED: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
 /// Returns the regex in Oniguruma's syntax that has the same pieces as `step`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] with the part of the regex that has no known equivalent, or a text that the two regexes split
-/// differently.
+/// [`crate::Error::InvalidArgument`] with the part of the regex that has no known equivalent, or a text that the two
+/// regexes split differently.
 pub(crate) fn to_oniguruma(step: &Pretokenizer) -> Result<String> {
     let pattern = step.pattern();
     let refused = |why: String| {
-        Error::InvalidArgument(format!(
-            "pattern {pattern:?} cannot be saved: a tokenizer.json is read by Oniguruma, to which {why}"
-        ))
+        invalid!("pattern {pattern:?} cannot be saved: a tokenizer.json is read by Oniguruma, to which {why}")
     };
     let mut translation = Translation {
         rest: pattern.chars().peekable(),

@@ -1,8 +1,11 @@
-//! Character classes: one byte of class bits for each code point.
-//!
-//! `cargo run --example generate_unicode_tables` writes `unicode_tables.rs`, for Unicode [`super::UNICODE_VERSION`].
+//! Character classes: one byte of class bits for each code point, in the tables that `build.rs` writes.
 
-use super::unicode_tables::{BLOCK_OF, CLASSES};
+include!(concat!(env!("OUT_DIR"), "/unicode_tables.rs"));
+
+/// The Unicode version of the classes (`\p{L}`, `\s` …) that named patterns and regexes match.
+///
+/// It is the version of `regex-syntax`, with which `fancy-regex` and tiktoken match.
+pub const UNICODE_VERSION: &str = env!("UNICODE_VERSION");
 
 /// General categories Lu and Lt.
 pub(super) const UPPER: u8 = 1;

@@ -3,9 +3,9 @@
 use super::model::{Rules, SentencePieceModel};
 use super::normalizer::{Call, ESCAPED_SPACE, REPLACEMENT};
 use super::piece::PieceKind;
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::special::AddedTokens;
-use crate::{Error, Result};
 
 /// The state of decoding.
 #[derive(Debug, Clone)]
@@ -69,7 +69,8 @@ impl SentencePieceModel {
     /// With `replaces`, bytes of invalid UTF-8 become U+FFFD, as in SentencePiece.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id without a piece and without an added token; the error of the interrupt check.
+    /// [`crate::Error::NotFound`] for an id without a piece and without an added token; the error of the interrupt
+    /// check.
     ///
     /// # Source
     /// `SentencePieceProcessor::DecodeOptimized` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
@@ -90,9 +91,6 @@ impl SentencePieceModel {
     }
 
     /// Returns the text that one more id completes.
-    ///
-    /// # Errors
-    /// As [`SentencePieceModel::decode`].
     pub(crate) fn decode_next(&self, decoding: &mut Decoding, id: u32, added: &AddedTokens) -> Result<Vec<u8>> {
         self.decode_id(decoding, id, added)?;
         decoding.flush_bytes(false);
@@ -101,9 +99,6 @@ impl SentencePieceModel {
     }
 
     /// Returns the rest of the text after the last id.
-    ///
-    /// # Errors
-    /// The error of the interrupt check.
     pub(crate) fn decode_end(&self, decoding: &mut Decoding, interrupt: Interrupt<'_>) -> Result<Vec<u8>> {
         decoding.flush_bytes(true);
         let text = std::mem::take(&mut decoding.text);
@@ -115,8 +110,7 @@ impl SentencePieceModel {
 
     fn decode_id(&self, decoding: &mut Decoding, id: u32, added: &AddedTokens) -> Result<()> {
         let (Some(piece), Some(kind)) = (self.piece(id), self.kind(id)) else {
-            let text =
-                added.bytes_of(id).ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary")))?;
+            let text = added.bytes_of(id).ok_or_else(|| not_found!("id {id} is not in this vocabulary"))?;
             decoding.flush_bytes(true);
             decoding.push(text);
             return Ok(());

@@ -24,9 +24,6 @@ impl Fragments {
 
     /// Splits a text into symbols, with their ids, and the text between them.
     ///
-    /// # Errors
-    /// The error of the interrupt check.
-    ///
     /// # Source
     /// `tokenizer_st_partition` in `src/llama-vocab.cpp` of llama.cpp, which leaves the order of symbols of equal
     /// length undefined; here the smaller id comes first.

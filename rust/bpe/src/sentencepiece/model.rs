@@ -11,7 +11,7 @@ use super::prefix_trie::PrefixTrie;
 use crate::encode::Sink;
 use crate::interrupt::Interrupt;
 use crate::normalize::After;
-use crate::{Error, Result, SpacePrefix, Spaces};
+use crate::{Result, SpacePrefix, Spaces};
 use bpe_llama_simd::ScratchPool;
 
 /// A SentencePiece model of type BPE.
@@ -70,9 +70,9 @@ impl SentencePieceModel {
     /// Returns the model of these pieces, whose ids are their indices; `source` is the file they come from.
     ///
     /// # Errors
-    /// [`Error::Format`] for what SentencePiece refuses: an empty piece, one of 8000 bytes or more, or one with a zero
-    /// byte; two pieces with the same text; two unknown pieces; byte pieces without byte fallback, or fewer than 256
-    /// with it; neither an unknown piece nor byte fallback.
+    /// [`crate::Error::Format`] for what SentencePiece refuses: an empty piece, one of 8000 bytes or more, or one with
+    /// a zero byte; two pieces with the same text; two unknown pieces; byte pieces without byte fallback, or fewer than
+    /// 256 with it; neither an unknown piece nor byte fallback.
     ///
     /// # Source
     /// `ModelInterface::InitializePieces` in `src/model_interface.cc` of SentencePiece 0.2.3.
@@ -85,16 +85,16 @@ impl SentencePieceModel {
             match piece.kind {
                 PieceKind::Unknown => {
                     if let Some(other) = unknown.replace(id) {
-                        return Err(Error::Format(format!("pieces {other} and {id} are both of the type unknown")));
+                        return Err(malformed!("pieces {other} and {id} are both of the type unknown"));
                     }
                 }
                 PieceKind::Byte if !options.byte_fallback => {
                     let text = &piece.text;
-                    return Err(Error::Format(format!(
+                    return Err(malformed!(
                         "piece {id}, {text:?}, is a byte piece, but trainer_spec.byte_fallback is not set"
-                    )));
+                    ));
                 }
-                PieceKind::Byte => bytes[usize::from(byte_of(piece, id)?)] = Some(id),
+                PieceKind::Byte => bytes[usize::from(piece.byte(id)?)] = Some(id),
                 _ => {}
             }
         }
@@ -102,16 +102,16 @@ impl SentencePieceModel {
             let count = bytes.iter().flatten().count();
             let ids = bytes.map(Option::unwrap_or_default);
             if count < 256 {
-                return Err(Error::Format(format!(
+                return Err(malformed!(
                     "byte fallback is set (trainer_spec.byte_fallback; always for a GGUF file), but it has {count} of 256 bytes"
-                )));
+                ));
             }
             Some(Box::new(ids))
         } else {
             None
         };
         if unknown.is_none() && bytes.is_none() {
-            return Err(Error::Format("no piece is of the type unknown, and there is no byte fallback".to_owned()));
+            return Err(malformed!("no piece is of the type unknown, and there is no byte fallback"));
         }
         let rules = options.rules;
         let user_defined = || {
@@ -195,7 +195,7 @@ impl SentencePieceModel {
     /// Passes the ids of a text, which need not be UTF-8, to `sink`.
     ///
     /// # Errors
-    /// The error of the interrupt check; [`Error::InvalidArgument`] for 4 GiB of text without a boundary.
+    /// The error of the interrupt check; [`crate::Error::InvalidArgument`] for 4 GiB of text without a boundary.
     pub(crate) fn encode(
         &self,
         text: &[u8],
@@ -235,9 +235,6 @@ impl SentencePieceModel {
     ///
     /// By SentencePiece's rules, the last byte piece of a character has the range of the character, the others an empty
     /// range.
-    ///
-    /// # Errors
-    /// As [`SentencePieceModel::encode`].
     ///
     /// # Source
     /// `PopulateSentencePieceText` in `src/sentencepiece_processor.cc` of SentencePiece 0.2.3.
@@ -355,13 +352,6 @@ fn boundaries(pieces: &Pieces, space: &[u8]) -> Boundaries {
         }
     }
     boundaries
-}
-
-fn byte_of(piece: &Piece, id: u32) -> Result<u8> {
-    crate::byte_alphabet::byte_of(&piece.text).ok_or_else(|| {
-        let text = &piece.text;
-        Error::Format(format!("piece {id} is a byte piece, but its text is {text:?}; expected such as \"<0x0A>\""))
-    })
 }
 
 impl std::fmt::Debug for SentencePieceModel {

@@ -57,9 +57,6 @@ impl Normalizer {
 
     /// Returns the normal form of a text. Bytes of invalid UTF-8 become U+FFFD or remain unchanged.
     ///
-    /// # Errors
-    /// The error of the interrupt check.
-    ///
     /// # Source
     /// `Normalizer::Normalize` in `src/normalizer.cc` of SentencePiece 0.2.3.
     pub(super) fn apply(&self, text: &[u8], call: Call<'_>) -> Result<Normalized> {
@@ -164,9 +161,6 @@ pub(super) fn character_len(text: &[u8]) -> Option<usize> {
 
 impl Normalizer {
     /// Returns the normalizer with these compiled rules.
-    ///
-    /// # Errors
-    /// As [`CharsMap::new`].
     pub(crate) fn with_rules(mut self, blob: &[u8]) -> Result<Self> {
         self.charsmap = if blob.is_empty() { None } else { Some(CharsMap::new(blob)?) };
         Ok(self)
@@ -189,5 +183,5 @@ impl Default for Normalizer {
 
 /// Returns the error for a segment that is too long to merge.
 pub(super) fn too_long(bytes: usize) -> Error {
-    Error::InvalidArgument(format!("a text of {bytes} bytes that cannot be cut: expected less than 4 GiB"))
+    invalid!("a text of {bytes} bytes that cannot be cut: expected less than 4 GiB")
 }

@@ -1,6 +1,7 @@
 //! The pieces of a SentencePiece vocabulary, as its file lists them.
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::byte_alphabet::byte_of;
 
 /// An entry of a SentencePiece vocabulary; its id is its index.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,11 +31,20 @@ pub enum PieceKind {
     Byte = 6,
 }
 
+impl Piece {
+    /// Returns the byte of a byte piece, or the error for piece `id` if its text is no byte.
+    pub(crate) fn byte(&self, id: u32) -> Result<u8> {
+        let text = &self.text;
+        let expected = "expected such as \"<0x0A>\"";
+        byte_of(text).ok_or_else(|| malformed!("piece {id} is a byte piece, but its text is {text:?}; {expected}"))
+    }
+}
+
 impl PieceKind {
     /// Returns the kind with this value.
     ///
     /// # Errors
-    /// [`Error::Format`] if it is not 1 to 6.
+    /// [`crate::Error::Format`] if it is not 1 to 6.
     pub fn from_number(number: u64) -> Result<Self> {
         Ok(match number {
             1 => Self::Normal,
@@ -43,7 +53,7 @@ impl PieceKind {
             4 => Self::UserDefined,
             5 => Self::Unused,
             6 => Self::Byte,
-            _ => return Err(Error::Format(format!("a piece is of type {number}; expected 1 to 6"))),
+            _ => return Err(malformed!("a piece is of type {number}; expected 1 to 6")),
         })
     }
 }

@@ -3,7 +3,7 @@
 use hashbrown::HashTable;
 
 use super::piece::PieceKind;
-use crate::{Error, Result};
+use crate::Result;
 
 /// SentencePiece refuses pieces of so many bytes or more.
 const TOO_LONG: usize = 8000;
@@ -29,7 +29,7 @@ impl Pieces {
     /// Returns the pieces with these texts, scores and kinds; their ids are their indices.
     ///
     /// # Errors
-    /// [`Error::Format`] if a text is empty, too long or given twice, or holds a zero byte.
+    /// [`crate::Error::Format`] if a text is empty, too long or given twice, or holds a zero byte.
     ///
     /// # Source
     /// `ModelInterface::InitializePieces` in `src/model_interface.cc` of SentencePiece 0.2.3.
@@ -44,9 +44,9 @@ impl Pieces {
             powers: vec![1],
         };
         for (id, (text, score, kind)) in (0u32..).zip(entries) {
-            let damaged = |why: &str| Err(Error::Format(format!("piece {id}, {:?}, {why}", shortened(text))));
+            let damaged = |why: &str| Err(malformed!("piece {id}, {:?}, {why}", shortened(text)));
             if text.is_empty() {
-                return Err(Error::Format(format!("piece {id} is empty")));
+                return Err(malformed!("piece {id} is empty"));
             }
             if text.len() >= TOO_LONG {
                 return damaged("is too long: expected less than 8000 bytes");

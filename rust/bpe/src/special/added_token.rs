@@ -1,23 +1,31 @@
 //! One added token, and sets of special tokens.
 
+use serde::{Deserialize, Serialize};
+
 /// A token that is matched as a whole before pre-tokenization. The flags are those of `tokenizer.json`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "the five flags of the file format")]
 pub struct AddedToken {
-    /// The text that it matches.
-    pub content: String,
     /// The id.
     pub id: u32,
-    /// Whether it controls the model, so that text produces it only if the caller allows it.
-    pub special: bool,
+    /// The text that it matches.
+    pub content: String,
     /// Whether it matches only if no word character is adjacent.
+    #[serde(default)]
     pub single_word: bool,
     /// Whether it includes the white space to its left.
+    #[serde(default)]
     pub lstrip: bool,
     /// Whether it includes the white space to its right.
+    #[serde(default)]
     pub rstrip: bool,
     /// Whether its normal form is matched in normalized text.
+    #[serde(default)]
     pub normalized: bool,
+    /// Whether it controls the model, so that text produces it only if the caller allows it.
+    #[serde(default)]
+    pub special: bool,
 }
 
 impl AddedToken {

@@ -4,9 +4,9 @@ use hashbrown::HashMap;
 
 use super::added_token::{AddedToken, SpecialSet};
 use super::matcher::{Matcher, Segment};
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::vocab::check_id;
-use crate::{Error, Result};
 
 /// The added tokens of one tokenizer.
 #[derive(Debug, Clone, Default)]
@@ -31,18 +31,19 @@ impl AddedTokens {
     /// Returns these tokens. `normalize` returns the normal form of a token that is matched in normalized text.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is out of range; what `normalize` returns.
+    /// [`crate::Error::InvalidArgument`] if a token is empty or given twice, or an id is out of range; what `normalize`
+    /// returns.
     pub(crate) fn new(mut tokens: Vec<AddedToken>, normalize: impl Fn(&str) -> Result<String>) -> Result<Self> {
         tokens.sort_by_key(|token| token.id);
         let mut added = Self::default();
         for (i, token) in tokens.iter().enumerate() {
             let (content, id) = (&token.content, token.id);
             if content.is_empty() {
-                return Err(Error::InvalidArgument(format!("special token {id} is the empty string")));
+                return Err(invalid!("special token {id} is the empty string"));
             }
             check_id(format_args!("special token {content:?}"), id)?;
             if added.by_content.insert(content.clone(), i).is_some() {
-                return Err(Error::InvalidArgument(format!("special token {content:?} is given twice")));
+                return Err(invalid!("special token {content:?} is given twice"));
             }
             added.by_id.entry(id).or_insert(i);
         }
@@ -104,7 +105,8 @@ impl AddedTokens {
     /// Checks that the text contains no special token of `set`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the first such token and its byte offset; what the interrupt check returns.
+    /// [`crate::Error::InvalidArgument`] with the first such token and its byte offset; what the interrupt check
+    /// returns.
     pub(crate) fn refuse(&self, text: &str, set: SpecialSet<'_>, interrupt: Interrupt<'_>) -> Result<()> {
         if set.is_none() {
             return Ok(());
@@ -116,32 +118,27 @@ impl AddedTokens {
             first = first.into_iter().chain(found).min();
         }
         first.map_or(Ok(()), |(at, content)| {
-            Err(Error::InvalidArgument(format!(
+            Err(invalid!(
                 "the text holds the disallowed special token {content:?} at byte {at}; \
                  pass it in allowed_special to encode it as a special token, or leave it out of disallowed_special \
                  to encode it as ordinary text"
-            )))
+            ))
         })
     }
 
     /// Checks that `allowed` names added tokens only.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the first other name.
+    /// [`crate::Error::InvalidArgument`] with the first other name.
     pub(crate) fn check(&self, allowed: SpecialSet<'_>) -> Result<()> {
         let SpecialSet::Only(names) = allowed else { return Ok(()) };
         match names.iter().find(|name| !self.by_content.contains_key(**name)) {
-            Some(name) => Err(Error::InvalidArgument(format!(
-                "allowed_special names {name:?}, which is no special token of this tokenizer"
-            ))),
+            Some(name) => Err(invalid!("allowed_special names {name:?}, which is no special token of this tokenizer")),
             None => Ok(()),
         }
     }
 
     /// Splits text before normalization into ordinary segments and added tokens, and calls `each` for them in order.
-    ///
-    /// # Errors
-    /// What `each` and the interrupt check return.
     pub(crate) fn split_raw(
         &self,
         text: &str,
@@ -153,9 +150,6 @@ impl AddedTokens {
     }
 
     /// Splits a normalized segment in the same way.
-    ///
-    /// # Errors
-    /// What `each` and the interrupt check return.
     pub(crate) fn split_normalized(
         &self,
         text: &str,

@@ -37,20 +37,20 @@ impl Matcher {
     pub(super) fn new(patterns: Vec<(String, usize)>, tokens: &[AddedToken]) -> Result<Option<Self>> {
         if let Some((_, i)) = patterns.iter().find(|(pattern, _)| pattern.is_empty()) {
             let content = &tokens[*i].content;
-            return Err(Error::InvalidArgument(format!("added token {content:?} is the empty text when normalized")));
+            return Err(invalid!("added token {content:?} is the empty text when normalized"));
         }
         let mut sorted: Vec<_> = patterns.iter().collect();
         sorted.sort_unstable();
         if let Some(same) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             let [one, other] = [same[0].1, same[1].1].map(|i| &tokens[i].content);
-            return Err(Error::InvalidArgument(format!("added tokens {one:?} and {other:?} are one when normalized")));
+            return Err(invalid!("added tokens {one:?} and {other:?} are one when normalized"));
         }
         if patterns.is_empty() {
             return Ok(None);
         }
         let builder =
             AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(patterns.iter().map(|p| &p.0));
-        let automaton = builder.map_err(|error| Error::InvalidArgument(format!("too many added tokens: {error}")))?;
+        let automaton = builder.map_err(|error| invalid!("too many added tokens: {error}"))?;
         let has_ordinary = patterns.iter().any(|&(_, i)| !tokens[i].special);
         let longest = patterns.iter().map(|(pattern, _)| pattern.len()).max().unwrap_or_default();
         Ok(Some(Self { automaton, longest, tokens: patterns.into_iter().map(|(_, i)| i).collect(), has_ordinary }))

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::special_ids::SpecialIds;
+use crate::Result;
 use crate::cache::DEFAULT_LIMIT;
 use crate::encode::{Scratch, UnmergeableBoundaries};
 use crate::normalize::{METASPACE, Normalizer, Spaces};
@@ -14,7 +15,6 @@ use crate::pretokenize::Pretokenizer;
 use crate::sentencepiece::SentencePieceModel;
 use crate::special::{AddedToken, AddedTokens};
 use crate::vocab::Vocab;
-use crate::{Error, Result};
 use bpe_llama_simd::ScratchPool;
 
 /// A byte-level BPE tokenizer: a vocabulary, the pattern that splits text, and special tokens.
@@ -68,17 +68,18 @@ impl Tokenizer {
     /// With `nfc`, text is normalized to Unicode's normal form C first, as Qwen's `tokenizer.json` requires.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if an added token is empty or given twice, or takes the id of an ordinary token that
-    /// has other bytes.
+    /// [`crate::Error::InvalidArgument`] if an added token is empty or given twice, or takes the id of an ordinary
+    /// token that has other bytes.
     pub fn new(vocab: Vocab, pretokenizer: Pretokenizer, added: Vec<AddedToken>, nfc: bool) -> Result<Self> {
         let normalizer = if nfc { Normalizer::Nfc } else { Normalizer::None };
         let added = AddedTokens::new(added, |text| normalizer.normal_form(text))?;
         for token in added.tokens() {
             if vocab.id_to_bytes(token.id).is_some_and(|bytes| bytes != token.content.as_bytes()) {
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "special token {:?} has id {}, which an ordinary token has already",
-                    token.content, token.id
-                )));
+                    token.content,
+                    token.id
+                ));
             }
         }
         Ok(Self::assemble(vocab, pretokenizer, added, normalizer))

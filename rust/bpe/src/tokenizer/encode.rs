@@ -101,10 +101,10 @@ impl Tokenizer {
             }
         };
         if let Some(because) = &self.general_because {
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "byte {} is no UTF-8, and this tokenizer encodes only text: its file asks for {because}",
                 text.len()
-            )));
+            ));
         }
         if let Some(model) = &self.sentencepiece {
             let mut ids = Vec::new();

@@ -1,10 +1,10 @@
 //! Tokens by id, by bytes and by name.
 
 use super::definition::Tokenizer;
+use crate::Result;
 use crate::byte_alphabet::{byte_of, to_bytes, to_chars};
 use crate::normalize::METASPACE;
 use crate::special::AddedToken;
-use crate::{Error, Result};
 
 impl Tokenizer {
     /// Returns the largest id plus one, special tokens included: the number of rows of an embedding.
@@ -44,7 +44,7 @@ impl Tokenizer {
     /// Returns the bytes of one token, special or not.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`crate::Error::NotFound`] for an id that no token has.
     #[inline]
     pub fn id_to_bytes(&self, id: u32) -> Result<&[u8]> {
         match self.vocab.id_to_bytes(id) {
@@ -58,7 +58,7 @@ impl Tokenizer {
         // A token may be decoded to nothing.
         let nothing = || self.pipeline.as_ref()?.token(id).map(|_| &[][..]);
         let bytes = self.added.bytes_of(id).or(ordinary).or_else(nothing);
-        bytes.ok_or_else(|| Error::NotFound(format!("id {id} is not in this vocabulary of {} ids", self.vocab_size())))
+        bytes.ok_or_else(|| not_found!("id {id} is not in this vocabulary of {} ids", self.vocab_size()))
     }
 
     /// Returns the id of the token with these bytes, special or not.
@@ -81,7 +81,7 @@ impl Tokenizer {
     /// alphabet or, in a SentencePiece vocabulary, with `▁` for spaces.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`crate::Error::NotFound`] for an id that no token has.
     pub fn id_to_token(&self, id: u32) -> Result<String> {
         if let Some(token) = self.added.by_id(id) {
             return Ok(token.content.clone());

@@ -5,13 +5,14 @@
 //! | `encode.rs` | one text to ids |
 //! | `batch.rs` | many texts, on many threads |
 //! | `offsets.rs` | ids with character offsets; truncation |
-//! | `token_file.rs` | files of ids |
+//! | `documents.rs`, `token_file.rs` | documents of files to ids, to one file of ids |
 //! | `lookup.rs` | tokens by id, bytes and name |
 //! | `special_ids.rs`, `template.rs` | BOS, EOS, padding; the post-processor |
 //! | `definition.rs` | the parts of a tokenizer |
 
 mod batch;
 mod definition;
+mod documents;
 mod encode;
 mod lookup;
 mod offsets;
@@ -20,6 +21,7 @@ mod template;
 mod token_file;
 
 pub use self::definition::Tokenizer;
+pub use self::documents::{DocumentEncoder, EncodedDocuments};
 pub use self::offsets::Offsets;
 pub use self::special_ids::SpecialIds;
 pub use self::token_file::TokenFile;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::definition::Tokenizer;
 use super::special_ids::SpecialIds;
+use crate::Result;
 use crate::pipeline::components::{PostProcessor, TemplateText};
 use crate::pipeline::{Item, Template};
-use crate::{Error, Result};
 
 impl Tokenizer {
     /// Returns the ids with a special role.
@@ -29,7 +29,7 @@ impl Tokenizer {
     /// The default is special tokens with a usual name, such as `<|begin_of_text|>` or `</s>`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`crate::Error::NotFound`] for an id that no token has.
     pub fn with_bos_eos(self, bos: Option<u32>, eos: Option<u32>) -> Result<Self> {
         let special_ids = SpecialIds { bos, eos, ..self.special_ids };
         self.with_special_ids(special_ids)
@@ -38,7 +38,7 @@ impl Tokenizer {
     /// Returns the tokenizer with these special ids.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for an id that no token has.
+    /// [`crate::Error::NotFound`] for an id that no token has.
     pub fn with_special_ids(mut self, ids: SpecialIds) -> Result<Self> {
         for id in [ids.bos, ids.eos, ids.pad, ids.unk].into_iter().flatten() {
             self.id_to_bytes(id)?;
@@ -50,13 +50,12 @@ impl Tokenizer {
     /// Returns the tokenizer with this post-processor. The tokens that it adds around a text become `bos` and `eos`.
     ///
     /// # Errors
-    /// [`Error::Format`] if it is not supported, or names an id that no token has.
+    /// [`crate::Error::Format`] if it is not supported, or names an id that no token has.
     pub(crate) fn with_post_processor(mut self, post_processor: PostProcessor) -> Result<Self> {
         let template = Template::compile(&post_processor)?;
         for id in template.special_ids() {
-            self.id_to_bytes(id).map_err(|_| {
-                Error::Format(format!("tokenizer.json: post_processor names id {id}, which no token has"))
-            })?;
+            self.id_to_bytes(id)
+                .map_err(|_| malformed!("tokenizer.json: post_processor names id {id}, which no token has"))?;
         }
         if let Some((before, after)) = template.around() {
             self.special_ids.bos = before.first().copied().or(self.special_ids.bos);

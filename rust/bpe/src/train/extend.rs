@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use super::options::Trained;
 use crate::special::AddedToken;
-use crate::{Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
+use crate::{Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
 impl Tokenizer {
     /// Returns the vocabulary that training can continue from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if training cannot split and merge text as this tokenizer does.
+    /// [`crate::Error::InvalidArgument`] if training cannot split and merge text as this tokenizer does.
     pub fn base(&self) -> Result<Vocab> {
         match self.general_because() {
-            Some(because) => Err(Error::InvalidArgument(format!(
-                "the base asks for {because}, which training does not know: it cannot be trained further"
-            ))),
+            Some(because) => {
+                Err(invalid!("the base asks for {because}, which training does not know: it cannot be trained further"))
+            }
             None => Ok(self.vocab().clone()),
         }
     }
@@ -27,13 +27,13 @@ impl Tokenizer {
     /// follow them.
     ///
     /// # Errors
-    /// As [`Tokenizer::new`]; [`Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is a
-    /// SentencePiece vocabulary.
+    /// As [`Tokenizer::new`]; [`crate::Error::InvalidArgument`] if `trained` is not from this vocabulary, or if this is
+    /// a SentencePiece vocabulary.
     pub fn extended(&self, trained: &Trained, pretokenizer: Pretokenizer, special_tokens: &[String]) -> Result<Self> {
         let (bound, first_new) = (self.vocab().id_bound(), self.vocab_size() as u32);
         let Some(new_tokens) = trained.tokens.get(bound as usize..) else {
             let few = trained.tokens.len();
-            return Err(Error::InvalidArgument(format!("{few} trained tokens do not extend {bound}")));
+            return Err(invalid!("{few} trained tokens do not extend {bound}"));
         };
         let id = |id: u32| if id < bound { id } else { id - bound + first_new };
         let merges: Vec<_> = trained.merges.iter().map(|&(left, right)| (id(left), id(right))).collect();

@@ -2,9 +2,9 @@
 
 use super::progress::Progress;
 use super::symbols::MAX_IDS;
+use crate::Result;
 use crate::byte_alphabet::byte_order;
 use crate::vocab::Vocab;
-use crate::{Error, Result};
 
 /// How two pairs of equal count are ordered if they differ in a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,24 +52,21 @@ impl TrainOptions {
     /// Checks the options before any text is read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and the special tokens, or too large for an
-    /// id; if the base is a SentencePiece vocabulary; if ties are ordered by byte values and the first 256 ids of the
-    /// base are not the bytes.
+    /// [`crate::Error::InvalidArgument`] if `vocab_size` is too small for the base and the special tokens, or too large
+    /// for an id; if the base is a SentencePiece vocabulary; if ties are ordered by byte values and the first 256 ids
+    /// of the base are not the bytes.
     pub fn check(&self) -> Result<()> {
         self.check_base()?;
         let (base, special) = (self.base_tokens(), self.special_tokens);
         let least = base.saturating_add(special);
         if self.vocab_size < least {
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "vocab_size is {}; it must be at least {least}: {base} tokens to start from and {special} special tokens",
                 self.vocab_size,
-            )));
+            ));
         }
         if self.vocab_size > MAX_IDS {
-            return Err(Error::InvalidArgument(format!(
-                "vocab_size is {}; at most {MAX_IDS} ids exist",
-                self.vocab_size
-            )));
+            return Err(invalid!("vocab_size is {}; at most {MAX_IDS} ids exist", self.vocab_size));
         }
         Ok(())
     }
@@ -77,18 +74,17 @@ impl TrainOptions {
     fn check_base(&self) -> Result<()> {
         let Some(base) = &self.base else { return Ok(()) };
         if base.byte_fallback().is_some() {
-            return Err(Error::InvalidArgument(
+            return Err(invalid!(
                 "the base is a SentencePiece vocabulary, whose merging begins with characters: it cannot be trained further"
-                    .to_owned(),
             ));
         }
         if self.tie_order == TieOrder::ByteValues
             && let Some(id) = (0..256).find(|&id| base.id_to_bytes(id).is_none_or(|token| token.len() != 1))
         {
             let token = String::from_utf8_lossy(base.id_to_bytes(id).unwrap_or_default());
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "ties by byte value need a base whose first 256 ids are the bytes; its id {id} is {token:?}"
-            )));
+            ));
         }
         Ok(())
     }

@@ -46,9 +46,6 @@ impl<'a> Reporter<'a> {
     }
 
     /// Reports if the interval since the last report has passed.
-    ///
-    /// # Errors
-    /// The error of the caller's function.
     pub(super) fn tick(&self, progress: impl FnOnce() -> Progress) -> Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.last.elapsed() < Self::INTERVAL {
@@ -60,9 +57,6 @@ impl<'a> Reporter<'a> {
     }
 
     /// Reports in any case: at the end of a stage.
-    ///
-    /// # Errors
-    /// The error of the caller's function.
     pub(super) fn report(&self, progress: Progress) -> Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (state.on_progress)(progress)

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::counts::WordCounts;
+use crate::Result;
 use crate::interrupt::Interrupt;
 use crate::merge::Merger as Encoder;
 use crate::vocab::Vocab;
-use crate::{Error, Result};
 
 /// Between words: no symbol, and in no pair.
 const SEPARATOR: u32 = u32::MAX;
@@ -48,7 +48,8 @@ impl SymbolArray {
     /// Returns the array of all words of at least two bytes; `symbols` maps bytes to symbols.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the distinct words hold 4 GiB or more in total; the error of the interrupt check.
+    /// [`crate::Error::InvalidArgument`] if the distinct words hold 4 GiB or more in total; the error of the interrupt
+    /// check.
     pub(super) fn new(counts: &WordCounts, symbols: &[u32; 256], interrupt: Interrupt<'_>) -> Result<Self> {
         // A counting sort: the slots of each count determine where the next count begins.
         let mut slots_of_count = BTreeMap::new();
@@ -65,9 +66,7 @@ impl SymbolArray {
         }
         let total = block_counts.len() << BLOCK_BITS;
         if total >= TOMBSTONE as usize {
-            return Err(Error::InvalidArgument(format!(
-                "the distinct words hold about {total} bytes; training needs them below {TOMBSTONE}"
-            )));
+            return Err(invalid!("the distinct words hold about {total} bytes; training needs them below {TOMBSTONE}"));
         }
         let mut slots = vec![SEPARATOR; total];
         counts.for_each(interrupt, |word, count| {
@@ -86,7 +85,7 @@ impl SymbolArray {
     /// Encodes each word with `vocab`; `symbol` maps ids to symbols. Symbols must be byte values.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a byte of some word has no token; the error of the interrupt check.
+    /// [`crate::Error::InvalidArgument`] if a byte of some word has no token; the error of the interrupt check.
     pub(super) fn encode_words(
         &mut self,
         vocab: &Vocab,
@@ -205,9 +204,6 @@ impl SymbolArray {
     }
 
     /// Calls `visit(position, left, right)` for every pair, in order. Every symbol must span one slot.
-    ///
-    /// # Errors
-    /// The error of the interrupt check.
     pub(super) fn for_each_pair(&self, interrupt: Interrupt<'_>, mut visit: impl FnMut(u32, u32, u32)) -> Result<()> {
         let mut left = SEPARATOR;
         let mut positions = 0..;

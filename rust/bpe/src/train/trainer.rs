@@ -7,15 +7,15 @@ use super::merger::Merger;
 use super::options::{TieOrder, TrainOptions, Trained};
 use super::progress::{OnProgress, Reporter};
 use super::symbols::SymbolArray;
+use crate::Result;
 use crate::byte_alphabet::byte_order;
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
 
 /// Returns the vocabulary that byte-pair encoding learns from `counts`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no token
-/// for a byte of some word, or if `counts` is empty or counts more than 2^64 bytes of text; the errors of
+/// [`crate::Error::InvalidArgument`] if `vocab_size` is too small for the base and special tokens, if the base has no
+/// token for a byte of some word, or if `counts` is empty or counts more than 2^64 bytes of text; the errors of
 /// `on_progress`.
 ///
 /// # Cost
@@ -46,16 +46,13 @@ pub fn train_owned(counts: WordCounts, options: &TrainOptions, on_progress: OnPr
 /// bytes.
 pub(super) fn symbols_of(counts: &WordCounts, options: &TrainOptions, interrupt: Interrupt<'_>) -> Result<SymbolArray> {
     if counts.is_empty() {
-        return Err(Error::InvalidArgument("there is no text to train on: no words were counted".to_owned()));
+        return Err(invalid!("there is no text to train on: no words were counted"));
     }
     // No pair count can then overflow 64 bits. Only a damaged file of counts exceeds the limit.
     let mut text_bytes = 0_u128;
     counts.for_each(interrupt, |word, count| text_bytes += word.len() as u128 * u128::from(count))?;
     if text_bytes > u128::from(u64::MAX) {
-        return Err(Error::InvalidArgument(format!(
-            "the words counted make {text_bytes} bytes of text; at most {} can be",
-            u64::MAX
-        )));
+        return Err(invalid!("the words counted make {text_bytes} bytes of text; at most {} can be", u64::MAX));
     }
     let mut byte_symbols = std::array::from_fn(|byte| byte as u32);
     if options.tie_order == TieOrder::Ids && options.base.is_none() {

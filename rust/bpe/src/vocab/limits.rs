@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// Ids and ranks are below this: two ids and a rank share 64 bits in the pair table.
 pub(crate) const ID_BOUND: u32 = 1 << ID_BITS;
@@ -20,10 +20,10 @@ pub(crate) const NO_ID: u32 = u32::MAX;
 /// Checks that an id is below [`ID_BOUND`]; `owner` is the token in the error.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if it is not.
+/// [`crate::Error::InvalidArgument`] if it is not.
 pub(crate) fn check_id(owner: impl Display, id: u32) -> Result<()> {
     if id < ID_BOUND {
         return Ok(());
     }
-    Err(Error::InvalidArgument(format!("{owner} has id {id}: expected ids below {ID_BOUND}")))
+    Err(invalid!("{owner} has id {id}: expected ids below {ID_BOUND}"))
 }

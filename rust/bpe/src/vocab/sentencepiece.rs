@@ -11,8 +11,8 @@ use hashbrown::{HashMap, HashSet};
 
 use super::limits::{ID_BOUND, NO_ID, check_id};
 use super::vocabulary::Vocab;
+use crate::Result;
 use crate::utf8::char_count;
-use crate::{Error, Result};
 
 /// The longest token that merging may produce: trying every split of one takes quadratic time.
 const MAX_TOKEN_BYTES: usize = 1024;
@@ -39,7 +39,8 @@ impl Vocab {
     /// With `whole_piece_first` a piece that is a token becomes that token without any merge.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_merges`]; if a token is not UTF-8; if there are not 256 byte tokens.
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_merges`]; if a token is not UTF-8; if there are not 256
+    /// byte tokens.
     pub fn from_sentencepiece_merges(
         tokens: &SentencePieceTokens,
         merges: Vec<(u32, u32)>,
@@ -54,7 +55,7 @@ impl Vocab {
     /// Returns the vocabulary of a SentencePiece model that encodes by itself: ids and bytes, without merges.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`].
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_ranks`].
     pub(crate) fn of_sentencepiece_model(
         tokens: Vec<(Vec<u8>, u32)>,
         is_decode_only: impl Fn(u32) -> bool,
@@ -88,11 +89,11 @@ impl Vocab {
     /// Returns all tokens with the merges that join the bytes of characters.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`].
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_sentencepiece_merges`].
     pub(crate) fn over_characters(tokens: &SentencePieceTokens) -> Result<CharacterVocab> {
-        let bytes: [u32; 256] = tokens.bytes[..].try_into().map_err(|_| {
-            Error::InvalidArgument(format!("there are {} byte tokens: expected 256", tokens.bytes.len()))
-        })?;
+        let bytes: [u32; 256] = tokens.bytes[..]
+            .try_into()
+            .map_err(|_| invalid!("there are {} byte tokens: expected 256", tokens.bytes.len()))?;
         let active = || tokens.merged.iter().chain(&tokens.whole);
         let characters: HashMap<&[u8], u32> =
             active().filter(|(bytes, _)| char_count(bytes) == 1).map(|(bytes, id)| (&bytes[..], *id)).collect();
@@ -101,21 +102,18 @@ impl Vocab {
         let bound = last + 1;
         if tokens.merged.len() >= ID_BOUND as usize / 2 {
             let count = tokens.merged.len();
-            return Err(Error::InvalidArgument(format!("{count} tokens: expected less than {}", ID_BOUND / 2)));
+            return Err(invalid!("{count} tokens: expected less than {}", ID_BOUND / 2));
         }
         if let Some((token, id)) = tokens.merged.iter().find(|(token, _)| token.len() > MAX_TOKEN_BYTES) {
             let length = token.len();
-            return Err(Error::InvalidArgument(format!(
-                "token {id} has {length} bytes: expected at most {MAX_TOKEN_BYTES}"
-            )));
+            return Err(invalid!("token {id} has {length} bytes: expected at most {MAX_TOKEN_BYTES}"));
         }
         // Prefixes of characters, complete characters among them.
         let mut prefixes: HashMap<Vec<u8>, u32> = HashMap::new();
         let mut merges = Vec::new();
         for (token, _) in &tokens.merged {
-            let text = std::str::from_utf8(token).map_err(|_| {
-                Error::InvalidArgument(format!("token {:?} is no UTF-8", String::from_utf8_lossy(token)))
-            })?;
+            let text = std::str::from_utf8(token)
+                .map_err(|_| invalid!("token {:?} is no UTF-8", String::from_utf8_lossy(token)))?;
             for (at, character) in text.char_indices() {
                 let character = &token[at..at + character.len_utf8()];
                 let mut left = bytes[usize::from(character[0])];

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::ops::Range;
 
 use super::limits::{NO_ID, check_id};
-use crate::{Error, Result};
+use crate::Result;
 
 /// The bytes and ids of all tokens. Ids may have gaps.
 #[derive(Debug, Clone)]
@@ -29,7 +29,8 @@ impl TokenTable {
     /// Returns the table of these tokens. [`TokenTable::id`] does not find tokens that `is_decode_only` selects.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of range.
+    /// [`crate::Error::InvalidArgument`] if a token is empty or given twice, or an id is given twice or is out of
+    /// range.
     pub(super) fn new<T: AsRef<[u8]>>(mut tokens: Vec<(T, u32)>, is_decode_only: impl Fn(u32) -> bool) -> Result<Self> {
         if !tokens.is_sorted_by_key(|&(_, id)| id) {
             tokens.sort_unstable_by_key(|&(_, id)| id);
@@ -39,10 +40,10 @@ impl TokenTable {
             check_id("a token", id)?;
             // Arrays are indexed by id, so one huge id would make them huge.
             if bound > tokens.len() * 4 + (1 << 20) {
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "id {id} is out of range for {} tokens: expected ids near their number",
                     tokens.len()
-                )));
+                ));
             }
         }
         let mut table = Self {
@@ -58,15 +59,15 @@ impl TokenTable {
         for (bytes, id) in &tokens {
             let bytes = bytes.as_ref();
             if bytes.is_empty() {
-                return Err(Error::InvalidArgument(format!("token {id} is empty")));
+                return Err(invalid!("token {id} is empty"));
             }
             if table.starts.len() > *id as usize {
-                return Err(Error::InvalidArgument(format!("id {id} is given to two tokens")));
+                return Err(invalid!("id {id} is given to two tokens"));
             }
             table.starts.resize(*id as usize + 1, table.arena.len() as u32);
             table.arena.extend_from_slice(bytes);
             if u32::try_from(table.arena.len()).is_err() {
-                return Err(Error::InvalidArgument("the tokens take more than 4 GiB together".to_owned()));
+                return Err(invalid!("the tokens take more than 4 GiB together"));
             }
         }
         table.starts.push(table.arena.len() as u32);
@@ -75,10 +76,7 @@ impl TokenTable {
             let (slot, tag) = table.slot_of(bytes);
             if table.slots[slot].0 != NO_ID {
                 let text = String::from_utf8_lossy(bytes);
-                return Err(Error::InvalidArgument(format!(
-                    "token {text:?} has two ids, {} and {id}",
-                    table.slots[slot].0
-                )));
+                return Err(invalid!("token {text:?} has two ids, {} and {id}", table.slots[slot].0));
             }
             table.slots[slot] = (*id, tag);
             if let [byte] = bytes[..] {

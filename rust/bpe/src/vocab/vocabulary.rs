@@ -4,7 +4,7 @@ use super::limits::{ID_BOUND, NO_ID};
 use super::merge_table::MergeTable;
 use super::pair_table::PairTable;
 use super::token_table::TokenTable;
-use crate::{Error, Result};
+use crate::Result;
 
 /// The tokens of a byte-level BPE and its merges, without special tokens.
 ///
@@ -27,8 +27,8 @@ impl Vocab {
     /// any merge.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result is no
-    /// token.
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_ranks`], and if a merge names an unknown id or its result
+    /// is no token.
     pub fn from_merges(tokens: Vec<(Vec<u8>, u32)>, merges: Vec<(u32, u32)>, whole_piece_first: bool) -> Result<Self> {
         let mut vocab = Self::from_tokens(tokens, |_| false)?;
         vocab.whole_piece_first = whole_piece_first;
@@ -54,7 +54,7 @@ impl Vocab {
     /// Returns these tokens without merges. Tokens that `is_decode_only` selects are never produced by encoding.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] as for [`Vocab::from_ranks`].
+    /// [`crate::Error::InvalidArgument`] as for [`Vocab::from_ranks`].
     pub(crate) fn from_tokens<T: AsRef<[u8]>>(
         tokens: Vec<(T, u32)>,
         is_decode_only: impl Fn(u32) -> bool,
@@ -67,11 +67,11 @@ impl Vocab {
     /// Returns this vocabulary with more tokens, from id `first` on, and their merges, ranked after all others.
     ///
     /// # Errors
-    /// As [`Vocab::from_merges`]; [`Error::InvalidArgument`] for a SentencePiece vocabulary.
+    /// As [`Vocab::from_merges`]; [`crate::Error::InvalidArgument`] for a SentencePiece vocabulary.
     pub(crate) fn extended(&self, tokens: &[Vec<u8>], first: u32, merges: &[(u32, u32)]) -> Result<Self> {
         if self.byte_fallback.is_some() {
-            return Err(Error::InvalidArgument(
-                "a SentencePiece vocabulary, whose merging begins with characters, cannot be extended".to_owned(),
+            return Err(invalid!(
+                "a SentencePiece vocabulary, whose merging begins with characters, cannot be extended"
             ));
         }
         let decode_only: hashbrown::HashSet<u32> = self.decode_only_tokens().map(|(_, id)| id).collect();
@@ -102,7 +102,7 @@ impl Vocab {
     /// Adds merges with the next ranks.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there are too many, a merge names an unknown id or its result is no token.
+    /// [`crate::Error::InvalidArgument`] if there are too many, a merge names an unknown id or its result is no token.
     pub(super) fn push_merges(
         &mut self,
         merges: impl IntoIterator<Item = (u32, u32), IntoIter: ExactSizeIterator>,
@@ -110,20 +110,18 @@ impl Vocab {
         let merges = merges.into_iter();
         let room = (ID_BOUND as usize).saturating_sub(self.merges.next_rank());
         if merges.len() > room {
-            return Err(Error::InvalidArgument(format!("{} merges: expected at most {room}", merges.len())));
+            return Err(invalid!("{} merges: expected at most {room}", merges.len()));
         }
         for (index, (left, right)) in merges.enumerate() {
             let mut merged = Vec::new();
             for id in [left, right] {
-                merged.extend_from_slice(self.id_to_bytes(id).ok_or_else(|| {
-                    Error::InvalidArgument(format!("merge {index} names id {id}, which is not in the vocabulary"))
-                })?);
+                merged.extend_from_slice(
+                    self.id_to_bytes(id)
+                        .ok_or_else(|| invalid!("merge {index} names id {id}, which is not in the vocabulary"))?,
+                );
             }
             let id = self.bytes_to_id(&merged).ok_or_else(|| {
-                Error::InvalidArgument(format!(
-                    "merge {index} gives {:?}, which is not in the vocabulary",
-                    String::from_utf8_lossy(&merged)
-                ))
+                invalid!("merge {index} gives {:?}, which is not in the vocabulary", String::from_utf8_lossy(&merged))
             })?;
             let rank = self.merges.extend_merged([id]);
             self.add_ranked_pair((left, right), rank);
@@ -227,14 +225,11 @@ impl Vocab {
     /// Returns the id of the token that is this one byte.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is none.
+    /// [`crate::Error::InvalidArgument`] if there is none.
     #[inline]
     pub(crate) fn require_byte(&self, byte: u8) -> Result<u32> {
-        self.byte_id(byte).ok_or_else(|| {
-            Error::InvalidArgument(format!(
-                "byte 0x{byte:02X} has no token in this vocabulary: the text cannot be encoded"
-            ))
-        })
+        self.byte_id(byte)
+            .ok_or_else(|| invalid!("byte 0x{byte:02X} has no token in this vocabulary: the text cannot be encoded"))
     }
 
     /// Returns the rank of the pair of these bytes' tokens, or [`NO_RANK`](super::NO_RANK).

@@ -6,12 +6,6 @@
 //!
 //! Source: Dao et al. 2022, arXiv:2205.14135.
 
-#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use super::online_softmax::OnlineSoftmax;
 use super::scratch::Scratch;
 use crate::matmul::gemm::avx512_bf16::{dot_bf16, load_pairs, multiply, pack};

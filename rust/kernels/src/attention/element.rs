@@ -11,10 +11,14 @@ pub(super) trait Element: Copy + Sync {
     fn to_f32(self) -> f32;
 
     /// Returns the elements, if they are float32.
-    fn as_f32(elements: &[Self]) -> Option<&[f32]>;
+    fn as_f32(_elements: &[Self]) -> Option<&[f32]> {
+        None
+    }
 
     /// Returns the bits, if the elements are bfloat16.
-    fn as_bf16(elements: &[Self]) -> Option<&[u16]>;
+    fn as_bf16(_elements: &[Self]) -> Option<&[u16]> {
+        None
+    }
 }
 
 impl Element for f32 {
@@ -29,10 +33,6 @@ impl Element for f32 {
     fn as_f32(elements: &[Self]) -> Option<&[f32]> {
         Some(elements)
     }
-
-    fn as_bf16(_: &[Self]) -> Option<&[u16]> {
-        None
-    }
 }
 
 impl Element for u16 {
@@ -42,10 +42,6 @@ impl Element for u16 {
 
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
-    }
-
-    fn as_f32(_: &[Self]) -> Option<&[f32]> {
-        None
     }
 
     fn as_bf16(elements: &[Self]) -> Option<&[u16]> {

@@ -1,10 +1,5 @@
 //! Attention of a block in float32: scores of all keys, softmax, and the weighted sum of the values.
 
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use super::element::Element;
 use super::scratch::Scratch;
 use bpe_llama_simd::exp::Scale;

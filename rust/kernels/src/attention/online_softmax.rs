@@ -2,12 +2,6 @@
 //!
 //! Source: Milakov and Gimelshein 2018, arXiv:1805.02867.
 
-#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use bpe_llama_simd::exp::POLYNOMIAL;
 use bpe_llama_simd::f32x16::CacheLine;
 use std::arch::x86_64::*;

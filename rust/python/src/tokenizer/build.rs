@@ -178,14 +178,9 @@ impl PyTokenizer {
     }
 
     fn with_added_tokens(&self, tokens: Vec<AddedFlags>) -> PyResult<Self> {
-        let token = |(content, special, single_word, lstrip, rstrip, normalized)| AddedToken {
-            content,
-            id: 0,
-            special,
-            single_word,
-            lstrip,
-            rstrip,
-            normalized,
+        let token = |(content, special, single_word, lstrip, rstrip, normalized)| {
+            let token = AddedToken::special(content, 0);
+            AddedToken { special, single_word, lstrip, rstrip, normalized, ..token }
         };
         self.inner.with_added_tokens(tokens.into_iter().map(token).collect()).map(Self::new).map_err(to_py)
     }

@@ -3,6 +3,7 @@
 mod build;
 mod decode;
 pub(crate) mod decode_stream;
+pub(crate) mod documents;
 mod encode;
 mod ids;
 pub(crate) mod pretokenize;

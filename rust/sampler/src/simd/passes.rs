@@ -59,39 +59,29 @@ pub(crate) trait Weight: Copy + Default + Into<f64> + Send + Sync {
     ) -> Cumulative;
 }
 
-impl Weight for f32 {
-    fn cumulative(backend: Backend, row: &[f32], weights: &[Self], threshold: f32) -> Cumulative {
-        cumulative(backend, row, weights, threshold)
-    }
+macro_rules! impl_weight {
+    ($weight:ty, $cumulative:ident, $collect_bracket:ident) => {
+        impl Weight for $weight {
+            fn cumulative(backend: Backend, row: &[f32], weights: &[Self], threshold: f32) -> Cumulative {
+                $cumulative(backend, row, weights, threshold)
+            }
 
-    fn collect_bracket(
-        backend: Backend,
-        row: &[f32],
-        weights: &[Self],
-        ids: Option<&[u32]>,
-        bracket: (f32, f32),
-        candidates: &mut Candidates<Self>,
-    ) -> Cumulative {
-        collect_bracket(backend, row, weights, ids, bracket, candidates)
-    }
+            fn collect_bracket(
+                backend: Backend,
+                row: &[f32],
+                weights: &[Self],
+                ids: Option<&[u32]>,
+                bracket: (f32, f32),
+                candidates: &mut Candidates<Self>,
+            ) -> Cumulative {
+                $collect_bracket(backend, row, weights, ids, bracket, candidates)
+            }
+        }
+    };
 }
 
-impl Weight for f64 {
-    fn cumulative(backend: Backend, row: &[f32], weights: &[Self], threshold: f32) -> Cumulative {
-        cumulative_f64(backend, row, weights, threshold)
-    }
-
-    fn collect_bracket(
-        backend: Backend,
-        row: &[f32],
-        weights: &[Self],
-        ids: Option<&[u32]>,
-        bracket: (f32, f32),
-        candidates: &mut Candidates<Self>,
-    ) -> Cumulative {
-        collect_bracket_f64(backend, row, weights, ids, bracket, candidates)
-    }
-}
+impl_weight!(f32, cumulative, collect_bracket);
+impl_weight!(f64, cumulative_f64, collect_bracket_f64);
 
 pass! {
     /// Returns the extrema of a row; `max` and `min` are unspecified unless `valid`.

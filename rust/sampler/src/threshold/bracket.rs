@@ -62,10 +62,7 @@ pub(crate) fn bracket_from_sums(
     total: f64,
     (lowest, highest): (f32, f32),
 ) -> (f32, f32) {
-    let (target, is_count) = match target {
-        Target::Count(count) => (count as f64, true),
-        Target::Mass(mass) => (mass, false),
-    };
+    let (target, is_count) = target.value();
     // Each end is a threshold, the count at or above it, and the count or mass that is compared with the target.
     let mut low = (lowest, row.len(), total);
     let mut high = (highest.next_up(), 0, 0.0);
@@ -103,10 +100,7 @@ pub(crate) fn bracket_from_sample(
     total: f64,
     (lowest, highest): (f32, f32),
 ) -> (f32, f32) {
-    let (target, is_count) = match target {
-        Target::Count(count) => (count as f64, true),
-        Target::Mass(mass) => (mass, false),
-    };
+    let (target, is_count) = target.value();
     let target_below = (total - target) as f32 / sample.scale;
     let size = sample.logits.len() as f32;
     // The count or mass below a threshold in excess of its target, the margin of error of that excess, and the count

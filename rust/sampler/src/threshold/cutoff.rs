@@ -48,6 +48,14 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// Returns the count or mass, and whether it is a count.
+    pub(super) fn value(self) -> (f64, bool) {
+        match self {
+            Self::Count(count) => (count as f64, true),
+            Self::Mass(mass) => (mass, false),
+        }
+    }
+
     pub(crate) fn is_reached_by(self, cumulative: Cumulative) -> bool {
         match self {
             Self::Count(count) => cumulative.count >= count,

@@ -85,7 +85,7 @@ impl Parsed<'_> {
             // Special tokens can share an id, as in o200k_harmony.
             let is_added = added.get(token.as_ref()).is_some_and(|known| known.id == *id);
             if !used.insert(*id) && !is_added {
-                return Err(Error::Format(format!("tokenizer.json: id {id} is given to two tokens, {token:?} is one")));
+                return Err(malformed!("tokenizer.json: id {id} is given to two tokens, {token:?} is one"));
             }
             if token.is_empty() {
                 return Ok(Err("an empty token in model.vocab".to_owned()));
@@ -129,7 +129,7 @@ impl Parsed<'_> {
 /// Returns the pre-tokenizer of a byte-level file, or the step without a fast implementation.
 fn split_by(pre_tokenizer: &PreTokenizer) -> Result<std::result::Result<Pretokenizer, String>> {
     let steps = pre_tokenizer.steps();
-    let in_file = |error: Error| Error::Format(format!("tokenizer.json: pre_tokenizer: {error}"));
+    let in_file = |error: Error| malformed!("tokenizer.json: pre_tokenizer: {error}");
     let Some((PreTokenizer::ByteLevel(byte_level), before)) = steps.split_last() else {
         return Ok(Err("a pre-tokenizer that does not end in ByteLevel".to_owned()));
     };

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
-use super::schema::{AddedTokenJson, File, Kind, Merge, Model, Own};
+use super::schema::{File, Kind, Merge, Model, Own};
 use crate::pipeline::components::{self, PostProcessor};
 use crate::pipeline::{Components, ModelOptions};
-use crate::{AddedToken, Error, Result};
+use crate::{AddedToken, Result};
 
 /// A file, parsed.
 pub(super) struct Parsed<'a> {
@@ -27,16 +27,15 @@ pub(super) struct Parsed<'a> {
 ///
 /// [`Tokenizer::to_own_json`]: crate::Tokenizer::to_own_json
 pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) -> Result<R>) -> Result<R> {
-    let file: File<'_> =
-        serde_json::from_slice(json).map_err(|error| Error::Format(format!("not a tokenizer.json: {error}")))?;
+    let file: File<'_> = serde_json::from_slice(json).map_err(|error| malformed!("not a tokenizer.json: {error}"))?;
     if let Some(version) = file.version.filter(|version| version != "1.0") {
-        return Err(Error::Format(format!("tokenizer.json: version is {version:?}; expected \"1.0\"")));
+        return Err(malformed!("tokenizer.json: version is {version:?}; expected \"1.0\""));
     }
     require_bpe(file.model.get())?;
-    let model: Model<'_> = serde_json::from_str(file.model.get())
-        .map_err(|error| Error::Format(format!("tokenizer.json: model: {error}")))?;
+    let model: Model<'_> =
+        serde_json::from_str(file.model.get()).map_err(|error| malformed!("tokenizer.json: model: {error}"))?;
     if let Some(dropout) = model.dropout.filter(|dropout| !(0.0..=1.0).contains(dropout)) {
-        return Err(Error::Format(format!("tokenizer.json: model.dropout is {dropout}; expected 0 to 1")));
+        return Err(malformed!("tokenizer.json: model.dropout is {dropout}; expected 0 to 1"));
     }
     let components = Components {
         normalizer: components::parse("normalizer", file.normalizer)?,
@@ -49,10 +48,10 @@ pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) 
     let foreign = components.fancy_regex().map(|regex| format!("a pattern is {{\"FancyRegex\": {regex:?}}}"));
     let foreign = foreign.or_else(|| file.own.map(|_| "it has the field \"own\"".to_owned()));
     if let Some(what) = foreign.filter(|_| !is_own) {
-        return Err(Error::Format(format!(
+        return Err(malformed!(
             "tokenizer.json: {what}, which only a pickled tokenizer holds; expected what `tokenizers` writes, such as \
              {{\"Regex\": ...}} or {{\"String\": ...}} for a pattern"
-        )));
+        ));
     }
     let post_processor = components::parse("post_processor", file.post_processor)?;
     let affix = |affix: Option<String>| affix.filter(|affix| !affix.is_empty());
@@ -68,7 +67,7 @@ pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) 
     let entries = model.vocab.0;
     let ids: HashMap<&str, u32> = entries.iter().map(|(token, id)| (token.as_ref(), *id)).collect();
     let added = match file.own {
-        Some(_) => file.added_tokens.into_iter().map(AddedToken::from).collect(),
+        Some(_) => file.added_tokens,
         None => with_ids(file.added_tokens, &ids)?,
     };
     work(Parsed {
@@ -85,8 +84,7 @@ pub(super) fn parse<R>(json: &[u8], is_own: bool, work: impl FnOnce(Parsed<'_>) 
 
 /// Refuses models other than BPE with a message that explains the model.
 fn require_bpe(model: &str) -> Result<()> {
-    let kind: Kind<'_> =
-        serde_json::from_str(model).map_err(|error| Error::Format(format!("tokenizer.json: model: {error}")))?;
+    let kind: Kind<'_> = serde_json::from_str(model).map_err(|error| malformed!("tokenizer.json: model: {error}"))?;
     let what = match kind.r#type.as_deref() {
         Some("BPE") => return Ok(()),
         None if kind.merges.is_some() => return Ok(()),
@@ -97,22 +95,21 @@ fn require_bpe(model: &str) -> Result<()> {
         Some(_) => "of an unknown kind",
     };
     let kind = kind.r#type.unwrap_or_default();
-    Err(Error::Format(format!(
+    Err(malformed!(
         "tokenizer.json: model.type is {kind:?}: {what}. Only BPE, byte-pair encoding, is supported; \
          encode with the tokenizers package, or train a vocabulary of your own with Tokenizer.train"
-    )))
+    ))
 }
 
 /// Returns the added tokens with the ids of `tokenizers`: the id of the token in the model's vocabulary, or the next id
 /// from the size of this vocabulary on.
-fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<AddedToken>> {
+fn with_ids(added: Vec<AddedToken>, ids: &HashMap<&str, u32>) -> Result<Vec<AddedToken>> {
     let mut next = ids.len() as u32;
     let names: HashMap<u32, &str> = ids.iter().map(|(token, &id)| (id, *token)).collect();
     let mut tokens: Vec<AddedToken> = Vec::with_capacity(added.len());
     let mut indices: HashMap<String, usize> = HashMap::new();
-    for token in added.into_iter().filter(|token| !token.content.is_empty()) {
+    for mut token in added.into_iter().filter(|token| !token.content.is_empty()) {
         let stated = token.id;
-        let mut token = AddedToken::from(token);
         if let Some(&index) = indices.get(&token.content) {
             // A repeated token: the last flags apply, the id remains.
             token.id = tokens[index].id;
@@ -122,17 +119,17 @@ fn with_ids(added: Vec<AddedTokenJson>, ids: &HashMap<&str, u32>) -> Result<Vec<
         token.id = match ids.get(token.content.as_str()) {
             Some(&id) if id == stated => id,
             Some(&id) => {
-                return Err(Error::Format(format!(
+                return Err(malformed!(
                     "tokenizer.json: added_tokens gives {:?} the id {stated}, model.vocab gives it {id}",
                     token.content
-                )));
+                ));
             }
             None => {
                 if let Some(taken) = names.get(&stated).filter(|_| stated != next) {
-                    return Err(Error::Format(format!(
+                    return Err(malformed!(
                         "tokenizer.json: added_tokens gives {:?} the id {stated}, which is that of {taken:?} in model.vocab",
                         token.content
-                    )));
+                    ));
                 }
                 next += 1;
                 next - 1

@@ -9,7 +9,7 @@ use super::schema::{Merge, Own};
 use super::sentencepiece;
 use crate::pipeline::{Components, Pipeline};
 use crate::special::AddedTokens;
-use crate::{Error, Result, Spaces, SpecialIds, Tokenizer, Vocab};
+use crate::{Result, Spaces, SpecialIds, Tokenizer, Vocab};
 
 impl Tokenizer {
     /// Returns the tokenizer that a `tokenizer.json` with a BPE model describes.
@@ -19,8 +19,8 @@ impl Tokenizer {
     /// [`Tokenizer::general_because`] names the component without one.
     ///
     /// # Errors
-    /// [`Error::Format`] if the file is not JSON, lacks a field, or requires something unsupported, which the message
-    /// names.
+    /// [`crate::Error::Format`] if the file is not JSON, lacks a field, or requires something unsupported, which the
+    /// message names.
     pub fn from_huggingface(json: &[u8]) -> Result<Self> {
         parse(json, false, build)
     }
@@ -35,9 +35,6 @@ impl Tokenizer {
 }
 
 /// Returns the pipeline of the output of [`Tokenizer::to_own_json`].
-///
-/// # Errors
-/// As [`Tokenizer::from_huggingface`].
 pub(crate) fn pipeline_of(json: &[u8]) -> Result<Pipeline> {
     parse(json, true, |parsed| parsed.pipeline())
 }
@@ -119,7 +116,7 @@ impl Parsed<'_> {
 
     pub(super) fn added_tokens(&self, normalize: impl Fn(&str) -> Result<String>) -> Result<AddedTokens> {
         AddedTokens::new(self.added.clone(), normalize)
-            .map_err(|error| Error::Format(format!("tokenizer.json: added_tokens: {error}")))
+            .map_err(|error| malformed!("tokenizer.json: added_tokens: {error}"))
     }
 
     pub(super) fn refuse_taken_ids(&self, added: &AddedTokens) -> Result<()> {
@@ -127,10 +124,11 @@ impl Parsed<'_> {
         for token in added.tokens() {
             let is_other = |other: &&&str| **other != token.content && added.by_content(other).is_none();
             if let Some(&other) = names.get(&token.id).filter(is_other) {
-                return Err(Error::Format(format!(
+                return Err(malformed!(
                     "tokenizer.json: added token {:?} gets id {}, as `tokenizers` counts, which is that of {other:?}",
-                    token.content, token.id
-                )));
+                    token.content,
+                    token.id
+                ));
             }
         }
         Ok(())

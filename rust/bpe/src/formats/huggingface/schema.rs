@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::AddedToken;
+use crate::pipeline::ModelOptions;
 use crate::pipeline::components::{Decoder, Normalizer, Padding, PostProcessor, PreTokenizer, Truncation};
 
 /// The file; unknown fields are refused.
@@ -21,7 +22,7 @@ pub(super) struct File<'a> {
     pub(super) truncation: Option<Value>,
     pub(super) padding: Option<Value>,
     #[serde(default)]
-    pub(super) added_tokens: Vec<AddedTokenJson>,
+    pub(super) added_tokens: Vec<AddedToken>,
     pub(super) normalizer: Option<Value>,
     pub(super) pre_tokenizer: Option<Value>,
     pub(super) post_processor: Option<Value>,
@@ -67,24 +68,6 @@ pub(super) struct Model<'a> {
     pub(super) vocab: Entries<'a>,
     #[serde(borrow)]
     pub(super) merges: Vec<Merge<'a>>,
-}
-
-#[derive(Serialize, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
-#[expect(clippy::struct_excessive_bools, reason = "the five flags of the file format")]
-pub(super) struct AddedTokenJson {
-    pub(super) id: u32,
-    pub(super) content: String,
-    #[serde(default)]
-    single_word: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    normalized: bool,
-    #[serde(default)]
-    special: bool,
 }
 
 /// The tokens and ids of the vocabulary, in file order.
@@ -157,27 +140,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
     }
 }
 
-impl From<AddedTokenJson> for AddedToken {
-    fn from(token: AddedTokenJson) -> Self {
-        let AddedTokenJson { id, content, single_word, lstrip, rstrip, normalized, special } = token;
-        Self { content, id, special, single_word, lstrip, rstrip, normalized }
-    }
-}
-
-impl From<AddedToken> for AddedTokenJson {
-    fn from(token: AddedToken) -> Self {
-        let AddedToken { content, id, special, single_word, lstrip, rstrip, normalized } = token;
-        Self { id, content, single_word, lstrip, rstrip, normalized, special }
-    }
-}
-
 /// The file to write, with the keys of `tokenizers` in its order.
 #[derive(Serialize)]
 pub(super) struct OutFile<'a> {
     pub(super) version: &'static str,
     pub(super) truncation: Option<&'a Truncation>,
     pub(super) padding: Option<&'a Padding>,
-    pub(super) added_tokens: Vec<AddedTokenJson>,
+    pub(super) added_tokens: &'a [AddedToken],
     pub(super) normalizer: Option<&'a Normalizer>,
     pub(super) pre_tokenizer: Option<&'a PreTokenizer>,
     pub(super) post_processor: Option<&'a PostProcessor>,
@@ -190,13 +159,8 @@ pub(super) struct OutFile<'a> {
 #[derive(Serialize)]
 pub(super) struct OutModel<'a> {
     pub(super) r#type: &'static str,
-    pub(super) dropout: Option<f32>,
-    pub(super) unk_token: Option<String>,
-    pub(super) continuing_subword_prefix: Option<String>,
-    pub(super) end_of_word_suffix: Option<String>,
-    pub(super) fuse_unk: bool,
-    pub(super) byte_fallback: bool,
-    pub(super) ignore_merges: bool,
+    #[serde(flatten)]
+    pub(super) options: ModelOptions,
     pub(super) vocab: OutEntries<'a>,
     pub(super) merges: Vec<[&'a str; 2]>,
 }

@@ -17,7 +17,7 @@ use crate::normalize::METASPACE;
 use crate::pipeline::components::{Behavior, Normalizer, Pattern, PreTokenizer, PrependScheme};
 use crate::pipeline::{Components, unknown_in_merge};
 use crate::pretokenize::{SPACED_WORDS_PATTERN, WHOLE};
-use crate::{AddedToken, Error, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
+use crate::{AddedToken, Pretokenizer, Result, SentencePieceTokens, SpacePrefix, Spaces, Tokenizer, Vocab};
 
 /// Pieces that begin at each space: a `Metaspace` that splits.
 const EACH_SPACE: &str = " [^ ]*|[^ ]+";
@@ -239,11 +239,10 @@ pub(super) fn name_of(bytes: &[u8]) -> String {
 /// Returns the names of all tokens with their ids.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if two tokens have the same name, or if no list can express the merges: characters
+/// [`crate::Error::InvalidArgument`] if two tokens have the same name, or if no list can express the merges: characters
 /// without a token take part in them, or several merges of a token have the same rank.
 pub(super) fn names(vocab: &Vocab) -> Result<Vec<(String, u32)>> {
-    let refuse =
-        |why: String| Error::InvalidArgument(format!("this vocabulary cannot be saved as tokenizer.json: {why}"));
+    let refuse = |why: String| invalid!("this vocabulary cannot be saved as tokenizer.json: {why}");
     let mut entries: Vec<(String, u32)> = (0u8..=255)
         .zip(vocab.byte_fallback().into_iter().flatten())
         .map(|(byte, &id)| (format!("<0x{byte:02X}>"), id))

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::json;
 
 use super::byte_level::escape;
-use super::schema::{AddedTokenJson, OutEntries, OutFile, OutModel, Own};
+use super::schema::{OutEntries, OutFile, OutModel, Own};
 use super::sentencepiece;
 use crate::byte_alphabet::{to_bytes, to_chars};
 use crate::pipeline::components::{Behavior, ByteLevel, Decoder, Normalizer, Pattern, PostProcessor, PreTokenizer};
@@ -40,8 +40,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Format`] in no known case.
     pub fn added_tokens_json(&self) -> Result<String> {
-        let tokens: Vec<AddedTokenJson> = self.added_tokens().iter().cloned().map(Into::into).collect();
-        serde_json::to_string(&tokens).map_err(|error| Error::Format(error.to_string()))
+        serde_json::to_string(self.added_tokens()).map_err(|error| Error::Format(error.to_string()))
     }
 
     /// Returns the fields `truncation`, `padding`, `normalizer`, `pre_tokenizer` and `ignore_merges` of the
@@ -60,48 +59,37 @@ impl Tokenizer {
 
     fn write(&self, is_own: bool) -> Result<String> {
         if self.sentencepiece_model().is_some() {
-            return Err(Error::InvalidArgument(
+            return Err(invalid!(
                 "this SentencePiece model cannot be saved as tokenizer.json, which cannot express rules for \
                  characters, pieces of equal scores, unused pieces, or unknown text without byte fallback; save it as .model"
-                    .to_owned(),
             ));
         }
         let shared = self.added_tokens().windows(2).find(|pair| pair[0].id == pair[1].id);
         if let Some([one, other]) = shared.filter(|_| !is_own) {
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "special tokens {:?} and {:?} share id {}: tokenizers would find only one of them, so this cannot be saved as \
                  tokenizer.json",
-                one.content, other.content, one.id
-            )));
+                one.content,
+                other.content,
+                one.id
+            ));
         }
         let components = match &self.components {
             Some(components) => (**components).clone(),
             None => self.describe(is_own)?,
         };
-        let options = components.model.clone();
         let (entries, merges) = self.model(is_own)?;
         let merges = merges.iter().map(|[left, right]| [left.as_str(), right.as_str()]).collect();
         let file = OutFile {
             version: "1.0",
             truncation: components.truncation.as_ref(),
             padding: components.padding.as_ref(),
-            added_tokens: self.added_tokens().iter().cloned().map(Into::into).collect(),
+            added_tokens: self.added_tokens(),
             normalizer: components.normalizer.as_ref(),
             pre_tokenizer: components.pre_tokenizer.as_ref(),
             post_processor: self.post_processor.as_deref(),
             decoder: components.decoder.as_ref(),
-            model: OutModel {
-                r#type: "BPE",
-                dropout: options.dropout,
-                unk_token: options.unk_token,
-                continuing_subword_prefix: options.continuing_subword_prefix,
-                end_of_word_suffix: options.end_of_word_suffix,
-                fuse_unk: options.fuse_unk,
-                byte_fallback: options.byte_fallback,
-                ignore_merges: options.ignore_merges,
-                vocab: OutEntries(&entries),
-                merges,
-            },
+            model: OutModel { r#type: "BPE", options: components.model.clone(), vocab: OutEntries(&entries), merges },
             own: (is_own && self.components.is_none()).then(|| Own {
                 drops_first_space: self.spaces().is_some_and(|spaces| spaces.drop_first),
                 as_sentencepiece: self.decodes_as_sentencepiece(),
@@ -171,10 +159,10 @@ impl Tokenizer {
             match ids.get(token.content.as_str()) {
                 None => new.push(token),
                 Some(&other) if other != token.id && !is_own => {
-                    return Err(Error::InvalidArgument(format!(
+                    return Err(invalid!(
                         "special token {:?} is spelt as ordinary token {other} in tokenizer.json: it cannot be saved",
                         token.content
-                    )));
+                    ));
                 }
                 Some(_) => {}
             }
@@ -192,11 +180,12 @@ impl Tokenizer {
         new.truncate(firsts.find(is_numbered).unwrap_or(new.len()));
         if !new.is_empty() {
             if let Some(token) = new.iter().find(|token| self.model_could_give(token)) {
-                return Err(Error::InvalidArgument(format!(
+                return Err(invalid!(
                     "added token {:?} has id {}, which `tokenizers` gives it only if it is in model.vocab too, and there \
                      the model would give it for text that is not this token: it cannot be saved as tokenizer.json",
-                    token.content, token.id
-                )));
+                    token.content,
+                    token.id
+                ));
             }
             entries.extend(new.into_iter().map(|token| (token.content.clone(), token.id)));
         }

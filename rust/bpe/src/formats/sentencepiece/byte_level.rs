@@ -1,7 +1,6 @@
 //! SentencePiece pieces as a vocabulary over bytes.
 
 use super::splits::{isolate, require_space, words_or_whole};
-use crate::byte_alphabet::byte_of;
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Piece, PieceKind};
 use crate::utf8::char_count;
@@ -21,9 +20,9 @@ impl Tokenizer {
         let mut normal = Vec::new();
         let (mut sorted, mut added, mut bytes) = (SentencePieceTokens::default(), Vec::new(), [None; 256]);
         for (piece, id) in pieces.into_iter().zip(0u32..) {
-            let Piece { text, score, kind } = piece;
+            let Piece { text, score, kind } = &piece;
             if text.is_empty() {
-                return Err(Error::Format(format!("piece {id} is empty")));
+                return Err(malformed!("piece {id} is empty"));
             }
             let spaced = text.replace(METASPACE, " ").into_bytes();
             match kind {
@@ -31,18 +30,13 @@ impl Tokenizer {
                 PieceKind::Normal | PieceKind::UserDefined if text.contains(' ') => {
                     sorted.decode_only.push((spaced, id));
                 }
-                PieceKind::Normal => normal.push((spaced, id, score)),
+                PieceKind::Normal => normal.push((spaced, id, *score)),
                 PieceKind::UserDefined => sorted.whole.push((spaced, id)),
                 PieceKind::Unused => sorted.decode_only.push((spaced, id)),
                 PieceKind::Unknown | PieceKind::Control => added.push(AddedToken::special(text, id)),
                 PieceKind::Byte => {
-                    let byte = byte_of(&text).ok_or_else(|| {
-                        Error::Format(format!(
-                            "piece {id} is a byte piece, but its text is {text:?}; expected such as \"<0x0A>\""
-                        ))
-                    })?;
-                    if bytes[usize::from(byte)].replace(id).is_some() {
-                        return Err(Error::Format(format!("two pieces are {text:?}")));
+                    if bytes[usize::from(piece.byte(id)?)].replace(id).is_some() {
+                        return Err(malformed!("two pieces are {text:?}"));
                     }
                 }
             }
@@ -65,13 +59,13 @@ impl Tokenizer {
 }
 
 fn unsupported(what: &str) -> Error {
-    Error::Format(format!("{what} is not supported in a SentencePiece vocabulary"))
+    malformed!("{what} is not supported in a SentencePiece vocabulary")
 }
 
 /// Returns the pieces by descending score.
 fn in_order(mut pieces: Vec<(Vec<u8>, u32, f32)>) -> Result<Vec<(Vec<u8>, u32)>> {
     if let Some((_, id, score)) = pieces.iter().find(|(.., score)| score.is_nan()) {
-        return Err(Error::Format(format!("piece {id} has the score {score}")));
+        return Err(malformed!("piece {id} has the score {score}"));
     }
     pieces.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.0.len().cmp(&a.0.len())));
     let several: Vec<_> = pieces.iter().filter(|(bytes, ..)| char_count(bytes) > 1).collect();

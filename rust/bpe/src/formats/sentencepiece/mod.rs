@@ -20,7 +20,7 @@ use self::model_file::{ModelFile, write_pieces};
 use crate::byte_alphabet::byte_of;
 use crate::normalize::METASPACE;
 use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules, SentencePieceModel};
-use crate::{AddedToken, Error, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
+use crate::{AddedToken, Pretokenizer, Result, SpecialIds, Tokenizer, Vocab};
 
 impl Tokenizer {
     /// Returns the tokenizer of SentencePiece's `tokenizer.model`.
@@ -29,7 +29,7 @@ impl Tokenizer {
     /// of its own. Byte-level merges, which are faster, are used if they give the same ids (Llama 2, Mistral 7B).
     ///
     /// # Errors
-    /// [`Error::Format`] if the file is damaged, or its model is not BPE.
+    /// [`crate::Error::Format`] if the file is damaged, or its model is not BPE.
     ///
     /// # Source
     /// SentencePiece 0.2.3: `src/sentencepiece_model.proto`, `normalizer.cc`, `bpe_model.cc`,
@@ -57,11 +57,10 @@ impl Tokenizer {
     /// Returns the `tokenizer.model` that this tokenizer was read from.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was read
-    /// from another format.
+    /// [`crate::Error::InvalidArgument`] if the file is not stored: byte-level merges replace it, or the tokenizer was
+    /// read from another format.
     pub fn to_sentencepiece(&self) -> Result<&[u8]> {
-        let refuse =
-            |why: &str| Err(Error::InvalidArgument(format!("this vocabulary cannot be saved as .model: {why}")));
+        let refuse = |why: &str| Err(invalid!("this vocabulary cannot be saved as .model: {why}"));
         match self.sentencepiece() {
             None => refuse("it keeps no SentencePiece model; save it as tokenizer.json"),
             Some(model) if model.rules() == Rules::LlamaCpp => {
@@ -110,14 +109,14 @@ impl Tokenizer {
     /// llama.cpp does not do for such pieces.
     ///
     /// # Errors
-    /// [`Error::Format`] if one of the 256 bytes has no piece, a score is NaN, or two pieces have the same text.
+    /// [`crate::Error::Format`] if one of the 256 bytes has no piece, a score is NaN, or two pieces have the same text.
     ///
     /// # Source
     /// `llm_tokenizer_spm_session` in `src/llama-vocab.cpp` of llama.cpp.
     pub fn from_pieces(mut pieces: Vec<Piece>, prefix: bool, collapse: bool) -> Result<Self> {
         for (piece, id) in pieces.iter_mut().zip(0u32..) {
             if piece.score.is_nan() {
-                return Err(Error::Format(format!("piece {id} has the score {}", piece.score)));
+                return Err(malformed!("piece {id} has the score {}", piece.score));
             }
             // Zero and minus zero are the same score.
             piece.score += 0.0;

@@ -1,8 +1,8 @@
 //! The fields of a `tokenizer.model`, read and written.
 
+use crate::Result;
 use crate::formats::protobuf::{Fields, Message, Value};
 use crate::sentencepiece::{Normalizer, Options, Piece, PieceKind, Rules};
-use crate::{Error, Result};
 
 /// The text of an unknown piece unless the file says otherwise: U+2047 between spaces.
 const UNKNOWN_SURFACE: &str = " \u{2047} ";
@@ -44,7 +44,7 @@ impl<'a> ModelFile<'a> {
     /// Returns the fields of a file.
     ///
     /// # Errors
-    /// [`Error::Format`] if it is damaged.
+    /// [`crate::Error::Format`] if it is damaged.
     pub(super) fn read(message: &'a [u8]) -> Result<Self> {
         let mut file = Self::default();
         each_field(message, |number, value| {
@@ -65,10 +65,10 @@ impl<'a> ModelFile<'a> {
     /// Returns the options of the model.
     ///
     /// # Errors
-    /// [`Error::Format`] if a message is missing or damaged, or the model is not BPE.
+    /// [`crate::Error::Format`] if a message is missing or damaged, or the model is not BPE.
     pub(super) fn options(&self) -> Result<Options> {
         let (Some(trainer), Some(normalizer)) = (&self.trainer, &self.normalizer) else {
-            return Err(Error::Format("it holds no trainer_spec and normalizer_spec: it may be truncated".to_owned()));
+            return Err(malformed!("it holds no trainer_spec and normalizer_spec: it may be truncated"));
         };
         require_bpe(trainer.model_type.unwrap_or(1))?;
         let denormalizer = self.denormalizer.as_ref().filter(|spec| !spec.charsmap.is_empty());
@@ -154,7 +154,7 @@ impl<'a> NormalizerSpec<'a> {
 
     fn build(&self, name: &str) -> Result<Normalizer> {
         let built = self.normalizer.clone().with_rules(self.charsmap);
-        built.map_err(|error| Error::Format(format!("{name}: {error}")))
+        built.map_err(|error| malformed!("{name}: {error}"))
     }
 }
 
@@ -165,16 +165,16 @@ fn require_bpe(model_type: u64) -> Result<()> {
     }
     let names = ["", "Unigram", "BPE", "Word", "Char"];
     let name = usize::try_from(model_type).ok().and_then(|number| names.get(number)).unwrap_or(&"unknown");
-    Err(Error::Format(format!(
+    Err(malformed!(
         "it is a SentencePiece model of type {model_type} ({name}), which merges no pairs, so that byte-pair encoding \
          would give other ids: trainer_spec.model_type must be 2 (BPE). Encode with the sentencepiece package instead, or \
          train a model with model_type=\"bpe\""
-    )))
+    ))
 }
 
 fn read_text(what: &str, bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes);
-    let text = text.map_err(|_| Error::Format(format!("{what} is no UTF-8: {:?}", String::from_utf8_lossy(bytes))))?;
+    let text = text.map_err(|_| malformed!("{what} is no UTF-8: {:?}", String::from_utf8_lossy(bytes)))?;
     Ok(text.to_owned())
 }
 
@@ -190,9 +190,7 @@ fn read_piece(message: &[u8], id: usize) -> Result<Piece> {
     let mut piece = Piece { text: String::new(), score: 0.0, kind: PieceKind::Normal };
     each_field(message, |number, value| {
         match (number, value) {
-            (1, Value::Bytes(text)) => {
-                piece.text = read_text(&format!("piece {id}"), text)?;
-            }
+            (1, Value::Bytes(text)) => piece.text = read_text(&format!("piece {id}"), text)?,
             (2, Value::Fixed32(bits)) => piece.score = f32::from_bits(bits),
             (3, Value::Varint(number)) => piece.kind = PieceKind::from_number(number)?,
             _ => {}

@@ -2,7 +2,7 @@
 
 use crate::normalize::METASPACE;
 use crate::pretokenize::{SPACED_WORDS_PATTERN, WHOLE};
-use crate::{Error, Pretokenizer, Result, SentencePieceTokens};
+use crate::{Pretokenizer, Result, SentencePieceTokens};
 
 /// Returns the pre-tokenizer that splits words, with the spaces before them, if no token spans two words and so no
 /// merge does; otherwise the pre-tokenizer that does not split.
@@ -16,10 +16,7 @@ pub(in crate::formats) fn require_space(pieces: &SentencePieceTokens) -> Result<
     if pieces.merged.iter().chain(&pieces.whole).any(|(bytes, _)| bytes == b" ") {
         return Ok(());
     }
-    Err(Error::Format(format!(
-        "no token is {:?}, which stands for a space: this is not supported",
-        METASPACE.to_string()
-    )))
+    Err(malformed!("no token is {:?}, which stands for a space: this is not supported", METASPACE.to_string()))
 }
 
 /// Returns the pre-tokenizer that isolates these texts, preferring the longest.

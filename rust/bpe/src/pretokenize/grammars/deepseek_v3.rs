@@ -27,8 +27,6 @@ pub(crate) const PATTERN: &str = concat!(
     r"|\s*[\r\n]+|\s+(?![^\s\p{N}一-龥぀-ゟ゠-ヿ])|\s+",
 );
 
-pub(crate) const VARIANTS: &[&str] = &[];
-
 pub(crate) struct DeepSeekV3;
 
 /// Set for every character of a part, so that unassigned characters differ from the end of the part.

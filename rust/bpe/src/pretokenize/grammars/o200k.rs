@@ -15,8 +15,6 @@ pub(crate) const PATTERN: &str = concat!(
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
-pub(crate) const VARIANTS: &[&str] = &[];
-
 pub(crate) struct O200k;
 
 impl Grammar for O200k {

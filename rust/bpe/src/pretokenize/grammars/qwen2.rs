@@ -6,6 +6,4 @@ use super::cl100k::Family;
 pub(crate) const PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-pub(crate) const VARIANTS: &[&str] = &[];
-
 pub(crate) type Qwen2 = Family<1, false>;

@@ -24,8 +24,6 @@ pub(crate) const DIGITS_PATTERN: &str = concat!(
     r"])|\s+"
 );
 
-pub(crate) const VARIANTS: &[&str] = &[];
-
 /// The grammar of [`PATTERN`], or of [`DIGITS_PATTERN`] if `DIGITS`.
 pub(crate) struct SmolLm<const DIGITS: bool>;
 

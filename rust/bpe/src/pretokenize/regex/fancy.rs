@@ -3,8 +3,8 @@
 use fancy_regex::{Regex, RegexBuilder};
 
 use super::matches::fill_ends;
+use crate::Result;
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
 
 /// The most backtracking steps of one match. Common patterns need a few dozen; the limit stops exponential ones.
 const BACKTRACK_LIMIT: usize = 1_000_000;
@@ -20,14 +20,14 @@ impl FancyRegex {
         let regex = RegexBuilder::new(pattern)
             .backtrack_limit(BACKTRACK_LIMIT)
             .build()
-            .map_err(|error| Error::InvalidArgument(format!("pattern {pattern:?} is not a valid regex: {error}")))?;
+            .map_err(|error| invalid!("pattern {pattern:?} is not a valid regex: {error}"))?;
         Ok(Self { regex })
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a match backtracks beyond the limit; what the interrupt check returns.
+    /// [`crate::Error::InvalidArgument`] if a match backtracks beyond the limit; what the interrupt check returns.
     pub(crate) fn fill_ends(
         &self,
         text: &str,
@@ -52,10 +52,10 @@ impl FancyRegex {
         match self.regex.find_from_pos(text, from) {
             Ok(Some(found)) => Ok((found.start(), found.end())),
             Ok(None) => Ok((text.len(), text.len())),
-            Err(error) => Err(Error::InvalidArgument(format!(
+            Err(error) => Err(invalid!(
                 "pattern {:?} gave up on the text behind byte {from}: {error} (at most {BACKTRACK_LIMIT} steps a match)",
                 self.regex.as_str()
-            ))),
+            )),
         }
     }
 }

@@ -10,9 +10,6 @@ pub(crate) const MATCHES_PER_CHECK: usize = 64;
 ///
 /// `next_match` returns the start and end of the next match, or `text.len()` for both if there is none. An empty match, as of
 /// `(?=[A-Z])`, splits the text without being a piece.
-///
-/// # Errors
-/// What `next_match` and the interrupt check return.
 pub(super) fn fill_ends(
     text: &str,
     start: usize,

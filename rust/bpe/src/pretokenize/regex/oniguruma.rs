@@ -6,8 +6,8 @@ use std::sync::Arc;
 use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 
 use super::matches::fill_ends;
+use crate::Result;
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
 
 /// The most backtracking steps of one match: Oniguruma's own limit.
 const BACKTRACK_LIMIT: u32 = 10_000_000;
@@ -41,12 +41,12 @@ impl Oniguruma {
     /// Compiles a regex.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it is not valid.
+    /// [`crate::Error::InvalidArgument`] if it is not valid.
     pub(crate) fn new(pattern: &str) -> Result<Self> {
         let regex = Regex::with_options(pattern, RegexOptions::REGEX_OPTION_NONE, Syntax::default());
         let regex = regex.map_err(|error| {
             let why = error.description();
-            Error::InvalidArgument(format!("pattern {pattern:?} is not a regex that Oniguruma can read: {why}"))
+            invalid!("pattern {pattern:?} is not a regex that Oniguruma can read: {why}")
         })?;
         Ok(Self { regex: Arc::new(regex), pattern: pattern.into() })
     }
@@ -63,7 +63,7 @@ impl Oniguruma {
     /// Returns the next match. An empty match immediately after a match is skipped.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a match backtracks beyond the limit.
+    /// [`crate::Error::InvalidArgument`] if a match backtracks beyond the limit.
     pub(crate) fn next_match(&self, text: &str, cursor: &mut Cursor) -> Result<Option<(usize, usize)>> {
         while cursor.from <= text.len() {
             cursor.region.clear();
@@ -73,12 +73,12 @@ impl Oniguruma {
             let found =
                 self.regex.search_with_param(text, cursor.from, text.len(), none, Some(&mut cursor.region), param);
             let found = found.map_err(|error| {
-                Error::InvalidArgument(format!(
+                invalid!(
                     "pattern {:?} gave up on the text behind byte {}: {} (at most {BACKTRACK_LIMIT} steps a match)",
                     self.pattern,
                     cursor.from,
                     error.description()
-                ))
+                )
             })?;
             let Some((start, end)) = found.and_then(|_| cursor.region.pos(0)) else {
                 cursor.from = text.len() + 1;
@@ -95,9 +95,6 @@ impl Oniguruma {
     }
 
     /// Appends the ends of the next pieces, within the capacity of `ends`.
-    ///
-    /// # Errors
-    /// As [`Oniguruma::next_match`]; what the interrupt check returns.
     pub(crate) fn fill_ends(
         &self,
         text: &str,

@@ -11,8 +11,7 @@ use crate::pretokenize::{Pretokenizer, SUPERWORD_PATTERN};
 /// Returns every grammar with each spelling of its regex.
 fn pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
     let spellings = |named: Named| {
-        let (pattern, variants) = named.patterns();
-        variants.iter().copied().chain([pattern]).map(move |spelling| {
+        named.spellings().map(move |spelling| {
             let splitter = Splitter::Fancy(FancyRegex::new(spelling).expect("a valid regex"));
             (named.into(), Pretokenizer { splitter, pattern: spelling.to_owned() })
         })
@@ -23,8 +22,7 @@ fn pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
 /// Returns every grammar with each of its spellings for a tokenizer.json, in Oniguruma.
 fn oniguruma_pairs() -> Vec<(Pretokenizer, Pretokenizer)> {
     let spellings = |named: Named| {
-        let (pattern, variants) = named.patterns();
-        let known = variants.iter().copied().chain([pattern]).filter(|regex| Named::find_oniguruma(regex).is_some());
+        let known = named.spellings().filter(|regex| Named::find_oniguruma(regex).is_some());
         known.map(move |regex| {
             let splitter = Splitter::Oniguruma(Oniguruma::new(regex).expect("a valid regex"));
             (named.into(), Pretokenizer { splitter, pattern: regex.to_owned() })
@@ -79,15 +77,12 @@ thread_local! {
 proptest! {
     #[test]
     fn spellings_split_as_their_grammar_does(text in "([a-cſs'é中A1²٣!., \t\r\n\u{301}\u{a0}]|'s|'LL|'ve|  |123){0,40}") {
-        PAIRS.with(|pairs| {
-            for (grammar, regex) in pairs {
-                assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
-            }
-        });
-        ONIGURUMA_PAIRS.with(|pairs| {
-            for (grammar, regex) in pairs {
-                assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
-            }
-        });
+        for pairs in [&PAIRS, &ONIGURUMA_PAIRS] {
+            pairs.with(|pairs| {
+                for (grammar, regex) in pairs {
+                    assert_eq!(grammar.split(&text).ok(), regex.split(&text).ok(), "{}", regex.pattern());
+                }
+            });
+        }
     }
 }

@@ -41,7 +41,7 @@ impl WordCounts {
     pub fn load(path: &Path, interrupt: Interrupt<'_>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         Self::from_bytes(&bytes, interrupt).map_err(|error| match error {
-            Error::Format(problem) => Error::Format(format!("{}: {problem}", path.display())),
+            Error::Format(problem) => malformed!("{}: {problem}", path.display()),
             other => other,
         })
     }
@@ -83,12 +83,12 @@ impl WordCounts {
     /// # Errors
     /// [`Error::Format`] if the bytes are damaged or of another format; the error of the interrupt check.
     pub fn from_bytes(bytes: &[u8], interrupt: Interrupt<'_>) -> Result<Self> {
-        let damaged = |what: &str| Error::Format(format!("damaged word counts: {what}"));
+        let damaged = |what: &str| malformed!("damaged word counts: {what}");
         if !bytes.starts_with(MAGIC) {
-            return Err(Error::Format(format!(
+            return Err(malformed!(
                 "no word counts: the file does not begin with {:?}",
                 MAGIC.escape_ascii().to_string()
-            )));
+            ));
         }
         let Some((body, &checksum)) = bytes.split_last_chunk::<4>().filter(|(body, _)| body.len() > MAGIC.len()) else {
             return Err(damaged("the file ends too soon"));

@@ -5,8 +5,8 @@ use std::collections::BinaryHeap;
 
 use super::sort::sort;
 use super::word_map::{Key, WordMap};
+use crate::Result;
 use crate::interrupt::Interrupt;
-use crate::{Error, Result};
 
 /// Each map is divided by hash into `1 << SHARD_BITS` shards, so that the maps of several threads are added in parallel
 /// without locks.
@@ -99,20 +99,22 @@ impl WordCounts {
     /// Adds the counts of another text.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the pattern or the special tokens differ; the error of the interrupt check, after
-    /// part of the counts is added.
+    /// [`crate::Error::InvalidArgument`] if the pattern or the special tokens differ; the error of the interrupt check,
+    /// after part of the counts is added.
     pub fn merge(&mut self, other: &Self, interrupt: Interrupt<'_>) -> Result<()> {
         if self.pattern != other.pattern {
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "cannot add counts of different patterns: {:?} and {:?}",
-                self.pattern, other.pattern
-            )));
+                self.pattern,
+                other.pattern
+            ));
         }
         if self.special_tokens != other.special_tokens {
-            return Err(Error::InvalidArgument(format!(
+            return Err(invalid!(
                 "cannot add counts made with different special tokens: {:?} and {:?}",
-                self.special_tokens, other.special_tokens
-            )));
+                self.special_tokens,
+                other.special_tokens
+            ));
         }
         for (mine, theirs) in self.shards.iter_mut().zip(&other.shards) {
             mine.merge(theirs, interrupt)?;

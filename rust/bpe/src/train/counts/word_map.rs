@@ -170,9 +170,6 @@ impl WordMap {
     }
 
     /// Calls `visit` with each word and its count, in order of first occurrence.
-    ///
-    /// # Errors
-    /// The error of the interrupt check.
     pub(super) fn for_each(&self, interrupt: Interrupt<'_>, mut visit: impl FnMut(&[u8], u64)) -> Result<()> {
         for (index, word) in self.words.iter().enumerate() {
             if index.is_multiple_of(CHECK_WORDS) {

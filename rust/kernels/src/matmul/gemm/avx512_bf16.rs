@@ -4,12 +4,6 @@
 //! in float32. Each SIMD lane holds one activation row, and a pair of weights is broadcast to all lanes, so no horizontal sum
 //! is needed. Subnormal numbers count as zero.
 
-#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use super::tile::{self, TILE_COLUMNS, TILE_ROWS, ToBf16, high_halves};
 use crate::matmul::prefetch_distance::PrefetchDistance;
 use crate::matmul::task::{Panel, Task};

@@ -1,11 +1,5 @@
 //! Tiles of 16 rows of 64 bytes: activations packed as pairs of bfloat16, and accumulators.
 
-#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use crate::output::Output;
 use bpe_llama_simd::f32x16::{CacheLine, LANES};
 use std::arch::x86_64::*;

@@ -1,10 +1,5 @@
 //! The micro-kernel of float32, bfloat16 and int8 weights, which widen to float32 one by one.
 
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use super::int4_vector::Int4Vector;
 use super::micro_kernel::{MicroKernel, multiply_add, rows_in_steps, sum_lanes};
 use crate::matmul::prefetch_distance::PrefetchDistance;

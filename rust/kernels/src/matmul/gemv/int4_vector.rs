@@ -5,7 +5,6 @@ use bpe_llama_simd::bf16;
 use bpe_llama_simd::f32x16::{Avx2, Avx512};
 use bpe_llama_simd::f32x16::{F32x16, LANES, Portable, zero_padded};
 #[cfg(target_arch = "x86_64")]
-#[allow(clippy::wildcard_imports, reason = "the intrinsics are the language of this file")]
 use std::arch::x86_64::*;
 
 /// Four-bit codes of a block: eight for each lane.

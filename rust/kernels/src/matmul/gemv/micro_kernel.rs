@@ -1,10 +1,5 @@
 //! What the micro-kernels of all weight formats share.
 
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use super::int4_vector::Int4Vector;
 use crate::backend::GEMV_ROWS;
 use crate::matmul::prefetch_distance::PrefetchDistance;

@@ -1,7 +1,5 @@
 //! The kernel: 32 weight rows times a panel of up to 32 activation rows.
 
-#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-
 #[cfg(test)]
 use super::emulated::Emulated;
 use super::terms::{Bf16, F32, Int4, Int8, TERMS, WeightTerms};

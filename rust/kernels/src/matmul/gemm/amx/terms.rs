@@ -1,11 +1,5 @@
 //! Splits activations and weights into bfloat16 terms.
 
-#![allow(clippy::wildcard_imports, reason = "the intrinsics are half the language of this file")]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "loops over array indices unroll; iterators would move arrays to memory"
-)]
-
 use crate::matmul::gemm::tile::{self, TILE_COLUMNS, ToBf16, high_halves, load_masked};
 use bpe_llama_simd::bf16;
 use bpe_llama_simd::f32x16::CacheLine;

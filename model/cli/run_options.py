@@ -1,0 +1,94 @@
+"""Options of `pretrain` and `finetune` that are not fields of `TrainConfig`: reports and a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from bpe_llama.model.cli.loading import load_model
+from bpe_llama.model.device import resolve_device
+from bpe_llama.model.evaluation.token_bytes import token_bytes
+from bpe_llama.model.llama import LlamaForCausalLM
+from bpe_llama.model.training import TrainConfig, batch_loss, distillation_loss, token_pieces
+from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
+from bpe_llama.model.training.report.samples import Samples
+from bpe_llama.model.training.step import LossFunction
+from bpe_llama.tokenizer import Tokenizer
+
+SamplePromptOption = Annotated[
+    list[str] | None,
+    typer.Option("--sample-prompt", help="Continue this text after each evaluation, into samples.jsonl; repeatable."),
+]
+LoggerOption = Annotated[
+    list[str] | None,
+    typer.Option("--logger", help="Also send metrics there; repeatable.", metavar="|".join(LOGGERS)),
+]
+TeacherOption = Annotated[
+    Path | None, typer.Option(help="Distillation: also learn the next-token distribution of this model.")
+]
+TeacherTemperatureOption = Annotated[
+    float | None, typer.Option(help="Temperature of both distributions.  [default: 2]")
+]
+TeacherWeightOption = Annotated[
+    float | None, typer.Option(help="Weight of the teacher's part of the loss, 0 to 1.  [default: 0.5]")
+]
+
+
+class RunKeywords(TypedDict):
+    """Arguments of `training.train` and `training.finetune`."""
+
+    loss_fn: LossFunction
+    callbacks: Sequence[Callback]
+    token_bytes: npt.NDArray[np.int64]
+
+
+def run_keywords(
+    model: LlamaForCausalLM,
+    vocabulary: Tokenizer,
+    config: TrainConfig,
+    *,
+    sample_prompt: Sequence[str] | None,
+    logger: Sequence[str] | None,
+    teacher: Path | None,
+    teacher_temperature: float | None,
+    teacher_weight: float | None,
+) -> RunKeywords:
+    """Return the arguments of a run that these options name."""
+    callbacks: list[Callback] = [logger_named(name) for name in logger or ()]
+    if sample_prompt:
+        callbacks.append(Samples(vocabulary, sample_prompt))
+    sizes = np.zeros(model.config.vocab_size, dtype=np.int64)
+    known = token_bytes(vocabulary)[: len(sizes)]
+    sizes[: len(known)] = known
+    loss_fn = loss_function(teacher, teacher_temperature, teacher_weight, vocabulary, config)
+    return {"loss_fn": loss_fn, "callbacks": callbacks, "token_bytes": sizes}
+
+
+def loss_function(
+    teacher: Path | None, temperature: float | None, weight: float | None, vocabulary: Tokenizer, config: TrainConfig
+) -> LossFunction:
+    """Return the loss of --teacher, or the cross-entropy without one.
+
+    Raises:
+        ValueError: If the teacher's tokenizer is another, or an option is out of range or given without a teacher.
+    """
+    if teacher is None:
+        for flag, value in (("--teacher-temperature", temperature), ("--teacher-weight", weight)):
+            if value is not None:
+                raise ValueError(f"{flag} is for --teacher; expected both, or neither")
+        return batch_loss
+    if token_pieces(Tokenizer.from_file(teacher), vocabulary):
+        raise ValueError(f"{teacher}: its tokenizer lacks tokens of the trained model's; expected the same tokenizer")
+    half = config.dtype == "bfloat16" or (
+        config.dtype == "auto" and (config.weights_dtype == "bfloat16" or resolve_device(config.device).type == "cuda")
+    )
+    loaded = load_model(teacher, "bfloat16" if half else "float32", config.device)
+    options = {"temperature": temperature, "alpha": weight}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    return distillation_loss(loaded, **given)

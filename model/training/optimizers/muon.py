@@ -1,0 +1,76 @@
+"""Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bpe_llama.model.training.optimizers.adamw import can_fuse, decay_groups, trainable
+
+_NOT_HIDDEN = ("embed_tokens", "lm_head", "score")
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """torch's Muon and AdamW as one optimizer, with one learning rate and one state.
+
+    Muon makes each update of a matrix nearly orthogonal, so that no direction dominates. Its updates are scaled to the
+    root mean square of AdamW's, so that a learning rate for AdamW suits both.
+
+    Raises:
+        ValueError: If nothing in the model is trainable.
+
+    Cost: each step multiplies matrices of a layer's size 15 times, in bfloat16; 12 bytes a parameter with its gradient.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982 (scale).
+
+    Example:
+        >>> model = nn.ModuleDict({"lm_head": nn.Linear(4, 8), "q_proj": nn.Linear(4, 4, bias=False)})
+        >>> optimizer = MuonAdamW(model, learning_rate=1e-3)
+        >>> [[tuple(weight.shape) for weight in group["params"]] for group in optimizer.param_groups]
+        [[(4, 4)], [(8, 4)], [(8,)]]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+    ) -> None:
+        trainable(model)
+        hidden: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                is_hidden = weight.dim() == 2 and not any(part in _NOT_HIDDEN for part in name.split("."))
+                (hidden if is_hidden else others).append(weight)
+        self._parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            self._parts.append(muon)
+        if others:
+            groups = decay_groups(others, weight_decay)
+            self._parts.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=can_fuse(others)))
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        # The parts use the groups and the state of this optimizer.
+        rest = list(self.param_groups)
+        for part in self._parts:
+            part.param_groups, rest = rest[: len(part.param_groups)], rest[len(part.param_groups) :]
+            part.state = self.state
+
+    def is_hidden(self, parameter: nn.Parameter) -> bool:
+        """Return whether Muon updates this parameter."""
+        return any(
+            parameter is other for group in self.param_groups if "momentum" in group for other in group["params"]
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step over every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("a closure is given; expected None, with the gradients already computed")
+        for part in self._parts:
+            part.step()

@@ -1,0 +1,100 @@
+"""How much of the hardware training uses: floating-point operations a token, and the peak rate of the device.
+
+Shapes: ``T`` sequence length, ``L`` layers, ``N`` heads, ``H`` head_dim, ``D`` hidden_size.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from bpe_llama.model.layers.moe import MixtureOfExperts
+
+if TYPE_CHECKING:
+    from bpe_llama.model.pretrained import Pretrained
+
+# Dense bfloat16 operations a second, from NVIDIA's data sheets (without sparsity).
+_PEAK_BFLOAT16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
+_SIZE = 1024  # of the matrices whose product is timed
+
+
+def flops_per_token(model: Pretrained, length: int) -> float:
+    """Return the floating-point operations that forward and backward pass of one token take.
+
+    A weight of a matrix takes 2 operations in the forward pass, 2 for the gradient of the input and, if it is trained,
+    2 for its own gradient. Attention over ``T`` tokens takes ``12 * L * N * H * T``. So a model that is trained in full
+    takes ``6 * weights + 12 * L * N * H * T``. The embedding is a look-up and counts only where it is tied to the head;
+    of a mixture of experts only the experts of a token count. Recomputed layers do not count.
+
+    Args:
+        model: The model; adapters and frozen weights are counted as such.
+        length: T.
+
+    Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
+
+    Example:
+        >>> from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+        ...                      num_attention_heads=2)
+        >>> weights = 2 * (4 * 8 * 8 + 3 * 8 * 16) + 100 * 8
+        >>> flops_per_token(LlamaForCausalLM(config), 32) == 6 * weights + 12 * 2 * 8 * 32
+        True
+    """
+    config = model.config
+    inactive = {
+        id(weight): config.num_experts_per_tok / len(mixture.experts)
+        for mixture in model.modules()
+        if isinstance(mixture, MixtureOfExperts)
+        for weight in mixture.experts.parameters()
+    }
+    matrices = 0.0
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2 or (name.endswith("embed_tokens.weight") and not config.tie_word_embeddings):
+            continue
+        matrices += (6 if weight.requires_grad else 4) * weight.numel() * inactive.get(id(weight), 1.0)
+    return matrices + 12 * config.num_hidden_layers * config.num_attention_heads * config.head_size * length
+
+
+@cache
+def peak_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """Return the floating-point operations a second of large matrix products: of a data sheet, or measured here.
+
+    Args:
+        device: A GPU in the table of data sheets, in bfloat16; any other device is measured for about 0.1 s.
+        dtype: The dtype of the products.
+        threads: The number of CPU threads; the result is remembered for each.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for known, peak in _PEAK_BFLOAT16.items():
+            if known in name:
+                return peak
+    matrix = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        product = matrix @ matrix
+        float(product[0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SIZE**3 / best
+
+
+def expert_loads(model: nn.Module) -> tuple[float, float] | None:
+    """Return the smallest and the largest share of tokens that an expert had in the last forward pass.
+
+    Shares are multiples of an equal share, over all layers: (1.0, 1.0) is balance. None without a mixture of experts.
+    """
+    shares = []
+    for mixture in model.modules():
+        if isinstance(mixture, MixtureOfExperts) and mixture.router_logits is not None:
+            chosen = mixture.router_logits.detach().topk(mixture.per_token, dim=-1).indices
+            counts = chosen.flatten().bincount(minlength=len(mixture.experts))
+            shares.append(counts / counts.sum() * len(mixture.experts))
+    if not shares:
+        return None
+    stacked = torch.stack(shares)
+    return float(stacked.min()), float(stacked.max())

@@ -1,0 +1,62 @@
+"""The tokens that one tokenizer adds to another, as tokens of the other: initial rows of a grown embedding."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bpe_llama.tokenizer import Tokenizer
+
+
+def token_pieces(old: Tokenizer, new: Tokenizer, num_embeddings: int | None = None) -> dict[int, list[int]]:
+    """Return the ids of `old` that each token of `new` which `old` lacks is made of.
+
+    Args:
+        old: The tokenizer that the model was trained with.
+        new: One that extends it, by `Tokenizer.train(base=old)` or added tokens.
+        num_embeddings: Rows of the model's embedding; ids of `old` that have no row count as new.
+
+    Returns:
+        By new id, the ids of its text, without special tokens. A token without such ids is left out.
+
+    Raises:
+        ValueError: If an id of `old` is another token in `new`, or none.
+
+    Example:
+        >>> from bpe_llama import Tokenizer
+        >>> old = Tokenizer.train_from_iterator(["abab"], vocab_size=257, progress=False)
+        >>> token_pieces(old, old.with_special_tokens(["<ab>"]))
+        {257: [27, 256, 29]}
+    """
+    rows = old.vocab_size if num_embeddings is None else min(num_embeddings, old.vocab_size)
+    pieces: dict[int, list[int]] = {}
+    for token_id in range(max(old.vocab_size, new.vocab_size)):
+        before, after = _name(old, token_id), _name(new, token_id)
+        if before not in (None, after):
+            found = "no token" if after is None else repr(after)
+            raise ValueError(
+                f"id {token_id} is {before!r} in the old tokenizer and {found} in the new one; expected one that only "
+                "adds tokens, by Tokenizer.train(base=) (--base) or with_special_tokens"
+            )
+        if after is not None and (before is None or token_id >= rows):
+            made_of = [piece for piece in _encoded(old, new.id_to_bytes(token_id)) if piece < rows]
+            if made_of:
+                pieces[token_id] = made_of
+    return pieces
+
+
+def _name(tokenizer: Tokenizer, token_id: int) -> str | None:
+    with contextlib.suppress(KeyError):
+        return tokenizer.id_to_token(token_id)
+    return None
+
+
+def _encoded(tokenizer: Tokenizer, token: bytes) -> list[int]:
+    """Return the ids of a token's bytes; none if the tokenizer cannot encode them."""
+    with contextlib.suppress(ValueError):  # a byte that is no UTF-8 or has no id
+        try:
+            return tokenizer.encode_following(token.decode(), "\n")  # within a text SentencePiece prepends no space
+        except UnicodeDecodeError:
+            return tokenizer.encode_bytes(token)
+    return []

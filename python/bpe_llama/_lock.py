@@ -1,0 +1,93 @@
+"""Lock a folder for one run: a file lock, which the operating system releases when the process ends or is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_NAME = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create `folder` if it is absent, and lock it for one run.
+
+    The lock is on an open file (`flock`; on Windows `msvcrt.locking`), so a killed process holds none. The file is
+    removed at the end.
+
+    Warns:
+        UserWarning: If the file system supports no locks; the folder is then not locked.
+
+    Raises:
+        ValueError: If another run holds the lock; the message names its process.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with locked(folder), locked(folder):
+        ...     pass
+        Traceback (most recent call last):
+            ...
+        ValueError: ...: another run is going on in this folder (process ...)
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _NAME
+    file = _open_locked(path)
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":  # where an open file cannot be removed
+            file.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+        file.close()
+
+
+def _open_locked(path: Path) -> IO[str]:
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, held open for as long as the lock
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                message = f"{path.parent}: the file system supports no locks ({error}); start no second run here"
+                warnings.warn(message, UserWarning, stacklevel=4)
+                return file
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise ValueError(f"{path.parent}: another run is going on in this folder (process {holder})") from None
+        # The last holder may have removed the file after it was opened here and before it was locked.
+        with contextlib.suppress(FileNotFoundError):
+            if sys.platform == "win32" or os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                _sign(file)
+                return file
+        file.close()
+
+
+def _sign(file: IO[str]) -> None:
+    """Write this process's id into the file for the error message of another run; a full disk is ignored."""
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+
+
+def _lock(file: IO[str]) -> None:
+    """Take the lock at once or raise OSError."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 30)  # a byte beyond the text, so that others can read the text
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        file.seek(0)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

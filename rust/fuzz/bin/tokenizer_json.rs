@@ -1,6 +1,0 @@
-#![no_main]
-
-#[path = "../targets/mod.rs"]
-mod targets;
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::tokenizer_json(input));

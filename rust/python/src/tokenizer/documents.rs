@@ -1,0 +1,82 @@
+//! Documents of files to ids.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use bpe_llama::corpus::CorpusReader;
+use bpe_llama::{DocumentEncoder, EncodedDocuments, Interrupt};
+use numpy::{IntoPyArray, PyArray1};
+use pyo3::prelude::*;
+
+use super::PyTokenizer;
+use crate::arguments::{Texts, Threads, prepare_arrays, thread_count};
+use crate::corpus::{Reading, SkippedRows, skipped_rows};
+use crate::error::to_py;
+use crate::interrupt::interruptible;
+
+/// Ids, ends, bytes and files: the fields of `EncodedDocuments`.
+type Arrays<'py> =
+    (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i64>>);
+
+#[pyclass(frozen, name = "DocumentEncoder", module = "bpe_llama._core")]
+pub(crate) struct PyDocumentEncoder(Mutex<DocumentEncoder>);
+
+impl PyDocumentEncoder {
+    /// Calls `work` with the encoder, without the GIL.
+    fn with<R: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut DocumentEncoder, Interrupt<'_>) -> bpe_llama::Result<R> + Send,
+    ) -> PyResult<R> {
+        interruptible(py, |interrupt| work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner), interrupt))
+    }
+}
+
+#[pymethods]
+impl PyDocumentEncoder {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        tokenizer: &PyTokenizer,
+        paths: Vec<PathBuf>,
+        reading: Reading,
+        begins: Vec<u32>,
+        ends: Vec<u32>,
+        num_threads: Option<Threads>,
+    ) -> PyResult<Self> {
+        prepare_arrays(py)?;
+        let tokenizer = tokenizer.shared();
+        let tokens = tokenizer.added_tokens();
+        let options = reading.into_core(tokens.iter().map(|token| token.content.clone()).collect());
+        let corpus = CorpusReader::new(paths, tokenizer.pretokenizer().clone(), options).map_err(to_py)?;
+        Ok(Self(Mutex::new(DocumentEncoder::new(tokenizer, corpus, begins, ends, thread_count(num_threads)))))
+    }
+
+    fn next_batch<'py>(&self, py: Python<'py>) -> PyResult<Option<Arrays<'py>>> {
+        let encoded = self.with(py, DocumentEncoder::next_batch)?;
+        py.check_signals()?;
+        Ok(encoded.map(|encoded| arrays(py, encoded)))
+    }
+
+    fn encode_texts<'py>(&self, py: Python<'py>, texts: Texts) -> PyResult<Arrays<'py>> {
+        let texts = texts.iter().map(str::to_owned).collect();
+        Ok(arrays(py, self.with(py, |encoder, interrupt| encoder.encode_texts(texts, interrupt))?))
+    }
+
+    fn skip(&self, py: Python<'_>, documents: u64) -> PyResult<u64> {
+        self.with(py, |encoder, _| encoder.skip(documents))
+    }
+
+    fn bytes_read(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |encoder, _| Ok(encoder.corpus().bytes_read()))
+    }
+
+    fn skipped(&self, py: Python<'_>) -> PyResult<SkippedRows> {
+        self.with(py, |encoder, _| Ok(skipped_rows(encoder.corpus().skipped())))
+    }
+}
+
+fn arrays(py: Python<'_>, encoded: EncodedDocuments) -> Arrays<'_> {
+    let EncodedDocuments { ids, ends, bytes, files } = encoded;
+    (ids.into_pyarray(py), ends.into_pyarray(py), bytes.into_pyarray(py), files.into_pyarray(py))
+}

@@ -1,0 +1,152 @@
+"""What a run reports: figures, lines on stderr, samples, loggers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sqlite3
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bpe_llama import Tokenizer
+from bpe_llama.model import LlamaForCausalLM, lora, training
+from bpe_llama.model.training.report.loggers import LOGGERS, logger_named
+from bpe_llama.model.training.report.samples import Samples
+from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
+from tests.model.training.helpers import CONFIG, FINETUNE_SETTINGS, SETTINGS, fresh, fresh_for_text, losses
+
+
+def test_a_pipe_gets_the_first_loss_at_once_and_then_lines(
+    token_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+
+    class Peek(training.Callback):
+        def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+            seen.append(capfd.readouterr().err)
+
+    config = training.TrainConfig(max_steps=3, **(SETTINGS | {"log_every": 2}))
+    result = training.train(fresh(), token_file, config, tmp_path / "run", callbacks=[Peek()])
+    training.train(fresh(), token_file, training.TrainConfig(max_steps=1, **SETTINGS), tmp_path / "one", progress=False)
+    first = losses(tmp_path / "one")[1]
+    assert seen[0].startswith(f"step 1  loss {first:.3f}") and seen[1:] == ["", ""]  # at most one line in 5 s
+    last = capfd.readouterr().err.splitlines()
+    assert last[0].startswith(f"step 3  loss {result.loss:.3f}") and last[0].endswith("0:00 left")
+    assert last[1] == f"step 3  held-out loss {result.eval_loss:.3f}"
+    config = training.TrainConfig(max_steps=4, **SETTINGS)
+    training.train(fresh(), token_file, config, tmp_path / "run", resume=True)
+    assert capfd.readouterr().err.startswith(f"step 3  loss {result.loss:.3f}\n")
+    training.train(fresh(), token_file, config, tmp_path / "silent", progress=False)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_run_without_metrics_draws_no_plot(token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.loop.Trainer, "optimizer_step", lambda *_: None)  # as Ctrl-C in the first step
+    training.train(fresh(), token_file, training.TrainConfig(**SETTINGS), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "loss.png").exists()
+
+
+def test_bits_per_byte_are_nats_over_bytes(token_file: Path, tmp_path: Path) -> None:
+    token_bytes = np.arange(64) % 3 + 1
+    model = fresh()
+    config = training.TrainConfig(max_steps=3, **(SETTINGS | {"log_every": 3}))
+    batches = training.TokenBatches(training.open_tokens(token_file)[:-40], window=16, batch_size=4, vocab_size=64)
+    training.train(model, token_file, config, tmp_path / "run", token_bytes=token_bytes, progress=False)
+    trained, held_out = training.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    size = sum(int(token_bytes[batches.batch(step).ids[:, 1:]].sum()) for step in range(3))
+    assert trained["bits_per_byte"] == pytest.approx(trained["loss"] * 3 * 60 / math.log(2) / size)
+    tokens = training.open_tokens(token_file)[-40:][:32].reshape(2, 16)
+    assert held_out["eval_bits_per_byte"] == pytest.approx(
+        held_out["eval_loss"] * 30 / math.log(2) / int(token_bytes[tokens[:, 1:]].sum())
+    )
+
+
+def test_flops_count_trained_frozen_and_active_weights() -> None:
+    matrices = sum(
+        weight.numel() for name, weight in fresh().named_parameters() if weight.dim() == 2 and "embed" not in name
+    )
+    attention = 12 * CONFIG.num_hidden_layers * CONFIG.hidden_size * 16
+    tied = 64 * 32
+    assert flops_per_token(fresh(), 16) == 6 * (matrices + tied) + attention
+    adapted = lora.add(fresh(), rank=2)
+    trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+    assert flops_per_token(adapted, 16) == 4 * (matrices + tied) + 6 * trained + attention
+    mixture = LlamaForCausalLM(CONFIG.replace(num_local_experts=4, num_experts_per_tok=1), seed=0)
+    experts = 3 * 32 * 48 * 2
+    assert flops_per_token(mixture, 16) == 6 * (matrices + tied + 2 * 4 * 32) + attention
+    assert experts < matrices
+    assert peak_flops(torch.device("cpu"), torch.float32, 1) > 1e8
+
+
+def test_the_load_of_experts_is_reported(token_file: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM(CONFIG.replace(num_local_experts=4), seed=0)
+    assert expert_loads(model) is None and expert_loads(fresh()) is None
+    training.train(model, token_file, training.TrainConfig(max_steps=1, **SETTINGS), tmp_path / "run", progress=False)
+    line = training.read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert 0 <= line["expert_load_min"] <= 1 <= line["expert_load_max"] <= 2  # 2 of 4 experts a token
+    for layer in model.model.layers:  # all tokens choose the experts 0 and 1
+        layer.block_sparse_moe.router_logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(5, 4)
+    assert expert_loads(model) == (0.0, 2.0)
+
+
+def test_samples_are_written_and_change_no_loss(
+    tokenizer: Tokenizer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("what is up, and why is it so " * 40)
+    config = training.TrainConfig(**(FINETUNE_SETTINGS | {"eval_every": 2, "eval_fraction": 0.2}))
+    training.finetune(fresh_for_text(), tokenizer, tmp_path / "a.txt", config, tmp_path / "plain", progress=False)
+    samples = Samples(tokenizer, ["what", "is"], max_new_tokens=5)
+    training.finetune(
+        fresh_for_text(), tokenizer, tmp_path / "a.txt", config, tmp_path / "run", callbacks=[samples], progress=False
+    )
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["prompt"]) for line in lines] == [
+        (step, p) for step in (2, 4, 6) for p in ("what", "is")
+    ]
+    assert f"step 6: is{lines[-1]['text']}" in capfd.readouterr().err and lines[-1]["text"]
+
+
+def test_tensorboard_reads_the_metrics(token_file: Path, tmp_path: Path) -> None:
+    config = training.TrainConfig(max_steps=4, **SETTINGS)
+    out = tmp_path / "run"
+    training.train(fresh(), token_file, config, out, callbacks=[logger_named("tensorboard")], progress=False)
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert {event.step: event.value for event in events.Scalars("loss")} == pytest.approx(losses(out))
+    assert [event.step for event in events.Scalars("eval_loss")] == [4]
+
+
+def test_trackio_stores_the_metrics(token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    config = training.TrainConfig(max_steps=3, **SETTINGS)
+    training.train(fresh(), token_file, config, tmp_path / "run", callbacks=[logger_named("trackio")], progress=False)
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("select step, metrics from metrics order by id").fetchall()
+    stored = {step: json.loads(text)["loss"] for step, text in rows if "loss" in json.loads(text)}
+    assert stored == pytest.approx(losses(tmp_path / "run"))
+
+
+def test_wandb_records_offline(token_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = training.TrainConfig(max_steps=3, **SETTINGS)
+    training.train(fresh(), token_file, config, tmp_path / "run", callbacks=[logger_named("wandb")], progress=False)
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"tokens_per_second" in record.read_bytes()
+
+
+def test_unknown_and_missing_loggers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="logger is 'mlflow', expected tensorboard, wandb or trackio"):
+        logger_named("mlflow")
+    for name in LOGGERS:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
+        with pytest.raises(ImportError, match=rf"pip install 'bpe-llama\[{name}\]'"):
+            logger_named(name)
