@@ -89,7 +89,7 @@ def main() -> None:
     alone = [packed.batch(index) for index in range(rows.rows_per_epoch // 16)]
     lines = [
         f"{len(texts):,} documents of {int(np.median([len(part) for part in ids]))} tokens in the median, "
-        f"{len(tokens):,} in all; rows of {WINDOW}, {options.steps} steps of 16 rows, {options.seeds} seeds. torch {torch.__version__}.",
+        f"{len(tokens):,} in all; rows of {WINDOW}, {options.steps} steps of 16 rows. torch {torch.__version__}.",
         "",
         "| seed | rows | tokens | held-out loss, documents | tokens to concatenation's loss | held-out loss, windows |",
         "|---|---|---|---|---|---|",

@@ -186,6 +186,8 @@ class Trainer:
         """
         config = self.config
         batches = self.ahead.take(config.gradient_accumulation, interrupted)
+        if len(batches) < config.gradient_accumulation:
+            return None
         learned = sum(batch.learned for batch in batches)
         total = torch.zeros((), device=self.device)
         with seeded(config.seed, self.step, self.device):

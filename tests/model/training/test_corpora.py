@@ -86,6 +86,7 @@ def test_a_mixture_reports_its_epochs_and_resumes(tmp_path: Path) -> None:
     last = training.read_metrics(tmp_path / "whole" / "metrics.jsonl")[-2]
     rows = 8 * SETTINGS["batch_size"]
     assert last["epochs/" + str(small)] > 1 > last["epochs/" + str(large)] > 0
+    assert last["padding"] == pytest.approx(1 - result.tokens / (rows * SETTINGS["sequence_length"]), abs=1e-5)
     assert last["data_wait"] >= 0 and result.eval_loss is not None
     assert rows * SETTINGS["sequence_length"] * 0.8 < result.tokens <= rows * SETTINGS["sequence_length"]
     run(data, tmp_path / "parts", max_steps=8, packing="best_fit", save_every=3)

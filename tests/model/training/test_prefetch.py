@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -92,6 +94,20 @@ def test_an_interrupt_ends_a_wait_for_data() -> None:
         began = time.perf_counter()
         assert ahead.take(1, interrupted) == []
     assert time.perf_counter() - began < 3
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_data(tmp_path: Path) -> None:
+    class Blocked(Slow):
+        def batch(self, index: int) -> training.Batch:
+            if index == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(30)
+            return super().batch(index)
+
+    began = time.perf_counter()
+    result = run(Blocked(), tmp_path)
+    assert result.interrupted and result.step <= 2 and result.checkpoint.is_dir()
+    assert time.perf_counter() - began < 20
 
 
 def pairs(count: int, seed: int = 0) -> list[tuple[Any, Any]]:
