@@ -24,6 +24,7 @@ from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, training
 from bpe_llama.model.training.data.packing import PackedRows
 from bpe_llama.model.training.data.rows import RowBatches
+from bpe_llama.model.training.evaluate import held_out_loss
 
 WINDOW, VOCABULARY, HELD_OUT = 256, 1024, 200
 VARIANTS = {
@@ -57,7 +58,7 @@ class HeldOut(training.Callback):
 
     def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
         if run.step % self.every == 0 or not run.unfinished():
-            self.curve.append((run.tokens, training.evaluate_batches(run.model, self.batches)))
+            self.curve.append((run.tokens, held_out_loss(run.model, self.batches).loss))
 
 
 def reached(curve: list[tuple[int, float]], loss: float) -> float:
