@@ -85,12 +85,11 @@ def _paths(data: DataSource) -> dict[Path, float | None] | None:
         if not data:
             raise ValueError("no data: expected at least one path and its weight")
         check_weights({str(path): weight for path, weight in data.items()})
-        return dict(data)
-    if isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data):
-        if len({str(path) for path in data}) < len(data):
-            raise ValueError(f"a path is given twice in {', '.join(map(str, data))}; give it a larger weight")
-        return dict.fromkeys(data)
-    return None
+    elif not (isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data)):
+        return None
+    if len({str(path) for path in data}) < len(data):
+        raise ValueError(f"a path is given twice in {', '.join(map(str, data))}; give it a larger weight")
+    return dict(data) if isinstance(data, Mapping) else dict.fromkeys(data)
 
 
 def _batches(data: Any, model: LlamaConfig) -> Batches:
