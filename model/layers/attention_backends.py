@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,11 +178,24 @@ def recording(recorded: list[Tensor]) -> Backend:
 
 
 @cache
-def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
+def _compiled_flex_kernel() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     kernel: Callable[..., Tensor] = flex_attention
-    return torch.compile(kernel, dynamic=True) if device_type == "cuda" else kernel
+    return torch.compile(kernel, dynamic=True)
+
+
+def _flex_kernel(*tensors: Tensor, **options: Any) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    kernel: Callable[..., Tensor] = flex_attention
+    if torch.compiler.is_compiling():
+        return kernel(*tensors, **options)
+    if tensors[0].is_cuda:
+        return _compiled_flex_kernel()(*tensors, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        return kernel(*tensors, **options)
 
 
 def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
@@ -196,20 +210,17 @@ def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
     """
     if dropout:
         raise ValueError(f"attention_dropout is {dropout}, which flex attention cannot apply; use 'sdpa' in training")
-    kernel = _flex_kernel(query_BNTH.device.type)
+    heads = (query_BNTH, key_BKSH, value_BKSH)
     several = query_BNTH.shape[1] != key_BKSH.shape[1]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        if visible.documents is not None:
-            blocks = visible.documents.blocks
-            return kernel(query_BNTH, key_BKSH, value_BKSH, block_mask=blocks, enable_gqa=several)
-        mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
-        mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
+    if visible.documents is not None:
+        return _flex_kernel(*heads, block_mask=visible.documents.blocks, enable_gqa=several)
+    mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
+    mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
 
-        def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return torch.where(mask[row, 0, query, key], score, -torch.inf)
+    def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return torch.where(mask[row, 0, query, key], score, -torch.inf)
 
-        return kernel(query_BNTH, key_BKSH, value_BKSH, score_mod=hide, enable_gqa=several)
+    return _flex_kernel(*heads, score_mod=hide, enable_gqa=several)
 
 
 def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:

@@ -92,9 +92,6 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
-    limit = model.config.max_position_embeddings
-    if config.sequence_length > limit:
-        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
     opened = open_data(data, model.config, config, eval_file=eval_file)
     return train_on_batches(
         model,

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,11 @@ from tests.unit.model_commands.helpers import finetune, pretrain
 
 
 @pytest.mark.parametrize(
-    ("command", "without"), [(pretrain_command, {"eval_fraction"}), (finetune_command, {"max_seconds", "compile"})]
+    ("command", "without"),
+    [
+        (pretrain_command, {"eval_fraction"}),
+        (finetune_command, {"max_seconds", "compile", "packing", "document_mask"}),
+    ],
 )
 def test_each_training_option_has_a_flag_or_is_listed_as_having_none(command: Any, without: set[str]) -> None:
     fields = {field.name for field in dataclasses.fields(training.TrainConfig)}
@@ -81,6 +86,28 @@ def test_pretrain_resumes_and_refuses_to_overwrite(made: Path, capsys: pytest.Ca
     assert "holds a run already" in capsys.readouterr().err
     assert main(pretrain(made, made / "run", "--resume", "--steps", "6")) == 0
     assert "step 6:" in capsys.readouterr().out
+
+
+def test_pretrain_mixes_corpora_and_packs_documents(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = np.load(made / "tokens.npy")
+    ends = np.arange(9, len(ids), 10)
+    ids[ends] = 279  # <|endoftext|>
+    np.save(tmp_path / "a.npy", ids[: len(ids) // 2])
+    np.save(tmp_path / "b.npy", ids[len(ids) // 2 :])
+    data, more = [str(tmp_path / name) for name in ("a.npy", "b.npy")], pretrain(made, tmp_path / "run")[2:]
+    packed = ["--packing", "best_fit", "--weight", "3", "--weight", "1"]
+    assert main(["pretrain", *data, *more, *packed]) == 0
+    metrics = training.read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert metrics[f"epochs/{data[0]}"] > metrics[f"epochs/{data[1]}"] > 0
+    for wrong, message in (
+        ([*data, *more, "--weight", "3"], "1 --weight for 2 DATA"),
+        ([data[0], data[0], *more], "given twice"),
+        ([*data, *more, "--weight", "1", "--weight", "0"], "b.npy is 0.0, expected a positive number"),
+    ):
+        assert main(["pretrain", *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 # peft asks transformers by a name that transformers has since changed.
