@@ -1,6 +1,7 @@
 """LLaMA in PyTorch.
 
-Read in this order: `config`, `layers`, `cache`, `llama`; then `checkpoints`, `sampling`, `generation`, `training`.
+Read in this order: `config`, `layers`, `cache`, `llama`; then `checkpoints`, `sampling`, `generation`, `evaluation`,
+`training`.
 """
 
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md

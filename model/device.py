@@ -1,9 +1,11 @@
-"""Devices and dtypes by name, and the free memory of a device."""
+"""Devices and dtypes by name, the threads of the CPU, and the free memory of a device."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -60,6 +62,55 @@ def resolve_dtype(dtype: torch.dtype | str | None, auto: torch.dtype | str | Non
     if found is None:
         raise ValueError(f"dtype {dtype!r} is not one of 'auto', {', '.join(map(repr, _DTYPES))}")
     return found
+
+
+def default_threads() -> int:
+    """Return the number of threads that commands compute with: the cores that this process may use, at least 1.
+
+    Hyper-threads of one core count once, as they share its arithmetic units; on Linux the process's affinity and the
+    CPU quota of a container (cgroup v2) count. It is a rule, not a timing: a resumed run rounds as the first one.
+
+    Example:
+        >>> 1 <= default_threads() <= (os.cpu_count() or 1)
+        True
+    """
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        return torch.get_num_threads()
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = set()
+    for cpu in allowed:
+        try:
+            cores.add(Path(topology.format(cpu)).read_text())
+        except OSError:
+            cores.add(str(cpu))
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a quota ("max")
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        return max(1, min(len(cores), quota // period))
+    return len(cores)
+
+
+@contextlib.contextmanager
+def computing_threads(threads: int | None = None) -> Iterator[None]:
+    """Let torch and the native kernels compute with this many threads, within a ``with`` block.
+
+    Args:
+        threads: By default torch's own number where ``OMP_NUM_THREADS`` sets it, else at most `default_threads`.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+    before = torch.get_num_threads()
+    if threads is None:
+        threads = before if "OMP_NUM_THREADS" in os.environ else min(before, default_threads())
+    if threads < 1:
+        raise ValueError(f"threads is {threads}; expected at least 1")
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def free_memory(device: torch.device | str = "cpu") -> int | None:

@@ -146,8 +146,6 @@ def _train(
         seed=seed,
     )
     parameters = sum(weight.numel() for weight in model.parameters())
-    if not on_cuda:
-        _choose_threads(model, settings.batch_size, settings.sequence_length)
     where = "CUDA" if on_cuda else _plural(torch.get_num_threads(), "CPU thread")
     _say(f"3. A LLaMA of {parameters:,} parameters, trained for {seconds:.0f} s on {where}")
     for old in (out / "run").glob("step-*"):
@@ -162,25 +160,6 @@ def _train(
             f"held-out loss {result.eval_loss:.2f} ({out / 'loss.png'})"
         )
     return model, result
-
-
-def _choose_threads(model: LlamaForCausalLM, batch_size: int, length: int) -> None:
-    """Use one thread if that is faster: on a busy machine several threads wait for each other."""
-    ids = torch.zeros(batch_size, length, dtype=torch.int64)
-    seconds = {}
-    for threads in (1, torch.get_num_threads()):
-        torch.set_num_threads(threads)
-        seconds[threads] = min(_time_pass(model, ids) for _ in range(2))
-    torch.set_num_threads(min(seconds, key=seconds.__getitem__))
-
-
-def _time_pass(model: LlamaForCausalLM, ids: torch.Tensor) -> float:
-    began = time.perf_counter()
-    loss = model(ids, labels=ids).loss
-    if loss is not None:
-        loss.backward()
-    model.zero_grad()
-    return time.perf_counter() - began
 
 
 def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bpe_llama.model import training
+from bpe_llama.model.device import computing_threads
 
 EXIT_INTERRUPTED = 130
 
@@ -27,6 +31,26 @@ ResizeOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (CUDA if available), cpu, cuda, cuda:1, ...")]
+
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="CPU threads.  [default: OMP_NUM_THREADS, or one per physical core]")
+]
+
+
+def with_threads(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the option --threads, which sets the threads of torch and of the native kernels."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, threads: int | None = None, **options: Any) -> Any:
+        with computing_threads(threads):
+            return command(*arguments, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    found = list(signature.parameters.values())
+    option = inspect.Parameter("threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ThreadsOption)
+    named = [parameter for parameter in found if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    run.__signature__ = signature.replace(parameters=[*named, option])  # type: ignore[attr-defined]
+    return run
 
 
 def describe(result: training.TrainResult, unit: str = "token") -> str:

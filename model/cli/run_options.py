@@ -12,7 +12,7 @@ import typer
 
 from bpe_llama.model.cli.loading import load_model
 from bpe_llama.model.device import resolve_device
-from bpe_llama.model.evaluation.token_bytes import token_bytes
+from bpe_llama.model.evaluation.bits_per_byte import token_bytes
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training import TrainConfig, batch_loss, distillation_loss, token_pieces
 from bpe_llama.model.training.callbacks import Callback

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bpe_llama.model.evaluation.scoring import Row, score_rows
-from bpe_llama.model.generation.text_generator import TextGenerator
+from bpe_llama.model.generation.text_generator import TextGenerator, has_token
 from bpe_llama.model.sampling.params import GenerationOptions
 
 try:
@@ -176,15 +176,9 @@ class LM(TemplateLM):  # type: ignore[misc]  # the harness publishes no types
         try:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
         except KeyError:  # a model may have more ids than its tokenizer
-            text = self.tokenizer.decode(filter(self._has_token, ids), skip_special_tokens=True)
+            known = [token_id for token_id in ids if has_token(self.tokenizer, token_id)]
+            text = self.tokenizer.decode(known, skip_special_tokens=True)
         return str(postprocess_generated_text(text, until, None))
-
-    def _has_token(self, token_id: int) -> bool:
-        try:
-            self.tokenizer.id_to_bytes(token_id)
-        except KeyError:
-            return False
-        return True
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return a conversation as the text of a prompt, by the tokenizer's chat template."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -306,24 +305,28 @@ class TextGenerator:
             raise TypeError(f"stop is {stop!r}; expected a string or several")
         if "" in stops:
             raise ValueError("a stop string is empty; it would end every text before it begins")
-        decoder = self.tokenizer.decode_stream()
+        options_of_ids = GenerationOptions.for_model(self.model, len(ids), **of_ids)
+        request = _TextRequest(ids, options_of_ids, stops, self.tokenizer)
         if isinstance(prompt, str) and prompt:  # the continuation does not begin a text, so its first space stays
             for known in ids:
-                decoder.push(known)
-        return _TextRequest(ids, GenerationOptions.for_model(self.model, len(ids), **of_ids), stops, decoder)
+                request.decoder.push(known)
+        return request
 
 
 class _TextRequest:
     """Decodes one sequence's new ids to text, and ends it at a stop string."""
 
-    def __init__(self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], decoder: Any) -> None:
+    def __init__(
+        self, prompt: list[int], options: GenerationOptions, stops: tuple[str, ...], tokenizer: Tokenizer
+    ) -> None:
         self.prompt = prompt
         self.options = options
         self.sequence: Sequence | None = None
         self.parts: list[str] = []
         self.done = False
         self._stops = stops
-        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self.decoder = tokenizer.decode_stream()
         self._held = ""
         """Text that may become a stop string."""
         self._read = 0
@@ -342,14 +345,13 @@ class _TextRequest:
             return
         text = self._held
         for count, new_id in enumerate(self.sequence.new_ids[self._read :], start=self._read + 1):
-            if new_id not in self.sequence.eos_ids:
-                with suppress(KeyError):  # models have more ids than tokens, for their matrices to be of round sizes
-                    text += self._decoder.push(new_id)
+            if new_id not in self.sequence.eos_ids and has_token(self._tokenizer, new_id):
+                text += self.decoder.push(new_id)
             if count <= self.options.min_new_tokens:
                 self._early = len(text)
         self._read = len(self.sequence.new_ids)
         if self.sequence.finish_reason:
-            text += self._decoder.flush()
+            text += self.decoder.flush()
         # A stop string counts only if it ends after the text of the first min_new_tokens tokens.
         places = (text.find(stop, max(self._early - len(stop) + 1, 0)) for stop in self._stops)
         found = [place for place in places if place >= 0]
@@ -384,3 +386,12 @@ def _may_become_stop(text: str, stops: tuple[str, ...]) -> int:
         if any(stop.startswith(text[-size:]) for stop in stops):
             return size
     return 0
+
+
+def has_token(tokenizer: Tokenizer, token_id: int) -> bool:
+    """Return whether an id has a token: models have more ids than tokens, for their matrices to be of round sizes."""
+    try:
+        tokenizer.id_to_bytes(token_id)
+    except KeyError:
+        return False
+    return True

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
 
     Keys and values are not repeated for the query heads that share them. At T = 1 the ``G`` query heads of a KV head
     become ``G`` queries of one head, so that each key is read once. Packed documents are computed one by one on the
-    CPU, and by FlexAttention on CUDA.
+    CPU, and by FlexAttention on CUDA. Short training sequences of bfloat16 on a CPU are computed by `short_bfloat16`.
 
     Example:
         >>> query, key = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 5, 8)
@@ -63,6 +64,8 @@ def sdpa(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
     if visible.documents is not None:
         return _sdpa_of_documents(query_BNTH, key_BKSH, value_BKSH, visible.documents, dropout)
     kv_heads, length = key_BKSH.shape[1], query_BNTH.shape[2]
+    if query_BNTH.requires_grad and _is_short_bfloat16(query_BNTH, key_BKSH) and not dropout:
+        return short_bfloat16(query_BNTH, key_BKSH, value_BKSH, visible)
     if length == 1:
         grouped = query_BNTH.view(query_BNTH.shape[0], kv_heads, -1, query_BNTH.shape[3])
         out = functional.scaled_dot_product_attention(
@@ -105,6 +108,36 @@ def _sdpa_of_documents(
     return torch.cat(outputs, dim=2).view(heads, batch, length, -1).transpose(0, 1)
 
 
+SHORT = 256
+"""The longest sequence whose attention weights fit beside the other activations of a layer."""
+
+
+def _is_short_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor) -> bool:
+    on_cpu = query_BNTH.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and query_BNTH.dtype == torch.bfloat16 and 1 < query_BNTH.shape[2] <= key_BKSH.shape[2] <= SHORT
+
+
+def short_bfloat16(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+    """Return the attention output, (B, N, T, H), by the definition; the ``G`` query heads of a KV head are G T queries.
+
+    Scores are rounded to bfloat16, as by transformers' eager attention; the softmax is computed in float32.
+
+    Cost: memory for the attention weights. With 128 keys, forward and backward take a fifth of the time of torch's
+    kernel, which multiplies bfloat16 in small blocks.
+    """
+    (batch, heads, length, width), (kv_heads, keys) = query_BNTH.shape, key_BKSH.shape[1:3]
+    key, value = key_BKSH.reshape(-1, keys, width), value_BKSH.reshape(-1, keys, value_BKSH.shape[3])
+    seen = visible.as_mask(length, keys, query_BNTH.device)
+    hidden = torch.zeros(seen.shape, dtype=query_BNTH.dtype).masked_fill_(~seen, -torch.inf)
+    hidden = hidden.expand(-1, heads // kv_heads, -1, -1).reshape(len(hidden), -1, keys)
+    if len(hidden) > 1:
+        hidden = hidden.repeat_interleave(kv_heads, 0)
+    with torch.autocast("cpu", enabled=False):  # it would return the softmax in float32
+        query = query_BNTH.reshape(len(key), -1, width)
+        scores = torch.baddbmm(hidden, query, key.mT, alpha=width**-0.5)
+        return (scores.softmax(-1) @ value).view(batch, heads, length, -1)
+
+
 def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible) -> Tensor:
     """Return the attention weights, (B, N, T, S), whose rows sum to 1; the softmax is computed in float32."""
     key_BNSH = key_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
@@ -145,11 +178,24 @@ def recording(recorded: list[Tensor]) -> Backend:
 
 
 @cache
-def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
+def _compiled_flex_kernel() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     kernel: Callable[..., Tensor] = flex_attention
-    return torch.compile(kernel, dynamic=True) if device_type == "cuda" else kernel
+    return torch.compile(kernel, dynamic=True)
+
+
+def _flex_kernel(*tensors: Tensor, **options: Any) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    kernel: Callable[..., Tensor] = flex_attention
+    if torch.compiler.is_compiling():
+        return kernel(*tensors, **options)
+    if tensors[0].is_cuda:
+        return _compiled_flex_kernel()(*tensors, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        return kernel(*tensors, **options)
 
 
 def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:
@@ -164,20 +210,17 @@ def flex(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visi
     """
     if dropout:
         raise ValueError(f"attention_dropout is {dropout}, which flex attention cannot apply; use 'sdpa' in training")
-    kernel = _flex_kernel(query_BNTH.device.type)
+    heads = (query_BNTH, key_BKSH, value_BKSH)
     several = query_BNTH.shape[1] != key_BKSH.shape[1]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        if visible.documents is not None:
-            blocks = visible.documents.blocks
-            return kernel(query_BNTH, key_BKSH, value_BKSH, block_mask=blocks, enable_gqa=several)
-        mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
-        mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
+    if visible.documents is not None:
+        return _flex_kernel(*heads, block_mask=visible.documents.blocks, enable_gqa=several)
+    mask = visible.as_mask(query_BNTH.shape[2], key_BKSH.shape[2], query_BNTH.device)
+    mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
 
-        def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return torch.where(mask[row, 0, query, key], score, -torch.inf)
+    def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return torch.where(mask[row, 0, query, key], score, -torch.inf)
 
-        return kernel(query_BNTH, key_BKSH, value_BKSH, score_mod=hide, enable_gqa=several)
+    return _flex_kernel(*heads, score_mod=hide, enable_gqa=several)
 
 
 def flash(query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible, dropout: float = 0.0) -> Tensor:

@@ -110,8 +110,13 @@ class Documents:
             seen = (key <= query) & (key >= first_BT[row, query])
             return seen if window is None else seen & (key > query - window)
 
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        # Uncompiled it needs memory for (B, T, T) elements; on the CPU compiling takes longer than it saves.
+        compiled = first_BT.is_cuda and not torch.compiler.is_compiling()
+        make = _compiled_block_mask() if compiled else create_block_mask
         rows, length = first_BT.shape
-        return _block_mask_maker(first_BT.device.type)(sees, rows, None, length, length, device=first_BT.device)
+        return make(sees, rows, None, length, length, device=first_BT.device)
 
     def _lengths(self) -> list[list[int]]:
         length = self.first_BT.shape[1]
@@ -120,8 +125,7 @@ class Documents:
 
 
 @cache
-def _block_mask_maker(device_type: str) -> Callable[..., BlockMask]:
+def _compiled_block_mask() -> Callable[..., BlockMask]:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    # Uncompiled it needs memory for (B, T, T) elements; compiling on the CPU takes longer than it saves.
-    return torch.compile(create_block_mask) if device_type == "cuda" else create_block_mask
+    return torch.compile(create_block_mask)

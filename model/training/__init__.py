@@ -16,7 +16,7 @@ Read in this order:
 | `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
 | `checkpoints/`, `report/` | atomic checkpoints, one run per folder; metrics, plot, progress bar |
-| `run`, `finetuning/` | sets up a run; fine-tuning on text files and conversations |
+| `run`, `finetuning/` | sets up a run; fine-tuning on text files, conversations and labelled texts |
 """
 
 from bpe_llama.model.training.callbacks import Callback

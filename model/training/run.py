@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bpe_llama._lock import locked
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
@@ -22,7 +23,6 @@ from bpe_llama.model.training.checkpoints.checkpoint import (
     load_weights,
     read_state,
 )
-from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches
 from bpe_llama.model.training.data.examples import Example, ExampleBatches
@@ -92,9 +92,6 @@ def train(
         >>> result.loss  # doctest: +SKIP
         3.2
     """
-    limit = model.config.max_position_embeddings
-    if config.sequence_length > limit:
-        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
     opened = open_data(data, model.config, config, eval_file=eval_file)
     return train_on_batches(
         model,

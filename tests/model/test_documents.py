@@ -126,9 +126,12 @@ def test_what_a_query_attends_to(lengths: list[tuple[int, ...]], window: int | N
         assert documents.begins_BT[row].sum() == len(rows[row])
 
 
-def test_compiled_documents_agree(tiny_model: Make, ids: Tensor) -> None:
-    model = tiny_model(num_hidden_layers=1)
-    compiled = torch.compile(model, backend="eager")
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+@torch.no_grad()
+def test_compiled_documents_agree(tiny_model: Make, ids: Tensor, backend: str) -> None:
+    model = tiny_model(num_hidden_layers=1, head_dim=16)
+    model.set_attn_implementation(backend)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     for lengths in (LENGTHS, LENGTHS[::-1]):
         marks = numbers(lengths)
         assert_close(compiled(ids, document_ids=marks).logits, model(ids, document_ids=marks).logits)

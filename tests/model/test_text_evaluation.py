@@ -15,9 +15,9 @@ import torch
 from bench import data
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, perplexity, quantize
+from bpe_llama.model.evaluation.bits_per_byte import token_bytes
 from bpe_llama.model.evaluation.scoring import Row, score_rows
 from bpe_llama.model.evaluation.text import evaluate_text
-from bpe_llama.model.evaluation.token_bytes import token_bytes
 
 DOCUMENTS = [
     "The quick brown fox jumps.\n",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bpe_llama.model import KVCache, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, lora
-from bpe_llama.model.layers.attention_backends import Visible, attention_weights
+from bpe_llama.model.layers.attention_backends import Visible, attention_weights, sdpa
 from bpe_llama.model.layers.moe import MixtureOfExperts, load_balancing_loss, router_z_loss
 from bpe_llama.model.layers.rope import RotaryEmbedding, apply_rope, draw_rotation
 from tests import small_models as small
@@ -356,3 +356,33 @@ def test_forward_and_training_step_compile_without_a_graph_break(
     assert_close(out.logits, expected.logits, **tolerance)
     for name, gradient in gradients.items():
         assert_close(model.get_parameter(name).grad, gradient, **tolerance)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.enable_grad()
+def test_short_attention_in_bfloat16_is_that_of_float32_but_rounding(padded: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, 40, 16, generator=generator) for heads in (6, 2, 2))
+    visible = Visible(causal=True)
+    if padded:
+        real = torch.arange(40) >= torch.tensor([[0], [7], [30]])
+        visible = Visible(mask=(visible.as_mask(40, 40, query.device) & real[:, None, None]) | torch.eye(40).bool())
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [part.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for part in (query, key, value)]
+        leaves = [part.detach().requires_grad_() for part in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = sdpa(*leaves, visible)
+        out.backward(torch.ones_like(out))
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    assert "Scaled" not in out.grad_fn.name()
+    for exact, rounded in zip(*results, strict=True):
+        assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+    with torch.no_grad():
+        same = torch.nn.functional.scaled_dot_product_attention(
+            *inputs,
+            visible.mask,
+            is_causal=visible.causal,
+            enable_gqa=True,
+        )
+        assert torch.equal(sdpa(*inputs, visible), same)

@@ -13,6 +13,7 @@ import yaml
 from bpe_llama import Tokenizer
 from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator
 
+tokenizers = pytest.importorskip("tokenizers", reason="HFLM runs on transformers, which runs on tokenizers")
 pytest.importorskip("lm_eval", reason="tasks need lm-evaluation-harness installed")
 transformers = pytest.importorskip("transformers", reason="HFLM runs on transformers")
 pytestmark = [
@@ -69,14 +70,42 @@ def saved(folder: Path, bos: bool) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["bos", "no-bos"])
+def sentencepiece_json(folder: Path) -> None:
+    """Write a tokenizer.json as LLaMA 2's: spaces as ▁, one before a text, bytes for unknown characters, BOS."""
+    bpe = tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    made = tokenizers.Tokenizer(bpe)
+    spaces = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    made.normalizer = tokenizers.normalizers.Sequence(spaces)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=70, special_tokens=["<unk>", "<s>", "<|end|>"], limit_alphabet=20, show_progress=False
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    state = json.loads(made.to_str())
+    for byte in range(256):
+        state["model"]["vocab"][f"<0x{byte:02X}>"] = len(state["model"]["vocab"])
+    made = tokenizers.Tokenizer.from_str(json.dumps(state))
+    parts = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    made.decoder = tokenizers.decoders.Sequence([*parts, tokenizers.decoders.Strip(" ", 1, 0)])
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text()) | {"bos_token_id": 1, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    roles = {"bos_token": "<s>", "eos_token": "<|end|>", "unk_token": "<unk>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles})
+    )
+
+
+@pytest.fixture(scope="module", params=["bos", "no-bos", "sentencepiece"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """Our adapter, and theirs, on one folder."""
     from lm_eval.models.huggingface import HFLM
 
     from bpe_llama.model.evaluation.harness import LM
 
-    folder = saved(tmp_path_factory.mktemp("saved"), request.param)
+    folder = saved(tmp_path_factory.mktemp("saved"), request.param == "bos")
+    if request.param == "sentencepiece":
+        sentencepiece_json(folder)
     generator = TextGenerator(
         LlamaForCausalLM.from_pretrained(folder, dtype="float32", device="cpu"), Tokenizer.from_file(folder)
     )

@@ -90,10 +90,14 @@ class Batches(Protocol):
 def epochs_of(batches: Batches, index: int) -> dict[str, float]:
     """Return how often the batches before `index` pass over the data, as metrics, if the data tell: `epochs`.
 
-    Several corpora are `epochs/name`.
+    Several corpora are `epochs/name`. The share of padding, if there is any, is `padding`.
     """
     passes: dict[str, float] = getattr(batches, "epochs", lambda index: {})(index)
-    return {f"epochs/{name}" if len(passes) > 1 else "epochs": round(value, 4) for name, value in passes.items()}
+    padding: float = getattr(batches, "padding", lambda index: 0.0)(index)
+    metrics = {"padding": round(padding, 5)} if padding else {}
+    for name, value in passes.items():
+        metrics[f"epochs/{name}" if len(passes) > 1 else "epochs"] = round(value, 4)
+    return metrics
 
 
 class Tokens(Protocol):

@@ -48,9 +48,7 @@ class IterableBatches:
         """
         read = len(self._tokens) - 1
         if index < read:
-            raise ValueError(
-                f"batch {index} was read before; the next one of the {type(self.source).__name__} is {read}"
-            )
+            raise ValueError(f"batch {index} of the {type(self.source).__name__} was read before; the next is {read}")
         for number in range(read, index + 1):
             batch = as_batch(self._next(number), number, self.vocab_size, self.longest)
             size = batch.ids.size if batch.attention_mask is None else int(batch.attention_mask.sum())
@@ -62,8 +60,8 @@ class IterableBatches:
         return self._tokens[min(index, len(self._tokens) - 1)]
 
     def epochs(self, index: int) -> dict[str, float]:
-        """Return how often the iterable was read to its end before batch `index`."""
-        return {"": float(sum(end <= index for end in self._ends))}
+        """Return how often the iterable began again in the batches before `index`."""
+        return {"": float(sum(end < index for end in self._ends))}
 
     def _next(self, number: int) -> Any:
         try:

@@ -85,12 +85,11 @@ def _paths(data: DataSource) -> dict[Path, float | None] | None:
         if not data:
             raise ValueError("no data: expected at least one path and its weight")
         check_weights({str(path): weight for path, weight in data.items()})
-        return dict(data)
-    if isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data):
-        if len({str(path) for path in data}) < len(data):
-            raise ValueError(f"a path is given twice in {', '.join(map(str, data))}; give it a larger weight")
-        return dict.fromkeys(data)
-    return None
+    elif not (isinstance(data, Sequence) and data and all(isinstance(path, (str, os.PathLike)) for path in data)):
+        return None
+    if len({str(path) for path in data}) < len(data):
+        raise ValueError(f"a path is given twice in {', '.join(map(str, data))}; give it a larger weight")
+    return dict(data) if isinstance(data, Mapping) else dict.fromkeys(data)
 
 
 def _batches(data: Any, model: LlamaConfig) -> Batches:
@@ -103,6 +102,9 @@ def _batches(data: Any, model: LlamaConfig) -> Batches:
 
 
 def _open(path: Path, model: LlamaConfig, config: TrainConfig) -> Corpus:
+    limit = model.max_position_embeddings
+    if config.sequence_length > limit:
+        raise ValueError(f"sequence_length is {config.sequence_length:,}, the model's context is {limit:,}")
     if config.packing == "concatenate" and not config.masks_documents:
         return open_corpus(path, model.vocab_size)
     begins = () if model.bos_token_id is None else (model.bos_token_id,)

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
+from bpe_llama._lock import locked
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.training.callbacks import Callback
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
-from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import open_tokens, split_held_out
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations

@@ -96,7 +96,7 @@ def _texts(paths: Sequence[Path], bad_rows: BadRows) -> Iterator[str]:
                     yield str(text)
         else:
             try:
-                yield b"\n".join(FileLines(path)).decode("utf-8-sig")
+                yield b"".join(FileLines(path)).decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 bad_rows.skip_or_raise(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})", error)
 

@@ -84,7 +84,7 @@ def _lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
 
 def _json(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
     try:
-        value = json.loads(b"\n".join(FileLines(path)).decode("utf-8-sig"))
+        value = json.loads(b"".join(FileLines(path)).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})") from None
     except json.JSONDecodeError as error:

@@ -187,7 +187,7 @@ class Corpus:
         """
         dtype = dtype_of(self.tokenizer.vocab_size)
         log = _Log(self.out / f"{name}.progress")
-        done, is_complete = log.read(Place(part.start), lambda shard: check_shard(self.out, shard, dtype))
+        done, is_complete = log.read(lambda shard: check_shard(self.out, shard, dtype))
         shards = [shard for shard, _ in done]
         if is_complete:
             return shards
@@ -313,7 +313,7 @@ class _Log:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self, start: Place, check: Callable[[Shard], None]) -> tuple[list[tuple[Shard, Place]], bool]:
+    def read(self, check: Callable[[Shard], None]) -> tuple[list[tuple[Shard, Place]], bool]:
         """Return the shards in order and whether they are all. The first that is damaged, and what follows, is cut off.
 
         A process that is killed may leave a part of a line.
@@ -323,7 +323,9 @@ class _Log:
         for line in self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []:
             try:
                 entry = json.loads(line)
-                if line.endswith(b"\n") and entry == {"complete": True}:
+                if not line.endswith(b"\n"):
+                    break
+                if entry == {"complete": True}:
                     is_complete = True
                 else:
                     shard = Shard(**entry["shard"])
@@ -361,7 +363,10 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     for key, value in now.items():
         if key != "files" and before[key] != value:
             raise ValueError(f"{key} is {value!r:.200}, but was {before[key]!r:.200}: {advice}")
-    old = {file: state for file, *state in before["files"]}
+    try:
+        old = {file: state for file, *state in before["files"]}
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: files is {before['files']!r:.80}, expected names, sizes and times") from None
     new = {file: state for file, *state in now["files"]}
     for file in [*old, *new]:
         if old.get(file) != new.get(file):

@@ -111,20 +111,19 @@ class CorpusTokenizer(CoreTokenizer):
         If a run ends early, even killed, the same call goes on after its last shard, with the same files at the end.
 
         Args:
-            paths: As for :meth:`encode_files`, like `separator`, `eos`, `bos`, `field`, `on_error` and `num_threads`;
-                `[]` with a `dataset`. Files in `out` are left out.
+            paths: As for :meth:`encode_files`; `[]` with a `dataset`. Files in `out` are left out.
             out: The folder: new, or that of a run with the same inputs and options.
             dataset: A data set of the Hugging Face Hub, or a folder, as `datasets.load_dataset` takes it.
             config: The configuration of the data set.
             split: The split of the data set, such as `"train"` or `"train[:1%]"`.
-            separator: Likewise.
-            eos: Likewise.
-            bos: Likewise.
-            field: Likewise; the column of the data set.
-            on_error: Likewise.
+            separator: See :meth:`encode_files`.
+            eos: See :meth:`encode_files`.
+            bos: See :meth:`encode_files`.
+            field: See :meth:`encode_files`; also the column of a data set.
+            on_error: See :meth:`encode_files`.
             shard_tokens: A shard ends with the document that reaches this number of ids.
-            num_threads: Likewise.
-            progress: Likewise.
+            num_threads: See :meth:`encode_files`.
+            progress: See :meth:`encode_files`.
 
         Warns:
             UserWarning: The number of rows that this call skipped, and the place of the first.

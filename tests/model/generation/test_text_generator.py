@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer, _core
-from bpe_llama.model import LlamaForCausalLM, TextGenerator, generation, lora
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM, TextGenerator, generation, lora
 from bpe_llama.model.cli.chat import Conversation
 from bpe_llama.model.generation.generate import Engine, Sequence
 from tests.small_models import tiny_model
@@ -287,3 +287,26 @@ def test_a_step_visits_the_eight_files_that_the_documentation_lists(generator: T
         sys.settrace(before)
     listed = re.findall(r"^\d\. ``(.*?)``", generation.__doc__ or "", re.MULTILINE)
     assert len(listed) == 8 and visited == set(listed)
+
+
+def test_ids_without_a_token_are_skipped_while_bytes_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `ByteFallback` decoder waits for the end of a run of byte tokens, so an unknown id must not enter the run."""
+    from tokenizers import Tokenizer as Theirs
+    from tokenizers import decoders, models
+
+    vocab = {"a": 0, "<unk>": 1, **{f"<0x{byte:02X}>": byte + 2 for byte in range(256)}}
+    theirs = Theirs(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    theirs.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    core = _core.Tokenizer.build_from_huggingface(theirs.to_str().encode())
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    writer = TextGenerator(LlamaForCausalLM(config.replace(eos_token_id=None)).eval(), Tokenizer(core))
+    first, second = (byte + 2 for byte in "é".encode())
+    script = [0, first, 290, second, 299]
+
+    def scripted(sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
+        return [script[len(sequence.new_ids)] for sequence in sequences]
+
+    monkeypatch.setattr("bpe_llama.model.generation.engine.sample_next_ids", scripted)
+    assert writer.generate([0], max_new_tokens=len(script)) == "aé"

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 from pyarrow import parquet
 
 from bpe_llama import Tokenizer
+from bpe_llama._corpus.shards import Shard, TokenShards, begin_shard, write_index
 from bpe_llama.model import LlamaForCausalLM, training
 from bpe_llama.model.training import Example
 from tests.small_models import tiny_config
@@ -100,3 +102,25 @@ def fresh_for_text(**changes: Any) -> LlamaForCausalLM:
 
 def curve(out: Path) -> list[tuple[float, float]]:
     return [(line["step"], line["loss"]) for line in training.read_metrics(out / "metrics.jsonl") if "loss" in line]
+
+
+def write_shards(folder: Path, shards: list[list[list[int]]], vocab_size: int = 64, tokenizer: str = "t") -> Path:
+    """Write documents, given shard by shard, as `bpe-llama encode-corpus` does."""
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for number, documents in enumerate(shards):
+        name = f"shard-{number:05d}.npy"
+        with begin_shard(folder, name, "uint16") as file:
+            for document in documents:
+                file.add(np.array(document, np.uint32), np.array([len(document)]), 0)
+        entries.append(Shard(name, file.tokens, len(documents), 0))
+    tokens, count = sum(entry.tokens for entry in entries), sum(entry.documents for entry in entries)
+    write_index(TokenShards(folder, "uint16", vocab_size, tokenizer, (), (), tokens, count, 0, tuple(entries)))
+    return folder
+
+
+def steps_of(documents: int, seed: int = 0, begin: int = 1) -> list[list[int]]:
+    """Return documents that count by a step of their own from `begin`: easy to learn, and each begins alike."""
+    random = np.random.default_rng(seed)
+    sizes, steps = random.integers(2, 40, documents), random.integers(1, 4, documents)
+    return [[begin, *((begin + step * np.arange(1, size)) % 60 + 2)] for size, step in zip(sizes, steps, strict=True)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bpe_llama import Tokenizer
+from bpe_llama._lock import locked
 from bpe_llama.model import (
     LlamaForSequenceClassification,
     lora,
@@ -17,8 +18,8 @@ from bpe_llama.model import (
     training,
 )
 from bpe_llama.model.training import DataConfig
-from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.finetuning.conversations import find_formats, read_conversations
+from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from tests.model.training.helpers import FINETUNE_SETTINGS, SAME, SPELT, curve, fresh_for_text, write_rows, write_talks
 
 
@@ -309,3 +310,16 @@ def test_weights_that_no_checkpoint_would_hold_are_not_trained(
     refused(classifier, "the model is a LlamaForSequenceClassification; expected a LlamaForCausalLM")
     saved = lora.add(fresh_for_text(), rank=2, modules_to_save=["norm"])
     training.finetune(saved, tokenizer, talks, config, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("beside", ["alone", "parsed", "rows"])
+def test_plain_text_keeps_its_lines(beside: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Each of the three ways in which plain text is read."""
+    text = "what is\n\nup\nand why " * 30
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    files = [tmp_path / "a.txt"]
+    if beside == "rows":
+        files.append(write_rows(tmp_path / "b.json", [{"text": "is it so"}]))
+    write_tokens(files, tokenizer, tmp_path / "tokens.npy", parse_special=beside == "parsed", progress=False)
+    ids = training.open_tokens(tmp_path / "tokens.npy").tolist()
+    assert tokenizer.decode(ids[: ids.index(tokenizer.eos_id)]) == text

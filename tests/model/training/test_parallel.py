@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bpe_llama import Tokenizer
+from bpe_llama._lock import locked
 from bpe_llama.cli import main
 from bpe_llama.model import LlamaForCausalLM, lora, training
 from bpe_llama.model.training import parallel
-from bpe_llama.model.training.checkpoints.lock import locked
 from bpe_llama.model.training.config import TrainConfig
 from tests.model.training import ranks
 from tests.model.training.helpers import CONFIG

@@ -196,7 +196,7 @@ def test_before_the_first_shard_is_finished_anything_may_change(tok: Tokenizer, 
     check(tok.encode_corpus(tmp_path / "a.jsonl", tmp_path / "out", eos=False), [tok.encode("fine")], 1)
 
 
-@pytest.mark.parametrize("damage", ["short", "missing", "line"])
+@pytest.mark.parametrize("damage", ["short", "missing", "line", "line end"])
 def test_a_finished_shard_that_is_damaged_is_encoded_again(
     tok: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -209,7 +209,7 @@ def test_a_finished_shard_that_is_damaged_is_encoded_again(
     elif damage == "short":
         os.truncate(path, path.stat().st_size - 1)
     else:
-        os.truncate(out / "shard.progress", (out / "shard.progress").stat().st_size - 9)
+        os.truncate(out / "shard.progress", (out / "shard.progress").stat().st_size - (9 if damage == "line" else 1))
     (out / ".shard-00004.1-1.npy").write_bytes(b"of a killed run")
     shards = tok.encode_corpus(corpus, out, separator="<sep>", shard_tokens=30)
     check(shards, [tok.encode(text, eos=True) for text in documents], 30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +30,11 @@ from tests.unit.model_commands.helpers import finetune, pretrain
 
 
 @pytest.mark.parametrize(
-    ("command", "without"), [(pretrain_command, {"eval_fraction"}), (finetune_command, {"max_seconds", "compile"})]
+    ("command", "without"),
+    [
+        (pretrain_command, {"eval_fraction"}),
+        (finetune_command, {"max_seconds", "compile", "packing", "document_mask"}),
+    ],
 )
 def test_each_training_option_has_a_flag_or_is_listed_as_having_none(command: Any, without: set[str]) -> None:
     fields = {field.name for field in dataclasses.fields(training.TrainConfig)}
@@ -42,6 +48,27 @@ def test_each_option_of_the_data_has_a_flag() -> None:
     fields = {field.name for field in dataclasses.fields(training.DataConfig)}
     assert fields == DataOptions.__annotations__.keys()
     assert fields <= inspect.signature(finetune_command.command).parameters.keys()
+
+
+def test_threads_are_those_asked_for_during_the_command_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(training, "train", lambda *_, **__: seen.append(torch.get_num_threads()) or sys.exit(0))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for asked in (["--threads", "3"], []):
+        with pytest.raises(SystemExit):
+            main(pretrain(made, made / "threads", *asked))
+    assert seen == [3, 1] and torch.get_num_threads() == 1
+
+
+def test_workers_of_openmp_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert main(["demo", "--help"]) == 0
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("passive", "0")
+    code = "import os, bpe_llama.model; print(os.environ.get('OMP_WAIT_POLICY'))"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert run.stdout.split() == ["None"]  # the library leaves it alone
 
 
 def test_pretrain_saves_a_model_with_its_tokenizer(made: Path) -> None:
@@ -59,6 +86,28 @@ def test_pretrain_resumes_and_refuses_to_overwrite(made: Path, capsys: pytest.Ca
     assert "holds a run already" in capsys.readouterr().err
     assert main(pretrain(made, made / "run", "--resume", "--steps", "6")) == 0
     assert "step 6:" in capsys.readouterr().out
+
+
+def test_pretrain_mixes_corpora_and_packs_documents(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = np.load(made / "tokens.npy")
+    ends = np.arange(9, len(ids), 10)
+    ids[ends] = 279  # <|endoftext|>
+    np.save(tmp_path / "a.npy", ids[: len(ids) // 2])
+    np.save(tmp_path / "b.npy", ids[len(ids) // 2 :])
+    data, more = [str(tmp_path / name) for name in ("a.npy", "b.npy")], pretrain(made, tmp_path / "run")[2:]
+    packed = ["--packing", "best_fit", "--weight", "3", "--weight", "1"]
+    assert main(["pretrain", *data, *more, *packed]) == 0
+    metrics = training.read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert metrics[f"epochs/{data[0]}"] > metrics[f"epochs/{data[1]}"] > 0
+    for wrong, message in (
+        ([*data, *more, "--weight", "3"], "1 --weight for 2 DATA"),
+        ([data[0], data[0], *more], "given twice"),
+        ([*data, *more, "--weight", "1", "--weight", "0"], "b.npy is 0.0, expected a positive number"),
+    ):
+        assert main(["pretrain", *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 # peft asks transformers by a name that transformers has since changed.
@@ -248,6 +297,7 @@ FINETUNE = ["finetune", "words.txt", "--model", "{run}", "--out", "o"]
         ([*GENERATE, "--n", "0"], "n is 0; expected at least 1"),
         ([*GENERATE, "--num-beams", "2", "--top-p", "0.5"], "top_p is 0.5, but a beam search"),
         (["chat", "--model", "{run}", "--penalty-scope", "all"], "penalty_scope"),
+        (["generate", "x", "--model", "{run}", "--threads", "0"], "threads is 0; expected at least 1"),
     ],
 )
 def test_bad_usage_of_the_models_commands_is_one_line_and_exit_code_2(

@@ -1,0 +1,438 @@
+"""Steps of pretraining against the loops of transformers and litgpt: ``python -m bench.pretrain --help``.
+
+A step is forward, backward, clipping and AdamW, on the same ids, from the same weights. Each trainer is a process of
+its own, so that its peak memory is its own; the processes take turns within a round. A ratio is that of one round, the
+median over the rounds. Seconds are CPU time with one thread, to which other load on the machine adds little, else the
+wall-clock's. Losses are compared with ours before a figure is printed.
+
+Two plain products of large matrices take turns with the trainers, by both of torch's libraries; the rate of a step's
+floating-point operations is a share of the faster one. A token takes 6 operations per weight of a matrix, and
+6 T H N a layer for causal attention (Hoffmann et al. 2022, arXiv:2203.15556, appendix F).
+
+litgpt 0.5.13 pins other versions of transformers' requirements, so it needs an environment of its own:
+``pip install litgpt==0.5.13`` there, and ``--litgpt PYTHON`` names its interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bench import measure
+
+STEPS_BEFORE = 2  # the first steps allocate memory and choose kernels
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's shape; the embedding is tied to the head."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+
+    def config(self, vocab_size: int) -> dict[str, Any]:
+        """Return the fields of a LlamaConfig."""
+        return {**vars(self), "vocab_size": vocab_size, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}
+
+    def flops_per_token(self, vocab_size: int, length: int) -> float:
+        """Return the floating-point operations of a training step, per token."""
+        head = self.hidden_size // self.num_attention_heads
+        attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * head * self.num_key_value_heads
+        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        matrices = self.num_hidden_layers * layer + vocab_size * self.hidden_size
+        return 6 * matrices + 6 * self.num_hidden_layers * length * self.hidden_size
+
+
+SHAPES = {
+    "2M": Shape(192, 512, 4, 6, 2),
+    "15M": Shape(384, 1024, 8, 6, 2),
+    "135M": Shape(576, 1536, 30, 9, 3),  # SmolLM2-135M's
+}
+"""By the parameters with the vocabulary that such a model has: 4k, 4k, 49k."""
+VOCABULARIES = {"4k": 4096, "49k": 49_152, "128k": 128_256}
+CASES = ("2M/4k", "2M/128k", "15M/4k", "15M/49k", "15M/128k", "135M/49k")
+PEERS = ("transformers", "litgpt")
+
+
+def main() -> None:
+    """Print a table, append its figures to bench/results/pretrain.json and write bench/results/pretrain.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), help="shape/vocabulary, such as 15M/49k")
+    parser.add_argument("--dtypes", nargs="*", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=4, help="sequences of a step")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
+    parser.add_argument("--litgpt", metavar="PYTHON", help="interpreter of an environment with litgpt")
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        name, shape, vocabulary, dtype, threads = options.worker
+        work(name, f"{shape}/{vocabulary}", dtype, int(threads), options.rows, options.length)
+        return
+    rows = []
+    print(measure.markdown(HEADER, []), flush=True)
+    for case in options.cases:
+        for dtype in options.dtypes:
+            for threads in options.threads:
+                rows.append(compare(case, dtype, threads, options))
+                print("| " + " | ".join(line(rows[-1])) + " |", flush=True)
+    packages = measure.versions("torch", "transformers")
+    packages["litgpt"] = version_of_litgpt(options.litgpt) if options.litgpt else None
+    print(f"\nrecorded in {measure.record('pretrain', rows, packages)}")
+    machine = measure.machine()
+    said = f"{machine['processor']}, {tier()}, {machine['cores']} cores, commit {machine['commit']}, {packages}"
+    said += f"; {options.rows} sequences of {options.length} tokens a step, {options.rounds} rounds."
+    text = f"`python -m bench.pretrain`: {said}\n\n{measure.markdown(HEADER, [line(row) for row in rows])}\n"
+    (measure.RESULTS / "pretrain.md").write_text(text, encoding="utf-8")
+
+
+HEADER = [
+    "shape/vocabulary",
+    "arithmetic",
+    "threads",
+    "ours: tokens a second, best (median)",
+    "of a large product",
+    "transformers",
+    "ours against it",
+    "litgpt",
+    "ours against it",
+    "peak MB: ours, transformers, litgpt",
+]
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    """Return a row of the table."""
+
+    def rate(name: str) -> str:
+        return f"{row[name]['best']:,.0f} ({row[name]['median']:,.0f})" if name in row else "not run"
+
+    def ratio(name: str) -> str:
+        return f"{row[name]['ratio']:.2f}x" if name in row else ""
+
+    memory = ", ".join(f"{row[name]['megabytes']:,.0f}" if name in row else "–" for name in ("ours", *PEERS))
+    cells = [row["case"], row["dtype"], str(row["threads"]), rate("ours"), f"{row['share']:.0%}"]
+    return [*cells, rate("transformers"), ratio("transformers"), rate("litgpt"), ratio("litgpt"), memory]
+
+
+def compare(case: str, dtype: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the trainers of a case in turns and return their rates, memory and ratios."""
+    interpreters = {"ours": sys.executable, "transformers": sys.executable, "product": sys.executable}
+    if options.litgpt:
+        interpreters["litgpt"] = options.litgpt
+    workers = {name: Worker(name, python, case, dtype, threads, options) for name, python in interpreters.items()}
+    try:
+        seen: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+        names = list(workers)
+        for turn in range(STEPS_BEFORE + options.rounds):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                seen[name].append(workers[name].step(turn))
+        memory = {name: worker.end() for name, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+    tolerance = 2e-4 if dtype == "float32" else 2e-2
+    clock = "cpu" if threads == 1 else "wall"
+    tokens = options.rows * options.length
+    row: dict[str, Any] = {"case": case, "dtype": dtype, "threads": threads}
+    ours = [found[clock] for found in seen["ours"][STEPS_BEFORE:]]
+    for name in (name for name in ("ours", *PEERS) if name in seen):
+        for turn, (mine, theirs) in enumerate(zip(seen["ours"], seen[name], strict=True)):
+            if not math.isclose(mine["loss"], theirs["loss"], rel_tol=tolerance):
+                raise ValueError(
+                    f"{case}, {dtype}: at step {turn} our loss is {mine['loss']}, {name}'s {theirs['loss']}"
+                )
+        times = [found[clock] for found in seen[name][STEPS_BEFORE:]]
+        row[name] = {
+            "best": tokens / min(times),
+            "median": tokens / statistics.median(times),
+            "ratio": statistics.median(theirs / mine for mine, theirs in zip(ours, times, strict=True)),
+            "megabytes": memory[name],
+        }
+    shape, _, vocabulary = case.partition("/")
+    flops = SHAPES[shape].flops_per_token(VOCABULARIES[vocabulary], options.length) * tokens
+    product = min(found[clock] for found in seen["product"][STEPS_BEFORE:])
+    row["share"] = flops / min(ours) / (PRODUCT_FLOPS / product)
+    return row
+
+
+class Worker:
+    """A trainer in a process of its own, which takes a step when told to."""
+
+    def __init__(
+        self, name: str, python: str, case: str, dtype: str, threads: int, options: argparse.Namespace
+    ) -> None:
+        command = [python, "-m", "bench.pretrain", "--rows", str(options.rows), "--length", str(options.length)]
+        command += ["--worker", name, *case.split("/"), dtype, str(threads)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.name = name
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.receive()
+
+    def receive(self) -> dict[str, float]:
+        """Return the next line of figures."""
+        assert self.process.stdout is not None
+        for text in self.process.stdout:
+            if text.startswith("{"):
+                found: dict[str, float] = json.loads(text)
+                return found
+        raise RuntimeError(f"{self.name} ended with exit code {self.process.wait()}")
+
+    def step(self, turn: int) -> dict[str, float]:
+        """Return the loss and the seconds of a step."""
+        self.send(str(turn))
+        return self.receive()
+
+    def end(self) -> float:
+        """Return the megabytes that the process held at most, beyond those before its model was built."""
+        self.send("end")
+        return self.receive()["megabytes"]
+
+    def send(self, text: str) -> None:
+        """Write a line to the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+
+def work(name: str, case: str, dtype: str, threads: int, rows: int, length: int) -> None:
+    """Take a step for each line of standard input, and print its figures."""
+    import torch
+
+    from bench.train import peak_megabytes, resident_megabytes
+
+    torch.set_num_threads(threads)
+    shape, _, vocabulary = case.partition("/")
+    vocab_size = VOCABULARIES[vocabulary]
+    config = {**SHAPES[shape].config(vocab_size), "max_position_embeddings": length}
+    build = TRAINERS[name]
+    load(name)
+    before = resident_megabytes()
+    step = build(config, dtype)
+    print(json.dumps({}), flush=True)
+    for text in sys.stdin:
+        if text.strip() == "end":
+            print(json.dumps({"megabytes": peak_megabytes() - before}), flush=True)
+            return
+        ids = torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(int(text)))
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = step(ids)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(json.dumps({"loss": loss, "wall": wall, "cpu": cpu}), flush=True)
+
+
+def load(name: str) -> None:
+    """Import what a trainer needs, so that its memory does not count as the model's."""
+    import torch
+
+    modules = {"transformers": ["transformers.models.llama.modeling_llama"], "litgpt": ["lightning", "litgpt.pretrain"]}
+    for module in ("bpe_llama.model.training", *modules.get(name, ())):
+        importlib.import_module(module)
+    weight = torch.nn.Parameter(torch.zeros(8, 8))
+    (weight @ weight).sum().backward()  # type: ignore[no-untyped-call]
+    torch.optim.AdamW([weight], fused=True).step()  # imports the compiler
+    torch.nn.utils.clip_grad_norm_([weight], 1.0)
+
+
+def draw(model: Any, names: Callable[[str], list[str]] = lambda name: [name]) -> None:
+    """Fill the model's weights, each by the seed that its name in a Hugging Face checkpoint gives.
+
+    Args:
+        model: A module.
+        names: From the name of a weight to the names of the weights that it stacks.
+    """
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(1.0)
+                continue
+            for part, rows in zip(names(name), weight.split(stacked(model, name, weight)), strict=True):
+                rows.normal_(0, 0.02, generator=torch.Generator().manual_seed(zlib.crc32(part.encode())))
+
+
+def stacked(model: Any, name: str, weight: Any) -> list[int]:
+    """Return the rows of the weights that a weight of litgpt stacks, or its own."""
+    if not name.endswith("attn.qkv.weight"):
+        return [len(weight)]
+    config = model.config
+    return [config.n_head * config.head_size, *[config.n_query_groups * config.head_size] * 2]
+
+
+Step = Callable[[Any], float]
+"""Takes ids (B, T) and returns the loss."""
+
+
+def ours(config: dict[str, Any], dtype: str) -> Step:
+    """Return a step of `bpe_llama.model.training`."""
+    import torch
+
+    from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+    from bpe_llama.model.training.optimizers.adamw import adamw
+    from bpe_llama.model.training.step import TensorBatch, batch_loss, gradient_norm
+
+    model = LlamaForCausalLM(LlamaConfig(**config)).train()
+    draw(model)
+    optimizer = adamw(model, learning_rate=1e-3)
+    parameters = list(model.parameters())
+
+    def step(ids: Any) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = batch_loss(model, TensorBatch(ids, ids), ids[:, 1:].numel())
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = gradient_norm(parameters)
+        torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def transformers_loop(config: dict[str, Any], dtype: str) -> Step:
+    """Return a step of the loop that transformers' documentation shows, with torch's fused AdamW."""
+    import torch
+    import transformers
+
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config, use_cache=False)).train()
+    draw(model)
+    optimizer = torch.optim.AdamW(groups(model), lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+    def step(ids: Any) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.item())
+
+    return step
+
+
+def litgpt_loop(config: dict[str, Any], dtype: str) -> Step:
+    """Return a step of `litgpt.pretrain.fit`, with torch's fused AdamW, which litgpt takes on CUDA alone."""
+    import lightning
+    import litgpt
+    import torch
+    from litgpt.utils import chunked_cross_entropy
+
+    shape = litgpt.Config(
+        block_size=config["max_position_embeddings"],
+        vocab_size=config["vocab_size"],
+        padded_vocab_size=config["vocab_size"],
+        n_layer=config["num_hidden_layers"],
+        n_head=config["num_attention_heads"],
+        n_query_groups=config["num_key_value_heads"],
+        n_embd=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        norm_eps=config["rms_norm_eps"],
+        mlp_class_name="LLaMAMLP",
+    )
+    fabric = lightning.Fabric(accelerator="cpu", precision="32-true" if dtype == "float32" else "bf16-mixed")
+    model = litgpt.GPT(shape)
+    model.lm_head.weight = model.transformer.wte.weight  # `tie_embeddings`
+    draw(model, names_of_litgpt)
+    model = fabric.setup(model)
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(groups(model), lr=1e-3, betas=(0.9, 0.95), fused=True))
+
+    def step(ids: Any) -> float:
+        loss = chunked_cross_entropy(model(ids[:, :-1].contiguous()), ids[:, 1:].contiguous())
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.item())
+
+    return step
+
+
+def groups(model: Any) -> list[dict[str, Any]]:
+    """Return the parameter groups of AdamW as ours are: matrices decay, norms do not."""
+    weights = list(model.parameters())
+    return [
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": 0.1},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def names_of_litgpt(name: str) -> list[str]:
+    """Return the names in a Hugging Face checkpoint of a weight of litgpt."""
+    if name in ("lm_head.weight", "transformer.wte.weight"):
+        return ["model.embed_tokens.weight"]
+    layer = name.replace("transformer.h.", "model.layers.")
+    if name.endswith("attn.qkv.weight"):
+        return [layer.replace("attn.qkv", f"self_attn.{part}_proj") for part in "qkv"]
+    mlp = {"mlp.fc_1": "mlp.gate_proj", "mlp.fc_2": "mlp.up_proj", "mlp.proj": "mlp.down_proj"}
+    for theirs, hugging_face in {"attn.proj": "self_attn.o_proj", **mlp}.items():
+        layer = layer.replace(theirs, hugging_face)
+    return [layer]
+
+
+PRODUCT_FLOPS = 2 * 1024**3
+
+
+def product(config: dict[str, Any], dtype: str) -> Step:
+    """Return a function that multiplies two large matrices by the library that is faster here."""
+    import torch
+
+    from bpe_llama.model.layers import products
+
+    left, right = (torch.randn(1024, 1024, dtype=getattr(torch, dtype)) for _ in range(2))
+
+    def seconds(multiply: Callable[[Any, Any], Any]) -> float:
+        multiply(left, right)
+        began = time.perf_counter()
+        for _ in range(5):
+            multiply(left, right)
+        return time.perf_counter() - began
+
+    libraries: list[Callable[[Any, Any], Any]] = [torch.mm, products.product]
+    fastest = min(libraries, key=seconds)
+    return lambda ids: float(fastest(left, right)[0, 0])
+
+
+TRAINERS: dict[str, Callable[[dict[str, Any], str], Step]] = {
+    "ours": ours,
+    "transformers": transformers_loop,
+    "litgpt": litgpt_loop,
+    "product": product,
+}
+
+
+def version_of_litgpt(python: str) -> str:
+    """Return the version of litgpt in another environment."""
+    command = [python, "-c", "import importlib.metadata; print(importlib.metadata.version('litgpt'))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def tier() -> str:
+    """Return the widest vector instructions that torch uses."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
+
+
+if __name__ == "__main__":
+    main()
