@@ -39,10 +39,8 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(token_
     training.train(whole, token_file, config, tmp_path / "whole")
 
     # The first part ends as a killed process does: the last checkpoint is of step 5, metrics go on to step 8.
-    first = fresh()
-    stopping = _StopAfter(first, forward_passes=16)
     with pytest.raises(_Killed):
-        training.train(stopping, token_file, config, tmp_path / "parts")  # type: ignore[arg-type]
+        training.train(_dies_after(fresh(), forward_passes=16), token_file, config, tmp_path / "parts")
     assert [folder.name for folder in (tmp_path / "parts").glob("step-*")] == ["step-00000005"]
     assert max(losses(tmp_path / "parts")) == 8
 
@@ -58,25 +56,16 @@ class _Killed(BaseException):
     pass
 
 
-class _StopAfter(nn.Module):
-    """A model that dies in a forward pass, as a process does that is killed."""
+def _dies_after(model: LlamaForCausalLM, forward_passes: int) -> LlamaForCausalLM:
+    """Let a model die in a forward pass of training, as a process does that is killed."""
+    left = iter(range(forward_passes))
 
-    def __init__(self, model: LlamaForCausalLM, forward_passes: int) -> None:
-        super().__init__()
-        self.model, self.config, self.left = model, model.config, forward_passes
+    def hook(module: nn.Module, _: Any) -> None:
+        if module.training and next(left, None) is None:
+            raise _Killed
 
-    def forward(self, *arguments: Any, **options: Any) -> Any:
-        if self.training:
-            self.left -= 1
-            if self.left < 0:
-                raise _Killed
-        return self.model(*arguments, **options)
-
-    def named_parameters(self, *arguments: Any, **options: Any) -> Any:
-        return self.model.named_parameters(*arguments, **options)
-
-    def save_pretrained(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+    model.model.register_forward_pre_hook(hook)
+    return model
 
 
 def test_dropout_is_the_same_in_a_resumed_run(
