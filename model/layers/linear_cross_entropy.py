@@ -95,16 +95,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for_weight.zero_()
         total = torch.zeros((), dtype=exact, device=device)
         positions = max(1, min(positions, len(labels_M)))
-        logits_CV = torch.empty(positions, vocab_size, dtype=exact, device=device)
         on_cpu = device.type == "cpu"
         columns = max(256, BLOCK // max(width, positions, 1)) if on_cpu else vocab_size
         rows = max(1, ROWS // vocab_size) if on_cpu else positions
         blocks = [slice(start, start + columns) for start in range(0, vocab_size, columns)]
+        buffer_CV = torch.empty(positions if len(blocks) > 1 else 0, vocab_size, dtype=exact, device=device)
         for start in range(0, len(labels_M), positions):
             chunk = slice(start, start + positions)
-            x_CD, logits = x_MD[chunk], logits_CV[: len(x_MD[chunk])]
-            for block in blocks:
-                logits[:, block] = product(x_CD, head_VD[block])
+            x_CD = x_MD[chunk]
+            if len(blocks) == 1:
+                logits = product(x_CD, head_VD).to(exact)
+            else:
+                logits = buffer_CV[: len(x_CD)]
+                for block in blocks:
+                    logits[:, block] = product(x_CD, head_VD[block])
             labels_C, scale_C = labels_M[chunk], scale_M[chunk]
             for few in (slice(first, first + rows) for first in range(0, len(logits), rows)):
                 total += _loss(logits[few], labels_C[few], scale_C[few], label_smoothing, z_loss, any(gradients))

@@ -72,7 +72,7 @@ class _TrainingProducts(TorchFunctionMode):
     ) -> Any:
         if func is functional.linear and not kwargs and torch.is_grad_enabled():
             x, weight, bias = args if len(args) == 3 else (*args, None)
-            if _plain(x) and _plain(weight) and (x.requires_grad or weight.requires_grad):
+            if x.ndim > 1 and _plain(x) and _plain(weight) and (x.requires_grad or weight.requires_grad):
                 out = _Linear.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
                 return out if bias is None else out + bias
         return func(*args, **(kwargs or {}))
