@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bpe_llama.model.layers.loss import IGNORED, check_labels
+from bpe_llama.model.layers.products import training_products
 from bpe_llama.model.training.step import LossFunction, TensorBatch
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def distillation_loss(
         # With causal attention no token attends to padding on its right; only an expert router needs a mask.
         mask = batch.attention_mask if model.config.num_local_experts else None
         documents = {} if batch.document_ids is None else {"document_ids": batch.document_ids}
-        hidden_MD = model.model(batch.ids, mask, **documents)[:, :-1].flatten(0, 1)
+        with training_products():
+            hidden_MD = model.model(batch.ids, mask, **documents)[:, :-1].flatten(0, 1)
         with torch.no_grad():
             taught_MD = teacher.model(batch.ids, **documents)[:, :-1].flatten(0, 1)
 

@@ -234,7 +234,7 @@ class Trainer:
         loss_value, norm_value = torch.stack([total, norm]).tolist()
         result = StepResult(loss_value, norm_value, learned, size)
         if result.finite:
-            if config.gradient_clip:
+            if config.gradient_clip and norm_value + 1e-6 > config.gradient_clip:  # else the factor is 1
                 clip_gradients(self.parameters, config.gradient_clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
