@@ -48,7 +48,7 @@ class HeldOut(training.Callback):
     def __init__(self, batches: list[training.Batch], every: int) -> None:
         self.batches, self.every, self.curve = batches, every, [(0, float("nan"))]
 
-    def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+    def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
         if run.step % self.every == 0 or not run.unfinished():
             self.curve.append((run.tokens, held_out_loss(run.model, self.batches).loss))
 

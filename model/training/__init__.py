@@ -19,7 +19,7 @@ Read in this order:
 | `run`, `finetuning/` | sets up a run; fine-tuning on text files, conversations and labelled texts |
 """
 
-from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.callbacks import Callback, Run, TrainResult
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches, open_tokens
 from bpe_llama.model.training.data.dataset import BatchDataset
@@ -32,7 +32,7 @@ from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
 from bpe_llama.model.training.finetuning.options import DataConfig
-from bpe_llama.model.training.loop import Trainer, TrainResult
+from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.report.metrics import read_metrics
 from bpe_llama.model.training.report.plot import plot_loss
 from bpe_llama.model.training.run import train, train_on_examples
@@ -52,6 +52,7 @@ __all__ = [
     "Example",
     "ExampleBatches",
     "IterableBatches",
+    "Run",
     "TensorBatch",
     "TokenBatches",
     "TrainConfig",

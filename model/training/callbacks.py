@@ -2,19 +2,88 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from bpe_llama.model.training.loop import Trainer, TrainResult
-    from bpe_llama.model.training.report.metrics import Metrics
+    import torch
+
+    from bpe_llama.model.pretrained import Pretrained
+    from bpe_llama.model.training.config import TrainConfig
+    from bpe_llama.model.training.data.batches import Batches
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The result of a run.
+
+    Attributes:
+        step: Steps done, including skipped ones.
+        tokens: Tokens trained on, over all epochs.
+        seconds: Training time, including that before a resume.
+        loss: Training loss in nats per token, the mean over the steps of the last line of metrics.
+        eval_loss: Held-out loss; None without held-out data, or if the run was interrupted.
+        interrupted: Whether Ctrl-C or SIGTERM ended the run.
+        checkpoint: Folder of the last checkpoint.
+        grad_norm: Norm of the last step's gradient, before clipping.
+        skipped: Steps skipped because their loss or gradient was not finite.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    loss: float
+    eval_loss: float | None
+    interrupted: bool
+    checkpoint: Path
+    grad_norm: float = math.nan
+    skipped: int = 0
+
+
+class Run(Protocol):
+    """What a callback may use of a run, which is the `Trainer`.
+
+    Attributes:
+        model: The model that is trained.
+        optimizer: Its optimizer.
+        config: The options of the run.
+        batches: The data.
+        step: Steps done.
+        loss: The last mean loss; NaN before the first.
+        out: Folder of the run.
+    """
+
+    model: Pretrained
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    batches: Batches
+    step: int
+    loss: float
+    out: Path
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this is the only process or rank 0, which writes files."""
+
+    @property
+    def done(self) -> float:
+        """Return the fraction of the run that is done."""
+
+    def unfinished(self) -> bool:
+        """Return whether steps and time are left."""
+
+    def whole_model(self) -> Pretrained:
+        """Return the model with its whole weights; with FSDP every rank calls this, as they are gathered."""
 
 
 class Callback:
     """Is called while a model is trained; each method does nothing by default.
 
-    `run` is the `Trainer`: `run.model`, `run.optimizer`, `run.config`, `run.batches`, `run.step`, `run.out`. An
-    exception ends the run; the last checkpoint stays.
+    An exception ends the run; the last checkpoint stays.
 
     Of several ranks, rank 0 calls it. With `on_every_rank = True` all of them do, as one needs that uses a sharded
     model (`run.whole_model()` gathers it); `run.is_main` is rank 0.
@@ -27,22 +96,22 @@ class Callback:
 
     on_every_rank: ClassVar[bool] = False
 
-    def on_start(self, run: Trainer) -> None:
+    def on_start(self, run: Run) -> None:
         """Before the first step, and after a resume."""
 
-    def on_step(self, run: Trainer, metrics: Metrics) -> None:
+    def on_step(self, run: Run, metrics: Metrics) -> None:
         """After each step; `metrics` has `step`, `loss`, `grad_norm` and `learning_rate`."""
 
-    def on_log(self, run: Trainer, metrics: Metrics) -> None:
+    def on_log(self, run: Run, metrics: Metrics) -> None:
         """At each interval of `config.log_every` steps; `metrics` are means over the interval."""
 
-    def on_eval(self, run: Trainer, metrics: Metrics) -> None:
+    def on_eval(self, run: Run, metrics: Metrics) -> None:
         """After an evaluation; `metrics` has `eval_loss`."""
 
-    def on_checkpoint(self, run: Trainer, folder: Path) -> None:
+    def on_checkpoint(self, run: Run, folder: Path) -> None:
         """After a checkpoint was written to `folder`."""
 
-    def on_end(self, run: Trainer, result: TrainResult) -> None:
+    def on_end(self, run: Run, result: TrainResult) -> None:
         """After the last checkpoint of a run that ended or was interrupted."""
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.callbacks import Callback, Metrics, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import TrainState, save_checkpoint
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batch, Batches, epochs_of
@@ -24,7 +23,6 @@ from bpe_llama.model.training.evaluate import bits_per_byte, held_out_loss
 from bpe_llama.model.training.interrupts import interrupts
 from bpe_llama.model.training.optimizers.average import WeightAverage
 from bpe_llama.model.training.parallel import Ranks, ReplicatedLoss, gather
-from bpe_llama.model.training.report.metrics import Metrics
 from bpe_llama.model.training.report.throughput import expert_loads, flops_per_token, peak_flops
 from bpe_llama.model.training.schedule import learning_rate_at
 from bpe_llama.model.training.step import (
@@ -40,33 +38,6 @@ from bpe_llama.model.training.step import (
 
 if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a run.
-
-    Attributes:
-        step: Steps done, including skipped ones.
-        tokens: Tokens trained on, over all epochs.
-        seconds: Training time, including that before a resume.
-        loss: Training loss in nats per token, the mean over the steps of the last line of metrics.
-        eval_loss: Held-out loss; None without held-out data, or if the run was interrupted.
-        interrupted: Whether Ctrl-C or SIGTERM ended the run.
-        checkpoint: Folder of the last checkpoint.
-        grad_norm: Norm of the last step's gradient, before clipping.
-        skipped: Steps skipped because their loss or gradient was not finite.
-    """
-
-    step: int
-    tokens: int
-    seconds: float
-    loss: float
-    eval_loss: float | None
-    interrupted: bool
-    checkpoint: Path
-    grad_norm: float = math.nan
-    skipped: int = 0
 
 
 class Trainer:

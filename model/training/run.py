@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from bpe_llama._lock import locked
-from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
     check_same_run,
@@ -29,7 +29,7 @@ from bpe_llama.model.training.data.examples import Example, ExampleBatches
 from bpe_llama.model.training.data.sources import DataSource, held_out_batches, open_data
 from bpe_llama.model.training.evaluate import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
-from bpe_llama.model.training.loop import Trainer, TrainResult
+from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
 from bpe_llama.model.training.parallel import shard, start
 from bpe_llama.model.training.report.metrics import MetricsFile

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.training.data.batches import Batch
-from bpe_llama.model.training.parallel import local
+from bpe_llama.model.training.sharded import local
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM

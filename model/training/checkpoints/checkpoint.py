@@ -28,7 +28,8 @@ from bpe_llama.model.training.checkpoints.distributed import load_shards, save_s
 from bpe_llama.model.training.config import TrainConfig
 from bpe_llama.model.training.data.batches import Batches
 from bpe_llama.model.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
-from bpe_llama.model.training.parallel import Ranks, is_sharded, local
+from bpe_llama.model.training.parallel import Ranks
+from bpe_llama.model.training.sharded import is_sharded, local
 from bpe_llama.model.training.step import Recent
 
 if TYPE_CHECKING:

@@ -21,12 +21,11 @@ from bpe_llama.model.evaluation.classification import (
     evaluate_classifier,
     pad_texts,
 )
-from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.finetuning.rows import check_text, has_rows, read_rows
-from bpe_llama.model.training.loop import TrainResult
 from bpe_llama.model.training.run import train_on_batches
 from bpe_llama.model.training.step import TensorBatch
 

@@ -15,7 +15,7 @@ from bpe_llama._corpus.files import find_files
 from bpe_llama._files import PathLike
 from bpe_llama._lock import locked
 from bpe_llama.model.generation.prompts import check_vocabulary
-from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.callbacks import Callback, TrainResult
 from bpe_llama.model.training.checkpoints.checkpoint import checkpoint_to_resume
 from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import open_tokens, split_held_out
@@ -23,7 +23,6 @@ from bpe_llama.model.training.finetuning.conversations import find_formats, read
 from bpe_llama.model.training.finetuning.options import DataConfig, DataOptions
 from bpe_llama.model.training.finetuning.plain_text import write_tokens
 from bpe_llama.model.training.finetuning.show import print_example
-from bpe_llama.model.training.loop import TrainResult
 from bpe_llama.model.training.parallel import start
 from bpe_llama.model.training.run import train, train_on_examples
 from bpe_llama.model.training.step import LossFunction, batch_loss

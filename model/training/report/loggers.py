@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bpe_llama.model.training.callbacks import Callback
-
-if TYPE_CHECKING:
-    from bpe_llama.model.training.loop import Trainer
-    from bpe_llama.model.training.report.metrics import Metrics
+from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
 
@@ -21,11 +17,11 @@ class Logger(Callback):
         """Record `values` at `step`."""
         raise NotImplementedError
 
-    def on_log(self, run: Trainer, metrics: Metrics) -> None:
+    def on_log(self, run: Run, metrics: Metrics) -> None:
         """Record an interval."""
         self._record(metrics)
 
-    def on_eval(self, run: Trainer, metrics: Metrics) -> None:
+    def on_eval(self, run: Run, metrics: Metrics) -> None:
         """Record an evaluation."""
         self._record(metrics)
 
@@ -40,7 +36,7 @@ class TensorBoard(Logger):
         self._module = _imported("tensorboard", "torch.utils.tensorboard")
         self._writer: Any = None
 
-    def on_start(self, run: Trainer) -> None:
+    def on_start(self, run: Run) -> None:
         """Open the event file; events after the step of the checkpoint are hidden."""
         self._writer = self._module.SummaryWriter(str(run.out / "tensorboard"), purge_step=run.step + 1)
 
@@ -68,7 +64,7 @@ class Tracker(Logger):
     def __init__(self, package: str) -> None:
         self._module, self._run = _imported(package, package), None
 
-    def on_start(self, run: Trainer) -> None:
+    def on_start(self, run: Run) -> None:
         """Begin a run there."""
         self._run = self._module.init(project="bpe_llama", name=run.out.resolve().name, config=run.config.to_dict())
 

@@ -6,15 +6,9 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bpe_llama._files import write_text
-from bpe_llama.model.training.callbacks import Callback
-
-if TYPE_CHECKING:
-    from bpe_llama.model.training.loop import Trainer
-
-Metrics = dict[str, float]
+from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Metrics]:
@@ -61,11 +55,11 @@ class MetricsFile(Callback):
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._file.name) from None
 
-    def on_log(self, run: Trainer, metrics: Metrics) -> None:
+    def on_log(self, run: Run, metrics: Metrics) -> None:
         """Append the metrics of an interval."""
         self.write(**metrics)
 
-    def on_eval(self, run: Trainer, metrics: Metrics) -> None:
+    def on_eval(self, run: Run, metrics: Metrics) -> None:
         """Append the metrics of an evaluation."""
         self.write(**metrics)
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bpe_llama._files import atomic_write
-from bpe_llama.model.training.callbacks import Callback
-from bpe_llama.model.training.report.metrics import Metrics, read_metrics
-
-if TYPE_CHECKING:
-    from bpe_llama.model.training.loop import Trainer, TrainResult
+from bpe_llama.model.training.callbacks import Callback, Metrics, Run, TrainResult
+from bpe_llama.model.training.report.metrics import read_metrics
 
 
 def plot_loss(metrics: list[Metrics], path: str | os.PathLike[str], title: str = "Training loss") -> None:
@@ -44,7 +40,7 @@ def plot_loss(metrics: list[Metrics], path: str | os.PathLike[str], title: str =
 class LossPlot(Callback):
     """Draws `loss.png` from `metrics.jsonl` at the end of a run."""
 
-    def on_end(self, run: Trainer, result: TrainResult) -> None:
+    def on_end(self, run: Run, result: TrainResult) -> None:
         """Draw the plot, unless the run ended before its first metrics."""
         metrics = read_metrics(run.out / "metrics.jsonl")
         if any("loss" in line or "eval_loss" in line for line in metrics):

@@ -5,16 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bpe_llama.model.training.callbacks import Callback
-
-if TYPE_CHECKING:
-    from bpe_llama.model.training.loop import Trainer
-    from bpe_llama.model.training.report.metrics import Metrics
+from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -65,23 +60,23 @@ class ProgressReport(Callback):
         )
         self._task = self._progress.add_task("starting", total=1.0)
 
-    def on_start(self, run: Trainer) -> None:
+    def on_start(self, run: Run) -> None:
         """Start drawing, with the last loss of a resumed run."""
         self._progress.start()
         if not math.isnan(run.loss):
             self._show(run, {"step": run.step, "loss": run.loss})
 
-    def on_step(self, run: Trainer, metrics: Metrics) -> None:
+    def on_step(self, run: Run, metrics: Metrics) -> None:
         """Show the first step."""
         if self._first:
             self._first = False
             self._show(run, metrics, at_once=True)
 
-    def on_log(self, run: Trainer, metrics: Metrics) -> None:
+    def on_log(self, run: Run, metrics: Metrics) -> None:
         """Show an interval."""
         self._show(run, metrics, at_once=not run.unfinished())
 
-    def on_eval(self, run: Trainer, metrics: Metrics) -> None:
+    def on_eval(self, run: Run, metrics: Metrics) -> None:
         """Show an evaluation in a line of its own."""
         if self._shown:
             self._progress.console.print(in_one_line(metrics), highlight=False)
@@ -90,7 +85,7 @@ class ProgressReport(Callback):
         """Stop drawing."""
         self._progress.stop()
 
-    def _show(self, run: Trainer, metrics: Metrics, at_once: bool = False) -> None:
+    def _show(self, run: Run, metrics: Metrics, at_once: bool = False) -> None:
         if not self._shown:
             return
         line, now = in_one_line(metrics), time.monotonic()

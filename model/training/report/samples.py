@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
-from bpe_llama.model.training.callbacks import Callback
+from bpe_llama.model.training.callbacks import Callback, Metrics, Run
 from bpe_llama.model.training.report.metrics import MetricsFile
 
 if TYPE_CHECKING:
-    from bpe_llama.model.training.loop import Trainer
-    from bpe_llama.model.training.report.metrics import Metrics
     from bpe_llama.tokenizer import Tokenizer
 
 
@@ -45,12 +43,12 @@ class Samples(Callback):
         self.max_new_tokens, self.temperature, self.shown = max_new_tokens, temperature, shown
         self._file: MetricsFile | None = None
 
-    def on_start(self, run: Trainer) -> None:
+    def on_start(self, run: Run) -> None:
         """Open the file; lines after the step of the checkpoint are dropped."""
         if run.is_main:
             self._file = MetricsFile(run.out / "samples.jsonl", run.step)
 
-    def on_eval(self, run: Trainer, metrics: Metrics) -> None:
+    def on_eval(self, run: Run, metrics: Metrics) -> None:
         """Generate and write a text for each prompt."""
         model = run.whole_model()
         if not isinstance(model, LlamaForCausalLM):

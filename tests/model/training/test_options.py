@@ -92,7 +92,7 @@ def test_the_average_is_evaluated_saved_and_left_in_the_model(token_file: Path, 
     seen: list[dict[str, torch.Tensor]] = []
 
     class Record(training.Callback):
-        def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+        def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
             seen.append({name: weight.detach().clone() for name, weight in run.model.named_parameters()})
 
     config = training.TrainConfig(max_steps=5, ema_decay=0.3, **SETTINGS)
@@ -184,19 +184,19 @@ def test_a_custom_loss_and_callbacks_see_the_run(token_file: Path, tmp_path: Pat
     events: list[tuple[str, float]] = []
 
     class Record(training.Callback):
-        def on_start(self, run: training.Trainer) -> None:
+        def on_start(self, run: training.Run) -> None:
             events.append(("start", run.step))
 
-        def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+        def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
             events.append(("step", metrics["loss"]))
 
-        def on_eval(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+        def on_eval(self, run: training.Run, metrics: dict[str, float]) -> None:
             events.append(("eval", metrics["eval_loss"]))
 
-        def on_checkpoint(self, run: training.Trainer, folder: Path) -> None:
+        def on_checkpoint(self, run: training.Run, folder: Path) -> None:
             events.append((folder.name, run.step))
 
-        def on_end(self, run: training.Trainer, result: training.TrainResult) -> None:
+        def on_end(self, run: training.Run, result: training.TrainResult) -> None:
             events.append(("end", result.step))
 
         def close(self) -> None:
@@ -213,7 +213,7 @@ def test_a_custom_loss_and_callbacks_see_the_run(token_file: Path, tmp_path: Pat
     assert [name for name, _ in events[2:]] == ["step", "eval", "step-00000002", "end", "close"]
 
     class Failing(Record):
-        def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+        def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
             raise RuntimeError("mine")
 
     events.clear()

@@ -120,7 +120,7 @@ def test_a_packed_run_resumes_and_learns(packing: str, tmp_path: Path) -> None:
     result = training.train(model, folder, config, tmp_path / "whole", progress=False)
 
     class Stop(training.Callback):
-        def on_checkpoint(self, run: training.Trainer, folder: Path) -> None:
+        def on_checkpoint(self, run: training.Run, folder: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -134,7 +134,7 @@ class _Terminated(training.Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+    def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
         if run.step == self.step and run.ranks.rank == run.ranks.world - 1:
             signal.raise_signal(signal.SIGTERM)
 

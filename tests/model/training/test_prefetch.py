@@ -77,7 +77,7 @@ def test_an_error_of_the_data_is_raised_in_its_step(tmp_path: Path) -> None:
     reached: list[float] = []
 
     class Steps(training.Callback):
-        def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+        def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
             reached.append(metrics["step"])
 
     config = training.TrainConfig(**(SETTINGS | {"max_steps": 9, "gradient_accumulation": 2}))
@@ -143,7 +143,7 @@ def test_an_iterable_resumes_where_it_was(tmp_path: Path) -> None:
     config = training.TrainConfig(**(SETTINGS | {"max_steps": 7, "save_every": 3}))
 
     class Stop(training.Callback):
-        def on_checkpoint(self, run: training.Trainer, folder: Path) -> None:
+        def on_checkpoint(self, run: training.Run, folder: Path) -> None:
             raise KeyboardInterrupt
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"

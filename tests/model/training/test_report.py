@@ -28,7 +28,7 @@ def test_a_pipe_gets_the_first_loss_at_once_and_then_lines(
     seen: list[str] = []
 
     class Peek(training.Callback):
-        def on_step(self, run: training.Trainer, metrics: dict[str, float]) -> None:
+        def on_step(self, run: training.Run, metrics: dict[str, float]) -> None:
             seen.append(capfd.readouterr().err)
 
     config = training.TrainConfig(max_steps=3, **(SETTINGS | {"log_every": 2}))
