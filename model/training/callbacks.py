@@ -70,6 +70,10 @@ class Run(Protocol):
         """Return whether this is the only process or rank 0, which writes files."""
 
     @property
+    def tokens(self) -> int:
+        """Return the number of tokens of the steps so far."""
+
+    @property
     def done(self) -> float:
         """Return the fraction of the run that is done."""
 
