@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bpe_llama.model.layers.moe import MixtureOfExperts
+from bpe_llama.model.layers.products import product
 
 if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained
@@ -77,8 +78,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()
-        product = matrix @ matrix
-        float(product[0, 0])  # waits for a GPU
+        float(product(matrix, matrix)[0, 0])  # by the library that training uses; the number waits for a GPU
         best = min(best, time.perf_counter() - started)
     return 2 * _SIZE**3 / best
 
