@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.model.test_huggingface import shard
 
 from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification
 from bpe_llama.model.checkpoints import average
+from tests.model.checkpoints.test_huggingface import shard
 
 Make = Callable[..., LlamaForCausalLM]
 
@@ -66,8 +66,8 @@ def test_one_checkpoint_is_its_own_mean_and_tied_heads_stay_tied(tiny_model: Mak
         assert torch.equal(weight, model.state_dict()[name])
 
 
-def test_classifiers(tiny_config: Callable[..., Any], tiny_model: Make, tmp_path: Path) -> None:
-    judges = [LlamaForSequenceClassification(tiny_config(num_labels=3), seed=seed) for seed in (0, 1)]
+def test_classifiers(tiny_model: Make, tmp_path: Path) -> None:
+    judges = [LlamaForSequenceClassification(tiny_model().config.replace(num_labels=3), seed=seed) for seed in (0, 1)]
     for seed, judge in enumerate(judges):
         judge.save_pretrained(tmp_path / str(seed))
     mean = average([tmp_path / "0", tmp_path / "1"], model_class=LlamaForSequenceClassification)

@@ -97,8 +97,8 @@ def test_random_rows_depend_on_the_seed_alone(tiny_model: Make) -> None:
     assert all(abs(float(weight.std()) - 0.2) < 0.01 and abs(float(weight.mean())) < 0.01 for weight in rows[0])
 
 
-def test_classifiers_and_models_without_a_head(tiny_config: Callable[..., Any]) -> None:
-    judge = LlamaForSequenceClassification(tiny_config(num_labels=3))
+def test_classifiers_and_models_without_a_head(model: LlamaForCausalLM) -> None:
+    judge = LlamaForSequenceClassification(model.config.replace(num_labels=3))
     judge.resize_token_embeddings(99)
     assert judge(torch.tensor([[98, 97]])).logits.shape == (1, 3)
     assert judge.score.weight.shape == (3, 48) and judge.config.vocab_size == judge.model.config.vocab_size == 99

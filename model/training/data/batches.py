@@ -93,7 +93,7 @@ def epochs_of(batches: Batches, index: int) -> dict[str, float]:
     Several corpora are `epochs/name`. The share of padding, if there is any, is `padding`.
     """
     passes: dict[str, float] = getattr(batches, "epochs", lambda index: {})(index)
-    padding: float = getattr(batches, "padding", lambda index: 0.0)(index)
+    padding: float = getattr(batches, "padding_share", lambda index: 0.0)(index)
     metrics = {"padding": round(padding, 5)} if padding else {}
     for name, value in passes.items():
         metrics[f"epochs/{name}" if len(passes) > 1 else "epochs"] = round(value, 4)

@@ -83,7 +83,7 @@ def count_below(n: int, bound: int, step: int, offset: int, modulus: int) -> int
 
     Example:
         >>> count_below(10, 2, 3, 1, 7), sum((3 * i + 1) % 7 < 2 for i in range(10))
-        (3, 3)
+        (4, 4)
     """
     shifted = offset - bound + modulus  # x % m < b exactly if floor(x / m) - floor((x - b) / m) is 1
     return _floor_sum(n, modulus, step, offset) - _floor_sum(n, modulus, step, shifted) + n

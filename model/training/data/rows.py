@@ -161,7 +161,7 @@ class RowBatches:
         """Return how often the batches before `index` pass over each corpus, by its name."""
         return self.data.epochs(index * self.batch_size)
 
-    def padding(self, index: int) -> float:
+    def padding_share(self, index: int) -> float:
         """Return the share of padding in the batches before `index`."""
         columns = index * self.batch_size * self.data.window
         return 1 - self.tokens_before(index) / columns if columns else 0.0

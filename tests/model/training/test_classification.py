@@ -50,7 +50,8 @@ def test_a_classifier_learns_labels_and_its_held_out_score_is_that_of_its_predic
     model, held_out = judge(), texts(21, seed=1)
     config = training.TrainConfig(max_steps=60, eval_every=20, **SETTINGS)
     result, score = train_classifier(model, texts(), config, tmp_path, eval_texts=held_out, progress=False)
-    assert score is not None and result.eval_loss == score.loss and score.accuracy > 0.7  # chance: 0.33
+    assert score is not None and score.accuracy > 0.7  # chance: 0.33
+    assert result.eval_loss == pytest.approx(score.loss, rel=1e-6)
     confusion, total = np.zeros((3, 3), dtype=int), 0.0
     with torch.no_grad():
         for text in held_out:  # one at a time: without padding
@@ -92,7 +93,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
     whole, (_, score) = run("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 3)
+        patch.setattr(training.loop.Trainer, "unfinished", lambda self: self.step < 3)
         run("parts")
     parts, (result, again) = run("parts", resume=True)
     assert result.step == 8 and losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -132,11 +133,11 @@ def test_a_token_loss_still_refuses_a_classifier(token_file: Path, tmp_path: Pat
 def test_batches_are_padded_and_found_again() -> None:
     data = texts(7)
     batches = LabelledBatches(data, batch_size=3, padding=0)
-    ids, labels = batches.inputs_and_labels(1)
-    assert ids.shape[0] == 3 and labels.shape == (3,)
+    batch = batches.batch(1)
+    assert batch.ids.shape[0] == 3 and batch.labels.shape == (3,) and batch.learned == 3
     again = LabelledBatches(data, batch_size=3, padding=0)
-    again.inputs_and_labels(9)
-    assert again.inputs_and_labels(1)[0].tolist() == ids.tolist()
+    again.batch(9)
+    assert again.batch(1).ids.tolist() == batch.ids.tolist()
     assert batches.tokens_before(7) == sum(len(text.ids) for text in data) * 3
     others = [*data[:-1], LabelledText(data[-1].ids, 2 - data[-1].label)]
     assert LabelledBatches(others, batch_size=3, padding=0).fingerprint != batches.fingerprint

@@ -78,7 +78,7 @@ def test_an_interrupted_run_resumes_with_the_same_numbers(
 ) -> None:
     with torch.enable_grad():
         with monkeypatch.context() as patch:
-            patch.setattr(training.loop.Trainer, "unfinished", lambda self, step, elapsed: step < 9)
+            patch.setattr(training.loop.Trainer, "unfinished", lambda self: self.step < 9)
             assert finetune(made, rows, tmp_path / "out", "--full") == 0
         assert finetune(made, rows, tmp_path / "out", "--full", "--resume") == 0
     ours, whole = (

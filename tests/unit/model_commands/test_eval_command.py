@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,8 @@ def test_bad_usage(arguments: list[str], message: str, made: Path, rows: Path, c
 
 
 def test_missing_harness_is_named(made: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
+    for name in [name for name in sys.modules if name.startswith("lm_eval.")] + ["lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "bpe_llama.model.evaluation.harness", raising=False)
     assert main(["eval", str(made / "run" / "model"), "--tasks", "hellaswag"]) == 2
     assert "pip install 'bpe-llama[eval]'" in capsys.readouterr().err
