@@ -16,6 +16,7 @@ from bpe_llama.model.cli.loading import save_with_tokenizer
 from bpe_llama.model.cli.options import EXIT_INTERRUPTED, DeviceOption
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
+from bpe_llama.model.evaluation.bits_per_byte import token_bytes
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.tokenizer import Tokenizer
@@ -152,14 +153,19 @@ def _train(
         for file in old.iterdir():
             file.unlink()
         old.rmdir()
-    result = training.train(model, tokens, settings, out / "run")
+    result = training.train(model, tokens, settings, out / "run", token_bytes=token_bytes(tokenizer))
     (out / "run" / "loss.png").replace(out / "loss.png")
     if not result.interrupted:
         _say(
             f"   {result.tokens:,} tokens in {result.step:,} steps: loss {result.loss:.2f}, "
-            f"held-out loss {result.eval_loss:.2f} ({out / 'loss.png'})"
+            f"held-out loss {result.eval_loss:.2f}, {_held_out_bits(out):.2f} bits per byte ({out / 'loss.png'})"
         )
     return model, result
+
+
+def _held_out_bits(out: Path) -> float:
+    lines = training.read_metrics(out / "run" / "metrics.jsonl")
+    return [line["eval_bits_per_byte"] for line in lines if "eval_bits_per_byte" in line][-1]
 
 
 def _sample(model: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, seed: int) -> None:
