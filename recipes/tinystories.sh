@@ -4,6 +4,8 @@
 #     recipes/tinystories.sh                 TinyStories from the Hugging Face Hub (needs `pip install 'bpe-llama[hub]'`)
 #     recipes/tinystories.sh my/texts        any folder, file or glob of .txt, .jsonl, .parquet, .gz, .zst
 #
+# Seen: 8 MB of English prose with STEPS=80 BATCH=8 LENGTH=256, two cores of a Zen 5 server: 2 minutes in all, 163,840 tokens
+# trained on, 2.69 bits per byte of held-out text. That is a test of the recipe, not a model; the defaults need a GPU.
 # Run again, it goes on where it ended. Options are environment variables: OUT, VOCAB, STEPS, BATCH, LENGTH, HIDDEN, LAYERS.
 set -euo pipefail
 

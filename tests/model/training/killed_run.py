@@ -70,8 +70,8 @@ def run(out: Path) -> Path:
     return out
 
 
-def run_killed(out: Path, draw: random.Random, times: int) -> int:
-    """Start the run and kill it at a random moment after its first new line of metrics, `times` times; then finish it.
+def run_killed(out: Path, draw: random.Random, times: int, seconds: float) -> int:
+    """Start the run and kill it within `seconds` of its first new line of metrics, `times` times; then finish it.
 
     Returns the number of processes that were killed before their end.
     """
@@ -80,7 +80,7 @@ def run_killed(out: Path, draw: random.Random, times: int) -> int:
         before, process = _lines(out), start(out)
         while _lines(out) == before and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.002)
-        time.sleep(draw.uniform(0.0, 1.2))
+        time.sleep(draw.uniform(0.0, seconds))
         os.kill(process, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(process, 0)[1])
     run(out)
@@ -114,12 +114,14 @@ def results(out: Path) -> dict[str, Any]:
 def main(times: int) -> None:
     """Kill `times` processes and print the outcome of each run."""
     folder = Path(tempfile.mkdtemp())
+    started = time.perf_counter()
     whole = results(run(folder / "whole"))
+    seconds = (time.perf_counter() - started) / 3  # of a whole run, imports and plot included
     draw = random.Random(0)
-    killed = lost = 0
+    killed = lost = runs = 0
     while killed < times:
-        out = folder / f"run-{killed}"
-        ended = run_killed(out, draw, draw.randint(1, 3))
+        out, runs = folder / f"run-{runs}", runs + 1
+        ended = run_killed(out, draw, draw.randint(1, 3), seconds)
         same = results(out) == whole
         killed, lost = killed + ended, lost + (not same)
         print(f"{out.name}: killed {ended} times, {'the same results' if same else 'OTHER RESULTS'}", flush=True)
