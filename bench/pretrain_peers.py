@@ -168,7 +168,7 @@ def product(config: dict[str, Any], dtype: str) -> Step:
     """Return a function that multiplies two large matrices by the library that is faster here."""
     import torch
 
-    from bpe_llama.model.layers import products
+    from bpe_llama.model.layers.matmul import products
 
     left, right = (torch.randn(1024, 1024, dtype=getattr(torch, dtype)) for _ in range(2))
 

@@ -19,10 +19,10 @@ from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
+from bpe_llama.model.layers.matmul.products import recomputed, training_products
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import MixtureOfExperts, routing_loss
 from bpe_llama.model.layers.norm import RMSNorm
-from bpe_llama.model.layers.products import recomputed, training_products
 from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
 from bpe_llama.model.pretrained import Pretrained, check_ids
 
@@ -239,7 +239,7 @@ class LlamaForCausalLM(Pretrained):
         The options are those of `bpe_llama.model.layers.loss.chunked_next_token_loss`.
 
         Cost: memory for the logits of ``chunk_size`` positions instead of all, most of a training step's memory at a
-        vocabulary of 128,000. Float32 products are those of `bpe_llama.model.layers.products.training_products`.
+        vocabulary of 128,000. Float32 products are those of `bpe_llama.model.layers.matmul.products.training_products`.
         """
         with training_products():
             hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)

@@ -3,7 +3,7 @@
 import typer
 
 from bpe_llama.model.cli import chat, convert, demo, eval, finetune, generate, pretrain
-from bpe_llama.model.cli.options import with_threads
+from bpe_llama.model.cli.options.common import with_threads
 
 app = typer.Typer(name="bpe-llama", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 

@@ -11,9 +11,9 @@ import typer
 
 from bpe_llama.chat.renderer import compile_template
 from bpe_llama.chat.templates import choose_template
-from bpe_llama.model.cli import sampling_options as sampling
 from bpe_llama.model.cli.loading import load_generator
-from bpe_llama.model.cli.options import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.cli.options import sampling
+from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.sampling.params import GenerationOptions
 

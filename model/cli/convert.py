@@ -10,7 +10,7 @@ import typer
 from bpe_llama._gguf.writer import tokenizer_metadata
 from bpe_llama.model.checkpoints.gguf_write import save_gguf
 from bpe_llama.model.cli.loading import average_models, load_model, resize_embeddings, save_with_tokenizer
-from bpe_llama.model.cli.options import ResizeOption
+from bpe_llama.model.cli.options.common import ResizeOption
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ import typer
 
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, DeviceOption
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, DeviceOption
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.evaluation.bits_per_byte import token_bytes

@@ -15,7 +15,7 @@ from bpe_llama._progress import reporting
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, is_classifiers_adapter, load_adapted_classifier
 from bpe_llama.model.cli.loading import check_quantized, load_generator
-from bpe_llama.model.cli.options import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.evaluation.classification import ClassifierScore, evaluate_classifier
 from bpe_llama.model.evaluation.perplexity import DEFAULT_WINDOW
 from bpe_llama.model.evaluation.text import TextScore, evaluate_text

@@ -16,8 +16,8 @@ from bpe_llama.model.checkpoints.huggingface import write_config
 from bpe_llama.model.classification import LlamaForSequenceClassification
 from bpe_llama.model.cli.classification import is_classifier, load_classifier, report_score
 from bpe_llama.model.cli.loading import check_quantized, load_model, resize_embeddings, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
-from bpe_llama.model.cli.run_options import (
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, QUANTIZED, ResizeOption, describe
+from bpe_llama.model.cli.options.run import (
     LoggerOption,
     SamplePromptOption,
     TeacherOption,
@@ -25,7 +25,7 @@ from bpe_llama.model.cli.run_options import (
     TeacherWeightOption,
     run_keywords,
 )
-from bpe_llama.model.cli.training_options import training_flags
+from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.device import resolve_device
 from bpe_llama.model.llama import LlamaForCausalLM

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from bpe_llama.model.cli import sampling_options as sampling
 from bpe_llama.model.cli.loading import load_generator
-from bpe_llama.model.cli.options import AdapterOption, DeviceOption, QuantizeOption
+from bpe_llama.model.cli.options import sampling
+from bpe_llama.model.cli.options.common import AdapterOption, DeviceOption, QuantizeOption
 from bpe_llama.model.cli.speed import describe_speed
 from bpe_llama.model.sampling.params import GenerationOptions
 

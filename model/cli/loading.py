@@ -14,7 +14,7 @@ from bpe_llama._progress import reporting
 from bpe_llama.model import training
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.checkpoints import average
-from bpe_llama.model.cli.options import QUANTIZED
+from bpe_llama.model.cli.options.common import QUANTIZED
 from bpe_llama.model.generation.text_generator import TextGenerator
 from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.pretrained import Pretrained

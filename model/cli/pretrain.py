@@ -9,8 +9,8 @@ import typer
 
 from bpe_llama.model import training
 from bpe_llama.model.cli.loading import load_model, resize_embeddings, save_with_tokenizer
-from bpe_llama.model.cli.options import EXIT_INTERRUPTED, ResizeOption, describe
-from bpe_llama.model.cli.run_options import (
+from bpe_llama.model.cli.options.common import EXIT_INTERRUPTED, ResizeOption, describe
+from bpe_llama.model.cli.options.run import (
     LoggerOption,
     SamplePromptOption,
     TeacherOption,
@@ -18,7 +18,7 @@ from bpe_llama.model.cli.run_options import (
     TeacherWeightOption,
     run_keywords,
 )
-from bpe_llama.model.cli.training_options import training_flags
+from bpe_llama.model.cli.options.training import training_flags
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.generation.prompts import check_vocabulary
 from bpe_llama.model.llama import LlamaForCausalLM

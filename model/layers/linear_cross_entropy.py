@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpe_llama.model.layers.products import product
+from bpe_llama.model.layers.matmul.products import product
 
 IGNORED = -100
 """The label of positions without loss (padding, prompts)."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
 from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
-from bpe_llama.model.layers.products import recomputed
+from bpe_llama.model.layers.matmul.products import recomputed
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: int | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.config import LlamaConfig
-from bpe_llama.model.layers.grouped_mm import grouped_linear
+from bpe_llama.model.layers.matmul.grouped import grouped_linear
 
 
 class Expert(nn.Module):

@@ -32,14 +32,14 @@ from bpe_llama.model.training.evaluate import evaluate, evaluate_examples
 from bpe_llama.model.training.finetuning.finetune import finetune
 from bpe_llama.model.training.finetuning.formats import FORMATS
 from bpe_llama.model.training.finetuning.options import DataConfig
+from bpe_llama.model.training.initial.identity import start_as_identity
+from bpe_llama.model.training.initial.vocabulary import token_pieces
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.report.metrics import read_metrics
 from bpe_llama.model.training.report.plot import plot_loss
 from bpe_llama.model.training.run import train, train_on_examples
 from bpe_llama.model.training.schedule import learning_rate_at
-from bpe_llama.model.training.start import start_as_identity
 from bpe_llama.model.training.step import TensorBatch, batch_loss
-from bpe_llama.model.training.vocabulary import token_pieces
 
 __all__ = [
     "FORMATS",

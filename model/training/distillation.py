@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bpe_llama.model.layers.loss import IGNORED, check_labels
-from bpe_llama.model.layers.products import training_products
+from bpe_llama.model.layers.matmul.products import training_products
 from bpe_llama.model.training.step import LossFunction, TensorBatch
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bpe_llama.model import LlamaForCausalLM
 from bpe_llama.model.layers import linear_cross_entropy as fused
-from bpe_llama.model.layers import products
 from bpe_llama.model.layers.linear_cross_entropy import linear_cross_entropy
 from bpe_llama.model.layers.loss import chunked_next_token_loss
+from bpe_llama.model.layers.matmul import products
 
 Make = Callable[..., LlamaForCausalLM]
 close = torch.testing.assert_close

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from bpe_llama.model.layers.matmul.products import product
 from bpe_llama.model.layers.moe import MixtureOfExperts
-from bpe_llama.model.layers.products import product
 
 if TYPE_CHECKING:
     from bpe_llama.model.pretrained import Pretrained

@@ -24,7 +24,7 @@ from bpe_llama.model.cli import demo
 from bpe_llama.model.cli import finetune as finetune_command
 from bpe_llama.model.cli import pretrain as pretrain_command
 from bpe_llama.model.cli.loading import load_generator
-from bpe_llama.model.cli.training_options import FIELDS_WITHOUT_FLAG, TRAINING_FLAGS
+from bpe_llama.model.cli.options.training import FIELDS_WITHOUT_FLAG, TRAINING_FLAGS
 from bpe_llama.model.training.finetuning.options import DataOptions
 from tests.unit.model_commands.helpers import finetune, pretrain
 

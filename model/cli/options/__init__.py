@@ -1,0 +1,1 @@
+"""Options of commands: shared ones, those of sampling, of training, and of a run."""
