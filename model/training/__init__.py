@@ -11,7 +11,7 @@ Read in this order:
 |---|---|
 | `config`, `schedule` | the options of a run; the learning rate of each step |
 | `data/` | token files and shards, mixed and packed; examples and other data: all as batches |
-| `start`, `vocabulary`, `optimizers/` | initial weights; those of new tokens; AdamW and Muon |
+| `initial/`, `optimizers/` | initial weights, also of new tokens; AdamW and Muon |
 | `step`, `evaluate` | the loss of a micro-batch, the gradient norm; the held-out loss |
 | `distillation` | the loss of a micro-batch that learns from a teacher |
 | `loop`, `callbacks`, `interrupts`, `parallel` | the training loop, what it calls, Ctrl-C; the ranks of `torchrun` |
