@@ -13,7 +13,7 @@ import pytest
 
 from bpe_llama import Tokenizer
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaForCausalLM, lora
+from bpe_llama.model import LlamaForCausalLM, evaluation, lora
 from bpe_llama.model.evaluation.text import evaluate_text
 from tests.unit.model_commands.helpers import TEXT
 
@@ -101,6 +101,7 @@ def test_missing_harness_is_named(made: Path, capsys: Any, monkeypatch: pytest.M
     for name in [name for name in sys.modules if name.startswith("lm_eval.")] + ["lm_eval"]:
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "bpe_llama.model.evaluation.harness", raising=False)
+    monkeypatch.delattr(evaluation, "harness", raising=False)
     assert main(["eval", str(made / "run" / "model"), "--tasks", "hellaswag"]) == 2
     assert "pip install 'bpe-llama[eval]'" in capsys.readouterr().err
 
