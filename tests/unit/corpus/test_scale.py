@@ -161,11 +161,11 @@ def test_rows_without_text_are_named_or_skipped(dataset, tmp_path):
     rows = [{"text": None if n % 3 == 1 else f"row {n}", "n": n} for n in range(30)]
     holes = ray.data.from_items(rows, override_num_blocks=4)
     kept = [row for row in rows if row["text"] is not None]
-    with pytest.raises(ValueError, match="row 1 of a block: column 'text' is null, where text was expected"):
+    with pytest.raises(ValueError, match=r"row [012] of a block: column 'text' is null, where text was expected"):
         scale.count_words(holes)
     with pytest.warns(UserWarning, match="skipped 10 rows without text"):
         assert scale.count_words(holes, on_error="skip") == WordCounts.from_iterator(row["text"] for row in kept)
-    with pytest.raises(Exception, match="row 1 of a block: column 'text' is null"):
+    with pytest.raises(Exception, match=r"row [012] of a block: column 'text' is null"):
         scale.encode_dataset(holes, tok).take_all()
     found = scale.encode_dataset(holes, tok, on_error="skip").sort("n").take_all()
     assert [(row["n"], list(row["input_ids"])) for row in found] == [
