@@ -1,4 +1,4 @@
-"""The cross-entropy of a linear head, whose gradient is computed in the forward pass, a chunk of positions at a time.
+"""The cross-entropy of a linear head. Its gradient is computed in the forward pass, a chunk of positions at a time.
 
 Of the logits only those of one chunk are ever in memory, and the head is multiplied once: the softmax overwrites the
 logits with their gradient, which is then multiplied by the weights and by the hidden states.
@@ -27,7 +27,7 @@ CHUNK_LOGITS = 1 << 23
 BLOCK = 1 << 22
 """Numbers of a block of the head's weights on a CPU: 16 MiB, which malloc gives again without new pages."""
 ROWS = 1 << 20
-"""Logits whose softmax is computed at once on a CPU: they stay in its cache."""
+"""Logits of one softmax call on a CPU, few enough to stay in its cache."""
 
 
 def linear_cross_entropy(

@@ -236,7 +236,7 @@ class _LossModule(nn.Module):
 
 
 class ReplicatedLoss:
-    """A loss function whose backward pass sums the gradients of all ranks (DDP), once a step.
+    """A loss function; its backward pass sums the gradients of all ranks (DDP), once a step.
 
     Source: Li et al. 2020, arXiv:2006.15704.
     """

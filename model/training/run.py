@@ -131,12 +131,11 @@ def train_on_examples(
         config: The run's options.
         out: Folder of the run; created if it does not exist.
         eval_examples: Held-out examples.
-        resume: Resume from the checkpoint in `out`, if there is one.
-        progress: Show the progress on stderr, as a bar on a terminal and as lines elsewhere; False: show nothing.
-        loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
-        callbacks: Called at each step, evaluation and checkpoint.
-        token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
-            loss in bits per byte, which is comparable across vocabularies.
+        resume: As of `train`, like the arguments below.
+        progress: Likewise.
+        loss_fn: Likewise.
+        callbacks: Likewise.
+        token_bytes: Likewise.
 
     Raises:
         ValueError: As `train`; or if an example has no token to learn or is longer than the model's context.

@@ -43,7 +43,7 @@ class TensorBatch:
         return cls(*map(move, fields))  # type: ignore[arg-type]
 
 
-# The model is the one that the caller trains, so its class is his to name.
+# Any model that the caller trains: its class is not fixed.
 LossFunction = Callable[[Any, TensorBatch, int], Tensor]
 """Takes the model, a micro-batch and the number of learned tokens of the whole step; returns the sum of the losses of
 the batch's tokens divided by that number, so that the losses of all micro-batches add up to the mean over the step."""

@@ -37,7 +37,7 @@ class IterableBatches:
 
     @property
     def fingerprint(self) -> str:
-        """Return the type of the iterable, whose data are not known beforehand."""
+        """Return the type of the iterable; its data are not known beforehand."""
         return f"batches of a {type(self.source).__name__}"
 
     def batch(self, index: int) -> Batch:
@@ -56,7 +56,7 @@ class IterableBatches:
         return batch
 
     def tokens_before(self, index: int) -> int:
-        """Return the number of tokens in the batches before `index`, of those that were read."""
+        """Return the number of tokens in the batches that were read before `index`."""
         return self._tokens[min(index, len(self._tokens) - 1)]
 
     def epochs(self, index: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import time
 
 from bpe_llama.model.training.data.batches import Batch, Batches
 
-_POLL = 0.1  # seconds between looks at an interrupt
+_POLL = 0.1  # seconds between checks for an interrupt
 
 
 class Prefetch:

@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def in_one_line(metrics: Metrics) -> str:
-    """Return the metrics of an interval as a person reads them; those that are absent are left out.
+    """Return the metrics of an interval as text for a person; absent ones are left out.
 
     Example:
         >>> in_one_line({"step": 20, "loss": 2.345, "tokens_per_second": 1234.5, "seconds_left": 75})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Dense bfloat16 operations a second, from NVIDIA's data sheets (without sparsity).
 _PEAK_BFLOAT16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
-_SIZE = 1024  # of the matrices whose product is timed
+_SIZE = 1024  # of the two matrices that are multiplied
 
 
 def flops_per_token(model: Pretrained, length: int) -> float:
