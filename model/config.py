@@ -123,6 +123,8 @@ class LlamaConfig:
             names = {int(label): str(name) for label, name in self.id2label.items()}
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"id2label is {self.id2label!r:.100}; expected an object of numbers and names") from None
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"id2label names the ids {sorted(names)}; expected 0 to {len(names) - 1}")
         object.__setattr__(self, "num_labels", len(names))
         usual = names == {label: f"LABEL_{label}" for label in range(len(names))}
         object.__setattr__(self, "id2label", None if usual else names)

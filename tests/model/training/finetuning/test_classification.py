@@ -196,6 +196,8 @@ def test_labels_are_kept_by_the_config() -> None:
     assert LlamaConfig(id2label={0: "LABEL_0", 1: "LABEL_1"}) == LlamaConfig()
     with pytest.raises(ValueError, match=r"id2label is .*expected an object of numbers and names"):
         LlamaConfig(id2label={"ham": "0"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"id2label names the ids \[0, 2\]; expected 0 to 1"):
+        LlamaConfig(id2label={0: "ham", 2: "spam"})  # the name of id 2 would be lost
 
 
 def rows(path: Path, values: list[Any]) -> Path:
