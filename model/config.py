@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bpe_llama._files import read_json_object
-from bpe_llama.model.config_json import OUR_TYPE, fields_of
-from bpe_llama.model.families import FAMILIES
+from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of
+from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
 POSITION_ENCODINGS = ("rotary", "sinusoidal", "none")
@@ -22,6 +22,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 @dataclass(frozen=True)
 class LlamaConfig:
     """The hyperparameters of one model, named as in Hugging Face's ``config.json``.
+
+    A family with fields of its own has a subclass in ``families/``; `from_dict` and `from_json` return it.
 
     The RoPE parameters may be given as ``rope_parameters`` (transformers 5) or as ``rope_theta`` and ``rope_scaling``
     (transformers 4). A built config has all three: ``rope_parameters`` holds everything, ``rope_theta`` the base, and
@@ -73,7 +75,11 @@ class LlamaConfig:
     dtype: str | None = None
     model_type: str = "llama"
 
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = ("silu", "swish")
+    """The values of ``hidden_act`` that the family computes."""
+
     def __post_init__(self) -> None:
+        self._check_model_type()
         self._fill_labels()
         for name in (
             "vocab_size",
@@ -90,8 +96,10 @@ class LlamaConfig:
         self._fill_heads()
         self._fill_rope()
         self._fill_variants()
-        if self.hidden_act not in ("silu", "swish"):
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; a LLaMA's is 'silu'")
+        if self.hidden_act not in self.ACTIVATIONS:
+            raise ValueError(
+                f"hidden_act is {self.hidden_act!r}; model_type {self.model_type!r} has {self.ACTIVATIONS[0]!r}"
+            )
         for name in (
             "rms_norm_eps",
             "initializer_range",
@@ -114,6 +122,15 @@ class LlamaConfig:
             raise TypeError(f"eos_token_id is {self.eos_token_id!r}; expected an integer or a list of them")
         for eos in self.eos_token_ids:
             self._check_id("eos_token_id", eos)
+
+    def _check_model_type(self) -> None:
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"model_type is {self.model_type!r}; expected one of {', '.join(FAMILIES)}")
+        if not type(self) is self.family.config:
+            raise ValueError(
+                f"model_type is {self.model_type!r}, which {type(self).__name__} does not describe; "
+                f"expected a {self.family.config.__name__}, or LlamaConfig.from_dict"
+            )
 
     def _fill_labels(self) -> None:
         if not self.id2label:
@@ -148,7 +165,8 @@ class LlamaConfig:
         _check_size("head_dim", self.head_dim)
 
     def _fill_rope(self) -> None:
-        rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling)
+        theta = 10_000.0 if type(self) is LlamaConfig else self.family.rope_theta
+        rope = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling, theta)
         if "original_max_position_embeddings" in PARAMETERS.get(rope["rope_type"], ()):
             rope.setdefault("original_max_position_embeddings", self.max_position_embeddings)
         check_rope_parameters(rope, self.head_size)
@@ -159,7 +177,6 @@ class LlamaConfig:
 
     def _fill_variants(self) -> None:
         for name, allowed in (
-            ("model_type", tuple(FAMILIES)),
             ("position_encoding", POSITION_ENCODINGS),
             ("problem_type", (None, *PROBLEM_TYPES)),
         ):
@@ -181,6 +198,10 @@ class LlamaConfig:
                 )
         if self.num_local_experts is not None and self.mlp_bias:
             raise ValueError("mlp_bias is true, but experts (num_local_experts) have no biases; expected false")
+        if type(self) is not LlamaConfig:
+            for name, value in self.unknown_to_transformers.items():
+                raise ValueError(f"{name} is {value!r}, which model_type {self.model_type!r} does not compute")
+            return
         # The family whose class in transformers computes this config: llama has no window and no experts, and its heads
         # divide hidden_size.
         if self.num_local_experts is not None:
@@ -199,6 +220,11 @@ class LlamaConfig:
             raise ValueError(f"{name} is {value}, outside the vocabulary of {self.vocab_size}")
 
     @property
+    def family(self) -> Family:
+        """Return the model family, which says what modules the model has."""
+        return FAMILIES[self.model_type]
+
+    @property
     def kv_heads(self) -> int:
         """Return ``num_key_value_heads``, which is not None once the config is built."""
         return self.num_key_value_heads or self.num_attention_heads
@@ -214,6 +240,26 @@ class LlamaConfig:
         return self.rope_parameters or {}
 
     @property
+    def local_rope(self) -> dict[str, Any] | None:
+        """Return the RoPE parameters of layers with a sliding window; None if they are those of all layers."""
+        return None
+
+    @property
+    def rotated_layers(self) -> tuple[bool, ...]:
+        """Return for each layer whether queries and keys are rotated."""
+        return (True,) * self.num_hidden_layers
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Return the sliding window of each layer in tokens; None attends to all.
+
+        Example:
+            >>> LlamaConfig(num_hidden_layers=2, sliding_window=8).windows
+            (8, 8)
+        """
+        return (self.sliding_window,) * self.num_hidden_layers
+
+    @property
     def unknown_to_transformers(self) -> dict[str, Any]:
         """Return the options and their values that transformers' class of this ``model_type`` does not compute.
 
@@ -221,9 +267,9 @@ class LlamaConfig:
             >>> LlamaConfig(sliding_window=8, attention_bias=True).unknown_to_transformers
             {'attention_bias': True}
         """
-        has_biases = FAMILIES[self.model_type].has_biases
-        computed = {"position_encoding": "rotary", "partial_rotary_factor": 1.0}
-        computed |= {} if has_biases else {"attention_bias": False, "mlp_bias": False}
+        computed: dict[str, Any] = {"position_encoding": "rotary"}
+        computed |= {} if self.family.has_partial_rotary else {"partial_rotary_factor": 1.0}
+        computed |= {name: False for name in ("attention_bias", "mlp_bias") if name not in self.family.biases}
         values = {**vars(self), "partial_rotary_factor": self.rope.get("partial_rotary_factor", 1.0)}
         return {name: values[name] for name, value in computed.items() if values[name] != value}
 
@@ -288,15 +334,19 @@ class LlamaConfig:
             >>> LlamaConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "use_cache": True}).head_dim
             16
         """
-        picked = fields_of(values, {field.name for field in dataclasses.fields(cls)})
+        family = family_of(values)
+        config_class: type[LlamaConfig] = cls if family is None else family.config
+        if not issubclass(config_class, cls):
+            raise ValueError(f"model_type is {values['model_type']!r}; expected that of a {cls.__name__}")
+        picked = fields_of(values, {field.name for field in dataclasses.fields(config_class)})
         slices = picked.get("pretraining_tp")
         try:
-            return cls(**picked)
+            return config_class(**picked)
         except ValueError:
             if not isinstance(slices, int) or slices < 2:
                 raise
             # transformers computes without slices; they change rounding alone, so slices that do not fit are dropped.
-            return cls(**(picked | {"pretraining_tp": 1}))
+            return config_class(**(picked | {"pretraining_tp": 1}))
 
     @classmethod
     def from_json(cls, path: str | Path) -> LlamaConfig:

@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bpe_llama.model.families import FAMILIES
-from bpe_llama.model.families.family import Family
+from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, merge_rope
 
 OUR_TYPE = "bpe_llama"
@@ -65,13 +64,27 @@ READ_HERE = _words(
 """Keys that are not fields of `LlamaConfig` and are read by `fields_of`."""
 
 
+def family_of(values: Mapping[str, Any]) -> Family | None:
+    """Return the family of a parsed ``config.json``; None if it has no ``model_type`` or this package's own.
+
+    Raises:
+        ValueError: If the family is not known.
+    """
+    model_type = values.get("model_type")
+    if model_type is None or model_type == OUR_TYPE:
+        return None
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
 def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Return the fields of `LlamaConfig` that a parsed ``config.json`` states.
+    """Return the fields of the family's config that a parsed ``config.json`` states.
 
     Args:
         values: The file. Its ``model_type`` selects the family, whose defaults and rules are those of transformers. A
             mapping without ``model_type`` has `LlamaConfig`'s defaults.
-        known: The names of the fields.
+        known: The names of the fields of the family's config.
 
     Warns:
         UserWarning: If transformers' class of the family ignores a window or a dropout that the file states.
@@ -83,15 +96,14 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         >>> fields_of({"model_type": "mistral", "hidden_size": 64}, {"hidden_size", "model_type"})["sliding_window"]
         4096
     """
-    model_type = values.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if model_type == OUR_TYPE:
+    family, stated = family_of(values), values.get("model_type")
+    if family is not None:
+        values = family.prepare(values)
+    elif stated == OUR_TYPE:
         values = {key: value for key, value in values.items() if key != "model_type"}
-    elif model_type is not None and family is None:
-        raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
     picked = {name: value for name, value in values.items() if name in known}
     for key, value in values.items():
-        if key not in known and key not in READ_HERE:
+        if key not in known and key not in READ_HERE and (family is None or key not in family.ignored):
             _check_other(key, value)
     _check_refused(values)
     if picked.get("dtype") is None and values.get("torch_dtype") is not None:
@@ -103,8 +115,8 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     elif values.get("num_experts"):
         name = None if family is None else family.name
         raise ValueError(f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected 'mixtral'")
-    if model_type:
-        _leave_out_ids(picked)
+    if stated:
+        _leave_out_ids(picked, 32_000 if family is None else family.config.vocab_size)
     _read_rope(picked, values, family)
     if family is not None:
         _read_family(picked, values, family)
@@ -181,7 +193,7 @@ def _read_rope(picked: dict[str, Any], values: Mapping[str, Any], family: Family
     original = "original_max_position_embeddings"
     if values.get(original) is not None and original in PARAMETERS.get(rope_type, ()):
         rope[original] = values[original]
-    if family is not None and rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if family is not None and not family.has_partial_rotary and rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"partial_rotary_factor is {rope['partial_rotary_factor']!r}, but transformers' {family.name} rotates "
             f"whole heads; set it to 1, or model_type to {OUR_TYPE!r} to rotate that part of each head here"
@@ -201,7 +213,7 @@ def _states_theta(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Family) -> None:
-    """Apply a family's defaults and its rules on windows, experts and biases."""
+    """Apply a family's defaults and its rules on experts, biases and its own keys."""
     for name, value in family.defaults.items():
         picked.setdefault(name, value)
     if not family.has_experts and picked.get("num_local_experts"):
@@ -210,19 +222,19 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
             "experts; expected 'mixtral'"
         )
     for name in ("attention_bias", "mlp_bias"):
-        if not family.has_biases and picked.get(name):
-            raise ValueError(f"{name} is true, but transformers' {family.name} has no biases; expected false")
+        if name not in family.biases and picked.get(name):
+            raise ValueError(f"{name} is true, but transformers' {family.name} has no such biases; expected false")
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
             f"position_encoding is {picked['position_encoding']!r}, which transformers' {family.name} does not read; "
             f"set model_type to {OUR_TYPE!r} for such positions here"
         )
-    family.read_window(picked, values)
+    family.read(picked, values)
 
 
-def _leave_out_ids(picked: dict[str, Any]) -> None:
+def _leave_out_ids(picked: dict[str, Any], default_size: int) -> None:
     """Remove BOS and EOS ids outside the vocabulary, with a warning; in transformers they have no effect."""
-    size = picked.get("vocab_size", 32_000)
+    size = picked.get("vocab_size", default_size)
     for name in ("bos_token_id", "eos_token_id"):
         stated = picked.get(name)
         ids = stated if isinstance(stated, list) else [stated]

@@ -7,8 +7,9 @@ This file knows ids and tensors: no text, no files, no sampling. Module names ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +19,24 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.documents import Documents
+from bpe_llama.model.layers.embedding import token_embedding
 from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
 from bpe_llama.model.layers.matmul.products import recomputed, training_products
 from bpe_llama.model.layers.mlp import MLP
-from bpe_llama.model.layers.moe import MixtureOfExperts, routing_loss
+from bpe_llama.model.layers.moe import routing_loss
 from bpe_llama.model.layers.norm import RMSNorm
-from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of
+from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of, rotation_of
 from bpe_llama.model.pretrained import Pretrained, check_ids
 
 
 class DecoderLayer(nn.Module):
     """One layer: attention, then the feed-forward block, each with a pre-norm and a residual connection."""
 
+    attention_class: ClassVar[type[Attention]] = Attention
+
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = self.attention_class(config, layer)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -55,35 +59,20 @@ class DecoderLayer(nn.Module):
         return out
 
 
-class MixtureDecoderLayer(DecoderLayer):
-    """A layer with a mixture of experts as its feed-forward block (Mixtral)."""
-
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
-        super().__init__(config, layer)
-        del self.mlp
-        self.block_sparse_moe = MixtureOfExperts(config)
-
-    def feed_forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the output of the mixture of experts, (B, T, D)."""
-        out: Tensor = self.block_sparse_moe(x_BTD)
-        return out
-
-
 class LlamaModel(Pretrained):
-    """The decoder without a head: ids to hidden states.
+    """The decoder without a head: ids to hidden states. Its modules are those of the config's family.
 
     Source: Touvron et al. 2023, arXiv:2302.13971.
     """
 
     def build(self, config: LlamaConfig) -> None:
         """Create the modules; their weights are initialized later."""
-        # Without _weight, nn.Embedding initializes itself, which costs seconds of imports on the meta device.
-        empty = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=empty)
-        layer_type = MixtureDecoderLayer if config.num_local_experts else DecoderLayer
-        self.layers = nn.ModuleList(layer_type(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        family = config.family
+        self.embed_tokens = (family.embedding or token_embedding)(config)
+        self.layers = nn.ModuleList(family.layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = family.norm(config) if family.norm else RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config) if config.position_encoding == "rotary" else NoRotation()
+        self.local_rotary_emb = RotaryEmbedding(config, config.local_rope) if config.local_rope else None
         sinusoidal = config.position_encoding == "sinusoidal"
         self.position_emb = SinusoidalEmbedding(config.hidden_size) if sinusoidal else None
         self.gradient_checkpointing = 0  # recompute every k-th layer in the backward pass; 0: none
@@ -111,13 +100,17 @@ class LlamaModel(Pretrained):
                 cache and `document_ids`.
         """
         batch, length = check_ids(input_ids, self.config.vocab_size)
-        window, documents = self.config.sliding_window, None
+        documents = None
         if document_ids is not None:
             if past_key_values is not None:
                 raise ValueError("document_ids and past_key_values are given; a slot of a cache holds one sequence")
-            documents = Documents.of(document_ids, input_ids, window)
+            documents = Documents.of(document_ids, input_ids)
         columns = past_key_values.place(batch, length) if past_key_values else None
-        visible = visible_keys(length, columns, attention_mask, input_ids.device, window, documents)
+        windows = self.config.windows
+        visible = {
+            window: visible_keys(length, columns, attention_mask, input_ids.device, window, documents)
+            for window in set(windows)
+        }
         if position_ids is None and documents is not None:
             position_ids = documents.positions(attention_mask)
         elif position_ids is None:
@@ -127,18 +120,28 @@ class LlamaModel(Pretrained):
         if self.position_emb is not None:
             x_BTD = x_BTD + self.position_emb(position_ids).to(x_BTD.dtype)
         prompt_lengths = past_key_values.prompt_lengths if past_key_values else ()
-        rotation = self.rotary_emb(position_ids, prompt_lengths, documents)
+        rotations = self.rotations(position_ids, prompt_lengths, documents)
         for index, layer in enumerate(self.layers):
+            rotation, seen = rotations[index], visible[windows[index]]
             if self.gradient_checkpointing and self.training and index % self.gradient_checkpointing == 0:
                 if past_key_values is not None:
                     raise ValueError("gradient checkpointing computes layers twice, which a cache cannot bear; use one")
-                x_BTD = recomputed(layer, x_BTD, rotation, visible)
+                x_BTD = recomputed(layer, x_BTD, rotation, seen)
             else:
-                x_BTD = layer(x_BTD, rotation, visible, past_key_values, columns)
+                x_BTD = layer(x_BTD, rotation, seen, past_key_values, columns)
         if past_key_values is not None:
             past_key_values.advance(length)
         normed: Tensor = self.norm(x_BTD)
         return normed
+
+    def rotations(
+        self, positions_BT: Tensor, prompt_lengths: Sequence[int] = (), documents: Documents | None = None
+    ) -> list[Rotation]:
+        """Return the rotation of each layer; for the arguments see `RotaryEmbedding`."""
+        whole: Rotation = self.rotary_emb(positions_BT, prompt_lengths, documents)
+        local_emb = self.local_rotary_emb
+        local = whole if local_emb is None else local_emb(positions_BT, prompt_lengths, documents)
+        return [rotation_of(self.config, layer, whole, local) for layer in range(len(self.layers))]
 
     @staticmethod
     def _positions(length: int, mask: Tensor | None, columns: CacheColumns | None, device: torch.device) -> Tensor:
@@ -174,7 +177,8 @@ class LlamaForCausalLM(Pretrained):
     def build(self, config: LlamaConfig) -> None:
         """Create the modules; their weights are initialized later."""
         self.model = LlamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        head = config.family.head
+        self.lm_head = head(config) if head else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def tie_weights(self) -> None:
         """Tie ``lm_head`` to the embedding if the config has ``tie_word_embeddings``."""

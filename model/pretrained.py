@@ -192,8 +192,8 @@ class Pretrained(nn.Module):
         """
         decoder: Any = getattr(self, "model", self)
         embedding, head = decoder.embed_tokens, getattr(self, "lm_head", None)
-        if type(embedding) is not nn.Embedding or type(head) not in (nn.Linear, type(None)):
-            name, found = ("lm_head", head) if type(embedding) is nn.Embedding else ("embed_tokens", embedding)
+        if not isinstance(embedding, nn.Embedding) or not _is_head(head):
+            name, found = ("lm_head", head) if isinstance(embedding, nn.Embedding) else ("embed_tokens", embedding)
             raise TypeError(
                 f"{name} is a {type(found).__name__}, which cannot be resized; expected no adapter and no quantization"
             )
@@ -283,6 +283,11 @@ class Pretrained(nn.Module):
         from bpe_llama.model.checkpoints.huggingface import save
 
         save(self, folder, portable)
+
+
+def _is_head(module: nn.Module | None) -> bool:
+    """Return whether a module is a head without adapter and quantization, or None."""
+    return module is None or (isinstance(module, nn.Linear) and type(module.weight.data) is Tensor)
 
 
 def _resized(

@@ -29,7 +29,10 @@ PARAMETERS = {name: frozenset((*_COMMON, *required, *_OPTIONAL.get(name, ()))) f
 
 
 def merge_rope(
-    parameters: Mapping[str, Any] | None, theta: float | None, scaling: Mapping[str, Any] | None
+    parameters: Mapping[str, Any] | None,
+    theta: float | None,
+    scaling: Mapping[str, Any] | None,
+    default_theta: float = 10_000.0,
 ) -> dict[str, Any]:
     """Return the RoPE parameters that the keys of transformers 5 and 4 state together.
 
@@ -37,6 +40,7 @@ def merge_rope(
         parameters: ``rope_parameters`` (transformers 5).
         theta: ``rope_theta`` (transformers 4).
         scaling: ``rope_scaling`` (transformers 4).
+        default_theta: The base if no key states one.
 
     Raises:
         ValueError: If two keys contradict each other, or one is not a mapping.
@@ -62,7 +66,7 @@ def merge_rope(
                     "give it once, or change it with config.replace(...)"
                 )
             merged[key] = value
-    return {"rope_theta": 10_000.0, "rope_type": "default"} | merged
+    return {"rope_theta": default_theta, "rope_type": "default"} | merged
 
 
 def check_rope_parameters(rope: Mapping[str, Any], head_dim: int) -> None:

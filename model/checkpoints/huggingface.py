@@ -211,7 +211,7 @@ def _has_eos(folder: Path) -> bool:
 
 def _architecture(model: Pretrained) -> str:
     """Return the name of transformers' class of this model."""
-    return type(model).__name__.replace("Llama", model.config.model_type.capitalize())
+    return type(model).__name__.replace("Llama", model.config.family.architecture)
 
 
 def holds_weights(folder: Path) -> bool:

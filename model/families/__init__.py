@@ -1,6 +1,8 @@
-"""The model families whose ``config.json`` is read, one file each: what differs from LLaMA in transformers."""
+"""The families that are built on LLaMA, one file each: the config keys and the modules in which it differs.
 
-from bpe_llama.model.families import llama, mistral, mixtral
+Importing this package fills `bpe_llama.model.family.FAMILIES`.
+"""
 
-FAMILIES = {family.name: family for family in (llama.FAMILY, mistral.FAMILY, mixtral.FAMILY)}
-"""The families by ``model_type``."""
+from bpe_llama.model.families import llama, mistral, mixtral, qwen3
+
+__all__ = ["llama", "mistral", "mixtral", "qwen3"]

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from bpe_llama.model.families.family import Family
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.family import Family, register
+from bpe_llama.model.llama import DecoderLayer
 
 
 def _no_window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -23,4 +25,4 @@ def _no_window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     fields["sliding_window"] = None
 
 
-FAMILY = Family("llama", _no_window, has_biases=True)
+register(Family("llama", "Llama", LlamaConfig, DecoderLayer, read=_no_window, biases=("attention_bias", "mlp_bias")))

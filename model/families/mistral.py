@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bpe_llama.model.families.family import Family, window_of_all_layers
+from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.family import Family, register, window_of_all_layers
+from bpe_llama.model.llama import DecoderLayer
 
 
 def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -28,8 +30,18 @@ def _window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
         fields["sliding_window"] = None
 
 
-FAMILY = Family(
-    "mistral",
-    _window,
-    {"intermediate_size": 14_336, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096},
+register(
+    Family(
+        "mistral",
+        "Mistral",
+        LlamaConfig,
+        DecoderLayer,
+        read=_window,
+        defaults={
+            "intermediate_size": 14_336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "sliding_window": 4096,
+        },
+    )
 )

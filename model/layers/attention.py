@@ -14,6 +14,7 @@ from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.attention_backends import Backend, Visible, sdpa
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.linear import linear
+from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import Rotation, apply_rope
 
 
@@ -34,7 +35,7 @@ def visible_keys(
             is padded.
         device: Device of the mask.
         window: The sliding window in tokens, the query's own included; None attends to all.
-        documents: The documents packed into each row, with the same window; needs ``columns`` to be None.
+        documents: The documents packed into each row; needs ``columns`` to be None.
 
     Raises:
         ValueError: If the mask does not cover S columns.
@@ -53,6 +54,7 @@ def visible_keys(
             f"attention_mask covers {attention_mask.shape[-1]} columns; expected {end}, cached ones included"
         )
     if documents is not None:
+        documents = Documents(documents.first_BT, window)
         if attention_mask is None:
             return Visible(causal=True, documents=documents)
         own_TT = torch.eye(length, dtype=torch.bool, device=device)
@@ -109,12 +111,34 @@ class Attention(nn.Module):
         columns: CacheColumns | None = None,
     ) -> Tensor:
         """Return the attention output, (B, T, D); with a cache, append the new keys and values to it."""
-        heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        query_BNTH = apply_rope(self.q_proj(x_BTD).view(heads).transpose(1, 2), rotation)
-        key_BKSH = apply_rope(self.k_proj(x_BTD).view(heads).transpose(1, 2), rotation)
-        value_BKSH = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        query_BNTH, key_BKSH, value_BKSH = self.project(x_BTD)
+        query_BNTH, key_BKSH = apply_rope(query_BNTH, rotation), apply_rope(key_BKSH, rotation)
         if cache is not None and columns is not None:
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, columns)
         attention_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""
+        heads = (*x_BTD.shape[:2], -1, self.head_dim)
+        query_BNTH = self.q_proj(x_BTD).view(heads).transpose(1, 2)
+        key_BKTH = self.k_proj(x_BTD).view(heads).transpose(1, 2)
+        return query_BNTH, key_BKTH, self.v_proj(x_BTD).view(heads).transpose(1, 2)
+
+
+class HeadNormAttention(Attention):
+    """Attention with RMSNorm over each head of queries and keys, before they are rotated.
+
+    Source: Dehghani et al. 2023, arXiv:2302.05442, section 2.
+    """
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return normalized queries (B, N, T, H) and keys, and values (B, K, T, H)."""
+        query_BNTH, key_BKTH, value_BKTH = super().project(x_BTD)
+        return self.q_norm(query_BNTH), self.k_norm(key_BKTH), value_BKTH

@@ -6,8 +6,9 @@ Shapes: ``B`` batch, ``T`` length, ``N`` heads, ``H`` head_dim, ``R`` rotated fe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,19 @@ Rotation = tuple[Tensor, Tensor]
 class RotaryEmbedding(nn.Module):
     """Cosines and sines of positions, computed once per forward pass for all layers.
 
+    Args:
+        config: Of the model.
+        rope: The RoPE parameters, by default the config's.
+
     Source: Su et al. 2021, arXiv:2104.09864, section 3.2.2.
     """
 
     inv_freq: Tensor
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, rope: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.length_dependent = config.rope["rope_type"] in LENGTH_DEPENDENT
+        self.config, self.rope = config, rope or config.rope
+        self.length_dependent = self.rope["rope_type"] in LENGTH_DEPENDENT
         self.scale = 1.0
         self.register_buffer("inv_freq", torch.empty(0), persistent=False)
         self.reset_frequencies()
@@ -42,7 +47,7 @@ class RotaryEmbedding(nn.Module):
 
     def _frequencies(self, length: int) -> tuple[Tensor, float]:
         config = self.config
-        frequencies, scale = inverse_frequencies(config.rope, config.head_size, config.max_position_embeddings, length)
+        frequencies, scale = inverse_frequencies(self.rope, config.head_size, config.max_position_embeddings, length)
         return torch.tensor(frequencies, dtype=torch.float32, device=self.inv_freq.device), scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
@@ -114,6 +119,19 @@ def apply_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
     return rotated.to(x_BNTH.dtype)
+
+
+def rotation_of(config: LlamaConfig, layer: int, whole: Rotation, local: Rotation) -> Rotation:
+    """Return the rotation of a layer: ``local`` if it has a sliding window, by 0 if it has no RoPE.
+
+    Example:
+        >>> cos, sin = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        >>> rotation_of(LlamaConfig(), 0, (cos, sin), (sin, cos))[0].item()
+        0.0
+    """
+    if not config.rotated_layers[layer]:
+        return torch.ones_like(whole[0]), torch.zeros_like(whole[1])
+    return whole if config.windows[layer] is None else local
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:

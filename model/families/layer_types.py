@@ -1,0 +1,63 @@
+"""Configs in which ``layer_types`` says which layers have the sliding window; several families share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bpe_llama.model.config import LlamaConfig
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class LayerTypesConfig(LlamaConfig):
+    """A config with the type of each layer.
+
+    ``layer_types`` has ``"full_attention"`` or ``"sliding_attention"`` for each layer; the latter has the window
+    ``sliding_window``.
+
+    Raises:
+        ValueError: If there is not one known type for each layer, or a sliding layer and no window.
+    """
+
+    layer_types: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        types = self.default_layer_types() if self.layer_types is None else self.layer_types
+        if not isinstance(types, list | tuple) or len(types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types is {types!r:.100}; expected one type for each of num_hidden_layers")
+        unknown = next((kind for kind in types if kind not in (FULL, SLIDING)), None)
+        if unknown is not None:
+            raise ValueError(f"layer_types names {unknown!r}; expected {FULL!r} or {SLIDING!r}")
+        if SLIDING in types and self.sliding_window is None:
+            raise ValueError(f"layer_types names {SLIDING!r}, but sliding_window is None; expected a number of tokens")
+        object.__setattr__(self, "layer_types", list(types))
+
+    def default_layer_types(self) -> list[str]:
+        """Return the types of the layers of a file that does not state them."""
+        return [FULL if self.sliding_window is None else SLIDING] * self.num_hidden_layers
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Return the sliding window of each layer in tokens; None attends to all."""
+        return tuple(self.sliding_window if kind == SLIDING else None for kind in self.layer_types or ())
+
+
+@dataclass(frozen=True)
+class UpperWindowConfig(LayerTypesConfig):
+    """A config in which the layers from ``max_window_layers`` on have the window, if ``use_sliding_window`` is true."""
+
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
+    max_window_layers: int = 28
+
+    def __post_init__(self) -> None:
+        if not self.use_sliding_window:
+            object.__setattr__(self, "sliding_window", None)
+        super().__post_init__()
+
+    def default_layer_types(self) -> list[str]:
+        """Return the types of the layers of a file that does not state them."""
+        layers = range(self.num_hidden_layers)
+        return [SLIDING if self.sliding_window and layer >= self.max_window_layers else FULL for layer in layers]

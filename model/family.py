@@ -1,0 +1,73 @@
+"""What config, model and checkpoints need to know of a model family; ``families/`` has one file for each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: how its ``config.json`` is read, and the modules in which it differs from LLaMA.
+
+    Attributes:
+        name: The ``model_type``.
+        architecture: The name of transformers' classes without ``ForCausalLM``.
+        config: The class of its config: `LlamaConfig` or a subclass with the family's fields.
+        layer: Builds one decoder layer from the config and the layer's number.
+        norm: Builds the final norm from the config; None for `RMSNorm`.
+        embedding: Builds the token embedding from the config; None for a plain one.
+        head: Builds the head from the config; None for `torch.nn.Linear` without a bias.
+        prepare: Called with the file before its keys are read; returns it with the keys of `LlamaConfig`.
+        read: Called with the fields and the file, to set fields that depend on several keys.
+        defaults: Of the keys that a file leaves out, where they differ from those of the config's class.
+        ignored: Keys of a file that transformers' class does not read.
+        rope_theta: The default of this parameter.
+        biases: Those of ``attention_bias`` and ``mlp_bias`` that are computed.
+        has_experts: Whether the MLP may be a mixture of experts.
+        has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
+    """
+
+    name: str
+    architecture: str
+    config: type[Any]
+    layer: Callable[[Any, int], Any]
+    norm: Callable[[Any], Any] | None = None
+    embedding: Callable[[Any], Any] | None = None
+    head: Callable[[Any], Any] | None = None
+    prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: values
+    read: Callable[[dict[str, Any], Mapping[str, Any]], None] = lambda fields, values: None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    rope_theta: float = 10_000.0
+    biases: tuple[str, ...] = ()
+    has_experts: bool = False
+    has_partial_rotary: bool = False
+
+
+FAMILIES: dict[str, Family] = {}
+"""The families by ``model_type``; importing `bpe_llama.model.families` fills it."""
+
+
+def register(family: Family) -> Family:
+    """Add a family to `FAMILIES` and return it."""
+    FAMILIES[family.name] = family
+    return family
+
+
+def window_of_all_layers(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Leave ``sliding_window`` as it is; warn if a key that the family's class does not read restricts it."""
+    window = fields.get("sliding_window")
+    stated = values.get("use_sliding_window") is False or values.get("max_window_layers") or values.get("layer_types")
+    if window is not None and stated:
+        unread = next(
+            key for key in ("use_sliding_window", "max_window_layers", "layer_types") if values.get(key) is not None
+        )
+        warnings.warn(
+            f"{unread} is {values[unread]!r:.100}, but transformers' {values['model_type']} does not read it: all "
+            f"layers attend to sliding_window ({window}) tokens, and so they do here; set sliding_window to null for "
+            "none",
+            stacklevel=6,
+        )
