@@ -7,6 +7,7 @@ Read in this order: `config`, `layers`, `cache`, `llama`; then `checkpoints`, `s
 if __name__ == "model":  # the folder is shipped inside the package; see ARCHITECTURE.md
     raise ImportError("import this as bpe_llama.model, not as a global package named model")
 
+from bpe_llama.model import families
 from bpe_llama.model.adapters import lora
 from bpe_llama.model.cache import KVCache
 from bpe_llama.model.classification import LlamaForSequenceClassification, SequenceClassifierOutput
@@ -25,6 +26,7 @@ __all__ = [
     "LlamaModel",
     "SequenceClassifierOutput",
     "TextGenerator",
+    "families",
     "lora",
     "perplexity",
     "quantize",

@@ -126,7 +126,7 @@ class LlamaConfig:
     def _check_model_type(self) -> None:
         if self.model_type not in FAMILIES:
             raise ValueError(f"model_type is {self.model_type!r}; expected one of {', '.join(FAMILIES)}")
-        if not type(self) is self.family.config:
+        if type(self) is not self.family.config:
             raise ValueError(
                 f"model_type is {self.model_type!r}, which {type(self).__name__} does not describe; "
                 f"expected a {self.family.config.__name__}, or LlamaConfig.from_dict"
@@ -238,6 +238,16 @@ class LlamaConfig:
     def rope(self) -> dict[str, Any]:
         """Return ``rope_parameters``, which is not None once the config is built."""
         return self.rope_parameters or {}
+
+    @property
+    def norm_eps(self) -> float:
+        """Return the epsilon of the norms."""
+        return self.rms_norm_eps
+
+    @property
+    def query_scale(self) -> float:
+        """Return the factor of queries beyond ``head_dim ** -0.5``."""
+        return 1.0
 
     @property
     def local_rope(self) -> dict[str, Any] | None:

@@ -16,8 +16,7 @@ class Family:
         name: The ``model_type``.
         architecture: The name of transformers' classes without ``ForCausalLM``.
         config: The class of its config: `LlamaConfig` or a subclass with the family's fields.
-        layer: Builds one decoder layer from the config and the layer's number.
-        norm: Builds the final norm from the config; None for `RMSNorm`.
+        layer: The class of a decoder layer, built from the config and the layer's number.
         embedding: Builds the token embedding from the config; None for a plain one.
         head: Builds the head from the config; None for `torch.nn.Linear` without a bias.
         prepare: Called with the file before its keys are read; returns it with the keys of `LlamaConfig`.
@@ -33,8 +32,7 @@ class Family:
     name: str
     architecture: str
     config: type[Any]
-    layer: Callable[[Any, int], Any]
-    norm: Callable[[Any], Any] | None = None
+    layer: type[Any]
     embedding: Callable[[Any], Any] | None = None
     head: Callable[[Any], Any] | None = None
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: values

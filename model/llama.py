@@ -7,7 +7,7 @@ This file knows ids and tensors: no text, no files, no sampling. Module names ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +25,14 @@ from bpe_llama.model.layers.matmul.products import recomputed, training_products
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import routing_loss
 from bpe_llama.model.layers.norm import RMSNorm
-from bpe_llama.model.layers.rope import NoRotation, RotaryEmbedding, Rotation, SinusoidalEmbedding, positions_of, rotation_of
+from bpe_llama.model.layers.rope import (
+    NoRotation,
+    RotaryEmbedding,
+    Rotation,
+    SinusoidalEmbedding,
+    positions_of,
+    rotations_of_layers,
+)
 from bpe_llama.model.pretrained import Pretrained, check_ids
 
 
@@ -33,13 +40,14 @@ class DecoderLayer(nn.Module):
     """One layer: attention, then the feed-forward block, each with a pre-norm and a residual connection."""
 
     attention_class: ClassVar[type[Attention]] = Attention
+    norm_class: ClassVar[Callable[[int, float], nn.Module]] = RMSNorm
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = self.attention_class(config, layer)
         self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
 
     def forward(
         self,
@@ -70,7 +78,7 @@ class LlamaModel(Pretrained):
         family = config.family
         self.embed_tokens = (family.embedding or token_embedding)(config)
         self.layers = nn.ModuleList(family.layer(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = family.norm(config) if family.norm else RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = family.layer.norm_class(config.hidden_size, config.norm_eps)
         self.rotary_emb = RotaryEmbedding(config) if config.position_encoding == "rotary" else NoRotation()
         self.local_rotary_emb = RotaryEmbedding(config, config.local_rope) if config.local_rope else None
         sinusoidal = config.position_encoding == "sinusoidal"
@@ -141,7 +149,7 @@ class LlamaModel(Pretrained):
         whole: Rotation = self.rotary_emb(positions_BT, prompt_lengths, documents)
         local_emb = self.local_rotary_emb
         local = whole if local_emb is None else local_emb(positions_BT, prompt_lengths, documents)
-        return [rotation_of(self.config, layer, whole, local) for layer in range(len(self.layers))]
+        return rotations_of_layers(self.config, whole, local)
 
     @staticmethod
     def _positions(length: int, mask: Tensor | None, columns: CacheColumns | None, device: torch.device) -> Tensor:

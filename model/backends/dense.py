@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.attention_backends import sdpa
-from bpe_llama.model.layers.mlp import MLP
+from bpe_llama.model.layers.mlp import ACTIVATIONS, MLP
 from bpe_llama.model.layers.norm import RMSNorm
 from bpe_llama.model.layers.rope import RotaryEmbedding
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
@@ -58,7 +58,9 @@ def is_dense(model: LlamaForCausalLM) -> bool:
         norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         if not _are([(layer.self_attn, Attention), (layer.mlp, MLP), *norms]) or layer.self_attn.backend is not sdpa:
             return False
-        if layer.self_attn.dropout:
+        if layer.self_attn.dropout or layer.self_attn.query_scale != 1.0:
+            return False
+        if layer.mlp.activation is not ACTIVATIONS["silu"]:
             return False
         for together in shared_input(layer):
             if not all(map(_is_linear, together)) or len({linear.bias is None for linear in together}) > 1:

@@ -19,7 +19,7 @@ class SlidingWindowCache(KVCache):
     Column ``c`` holds the latest token whose position is ``c`` modulo the number of columns.
 
     Args:
-        config: Config of the model; it must have a ``sliding_window``.
+        config: Config of the model; all its layers must have the same window.
         batch_size: Slots.
         max_length: The most tokens that a sequence may have; ``config.max_position_embeddings`` by default.
         chunk: The most new tokens of one forward pass.
@@ -27,7 +27,7 @@ class SlidingWindowCache(KVCache):
         device: Device of the model.
 
     Raises:
-        ValueError: If the model has no ``sliding_window``, a size is below 1, or there is too little memory.
+        ValueError: If the layers do not share a window, a size is below 1, or there is too little memory.
 
     Source: the rolling buffer cache of Jiang et al. 2023, arXiv:2310.06825, section 2.
 
@@ -50,14 +50,16 @@ class SlidingWindowCache(KVCache):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if config.sliding_window is None:
-            raise ValueError("a sliding-window cache needs a window, but this model has no sliding_window")
+        window = config.windows[0]
+        if window is None or len(set(config.windows)) > 1:
+            found = "this model has no sliding_window" if not any(config.windows) else "its layers differ in theirs"
+            raise ValueError(f"a sliding-window cache needs a window that all layers share, but {found}")
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}; expected at least 1")
         self._limit = config.max_position_embeddings if max_length is None else max_length
         self.chunk = chunk
         # A pass writes all its tokens before it attends: the first one's window must still be in the cache.
-        super().__init__(config, batch_size, config.sliding_window + chunk - 1, dtype=dtype, device=device)
+        super().__init__(config, batch_size, window + chunk - 1, dtype=dtype, device=device)
 
     @property
     def capacity(self) -> int:

@@ -6,6 +6,9 @@ Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``D`` hidden_size, ``
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +97,7 @@ class Attention(nn.Module):
         self.k_proj = linear(config, config.hidden_size, kv, config.attention_bias)
         self.v_proj = linear(config, config.hidden_size, kv, config.attention_bias)
         self.o_proj = linear(config, query, config.hidden_size, config.attention_bias)
+        self.query_scale = config.query_scale
         self.attention_dropout = config.attention_dropout
         self.backend: Backend = sdpa
 
@@ -115,6 +119,8 @@ class Attention(nn.Module):
         query_BNTH, key_BKSH = apply_rope(query_BNTH, rotation), apply_rope(key_BKSH, rotation)
         if cache is not None and columns is not None:
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, columns)
+        if self.query_scale != 1.0:
+            query_BNTH = query_BNTH * self.query_scale
         attention_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
@@ -133,10 +139,12 @@ class HeadNormAttention(Attention):
     Source: Dehghani et al. 2023, arXiv:2302.05442, section 2.
     """
 
+    norm_class: ClassVar[Callable[[int, float], nn.Module]] = RMSNorm
+
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.q_norm = self.norm_class(self.head_dim, config.norm_eps)
+        self.k_norm = self.norm_class(self.head_dim, config.norm_eps)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return normalized queries (B, N, T, H) and keys, and values (B, K, T, H)."""

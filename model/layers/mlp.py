@@ -1,9 +1,12 @@
-"""The feed-forward block.
+"""The feed-forward block, and its activations.
 
 Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,9 +14,17 @@ from torch.nn import functional
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.linear import linear
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+}
+"""The activations by the config's ``hidden_act``."""
+
 
 class MLP(nn.Module):
-    """SwiGLU: ``down_proj(silu(gate_proj(x)) * up_proj(x))``.
+    """A gated block: ``down_proj(activation(gate_proj(x)) * up_proj(x))``; LLaMA's activation is SiLU (SwiGLU).
 
     Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
     """
@@ -24,8 +35,9 @@ class MLP(nn.Module):
         self.gate_proj = linear(config, config.hidden_size, intermediate, config.mlp_bias)
         self.up_proj = linear(config, config.hidden_size, intermediate, config.mlp_bias)
         self.down_proj = linear(config, intermediate, config.hidden_size, config.mlp_bias, sum_slices=True)
+        self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""
-        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        out: Tensor = self.down_proj(self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
         return out

@@ -121,17 +121,20 @@ def apply_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
     return rotated.to(x_BNTH.dtype)
 
 
-def rotation_of(config: LlamaConfig, layer: int, whole: Rotation, local: Rotation) -> Rotation:
-    """Return the rotation of a layer: ``local`` if it has a sliding window, by 0 if it has no RoPE.
+def rotations_of_layers(config: LlamaConfig, whole: Rotation, local: Rotation) -> list[Rotation]:
+    """Return the rotation of each layer: ``local`` if it has a sliding window; by 0 if it is not rotated.
 
     Example:
         >>> cos, sin = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-        >>> rotation_of(LlamaConfig(), 0, (cos, sin), (sin, cos))[0].item()
-        0.0
+        >>> [part[0].item() for part in rotations_of_layers(LlamaConfig(num_hidden_layers=2), (cos, sin), (sin, cos))]
+        [0.0, 0.0]
     """
-    if not config.rotated_layers[layer]:
-        return torch.ones_like(whole[0]), torch.zeros_like(whole[1])
-    return whole if config.windows[layer] is None else local
+    rotated = config.rotated_layers
+    none = whole if all(rotated) else (torch.ones_like(whole[0]), torch.zeros_like(whole[1]))
+    return [
+        (whole if window is None else local) if rotates else none
+        for rotates, window in zip(rotated, config.windows, strict=True)
+    ]
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:

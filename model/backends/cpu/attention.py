@@ -181,6 +181,7 @@ class UniformAttention:
         batch: The new tokens.
         cache: Written to and read; its lengths do not change.
         rotation: Cosines and sines of all rows, float32 (M, R / 2).
+        window: Keys that a row attends to, its own included; None is all.
         config: Of the model.
         dtype: Of queries, keys and values.
 
@@ -189,14 +190,20 @@ class UniformAttention:
     """
 
     def __init__(
-        self, batch: RaggedBatch, cache: KVCache, rotation: Rotation, config: LlamaConfig, dtype: torch.dtype
+        self,
+        batch: RaggedBatch,
+        cache: KVCache,
+        rotation: Rotation,
+        window: int | None,
+        config: LlamaConfig,
+        dtype: torch.dtype,
     ) -> None:
         if len(set(batch.counts)) > 1:
             raise ValueError(f"{batch.counts} new ids, but a {type(cache).__name__} takes equally many for each slot")
         self.cache, self.config, self.dtype = cache, config, dtype
         self.length = batch.counts[0]
         self.places = cache.place(len(batch.counts), self.length)
-        visible = visible_keys(self.length, self.places, None, torch.device("cpu"), config.sliding_window)
+        visible = visible_keys(self.length, self.places, None, torch.device("cpu"), window)
         self.mask = _query_group_mask(visible, config, self.places, self.length)
         cos_M1R, sin_M1R = (part[:, None] for part in rotation)
         self._rotation = torch.cat((cos_M1R, cos_M1R), dim=-1), sin_M1R

@@ -123,34 +123,41 @@ class CpuDecoder:
         """
         config = self.model.config
         batch = RaggedBatch(ids, cache, config.vocab_size)
-        rotation = self._rotation(batch, cache.prompt_lengths)
+        rotations = self._rotations(batch, cache.prompt_lengths)
         layers = self._layers(len(batch.slots))
         space = layers.space
         space.x_MD.copy_(self.model.model.embed_tokens.weight[batch.ids_M])
-        attention = (
-            FullCacheAttention(batch, cache, rotation, config.sliding_window, layers.native)
+        kinds = list(zip(config.windows, config.rotated_layers, strict=True))
+        attentions = {
+            (window, rotated): FullCacheAttention(batch, cache, rotation, window, layers.native)
             if type(cache) is KVCache
-            else UniformAttention(batch, cache, rotation, config, self.model.dtype)
-        )
-        with layers.threads(attention.torch_keys):
-            for layer in range(config.num_hidden_layers):
+            else UniformAttention(batch, cache, rotation, window, config, self.model.dtype)
+            for (window, rotated), rotation in dict(zip(kinds, rotations, strict=True)).items()
+        }
+        with layers.threads(max(attention.torch_keys for attention in attentions.values())):
+            for layer, kind in enumerate(kinds):
                 layers.project_qkv(layer)
-                attention(layer, space)
+                attentions[kind](layer, space)
                 layers.finish_layer(layer)
         cache.lengths[:] = batch.ends
         if every or len(batch.slots) == len(ids):
             return self._logits(space.x_MD)
         return self._logits(space.x_MD[torch.tensor(batch.stops, device="cpu") - 1])
 
-    def _rotation(self, batch: RaggedBatch, prompt_lengths: list[int]) -> Rotation:
-        """Return cosines and sines of all rows, (M, R / 2)."""
+    def _rotations(self, batch: RaggedBatch, prompt_lengths: list[int]) -> list[Rotation]:
+        """Return for each layer cosines and sines of all rows, (M, R / 2)."""
         stack = self.model.model
         parts, lengths = [batch.positions_M], [0]
         if stack.rotary_emb.length_dependent:  # on the length of each sequence
             parts, lengths = list(torch.split(batch.positions_M, batch.counts)), prompt_lengths
-        rotations = [stack.rotary_emb(part[None], [length]) for part, length in zip(parts, lengths, strict=True)]
-        cos_MR, sin_MR = (torch.cat(angles, dim=1)[0] for angles in zip(*rotations, strict=True))
-        return cos_MR, sin_MR
+        of_sequences = [stack.rotations(part[None], [length]) for part, length in zip(parts, lengths, strict=True)]
+        if len(of_sequences) == 1:
+            return [(cos_1MR[0], sin_1MR[0]) for cos_1MR, sin_1MR in of_sequences[0]]
+        rotations = []
+        for of_layer in zip(*of_sequences, strict=True):
+            cos_1MR, sin_1MR = (torch.cat(angles, dim=1) for angles in zip(*of_layer, strict=True))
+            rotations.append((cos_1MR[0], sin_1MR[0]))
+        return rotations
 
     def _layers(self, rows: int) -> LayerBackend:
         """Return the layers that serve this number of rows, with memory for them."""

@@ -93,6 +93,9 @@ def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
         return "triton is not installed"
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"the model is of {model.dtype}, and the kernels take float32 and bfloat16"
+    config = model.config
+    if len(set(config.windows)) > 1 or not all(config.rotated_layers):
+        return "the layers differ in their sliding windows, or some are not rotated"
     if not is_dense(model):
         return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
     for layer in decoder_layers(model):

@@ -203,13 +203,14 @@ class CudaGraphDecoder:
             return self._kernels.logits(ids_B, self.place_B)
         stack, place_B1 = self.model.model, self.place_B[:, None]
         mask_BS = self._key_S[:end] <= place_B1
-        if self.model.config.sliding_window is not None:
-            mask_BS = mask_BS & (self._key_S[:end] > place_B1 - self.model.config.sliding_window)
-        visible, places = Visible(mask=mask_BS[:, None, None]), CacheColumns(0, end, place_B1)
+        windows, visible = self.model.config.windows, {}
+        for window in set(windows):
+            near_BS = mask_BS if window is None else mask_BS & (self._key_S[:end] > place_B1 - window)
+            visible[window] = Visible(mask=near_BS[:, None, None])
+        places = CacheColumns(0, end, place_B1)
         x_B1D = stack.embed_tokens(ids_B[:, None])
-        rotation = stack.rotary_emb(place_B1)
-        for layer in stack.layers:
-            x_B1D = layer(x_B1D, rotation, visible, self.cache, places)
+        for layer, rotation, window in zip(stack.layers, stack.rotations(place_B1), windows, strict=True):
+            x_B1D = layer(x_B1D, rotation, visible[window], self.cache, places)
         logits_BV: Tensor = self.model.lm_head(stack.norm(x_B1D))[:, 0]
         return logits_BV
 

@@ -123,7 +123,7 @@ class TritonStep:
         rows, heads, kv_heads, size = len(place_M), self.heads, self.kv_heads, self.query_MNH.shape[2]
         keys, values = self.cache.keys[number], self.cache.values[number]
         block = triton.next_power_of_2(size)
-        seen = {"position": place_M, "window": self.model.config.sliding_window or 0, "SIZE": size, "CHUNK": self.chunk}
+        seen = {"position": place_M, "window": self.model.config.windows[0] or 0, "SIZE": size, "CHUNK": self.chunk}
         kernels._apply_rope[rows, heads + 2 * kv_heads](
             query=self.query_MNH, qkv=self.qkv_MO, cos=cos_MR, sin=sin_MR, keys=keys, values=values, position=place_M,
             capacity=self.cache.capacity, HEADS=heads, KV_HEADS=kv_heads, SIZE=size, HALF=cos_MR.shape[1], BLOCK=block,

@@ -1,0 +1,50 @@
+"""The configs of each model family that are compared with transformers, and the published sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+"""Of every case, unless it says otherwise."""
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """What is tested of a family.
+
+    Attributes:
+        cases: Fields of the configs of transformers beyond `SHAPE`.
+        published: For each published model the fields of its ``config.json`` and its number of parameters.
+        adapted: Modules that LoRA adapts in the tests.
+        refused: Fields that no case may have, and what the error says.
+    """
+
+    cases: list[dict[str, Any]]
+    published: dict[str, tuple[dict[str, Any], int]]
+    adapted: tuple[str, ...] = ("q_proj", "down_proj")
+    refused: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+
+MODEL_FAMILIES: dict[str, ModelFamily] = {
+    "qwen3": ModelFamily(
+        cases=[
+            {"head_dim": 32},
+            {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+            {"head_dim": 24, "attention_bias": True, "tie_word_embeddings": True},
+        ],
+        published={},
+    ),
+}
