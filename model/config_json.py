@@ -223,7 +223,8 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
         )
     for name in ("attention_bias", "mlp_bias"):
         if name not in family.biases and picked.get(name):
-            raise ValueError(f"{name} is true, but transformers' {family.name} has no such biases; expected false")
+            found = "no such biases" if family.biases else "no biases"
+            raise ValueError(f"{name} is true, but transformers' {family.name} has {found}; expected false")
     if picked.get("position_encoding", "rotary") != "rotary":
         raise ValueError(
             f"position_encoding is {picked['position_encoding']!r}, which transformers' {family.name} does not read; "

@@ -7,7 +7,7 @@ This file knows ids and tensors: no text, no files, no sampling. Module names ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,7 +40,7 @@ class DecoderLayer(nn.Module):
     """One layer: attention, then the feed-forward block, each with a pre-norm and a residual connection."""
 
     attention_class: ClassVar[type[Attention]] = Attention
-    norm_class: ClassVar[Callable[[int, float], nn.Module]] = RMSNorm
+    norm_class: ClassVar[type[Any]] = RMSNorm
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()

@@ -6,8 +6,7 @@ Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``D`` hidden_size, ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +138,7 @@ class HeadNormAttention(Attention):
     Source: Dehghani et al. 2023, arXiv:2302.05442, section 2.
     """
 
-    norm_class: ClassVar[Callable[[int, float], nn.Module]] = RMSNorm
+    norm_class: ClassVar[type[Any]] = RMSNorm
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__(config, layer)

@@ -70,6 +70,8 @@ class CpuDecoder:
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.model = model
+        self._kinds = list(zip(model.config.windows, model.config.rotated_layers, strict=True))
+        """The window of each layer, and whether it has RoPE."""
         self._few: dict[int, LayerBackend] = {}
         self._many: dict[int, LayerBackend] = {}
         """Layers with their memory by number of rows: all up to FEW_ROWS, and the last larger one."""
@@ -123,19 +125,12 @@ class CpuDecoder:
         """
         config = self.model.config
         batch = RaggedBatch(ids, cache, config.vocab_size)
-        rotations = self._rotations(batch, cache.prompt_lengths)
         layers = self._layers(len(batch.slots))
         space = layers.space
         space.x_MD.copy_(self.model.model.embed_tokens.weight[batch.ids_M])
-        kinds = list(zip(config.windows, config.rotated_layers, strict=True))
-        attentions = {
-            (window, rotated): FullCacheAttention(batch, cache, rotation, window, layers.native)
-            if type(cache) is KVCache
-            else UniformAttention(batch, cache, rotation, window, config, self.model.dtype)
-            for (window, rotated), rotation in dict(zip(kinds, rotations, strict=True)).items()
-        }
+        attentions = {kind: self._attention(batch, cache, layers.native, *kind) for kind in set(self._kinds)}
         with layers.threads(max(attention.torch_keys for attention in attentions.values())):
-            for layer, kind in enumerate(kinds):
+            for layer, kind in enumerate(self._kinds):
                 layers.project_qkv(layer)
                 attentions[kind](layer, space)
                 layers.finish_layer(layer)
@@ -144,20 +139,27 @@ class CpuDecoder:
             return self._logits(space.x_MD)
         return self._logits(space.x_MD[torch.tensor(batch.stops, device="cpu") - 1])
 
-    def _rotations(self, batch: RaggedBatch, prompt_lengths: list[int]) -> list[Rotation]:
-        """Return for each layer cosines and sines of all rows, (M, R / 2)."""
+    def _attention(
+        self, batch: RaggedBatch, cache: KVCache, native: bool, window: int | None, rotated: bool
+    ) -> FullCacheAttention | UniformAttention:
+        """Return the attention of the layers with this window and with RoPE, or without."""
+        rotation = self._rotation(batch, cache.prompt_lengths, window)
+        if not rotated:
+            rotation = torch.ones_like(rotation[0]), torch.zeros_like(rotation[1])
+        if type(cache) is KVCache:
+            return FullCacheAttention(batch, cache, rotation, window, native)
+        return UniformAttention(batch, cache, rotation, window, self.model.config, self.model.dtype)
+
+    def _rotation(self, batch: RaggedBatch, prompt_lengths: list[int], window: int | None) -> Rotation:
+        """Return cosines and sines of all rows, (M, R / 2)."""
         stack = self.model.model
+        rotary = stack.rotary_emb if window is None or stack.local_rotary_emb is None else stack.local_rotary_emb
         parts, lengths = [batch.positions_M], [0]
-        if stack.rotary_emb.length_dependent:  # on the length of each sequence
+        if rotary.length_dependent:  # on the length of each sequence
             parts, lengths = list(torch.split(batch.positions_M, batch.counts)), prompt_lengths
-        of_sequences = [stack.rotations(part[None], [length]) for part, length in zip(parts, lengths, strict=True)]
-        if len(of_sequences) == 1:
-            return [(cos_1MR[0], sin_1MR[0]) for cos_1MR, sin_1MR in of_sequences[0]]
-        rotations = []
-        for of_layer in zip(*of_sequences, strict=True):
-            cos_1MR, sin_1MR = (torch.cat(angles, dim=1) for angles in zip(*of_layer, strict=True))
-            rotations.append((cos_1MR[0], sin_1MR[0]))
-        return rotations
+        rotations = [rotary(part[None], [length]) for part, length in zip(parts, lengths, strict=True)]
+        cos_MR, sin_MR = (torch.cat(angles, dim=1)[0] for angles in zip(*rotations, strict=True))
+        return cos_MR, sin_MR
 
     def _layers(self, rows: int) -> LayerBackend:
         """Return the layers that serve this number of rows, with memory for them."""
