@@ -124,6 +124,11 @@ class Attention(nn.Module):
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
 
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs, side by side, are queries, keys and values."""
+        return [self.q_proj, self.k_proj, self.v_proj]
+
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)

@@ -37,6 +37,11 @@ class MLP(nn.Module):
         self.down_proj = linear(config, intermediate, config.hidden_size, config.mlp_bias, sum_slices=True)
         self.activation = ACTIVATIONS[config.hidden_act]
 
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs, side by side, are gate and up."""
+        return [self.gate_proj, self.up_proj]
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input."""
         out: Tensor = self.down_proj(self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
