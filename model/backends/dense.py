@@ -82,7 +82,7 @@ class DenseLayer:
         self.head_norms: list[tuple[slice, Norm]] = []
         if isinstance(attention, HeadNormAttention):
             width, kv_width = self.out.in_features, sum(linear.out_features for linear in self.qkv)
-            queries, keys = slice(width), slice(width, (width + kv_width) // 2)
+            queries, keys = slice(0, width), slice(width, (width + kv_width) // 2)
             self.head_norms = [(queries, Norm(attention.q_norm)), (keys, Norm(attention.k_norm))]
         self.query_scale = attention.query_scale
         self.residual_scale = 1.0
