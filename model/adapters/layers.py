@@ -7,12 +7,14 @@ hidden_size, ``K`` trained rows of an embedding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from bpe_llama.model.layers.head import Finish
 
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 """peft's name of the tensor of `TrainedRows`."""
@@ -24,6 +26,12 @@ def weight_of(base: nn.Module) -> Tensor:
     weight: Any = dequantized() if dequantized is not None else base.weight
     assert isinstance(weight, Tensor)  # for the type checker
     return weight
+
+
+def unfinished(base: nn.Module) -> Callable[..., Tensor]:
+    """Return the module, or what a `Head` or a `ScaledEmbedding` computes before it scales its output."""
+    computes: Callable[..., Tensor] = getattr(base, "unfinished", base)
+    return computes
 
 
 class Update(nn.Module):
@@ -244,13 +252,13 @@ class Replacement(nn.Module):
         self.trained = trained
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the copy's output; a float32 bias beside a bfloat16 weight is allowed."""
+        """Return the copy's output, unfinished; a float32 bias beside a bfloat16 weight is allowed."""
         module = self.module
         if x.is_floating_point():
             x = x.to(next(module.parameters()).dtype)
         if isinstance(module, nn.Linear) and module.bias is not None and module.bias.dtype != module.weight.dtype:
             return functional.linear(x, module.weight) + module.bias
-        out: Tensor = module(x, *args, **kwargs)
+        out: Tensor = unfinished(module)(x, *args, **kwargs)
         return out
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
@@ -275,7 +283,7 @@ class AdaptedLayer(nn.Module):
         """Return the output with the active adapters' updates, of the shape and dtype of the module's output."""
         replacement = None if self.unmerged is not None else self.replacement()
         if replacement is None:
-            base, out = self.base_layer, self.base_layer(x, *args, **kwargs)
+            base, out = self.base_layer, unfinished(self.base_layer)(x, *args, **kwargs)
             dtype = out.dtype
         else:
             base, out = replacement.module, replacement(x, *args, **kwargs)
@@ -284,8 +292,9 @@ class AdaptedLayer(nn.Module):
             for name, strength in self.active:
                 if name in self.adapters:
                     out = self.adapters[name](out, x, base, strength)
+        finish: Finish | None = getattr(self.base_layer, "finish", None)
         adapted: Tensor = out.to(dtype)
-        return adapted
+        return adapted if finish is None else finish(adapted)
 
     def replacement(self) -> Replacement | None:
         """Return the active replacement of the module, or None."""

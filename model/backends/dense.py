@@ -53,6 +53,8 @@ def is_dense(model: LlamaForCausalLM) -> bool:
             return False
         if isinstance(module, RMSNorm) and module.eps != model.config.rms_norm_eps:
             return False
+    if getattr(model.lm_head, "finish", None) is not None:
+        return False
     linears = [model.lm_head]
     for layer in decoder_layers(model):
         norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]

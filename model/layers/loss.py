@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.layers.documents import Documents
+from bpe_llama.model.layers.head import Head, Scale
 from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
 from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
 from bpe_llama.model.layers.matmul.products import recomputed
@@ -97,6 +98,8 @@ def chunked_next_token_loss(
             hidden_MD, labels_M = hidden_MD[learned_M], labels_M[learned_M]
     if _is_plain(head) and not torch.compiler.is_compiling():
         check_labels(labels_M, head.weight.shape[0])
+        if isinstance(head, Head) and isinstance(head.finish, Scale):
+            hidden_MD = hidden_MD * head.finish.factor
         loss = linear_cross_entropy(
             hidden_MD,
             head.weight,
@@ -128,9 +131,10 @@ def chunked_next_token_loss(
 
 
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether the logits are a product of the hidden states and a weight, with nothing that watches it."""
+    """Return whether logits are a product of hidden states and a weight, scaled or not, with nothing that watches."""
     hooks = head._forward_hooks or head._forward_pre_hooks
-    return type(head) is nn.Linear and head.bias is None and not hooks and type(head.weight.data) is Tensor
+    linear = type(head) is nn.Linear or (type(head) is Head and isinstance(head.finish, Scale))
+    return linear and head.bias is None and not hooks and type(head.weight.data) is Tensor
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:
