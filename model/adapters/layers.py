@@ -7,14 +7,14 @@ hidden_size, ``K`` trained rows of an embedding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bpe_llama.model.layers.head import Finish
+from bpe_llama.model.layers.embedding import ScaledEmbedding
 
 TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 """peft's name of the tensor of `TrainedRows`."""
@@ -28,10 +28,9 @@ def weight_of(base: nn.Module) -> Tensor:
     return weight
 
 
-def unfinished(base: nn.Module) -> Callable[..., Tensor]:
-    """Return the module, or what a `Head` or a `ScaledEmbedding` computes before it scales its output."""
-    computes: Callable[..., Tensor] = getattr(base, "unfinished", base)
-    return computes
+def _scaled_as(base: nn.Module, vectors: Tensor) -> Tensor:
+    """Return vectors multiplied by the constant of an embedding, if it has one."""
+    return base.scaled(vectors) if isinstance(base, ScaledEmbedding) else vectors
 
 
 class Update(nn.Module):
@@ -172,7 +171,7 @@ class EmbeddingAdapter(Update):
     def forward(self, out: Tensor, x: Tensor, base: nn.Module, strength: float) -> Tensor:
         """Return the embeddings of the ids with this adapter's update, (B, T, D)."""
         added_BTD = functional.linear(functional.embedding(x, self.lora_embedding_A.T), self.lora_embedding_B)
-        out = out + added_BTD * (self.scale * strength)
+        out = out + _scaled_as(base, added_BTD) * (self.scale * strength)
         if self.lora_magnitude_vector is not None:
             norm_D = torch.linalg.norm(weight_of(base) + self.update(strength).detach(), dim=0).detach()
             out = out * (self.lora_magnitude_vector / norm_D)
@@ -218,7 +217,8 @@ class TrainedRows(Update):
         if not isinstance(base, nn.Embedding):
             return out.index_copy(-1, self.index_K, functional.linear(x.to(out.dtype), rows_KD))
         is_row_BTK = x[..., None] == self.index_K
-        return torch.where(is_row_BTK.any(-1, keepdim=True), rows_KD[is_row_BTK.int().argmax(-1)], out)
+        rows_BTD = _scaled_as(base, rows_KD)[is_row_BTK.int().argmax(-1)]
+        return torch.where(is_row_BTK.any(-1, keepdim=True), rows_BTD, out)
 
     def merged(self, weight: Tensor, base: Tensor, strength: float) -> Tensor:
         """Return the weight with these rows, float32 (V, D)."""
@@ -252,13 +252,13 @@ class Replacement(nn.Module):
         self.trained = trained
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the copy's output, unfinished; a float32 bias beside a bfloat16 weight is allowed."""
+        """Return the copy's output; a float32 bias beside a bfloat16 weight is allowed."""
         module = self.module
         if x.is_floating_point():
             x = x.to(next(module.parameters()).dtype)
         if isinstance(module, nn.Linear) and module.bias is not None and module.bias.dtype != module.weight.dtype:
             return functional.linear(x, module.weight) + module.bias
-        out: Tensor = unfinished(module)(x, *args, **kwargs)
+        out: Tensor = module(x, *args, **kwargs)
         return out
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
@@ -283,7 +283,7 @@ class AdaptedLayer(nn.Module):
         """Return the output with the active adapters' updates, of the shape and dtype of the module's output."""
         replacement = None if self.unmerged is not None else self.replacement()
         if replacement is None:
-            base, out = self.base_layer, unfinished(self.base_layer)(x, *args, **kwargs)
+            base, out = self.base_layer, self.base_layer(x, *args, **kwargs)
             dtype = out.dtype
         else:
             base, out = replacement.module, replacement(x, *args, **kwargs)
@@ -292,9 +292,8 @@ class AdaptedLayer(nn.Module):
             for name, strength in self.active:
                 if name in self.adapters:
                     out = self.adapters[name](out, x, base, strength)
-        finish: Finish | None = getattr(self.base_layer, "finish", None)
         adapted: Tensor = out.to(dtype)
-        return adapted if finish is None else finish(adapted)
+        return adapted
 
     def replacement(self) -> Replacement | None:
         """Return the active replacement of the module, or None."""

@@ -46,15 +46,13 @@ def is_dense(model: LlamaForCausalLM) -> bool:
     kinds: list[tuple[nn.Module, type]] = [(stack, LlamaModel), (stack.rotary_emb, RotaryEmbedding)]
     kinds += [(stack.embed_tokens, nn.Embedding), (stack.norm, RMSNorm)]
     kinds += [(layer, DecoderLayer) for layer in stack.layers]
-    if type(model).forward is not LlamaForCausalLM.forward or not _are(kinds):
+    if type(model).forward is not LlamaForCausalLM.forward or model.config.family.logits or not _are(kinds):
         return False
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False
         if isinstance(module, RMSNorm) and module.eps != model.config.rms_norm_eps:
             return False
-    if getattr(model.lm_head, "finish", None) is not None:
-        return False
     linears = [model.lm_head]
     for layer in decoder_layers(model):
         norms = [(norm, RMSNorm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]

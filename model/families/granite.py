@@ -15,7 +15,7 @@ from bpe_llama.model.config import LlamaConfig, check_number
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.embedding import ScaledEmbedding
-from bpe_llama.model.layers.head import Head, Scale
+from bpe_llama.model.layers.logits import Scale
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 
@@ -51,9 +51,9 @@ class GraniteConfig(LlamaConfig):
 class GraniteEmbedding(ScaledEmbedding):
     """An embedding that is multiplied by a constant, which is not rounded to the dtype of the weights first."""
 
-    def finish(self, x_BTD: Tensor) -> Tensor:
-        """Return the vectors multiplied by the constant, (B, T, D)."""
-        return x_BTD * self.scale
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Return vectors multiplied by the constant; those of adapters are, too."""
+        return vectors * self.scale
 
 
 class GraniteLayer(DecoderLayer):
@@ -81,8 +81,8 @@ def _embedding(config: GraniteConfig) -> GraniteEmbedding:
     return GraniteEmbedding(config, config.embedding_multiplier)
 
 
-def _head(config: GraniteConfig) -> Head:
-    return Head(config.hidden_size, config.vocab_size, Scale(1 / config.logits_scaling))
+def _logits(config: GraniteConfig) -> Scale:
+    return Scale(1 / config.logits_scaling)
 
 
 register(
@@ -92,7 +92,7 @@ register(
         GraniteConfig,
         GraniteLayer,
         embedding=_embedding,
-        head=_head,
+        logits=_logits,
         biases=("attention_bias", "mlp_bias"),
     )
 )

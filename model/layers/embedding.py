@@ -36,14 +36,10 @@ class ScaledEmbedding(nn.Embedding):
         super().__init__(config.vocab_size, config.hidden_size, _weight=empty)
         self.scale = scale
 
-    def unfinished(self, ids_BT: Tensor) -> Tensor:
-        """Return the vectors before they are multiplied, (B, T, D); adapters change these."""
-        return super().forward(ids_BT)
-
-    def finish(self, x_BTD: Tensor) -> Tensor:
-        """Return the vectors multiplied by the constant, (B, T, D)."""
-        return x_BTD * torch.tensor(self.scale, dtype=self.weight.dtype)
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Return vectors multiplied by the constant; those of adapters are, too."""
+        return vectors * torch.tensor(self.scale, dtype=self.weight.dtype).to(vectors.dtype)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Return the vectors, (B, T, D)."""
-        return self.finish(self.unfinished(ids_BT))
+        return self.scaled(super().forward(ids_BT))

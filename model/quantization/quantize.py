@@ -30,7 +30,6 @@ from torch.nn import functional
 
 from bpe_llama._core import Linear, has_avx512
 from bpe_llama.model.device import HAS_TRITON
-from bpe_llama.model.layers.head import Finish, Head
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -49,7 +48,6 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
-        self.finish: Finish | None = linear.finish if isinstance(linear, Head) else None
 
     def dequantized(self) -> Tensor:
         """Return the dequantized weight, float32 (O, I)."""
@@ -64,11 +62,6 @@ class QuantizedLinear(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x @ weight.T + bias`` in the dtype of ``x``, (..., O), finished if the layer was a `Head`."""
-        out = self.unfinished(x)
-        return out if self.finish is None else self.finish(out)
-
-    def unfinished(self, x: Tensor) -> Tensor:
         """Return ``x @ weight.T + bias`` in the dtype of ``x``, (..., O)."""
         x_MI = x.reshape(-1, self.in_features)
         needs_grad = torch.is_grad_enabled() and x.requires_grad
@@ -323,12 +316,9 @@ def _quantized(layer: nn.Linear, kind: str, group_size: int, per_row: bool) -> Q
 
 
 def dequantize(model: AnyModel, dtype: torch.dtype = torch.float32) -> AnyModel:
-    """Replace every quantized layer by a `torch.nn.Linear` or `Head` of the same weight in place, and return the model."""
+    """Replace every quantized layer by a `torch.nn.Linear` of the same weight in place, and return the model."""
     for path, module in [(path, m) for path, m in model.named_modules() if isinstance(m, QuantizedLinear)]:
-        inputs, outputs = module.in_features, module.out_features
-        plain = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
-        if module.finish is not None:
-            plain = Head(inputs, outputs, module.finish, device="meta")
+        plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
         plain.weight = nn.Parameter(module.dequantized().to(dtype))
         if module.bias is not None:
             plain.bias = nn.Parameter(module.bias.to(dtype))
