@@ -46,6 +46,27 @@ GRANITE = {
     "use_cache": True,
     "vocab_size": 49_152,
 }
+NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
+OLMO2 = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "eos_token_id": 100_257,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 100_277,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 500_000,
+    "tie_word_embeddings": False,
+    "use_cache": False,
+    "vocab_size": 100_352,
+}
+
+
+def heads(queries: int, keys: int) -> dict[str, Any]:
+    return {"num_attention_heads": queries, "num_key_value_heads": keys}
+
 
 SMOL_CASES: dict[str, dict[str, Any]] = {
     "smollm3": {
@@ -129,6 +150,75 @@ SMOL_CASES: dict[str, dict[str, Any]] = {
             ({"logits_scaling": 0.0}, "logits_scaling is 0.0, which divides the logits"),
             ({"residual_multiplier": -1.0}, "residual_multiplier is -1.0; expected a finite number of at least 0"),
             ({"no_rope_layers": [1, 0, 1, 0]}, r"no_rope_layers is \[1, 0, 1, 0\], a key that is not known here"),
+        ],
+    },
+    "olmo2": {
+        "cases": [
+            {"num_key_value_heads": 4},
+            {"tie_word_embeddings": True, "rope_parameters": YARN},
+            {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 24},
+        ],
+        "published": {
+            "OLMo-2-1B": (
+                OLMO2 | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16} | heads(16, 16),
+                1_484_916_736,
+            ),
+            "OLMo-2-7B": (
+                OLMO2 | {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32} | heads(32, 32),
+                7_298_617_344,
+            ),
+            "OLMo-2-13B": (
+                OLMO2 | {"hidden_size": 5120, "intermediate_size": 13_824, "num_hidden_layers": 40} | heads(40, 40),
+                13_716_198_400,
+            ),
+            "OLMo-2-32B": (
+                OLMO2 | {"hidden_size": 5120, "intermediate_size": 27_648, "num_hidden_layers": 64} | heads(40, 8),
+                32_234_279_936,
+            ),
+        },
+        "refused": [
+            ({"clip_qkv": 8.0}, "clip_qkv is 8.0, a key that is not known here"),
+            ({"mlp_bias": True}, "mlp_bias is true, but transformers' olmo2 has no such biases"),
+        ],
+    },
+    "seed_oss": {
+        "cases": [
+            NO_DROPOUT | {"head_dim": 24},
+            NO_DROPOUT | {"attention_out_bias": True, "mlp_bias": True, "head_dim": None, "rope_parameters": LLAMA3},
+            NO_DROPOUT | {"attention_bias": False, "tie_word_embeddings": True},
+        ],
+        "published": {
+            "Seed-OSS-36B": (
+                {
+                    "attention_bias": True,
+                    "attention_dropout": 0.1,
+                    "attention_out_bias": False,
+                    "bos_token_id": 0,
+                    "eos_token_id": 2,
+                    "head_dim": 128,
+                    "hidden_act": "silu",
+                    "hidden_size": 5120,
+                    "initializer_range": 0.02,
+                    "intermediate_size": 27_648,
+                    "max_position_embeddings": 524_288,
+                    "mlp_bias": False,
+                    "num_hidden_layers": 64,
+                    "pad_token_id": 1,
+                    "residual_dropout": 0.1,
+                    "rms_norm_eps": 1e-6,
+                    "rope_scaling": {"rope_type": "default"},
+                    "rope_theta": 10_000_000.0,
+                    "tie_word_embeddings": False,
+                    "use_cache": True,
+                    "vocab_size": 155_136,
+                }
+                | heads(80, 8),
+                36_151_104_512,
+            ),
+        },
+        "refused": [
+            ({"residual_dropout": -0.1}, "residual_dropout is -0.1; expected a finite number of at least 0"),
+            ({"residual_dropout": 1.1}, "residual_dropout is 1.1; expected a probability"),
         ],
     },
 }

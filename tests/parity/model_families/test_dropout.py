@@ -1,0 +1,31 @@
+"""Dropout of residual branches (Seed-OSS): the same features are dropped as in transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch.testing import assert_close
+
+from bpe_llama.model import LlamaForCausalLM
+from tests.parity.model_families.cases import SHAPE
+
+
+@torch.enable_grad()
+def test_a_training_step_with_dropout(tmp_path: Path) -> None:
+    config = transformers.SeedOssConfig(**(SHAPE | {"head_dim": 16, "attention_dropout": 0.2, "residual_dropout": 0.3}))
+    torch.manual_seed(0)
+    theirs = transformers.SeedOssForCausalLM(config).train()
+    theirs.save_pretrained(tmp_path)
+    ours = LlamaForCausalLM.from_pretrained(tmp_path, device="cpu").train()
+    ids = torch.randint(3, 101, (2, 30), generator=torch.Generator().manual_seed(1))
+    losses, gradients = [], []
+    for model in (theirs, ours):
+        torch.manual_seed(5)
+        losses.append(model(ids, labels=ids).loss)
+        losses[-1].backward()
+        gradients.append(model.model.embed_tokens.weight.grad)
+    assert_close(losses[1], losses[0])
+    assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+    assert abs(ours.eval()(ids, labels=ids).loss - losses[0]) > 1e-3
