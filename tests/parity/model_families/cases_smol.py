@@ -221,4 +221,48 @@ SMOL_CASES: dict[str, dict[str, Any]] = {
             ({"residual_dropout": 1.1}, "residual_dropout is 1.1; expected a probability"),
         ],
     },
+    "ministral": {
+        "cases": [
+            {"head_dim": 16, "sliding_window": 5},
+            {"head_dim": 24, "sliding_window": 7, "layer_types": [FULL, SLIDING, SLIDING, FULL]},
+            {
+                "head_dim": 16,
+                "sliding_window": 9,
+                "layer_types": [SLIDING, FULL] * 2,
+                "tie_word_embeddings": True,
+                "rope_parameters": YARN,
+            },
+        ],
+        "published": {
+            "Ministral-8B": (
+                {
+                    "attention_dropout": 0.0,
+                    "bos_token_id": 1,
+                    "eos_token_id": 2,
+                    "head_dim": 128,
+                    "hidden_act": "silu",
+                    "hidden_size": 4096,
+                    "initializer_range": 0.02,
+                    "intermediate_size": 12_288,
+                    "layer_types": [FULL, SLIDING, SLIDING, SLIDING] * 9,
+                    "max_position_embeddings": 32_768,
+                    "num_hidden_layers": 36,
+                    "rms_norm_eps": 1e-5,
+                    "rope_theta": 100_000_000.0,
+                    "sliding_window": 32_768,
+                    "tie_word_embeddings": False,
+                    "use_cache": True,
+                    "vocab_size": 131_072,
+                }
+                | heads(32, 8),
+                8_019_808_256,
+            ),
+        },
+        "refused": [
+            ({"layer_types": [FULL, SLIDING]}, "expected one type for each of num_hidden_layers"),
+            ({"layer_types": [FULL, "chunked_attention"] * 2}, "layer_types names 'chunked_attention'; expected"),
+            ({"layer_types": [SLIDING] * 4, "sliding_window": None}, "but sliding_window is None"),
+            ({"attention_bias": True}, "attention_bias is true, but transformers' ministral has no biases"),
+        ],
+    },
 }
