@@ -62,6 +62,19 @@ OLMO2 = {
     "use_cache": False,
     "vocab_size": 100_352,
 }
+OLMO3 = OLMO2 | {
+    "max_position_embeddings": 65_536,
+    "rope_scaling": {
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "yarn",
+    },
+    "sliding_window": 4096,
+    "vocab_size": 100_278,
+}
 
 
 def heads(queries: int, keys: int) -> dict[str, Any]:
@@ -263,6 +276,50 @@ SMOL_CASES: dict[str, dict[str, Any]] = {
             ({"layer_types": [FULL, "chunked_attention"] * 2}, "layer_types names 'chunked_attention'; expected"),
             ({"layer_types": [SLIDING] * 4, "sliding_window": None}, "but sliding_window is None"),
             ({"attention_bias": True}, "attention_bias is true, but transformers' ministral has no biases"),
+        ],
+    },
+    "olmo3": {
+        "cases": [
+            {"sliding_window": 5},
+            {
+                "sliding_window": 7,
+                "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 1e3}},
+                "tie_word_embeddings": True,
+            },
+            {
+                "sliding_window": 9,
+                "layer_types": [FULL, SLIDING, SLIDING, FULL],
+                "rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 1e3}, SLIDING: LLAMA3},
+                "attention_bias": True,
+                "head_dim": 24,
+            },
+        ],
+        "published": {
+            "Olmo-3-7B": (
+                OLMO3
+                | {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32}
+                | {"layer_types": [SLIDING, SLIDING, SLIDING, FULL] * 8}
+                | heads(32, 32),
+                7_298_011_136,
+            ),
+            "Olmo-3-32B": (
+                OLMO3
+                | {"hidden_size": 5120, "intermediate_size": 27_648, "num_hidden_layers": 64}
+                | {"layer_types": [SLIDING, SLIDING, SLIDING, FULL] * 16}
+                | heads(40, 8),
+                32_233_522_176,
+            ),
+        },
+        "refused": [
+            ({"rope_parameters": {"rope_type": "default"}}, "expected an object with 'full_attention' and"),
+            (
+                {"rope_parameters": {SLIDING: {"rope_type": "dynamic", "factor": 2.0}}},
+                "rope_type of 'sliding_attention' is 'dynamic'; expected one of",
+            ),
+            (
+                {"rope_parameters": {SLIDING: {"rope_type": "default", "factor": 2.0}}},
+                "factor of 'sliding_attention' is 2.0, which rope_type 'default' lacks",
+            ),
         ],
     },
 }
