@@ -75,6 +75,8 @@ def family_of(values: Mapping[str, Any]) -> Family | None:
         return None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"model_type is {model_type!r}; expected one of {', '.join(FAMILIES)}")
+    if model_type == "mistral" and values.get("layer_types") is not None:
+        return FAMILIES["ministral"]  # as transformers' AutoConfig
     return FAMILIES[model_type]
 
 
