@@ -107,7 +107,7 @@ class LlamaConfig:
             "router_z_loss_coef",
             "attention_dropout",
         ):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
         if self.attention_dropout > 1:
             raise ValueError(f"attention_dropout is {self.attention_dropout}; expected a probability, 0 to 1")
@@ -243,6 +243,11 @@ class LlamaConfig:
     def norm_eps(self) -> float:
         """Return the epsilon of the norms."""
         return self.rms_norm_eps
+
+    @property
+    def attention_biases(self) -> tuple[bool, bool]:
+        """Return whether queries, keys and values have biases, and whether the attention output has one."""
+        return self.attention_bias, self.attention_bias
 
     @property
     def query_scale(self) -> float:
@@ -400,7 +405,13 @@ def _check_size(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value}; expected at least 1")
 
 
-def _check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any) -> None:
+    """Check that a value is a finite number of at least 0.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is {value!r}; expected a number")
     if not 0 <= value < math.inf:

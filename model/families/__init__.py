@@ -3,6 +3,6 @@
 Importing this package fills `bpe_llama.model.family.FAMILIES`.
 """
 
-from bpe_llama.model.families import llama, mistral, mixtral, phi3, qwen3
+from bpe_llama.model.families import cohere, cohere2, granite, llama, mistral, mixtral, phi3, qwen3, smollm3, stablelm
 
-__all__ = ["llama", "mistral", "mixtral", "phi3", "qwen3"]
+__all__ = ["cohere", "cohere2", "granite", "llama", "mistral", "mixtral", "phi3", "qwen3", "smollm3", "stablelm"]

@@ -5,11 +5,11 @@ Source: https://huggingface.co/CohereForAI/c4ai-command-r-v01; Dehghani et al. 2
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bpe_llama.model.config import check_number
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
@@ -29,7 +29,7 @@ class CohereConfig(LayerNormConfig):
     """The fields of Cohere, with the defaults of transformers.
 
     Raises:
-        ValueError: If ``logit_scale`` is not a finite number, or ``use_qk_norm`` is neither true nor false.
+        TypeError: If ``use_qk_norm`` is neither true nor false.
     """
 
     vocab_size: int = 256_000
@@ -48,13 +48,10 @@ class CohereConfig(LayerNormConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scale = self.logit_scale
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-            raise ValueError(f"logit_scale is {scale!r}; expected a finite number")
-        if self.use_qk_norm not in (None, False, True):
-            raise ValueError(f"use_qk_norm is {self.use_qk_norm!r}; expected true or false")
-        object.__setattr__(self, "logit_scale", float(scale))
-        object.__setattr__(self, "use_qk_norm", bool(self.use_qk_norm))
+        check_number("logit_scale", self.logit_scale)
+        object.__setattr__(self, "logit_scale", float(self.logit_scale))
+        if not isinstance(self.use_qk_norm, bool):
+            raise TypeError(f"use_qk_norm is {self.use_qk_norm!r}; expected true or false")
 
 
 class CohereAttention(Attention):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config import LlamaConfig, check_number
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
@@ -25,10 +24,8 @@ class LayerNormConfig(LlamaConfig):
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        eps = self.layer_norm_eps
-        if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < math.inf:
-            raise ValueError(f"layer_norm_eps is {eps!r}; expected a finite number of at least 0")
-        object.__setattr__(self, "layer_norm_eps", float(eps))
+        check_number("layer_norm_eps", self.layer_norm_eps)
+        object.__setattr__(self, "layer_norm_eps", float(self.layer_norm_eps))
         if self.rms_norm_eps != LlamaConfig.rms_norm_eps:
             raise ValueError(
                 f"rms_norm_eps is {self.rms_norm_eps}, but model_type {self.model_type!r} has LayerNorm; "

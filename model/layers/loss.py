@@ -14,6 +14,7 @@ from torch.nn import functional
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
 from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
+from bpe_llama.model.layers.logits import Finish, Scale
 from bpe_llama.model.layers.matmul.products import recomputed
 
 
@@ -65,25 +66,28 @@ def chunked_next_token_loss(
     chunk_size: int | None = None,
     num_items_in_batch: int | None = None,
     *,
+    finish: Finish | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Tensor:
-    """Return `next_token_loss` of ``head(hidden_BTD)``, computed for ``chunk_size`` positions at a time.
+    """Return `next_token_loss` of ``finish(head(hidden_BTD))``, computed for ``chunk_size`` positions at a time.
 
     Args:
         hidden_BTD: Any float dtype; the loss is computed in float32.
-        head: The language-model head: hidden states to logits.
+        head: The language-model head: hidden states to logits, or to what ``finish`` turns into logits.
         labels_BT: int64; -100 is ignored.
         chunk_size: By default as many positions as have 2^23 logits, at least 256; 1,024 if the head is not plain.
         num_items_in_batch: As in `next_token_loss`.
+        finish: What is done with the output of ``head``; by default nothing.
         label_smoothing: As in `torch.nn.functional.cross_entropy`.
         z_loss: Weight of the squared logarithm of the softmax's denominator, added to the loss of each token.
 
     Raises:
         ValueError: As `next_token_loss`, or if ``chunk_size`` is below 1.
 
-    Cost: memory for the logits of one chunk. A plain head is multiplied once (`linear_cross_entropy`); any other, such
-    as one with an adapter or compiled, is computed again in the backward pass if there are several chunks.
+    Cost: memory for the logits of one chunk. A plain head, with a `Scale` or nothing after it, is multiplied once
+    (`linear_cross_entropy`); any other, such as one with an adapter or compiled, is computed again in the backward pass
+    if there are several chunks.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
@@ -95,10 +99,10 @@ def chunked_next_token_loss(
         learned_M = labels_M != IGNORED
         if not learned_M.all():
             hidden_MD, labels_M = hidden_MD[learned_M], labels_M[learned_M]
-    if _is_plain(head) and not torch.compiler.is_compiling():
+    if _is_plain(head) and isinstance(finish, Scale | None) and not torch.compiler.is_compiling():
         check_labels(labels_M, head.weight.shape[0])
         loss = linear_cross_entropy(
-            hidden_MD,
+            hidden_MD if finish is None else hidden_MD * finish.factor,
             head.weight,
             labels_M,
             divisor=divisor,
@@ -109,7 +113,8 @@ def chunked_next_token_loss(
         return loss.float()
 
     def summed(hidden: Tensor, labels: Tensor) -> Tensor:
-        logits = head(hidden).float()
+        product = head(hidden)
+        logits = (product if finish is None else finish(product)).float()
         check_labels(labels, logits.shape[-1])
         total = functional.cross_entropy(
             logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.parity.model_families.cases_phi import PHI_CASES
+from tests.parity.model_families.cases_smol import SMOL_CASES
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
@@ -49,4 +50,4 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
         ],
         published={},
     ),
-} | {name: ModelFamily(**fields) for name, fields in PHI_CASES.items()}
+} | {name: ModelFamily(**case) for name, case in (PHI_CASES | SMOL_CASES).items()}

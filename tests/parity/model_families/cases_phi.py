@@ -47,6 +47,60 @@ PHI4 = PHI3_MEDIUM | {
     "pad_token_id": 100_349,
 }
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+
+COMMAND_R: dict[str, Any] = {"rope_theta": 8_000_000.0, "logit_scale": 0.0625}
+COMMAND_R_PLUS: dict[str, Any] = {
+    "hidden_size": 12_288,
+    "intermediate_size": 33_792,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 96,
+    "num_key_value_heads": 8,
+    "logit_scale": 0.8333333333333334,
+    "rope_theta": 75_000_000.0,
+    "use_qk_norm": True,
+}
+AYA_8B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+COMMAND_R7B = AYA_8B | {
+    "head_dim": 128,
+    "logit_scale": 0.25,
+    "rope_theta": 50_000,
+    "sliding_window": 4096,
+    "layer_switch": 4,
+    "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj",
+    "rotary_pct": 1.0,
+    "use_embedding_sharing": True,
+    "use_gated_activation": True,
+    "use_parallel_block": True,
+    "use_parallel_embedding": True,
+}
+STABLELM2: dict[str, Any] = {
+    "vocab_size": 100_352,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 24,
+    "use_qkv_bias": True,
+    "bos_token_id": 100_257,
+    "eos_token_id": 100_257,
+}
+STABLELM2_12B = STABLELM2 | {
+    "hidden_size": 5120,
+    "intermediate_size": 13_824,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "use_qkv_bias": False,
+    "qk_layernorm": True,
+    "use_parallel_residual": True,
+}
+
 PHI_CASES: dict[str, dict[str, Any]] = {
     "phi3": {
         "cases": [
@@ -78,6 +132,58 @@ PHI_CASES: dict[str, dict[str, Any]] = {
             ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0; expected an integer"),
             ({"attention_bias": True}, "attention_bias is true, but transformers' phi3 has no biases"),
             ({"num_local_experts": 4}, "num_local_experts is 4, but model_type is 'phi3'"),
+        ],
+    },
+    "cohere": {
+        "cases": [
+            {"logit_scale": 0.5},
+            {"use_qk_norm": True, "attention_bias": True, "tie_word_embeddings": False, "layer_norm_eps": 1e-3},
+            {"num_key_value_heads": None, "head_dim": 24, "rope_parameters": YARN, "logit_scale": 0.3},
+        ],
+        "published": {
+            "Command-R v01": (COMMAND_R, 34_980_831_232),
+            "Command-R+": (COMMAND_R_PLUS, 103_810_674_688),
+            "Aya 23 8B": (AYA_8B, 8_028_033_024),
+        },
+        "refused": [
+            ({"sliding_window": 5}, "sliding_window is 5, but transformers' cohere attends to all tokens"),
+            ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, but model_type 'cohere' has LayerNorm"),
+            ({"mlp_bias": True}, "mlp_bias is true, but transformers' cohere has no such biases"),
+            ({"partial_rotary_factor": 0.5}, "transformers' cohere rotates whole heads"),
+            ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; model_type 'cohere' has 'silu'"),
+            ({"layer_types": ["full_attention"] * 4}, "layer_types is"),
+        ],
+    },
+    "cohere2": {
+        "cases": [
+            {"sliding_window": 5, "logit_scale": 0.25},
+            {"sliding_window": 40, "sliding_window_pattern": 2, "tie_word_embeddings": False, "attention_bias": True},
+            {"sliding_window": 9, "layer_types": [FULL, SLIDING, SLIDING, FULL], "head_dim": 16},
+        ],
+        "published": {"Command-R7B": (COMMAND_R7B, 8_027_901_952)},
+        "refused": [
+            ({"use_qk_norm": True}, "use_qk_norm is true, but transformers' cohere2 has no such norm"),
+            ({"sliding_window": None}, "layer_types names 'sliding_attention', but sliding_window is None"),
+            ({"sliding_window_pattern": 0}, "sliding_window_pattern is 0; expected an integer of at least 1"),
+            ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, but model_type 'cohere2' has LayerNorm"),
+        ],
+    },
+    "stablelm": {
+        "cases": [
+            {"use_qkv_bias": True},
+            {"qk_layernorm": True, "use_parallel_residual": True, "partial_rotary_factor": 0.5, "layer_norm_eps": 1e-3},
+            {"qk_layernorm": True, "use_qkv_bias": True, "tie_word_embeddings": True, "rope_parameters": YARN},
+        ],
+        "published": {
+            "StableLM-3B-4E1T": ({"rope_theta": 10_000, "vocab_size": 50_304}, 2_795_443_200),
+            "StableLM 2 1.6B": (STABLELM2, 1_644_515_328),
+            "StableLM 2 12B": (STABLELM2_12B, 12_143_605_760),
+        },
+        "refused": [
+            ({"attention_bias": True}, "attention_bias is true, but transformers' stablelm has no biases"),
+            ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, but model_type 'stablelm' has LayerNorm"),
+            ({"head_dim": 32}, "head_dim is 32; model_type 'stablelm' has hidden_size / num_attention_heads"),
+            ({"logit_scale": 0.5}, "logit_scale is 0.5, a key that is not known here"),
         ],
     },
 }
