@@ -1,6 +1,6 @@
 """Command-R and Aya: LayerNorm without a bias, parallel blocks, interleaved RoPE, scaled logits, a tied head.
 
-Source: https://huggingface.co/CohereForAI/c4ai-command-r-v01; Dehghani et al. 2023, arXiv:2302.05442 (normalized heads).
+Source: https://huggingface.co/CohereForAI/c4ai-command-r-v01; Dehghani et al. 2023, arXiv:2302.05442 (query norm).
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from bpe_llama.model.layers.norm import LayerNorm
 from bpe_llama.model.layers.rope import apply_interleaved_rope
 
 OF_THE_FIRST_CODE = frozenset(
-    """layer_switch order_of_interleaved_layers position_embedding_type rotary_pct use_embedding_sharing
-    use_gated_activation use_parallel_block use_parallel_embedding""".split()
+    (
+        "layer_switch",
+        "order_of_interleaved_layers",
+        "position_embedding_type",
+        "rotary_pct",
+        "use_embedding_sharing",
+        "use_gated_activation",
+        "use_parallel_block",
+        "use_parallel_embedding",
+    )
 )
 """Keys of Cohere's own code, which transformers does not read."""
 

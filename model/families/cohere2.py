@@ -13,7 +13,7 @@ from bpe_llama.model.family import Family, register
 
 
 @dataclass(frozen=True)
-class Cohere2Config(LayerTypesConfig, CohereConfig):
+class Cohere2Config(CohereConfig, LayerTypesConfig):  # in this order the defaults are Cohere's
     """The fields of Cohere 2, with the defaults of transformers.
 
     Without ``layer_types`` every layer has the window but each ``sliding_window_pattern``-th.

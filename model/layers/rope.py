@@ -126,8 +126,8 @@ def apply_interleaved_rope(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
     """Return what `apply_rope` does if the pairs are neighbours: feature ``2 i`` with ``2 i + 1``.
 
     Example:
-        >>> by_90_degrees = (torch.zeros(1, 1, 2), torch.ones(1, 1, 2))
-        >>> apply_interleaved_rope(torch.tensor([1.0, 0.0, 0.0, 2.0]).view(1, 1, 1, 4), by_90_degrees).flatten().tolist()
+        >>> x, by_90_degrees = torch.tensor([1.0, 0.0, 0.0, 2.0]), (torch.zeros(1, 1, 2), torch.ones(1, 1, 2))
+        >>> apply_interleaved_rope(x.view(1, 1, 1, 4), by_90_degrees).flatten().tolist()
         [0.0, 1.0, -2.0, 0.0]
     """
     cos, sin = (part[:, None] for part in rotation)  # broadcast over heads
