@@ -56,6 +56,7 @@ class CohereConfig(LayerNormConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "use_qk_norm", self.use_qk_norm or False)  # null is false
         check_number("logit_scale", self.logit_scale)
         object.__setattr__(self, "logit_scale", float(self.logit_scale))
         if not isinstance(self.use_qk_norm, bool):

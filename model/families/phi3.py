@@ -8,12 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional
 
-from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.config import LlamaConfig, check_probability
 from bpe_llama.model.family import Family, register, window_of_all_layers
 from bpe_llama.model.layers.attention import Attention
+from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.linear import linear
 from bpe_llama.model.layers.mlp import MLP
+from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import DecoderLayer
 from bpe_llama.model.rope_parameters import merge_rope
 
@@ -38,7 +42,12 @@ class Phi3Config(LlamaConfig):
     rms_norm_eps: float = 1e-5
     eos_token_id: int | list[int] | None = 32_000
     pad_token_id: int | None = 32_000
+    resid_pdrop: float = 0.0
     model_type: str = "phi3"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_probability("resid_pdrop", self.resid_pdrop)
 
     def _fill_rope(self) -> None:
         rope, original = merge_rope(self.rope_parameters, self.rope_theta, self.rope_scaling), self._original()
@@ -61,13 +70,26 @@ class Phi3Config(LlamaConfig):
 
 
 class FusedAttention(Attention):
-    """Attention with one matrix for queries, keys and values, whose rows are theirs in this order."""
+    """Attention with one matrix for queries, keys and values; its rows are theirs, in this order."""
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    def __init__(self, config: Phi3Config, layer: int) -> None:
         super().__init__(config, layer)
         self.widths = [part.out_features for part in (self.q_proj, self.k_proj, self.v_proj)]
         del self.q_proj, self.k_proj, self.v_proj
         self.qkv_proj = linear(config, config.hidden_size, sum(self.widths))
+        self.residual_dropout = config.resid_pdrop
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        visible: Visible,
+        cache: KVCache | None = None,
+        columns: CacheColumns | None = None,
+    ) -> Tensor:
+        """Return the attention output, (B, T, D), with features dropped in training."""
+        out_BTD = super().forward(x_BTD, rotation, visible, cache, columns)
+        return functional.dropout(out_BTD, self.residual_dropout, self.training)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""
@@ -79,16 +101,16 @@ class FusedAttention(Attention):
 class FusedMLP(MLP):
     """A gated block with one matrix: its first half of rows computes the gate, its second what the gate multiplies."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: Phi3Config) -> None:
         super().__init__(config)
         del self.gate_proj, self.up_proj
+        self.residual_dropout = config.resid_pdrop
         self.gate_up_proj = linear(config, config.hidden_size, 2 * config.intermediate_size)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the output, same shape and dtype as the input."""
+        """Return the output, same shape and dtype as the input, with features dropped in training."""
         gate, up = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(self.activation(gate) * up)
-        return out
+        return functional.dropout(self.down_proj(self.activation(gate) * up), self.residual_dropout, self.training)
 
 
 class Phi3Layer(DecoderLayer):
@@ -96,7 +118,7 @@ class Phi3Layer(DecoderLayer):
 
     attention_class = FusedAttention
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    def __init__(self, config: Phi3Config, layer: int) -> None:
         super().__init__(config, layer)
         self.mlp = FusedMLP(config)
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
+from bpe_llama.model.config import check_probability
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
@@ -39,6 +41,7 @@ class StableLmConfig(LayerNormConfig):
     use_qkv_bias: bool = False
     qk_layernorm: bool = False
     use_parallel_residual: bool = False
+    hidden_dropout: float = 0.0
     model_type: str = "stablelm"
 
     def __post_init__(self) -> None:
@@ -46,6 +49,7 @@ class StableLmConfig(LayerNormConfig):
         for name in ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        check_probability("hidden_dropout", self.hidden_dropout)
         if self.head_size * self.num_attention_heads != self.hidden_size:
             raise ValueError(
                 f"head_dim is {self.head_dim}; model_type 'stablelm' has hidden_size / num_attention_heads "
@@ -102,7 +106,7 @@ class StableLmLayer(ParallelLayer):
 
     def __init__(self, config: StableLmConfig, layer: int) -> None:
         super().__init__(config, layer)
-        self.parallel = config.use_parallel_residual
+        self.parallel, self.hidden_dropout = config.use_parallel_residual, config.hidden_dropout
         if not self.parallel:
             self.post_attention_layernorm = self.norm_class(config.hidden_size, config.norm_eps)
 
@@ -117,6 +121,10 @@ class StableLmLayer(ParallelLayer):
         """Return the hidden states after this layer, (B, T, D)."""
         kind = ParallelLayer if self.parallel else DecoderLayer
         return kind.forward(self, x_BTD, rotation, visible, cache, columns)
+
+    def feed_forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the output of the MLP, (B, T, D), with features dropped in training."""
+        return functional.dropout(super().feed_forward(x_BTD), self.hidden_dropout, self.training)
 
 
 register(Family("stablelm", "StableLm", StableLmConfig, StableLmLayer, has_partial_rotary=True))

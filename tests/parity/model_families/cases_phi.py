@@ -29,6 +29,7 @@ PHI3_MEDIUM = PHI3_MINI | {
     "num_key_value_heads": 10,
 }
 LONG = {"max_position_embeddings": 131_072, "sliding_window": 262_144}
+MINI_ROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 PHI4_MINI: dict[str, Any] = {
     **LONG,
     "vocab_size": 200_064,
@@ -86,6 +87,12 @@ COMMAND_R7B = AYA_8B | {
     "use_parallel_block": True,
     "use_parallel_embedding": True,
 }
+COMMAND_A = COMMAND_R7B | {
+    "hidden_size": 12_288,
+    "intermediate_size": 36_864,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 96,
+}
 STABLELM2: dict[str, Any] = {
     "vocab_size": 100_352,
     "hidden_size": 2048,
@@ -120,7 +127,7 @@ PHI_CASES: dict[str, dict[str, Any]] = {
         ],
         "published": {
             "Phi-3-mini-4k": (PHI3_MINI, 3_821_079_552),
-            "Phi-3-mini-128k, Phi-3.5-mini": (PHI3_MINI | LONG | {"rope_scaling": longrope(48)}, 3_821_079_552),
+            "Phi-3-mini-128k, Phi-3.5-mini": (PHI3_MINI | LONG | {"rope_scaling": MINI_ROPE}, 3_821_079_552),
             "Phi-3-medium-4k": (PHI3_MEDIUM, 13_960_238_080),
             "Phi-4": (PHI4, 14_659_507_200),
             "Phi-4-mini": (PHI4_MINI, 3_836_021_760),
@@ -135,6 +142,7 @@ PHI_CASES: dict[str, dict[str, Any]] = {
             ({"rope_parameters": longrope(4)}, "short_factor has 4 values; expected 8"),
             ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0; expected an integer"),
             ({"attention_bias": True}, "attention_bias is true, but transformers' phi3 has no biases"),
+            ({"resid_pdrop": 1.5}, "resid_pdrop is 1.5; expected a probability"),
             ({"num_local_experts": 4}, "num_local_experts is 4, but model_type is 'phi3'"),
         ],
     },
@@ -163,12 +171,16 @@ PHI_CASES: dict[str, dict[str, Any]] = {
             {"sliding_window": 40, "sliding_window_pattern": 2, "tie_word_embeddings": False, "attention_bias": True},
             {"sliding_window": 9, "layer_types": [FULL, SLIDING, SLIDING, FULL], "head_dim": 16},
         ],
-        "published": {"Command-R7B": (COMMAND_R7B, 8_028_033_024)},
+        "published": {
+            "Command-R7B": (COMMAND_R7B, 8_028_033_024),
+            "Command A": (COMMAND_A, 111_057_580_032),
+        },
         "refused": [
             ({"use_qk_norm": True}, "use_qk_norm is true, but transformers' cohere2 has no such norm"),
             ({"sliding_window": None}, "layer_types names 'sliding_attention', but sliding_window is None"),
             ({"sliding_window_pattern": 0}, "sliding_window_pattern is 0; expected an integer of at least 1"),
             ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, but model_type 'cohere2' has LayerNorm"),
+            ({"layer_types": ["chunked_attention"] * 4}, "layer_types names 'chunked_attention'"),
         ],
     },
     "stablelm": {
@@ -185,6 +197,8 @@ PHI_CASES: dict[str, dict[str, Any]] = {
         "refused": [
             ({"attention_bias": True}, "attention_bias is true, but transformers' stablelm has no biases"),
             ({"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001, but model_type 'stablelm' has LayerNorm"),
+            ({"hidden_dropout": 1.5}, "hidden_dropout is 1.5; expected a probability"),
+            ({"sliding_window": 8}, "sliding_window is 8, but transformers' stablelm attends to all tokens"),
             ({"head_dim": 32}, "head_dim is 32; model_type 'stablelm' has hidden_size / num_attention_heads"),
             ({"logit_scale": 0.5}, "logit_scale is 0.5, a key that is not known here"),
         ],
