@@ -109,8 +109,7 @@ class LlamaConfig:
         ):
             check_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
-        if self.attention_dropout > 1:
-            raise ValueError(f"attention_dropout is {self.attention_dropout}; expected a probability, 0 to 1")
+        check_probability("attention_dropout", self.attention_dropout)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
@@ -416,3 +415,15 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; expected a number")
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Check that a value is a number from 0 to 1.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
+    check_number(name, value)
+    if value > 1:
+        raise ValueError(f"{name} is {value}; expected a probability, 0 to 1")

@@ -27,6 +27,8 @@ class Family:
         biases: Those of ``attention_bias`` and ``mlp_bias`` that are computed.
         has_experts: Whether the MLP may be a mixture of experts.
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
+        recomputes_keys: Whether generation computes a sequence's keys and values anew when it outgrows the original
+            length of LongRoPE; otherwise earlier ones keep the short factors.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Family:
     biases: tuple[str, ...] = ()
     has_experts: bool = False
     has_partial_rotary: bool = False
+    recomputes_keys: bool = False
 
 
 FAMILIES: dict[str, Family] = {}

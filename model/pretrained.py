@@ -84,7 +84,7 @@ class Pretrained(nn.Module):
                 continue
             if name.endswith("bias"):
                 weight.zero_()
-            elif weight.ndim == 1:
+            elif weight.ndim == 1 or name.split(".")[-2].endswith("norm"):
                 weight.fill_(1.0)
             else:
                 values = torch.empty(weight.shape, dtype=torch.float32, device="cpu")

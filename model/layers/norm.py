@@ -1,4 +1,4 @@
-"""RMSNorm.
+"""RMSNorm and LayerNorm.
 
 Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class RMSNorm(nn.Module):
@@ -36,3 +37,34 @@ class RMSNorm(nn.Module):
     def extra_repr(self) -> str:
         """Return the text that ``print(model)`` shows for this layer."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class LayerNorm(nn.Module):
+    """Subtracts each vector's mean, divides by its standard deviation, and multiplies by a weight; there is no bias.
+
+    All is computed in float32 and rounded once to the input's dtype.
+
+    Args:
+        size: The shape of the weight, which is broadcast to the input. The last dimension is normalized alone.
+        eps: Added to the variance.
+
+    Source: Ba et al. 2016, arXiv:1607.06450.
+
+    Example:
+        >>> LayerNorm(2, eps=0.0)(torch.tensor([3.0, 5.0])).tolist()
+        [-1.0, 1.0]
+    """
+
+    def __init__(self, size: int | tuple[int, ...], eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized input, same shape and dtype."""
+        normed = functional.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
+        return (normed * self.weight.float()).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the text that ``print(model)`` shows for this layer."""
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"

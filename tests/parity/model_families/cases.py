@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.parity.model_families.cases_phi import PHI_CASES
 from tests.parity.model_families.cases_smol import SMOL_CASES
 
 SHAPE: dict[str, Any] = {
@@ -49,4 +50,4 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
         ],
         published={},
     ),
-} | {name: ModelFamily(**case) for name, case in SMOL_CASES.items()}
+} | {name: ModelFamily(**case) for name, case in (PHI_CASES | SMOL_CASES).items()}
