@@ -245,6 +245,11 @@ class LlamaConfig:
         return self.rms_norm_eps
 
     @property
+    def attention_biases(self) -> tuple[bool, bool]:
+        """Return whether queries, keys and values have biases, and whether the attention output has one."""
+        return self.attention_bias, self.attention_bias
+
+    @property
     def query_scale(self) -> float:
         """Return the factor of queries beyond ``head_dim ** -0.5``."""
         return 1.0

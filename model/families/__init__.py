@@ -3,6 +3,6 @@
 Importing this package fills `bpe_llama.model.family.FAMILIES`.
 """
 
-from bpe_llama.model.families import llama, mistral, mixtral, qwen3
+from bpe_llama.model.families import llama, mistral, mixtral, qwen2, qwen2_moe, qwen3, qwen3_moe
 
-__all__ = ["llama", "mistral", "mixtral", "qwen3"]
+__all__ = ["llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"]

@@ -53,6 +53,10 @@ class UpperWindowConfig(LayerTypesConfig):
     max_window_layers: int = 28
 
     def __post_init__(self) -> None:
+        if not isinstance(self.use_sliding_window, bool):
+            raise TypeError(f"use_sliding_window is {self.use_sliding_window!r}; expected true or false")
+        if type(self.max_window_layers) is not int or self.max_window_layers < 0:
+            raise ValueError(f"max_window_layers is {self.max_window_layers!r}; expected an integer of at least 0")
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)
         super().__post_init__()

@@ -92,10 +92,11 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_size
         query, kv = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
-        self.q_proj = linear(config, config.hidden_size, query, config.attention_bias)
-        self.k_proj = linear(config, config.hidden_size, kv, config.attention_bias)
-        self.v_proj = linear(config, config.hidden_size, kv, config.attention_bias)
-        self.o_proj = linear(config, query, config.hidden_size, config.attention_bias)
+        qkv_bias, out_bias = config.attention_biases
+        self.q_proj = linear(config, config.hidden_size, query, qkv_bias)
+        self.k_proj = linear(config, config.hidden_size, kv, qkv_bias)
+        self.v_proj = linear(config, config.hidden_size, kv, qkv_bias)
+        self.o_proj = linear(config, query, config.hidden_size, out_bias)
         self.query_scale = config.query_scale
         self.attention_dropout = config.attention_dropout
         self.backend: Backend = sdpa
