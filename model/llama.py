@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
@@ -20,7 +19,7 @@ from bpe_llama.model.layers.attention import Attention, visible_keys
 from bpe_llama.model.layers.attention_backends import Visible
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.embedding import token_embedding
-from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, next_token_loss
+from bpe_llama.model.layers.loss import IGNORED, chunked_next_token_loss, labels_within_documents, next_token_loss
 from bpe_llama.model.layers.matmul.products import recomputed, training_products
 from bpe_llama.model.layers.mlp import MLP
 from bpe_llama.model.layers.moe import routing_loss
@@ -30,7 +29,7 @@ from bpe_llama.model.layers.rope import (
     RotaryEmbedding,
     Rotation,
     SinusoidalEmbedding,
-    positions_of,
+    new_positions,
     rotations_of_layers,
 )
 from bpe_llama.model.pretrained import Pretrained, check_ids
@@ -122,7 +121,7 @@ class LlamaModel(Pretrained):
         if position_ids is None and documents is not None:
             position_ids = documents.positions(attention_mask)
         elif position_ids is None:
-            position_ids = self._positions(length, attention_mask, columns, input_ids.device)
+            position_ids = new_positions(length, attention_mask, columns, input_ids.device)
 
         x_BTD = self.embed_tokens(input_ids)
         if self.position_emb is not None:
@@ -150,15 +149,6 @@ class LlamaModel(Pretrained):
         local_emb = self.local_rotary_emb
         local = whole if local_emb is None else local_emb(positions_BT, prompt_lengths, documents)
         return rotations_of_layers(self.config, whole, local)
-
-    @staticmethod
-    def _positions(length: int, mask: Tensor | None, columns: CacheColumns | None, device: torch.device) -> Tensor:
-        if mask is not None:
-            return positions_of(mask)[:, -length:]
-        if columns is not None and columns.positions is not None:
-            return columns.positions
-        end = columns.end if columns else length
-        return torch.arange(end - length, end, device=device)[None]
 
 
 @dataclass
@@ -229,7 +219,7 @@ class LlamaForCausalLM(Pretrained):
         if labels is not None:
             if logits_to_keep:
                 raise ValueError("labels need the logits of all positions; expected logits_to_keep 0")
-            labels = _within_documents(labels, document_ids)
+            labels = labels_within_documents(labels, document_ids)
             loss = next_token_loss(logits_BTV, labels, num_items_in_batch)
             loss = self._with_routing(loss, labels, attention_mask, num_items_in_batch)
         return CausalLMOutput(logits_BTV, loss, past_key_values)
@@ -255,7 +245,7 @@ class LlamaForCausalLM(Pretrained):
         """
         with training_products():
             hidden_BTD = self.model(input_ids, attention_mask, document_ids=document_ids)
-            labels = _within_documents(labels, document_ids)
+            labels = labels_within_documents(labels, document_ids)
             loss = chunked_next_token_loss(
                 hidden_BTD,
                 self.lm_head,
@@ -284,10 +274,3 @@ class LlamaForCausalLM(Pretrained):
         from bpe_llama.model.generation.generate import generate
 
         return generate(self, input_ids, attention_mask, **options)
-
-
-def _within_documents(labels: Tensor, document_ids: Tensor | None) -> Tensor:
-    """Return labels of which the first of each document is ignored, since its context is another document."""
-    if document_ids is None or document_ids.shape != labels.shape:  # the loss refuses the wrong shape
-        return labels
-    return labels.masked_fill(Documents.of(document_ids, labels).begins_BT, IGNORED)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.linear_cross_entropy import FEWEST_POSITIONS, linear_cross_entropy
 from bpe_llama.model.layers.linear_cross_entropy import IGNORED as IGNORED
 from bpe_llama.model.layers.matmul.products import recomputed
@@ -43,6 +44,18 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items_in_batch: i
     if num_items_in_batch is None:
         return functional.cross_entropy(scores_MV, labels_M, ignore_index=IGNORED)
     return functional.cross_entropy(scores_MV, labels_M, ignore_index=IGNORED, reduction="sum") / num_items_in_batch
+
+
+def labels_within_documents(labels_BT: Tensor, document_ids: Tensor | None) -> Tensor:
+    """Return labels of which the first of each document is ignored, since its context is another document.
+
+    Example:
+        >>> labels_within_documents(torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0, 0, 1, 1]])).tolist()
+        [[-100, 6, -100, 8]]
+    """
+    if document_ids is None or document_ids.shape != labels_BT.shape:  # the loss refuses the wrong shape
+        return labels_BT
+    return labels_BT.masked_fill(Documents.of(document_ids, labels_BT).begins_BT, IGNORED)
 
 
 def chunked_next_token_loss(

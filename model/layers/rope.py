@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpe_llama.model.cache.kv_cache import CacheColumns
 from bpe_llama.model.config import LlamaConfig
 from bpe_llama.model.layers.documents import Documents
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT, inverse_frequencies
@@ -145,6 +146,23 @@ def positions_of(attention_mask: Tensor) -> Tensor:
         [[0, 0, 0, 1, 2]]
     """
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def new_positions(
+    length: int, attention_mask: Tensor | None, columns: CacheColumns | None, device: torch.device
+) -> Tensor:
+    """Return the positions of a pass's tokens, (B or 1, T), from the mask or the cache; without them 0, 1, 2 ...
+
+    Example:
+        >>> new_positions(3, None, None, torch.device("cpu")).tolist()
+        [[0, 1, 2]]
+    """
+    if attention_mask is not None:
+        return positions_of(attention_mask)[:, -length:]
+    if columns is not None and columns.positions is not None:
+        return columns.positions
+    end = columns.end if columns else length
+    return torch.arange(end - length, end, device=device)[None]
 
 
 class NoRotation(nn.Module):
