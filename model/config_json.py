@@ -111,7 +111,11 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     if isinstance(picked.get("dtype"), str):
         picked["dtype"] = picked["dtype"].removeprefix("torch.")
     if family is not None and family.has_experts and values.get("num_experts") is not None:
-        picked.setdefault("num_local_experts", values["num_experts"])
+        if picked.setdefault("num_local_experts", values["num_experts"]) != values["num_experts"]:
+            raise ValueError(
+                f"num_experts is {values['num_experts']!r}, but num_local_experts is {picked['num_local_experts']!r}; "
+                "expected one of them"
+            )
     elif values.get("num_experts"):
         name = None if family is None else family.name
         raise ValueError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.parity.model_families.cases_qwen import QWEN_CASES
+
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 64,
@@ -38,13 +40,4 @@ class ModelFamily:
     refused: list[tuple[dict[str, Any], str]] = field(default_factory=list)
 
 
-MODEL_FAMILIES: dict[str, ModelFamily] = {
-    "qwen3": ModelFamily(
-        cases=[
-            {"head_dim": 32},
-            {"head_dim": 16, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
-            {"head_dim": 24, "attention_bias": True, "tie_word_embeddings": True},
-        ],
-        published={},
-    ),
-}
+MODEL_FAMILIES: dict[str, ModelFamily] = {name: ModelFamily(**fields) for name, fields in QWEN_CASES.items()}
