@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
 
@@ -37,6 +38,12 @@ class LayerTypesConfig(LlamaConfig):
     def default_layer_types(self) -> list[str]:
         """Return the types of the layers of a file that does not state them."""
         return [FULL if self.sliding_window is None else SLIDING] * self.num_hidden_layers
+
+    def replace(self, **changes: Any) -> LlamaConfig:
+        """Return a copy with some values changed; types that follow from the other values follow from the new ones."""
+        if self.layer_types == self.default_layer_types():
+            changes.setdefault("layer_types", None)
+        return super().replace(**changes)
 
     @property
     def windows(self) -> tuple[int | None, ...]:

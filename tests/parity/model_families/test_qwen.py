@@ -115,6 +115,17 @@ def test_keys_that_transformers_does_not_read_warn(case: str, tmp_path: Path) ->
     assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-4, rtol=0)
 
 
+def test_windows_follow_from_changed_fields() -> None:
+    config = LlamaConfig.from_dict(SHAPE | {"model_type": "qwen2"})
+    windowed = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
+    assert config.replace(**windowed).windows == (None, None, None, 8)
+    assert config.replace(**windowed).replace(num_hidden_layers=5).windows == (None, None, None, 8, 8)
+    stated = config.replace(**windowed, layer_types=["sliding_attention"] + ["full_attention"] * 3)
+    assert stated.replace(vocab_size=7, bos_token_id=None).windows == (8, None, None, None)
+    with pytest.raises(ValueError, match="expected one type for each of num_hidden_layers"):
+        stated.replace(num_hidden_layers=5)
+
+
 def test_tensors_of_another_family_are_named(tmp_path: Path) -> None:
     written("qwen2", tmp_path)
     edit(tmp_path, model_type="qwen3", head_dim=16)
@@ -218,7 +229,8 @@ def test_the_active_parameters_of_a_published_model() -> None:
     assert active == pytest.approx(3.35e9, rel=0.01)
 
 
-def test_no_dense_decoder_takes_experts(tmp_path: Path) -> None:
+def test_dense_decoders_take_biases_and_no_experts(tmp_path: Path) -> None:
+    assert is_dense(LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | {"model_type": "qwen2"})))
     ours, _ = sparse("qwen3_moe", tmp_path, mlp_only_layers=[1])
     assert not is_dense(ours)
     ours(IDS)
