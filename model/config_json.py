@@ -113,10 +113,16 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
     if isinstance(picked.get("dtype"), str):
         picked["dtype"] = picked["dtype"].removeprefix("torch.")
     if family is not None and family.has_experts and values.get("num_experts") is not None:
-        picked.setdefault("num_local_experts", values["num_experts"])
+        if picked.setdefault("num_local_experts", values["num_experts"]) != values["num_experts"]:
+            raise ValueError(
+                f"num_experts is {values['num_experts']!r}, but num_local_experts is {picked['num_local_experts']!r}; "
+                "expected one of them"
+            )
     elif values.get("num_experts"):
         name = None if family is None else family.name
-        raise ValueError(f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected 'mixtral'")
+        raise ValueError(
+            f"num_experts is {values['num_experts']!r}, but model_type is {name!r}; expected {_with_experts()}"
+        )
     if stated:
         _leave_out_ids(picked, 32_000 if family is None else family.config.vocab_size)
     _read_rope(picked, values, family)
@@ -133,6 +139,10 @@ def fields_of(values: Mapping[str, Any], known: Collection[str]) -> dict[str, An
         if name in picked and picked[name] is None:
             del picked[name]
     return picked
+
+
+def _with_experts() -> str:
+    return " or ".join(repr(name) for name, family in FAMILIES.items() if family.has_experts)
 
 
 def _check_other(key: str, value: Any) -> None:
@@ -221,7 +231,7 @@ def _read_family(picked: dict[str, Any], values: Mapping[str, Any], family: Fami
     if not family.has_experts and picked.get("num_local_experts"):
         raise ValueError(
             f"num_local_experts is {picked['num_local_experts']!r}, but model_type is {family.name!r}, which has no "
-            "experts; expected 'mixtral'"
+            f"experts; expected {_with_experts()}"
         )
     for name in ("attention_bias", "mlp_bias"):
         if name not in family.biases and picked.get(name):

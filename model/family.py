@@ -58,6 +58,18 @@ def register(family: Family) -> Family:
     return family
 
 
+def without_constants(values: Mapping[str, Any], **constants: Any) -> Mapping[str, Any]:
+    """Return a file without keys that state what its family always has and transformers' class does not read.
+
+    Raises:
+        ValueError: If a key states another value.
+    """
+    for name, value in constants.items():
+        if values.get(name, value) not in (value, None):
+            raise ValueError(f"{name} is {values[name]!r}; transformers' {values['model_type']} has {value!r}")
+    return {name: value for name, value in values.items() if name not in constants}
+
+
 def window_of_all_layers(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Leave ``sliding_window`` as it is; warn if a key that the family's class does not read restricts it."""
     window = fields.get("sliding_window")
