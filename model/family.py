@@ -19,6 +19,8 @@ class Family:
         layer: The class of a decoder layer, built from the config and the layer's number.
         embedding: Builds the token embedding from the config; None for a plain one.
         head: Builds the head from the config; None for `torch.nn.Linear` without a bias.
+        logits: Returns the logits of the config and the head's product; None if they are the product. Adapters and
+            quantization change the product alone.
         prepare: Called with the file before its keys are read; returns it with the keys of `LlamaConfig`.
         read: Called with the fields and the file, to set fields that depend on several keys.
         defaults: Of the keys that a file leaves out, where they differ from those of the config's class.
@@ -35,6 +37,7 @@ class Family:
     layer: type[Any]
     embedding: Callable[[Any], Any] | None = None
     head: Callable[[Any], Any] | None = None
+    logits: Callable[[Any, Any], Any] | None = None
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: values
     read: Callable[[dict[str, Any], Mapping[str, Any]], None] = lambda fields, values: None
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -46,7 +46,7 @@ def is_dense(model: LlamaForCausalLM) -> bool:
     kinds: list[tuple[nn.Module, type]] = [(stack, LlamaModel), (stack.rotary_emb, RotaryEmbedding)]
     kinds += [(stack.embed_tokens, nn.Embedding), (stack.norm, RMSNorm)]
     kinds += [(layer, DecoderLayer) for layer in stack.layers]
-    if type(model).forward is not LlamaForCausalLM.forward or not _are(kinds):
+    if type(model).forward is not LlamaForCausalLM.forward or model.config.family.logits or not _are(kinds):
         return False
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):

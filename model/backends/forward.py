@@ -100,8 +100,7 @@ def prefill_padded(model: LlamaForCausalLM, prompts: Sequence[list[int]], cache:
             if start < length <= start + chunk_BT.shape[1]:
                 last_BD[row] = hidden_BTD[row, length - start - 1]
     cache.truncate(lengths)
-    logits_BV: Tensor = model.lm_head(last_BD)
-    return logits_BV
+    return model.logits(last_BD)
 
 
 def fingerprint_of(model: LlamaForCausalLM) -> list[object]:

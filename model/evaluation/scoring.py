@@ -112,7 +112,7 @@ def _score_batch(model: LlamaForCausalLM, rows: list[Row]) -> list[Score]:
     for hidden, targets in zip(
         torch.split(hidden_MD, _CHUNK), torch.split(targets_M.to(hidden_MD.device), _CHUNK), strict=True
     ):
-        logits = model.lm_head(hidden).float()
+        logits = model.logits(hidden).float()
         nats_M.append(functional.cross_entropy(logits, targets, reduction="none").double())
         greedy_M.append(logits.argmax(-1) == targets)
     nats, greedy = (torch.split(torch.cat(parts).cpu(), counts) for parts in (nats_M, greedy_M))

@@ -3,6 +3,6 @@
 Importing this package fills `bpe_llama.model.family.FAMILIES`.
 """
 
-from bpe_llama.model.families import llama, mistral, mixtral, qwen3
+from bpe_llama.model.families import gemma, gemma2, gemma3, llama, mistral, mixtral, qwen3
 
-__all__ = ["llama", "mistral", "mixtral", "qwen3"]
+__all__ = ["gemma", "gemma2", "gemma3", "llama", "mistral", "mixtral", "qwen3"]

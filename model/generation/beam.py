@@ -200,5 +200,4 @@ def _prefill(model: LlamaForCausalLM, prompt: Sequence[int], cache: KVCache, chu
     cache.lengths[0] = first.lengths[0]
     for slot in range(1, cache.batch_size):
         cache.copy(0, slot)
-    logits_1V: Tensor = model.lm_head(hidden_1TD[:, -1])
-    return logits_1V
+    return model.logits(hidden_1TD[:, -1])

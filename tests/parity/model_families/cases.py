@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.parity.model_families.cases_gemma import GEMMA_CASES
+
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 64,
@@ -47,4 +49,4 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
         ],
         published={},
     ),
-}
+} | {name: ModelFamily(**fields) for name, fields in GEMMA_CASES.items()}
