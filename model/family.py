@@ -29,6 +29,8 @@ class Family:
         biases: Those of ``attention_bias`` and ``mlp_bias`` that are computed.
         has_experts: Whether the MLP may be a mixture of experts.
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
+        multimodal: The ``model_type`` of the multi-modal models of which this is the text model, if any.
+        left_out: Their other parts: the first parts of the names of tensors.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Family:
     biases: tuple[str, ...] = ()
     has_experts: bool = False
     has_partial_rotary: bool = False
+    multimodal: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {}

@@ -74,8 +74,9 @@ def with_activation(values: Mapping[str, Any], read: str, unread: str) -> dict[s
 
 
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
-    prepared = with_activation(values, "hidden_act", "hidden_activation")
-    return prepared | ({"hidden_act": TANH_GELU} if prepared["hidden_act"] == "gelu" else {})
+    names = ("hidden_act", "hidden_activation")
+    meant = {name: TANH_GELU for name in names if values.get(name) == "gelu"}
+    return with_activation({**values, **meant}, *names)
 
 
 register(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class SoftCappedAttention(Attention):
 class Gemma2Layer(DecoderLayer):
     """A layer with a norm before and after attention, and before and after the MLP."""
 
-    attention_class: type[Any] = SoftCappedAttention
+    attention_class: ClassVar[type[Attention]] = SoftCappedAttention
     norm_class = ZeroCenteredRMSNorm
 
     def __init__(self, config: Gemma2Config, layer: int) -> None:
@@ -122,7 +122,8 @@ class Gemma2Layer(DecoderLayer):
         attention_BTD = self.self_attn(self.input_layernorm(x_BTD), rotation, visible, cache, columns)
         x_BTD = x_BTD + self.post_attention_layernorm(attention_BTD)
         mlp_BTD = self.feed_forward(self.pre_feedforward_layernorm(x_BTD))
-        return x_BTD + self.post_feedforward_layernorm(mlp_BTD)
+        out: Tensor = x_BTD + self.post_feedforward_layernorm(mlp_BTD)
+        return out
 
 
 def capped_logits(config: Gemma2Config, product: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ def capped_logits(config: Gemma2Config, product: Tensor) -> Tensor:
 def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     prepared = with_activation(values, "hidden_activation", "hidden_act")
     if prepared.get("sliding_window_size") == prepared.get("sliding_window", 4096):  # in the first configs
-        del prepared["sliding_window_size"]
+        prepared.pop("sliding_window_size", None)
     return prepared
 
 

@@ -186,7 +186,7 @@ def soft_capped(
     (batch, heads, length, width), (kv_heads, keys) = query_BNTH.shape, key_BKSH.shape[1:3]
     hidden = ~visible.as_mask(length, keys, query_BNTH.device)[:, :, None]
     query_BKGTH = query_BNTH.reshape(batch, kv_heads, heads // kv_heads, length, width)
-    whole = torch.is_grad_enabled() and query_BNTH.requires_grad or torch.compiler.is_compiling()
+    whole = (torch.is_grad_enabled() and query_BNTH.requires_grad) or torch.compiler.is_compiling()
     block, outputs = length if whole else max(1, _BLOCK // (batch * heads * keys)), []
     for start in range(0, length, block):
         part, rows = query_BKGTH[:, :, :, start : start + block], slice(start, start + block)
@@ -202,9 +202,7 @@ def _capped(scores: Tensor, softcap: float | None) -> Tensor:
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
-def attention_weights(
-    query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible, softcap: float | None = None
-) -> Tensor:
+def attention_weights(query_BNTH: Tensor, key_BKSH: Tensor, visible: Visible, softcap: float | None = None) -> Tensor:
     """Return the attention weights, (B, N, T, S), whose rows sum to 1; the softmax is computed in float32."""
     key_BNSH = key_BKSH.repeat_interleave(query_BNTH.shape[1] // key_BKSH.shape[1], dim=1)
     scores = _capped(query_BNTH @ key_BNSH.transpose(-1, -2) * query_BNTH.shape[-1] ** -0.5, softcap)

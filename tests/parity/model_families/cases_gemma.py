@@ -112,7 +112,7 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
         ],
         "published": {
             "Gemma 2 2B": (_GEMMA_2 | _sizes(2304, 9216, 26, 8, 4), 2_614_341_888),
-            "Gemma 2 9B": (_GEMMA_2 | _sizes(3584, 14_336, 42, 16, 8), 9_241_705_984),
+            "Gemma 2 9B": (_GEMMA_2 | _sizes(3584, 14_336, 42, 16, 8) | {"sliding_window_size": 4096}, 9_241_705_984),
             "Gemma 2 27B": (
                 _GEMMA_2 | _sizes(4608, 36_864, 46, 32, 16) | {"head_dim": 128, "query_pre_attn_scalar": 144},
                 27_227_128_320,
@@ -164,11 +164,11 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
         "published": {
             "Gemma 3 270M": (_GEMMA_3 | _sizes(640, 2048, 18, 4, 1), 268_098_176),
             "Gemma 3 1B": (_GEMMA_3 | _sizes(1152, 6912, 26, 4, 1), 999_885_952),
-            "Gemma 3 4B, text": (_GEMMA_3_TEXT | _sizes(2560, 10_240, 34, 8, 4), 0),
-            "Gemma 3 12B, text": (_GEMMA_3_TEXT | _sizes(3840, 15_360, 48, 16, 8), 0),
+            "Gemma 3 4B, text": (_GEMMA_3_TEXT | _sizes(2560, 10_240, 34, 8, 4), 3_880_263_168),
+            "Gemma 3 12B, text": (_GEMMA_3_TEXT | _sizes(3840, 15_360, 48, 16, 8), 11_766_034_176),
             "Gemma 3 27B, text": (
                 _GEMMA_3_TEXT | _sizes(5376, 21_504, 62, 32, 16) | {"head_dim": 128, "query_pre_attn_scalar": 168},
-                0,
+                27_009_346_304,
             ),
         },
         "adapted": ("k_proj", "up_proj", "embed_tokens"),
