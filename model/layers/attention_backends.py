@@ -198,7 +198,7 @@ def soft_capped(
     return torch.cat(outputs, dim=3).flatten(1, 2)
 
 
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+def _capped(scores: Tensor, softcap: float | Tensor | None) -> Tensor:
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
@@ -295,9 +295,11 @@ def flex(
         raise ValueError(f"attention_dropout is {dropout}, which flex attention cannot apply; use 'sdpa' in training")
     heads = (query_BNTH, key_BKSH, value_BKSH)
     several = query_BNTH.shape[1] != key_BKSH.shape[1]
+    # Dynamo traces a second value of a float as a symbol, which flex_attention refuses.
+    bound = None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=query_BNTH.device)
 
     def cap(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return _capped(score, softcap)
+        return _capped(score, bound)
 
     if visible.documents is not None:
         changed = {} if softcap is None else {"score_mod": cap}
@@ -306,7 +308,7 @@ def flex(
     mask = mask.expand(query_BNTH.shape[0], 1, -1, -1)
 
     def hide(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return torch.where(mask[row, 0, query, key], _capped(score, softcap), -torch.inf)
+        return torch.where(mask[row, 0, query, key], _capped(score, bound), -torch.inf)
 
     return _flex_kernel(*heads, score_mod=hide, enable_gqa=several)
 
