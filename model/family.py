@@ -29,6 +29,7 @@ class Family:
         biases: Those of ``attention_bias`` and ``mlp_bias`` that are computed.
         has_experts: Whether the MLP may be a mixture of experts.
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
+        classifier: ``architecture`` of its classifier, without ``ForSequenceClassification``, if it differs.
         multimodal: The ``model_type`` of the multi-modal models of which this is the text model, if any.
         left_out: Their other parts: the first parts of the names of tensors.
     """
@@ -48,6 +49,7 @@ class Family:
     biases: tuple[str, ...] = ()
     has_experts: bool = False
     has_partial_rotary: bool = False
+    classifier: str | None = None
     multimodal: str | None = None
     left_out: tuple[str, ...] = ()
 

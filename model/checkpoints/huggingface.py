@@ -217,7 +217,9 @@ def _is_left_out(name: str, family: Family) -> bool:
 
 def _architecture(model: Pretrained) -> str:
     """Return the name of transformers' class of this model."""
-    return type(model).__name__.replace("Llama", model.config.family.architecture)
+    family = model.config.family
+    name = family.classifier if family.classifier and model.NEW_HEAD else family.architecture
+    return type(model).__name__.replace("Llama", name)
 
 
 def holds_weights(folder: Path) -> bool:

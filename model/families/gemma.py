@@ -79,6 +79,16 @@ def _prepare(values: Mapping[str, Any]) -> dict[str, Any]:
     return with_activation({**values, **meant}, *names)
 
 
+def _no_window(fields: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for name in ("sliding_window", "layer_types"):
+        stated = values.get(name)
+        if stated is not None and not (name == "layer_types" and set(stated) == {"full_attention"}):
+            raise ValueError(
+                f"{name} is {stated!r:.100}, but transformers' gemma attends to all tokens; expected null, or "
+                "model_type 'gemma2' or 'gemma3_text'"
+            )
+
+
 register(
     Family(
         "gemma",
@@ -87,6 +97,7 @@ register(
         GemmaLayer,
         embedding=scaled_embedding,
         prepare=_prepare,
+        read=_no_window,
         biases=("attention_bias",),
     )
 )

@@ -136,6 +136,7 @@ register(
         prepare=_prepare,
         rope_theta=1_000_000.0,
         biases=("attention_bias",),
+        classifier="Gemma3Text",
         multimodal="gemma3",
         left_out=("vision_tower", "multi_modal_projector"),
     )

@@ -159,14 +159,19 @@ def test_no_road_drops_the_cap_of_logits(capped: LlamaForCausalLM) -> None:
     assert (capped(ids).logits - logits).abs().mean() < 0.2
 
 
-def test_classifiers_have_no_cap(tmp_path: Path) -> None:
-    config = transformers.AutoConfig.for_model(**(CAPPED | {"num_labels": 3, "final_logit_softcapping": 0.1}))
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_classifiers_have_no_cap(name: str, tmp_path: Path) -> None:
+    fields = SHAPE | GEMMA_CASES[name]["cases"][0] | {"num_labels": 3, "final_logit_softcapping": 0.1}
+    config = transformers.AutoConfig.for_model(name, **fields)
     theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    theirs.save_pretrained(tmp_path)
-    ours = LlamaForSequenceClassification.from_pretrained(tmp_path, device="cpu")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = LlamaForSequenceClassification.from_pretrained(tmp_path / "theirs", device="cpu")
     ids = ids_of(2, 12)
     assert theirs(ids).logits.abs().max() > 0.1
     assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0)
+    ours.save_pretrained(tmp_path / "ours")
+    (saved,) = json.loads((tmp_path / "ours/config.json").read_text())["architectures"]
+    assert saved == type(theirs).__name__
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft
