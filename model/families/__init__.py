@@ -6,6 +6,9 @@ Importing this package fills `bpe_llama.model.family.FAMILIES`.
 from bpe_llama.model.families import (
     cohere,
     cohere2,
+    gemma,
+    gemma2,
+    gemma3,
     granite,
     llama,
     ministral,
@@ -26,6 +29,9 @@ from bpe_llama.model.families import (
 __all__ = [
     "cohere",
     "cohere2",
+    "gemma",
+    "gemma2",
+    "gemma3",
     "granite",
     "llama",
     "ministral",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.parity.model_families.cases_gemma import GEMMA_CASES
 from tests.parity.model_families.cases_phi import PHI_CASES
 from tests.parity.model_families.cases_qwen import QWEN_CASES
 from tests.parity.model_families.cases_smol import SMOL_CASES
@@ -43,5 +44,5 @@ class ModelFamily:
 
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
-    name: ModelFamily(**fields) for name, fields in (PHI_CASES | QWEN_CASES | SMOL_CASES).items()
+    name: ModelFamily(**fields) for name, fields in (GEMMA_CASES | PHI_CASES | QWEN_CASES | SMOL_CASES).items()
 }
