@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from bpe_llama.model.families.gemma2 import Gemma2Layer
+from bpe_llama.model.families.granite import GraniteLayer
+from bpe_llama.model.families.olmo2 import Olmo2Attention, Olmo2Layer, Olmo2Norm
+from bpe_llama.model.families.phi3 import FusedAttention, FusedMLP
+from bpe_llama.model.families.seed_oss import SeedOssLayer
 from bpe_llama.model.layers.attention import Attention, HeadNormAttention
 from bpe_llama.model.layers.attention_backends import sdpa
+from bpe_llama.model.layers.embedding import ScaledEmbedding
 from bpe_llama.model.layers.mlp import ACTIVATIONS, MLP
-from bpe_llama.model.layers.norm import RMSNorm
+from bpe_llama.model.layers.norm import RMSNorm, ZeroCenteredRMSNorm
 from bpe_llama.model.layers.rope import RotaryEmbedding
 from bpe_llama.model.llama import DecoderLayer, LlamaForCausalLM, LlamaModel
 from bpe_llama.model.quantization.quantize import QuantizedLinear
@@ -23,17 +29,35 @@ GATES: dict[Gate, Callable[[Tensor], Tensor]] = {
 }
 """The activations of the gate that the decoders compute, by their names in `bpe_llama._core.Linear`."""
 
-LAYERS = {DecoderLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None)}
+LAYERS = {
+    DecoderLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
+    GraniteLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
+    SeedOssLayer.forward: ("input_layernorm", None, "post_attention_layernorm", None),
+    Olmo2Layer.forward: (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    Gemma2Layer.forward: (
+        *("input_layernorm", "post_attention_layernorm"),
+        *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+}
 """By the ``forward`` of a layer the names of its norms: before and after attention, before and after the MLP."""
 
-ATTENTIONS = {Attention.project: False, HeadNormAttention.project: True}
+ATTENTIONS = (Attention, FusedAttention)
+PROJECTS = {
+    Attention.project: False,
+    FusedAttention.project: False,
+    HeadNormAttention.project: True,
+    Olmo2Attention.project: True,
+}
 """By the ``project`` of an attention whether it normalizes queries and keys."""
 
-NORMS: dict[type[RMSNorm], Callable[[Tensor], Tensor]] = {RMSNorm: lambda weight: weight}
-"""The known norms, and what each computes from its weights: the factors of `Norm`."""
+NORMS: dict[type[RMSNorm], Callable[[Tensor], Tensor]] = {
+    RMSNorm: lambda weight: weight,
+    Olmo2Norm: lambda weight: weight.float().clone(),
+    ZeroCenteredRMSNorm: lambda weight: 1.0 + weight.float(),
+}
+"""The norms, and what each computes from its weights: the factors of `Norm`."""
 
-MLPS = (MLP,)
-EMBEDDINGS = (nn.Embedding,)
+MLPS = (MLP, FusedMLP)
 
 
 class Norm:
@@ -80,12 +104,12 @@ class DenseLayer:
         norms = [None if name is None else Norm(getattr(layer, name)) for name in names]
         self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
         self.head_norms: list[tuple[slice, Norm]] = []
-        if isinstance(attention, HeadNormAttention):
+        if PROJECTS[type(attention).project]:
             width, kv_width = self.out.in_features, sum(linear.out_features for linear in self.qkv)
             queries, keys = slice(0, width), slice(width, (width + kv_width) // 2)
             self.head_norms = [(queries, Norm(attention.q_norm)), (keys, Norm(attention.k_norm))]
         self.query_scale = attention.query_scale
-        self.residual_scale = 1.0
+        self.residual_scale: float = getattr(layer, "residual_multiplier", 1.0)
 
     @property
     def norms(self) -> list[Norm]:
@@ -119,11 +143,16 @@ def dense_layers(model: LlamaForCausalLM) -> list[DenseLayer]:
     return [DenseLayer(layer) for layer in model.model.layers if isinstance(layer, DecoderLayer)]
 
 
+def embedding_scale(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor] | None:
+    """Return what a model multiplies its embeddings with, as a function of them; None if nothing."""
+    embedding = model.model.embed_tokens
+    return embedding.scaled if isinstance(embedding, ScaledEmbedding) else None
+
+
 def is_dense(model: LlamaForCausalLM) -> bool:
     """Return whether a model consists of dense rotary layers that `DenseLayer` describes, float32 or bfloat16.
 
-    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, attention dropout and shared weights are
-    not supported.
+    Hooks, replaced ``forward`` methods, adapters, mixtures of experts, dropout and shared weights are not supported.
 
     Example:
         >>> from bpe_llama.model.config import LlamaConfig
@@ -133,18 +162,23 @@ def is_dense(model: LlamaForCausalLM) -> bool:
         True
     """
     stack, eps = model.model, model.config.norm_eps
-    if model.dtype not in (torch.float32, torch.bfloat16):
+    if model.dtype not in (torch.float32, torch.bfloat16) or type(stack) is not LlamaModel:
         return False
-    if type(model).forward is not LlamaForCausalLM.forward or type(stack) is not LlamaModel:
+    if not _computes(model, LlamaForCausalLM, "forward", "logits"):
         return False
-    if type(stack.rotary_emb) is not RotaryEmbedding or type(stack.embed_tokens) not in EMBEDDINGS:
+    if any(
+        type(part) is not RotaryEmbedding for part in (stack.rotary_emb, stack.local_rotary_emb or stack.rotary_emb)
+    ):
+        return False
+    embedding = stack.embed_tokens
+    if type(embedding) is not nn.Embedding and not _computes(embedding, ScaledEmbedding, "forward"):
         return False
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return False
         if isinstance(module, RMSNorm) and (type(module) not in NORMS or module.eps != eps):
             return False
-    if not isinstance(stack.norm, RMSNorm) or not all(map(_is_known, stack.layers)):
+    if type(stack.norm) not in NORMS or not all(map(_is_known, stack.layers)):
         return False
     linears = [model.lm_head]
     for layer in dense_layers(model):
@@ -160,23 +194,34 @@ def is_dense(model: LlamaForCausalLM) -> bool:
 
 
 def _is_known(layer: nn.Module) -> bool:
-    """Return whether a layer's modules compute what `DenseLayer` says, its linear layers and norms excepted."""
-    forward = type(layer).forward
-    if not isinstance(layer, DecoderLayer) or forward not in LAYERS:
+    """Return whether `DenseLayer` describes what a layer computes; its linear layers have the right types, too."""
+    if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
         return False
-    if type(layer).feed_forward is not DecoderLayer.feed_forward or type(layer.mlp) not in MLPS:
+    attention, mlp = layer.self_attn, layer.mlp
+    if not _computes(attention, Attention, "rotate", "attend", "dropout") or attention.backend is not sdpa:
         return False
-    attention = layer.self_attn
-    computes_ours = isinstance(attention, Attention) and type(attention).forward is Attention.forward
-    if not computes_ours or type(attention).project not in ATTENTIONS or attention.backend is not sdpa:
+    if type(attention).forward not in [known.forward for known in ATTENTIONS] or type(mlp) not in MLPS:
         return False
-    norms = [getattr(layer, name) for name in LAYERS[forward] if name is not None]
-    if isinstance(attention, HeadNormAttention):
+    if type(attention).project not in PROJECTS or not any(mlp.activation is known for known in GATES.values()):
+        return False
+    if attention.dropout or any(part.training and part.residual_dropout for part in _with_dropout(layer)):
+        return False
+    norms = [getattr(layer, name) for name in LAYERS[type(layer).forward] if name is not None]
+    if PROJECTS[type(attention).project]:
         norms += [attention.q_norm, attention.k_norm]
-    linears = [*attention.input_linears, attention.o_proj, *layer.mlp.input_linears, layer.mlp.down_proj]
-    if not all(type(norm) in NORMS for norm in norms) or not all(map(_is_linear, linears)):
-        return False
-    return not attention.dropout and any(layer.mlp.activation is activation for activation in GATES.values())
+    linears = [*attention.input_linears, attention.o_proj, *mlp.input_linears, mlp.down_proj]
+    return all(type(norm) in NORMS for norm in norms) and all(map(_is_linear, linears))
+
+
+def _computes(module: nn.Module, known: type[nn.Module], *methods: str) -> bool:
+    """Return whether a module is of a known class, and its class does not override the methods."""
+    ours = isinstance(module, known)
+    return ours and all(getattr(type(module), name) is getattr(known, name) for name in methods)
+
+
+def _with_dropout(layer: nn.Module) -> list[Any]:
+    """Return the parts of a layer that have a dropout of what is added to the hidden states."""
+    return [part for part in layer.modules() if hasattr(part, "residual_dropout")]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -30,7 +30,7 @@ from bpe_llama.model.backends.cpu.native import NativeLayers, NativeWeights
 from bpe_llama.model.backends.cpu.torch_layers import TorchLayers, TorchWeights, weight_parts
 from bpe_llama.model.backends.cpu.weight_layout import lay_out_weights
 from bpe_llama.model.backends.cpu.workspace import Workspace
-from bpe_llama.model.backends.dense import Norm, dense_layers
+from bpe_llama.model.backends.dense import Norm, dense_layers, embedding_scale
 from bpe_llama.model.cache.kv_cache import KVCache
 from bpe_llama.model.layers.rope import Rotation
 from bpe_llama.model.llama import LlamaForCausalLM
@@ -76,6 +76,7 @@ class CpuDecoder:
         """Layers with their memory by number of rows: all up to FEW_ROWS, and the last larger one."""
         self._kept_logits: dict[tuple[int, torch.dtype], Tensor] = {}
         """Memory for logits by number of rows and dtype."""
+        self._embedding_scale = embedding_scale(model)
         self._norms: list[Norm] = []
         self._fingerprint: list[tuple[int, int]] = []
         self.refresh()
@@ -134,6 +135,8 @@ class CpuDecoder:
         layers = self._layers(len(batch.slots))
         space = layers.space
         space.x_MD.copy_(self.model.model.embed_tokens.weight[batch.ids_M])
+        if self._embedding_scale is not None:
+            space.x_MD.copy_(self._embedding_scale(space.x_MD))
         attentions = {kind: self._attention(batch, cache, layers.native, *kind) for kind in set(self._kinds)}
         with layers.threads(max(attention.torch_keys for attention in attentions.values())):
             for layer, kind in enumerate(self._kinds):
@@ -192,4 +195,6 @@ class CpuDecoder:
             self._native.write_logits(x_MD, logits_MV)
         else:
             self._torch.write_logits(x_MD, logits_MV)
+        if self.model.finish is not None:
+            logits_MV.copy_(self.model.finish(logits_MV))
         return logits_MV

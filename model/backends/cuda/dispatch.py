@@ -98,6 +98,8 @@ def unsupported_by_triton(model: LlamaForCausalLM) -> str | None:
         return "the layers differ in their sliding windows, or some are not rotated"
     if not is_dense(model):
         return "a layer is none of this package's dense ones, is hooked or adapted, or shares its weights"
+    if model.finish is not None or model.model.local_rotary_emb is not None:
+        return "the kernels do not compute scaled or capped logits, nor a RoPE of layers with a sliding window"
     for layer in dense_layers(model):
         if layer.beyond_llama:
             return f"the kernels do not compute {', '.join(layer.beyond_llama)}"

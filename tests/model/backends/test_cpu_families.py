@@ -18,15 +18,21 @@ from bpe_llama.model.device import HAS_TRITON
 from tests.model.backends.test_ragged_batch import differences
 from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
 
-BY_MODULES: set[str] = set()
+BY_MODULES = {"cohere", "cohere2", "gemma2", "qwen2_moe", "qwen3_moe", "stablelm"}
 """Families with a layer that the decoder does not compute; they run by the modules of `llama.py`."""
 
-DECODED = {name: family for name, family in MODEL_FAMILIES.items() if name not in BY_MODULES}
-CASES = [
-    pytest.param(name, case, id=f"{name}-{number}")
-    for name, family in DECODED.items()
+
+def _runs_by_modules(name: str, case: dict[str, Any]) -> bool:
+    return name in BY_MODULES or ("gelu" in (case.get("hidden_act"), case.get("hidden_activation")) and name != "gemma")
+
+
+EVERY_CASE = [
+    (name, case, f"{name}-{number}")
+    for name, family in MODEL_FAMILIES.items()
     for number, case in enumerate(family.cases)
 ]
+CASES = [pytest.param(name, case, id=label) for name, case, label in EVERY_CASE if not _runs_by_modules(name, case)]
+OTHERS = [pytest.param(name, case, id=label) for name, case, label in EVERY_CASE if _runs_by_modules(name, case)]
 ROWS = [([0], [7]), ([5], [1]), ([7, 3, 0], [1, 1, 1]), ([6, 0, 9, 2], [1, 9, 3, 1])]
 """Tokens in the cache, and new tokens, of each slot: a prompt, a step, a step of several rows, a ragged batch."""
 
@@ -66,7 +72,8 @@ def test_native_kernels_and_pytorch_compute_the_same(
     model = build(name, case).to(dtype)
     exact = copy.deepcopy(model).float()
     ids = torch.randint(0, 97, (12, 20), generator=torch.Generator().manual_seed(3))
-    for rows, length in ((1, 19), (6, 19), (12, 0)):
+    ours = theirs = 0.0
+    for rows, length in ((1, 19), (6, 19), (12, 17), (12, 0)):
         cache = KVCache(model.config, rows, 32, dtype=dtype)
         if length:
             model(ids[:rows, :length], past_key_values=cache)
@@ -74,14 +81,16 @@ def test_native_kernels_and_pytorch_compute_the_same(
         truth, plain = exact(ids[:rows]).logits[:, -1], model(ids[:rows]).logits[:, -1]
         if dtype == torch.float32:
             assert float((found - truth).abs().max() / truth.abs().max()) < 2e-5
-        else:
-            assert (found - truth).abs().mean() < 1.3 * (plain - truth).abs().mean()
+        ours += rows * float((found - truth).abs().mean())
+        theirs += rows * float((plain - truth).abs().mean())
+    if dtype == torch.bfloat16:
+        assert ours < 1.2 * theirs
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_quantized_layers_are_the_models(name: str, case: dict[str, Any], kind: str) -> None:
-    model = quantize.quantize(build(name, case | {"head_dim": 32}), kind, group_size=32)
+    model = quantize.quantize(build(name, case), kind, group_size=32)
     assert can_decode(model)
     for held, new in ROWS:
         assert differences(model, held, new)[0] < 2e-5
@@ -120,12 +129,34 @@ def test_changed_weights_are_noticed(name: str, case: dict[str, Any]) -> None:
 @pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which comes with torch for CUDA on Linux")
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("qwen3", "the kernels do not compute RMSNorm of queries and keys")],
+    [
+        ("qwen3", "the kernels do not compute RMSNorm of queries and keys"),
+        (
+            "olmo2",
+            "RMSNorm of queries and keys, no norm before attention or the MLP, a norm after attention or the MLP",
+        ),
+        ("gemma", "the kernels do not compute a norm with float32 factors, the activation gelu_tanh"),
+        ("gemma3_text", "the layers differ in their sliding windows"),
+        ("granite", "the kernels do not compute scaled or capped logits"),
+        ("stablelm", "a layer is none of this package's dense ones"),
+    ],
 )
 def test_triton_kernels_refuse_what_they_do_not_compute(name: str, said: str) -> None:
-    assert unsupported_by_triton(build(name, MODEL_FAMILIES[name].cases[0])) == said
+    assert said in (unsupported_by_triton(build(name, MODEL_FAMILIES[name].cases[0])) or "")
 
 
-@pytest.mark.parametrize("name", sorted(BY_MODULES))
-def test_other_families_run_by_their_modules(name: str) -> None:
-    assert not any(can_decode(build(name, case)) for case in MODEL_FAMILIES[name].cases)
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which comes with torch for CUDA on Linux")
+@pytest.mark.parametrize("name", ["qwen2", "phi3", "seed_oss"])
+def test_triton_kernels_compute_biases_and_fused_matrices(name: str) -> None:
+    assert unsupported_by_triton(build(name, MODEL_FAMILIES[name].cases[0])) is None
+
+
+@pytest.mark.parametrize(("name", "case"), OTHERS)
+def test_others_run_by_their_modules(name: str, case: dict[str, Any]) -> None:
+    assert not can_decode(build(name, case))
+
+
+@pytest.mark.parametrize(("name", "option"), [("seed_oss", "residual_dropout"), ("phi3", "resid_pdrop")])
+def test_dropout_in_training_is_left_to_the_modules(name: str, option: str) -> None:
+    model = build(name, {"attention_dropout": 0.0, option: 0.1})
+    assert can_decode(model) and not can_decode(model.train())
