@@ -156,6 +156,14 @@ def test_others_run_by_their_modules(name: str, case: dict[str, Any]) -> None:
     assert not can_decode(build(name, case))
 
 
+def test_replaced_methods_are_left_to_the_modules() -> None:
+    for path, method in (("model.layers.1.self_attn", "project"), ("model.layers.2", "feed_forward"), ("", "logits")):
+        model = build("qwen3", {})
+        part: Any = model.get_submodule(path)
+        setattr(part, method, lambda *arguments, own=getattr(part, method): own(*arguments))
+        assert not can_decode(model), path
+
+
 @pytest.mark.parametrize(("name", "option"), [("seed_oss", "residual_dropout"), ("phi3", "resid_pdrop")])
 def test_dropout_in_training_is_left_to_the_modules(name: str, option: str) -> None:
     model = build(name, {"attention_dropout": 0.0, option: 0.1})
