@@ -78,7 +78,8 @@ class Olmo2Layer(DecoderLayer):
     ) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
         x_BTD = x_BTD + self.post_attention_layernorm(self.self_attn(x_BTD, rotation, visible, cache, columns))
-        return x_BTD + self.post_feedforward_layernorm(self.feed_forward(x_BTD))
+        out: Tensor = x_BTD + self.post_feedforward_layernorm(self.feed_forward(x_BTD))
+        return out
 
 
 register(Family("olmo2", "Olmo2", Olmo2Config, Olmo2Layer, biases=("attention_bias",)))

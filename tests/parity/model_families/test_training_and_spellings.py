@@ -47,11 +47,10 @@ def test_the_defaults_are_those_of_transformers(name: str) -> None:
             assert value == getattr(theirs, key), key
 
 
-@pytest.mark.parametrize("name", SMOL_CASES)
-def test_layers_of_their_own_are_not_those_of_the_cpu_decoder(name: str) -> None:
+@pytest.mark.parametrize("name", ["smollm3", "ministral"])
+def test_the_cpu_decoder_runs_families_of_llama_layers(name: str) -> None:
     fields = SMOL_CASES[name]["cases"][0]
-    model = LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | fields | {"model_type": name})).eval()
-    assert is_dense(model) == (name in ("smollm3", "ministral"))
+    assert is_dense(LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | fields | {"model_type": name})).eval())
 
 
 @pytest.mark.parametrize("theta", [500_000.0, 10_000.0])
