@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bpe_llama._files import read_json_object
-from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of
+from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
@@ -109,8 +109,7 @@ class LlamaConfig:
         ):
             check_number(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers accepts no int
-        if self.attention_dropout > 1:
-            raise ValueError(f"attention_dropout is {self.attention_dropout}; expected a probability, 0 to 1")
+        check_probability("attention_dropout", self.attention_dropout)
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
@@ -340,7 +339,8 @@ class LlamaConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> LlamaConfig:
         """Return the config that a parsed ``config.json`` describes, with the defaults of its ``model_type``.
 
-        Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`.
+        Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`. Of a multi-modal
+        model it is the config of the text model, and a warning names the parts that are left out.
 
         Raises:
             ValueError: If the file is of another architecture, a key is not supported, or values contradict each other.
@@ -349,6 +349,7 @@ class LlamaConfig:
             >>> LlamaConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "use_cache": True}).head_dim
             16
         """
+        values = text_of(values)
         family = family_of(values)
         config_class: type[LlamaConfig] = cls if family is None else family.config
         if not issubclass(config_class, cls):
@@ -416,3 +417,15 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; expected a number")
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value}; expected a finite number of at least 0")
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Check that a value is a number from 0 to 1.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
+    check_number(name, value)
+    if value > 1:
+        raise ValueError(f"{name} is {value}; expected a probability, 0 to 1")

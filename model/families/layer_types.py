@@ -42,6 +42,12 @@ class LayerTypesConfig(LlamaConfig):
         """Return the types of the layers of a file that does not state them."""
         return [FULL if self.sliding_window is None else SLIDING] * self.num_hidden_layers
 
+    def replace(self, **changes: Any) -> LlamaConfig:
+        """Return a copy with some values changed; types that follow from the other values follow from the new ones."""
+        if self.layer_types == self.default_layer_types():
+            changes.setdefault("layer_types", None)
+        return super().replace(**changes)
+
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Return the sliding window of each layer in tokens; None attends to all."""
@@ -57,6 +63,10 @@ class UpperWindowConfig(LayerTypesConfig):
     max_window_layers: int = 28
 
     def __post_init__(self) -> None:
+        if not isinstance(self.use_sliding_window, bool):
+            raise TypeError(f"use_sliding_window is {self.use_sliding_window!r}; expected true or false")
+        if type(self.max_window_layers) is not int or self.max_window_layers < 0:
+            raise ValueError(f"max_window_layers is {self.max_window_layers!r}; expected an integer of at least 0")
         if not self.use_sliding_window:
             object.__setattr__(self, "sliding_window", None)
         super().__post_init__()

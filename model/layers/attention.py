@@ -6,6 +6,7 @@ Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``D`` hidden_size, ``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -87,6 +88,8 @@ class Attention(nn.Module):
     Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245 (grouped queries).
     """
 
+    rotate: ClassVar[Callable[[Tensor, Rotation], Tensor]] = staticmethod(apply_rope)
+
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -116,14 +119,23 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return the attention output, (B, T, D); with a cache, append the new keys and values to it."""
         query_BNTH, key_BKSH, value_BKSH = self.project(x_BTD)
-        query_BNTH, key_BKSH = apply_rope(query_BNTH, rotation), apply_rope(key_BKSH, rotation)
+        query_BNTH, key_BKSH = self.rotate(query_BNTH, rotation), self.rotate(key_BKSH, rotation)
         if cache is not None and columns is not None:
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, columns)
         if self.query_scale != 1.0:
             query_BNTH = query_BNTH * self.query_scale
-        attention_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
+        attention_BNTH = self.attend(query_BNTH, key_BKSH, value_BKSH, visible)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
+
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs, side by side, are queries, keys and values."""
+        return [self.q_proj, self.k_proj, self.v_proj]
+
+    def attend(self, query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+        """Return the attention output of rotated queries and keys, (B, N, T, H), by the backend."""
+        return self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""

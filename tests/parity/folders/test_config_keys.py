@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "padding beyond": ("llama", {"pad_token_id": 101}, "pad_token_id is 101, outside the vocabulary of 101"),
     "activation": ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "other architecture": ("llama", {"model_type": "gpt2"}, "model_type is 'gpt2'; expected one of "),
+    "other architecture": ("llama", {"model_type": "falcon"}, "model_type is 'falcon'; expected one of "),
 }
 
 
