@@ -36,9 +36,7 @@ class Olmo2Norm(RMSNorm):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the normalized input, same shape and dtype."""
-        x = x_BTD.float()
-        x = x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return (self.weight * x).to(x_BTD.dtype)
+        return (self.weight * self.normalized(x_BTD)).to(x_BTD.dtype)
 
 
 class Olmo2Attention(Attention):
