@@ -86,9 +86,8 @@ def checked_local_rope(
         ValueError: If a parameter is unknown or out of range, or the type depends on the length of the sequence.
     """
     rope = merge_rope(parameters, None, None, default_theta)
-    if rope["rope_type"] not in PARAMETERS or rope["rope_type"] in LENGTH_DEPENDENT:
-        types = ", ".join(sorted(PARAMETERS.keys() - set(LENGTH_DEPENDENT)))
-        raise ValueError(f"rope_type of {SLIDING!r} is {rope['rope_type']!r}; expected one of {types}")
+    if rope["rope_type"] not in (types := [name for name in PARAMETERS if name not in LENGTH_DEPENDENT]):
+        raise ValueError(f"rope_type of {SLIDING!r} is {rope['rope_type']!r}; expected one of {', '.join(types)}")
     known = PARAMETERS[rope["rope_type"]] - {"partial_rotary_factor"}
     unknown = next((name for name in rope if name not in known), None)
     if unknown is not None:
