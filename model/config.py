@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bpe_llama._files import read_json_object
-from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of
+from bpe_llama.model.config_json import OUR_TYPE, family_of, fields_of, text_of
 from bpe_llama.model.family import FAMILIES, Family
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
@@ -339,7 +339,8 @@ class LlamaConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> LlamaConfig:
         """Return the config that a parsed ``config.json`` describes, with the defaults of its ``model_type``.
 
-        Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`.
+        Each key is honoured, known to change nothing, or refused: see `bpe_llama.model.config_json`. Of a multi-modal
+        model it is the config of the text model, and a warning names the parts that are left out.
 
         Raises:
             ValueError: If the file is of another architecture, a key is not supported, or values contradict each other.
@@ -348,6 +349,7 @@ class LlamaConfig:
             >>> LlamaConfig.from_dict({"hidden_size": 64, "num_attention_heads": 4, "use_cache": True}).head_dim
             16
         """
+        values = text_of(values)
         family = family_of(values)
         config_class: type[LlamaConfig] = cls if family is None else family.config
         if not issubclass(config_class, cls):

@@ -18,7 +18,7 @@ class Family:
         config: The class of its config: `LlamaConfig` or a subclass with the family's fields.
         layer: The class of a decoder layer, built from the config and the layer's number.
         embedding: Builds the token embedding from the config; None for a plain one.
-        logits: Builds from the config the function that turns the head's product into logits; None if it is the logits.
+        logits: Builds from the config the function that turns the head's product into logits; None if the product is.
         prepare: Called with the file before its keys are read; returns it with the keys of `LlamaConfig`.
         read: Called with the fields and the file, to set fields that depend on several keys.
         defaults: Of the keys that a file leaves out, where they differ from those of the config's class.
@@ -29,6 +29,9 @@ class Family:
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
         recomputes_keys: Whether generation computes a sequence's keys and values anew when it outgrows the original
             length of LongRoPE; otherwise earlier ones keep the short factors.
+        classifier: ``architecture`` of its classifier, without ``ForSequenceClassification``, if it differs.
+        multimodal: The ``model_type`` of the multi-modal models of which this is the text model, if any.
+        left_out: Their other parts: the first parts of the names of tensors.
     """
 
     name: str
@@ -36,7 +39,7 @@ class Family:
     config: type[Any]
     layer: type[Any]
     embedding: Callable[[Any], Any] | None = None
-    logits: Callable[[Any], Callable[[Any], Any]] | None = None
+    logits: Callable[[Any], Callable[[Any], Any] | None] | None = None
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: values
     read: Callable[[dict[str, Any], Mapping[str, Any]], None] = lambda fields, values: None
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +49,9 @@ class Family:
     has_experts: bool = False
     has_partial_rotary: bool = False
     recomputes_keys: bool = False
+    classifier: str | None = None
+    multimodal: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {}
@@ -56,6 +62,18 @@ def register(family: Family) -> Family:
     """Add a family to `FAMILIES` and return it."""
     FAMILIES[family.name] = family
     return family
+
+
+def without_constants(values: Mapping[str, Any], **constants: Any) -> Mapping[str, Any]:
+    """Return a file without keys that state what its family always has and transformers' class does not read.
+
+    Raises:
+        ValueError: If a key states another value.
+    """
+    for name, value in constants.items():
+        if values.get(name, value) not in (value, None):
+            raise ValueError(f"{name} is {values[name]!r}; transformers' {values['model_type']} has {value!r}")
+    return {name: value for name, value in values.items() if name not in constants}
 
 
 def window_of_all_layers(fields: dict[str, Any], values: Mapping[str, Any]) -> None:

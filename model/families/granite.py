@@ -6,6 +6,7 @@ https://github.com/ibm-granite/granite-3.0-language-models.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -45,7 +46,7 @@ class GraniteConfig(LlamaConfig):
     @property
     def query_scale(self) -> float:
         """Return the factor of queries beyond ``head_dim ** -0.5``."""
-        return self.attention_multiplier * self.head_size**0.5
+        return self.attention_multiplier * math.sqrt(self.head_size)
 
 
 class GraniteEmbedding(ScaledEmbedding):

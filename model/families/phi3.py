@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
@@ -79,6 +79,11 @@ class FusedAttention(Attention):
         self.qkv_proj = linear(config, config.hidden_size, sum(self.widths))
         self.residual_dropout = config.resid_pdrop
 
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layer whose output is queries, keys and values."""
+        return [self.qkv_proj]
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -106,6 +111,11 @@ class FusedMLP(MLP):
         del self.gate_proj, self.up_proj
         self.residual_dropout = config.resid_pdrop
         self.gate_up_proj = linear(config, config.hidden_size, 2 * config.intermediate_size)
+
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layer whose output is gate and up."""
+        return [self.gate_up_proj]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the output, same shape and dtype as the input, with features dropped in training."""

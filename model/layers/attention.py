@@ -121,7 +121,7 @@ class Attention(nn.Module):
             key_BKSH, value_BKSH = cache.extend(self.layer, key_BKSH, value_BKSH, columns)
         if self.query_scale != 1.0:
             query_BNTH = query_BNTH * self.query_scale
-        attention_BNTH = self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
+        attention_BNTH = self.attend(query_BNTH, key_BKSH, value_BKSH, visible)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
 
@@ -129,6 +129,15 @@ class Attention(nn.Module):
     def rotate(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
         """Return rotated queries or keys, same shape and dtype."""
         return apply_rope(x_BNTH, rotation)
+
+    @property
+    def input_linears(self) -> list[nn.Linear]:
+        """Return the linear layers whose outputs, side by side, are queries, keys and values."""
+        return [self.q_proj, self.k_proj, self.v_proj]
+
+    def attend(self, query_BNTH: Tensor, key_BKSH: Tensor, value_BKSH: Tensor, visible: Visible) -> Tensor:
+        """Return the attention output of rotated queries and keys, (B, N, T, H), by the backend."""
+        return self.backend(query_BNTH, key_BKSH, value_BKSH, visible, self.dropout)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Finish = Callable[[Tensor], Tensor]
@@ -31,3 +32,22 @@ class Scale:
     def __call__(self, product_BTV: Tensor) -> Tensor:
         """Return the logits, same shape and dtype."""
         return product_BTV * self.factor
+
+
+@dataclass(frozen=True)
+class SoftCap:
+    """Bounds the product smoothly: ``cap * tanh(product / cap)``.
+
+    Source: Gemma Team 2024, arXiv:2408.00118, section 2.
+
+    Example:
+        >>> import torch
+        >>> SoftCap(30.0)(torch.tensor([0.0, 1e9])).tolist()
+        [0.0, 30.0]
+    """
+
+    cap: float
+
+    def __call__(self, product_BTV: Tensor) -> Tensor:
+        """Return the logits, same shape and dtype."""
+        return torch.tanh(product_BTV / self.cap) * self.cap

@@ -5,6 +5,7 @@ Shapes: ``B`` batch, ``T`` length, ``D`` hidden_size, ``V`` vocab_size, ``M`` po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
@@ -61,7 +62,7 @@ def labels_within_documents(labels_BT: Tensor, document_ids: Tensor | None) -> T
 
 def chunked_next_token_loss(
     hidden_BTD: Tensor,
-    head: nn.Module,
+    head: Callable[[Tensor], Tensor],
     labels_BT: Tensor,
     chunk_size: int | None = None,
     num_items_in_batch: int | None = None,
@@ -132,10 +133,11 @@ def chunked_next_token_loss(
     return total / divisor
 
 
-def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
+def _is_plain(head: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Linear]:
     """Return whether the logits are a product of the hidden states and a weight, with nothing that watches it."""
-    hooks = head._forward_hooks or head._forward_pre_hooks
-    return type(head) is nn.Linear and head.bias is None and not hooks and type(head.weight.data) is Tensor
+    if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
+        return False
+    return head.bias is None and type(head.weight.data) is Tensor
 
 
 def check_labels(labels: Tensor, vocab_size: int) -> None:

@@ -56,7 +56,7 @@ def test_every_format_is_the_product_with_its_dequantized_weights() -> None:
     np.testing.assert_allclose(found, normed @ whole.T, atol=0.05, rtol=1e-4)
     gates = floats(3, columns)
     gated = gates / (1 + np.exp(-gates)) * x
-    found = product(Linear(parts, gated=True), np.concatenate([gates, x], axis=1), 19)
+    found = product(Linear(parts, gate="silu"), np.concatenate([gates, x], axis=1), 19)
     np.testing.assert_allclose(found, gated @ whole.T, atol=0.05, rtol=1e-4)
 
     out = floats(3, 19)
@@ -135,7 +135,7 @@ def test_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="a norm of 3 weights for 4 columns"):
         Linear([plain], norm=floats(3))
     with pytest.raises(ValueError, match="gated input is not normalized"):
-        Linear([plain], norm=floats(4), gated=True)
+        Linear([plain], norm=floats(4), gate="silu")
     with pytest.raises(ValueError, match="scales do not fit"):
         Linear([(np.zeros((2, 24), dtype=np.uint8), np.zeros((2, 1, 2), dtype=np.uint16))])
     for shape in ((1, 2, 2), (2, 2, 1), (2, 1, 3)):

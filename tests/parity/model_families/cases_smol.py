@@ -46,6 +46,40 @@ GRANITE = {
     "use_cache": True,
     "vocab_size": 49_152,
 }
+NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0}
+OLMO2 = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "eos_token_id": 100_257,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 100_277,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 500_000,
+    "tie_word_embeddings": False,
+    "use_cache": False,
+    "vocab_size": 100_352,
+}
+OLMO3 = OLMO2 | {
+    "max_position_embeddings": 65_536,
+    "rope_scaling": {
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "yarn",
+    },
+    "sliding_window": 4096,
+    "vocab_size": 100_278,
+}
+
+
+def heads(queries: int, keys: int) -> dict[str, Any]:
+    return {"num_attention_heads": queries, "num_key_value_heads": keys}
+
 
 SMOL_CASES: dict[str, dict[str, Any]] = {
     "smollm3": {
@@ -129,6 +163,163 @@ SMOL_CASES: dict[str, dict[str, Any]] = {
             ({"logits_scaling": 0.0}, "logits_scaling is 0.0, which divides the logits"),
             ({"residual_multiplier": -1.0}, "residual_multiplier is -1.0; expected a finite number of at least 0"),
             ({"no_rope_layers": [1, 0, 1, 0]}, r"no_rope_layers is \[1, 0, 1, 0\], a key that is not known here"),
+        ],
+    },
+    "olmo2": {
+        "cases": [
+            {"num_key_value_heads": 4},
+            {"tie_word_embeddings": True, "rope_parameters": YARN},
+            {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 24},
+        ],
+        "published": {
+            "OLMo-2-1B": (
+                OLMO2 | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16} | heads(16, 16),
+                1_484_916_736,
+            ),
+            "OLMo-2-7B": (
+                OLMO2 | {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32} | heads(32, 32),
+                7_298_617_344,
+            ),
+            "OLMo-2-13B": (
+                OLMO2 | {"hidden_size": 5120, "intermediate_size": 13_824, "num_hidden_layers": 40} | heads(40, 40),
+                13_716_198_400,
+            ),
+            "OLMo-2-32B": (
+                OLMO2 | {"hidden_size": 5120, "intermediate_size": 27_648, "num_hidden_layers": 64} | heads(40, 8),
+                32_234_279_936,
+            ),
+        },
+        "refused": [
+            ({"clip_qkv": 8.0}, "clip_qkv is 8.0, a key that is not known here"),
+            ({"mlp_bias": True}, "mlp_bias is true, but transformers' olmo2 has no such biases"),
+        ],
+    },
+    "seed_oss": {
+        "cases": [
+            NO_DROPOUT | {"head_dim": 24},
+            NO_DROPOUT | {"attention_out_bias": True, "mlp_bias": True, "head_dim": None, "rope_parameters": LLAMA3},
+            NO_DROPOUT | {"attention_bias": False, "tie_word_embeddings": True},
+        ],
+        "published": {
+            "Seed-OSS-36B": (
+                {
+                    "attention_bias": True,
+                    "attention_dropout": 0.1,
+                    "attention_out_bias": False,
+                    "bos_token_id": 0,
+                    "eos_token_id": 2,
+                    "head_dim": 128,
+                    "hidden_act": "silu",
+                    "hidden_size": 5120,
+                    "initializer_range": 0.02,
+                    "intermediate_size": 27_648,
+                    "max_position_embeddings": 524_288,
+                    "mlp_bias": False,
+                    "num_hidden_layers": 64,
+                    "pad_token_id": 1,
+                    "residual_dropout": 0.1,
+                    "rms_norm_eps": 1e-6,
+                    "rope_scaling": {"rope_type": "default"},
+                    "rope_theta": 10_000_000.0,
+                    "tie_word_embeddings": False,
+                    "use_cache": True,
+                    "vocab_size": 155_136,
+                }
+                | heads(80, 8),
+                36_151_104_512,
+            ),
+        },
+        "refused": [
+            ({"residual_dropout": -0.1}, "residual_dropout is -0.1; expected a finite number of at least 0"),
+            ({"residual_dropout": 1.1}, "residual_dropout is 1.1; expected a probability"),
+        ],
+    },
+    "ministral": {
+        "cases": [
+            {"head_dim": 16, "sliding_window": 5},
+            {"head_dim": 24, "sliding_window": 7, "layer_types": [FULL, SLIDING, SLIDING, FULL]},
+            {
+                "head_dim": 16,
+                "sliding_window": 9,
+                "layer_types": [SLIDING, FULL] * 2,
+                "tie_word_embeddings": True,
+                "rope_parameters": YARN,
+            },
+        ],
+        "published": {
+            "Ministral-8B": (
+                {
+                    "attention_dropout": 0.0,
+                    "bos_token_id": 1,
+                    "eos_token_id": 2,
+                    "head_dim": 128,
+                    "hidden_act": "silu",
+                    "hidden_size": 4096,
+                    "initializer_range": 0.02,
+                    "intermediate_size": 12_288,
+                    "layer_types": [FULL, SLIDING, SLIDING, SLIDING] * 9,
+                    "max_position_embeddings": 32_768,
+                    "num_hidden_layers": 36,
+                    "rms_norm_eps": 1e-5,
+                    "rope_theta": 100_000_000.0,
+                    "sliding_window": 32_768,
+                    "tie_word_embeddings": False,
+                    "use_cache": True,
+                    "vocab_size": 131_072,
+                }
+                | heads(32, 8),
+                8_019_808_256,
+            ),
+        },
+        "refused": [
+            ({"layer_types": [FULL, SLIDING]}, "expected one type for each of num_hidden_layers"),
+            ({"layer_types": [FULL, "chunked_attention"] * 2}, "layer_types names 'chunked_attention'; expected"),
+            ({"layer_types": [SLIDING] * 4, "sliding_window": None}, "but sliding_window is None"),
+            ({"attention_bias": True}, "attention_bias is true, but transformers' ministral has no biases"),
+        ],
+    },
+    "olmo3": {
+        "cases": [
+            {"sliding_window": 5},
+            {
+                "sliding_window": 7,
+                "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 1e3}},
+                "tie_word_embeddings": True,
+            },
+            {
+                "sliding_window": 9,
+                "layer_types": [FULL, SLIDING, SLIDING, FULL],
+                "rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 1e3}, SLIDING: LLAMA3},
+                "attention_bias": True,
+                "head_dim": 24,
+            },
+        ],
+        "published": {
+            "Olmo-3-7B": (
+                OLMO3
+                | {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32}
+                | {"layer_types": [SLIDING, SLIDING, SLIDING, FULL] * 8}
+                | heads(32, 32),
+                7_298_011_136,
+            ),
+            "Olmo-3-32B": (
+                OLMO3
+                | {"hidden_size": 5120, "intermediate_size": 27_648, "num_hidden_layers": 64}
+                | {"layer_types": [SLIDING, SLIDING, SLIDING, FULL] * 16}
+                | heads(40, 8),
+                32_233_522_176,
+            ),
+        },
+        "refused": [
+            ({"rope_parameters": {"rope_type": "default"}}, "expected an object with 'full_attention' and"),
+            (
+                {"rope_parameters": {SLIDING: {"rope_type": "dynamic", "factor": 2.0}}},
+                "rope_type of 'sliding_attention' is 'dynamic'; expected one of",
+            ),
+            (
+                {"rope_parameters": {SLIDING: {"rope_type": "default", "factor": 2.0}}},
+                "factor of 'sliding_attention' is 2.0, which rope_type 'default' lacks",
+            ),
         ],
     },
 }
