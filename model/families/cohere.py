@@ -15,7 +15,7 @@ from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.logits import Scale
 from bpe_llama.model.layers.norm import LayerNorm
-from bpe_llama.model.layers.rope import apply_interleaved_rope
+from bpe_llama.model.layers.rope import Rotation, apply_interleaved_rope
 
 OF_THE_FIRST_CODE = frozenset(
     (
@@ -66,8 +66,6 @@ class CohereConfig(LayerNormConfig):
 class CohereAttention(Attention):
     """Attention with interleaved RoPE, and LayerNorm over each head of queries and keys if ``use_qk_norm``."""
 
-    rotate = staticmethod(apply_interleaved_rope)
-
     def __init__(self, config: CohereConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.q_norm: nn.Module | None = None
@@ -75,6 +73,11 @@ class CohereAttention(Attention):
         if config.use_qk_norm:
             self.q_norm = LayerNorm((config.num_attention_heads, self.head_dim), config.norm_eps)
             self.k_norm = LayerNorm((config.kv_heads, self.head_dim), config.norm_eps)
+
+    @staticmethod
+    def rotate(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
+        """Return rotated queries or keys, same shape and dtype."""
+        return apply_interleaved_rope(x_BNTH, rotation)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""

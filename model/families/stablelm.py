@@ -76,7 +76,9 @@ class NormPerHead(nn.Module):
 
     def forward(self, x_BNTH: Tensor) -> Tensor:
         """Return the normalized heads, same shape and dtype."""
-        return torch.cat([norm(head) for norm, head in zip(self.norms, x_BNTH.split(1, dim=1), strict=True)], dim=1)
+        return torch.cat(
+            [norm(head) for norm, head in zip(self.norms, torch.split(x_BNTH, 1, dim=1), strict=True)], dim=1
+        )
 
 
 class StableLmAttention(Attention):
