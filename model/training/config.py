@@ -66,7 +66,7 @@ class TrainConfig:
         master_weights: With weights in bfloat16: the optimizer keeps a float32 copy of the weights and float32 moments,
             instead of rounding stochastically.
         device: `"auto"` (CUDA if available), `"cpu"`, `"cuda"`, ...
-        compile: Run the model through `torch.compile`.
+        compile: Run the model through `torch.compile`; with `parallel="fsdp"` each layer.
         parallel: How the ranks of `torchrun` train together: `"ddp"` holds the whole model on each, `"fsdp"` shards
             weights, gradients and moments; `"auto"` is `"ddp"`. One process trains as usual. May change on a resume.
         checkpoint_activations: Recompute the activations of every `k`-th layer in the backward pass, 1 for all layers;
@@ -148,8 +148,6 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected {', '.join(others)} or {final}")
         if self.weights_dtype == "bfloat16" and self.dtype == "float32":
             raise ValueError("dtype is 'float32' and weights_dtype 'bfloat16', expected auto or bfloat16 as the dtype")
-        if self.compile and self.parallel == "fsdp":
-            raise ValueError("compile is True and parallel 'fsdp', expected parallel auto or ddp")
         if self.master_weights and self.weights_dtype == "float32":
             raise ValueError("master_weights is True and weights_dtype 'float32', expected weights_dtype bfloat16")
         if self.optimizer == "muon" and self.weights_dtype == "bfloat16":

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from bpe_llama.model.pretrained import Pretrained
     from bpe_llama.model.training.data.batches import Batch
-    from bpe_llama.model.training.step import LossFunction, TensorBatch
+    from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
@@ -140,7 +140,7 @@ class Ranks:
         fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
         rows = {name: array[:1] if is_empty else array[mine] for name, array in fields.items() if array is not None}
         if is_empty:
-            rows |= {"labels": np.full_like(rows["ids"], IGNORED), "attention_mask": np.zeros_like(rows["ids"])}
+            rows |= {"labels": np.full_like(rows["labels"], IGNORED), "attention_mask": np.zeros_like(rows["ids"])}
         return dataclasses.replace(batch, **rows)
 
     def share(self, rows: int) -> slice:
@@ -176,13 +176,13 @@ class Ranks:
             self.barrier()
             torch.distributed.destroy_process_group()
 
-    def reduce(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of all rows, and the norm of the whole gradient, from those of this rank."""
+    def reduce(self, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums (n,) over all rows, and the norm of the whole gradient, from those of this rank."""
         if self.world == 1:
-            return loss, norm
+            return sums, norm
         squared = norm.double().square() if self.sharded else torch.zeros_like(norm)
-        loss, squared = self.sum_tensor(torch.stack([loss.double(), squared.double()]))
-        return loss.float(), squared.sqrt().float() if self.sharded else norm
+        *sums_of_all, squared = self.sum_tensor(torch.stack([*sums.double(), squared.double()]))
+        return torch.stack(sums_of_all).float(), squared.sqrt().float() if self.sharded else norm
 
 
 def start(device: str = "auto", parallel: str = "auto") -> Ranks:
@@ -223,16 +223,16 @@ def _control_group(_of: object) -> Any:
     return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
-class _LossModule(nn.Module):
-    """A loss function as a module, for DDP's hooks on its forward pass; the model's parameters keep their names."""
+class _Applied(nn.Module):
+    """Its forward pass calls a function of the model, so that hooks of DDP and FSDP2 are around all that it does."""
 
-    def __init__(self, model: Pretrained, loss_fn: LossFunction) -> None:
+    def __init__(self, model: Pretrained) -> None:
         super().__init__()
-        self.model, self.loss_fn = model, loss_fn
+        self.model = model
 
-    def forward(self, batch: TensorBatch, learned: int) -> Tensor:
-        """Return the loss of a micro-batch."""
-        return self.loss_fn(self.model, batch, learned)
+    def forward(self, function: ScoreFunction, batch: TensorBatch, learned: int) -> Tensor | Scored:
+        """Return the result of the function."""
+        return function(self.model, batch, learned)
 
 
 class ReplicatedLoss:
@@ -241,22 +241,23 @@ class ReplicatedLoss:
     Source: Li et al. 2020, arXiv:2006.15704.
     """
 
-    def __init__(self, model: Pretrained, loss_fn: LossFunction, *, uses_all: bool) -> None:
+    def __init__(self, model: Pretrained, loss_fn: ScoreFunction, *, uses_all: bool) -> None:
         """Give every rank the weights of rank 0; `uses_all`: the loss depends on every trained parameter."""
+        self.loss_fn = loss_fn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer versions also call it forward_sync_buffers
             self.ddp = nn.parallel.DistributedDataParallel(
-                _LossModule(model, loss_fn),
+                _Applied(model),
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 find_unused_parameters=not uses_all,
             )
         self.ddp.register_comm_hook(None, lambda _, bucket: _summed(bucket))
 
-    def __call__(self, model: Pretrained, batch: TensorBatch, learned: int) -> Tensor:
+    def __call__(self, model: Pretrained, batch: TensorBatch, learned: int) -> Tensor | Scored:
         """Return the loss of this rank's rows."""
-        loss: Tensor = self.ddp(batch, learned)
-        return loss
+        found: Tensor | Scored = self.ddp(self.loss_fn, batch, learned)
+        return found
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Return a context for a micro-batch, of which only the last of a step exchanges gradients."""
@@ -270,41 +271,56 @@ def _summed(bucket: GradBucket) -> torch.futures.Future[Tensor]:
     return summed
 
 
-def shard(model: Pretrained, ranks: Ranks, *, bfloat16: bool) -> Pretrained:
-    """Return a copy of the model, of which this rank holds a part of each weight on its device (FSDP2).
+class ShardedModel:
+    """A copy of a model, of which this rank holds a part of each weight on its device (FSDP2).
 
-    Each layer is gathered while it is computed, in bfloat16 if that is the dtype of the pass; gradients are summed over
+    Each layer is gathered while it is computed, the other weights while a loss function is; gradients are summed over
     ranks in float32. The model itself keeps its whole weights, which must lie on the CPU; `gather` updates them.
+
+    Args:
+        model: The whole model.
+        ranks: All of them call this function.
+        bfloat16: Whether that is the dtype of the pass; weights are then gathered in it.
+        compiled: Run each layer through `torch.compile`.
+
+    Attributes:
+        model: The copy.
 
     Source: Zhao et al. 2023, arXiv:2304.11277.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    for weight in model.parameters():
-        torch.distributed.broadcast(weight.detach(), src=0, group=ranks.control)
-    shared = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
-    sharded = copy.deepcopy(model, shared)  # the copy shares the weights
-    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-    # As autocast does: products in bfloat16, embedding and residual stream in float32.
-    in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
-    in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
-    for layer in [module for module in sharded.modules() if isinstance(module, DecoderLayer)]:
-        fully_shard(layer, mesh=mesh, mp_policy=in_layers)
-    # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
-    fully_shard(sharded, mesh=mesh, mp_policy=in_root, reshard_after_forward=True)
-    if hasattr(sharded, "loss"):
-        register_fsdp_forward_method(sharded, "loss")
-    for module in sharded.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-    return sharded
+    def __init__(self, model: Pretrained, ranks: Ranks, *, bfloat16: bool, compiled: bool = False) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        for weight in model.parameters():
+            torch.distributed.broadcast(weight.detach(), src=0, group=ranks.control)
+        shared = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
+        self.model = copy.deepcopy(model, shared)  # the copy shares the weights
+        self._root = _Applied(self.model)
+        mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+        # As autocast does: products in bfloat16, embedding and residual stream in float32.
+        in_layers = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
+        in_root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
+        for layer in [module for module in self.model.modules() if isinstance(module, DecoderLayer)]:
+            if compiled:
+                layer.compile()
+            fully_shard(layer, mesh=mesh, mp_policy=in_layers)
+        # Evaluations have no backward pass that would shard the root's weights again, so its forward pass does.
+        fully_shard(self._root, mesh=mesh, mp_policy=in_root, reshard_after_forward=True)
+        for module in self._root.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    def gathered_for(self, function: ScoreFunction) -> ScoreFunction:
+        """Return a loss function of the copy, for which its weights are gathered."""
+        return lambda _, batch, learned: self._root(function, batch, learned)
 
 
 @torch.no_grad()
 def gather(sharded: Pretrained, model: Pretrained) -> None:
-    """Copy the trained weights of `sharded` into the whole model that `shard` was given; all ranks take part.
+    """Copy the trained weights of a `ShardedModel` into the whole model that it was made of; all ranks take part.
 
     Cost: one weight at a time on each device.
     """

@@ -31,11 +31,11 @@ from bpe_llama.model.training.evaluate import held_out_examples
 from bpe_llama.model.training.float8 import use_float8
 from bpe_llama.model.training.loop import Trainer
 from bpe_llama.model.training.optimizers.state import optimizer_for
-from bpe_llama.model.training.parallel import shard, start
+from bpe_llama.model.training.parallel import ShardedModel, start
 from bpe_llama.model.training.report.metrics import MetricsFile
 from bpe_llama.model.training.report.plot import LossPlot
 from bpe_llama.model.training.report.progress import ProgressReport
-from bpe_llama.model.training.step import LossFunction, batch_loss
+from bpe_llama.model.training.step import LossFunction, ScoreFunction, batch_loss, batch_score
 
 if TYPE_CHECKING:
     from bpe_llama.model.llama import LlamaForCausalLM
@@ -78,7 +78,8 @@ def train(
         loss_fn: The loss of a micro-batch, instead of the cross-entropy of the next tokens.
         callbacks: Called at each step, evaluation and checkpoint.
         token_bytes: UTF-8 bytes of each id, `(V,)`, as `evaluation.token_bytes` returns them: metrics then have the
-            loss in bits per byte, which is comparable across vocabularies.
+            loss in bits per byte, which is comparable across vocabularies. Only the cross-entropy is reported so, not
+            the training loss of a `loss_fn`, z-loss or label smoothing.
 
     Raises:
         FileNotFoundError: If a token file or shard is missing.
@@ -167,7 +168,7 @@ def train_on_batches(
     resume: bool = False,
     progress: bool | None = None,
     loss_fn: LossFunction = batch_loss,
-    eval_loss_fn: LossFunction = batch_loss,
+    score_fn: ScoreFunction = batch_score,
     callbacks: Sequence[Callback] = (),
     token_bytes: npt.NDArray[np.int64] | None = None,
 ) -> TrainResult:
@@ -182,7 +183,7 @@ def train_on_batches(
         resume: As of `train`, like the arguments below.
         progress: Likewise.
         loss_fn: Likewise.
-        eval_loss_fn: The loss of a held-out batch.
+        score_fn: The loss of a held-out batch.
         callbacks: Likewise.
         token_bytes: Likewise.
 
@@ -190,18 +191,20 @@ def train_on_batches(
         ValueError: As `train`.
         OSError: As `train`.
     """
+    loss: ScoreFunction = batch_score if loss_fn is batch_loss and token_bytes is not None else loss_fn
     if config.label_smoothing or config.z_loss:
         if loss_fn is not batch_loss:
             raise ValueError(
                 f"label_smoothing is {config.label_smoothing} and z_loss {config.z_loss}, which only the default "
                 "loss applies; expected 0 with a loss_fn"
             )
-        loss_fn = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
+        loss = partial(batch_loss, label_smoothing=config.label_smoothing, z_loss=config.z_loss)
     ranks, out = start(config.device, config.parallel), Path(out)
     ranks.check_rows(config.batch_size)
     ranks.check_same("the data", batches.fingerprint)
     with ranks.entered_on_main(locked(out)):
-        check_trainable(model, predicts_text=eval_loss_fn is batch_loss)
+        predicts_text = score_fn is batch_score
+        check_trainable(model, predicts_text)
         home = torch.device("cpu") if ranks.sharded else ranks.device
         _move(model, home, torch.bfloat16 if config.weights_dtype == "bfloat16" else torch.float32)
         if config.checkpoint_activations:
@@ -215,7 +218,10 @@ def train_on_batches(
             check_same_run(checkpoint, config, state, batches)
             load_weights(checkpoint, model)
         if ranks.sharded:
-            trained = shard(model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type))
+            sharded = ShardedModel(
+                model, ranks, bfloat16=config.uses_bfloat16(ranks.device.type), compiled=config.compile
+            )
+            trained, loss, score_fn = sharded.model, sharded.gathered_for(loss), sharded.gathered_for(score_fn)
         optimizer = optimizer_for(trained, config)
         if checkpoint is not None:
             load_optimizer_state(checkpoint, trained, optimizer)
@@ -223,7 +229,7 @@ def train_on_batches(
 
         def open_reports() -> tuple[float, float, float]:
             metrics = MetricsFile(out / "metrics.jsonl", state.step)
-            reports.extend([metrics, ProgressReport(progress), LossPlot()])
+            reports.extend([metrics, ProgressReport(progress), LossPlot("token" if predicts_text else "text")])
             return metrics.last("loss"), metrics.last("grad_norm"), metrics.last("eval_loss", state.step)
 
         last = ranks.on_main(open_reports)
@@ -235,8 +241,8 @@ def train_on_batches(
             device=ranks.device,
             out=out,
             held_out=held_out,
-            loss_fn=loss_fn,
-            eval_loss_fn=eval_loss_fn,
+            loss_fn=loss,
+            score_fn=score_fn,
             token_bytes=token_bytes,
             callbacks=[*reports, *(callback for callback in callbacks if ranks.is_main or callback.on_every_rank)],
             ranks=ranks,

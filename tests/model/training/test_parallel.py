@@ -24,9 +24,12 @@ from safetensors.torch import load_file, save_file
 from bpe_llama import Tokenizer
 from bpe_llama._lock import locked
 from bpe_llama.cli import main
-from bpe_llama.model import LlamaForCausalLM, lora, training
+from bpe_llama.model import LlamaForCausalLM, LlamaForSequenceClassification, lora, quantize, training
+from bpe_llama.model.evaluation.classification import LabelledText
+from bpe_llama.model.pretrained import Pretrained
 from bpe_llama.model.training import parallel
 from bpe_llama.model.training.config import TrainConfig
+from bpe_llama.model.training.finetuning.classification import train_classifier
 from tests.model.training import ranks
 from tests.model.training.helpers import CONFIG
 from tests.unit.model_commands.helpers import TEXT, finetune, pretrain
@@ -83,17 +86,38 @@ def _with_experts(out: Path, config: TrainConfig, **options: Any) -> LlamaForCau
     return _train_on_examples(_model(**shape), out, config, **options)
 
 
+def _with_quantized_weights(out: Path, config: TrainConfig, **options: Any) -> LlamaForCausalLM:
+    model = _model(tie_word_embeddings=False)
+    quantize.quantize(model, "int8")
+    return _train_on_examples(lora.add(model, rank=3), out, config, **options)
+
+
+def _distilled(out: Path, config: TrainConfig, **options: Any) -> LlamaForCausalLM:
+    teacher = LlamaForCausalLM(CONFIG, seed=7)
+    return _on_tokens(out, config, loss_fn=training.distillation_loss(teacher, chunk_size=16), **options)
+
+
+def _classifier(out: Path, config: TrainConfig, **options: Any) -> LlamaForSequenceClassification:
+    model = LlamaForSequenceClassification.from_causal_lm(_model(), ["no", "yes"], pad_token_id=0, seed=1)
+    texts = [LabelledText(example.ids, int(example.ids[0] > 30)) for example in _examples()]
+    train_classifier(model, texts[:18], config, out, eval_texts=texts[18:], progress=False, **options)
+    return model
+
+
 def _train_on_examples(model: LlamaForCausalLM, out: Path, config: TrainConfig, **options: Any) -> LlamaForCausalLM:
     data = _examples()
     training.train_on_examples(model, data[:18], config, out, eval_examples=data[18:], progress=False, **options)
     return model
 
 
-RUNS: dict[str, Callable[..., LlamaForCausalLM]] = {
+RUNS: dict[str, Callable[..., Pretrained]] = {
     "tokens": _on_tokens,
     "examples": _on_examples,
     "adapter": _with_adapter,
     "experts": _with_experts,
+    "quantized": _with_quantized_weights,
+    "distilled": _distilled,
+    "classifier": _classifier,
 }
 
 
@@ -181,8 +205,6 @@ def test_a_killed_rank_and_a_restart_lose_nothing(parallel: str, tmp_path: Path)
 
 
 def test_what_ranks_refuse_they_name_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="compile is True and parallel 'fsdp', expected parallel auto or ddp"):
-        TrainConfig(compile=True, parallel="fsdp")
     np.save(tmp_path / "tokens.npy", _tokens())
 
     def work(rank: int) -> None:
@@ -261,7 +283,7 @@ def _check_equal(
     theirs = training.read_metrics(expected / before / "metrics.jsonl")
     ours = training.read_metrics(found / name / "metrics.jsonl")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    for key in ("loss", "grad_norm", "eval_loss"):
+    for key in ("loss", "grad_norm", "eval_loss", "eval_accuracy"):
         wanted, had = ([line[key] for line in lines if key in line] for lines in (theirs, ours))
         np.testing.assert_allclose(had, wanted, rtol=0 if exactly else 2e-5, err_msg=f"{name}: {key}")
     weights = load_file(expected / (f"{before}.0.safetensors" if exactly else f"{before}.safetensors"))
@@ -270,5 +292,18 @@ def _check_equal(
         torch.testing.assert_close(load_file(found / f"{name}.{rank}.safetensors"), weights, **tolerance)
 
 
-def _trained(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+def _trained(model: Pretrained) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own read
+def test_sharded_layers_that_are_compiled_give_the_same_losses(alone: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", _tokens())
+
+    def work(rank: int) -> None:
+        trained = _on_tokens(tmp_path / "tokens", TrainConfig(**SETTINGS, parallel="fsdp", compile=True))
+        save_file(_trained(trained), tmp_path / f"tokens.{rank}.safetensors")
+
+    ranks.run(2, work, tmp_path / "log")
+    _check_equal("tokens", 2, alone, tmp_path)
