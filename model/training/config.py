@@ -56,6 +56,7 @@ class TrainConfig:
         eval_every: Steps between evaluations, 0 for one at the end only.
         eval_windows: Largest number of held-out sequences per evaluation.
         save_every: Steps between checkpoints, 0 for one at the end only; a skipped step saves none.
+        save_total_limit: Checkpoints to keep, the newest ones; 0 keeps all. May change on a resume.
         log_every: Steps between lines of `metrics.jsonl`.
         seed: Of the order of the sequences and of dropout, not of the model's initial weights.
         dtype: The dtype of the forward and backward pass: `"float32"`, `"bfloat16"` (autocast), `"float8"` (products of
@@ -98,6 +99,7 @@ class TrainConfig:
     eval_every: int = 0
     eval_windows: int = 64
     save_every: int = 0
+    save_total_limit: int = 1
     log_every: int = 10
     seed: int = 0
     dtype: str = "auto"
@@ -124,6 +126,7 @@ class TrainConfig:
             ("eval_every", 0),
             ("eval_windows", 1),
             ("save_every", 0),
+            ("save_total_limit", 0),
             ("log_every", 1),
             ("seed", 0),
         ):

@@ -316,7 +316,9 @@ class Trainer:
             self.step, self.elapsed, self.config.to_dict(), self.skipped, self._recent, self.batches.fingerprint
         )
         whole = self.whole_model()
-        self.checkpoint = save_checkpoint(self.out, whole, self.optimizer, state, self.ranks, self.model)
+        self.checkpoint = save_checkpoint(
+            self.out, whole, self.optimizer, state, self.ranks, self.model, self.config.save_total_limit
+        )
         self._saved_step = self.step
         self._call("on_checkpoint", self.checkpoint)
 
