@@ -38,8 +38,11 @@ if TYPE_CHECKING:
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
+ERROR_TIMEOUT = datetime.timedelta(seconds=5)
+"""How long a rank that ends with an error waits for rank 0 to report the same."""
 
 Result = TypeVar("Result")
+_ERROR = "bpe_llama/error"
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,25 @@ class Ranks:
         squared = norm.double().square() if self.sharded else torch.zeros_like(norm)
         *sums_of_all, squared = self.sum_tensor(torch.stack([*sums.double(), squared.double()]))
         return torch.stack(sums_of_all).float(), squared.sqrt().float() if self.sharded else norm
+
+
+def is_reported_by_rank_0(error: str) -> bool:
+    """Return whether another rank than this one, rank 0, reports the error with which this process ends.
+
+    The other ranks wait for rank 0 to end with the same message. One that fails alone reports its error itself.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, _ = next(rendezvous("env://", timeout=ERROR_TIMEOUT))
+        if rank == 0:
+            store.set(_ERROR, error)
+            return False
+        return bool(store.get(_ERROR).decode() == error)
+    except (RuntimeError, ValueError):  # rank 0 did not come in time, or there is no torchrun
+        return False
 
 
 def start(device: str = "auto", parallel: str = "auto") -> Ranks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import itertools
 import math
@@ -273,6 +274,31 @@ def test_pretrain_and_finetune_print_and_save_on_rank_0(tmp_path: Path) -> None:
         LlamaForCausalLM.from_pretrained(tmp_path / run / "model", device="cpu") for run in ("run", "tuned")
     )
     assert not all(map(torch.equal, before.parameters(), after.parameters()))
+
+
+def test_bad_usage_is_one_line_of_rank_0_and_an_error_of_one_rank_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "ERROR_TIMEOUT", datetime.timedelta(seconds=1.5))
+    said = {"unknown": "--unknown", "steps": "max_steps is 0, expected at least 1", "alone": "--unknown"}
+
+    def work(rank: int, name: str) -> None:
+        command = pretrain(tmp_path, tmp_path / "run", *(["--steps", "0"] if name == "steps" else ["--unknown"]))
+        if name == "steps":
+            Tokenizer.train_from_iterator([TEXT], vocab_size=260, progress=False).save(tmp_path / f"t{rank}.json")
+            command[command.index("--tokenizer") + 1] = str(tmp_path / f"t{rank}.json")
+        if name == "alone" and rank == 0:  # goes on while the other rank ends
+            next(torch.distributed.rendezvous("env://"))
+            time.sleep(2)
+        else:
+            assert main(command) == 2
+
+    np.save(tmp_path / "tokens.npy", _tokens())
+    for name, message in said.items():
+        ranks.run(2, partial(work, name=name), tmp_path / f"log-{name}")
+        first, second = ((tmp_path / f"log-{name}.{rank}").read_text() for rank in range(2))
+        reported, silent = (second, first) if name == "alone" else (first, second)
+        assert message in reported and reported.count("\n") == 1 and silent == ""
 
 
 def _check_equal(
