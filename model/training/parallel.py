@@ -138,22 +138,12 @@ class Ranks:
         """
         if self.world == 1:
             return batch
-        mine = self.share(len(batch.ids))
-        is_empty = mine.start == mine.stop
-        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        rows = {name: array[:1] if is_empty else array[mine] for name, array in fields.items() if array is not None}
-        if is_empty:
-            rows |= {"labels": np.full_like(rows["labels"], IGNORED), "attention_mask": np.zeros_like(rows["ids"])}
-        return dataclasses.replace(batch, **rows)
-
-    def share(self, rows: int) -> slice:
-        """Return the range of this rank among `rows` rows; empty if there are more ranks than rows.
-
-        Example:
-            >>> [Ranks(rank, world=3).share(8) for rank in range(3)]
-            [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
-        """
-        return slice(rows * self.rank // self.world, rows * (self.rank + 1) // self.world)
+        rows = len(batch.ids)
+        if self.rank < rows:
+            return batch.rows(self.rank, min(self.world, rows))
+        padding = batch.rows(0, rows)
+        labels, mask = np.full_like(padding.labels, IGNORED), np.zeros_like(padding.ids)
+        return dataclasses.replace(padding, labels=labels, attention_mask=mask)
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks, without a gradient."""

@@ -165,20 +165,6 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenArray:
     return tokens
 
 
-def split_held_out(tokens: TokenArray, fraction: float, window: int) -> tuple[TokenArray, TokenArray]:
-    """Return the training tokens and the held-out tokens: the last `fraction`, at least one window, or none if it is 0.
-
-    Example:
-        >>> train, held_out = split_held_out(np.arange(1000), fraction=0.1, window=32)
-        >>> len(train), len(held_out)
-        (900, 100)
-    """
-    held_out = max(window, int(len(tokens) * fraction)) if fraction > 0 else 0
-    if held_out and len(tokens) - held_out < window:
-        raise ValueError(f"{len(tokens):,} tokens are too few to train and evaluate on windows of {window:,}")
-    return tokens[: len(tokens) - held_out], tokens[len(tokens) - held_out :]
-
-
 def checked_window(tokens: Tokens, begin: int, length: int, vocab_size: int) -> npt.NDArray[np.int64]:
     """Return `tokens[begin : begin + length]` as int64; an id outside the vocabulary raises a ValueError."""
     window: npt.NDArray[np.int64] = tokens[begin : begin + length].astype(np.int64)

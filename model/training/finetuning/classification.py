@@ -26,6 +26,7 @@ from bpe_llama.model.training.config import TrainConfig, with_epochs
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.data.examples import ExampleBatches
 from bpe_llama.model.training.finetuning.rows import check_text, has_rows, read_rows
+from bpe_llama.model.training.finetuning.show import print_trainable_parameters
 from bpe_llama.model.training.run import train_on_batches
 from bpe_llama.model.training.step import Scored, TensorBatch
 
@@ -303,8 +304,7 @@ def finetune_classifier(
     texts, held_out = split_texts(data.texts, config.eval_fraction, config.seed)
     if data.truncated:
         print(f"{data.truncated} texts truncated to {config.sequence_length} tokens", file=sys.stderr)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    print(f"{trained:,} trainable parameters", file=sys.stderr)
+    print_trainable_parameters(model)
     config = with_epochs(config, epochs, len(texts))
     return train_classifier(
         model, texts, config, out, eval_texts=held_out, resume=resume, progress=progress, callbacks=callbacks
