@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from bpe_llama.model.evaluation.bits_per_byte import bits_per_byte
-from bpe_llama.model.training.data.batches import Batch, Tokens, checked_window
+from bpe_llama.model.training.data.batches import Batch, Tokens
 from bpe_llama.model.training.data.examples import Example, collate
+from bpe_llama.model.training.data.rows import first_windows
 from bpe_llama.model.training.parallel import Ranks
 from bpe_llama.model.training.step import Scored, ScoreFunction, TensorBatch, batch_score
 
@@ -62,16 +63,8 @@ def evaluate(
     """
     if len(tokens) < 2:
         raise ValueError(f"{len(tokens)} tokens, expected at least 2 to evaluate on")
-    window = min(window, len(tokens))
-    count = min(len(tokens) // window, max_windows or len(tokens))
-
-    def batches() -> Iterator[Batch]:
-        for first in range(0, count, batch_size):
-            rows = range(first, min(first + batch_size, count))
-            ids = np.stack([checked_window(tokens, row * window, window, model.config.vocab_size) for row in rows])
-            yield Batch(ids, ids)
-
-    return held_out_loss(model, batches()).loss
+    windows = first_windows(tokens, window, batch_size, max_windows or len(tokens), model.config.vocab_size)
+    return held_out_loss(model, windows).loss
 
 
 def evaluate_examples(model: LlamaForCausalLM, examples: Sequence[Example], *, batch_size: int = 16) -> float:

@@ -207,18 +207,6 @@ def read_state(folder: Path) -> TrainState:
         raise ValueError(f"{folder}: not a complete checkpoint: {error}") from None
 
 
-def load_checkpoint(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load `folder` into the model and the optimizer, and return the state of the run.
-
-    Raises:
-        ValueError: If a file is missing, damaged or does not match the model.
-    """
-    state = read_state(folder)
-    load_weights(folder, model)
-    load_optimizer_state(folder, model, optimizer)
-    return state
-
-
 def load_optimizer_state(folder: Path, model: Pretrained, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer's state of `folder`, which any number of ranks wrote, for the weights of `model`.
 

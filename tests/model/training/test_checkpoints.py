@@ -24,13 +24,12 @@ from bpe_llama.model import LlamaForCausalLM, lora, training
 from bpe_llama.model.training.checkpoints.checkpoint import (
     TrainState,
     find_checkpoint,
-    load_checkpoint,
     save_checkpoint,
 )
 from bpe_llama.model.training.optimizers.adamw import (
     adamw,
 )
-from tests.model.training.helpers import CONFIG, SETTINGS, fresh, losses
+from tests.model.training.helpers import CONFIG, SETTINGS, fresh, load_checkpoint, losses
 
 
 def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(token_file: Path, tmp_path: Path) -> None:
