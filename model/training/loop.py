@@ -207,7 +207,7 @@ class Trainer:
                     sums[1] += scored.text_nats
         sums, norm = self.ranks.reduce(sums, gradient_norm(self.parameters))
         size = 0 if scored.text_nats is None else sum(batch.bytes(self.token_bytes) for batch in batches)
-        loss_value, nats, norm_value = [*sums.tolist(), norm.item()]
+        loss_value, nats, norm_value = torch.cat([sums, norm[None]]).tolist()
         result = StepResult(loss_value, norm_value, nats, size)
         if result.finite:
             if config.gradient_clip and norm_value + 1e-6 > config.gradient_clip:  # else the factor is 1
