@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a rank waits for the others, for example while rank 0 encodes a corpus, before it gives up."""
-ERROR_TIMEOUT = datetime.timedelta(seconds=5)
+ERROR_TIMEOUT = datetime.timedelta(seconds=10)
 """How long a rank that ends with an error waits for rank 0 to report the same."""
 
 Result = TypeVar("Result")

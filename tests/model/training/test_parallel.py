@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.rendezvous import rendezvous
 
 from bpe_llama import Tokenizer
 from bpe_llama._lock import locked
@@ -279,23 +280,27 @@ def test_pretrain_and_finetune_print_and_save_on_rank_0(tmp_path: Path) -> None:
 def test_bad_usage_is_one_line_of_rank_0_and_an_error_of_one_rank_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "ERROR_TIMEOUT", datetime.timedelta(seconds=1.5))
-    said = {"unknown": "--unknown", "steps": "max_steps is 0, expected at least 1", "alone": "--unknown"}
-
-    def work(rank: int, name: str) -> None:
-        command = pretrain(tmp_path, tmp_path / "run", *(["--steps", "0"] if name == "steps" else ["--unknown"]))
-        if name == "steps":
-            Tokenizer.train_from_iterator([TEXT], vocab_size=260, progress=False).save(tmp_path / f"t{rank}.json")
-            command[command.index("--tokenizer") + 1] = str(tmp_path / f"t{rank}.json")
-        if name == "alone" and rank == 0:  # goes on while the other rank ends
-            next(torch.distributed.rendezvous("env://"))
-            time.sleep(2)
-        else:
-            assert main(command) == 2
-
     np.save(tmp_path / "tokens.npy", _tokens())
-    for name, message in said.items():
-        ranks.run(2, partial(work, name=name), tmp_path / f"log-{name}")
+    Tokenizer.train_from_iterator([TEXT], vocab_size=260, progress=False).save(tmp_path / "tokenizer.json")
+    for name, flags, message, seconds in (
+        ("unknown", ["--unknown"], "--unknown", 60),
+        ("steps", ["--steps", "0"], "max_steps is 0, expected at least 1", 60),
+        ("alone", ["--unknown"], "--unknown", 1),
+    ):
+        monkeypatch.setattr(parallel, "ERROR_TIMEOUT", datetime.timedelta(seconds=seconds))
+        command, ended = pretrain(tmp_path, tmp_path / "run", *flags), tmp_path / f"ended-{name}"
+
+        def work(rank: int, alone: bool = name == "alone", command: Any = command, ended: Path = ended) -> None:
+            if rank == 0 and alone:  # it goes on while the other rank ends
+                next(rendezvous("env://"))
+            else:
+                assert main(command) == 2
+            if rank == 1:
+                ended.touch()
+            while not ended.exists():  # rank 0 holds the store, which torchrun's own process does otherwise
+                time.sleep(0.05)
+
+        ranks.run(2, work, tmp_path / f"log-{name}")
         first, second = ((tmp_path / f"log-{name}.{rank}").read_text() for rank in range(2))
         reported, silent = (second, first) if name == "alone" else (first, second)
         assert message in reported and reported.count("\n") == 1 and silent == ""
