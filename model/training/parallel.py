@@ -183,7 +183,7 @@ def is_reported_by_rank_0(error: str) -> bool:
 
     The other ranks wait for rank 0 to end with the same message. One that fails alone reports its error itself.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return False
     from torch.distributed.rendezvous import rendezvous
 
