@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed.rendezvous import rendezvous
 
 from bpe_llama import Tokenizer
 from bpe_llama._lock import locked
@@ -285,19 +284,21 @@ def test_bad_usage_is_one_line_of_rank_0_and_an_error_of_one_rank_its_own(
     for name, flags, message, seconds in (
         ("unknown", ["--unknown"], "--unknown", 60),
         ("steps", ["--steps", "0"], "max_steps is 0, expected at least 1", 60),
-        ("alone", ["--unknown"], "--unknown", 1),
+        ("alone", ["--unknown"], "--unknown", 2),
     ):
         monkeypatch.setattr(parallel, "ERROR_TIMEOUT", datetime.timedelta(seconds=seconds))
         command, ended = pretrain(tmp_path, tmp_path / "run", *flags), tmp_path / f"ended-{name}"
 
         def work(rank: int, alone: bool = name == "alone", command: Any = command, ended: Path = ended) -> None:
-            if rank == 0 and alone:  # it goes on while the other rank ends
-                next(rendezvous("env://"))
-            else:
+            if rank == 0:  # torchrun's own process hosts the store otherwise
+                place = ("127.0.0.1", int(os.environ["MASTER_PORT"]))
+                store = torch.distributed.TCPStore(*place, is_master=True, wait_for_workers=False, multi_tenant=True)
+                assert store.port == place[1]
+            if rank == 1 or not alone:
                 assert main(command) == 2
             if rank == 1:
                 ended.touch()
-            while not ended.exists():  # rank 0 holds the store, which torchrun's own process does otherwise
+            while not ended.exists():
                 time.sleep(0.05)
 
         ranks.run(2, work, tmp_path / f"log-{name}")
