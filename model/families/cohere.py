@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bpe_llama.model.config import check_number
+from bpe_llama.model.config_values import check_flag, check_number
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
 from bpe_llama.model.layers.logits import Scale
 from bpe_llama.model.layers.norm import LayerNorm
-from bpe_llama.model.layers.rope import apply_interleaved_rope
+from bpe_llama.model.layers.rope import Rotation, apply_interleaved_rope
 
 OF_THE_FIRST_CODE = frozenset(
     (
@@ -59,14 +59,11 @@ class CohereConfig(LayerNormConfig):
         object.__setattr__(self, "use_qk_norm", self.use_qk_norm or False)  # null is false
         check_number("logit_scale", self.logit_scale)
         object.__setattr__(self, "logit_scale", float(self.logit_scale))
-        if not isinstance(self.use_qk_norm, bool):
-            raise TypeError(f"use_qk_norm is {self.use_qk_norm!r}; expected true or false")
+        check_flag("use_qk_norm", self.use_qk_norm)
 
 
 class CohereAttention(Attention):
     """Attention with interleaved RoPE, and LayerNorm over each head of queries and keys if ``use_qk_norm``."""
-
-    rotate = staticmethod(apply_interleaved_rope)
 
     def __init__(self, config: CohereConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -75,6 +72,11 @@ class CohereAttention(Attention):
         if config.use_qk_norm:
             self.q_norm = LayerNorm((config.num_attention_heads, self.head_dim), config.norm_eps)
             self.k_norm = LayerNorm((config.kv_heads, self.head_dim), config.norm_eps)
+
+    @staticmethod
+    def rotate(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
+        """Return rotated queries or keys, same shape and dtype."""
+        return apply_interleaved_rope(x_BNTH, rotation)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, N, T, H), keys and values (B, K, T, H), before they are rotated."""

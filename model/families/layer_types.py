@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.config_values import check_flag
 from bpe_llama.model.layers.rope_scaling import LENGTH_DEPENDENT
 from bpe_llama.model.rope_parameters import PARAMETERS, check_rope_parameters, merge_rope
 
@@ -63,8 +64,7 @@ class UpperWindowConfig(LayerTypesConfig):
     max_window_layers: int = 28
 
     def __post_init__(self) -> None:
-        if not isinstance(self.use_sliding_window, bool):
-            raise TypeError(f"use_sliding_window is {self.use_sliding_window!r}; expected true or false")
+        check_flag("use_sliding_window", self.use_sliding_window)
         if type(self.max_window_layers) is not int or self.max_window_layers < 0:
             raise ValueError(f"max_window_layers is {self.max_window_layers!r}; expected an integer of at least 0")
         if not self.use_sliding_window:
@@ -86,9 +86,8 @@ def checked_local_rope(
         ValueError: If a parameter is unknown or out of range, or the type depends on the length of the sequence.
     """
     rope = merge_rope(parameters, None, None, default_theta)
-    if rope["rope_type"] not in PARAMETERS or rope["rope_type"] in LENGTH_DEPENDENT:
-        types = ", ".join(sorted(PARAMETERS.keys() - set(LENGTH_DEPENDENT)))
-        raise ValueError(f"rope_type of {SLIDING!r} is {rope['rope_type']!r}; expected one of {types}")
+    if rope["rope_type"] not in (types := [name for name in PARAMETERS if name not in LENGTH_DEPENDENT]):
+        raise ValueError(f"rope_type of {SLIDING!r} is {rope['rope_type']!r}; expected one of {', '.join(types)}")
     known = PARAMETERS[rope["rope_type"]] - {"partial_rotary_factor"}
     unknown = next((name for name in rope if name not in known), None)
     if unknown is not None:

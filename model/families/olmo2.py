@@ -36,9 +36,7 @@ class Olmo2Norm(RMSNorm):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the normalized input, same shape and dtype."""
-        x = x_BTD.float()
-        x = x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return (self.weight * x).to(x_BTD.dtype)
+        return (self.weight * self.normalized(x_BTD)).to(x_BTD.dtype)
 
 
 class Olmo2Attention(Attention):
@@ -78,7 +76,8 @@ class Olmo2Layer(DecoderLayer):
     ) -> Tensor:
         """Return the hidden states after this layer, (B, T, D)."""
         x_BTD = x_BTD + self.post_attention_layernorm(self.self_attn(x_BTD, rotation, visible, cache, columns))
-        return x_BTD + self.post_feedforward_layernorm(self.feed_forward(x_BTD))
+        out: Tensor = x_BTD + self.post_feedforward_layernorm(self.feed_forward(x_BTD))
+        return out
 
 
 register(Family("olmo2", "Olmo2", Olmo2Config, Olmo2Layer, biases=("attention_bias",)))

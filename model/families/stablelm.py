@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bpe_llama.model.cache.kv_cache import CacheColumns, KVCache
-from bpe_llama.model.config import check_probability
+from bpe_llama.model.config_values import check_flag, check_probability
 from bpe_llama.model.families.parallel import LayerNormConfig, ParallelLayer
 from bpe_llama.model.family import Family, register
 from bpe_llama.model.layers.attention import Attention
@@ -47,8 +47,7 @@ class StableLmConfig(LayerNormConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("use_qkv_bias", "qk_layernorm", "use_parallel_residual"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; expected true or false")
+            check_flag(name, getattr(self, name))
         check_probability("hidden_dropout", self.hidden_dropout)
         if self.head_size * self.num_attention_heads != self.hidden_size:
             raise ValueError(
@@ -76,7 +75,9 @@ class NormPerHead(nn.Module):
 
     def forward(self, x_BNTH: Tensor) -> Tensor:
         """Return the normalized heads, same shape and dtype."""
-        return torch.cat([norm(head) for norm, head in zip(self.norms, x_BNTH.split(1, dim=1), strict=True)], dim=1)
+        return torch.cat(
+            [norm(head) for norm, head in zip(self.norms, torch.split(x_BNTH, 1, dim=1), strict=True)], dim=1
+        )
 
 
 class StableLmAttention(Attention):

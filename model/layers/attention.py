@@ -6,7 +6,6 @@ Shapes: ``B`` batch, ``T`` query length, ``S`` key length, ``D`` hidden_size, ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -88,8 +87,6 @@ class Attention(nn.Module):
     Source: Vaswani et al. 2017, arXiv:1706.03762; Ainslie et al. 2023, arXiv:2305.13245 (grouped queries).
     """
 
-    rotate: ClassVar[Callable[[Tensor, Rotation], Tensor]] = staticmethod(apply_rope)
-
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -127,6 +124,11 @@ class Attention(nn.Module):
         attention_BNTH = self.attend(query_BNTH, key_BKSH, value_BKSH, visible)
         out: Tensor = self.o_proj(attention_BNTH.transpose(1, 2).flatten(2))
         return out
+
+    @staticmethod
+    def rotate(x_BNTH: Tensor, rotation: Rotation) -> Tensor:
+        """Return rotated queries or keys, same shape and dtype."""
+        return apply_rope(x_BNTH, rotation)
 
     @property
     def input_linears(self) -> list[nn.Linear]:

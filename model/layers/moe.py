@@ -75,12 +75,10 @@ class MixtureOfExperts(nn.Module):
             outputs = self._grouped(x_MD[tokens], chosen_MC.flatten()[order])
         else:
             counts = chosen_MC.flatten().bincount(minlength=len(self.experts)).tolist()
-            grouped = torch.split(x_MD[tokens], counts)
             # In training each expert has a gradient, if only of zeros: ranks and optimizers need one.
-            used = [
-                (expert, part) for expert, part in zip(self.experts, grouped, strict=True) if len(part) or self.training
-            ]
-            outputs = torch.cat([expert(part) for expert, part in used])
+            used = [(expert, n) for expert, n in zip(self.experts, counts, strict=True) if n or self.training]
+            parts = torch.split(x_MD[tokens], [n for _, n in used])
+            outputs = torch.cat([expert(part) for (expert, _), part in zip(used, parts, strict=True)])
         weighted = outputs * weights_MC.flatten()[order, None]
         return torch.zeros_like(x_MD).index_add(0, tokens, weighted).view_as(x_BTD)
 

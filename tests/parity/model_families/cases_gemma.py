@@ -180,6 +180,8 @@ GEMMA_CASES: dict[str, dict[str, Any]] = {
             ({"_sliding_window_pattern": 3}, "_sliding_window_pattern is 3"),
             ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
             ({"vision_config": {"hidden_size": 8}}, "vision_config is"),
+            ({"local_rope_parameters": LOCAL}, "local_rope_parameters is .*, which is no key of a file"),
+            ({"hidden_activation": []}, "hidden_act is"),
             (
                 {"rope_parameters": {"sliding_attention": {"rope_type": "dynamic", "factor": 2.0}}},
                 "rope_type of sliding_attention is 'dynamic'",

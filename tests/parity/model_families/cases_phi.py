@@ -32,6 +32,13 @@ LONG = {"max_position_embeddings": 131_072, "sliding_window": 262_144}
 MINI_ROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 PHI4_MINI: dict[str, Any] = {
     **LONG,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "lm_head_bias": False,
+    "mlp_bias": False,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "original_max_position_embeddings": 4096,
     "vocab_size": 200_064,
     "num_attention_heads": 24,
     "num_key_value_heads": 8,

@@ -36,8 +36,10 @@ def written(name: str, folder: Path, **fields: Any) -> Any:
 
 
 def edit(folder: Path, **changes: Any) -> None:
+    """Change keys of the config; ``...`` removes one."""
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
 
 
 @pytest.mark.parametrize("name", QWEN_CASES)
@@ -52,11 +54,18 @@ def test_defaults_are_those_of_transformers(name: str) -> None:
         assert getattr(ours, key, None) == getattr(theirs, key, None)
 
 
+NO_TYPES: dict[str, Any] = {"layer_types": ...}
+WINDOW: dict[str, Any] = {"sliding_window": 5, "use_sliding_window": True}
+SHARED = SMALL_EXPERTS | {"shared_expert_intermediate_size": 24}
 READ: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "window not in use": ("qwen2", {}, {"sliding_window": 5}),
-    "window in use": ("qwen2", {}, {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 0}),
-    "window of no layer": ("qwen2", {}, {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 9}),
-    "no window": ("qwen2", {}, {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0}),
+    "window not in use": ("qwen2", {}, NO_TYPES | {"sliding_window": 5}),
+    "window of all layers": ("qwen2", {}, NO_TYPES | WINDOW | {"max_window_layers": 0}),
+    "window of upper layers": ("qwen3", {"head_dim": 16}, NO_TYPES | WINDOW | {"max_window_layers": 3}),
+    "window of no layer": ("qwen2", {}, NO_TYPES | WINDOW | {"max_window_layers": 9}),
+    "no window": ("qwen2", {}, NO_TYPES | WINDOW | {"sliding_window": None, "max_window_layers": 0}),
+    "window of every second layer": ("qwen2_moe", SHARED, NO_TYPES | WINDOW),
+    "window of one layer": ("qwen2_moe", SHARED, NO_TYPES | WINDOW | {"max_window_layers": 2}),
+    "window beside layer types": ("qwen2", {}, WINDOW | {"max_window_layers": 0}),
     "attention_bias, which is not read": ("qwen2", {}, {"attention_bias": False}),
     "a stated theta": ("qwen3", {"head_dim": 16}, {"rope_parameters": None, "rope_theta": 1000000}),
     "no theta": ("qwen3", {"head_dim": 16}, {"rope_parameters": None}),

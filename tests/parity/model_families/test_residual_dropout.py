@@ -1,4 +1,4 @@
-"""Dropout of what Phi-3 and StableLM add to the hidden states: the same features are dropped as in transformers."""
+"""Dropout of what Phi-3, Seed-OSS and StableLM add to hidden states: the same features as in transformers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("quiet_transformers")
     ("name", "fields"),
     [
         ("phi3", {"resid_pdrop": 0.3, "attention_dropout": 0.2}),
+        ("seed_oss", {"head_dim": 16, "residual_dropout": 0.3, "attention_dropout": 0.2}),
         ("stablelm", {"hidden_dropout": 0.3}),
         ("stablelm", {"hidden_dropout": 0.3, "use_parallel_residual": True}),
     ],
