@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bpe_llama.model.evaluation.scoring import token_nats
-from bpe_llama.model.layers.loss import chunked_next_token_loss
+from bpe_llama.model.layers.loss import chunked_next_token_loss, labels_within_documents
 from bpe_llama.model.layers.matmul.products import training_products
-from bpe_llama.model.llama import LlamaForCausalLM, _within_documents
+from bpe_llama.model.llama import LlamaForCausalLM
 from bpe_llama.model.training.data.batches import Batch
 from bpe_llama.model.training.sharded import local
 
@@ -145,7 +145,7 @@ def batch_score(
     """
     # With causal attention no token attends to padding on its right; only an expert router needs a mask.
     mask = batch.attention_mask if model.config.num_local_experts else None
-    labels_BT, text_nats = _within_documents(batch.labels, batch.document_ids), None
+    labels_BT, text_nats = labels_within_documents(batch.labels, batch.document_ids), None
     with training_products():
         hidden_BTD = model.model(batch.ids, mask, document_ids=batch.document_ids)
         loss = chunked_next_token_loss(
