@@ -58,7 +58,7 @@ NORMS: dict[type[RMSNorm], Callable[[Tensor], Tensor]] = {
 """The norms, and what each computes from its weights: the factors of `Norm`."""
 
 MLPS = (MLP, FusedMLP)
-METHODS = {"attend", "feed_forward", "forward", "logits", "normalized", "project", "rotate", "scaled"}
+METHODS = ("attend", "feed_forward", "forward", "logits", "normalized", "project", "rotate", "scaled")
 """Those that compute; an object with one of its own computes something else."""
 
 
@@ -179,7 +179,7 @@ def is_dense(model: LlamaForCausalLM) -> bool:
     if type(embedding) is not nn.Embedding and not _computes(embedding, ScaledEmbedding, "forward"):
         return False
     for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or not METHODS.isdisjoint(vars(module)):
+        if module._forward_hooks or module._forward_pre_hooks or not vars(module).keys().isdisjoint(METHODS):
             return False
         if isinstance(module, RMSNorm) and (type(module) not in NORMS or module.eps != eps):
             return False
@@ -187,10 +187,12 @@ def is_dense(model: LlamaForCausalLM) -> bool:
         return False
     linears = [model.lm_head]
     for layer in layers:
-        qkv, gate_up = layer.self_attn.input_linears, layer.mlp.input_linears
-        if any(len({linear.bias is None for linear in together}) > 1 for together in (qkv, gate_up)):
-            return False
-        linears += [*qkv, layer.self_attn.o_proj, *gate_up, layer.mlp.down_proj]
+        attention, mlp = layer.self_attn, layer.mlp
+        for together in (attention.input_linears, mlp.input_linears):
+            if not all(map(_is_linear, together)) or len({linear.bias is None for linear in together}) > 1:
+                return False
+            linears += together
+        linears += [attention.o_proj, mlp.down_proj]
     weights = [weight for linear in linears for weight in linear.parameters()]
     if len({id(weight) for weight in weights}) < len(weights):  # a shared weight cannot be adjacent to two neighbours
         return False
@@ -200,7 +202,7 @@ def is_dense(model: LlamaForCausalLM) -> bool:
 
 
 def _is_known(layer: Any) -> bool:
-    """Return whether `DenseLayer` describes what a layer computes; its linear layers have the right types, too."""
+    """Return whether `DenseLayer` describes what a layer computes, its linear layers excepted."""
     if not _computes(layer, DecoderLayer, "feed_forward") or type(layer).forward not in LAYERS:
         return False
     attention, mlp = layer.self_attn, layer.mlp
@@ -210,24 +212,20 @@ def _is_known(layer: Any) -> bool:
         return False
     if type(attention).project not in PROJECTS or not any(mlp.activation is known for known in GATES.values()):
         return False
-    if attention.dropout or any(part.training and part.residual_dropout for part in _with_dropout(layer)):
+    if attention.dropout or any(
+        part.training and vars(part).get("residual_dropout") for part in (layer, attention, mlp)
+    ):
         return False
     norms = [getattr(layer, name) for name in LAYERS[type(layer).forward] if name is not None]
     if PROJECTS[type(attention).project]:
         norms += [attention.q_norm, attention.k_norm]
-    linears = [*attention.input_linears, attention.o_proj, *mlp.input_linears, mlp.down_proj]
-    return all(type(norm) in NORMS for norm in norms) and all(map(_is_linear, linears))
+    return all(type(norm) in NORMS for norm in norms)
 
 
 def _computes(module: nn.Module, known: type[Any], *methods: str) -> bool:
     """Return whether a module is of a known class, and its class does not override the methods."""
     ours = isinstance(module, known)
     return ours and all(getattr(type(module), name) is getattr(known, name) for name in methods)
-
-
-def _with_dropout(layer: nn.Module) -> list[Any]:
-    """Return the parts of a layer that have a dropout of what is added to the hidden states."""
-    return [part for part in layer.modules() if hasattr(part, "residual_dropout")]
 
 
 def _is_linear(module: nn.Module) -> bool:
