@@ -9,6 +9,42 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class GGUFLayout:
+    """How llama.cpp stores a family's models in a GGUF file, where that differs from LLaMA.
+
+    Attributes:
+        architecture: llama.cpp's name, with which the metadata keys of the architecture begin.
+        modules: The module in a layer of a tensor: ``{"attn_q_norm": "self_attn.q_norm"}``. With ``{}`` for a number,
+            one tensor holds the weights of all the modules.
+        keys: Metadata keys, without the architecture, and the fields of the config that hold their values.
+        absent: The values of keys that a file leaves out, as llama.cpp's loader has them; other keys are required.
+        fixed: Fields for which there is no key, and the value with which llama.cpp computes.
+        interleaved: Whether rows of queries and keys are ordered for RoPE pairs ``(2 i, 2 i + 1)``.
+        norm_offset: Added to the weights of norms in the file.
+        window_pattern: Every so many layers one has no sliding window, unless the file says otherwise.
+        rope_types: The values of ``rope_type`` that llama.cpp computes.
+        unstored: Fields that change no computation which llama.cpp has.
+        read: Called with the fields and the metadata, to set fields that depend on several keys.
+        write: Called with the config; returns values of metadata keys that are no field.
+
+    Source: ``conversion/`` and ``src/models/`` of https://github.com/ggml-org/llama.cpp.
+    """
+
+    architecture: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    interleaved: bool = False
+    norm_offset: float = 0.0
+    window_pattern: int | None = None
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+    unstored: frozenset[str] = frozenset()
+    read: Callable[[dict[str, Any], Mapping[str, Any]], None] = lambda fields, metadata: None
+    write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family: how its ``config.json`` is read, and the modules in which it differs from LLaMA.
 
@@ -27,6 +63,7 @@ class Family:
         biases: Those of ``attention_bias`` and ``mlp_bias`` that are computed.
         has_experts: Whether the MLP may be a mixture of experts.
         has_partial_rotary: Whether ``partial_rotary_factor`` is computed.
+        gguf: How llama.cpp stores it; None if it does not, or not in a way known here.
     """
 
     name: str
@@ -43,6 +80,7 @@ class Family:
     biases: tuple[str, ...] = ()
     has_experts: bool = False
     has_partial_rotary: bool = False
+    gguf: GGUFLayout | None = None
 
 
 FAMILIES: dict[str, Family] = {}

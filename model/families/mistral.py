@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpe_llama.model.config import LlamaConfig
+from bpe_llama.model.families.llama import LLAMA_GGUF
 from bpe_llama.model.family import Family, register, window_of_all_layers
 from bpe_llama.model.llama import DecoderLayer
 
@@ -43,5 +44,6 @@ register(
             "max_position_embeddings": 131_072,
             "sliding_window": 4096,
         },
+        gguf=LLAMA_GGUF,
     )
 )
