@@ -86,16 +86,17 @@ def _llama3_scaling(content: Content, theta: float, head_dim: int) -> dict[str, 
     bounds, and the largest entry is the parameter ``factor``; the factors that follow are compared to the file's.
     """
     factors = content.values(ROPE_FACTORS).flatten()
-    scaling = {
+    largest = float(factors.max())
+    scaling: dict[str, Any] = {
         "rope_type": "llama3",
-        "factor": float(factors.max()),
+        "factor": largest,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
     turns = 8192 * theta ** -(torch.arange(0, head_dim, 2).float() / head_dim) / (2 * torch.pi)
     smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    expected = 1 / ((1 - smooth) / largest + smooth)
     if factors.shape != expected.shape or not torch.allclose(factors, expected, rtol=1e-3):
         raise ValueError(f"{content.source}: 'rope_freqs.weight' holds factors other than Llama 3's")
     return scaling
