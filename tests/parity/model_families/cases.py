@@ -30,14 +30,12 @@ class ModelFamily:
         published: For each published model the fields of its ``config.json`` and its number of parameters.
         adapted: Modules that LoRA adapts in the tests.
         refused: Fields that no case may have, and what the error says.
-        not_in_gguf: The cases, by number, that llama.cpp does not compute, and the field that the error names.
     """
 
     cases: list[dict[str, Any]]
     published: dict[str, tuple[dict[str, Any], int]]
     adapted: tuple[str, ...] = ("q_proj", "down_proj")
     refused: list[tuple[dict[str, Any], str]] = field(default_factory=list)
-    not_in_gguf: dict[int, str] = field(default_factory=dict)
 
 
 MODEL_FAMILIES: dict[str, ModelFamily] = {
@@ -48,6 +46,5 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
             {"head_dim": 24, "attention_bias": True, "tie_word_embeddings": True},
         ],
         published={},
-        not_in_gguf={1: "sliding_window", 2: "attention_bias"},
     ),
 }
