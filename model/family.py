@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,12 @@ class GGUFLayout:
         absent: The values of keys that a file leaves out, as llama.cpp's loader has them; other keys are required.
         fixed: Fields for which there is no key, and the value with which llama.cpp computes.
         interleaved: Whether rows of queries and keys are ordered for RoPE pairs ``(2 i, 2 i + 1)``.
+        whole_heads: Whether heads have ``hidden_size / num_attention_heads`` features in llama.cpp.
         norm_offset: Added to the weights of norms in the file.
         window_pattern: Every so many layers one has no sliding window, unless the file says otherwise.
         rope_types: The values of ``rope_type`` that llama.cpp computes.
         unstored: Fields that change no computation which llama.cpp has.
-        read: Called with the fields and the metadata, to set fields that depend on several keys.
+        read: Called with the fields, the metadata and the names of all tensors, to set the fields that follow from them.
         write: Called with the config; returns values of metadata keys that are no field.
 
     Source: ``conversion/`` and ``src/models/`` of https://github.com/ggml-org/llama.cpp.
@@ -36,11 +37,12 @@ class GGUFLayout:
     absent: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     interleaved: bool = False
+    whole_heads: bool = False
     norm_offset: float = 0.0
     window_pattern: int | None = None
     rope_types: tuple[str, ...] = ("default", "linear", "yarn")
     unstored: frozenset[str] = frozenset()
-    read: Callable[[dict[str, Any], Mapping[str, Any]], None] = lambda fields, metadata: None
+    read: Callable[[dict[str, Any], Mapping[str, Any], Collection[str]], None] = lambda fields, metadata, names: None
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 

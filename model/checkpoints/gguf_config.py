@@ -7,6 +7,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and `convert_
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,7 @@ KEYS = {
 LAYER_NORM = "attention.layer_norm_epsilon"
 PATTERN = "attention.sliding_window_pattern"
 _HONOURED = """
-    attention.key_length rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor
+    rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor
     rope.scaling.original_context_length rope.scaling.finetuned expert_count expert_used_count tensor_data_layout
 """
 """Metadata keys, without the architecture, that are read here or do not change the computation."""
@@ -66,11 +67,14 @@ def family_of_gguf(content: Content) -> Family:
         ValueError: If it is not known.
     """
     architecture = content.metadata.get("general.architecture")
-    known = {family.gguf.architecture: family for family in reversed(FAMILIES.values()) if family.gguf}
-    if architecture not in known:
-        names = ", ".join(sorted(known))
+    layouts = [(family, family.gguf) for family in FAMILIES.values() if family.gguf]
+    of_it = [(family, layout) for family, layout in layouts if layout.architecture == architecture]
+    if not of_it:
+        names = ", ".join(sorted({layout.architecture for _, layout in layouts}))
         raise ValueError(f"{content.source}: architecture {architecture!r}, expected one of {names}")
-    return known[architecture]
+    windowed = "attention.sliding_window" in content.of_architecture  # OLMo 2 has none, and OLMo 3 has
+    fitting = [family for family, layout in of_it if (layout.window_pattern is not None) == windowed]
+    return fitting[0] if fitting else of_it[0][0]
 
 
 def config_from_gguf(content: Content) -> LlamaConfig:
@@ -96,7 +100,9 @@ def config_from_gguf(content: Content) -> LlamaConfig:
             f"{content.source}: metadata '{layout.architecture}.attention.head_count' is {heads!r}, expected a "
             "positive integer"
         )
-    head_dim = metadata.get("attention.key_length", hidden_size // heads)
+    head_dim = (
+        hidden_size // heads if layout.whole_heads else metadata.get("attention.key_length", hidden_size // heads)
+    )
     _check_keys(content, layout, head_dim)
     fields: dict[str, Any] = {}
     for key, name in keys_of(layout).items():
@@ -118,7 +124,7 @@ def config_from_gguf(content: Content) -> LlamaConfig:
     if layout.window_pattern is not None:
         fields["layer_types"] = _layer_types(content, metadata.get(PATTERN, layout.window_pattern), fields)
     fields |= layout.fixed
-    layout.read(fields, metadata)
+    layout.read(fields, metadata, content.shapes)
     for key in ("bos", "eos"):  # None if absent: the family's ids are not defaults here
         fields[f"{key}_token_id"] = content.metadata.get(f"tokenizer.ggml.{key}_token_id")
     padding = content.metadata.get("tokenizer.ggml.padding_token_id")
@@ -137,6 +143,12 @@ def keys_of(layout: GGUFLayout) -> dict[str, str]:
     return keys
 
 
+def _is_default_factor(name: str, value: Any, content: Content) -> bool:
+    """Return whether a value is YaRN's attention factor, with which llama.cpp computes whatever the file says."""
+    factor = content.of_architecture.get("rope.scaling.factor", 1.0)
+    return bool(name == "rope.scaling.yarn_attn_factor" and abs(value - 0.1 * math.log(max(factor, 1.0)) - 1.0) < 1e-6)
+
+
 def _check_layers(content: Content, layout: GGUFLayout, stated: Any) -> None:
     """Raise a ValueError unless the file holds tensors of exactly the layers that its metadata counts.
 
@@ -151,7 +163,7 @@ def _check_layers(content: Content, layout: GGUFLayout, stated: Any) -> None:
         )
 
 
-def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any]) -> list[str] | None:
+def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any]) -> list[str]:
     """Return the types of the layers: a pattern is a list of which have the window, or n if each n-th has none."""
     layers = fields["num_hidden_layers"]
     if isinstance(pattern, int) and isinstance(layers, int):
@@ -163,14 +175,14 @@ def _layer_types(content: Content, pattern: Any, fields: Mapping[str, Any]) -> l
             f"{content.source}: metadata {PATTERN!r} is {pattern!r:.100}; expected one of 0 or 1 for each of "
             f"{layers} layers, or a number"
         )
-    if fields.get("sliding_window") is None:
-        return None
-    return ["sliding_attention" if has else "full_attention" for has in windowed]
+    window = fields.get("sliding_window")
+    return ["sliding_attention" if has and window is not None else "full_attention" for has in windowed]
 
 
 def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
     """Raise a ValueError if a key of the architecture is not honoured and its value does not turn a feature off."""
     supported = {
+        "attention.key_length": head_dim,
         "attention.value_length": head_dim,
         "expert_feed_forward_length": content.of_architecture.get("feed_forward_length"),
         "attention.causal": True,
@@ -193,7 +205,7 @@ def _check_keys(content: Content, layout: GGUFLayout, head_dim: Any) -> None:
         if name in honoured:
             continue
         if name in supported:
-            if value != supported[name]:
+            if value != supported[name] and not _is_default_factor(name, value, content):
                 raise ValueError(
                     f"{content.source}: metadata {key!r} is {value!r}; only {supported[name]!r} is supported"
                 )

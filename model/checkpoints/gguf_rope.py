@@ -27,12 +27,12 @@ def rope_of(content: Content, family: Family, layout: GGUFLayout, head_dim: int)
     metadata = content.of_architecture
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": decimal(metadata.get("rope.freq_base", 10_000.0))}
     rotary = metadata.get("rope.dimension_count", head_dim)
-    if rotary != head_dim:
-        if not family.has_partial_rotary:
-            raise ValueError(
-                f"{content.source}: rotates {rotary} of {head_dim} dimensions a head, only all of them is supported"
-            )
+    if family.has_partial_rotary:
         rope["partial_rotary_factor"] = rotary / head_dim
+    elif rotary != head_dim:
+        raise ValueError(
+            f"{content.source}: rotates {rotary} of {head_dim} dimensions a head, only all of them is supported"
+        )
     if ROPE_FACTORS in content.shapes:
         rope |= _llama3_scaling(content, rope["rope_theta"], head_dim)
     elif set(LONGROPE_FACTORS.values()) & content.shapes.keys():

@@ -159,7 +159,7 @@ def _metadata_of(config: LlamaConfig) -> dict[str, Any]:
         ValueError: If the family has no architecture known here.
     """
     layout = layout_of(config.family)
-    metadata: dict[str, Any] = {key: getattr(config, name) for key, name in keys_of(layout).items()}
+    metadata = rope_metadata(config) | {key: getattr(config, name) for key, name in keys_of(layout).items()}
     metadata |= {
         "attention.key_length": config.head_size,
         "attention.value_length": config.head_size,
@@ -167,7 +167,6 @@ def _metadata_of(config: LlamaConfig) -> dict[str, Any]:
     }
     if config.num_local_experts is not None:
         metadata |= {"expert_count": config.num_local_experts, "expert_used_count": config.num_experts_per_tok}
-    metadata |= rope_metadata(config)
     metadata |= layout.write(config)
     stated = {
         f"{layout.architecture}.{key}": float(value) if key.endswith(_DECIMALS) else value
@@ -242,7 +241,8 @@ def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
     tensors: dict[str, list[Tensor]] = {}
     for name in expected_shapes(model.config):
         target, _ = names.gguf(name)
-        tensors.setdefault(target, []).append(state[name])
+        vector = target.endswith(".ffn_gate_inp_shexp.weight")
+        tensors.setdefault(target, []).append(state[name].flatten() if vector else state[name])
     tensors |= {name: [tensor] for name, tensor in rope_tensors(model.config).items()}
     return tensors
 
@@ -258,7 +258,7 @@ def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
 
 
 def _tensor_type(name: str, tensor: Tensor, stored: str) -> str:
-    if tensor.dim() < 2 or ".ffn_gate_inp." in name:
+    if tensor.dim() < 2 or name.endswith(("_norm.weight", ".ffn_gate_inp.weight")):
         return "F32"
     return "F16" if stored.startswith("Q") and tensor.shape[-1] % _BLOCK else stored
 
