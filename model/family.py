@@ -25,7 +25,7 @@ class GGUFLayout:
         window_pattern: Every so many layers one has no sliding window, unless the file says otherwise.
         rope_types: The values of ``rope_type`` that llama.cpp computes.
         unstored: Fields that change no computation which llama.cpp has.
-        read: Called with the fields, the metadata and the names of all tensors, to set the fields that follow from them.
+        read: Called with the fields, the metadata and the names of all tensors, to set fields that follow from them.
         write: Called with the config; returns values of metadata keys that are no field.
 
     Source: ``conversion/`` and ``src/models/`` of https://github.com/ggml-org/llama.cpp.
