@@ -241,8 +241,7 @@ def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:
     tensors: dict[str, list[Tensor]] = {}
     for name in expected_shapes(model.config):
         target, _ = names.gguf(name)
-        vector = target.endswith(".ffn_gate_inp_shexp.weight")
-        tensors.setdefault(target, []).append(state[name].flatten() if vector else state[name])
+        tensors.setdefault(target, []).append(state[name])
     tensors |= {name: [tensor] for name, tensor in rope_tensors(model.config).items()}
     return tensors
 
@@ -258,7 +257,7 @@ def _in_gguf_order(name: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
 
 
 def _tensor_type(name: str, tensor: Tensor, stored: str) -> str:
-    if tensor.dim() < 2 or name.endswith(("_norm.weight", ".ffn_gate_inp.weight")):
+    if tensor.dim() < 2 or name.endswith(("_norm.weight", ".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")):
         return "F32"
     return "F16" if stored.startswith("Q") and tensor.shape[-1] % _BLOCK else stored
 

@@ -112,6 +112,16 @@ def test_a_model_round_trips(pair: tuple[LlamaForCausalLM, Any], tmp_path: Path)
     assert_close(again(ids).logits, theirs(ids).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "fields"), [("mistral", {"sliding_window": None}), ("qwen3", {"head_dim": 128})])
+def test_transformers_reads_what_we_write(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    # It reads no other architecture right, and of Qwen 3 only this width of heads.
+    ours, _ = build(name, fields, tmp_path / "theirs")
+    save_gguf(ours, tmp_path / "m.gguf", tokenizer=TOKENIZER)
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    ids = ids_of(2, 50)
+    assert_close(read(ids).logits, ours(ids).logits, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(("name", "case"), flat(REFUSED))
 def test_a_config_that_llama_cpp_does_not_compute_is_refused(
     name: str, case: tuple[dict[str, Any], str], tmp_path: Path
