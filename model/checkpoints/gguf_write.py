@@ -104,8 +104,7 @@ def save_gguf(
     tokenizer = dict(tokenizer or {})
     ends = [*model.end_ids, *end_ids(tokenizer, model.config.vocab_size)]
     layout = layout_of(model.config.family)
-    metadata, tensors = _metadata_of(model.config), _tensors(model)
-    _check(model, metadata, tensors)
+    metadata, tensors = content_of(model)
     metadata |= {"general.file_type": _FILE_TYPES[stored], **tokenizer}
     metadata = with_end_ids(metadata, ends, model.config.vocab_size) | _sampling(model)
     stacked = {target for target, of_many in map(Names(layout).gguf, expected_shapes(model.config)) if of_many}
@@ -222,17 +221,24 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _check(model: LlamaForCausalLM, metadata: Mapping[str, Any], tensors: Mapping[str, list[Tensor]]) -> None:
-    """Raise a ValueError if the config that the file would say is not the model's."""
+def content_of(model: LlamaForCausalLM) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
+    """Return the metadata of a model's config, and its tensors in their own order by GGUF's names.
+
+    A list holds one tensor, or those of all numbers of a module (experts).
+
+    Raises:
+        ValueError: If llama.cpp does not compute what the config says; it names the fields.
+    """
+    metadata, tensors = _metadata_of(model.config), _tensors(model)
     shapes = {name: tuple(parts[0].shape) for name, parts in tensors.items()}
     architecture = layout_of(model.config.family).architecture
+    stated = {**metadata, "general.architecture": architecture}
     try:
-        again = config_from_gguf(
-            Content("it", {**metadata, "general.architecture": architecture}, shapes, lambda name: tensors[name][0])
-        )
+        again = config_from_gguf(Content("the file", stated, shapes, lambda name: tensors[name][0]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"a GGUF file of architecture {architecture} cannot express this config: {error}") from None
     _check_config(model.config, again)
+    return metadata, tensors
 
 
 def _tensors(model: LlamaForCausalLM) -> dict[str, list[Tensor]]:

@@ -17,10 +17,10 @@ import transformers
 from torch.testing import assert_close
 
 from bench import data
-from bpe_llama.model import LlamaForCausalLM
-from bpe_llama.model.checkpoints.gguf_write import save_gguf
+from bpe_llama.model import LlamaConfig, LlamaForCausalLM
+from bpe_llama.model.checkpoints.gguf_write import content_of, save_gguf
 from bpe_llama.model.family import FAMILIES
-from tests.parity.model_families.cases import SHAPE
+from tests.parity.model_families.cases import MODEL_FAMILIES, SHAPE
 from tests.parity.model_families.test_model_families import ids_of
 from tests.small_models import perturb_vectors
 
@@ -120,6 +120,21 @@ def test_transformers_reads_what_we_write(name: str, fields: dict[str, Any], tmp
     read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
     ids = ids_of(2, 50)
     assert_close(read(ids).logits, ours(ids).logits, atol=1e-4, rtol=0)
+
+
+PUBLISHED = [
+    pytest.param(name, fields, id=model)
+    for name, family in MODEL_FAMILIES.items()
+    for model, (fields, _) in family.published.items()
+    if FAMILIES[name].gguf
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), PUBLISHED)
+def test_llama_cpp_computes_the_published_configs(name: str, fields: dict[str, Any]) -> None:
+    config = LlamaConfig.from_dict(fields | {"model_type": name})
+    metadata, tensors = content_of(LlamaForCausalLM(config, device="meta"))
+    assert metadata and tensors
 
 
 @pytest.mark.parametrize(("name", "case"), flat(REFUSED))
